@@ -1,0 +1,328 @@
+"""Command line: parse arguments, call `Explainer`, print.  Everything it knows, the library knows too."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import GbpError, InputError
+
+if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
+    from .attribution import Attribution
+    from .inspection import Inspection
+
+RULES = ("vanilla", "deconvnet", "guided")
+STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for what gbp refuses, 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()  # so that a closed pipe shows here and not at exit
+        return code
+    except GbpError as error:
+        print("gbp: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the flush at exit needs a place to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gbp", description="Show what the decision of an ONNX CNN rests on."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    explain = commands.add_parser("explain", help="explain images and write pictures")
+    explain.set_defaults(run=_explain)
+    explain.add_argument("model", metavar="MODEL.onnx")
+    explain.add_argument("images", metavar="IMAGE", nargs="+")
+    explain.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
+    explain.add_argument(
+        "--target", type=target, help='class index, label, or "top5"; default: what each image is taken for'
+    )
+    explain.add_argument("--style", choices=STYLES, default="strip", help="default: strip")
+    explain.add_argument(
+        "-o",
+        "--out",
+        help="file (.png, .jpg, or .npz for the arrays), or a folder; default: IMAGE_RULE.png, here",
+    )
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    explain.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
+    explain.add_argument(
+        "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
+    )
+    explain.add_argument("--threads", type=int, help="default: all cores")
+    explain.add_argument("--device", default="cpu", help="default: cpu")
+    pixels = explain.add_argument_group(
+        "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
+    )
+    pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
+    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]")
+    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]")
+    pixels.add_argument("--scale", type=fraction, help="a number, or a fraction such as 1/255")
+    pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
+    pixels.add_argument(
+        "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
+    )
+
+    inspect = commands.add_parser("inspect", help="list the layers and all that is unsupported")
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("model", metavar="MODEL.onnx")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:
+            print("gbp", version("gbp"))
+        except PackageNotFoundError:  # run from a checkout
+            print("gbp, not installed")
+        parser.exit()
+
+
+# The type functions below have plain names because argparse prints them: "invalid fraction value: 'x'".
+
+
+def target(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def fraction(text: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError(text)
+    return float(numerator) / (float(denominator) if slash else 1)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(fraction(part) for part in text.split(","))
+
+
+def size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    return int(height), int(width if x else height)
+
+
+# --------------------------------------------------------------------------------------------- explain
+
+CHUNK = 16
+"""Images explained together: enough to fill the kernels, few enough to hold their maps in memory."""
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    outputs = [_output(arguments, image) for image in arguments.images]
+    _refuse_conflicts(arguments, outputs)
+    from .explainer import Explainer  # noqa: PLC0415
+    from .image import read_labels  # noqa: PLC0415
+
+    explainer = Explainer(
+        arguments.model,
+        preprocess=_preprocess(arguments),
+        labels=read_labels(arguments.labels),
+        output=arguments.output,
+        threads=arguments.threads,
+        device=arguments.device,
+    )
+    rules = RULES if arguments.rule == "all" else (arguments.rule,)
+    reports: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
+    for start in range(0, len(outputs), CHUNK):
+        images = arguments.images[start : start + CHUNK]
+        attributions = [explainer.explain(images, rule=rule, target=arguments.target) for rule in rules]
+        notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
+        for index, image in enumerate(images):
+            path = outputs[start + index]
+            _save(attributions, index, path, arguments.style)
+            reports.append({"image": image, "file": str(path)} | _report(attributions, index))
+            if not arguments.json:
+                _print_report(reports[-1])
+    if arguments.json:
+        _print_json({"model": arguments.model, "notes": list(notes), "images": reports})
+    else:
+        for note in notes:
+            print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
+    return 0
+
+
+def _output(arguments: argparse.Namespace, image: str) -> Path:
+    """Where the picture of an image goes; `InputError` while nothing has been computed yet."""
+    from .attribution import check_path  # noqa: PLC0415
+
+    path = Path(f"{Path(image).stem}_{arguments.rule}.png")
+    if arguments.out is not None and os.path.isdir(arguments.out):
+        path = Path(arguments.out) / path
+    elif arguments.out is not None:
+        if len(arguments.images) > 1:
+            raise InputError(
+                f"-o {arguments.out!r} is no folder.", hint="Several images need one that exists."
+            )
+        path = Path(arguments.out)
+    check_path(path)
+    return path
+
+
+def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
+    """Raise `InputError` for options that contradict each other and for files that would be lost."""
+    arrays = any(path.suffix.lower() == ".npz" for path in outputs)
+    several = arguments.target == "top5"
+    if arguments.rule == "all" and (arrays or several):
+        raise InputError("--rule all draws one target.", hint="For top5 or .npz, choose one rule.")
+    if several and arguments.style != "strip" and not arrays:
+        raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
+    taken = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise InputError(
+                f"{str(path)!r} would be overwritten.", hint="Name another file or folder with -o."
+            )
+        taken.add(path.resolve())
+
+
+def _preprocess(arguments: argparse.Namespace) -> Any:
+    """Return what the options say, over the preset or the model's sidecar; None when they say nothing."""
+    from .image import Preprocess, read_sidecar  # noqa: PLC0415
+
+    given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given or arguments.preprocess is not None:
+        return Preprocess.parse(given | {"preset": arguments.preprocess} if given else arguments.preprocess)
+    return Preprocess.parse(given, base=read_sidecar(arguments.model).preprocess)
+
+
+def _save(attributions: Sequence[Attribution], index: int, path: Path, style: Any) -> None:
+    from .attribution import save_picture, strip_rules  # noqa: PLC0415
+
+    if len(attributions) == 1:
+        attributions[0].save(path, style, index)
+    else:
+        save_picture(strip_rules(attributions, index, style=None if style == "strip" else style), path)
+
+
+def _report(attributions: Sequence[Attribution], index: int) -> dict[str, Any]:
+    """Tell one sample's scores and what was explained, in JSON's types."""
+    first = attributions[0]
+    chances = first.probabilities[index] if first.scores.shape[1] > 1 else None
+    explained = first.target.reshape(len(first.scores), -1)[index]
+    return {
+        "rules": [attribution.rule for attribution in attributions],
+        "explained": [
+            {"class": int(number), "label": first.label(index, k)} for k, number in enumerate(explained)
+        ],
+        "top": [
+            {
+                "class": number,
+                "label": label,
+                "score": score,
+                "probability": None if chances is None else float(chances[number]),
+            }
+            for number, label, score in first.top(5, index)
+        ],
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    print(report["image"])
+    for row in report["top"]:
+        chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
+        print(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
+    explained = "; ".join(f"{row['label']} ({row['class']})" for row in report["explained"])
+    print(f"  explained by {', '.join(report['rules'])}: {explained}")
+    print(f"  wrote {report['file']}")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+# --------------------------------------------------------------------------------------------- inspect
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .inspection import inspect  # noqa: PLC0415
+
+    inspection = inspect(arguments.model)
+    if arguments.json:
+        _print_json(dataclasses.asdict(inspection))
+    else:
+        _print_inspection(inspection)
+    return 2 if inspection.unsupported else 0
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    header = ("layer", "op", "output", "params", "MACs", "plan")
+    rows = [
+        (
+            layer.name,
+            layer.op,
+            "×".join(map(str, layer.shape)),
+            _count(layer.parameters),
+            _count(layer.macs),
+            layer.plan,
+        )
+        for layer in inspection.layers
+    ]
+    widths = _widths([header, *rows])
+    for row in (header, *rows):
+        cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
+        left, right = slice(0, 3), slice(3, 5)
+        texts = [cell.ljust(width) for cell, width in zip(cells[left], widths[left], strict=True)]
+        counts = [cell.rjust(width) for cell, width in zip(cells[right], widths[right], strict=True)]
+        print(" ".join([*texts, *counts, cells[5]]).rstrip())
+    parameters = sum(layer.parameters for layer in inspection.layers)
+    macs = sum(layer.macs for layer in inspection.layers)
+    print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
+    print(f"input {inspection.input}, output {inspection.output}")
+    for reason in inspection.unsupported:
+        print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Column widths that fit 80 columns with a space between: the widest column gives way first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + len(widths) - 1 > 80:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _cut(text: str, width: int) -> str:
+    """Drop the middle: names differ at their ends."""
+    if len(text) <= width:
+        return text
+    tail = width // 2
+    return text[: width - 1 - tail] + "…" + text[len(text) - tail :]
+
+
+def _count(number: float) -> str:
+    """Three digits and a unit: 1.24M."""
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

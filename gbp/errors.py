@@ -1,0 +1,45 @@
+"""One family of errors: everything gbp refuses, it refuses with a `GbpError`."""
+
+from __future__ import annotations
+
+
+class GbpError(Exception):
+    """Anything gbp refuses to do.
+
+    The message says what was found, what is supported and what to do about it, and names the node and
+    the op where there is one.  The command line prints it on one line and exits with code 2.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        node: str | None = None,
+        op: str | None = None,
+        supported: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.found = found
+        self.node = node
+        self.op = op
+        self.supported = supported
+        self.hint = hint
+        where = " ".join(part for part in (op, f"{node!r}" if node else None) if part)
+        message = f"{where}: {found}" if where else found
+        if supported:
+            message += f" Supported: {supported}."
+        if hint:
+            message += f" {hint}"
+        super().__init__(message)
+
+
+class ModelError(GbpError):
+    """The file is not a model, is damaged, or contradicts itself."""
+
+
+class UnsupportedError(ModelError):
+    """The model is valid but holds something that gbp does not do."""
+
+
+class InputError(GbpError):
+    """An image, an array, a target, an option or an output path cannot be used."""

@@ -1,0 +1,288 @@
+"""`Explainer`: load and plan once, explain many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from PIL import Image
+
+from .attribution import Attribution, Layout
+from .errors import InputError, ModelError
+from .graph import Shape
+from .image import Preprocess, Sidecar, read_image, read_labels, read_sidecar
+from .load import MOST_ELEMENTS, build, open_model
+from .plan import Plan
+from .rules import Rule, rule_named
+from .tape import Pool, Tape
+from .targets import Target, resolve
+from .threads import thread_count
+
+Picture = str | os.PathLike[str] | Image.Image
+Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+#: What one slice of a batch may take of working memory, in bytes, unless the caller sets batch_size.
+_SLICE_BYTES = 256 * 2**20
+_LARGEST_SLICE = 32
+_CHANNEL_COUNTS = (1, 3)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples in the model's own layout, and what they look like."""
+
+    x: NDArray[np.float32]
+    pictures: tuple[Image.Image, ...] | None
+
+
+class Explainer:
+    """Explains the decisions of one ONNX model.  Safe to share between threads.
+
+    `model`: a path, the bytes of a file, or a ModelProto.  `preprocess`: how images become input: a preset
+    ("imagenet", "caffe", "tf", "unit", "raw"), a table, or a `Preprocess`; by default what the file
+    `<model>.toml` beside the model says.  `labels`: a file of class names or a sequence; by default from the
+    same file.  `output`: the tensor to explain: by default the logits of the model's only output,
+    "probability" for that output itself, or a tensor's name.  `threads`: by default all cores.  `device`:
+    "cpu".
+
+    Raises `GbpError`: ModelError for a damaged model, UnsupportedError listing all that gbp does not do,
+    InputError for an argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        preprocess: Preprocess | Mapping[str, Any] | str | None = None,
+        labels: str | os.PathLike[str] | Sequence[str] | None = None,
+        output: str | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if device != "cpu":
+            raise InputError(f"device is {device!r}.", supported="'cpu'")
+        self._threads = thread_count(threads)
+        self._source = open_model(model, output)
+        sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
+        self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
+        self.labels = read_labels(labels) or sidecar.labels
+        self._plans: dict[Shape, tuple[Plan, Pool]] = {}
+        self._lock = Lock()
+        if None not in self._source.input_shape[1:]:
+            self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
+
+    # ----------------------------------------------------------------------------------------- running
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """The scores of each image: float32 (N, classes), the explained tensor (logits by default).
+
+        `images` as for `explain`.  Raises InputError.
+        """
+        scores = []
+        for batch in self._batches(images, None, targets=1):
+            with self._run(batch) as tape:
+                scores.append(tape.scores)
+        return np.concatenate(scores)
+
+    def explain(
+        self,
+        images: Images,
+        *,
+        rule: str | Rule = "guided",
+        target: Target = None,
+        batch_size: int | None = None,
+    ) -> Attribution:
+        """Explain one class, or several, of each image.
+
+        `images`: a path, a PIL image, a list of either, or a float array (N, …) in the model's own input
+        layout, taken as preprocessed.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
+        sample's own argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one
+        a sample; (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default
+        as many as a modest memory holds.
+
+        Returns an `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The
+        same input gives the same bits whatever else is in the batch and however many threads run.
+        Raises InputError.
+        """
+        rule = rule_named(rule)
+        maps, scores, targets, pictures = [], [], [], []
+        count = len(images) if isinstance(images, (np.ndarray, list, tuple)) else 1
+        done = 0
+        for batch in self._batches(images, batch_size, targets=5 if target == "top5" else 1):
+            with self._run(batch) as tape:
+                self._check_labels(tape.scores.shape[1])
+                chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
+                gx = tape.reverse(rule, chosen.reshape(len(batch.x), -1))
+                maps.append(gx if chosen.ndim == 2 else gx[:, 0])
+                scores.append(tape.scores)
+                targets.append(chosen)
+            pictures.extend(batch.pictures or ())
+            done += len(batch.x)
+        plan = self._plan(tuple(batch.x.shape[1:]))[0]
+        self._refuse_meaningless(rule, plan)
+        result = Attribution(
+            map=_joined(maps),
+            scores=_joined(scores),
+            target=_joined(targets),
+            rule=rule.name,
+            notes=self._notes(plan),
+            layout=_layout(batch.x.shape),
+            labels=self.labels,
+            images=tuple(pictures) or None,
+            channels=self.preprocess.channels if self.preprocess else "RGB",
+        )
+        if not np.isfinite(result.map).all():
+            raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
+        return result
+
+    def _run(self, batch: _Batch) -> Tape:
+        plan, pool = self._plan(tuple(batch.x.shape[1:]))
+        tape = Tape(plan, batch.x, pool, self._threads)
+        if not np.isfinite(tape.scores).all():
+            raise ModelError("the scores hold NaN or infinity.", hint="The network's values overflow float32.")
+        return tape
+
+    def _plan(self, shape: Shape) -> tuple[Plan, Pool]:
+        """The plan for samples of this shape, made on first use."""
+        with self._lock:
+            if shape not in self._plans:
+                batch = self._source.input_shape[0] or 1
+                self._plans[shape] = Plan.build(build(self._source, (batch, *shape))), Pool()
+            return self._plans[shape]
+
+    @staticmethod
+    def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
+        if rule.gradient_gate and not plan.rectifiers:
+            raise InputError(
+                f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
+                supported="'vanilla' for this network",
+            )
+
+    def _notes(self, plan: Plan) -> tuple[str, ...]:
+        notes = []
+        others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
+        if others:
+            notes.append(f"{others} Clip node(s) with a minimum other than 0 take their true gradient under every rule.")
+        return tuple(notes)
+
+    def _check_labels(self, classes: int) -> None:
+        if self.labels is not None and len(self.labels) != classes:
+            raise InputError(
+                f"there are {len(self.labels)} labels and {classes} scores.",
+                hint="Some models have a background class at index 0: put a line for it.",
+            )
+
+    # ------------------------------------------------------------------------------------------ inputs
+
+    def _batches(self, images: Images, batch_size: int | None, targets: int) -> Iterator[_Batch]:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"batch_size is {batch_size!r}.", supported="a whole number of at least 1")
+        if isinstance(images, np.ndarray):
+            yield from self._array_batches(images, batch_size, targets)
+            return
+        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not pictures:
+            raise InputError("there are no images.")
+        step = batch_size or self._slice(self._picture_shape(), targets)
+        for start in range(0, len(pictures), step):
+            yield self._from_pictures(pictures[start : start + step])
+
+    def _slice(self, shape: Shape, targets: int) -> int:
+        plan, _ = self._plan(shape)
+        each = 4 * (plan.activations.size + targets * plan.gradients.size)
+        return max(1, min(_LARGEST_SLICE, _SLICE_BYTES // max(1, each)))
+
+    def _array_batches(
+        self, x: NDArray[Any], batch_size: int | None, targets: int
+    ) -> Iterator[_Batch]:
+        expected = self._source.input_shape
+        if x.dtype.kind != "f":
+            raise InputError(
+                f"the array holds {x.dtype}.",
+                supported="float32 in the model's input layout, already preprocessed",
+                hint="For pixels pass a path or a PIL image: PIL.Image.fromarray(array).",
+            )
+        wanted = ["N", *("?" if n is None else n for n in expected[1:])]
+        fits = x.ndim == len(expected) and all(
+            n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True)
+        )
+        if not fits or 0 in x.shape:
+            raise InputError(f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]")
+        if np.prod([float(n) for n in x.shape[1:]]) > MOST_ELEMENTS:
+            raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
+        step = batch_size or self._slice(tuple(x.shape[1:]), targets)
+        for start in range(0, len(x), step):
+            part = np.ascontiguousarray(x[start : start + step], np.float32)
+            finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+            if not finite.all():
+                raise InputError(f"sample {start + int(np.argmin(finite))} of the array holds NaN or infinity.")
+            yield _Batch(part, self._looks(part))
+
+    def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
+        """What preprocessed samples look like, where that is known."""
+        layout = _layout(x.shape)
+        if self.preprocess is None or layout == "NC":
+            return None
+        planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
+        try:
+            return tuple(self.preprocess.picture(sample) for sample in planes)
+        except InputError:  # such as five channels: an input that is no picture is an input all the same
+            return None
+
+    def _picture_shape(self) -> Shape:
+        """The sample shape that pictures are made to fit."""
+        shape = self._source.input_shape
+        if len(shape) != 4:
+            raise InputError(f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array.")
+        layout = _layout(shape)
+        channels, size = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:])
+        if channels not in _CHANNEL_COUNTS:
+            raise InputError(f"the model takes {channels or 'an open number of'} channels.", hint="Pass an array.")
+        given = self.preprocess.size if self.preprocess else None
+        height, width = (known or (given or (None, None))[i] for i, known in enumerate(size))
+        if height is None or width is None:
+            raise InputError(
+                "the model leaves the image size open.", hint="Say it: size in preprocess, or --size on the command line."
+            )
+        return (height, width, channels) if layout == "NHWC" else (channels, height, width)
+
+    def _from_pictures(self, pictures: Sequence[Picture]) -> _Batch:
+        shape = self._picture_shape()
+        if self.preprocess is None:
+            raise InputError(
+                "nothing says how this model wants its images.",
+                supported="preprocess='imagenet' (torchvision), 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
+                hint="Give preprocess (--preprocess), or write it once into a .toml file beside the model.",
+            )
+        last = _layout((1, *shape)) == "NHWC"
+        channels, size = (shape[2], (shape[0], shape[1])) if last else (shape[0], (shape[1], shape[2]))
+        samples, seen = [], []
+        for picture in pictures:
+            image = read_image(picture, channels=channels)
+            samples.append(self.preprocess.apply(image, channels=channels, size=size))
+            seen.append(self.preprocess.seen(image, size))
+        x = np.stack(samples)
+        return _Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def _layout(shape: Sequence[int | None]) -> Layout:
+    """NCHW unless only the last axis can be the channels."""
+    if len(shape) != 4:
+        return "NC"
+    return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def explain(model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any) -> Attribution:
+    """`Explainer(model, **options).explain(images, rule=rule, target=target)`, for a single use."""
+    return Explainer(model, **options).explain(images, rule=rule, target=target)

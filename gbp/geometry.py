@@ -1,0 +1,109 @@
+"""`Window`: kernel, stride, dilation, pads and sizes of a sliding window, computed once and used by all.
+
+Source: ONNX operators Conv, MaxPool and AveragePool (output shape, auto_pad, ceil_mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Pair = tuple[int, int]
+
+
+def _same_pads(size: int, kernel: int, stride: int, dilation: int, odd_at_end: bool) -> Pair:
+    """Pads that give ceil(size / stride) outputs; an odd one goes to the end (SAME_UPPER) or the start."""
+    outputs = -(-size // stride)
+    total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
+    small, large = total // 2, total - total // 2
+    return (small, large) if odd_at_end else (large, small)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a window: sizes in pixels, `outputs` positions."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    begin: int
+    end: int
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """Pixels from the first to the last tap of one window, both included."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def outputs(self) -> int:
+        room = self.size + self.begin + self.end - self.extent
+        if room < 0:
+            return 0
+        count = (-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1
+        # A window that starts in the end padding does not exist (ONNX MaxPool, ceil_mode).
+        if self.ceil_mode and (count - 1) * self.stride >= self.size + self.begin:
+            count -= 1
+        return count
+
+
+@dataclass(frozen=True)
+class Window:
+    """A two-dimensional sliding window over an (H, W) plane."""
+
+    height: Axis
+    width: Axis
+
+    @classmethod
+    def resolve(
+        cls,
+        size: Pair,
+        kernel: Pair,
+        *,
+        stride: Pair = (1, 1),
+        dilation: Pair = (1, 1),
+        pads: Sequence[int] = (0, 0, 0, 0),
+        auto_pad: str = "NOTSET",
+        ceil_mode: bool = False,
+    ) -> Window:
+        """Fix the window on a plane of `size` = (H, W); `pads` = (top, left, bottom, right)."""
+
+        def axis(i: int) -> Axis:
+            begin, end = pads[i], pads[i + 2]
+            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+                begin, end = _same_pads(size[i], kernel[i], stride[i], dilation[i], auto_pad == "SAME_UPPER")
+            elif auto_pad == "VALID":
+                begin = end = 0
+            return Axis(size[i], kernel[i], stride[i], dilation[i], begin, end, ceil_mode)
+
+        return cls(axis(0), axis(1))
+
+    @property
+    def size(self) -> Pair:
+        return self.height.size, self.width.size
+
+    @property
+    def kernel(self) -> Pair:
+        return self.height.kernel, self.width.kernel
+
+    @property
+    def output(self) -> Pair:
+        """(OH, OW)."""
+        return self.height.outputs, self.width.outputs
+
+    @property
+    def taps(self) -> int:
+        return self.height.kernel * self.width.kernel
+
+    @property
+    def is_pointwise(self) -> bool:
+        """One tap, every pixel, nothing padded: each output pixel sees just its own input pixel."""
+        return self.taps == 1 and all(
+            a.stride == 1 and a.begin == a.end == 0 for a in (self.height, self.width)
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Stride 1: the input gradient is a convolution of the output gradient."""
+        return self.height.stride == self.width.stride == 1

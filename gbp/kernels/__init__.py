@@ -1,0 +1,1 @@
+"""Portable SIMD kernels: what the ops call.  A kernel never allocates and never decides; `Plan` does both."""

@@ -1,0 +1,120 @@
+"""The scatter half of a strided convolution's input gradient, written as a gather.
+
+A matrix product first makes columns[n, oh, ow, (i·KW + j)·C + c] = Σ_o gy[n, oh, ow, o] · w[o, c, i, j]; then
+
+    gx[n, h, w, c] = Σ_{i, j}  columns[n, oh, ow, (i·KW + j)·C + c],
+                     oh·sh = h + top − i·dh,   ow·sw = w + left − j·dw
+
+Few channels (the first layer has three) would leave most lanes of a vector empty.  But without column
+dilation the taps (i, ·) of a window are one run of KW·C values that lies on a run of gx's row, so the row is
+summed as a line of W·C values, whatever pixel a lane falls in.
+
+Source: the transpose of ONNX Conv; "col2im" as in Caffe (Jia et al. 2014).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange
+
+from .jit import ACTIVATION, INT, device_function, kernel
+from .rectifier import GATE, MASK, Gate, gated
+from .simd import LANES, load_between, load_some, store_some, zeros
+from .taps import TAPS, Taps, meeting
+from .views import at, targets_of
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _gather_line(
+    columns: int,
+    row_step: int,
+    rows: int,
+    pixel_step: int,
+    windows: int,
+    stride: int,
+    run: int,
+    position: int,
+    count: int,
+) -> Any:
+    """Sum what falls on values position … position + count − 1 of a padded line of gx.
+
+    Window ow covers the values from ow · stride, run of them; `columns` is the address of window 0 of the
+    first of the `rows` rows of windows that see the line, at the tap that does.
+    """
+    # Most lines are long and few windows overlap: two divisions are cheap beside them.
+    first = max(0, (position - run) // stride + 1)
+    last = min(windows - 1, (position + count - 1) // stride)
+    v = zeros()
+    for p in range(rows):
+        row = columns + p * row_step
+        for ow in range(first, last + 1):
+            offset = position - ow * stride
+            v = v + load_between(row + ow * pixel_step + 4 * offset, -offset, min(count, run - offset))
+    return v
+
+
+@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
+def col2im(
+    columns: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    top: int,
+    left: int,
+    threads: int,
+) -> None:
+    """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
+
+    Added to gx with `accumulate`; of that, what passes the gate.  Windows are added in row-major order.
+    """
+    OH, OW = columns.shape[1], columns.shape[2]
+    N, H, W, C = gx.shape
+    targets = targets_of(columns, mask)
+    rows = N * H
+    # Mask bytes are per pixel, so a line of pixels has none; the first layer needs none.
+    as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            row_step = step_oh * columns.strides[1] + step_i * taps.columns * 4 * C
+            if as_line:
+                ca = at(columns, n, oh, 0) + i * taps.columns * 4 * C
+                for q in range(0, W * C, LANES):
+                    count = min(LANES, W * C - q)
+                    xa = at(gx, n, h, 0) + 4 * q
+                    v = _gather_line(
+                        ca,
+                        row_step,
+                        count_h,
+                        columns.strides[2],
+                        OW,
+                        taps.stride_w * C,
+                        taps.columns * C,
+                        q + left * C,
+                        count,
+                    )
+                    if accumulate:
+                        v = v + load_some(xa, count)
+                    store_some(xa, gated(v, gate, 0, count), count)
+            else:
+                for w in range(W):
+                    count_w, ow, step_ow, j, step_j = meeting(
+                        w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
+                    )
+                    ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
+                    column_step = step_ow * columns.strides[2] + step_j * 4 * C
+                    xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                    for c in range(0, C, LANES):
+                        v = zeros()
+                        for p in range(count_h):
+                            a = ca + p * row_step + 4 * c
+                            for _ in range(count_w):
+                                v = v + load_some(a, C - c)
+                                a += column_step
+                        if accumulate:
+                            v = v + load_some(xa + 4 * c, C - c)
+                        store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

@@ -1,0 +1,91 @@
+"""Add and Mul under general broadcasting, for the cases too rare to deserve more than plain loops.
+
+    add:  y = x0 + x1,   gx += gy              mul:  y = x0 · x1,   gx0 += gy · x1
+
+Arrays have six axes.  The caller broadcasts with strides of 0; writing through such a view of gx sums over
+the axes that were broadcast, in the order of the index.  Axis 0, the batch, is shared among threads, so gx
+must not be broadcast there.
+
+Source: ONNX Add, Mul, and "Multidirectional Broadcasting".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange, types
+
+from .jit import INT, device_function, kernel
+from .simd import load_scalar, store_scalar
+from .views import targets_of
+
+BROADCAST = types.Array(types.float32, 6, "A")
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _lines(a: Any) -> int:
+    """Return how many lines along the last axis each index of axis 0 has."""
+    return a.shape[1] * a.shape[2] * a.shape[3] * a.shape[4]
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _line_at(a: Any, n: int, line: int) -> int:
+    """Return the address of a line, counted in the order of the index."""
+    address = a.ctypes.data + n * a.strides[0]
+    for axis in (4, 3, 2, 1):
+        address += line % a.shape[axis] * a.strides[axis]
+        line //= a.shape[axis]
+    return address
+
+
+@kernel(BROADCAST, BROADCAST, BROADCAST, INT)
+def add_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
+    """Write y = x0 + x1, all of one shape; y may be either."""
+    N, size = y.shape[0], y.shape[5]
+    for t in prange(threads):
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            for line in range(_lines(y)):
+                a, b, to = _line_at(x0, n, line), _line_at(x1, n, line), _line_at(y, n, line)
+                for _ in range(size):
+                    store_scalar(to, load_scalar(a) + load_scalar(b))
+                    a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
+
+
+@kernel(BROADCAST, BROADCAST, BROADCAST, INT)
+def mul_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
+    """Write y = x0 · x1, all of one shape; y may be either."""
+    N, size = y.shape[0], y.shape[5]
+    for t in prange(threads):
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            for line in range(_lines(y)):
+                a, b, to = _line_at(x0, n, line), _line_at(x1, n, line), _line_at(y, n, line)
+                for _ in range(size):
+                    store_scalar(to, load_scalar(a) * load_scalar(b))
+                    a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
+
+
+@kernel(BROADCAST, BROADCAST, INT)
+def add_bwd(gy: Any, gx: Any, threads: int) -> None:
+    """Add gy to gx, of one shape."""
+    N, size = gy.shape[0], gy.shape[5]
+    for t in prange(threads):
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            for line in range(_lines(gy)):
+                g, to = _line_at(gy, n, line), _line_at(gx, n, line)
+                for _ in range(size):
+                    store_scalar(to, load_scalar(to) + load_scalar(g))
+                    g, to = g + gy.strides[5], to + gx.strides[5]
+
+
+@kernel(BROADCAST, BROADCAST, BROADCAST, INT)
+def mul_bwd(gy: Any, other: Any, gx: Any, threads: int) -> None:
+    """Add gy · other to gx; gy and gx have N·K rows, `other` N."""
+    N, size = gy.shape[0], gy.shape[5]
+    sharing = targets_of(gy, other)
+    for t in prange(threads):
+        for n in range(N * t // threads, N * (t + 1) // threads):
+            for line in range(_lines(gy)):
+                g, a, to = _line_at(gy, n, line), _line_at(other, n // sharing, line), _line_at(gx, n, line)
+                for _ in range(size):
+                    store_scalar(to, load_scalar(to) + load_scalar(g) * load_scalar(a))
+                    g, a, to = g + gy.strides[5], a + other.strides[5], to + gx.strides[5]

@@ -1,0 +1,216 @@
+"""Dense layers, bound by memory: each weight is read once from where it lies in the file.
+
+    y[n, m]  = clip(Σ_k x[n, k] · w[m, k] + b[m] + r[n, m], lo, hi)        w (M, K), row-major
+    gx[n, k] = Σ_m gy[n, m] · w[m, k],  then the gate of gx's own rectifier
+
+Matrices are activations (N, 1, 1, C).  Forward: dot products of TILE_VECTORS rows of w with up to SAMPLES
+rows of x at once; threads share the rows of w.  Reverse: multiples of rows of w are added up; threads share
+the columns, and rows whose gy is 0 for every sample are not read, which in a guided reverse pass is most.
+
+A dot product is LANES partial sums over each BLOCK of k, added up block by block; a reverse sum is one
+chain in the order of m.  Neither depends on N, on threads or on what the tiles hold.
+
+Source: ONNX Gemm and MatMul.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel
+from .rectifier import GATE, MASK, Gate, clip, gate_run
+from .simd import (
+    LANES,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    above,
+    broadcast,
+    fma,
+    load_scalar,
+    load_some,
+    store_bits,
+    store_scalar,
+    store_some,
+    sum_lanes,
+    tile_dot,
+    tile_dot_first,
+    tile_zeros,
+)
+from .views import at, targets_of, zero_run
+
+#: Samples in registers: as many as the smallest register file holds.
+SAMPLES = 4
+#: Columns at a time, so that those of all samples stay in the cache while w streams by.
+BLOCK = 2048
+
+
+def _dot_of(samples: int) -> Any:
+    @device_function  # type: ignore[untyped-decorator]
+    def dot(x: int, x_row: int, w: int, w_row: int, count: int) -> Any:
+        t = tile_zeros(samples)
+        for _ in range(count // LANES):
+            t = tile_dot(t, x, x_row, w, w_row)
+            x += VECTOR_BYTES
+            w += VECTOR_BYTES
+        if count % LANES:
+            t = tile_dot_first(t, x, x_row, w, w_row, count % LANES)
+        return t
+
+    @device_function  # type: ignore[untyped-decorator]
+    def add_dot(
+        x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
+    ) -> None:
+        t = dot(x, x_row, w, w_row, count)
+        for i in range(samples):
+            for j in range(rows):
+                to = y + i * y_row + 4 * j
+                total = sum_lanes(t[i * TILE_VECTORS + j])
+                store_scalar(to, total if first else load_scalar(to) + total)
+
+    return add_dot
+
+
+_dot_1, _dot_2, _dot_3, _dot_4 = (_dot_of(samples) for samples in range(1, SAMPLES + 1))
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _dots(
+    samples: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
+) -> None:
+    """Add x[i] · w[j] over `count` columns to y[i, j] (`first`: write it) for each sample i and row j of w."""
+    if samples == 1:
+        _dot_1(x, x_row, w, w_row, count, y, y_row, rows, first)
+    elif samples == 2:
+        _dot_2(x, x_row, w, w_row, count, y, y_row, rows, first)
+    elif samples == 3:
+        _dot_3(x, x_row, w, w_row, count, y, y_row, rows, first)
+    else:
+        _dot_4(x, x_row, w, w_row, count, y, y_row, rows, first)
+
+
+@kernel(ACTIVATION, MAPPED, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
+def gemm_fwd(
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int
+) -> None:
+    """Write y = clip(x · wᵀ + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
+
+    x (N, 1, 1, K), w (M·K,), b (M,) or empty, y (N, 1, 1, M); r, of y's shape but not in its memory, and mask
+    may be empty.
+    """
+    N, K, M = x.shape[0], x.shape[3], y.shape[3]
+    low, high = broadcast(lo), broadcast(hi)
+    units = (M + LANES - 1) // LANES  # of rows of w: whole bytes of mask
+    for t in prange(threads):
+        m0, m1 = units * t // threads * LANES, min(M, units * (t + 1) // threads * LANES)
+        for k in range(0, K, BLOCK):
+            for m in range(m0, m1, TILE_VECTORS):
+                rows = min(TILE_VECTORS, m1 - m)
+                w_row = 4 * K if rows == TILE_VECTORS else 0  # a lone row stands in for its neighbours
+                for n in range(0, N, SAMPLES):
+                    _dots(
+                        min(SAMPLES, N - n),
+                        at(x, n, 0, 0) + 4 * k,
+                        x.strides[0],
+                        w.ctypes.data + 4 * (m * K + k),
+                        w_row,
+                        min(BLOCK, K - k),
+                        at(y, n, 0, 0) + 4 * m,
+                        y.strides[0],
+                        rows,
+                        k == 0,
+                    )
+        for n in range(N):
+            for m in range(m0, m1, LANES):
+                to = at(y, n, 0, 0) + 4 * m
+                v = load_some(to, M - m)
+                if b.size:
+                    v = v + load_some(b.ctypes.data + 4 * m, M - m)
+                if r.size:
+                    v = v + load_some(at(r, n, 0, 0) + 4 * m, M - m)
+                if mask.size:
+                    store_bits(at(mask, n, 0, 0) + m // 8, above(v, low) & above(high, v), M - m)
+                store_some(to, clip(v, low, high), M - m)
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _next_row(gy: Any, m: int) -> int:
+    """Return the first row of w from m on whose gy is not 0 for all samples, or M."""
+    while m < gy.shape[3]:
+        for n in range(gy.shape[0]):
+            if load_scalar(at(gy, n, 0, 0) + 4 * m) != 0:
+                return m
+        m += 1
+    return m
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _factor(gy: Any, n: int, m: int) -> Any:
+    return load_scalar(at(gy, n, 0, 0) + 4 * m) if m < gy.shape[3] else np.float32(0)
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _add_rows(
+    gx: int,
+    count: int,
+    g0: float,
+    w0: int,
+    g1: float,
+    w1: int,
+    g2: float,
+    w2: int,
+    g3: float,
+    w3: int,
+) -> None:
+    """Add g0 · w0 + g1 · w1 + g2 · w2 + g3 · w3, one after the other, to `count` values at gx."""
+    f0, f1, f2, f3 = broadcast(g0), broadcast(g1), broadcast(g2), broadcast(g3)
+    for k in range(0, count, LANES):
+        c = count - k
+        v = fma(f0, load_some(w0 + 4 * k, c), load_some(gx + 4 * k, c))
+        v = fma(f1, load_some(w1 + 4 * k, c), v)
+        v = fma(f2, load_some(w2 + 4 * k, c), v)
+        v = fma(f3, load_some(w3 + 4 * k, c), v)
+        store_some(gx + 4 * k, v, c)
+
+
+@kernel(ACTIVATION, MAPPED, MASK, GATE, ACTIVATION, INT, INT)
+def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+    """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
+
+    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
+    """
+    N, M, K = gx.shape[0], gy.shape[3], gx.shape[3]
+    targets = targets_of(gy, mask)
+    units = (K + LANES - 1) // LANES
+    for t in prange(threads):
+        stop = min(K, units * (t + 1) // threads * LANES)
+        for k in range(units * t // threads * LANES, stop, BLOCK):
+            count = min(BLOCK, stop - k)
+            if not accumulate:
+                for n in range(N):
+                    zero_run(at(gx, n, 0, 0) + 4 * k, count)
+            column = w.ctypes.data + 4 * k
+            m0 = _next_row(gy, 0)
+            while m0 < M:
+                m1 = _next_row(gy, m0 + 1)
+                m2 = _next_row(gy, m1 + 1)
+                m3 = _next_row(gy, m2 + 1)
+                for n in range(N):
+                    # Past the last row the factor is 0 and the last row stands in.
+                    _add_rows(
+                        at(gx, n, 0, 0) + 4 * k,
+                        count,
+                        _factor(gy, n, m0),
+                        column + 4 * K * m0,
+                        _factor(gy, n, m1),
+                        column + 4 * K * min(m1, M - 1),
+                        _factor(gy, n, m2),
+                        column + 4 * K * min(m2, M - 1),
+                        _factor(gy, n, m3),
+                        column + 4 * K * min(m3, M - 1),
+                    )
+                m0 = _next_row(gy, m3 + 1)
+            for n in range(N):
+                gate_run(at(gx, n, 0, 0) + 4 * k, count, gate, at(mask, n // targets, 0, 0) + k // 8)

@@ -1,0 +1,81 @@
+"""How a kernel is compiled: one signature, on first use, cached under a name that knows all kernel sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit, types
+
+#: Array arguments.  Activations are views (N, H, W, C) with any strides but a dense channel axis, so
+#: that a crop, a group of channels or one part of a concatenation is passed without a copy.
+ACTIVATION = types.Array(types.float32, 4, "A")
+DENSE = types.Array(types.float32, 1, "C")
+MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights as they lie in the file
+BYTES = types.Array(types.uint8, 1, "C")
+INT = types.int64
+FLOAT = types.float32
+
+#: Inlined into the kernels that call it; never compiled alone, so it needs no signature.
+device_function = njit(error_model="numpy", boundscheck=False)
+
+
+def _cache_directory() -> str:
+    """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
+    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    digest.update(f"{numba.__version__} {sys.version}".encode())
+    root = os.environ.get("GBP_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "gbp"
+    )
+    return os.path.join(root, digest.hexdigest()[:16])
+
+
+_CACHE_DIRECTORY = _cache_directory()
+
+
+class Kernel:
+    """A Numba function with one explicit signature that compiles, or loads from the cache, on first call."""
+
+    def __init__(self, function: Callable[..., Any], argument_types: tuple[Any, ...]) -> None:
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self._signature = types.void(*argument_types)
+        self._dispatcher = self._cached(function)
+        self._ready = False
+
+    @staticmethod
+    def _cached(function: Callable[..., Any]) -> Any:
+        # fusion: Numba sees no dependence between loops that are linked only through addresses.
+        options = {"parallel": {"fusion": False}, "error_model": "numpy", "boundscheck": False, "nogil": True}
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = _CACHE_DIRECTORY
+        try:
+            return njit(cache=True, **options)(function)
+        except (RuntimeError, OSError):  # nowhere to write: compile in every process, as a last resort
+            return njit(**options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    def compile(self) -> None:
+        if not self._ready:
+            self._dispatcher.compile(self._signature)
+            self._dispatcher.disable_compile()
+            self._ready = True
+
+    def __call__(self, *args: Any) -> None:
+        if not self._ready:
+            self.compile()
+        self._dispatcher(*args)
+
+
+def kernel(*argument_types: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a `Kernel` of these argument types."""
+    return lambda function: Kernel(function, argument_types)

@@ -1,0 +1,152 @@
+"""Local response normalisation across channels, and its exact derivative.
+
+    d[c]  = bias + α/size · Σ_{i ∈ region(c)} x[i]²,   region(c) = c − ⌊(size−1)/2⌋ … c + ⌈(size−1)/2⌉
+    y[c]  = x[c] · d[c]^−β
+    gx[i] = gy[i] · d[i]^−β  −  2αβ/size · x[i] · Σ_{c: i ∈ region(c)} gy[c] · x[c] · d[c]^(−β−1)
+
+A pixel's intermediate values go through lines in the thread's scratch, bordered by zeros so that a window
+needs no borders.
+
+Source: ONNX LRN; Krizhevsky et al. 2012, section 3.3 (whose α is ONNX's α/size).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .rectifier import GATE, MASK, Gate, gated
+from .simd import (
+    LANES,
+    broadcast,
+    fma,
+    load,
+    load_scalar,
+    load_some,
+    square_root,
+    store,
+    store_scalar,
+    store_some,
+    zeros,
+)
+from .views import at, targets_of, zero_run
+
+LINES = 4
+
+
+def _whole_vectors(count: int) -> int:
+    return (count + LANES - 1) // LANES * LANES
+
+
+def lrn_scratch_floats(channels: int, size: int) -> int:
+    """Return how many float32 of scratch the kernels need for each thread."""
+    return LINES * (_whole_vectors(channels) + 2 * _whole_vectors(size))
+
+
+_whole = device_function(_whole_vectors)
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _window_sum(line: int, size: int) -> Any:
+    """Return line[0] + … + line[size − 1], for a vector of neighbours at a time."""
+    v = zeros()
+    for i in range(size):
+        v = v + load(line + 4 * i)
+    return v
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _powers(
+    x: int, C: int, squares: int, d: int, power: int, size: int, scale: float, beta: float, bias: float
+) -> None:
+    """Write d[c] and d[c]^−β of the pixel at x to their lines; `squares` is a line bordered by zeros."""
+    for c in range(0, C, LANES):
+        v = load_some(x + 4 * c, C - c)
+        store(squares + 4 * c, v * v)
+    below = (size - 1) // 2
+    for c in range(0, C, LANES):
+        v = fma(_window_sum(squares + 4 * (c - below), size), broadcast(scale), broadcast(bias))
+        store(d + 4 * c, v)
+        if beta == 0.75:
+            root = square_root(v)
+            store(power + 4 * c, broadcast(np.float32(1)) / (root * square_root(root)))
+    if beta != 0.75:
+        for c in range(C):
+            store_scalar(power + 4 * c, np.float32(math.pow(load_scalar(d + 4 * c), -beta)))
+
+
+@kernel(ACTIVATION, ACTIVATION, DENSE, INT, FLOAT, FLOAT, FLOAT, INT)
+def lrn_fwd(
+    x: Any, y: Any, scratch: Any, size: int, alpha: float, beta: float, bias: float, threads: int
+) -> None:
+    """Write y; y may be x.  scratch holds `lrn_scratch_floats` a thread."""
+    N, H, W, C = x.shape
+    rows = N * H
+    scale = np.float32(alpha / size)
+    line = 4 * (_whole(C) + 2 * _whole(size))
+    for t in prange(threads):
+        base = scratch.ctypes.data + t * LINES * line
+        zero_run(base, line // 4)
+        squares = base + 4 * _whole(size)
+        d, power = squares + line, squares + 2 * line
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                xa, ya = at(x, n, h, w), at(y, n, h, w)
+                _powers(xa, C, squares, d, power, size, scale, beta, bias)
+                for c in range(0, C, LANES):
+                    store_some(ya + 4 * c, load_some(xa + 4 * c, C - c) * load(power + 4 * c), C - c)
+
+
+@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, DENSE, INT, FLOAT, FLOAT, FLOAT, INT)
+def lrn_bwd(
+    gy: Any,
+    x: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    scratch: Any,
+    size: int,
+    alpha: float,
+    beta: float,
+    bias: float,
+    threads: int,
+) -> None:
+    """Write the gradient with respect to x to gx, added to gx with `accumulate`; of that, what passes the gate.
+
+    gx may be gy.  scratch holds `lrn_scratch_floats` a thread.
+    """
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    rows = N * H
+    scale = np.float32(alpha / size)
+    slope = np.float32(-2 * alpha * beta / size)
+    above = size - 1 - (size - 1) // 2  # region(c) reaches so far up, so what i takes part in so far down
+    line = 4 * (_whole(C) + 2 * _whole(size))
+    for t in prange(threads):
+        base = scratch.ctypes.data + t * LINES * line
+        zero_run(base, LINES * line // 4)
+        squares = base + 4 * _whole(size)
+        d, power, terms = squares + line, squares + 2 * line, squares + 3 * line
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
+                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                _powers(xa, C, squares, d, power, size, scale, beta, bias)
+                for c in range(0, C, LANES):
+                    g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
+                    term = g * load_some(xa + 4 * c, C - c) / load(d + 4 * c)
+                    store_some(terms + 4 * c, term, C - c)  # beyond C stays 0, whatever 0/0 gives
+                for c in range(0, C, LANES):
+                    g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
+                    s = _window_sum(terms + 4 * (c - above), size) * broadcast(slope)
+                    v = fma(s, load_some(xa + 4 * c, C - c), g)
+                    if accumulate:
+                        v = v + load_some(to + 4 * c, C - c)
+                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

@@ -1,0 +1,70 @@
+"""Per-channel affine maps: what is left of BatchNormalization, Add and a rectifier that no convolution took.
+
+    y[n, h, w, c]  = clip(a[c] · x[n, h, w, c] + b[c] + r[n, h, w, c], lo, hi)
+    gx[n, h, w, c] = a[c] · gy[n, h, w, c],  then the gate of gx's own rectifier
+
+Source: ONNX BatchNormalization (inference: a = scale / √(var + ε), b = bias − a · mean), Add, Relu, Clip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange
+
+from .jit import ACTIVATION, DENSE, FLOAT, INT, kernel
+from .rectifier import GATE, MASK, Gate, clip, gated
+from .simd import LANES, above, broadcast, load_some, store_bits, store_some
+from .views import at, targets_of
+
+
+@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
+def pointwise_fwd(
+    x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int
+) -> None:
+    """Write y = clip(a · x + b + r, lo, hi) and the bit lo < · < hi of each unit to mask; y may be x or r.
+
+    a and b (C,), r and mask may each be empty: then a is 1, b and r are 0, and no bits are written.
+    """
+    N, H, W, C = x.shape
+    low, high = broadcast(lo), broadcast(hi)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                xa, ra, ya, ma = at(x, n, h, w), at(r, n, h, w), at(y, n, h, w), at(mask, n, h, w)
+                for c in range(0, C, LANES):
+                    v = load_some(xa + 4 * c, C - c)
+                    if a.size:
+                        v = v * load_some(a.ctypes.data + 4 * c, C - c)
+                    if b.size:
+                        v = v + load_some(b.ctypes.data + 4 * c, C - c)
+                    if r.size:
+                        v = v + load_some(ra + 4 * c, C - c)
+                    if mask.size:
+                        store_bits(ma + c // 8, above(v, low) & above(high, v), C - c)
+                    store_some(ya + 4 * c, clip(v, low, high), C - c)
+
+
+@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, INT)
+def pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+    """Write a · gy to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy.
+
+    a (C,) may be empty: then it is 1.
+    """
+    N, H, W, C = gx.shape
+    targets = targets_of(gy, mask)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, n // targets, h, w)
+                for c in range(0, C, LANES):
+                    v = load_some(ga + 4 * c, C - c)
+                    if a.size:
+                        v = v * load_some(a.ctypes.data + 4 * c, C - c)
+                    if accumulate:
+                        v = v + load_some(xa + 4 * c, C - c)
+                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

@@ -1,0 +1,248 @@
+"""Pooling: the maximum of each window with the switch that remembers where it was, and the average.
+
+    maxpool:      y[o] = max_k x[p(o, k)],   switches[o] = the first such k (row-major: i·KW + j)
+                  gx[p] = Σ_{o, k: p(o, k) = p, switches[o] = k}  gy[o]
+    averagepool:  y[o] = Σ_k x[p(o, k)] / divisor(o)
+                  gx[p] = Σ_{o, k: p(o, k) = p}  gy[o] / divisor(o)
+
+p(o, k) = o · stride + k · dilation − begin along each axis; taps in the padding take no part, so padding
+never wins.  The divisor counts the taps on the plane, or with `include_pad` on the padded plane; what
+`ceil_mode` lets hang out beyond that never counts.  The reverse gathers over the pixels of gx, windows in
+row-major order.  Through switches, the vector-Jacobian product is the DeconvNet's unpooling.
+
+Source: ONNX MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool; Zeiler & Fergus 2013, section 2.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .jit import ACTIVATION, INT, device_function, kernel
+from .rectifier import GATE, MASK, Gate, gated
+from .simd import (
+    LANES,
+    broadcast,
+    exceeds,
+    fma,
+    integers_equal,
+    load_some,
+    select,
+    store_integers,
+    store_some,
+    zeros,
+)
+from .taps import TAPS, Taps, inside, meeting
+from .views import at, targets_of
+
+#: A global pool has one output pixel, so threads share rows of the output by blocks of channels.
+BLOCK = 4 * LANES
+
+#: A byte tells 256 taps apart; a float32, which carries the tap inside the kernel, 2²⁴.
+SWITCHES_U8 = types.Array(types.uint8, 4, "A")
+SWITCHES_U32 = types.Array(types.uint32, 4, "A")
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _blocks(channels: int) -> int:
+    return (channels + BLOCK - 1) // BLOCK
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _locate(unit: int, y: Any) -> Any:
+    """Unit of work of y (N, OH, OW, C): n, oh, and its channels [first, stop)."""
+    blocks = _blocks(y.shape[3])
+    row, block = unit // blocks, unit % blocks
+    return row // y.shape[1], row % y.shape[1], block * BLOCK, min(y.shape[3], (block + 1) * BLOCK)
+
+
+def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int, threads: int) -> None:
+    """Write the maximum of each window to y and the tap of the first maximum to switches, both (N, OH, OW, C).
+
+    Every window must hold a pixel.  The first NaN of a window wins.
+    """
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    units = N * OH * _blocks(C)
+    one = broadcast(np.float32(1))
+    step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
+    for t in prange(threads):
+        for unit in range(units * t // threads, units * (t + 1) // threads):
+            n, oh, first, stop = _locate(unit, y)
+            h = oh * taps.stride_h - top
+            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+            for ow in range(OW):
+                w = ow * taps.stride_w - left
+                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+                xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
+                ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
+                for c in range(first, stop, LANES):
+                    best = load_some(xa + 4 * c, C - c)
+                    winner = broadcast(np.float32(i0 * taps.columns + j0))
+                    for i in range(i0, i1):
+                        a = xa + (i - i0) * step_h + 4 * c
+                        tap = broadcast(np.float32(i * taps.columns + j0))
+                        for _ in range(j0, j1):
+                            v = load_some(a, C - c)
+                            better = exceeds(v, best)
+                            best, winner = select(better, v, best), select(better, tap, winner)
+                            tap = tap + one
+                            a += step_w
+                    store_some(ya + 4 * c, best, C - c)
+                    store_integers(switches, sa + c * switches.itemsize, winner, C - c)
+
+
+def _maxpool_bwd(
+    gy: Any,
+    switches: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    top: int,
+    left: int,
+    threads: int,
+) -> None:
+    """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            for w in range(W):
+                count_w, ow, step_ow, j, step_j = meeting(
+                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
+                )
+                xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                ga, sa = at(gy, n, oh, ow), at(switches, n // sharing, oh, ow)
+                for c in range(0, C, LANES):
+                    v = zeros()
+                    for p in range(count_h):
+                        g = ga + p * step_oh * gy.strides[1] + 4 * c
+                        s = sa + p * step_oh * switches.strides[1] + c * switches.itemsize
+                        tap = (i + p * step_i) * taps.columns + j
+                        for _ in range(count_w):
+                            won = integers_equal(switches, s, tap, C - c)
+                            v = v + select(won, load_some(g, C - c), zeros())
+                            g += step_ow * gy.strides[2]
+                            s += step_ow * switches.strides[2]
+                            tap += step_j
+                    if accumulate:
+                        v = v + load_some(xa + 4 * c, C - c)
+                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+
+
+def _maxpool_pair(switches: Any) -> Any:
+    forward = kernel(ACTIVATION, ACTIVATION, switches, TAPS, INT, INT, INT)(_maxpool_fwd)
+    reverse = kernel(ACTIVATION, switches, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)(_maxpool_bwd)
+    return forward, reverse
+
+
+maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair(SWITCHES_U8)
+maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair(SWITCHES_U32)
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _counted(size: int, begin: int, end: int, include_pad: int) -> Any:
+    """Return the pixels [low, high) of an axis that a divisor counts."""
+    if include_pad:
+        return -begin, size + end
+    return 0, size
+
+
+@device_function  # type: ignore[untyped-decorator]
+def _count(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
+    """Return how many taps of a window a divisor counts along one axis."""
+    start, stop = inside(first, kernel, dilation, low, high)
+    return stop - start
+
+
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT, INT)
+def averagepool_fwd(
+    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int, threads: int
+) -> None:
+    """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    units = N * OH * _blocks(C)
+    low_h, high_h = _counted(H, top, bottom, include_pad)
+    low_w, high_w = _counted(W, left, right, include_pad)
+    step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
+    for t in prange(threads):
+        for unit in range(units * t // threads, units * (t + 1) // threads):
+            n, oh, first, stop = _locate(unit, y)
+            h = oh * taps.stride_h - top
+            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+            count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
+            for ow in range(OW):
+                w = ow * taps.stride_w - left
+                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+                divisor = broadcast(
+                    np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
+                )
+                xa, ya = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w), at(y, n, oh, ow)
+                for c in range(first, stop, LANES):
+                    total = zeros()
+                    for i in range(i1 - i0):
+                        # Rows are summed apart: a global pool adds thousands, and one chain would round more.
+                        line = zeros()
+                        a = xa + i * step_h + 4 * c
+                        for _ in range(j0, j1):
+                            line = line + load_some(a, C - c)
+                            a += step_w
+                        total = total + line
+                    store_some(ya + 4 * c, total / divisor, C - c)
+
+
+@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT, INT, INT)
+def averagepool_bwd(
+    gy: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    include_pad: int,
+    threads: int,
+) -> None:
+    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    targets = targets_of(gy, mask)
+    rows = N * H
+    low_h, high_h = _counted(H, top, bottom, include_pad)
+    low_w, high_w = _counted(W, left, right, include_pad)
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            for w in range(W):
+                meets_w, ow, step_ow, _, _ = meeting(
+                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
+                )
+                xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, n // targets, h, w)
+                for c in range(0, C, LANES):
+                    v = zeros()
+                    for p in range(meets_h):
+                        first_h = (oh + p * step_oh) * taps.stride_h - top
+                        count_h = _count(first_h, taps.rows, taps.dilation_h, low_h, high_h)
+                        g = ga + p * step_oh * gy.strides[1] + 4 * c
+                        for q in range(meets_w):
+                            first_w = (ow + q * step_ow) * taps.stride_w - left
+                            count_w = _count(first_w, taps.columns, taps.dilation_w, low_w, high_w)
+                            share = np.float32(1) / np.float32(count_h * count_w)
+                            v = fma(load_some(g, C - c), broadcast(share), v)
+                            g += step_ow * gy.strides[2]
+                    if accumulate:
+                        v = v + load_some(xa + 4 * c, C - c)
+                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

@@ -1,0 +1,131 @@
+"""Where each tensor lies in memory: `Graph` → a list of `Call`s on physical tensors.
+
+Every op says which memory order it wants (`Op.orders`).  Where a tensor lies otherwise a copy is put in
+between; where only axes of size 1 differ, or an op moves no bytes, the result is a view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .graph import Graph, Shape
+from .ops.op import UNCLIPPED, Clipped, Op, Order, Step, row_major
+from .ops.rectifier import Rectifier
+from .ops.shape import CopyStep, ViewStep
+
+
+@dataclass(frozen=True)
+class Physical:
+    """A tensor in memory: its axes in memory `order`, batch first; `shape` without the batch.
+
+    `root` names the tensor whose memory it is a view of: itself, where it is none.
+    """
+
+    name: str
+    shape: Shape
+    order: Order
+    root: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step at work on physical tensors, by name.
+
+    Fusion may give it a `residual` to add and a `clip` to end with; `layers` are the names of those layers of
+    the graph that it computes.
+    """
+
+    layers: tuple[str, ...]
+    op: Op | None
+    step: Step
+    inputs: tuple[str, ...]
+    output: str
+    residual: str | None = None
+    clip: Clipped = UNCLIPPED
+
+    @property
+    def has_mask(self) -> bool:
+        return self.clip != UNCLIPPED
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.inputs if self.residual is None else (*self.inputs, self.residual)
+
+
+@dataclass
+class Layout:
+    """Calls in order, and the physical tensors they run on.  `tensors` also knows logical names."""
+
+    calls: list[Call] = field(default_factory=list)
+    tensors: dict[str, Physical] = field(default_factory=dict)
+
+
+def lay_out(graph: Graph) -> Layout:
+    """Choose memory orders along the graph and lower every op."""
+    layout = Layout()
+    first = graph.shapes[graph.input]
+    readers = graph.consumers()[graph.input]
+    order = row_major(len(first))
+    if readers and len(readers[0].inputs) == 1:
+        order = readers[0].op.orders((first,), (order,))[0][0]
+    _add_tensor(layout, graph.input, first, order)
+
+    for layer in graph.layers:
+        shapes = tuple(graph.shapes[name] for name in layer.inputs)
+        given = tuple(layout.tensors[name].order for name in layer.inputs)
+        wanted, result = layer.op.orders(shapes, given)
+        inputs = tuple(
+            _in_order(layout, name, shape, order)
+            for name, shape, order in zip(layer.inputs, shapes, wanted, strict=True)
+        )
+        y = graph.shapes[layer.output]
+        step = layer.op.lower(shapes, y, wanted[0])
+        if step is None:
+            _add_view(layout, layer.name, layer.op, inputs[0], layer.output, y, result)
+            continue
+        tensor = _add_tensor(layout, layer.output, y, result)
+        clip = layer.op.clip if isinstance(layer.op, Rectifier) else UNCLIPPED
+        layout.calls.append(Call((layer.name,), layer.op, step, inputs, tensor.name, clip=clip))
+    return layout
+
+
+def _physical_shape(shape: Shape, order: Order) -> Shape:
+    return tuple(shape[axis] for axis in order)
+
+
+def _add_tensor(layout: Layout, name: str, shape: Shape, order: Order) -> Physical:
+    tensor = Physical(name, _physical_shape(shape, order), order, name)
+    layout.tensors[name] = tensor
+    return tensor
+
+
+def _add_view(layout: Layout, layer: str, op: Op | None, source: str, name: str, shape: Shape, order: Order) -> None:
+    """`name` as a view of `source`; the very same tensor where not even the physical shape differs."""
+    base = layout.tensors[source]
+    physical = _physical_shape(shape, order)
+    if physical == base.shape:
+        layout.tensors[name] = Physical(base.name, physical, order, base.root)
+        return
+    layout.tensors[name] = Physical(name, physical, order, base.root)
+    layout.calls.append(Call((layer,), op, ViewStep(), (base.name,), name))
+
+
+def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
+    """The physical tensor that holds `name` in memory `order`, copied there if need be."""
+    tensor = layout.tensors[name]
+    if tensor.order == order:
+        return tensor.name
+    ordered = f"{name} in order {order}"
+    if ordered not in layout.tensors:
+        label = f"({name})"
+        if _memory(shape, tensor.order) == _memory(shape, order):
+            _add_view(layout, label, None, tensor.name, ordered, shape, order)
+        else:
+            copy = _add_tensor(layout, ordered, shape, order)
+            layout.calls.append(Call((label,), None, CopyStep(tensor.order, order), (tensor.name,), copy.name))
+    return layout.tensors[ordered].name
+
+
+def _memory(shape: Shape, order: Order) -> Order:
+    """The order without the axes that take no room."""
+    return tuple(axis for axis in order if shape[axis] > 1)

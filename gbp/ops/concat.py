@@ -1,0 +1,115 @@
+"""Joining and parting along an axis (ONNX Concat, Split).
+
+    y = [x_0 | x_1 | …]     gx_i = the part of gy that x_i became
+    y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from ..graph import Shape
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+
+
+def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    """[start:stop] along `axis` of a tensor in memory `order`."""
+    return (*(slice(None) for _ in range(1 + order.index(axis))), slice(start, stop))
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    axis: int
+
+    def shape(self, *x: Shape) -> Shape:
+        total = sum(shape[self.axis] for shape in x)
+        return *x[0][: self.axis], total, *x[0][self.axis + 1 :]
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        ends = [0, *accumulate(shape[self.axis] for shape in x)]
+        return ConcatStep(tuple(_at(order, self.axis, a, b) for a, b in pairwise(ends)))
+
+
+@dataclass(frozen=True)
+class Take(Op):
+    """One output of Split: x[start:stop] along `axis`."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def shape(self, *x: Shape) -> Shape:
+        return *x[0][: self.axis], self.stop - self.start, *x[0][self.axis + 1 :]
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return TakeStep(_at(order, self.axis, self.start, self.stop))
+
+
+def _moving_axis(node: Node, default: int) -> int:
+    shape = node.shape(0)
+    axis = node.axis(node.int("axis", default), len(shape))
+    if axis == 0:
+        node.refuse("axis is 0, the batch.", supported="any other axis")
+    return axis
+
+
+def parse_concat(node: Node) -> Op:
+    shapes = [node.shape(i) for i in range(len(node.operands))]
+    axis = _moving_axis(node, 1)
+    if any(len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]
+           for s in shapes):
+        node.invalid(f"inputs of shapes {', '.join(str(list(s)) for s in shapes)} do not join along axis {axis}.")
+    return Concat(axis)
+
+
+def parse_split(node: Node) -> list[Op]:
+    """One `Take` an output; sizes an attribute before opset 13, an input since, or equal shares."""
+    axis = _moving_axis(node, 0)
+    size, count = node.shape(0)[axis], len(node.proto.output)
+    sizes = node.constant_ints(1) if node.has(1) else node.ints("split")
+    if node.int("num_outputs", count) != count:
+        node.invalid(f"num_outputs is not the number of outputs, {count}.")
+    if sizes is None:
+        share = -(-size // count)
+        sizes = tuple(min(share, size - i * share) for i in range(count))
+    if len(sizes) != count or min(sizes) < 1 or sum(sizes) != size:
+        node.invalid(f"sizes {list(sizes)} do not part {size} elements into {count} outputs.")
+    return [Take(axis, a, b) for a, b in pairwise([0, *accumulate(sizes)])]
+
+
+PARSERS = {"Concat": parse_concat, "Split": parse_split}
+
+
+class ConcatStep(Step):
+    how = "copy"
+
+    def __init__(self, parts: tuple[tuple[slice, ...], ...]) -> None:
+        self.parts = parts
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        for part, source in zip(self.parts, x, strict=True):
+            np.copyto(y[part], source)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for part, g in zip(self.parts, gx, strict=True):
+            g.put(gy[part])
+
+
+class TakeStep(Step):
+    how = "copy"
+
+    def __init__(self, part: tuple[slice, ...]) -> None:
+        self.part = part
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        np.copyto(y, x[0][self.part])
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,) = gx
+        if not g.accumulate:
+            g.array.fill(0)
+        g.array[self.part] += gy

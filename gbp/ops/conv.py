@@ -1,0 +1,240 @@
+"""Convolution (ONNX Conv, two spatial axes).
+
+    y[n, o, oh, ow]  = Σ_{c, i, j} x[n, c, oh·sh + i·dh − top, ow·sw + j·dw − left] · w[o, c, i, j] + b[o]
+    gx[n, c, h, w]   = Σ_{o, i, j} gy[n, o, (h + top − i·dh) / sh, (w + left − j·dw) / sw] · w[o, c, i, j]
+                       over the (i, j) that divide and lie inside
+
+with o running over the channels of c's group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import Window
+from ..graph import Shape
+from ..kernels.columns import col2im
+from ..kernels.conv_direct import TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
+from ..kernels.memory import aligned
+from ..kernels.simd import LANES, TILE_CHANNELS
+from ..kernels.taps import POINTWISE, Taps
+from .node import Node
+from .op import CHANNELS_LAST, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .window import read_window
+
+#: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
+_FEW_CHANNELS = LANES // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Op):
+    """w (O, C / group, KH, KW) and b (O,), float64 so that folding loses nothing."""
+
+    w: NDArray[np.float64]
+    b: NDArray[np.float64]
+    window: Window
+    group: int
+
+    @property
+    def parameters(self) -> int:
+        return self.w.size + self.b.size
+
+    def macs(self, y: Shape) -> int:
+        return int(np.prod(y[1:])) * int(np.prod(self.w.shape[1:]))
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0][0], len(self.w), *self.window.output
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        return (CHANNELS_LAST,), CHANNELS_LAST
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        if self.group == x[0][1] == y[1] and self.group > 1:
+            return DepthwiseStep(self)
+        return ConvStep(self)
+
+
+def parse(node: Node) -> Conv:
+    C, H, W = node.shape(0, rank=4)[1:]
+    w = node.constant(1)
+    if w.ndim != 4:
+        node.invalid(f"weights have shape {list(w.shape)}, expected (O, C / group, KH, KW).")
+    O = w.shape[0]
+    group = node.int("group", 1)
+    if group < 1 or w.size == 0 or O % group or C != w.shape[1] * group:
+        node.invalid(f"{C} input channels in {group} groups do not fit weights of shape {list(w.shape)}.")
+    kernel = node.ints("kernel_shape", w.shape[2:])
+    if kernel != w.shape[2:]:
+        node.invalid(f"kernel_shape {kernel} differs from the weights' shape {list(w.shape)}.")
+    b = node.constant(2) if node.has(2) else np.zeros(O, np.float32)
+    if b.shape != (O,):
+        node.invalid(f"bias has shape {list(b.shape)}, expected ({O},).")
+    window = read_window(node, (H, W), kernel)
+    return Conv(w.astype(np.float64), b.astype(np.float64), window, group)
+
+
+PARSERS = {"Conv": parse}
+
+
+def _taps(window: Window) -> Taps:
+    h, w = window.height, window.width
+    return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)
+
+
+def _padded_bias(b: NDArray[Any]) -> Floats:
+    """b up to whole tiles."""
+    padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
+    padded[:] = 0
+    padded[: len(b)] = b
+    return padded
+
+
+def _as_row(x: Floats) -> Floats:
+    """All pixels of a dense (N, H, W, C) in one row, so that tiles are full."""
+    return x.reshape(x.shape[0], 1, -1, x.shape[3]) if x.size else x
+
+
+class ConvStep(Step):
+    """Direct tile kernels.  The reverse of stride 1 is the forward kernel with flipped, transposed weights;
+    other strides, and gradients of few channels, multiply into columns and gather them."""
+
+    fuses_residual = True
+
+    def __init__(self, op: Conv) -> None:
+        self.window, self.group = op.window, op.group
+        # The masks of a group can be addressed only where its channels fill whole bytes.
+        self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
+        self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
+        self.taps = _taps(op.window)
+        w = op.w.astype(np.float32)
+        self.channels = w.shape[1] * op.group
+        self.per_group = w.shape[1], len(w) // op.group
+        self.by_columns = not self.window.is_dense or (w.shape[1] <= _FEW_CHANNELS and self.window.taps > 1)
+        kernel = "×".join(map(str, op.window.kernel))
+        self.how = f"direct {kernel}" + (f" in {op.group} groups" if op.group > 1 else "")
+
+        groups = w.reshape(op.group, -1, *w.shape[1:])
+        self.w = [pack(part) for part in groups]
+        self.b = [_padded_bias(part) for part in op.b.reshape(op.group, -1)]
+        self.w_bwd = [pack(self._reversed(part)) for part in groups]
+        self.no_bias = _padded_bias(np.zeros(self.window.taps * w.shape[1]))
+
+    def _reversed(self, w: Floats) -> Floats:
+        """Weights (O, C, KH, KW) of one group as the reverse pass multiplies gy with them."""
+        if self.by_columns:  # row (i·KW + j)·C + c of the columns
+            return w.transpose(2, 3, 1, 0).reshape(-1, len(w), 1, 1)
+        return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+
+    # How much room the padded planes take: x for the forward, gy for the reverse.
+
+    def _input_plane(self) -> tuple[int, int]:
+        h, w = self.window.height, self.window.width
+        return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
+
+    def _gradient_plane(self) -> tuple[int, int]:
+        h, w = self.window.height, self.window.width
+        return h.size + h.extent - 1, w.size + w.extent - 1
+
+    def _columns_shape(self) -> tuple[int, int, int, int]:
+        return 1, *self.window.output, self.window.taps * self.per_group[0]
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed = threads * TILE_FLOATS
+        if self.by_columns:
+            fixed += int(np.prod(self._columns_shape()))
+        x_plane, g_plane = self._input_plane(), self._gradient_plane()
+        outputs = self.per_group[1] * self.group
+        return fixed, max(x_plane[0] * x_plane[1] * self.channels, g_plane[0] * g_plane[1] * outputs)
+
+    def _channels(self, x: Any, group: int, per_group: int) -> Any:
+        return x[..., group * per_group : (group + 1) * per_group] if x.size and self.group > 1 else x
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        (source,), mask = x, saved.mask
+        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        if self.window.is_pointwise:
+            source, r, y, mask = _as_row(source), _as_row(r), _as_row(y), _as_row(mask)
+        elif self._input_plane() != self.window.size or self.window.height.begin or self.window.width.begin:
+            shape = (len(source), *self._input_plane(), self.channels)
+            padded = rest[: int(np.prod(shape))].reshape(shape)
+            pad(source, padded, self.window.height.begin, self.window.width.begin, saved.threads)
+            source = padded
+        C, O = self.per_group
+        for g in range(self.group):
+            conv_fwd(
+                self._channels(source, g, C), self.w[g], self.b[g], self._channels(r, g, O),
+                self._channels(y, g, O), mask[..., g * O // 8 :], tile, self.taps, clip.lo, clip.hi, saved.threads,
+            )
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        if self.by_columns:
+            self._vjp_columns(gy, gx[0], saved)
+        else:
+            self._vjp_dense(gy, gx[0], saved)
+
+    def _vjp_dense(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        h, w = self.window.height, self.window.width
+        target, mask = gx.array, gx.mask
+        if self.window.is_pointwise:
+            gy, target, mask = _as_row(gy), _as_row(target), _as_row(mask)
+        elif self.window.taps > 1 or self.window.size != self.window.output:
+            shape = (len(gy), *self._gradient_plane(), gy.shape[3])
+            padded = rest[: int(np.prod(shape))].reshape(shape)
+            pad(gy, padded, h.extent - 1 - h.begin, w.extent - 1 - w.begin, saved.threads)
+            gy = padded
+        C, O = self.per_group
+        for g in range(self.group):
+            conv_bwd(
+                self._channels(gy, g, O), self.w_bwd[g], mask[..., g * C // 8 :], gx.gate,
+                self._channels(target, g, C), int(gx.accumulate), tile, self.taps, saved.threads,
+            )
+
+    def _vjp_columns(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        shape = self._columns_shape()
+        columns = rest[: int(np.prod(shape))].reshape(shape)
+        C, O = self.per_group
+        targets = len(gy) // max(1, len(gx.mask))
+        for n in range(len(gy)):
+            mask = gx.mask[n // targets : n // targets + 1]
+            for g in range(self.group):
+                conv_fwd(
+                    _as_row(self._channels(gy[n : n + 1], g, O)), self.w_bwd[g], self.no_bias, NO_TENSOR,
+                    _as_row(columns), gx.mask[:0], tile, POINTWISE, -np.inf, np.inf, saved.threads,
+                )
+                col2im(
+                    columns, mask[..., g * C // 8 :], gx.gate, self._channels(gx.array[n : n + 1], g, C),
+                    int(gx.accumulate), self.taps, self.window.height.begin, self.window.width.begin, saved.threads,
+                )
+
+
+class DepthwiseStep(Step):
+    """One filter a channel: vectors of channels, no reduction over them, taps clipped at the border."""
+
+    gates = True
+    fuses_residual = True
+    fuses_clip = True
+
+    def __init__(self, op: Conv) -> None:
+        self.taps = _taps(op.window)
+        self.begin = op.window.height.begin, op.window.width.begin
+        self.w = np.ascontiguousarray(op.w[:, 0].transpose(1, 2, 0), np.float32).reshape(-1)
+        self.b = op.b.astype(np.float32)
+        self.how = "depthwise " + "×".join(map(str, op.window.kernel))
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        depthwise_fwd(
+            x[0], self.w, self.b, r, y, saved.mask, self.taps, *self.begin, clip.lo, clip.hi, saved.threads
+        )
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        g = gx[0]
+        depthwise_bwd(
+            gy, self.w, g.mask, g.gate, g.array, int(g.accumulate), self.taps, *self.begin, saved.threads
+        )

@@ -1,0 +1,216 @@
+"""Sums and products (ONNX Add, Sum, Mul), of tensors and with constants, under NumPy's broadcasting.
+
+    y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
+    y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.elementwise import add_bwd, add_fwd, mul_bwd, mul_fwd
+from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from .node import Node
+from .op import (
+    NO_MASK, NO_WEIGHTS, UNCLIPPED, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels, row_major,
+)
+from .pointwise import Affine
+
+_RANK = 6  # of the broadcasting kernels
+
+
+class _SameRank(Op):
+    """Tensors of one rank, with every axis equal or 1; all in one memory order."""
+
+    def shape(self, *x: Shape) -> Shape:
+        return tuple(int(n) for n in np.broadcast_shapes(*x))
+
+    def macs(self, y: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Add(_SameRank):
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return AddStep() if all(shape == y for shape in x) else BroadcastAddStep()
+
+
+@dataclass(frozen=True)
+class Mul(_SameRank):
+    def macs(self, y: Shape) -> int:
+        return int(np.prod(y[1:]))
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return MulStep()
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Op):
+    """y = a·x + b with constants of any shape that broadcasts, of x's rank, their first axis 1."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+    @property
+    def parameters(self) -> int:
+        return self.a.size + self.b.size
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def macs(self, y: Shape) -> int:
+        return int(np.prod(y[1:]))
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        return (row_major(len(x[0])),), row_major(len(x[0]))
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ScaleStep(self)
+
+
+def _with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> Op:
+    """c·x with `a_power`, else x + c; as `Affine` where c varies along one axis at most."""
+    c = c.astype(np.float64)
+    if c.ndim > len(shape):
+        if any(n != 1 for n in c.shape[: c.ndim - len(shape)]):
+            node.refuse(f"a constant of shape {list(c.shape)} would give x of shape {list(shape)} more axes.")
+        c = c.reshape(c.shape[c.ndim - len(shape) :])
+    c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+    if any(n not in (1, m) for n, m in zip(c.shape, shape, strict=True)):
+        node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
+    if c.shape[0] != 1:
+        node.refuse(f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis")
+    axes = [axis for axis, n in enumerate(c.shape) if n > 1]
+    if len(axes) > 1:
+        return Scale(c, np.zeros_like(c)) if a_power else Scale(np.ones_like(c), c)
+    axis = axes[0] if axes else min(1, len(shape) - 1)
+    if axis == 0:
+        node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
+    values = np.broadcast_to(c.reshape(-1), (shape[axis],)).copy()
+    return Affine(values, np.zeros_like(values), axis) if a_power else Affine(np.ones_like(values), values, axis)
+
+
+def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
+    indices = range(len(node.operands))
+    computed = [node.shape(i) for i in indices if not node.is_constant(i)]
+    constants = [node.constant(i) for i in indices if node.is_constant(i)]
+    node.ignore("consumed_inputs")
+    shape = computed[0]
+    if any(len(other) != len(shape) for other in computed):
+        node.refuse(f"inputs of shapes {', '.join(str(list(s)) for s in computed)}.", supported="one rank")
+    try:
+        shape = tuple(int(n) for n in np.broadcast_shapes(*computed))
+    except ValueError:
+        node.invalid(f"inputs of shapes {', '.join(str(list(s)) for s in computed)} do not broadcast.")
+    if len({other[0] for other in computed}) > 1:
+        node.refuse("inputs differ in their batch axis.")
+    if len(shape) > _RANK and len(computed) > 1:
+        node.refuse(f"inputs have {len(shape)} axes.", supported=f"up to {_RANK}")
+    ops: list[Op] = [op] if len(computed) > 1 else []
+    if constants:
+        combined = reduce(np.multiply if multiplies else np.add, constants)
+        ops.append(_with_constant(node, shape, combined, multiplies))
+    return tuple(ops)
+
+
+def parse_add(node: Node) -> tuple[Op, ...]:
+    from .shape import Reshape
+
+    return _parse(node, Add(), multiplies=False) or (Reshape(node.shape(0)),)  # Sum of one tensor
+
+
+def parse_mul(node: Node) -> tuple[Op, ...]:
+    return _parse(node, Mul(), multiplies=True)
+
+
+PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul}
+
+
+class AddStep(Step):
+    """Tensors of one shape."""
+
+    how = "sum"
+    gates = True
+    fuses_clip = True
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        total = x[0]
+        for i, other in enumerate(x[1:], start=2):
+            end, mask = (clip, saved.mask) if i == len(x) else (UNCLIPPED, NO_MASK)
+            pointwise_fwd(
+                pixels(total), NO_WEIGHTS, NO_WEIGHTS, pixels(other), pixels(y), mask, end.lo, end.hi, saved.threads
+            )
+            total = y
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for g in gx:
+            pointwise_bwd(
+                pixels(gy), NO_WEIGHTS, g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.threads
+            )
+
+
+def _six(x: Floats, like: Floats) -> Floats:
+    """x repeated to the shape of `like` by strides, with six axes."""
+    target = like.shape
+    view = np.broadcast_to(x, (len(x), *target[1:]))
+    return view.reshape(view.shape) if view.ndim == _RANK else view[(slice(None), *(None,) * (_RANK - view.ndim))]
+
+
+def _repeated(gx: Floats, like: Floats) -> Floats:
+    """A writable view of gx repeated to the shape of `like`: adding to it sums over the repeats."""
+    strides = tuple(s if n == m else 0 for s, n, m in zip(gx.strides, gx.shape, like.shape, strict=True))
+    view = np.lib.stride_tricks.as_strided(gx, like.shape, strides)
+    return view[(slice(None), *(None,) * (_RANK - view.ndim))]
+
+
+class BroadcastAddStep(Step):
+    how = "broadcast sum"
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        total = x[0]
+        for other in x[1:]:
+            add_fwd(_six(total, y), _six(other, y), _six(y, y), saved.threads)
+            total = y
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for g in gx:
+            if not g.accumulate:
+                g.array.fill(0)
+            add_bwd(_six(gy, gy), _repeated(g.array, gy), saved.threads)
+
+
+class MulStep(Step):
+    how = "product"
+    saves_x = True
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        total = x[0]
+        for other in x[1:]:
+            mul_fwd(_six(total, y), _six(other, y), _six(y, y), saved.threads)
+            total = y
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for g, other in zip(gx, reversed(saved.x), strict=True):
+            if not g.accumulate:
+                g.array.fill(0)
+            mul_bwd(_six(gy, gy), _six(other, gy), _repeated(g.array, gy), saved.threads)
+
+
+class ScaleStep(Step):
+    how = "scale"
+
+    def __init__(self, op: Scale) -> None:
+        self.a, self.b = op.a.astype(np.float32), op.b.astype(np.float32)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        np.multiply(x[0], self.a, out=y)
+        np.add(y, self.b, out=y)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy * self.a)

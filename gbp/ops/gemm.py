@@ -1,0 +1,101 @@
+"""Dense layers (ONNX Gemm, MatMul with constant weights).
+
+    y[n, m]  = Σ_k x[n, k] · w[m, k] + b[m]        Gemm: w = alpha · Bᵀ, b = beta · C
+    gx[n, k] = Σ_m gy[n, m] · w[m, k]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.gemm import gemm_bwd, gemm_fwd
+from ..kernels.memory import aligned
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Op):
+    """w (M, K) float32, the large one, as it lies in the file where it can; b (M,) float64."""
+
+    w: NDArray[np.float32]
+    b: NDArray[np.float64]
+
+    @property
+    def parameters(self) -> int:
+        return self.w.size + self.b.size
+
+    def macs(self, y: Shape) -> int:
+        return self.w.size
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0][0], len(self.w)
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return DenseStep(self)
+
+
+def _weights(node: Node, transposed: bool) -> NDArray[np.float32]:
+    """Constant operand 1 as (M, K)."""
+    K = node.shape(0, rank=2)[1]
+    w = node.constant(1)
+    if w.ndim != 2:
+        node.refuse(f"weights have shape {list(w.shape)}.", supported="a matrix")
+    w = w if transposed else np.ascontiguousarray(w.T)
+    if w.shape[1] != K or w.size == 0:
+        node.invalid(f"weights of shape {list(node.constant(1).shape)} do not fit {K} inputs.")
+    return w
+
+
+def parse_gemm(node: Node) -> Op:
+    if node.int("transA", 0):
+        node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
+    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
+    w = _weights(node, transposed=bool(node.int("transB", 0)))
+    w = w if alpha == 1 else (w * alpha).astype(np.float32)
+    b = np.zeros(len(w))
+    if node.has(2):
+        c = node.constant(2).astype(np.float64)
+        if c.size not in (1, len(w)) or (c.ndim and c.shape[-1] != c.size):
+            node.refuse(f"C has shape {list(c.shape)}.", supported=f"one value, or one for each of {len(w)} outputs")
+        b = b + beta * c.reshape(-1)
+    return Dense(w, b)
+
+
+def parse_matmul(node: Node) -> Op:
+    w = _weights(node, transposed=False)
+    return Dense(w, np.zeros(len(w)))
+
+
+PARSERS = {"Gemm": parse_gemm, "MatMul": parse_matmul}
+
+
+class DenseStep(Step):
+    """Reads the weights once for all samples in hand; the time is that of reading them."""
+
+    how = "dense"
+    gates = True
+    fuses_residual = True
+    fuses_clip = True
+
+    def __init__(self, op: Dense) -> None:
+        w = np.ascontiguousarray(op.w)
+        if w.ctypes.data % 64:
+            copy = aligned(w.shape)
+            np.copyto(copy, w)
+            w = copy
+        self.w, self.b = w.reshape(-1), op.b.astype(np.float32)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        residual = pixels(r) if r.size else r
+        gemm_fwd(
+            pixels(x[0]), self.w, self.b, residual, pixels(y), saved.mask, clip.lo, clip.hi, saved.threads
+        )
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        g = gx[0]
+        gemm_bwd(pixels(gy), self.w, g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.threads)

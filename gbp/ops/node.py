@@ -1,0 +1,132 @@
+"""`Node`: one ONNX node as an op's `parse` sees it, with its operands resolved to shapes and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..errors import ModelError, UnsupportedError
+from ..graph import Shape
+
+Constant = NDArray[Any]
+
+_TYPES = {
+    onnx.AttributeProto.INT: "int",
+    onnx.AttributeProto.FLOAT: "float",
+    onnx.AttributeProto.STRING: "string",
+    onnx.AttributeProto.INTS: "ints",
+    onnx.AttributeProto.FLOATS: "floats",
+}
+
+
+@dataclass
+class Node:
+    """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out."""
+
+    proto: onnx.NodeProto
+    opset: int
+    operands: list[Shape | Constant | None]
+    _read: set[str] = field(default_factory=set)
+
+    @property
+    def op(self) -> str:
+        return str(self.proto.op_type)
+
+    @property
+    def name(self) -> str:
+        return str(self.proto.name or next(filter(None, self.proto.output), "") or self.proto.op_type)
+
+    def refuse(self, found: str, *, supported: str | None = None, hint: str | None = None) -> NoReturn:
+        """The node is valid, gbp does not do it."""
+        raise UnsupportedError(found, node=self.name, op=self.op, supported=supported, hint=hint)
+
+    def invalid(self, found: str) -> NoReturn:
+        """The node contradicts the ONNX specification or the shapes that reach it."""
+        raise ModelError(found, node=self.name, op=self.op)
+
+    # Attributes.  Each is read through one of these, so that one which nobody reads is refused by name.
+
+    def _attribute(self, name: str, kind: str) -> Any:
+        self._read.add(name)
+        for attribute in self.proto.attribute:
+            if attribute.name == name:
+                if _TYPES.get(attribute.type) != kind:
+                    self.invalid(f"attribute {name!r} must be of type {kind}.")
+                return onnx.helper.get_attribute_value(attribute)
+        return None
+
+    def int(self, name: str, default: int) -> int:
+        value = self._attribute(name, "int")
+        return default if value is None else int(value)
+
+    def float(self, name: str, default: float) -> float:
+        value = self._attribute(name, "float")
+        if value is not None and not np.isfinite(value):
+            self.invalid(f"attribute {name!r} is {value}.")
+        return default if value is None else float(value)
+
+    def string(self, name: str, default: str) -> str:
+        value = self._attribute(name, "string")
+        return default if value is None else value.decode(errors="replace")
+
+    def ints(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...] | None:
+        value = self._attribute(name, "ints")
+        value = default if value is None else value
+        return None if value is None else tuple(int(v) for v in value)
+
+    def ignore(self, *names: str) -> None:
+        """Attributes that say nothing about inference."""
+        self._read.update(names)
+
+    def check_all_attributes_read(self) -> None:
+        for attribute in self.proto.attribute:
+            if attribute.name not in self._read:
+                self.refuse(f"attribute {attribute.name!r} is not known at opset {self.opset}.")
+
+    # Operands.
+
+    def has(self, index: int) -> bool:
+        return index < len(self.operands) and self.operands[index] is not None
+
+    def is_constant(self, index: int) -> bool:
+        return self.has(index) and isinstance(self.operands[index], np.ndarray)
+
+    def shape(self, index: int = 0, rank: int | None = None) -> Shape:
+        """The shape of computed operand `index`, of `rank` axes where given."""
+        operand = self.operands[index] if self.has(index) else None
+        if operand is None:
+            self.invalid(f"input {index} is missing.")
+        if isinstance(operand, np.ndarray):
+            self.refuse(f"input {index} is a constant.", supported="a computed tensor there")
+        if rank is not None and len(operand) != rank:
+            self.refuse(f"input {index} has shape {list(operand)}.", supported=f"{rank} axes")
+        return operand
+
+    def constant(self, index: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:
+        """Constant operand `index` as an array of `dtype`."""
+        operand = self.operands[index] if self.has(index) else None
+        if operand is None:
+            self.invalid(f"input {index} is missing.")
+        if not isinstance(operand, np.ndarray):
+            self.refuse(f"input {index} is computed from the image.", supported="a constant there")
+        if np.dtype(dtype).kind != operand.dtype.kind:
+            self.invalid(f"input {index} has element type {operand.dtype}, expected {np.dtype(dtype)}.")
+        return np.ascontiguousarray(operand, dtype=dtype)
+
+    def constant_ints(self, index: int) -> tuple[int, ...]:
+        """Constant operand `index` as integers."""
+        values = self.constant(index, np.int64)
+        if values.ndim > 1:
+            self.invalid(f"input {index} has shape {list(values.shape)}, expected a list of integers.")
+        return tuple(int(v) for v in values.reshape(-1))
+
+    def axis(self, axis: int, rank: int) -> int:
+        """`axis` counted from the front."""
+        if not -rank <= axis < rank:
+            self.invalid(f"axis {axis} is outside a tensor of {rank} axes.")
+        return axis % rank

@@ -1,0 +1,71 @@
+"""Local response normalisation across channels (ONNX LRN; Krizhevsky et al. 2012, section 3.3).
+
+    s_c  = bias + alpha / size · Σ_{d near c} x_d²          d from c − ⌊(size−1)/2⌋ to c + ⌈(size−1)/2⌉
+    y_c  = x_c · s_c^−beta
+    gx_c = gy_c · s_c^−beta − 2·alpha·beta / size · x_c · Σ_{d whose window holds c} gy_d · x_d · s_d^−(beta+1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..graph import Shape
+from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels
+
+
+@dataclass(frozen=True)
+class LRN(Op):
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return LRNStep(self, x[0][1])
+
+
+def parse(node: Node) -> Op:
+    if len(node.shape(0)) < 3:
+        node.refuse(f"the input has shape {list(node.shape(0))}.", supported="(N, C, …)")
+    size = node.int("size", 0)
+    if size < 1:
+        node.invalid(f"size is {size}, expected at least 1.")
+    alpha, beta, bias = node.float("alpha", 1e-4), node.float("beta", 0.75), node.float("bias", 1.0)
+    if bias <= 0 or alpha < 0:
+        node.refuse(f"bias {bias}, alpha {alpha}.", supported="bias > 0 and alpha ≥ 0, so that no root is of 0")
+    return LRN(size, alpha, beta, bias)
+
+
+PARSERS = {"LRN": parse}
+
+
+class LRNStep(Step):
+    how = "across channels"
+    gates = True
+    saves_x = True
+
+    def __init__(self, op: LRN, channels: int) -> None:
+        self.constants = op.size, op.alpha, op.beta, op.bias
+        self.channels = channels
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * lrn_scratch_floats(self.channels, self.constants[0]), 0
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        lrn_fwd(pixels(x[0]), pixels(y), saved.scratch, *self.constants, saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        g = gx[0]
+        lrn_bwd(
+            pixels(gy), pixels(saved.x[0]), g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.scratch,
+            *self.constants, saved.threads,
+        )

@@ -1,0 +1,146 @@
+"""What every op has in common.
+
+An op is one file: its equations on top, then `parse` (ONNX node → meaning), `shape`, and the lowered step
+with `forward` and `vjp` side by side.  `Op` is the meaning; `Step` is the same with sizes fixed and weights
+packed, made by `Op.lower` once the plan knows the memory order of the tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.rectifier import OPEN, Gate
+
+Floats = NDArray[np.float32]
+
+#: The memory order of a tensor's axes after the batch, outermost first: (1, 2, 3) is as in the file,
+#: CHANNELS_LAST is N, H, W, C.
+Order = tuple[int, ...]
+CHANNELS_LAST: Order = (2, 3, 1)
+
+NO_TENSOR: Floats = np.empty((0, 0, 0, 0), np.float32)
+NO_MASK: NDArray[np.uint8] = np.empty((0, 0, 0, 0), np.uint8)
+NO_WEIGHTS: Floats = np.empty(0, np.float32)
+
+
+def row_major(rank: int) -> Order:
+    return tuple(range(1, rank))
+
+
+def innermost(axis: int, rank: int) -> Order:
+    """The order as in the file, but with `axis` innermost."""
+    return (*(a for a in row_major(rank) if a != axis), axis)
+
+
+def pixels(x: NDArray[Any]) -> NDArray[Any]:
+    """A physical tensor as kernels take it: (N, H, W, C), the last axis the innermost in memory."""
+    if x.ndim == 4:
+        return x
+    return x.reshape(x.shape[0], 1, -1 if x.size else 1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """How a fused step ends: y = min(max(·, lo), hi).
+
+    A rectifier obeys the rule; a Clip between other bounds has its true derivative under every rule.
+    """
+
+    lo: float = -np.inf
+    hi: float = np.inf
+    is_rectifier: bool = False
+
+
+UNCLIPPED = Clipped()
+
+
+@dataclass
+class Saved:
+    """What the tape keeps of one step from the forward run for its vjp, and the scratch of this run."""
+
+    threads: int
+    scratch: Floats
+    mask: NDArray[np.uint8] = field(default_factory=lambda: NO_MASK)
+    switches: NDArray[Any] = field(default_factory=lambda: NO_MASK)
+    x: tuple[Floats, ...] = ()
+    y: Floats = field(default_factory=lambda: NO_TENSOR)
+
+
+@dataclass
+class Gradient:
+    """Where a vjp puts the gradient of one input: written, or added with `accumulate`; then, where that
+    completes the gradient of a rectifier's output, kept only as far as the gate lets it pass."""
+
+    array: Floats
+    accumulate: bool
+    mask: NDArray[np.uint8] = field(default_factory=lambda: NO_MASK)
+    gate: Gate = OPEN
+
+    def put(self, g: NDArray[Any]) -> None:
+        """For steps that move bytes only."""
+        if self.accumulate:
+            np.add(self.array, g, out=self.array)
+        else:
+            np.copyto(self.array, g)
+
+
+class Step:
+    """One op, lowered.  Arrays are physical: batch first, then the axes in memory order, C-contiguous."""
+
+    #: How it is computed, for `gbp inspect`.
+    how: str = ""
+    #: `vjp` obeys `Gradient.gate` itself; for others the plan gates in a pass of its own.
+    gates: bool = False
+    #: `forward` adds the residual r and clips, writing the mask, in the same pass.
+    fuses_residual: bool = False
+    fuses_clip: bool = False
+    #: What `vjp` reads again.
+    saves_x: ClassVar[bool] = False
+    saves_y: ClassVar[bool] = False
+    #: Element type of the switches, one for each output, where there are any.
+    switches: type[np.generic] | None = None
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        """Floats of scratch that a call needs: (fixed, for each sample)."""
+        return 0, 0
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        """Write y.  r (the residual) is NO_TENSOR unless the step fuses it."""
+        raise NotImplementedError
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        """Put the gradient of every input, given gy behind the rectifier's gate."""
+        raise NotImplementedError
+
+
+class Op:
+    """What a layer means.  Frozen; holds its weights."""
+
+    @property
+    def parameters(self) -> int:
+        return 0
+
+    def macs(self, y: Shape) -> int:
+        """Multiply-adds a sample, for an output of shape y."""
+        return 0
+
+    def shape(self, *x: Shape) -> Shape:
+        """The output's shape."""
+        raise NotImplementedError
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        """The memory orders that the step wants of its inputs, and that of its output.
+
+        By default all tensors lie as the first one happens to.
+        """
+        return tuple(given[0] for _ in given), given[0]
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step | None:
+        """The step for inputs of shapes x that lie in memory `order`; None where no byte moves and the output is
+        a view of the input."""
+        raise NotImplementedError

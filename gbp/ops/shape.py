@@ -1,0 +1,263 @@
+"""Ops that move no arithmetic: the same values under another shape, order or frame.
+
+    Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout     y = x, row-major     gx = gy
+    Transpose                                                   y[p(i)] = x[i]       gx[i] = gy[p(i)]
+    Pad (constant)                                              y = x inside, value outside; gx = gy inside
+
+The first two are views wherever the memory order allows; `orders` asks for the order that allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graph import Shape
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+
+
+def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
+    """Part the axes after the batch into the finest pairs (axes of x, axes of y) with equal products."""
+    i = j = 1
+    while i < len(x) or j < len(y):
+        left, right, left_size, right_size = [], [], 1, 1
+        while True:
+            if i < len(x) and (left_size <= right_size or j >= len(y)):
+                left_size *= x[i]
+                left.append(i)
+                i += 1
+            elif j < len(y):
+                right_size *= y[j]
+                right.append(j)
+                j += 1
+            if left_size == right_size and left and right:
+                break
+            if i >= len(x) and j >= len(y):
+                break
+        yield left, right
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    to: Shape
+
+    def shape(self, *x: Shape) -> Shape:
+        return self.to
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        """Each block of axes that merges or parts has to lie together, in the file's order, wherever it lies."""
+        blocks = list(_blocks(x[0], self.to))
+        if any(not left or not right for left, right in blocks):  # trailing axes of 1 on one side
+            return (tuple(range(1, len(x[0]))),), tuple(range(1, len(self.to)))
+        wanted: list[int] = []
+        result: list[int] = []
+        for axis in given[0]:
+            left, right = next(block for block in blocks if axis in block[0])
+            if left[0] not in wanted:
+                wanted += left
+                result += right
+        return (tuple(wanted),), tuple(result)
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    perm: tuple[int, ...]
+
+    def shape(self, *x: Shape) -> Shape:
+        return tuple(x[0][axis] for axis in self.perm)
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        return given, tuple(self.perm.index(axis) for axis in given[0])
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Pad(Op):
+    """`begin` and `end` by logical axis; none on the batch."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    value: float
+
+    def shape(self, *x: Shape) -> Shape:
+        return tuple(n + a + b for n, a, b in zip(x[0], self.begin, self.end, strict=True))
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        inside = [slice(self.begin[axis], self.begin[axis] + x[0][axis]) for axis in order]
+        return PadStep((slice(None), *inside), self.value)
+
+
+def parse_reshape(node: Node) -> Op:
+    shape = node.shape(0)
+    if not node.has(1):
+        node.refuse("the target shape is an attribute.", supported="an input, as since opset 5")
+    target = list(node.constant_ints(1))
+    if not node.int("allowzero", 0):
+        if len(target) > len(shape) and 0 in target[len(shape) :]:
+            node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
+        target = [shape[i] if n == 0 else n for i, n in enumerate(target)]
+    size = int(np.prod(shape))
+    if target.count(-1) > 1 or min(target, default=1) < -1:
+        node.invalid(f"target {target} has no meaning.")
+    if -1 in target:
+        known = -int(np.prod(target))
+        target[target.index(-1)] = size // known if known else 0
+    if int(np.prod(target)) != size:
+        node.invalid(f"{list(shape)} cannot become {target}.")
+    return _reshape(node, tuple(target))
+
+
+def _reshape(node: Node, target: Shape) -> Op:
+    batch = node.shape(0)[0]
+    if not target or target[0] != batch:
+        node.refuse(
+            f"shape {list(node.shape(0))} becomes {list(target)}, which does not keep the batch axis of {batch}.",
+            supported="reshaping within a sample",
+        )
+    return Reshape(target)
+
+
+def parse_flatten(node: Node) -> Op:
+    shape = node.shape(0)
+    axis = node.int("axis", 1)
+    if not -len(shape) <= axis <= len(shape):
+        node.invalid(f"axis {axis} is outside a tensor of {len(shape)} axes.")
+    axis = axis + len(shape) if axis < 0 else axis
+    return _reshape(node, (int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))))
+
+
+def _axes(node: Node, rank: int) -> tuple[int, ...] | None:
+    """`axes`: an attribute before opset 13, an input since."""
+    axes = node.constant_ints(1) if node.has(1) else node.ints("axes")
+    if axes is None:
+        return None
+    counted = tuple(node.axis(a, rank) for a in axes)
+    if len(set(counted)) != len(counted):
+        node.invalid(f"axes {list(axes)} repeat.")
+    return counted
+
+
+def parse_squeeze(node: Node) -> Op:
+    shape = node.shape(0)
+    axes = _axes(node, len(shape))
+    if axes is None:
+        axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    if any(shape[a] != 1 for a in axes):
+        node.invalid(f"axes {list(axes)} of {list(shape)} are not all 1.")
+    return _reshape(node, tuple(n for i, n in enumerate(shape) if i not in axes))
+
+
+def parse_unsqueeze(node: Node) -> Op:
+    shape = node.shape(0)
+    count = len(node.constant_ints(1)) if node.has(1) else len(node.ints("axes") or ())
+    axes = _axes(node, len(shape) + count)
+    if axes is None:
+        node.invalid("axes are missing.")
+    rest = iter(shape)
+    return _reshape(node, tuple(1 if i in axes else next(rest) for i in range(len(shape) + count)))
+
+
+def parse_identity(node: Node) -> Op:
+    return Reshape(node.shape(0))
+
+
+def parse_dropout(node: Node) -> Op:
+    node.ignore("ratio", "seed")
+    if node.has(2) and bool(node.constant(2, np.bool_).any()):
+        node.refuse("training_mode is true.", supported="inference", hint="Export the model in evaluation mode.")
+    return Reshape(node.shape(0))
+
+
+def parse_transpose(node: Node) -> Op:
+    shape = node.shape(0)
+    perm = node.ints("perm", tuple(reversed(range(len(shape)))))
+    if perm is None or sorted(perm) != list(range(len(shape))):
+        node.invalid(f"perm {perm} does not order {len(shape)} axes.")
+    if perm[0] != 0:
+        node.refuse(f"perm {list(perm)} moves the batch axis.", supported="perm[0] = 0")
+    return Transpose(perm)
+
+
+def parse_pad(node: Node) -> Op:
+    shape = node.shape(0)
+    mode = node.string("mode", "constant")
+    if mode != "constant":
+        node.refuse(f"mode is {mode!r}.", supported="constant")
+    if node.opset < 11:
+        pads, value = node.ints("pads"), node.float("value", 0.0)
+    else:
+        pads = node.constant_ints(1)
+        value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
+    axes = tuple(node.axis(a, len(shape)) for a in node.constant_ints(3)) if node.has(3) else range(len(shape))
+    if pads is None or len(pads) != 2 * len(axes):
+        node.invalid(f"pads {pads} do not give two values for each of {len(axes)} axes.")
+    if min(pads, default=0) < 0:
+        node.refuse(f"pads {list(pads)} crop.", supported="pads of at least 0")
+    begin, end = [0] * len(shape), [0] * len(shape)
+    for i, axis in enumerate(axes):
+        begin[axis], end[axis] = pads[i], pads[i + len(axes)]
+    if begin[0] or end[0]:
+        node.refuse(f"pads {list(pads)} add to the batch.", supported="other axes")
+    return Pad(tuple(begin), tuple(end), value)
+
+
+PARSERS = {
+    "Reshape": parse_reshape,
+    "Flatten": parse_flatten,
+    "Squeeze": parse_squeeze,
+    "Unsqueeze": parse_unsqueeze,
+    "Identity": parse_identity,
+    "Dropout": parse_dropout,
+    "Transpose": parse_transpose,
+    "Pad": parse_pad,
+}
+
+
+class CopyStep(Step):
+    """The same tensor in another memory order; the plan puts it where an op wants one."""
+
+    how = "reorder"
+
+    def __init__(self, given: Order, wanted: Order) -> None:
+        self.axes = (0, *(1 + given.index(axis) for axis in wanted))
+        self.back = tuple(int(i) for i in np.argsort(self.axes))
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        np.copyto(y, x[0].transpose(self.axes))
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy.transpose(self.back))
+
+
+class ViewStep(Step):
+    """A view whose source has other readers too: in the reverse pass its gradient is one of several."""
+
+    how = "view"
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        """y is x's memory."""
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy.reshape(gx[0].array.shape))
+
+
+class PadStep(Step):
+    how = "pad"
+
+    def __init__(self, inside: tuple[slice, ...], value: float) -> None:
+        self.inside, self.value = inside, value
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        y.fill(self.value)
+        y[self.inside] = x[0]
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy[self.inside])

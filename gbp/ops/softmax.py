@@ -1,0 +1,73 @@
+"""Softmax and its logarithm (ONNX Softmax, LogSoftmax).
+
+    Softmax       y_i = exp(x_i) / Σ_j exp(x_j)         gx_i = y_i · (gy_i − Σ_j gy_j · y_j)
+    LogSoftmax    y_i = x_i − log Σ_j exp(x_j)          gx_i = gy_i − exp(y_i) · Σ_j gy_j
+
+Before opset 13 the sums run over all axes from `axis` on; since then over `axis` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graph import Shape
+from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, row_major
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """Over axes [axis, end)."""
+
+    axis: int
+    end: int
+    logarithm: bool
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        rank = len(x[0])
+        order = row_major(rank) if self.end - self.axis > 1 else innermost(self.axis, rank)
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return SoftmaxStep(int(np.prod(y[self.axis : self.end])), self.logarithm)
+
+
+def _parse(node: Node, logarithm: bool) -> Op:
+    rank = len(node.shape(0))
+    axis = node.axis(node.int("axis", -1 if node.opset >= 13 else 1), rank)
+    if axis == 0:
+        node.refuse("the sum runs over the batch.", supported="any other axis")
+    return Softmax(axis, axis + 1 if node.opset >= 13 else rank, logarithm)
+
+
+PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda node: _parse(node, True)}
+
+
+class SoftmaxStep(Step):
+    how = "stable"
+    gates = True
+    saves_y = True
+
+    def __init__(self, size: int, logarithm: bool) -> None:
+        self.size = size
+        self.fwd = logsoftmax_fwd if logarithm else softmax_fwd
+        self.bwd = logsoftmax_bwd if logarithm else softmax_bwd
+
+    def _rows(self, x: Floats) -> Floats:
+        return x.reshape(len(x), 1, -1, self.size)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        self.fwd(self._rows(x[0]), self._rows(y), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        g = gx[0]
+        self.bwd(
+            self._rows(gy), self._rows(saved.y), g.mask, g.gate, self._rows(g.array), int(g.accumulate),
+            saved.threads,
+        )

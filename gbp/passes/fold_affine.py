@@ -1,0 +1,79 @@
+"""Fold scale and shift (BatchNormalization, a bias added apart) into the Conv or dense layer beside it.
+
+    after    a·(w∗x + b) + c   = (a·w)∗x + (a·b + c)          always
+    before   w∗(a·x + c) + b   = (w·a)∗x + (b + Σ w·c)        where no window sees padding, or c = 0: padding is 0
+                                                              after the shift, not before it
+    twice    a₂·(a₁·x + c₁) + c₂
+
+All are linear, so every rule sees the same rectifiers with the same inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..graph import Graph, Layer
+from ..ops.conv import Conv
+from ..ops.gemm import Dense
+from ..ops.pointwise import Affine
+
+
+def _after(op: object, affine: Affine) -> Conv | Dense | Affine | None:
+    """`affine` ∘ `op` as one op."""
+    if isinstance(op, Conv) and affine.axis == 1:
+        return replace(op, w=op.w * affine.a[:, None, None, None], b=affine.a * op.b + affine.b)
+    if isinstance(op, Dense) and affine.axis == 1:
+        w = (op.w * affine.a[:, None]).astype(np.float32)
+        return replace(op, w=op.w if np.all(affine.a == 1) else w, b=affine.a * op.b + affine.b)
+    if isinstance(op, Affine) and affine.axis == op.axis:
+        return Affine(affine.a * op.a, affine.a * op.b + affine.b, op.axis)
+    return None
+
+
+def _before(affine: Affine, op: object) -> Conv | Dense | None:
+    """`op` ∘ `affine` as one op."""
+    if affine.axis != 1:
+        return None
+    if isinstance(op, Conv):
+        sides = (op.window.height, op.window.width)
+        padded = any(s.begin or s.end for s in sides)
+        if padded and np.any(affine.b != 0):
+            return None
+        # Input channel c of group g is row g·C/group + c of a.
+        a, b = (v.reshape(op.group, 1, -1, 1, 1) for v in (affine.a, affine.b))
+        w = op.w.reshape(op.group, -1, *op.w.shape[1:])
+        return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + (w * b).sum(axis=(2, 3, 4)).reshape(-1))
+    if isinstance(op, Dense):
+        return replace(op, w=(op.w * affine.a).astype(np.float32), b=op.b + op.w.astype(np.float64) @ affine.b)
+    return None
+
+
+def fold_affine(graph: Graph) -> Graph:
+    """The same graph with every `Affine` folded that can be, repeated until none can."""
+    layers = list(graph.layers)
+    while (folded := _fold_one(graph, layers)) is not None:
+        layers = folded
+    return graph.with_layers(layers)
+
+
+def _fold_one(graph: Graph, layers: list[Layer]) -> list[Layer] | None:
+    readers: dict[str, int] = {graph.output: 1}
+    producer = {layer.output: i for i, layer in enumerate(layers)}
+    for layer in layers:
+        for name in layer.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    for i, second in enumerate(layers):
+        at = producer.get(second.inputs[0])
+        if at is None or len(second.inputs) != 1 or readers[second.inputs[0]] != 1:
+            continue
+        first = layers[at]
+        op = _after(first.op, second.op) if isinstance(second.op, Affine) else None
+        name = first.name
+        if op is None and isinstance(first.op, Affine):
+            op, name = _before(first.op, second.op), second.name
+        if op is not None:
+            merged = Layer(name, op, first.inputs, second.output)
+            return [merged if j == i else layer for j, layer in enumerate(layers) if j != at]
+    return None

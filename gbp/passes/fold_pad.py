@@ -1,0 +1,46 @@
+"""Fold a Pad of zeros into the Conv behind it, which pads for free."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..geometry import Axis
+from ..graph import Graph, Layer
+from ..ops.conv import Conv
+from ..ops.shape import Pad
+
+
+def _widen(axis: Axis, begin: int, end: int) -> Axis:
+    return replace(axis, size=axis.size - begin - end, begin=axis.begin + begin, end=axis.end + end)
+
+
+def _folded(pad: Pad, conv: Conv) -> Conv | None:
+    if pad.value != 0 or pad.begin[1] or pad.end[1]:
+        return None
+    window = conv.window
+    return replace(
+        conv,
+        window=replace(
+            window,
+            height=_widen(window.height, pad.begin[2], pad.end[2]),
+            width=_widen(window.width, pad.begin[3], pad.end[3]),
+        ),
+    )
+
+
+def fold_pad(graph: Graph) -> Graph:
+    """The same graph with zero pads in the windows of the convolutions that are their only readers."""
+    consumers = graph.consumers()
+    pads = {layer.output: layer for layer in graph.layers if isinstance(layer.op, Pad)}
+    layers = []
+    gone = set()
+    for layer in graph.layers:
+        pad = pads.get(layer.inputs[0])
+        if pad and isinstance(pad.op, Pad) and isinstance(layer.op, Conv) and pad.output != graph.output:
+            conv = _folded(pad.op, layer.op) if len(consumers[pad.output]) == 1 else None
+            if conv is not None:
+                gone.add(pad.output)
+                layers.append(Layer(layer.name, conv, pad.inputs, layer.output))
+                continue
+        layers.append(layer)
+    return graph.with_layers(layer for layer in layers if layer.output not in gone)

@@ -1,0 +1,216 @@
+"""`Plan`: everything that can be decided before the first image, decided once and never changed.
+
+Which step runs on which tensors, where each tensor lies in an arena, in what order gradients are written
+and added, and which write completes a rectifier's gradient and so applies its gate.  Sizes are for one
+sample; a run on N samples takes N times as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import UnsupportedError
+from .fusion import fuse
+from .graph import Graph, Shape
+from .layout import Call, Physical, lay_out
+from .ops.op import Order
+from .ops.shape import ViewStep
+from .passes import simplify
+
+#: Floats that a tensor's place is rounded up to: one cache line.
+_LINE = 16
+#: A plan that needs more for a single sample is refused: bytes.
+MOST_BYTES_A_SAMPLE = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Write:
+    """One step's contribution to the gradient of `tensor`.
+
+    `accumulate`: an earlier one is there already.  `gated_by`: the call whose rectifier made `tensor`, where
+    this contribution is the last and the step can apply that gate itself.
+    """
+
+    tensor: str
+    accumulate: bool
+    gated_by: int | None
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """The reverse of call `call`: first its own gate, if no writer could apply it; then the contributions."""
+
+    call: int
+    gates_first: bool
+    residual: Write | None
+    inputs: tuple[Write, ...]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Places for tensors that live at different times: offsets and size in floats, for one sample."""
+
+    offsets: dict[str, int]
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to compute and reverse a `Graph`, for any number of samples."""
+
+    calls: tuple[Call, ...]
+    reverses: tuple[Reverse, ...]
+    tensors: dict[str, Physical]
+    input: Physical
+    output: Physical
+    input_shape: Shape
+    output_shape: Shape
+    activations: Arena
+    gradients: Arena
+    #: Which tensor's gradient memory a gradient is a view of.
+    gradient_roots: dict[str, str]
+    rectifiers: int
+
+    @classmethod
+    def build(cls, graph: Graph) -> Plan:
+        """Plan the graph.  Raises UnsupportedError where one sample would not fit into memory."""
+        graph = simplify(graph)
+        layout = lay_out(graph)
+        tensors = layout.tensors
+        image, scores = tensors[graph.input], tensors[graph.output]
+        calls = fuse(layout.calls, scores.name)
+        used = {image.name: image, scores.name: scores}
+        for call in calls:
+            for name in (*call.reads, call.output):
+                used[name] = tensors[name]
+        reverses = _reverses(calls, scores.name)
+        roots = _gradient_roots(calls, reverses)
+        plan = cls(
+            calls=tuple(calls),
+            reverses=reverses,
+            tensors=used,
+            input=image,
+            output=scores,
+            input_shape=graph.shapes[graph.input][1:],
+            output_shape=graph.shapes[graph.output][1:],
+            activations=_activation_arena(calls, used, image, scores),
+            gradients=_gradient_arena(reverses, used, roots, calls, image.name, scores.name),
+            gradient_roots=roots,
+            rectifiers=sum(call.clip.is_rectifier for call in calls),
+        )
+        nbytes = 4 * (plan.activations.size + plan.gradients.size)
+        if nbytes > MOST_BYTES_A_SAMPLE:
+            raise UnsupportedError(
+                f"one image needs {nbytes / 2**30:.1f} GiB of working memory.",
+                supported=f"up to {MOST_BYTES_A_SAMPLE // 2**30} GiB",
+            )
+        return plan
+
+    def logical_axes(self, order: Order) -> tuple[int, ...]:
+        """The permutation that turns a physical array (batch first) into a logical one."""
+        return (0, *(1 + order.index(axis) for axis in range(1, len(order) + 1)))
+
+
+def _readers(calls: list[Call]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for call in calls:
+        for name in call.reads:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _reverses(calls: list[Call], output: str) -> tuple[Reverse, ...]:
+    """The reverse of each call, last call first."""
+    expected = _readers(calls)
+    expected[output] = expected.get(output, 0) + 1  # the seed
+    written = {output: 1}
+    maker = {call.output: i for i, call in enumerate(calls)}
+    gated: set[int] = set()
+
+    def write(name: str, can_gate: bool) -> Write:
+        before = written.get(name, 0)
+        written[name] = before + 1
+        owner = maker.get(name)
+        completes = written[name] == expected[name] and owner is not None and calls[owner].has_mask
+        if completes and can_gate and owner is not None:
+            gated.add(owner)
+            return Write(name, before > 0, owner)
+        return Write(name, before > 0, None)
+
+    result = []
+    for i in reversed(range(len(calls))):
+        call = calls[i]
+        gates_first = call.has_mask and i not in gated
+        residual = write(call.residual, can_gate=True) if call.residual is not None else None
+        inputs = tuple(write(name, call.step.gates) for name in call.inputs)
+        result.append(Reverse(i, gates_first, residual, inputs))
+    return tuple(result)
+
+
+def _gradient_roots(calls: list[Call], reverses: tuple[Reverse, ...]) -> dict[str, str]:
+    """A view that is the only reader of its source shares the gradient's memory; nothing is to be done then."""
+    counts = _readers(calls)
+    roots: dict[str, str] = {}
+    for reverse in reversed(reverses):  # in forward order, so that sources come first
+        call = calls[reverse.call]
+        roots.setdefault(call.inputs[0], call.inputs[0])
+        shares = isinstance(call.step, ViewStep) and counts[call.inputs[0]] == 1 and not reverse.inputs[0].accumulate
+        roots[call.output] = roots[call.inputs[0]] if shares else call.output
+    return roots
+
+
+def _activation_arena(calls: list[Call], tensors: dict[str, Physical], image: Physical, scores: Physical) -> Arena:
+    end = len(calls)
+    life: dict[str, list[int]] = {image.root: [-1, -1]}
+    for i, call in enumerate(calls):
+        life.setdefault(tensors[call.output].root, [i, i])[1] = i
+        for name in call.reads:
+            life[tensors[name].root][1] = i
+        for name in (call.inputs if call.step.saves_x else ()) + ((call.output,) if call.step.saves_y else ()):
+            life[tensors[name].root][1] = end
+    life[scores.root][1] = end
+    # What is saved for the reverse pass must outlive later writers too.
+    saved = {
+        tensors[name].root
+        for call in calls
+        for name in (call.inputs if call.step.saves_x else ()) + ((call.output,) if call.step.saves_y else ())
+    }
+    for root in saved | {scores.root}:
+        life[root][1] = end
+    return _pack({root: (a, b, _floats(tensors[root])) for root, (a, b) in life.items()})
+
+
+def _gradient_arena(
+    reverses: tuple[Reverse, ...], tensors: dict[str, Physical], roots: dict[str, str], calls: list[Call],
+    image: str, scores: str,
+) -> Arena:
+    def root(name: str) -> str:
+        return roots.get(name, name)
+
+    life: dict[str, list[int]] = {root(scores): [-1, -1]}
+    for i, reverse in enumerate(reverses):
+        life[root(calls[reverse.call].output)][1] = i
+        for write in (*reverse.inputs, *((reverse.residual,) if reverse.residual else ())):
+            life.setdefault(root(write.tensor), [i, i])[1] = i
+    life.setdefault(root(image), [-1, -1])[1] = len(reverses)
+    return _pack({name: (a, b, _floats(tensors[name])) for name, (a, b) in life.items()})
+
+
+def _floats(tensor: Physical) -> int:
+    return -(-int(np.prod(tensor.shape)) // _LINE) * _LINE
+
+
+def _pack(lives: dict[str, tuple[int, int, int]]) -> Arena:
+    """First fit, largest first: {name: (first use, last use, size)} → offsets."""
+    placed: list[tuple[int, int, int, int]] = []  # offset, size, first, last
+    offsets: dict[str, int] = {}
+    for name, (first, last, size) in sorted(lives.items(), key=lambda item: -item[1][2]):
+        offset = 0
+        for other, other_size, a, b in sorted(placed):
+            if a <= last and first <= b and other < offset + size and offset < other + other_size:
+                offset = other + other_size
+        offsets[name] = offset
+        placed.append((offset, size, first, last))
+    return Arena(offsets, max((offset + size for offset, size, _, _ in placed), default=0))

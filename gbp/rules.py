@@ -1,0 +1,40 @@
+"""The rules, as data.  Kernels see the two gates of a row and never its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a rectifier passes the gradient g that arrives at its output.
+
+    `forward_gate`: only where its input was inside its linear range (x > 0, and x < b for Clip(0, b)).
+    `gradient_gate`: only where g > 0.
+    """
+
+    name: str
+    forward_gate: bool
+    gradient_gate: bool
+    source: str
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("vanilla", True, False, "Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034"),
+        Rule("deconvnet", False, True, "Zeiler & Fergus 2013, arXiv:1311.2901"),
+        Rule("guided", True, True, "Springenberg et al. 2014, arXiv:1412.6806"),
+    )
+}
+
+
+def rule_named(name: str | Rule) -> Rule:
+    """The rule of that name; InputError where there is none."""
+    if isinstance(name, Rule):
+        return name
+    if name not in RULES:
+        raise InputError(f"no rule is called {name!r}.", supported=", ".join(RULES))
+    return RULES[name]

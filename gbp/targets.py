@@ -1,0 +1,91 @@
+"""Which classes to explain: what a caller may say, resolved to indices into the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+Target = int | str | Sequence[str] | ArrayLike | None
+
+_SUPPORTED = "None, a class index, a label, 'top5', indices (N,) or (N, K), labels (N,), one-hot (N, C)"
+
+
+def resolve(
+    target: Target, scores: NDArray[np.float32], labels: tuple[str, ...] | None, part: slice, count: int
+) -> NDArray[np.int64]:
+    """Class indices int64 (n,) or (n, K) for the n samples `part` of a batch of `count`, with these scores.
+
+    Raises InputError for an index or label that does not exist and for a shape that does not fit.
+    """
+    n, classes = scores.shape
+    if target is None:
+        return np.argmax(scores, axis=1).astype(np.int64)
+    if isinstance(target, str):
+        if target == "top5":
+            return np.argsort(-scores, axis=1, kind="stable")[:, : min(5, classes)].astype(np.int64)
+        return np.full(n, _labelled(target, labels), np.int64)
+    if isinstance(target, (list, tuple)) and target and all(isinstance(t, str) for t in target):
+        target = [_labelled(str(t), labels) for t in target]
+    given = _array(target)
+    if given.ndim == 0:
+        return np.full(n, _checked(given.reshape(1), classes)[0], np.int64)
+    if given.ndim > 2 or len(given) != count:
+        raise InputError(
+            f"target has shape {list(given.shape)} for {count} image(s) and {classes} classes.", supported=_SUPPORTED
+        )
+    indices = _from_one_hot(given, classes)
+    return _checked(indices, classes)[part]
+
+
+def _array(target: Any) -> NDArray[Any]:
+    try:
+        given = np.asarray(target)
+    except ValueError:
+        given = np.empty(0, object)
+    if given.dtype.kind not in "iufb" or given.size == 0 or (given.dtype.kind == "b" and given.ndim < 2):
+        raise InputError(f"target is {target!r:.80}.", supported=_SUPPORTED)
+    return given
+
+
+def _from_one_hot(given: NDArray[Any], classes: int) -> NDArray[Any]:
+    """Indices as they are; (N, C) rows of one 1 and else 0 as the position of the 1."""
+    if given.ndim != 2 or given.shape[1] != classes:
+        return given
+    looks = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
+    if looks and classes == 2 and given.dtype.kind in "iu":
+        raise InputError(
+            "target can be read as one-hot and as two indices a sample.",
+            hint="Pass one-hot rows as float or bool, or indices as (N,).",
+        )
+    return given.argmax(axis=1) if looks else given
+
+
+def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    if indices.dtype.kind not in "iu":
+        raise InputError(f"target holds {indices.dtype}.", supported=_SUPPORTED)
+    wrong = indices[(indices < 0) | (indices >= classes)]
+    if wrong.size:
+        raise InputError(f"target {int(wrong.reshape(-1)[0])} is no class.", supported=f"0 to {classes - 1}")
+    return indices.astype(np.int64)
+
+
+def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
+    if labels is None:
+        raise InputError(f"target is {name!r}, and the labels of this model are not known.", hint="Give labels.")
+    found = [i for i, label in enumerate(labels) if label == name]
+    found = found or [i for i, label in enumerate(labels) if label.casefold() == name.casefold()]
+    # ImageNet's labels list synonyms: "lion, king of beasts, Panthera leo".
+    found = found or [
+        i for i, label in enumerate(labels) if name.casefold() in (part.strip().casefold() for part in label.split(","))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"target {name!r} names {len(found)} classes: {found[:5]}.", hint="Give the index.")
+    near = [label for label in labels if name.casefold() in label.casefold()][:3]
+    raise InputError(f"no class is called {name!r}.", hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else None)
