@@ -78,6 +78,11 @@ class Explainer:
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
 
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The model's own input shape, batch first; None for each size that the file leaves open."""
+        return self._source.input_shape
+
     # ----------------------------------------------------------------------------------------- running
 
     def predict(self, images: Images) -> NDArray[np.float32]:

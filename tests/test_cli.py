@@ -1,0 +1,353 @@
+"""cli.py: arguments, what it asks of the engine, what it prints.  The engine is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gbp import cli
+from gbp.attribution import Attribution, Style
+from gbp.errors import InputError, UnsupportedError
+from gbp.image import PRESETS, Preprocess
+from gbp.rules import RULES
+
+LABELS = ("tench", "goldfish", "great white shark", "hen", "ostrich", "brambling")
+SCORES = (0.1, 5.0, 3.0, 2.0, 1.0, 0.0)
+
+
+class FakeExplainer:
+    made: dict[str, object]  # what the last one was made with
+    calls: list[tuple[list[str], str, object]]
+    classes = 6
+    notes: tuple[str, ...] = ("SiLU takes its true derivative.",)
+
+    def __init__(self, model, **options):
+        if not Path(model).exists():
+            raise InputError(f"there is no model {model!r}.")
+        FakeExplainer.made, FakeExplainer.calls = options, []
+        self.labels = options["labels"] or LABELS
+
+    def explain(self, images, *, rule="guided", target=None, batch_size=None):
+        self.calls.append((list(images), rule, target))
+        if target == "unicorn":
+            raise InputError("there is no label 'unicorn'.\nThe labels\nare these.")
+        n = len(images)
+        scores = np.tile(np.float32(SCORES[: self.classes]), (n, 1))
+        if target == "top5":
+            targets = np.argsort(-scores, axis=1)[:, :5]
+            shape = (n, 5, 3, 8, 8)
+        else:
+            targets = np.full(n, target if isinstance(target, int) else scores[0].argmax())
+            shape = (n, 3, 8, 8)
+        m = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        seen = tuple(Image.new("RGB", (8, 8), "navy") for _ in images)
+        return Attribution(m, scores, targets, rule, self.notes, labels=self.labels, images=seen)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class FakeInspection:
+    layers: tuple[Row, ...]
+    unsupported: tuple[str, ...] = ()
+    input: str = "data (N, 3, 224, 224)"
+    output: str = "fc (N, 1000)"
+
+
+def fake_inspect(model):
+    if model == "damaged.onnx":
+        raise UnsupportedError("opset 99 is newer than onnx 1.17.", op="Conv", node="conv1")
+    unsupported = ("LSTM 'rnn' is not supported. " * 6,) if model == "odd.onnx" else ()
+    long = "/features/features.0/a_block_with_a_rather_long_name/conv1/Conv"
+    return FakeInspection(
+        (
+            Row(
+                long, "Conv", (1, 64, 112, 112), 9408, 118_013_952, "direct, fused with the Relu that follows"
+            ),
+            Row("relu", "Relu", (1, 64, 112, 112), 0, 0, "in conv1"),
+        ),
+        unsupported,
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """Work in an empty folder with a model and two images, on the stand-in engine."""
+    engine, inspection = types.ModuleType("gbp.explainer"), types.ModuleType("gbp.inspection")
+    engine.Explainer, inspection.inspect = FakeExplainer, fake_inspect
+    monkeypatch.setitem(sys.modules, "gbp.explainer", engine)
+    monkeypatch.setitem(sys.modules, "gbp.inspection", inspection)
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(b"")
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (9, 9)).save(name)
+    return tmp_path
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """Run what must be refused; returns the one line on stderr."""
+    before = sorted(Path().rglob("*"))
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gbp: error: ")
+    assert err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+    return err
+
+
+# --------------------------------------------------------------------------------------------- explain
+
+
+def test_explain_prints_what_it_saw_and_wrote(capsys):
+    assert run("explain", "net.onnx", "cat.jpg") == 0
+    out = capsys.readouterr().out
+    assert "cat.jpg" in out
+    assert out.index("goldfish") < out.index("great white shark") < out.index("tench")
+    assert "82.13%" in out
+    assert "explained by guided: goldfish (1)" in out
+    assert "wrote cat_guided.png" in out
+    assert "note: SiLU takes its true derivative." in out
+    assert Image.open("cat_guided.png").width > 4 * 288
+    assert FakeExplainer.made == {
+        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu"
+    }  # fmt: skip
+    assert FakeExplainer.calls == [(["cat.jpg"], "guided", None)]
+
+
+@pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", "top5")])
+def test_targets(text, target):
+    assert run("explain", "net.onnx", "cat.jpg", "--target", text) == 0
+    assert FakeExplainer.calls[0][2] == target
+
+
+def test_json(capsys):
+    assert run("explain", "net.onnx", "cat.jpg", "dog.jpg", "--json", "--rule", "all", "--target", "3") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == "net.onnx"
+    assert report["notes"] == ["SiLU takes its true derivative."]
+    cat, dog = report["images"]
+    assert (cat["image"], cat["file"]) == ("cat.jpg", "cat_all.png")
+    assert cat["rules"] == ["vanilla", "deconvnet", "guided"]
+    assert cat["explained"] == [{"class": 3, "label": "hen"}]
+    assert [row["class"] for row in dog["top"]] == [1, 2, 3, 4, 0]
+    assert dog["top"][0]["probability"] == pytest.approx(0.82127, abs=1e-5)
+    assert dog["top"][0]["score"] == 5
+    assert Path("dog_all.png").exists()
+
+
+def test_single_score(capsys, monkeypatch):
+    monkeypatch.setattr(FakeExplainer, "classes", 1)
+    assert run("explain", "net.onnx", "cat.jpg") == 0
+    assert "%" not in capsys.readouterr().out
+    assert run("explain", "net.onnx", "cat.jpg", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["top"][0]["probability"] is None
+
+
+@pytest.mark.parametrize("style", get_args(Style))
+@pytest.mark.parametrize("rule", [*cli.RULES, "all"])
+def test_styles_and_rules(style, rule):
+    assert run("explain", "net.onnx", "cat.jpg", "--style", style, "--rule", rule, "-o", "out.jpg") == 0
+    single = rule != "all" and style != "strip"
+    assert (Image.open("out.jpg").size == (8, 8)) == single
+
+
+def test_output_folder_and_arrays():
+    Path("maps").mkdir()
+    assert run("explain", "net.onnx", "cat.jpg", "dog.jpg", "-o", "maps") == 0
+    assert sorted(path.name for path in Path("maps").iterdir()) == ["cat_guided.png", "dog_guided.png"]
+    assert run("explain", "net.onnx", "cat.jpg", "--target", "top5", "-o", "maps/cat.npz") == 0
+    with np.load("maps/cat.npz") as arrays:
+        assert arrays["map"].shape == (1, 5, 3, 8, 8)
+
+
+def test_many_images_are_explained_in_chunks():
+    names = [f"{i}.png" for i in range(cli.CHUNK + 1)]
+    assert run("explain", "net.onnx", *names) == 0
+    assert [len(images) for images, _, _ in FakeExplainer.calls] == [cli.CHUNK, 1]
+    assert all(Path(f"{i}_guided.png").exists() for i in range(cli.CHUNK + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ([], None),
+        (["--preprocess", "caffe"], PRESETS["caffe"]),
+        (
+            ["--preprocess", "unit", "--bgr", "--size", "64"],
+            Preprocess(1 / 255, channels="BGR", size=(64, 64)),
+        ),
+        (
+            ["--scale", "1/255", "--mean", "0.5", "--std=0.1,0.2,0.3"],
+            Preprocess(1 / 255, (0.5,), (0.1, 0.2, 0.3)),
+        ),
+        (["--scale", "2", "--size", "32x48"], Preprocess(2, size=(32, 48))),
+    ],
+)
+def test_preprocessing_options(options, want):
+    assert run("explain", "net.onnx", "cat.jpg", *options) == 0
+    assert FakeExplainer.made["preprocess"] == want
+
+
+def test_options_go_over_the_sidecar():
+    Path("net.toml").write_text('preprocess = "caffe"')
+    assert run("explain", "net.onnx", "cat.jpg", "--size", "64") == 0
+    assert FakeExplainer.made["preprocess"] == Preprocess.parse({"preset": "caffe", "size": 64})
+
+
+def test_engine_options():
+    Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    options = ("--labels", "names.txt", "--output", "probability", "--threads", "2", "--device", "cuda")
+    assert run("explain", "net.onnx", "cat.jpg", *options) == 0
+    assert FakeExplainer.made == {
+        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "threads": 2, "device": "cuda"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["gone.onnx", "cat.jpg"], "no model"),
+        (["net.onnx", "cat.jpg", "--target", "unicorn"], "no label 'unicorn'. The labels are these."),
+        (["net.onnx", "cat.jpg", "-o", "out.gif"], "format"),
+        (["net.onnx", "cat.jpg", "-o", "nowhere/out.png"], "no folder"),
+        (["net.onnx", "cat.jpg", "dog.jpg", "-o", "out.png"], "Several images need"),
+        (["net.onnx", "cat.jpg", "-o", "cat.jpg"], "would be overwritten"),
+        (["net.onnx", "cat.jpg", "sub/cat.png"], "would be overwritten"),
+        (["net.onnx", "cat.jpg", "--rule", "all", "--target", "top5"], "one target"),
+        (["net.onnx", "cat.jpg", "--rule", "all", "-o", "out.npz"], "one target"),
+        (["net.onnx", "cat.jpg", "--target", "top5", "--style", "rgb"], "strip"),
+        (["net.onnx", "cat.jpg", "--labels", "gone.txt"], "gone.txt"),
+        (["net.onnx", "cat.jpg", "--preprocess", "imagnet"], "imagnet"),
+        (["net.onnx", "cat.jpg", "--size", "64"], "neither a preset nor a scale"),
+        (["net.onnx", "cat.jpg", "--preprocess", "unit", "--std", "0"], "std"),
+    ],
+)
+def test_explain_refuses_on_one_line(capsys, options, says):
+    assert says in refused(capsys, "explain", *options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["explain"],
+        ["explain", "net.onnx"],
+        ["explain", "net.onnx", "cat.jpg", "--rule", "best"],
+        ["explain", "net.onnx", "cat.jpg", "--scale", "1/0"],
+        ["explain", "net.onnx", "cat.jpg", "--mean", "a,b"],
+        ["explain", "net.onnx", "cat.jpg", "--size", "4x"],
+        ["unknown"],
+    ],
+)
+def test_usage_errors(capsys, arguments):
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    assert "usage: gbp" in capsys.readouterr().err
+
+
+def test_interrupt(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeExplainer, "explain", interrupted)
+    assert run("explain", "net.onnx", "cat.jpg") == 130
+
+
+# --------------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_fits_80_columns(capsys):
+    assert run("inspect", "net.onnx") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["layer", "op", "output", "params", "MACs", "plan"]
+    for part in ("…", "Conv", "1×64×112×112", "9.41k", "118M"):
+        assert part in lines[1]
+    assert "2 layers, 9.41k parameters, 118M MACs" in lines
+    assert "input data (N, 3, 224, 224), output fc (N, 1000)" in lines
+
+
+def test_inspect_lists_what_is_unsupported(capsys):
+    assert run("inspect", "odd.onnx") == 2
+    out = capsys.readouterr().out
+    assert "unsupported: LSTM 'rnn'" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_inspect_json(capsys):
+    assert run("inspect", "net.onnx", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["layers"][0]["shape"] == [1, 64, 112, 112]
+    assert report["unsupported"] == []
+
+
+def test_inspect_refuses(capsys):
+    assert "Conv 'conv1'" in refused(capsys, "inspect", "damaged.onnx")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1k"), (999_999, "1M"), (1234, "1.23k")],
+)
+def test_counts(number, text):
+    assert cli._count(number) == text
+
+
+# ---------------------------------------------------------------------------------------- the program
+
+
+def test_choices_are_those_of_the_library():
+    assert get_args(Style) == cli.STYLES
+    assert tuple(RULES) == cli.RULES
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as error:
+        run("--version")
+    assert error.value.code == 0
+    assert capsys.readouterr().out.startswith("gbp")
+
+
+def test_importing_the_command_line_is_light():
+    code = "import sys, gbp.cli; print([m for m in ('numba', 'onnx') if m in sys.modules])"
+    root = Path(cli.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "[]\n"
+
+
+def test_a_closed_pipe_is_no_error():
+    code = (
+        "import sys, types; from gbp import cli; engine = types.ModuleType('gbp.inspection');"
+        "engine.inspect = lambda model: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
+        "sys.exit(cli.main(['inspect', 'net.onnx']))"
+    )
+    root = Path(cli.__file__).parents[1]
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    )
+    program.stdout.close()
+    assert (program.wait(timeout=60), program.stderr.read()) == (141, b"")
+    program.stderr.close()

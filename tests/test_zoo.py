@@ -1,0 +1,91 @@
+"""Real pretrained models and photos, where `GBP_ZOO` says that they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gbp import RULES, Explainer, UnsupportedError
+
+if "GBP_ZOO" not in os.environ:
+    pytest.skip("GBP_ZOO does not name a folder of real models", allow_module_level=True)
+
+ZOO = Path(os.environ["GBP_ZOO"])
+MODELS: dict[str, dict[str, Any]] = json.loads((ZOO / "zoo.json").read_text())["models"]
+
+#: Models of ImageNet whose independent top-1 the zoo knows: preset, and scores before the first class.
+IMAGENET = {
+    "squeezenet1.1_fp32_opset7": ("imagenet", 0),
+    "squeezenet1.0_tf_nhwc_opset9": ("tf", 1),  # a background class
+    "mobilenet_v1_0.25_opset17": ("tf", 0),
+    "shufflenet_v2_dequant_opset12": ("imagenet", 0),
+}
+#: A fragment of what gbp says of the files that it does not read.
+REFUSED = {
+    "customvision_food3_opset1": "opset 1",
+    "mnist_cntk_opset1": "opset 1",
+    "shufflenet-v2-12-int8_opset12": "QLinearConv",
+    "squeezenet1.0_fp16_opset7": "FLOAT16",
+    "mesonet4_tf2onnx_opset15": "LeakyRelu",
+}
+READ = sorted(set(MODELS) - set(REFUSED))
+
+
+def path_of(name: str) -> Path:
+    return ZOO / MODELS[name]["file"]
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_top1_of_every_photo(name: str) -> None:
+    preset, background = IMAGENET[name]
+    top1 = MODELS[name]["top1"]
+    scores = Explainer(path_of(name), preprocess=preset).predict([ZOO / "photos" / photo for photo in top1])
+    found = dict(zip(top1, (int(i) - background for i in scores.argmax(axis=1)), strict=True))
+    assert found == top1
+
+
+@pytest.mark.parametrize("name", ["squeezenet1.1_fp32_opset7", "squeezenet1.0_tf_nhwc_opset9"])
+def test_published_pairs(name: str) -> None:
+    is_softmax = MODELS[name]["head"] == "softmax"
+    explainer = Explainer(path_of(name), output="probability" if is_softmax else None)
+    with np.load(ZOO / "ref_io" / f"{name}.npz") as pairs:
+        for i in range(3):
+            found, published = explainer.predict(pairs[f"input_{i}"]), pairs[f"output_{i}"]
+            assert np.linalg.norm(found - published) <= 1e-4 * np.linalg.norm(published)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_rule(name: str) -> None:
+    """Any image at all: finite scores, a map that is not blank, and rules that differ."""
+    explainer = Explainer(path_of(name))
+    shape = tuple(n or 1 for n in explainer.input_shape)
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    maps = [explainer.explain(x, rule=rule).map for rule in RULES]
+    assert all(m.shape == shape and np.abs(m).max() > 0 for m in maps)
+    assert not any(np.array_equal(a, b) for a, b in zip(maps, maps[1:], strict=False))
+
+
+@pytest.mark.parametrize(("name", "fragment"), REFUSED.items())
+def test_refusals(name: str, fragment: str) -> None:
+    with pytest.raises(UnsupportedError, match=fragment):
+        Explainer(path_of(name))
+
+
+@pytest.mark.parametrize("digit", sorted((ZOO / "mnist").glob("*.png")), ids=lambda p: p.stem)
+def test_digits(digit: Path) -> None:
+    explainer = Explainer(path_of("mnist_cntk_opset8"), preprocess="raw")
+    assert explainer.predict(digit).argmax() == int(digit.stem[-1])
+
+
+def test_cifar_pictures() -> None:
+    names = (ZOO / "labels" / "cifar10.txt").read_text().split()
+    pictures = sorted((ZOO / "cifar10").glob("*.png"))
+    explainer = Explainer(path_of("resnet8_mlperftiny_cifar10_opset18"), preprocess="raw", labels=names)
+    found = explainer.predict(list(pictures)).argmax(axis=1)
+    right = sum(names[i] == p.stem.split("_")[1] for i, p in zip(found, pictures, strict=True))
+    assert right >= 0.8 * len(pictures)
