@@ -1,0 +1,26 @@
+"""Reproducible property tests, and figures that tests report at the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
+
+_reported: list[str] = []
+
+
+@pytest.fixture
+def report() -> Iterator[Callable[[str], None]]:
+    """A function that puts a line into the summary of the run."""
+    yield _reported.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _reported:
+        terminalreporter.section("figures")
+        for line in _reported:
+            terminalreporter.line(line)
