@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+        from importlib.metadata import PackageNotFoundError, version
 
         try:
             print("gbp", version("gbp"))
@@ -135,8 +135,8 @@ CHUNK = 16
 def _explain(arguments: argparse.Namespace) -> int:
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
-    from .explainer import Explainer  # noqa: PLC0415
-    from .image import read_labels  # noqa: PLC0415
+    from .explainer import Explainer
+    from .image import read_labels
 
     explainer = Explainer(
         arguments.model,
@@ -169,7 +169,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _output(arguments: argparse.Namespace, image: str) -> Path:
     """Where the picture of an image goes; `InputError` while nothing has been computed yet."""
-    from .attribution import check_path  # noqa: PLC0415
+    from .attribution import check_path
 
     path = Path(f"{Path(image).stem}_{arguments.rule}.png")
     if arguments.out is not None and os.path.isdir(arguments.out):
@@ -203,7 +203,7 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
 
 def _preprocess(arguments: argparse.Namespace) -> Any:
     """Return what the options say, over the preset or the model's sidecar; None when they say nothing."""
-    from .image import Preprocess, read_sidecar  # noqa: PLC0415
+    from .image import Preprocess, read_sidecar
 
     given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}
     given = {key: value for key, value in given.items() if value is not None}
@@ -213,7 +213,7 @@ def _preprocess(arguments: argparse.Namespace) -> Any:
 
 
 def _save(attributions: Sequence[Attribution], index: int, path: Path, style: Any) -> None:
-    from .attribution import save_picture, strip_rules  # noqa: PLC0415
+    from .attribution import save_picture, strip_rules
 
     if len(attributions) == 1:
         attributions[0].save(path, style, index)
@@ -261,7 +261,7 @@ def _print_json(value: object) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .inspection import inspect  # noqa: PLC0415
+    from .inspection import inspect
 
     inspection = inspect(arguments.model)
     if arguments.json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,77 +17,138 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from .errors import ModelError
+from .errors import ModelError, UnsupportedError
+from .limits import Budget, brief
+from .proto import label, tensor_values
 
-FOLDABLE = frozenset(
-    """Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Div Dropout Equal Erf Exp Expand
-    Flatten Floor Gather GatherElements Gemm Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max
-    Min Mod Mul Neg Not OneHot Or Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd
-    ReduceSum Relu Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Size Slice Softmax Split Sqrt
-    Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor""".split()
-)
+FOLDABLE = frozenset((
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
+    "Div", "Dropout", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements",
+    "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "MatMul", "Max",
+    "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
+    "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice", "Softmax", "Split",
+    "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+))  # fmt: skip
 
-#: 1 GiB of float32: the largest dense layer of the classic zoo is 0.4 GiB.
-MOST_ELEMENTS = 2**28
+# Of each of these the reference implementation handles one element at a time, in Python.
+_SLOW = 500
+_SLOW_OPS = ("Erf", "ScatterElements", "ScatterND")
+# Operands side by side; all others broadcast.
+_MOVES = frozenset((
+    "Cast", "CastLike", "Concat", "Dropout", "Flatten", "GatherElements", "Identity", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "ScatterND", "Slice",
+    "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze",
+))  # fmt: skip
 
 
-def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> float:
-    """An upper bound on the elements of the result, before it is computed."""
+def _product(shape: Any) -> float:
+    return float(np.prod(np.abs(np.asarray(shape, np.float64)))) if np.size(shape) else 1.0
 
-    def product(shape: Any) -> float:
-        return float(np.prod(np.abs(np.asarray(shape, np.float64)))) if np.size(shape) else 1.0
 
-    sizes = [float(v.size) for v in values]
+def _broadcast(*shapes: Any) -> float:
+    """At most so many elements has what these shapes broadcast to."""
+    return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
+
+
+def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[float, float]:
+    """Upper bounds on the elements of the result and on the steps to it, before it is computed."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
     match node.op_type:
+        case "Constant":
+            size = 0.0  # it lies in the file
         case "ConstantOfShape":
-            return product(values[0])
+            size = _product(values[0])
         case "Expand":
-            return sizes[0] * product(values[1])
+            size = _broadcast(shapes[0], np.abs(values[1].astype(np.float64)))
         case "Tile":
-            return sizes[0] * product(values[1])
+            size = values[0].size * _product(values[1])
         case "Range":
             start, limit, delta = (float(v.reshape(-1)[0]) for v in values)
-            return abs((limit - start) / delta) if delta else np.inf
+            size = abs((limit - start) / delta) if delta else np.inf
         case "Pad":
-            pads = values[1].astype(np.float64) if len(values) > 1 else np.zeros(1)
-            return float(np.prod([n + np.abs(pads).sum() for n in values[0].shape]))
+            pads = values[1] if len(values) > 1 else attributes["pads"].ints
+            around = np.abs(np.asarray(pads, np.float64)).sum()
+            size = _product([n + around for n in shapes[0]])
         case "OneHot":
-            return sizes[0] * product(values[1])
-        case "MatMul" | "Gemm" | "Gather" | "Where":
-            return product(sizes)
+            size = values[0].size * _product(values[1])
+        case "Gather":
+            axis = attributes["axis"].i if "axis" in attributes else 0
+            size = values[0].size / max(1, shapes[0][axis]) * values[1].size
+        case "MatMul" | "Gemm":
+            *batch, rows, inner = (1, *shapes[0]) if len(shapes[0]) < 2 else shapes[0]
+            *other, _, columns = (*shapes[1], 1) if len(shapes[1]) < 2 else shapes[1]
+            if "transA" in attributes and attributes["transA"].i:
+                rows, inner = inner, rows
+            if "transB" in attributes and attributes["transB"].i:
+                columns = shapes[1][-2]
+            size = _broadcast(batch, other) * rows * columns
+            read += size * inner / 16
+        case op if op in _MOVES:
+            size = read
         case _:
-            # Broadcasting at worst makes the product of two operands; joining makes the sum.
-            return max(sum(sizes), product(np.broadcast_shapes(*_broadcastable(values))))
+            size = _broadcast(*shapes)
+    return size, (read + size) * (_SLOW if node.op_type in _SLOW_OPS else 1)
 
 
-def _broadcastable(values: list[NDArray[Any]]) -> list[tuple[int, ...]]:
-    try:
-        np.broadcast_shapes(*(v.shape for v in values))
-    except ValueError:
-        return []
-    return [v.shape for v in values]
+def _makes_text(node: onnx.NodeProto) -> bool:
+    """Text is of no use in a CNN, and a few letters repeated fill the memory."""
+    for attribute in node.attribute:
+        casts = node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.STRING
+        if casts or attribute.name in ("value_string", "value_strings"):
+            return True
+        if attribute.HasField("t") and attribute.t.data_type == onnx.TensorProto.STRING:
+            return True
+    return False
+
+
+def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
+    """What a Constant node holds as a tensor; None where it holds something else."""
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.HasField("t"):
+            return tensor_values(attribute.t, attribute.t.name or label(node), node)
+    return None
 
 
 def evaluate(
-    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int
+    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
-    """The outputs of `node` for constant inputs, by name.
+    """The outputs of `node` for constant inputs, by name; what that took is taken off `budget`.
 
-    Raises ModelError where onnx's reference implementation cannot compute it, or the result is too large.
+    Raises ModelError where onnx's reference implementation cannot compute it, UnsupportedError where the op
+    is not folded or the result is larger than the budget.
     """
 
     def refuse(found: str) -> ModelError:
-        return ModelError(found, node=node.name or (node.output[0] if node.output else ""), op=node.op_type)
+        return ModelError(found, node=label(node), op=node.op_type)
 
     inputs = [name for name in node.input if name]
     if node.op_type not in FOLDABLE:
-        raise refuse("its inputs are all constant, and gbp does not fold this op.")
+        raise UnsupportedError(
+            "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
+        )
+    if _makes_text(node) or any(value.dtype.kind not in "fiub" for value in values.values()):
+        raise UnsupportedError(
+            "it computes with text or with exotic numbers.",
+            node=label(node),
+            op=node.op_type,
+            supported="constants that are floats, integers or booleans",
+        )
+    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
+        return {node.output[0]: value}
     try:
-        size = _size_of_result(node, [values[name] for name in inputs])
-    except (ValueError, IndexError, OverflowError, TypeError):
+        size, steps = _size_of_result(node, [values[name] for name in inputs])
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError):
         raise refuse("its constant inputs do not fit the op.") from None
-    if not size <= MOST_ELEMENTS:
-        raise refuse(f"its constant result could have {size:.3g} elements.")
+    budget.steps -= steps
+    if not (8 * size <= budget.folded and budget.steps >= 0):
+        raise UnsupportedError(
+            f"its constant result could have {size:.3g} elements.",
+            node=label(node),
+            op=node.op_type,
+            supported=f"constants of {brief(max(0, budget.folded))} in all",
+        )
     try:
         graph = helper.make_graph(
             [node],
@@ -99,12 +161,14 @@ def evaluate(
             warnings.simplefilter("ignore")
             results = ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs})
     except Exception as error:  # the reference implementation raises whatever NumPy does
-        raise refuse(f"its constant inputs do not fit the op ({type(error).__name__}).") from None
-    named = dict(zip((name for name in node.output if name), results, strict=True))
+        reason = f"{type(error).__name__}: {error}"
+        raise refuse(f"its constant inputs do not fit the op ({reason:.120}).") from None
+    named = dict(zip((name for name in node.output if name), results, strict=False))
     for name, value in named.items():
         if not isinstance(value, np.ndarray) and not np.isscalar(value):
             raise refuse(f"output {name!r} is no tensor.")
         array = np.asarray(value)
+        budget.folded -= array.nbytes
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise refuse(f"its constant result {name!r} holds NaN or infinity.")
         named[name] = array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 8000  # characters of a message
+
 
 class GbpError(Exception):
     """Anything gbp refuses to do.
@@ -30,7 +32,14 @@ class GbpError(Exception):
             message += f" Supported: {supported}."
         if hint:
             message += f" {hint}"
-        super().__init__(message)
+        super().__init__(_readable(message))
+
+
+def _readable(text: str) -> str:
+    """As a terminal can show it: names come from files, and may be long or hold control characters."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - _LONGEST // 4]} … {text[-_LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class ModelError(GbpError):

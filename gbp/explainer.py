@@ -9,7 +9,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,8 +16,10 @@ from .attribution import Attribution, Layout
 from .errors import InputError, ModelError
 from .graph import Shape
 from .image import Preprocess, Sidecar, read_image, read_labels, read_sidecar
-from .load import MOST_ELEMENTS, build, open_model
+from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, brief, elements
+from .load import build, open_model
 from .plan import Plan
+from .proto import Model
 from .rules import Rule, rule_named
 from .tape import Pool, Tape
 from .targets import Target, resolve
@@ -26,7 +27,6 @@ from .threads import thread_count
 
 Picture = str | os.PathLike[str] | Image.Image
 Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 #: What one slice of a batch may take of working memory, in bytes, unless the caller sets batch_size.
 _SLICE_BYTES = 256 * 2**20
@@ -117,14 +117,17 @@ class Explainer:
         Raises InputError.
         """
         rule = rule_named(rule)
-        maps, scores, targets, pictures = [], [], [], []
-        count = len(images) if isinstance(images, (np.ndarray, list, tuple)) else 1
+        maps, scores, targets = [], [], []
+        pictures: list[Image.Image] = []
+        many = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim > 0)
+        count = len(images) if many else 1  # type: ignore[arg-type]
         done = 0
-        for batch in self._batches(images, batch_size, targets=5 if target == "top5" else 1):
+        each = 5 if isinstance(target, str) and target == "top5" else 1
+        for batch in self._batches(images, batch_size, targets=each):
             with self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
-                gx = tape.reverse(rule, chosen.reshape(len(batch.x), -1))
+                gx = self._reverse(tape, batch, rule, chosen.reshape(len(batch.x), -1))
                 maps.append(gx if chosen.ndim == 2 else gx[:, 0])
                 scores.append(tape.scores)
                 targets.append(chosen)
@@ -149,17 +152,40 @@ class Explainer:
 
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
-        tape = Tape(plan, batch.x, pool, self._threads)
+        with np.errstate(all="ignore"):  # what overflows shows in the scores
+            tape = Tape(plan, batch.x, pool, self._threads)
         if not np.isfinite(tape.scores).all():
-            raise ModelError("the scores hold NaN or infinity.", hint="The network's values overflow float32.")
+            raise ModelError(
+                "the scores hold NaN or infinity.", hint="The network's values overflow float32."
+            )
         return tape
+
+    def _reverse(
+        self, tape: Tape, batch: _Batch, rule: Rule, targets: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The maps (n, K, …) for targets (n, K), as many at a time as a modest memory holds."""
+        plan, _ = self._plan(tuple(batch.x.shape[1:]))
+        nbytes = 4 * targets.shape[1] * elements(plan.input_shape)
+        if nbytes > MOST_BYTES_A_SAMPLE:
+            raise InputError(
+                f"the maps of one sample would take {brief(nbytes)}.",
+                supported=brief(MOST_BYTES_A_SAMPLE),
+                hint="Explain fewer targets at a time.",
+            )
+        step = max(1, _SLICE_BYTES // max(1, tape.n * plan.reverse_bytes))
+        with np.errstate(all="ignore"):
+            return _joined(
+                [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
+                axis=1,
+            )
 
     def _plan(self, shape: Shape) -> tuple[Plan, Pool]:
         """The plan for samples of this shape, made on first use."""
         with self._lock:
             if shape not in self._plans:
                 batch = self._source.input_shape[0] or 1
-                self._plans[shape] = Plan.build(build(self._source, (batch, *shape))), Pool()
+                with np.errstate(all="ignore"):  # what overflows shows in the scores
+                    self._plans[shape] = Plan.build(build(self._source, (batch, *shape))), Pool()
             return self._plans[shape]
 
     @staticmethod
@@ -174,7 +200,9 @@ class Explainer:
         notes = []
         others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
         if others:
-            notes.append(f"{others} Clip node(s) with a minimum other than 0 take their true gradient under every rule.")
+            notes.append(
+                f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
+            )
         return tuple(notes)
 
     def _check_labels(self, classes: int) -> None:
@@ -192,21 +220,22 @@ class Explainer:
         if isinstance(images, np.ndarray):
             yield from self._array_batches(images, batch_size, targets)
             return
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
-        step = batch_size or self._slice(self._picture_shape(), targets)
+        step = self._slice(self._picture_shape(), targets, batch_size)
         for start in range(0, len(pictures), step):
             yield self._from_pictures(pictures[start : start + step])
 
-    def _slice(self, shape: Shape, targets: int) -> int:
+    def _slice(self, shape: Shape, targets: int, batch_size: int | None) -> int:
+        """Samples at a time: what was asked for, or what a modest memory holds."""
         plan, _ = self._plan(shape)
-        each = 4 * (plan.activations.size + targets * plan.gradients.size)
+        each = plan.forward_bytes + targets * plan.reverse_bytes
+        if batch_size is not None:
+            return max(1, min(batch_size, MOST_BYTES_A_SAMPLE // max(1, each)))
         return max(1, min(_LARGEST_SLICE, _SLICE_BYTES // max(1, each)))
 
-    def _array_batches(
-        self, x: NDArray[Any], batch_size: int | None, targets: int
-    ) -> Iterator[_Batch]:
+    def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
         expected = self._source.input_shape
         if x.dtype.kind != "f":
             raise InputError(
@@ -219,15 +248,20 @@ class Explainer:
             n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True)
         )
         if not fits or 0 in x.shape:
-            raise InputError(f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]")
-        if np.prod([float(n) for n in x.shape[1:]]) > MOST_ELEMENTS:
+            raise InputError(
+                f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
+            )
+        if elements(x.shape[1:]) > MOST_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
-        step = batch_size or self._slice(tuple(x.shape[1:]), targets)
+        step = self._slice(tuple(x.shape[1:]), targets, batch_size)
         for start in range(0, len(x), step):
-            part = np.ascontiguousarray(x[start : start + step], np.float32)
+            with np.errstate(over="ignore"):
+                part = np.ascontiguousarray(x[start : start + step], np.float32)
             finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
             if not finite.all():
-                raise InputError(f"sample {start + int(np.argmin(finite))} of the array holds NaN or infinity.")
+                raise InputError(
+                    f"sample {start + int(np.argmin(finite))} of the array holds NaN or infinity."
+                )
             yield _Batch(part, self._looks(part))
 
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
@@ -249,12 +283,15 @@ class Explainer:
         layout = _layout(shape)
         channels, size = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:])
         if channels not in _CHANNEL_COUNTS:
-            raise InputError(f"the model takes {channels or 'an open number of'} channels.", hint="Pass an array.")
+            raise InputError(
+                f"the model takes {channels or 'an open number of'} channels.", hint="Pass an array."
+            )
         given = self.preprocess.size if self.preprocess else None
         height, width = (known or (given or (None, None))[i] for i, known in enumerate(size))
         if height is None or width is None:
             raise InputError(
-                "the model leaves the image size open.", hint="Say it: size in preprocess, or --size on the command line."
+                "the model leaves the image size open.",
+                hint="Say it: size in preprocess, or --size on the command line.",
             )
         return (height, width, channels) if layout == "NHWC" else (channels, height, width)
 
@@ -263,7 +300,7 @@ class Explainer:
         if self.preprocess is None:
             raise InputError(
                 "nothing says how this model wants its images.",
-                supported="preprocess='imagenet' (torchvision), 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
+                supported="preprocess 'imagenet', 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
                 hint="Give preprocess (--preprocess), or write it once into a .toml file beside the model.",
             )
         last = _layout((1, *shape)) == "NHWC"
@@ -284,10 +321,12 @@ def _layout(shape: Sequence[int | None]) -> Layout:
     return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _joined(parts: list[NDArray[Any]], axis: int = 0) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 
-def explain(model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any) -> Attribution:
+def explain(
+    model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any
+) -> Attribution:
     """`Explainer(model, **options).explain(images, rule=rule, target=target)`, for a single use."""
     return Explainer(model, **options).explain(images, rule=rule, target=target)

@@ -14,12 +14,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of meaning: `output` = op(inputs).  Constants (weights) live in the op."""
+    """One step of meaning: `output` = op(inputs).  Constants (weights) live in the op.
+
+    `kind` is what the file calls the op, for people.
+    """
 
     name: str
     op: Op
     inputs: tuple[str, ...]
     output: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ sidecar, a small TOML file beside the model (`read_sidecar`).
 from __future__ import annotations
 
 import json
-import math
 import os
 import tomllib
 import warnings
@@ -52,6 +51,8 @@ def read_image(source: str | os.PathLike[str] | Image.Image, *, channels: int = 
     """
     if isinstance(source, Image.Image):
         return _decode(source, getattr(source, "filename", "") or "the PIL image", channels)
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        raise InputError(f"an image is of type {type(source).__name__}.", supported="a path or a PIL image")
     name = os.fspath(source)
     if os.path.isdir(name):
         raise InputError(f"{name!r} is a directory, not an image.")
@@ -284,7 +285,7 @@ def _check(good: bool, name: str, value: object, wanted: str) -> None:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not value <= -1e300 and value < 1e300
 
 
 def _is_size(value: object) -> bool:
@@ -345,10 +346,10 @@ def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
         raise InputError(f"cannot read {str(path)!r}: {error}.") from error
     try:
         return _sidecar(tomllib.loads(text), path.parent)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{str(path)!r} is not valid TOML: {error}.") from error
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from error
+    except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: a number of 5000 digits
+        raise InputError(f"{str(path)!r} is not valid TOML: {error}.") from error
 
 
 def _sidecar(table: Mapping[str, Any], folder: Path) -> Sidecar:
@@ -381,7 +382,7 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         return _labels(json.loads(text), repr(str(path)))
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not JSON, a NUL in the path
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a NUL in the path
         raise InputError(f"cannot read the labels {str(path)!r}: {error}.") from error
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from .errors import UnsupportedError
 from .graph import Graph, Shape
-from .load import Source, build, open_model, read, unsupported_nodes
+from .load import Source, build, locate, unsupported_nodes
 from .ops.pointwise import Affine
-from .ops.shape import Pad
+from .ops.shape import CopyStep, Pad, ViewStep
 from .plan import Plan
+from .proto import Model, check_tensors, read
 
 _DEFAULT_SIZE = 224
 
@@ -37,23 +39,25 @@ class Inspection:
     output: str
 
 
-def inspect(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, size: tuple[int, int] | None = None
-) -> Inspection:
-    """The layer table of a model, for images of `size` = (H, W) where the file leaves it open (224 by default).
+def inspect(model: Model, size: tuple[int, int] | None = None) -> Inspection:
+    """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
 
     Raises ModelError for a damaged model; what is merely unsupported is listed in the result.
     """
     proto = read(model)
+    nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
-        source = open_model(proto)
-        return _inspect(source, size or (_DEFAULT_SIZE, _DEFAULT_SIZE))
+        source = locate(proto)
+        unsupported = unsupported_nodes(source)
+        nodes = source.nodes
+        if not unsupported:
+            check_tensors(proto)
+            return _inspect(source, size or (_DEFAULT_SIZE, _DEFAULT_SIZE))
     except UnsupportedError as error:
-        unsupported = unsupported_nodes(proto, proto.graph.node) or [str(error)]
-    rows = tuple(
-        LayerRow(node.name or ", ".join(node.output), node.op_type, (), 0, 0, "") for node in proto.graph.node
-    )
-    return Inspection(rows, tuple(unsupported), "?", ", ".join(value.name for value in proto.graph.output))
+        unsupported = [str(error)]
+    rows = (LayerRow(node.name or ", ".join(node.output), node.op_type, (), 0, 0, "") for node in nodes)
+    outputs = ", ".join(value.name for value in proto.graph.output)
+    return Inspection(tuple(rows), tuple(unsupported), "?", outputs)
 
 
 def _inspect(source: Source, size: tuple[int, int]) -> Inspection:
@@ -61,12 +65,13 @@ def _inspect(source: Source, size: tuple[int, int]) -> Inspection:
     open_sizes = iter(size)
     shape = (given[0] or 1, *(n or next(open_sizes, 1) for n in given[1:]))
     graph = build(source, shape)
-    plan = Plan.build(graph)
+    with np.errstate(all="ignore"):
+        plan = Plan.build(graph)
     how = _how(graph, plan)
     rows = tuple(
         LayerRow(
             layer.name,
-            type(layer.op).__name__,
+            layer.kind,
             graph.shapes[layer.output][1:],
             layer.op.parameters,
             layer.op.macs(graph.shapes[layer.output]),
@@ -75,20 +80,28 @@ def _inspect(source: Source, size: tuple[int, int]) -> Inspection:
         for layer in graph.layers
     )
     return Inspection(
-        rows, (), f"{source.input} {'×'.join(map(str, shape[1:]))}",
+        rows,
+        (),
+        f"{source.input} {'×'.join(map(str, shape[1:]))}",
         f"{source.scores} {'×'.join(map(str, graph.shapes[source.scores][1:]))}",
     )
 
 
 def _how(graph: Graph, plan: Plan) -> dict[str, str]:
-    """For each layer: its kernel, or the layer that it became part of."""
+    """For each layer: its kernel and what is fused with it, or that it became part of another."""
+    kinds = {layer.name: layer.kind for layer in graph.layers}
     how: dict[str, str] = {}
     for call in plan.calls:
+        if isinstance(call.step, ViewStep):
+            continue
         first, *fused = call.layers
-        how[first] = call.step.how
-        for name in fused:
-            how[name] = f"in {first}"
+        how[first] = " + ".join([call.step.how, *(kinds[name] for name in fused)])
+        how.update(dict.fromkeys(fused, "fused"))
+    copied = {call.layers[0] for call in plan.calls if isinstance(call.step, CopyStep)}
     for layer in graph.layers:
         if layer.name not in how:
-            how[layer.name] = "folded" if isinstance(layer.op, (Affine, Pad)) else "view"
+            moves = any(f"({name})" in copied for name in layer.inputs)
+            how[layer.name] = (
+                "folded" if isinstance(layer.op, (Affine, Pad)) else "reorder" if moves else "view"
+            )
     return how

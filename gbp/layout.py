@@ -58,11 +58,14 @@ class Layout:
 
     calls: list[Call] = field(default_factory=list)
     tensors: dict[str, Physical] = field(default_factory=dict)
+    #: The graph's own names, and those of copies of a tensor in another order.
+    named: frozenset[str] = frozenset()
+    ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
 
 
 def lay_out(graph: Graph) -> Layout:
     """Choose memory orders along the graph and lower every op."""
-    layout = Layout()
+    layout = Layout(named=frozenset(graph.shapes))
     first = graph.shapes[graph.input]
     readers = graph.consumers()[graph.input]
     order = row_major(len(first))
@@ -99,7 +102,9 @@ def _add_tensor(layout: Layout, name: str, shape: Shape, order: Order) -> Physic
     return tensor
 
 
-def _add_view(layout: Layout, layer: str, op: Op | None, source: str, name: str, shape: Shape, order: Order) -> None:
+def _add_view(
+    layout: Layout, layer: str, op: Op | None, source: str, name: str, shape: Shape, order: Order
+) -> None:
     """`name` as a view of `source`; the very same tensor where not even the physical shape differs."""
     base = layout.tensors[source]
     physical = _physical_shape(shape, order)
@@ -115,14 +120,20 @@ def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
     tensor = layout.tensors[name]
     if tensor.order == order:
         return tensor.name
-    ordered = f"{name} in order {order}"
-    if ordered not in layout.tensors:
+    ordered = layout.ordered.get((name, order))
+    if ordered is None:
+        ordered = f"{name} in order {order}"
+        while ordered in layout.named:
+            ordered += "'"
+        layout.ordered[name, order] = ordered
         label = f"({name})"
         if _memory(shape, tensor.order) == _memory(shape, order):
             _add_view(layout, label, None, tensor.name, ordered, shape, order)
         else:
             copy = _add_tensor(layout, ordered, shape, order)
-            layout.calls.append(Call((label,), None, CopyStep(tensor.order, order), (tensor.name,), copy.name))
+            layout.calls.append(
+                Call((label,), None, CopyStep(tensor.order, order), (tensor.name,), copy.name)
+            )
     return layout.tensors[ordered].name
 
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from .constants import FOLDABLE, evaluate
 from .errors import GbpError, InputError, ModelError, UnsupportedError
 from .graph import Graph, Layer, Shape
+from .limits import MOST_AXES, MOST_ELEMENTS, Budget, elements
 from .ops import PARSERS
 from .ops.node import Node
+from .ops.op import Op
+from .ops.shape import Reshape
+from .proto import (
+    Model,
+    check_arity,
+    check_tensors,
+    declared_shape,
+    label,
+    read,
+    shape_constant,
+    stored_bytes,
+    tensor_values,
+    type_name,
+)
 
 OLDEST_OPSET = 7
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
@@ -26,9 +38,8 @@ NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 #: Ops behind a head that only dress its result.
 _DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast")
-
-#: No tensor of a CNN comes near; a shape beyond it is a mistake or an attack.
-MOST_ELEMENTS = 2**29
+#: Unsupported nodes that a message lists before it only counts them.
+_MOST_LISTED = 50
 
 
 @dataclass(frozen=True)
@@ -46,56 +57,34 @@ class Source:
     nodes: tuple[onnx.NodeProto, ...]
 
 
-def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.ModelProto:
-    """The ModelProto in a file or in bytes.
-
-    Raises ModelError where there is none, or where its tensors lie in other files.
-    """
-    if isinstance(model, onnx.ModelProto):
-        proto = model
-    else:
-        name = "the bytes" if isinstance(model, bytes) else f"{os.fspath(model)!r}"
-        try:
-            data = model if isinstance(model, bytes) else Path(model).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {name}: {error.strerror or error}.") from None
-        try:
-            proto = onnx.load_model_from_string(data)
-        except Exception:  # protobuf raises whatever its backend does
-            raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
-        if not proto.graph.node:
-            raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise UnsupportedError(
-                f"tensor {tensor.name!r} lies in another file.",
-                supported="weights inside the ONNX file",
-                hint="Save the model with save_as_external_data=False.",
-            )
-    return proto
-
-
-def open_model(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, output: str | None = None
-) -> Source:
+def open_model(model: Model, output: str | None = None) -> Source:
     """Read a model and find what is to be explained.
 
     `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
     tensor.  Raises ModelError or UnsupportedError; the latter lists every unsupported node on the way.
     """
     proto = read(model)
+    check_tensors(proto)
+    source = locate(proto, output)
+    unsupported = unsupported_nodes(source)
+    if unsupported:
+        listed = "; ".join(unsupported[:_MOST_LISTED])
+        if len(unsupported) > _MOST_LISTED:
+            listed += f"; and {len(unsupported) - _MOST_LISTED} more"
+        raise UnsupportedError(
+            f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
+            supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
+        )
+    return source
+
+
+def locate(proto: onnx.ModelProto, output: str | None = None) -> Source:
+    """Find input, explained tensor and the nodes between them, whether or not gbp does them."""
     opset = _opset(proto)
     name, shape = _image_input(proto)
     producers = _producers(proto)
     scores = _scores(proto, producers, output, name)
-    nodes = _upstream(proto, producers, scores)
-    unsupported = unsupported_nodes(proto, nodes)
-    if unsupported:
-        raise UnsupportedError(
-            f"{len(unsupported)} node(s) that gbp does not do: {'; '.join(unsupported)}.",
-            supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
-        )
-    return Source(proto, name, shape, scores, opset, nodes)
+    return Source(proto, name, shape, scores, opset, _upstream(proto, producers, scores))
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -122,26 +111,19 @@ def _image_input(proto: onnx.ModelProto) -> tuple[str, tuple[int | None, ...]]:
     (value,) = inputs
     kind = value.type.tensor_type
     if kind.elem_type != TensorProto.FLOAT:
-        found = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type in TensorProto.DataType.values() else "?"
-        raise UnsupportedError(f"input {value.name!r} holds {found}.", supported="FLOAT (float32)")
-    if not kind.HasField("shape"):
-        raise UnsupportedError(f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)")
-    shape = _declared(value)
-    assert shape is not None
+        raise UnsupportedError(
+            f"input {value.name!r} holds {type_name(kind.elem_type)}.", supported="FLOAT (float32)"
+        )
+    shape = declared_shape(value)
+    if shape is None:
+        raise UnsupportedError(
+            f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
+        )
     if not 2 <= len(shape) <= 4:
-        raise UnsupportedError(f"input {value.name!r} has shape {list(shape)}.", supported="2 to 4 axes, batch first")
+        raise UnsupportedError(
+            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 4 axes, batch first"
+        )
     return value.name, shape
-
-
-def _declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
-    """The declared shape, None for each open size; None where nothing is declared."""
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
-    if any(n is not None and n < 0 for n in shape):
-        raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
-    return tuple(n or None for n in shape)  # some exporters write 0 for an open size
 
 
 def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -151,7 +133,7 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     for node in proto.graph.node:
         for name in filter(None, node.output):
             if name in producers or name in known:
-                raise ModelError(f"tensor {name!r} is made twice.", node=node.name, op=node.op_type)
+                raise ModelError(f"tensor {name!r} is made twice.", node=label(node), op=node.op_type)
             producers[name] = node
     return producers
 
@@ -162,11 +144,15 @@ def _scores(
     """The tensor to be explained."""
     outputs = [value.name for value in proto.graph.output]
     if output is not None and output != "probability":
-        if output not in producers:
-            raise InputError(f"no tensor is called {output!r}.", supported=f"outputs {outputs}, or any node's output")
+        if not isinstance(output, str) or output not in producers:
+            raise InputError(
+                f"no tensor is called {output!r}.", supported=f"outputs {outputs}, or any node's output"
+            )
         return output
     if len(outputs) != 1:
-        raise InputError(f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=….")
+        raise InputError(
+            f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
+        )
     (last,) = outputs
     if last not in producers:
         raise ModelError(f"output {last!r} is made by no node.")
@@ -210,21 +196,20 @@ def _upstream(
             if before is None:
                 continue
             if state.get(id(before)) is False:
-                raise ModelError("the graph has a cycle.", node=before.name, op=before.op_type)
+                raise ModelError("the graph has a cycle.", node=label(before), op=before.op_type)
             if id(before) not in state:
                 stack.append((before, False))
     return tuple(ordered)
 
 
-def unsupported_nodes(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> list[str]:
-    """'Op 'node'' for every node that neither a parser nor constant folding can take."""
-    constant = {tensor.name for tensor in proto.graph.initializer}
+def unsupported_nodes(source: Source) -> list[str]:
+    """'Op 'node'' for every node on the way that neither a parser nor constant folding can take."""
+    constant = {tensor.name for tensor in source.model.graph.initializer}
     found = []
-    for node in nodes:
+    for node in source.nodes:
         standard = node.domain in ("", "ai.onnx")
-        if standard and node.op_type in FOLDABLE and all(name in constant for name in node.input if name):
-            constant.update(node.output)
-        elif standard and node.op_type in ("Shape", "Size"):
+        folds = node.op_type in FOLDABLE and all(name in constant for name in node.input if name)
+        if standard and (folds or node.op_type in ("Shape", "Size")):
             constant.update(node.output)
         elif not standard or node.op_type not in PARSERS:
             op = node.op_type if standard else f"{node.domain}.{node.op_type}"
@@ -237,80 +222,120 @@ def build(source: Source, input_shape: Shape) -> Graph:
 
     Raises ModelError or UnsupportedError naming the node.
     """
-    return _Builder(source, input_shape).graph()
+    if min(input_shape) < 1 or elements(input_shape[1:]) > MOST_ELEMENTS:
+        raise UnsupportedError(
+            f"input {source.input!r} has shape {list(input_shape)}.",
+            supported=f"sizes of at least 1 and up to {MOST_ELEMENTS} numbers a sample",
+        )
+    with np.errstate(all="ignore"):  # what overflows shows in the scores
+        return _Builder(source, input_shape).graph()
 
 
 class _Builder:
     def __init__(self, source: Source, input_shape: Shape) -> None:
+        graph = source.model.graph
         self.source = source
-        self.stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.constants: dict[str, NDArray[Any]] = {}
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.layers: list[Layer] = []
-        graph = source.model.graph
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
+        self.read = {name for proto in source.nodes for name in proto.input} | {source.scores}
+        self.taken = self.read | {name for proto in graph.node for name in proto.output}
+        self.budget = Budget.of(stored_bytes(source.model))
 
     def graph(self) -> Graph:
         for proto in self.source.nodes:
-            for name in proto.input:
-                if name and name not in self.shapes:
-                    self._constant(name, proto)
+            check_arity(proto, self.source.opset)
+            for name in filter(None, proto.input):
+                if name not in self.shapes and name not in self.constants:
+                    self.constants[name] = self._stored(name, proto)
             self._take(proto)
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
         return Graph(self.source.input, self.source.scores, tuple(self.layers), self.shapes)
 
-    def _constant(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
-        if name not in self.constants:
-            if name not in self.stored:
-                raise ModelError(f"input {name!r} is made by no node.", node=reader.name, op=reader.op_type)
-            self.constants[name] = _array(self.stored[name], reader)
-        return self.constants[name]
+    def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
+        if name not in self.stored:
+            raise ModelError(f"input {name!r} is made by no node.", node=label(reader), op=reader.op_type)
+        return tensor_values(self.stored[name], name, reader)
 
     def _take(self, proto: onnx.NodeProto) -> None:
         """Fold the node, or parse it into layers."""
-        if proto.op_type in ("Shape", "Size") and proto.input[0] in self.shapes:
-            shape = np.array(self.shapes[proto.input[0]], np.int64)
-            self.constants.update(evaluate(proto, {proto.input[0]: np.broadcast_to(np.float32(0), shape)}, self.source.opset))
+        names = [name for name in proto.input if name]
+        computed = tuple(name for name in names if name in self.shapes)
+        if proto.op_type in ("Shape", "Size") and computed:
+            self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
             return
-        if all(name in self.constants for name in proto.input if name):
-            values = {name: self.constants[name] for name in proto.input if name}
-            self.constants.update(evaluate(proto, values, self.source.opset))
+        if not computed:
+            values = {name: self.constants[name] for name in names}
+            self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        operands = [None if not name else self.shapes.get(name, self.constants.get(name)) for name in proto.input]
+        operands = [
+            None if not name else self.shapes.get(name, self.constants.get(name)) for name in proto.input
+        ]
         node = Node(proto, self.source.opset, operands)
         parsed = PARSERS[proto.op_type](node)
         node.check_all_attributes_read()
-        inputs = tuple(name for name in proto.input if name in self.shapes)
         if isinstance(parsed, list):
             for i, (op, output) in enumerate(zip(parsed, proto.output, strict=True)):
-                self._add(node, f"{node.name}[{i}]", (op,), inputs, output)
+                if output:
+                    self._add(node, f"{node.name}[{i}]", (op,), computed, output)
         else:
             self._refuse_other_outputs(node)
-            self._add(node, node.name, parsed if isinstance(parsed, tuple) else (parsed,), inputs, proto.output[0])
+            ops = parsed if isinstance(parsed, tuple) else (parsed,)
+            self._add(node, node.name, ops, computed, proto.output[0])
 
     def _refuse_other_outputs(self, node: Node) -> None:
-        """Dropout's mask, MaxPool's indices, BatchNormalization's statistics: fine as long as nobody reads them."""
-        others = set(filter(None, node.proto.output[1:]))
-        read = {name for proto in self.source.nodes for name in proto.input} | {self.source.scores}
-        if others & read:
-            node.refuse(f"output {sorted(others & read)[0]!r} is used.", supported="the first output")
+        """Dropout's mask, MaxPool's indices, BatchNormalization's statistics: fine if never read."""
+        others = self.read.intersection(filter(None, node.proto.output[1:]))
+        if others or not node.proto.output[0]:
+            node.refuse(f"output {min(others, default='')!r} is used.", supported="the first output")
 
-    def _add(self, node: Node, name: str, ops: tuple[Any, ...], inputs: tuple[str, ...], output: str) -> None:
+    def _add(self, node: Node, name: str, ops: tuple[Op, ...], inputs: tuple[str, ...], output: str) -> None:
         """Layers that apply `ops` one after another."""
         for i, op in enumerate(ops):
-            result = output if i == len(ops) - 1 else f"{output}/{i}"
-            shape = op.shape(*(self.shapes[x] for x in inputs))
-            if any(n < 1 for n in shape) or np.prod([float(n) for n in shape]) > MOST_ELEMENTS:
+            result = output if i == len(ops) - 1 else self._unused(f"{output}/{i}")
+            given = tuple(self.shapes[x] for x in inputs)
+            if min(map(len, given)) < 2 and not isinstance(op, Reshape):
+                node.refuse("its input has no axis besides the batch.")
+            shape = op.shape(*given)
+            if any(n < 1 for n in shape):
                 node.invalid(f"the output would have shape {list(shape)}.")
+            if elements(shape[1:]) > MOST_ELEMENTS or len(shape) > MOST_AXES:
+                node.refuse(
+                    f"the output would have shape {list(shape)}.",
+                    supported=f"up to {MOST_AXES} axes and {MOST_ELEMENTS} numbers a sample",
+                )
             self._check_declared(node, result, shape)
+            self._spend(node, op, given, shape)
             self.shapes[result] = shape
-            self.layers.append(Layer(name if i == len(ops) - 1 else f"{name}/{i}", op, inputs, result))
+            title = name if i == len(ops) - 1 else f"{name}/{i}"
+            self.layers.append(Layer(title, op, inputs, result, node.op))
             inputs = (result,)
+
+    def _unused(self, name: str) -> str:
+        """A name for a tensor that the file has none for."""
+        while name in self.taken:
+            name += "'"
+        self.taken.add(name)
+        return name
+
+    def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
+        """Weights that the file holds once and many layers read are packed for each; work adds up."""
+        self.budget.weights -= op.nbytes
+        self.budget.work -= op.work(tuple((1, *shape[1:]) for shape in x), (1, *y[1:]))
+        if self.budget.weights < 0:
+            node.refuse("with its weights the network takes many times the memory of its file.")
+        if self.budget.work < 0:
+            node.refuse(
+                "with it one image takes more than some trillion multiply-adds.",
+                hint="Are kernels, strides and sizes what they should be?",
+            )
 
     def _check_declared(self, node: Node, name: str, shape: Shape) -> None:
         """The file may leave shapes open but may not contradict the arithmetic, batch aside."""
-        declared = _declared(self.declared[name]) if name in self.declared else None
+        declared = declared_shape(self.declared[name]) if name in self.declared else None
         if declared is None:
             return
         agrees = len(declared) == len(shape) and all(
@@ -318,26 +343,6 @@ class _Builder:
         )
         if not agrees:
             node.invalid(f"output {name!r} is declared as {list(declared)} but is {list(shape)}.")
-
-
-def _array(tensor: onnx.TensorProto, reader: onnx.NodeProto) -> NDArray[Any]:
-    """The values of an initializer, finite."""
-    size = float(np.prod([float(n) for n in tensor.dims]))
-    if size > MOST_ELEMENTS or any(n < 0 for n in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} has shape {list(tensor.dims)}.", node=reader.name, op=reader.op_type)
-    try:
-        values: NDArray[Any] = numpy_helper.to_array(tensor)
-    except Exception:  # the bytes do not fit the shape, the type is unknown, …
-        raise ModelError(f"tensor {tensor.name!r} is damaged.", node=reader.name, op=reader.op_type) from None
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ModelError(f"tensor {tensor.name!r} holds NaN or infinity.", node=reader.name, op=reader.op_type)
-        if values.dtype != np.float32:
-            raise UnsupportedError(
-                f"tensor {tensor.name!r} holds {helper.tensor_dtype_to_np_dtype(tensor.data_type)}.",
-                node=reader.name, op=reader.op_type, supported="float32",
-            )
-    return values
 
 
 __all__ = ["GbpError", "Source", "build", "open_model", "read", "unsupported_nodes"]

@@ -15,14 +15,13 @@ from .errors import UnsupportedError
 from .fusion import fuse
 from .graph import Graph, Shape
 from .layout import Call, Physical, lay_out
+from .limits import MOST_BYTES_A_SAMPLE, elements
 from .ops.op import Order
 from .ops.shape import ViewStep
 from .passes import simplify
 
 #: Floats that a tensor's place is rounded up to: one cache line.
 _LINE = 16
-#: A plan that needs more for a single sample is refused: bytes.
-MOST_BYTES_A_SAMPLE = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,36 @@ class Plan:
             gradient_roots=roots,
             rectifiers=sum(call.clip.is_rectifier for call in calls),
         )
-        nbytes = 4 * (plan.activations.size + plan.gradients.size)
+        nbytes = plan.forward_bytes + plan.reverse_bytes
         if nbytes > MOST_BYTES_A_SAMPLE:
             raise UnsupportedError(
                 f"one image needs {nbytes / 2**30:.1f} GiB of working memory.",
                 supported=f"up to {MOST_BYTES_A_SAMPLE // 2**30} GiB",
             )
         return plan
+
+    @property
+    def forward_bytes(self) -> int:
+        """Working memory of the forward run of one sample, with what it keeps for the reverse."""
+        kept = 0
+        for call in self.calls:
+            *outer, channels = (1, *self.tensors[call.output].shape)
+            kept += elements(outer) * -(-channels // 8) if call.has_mask else 0
+            kept += (
+                elements(outer) * channels * np.dtype(call.step.switches).itemsize
+                if call.step.switches
+                else 0
+            )
+        return 4 * (self.activations.size + self._scratch) + kept
+
+    @property
+    def reverse_bytes(self) -> int:
+        """Working memory of the reverse run of one sample and one target."""
+        return 4 * (self.gradients.size + self._scratch)
+
+    @property
+    def _scratch(self) -> int:
+        return max((sum(call.step.scratch(1)) for call in self.calls), default=0)
 
     def logical_axes(self, order: Order) -> tuple[int, ...]:
         """The permutation that turns a physical array (batch first) into a logical one."""
@@ -150,25 +172,33 @@ def _reverses(calls: list[Call], output: str) -> tuple[Reverse, ...]:
 
 
 def _gradient_roots(calls: list[Call], reverses: tuple[Reverse, ...]) -> dict[str, str]:
-    """A view that is the only reader of its source shares the gradient's memory; nothing is to be done then."""
+    """A view that is the only reader of its source shares its gradient: nothing is to be done then."""
     counts = _readers(calls)
     roots: dict[str, str] = {}
     for reverse in reversed(reverses):  # in forward order, so that sources come first
         call = calls[reverse.call]
         roots.setdefault(call.inputs[0], call.inputs[0])
-        shares = isinstance(call.step, ViewStep) and counts[call.inputs[0]] == 1 and not reverse.inputs[0].accumulate
+        shares = (
+            isinstance(call.step, ViewStep)
+            and counts[call.inputs[0]] == 1
+            and not reverse.inputs[0].accumulate
+        )
         roots[call.output] = roots[call.inputs[0]] if shares else call.output
     return roots
 
 
-def _activation_arena(calls: list[Call], tensors: dict[str, Physical], image: Physical, scores: Physical) -> Arena:
+def _activation_arena(
+    calls: list[Call], tensors: dict[str, Physical], image: Physical, scores: Physical
+) -> Arena:
     end = len(calls)
     life: dict[str, list[int]] = {image.root: [-1, -1]}
     for i, call in enumerate(calls):
         life.setdefault(tensors[call.output].root, [i, i])[1] = i
         for name in call.reads:
             life[tensors[name].root][1] = i
-        for name in (call.inputs if call.step.saves_x else ()) + ((call.output,) if call.step.saves_y else ()):
+        for name in (call.inputs if call.step.saves_x else ()) + (
+            (call.output,) if call.step.saves_y else ()
+        ):
             life[tensors[name].root][1] = end
     life[scores.root][1] = end
     # What is saved for the reverse pass must outlive later writers too.
@@ -183,8 +213,12 @@ def _activation_arena(calls: list[Call], tensors: dict[str, Physical], image: Ph
 
 
 def _gradient_arena(
-    reverses: tuple[Reverse, ...], tensors: dict[str, Physical], roots: dict[str, str], calls: list[Call],
-    image: str, scores: str,
+    reverses: tuple[Reverse, ...],
+    tensors: dict[str, Physical],
+    roots: dict[str, str],
+    calls: list[Call],
+    image: str,
+    scores: str,
 ) -> Arena:
     def root(name: str) -> str:
         return roots.get(name, name)
@@ -199,18 +233,18 @@ def _gradient_arena(
 
 
 def _floats(tensor: Physical) -> int:
-    return -(-int(np.prod(tensor.shape)) // _LINE) * _LINE
+    return -(-elements(tensor.shape) // _LINE) * _LINE
 
 
 def _pack(lives: dict[str, tuple[int, int, int]]) -> Arena:
     """First fit, largest first: {name: (first use, last use, size)} → offsets."""
-    placed: list[tuple[int, int, int, int]] = []  # offset, size, first, last
+    begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
-    for name, (first, last, size) in sorted(lives.items(), key=lambda item: -item[1][2]):
-        offset = 0
-        for other, other_size, a, b in sorted(placed):
-            if a <= last and first <= b and other < offset + size and offset < other + other_size:
-                offset = other + other_size
-        offsets[name] = offset
-        placed.append((offset, size, first, last))
-    return Arena(offsets, max((offset + size for offset, size, _, _ in placed), default=0))
+    for i, (name, (first, last, size)) in enumerate(sorted(lives.items(), key=lambda item: -item[1][2])):
+        others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
+        others = others[np.argsort(begins[others], kind="stable")]
+        gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
+        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= size)
+        offsets[name] = int(gaps[fitting[0]] if len(fitting) else gaps[-1])
+        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + size, first, last
+    return Arena(offsets, int(ends.max(initial=0)))

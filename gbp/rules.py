@@ -35,6 +35,6 @@ def rule_named(name: str | Rule) -> Rule:
     """The rule of that name; InputError where there is none."""
     if isinstance(name, Rule):
         return name
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise InputError(f"no rule is called {name!r}.", supported=", ".join(RULES))
     return RULES[name]

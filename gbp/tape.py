@@ -168,7 +168,7 @@ class Tape:
 
         seed = array(plan.output.name)
         seed.fill(0)
-        where = np.unravel_index(targets.reshape(-1), plan.output_shape)
+        where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         seed.transpose(plan.logical_axes(plan.output.order))[(np.arange(m), *where)] = 1
 
         with parallel():
@@ -182,7 +182,9 @@ class Tape:
                 if isinstance(call.step, ViewStep) and np.may_share_memory(gy, array(call.inputs[0])):
                     continue
                 gx = tuple(map(gradient, reverse.inputs))
-                call.step.vjp(gy, gx, Saved(self._threads, memory.scratch, saved.mask, saved.switches, saved.x, saved.y))
+                call.step.vjp(
+                    gy, gx, Saved(self._threads, memory.scratch, saved.mask, saved.switches, saved.x, saved.y)
+                )
         gx_image = array(plan.input.name).transpose(plan.logical_axes(plan.input.order))
         maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
         self._pool.give(("reverse", m), memory)
@@ -191,6 +193,4 @@ class Tape:
 
 def _through_gate(gy: Floats, gx: Gradient, threads: int) -> None:
     """gx (+)= gy, and of the result what passes the gate."""
-    pointwise_bwd(
-        pixels(gy), NO_WEIGHTS, gx.mask, gx.gate, pixels(gx.array), int(gx.accumulate), threads
-    )
+    pointwise_bwd(pixels(gy), NO_WEIGHTS, gx.mask, gx.gate, pixels(gx.array), int(gx.accumulate), threads)

@@ -24,7 +24,7 @@ def resolve(
     """
     n, classes = scores.shape
     if target is None:
-        return np.argmax(scores, axis=1).astype(np.int64)
+        return np.asarray(np.argmax(scores, axis=1), np.int64)
     if isinstance(target, str):
         if target == "top5":
             return np.argsort(-scores, axis=1, kind="stable")[:, : min(5, classes)].astype(np.int64)
@@ -36,7 +36,8 @@ def resolve(
         return np.full(n, _checked(given.reshape(1), classes)[0], np.int64)
     if given.ndim > 2 or len(given) != count:
         raise InputError(
-            f"target has shape {list(given.shape)} for {count} image(s) and {classes} classes.", supported=_SUPPORTED
+            f"target has shape {list(given.shape)} for {count} image(s) and {classes} classes.",
+            supported=_SUPPORTED,
         )
     indices = _from_one_hot(given, classes)
     return _checked(indices, classes)[part]
@@ -76,16 +77,23 @@ def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
 
 def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
     if labels is None:
-        raise InputError(f"target is {name!r}, and the labels of this model are not known.", hint="Give labels.")
+        raise InputError(
+            f"target is {name!r}, and the labels of this model are not known.", hint="Give labels."
+        )
     found = [i for i, label in enumerate(labels) if label == name]
     found = found or [i for i, label in enumerate(labels) if label.casefold() == name.casefold()]
     # ImageNet's labels list synonyms: "lion, king of beasts, Panthera leo".
     found = found or [
-        i for i, label in enumerate(labels) if name.casefold() in (part.strip().casefold() for part in label.split(","))
+        i
+        for i, label in enumerate(labels)
+        if name.casefold() in (part.strip().casefold() for part in label.split(","))
     ]
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"target {name!r} names {len(found)} classes: {found[:5]}.", hint="Give the index.")
     near = [label for label in labels if name.casefold() in label.casefold()][:3]
-    raise InputError(f"no class is called {name!r}.", hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else None)
+    raise InputError(
+        f"no class is called {name!r}.",
+        hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else None,
+    )

@@ -1,8 +1,8 @@
 """The one place that picks and guards Numba's threading layer.
 
-    TBB          survives threads and forks      its wheel's library lies where the loader does not look
-    OpenMP       survives threads                kills a forked child that enters parallel code
-    workqueue    aborts the process              when two Python threads enter parallel code at once
+TBB          survives threads and forks      its wheel's library lies where the loader does not look
+OpenMP       survives threads                kills a forked child that enters parallel code
+workqueue    aborts the process              when two Python threads enter parallel code at once
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def thread_count(threads: int | None) -> int:
     if threads is None:
         return available()
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InputError(f"threads is {threads!r}.", supported="a whole number from 1 to 1024, or None for all")
+        raise InputError(
+            f"threads is {threads!r}.", supported="a whole number from 1 to 1024, or None for all"
+        )
     return threads
 
 

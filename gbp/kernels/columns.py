@@ -18,14 +18,15 @@ from typing import Any
 
 from numba import prange
 
+from .emit import LANES
 from .jit import ACTIVATION, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, gated
-from .simd import LANES, load_between, load_some, store_some, zeros
+from .simd import at, keep_rolled, load_between, load_some, store_some, zeros
 from .taps import TAPS, Taps, meeting
-from .views import at, targets_of
+from .views import targets_of
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _gather_line(
     columns: int,
     row_step: int,
@@ -49,6 +50,7 @@ def _gather_line(
     for p in range(rows):
         row = columns + p * row_step
         for ow in range(first, last + 1):
+            keep_rolled()
             offset = position - ow * stride
             v = v + load_between(row + ow * pixel_step + 4 * offset, -offset, min(count, run - offset))
     return v
@@ -113,6 +115,7 @@ def col2im(
                         for p in range(count_h):
                             a = ca + p * row_step + 4 * c
                             for _ in range(count_w):
+                                keep_rolled()
                                 v = v + load_some(a, C - c)
                                 a += column_step
                         if accumulate:

@@ -17,32 +17,18 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from .emit import LANES, TILE_ROWS
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .memory import aligned
 from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import (
-    LANES,
-    TILE_CHANNELS,
-    TILE_ROWS,
-    above,
-    broadcast,
-    keep_rolled,
-    load,
-    load_some,
-    store_bits,
-    store_some,
-    tile_store,
-    tile_update,
-    tile_zeros,
-)
+from .simd import above, address_of, at, broadcast, keep_rolled, load, load_some, store_bits, store_some
 from .taps import TAPS, Taps
-from .views import at, copy_run, zero_run
-
-TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
+from .tile import TILE_CHANNELS, TILE_FLOATS, tile_store, tile_update, tile_zeros
+from .views import copy_run, zero_run
 
 
 def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights (O, I, KH, KW) in the order the tile reads them: [⌈O / TILE_CHANNELS⌉][KH][KW][I][TILE_CHANNELS]."""
+    """Weights (O, I, KH, KW) as tiles read them: [⌈O / TILE_CHANNELS⌉][KH][KW][I][TILE_CHANNELS]."""
     O, I, KH, KW = w.shape
     blocks = -(-O // TILE_CHANNELS)
     packed = aligned((blocks, KH, KW, I, TILE_CHANNELS))
@@ -54,7 +40,7 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _tile_of(rows: int) -> Any:
-    @device_function  # type: ignore[untyped-decorator]
+    @device_function
     def tile(
         x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
     ) -> None:
@@ -72,7 +58,7 @@ def _tile_of(rows: int) -> Any:
     return tile
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _no_tile(
     n: int, x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
 ) -> None:
@@ -85,9 +71,18 @@ def _tile_up_to(rows: int) -> Any:
         return _no_tile
     exactly, fewer = _tile_of(rows), _tile_up_to(rows - 1)
 
-    @device_function  # type: ignore[untyped-decorator]
+    @device_function
     def tile(
-        n: int, x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
+        n: int,
+        x: int,
+        pixel: int,
+        taps_h: int,
+        step_h: int,
+        taps_w: int,
+        step_w: int,
+        run: int,
+        w: int,
+        out: int,
     ) -> None:
         if n == rows:
             exactly(x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
@@ -100,18 +95,22 @@ def _tile_up_to(rows: int) -> Any:
 _tile = _tile_up_to(TILE_ROWS)
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _tiles(y: Any) -> int:
-    """How many tiles y (N, OH, OW, O) is computed in."""
-    N, OH, OW, O = y.shape
+# The functions below take numbers, not arrays: an array that is handed on has its references counted, by
+# atomic instructions on a line that all threads share.
+
+
+@device_function
+def _tiles(N: int, OH: int, OW: int, O: int) -> int:
+    """How many tiles an output (N, OH, OW, O) is computed in."""
     return N * OH * ((OW + TILE_ROWS - 1) // TILE_ROWS) * ((O + TILE_CHANNELS - 1) // TILE_CHANNELS)
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _locate(q: int, y: Any) -> Any:
-    """Tile q of y: its block of channels, n, oh, first ow, and number of pixels.  Blocks are outermost, so
-    that a thread walks the whole image with one block of weights in its cache."""
-    N, OH, OW, O = y.shape
+@device_function
+def _locate(q: int, N: int, OH: int, OW: int) -> Any:
+    """Tile q: its block of channels, n, oh, first ow, and number of pixels.
+
+    Blocks are outermost, so that a thread walks the whole image with one block of weights in its cache.
+    """
     tiles = (OW + TILE_ROWS - 1) // TILE_ROWS
     row, tile = q // tiles, q % tiles
     image, oh = row // OH, row % OH
@@ -119,48 +118,50 @@ def _locate(q: int, y: Any) -> Any:
     return image // N, image % N, oh, first, OW * (tile + 1) // tiles - first
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _convolve(q: int, x: Any, w: Any, y: Any, taps: Taps, out: int) -> Any:
-    """The plain sum of tile q of y, written to `out`; returns `_locate`."""
-    I = x.shape[3]
-    block, n, oh, first, count = _locate(q, y)
-    taps_w, step_w, run = taps.columns, taps.dilation_w * x.strides[2], I
+@device_function
+def _convolve(
+    count: int, x: int, line: int, pixel: int, I: int, taps: Taps, w: int, block: int, out: int
+) -> None:
+    """The plain sums of `count` pixels to `out`; x is their first tap, `line` and `pixel` its strides."""
+    taps_w, step_w, run = taps.columns, taps.dilation_w * pixel, I
     if step_w == 4 * I:  # the taps of one row lie side by side in memory: one long run
         taps_w, run = 1, I * taps.columns
-    _tile(
-        count,
-        at(x, n, oh * taps.stride_h, first * taps.stride_w),
-        taps.stride_w * x.strides[2],
-        taps.rows,
-        taps.dilation_h * x.strides[1],
-        taps_w,
-        step_w,
-        run,
-        w.ctypes.data + block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS,
-        out,
-    )
-    return block, n, oh, first, count
+    w += block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS
+    _tile(count, x, taps.stride_w * pixel, taps.rows, taps.dilation_h * line, taps_w, step_w, run, w, out)
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT)
 def conv_fwd(
-    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, scratch: Any, taps: Taps, lo: float, hi: float, threads: int
+    x: Any,
+    w: Any,
+    b: Any,
+    r: Any,
+    y: Any,
+    mask: Any,
+    scratch: Any,
+    taps: Taps,
+    lo: float,
+    hi: float,
+    threads: int,
 ) -> None:
-    """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask; r and mask may be empty.
+    """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    w from `pack`; b padded with 0 to whole tiles; scratch holds TILE_FLOATS a thread.
+    r and mask may be empty.  w from `pack`; b padded with 0 to whole tiles; scratch: TILE_FLOATS a thread.
     """
-    O = y.shape[3]
+    N, OH, OW, O = y.shape
+    I = x.shape[3]
     low, high = broadcast(lo), broadcast(hi)
-    tiles = _tiles(y)
+    tiles = _tiles(N, OH, OW, O)
     for t in prange(threads):
-        s = scratch.ctypes.data + 4 * t * TILE_FLOATS
+        s = address_of(scratch) + 4 * t * TILE_FLOATS
         for q in range(tiles * t // threads, tiles * (t + 1) // threads):
-            block, n, oh, first, count = _convolve(q, x, w, y, taps, s)
+            block, n, oh, first, count = _locate(q, N, OH, OW)
+            corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
+            _convolve(count, corner, x.strides[1], x.strides[2], I, taps, address_of(w), block, s)
             c0 = block * TILE_CHANNELS
             for i in range(count):
                 for c in range(c0, min(O, c0 + TILE_CHANNELS), LANES):
-                    v = load(s + 4 * (i * TILE_CHANNELS + c - c0)) + load(b.ctypes.data + 4 * c)
+                    v = load(s + 4 * (i * TILE_CHANNELS + c - c0)) + load(address_of(b) + 4 * c)
                     if r.size:
                         v = v + load_some(at(r, n, oh, first + i) + 4 * c, O - c)
                     if mask.size:
@@ -177,26 +178,31 @@ def conv_bwd(
 
     gy is padded to the full correlation; w from `pack` of the flipped, transposed weights.
     """
-    N, _, _, O = gx.shape
+    N, H, W, C = gx.shape
+    O = gy.shape[3]
     targets = N // max(1, mask.shape[0])
-    tiles = _tiles(gx)
+    tiles = _tiles(N, H, W, C)
     for t in prange(threads):
-        s = scratch.ctypes.data + 4 * t * TILE_FLOATS
+        s = address_of(scratch) + 4 * t * TILE_FLOATS
         for q in range(tiles * t // threads, tiles * (t + 1) // threads):
-            block, n, oh, first, count = _convolve(q, gy, w, gx, taps, s)
+            block, n, h, first, count = _locate(q, N, H, W)
+            _convolve(
+                count, at(gy, n, h, first), gy.strides[1], gy.strides[2], O, taps, address_of(w), block, s
+            )
             c0 = block * TILE_CHANNELS
             for i in range(count):
-                for c in range(c0, min(O, c0 + TILE_CHANNELS), LANES):
+                m = at(mask, n // targets, h, first + i)
+                for c in range(c0, min(C, c0 + TILE_CHANNELS), LANES):
                     v = load(s + 4 * (i * TILE_CHANNELS + c - c0))
-                    to = at(gx, n, oh, first + i) + 4 * c
+                    to = at(gx, n, h, first + i) + 4 * c
                     if accumulate:
-                        v = v + load_some(to, O - c)
-                    store_some(to, gated(v, gate, at(mask, n // targets, oh, first + i) + c // 8, O - c), O - c)
+                        v = v + load_some(to, C - c)
+                    store_some(to, gated(v, gate, m + c // 8, C - c), C - c)
 
 
 @kernel(ACTIVATION, ACTIVATION, INT, INT, INT)
 def pad(x: Any, y: Any, top: int, left: int, threads: int) -> None:
-    """y[h, w] = x[h - top, w - left], 0 where that lies outside x; negative pads crop.  y's pixels are dense."""
+    """y[h, w] = x[h - top, w - left], 0 where that is outside x; negative pads crop.  y is dense."""
     N, OH, OW, C = y.shape
     H, W = x.shape[1], x.shape[2]
     rows = N * OH

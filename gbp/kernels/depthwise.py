@@ -18,70 +18,136 @@ from typing import Any
 
 from numba import prange
 
+from .emit import LANES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import LANES, above, broadcast, fma, load_some, store_bits, store_some, zeros
+from .simd import (
+    above,
+    address_of,
+    at,
+    broadcast,
+    fma,
+    keep_rolled,
+    load,
+    load_first,
+    load_some,
+    store_bits,
+    store_some,
+    zeros,
+)
 from .taps import TAPS, Taps, inside, meeting
-from .views import at, targets_of
+from .views import targets_of
 
 FOUR = 4
 
 
-@device_function  # type: ignore[untyped-decorator]
+def _sums_of(whole: bool) -> Any:
+    """Make the sums of x · w over rows × columns taps for one pixel and for FOUR, `pixel` bytes apart.
+
+    x and w walk their own steps.  Whole vectors and parts of one have machine code of their own.
+    """
+
+    @device_function
+    def read(address: int, count: int) -> Any:
+        if whole:
+            return load(address)
+        return load_first(address, count)
+
+    @device_function
+    def one(
+        x: int,
+        rows: int,
+        x_down: int,
+        columns: int,
+        x_right: int,
+        w: int,
+        w_down: int,
+        w_right: int,
+        count: int,
+    ) -> Any:
+        v = zeros()
+        for i in range(rows):
+            a, b = x + i * x_down, w + i * w_down
+            for _ in range(columns):
+                keep_rolled()
+                v = fma(read(a, count), read(b, count), v)
+                a += x_right
+                b += w_right
+        return v
+
+    @device_function
+    def four(
+        x: int,
+        pixel: int,
+        rows: int,
+        x_down: int,
+        columns: int,
+        x_right: int,
+        w: int,
+        w_down: int,
+        w_right: int,
+        count: int,
+    ) -> Any:
+        v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+        for i in range(rows):
+            a, b = x + i * x_down, w + i * w_down
+            for _ in range(columns):
+                keep_rolled()
+                weight = read(b, count)
+                v0 = fma(read(a, count), weight, v0)
+                v1 = fma(read(a + pixel, count), weight, v1)
+                v2 = fma(read(a + 2 * pixel, count), weight, v2)
+                v3 = fma(read(a + 3 * pixel, count), weight, v3)
+                a += x_right
+                b += w_right
+        return v0, v1, v2, v3
+
+    return one, four
+
+
+_one_whole, _four_whole = _sums_of(True)
+_one_part, _four_part = _sums_of(False)
+
+
+@device_function
 def _one(
-    x: int, rows: int, step_h: int, columns: int, step_w: int, w: int, w_step_h: int, w_step_w: int, count: int
+    x: int, rows: int, x_down: int, columns: int, x_right: int, w: int, w_down: int, w_right: int, count: int
 ) -> Any:
-    """Sum x · w over rows × columns taps; w walks its own steps."""
-    v = zeros()
-    for i in range(rows):
-        a, b = x + i * step_h, w + i * w_step_h
-        for _ in range(columns):
-            v = fma(load_some(a, count), load_some(b, count), v)
-            a += step_w
-            b += w_step_w
-    return v
+    if count >= LANES:
+        return _one_whole(x, rows, x_down, columns, x_right, w, w_down, w_right, count)
+    return _one_part(x, rows, x_down, columns, x_right, w, w_down, w_right, count)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _four(
     x: int,
     pixel: int,
     rows: int,
-    step_h: int,
+    x_down: int,
     columns: int,
-    step_w: int,
+    x_right: int,
     w: int,
-    w_step_h: int,
-    w_step_w: int,
+    w_down: int,
+    w_right: int,
     count: int,
 ) -> Any:
-    """`_one` for FOUR pixels, `pixel` bytes apart in x."""
-    v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
-    for i in range(rows):
-        a, b = x + i * step_h, w + i * w_step_h
-        for _ in range(columns):
-            weight = load_some(b, count)
-            v0 = fma(load_some(a, count), weight, v0)
-            v1 = fma(load_some(a + pixel, count), weight, v1)
-            v2 = fma(load_some(a + 2 * pixel, count), weight, v2)
-            v3 = fma(load_some(a + 3 * pixel, count), weight, v3)
-            a += step_w
-            b += w_step_w
-    return v0, v1, v2, v3
+    if count >= LANES:
+        return _four_whole(x, pixel, rows, x_down, columns, x_right, w, w_down, w_right, count)
+    return _four_part(x, pixel, rows, x_down, columns, x_right, w, w_down, w_right, count)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _write_y(
-    v: Any, b: Any, r: Any, y: Any, mask: Any, n: int, h: int, w: int, c: int, low: Any, high: Any
+    v: Any, c: int, ba: int, ra: int, ya: int, ma: int, given: Any, low: Any, high: Any, count: int
 ) -> None:
-    count = y.shape[3] - c
-    if b.size:
-        v = v + load_some(b.ctypes.data + 4 * c, count)
-    if r.size:
-        v = v + load_some(at(r, n, h, w) + 4 * c, count)
-    if mask.size:
-        store_bits(at(mask, n, h, w) + c // 8, above(v, low) & above(high, v), count)
-    store_some(at(y, n, h, w) + 4 * c, clip(v, low, high), count)
+    """Finish channels c … of the pixel at these addresses; `given` says which of b, r and mask there are."""
+    if given[0]:
+        v = v + load_some(ba + 4 * c, count)
+    if given[1]:
+        v = v + load_some(ra + 4 * c, count)
+    if given[2]:
+        store_bits(ma + c // 8, above(v, low) & above(high, v), count)
+    store_some(ya + 4 * c, clip(v, low, high), count)
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT)
@@ -107,7 +173,9 @@ def depthwise_fwd(
     N, OH, OW, C = y.shape
     low, high = broadcast(lo), broadcast(hi)
     KH, KW, sw, dh, dw = taps.rows, taps.columns, taps.stride_w, taps.dilation_h, taps.dilation_w
-    step_h, step_w, pixel = dh * x.strides[1], dw * x.strides[2], sw * x.strides[2]
+    x_down, x_right, pixel = dh * x.strides[1], dw * x.strides[2], sw * x.strides[2]
+    ba, given = address_of(b), (b.size > 0, r.size > 0, mask.size > 0)
+    r_next, y_next, m_next = r.strides[2], y.strides[2], mask.strides[2]
     # The windows [first, last) lie between the left and the right border.
     first, last = (left + sw - 1) // sw, min(OW, (W - 1 - (KW - 1) * dw + left) // sw + 1)
     rows = N * OH
@@ -118,45 +186,55 @@ def depthwise_fwd(
             i0, i1 = inside(h, KH, dh, 0, H)
             ow = 0
             while ow < OW:
+                together = first <= ow and ow + FOUR <= last
                 j0, j1 = inside(ow * sw - left, KW, dw, 0, W)
                 xa = at(x, n, h + i0 * dh, ow * sw - left + j0 * dw)
-                wa = w.ctypes.data + 4 * C * (i0 * KW + j0)
-                if first <= ow and ow + FOUR <= last:
-                    for c in range(0, C, LANES):
+                wa = address_of(w) + 4 * C * (i0 * KW + j0)
+                ra, ya, ma = at(r, n, oh, ow), at(y, n, oh, ow), at(mask, n, oh, ow)
+                for c in range(0, C, LANES):
+                    a, k, count = xa + 4 * c, wa + 4 * c, C - c
+                    if together:
                         v0, v1, v2, v3 = _four(
-                            xa + 4 * c,
-                            pixel,
-                            i1 - i0,
-                            step_h,
-                            KW,
-                            step_w,
-                            wa + 4 * c,
-                            4 * C * KW,
-                            4 * C,
-                            C - c,
+                            a, pixel, i1 - i0, x_down, KW, x_right, k, 4 * C * KW, 4 * C, count
                         )
-                        _write_y(v0, b, r, y, mask, n, oh, ow, c, low, high)
-                        _write_y(v1, b, r, y, mask, n, oh, ow + 1, c, low, high)
-                        _write_y(v2, b, r, y, mask, n, oh, ow + 2, c, low, high)
-                        _write_y(v3, b, r, y, mask, n, oh, ow + 3, c, low, high)
-                    ow += FOUR
-                else:
-                    for c in range(0, C, LANES):
-                        v = _one(
-                            xa + 4 * c, i1 - i0, step_h, j1 - j0, step_w, wa + 4 * c, 4 * C * KW, 4 * C, C - c
+                        _write_y(v0, c, ba, ra, ya, ma, given, low, high, count)
+                        _write_y(v1, c, ba, ra + r_next, ya + y_next, ma + m_next, given, low, high, count)
+                        _write_y(
+                            v2,
+                            c,
+                            ba,
+                            ra + 2 * r_next,
+                            ya + 2 * y_next,
+                            ma + 2 * m_next,
+                            given,
+                            low,
+                            high,
+                            count,
                         )
-                        _write_y(v, b, r, y, mask, n, oh, ow, c, low, high)
-                    ow += 1
+                        _write_y(
+                            v3,
+                            c,
+                            ba,
+                            ra + 3 * r_next,
+                            ya + 3 * y_next,
+                            ma + 3 * m_next,
+                            given,
+                            low,
+                            high,
+                            count,
+                        )
+                    else:
+                        v = _one(a, i1 - i0, x_down, j1 - j0, x_right, k, 4 * C * KW, 4 * C, count)
+                        _write_y(v, c, ba, ra, ya, ma, given, low, high, count)
+                ow += FOUR if together else 1
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _write_gx(
-    v: Any, mask: Any, targets: int, gate: Gate, gx: Any, accumulate: int, n: int, h: int, w: int, c: int
-) -> None:
-    count, to = gx.shape[3] - c, at(gx, n, h, w) + 4 * c
+@device_function
+def _write_gx(v: Any, c: int, gate: Gate, accumulate: int, xa: int, ma: int, count: int) -> None:
+    """Finish channels c … of the pixel whose addresses in gx and mask are given."""
     if accumulate:
-        v = v + load_some(to, count)
-    store_some(to, gated(v, gate, at(mask, n // targets, h, w) + c // 8, count), count)
+        v = v + load_some(xa + 4 * c, count)
+    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, count), count)
 
 
 @kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
@@ -172,14 +250,12 @@ def depthwise_bwd(
     left: int,
     threads: int,
 ) -> None:
-    """Write the transpose of the convolution to gx, added to gx with `accumulate`; of that, what passes the gate.
-
-    w as in `depthwise_fwd`.
-    """
+    """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
     KH, KW, sw, dw = taps.rows, taps.columns, taps.stride_w, taps.dilation_w
+    x_next, m_next = sw * gx.strides[2], sw * mask.strides[2]
     # Every window that has a tap on the pixels [first, last) exists.
     first, last = (KW - 1) * dw - left, min(W, OW * sw - left)
     rows = N * H
@@ -187,44 +263,26 @@ def depthwise_bwd(
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, i, step_i = meeting(h + top, KH, taps.stride_h, taps.dilation_h, OH)
-            step_h, w_step_h = step_oh * gy.strides[1], step_i * 4 * C * KW
-            pixel = 0
-            while pixel < W:
-                together = first <= pixel and pixel + FOUR * sw <= last
-                for q in range(pixel, pixel + (sw if together else 1)):
+            g_down, w_down = step_oh * gy.strides[1], step_i * 4 * C * KW
+            group = 0
+            while group < W:
+                together = first <= group and group + FOUR * sw <= last
+                for q in range(group, group + (sw if together else 1)):
                     count_w, ow, step_ow, j, step_j = meeting(q + left, KW, sw, dw, OW)
-                    step_w, w_step_w = step_ow * gy.strides[2], step_j * 4 * C
-                    ga = at(gy, n, oh, ow)
-                    wa = w.ctypes.data + 4 * C * (i * KW + j)
+                    g_right, w_right = step_ow * gy.strides[2], step_j * 4 * C
+                    ga, wa = at(gy, n, oh, ow), address_of(w) + 4 * C * (i * KW + j)
+                    xa, ma = at(gx, n, h, q), at(mask, n // targets, h, q)
                     for c in range(0, C, LANES):
+                        a, k, count = ga + 4 * c, wa + 4 * c, C - c
                         if together:
                             v0, v1, v2, v3 = _four(
-                                ga + 4 * c,
-                                gy.strides[2],
-                                count_h,
-                                step_h,
-                                count_w,
-                                step_w,
-                                wa + 4 * c,
-                                w_step_h,
-                                w_step_w,
-                                C - c,
+                                a, gy.strides[2], count_h, g_down, count_w, g_right, k, w_down, w_right, count
                             )
-                            _write_gx(v0, mask, targets, gate, gx, accumulate, n, h, q, c)
-                            _write_gx(v1, mask, targets, gate, gx, accumulate, n, h, q + sw, c)
-                            _write_gx(v2, mask, targets, gate, gx, accumulate, n, h, q + 2 * sw, c)
-                            _write_gx(v3, mask, targets, gate, gx, accumulate, n, h, q + 3 * sw, c)
+                            _write_gx(v0, c, gate, accumulate, xa, ma, count)
+                            _write_gx(v1, c, gate, accumulate, xa + x_next, ma + m_next, count)
+                            _write_gx(v2, c, gate, accumulate, xa + 2 * x_next, ma + 2 * m_next, count)
+                            _write_gx(v3, c, gate, accumulate, xa + 3 * x_next, ma + 3 * m_next, count)
                         else:
-                            v = _one(
-                                ga + 4 * c,
-                                count_h,
-                                step_h,
-                                count_w,
-                                step_w,
-                                wa + 4 * c,
-                                w_step_h,
-                                w_step_w,
-                                C - c,
-                            )
-                            _write_gx(v, mask, targets, gate, gx, accumulate, n, h, q, c)
-                pixel += FOUR * sw if together else 1
+                            v = _one(a, count_h, g_down, count_w, g_right, k, w_down, w_right, count)
+                            _write_gx(v, c, gate, accumulate, xa, ma, count)
+                group += FOUR * sw if together else 1

@@ -16,25 +16,25 @@ from typing import Any
 from numba import prange, types
 
 from .jit import INT, device_function, kernel
-from .simd import load_scalar, store_scalar
+from .simd import address_of, load_scalar, store_scalar
 from .views import targets_of
 
 BROADCAST = types.Array(types.float32, 6, "A")
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _lines(a: Any) -> int:
+@device_function
+def _lines(shape: Any) -> int:
     """Return how many lines along the last axis each index of axis 0 has."""
-    return a.shape[1] * a.shape[2] * a.shape[3] * a.shape[4]
+    return shape[1] * shape[2] * shape[3] * shape[4]
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _line_at(a: Any, n: int, line: int) -> int:
-    """Return the address of a line, counted in the order of the index."""
-    address = a.ctypes.data + n * a.strides[0]
+@device_function
+def _line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
+    """Return the address of a line, counted in the order of the index, of the array at `start`."""
+    address = start + n * strides[0]
     for axis in (4, 3, 2, 1):
-        address += line % a.shape[axis] * a.strides[axis]
-        line //= a.shape[axis]
+        address += line % shape[axis] * strides[axis]
+        line //= shape[axis]
     return address
 
 
@@ -44,8 +44,12 @@ def add_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
     N, size = y.shape[0], y.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(y)):
-                a, b, to = _line_at(x0, n, line), _line_at(x1, n, line), _line_at(y, n, line)
+            for line in range(_lines(y.shape)):
+                a, b, to = (
+                    _line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                    _line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                    _line_at(address_of(y), y.shape, y.strides, n, line),
+                )
                 for _ in range(size):
                     store_scalar(to, load_scalar(a) + load_scalar(b))
                     a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
@@ -57,8 +61,12 @@ def mul_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
     N, size = y.shape[0], y.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(y)):
-                a, b, to = _line_at(x0, n, line), _line_at(x1, n, line), _line_at(y, n, line)
+            for line in range(_lines(y.shape)):
+                a, b, to = (
+                    _line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                    _line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                    _line_at(address_of(y), y.shape, y.strides, n, line),
+                )
                 for _ in range(size):
                     store_scalar(to, load_scalar(a) * load_scalar(b))
                     a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
@@ -70,8 +78,11 @@ def add_bwd(gy: Any, gx: Any, threads: int) -> None:
     N, size = gy.shape[0], gy.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(gy)):
-                g, to = _line_at(gy, n, line), _line_at(gx, n, line)
+            for line in range(_lines(gy.shape)):
+                g, to = (
+                    _line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                    _line_at(address_of(gx), gx.shape, gx.strides, n, line),
+                )
                 for _ in range(size):
                     store_scalar(to, load_scalar(to) + load_scalar(g))
                     g, to = g + gy.strides[5], to + gx.strides[5]
@@ -84,8 +95,12 @@ def mul_bwd(gy: Any, other: Any, gx: Any, threads: int) -> None:
     sharing = targets_of(gy, other)
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(gy)):
-                g, a, to = _line_at(gy, n, line), _line_at(other, n // sharing, line), _line_at(gx, n, line)
+            for line in range(_lines(gy.shape)):
+                g, a, to = (
+                    _line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                    _line_at(address_of(other), other.shape, other.strides, n // sharing, line),
+                    _line_at(address_of(gx), gx.shape, gx.strides, n, line),
+                )
                 for _ in range(size):
                     store_scalar(to, load_scalar(to) + load_scalar(g) * load_scalar(a))
                     g, a, to = g + gy.strides[5], a + other.strides[5], to + gx.strides[5]

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from .emit import LANES, VECTOR_BYTES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel
 from .rectifier import GATE, MASK, Gate, clip, gate_run
 from .simd import (
-    LANES,
-    TILE_VECTORS,
-    VECTOR_BYTES,
     above,
+    address_of,
+    at,
     broadcast,
     fma,
     load_scalar,
@@ -35,20 +35,18 @@ from .simd import (
     store_scalar,
     store_some,
     sum_lanes,
-    tile_dot,
-    tile_dot_first,
-    tile_zeros,
 )
-from .views import at, targets_of, zero_run
+from .tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
+from .views import targets_of, zero_run
 
 #: Samples in registers: as many as the smallest register file holds.
 SAMPLES = 4
 #: Columns at a time, so that those of all samples stay in the cache while w streams by.
-BLOCK = 2048
+BLOCK = 8192
 
 
 def _dot_of(samples: int) -> Any:
-    @device_function  # type: ignore[untyped-decorator]
+    @device_function
     def dot(x: int, x_row: int, w: int, w_row: int, count: int) -> Any:
         t = tile_zeros(samples)
         for _ in range(count // LANES):
@@ -59,7 +57,7 @@ def _dot_of(samples: int) -> Any:
             t = tile_dot_first(t, x, x_row, w, w_row, count % LANES)
         return t
 
-    @device_function  # type: ignore[untyped-decorator]
+    @device_function
     def add_dot(
         x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
     ) -> None:
@@ -76,11 +74,20 @@ def _dot_of(samples: int) -> Any:
 _dot_1, _dot_2, _dot_3, _dot_4 = (_dot_of(samples) for samples in range(1, SAMPLES + 1))
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _dots(
-    samples: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
+    samples: int,
+    x: int,
+    x_row: int,
+    w: int,
+    w_row: int,
+    count: int,
+    y: int,
+    y_row: int,
+    rows: int,
+    first: bool,
 ) -> None:
-    """Add x[i] · w[j] over `count` columns to y[i, j] (`first`: write it) for each sample i and row j of w."""
+    """Add x[i] · w[j] over `count` columns to y[i, j], or `first` write it, for samples i and rows j of w."""
     if samples == 1:
         _dot_1(x, x_row, w, w_row, count, y, y_row, rows, first)
     elif samples == 2:
@@ -92,9 +99,7 @@ def _dots(
 
 
 @kernel(ACTIVATION, MAPPED, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
-def gemm_fwd(
-    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int
-) -> None:
+def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
     """Write y = clip(x · wᵀ + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
     x (N, 1, 1, K), w (M·K,), b (M,) or empty, y (N, 1, 1, M); r, of y's shape but not in its memory, and mask
@@ -114,7 +119,7 @@ def gemm_fwd(
                         min(SAMPLES, N - n),
                         at(x, n, 0, 0) + 4 * k,
                         x.strides[0],
-                        w.ctypes.data + 4 * (m * K + k),
+                        address_of(w) + 4 * (m * K + k),
                         w_row,
                         min(BLOCK, K - k),
                         at(y, n, 0, 0) + 4 * m,
@@ -127,7 +132,7 @@ def gemm_fwd(
                 to = at(y, n, 0, 0) + 4 * m
                 v = load_some(to, M - m)
                 if b.size:
-                    v = v + load_some(b.ctypes.data + 4 * m, M - m)
+                    v = v + load_some(address_of(b) + 4 * m, M - m)
                 if r.size:
                     v = v + load_some(at(r, n, 0, 0) + 4 * m, M - m)
                 if mask.size:
@@ -135,23 +140,23 @@ def gemm_fwd(
                 store_some(to, clip(v, low, high), M - m)
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _next_row(gy: Any, m: int) -> int:
+@device_function
+def _next_row(gy: int, step: int, N: int, M: int, m: int) -> int:
     """Return the first row of w from m on whose gy is not 0 for all samples, or M."""
-    while m < gy.shape[3]:
-        for n in range(gy.shape[0]):
-            if load_scalar(at(gy, n, 0, 0) + 4 * m) != 0:
+    while m < M:
+        for n in range(N):
+            if load_scalar(gy + n * step + 4 * m) != 0:
                 return m
         m += 1
-    return m
+    return M
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _factor(gy: Any, n: int, m: int) -> Any:
-    return load_scalar(at(gy, n, 0, 0) + 4 * m) if m < gy.shape[3] else np.float32(0)
+@device_function
+def _factor(gy: int, M: int, m: int) -> Any:
+    return load_scalar(gy + 4 * m) if m < M else np.float32(0)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _add_rows(
     gx: int,
     count: int,
@@ -184,6 +189,7 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, t
     N, M, K = gx.shape[0], gy.shape[3], gx.shape[3]
     targets = targets_of(gy, mask)
     units = (K + LANES - 1) // LANES
+    first_gy, step = address_of(gy), gy.strides[0]
     for t in prange(threads):
         stop = min(K, units * (t + 1) // threads * LANES)
         for k in range(units * t // threads * LANES, stop, BLOCK):
@@ -191,26 +197,27 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, t
             if not accumulate:
                 for n in range(N):
                     zero_run(at(gx, n, 0, 0) + 4 * k, count)
-            column = w.ctypes.data + 4 * k
-            m0 = _next_row(gy, 0)
+            column = address_of(w) + 4 * k
+            m0 = _next_row(first_gy, step, N, M, 0)
             while m0 < M:
-                m1 = _next_row(gy, m0 + 1)
-                m2 = _next_row(gy, m1 + 1)
-                m3 = _next_row(gy, m2 + 1)
+                m1 = _next_row(first_gy, step, N, M, m0 + 1)
+                m2 = _next_row(first_gy, step, N, M, m1 + 1)
+                m3 = _next_row(first_gy, step, N, M, m2 + 1)
                 for n in range(N):
+                    ga = at(gy, n, 0, 0)
                     # Past the last row the factor is 0 and the last row stands in.
                     _add_rows(
                         at(gx, n, 0, 0) + 4 * k,
                         count,
-                        _factor(gy, n, m0),
+                        _factor(ga, M, m0),
                         column + 4 * K * m0,
-                        _factor(gy, n, m1),
+                        _factor(ga, M, m1),
                         column + 4 * K * min(m1, M - 1),
-                        _factor(gy, n, m2),
+                        _factor(ga, M, m2),
                         column + 4 * K * min(m2, M - 1),
-                        _factor(gy, n, m3),
+                        _factor(ga, M, m3),
                         column + 4 * K * min(m3, M - 1),
                     )
-                m0 = _next_row(gy, m3 + 1)
+                m0 = _next_row(first_gy, step, N, M, m3 + 1)
             for n in range(N):
                 gate_run(at(gx, n, 0, 0) + 4 * k, count, gate, at(mask, n // targets, 0, 0) + k // 8)

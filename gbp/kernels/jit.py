@@ -1,4 +1,4 @@
-"""How a kernel is compiled: one signature, on first use, cached under a name that knows all kernel sources."""
+"""How a kernel is compiled: one signature, on first use, cached under a hash of all kernel sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ device_function = njit(error_model="numpy", boundscheck=False)
 
 def _cache_directory() -> str:
     """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
-    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code."""
+    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code.
+    """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from .emit import LANES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, gated
 from .simd import (
-    LANES,
+    address_of,
+    at,
     broadcast,
     fma,
     load,
@@ -33,7 +35,7 @@ from .simd import (
     store_some,
     zeros,
 )
-from .views import at, targets_of, zero_run
+from .views import targets_of, zero_run
 
 LINES = 4
 
@@ -50,7 +52,7 @@ def lrn_scratch_floats(channels: int, size: int) -> int:
 _whole = device_function(_whole_vectors)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _window_sum(line: int, size: int) -> Any:
     """Return line[0] + … + line[size − 1], for a vector of neighbours at a time."""
     v = zeros()
@@ -59,7 +61,7 @@ def _window_sum(line: int, size: int) -> Any:
     return v
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _powers(
     x: int, C: int, squares: int, d: int, power: int, size: int, scale: float, beta: float, bias: float
 ) -> None:
@@ -89,7 +91,7 @@ def lrn_fwd(
     scale = np.float32(alpha / size)
     line = 4 * (_whole(C) + 2 * _whole(size))
     for t in prange(threads):
-        base = scratch.ctypes.data + t * LINES * line
+        base = address_of(scratch) + t * LINES * line
         zero_run(base, line // 4)
         squares = base + 4 * _whole(size)
         d, power = squares + line, squares + 2 * line
@@ -117,7 +119,7 @@ def lrn_bwd(
     bias: float,
     threads: int,
 ) -> None:
-    """Write the gradient with respect to x to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.
 
     gx may be gy.  scratch holds `lrn_scratch_floats` a thread.
     """
@@ -129,7 +131,7 @@ def lrn_bwd(
     above = size - 1 - (size - 1) // 2  # region(c) reaches so far up, so what i takes part in so far down
     line = 4 * (_whole(C) + 2 * _whole(size))
     for t in prange(threads):
-        base = scratch.ctypes.data + t * LINES * line
+        base = address_of(scratch) + t * LINES * line
         zero_run(base, LINES * line // 4)
         squares = base + 4 * _whole(size)
         d, power, terms = squares + line, squares + 2 * line, squares + 3 * line

@@ -12,10 +12,11 @@ from typing import Any
 
 from numba import prange
 
+from .emit import LANES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, kernel
 from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import LANES, above, broadcast, load_some, store_bits, store_some
-from .views import at, targets_of
+from .simd import above, address_of, at, broadcast, load_some, store_bits, store_some
+from .views import targets_of
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
@@ -37,9 +38,9 @@ def pointwise_fwd(
                 for c in range(0, C, LANES):
                     v = load_some(xa + 4 * c, C - c)
                     if a.size:
-                        v = v * load_some(a.ctypes.data + 4 * c, C - c)
+                        v = v * load_some(address_of(a) + 4 * c, C - c)
                     if b.size:
-                        v = v + load_some(b.ctypes.data + 4 * c, C - c)
+                        v = v + load_some(address_of(b) + 4 * c, C - c)
                     if r.size:
                         v = v + load_some(ra + 4 * c, C - c)
                     if mask.size:
@@ -64,7 +65,7 @@ def pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: i
                 for c in range(0, C, LANES):
                     v = load_some(ga + 4 * c, C - c)
                     if a.size:
-                        v = v * load_some(a.ctypes.data + 4 * c, C - c)
+                        v = v * load_some(address_of(a) + 4 * c, C - c)
                     if accumulate:
                         v = v + load_some(xa + 4 * c, C - c)
                     store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

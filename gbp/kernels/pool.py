@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
+from .emit import LANES
 from .jit import ACTIVATION, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, gated
 from .simd import (
-    LANES,
+    at,
     broadcast,
     exceeds,
     fma,
     integers_equal,
+    keep_rolled,
     load_some,
     select,
     store_integers,
@@ -35,7 +37,7 @@ from .simd import (
     zeros,
 )
 from .taps import TAPS, Taps, inside, meeting
-from .views import at, targets_of
+from .views import targets_of
 
 #: A global pool has one output pixel, so threads share rows of the output by blocks of channels.
 BLOCK = 4 * LANES
@@ -45,21 +47,21 @@ SWITCHES_U8 = types.Array(types.uint8, 4, "A")
 SWITCHES_U32 = types.Array(types.uint32, 4, "A")
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _blocks(channels: int) -> int:
     return (channels + BLOCK - 1) // BLOCK
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _locate(unit: int, y: Any) -> Any:
+@device_function
+def _locate(unit: int, OH: int, C: int) -> Any:
     """Unit of work of y (N, OH, OW, C): n, oh, and its channels [first, stop)."""
-    blocks = _blocks(y.shape[3])
+    blocks = _blocks(C)
     row, block = unit // blocks, unit % blocks
-    return row // y.shape[1], row % y.shape[1], block * BLOCK, min(y.shape[3], (block + 1) * BLOCK)
+    return row // OH, row % OH, block * BLOCK, min(C, (block + 1) * BLOCK)
 
 
 def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int, threads: int) -> None:
-    """Write the maximum of each window to y and the tap of the first maximum to switches, both (N, OH, OW, C).
+    """Write the maximum of each window to y, the tap of the first maximum to switches, both (N, OH, OW, C).
 
     Every window must hold a pixel.  The first NaN of a window wins.
     """
@@ -70,7 +72,7 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int,
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for t in prange(threads):
         for unit in range(units * t // threads, units * (t + 1) // threads):
-            n, oh, first, stop = _locate(unit, y)
+            n, oh, first, stop = _locate(unit, OH, C)
             h = oh * taps.stride_h - top
             i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
             for ow in range(OW):
@@ -85,6 +87,7 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int,
                         a = xa + (i - i0) * step_h + 4 * c
                         tap = broadcast(np.float32(i * taps.columns + j0))
                         for _ in range(j0, j1):
+                            keep_rolled()
                             v = load_some(a, C - c)
                             better = exceeds(v, best)
                             best, winner = select(better, v, best), select(better, tap, winner)
@@ -115,24 +118,30 @@ def _maxpool_bwd(
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
+            tap_down = step_i * taps.columns
             for w in range(W):
                 count_w, ow, step_ow, j, step_j = meeting(
                     w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
                 )
                 xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                ga, sa = at(gy, n, oh, ow), at(switches, n // sharing, oh, ow)
+                ga, sa, first_tap = (
+                    at(gy, n, oh, ow),
+                    at(switches, n // sharing, oh, ow),
+                    i * taps.columns + j,
+                )
+                g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
                 for c in range(0, C, LANES):
                     v = zeros()
-                    for p in range(count_h):
-                        g = ga + p * step_oh * gy.strides[1] + 4 * c
-                        s = sa + p * step_oh * switches.strides[1] + c * switches.itemsize
-                        tap = (i + p * step_i) * taps.columns + j
+                    g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+                    for _ in range(count_h):
+                        g, s, tap = g_row, s_row, tap_row
                         for _ in range(count_w):
+                            keep_rolled()
                             won = integers_equal(switches, s, tap, C - c)
                             v = v + select(won, load_some(g, C - c), zeros())
-                            g += step_ow * gy.strides[2]
-                            s += step_ow * switches.strides[2]
-                            tap += step_j
+                            g, s, tap = g + g_right, s + s_right, tap + step_j
+                        g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
                     if accumulate:
                         v = v + load_some(xa + 4 * c, C - c)
                     store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
@@ -148,7 +157,7 @@ maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair(SWITCHES_U8)
 maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair(SWITCHES_U32)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _counted(size: int, begin: int, end: int, include_pad: int) -> Any:
     """Return the pixels [low, high) of an axis that a divisor counts."""
     if include_pad:
@@ -156,7 +165,7 @@ def _counted(size: int, begin: int, end: int, include_pad: int) -> Any:
     return 0, size
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _count(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
     """Return how many taps of a window a divisor counts along one axis."""
     start, stop = inside(first, kernel, dilation, low, high)
@@ -176,7 +185,7 @@ def averagepool_fwd(
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for t in prange(threads):
         for unit in range(units * t // threads, units * (t + 1) // threads):
-            n, oh, first, stop = _locate(unit, y)
+            n, oh, first, stop = _locate(unit, OH, C)
             h = oh * taps.stride_h - top
             i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
             count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
@@ -194,10 +203,41 @@ def averagepool_fwd(
                         line = zeros()
                         a = xa + i * step_h + 4 * c
                         for _ in range(j0, j1):
+                            keep_rolled()
                             line = line + load_some(a, C - c)
                             a += step_w
                         total = total + line
                     store_some(ya + 4 * c, total / divisor, C - c)
+
+
+@device_function
+def _all_whole(first: int, reach: int, kernel: int, dilation: int, low: int, high: int) -> Any:
+    """Tell whether all taps count of the windows whose tap 0 lies on `first` … `first` + `reach`."""
+    return first >= low and first + reach + (kernel - 1) * dilation < high
+
+
+@device_function
+def _add_shares(
+    v: Any,
+    g: int,
+    g_right: int,
+    windows: int,
+    count_h: int,
+    first: int,
+    step: int,
+    kernel: int,
+    dilation: int,
+    low: int,
+    high: int,
+    count: int,
+) -> Any:
+    """Add to v the shares of a row of windows, tap 0 of the first on `first`, each by its own count."""
+    for q in range(windows):
+        keep_rolled()
+        divisor = count_h * _count(first + q * step, kernel, dilation, low, high)
+        v = fma(load_some(g, count), broadcast(np.float32(1) / np.float32(divisor)), v)
+        g += g_right
+    return v
 
 
 @kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT, INT, INT)
@@ -222,27 +262,68 @@ def averagepool_bwd(
     rows = N * H
     low_h, high_h = _counted(H, top, bottom, include_pad)
     low_w, high_w = _counted(W, left, right, include_pad)
+    whole = np.float32(1) / np.float32(taps.rows * taps.columns)
     for t in prange(threads):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            g_down = step_oh * gy.strides[1]
+            whole_h = _all_whole(
+                oh * taps.stride_h - top,
+                (meets_h - 1) * step_oh * taps.stride_h,
+                taps.rows,
+                taps.dilation_h,
+                low_h,
+                high_h,
+            )
             for w in range(W):
                 meets_w, ow, step_ow, _, _ = meeting(
                     w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
                 )
+                # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
+                inner = whole_h and _all_whole(
+                    ow * taps.stride_w - left,
+                    (meets_w - 1) * step_ow * taps.stride_w,
+                    taps.columns,
+                    taps.dilation_w,
+                    low_w,
+                    high_w,
+                )
                 xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, n // targets, h, w)
+                g_right = step_ow * gy.strides[2]
                 for c in range(0, C, LANES):
-                    v = zeros()
-                    for p in range(meets_h):
-                        first_h = (oh + p * step_oh) * taps.stride_h - top
-                        count_h = _count(first_h, taps.rows, taps.dilation_h, low_h, high_h)
-                        g = ga + p * step_oh * gy.strides[1] + 4 * c
-                        for q in range(meets_w):
-                            first_w = (ow + q * step_ow) * taps.stride_w - left
-                            count_w = _count(first_w, taps.columns, taps.dilation_w, low_w, high_w)
-                            share = np.float32(1) / np.float32(count_h * count_w)
-                            v = fma(load_some(g, C - c), broadcast(share), v)
-                            g += step_ow * gy.strides[2]
+                    v, g_row = zeros(), ga + 4 * c
+                    if inner:
+                        for _ in range(meets_h):
+                            g = g_row
+                            for _ in range(meets_w):
+                                keep_rolled()
+                                v = v + load_some(g, C - c)
+                                g += g_right
+                            g_row += g_down
+                        v = v * broadcast(whole)
+                    else:
+                        for p in range(meets_h):
+                            v = _add_shares(
+                                v,
+                                g_row + p * g_down,
+                                g_right,
+                                meets_w,
+                                _count(
+                                    (oh + p * step_oh) * taps.stride_h - top,
+                                    taps.rows,
+                                    taps.dilation_h,
+                                    low_h,
+                                    high_h,
+                                ),
+                                ow * taps.stride_w - left,
+                                step_ow * taps.stride_w,
+                                taps.columns,
+                                taps.dilation_w,
+                                low_w,
+                                high_w,
+                                C - c,
+                            )
                     if accumulate:
                         v = v + load_some(xa + 4 * c, C - c)
                     store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

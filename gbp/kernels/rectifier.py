@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from .emit import LANES
 from .jit import device_function
-from .simd import LANES, above, load_bits, load_some, select, store_some, zeros
+from .simd import above, load_bits, load_some, select, store_some, zeros
 
 MASK = types.Array(types.uint8, 4, "A")
 
@@ -30,13 +31,13 @@ GATE = types.NamedUniTuple(types.int64, 2, Gate)
 OPEN = Gate(0, 0)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def clip(x: Any, lo: Any, hi: Any) -> Any:
     y = select(above(lo, x), lo, x)
     return select(above(y, hi), hi, y)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
     """The part of g that passes the gate; the mask is read only where the forward gate is shut."""
     if gate.forward:
@@ -46,11 +47,13 @@ def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
     return g
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def gate_run(x: int, count: int, gate: Gate, mask_address: int) -> None:
     """Gate `count` values at address x in place."""
     if gate.forward or gate.gradient:
         for c in range(0, count, LANES):
             store_some(
-                x + 4 * c, gated(load_some(x + 4 * c, count - c), gate, mask_address + c // 8, count - c), count - c
+                x + 4 * c,
+                gated(load_some(x + 4 * c, count - c), gate, mask_address + c // 8, count - c),
+                count - c,
             )

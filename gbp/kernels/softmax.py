@@ -18,10 +18,11 @@ from numba import prange
 
 from .jit import ACTIVATION, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, gate_run
-from .views import at, targets_of
+from .simd import at
+from .views import targets_of
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def _maximum_and_sum(x: Any, n: int, h: int, w: int) -> Any:
     """Return max x and Σ exp(x − max x) of one pixel, both float64."""
     C = x.shape[3]
@@ -62,7 +63,7 @@ def logsoftmax_fwd(x: Any, y: Any, threads: int) -> None:
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
 def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W
@@ -81,7 +82,7 @@ def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
 def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W

@@ -29,20 +29,25 @@ TAPS = types.NamedUniTuple(types.int64, 6, Taps)
 POINTWISE = Taps(1, 1, 1, 1, 1, 1)
 
 
-@device_function  # type: ignore[untyped-decorator]
-def _ceil_div(a: int, b: int) -> int:
-    return a if b == 1 else -(-a // b)  # dilations and many strides are 1, and a division is slow
+@device_function
+def floor_div(a: int, b: int) -> int:
+    """Return ⌊a / b⌋: strides and dilations are 1 or 2, and a division is slow."""
+    if b == 1:
+        return a
+    if b == 2:
+        return a >> 1
+    return a // b
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def inside(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
     """Return the taps [start, stop) whose pixels lie in [low, high); tap 0 lies on pixel `first`."""
-    start = max(0, _ceil_div(low - first, dilation))
-    stop = min(kernel, _ceil_div(high - first, dilation))
+    start = max(0, -floor_div(first - low, dilation))
+    stop = min(kernel, -floor_div(first - high, dilation))
     return start, max(start, stop)
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def common_divisor(a: int, b: int) -> int:
     """Return the greatest common divisor."""
     while b:
@@ -50,20 +55,20 @@ def common_divisor(a: int, b: int) -> int:
     return a
 
 
-@device_function  # type: ignore[untyped-decorator]
+@device_function
 def meeting(position: int, kernel: int, stride: int, dilation: int, windows: int) -> Any:
     """Return (count, o, o's step, k, k's step) of the windows o whose tap k lies on pixel position − begin.
 
-    o ascends, so k descends.  Stride and dilation together skip windows: o·stride + k·dilation = position has a
-    solution only every dilation / gcd windows.
+    o ascends, so k descends.  Stride and dilation together skip windows: o·stride + k·dilation = position
+    has a solution only every dilation / gcd windows.
     """
     if dilation == 1:
-        o = max(0, _ceil_div(position - kernel + 1, stride))
-        last = min(windows - 1, position if stride == 1 else position // stride)
+        o = max(0, -floor_div(kernel - 1 - position, stride))
+        last = min(windows - 1, floor_div(position, stride))
         return max(0, last - o + 1), o, 1, position - o * stride, -stride
     divisor = common_divisor(stride, dilation)
-    o = max(0, _ceil_div(position - (kernel - 1) * dilation, stride))
-    last = min(windows - 1, position // stride)
+    o = max(0, -floor_div((kernel - 1) * dilation - position, stride))
+    last = min(windows - 1, floor_div(position, stride))
     while o <= last and (position - o * stride) % dilation:
         o += 1
     step = dilation // divisor

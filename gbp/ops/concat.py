@@ -1,7 +1,7 @@
 """Joining and parting along an axis (ONNX Concat, Split).
 
-    y = [x_0 | x_1 | …]     gx_i = the part of gy that x_i became
-    y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
+y = [x_0 | x_1 | …]     gx_i = the part of gy that x_i became
+y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from ..graph import Shape
+from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step
 
 
 def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
@@ -31,7 +32,8 @@ class Concat(Op):
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
         ends = [0, *accumulate(shape[self.axis] for shape in x)]
-        return ConcatStep(tuple(_at(order, self.axis, a, b) for a, b in pairwise(ends)))
+        parts = tuple(_at(order, self.axis, a, b) for a, b in pairwise(ends))
+        return ConcatStep(parts, of_channels=len(order) == 3 and order[-1] == self.axis)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Take(Op):
 
 def _moving_axis(node: Node, default: int) -> int:
     shape = node.shape(0)
-    axis = node.axis(node.int("axis", default), len(shape))
+    axis = node.axis(node.integer("axis", default), len(shape))
     if axis == 0:
         node.refuse("axis is 0, the batch.", supported="any other axis")
     return axis
@@ -60,9 +62,13 @@ def _moving_axis(node: Node, default: int) -> int:
 def parse_concat(node: Node) -> Op:
     shapes = [node.shape(i) for i in range(len(node.operands))]
     axis = _moving_axis(node, 1)
-    if any(len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]
-           for s in shapes):
-        node.invalid(f"inputs of shapes {', '.join(str(list(s)) for s in shapes)} do not join along axis {axis}.")
+    if any(
+        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]
+        for s in shapes
+    ):
+        node.invalid(
+            f"inputs of shapes {', '.join(str(list(s)) for s in shapes)} do not join along axis {axis}."
+        )
     return Concat(axis)
 
 
@@ -70,8 +76,8 @@ def parse_split(node: Node) -> list[Op]:
     """One `Take` an output; sizes an attribute before opset 13, an input since, or equal shares."""
     axis = _moving_axis(node, 0)
     size, count = node.shape(0)[axis], len(node.proto.output)
-    sizes = node.constant_ints(1) if node.has(1) else node.ints("split")
-    if node.int("num_outputs", count) != count:
+    sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
+    if node.integer("num_outputs", count) != count:
         node.invalid(f"num_outputs is not the number of outputs, {count}.")
     if sizes is None:
         share = -(-size // count)
@@ -85,18 +91,37 @@ PARSERS = {"Concat": parse_concat, "Split": parse_split}
 
 
 class ConcatStep(Step):
+    """One copy of each part; channels of (N, H, W, C) by kernels, which also gate on the way back."""
+
     how = "copy"
 
-    def __init__(self, parts: tuple[tuple[slice, ...], ...]) -> None:
+    def __init__(self, parts: tuple[tuple[slice, ...], ...], of_channels: bool) -> None:
         self.parts = parts
+        self.gates = of_channels
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         for part, source in zip(self.parts, x, strict=True):
-            np.copyto(y[part], source)
+            if self.gates:
+                pointwise_fwd(
+                    source,
+                    NO_WEIGHTS,
+                    NO_WEIGHTS,
+                    NO_TENSOR,
+                    y[part],
+                    NO_MASK,
+                    clip.lo,
+                    clip.hi,
+                    saved.threads,
+                )
+            else:
+                np.copyto(y[part], source)
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for part, g in zip(self.parts, gx, strict=True):
-            g.put(gy[part])
+            if self.gates:
+                pointwise_bwd(gy[part], NO_WEIGHTS, g.mask, g.gate, g.array, int(g.accumulate), saved.threads)
+            else:
+                g.put(gy[part])
 
 
 class TakeStep(Step):

@@ -18,17 +18,25 @@ from numpy.typing import NDArray
 from ..geometry import Window
 from ..graph import Shape
 from ..kernels.columns import col2im
-from ..kernels.conv_direct import TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from ..kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
+from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.memory import aligned
-from ..kernels.simd import LANES, TILE_CHANNELS
 from ..kernels.taps import POINTWISE, Taps
+from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
+from ..limits import ELEMENT, elements
 from .node import Node
 from .op import CHANNELS_LAST, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
-from .window import read_window
+from .window import read_window, reverse_work
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
 _FEW_CHANNELS = LANES // 2
+#: Each group that is not one channel is a kernel call of its own.
+_MOST_GROUPS = 2**12
+
+
+def _whole(count: int, tile: int) -> int:
+    return -(-count // tile) * tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +53,32 @@ class Conv(Op):
         return self.w.size + self.b.size
 
     def macs(self, y: Shape) -> int:
-        return int(np.prod(y[1:])) * int(np.prod(self.w.shape[1:]))
+        return elements(y[1:]) * elements(self.w.shape[1:])
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.group > 1 and self.w.shape[1] == 1 and len(self.w) == self.group
+
+    @property
+    def _packed(self) -> tuple[int, int]:
+        """Weights of the forward and of the reverse kernel, with what fills up the tiles."""
+        O, C = len(self.w) // self.group, self.w.shape[1]
+        each = self.group * self.window.taps
+        return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
+
+    @property
+    def nbytes(self) -> int:
+        return 8 * self.w.size + (4 * self.w.size if self.is_depthwise else 4 * sum(self._packed))
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        reverse = 0 if self.window.is_dense and not self.is_depthwise else reverse_work(self.window, x[0][1])
+        if self.is_depthwise:
+            return super().work(x, y) + 8 * self.macs(y) + reverse
+        h, w = self.window.height, self.window.width
+        rows = (y[2] * _whole(y[3], TILE_ROWS), x[0][2] * _whole(x[0][3], TILE_ROWS))
+        padded = x[0][1] * (h.size + h.begin + h.end) * (w.size + w.begin + w.end)
+        tiles = sum(weights * pixels for weights, pixels in zip(self._packed, rows, strict=True))
+        return super().work(x, y) + tiles + ELEMENT * padded + reverse
 
     def shape(self, *x: Shape) -> Shape:
         return x[0][0], len(self.w), *self.window.output
@@ -54,9 +87,7 @@ class Conv(Op):
         return (CHANNELS_LAST,), CHANNELS_LAST
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        if self.group == x[0][1] == y[1] and self.group > 1:
-            return DepthwiseStep(self)
-        return ConvStep(self)
+        return DepthwiseStep(self) if self.is_depthwise else ConvStep(self)
 
 
 def parse(node: Node) -> Conv:
@@ -65,16 +96,18 @@ def parse(node: Node) -> Conv:
     if w.ndim != 4:
         node.invalid(f"weights have shape {list(w.shape)}, expected (O, C / group, KH, KW).")
     O = w.shape[0]
-    group = node.int("group", 1)
-    if group < 1 or w.size == 0 or O % group or C != w.shape[1] * group:
+    group = node.integer("group", 1)
+    if group < 1 or w.size == 0 or O % group or w.shape[1] * group != C:
         node.invalid(f"{C} input channels in {group} groups do not fit weights of shape {list(w.shape)}.")
-    kernel = node.ints("kernel_shape", w.shape[2:])
+    kernel = node.integers("kernel_shape", w.shape[2:])
     if kernel != w.shape[2:]:
         node.invalid(f"kernel_shape {kernel} differs from the weights' shape {list(w.shape)}.")
     b = node.constant(2) if node.has(2) else np.zeros(O, np.float32)
     if b.shape != (O,):
         node.invalid(f"bias has shape {list(b.shape)}, expected ({O},).")
     window = read_window(node, (H, W), kernel)
+    if group > _MOST_GROUPS and not group == O == C:
+        node.refuse(f"it has {group} groups.", supported=f"up to {_MOST_GROUPS}, or one for each channel")
     return Conv(w.astype(np.float64), b.astype(np.float64), window, group)
 
 
@@ -94,14 +127,15 @@ def _padded_bias(b: NDArray[Any]) -> Floats:
     return padded
 
 
-def _as_row(x: Floats) -> Floats:
+def _as_row(x: NDArray[Any]) -> NDArray[Any]:
     """All pixels of a dense (N, H, W, C) in one row, so that tiles are full."""
     return x.reshape(x.shape[0], 1, -1, x.shape[3]) if x.size else x
 
 
 class ConvStep(Step):
     """Direct tile kernels.  The reverse of stride 1 is the forward kernel with flipped, transposed weights;
-    other strides, and gradients of few channels, multiply into columns and gather them."""
+    other strides, and gradients of few channels, multiply into columns and gather them.
+    """
 
     fuses_residual = True
 
@@ -156,7 +190,10 @@ class ConvStep(Step):
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         (source,), mask = x, saved.mask
-        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        tile, rest = (
+            saved.scratch[: saved.threads * TILE_FLOATS],
+            saved.scratch[saved.threads * TILE_FLOATS :],
+        )
         if self.window.is_pointwise:
             source, r, y, mask = _as_row(source), _as_row(r), _as_row(y), _as_row(mask)
         elif self._input_plane() != self.window.size or self.window.height.begin or self.window.width.begin:
@@ -167,8 +204,17 @@ class ConvStep(Step):
         C, O = self.per_group
         for g in range(self.group):
             conv_fwd(
-                self._channels(source, g, C), self.w[g], self.b[g], self._channels(r, g, O),
-                self._channels(y, g, O), mask[..., g * O // 8 :], tile, self.taps, clip.lo, clip.hi, saved.threads,
+                self._channels(source, g, C),
+                self.w[g],
+                self.b[g],
+                self._channels(r, g, O),
+                self._channels(y, g, O),
+                mask[..., g * O // 8 :],
+                tile,
+                self.taps,
+                clip.lo,
+                clip.hi,
+                saved.threads,
             )
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
@@ -178,7 +224,10 @@ class ConvStep(Step):
             self._vjp_dense(gy, gx[0], saved)
 
     def _vjp_dense(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        tile, rest = (
+            saved.scratch[: saved.threads * TILE_FLOATS],
+            saved.scratch[saved.threads * TILE_FLOATS :],
+        )
         h, w = self.window.height, self.window.width
         target, mask = gx.array, gx.mask
         if self.window.is_pointwise:
@@ -191,12 +240,22 @@ class ConvStep(Step):
         C, O = self.per_group
         for g in range(self.group):
             conv_bwd(
-                self._channels(gy, g, O), self.w_bwd[g], mask[..., g * C // 8 :], gx.gate,
-                self._channels(target, g, C), int(gx.accumulate), tile, self.taps, saved.threads,
+                self._channels(gy, g, O),
+                self.w_bwd[g],
+                mask[..., g * C // 8 :],
+                gx.gate,
+                self._channels(target, g, C),
+                int(gx.accumulate),
+                tile,
+                self.taps,
+                saved.threads,
             )
 
     def _vjp_columns(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = saved.scratch[: saved.threads * TILE_FLOATS], saved.scratch[saved.threads * TILE_FLOATS :]
+        tile, rest = (
+            saved.scratch[: saved.threads * TILE_FLOATS],
+            saved.scratch[saved.threads * TILE_FLOATS :],
+        )
         shape = self._columns_shape()
         columns = rest[: int(np.prod(shape))].reshape(shape)
         C, O = self.per_group
@@ -205,12 +264,28 @@ class ConvStep(Step):
             mask = gx.mask[n // targets : n // targets + 1]
             for g in range(self.group):
                 conv_fwd(
-                    _as_row(self._channels(gy[n : n + 1], g, O)), self.w_bwd[g], self.no_bias, NO_TENSOR,
-                    _as_row(columns), gx.mask[:0], tile, POINTWISE, -np.inf, np.inf, saved.threads,
+                    _as_row(self._channels(gy[n : n + 1], g, O)),
+                    self.w_bwd[g],
+                    self.no_bias,
+                    NO_TENSOR,
+                    _as_row(columns),
+                    gx.mask[:0],
+                    tile,
+                    POINTWISE,
+                    -np.inf,
+                    np.inf,
+                    saved.threads,
                 )
                 col2im(
-                    columns, mask[..., g * C // 8 :], gx.gate, self._channels(gx.array[n : n + 1], g, C),
-                    int(gx.accumulate), self.taps, self.window.height.begin, self.window.width.begin, saved.threads,
+                    columns,
+                    mask[..., g * C // 8 :],
+                    gx.gate,
+                    self._channels(gx.array[n : n + 1], g, C),
+                    int(gx.accumulate),
+                    self.taps,
+                    self.window.height.begin,
+                    self.window.width.begin,
+                    saved.threads,
                 )
 
 

@@ -1,7 +1,7 @@
 """Sums and products (ONNX Add, Sum, Mul), of tensors and with constants, under NumPy's broadcasting.
 
-    y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
-    y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
+y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
+y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
 """
 
 from __future__ import annotations
@@ -18,11 +18,23 @@ from ..kernels.elementwise import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
 from .op import (
-    NO_MASK, NO_WEIGHTS, UNCLIPPED, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels, row_major,
+    NO_MASK,
+    NO_WEIGHTS,
+    UNCLIPPED,
+    Clipped,
+    Floats,
+    Gradient,
+    Op,
+    Order,
+    Saved,
+    Step,
+    pixels,
+    row_major,
 )
 from .pointwise import Affine
 
 _RANK = 6  # of the broadcasting kernels
+_MOST_CHANNELS = 2**23  # a constant is kept for each
 
 
 class _SameRank(Op):
@@ -74,26 +86,37 @@ class Scale(Op):
         return ScaleStep(self)
 
 
+def _refuse_unless_it_broadcasts(node: Node, c: NDArray[Any], shape: Shape) -> None:
+    extra, sides = (
+        c.shape[: max(0, c.ndim - len(shape))],
+        zip(reversed(c.shape), reversed(shape), strict=False),
+    )
+    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
+        node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
+
+
 def _with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> Op:
     """c·x with `a_power`, else x + c; as `Affine` where c varies along one axis at most."""
     c = c.astype(np.float64)
     if c.ndim > len(shape):
-        if any(n != 1 for n in c.shape[: c.ndim - len(shape)]):
-            node.refuse(f"a constant of shape {list(c.shape)} would give x of shape {list(shape)} more axes.")
         c = c.reshape(c.shape[c.ndim - len(shape) :])
     c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
-    if any(n not in (1, m) for n, m in zip(c.shape, shape, strict=True)):
-        node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
     if c.shape[0] != 1:
-        node.refuse(f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis")
+        node.refuse(
+            f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"
+        )
     axes = [axis for axis, n in enumerate(c.shape) if n > 1]
     if len(axes) > 1:
         return Scale(c, np.zeros_like(c)) if a_power else Scale(np.ones_like(c), c)
     axis = axes[0] if axes else min(1, len(shape) - 1)
     if axis == 0:
         node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
+    if shape[axis] > _MOST_CHANNELS:
+        node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MOST_CHANNELS}")
     values = np.broadcast_to(c.reshape(-1), (shape[axis],)).copy()
-    return Affine(values, np.zeros_like(values), axis) if a_power else Affine(np.ones_like(values), values, axis)
+    return (
+        Affine(values, np.zeros_like(values), axis) if a_power else Affine(np.ones_like(values), values, axis)
+    )
 
 
 def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
@@ -114,6 +137,8 @@ def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
         node.refuse(f"inputs have {len(shape)} axes.", supported=f"up to {_RANK}")
     ops: list[Op] = [op] if len(computed) > 1 else []
     if constants:
+        for c in constants:
+            _refuse_unless_it_broadcasts(node, c, shape)
         combined = reduce(np.multiply if multiplies else np.add, constants)
         ops.append(_with_constant(node, shape, combined, multiplies))
     return tuple(ops)
@@ -144,7 +169,15 @@ class AddStep(Step):
         for i, other in enumerate(x[1:], start=2):
             end, mask = (clip, saved.mask) if i == len(x) else (UNCLIPPED, NO_MASK)
             pointwise_fwd(
-                pixels(total), NO_WEIGHTS, NO_WEIGHTS, pixels(other), pixels(y), mask, end.lo, end.hi, saved.threads
+                pixels(total),
+                NO_WEIGHTS,
+                NO_WEIGHTS,
+                pixels(other),
+                pixels(y),
+                mask,
+                end.lo,
+                end.hi,
+                saved.threads,
             )
             total = y
 
@@ -156,16 +189,13 @@ class AddStep(Step):
 
 
 def _six(x: Floats, like: Floats) -> Floats:
-    """x repeated to the shape of `like` by strides, with six axes."""
-    target = like.shape
-    view = np.broadcast_to(x, (len(x), *target[1:]))
-    return view.reshape(view.shape) if view.ndim == _RANK else view[(slice(None), *(None,) * (_RANK - view.ndim))]
+    """Writable x repeated by strides of 0 to the shape of `like`, its batch aside, with six axes.
 
-
-def _repeated(gx: Floats, like: Floats) -> Floats:
-    """A writable view of gx repeated to the shape of `like`: adding to it sums over the repeats."""
-    strides = tuple(s if n == m else 0 for s, n, m in zip(gx.strides, gx.shape, like.shape, strict=True))
-    view = np.lib.stride_tricks.as_strided(gx, like.shape, strides)
+    Adding to it sums over the repeats.
+    """
+    sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
+    strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))
+    view = np.lib.stride_tricks.as_strided(x, (len(x), *like.shape[1:]), strides)
     return view[(slice(None), *(None,) * (_RANK - view.ndim))]
 
 
@@ -182,7 +212,7 @@ class BroadcastAddStep(Step):
         for g in gx:
             if not g.accumulate:
                 g.array.fill(0)
-            add_bwd(_six(gy, gy), _repeated(g.array, gy), saved.threads)
+            add_bwd(_six(gy, gy), _six(g.array, gy), saved.threads)
 
 
 class MulStep(Step):
@@ -199,7 +229,7 @@ class MulStep(Step):
         for g, other in zip(gx, reversed(saved.x), strict=True):
             if not g.accumulate:
                 g.array.fill(0)
-            mul_bwd(_six(gy, gy), _six(other, gy), _repeated(g.array, gy), saved.threads)
+            mul_bwd(_six(gy, gy), _six(other, gy), _six(g.array, gy), saved.threads)
 
 
 class ScaleStep(Step):

@@ -1,7 +1,7 @@
 """Dense layers (ONNX Gemm, MatMul with constant weights).
 
-    y[n, m]  = Σ_k x[n, k] · w[m, k] + b[m]        Gemm: w = alpha · Bᵀ, b = beta · C
-    gx[n, k] = Σ_m gy[n, m] · w[m, k]
+y[n, m]  = Σ_k x[n, k] · w[m, k] + b[m]        Gemm: w = alpha · Bᵀ, b = beta · C
+gx[n, k] = Σ_m gy[n, m] · w[m, k]
 """
 
 from __future__ import annotations
@@ -52,16 +52,18 @@ def _weights(node: Node, transposed: bool) -> NDArray[np.float32]:
 
 
 def parse_gemm(node: Node) -> Op:
-    if node.int("transA", 0):
+    if node.integer("transA", 0):
         node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
-    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
-    w = _weights(node, transposed=bool(node.int("transB", 0)))
+    alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
+    w = _weights(node, transposed=bool(node.integer("transB", 0)))
     w = w if alpha == 1 else (w * alpha).astype(np.float32)
     b = np.zeros(len(w))
     if node.has(2):
         c = node.constant(2).astype(np.float64)
         if c.size not in (1, len(w)) or (c.ndim and c.shape[-1] != c.size):
-            node.refuse(f"C has shape {list(c.shape)}.", supported=f"one value, or one for each of {len(w)} outputs")
+            node.refuse(
+                f"C has shape {list(c.shape)}.", supported=f"one value, or one for each of {len(w)} outputs"
+            )
         b = b + beta * c.reshape(-1)
     return Dense(w, b)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import numpy as np
 import onnx
@@ -16,11 +16,11 @@ from ..graph import Shape
 Constant = NDArray[Any]
 
 _TYPES = {
-    onnx.AttributeProto.INT: "int",
-    onnx.AttributeProto.FLOAT: "float",
-    onnx.AttributeProto.STRING: "string",
-    onnx.AttributeProto.INTS: "ints",
-    onnx.AttributeProto.FLOATS: "floats",
+    onnx.AttributeProto.INT: "an integer",
+    onnx.AttributeProto.FLOAT: "a number",
+    onnx.AttributeProto.STRING: "text",
+    onnx.AttributeProto.INTS: "a list of integers",
+    onnx.AttributeProto.FLOATS: "a list of numbers",
 }
 
 
@@ -56,26 +56,31 @@ class Node:
         for attribute in self.proto.attribute:
             if attribute.name == name:
                 if _TYPES.get(attribute.type) != kind:
-                    self.invalid(f"attribute {name!r} must be of type {kind}.")
+                    found = _TYPES.get(attribute.type, "another type")
+                    self.invalid(f"attribute {name!r} is {found}, expected {kind}.")
                 return onnx.helper.get_attribute_value(attribute)
         return None
 
-    def int(self, name: str, default: int) -> int:
-        value = self._attribute(name, "int")
+    def integer(self, name: str, default: int) -> int:
+        value = self._attribute(name, "an integer")
         return default if value is None else int(value)
 
-    def float(self, name: str, default: float) -> float:
-        value = self._attribute(name, "float")
+    def number(self, name: str, default: float) -> float:
+        value = self._attribute(name, "a number")
         if value is not None and not np.isfinite(value):
             self.invalid(f"attribute {name!r} is {value}.")
         return default if value is None else float(value)
 
-    def string(self, name: str, default: str) -> str:
-        value = self._attribute(name, "string")
+    def text(self, name: str, default: str) -> str:
+        value = self._attribute(name, "text")
         return default if value is None else value.decode(errors="replace")
 
-    def ints(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...] | None:
-        value = self._attribute(name, "ints")
+    @overload
+    def integers(self, name: str, default: Sequence[int]) -> tuple[int, ...]: ...
+    @overload
+    def integers(self, name: str) -> tuple[int, ...] | None: ...
+    def integers(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...] | None:
+        value = self._attribute(name, "a list of integers")
         value = default if value is None else value
         return None if value is None else tuple(int(v) for v in value)
 
@@ -114,9 +119,16 @@ class Node:
             self.invalid(f"input {index} is missing.")
         if not isinstance(operand, np.ndarray):
             self.refuse(f"input {index} is computed from the image.", supported="a constant there")
-        if np.dtype(dtype).kind != operand.dtype.kind:
-            self.invalid(f"input {index} has element type {operand.dtype}, expected {np.dtype(dtype)}.")
-        return np.ascontiguousarray(operand, dtype=dtype)
+        found, expected = operand.dtype, np.dtype(dtype)
+        if found.kind != expected.kind:
+            self.invalid(f"input {index} ({self.proto.input[index]!r}) holds {found}, expected {expected}.")
+        if found.kind == "f" and found != expected:
+            self.refuse(
+                f"input {index} ({self.proto.input[index]!r}) holds {found}.",
+                supported=str(expected),
+                hint="Export the model in float32.",
+            )
+        return np.asarray(operand, dtype=dtype, order="C")
 
     def constant_ints(self, index: int) -> tuple[int, ...]:
         """Constant operand `index` as integers."""

@@ -1,8 +1,8 @@
 """Local response normalisation across channels (ONNX LRN; Krizhevsky et al. 2012, section 3.3).
 
-    s_c  = bias + alpha / size · Σ_{d near c} x_d²          d from c − ⌊(size−1)/2⌋ to c + ⌈(size−1)/2⌉
-    y_c  = x_c · s_c^−beta
-    gx_c = gy_c · s_c^−beta − 2·alpha·beta / size · x_c · Σ_{d whose window holds c} gy_d · x_d · s_d^−(beta+1)
+s_c  = bias + alpha / size · Σ_{d near c} x_d²          d from c − ⌊(size−1)/2⌋ to c + ⌈(size−1)/2⌉
+y_c  = x_c · s_c^−beta
+gx_c = gy_c · s_c^−beta − 2·alpha·beta / size · x_c · Σ_{d whose window holds c} gy_d · x_d · s_d^−(beta+1)
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from ..graph import Shape
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
+from ..limits import elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels
+
+_MOST_SIZE = 2**12
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class LRN(Op):
     def shape(self, *x: Shape) -> Shape:
         return x[0]
 
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + (2 * self.size + 2**13) * elements(y)  # beta ≠ 0.75 takes a power
+
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         order = innermost(1, len(x[0]))
         return (order,), order
@@ -36,12 +42,16 @@ class LRN(Op):
 def parse(node: Node) -> Op:
     if len(node.shape(0)) < 3:
         node.refuse(f"the input has shape {list(node.shape(0))}.", supported="(N, C, …)")
-    size = node.int("size", 0)
+    size = node.integer("size", 0)
     if size < 1:
         node.invalid(f"size is {size}, expected at least 1.")
-    alpha, beta, bias = node.float("alpha", 1e-4), node.float("beta", 0.75), node.float("bias", 1.0)
+    if size > _MOST_SIZE:
+        node.refuse(f"size is {size}.", supported=f"up to {_MOST_SIZE} channels")
+    alpha, beta, bias = node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0)
     if bias <= 0 or alpha < 0:
-        node.refuse(f"bias {bias}, alpha {alpha}.", supported="bias > 0 and alpha ≥ 0, so that no root is of 0")
+        node.refuse(
+            f"bias {bias}, alpha {alpha}.", supported="bias > 0 and alpha ≥ 0, so that no root is of 0"
+        )
     return LRN(size, alpha, beta, bias)
 
 
@@ -66,6 +76,13 @@ class LRNStep(Step):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
         lrn_bwd(
-            pixels(gy), pixels(saved.x[0]), g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.scratch,
-            *self.constants, saved.threads,
+            pixels(gy),
+            pixels(saved.x[0]),
+            g.mask,
+            g.gate,
+            pixels(g.array),
+            int(g.accumulate),
+            saved.scratch,
+            *self.constants,
+            saved.threads,
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..graph import Shape
 from ..kernels.rectifier import OPEN, Gate
+from ..limits import ELEMENT, elements
 
 Floats = NDArray[np.float32]
 
@@ -74,7 +75,8 @@ class Saved:
 @dataclass
 class Gradient:
     """Where a vjp puts the gradient of one input: written, or added with `accumulate`; then, where that
-    completes the gradient of a rectifier's output, kept only as far as the gate lets it pass."""
+    completes the gradient of a rectifier's output, kept only as far as the gate lets it pass.
+    """
 
     array: Floats
     accumulate: bool
@@ -129,6 +131,15 @@ class Op:
         """Multiply-adds a sample, for an output of shape y."""
         return 0
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds together with its step: weights in float64, and packed in float32."""
+        return 12 * self.parameters
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        """What one sample costs forward and back, in multiply-adds: an estimate, to refuse the absurd by."""
+        return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x)))
+
     def shape(self, *x: Shape) -> Shape:
         """The output's shape."""
         raise NotImplementedError
@@ -141,6 +152,7 @@ class Op:
         return tuple(given[0] for _ in given), given[0]
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step | None:
-        """The step for inputs of shapes x that lie in memory `order`; None where no byte moves and the output is
-        a view of the input."""
+        """The step for inputs of shapes x that lie in memory `order`; None where no byte moves, so that the
+        output is a view of the input.
+        """
         raise NotImplementedError

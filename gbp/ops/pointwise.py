@@ -1,7 +1,7 @@
 """Scale and shift by channel (ONNX BatchNormalization in inference; Mul and Add with a constant).
 
-    BatchNormalization   y = scale · (x − mean) / √(var + ε) + bias  =  a·x + b
-    y = a·x + b          gx = a·gy
+BatchNormalization   y = scale · (x − mean) / √(var + ε) + bias  =  a·x + b
+y = a·x + b          gx = a·gy
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ def parse_batchnorm(node: Node) -> Op:
     shape = node.shape(0)
     if len(shape) < 2:
         node.refuse(f"the input has shape {list(shape)}.", supported="(N, C, …)")
-    if node.int("training_mode", 0):
+    if node.integer("training_mode", 0):
         node.refuse("training_mode is 1.", supported="inference", hint="Export the model in evaluation mode.")
-    if node.opset < 9 and node.int("spatial", 1) != 1:
+    if node.opset < 9 and node.integer("spatial", 1) != 1:
         node.refuse("spatial is 0.", supported="statistics by channel")
     node.ignore("momentum")
     scale, bias, mean, var = (node.constant(i).astype(np.float64) for i in (1, 2, 3, 4))
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
         if value.shape != (shape[1],):
             node.invalid(f"{name} has shape {list(value.shape)}, expected ({shape[1]},).")
-    deviation = var + node.float("epsilon", 1e-5)
+    deviation = var + node.number("epsilon", 1e-5)
     if np.any(deviation <= 0):
         node.invalid("var + epsilon is not positive.")
     a = scale / np.sqrt(deviation)

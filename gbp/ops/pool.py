@@ -16,7 +16,6 @@ import numpy as np
 
 from ..geometry import Axis, Window
 from ..graph import Shape
-
 from ..kernels.pool import (
     averagepool_bwd,
     averagepool_fwd,
@@ -26,10 +25,11 @@ from ..kernels.pool import (
     maxpool_fwd_u32,
 )
 from ..kernels.taps import Taps
+from ..limits import elements
 from .node import Node
 from .op import CHANNELS_LAST, Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .shape import Reshape
-from .window import read_window
+from .window import MOST_PIXELS, read_window, reverse_work
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class _Pool(Op):
 
     def shape(self, *x: Shape) -> Shape:
         return *x[0][:2], *self.window.output
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + 8 * self.window.taps * elements(y) + reverse_work(self.window, y[1])
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         return (CHANNELS_LAST,), CHANNELS_LAST
@@ -69,15 +72,17 @@ def _has_an_empty_window(axis: Axis) -> bool:
     """Whether some window has no tap on a real pixel."""
     starts = np.arange(axis.outputs) * axis.stride - axis.begin
     first_inside = np.where(starts < 0, starts + -(starts // axis.dilation) * axis.dilation, starts)
-    return bool(np.any((first_inside >= axis.size) | (first_inside > starts + (axis.kernel - 1) * axis.dilation)))
+    return bool(
+        np.any((first_inside >= axis.size) | (first_inside > starts + (axis.kernel - 1) * axis.dilation))
+    )
 
 
 def _window(node: Node) -> Window:
     H, W = node.shape(0, rank=4)[2:]
-    kernel = node.ints("kernel_shape")
+    kernel = node.integers("kernel_shape")
     if kernel is None:
         node.invalid("kernel_shape is missing.")
-    window = read_window(node, (H, W), kernel, ceil_mode=bool(node.int("ceil_mode", 0)))
+    window = read_window(node, (H, W), kernel, ceil_mode=bool(node.integer("ceil_mode", 0)))
     if _has_an_empty_window(window.height) or _has_an_empty_window(window.width):
         node.refuse("some window lies in the padding alone.", supported="windows that see at least one pixel")
     return window
@@ -90,19 +95,25 @@ def _whole_plane(node: Node) -> Window:
 
 def parse_maxpool(node: Node) -> Op:
     node.ignore("storage_order")  # speaks of the Indices output, which is refused where it is used
-    return MaxPool(_window(node))
+    return _maxpool(node, _window(node))
+
+
+def _maxpool(node: Node, window: Window) -> MaxPool:
+    if window.taps > MOST_PIXELS:  # a switch has to be exact as a float32 for a while
+        node.refuse(f"the window has {window.taps} taps.", supported=f"up to {MOST_PIXELS}")
+    return MaxPool(window)
 
 
 def parse_averagepool(node: Node) -> Op:
-    return AveragePool(_window(node), include_pad=bool(node.int("count_include_pad", 0)))
+    return AveragePool(_window(node), include_pad=bool(node.integer("count_include_pad", 0)))
 
 
 def parse_reduce_mean(node: Node) -> tuple[Op, ...]:
     """ReduceMean over H and W is GlobalAveragePool (axes an attribute before opset 18, an input since)."""
     shape = node.shape(0, rank=4)
-    axes = node.constant_ints(1) if node.has(1) else node.ints("axes")
+    axes = node.constant_ints(1) if node.has(1) else node.integers("axes")
     node.ignore("noop_with_empty_axes")
-    keep = node.int("keepdims", 1)
+    keep = node.integer("keepdims", 1)
     if axes is None or sorted(node.axis(a, 4) for a in axes) != [2, 3]:
         node.refuse(f"axes {axes}.", supported="the two spatial axes, 2 and 3, of (N, C, H, W)")
     pool = AveragePool(_whole_plane(node))
@@ -112,7 +123,7 @@ def parse_reduce_mean(node: Node) -> tuple[Op, ...]:
 PARSERS = {
     "MaxPool": parse_maxpool,
     "AveragePool": parse_averagepool,
-    "GlobalMaxPool": lambda node: MaxPool(_whole_plane(node)),
+    "GlobalMaxPool": lambda node: _maxpool(node, _whole_plane(node)),
     "GlobalAveragePool": lambda node: AveragePool(_whole_plane(node)),
     "ReduceMean": parse_reduce_mean,
 }
@@ -135,7 +146,15 @@ class MaxPoolStep(Step):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
         self.bwd(
-            gy, saved.switches, g.mask, g.gate, g.array, int(g.accumulate), self.taps, *self.begin, saved.threads
+            gy,
+            saved.switches,
+            g.mask,
+            g.gate,
+            g.array,
+            int(g.accumulate),
+            self.taps,
+            *self.begin,
+            saved.threads,
         )
 
 
@@ -155,5 +174,13 @@ class AveragePoolStep(Step):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
         averagepool_bwd(
-            gy, g.mask, g.gate, g.array, int(g.accumulate), self.taps, *self.sides, self.include_pad, saved.threads
+            gy,
+            g.mask,
+            g.gate,
+            g.array,
+            int(g.accumulate),
+            self.taps,
+            *self.sides,
+            self.include_pad,
+            saved.threads,
         )

@@ -38,7 +38,7 @@ def parse_relu(node: Node) -> Op:
 def _bound(node: Node, name: str, index: int, default: float) -> float:
     """A bound of Clip: an attribute before opset 11, an input since."""
     if node.opset < 11:
-        return node.float(name, default)
+        return node.number(name, default)
     if not node.has(index):
         return default
     value = node.constant(index)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph import Shape
+from ..limits import elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
 
@@ -48,7 +49,7 @@ class Reshape(Op):
         return self.to
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        """Each block of axes that merges or parts has to lie together, in the file's order, wherever it lies."""
+        """Each block of axes that merges or parts has to lie together, in the file's order."""
         blocks = list(_blocks(x[0], self.to))
         if any(not left or not right for left, right in blocks):  # trailing axes of 1 on one side
             return (tuple(range(1, len(x[0]))),), tuple(range(1, len(self.to)))
@@ -100,17 +101,17 @@ def parse_reshape(node: Node) -> Op:
     if not node.has(1):
         node.refuse("the target shape is an attribute.", supported="an input, as since opset 5")
     target = list(node.constant_ints(1))
-    if not node.int("allowzero", 0):
+    if not node.integer("allowzero", 0):
         if len(target) > len(shape) and 0 in target[len(shape) :]:
             node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
         target = [shape[i] if n == 0 else n for i, n in enumerate(target)]
-    size = int(np.prod(shape))
+    size = elements(shape)
     if target.count(-1) > 1 or min(target, default=1) < -1:
         node.invalid(f"target {target} has no meaning.")
     if -1 in target:
-        known = -int(np.prod(target))
+        known = -elements(target)
         target[target.index(-1)] = size // known if known else 0
-    if int(np.prod(target)) != size:
+    if elements(target) != size:
         node.invalid(f"{list(shape)} cannot become {target}.")
     return _reshape(node, tuple(target))
 
@@ -119,7 +120,7 @@ def _reshape(node: Node, target: Shape) -> Op:
     batch = node.shape(0)[0]
     if not target or target[0] != batch:
         node.refuse(
-            f"shape {list(node.shape(0))} becomes {list(target)}, which does not keep the batch axis of {batch}.",
+            f"shape {list(node.shape(0))} becomes {list(target)}, which mixes the batch axis of {batch}.",
             supported="reshaping within a sample",
         )
     return Reshape(target)
@@ -127,16 +128,16 @@ def _reshape(node: Node, target: Shape) -> Op:
 
 def parse_flatten(node: Node) -> Op:
     shape = node.shape(0)
-    axis = node.int("axis", 1)
+    axis = node.integer("axis", 1)
     if not -len(shape) <= axis <= len(shape):
         node.invalid(f"axis {axis} is outside a tensor of {len(shape)} axes.")
     axis = axis + len(shape) if axis < 0 else axis
-    return _reshape(node, (int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))))
+    return _reshape(node, (elements(shape[:axis]), elements(shape[axis:])))
 
 
 def _axes(node: Node, rank: int) -> tuple[int, ...] | None:
     """`axes`: an attribute before opset 13, an input since."""
-    axes = node.constant_ints(1) if node.has(1) else node.ints("axes")
+    axes = node.constant_ints(1) if node.has(1) else node.integers("axes")
     if axes is None:
         return None
     counted = tuple(node.axis(a, rank) for a in axes)
@@ -157,7 +158,7 @@ def parse_squeeze(node: Node) -> Op:
 
 def parse_unsqueeze(node: Node) -> Op:
     shape = node.shape(0)
-    count = len(node.constant_ints(1)) if node.has(1) else len(node.ints("axes") or ())
+    count = len(node.constant_ints(1)) if node.has(1) else len(node.integers("axes") or ())
     axes = _axes(node, len(shape) + count)
     if axes is None:
         node.invalid("axes are missing.")
@@ -172,13 +173,15 @@ def parse_identity(node: Node) -> Op:
 def parse_dropout(node: Node) -> Op:
     node.ignore("ratio", "seed")
     if node.has(2) and bool(node.constant(2, np.bool_).any()):
-        node.refuse("training_mode is true.", supported="inference", hint="Export the model in evaluation mode.")
+        node.refuse(
+            "training_mode is true.", supported="inference", hint="Export the model in evaluation mode."
+        )
     return Reshape(node.shape(0))
 
 
 def parse_transpose(node: Node) -> Op:
     shape = node.shape(0)
-    perm = node.ints("perm", tuple(reversed(range(len(shape)))))
+    perm = node.integers("perm", tuple(reversed(range(len(shape)))))
     if perm is None or sorted(perm) != list(range(len(shape))):
         node.invalid(f"perm {perm} does not order {len(shape)} axes.")
     if perm[0] != 0:
@@ -188,15 +191,19 @@ def parse_transpose(node: Node) -> Op:
 
 def parse_pad(node: Node) -> Op:
     shape = node.shape(0)
-    mode = node.string("mode", "constant")
+    mode = node.text("mode", "constant")
     if mode != "constant":
         node.refuse(f"mode is {mode!r}.", supported="constant")
     if node.opset < 11:
-        pads, value = node.ints("pads"), node.float("value", 0.0)
+        pads, value = node.integers("pads"), node.number("value", 0.0)
     else:
         pads = node.constant_ints(1)
         value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
-    axes = tuple(node.axis(a, len(shape)) for a in node.constant_ints(3)) if node.has(3) else range(len(shape))
+    axes = (
+        tuple(node.axis(a, len(shape)) for a in node.constant_ints(3)) if node.has(3) else range(len(shape))
+    )
+    if len(set(axes)) != len(axes):
+        node.invalid(f"axes {list(axes)} repeat.")
     if pads is None or len(pads) != 2 * len(axes):
         node.invalid(f"pads {pads} do not give two values for each of {len(axes)} axes.")
     if min(pads, default=0) < 0:

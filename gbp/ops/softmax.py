@@ -35,12 +35,14 @@ class Softmax(Op):
         return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return SoftmaxStep(int(np.prod(y[self.axis : self.end])), self.logarithm)
+        # A mask has whole bytes for the innermost axis: rows that span several axes have no such mask.
+        one_axis = self.end - self.axis == 1
+        return SoftmaxStep(int(np.prod(y[self.axis : self.end])), self.logarithm, gates=one_axis)
 
 
 def _parse(node: Node, logarithm: bool) -> Op:
     rank = len(node.shape(0))
-    axis = node.axis(node.int("axis", -1 if node.opset >= 13 else 1), rank)
+    axis = node.axis(node.integer("axis", -1 if node.opset >= 13 else 1), rank)
     if axis == 0:
         node.refuse("the sum runs over the batch.", supported="any other axis")
     return Softmax(axis, axis + 1 if node.opset >= 13 else rank, logarithm)
@@ -51,11 +53,10 @@ PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda nod
 
 class SoftmaxStep(Step):
     how = "stable"
-    gates = True
     saves_y = True
 
-    def __init__(self, size: int, logarithm: bool) -> None:
-        self.size = size
+    def __init__(self, size: int, logarithm: bool, *, gates: bool) -> None:
+        self.size, self.gates = size, gates
         self.fwd = logsoftmax_fwd if logarithm else softmax_fwd
         self.bwd = logsoftmax_bwd if logarithm else softmax_bwd
 
@@ -68,6 +69,11 @@ class SoftmaxStep(Step):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
         self.bwd(
-            self._rows(gy), self._rows(saved.y), g.mask, g.gate, self._rows(g.array), int(g.accumulate),
+            self._rows(gy),
+            self._rows(saved.y),
+            g.mask,
+            g.gate,
+            self._rows(g.array),
+            int(g.accumulate),
             saved.threads,
         )

@@ -1,8 +1,8 @@
 """Fold scale and shift (BatchNormalization, a bias added apart) into the Conv or dense layer beside it.
 
     after    a·(w∗x + b) + c   = (a·w)∗x + (a·b + c)          always
-    before   w∗(a·x + c) + b   = (w·a)∗x + (b + Σ w·c)        where no window sees padding, or c = 0: padding is 0
-                                                              after the shift, not before it
+    before   w∗(a·x + c) + b   = (w·a)∗x + (b + Σ w·c)        where no window sees padding, or c = 0:
+                                                              padding is 0 after the shift, not before it
     twice    a₂·(a₁·x + c₁) + c₂
 
 All are linear, so every rule sees the same rectifiers with the same inputs.
@@ -46,34 +46,32 @@ def _before(affine: Affine, op: object) -> Conv | Dense | None:
         w = op.w.reshape(op.group, -1, *op.w.shape[1:])
         return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + (w * b).sum(axis=(2, 3, 4)).reshape(-1))
     if isinstance(op, Dense):
-        return replace(op, w=(op.w * affine.a).astype(np.float32), b=op.b + op.w.astype(np.float64) @ affine.b)
+        return replace(
+            op, w=(op.w * affine.a).astype(np.float32), b=op.b + op.w.astype(np.float64) @ affine.b
+        )
     return None
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """The same graph with every `Affine` folded that can be, repeated until none can."""
-    layers = list(graph.layers)
-    while (folded := _fold_one(graph, layers)) is not None:
-        layers = folded
-    return graph.with_layers(layers)
+    """The same graph with every `Affine` folded that can be."""
+    readers = {name: len(layers) for name, layers in graph.consumers().items()}
+    readers[graph.output] += 1
+    kept: dict[str, Layer] = {}  # by output, in order of computation
+    for layer in graph.layers:
+        merged = layer
+        while (folded := _folded(kept.get(merged.inputs[0]), merged, readers)) is not None:
+            del kept[merged.inputs[0]]
+            merged = folded
+        kept[merged.output] = merged
+    return graph.with_layers(kept.values())
 
 
-def _fold_one(graph: Graph, layers: list[Layer]) -> list[Layer] | None:
-    readers: dict[str, int] = {graph.output: 1}
-    producer = {layer.output: i for i, layer in enumerate(layers)}
-    for layer in layers:
-        for name in layer.inputs:
-            readers[name] = readers.get(name, 0) + 1
-    for i, second in enumerate(layers):
-        at = producer.get(second.inputs[0])
-        if at is None or len(second.inputs) != 1 or readers[second.inputs[0]] != 1:
-            continue
-        first = layers[at]
-        op = _after(first.op, second.op) if isinstance(second.op, Affine) else None
-        name = first.name
-        if op is None and isinstance(first.op, Affine):
-            op, name = _before(first.op, second.op), second.name
-        if op is not None:
-            merged = Layer(name, op, first.inputs, second.output)
-            return [merged if j == i else layer for j, layer in enumerate(layers) if j != at]
+def _folded(first: Layer | None, second: Layer, readers: dict[str, int]) -> Layer | None:
+    """`second` with `first`, which makes its only input, in it."""
+    if first is None or len(second.inputs) != 1 or readers[first.output] != 1:
+        return None
+    if isinstance(second.op, Affine) and (after := _after(first.op, second.op)) is not None:
+        return Layer(first.name, after, first.inputs, second.output, first.kind)
+    if isinstance(first.op, Affine) and (before := _before(first.op, second.op)) is not None:
+        return Layer(second.name, before, first.inputs, second.output, second.kind)
     return None

@@ -40,7 +40,7 @@ def fold_pad(graph: Graph) -> Graph:
             conv = _folded(pad.op, layer.op) if len(consumers[pad.output]) == 1 else None
             if conv is not None:
                 gone.add(pad.output)
-                layers.append(Layer(layer.name, conv, pad.inputs, layer.output))
+                layers.append(Layer(layer.name, conv, pad.inputs, layer.output, layer.kind))
                 continue
         layers.append(layer)
     return graph.with_layers(layer for layer in layers if layer.output not in gone)

@@ -1,0 +1,133 @@
+"""VGG16's convolutions, forward and input gradient: gbp's step beside oneDNN (torch, channels last).
+
+Both do all that the layer needs: gbp pads, adds the bias and writes the rectifier's mask within the forward.
+Interleaved in one process, medians, ratio torch ÷ gbp (above 1: gbp is faster).  torch is no dependency of
+gbp: install it for the comparison, and its columns appear.
+
+    python benchmarks/convolutions.py --batch 1 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gbp.geometry import Window
+from gbp.kernels.memory import aligned
+from gbp.ops.conv import Conv, ConvStep
+from gbp.ops.op import CHANNELS_LAST, NO_TENSOR, Clipped, Gradient, Saved
+from gbp.threads import parallel
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+#: Seconds before each timed call: OpenMP's threads go on spinning for a while after a call and would take a
+#: core from the next one.
+IDLE = 0.01
+
+#: (input channels, output channels, height and width)
+VGG16 = (
+    (3, 64, 224), (64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56),
+    (256, 512, 28), (512, 512, 28), (512, 512, 14),
+)  # fmt: skip
+
+
+def gbp_calls(
+    C: int, O: int, size: int, N: int, threads: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Closures that run the step forward and back on random data."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((O, C, 3, 3)) / (3 * C**0.5)
+    window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
+    op = Conv(w, np.zeros(O), window, 1)
+    step = op.lower(((N, C, size, size),), (N, O, size, size), CHANNELS_LAST)
+    assert isinstance(step, ConvStep)
+    fixed, each = step.scratch(threads)
+    x, y = aligned((N, size, size, C)), aligned((N, size, size, O))
+    gy, gx = aligned(y.shape), aligned(x.shape)
+    x[:], gy[:] = rng.standard_normal(x.shape), rng.standard_normal(y.shape)
+    mask = np.empty((N, size, size, -(-O // 8)), np.uint8)
+    saved = Saved(threads, aligned((fixed + N * each,)), mask=mask)
+    relu = Clipped(0.0, np.inf, is_rectifier=True)
+    return (
+        lambda: step.forward((x,), NO_TENSOR, y, relu, saved),
+        lambda: step.vjp(gy, (Gradient(gx, accumulate=False),), saved),
+    )
+
+
+def torch_calls(C: int, O: int, size: int, N: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same in torch, channels last."""
+    conv = torch.nn.Conv2d(C, O, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(N, size, size, C).permute(0, 3, 1, 2)
+    gy = torch.randn(N, size, size, O).permute(0, 3, 1, 2)
+    w = conv.weight.detach()
+
+    def reverse() -> Any:
+        return torch.ops.aten.convolution_backward(
+            gy, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+        )
+
+    return lambda: conv(x), reverse
+
+
+def medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Seconds of each call, taken in turn so that a noisy moment meets them all."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    for _ in range(rounds):
+        for call, seconds in zip(calls, taken, strict=True):
+            time.sleep(IDLE)
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    if torch is not None:
+        torch.set_num_threads(arguments.threads)
+        torch.set_grad_enabled(False)
+    rows = []
+    for C, O, size in VGG16:
+        calls = [*gbp_calls(C, O, size, arguments.batch, arguments.threads)]
+        if torch is not None:
+            calls += torch_calls(C, O, size, arguments.batch)
+        with parallel():
+            seconds = medians(calls, arguments.rounds)
+        gflop = 2e-9 * 9 * C * O * size * size * arguments.batch
+        row: dict[str, Any] = {"layer": f"{C}→{O} at {size}"}
+        for i, name in enumerate(("forward", "reverse")):
+            row[f"{name}_ms"] = 1e3 * seconds[i]
+            row[f"{name}_gflops"] = gflop / seconds[i]
+            if torch is not None:
+                row[f"{name}_ratio"] = seconds[i + 2] / seconds[i]
+        rows.append(row)
+        line = f"{row['layer']:16s}"
+        for name in ("forward", "reverse"):
+            line += f"  {name} {row[f'{name}_ms']:7.2f} ms {row[f'{name}_gflops']:5.0f} GFLOP/s"
+            line += f" ×{row[f'{name}_ratio']:.2f}" if torch is not None else ""
+        print(line, flush=True)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"batch": arguments.batch, "threads": arguments.threads, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

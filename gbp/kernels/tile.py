@@ -1,0 +1,99 @@
+"""Tiles: tuples of rows × `TILE_VECTORS` vectors that LLVM keeps in registers while a reduction runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from . import emit
+from .emit import LANES, TILE_ROWS
+from .simd import vector
+
+TILE_VECTORS = 2
+TILE_CHANNELS = TILE_VECTORS * LANES
+TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
+
+
+@intrinsic(prefer_literal=True)
+def tile_zeros(typing: Any, rows: Any) -> Any:
+    """A tile of `rows` × TILE_VECTORS vectors of 0."""
+    kind = types.UniTuple(vector, rows.literal_value * TILE_VECTORS)
+    return kind(rows), lambda context, builder, sig, args: ir.Constant(context.get_value_type(kind), None)
+
+
+@intrinsic
+def tile_update(typing: Any, tile: Any, x: Any, row_bytes: Any, w: Any) -> Any:
+    """tile[i][j] += x[i] · w[j]: one scalar a row, x[i] at `x + i·row_bytes`; the weights' vectors at `w`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x_address, stride, w_address = args
+        weights = [emit.load_vector(builder, w_address, emit.VECTOR_BYTES * j) for j in range(TILE_VECTORS)]
+        for i in range(tile.count // TILE_VECTORS):
+            row = builder.add(x_address, builder.mul(stride, ir.Constant(emit.I64, i)))
+            value = emit.broadcast_at(builder, row)
+            for j, weight in enumerate(weights):
+                at = i * TILE_VECTORS + j
+                total = emit.multiply_add(builder, value, weight, builder.extract_value(accumulators, at))
+                accumulators = builder.insert_value(accumulators, total, at)
+        return accumulators
+
+    return tile(tile, types.int64, types.int64, types.int64), codegen
+
+
+def _add_products(builder: Any, accumulators: Any, xs: Any, ws: Any) -> Any:
+    """Add xs[i] · ws[j] to vector j of row i; xs are made one at a time, to need one register."""
+    for at, (x, w) in enumerate((x, w) for x in xs for w in ws):
+        total = emit.multiply_add(builder, x, w, builder.extract_value(accumulators, at))
+        accumulators = builder.insert_value(accumulators, total, at)
+    return accumulators
+
+
+def _rows_at(builder: Any, address: Any, step: Any, count: int) -> list[Any]:
+    return [builder.add(address, builder.mul(step, ir.Constant(emit.I64, i))) for i in range(count)]
+
+
+@intrinsic
+def tile_dot(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any) -> Any:
+    """tile[i][j] += x[i] · w[j], lane by lane: vectors at `x + i·x_bytes` and `w + j·w_bytes`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, x_bytes, w, w_bytes = args
+        ws = [emit.load_vector(builder, row) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
+        xs = (
+            emit.load_vector(builder, row)
+            for row in _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
+        )
+        return _add_products(builder, accumulators, xs, ws)
+
+    return tile(tile, types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def tile_dot_first(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any, count: Any) -> Any:
+    """`tile_dot` over the first `count` lanes; touches no memory beyond."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, x_bytes, w, w_bytes, count = args
+        lanes = emit.first_lanes(builder, count)
+        ws = [emit.masked_load(builder, row, lanes) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
+        rows = _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
+        return _add_products(
+            builder, accumulators, (emit.masked_load(builder, row, lanes) for row in rows), ws
+        )
+
+    return tile(tile, types.int64, types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def tile_store(typing: Any, tile: Any, address: Any) -> Any:
+    """Write the tile's rows one after another to `address`, TILE_CHANNELS float32 each."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for at in range(tile.count):
+            emit.store_vector(builder, builder.extract_value(args[0], at), args[1], emit.VECTOR_BYTES * at)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64), codegen

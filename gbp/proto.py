@@ -1,0 +1,203 @@
+"""File or bytes → ModelProto whose names, counts and tensors can be relied on."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from .errors import InputError, ModelError, UnsupportedError
+from .limits import MOST_NAMES, MOST_NODES, MOST_STORED_ELEMENTS, elements
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+_MOST_BYTES = 2**31 - 1  # protobuf's own limit
+
+
+def read(model: Model) -> onnx.ModelProto:
+    """The ModelProto in a file or in bytes.
+
+    Raises InputError where the file cannot be read, ModelError where it holds no model.
+    """
+    if isinstance(model, onnx.ModelProto):
+        proto, name = model, "the model"
+    else:
+        data, name = _bytes(model)
+        try:
+            proto = onnx.load_model_from_string(data)
+        except Exception:  # protobuf raises whatever its backend does
+            raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
+    if not proto.graph.node:
+        raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
+    _check_names(proto, name)
+    return proto
+
+
+def _bytes(model: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
+    """The bytes, and what to call them."""
+    if isinstance(model, bytes):
+        return model, "the data"
+    try:
+        path = Path(model)
+    except TypeError:
+        raise InputError(
+            f"the model is of type {type(model).__name__}.", supported="a path, bytes or a ModelProto"
+        ) from None
+    name = repr(str(path))
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{name} is a folder, not a model.")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name} is no file.")
+        if status.st_size > _MOST_BYTES:
+            raise ModelError(f"{name} is larger than 2 GiB, which no ONNX file is.")
+        return path.read_bytes(), name
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {name}: {reason}.") from None
+
+
+def _check_names(proto: onnx.ModelProto, name: str) -> None:
+    """Every name is text, and there are not too many.  protobuf hands out other bytes as `bytes`."""
+    graph = proto.graph
+    if len(graph.node) > MOST_NODES:
+        raise UnsupportedError(f"{name} has {len(graph.node)} nodes.", supported=f"up to {MOST_NODES}")
+    for count, text in enumerate(_names(proto), start=1):
+        if not isinstance(text, str):
+            raise ModelError(f"{name} is damaged: {bytes(text)!r:.80} is not UTF-8 text.")
+        if count > MOST_NAMES:
+            raise UnsupportedError(f"the graph holds more than {MOST_NAMES} names.")
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str]:
+    graph = proto.graph
+    for entry in proto.opset_import:
+        yield entry.domain
+    for tensor in graph.initializer:
+        yield tensor.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+    for node in graph.node:
+        yield node.name
+        yield node.op_type
+        yield node.domain
+        yield from node.input
+        yield from node.output
+        for attribute in node.attribute:
+            yield attribute.name
+
+
+def check_tensors(proto: onnx.ModelProto) -> None:
+    """All are in this file, and of different names.  Raises ModelError, UnsupportedError."""
+    seen: set[str] = set()
+    for tensor in proto.graph.initializer:
+        _check_inside(tensor, tensor.name)
+        if tensor.name in seen:
+            raise ModelError(f"tensor {tensor.name!r} is stored twice.")
+        seen.add(tensor.name)
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _check_inside(attribute.t, label(node))
+
+
+def _check_inside(tensor: onnx.TensorProto, name: str) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise UnsupportedError(
+            f"tensor {name!r} lies in another file.",
+            supported="weights inside the ONNX file",
+            hint="Save the model with onnx.save(model, path, save_as_external_data=False).",
+        )
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What to call a node: its name, or its output where it has none."""
+    return node.name or next(filter(None, node.output), "")
+
+
+def stored_bytes(proto: onnx.ModelProto) -> int:
+    """What the file's tensors take, in bytes."""
+    tensors = [attribute.t for node in proto.graph.node for attribute in node.attribute]
+    return sum(int(tensor.ByteSize()) for tensor in (*proto.graph.initializer, *tensors))
+
+
+def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    """The declared shape, None for each open size; None where nothing is declared."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
+    if any(n is not None and n < 0 for n in shape):
+        raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
+    return tuple(n or None for n in shape)  # some exporters write 0 for an open size
+
+
+def type_name(data_type: int) -> str:
+    """FLOAT16 for 10."""
+    known = data_type in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(data_type) if known else f"unknown type {data_type}"
+
+
+def tensor_values(tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
+    """The values of a stored tensor, finite; `reader` is the node to name where they cannot be had."""
+
+    def damaged(found: str) -> ModelError:
+        return ModelError(f"tensor {name!r} {found}", node=label(reader), op=reader.op_type)
+
+    kind = type_name(tensor.data_type)
+    if any(n < 0 for n in tensor.dims) or elements(tensor.dims) > MOST_STORED_ELEMENTS:
+        raise damaged(f"has shape {list(tensor.dims)}.")
+    if tensor.data_type == TensorProto.STRING:
+        raise damaged("holds text.")
+    try:
+        values: NDArray[Any] = numpy_helper.to_array(tensor)
+    except Exception:  # the bytes do not fit the shape, the type is unknown, …
+        raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise damaged("holds NaN or infinity.")
+    return values
+
+
+def check_arity(node: onnx.NodeProto, opset: int) -> None:
+    """The op exists at this opset and has as many operands and results as it should.
+
+    Raises ModelError naming the node, UnsupportedError for an op that this opset does not have.
+    """
+
+    def wrong(found: str) -> ModelError:
+        return ModelError(found, node=label(node), op=node.op_type)
+
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        raise wrong(f"opset {opset} has no such op.") from None
+    for what, names, least, most in (
+        ("input", node.input, schema.min_input, schema.max_input),
+        ("output", node.output, schema.min_output, schema.max_output),
+    ):
+        if not least <= len(names) <= most:
+            expected = f"{least} to {most}" if most < MOST_NAMES else f"{least} or more"
+            raise wrong(
+                f"it has {len(names)} {what}s, not {least if least == most else expected} (opset {opset})."
+            )
+    for i, (name, expected_input) in enumerate(zip(node.input, schema.inputs, strict=False)):
+        if not name and expected_input.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            raise wrong(f"input {i} ({expected_input.name}) is missing.")
+
+
+def shape_constant(node: onnx.NodeProto, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What Shape or Size gives for a tensor of `shape`."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Size":
+        return np.array(elements(shape), np.int64)
+    return np.array(shape[slice(given.get("start", 0), given.get("end", len(shape)))], np.int64)

@@ -1,0 +1,187 @@
+"""Convolutions: direct, by columns, depthwise."""
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from harness import (
+    CHANNELS,
+    NO_CHANNELS,
+    Guarded,
+    check_epilogue,
+    check_reverse,
+    nchw,
+    nhwc,
+    noise,
+    pads_of,
+    taps_of,
+)
+
+from gbp.kernels.columns import col2im
+from gbp.kernels.conv_direct import TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
+from gbp.kernels.memory import aligned
+
+GEOMETRIES = {
+    "1x1": ((3, 4), {"kernel": (1, 1)}),
+    "1x1/2": ((5, 4), {"kernel": (1, 1), "stride": (2, 2)}),
+    "3x3": ((6, 17), {"kernel": (3, 3), "pads": (1, 1, 1, 1)}),
+    "3x3/2": ((7, 16), {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1)}),
+    "asymmetric": ((6, 7), {"kernel": (2, 3), "stride": (1, 2), "pads": (0, 1, 1, 2)}),
+    "dilated": ((7, 15), {"kernel": (3, 3), "pads": (2, 2, 2, 2), "dilation": (2, 2)}),
+    "dilated strided": (
+        (9, 23),
+        {"kernel": (3, 3), "stride": (2, 2), "pads": (2, 3, 3, 1), "dilation": (2, 3)},
+    ),
+    "7x7/2": ((9, 11), {"kernel": (7, 7), "stride": (2, 2), "pads": (3, 3, 3, 3)}),
+    "stride leaves gaps": ((7, 30), {"kernel": (2, 2), "stride": (3, 3)}),
+    "one pixel": ((1, 1), {"kernel": (3, 3), "pads": (1, 1, 1, 1)}),
+}
+
+
+def cases(all_channels: str, otherwise: tuple[int, ...]) -> list[Any]:
+    return [
+        pytest.param(size, geometry, C, id=f"{name} C={C}")
+        for name, (size, geometry) in GEOMETRIES.items()
+        for C in (CHANNELS if name == all_channels else otherwise)
+    ]
+
+
+def window(geometry: dict[str, Any]) -> dict[str, Any]:
+    """What the oracle wants to know; it sees the kernel in the weights."""
+    return {name: value for name, value in geometry.items() if name != "kernel"}
+
+
+def padded(x: Any, top: int, left: int, bottom: int, right: int, threads: int = 2) -> Any:
+    N, H, W, C = x.shape
+    y = aligned((N, H + top + bottom, W + left + right, C))
+    pad(x, y, top, left, threads)
+    return y
+
+
+def whole_tiles(b: Any) -> Any:
+    whole = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
+    whole.fill(0)
+    whole[: len(b)] = b
+    return whole
+
+
+def scratch(threads: int) -> Any:
+    return aligned((threads * TILE_FLOATS,))
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3", (5,)))
+def test_conv_forward(size: Any, geometry: dict[str, Any], C: int, group: int) -> None:
+    M = C + 2  # of each group
+    x, w, b = (
+        noise(2, *size, group * C),
+        noise(group * M, C, *geometry["kernel"], seed=1),
+        noise(group * M, seed=2),
+    )
+    linear = nhwc(naive.conv_fwd(nchw(x), w, b, group=group, **window(geometry)))
+    taps, pads = taps_of(geometry), pads_of(geometry)
+    for g in range(group):
+        ins, outs = slice(g * C, (g + 1) * C), slice(g * M, (g + 1) * M)
+        packed, bias = pack(w[outs]), whole_tiles(b[outs])
+
+        def fused(
+            samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, ins: slice = ins,
+            packed: Any = packed, bias: Any = bias,
+        ) -> None:  # fmt: skip
+            lying = padded(x[samples], *pads)[..., ins]
+            conv_fwd(lying, packed, bias, r, y, mask, scratch(threads), taps, lo, hi, threads)
+
+        check_epilogue(fused, linear[..., outs])
+
+
+@pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3", (5,)))
+def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -> None:
+    geometry = {**geometry, "stride": (1, 1)}
+    (KH, KW), (dh, dw) = geometry["kernel"], geometry.get("dilation", (1, 1))
+    (top, left, bottom, right), M = pads_of(geometry), 4
+    w = noise(M, C, KH, KW, seed=1)
+    OH, OW = size[0] + top + bottom - (KH - 1) * dh, size[1] + left + right - (KW - 1) * dw
+    gy = noise(6, OH, OW, M)
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), **window(geometry)))
+    packed = pack(np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)))
+    around = ((KH - 1) * dh - top, (KW - 1) * dw - left, (KH - 1) * dh - bottom, (KW - 1) * dw - right)
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        lying = padded(gy, *around)
+        conv_bwd(lying, packed, mask, gate, gx, accumulate, scratch(threads), taps_of(geometry), threads)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+@pytest.mark.parametrize(("size", "geometry", "C"), cases("7x7/2", (3, 19)))
+def test_col2im(size: Any, geometry: dict[str, Any], C: int) -> None:
+    M, (top, left, _, _) = 4, pads_of(geometry)
+    w = noise(M, C, *geometry["kernel"], seed=1)
+    OH, OW = naive.conv_fwd(np.zeros((1, C, *size)), w, **window(geometry)).shape[2:]
+    gy = noise(6, OH, OW, M)
+    columns = np.einsum("nhwo,ocij->nhwijc", gy, w).reshape(6, OH, OW, -1)
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), **window(geometry)))
+    taps = taps_of(geometry)
+
+    def run(
+        columns: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int
+    ) -> None:
+        col2im(columns, mask, gate, gx, accumulate, taps, top, left, threads)
+
+    check_reverse(run, columns, expected, targets=3)
+
+    dense = np.empty((6, *size, C), np.float32)  # whole rows in one line, where C is small
+
+    def run_dense(columns: Any, samples: slice, mask: Any, gate: Any, gx: Any, *rest: int) -> None:
+        accumulate, threads = rest
+        part = dense[: len(gx)]
+        part[...] = gx
+        col2im(columns, mask, gate, part, accumulate, taps, top, left, threads)
+        gx[...] = part
+
+    check_reverse(run_dense, columns, expected, targets=3)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3/2", (19,)))
+def test_depthwise_forward(size: Any, geometry: dict[str, Any], C: int, biased: bool) -> None:
+    x, w = noise(2, *size, C), noise(*geometry["kernel"], C, seed=1)
+    b = noise(C, seed=2) if biased else NO_CHANNELS
+    grouped = w.transpose(2, 0, 1)[:, None]
+    linear = nhwc(naive.conv_fwd(nchw(x), grouped, b if biased else None, group=C, **window(geometry)))
+    taps, (top, left, _, _) = taps_of(geometry), pads_of(geometry)
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        depthwise_fwd(Guarded.of(x[samples]), w.ravel(), b, r, y, mask, taps, top, left, lo, hi, threads)
+
+    check_epilogue(fused, linear)
+
+
+@pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3/2", (19,)))
+def test_depthwise_reverse(size: Any, geometry: dict[str, Any], C: int) -> None:
+    w = noise(*geometry["kernel"], C, seed=1)
+    grouped = w.transpose(2, 0, 1)[:, None]
+    OH, OW = naive.conv_fwd(np.zeros((1, C, *size)), grouped, group=C, **window(geometry)).shape[2:]
+    gy = noise(6, OH, OW, C)
+    expected = nhwc(naive.conv_bwd(nchw(gy), grouped, (6, C, *size), group=C, **window(geometry)))
+    taps, (top, left, _, _) = taps_of(geometry), pads_of(geometry)
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        depthwise_bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, top, left, threads)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+@pytest.mark.parametrize("C", CHANNELS)
+@pytest.mark.parametrize(
+    "pads", [(0, 0, 0, 0), (1, 2, 3, 0), (-1, -2, 1, 1), (2, 1, -2, -1), (-1, -1, -1, -1)]
+)
+def test_pad(C: int, pads: tuple[int, int, int, int]) -> None:
+    x = noise(2, 4, 5, C)
+    top, left, bottom, right = pads
+    expected = nhwc(naive.pad_fwd(nchw(x), (0, 0, top, left, 0, 0, bottom, right)))
+    for source in (x, Guarded.of(x)):
+        for threads in (1, 2):
+            np.testing.assert_array_equal(padded(source, *pads, threads=threads), expected)

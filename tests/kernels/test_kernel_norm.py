@@ -1,0 +1,72 @@
+"""Local response normalisation, Softmax, LogSoftmax."""
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from harness import CHANNELS, Guarded, assert_close, check_forward, check_reverse, nchw, nhwc, noise
+
+from gbp.kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
+from gbp.kernels.memory import aligned
+from gbp.kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("C", CHANNELS)
+def test_lrn(C: int, size: int, beta: float) -> None:
+    options = {"size": size, "alpha": 0.7, "beta": beta, "bias": 1.5}
+    numbers = tuple(options.values())
+    x, gy = noise(2, 3, 2, C), noise(6, 3, 2, C, seed=1)
+
+    def scratch(threads: int) -> Any:
+        return np.full(threads * lrn_scratch_floats(C, size), np.nan, np.float32)
+
+    def run(samples: slice, threads: int) -> Any:
+        y = Guarded((samples.stop - samples.start, *x.shape[1:]))
+        lrn_fwd(Guarded.of(x[samples]), y.view, scratch(threads), *numbers, threads)
+        return (y.result(),)
+
+    assert_close(*check_forward(run, len(x)), nhwc(naive.lrn_fwd(nchw(x), **options)))
+
+    def reverse(
+        gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int
+    ) -> None:
+        lrn_bwd(gy, Guarded.of(x[samples]), mask, gate, gx, accumulate, scratch(threads), *numbers, threads)
+
+    expected = nhwc(naive.lrn_bwd(nchw(gy), nchw(np.repeat(x, 3, axis=0)), **options))
+    check_reverse(reverse, gy, expected, targets=3)
+
+
+SOFTMAXES = {
+    "softmax": (softmax_fwd, softmax_bwd, naive.softmax_fwd, naive.softmax_bwd),
+    "logsoftmax": (logsoftmax_fwd, logsoftmax_bwd, naive.logsoftmax_fwd, naive.logsoftmax_bwd),
+}
+
+
+@pytest.mark.parametrize("op", SOFTMAXES)
+@pytest.mark.parametrize("C", CHANNELS)
+def test_softmax(C: int, op: str) -> None:
+    forward, backward, expected_forward, expected_backward = SOFTMAXES[op]
+    x, gy = 30 * noise(2, 3, 2, C), noise(6, 3, 2, C, seed=1)
+
+    def run(samples: slice, threads: int) -> Any:
+        y = Guarded((samples.stop - samples.start, *x.shape[1:]))
+        forward(Guarded.of(x[samples]), y.view, threads)
+        return (y.result(),)
+
+    (y,) = check_forward(run, len(x))
+    assert_close(y, expected_forward(x))
+
+    def reverse(gy: Any, samples: slice, *rest: Any) -> None:
+        backward(gy, Guarded.of(y[samples]), *rest)
+
+    check_reverse(reverse, gy, expected_backward(gy, np.repeat(y, 3, axis=0)), targets=3)
+
+
+def test_softmax_does_not_overflow() -> None:
+    x = np.array([1e30, -1e30, 1e30], np.float32).reshape(1, 1, 1, 3)
+    y = aligned(x.shape)
+    softmax_fwd(x, y, 1)
+    np.testing.assert_array_equal(y.ravel(), [0.5, 0, 0.5])

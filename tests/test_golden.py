@@ -1,0 +1,99 @@
+"""Whole networks against stored float64 maps: the nine architectures of `models/zoo.py`, under every rule.
+
+The maps come from `golden/make_golden.py`, which also says what the files hold and what the yardstick is. An
+engine passes if it is off by no more than 1e-5, or by no more than four times what rounding alone may do to
+the same map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gbp import Explainer
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent / "models"))
+import zoo  # noqa: E402
+
+RULES = ("vanilla", "deconvnet", "guided")
+FLOOR = 1e-5
+MARGIN = 4
+# The projection of an error of norm e on random signs has mean 0 and standard deviation e.
+DEVIATIONS = 6
+PROJECTION_SEED = 1234
+
+
+class Case(NamedTuple):
+    """One architecture: what is stored of it, and the engine under test, planned once for all rules."""
+
+    golden: Mapping[str, NDArray[Any]]
+    fingerprint: str
+    explainer: Explainer
+
+
+@pytest.fixture(scope="module", params=zoo.ARCHITECTURES)
+def case(request: pytest.FixtureRequest) -> Case:
+    """Module-scoped and parametrised: pytest frees one network's weights before it builds the next one's."""
+    model = zoo.build(request.param)
+    with np.load(TESTS / "golden" / f"{request.param}.npz") as file:
+        golden = dict(file)
+    return Case(golden, zoo.fingerprint(model), Explainer(model))
+
+
+@pytest.fixture(scope="module")
+def picture() -> NDArray[np.float32]:
+    return zoo.picture()
+
+
+def bound(error: NDArray[Any]) -> float:
+    """What relative L2 error is allowed where float32 alone makes this one."""
+    return max(FLOOR, MARGIN * float(error))
+
+
+def relative_error(got: NDArray[Any], truth: NDArray[np.float64]) -> float:
+    """‖got − truth‖₂ / ‖truth‖₂."""
+    return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
+
+
+def project(m: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The flat map m on `count` vectors of random signs, drawn as `make_golden.py` documents: (count,)."""
+    rngs = [np.random.default_rng(PROJECTION_SEED + i) for i in range(count)]
+    return np.array([(rng.integers(0, 2, m.size) * 2 - 1) @ m for rng in rngs])
+
+
+def test_inputs_are_those_of_the_golden_run(case: Case, picture: NDArray[np.float32]) -> None:
+    assert case.fingerprint == str(case.golden["weights_sha256"])
+    assert hashlib.sha256(picture.tobytes()).hexdigest() == str(case.golden["picture_sha256"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_scores_and_map(case: Case, picture: NDArray[np.float32], rule: str) -> None:
+    golden, target = case.golden, int(case.golden["target"])
+    a = case.explainer.explain(picture, rule=rule, target=target)
+
+    assert a.scores.shape == (1, 1000)
+    assert int(a.scores.argmax()) == target
+    assert relative_error(a.scores[0], golden["logits"]) <= bound(golden["logits_float32_error"])
+
+    assert a.map.shape == picture.shape
+    assert a.map.dtype == np.float32
+    m = a.map.astype(np.float64).ravel()
+    allowed, norm = bound(golden[f"{rule}_yardstick"]), float(golden[f"{rule}_norm"])
+    assert relative_error(m[golden["positions"]], golden[f"{rule}_values"]) <= allowed
+    assert abs(np.linalg.norm(m) - norm) <= allowed * norm
+    projections = golden[f"{rule}_projections"]
+    assert np.abs(project(m, projections.size) - projections).max() <= DEVIATIONS * allowed * norm
+
+
+def test_without_a_target_the_largest_logit_is_explained(case: Case, picture: NDArray[np.float32]) -> None:
+    a = case.explainer.explain(picture, rule="vanilla")
+    b = case.explainer.explain(picture, rule="vanilla", target=int(case.golden["target"]))
+    assert np.array_equal(a.map, b.map)
