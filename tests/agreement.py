@@ -1,0 +1,40 @@
+"""How tests compare the engine with the oracle: on one model, one input, under one rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import oracle
+from numpy.typing import NDArray
+
+from gbp import Explainer
+
+RULES = tuple(oracle.naive.RULES)
+
+#: Relative L2 distance from float64 that float32 arithmetic may make.
+BOUND = 1e-5
+#: Below this margin (`oracle.Run.margin`) float32 rounding might flip a gate or a switch, rightly.
+SAFE = 1e-5
+
+
+def assert_close(got: NDArray[Any], truth: NDArray[Any], what: str) -> None:
+    """‖got − truth‖₂ ≤ BOUND · ‖truth‖₂, so zero must be zero."""
+    assert got.shape == truth.shape, f"{what}: shape {got.shape}, not {truth.shape}"
+    error, norm = np.linalg.norm(np.subtract(got, truth, dtype=np.float64)), np.linalg.norm(truth)
+    assert error <= BOUND * norm, f"{what}: off by {error:.3g}, where the norm is {norm:.3g}"
+
+
+def assert_agree(
+    explainer: Explainer,
+    run: oracle.Run,
+    rule: str,
+    target: NDArray[np.int64] | None = None,
+    output: str | None = None,
+) -> None:
+    """The engine's scores and map are the oracle's.  `output` is the one the explainer was made with."""
+    x = run.values[run.image].astype(np.float32)
+    result = explainer.explain(x, rule=rule, target=target)
+    scores, truth = run.explain(rule, target, output)
+    assert_close(result.scores, scores, f"{rule} scores")
+    assert_close(result.map, truth, f"{rule} map")

@@ -1,0 +1,362 @@
+"""`mutated(seed)`: one of two valid model files, damaged in its bytes or in its meaning."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+NUMBERS = [
+    *(-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 33, 64, 100, 255, 256, 257, 1000, 4096),
+    *(2**16, 2**20, 2**24, 2**27, 2**30, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1),
+]
+OPS = (
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "Dropout",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Identity",
+    "If",
+    "LRN",
+    "LogSoftmax",
+    "Loop",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Pad",
+    "Range",
+    "ReduceMean",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Shape",
+    "Size",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sum",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Nonsense",
+)
+
+
+# ------------------------------------------------------------------------------------------- valid models
+
+
+def modern() -> onnx.ModelProto:
+    """Opset 13: residual, concatenation, groups, shape arithmetic, constants in nodes."""
+    rng = np.random.default_rng(0)
+    stored: dict[str, np.ndarray] = {
+        "w1": rng.normal(size=(8, 3, 3, 3)) / 4,
+        "b1": rng.normal(size=8),
+        **{name: rng.uniform(0.5, 1.5, size=8) for name in ("scale", "shift", "mean", "var")},
+        "w2": rng.normal(size=(8, 4, 3, 3)) / 4,
+        "w3": rng.normal(size=(8, 1, 3, 3)),
+        "w4": rng.normal(size=(5, 12)),
+        "b4": rng.normal(size=5),
+        "six": np.array(6.0),
+        "zero": np.array(0.0),
+        "bias": rng.normal(size=(8, 1, 1)),
+    }
+    whole = {"first": np.array([0]), "rest": np.array([-1]), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    n = helper.make_node
+    nodes = [
+        n("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1], strides=[2, 2]),
+        n("BatchNormalization", ["c1", "scale", "shift", "mean", "var"], ["n1"], name="bn"),
+        n("Relu", ["n1"], ["r1"], name="relu1"),
+        n("Conv", ["r1", "w2"], ["c2"], name="conv2", group=2, auto_pad="SAME_UPPER", dilations=[1, 1]),
+        n("Add", ["c2", "r1"], ["a1"], name="add"),
+        n("Clip", ["a1", "zero", "six"], ["r2"], name="relu6"),
+        n("Pad", ["r2", "pads"], ["p1"], name="pad"),
+        n("Conv", ["p1", "w3"], ["c3"], name="depthwise", group=8),
+        n("Add", ["c3", "bias"], ["a2"], name="shift"),
+        n("MaxPool", ["a2"], ["m1"], name="maxpool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        n("Split", ["m1"], ["s1", "s2"], name="split", axis=1),
+        n("AveragePool", ["s1"], ["v1"], name="averagepool", kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+        n("Concat", ["v1", "m1"], ["j1"], name="concat", axis=1),
+        n("Transpose", ["j1"], ["t1"], name="there", perm=[0, 2, 3, 1]),
+        n("Transpose", ["t1"], ["t2"], name="back", perm=[0, 3, 1, 2]),
+        n("GlobalAveragePool", ["t2"], ["g1"], name="gap"),
+        n("Shape", ["g1"], ["shape"], name="shape"),
+        n("Gather", ["shape", "first"], ["batch"], name="gather", axis=0),
+        n("Concat", ["batch", "rest"], ["target"], name="join", axis=0),
+        n("Reshape", ["g1", "target"], ["flat"], name="reshape"),
+        n("Gemm", ["flat", "w4", "b4"], ["logits"], name="fc", transB=1),
+        n("Constant", [], ["two"], name="two", value=numpy_helper.from_array(np.float32(2))),
+        n("Mul", ["logits", "two"], ["scaled"], name="double"),
+        n("Softmax", ["scaled"], ["y"], name="softmax", axis=-1),
+    ]
+    return _model(nodes, stored, whole, 13, 5)
+
+
+def classic() -> onnx.ModelProto:
+    """Opset 9: attributes where there are inputs now, LRN, overlapping pools, Dropout, ceil-less padding."""
+    rng = np.random.default_rng(1)
+    stored = {
+        "w1": rng.normal(size=(6, 3, 5, 5)) / 5,
+        "b1": rng.normal(size=6),
+        "w2": rng.normal(size=(4, 6, 1, 1)),
+        "w3": rng.normal(size=(4, 4)),
+    }
+    n = helper.make_node
+    nodes = [
+        n("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", strides=[2, 2], kernel_shape=[5, 5]),
+        n("Relu", ["c1"], ["r1"], name="relu1"),
+        n("LRN", ["r1"], ["l1"], name="lrn", size=3, alpha=0.1, beta=0.6, bias=2.0),
+        n("MaxPool", ["l1"], ["m1"], name="maxpool", kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1]),
+        n("Conv", ["m1", "w2"], ["c2"], name="conv2"),
+        n("Clip", ["c2"], ["r2"], name="relu6", min=0.0, max=6.0),
+        n("Dropout", ["r2"], ["d1", "mask"], name="dropout", ratio=0.5),
+        n(
+            "AveragePool",
+            ["d1"],
+            ["v1"],
+            name="pool",
+            kernel_shape=[3, 3],
+            strides=[2, 2],
+            count_include_pad=1,
+        ),
+        n("Flatten", ["v1"], ["f1"], name="flatten"),
+        n("MatMul", ["f1", "w3"], ["y1"], name="fc"),
+        n("Unsqueeze", ["y1"], ["y2"], name="more", axes=[2]),
+        n("Squeeze", ["y2"], ["y"], name="less", axes=[2]),
+    ]
+    return _model(nodes, stored, {}, 9, 4)
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    stored: dict[str, np.ndarray],
+    whole: dict[str, np.ndarray],
+    opset: int,
+    classes: int,
+) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(np.float32(value), name) for name, value in stored.items()]
+    tensors += [numpy_helper.from_array(value, name) for name, value in whole.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", classes])],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+MODELS = (modern, classic)
+
+
+# ---------------------------------------------------------------------------------------------- mutations
+
+
+def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
+    b = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.randrange(len(b))
+        length = rng.choice((1, 1, 2, 4, 16, 200))
+        match rng.randrange(7):
+            case 0:
+                b[at] ^= 1 << rng.randrange(8)
+            case 1:
+                del b[at : at + length]
+            case 2:
+                b[at:at] = rng.randbytes(length)
+            case 3:
+                b[at:at] = b[at : at + length]
+            case 4:
+                del b[at:]
+            case 5:  # two runs change places
+                to = rng.randrange(len(b))
+                b[at : at + length], b[to : to + length] = b[to : to + length], b[at : at + length]
+            case _:  # a varint of another value, and perhaps of another length
+                b[at : at + rng.choice((0, 1))] = _varint(rng.choice(NUMBERS) % 2**64)
+        if not b:
+            return b""
+    return bytes(b)
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*result, value))
+
+
+def _any_name(m: onnx.ModelProto, rng: random.Random) -> str:
+    names = [name for node in m.graph.node for name in (*node.input, *node.output)]
+    return rng.choice([*names, *(t.name for t in m.graph.initializer), "", "nowhere", "x", "y"])
+
+
+def change_tensor(m: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = rng.choice(m.graph.initializer)
+    match rng.randrange(7):
+        case 0 if tensor.dims:
+            tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice(NUMBERS)
+        case 1:
+            dims = list(tensor.dims)
+            rng.shuffle(dims)
+            tensor.dims[:] = dims
+        case 2:
+            tensor.data_type = rng.choice([*range(24), 10**6])
+        case 3:
+            tensor.raw_data = tensor.raw_data[: rng.randrange(1 + len(tensor.raw_data))]
+        case 4:
+            tensor.raw_data = rng.randbytes(len(tensor.raw_data))
+        case 5:
+            tensor.name = _any_name(m, rng)
+        case _:
+            kind = rng.choice((np.float16, np.float64, np.int64, np.int32, np.uint8, np.bool_, np.float32))
+            shape = [rng.choice((0, 1, 2, 3, 8)) for _ in range(rng.randrange(6))]
+            tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, kind), tensor.name))
+
+
+def change_node(m: onnx.ModelProto, rng: random.Random) -> None:
+    graph = m.graph
+    node = rng.choice(graph.node)
+    match rng.randrange(10):
+        case 0:
+            node.op_type = rng.choice(OPS)
+        case 1 if node.input:
+            node.input[rng.randrange(len(node.input))] = _any_name(m, rng)
+        case 2 if node.output:
+            node.output[rng.randrange(len(node.output))] = _any_name(m, rng)
+        case 3:
+            node.input.append(_any_name(m, rng))
+        case 4 if node.input:
+            del node.input[rng.randrange(len(node.input))]
+        case 5:
+            node.output.append(_any_name(m, rng))
+        case 6:
+            graph.node.remove(node)
+        case 7:
+            graph.node.add().CopyFrom(node)
+        case 8:
+            node.domain = rng.choice(("ai.onnx", "com.example", "ai.onnx.ml"))
+        case _:
+            other = rng.choice(graph.node)
+            kept = onnx.NodeProto()
+            kept.CopyFrom(node)
+            node.CopyFrom(other)
+            other.CopyFrom(kept)
+
+
+def change_attribute(m: onnx.ModelProto, rng: random.Random) -> None:
+    node = rng.choice([node for node in m.graph.node if node.attribute] or [m.graph.node[0]])
+    if not node.attribute or rng.random() < 0.2:
+        name = rng.choice(
+            (
+                "axis",
+                "group",
+                "pads",
+                "strides",
+                "dilations",
+                "kernel_shape",
+                "auto_pad",
+                "value",
+                "perm",
+                "axes",
+            )
+        )
+        value: Any = rng.choice(
+            (rng.choice(NUMBERS), [rng.choice(NUMBERS) for _ in range(4)], 0.5, "SAME_LOWER")
+        )
+        node.attribute.append(helper.make_attribute(name, value))
+        return
+    attribute = rng.choice(node.attribute)
+    match rng.randrange(8):
+        case 0 | 1 | 2 if attribute.ints:
+            attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(NUMBERS)
+        case 3 if attribute.ints:
+            attribute.ints.append(rng.choice(NUMBERS))
+        case 4 if attribute.ints:
+            del attribute.ints[rng.randrange(len(attribute.ints))]
+        case 5:
+            attribute.type = rng.choice(range(15))
+        case 6:
+            attribute.name = rng.choice(
+                ("axis", "group", "pads", "strides", "mode", "value_ints", "nonsense")
+            )
+        case 7:
+            node.attribute.remove(attribute)
+        case _:
+            attribute.i = rng.choice(NUMBERS)
+            attribute.f = rng.choice((0.0, -1.0, 1e30, -1e-30, float("nan"), float("inf")))
+            attribute.s = rng.choice((b"", b"SAME_LOWER", b"VALID", b"reflect", b"\xff"))
+
+
+def change_model(m: onnx.ModelProto, rng: random.Random) -> None:
+    value = rng.choice((*m.graph.input, *m.graph.output))
+    dims = value.type.tensor_type.shape.dim
+    match rng.randrange(7):
+        case 0 | 1 if dims:
+            dims[rng.randrange(len(dims))].dim_value = rng.choice(NUMBERS)
+        case 2:
+            dims.add().dim_value = rng.choice(NUMBERS)
+        case 3:
+            value.name = _any_name(m, rng)
+        case 4:
+            value.type.tensor_type.elem_type = rng.choice(range(24))
+        case 5:
+            m.opset_import[0].version = rng.choice((*range(6, 28), 0, 999, -1, 2**62))
+        case _:
+            m.graph.value_info.add().CopyFrom(value)
+            m.graph.value_info[-1].name = _any_name(m, rng)
+
+
+def add_bomb(m: onnx.ModelProto, rng: random.Random) -> None:
+    """Constants that grow, put in the place of an operand."""
+    shape = numpy_helper.from_array(
+        np.array([rng.choice(NUMBERS) for _ in range(rng.randrange(1, 5))]), "bomb"
+    )
+    m.graph.initializer.append(shape)
+    one = numpy_helper.from_array(np.float32(1), "one")
+    m.graph.initializer.append(one)
+    op = rng.choice(("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Reshape", "OneHot"))
+    operands = {"ConstantOfShape": ["bomb"], "Range": ["bomb", "bomb", "bomb"]}.get(op, ["one", "bomb"])
+    m.graph.node.insert(0, helper.make_node(op, operands, ["boom"], name="boom"))
+    victim = rng.choice([node for node in m.graph.node if len(node.input) > 1])
+    victim.input[rng.randrange(len(victim.input))] = "boom"
+
+
+STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
+    change_tensor,
+    change_node,
+    change_node,
+    change_attribute,
+    change_attribute,
+    change_model,
+    add_bomb,
+)
+
+
+def mutated(seed: int) -> bytes:
+    rng = random.Random(seed)
+    model = rng.choice(MODELS)()
+    if rng.random() < 0.4:
+        return damaged_bytes(model.SerializeToString(), rng)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        if model.graph.node and model.graph.initializer:
+            rng.choice(STRUCTURAL)(model, rng)
+    return model.SerializeToString()

@@ -1,0 +1,325 @@
+"""Random small networks: the engine equals the float64 oracle, and keeps its promises to the bit.
+
+Hypothesis composes the networks from `MOVES`, each of which grows a graph by a node or by a small block that
+real networks have. What a move reads is drawn from all tensors so far, so branches, tensors with several
+readers and rectifiers that share an input come by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import naive
+import numpy as np
+import onnx
+import oracle
+import pytest
+from agreement import RULES, SAFE, assert_agree, assert_close
+from builder import NEWEST, Builder
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gbp import Attribution, Explainer, passes
+from gbp.passes.drop_dead import drop_dead
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+Move = Callable[[Draw, Builder, list[str]], list[str]]
+
+REPRODUCIBLE = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+CLASSES = 4
+MOST_CHANNELS = 24
+#: The oldest opset, the newest, and those at which some attribute moved.
+OPSETS = (NEWEST, 7, 8, 9, 10, 11, 12, 13, 14, 18)
+
+
+@dataclass(frozen=True, repr=False)
+class Network:
+    """A model, samples for it, and K targets for each of them."""
+
+    model: onnx.ModelProto
+    x: NDArray[np.float32]
+    target: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        nodes = "\n".join(
+            f"  {' '.join(node.output)} = {node.op_type}({', '.join(node.input)})"
+            f" { ({a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}) }"
+            for node in self.model.graph.node
+        )
+        return f"Network on {self.x.shape}, opset {self.model.opset_import[0].version}:\n{nodes}\n"
+
+
+# --- Moves: they read tensors (N, C, H, W) and return new ones ----------------------------------------------
+
+
+def any_of(draw: Draw, names: list[str]) -> str:
+    """One of the tensors, by preference a late one."""
+    return str(draw(st.sampled_from(names[::-1])))
+
+
+def convolve(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    _, C, H, W = b.shapes[x]
+    group = draw(st.sampled_from([g for g in (1, 2, C) if C % g == 0]))
+    outputs = group * draw(st.integers(1, max(1, min(8, MOST_CHANNELS // group))))
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 2), (1, 3), (5, 2)]))
+    options: dict[str, Any] = {"strides": draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))}
+    if kernel[0] <= H and kernel[1] <= W and draw(st.booleans()):
+        options["pads"] = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0)]))
+    else:
+        options["auto_pad"] = draw(st.sampled_from(["SAME_UPPER", "SAME_LOWER"]))
+        options["dilations"] = draw(st.sampled_from([(1, 1), (2, 1)]))
+    return [b.conv(x, outputs, kernel, group=group, bias=draw(st.booleans()), **options)]
+
+
+def rectify(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    return [draw(st.sampled_from([b.relu, lambda x: b.clip(x, 0, 1), lambda x: b.clip(x, -1, 1)]))(x)]
+
+
+def normalize(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    return [draw(st.sampled_from([b.batchnorm, lambda x: b.node("LRN", x, size=3, alpha=0.5)]))(x)]
+
+
+def pool(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    op = draw(st.sampled_from(["MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"]))
+    if op.startswith("Global"):
+        return [b.node(op, x)]
+    kernel = draw(st.sampled_from([(2, 2), (3, 3), (1, 2)]))
+    strides = draw(st.sampled_from([(2, 2), (1, 1), (2, 3)]))
+    return [b.node(op, x, kernel_shape=kernel, strides=strides, auto_pad="SAME_UPPER")]
+
+
+def combine(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """Two tensors of one shape, or one with itself: a sum, or a product that stays small."""
+    x = any_of(draw, live)
+    y = any_of(draw, [name for name in live if b.shapes[name] == b.shapes[x]])
+    how = draw(st.sampled_from(["Add", "Sum", "Mul"]))
+    return [b.mul(b.clip(x, -1, 1), y) if how == "Mul" else b.node(how, x, y)]
+
+
+def residual(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """A block whose skip starts behind the first rectifier, or (pre-activation) before it."""
+    x = any_of(draw, live)
+    C = b.shapes[x][1]
+    r = b.relu(b.batchnorm(x) if draw(st.booleans()) else x)
+    y = b.conv(r, C, 3, pads=(1, 1, 1, 1))
+    skip = x if draw(st.booleans()) else r
+    y = b.add(skip, y) if draw(st.booleans()) else b.add(y, skip)
+    return [b.relu(y) if draw(st.booleans()) else y]
+
+
+def squeeze_excite(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    gate = b.clip(b.conv(b.node("GlobalAveragePool", x), b.shapes[x][1], 1), 0, 6)
+    return [b.mul(x, gate) if draw(st.booleans()) else b.mul(gate, x)]
+
+
+def constant(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    _, C, H, W = b.shapes[x]
+    shape = draw(st.sampled_from([(C, 1, 1), (), (1, 1, 1, W), (H, 1), (1, C, H, W)]))
+    return [b.node(draw(st.sampled_from(["Mul", "Add"])), x, b.constant(b.noise(*shape)))]
+
+
+def concatenate(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    axis = draw(st.sampled_from([1, 3]))
+
+    def rest(name: str) -> tuple[int, ...]:
+        return b.shapes[name][:axis] + b.shapes[name][axis + 1 :]
+
+    fitting = [name for name in live if rest(name) == rest(x)]
+    others = [any_of(draw, fitting) for _ in range(draw(st.integers(1, 2)))]
+    y = b.concat(*others, x, axis=axis)
+    return [y] if b.shapes[y][axis] <= MOST_CHANNELS else []
+
+
+def part(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """Split; all parts, or just one, are there for others."""
+    x = any_of(draw, live)
+    axis = draw(st.sampled_from([1, 2]))
+    size = b.shapes[x][axis]
+    if size < 2:
+        return []
+    first = draw(st.integers(1, size - 1))
+    parts = b.split(x, (first, size - first), axis)
+    return parts if draw(st.booleans()) else [draw(st.sampled_from(parts))]
+
+
+def shuffle(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """ShuffleNet's channel shuffle, with a rectifier inside or not."""
+    x = any_of(draw, live)
+    _, C, H, W = b.shapes[x]
+    group = draw(st.sampled_from([g for g in (2, 3, 1) if C % g == 0]))
+    y = b.transpose(b.reshape(x, 0, group, C // group, H, W), 0, 2, 1, 3, 4)
+    return [b.reshape(b.relu(y) if draw(st.booleans()) else y, 0, C, H, W)]
+
+
+def turn(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """Channels last for a while, as Keras has them; or left so, as no one would."""
+    x = any_of(draw, live)
+    last = b.transpose(x, 0, 2, 3, 1)
+    C = b.shapes[last][3]
+    inside = draw(st.sampled_from(["bias", "relu", "nothing"]))
+    if inside == "bias":
+        last = b.add(last, b.constant(b.noise(C)))
+    elif inside == "relu":
+        last = b.relu(last)
+    return [b.transpose(last, 0, 3, 1, 2) if draw(st.booleans()) else last]
+
+
+def reshape(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    _, C, H, W = b.shapes[x]
+    targets = [(C, H * W, 1), (C * H, 1, W), (W, C, H), (1, C, H * W)]
+    return [b.reshape(x, 0, *draw(st.sampled_from([t for t in targets if t[0] <= MOST_CHANNELS])))]
+
+
+def dress(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    return [
+        draw(
+            st.sampled_from(
+                [b.dropout, lambda x: b.node("Identity", x), lambda x: b.squeeze(b.unsqueeze(x, 1), 1)]
+            )
+        )(x)
+    ]
+
+
+def frame(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    x = any_of(draw, live)
+    pads = draw(
+        st.sampled_from([(0, 0, 1, 1, 0, 0, 1, 1), (0, 0, 0, 2, 0, 0, 1, 0), (0, 1, 0, 0, 0, 0, 0, 0)])
+    )
+    return [b.pad(x, pads, draw(st.sampled_from([0.0, 0.5])))]
+
+
+MOVES: tuple[Move, ...] = (
+    convolve,
+    rectify,
+    residual,
+    normalize,
+    pool,
+    combine,
+    concatenate,
+    part,
+    constant,
+    squeeze_excite,
+    shuffle,
+    turn,
+    reshape,
+    dress,
+    frame,
+)  # fmt: skip
+
+
+@st.composite
+def networks(draw: Draw) -> Network:
+    seed = draw(st.integers(0, 999))
+    b = Builder(draw(st.sampled_from(OPSETS)), seed)
+    batch = draw(st.integers(1, 3))
+    sizes = draw(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)))
+    live = [b.input(batch, *sizes)]
+    for _ in range(draw(st.integers(2, 12))):
+        live += draw(st.sampled_from(MOVES))(draw, b, live)
+    # Some of the tensors make the scores, the last one through a rectifier, so that every rule has a meaning.
+    ends = [b.relu(live[-1]), *(any_of(draw, live) for _ in range(draw(st.integers(0, 2))))]
+    heads = [b.head(end, CLASSES) for end in ends]
+    scores = heads[0] if len(heads) == 1 else b.node("Sum", *heads)
+    if draw(st.booleans()):
+        scores = b.node("Softmax", scores)
+    rng = np.random.default_rng([seed, 1])
+    target = rng.integers(0, CLASSES, (batch, draw(st.integers(1, 3))))
+    return Network(b.model(scores), rng.standard_normal((batch, *sizes)).astype(np.float32), target)
+
+
+# --- What holds of all of them ------------------------------------------------------------------------------
+
+
+def safe_run(net: Network) -> oracle.Run:
+    """The oracle's run; the example is discarded where float32 rounding might flip a gate, rightly."""
+    run = oracle.Run(net.model, net.x)
+    assume(run.margin > SAFE)
+    return run
+
+
+def assert_same(a: Attribution, b: Attribution) -> None:
+    """Scores and maps are equal to the bit."""
+    np.testing.assert_array_equal(a.scores, b.scores)
+    np.testing.assert_array_equal(a.map, b.map)
+
+
+@given(networks(), st.sampled_from(RULES))
+@settings(REPRODUCIBLE, max_examples=500)
+def test_engine_equals_oracle(net: Network, rule: str) -> None:
+    assert_agree(Explainer(net.model), safe_run(net), rule, net.target)
+
+
+@given(networks(), st.sampled_from(RULES))
+@settings(REPRODUCIBLE, max_examples=50)
+def test_without_a_target_each_sample_explains_its_argmax(net: Network, rule: str) -> None:
+    assert_agree(Explainer(net.model), safe_run(net), rule)
+
+
+@given(networks(), st.sampled_from(RULES))
+@settings(REPRODUCIBLE, max_examples=150)
+def test_bits_depend_on_nothing_but_sample_target_and_rule(net: Network, rule: str) -> None:
+    """K targets equal K calls, a batch its samples, one thread two, the first call the second."""
+    explainer = Explainer(net.model, threads=1)
+    a = explainer.explain(net.x, rule=rule, target=net.target)
+    assert_same(a, explainer.explain(net.x, rule=rule, target=net.target))
+    assert_same(a, Explainer(net.model, threads=2).explain(net.x, rule=rule, target=net.target))
+    for k, target in enumerate(net.target.T):
+        one = explainer.explain(net.x, rule=rule, target=target)
+        np.testing.assert_array_equal(a.map[:, k], one.map)
+    for n in range(len(net.x)):
+        alone = explainer.explain(net.x[n : n + 1], rule=rule, target=net.target[n : n + 1])
+        np.testing.assert_array_equal(a.map[n : n + 1], alone.map)
+        np.testing.assert_array_equal(a.scores[n : n + 1], alone.scores)
+
+
+@pytest.mark.parametrize("simplification", [p for p in passes.PASSES if p is not drop_dead])
+@given(net=networks())
+@settings(REPRODUCIBLE, max_examples=100)
+def test_a_pass_changes_nothing(simplification: Any, net: Network) -> None:
+    """Each pass by itself; dead layers are dropped in any case, since a plan cannot have them."""
+    safe_run(net)
+
+    def explain(*simplifications: Any) -> dict[str, Attribution]:
+        with mock.patch.object(passes, "PASSES", simplifications):
+            explainer = Explainer(net.model)
+            return {rule: explainer.explain(net.x, rule=rule, target=net.target) for rule in RULES}
+
+    plain, simplified = explain(drop_dead), explain(drop_dead, simplification)
+    for rule in RULES:
+        assert_close(simplified[rule].scores, plain[rule].scores, f"{rule} scores")
+        assert_close(simplified[rule].map, plain[rule].map, f"{rule} map")
+
+
+@given(networks())
+@settings(REPRODUCIBLE, max_examples=50)
+def test_the_vanilla_map_of_the_oracle_is_the_derivative(net: Network) -> None:
+    run, rng = safe_run(net), np.random.default_rng(0)
+    target, v = net.target[:, 0], rng.standard_normal(net.x.shape)
+    _, gradient = run.explain("vanilla", target)
+
+    def total(x: naive.Array) -> naive.Array:
+        scores, _ = oracle.explain(net.model, x, "vanilla", target)
+        return scores[np.arange(len(target)), target].sum()
+
+    # Steps far below the margin, so that no gate flips on the way.
+    numeric = naive.directional_derivative(total, net.x, v, eps=1e-8)
+    scale = np.linalg.norm(gradient) * np.linalg.norm(v)
+    assert abs(numeric - (gradient * v).sum()) <= 1e-5 * scale + 1e-6

@@ -1,0 +1,94 @@
+"""Damaged model files, made by a seeded generator: each is refused with a `GbpError` or gives a finite map.
+
+The attempts run in a process of their own with a limit on its memory, so that a crash, a hang or a bomb is a
+failure here and not the end of the tests.  A longer run:  python tests/test_mutations.py FIRST COUNT
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutants import classic, modern, mutated
+
+COUNT = 500
+MEMORY = 6 * 2**30  # of address space: LLVM, OpenMP's stacks and the modules take one and a half
+SECONDS = 30
+# ------------------------------------------------------------------------------------------------ attempts
+
+
+def attempt(data: bytes, rng: random.Random) -> str:
+    """Explain with a damaged model: what came of it.  Raises whatever is no GbpError."""
+    from gbp import Explainer, GbpError
+    from gbp.inspection import inspect
+
+    with suppress(GbpError):
+        inspect(data)
+    try:
+        explainer = Explainer(data)
+        shape = tuple(n or (2 if i == 0 else 12) for i, n in enumerate(explainer.input_shape))
+        if np.prod([float(n) for n in shape[1:]]) > 2**22:
+            return "too large to try"
+        x = np.random.default_rng(0).normal(size=(min(shape[0], 3), *shape[1:])).astype(np.float32)
+        a = explainer.explain(x, rule=rng.choice(("vanilla", "deconvnet", "guided")))
+    except GbpError as error:
+        return f"{type(error).__name__}: {error}"
+    assert a.map.shape == x.shape
+    assert np.isfinite(a.map).all()
+    assert np.isfinite(a.scores).all()
+    return "explained"
+
+
+def main(first: int, count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    rng = random.Random(0)
+    assert (
+        attempt(modern().SerializeToString(), rng)
+        == attempt(classic().SerializeToString(), rng)
+        == "explained"
+    )
+    for seed in range(first, first + count):
+        print(seed, end=" ", flush=True)  # before the attempt: the last line names what crashed
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        start = time.perf_counter()
+        try:
+            result = attempt(mutated(seed), random.Random(seed))
+        except Exception:
+            traceback.print_exc()
+            sys.exit(f"seed {seed}: no GbpError")
+        print(f"{time.perf_counter() - start:.2f} s  {result}")
+    faulthandler.cancel_dump_traceback_later()
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
+    done = subprocess.run(
+        [sys.executable, __file__, "0", str(COUNT)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"{lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
+    *attempts, peak = lines
+    assert len(attempts) == COUNT
+    assert sum(line.endswith("explained") for line in attempts) > COUNT // 20  # else they test one refusal
+    assert sum("Error: " in line for line in attempts) > COUNT // 2
+    assert int(peak.split()[1]) < 2048
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,405 @@
+"""Models that cannot be used are refused with a `GbpError` that names node, op and what was found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from broken import (
+    Change,
+    all_of,
+    before,
+    constant,
+    declared,
+    dims,
+    external,
+    external_constant,
+    field,
+    image,
+    input_dims,
+    inputs,
+    made_by,
+    node,
+    raw,
+    renamed,
+    sparse,
+    stored,
+    subgraph,
+    tensor,
+    unknown_ops,
+    valid,
+    weights,
+    with_,
+)
+from onnx import TensorProto, numpy_helper
+
+from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
+from gbp.inspection import inspect
+
+M, U, I = ModelError, UnsupportedError, InputError
+HUGE, MOST = 2**40, 2**63 - 1
+
+BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
+    # the file as a whole
+    "unknown ops, all at once": (
+        unknown_ops,
+        U,
+        r"3 node.*Frobnicate 'relu'; LSTM 'pool'; NonZero 'flatten'",
+    ),
+    "If": (subgraph("If"), U, "If 'relu'"),
+    "Loop": (subgraph("Loop"), U, "Loop 'relu'"),
+    "own domain": (renamed("relu", "Relu", "com.example"), U, "com.example.Relu 'relu'"),
+    "no opset": (lambda m: m.ClearField("opset_import"), M, "imports no version"),
+    "opset of another domain": (field("opset_import[0].domain", "ai.onnx.ml"), M, "imports no version"),
+    "opset 6": (field("opset_import[0].version", 6), U, r"opset 6\..*opset 7 to"),
+    "opset 999": (field("opset_import[0].version", 999), U, r"opset 999\."),
+    "opset -1": (field("opset_import[0].version", -1), U, r"opset -1\."),
+    "no nodes": (lambda m: m.graph.ClearField("node"), M, "holds no ONNX graph"),
+    "no input": (lambda m: m.graph.ClearField("input"), U, "0 inputs"),
+    "two inputs": (lambda m: m.graph.input.add(name="other"), U, r"2 inputs \('x', 'other'\)"),
+    "no output": (lambda m: m.graph.ClearField("output"), I, "0 outputs"),
+    "two outputs": (lambda m: m.graph.output.add(name="z"), I, r"2 outputs: \['y', 'z'\].*output="),
+    "output of no node": (field("graph.output[0].name", "w"), M, "output 'w' is made by no node"),
+    "output that ignores the image": (
+        all_of(inputs("softmax", "fc_b"), with_("softmax", axis=0)),
+        M,
+        "'y' does not depend on",
+    ),
+    "external data": (external, U, "'w' lies in another file"),
+    "external data in a node": (external_constant, U, "'made' lies in another file"),
+    "sparse weights": (lambda m: m.graph.sparse_initializer.append(sparse()), U, "sparse"),
+    # names
+    "cycle": (inputs("conv", "r", "w", "b"), M, "cycle"),
+    "node that reads itself": (inputs("relu", "r"), M, "Relu 'relu': the graph has a cycle"),
+    "name made twice": (field("graph.node[2].output[0]", "c"), M, "Relu 'relu': tensor 'c' is made twice"),
+    "input made again": (field("graph.node[2].output[0]", "x"), M, "Relu 'relu': tensor 'x' is made twice"),
+    "weights stored twice": (lambda m: m.graph.initializer.append(tensor(m, "w")), M, "'w' is stored twice"),
+    "weights of no name": (
+        inputs("conv", "x", "nowhere"),
+        M,
+        "Conv 'conv': input 'nowhere' is made by no node",
+    ),
+    "input of no name": (inputs("relu", "nowhere"), M, "Relu 'relu': input 'nowhere'"),
+    # operands
+    "weights left out": (inputs("conv", "x", "", "b"), M, r"Conv 'conv': input 1 \(W\) is missing"),
+    "no operands": (inputs("conv"), M, "Conv 'conv': it has 0 inputs, not 2 to 3"),
+    "one operand": (inputs("conv", "x"), M, "Conv 'conv': it has 1 inputs, not 2 to 3"),
+    "operand too many": (inputs("relu", "n", "w"), M, "Relu 'relu': it has 2 inputs, not 1"),
+    "output too many": (lambda m: node(m, "relu").output.append("o"), M, "Relu 'relu': it has 2 outputs"),
+    "first output without a name": (field("graph.node[2].output[0]", ""), M, "input 'r' is made by no node"),
+    "image in place of weights": (inputs("conv", "x", "x"), U, "Conv 'conv': input 1 is computed"),
+    "all operands constant": (inputs("conv", "w", "w"), U, "Conv 'conv': its inputs are all constant"),
+    "op of a later opset": (renamed("relu", "HardSwish"), U, "HardSwish 'relu'"),
+    "mask is read": (
+        all_of(
+            before("fc", "Dropout"),
+            lambda m: node(m, "new").output.append("mask"),
+            inputs("fc", "mask", "fc_w"),
+        ),
+        U,
+        "Dropout 'new': output 'mask' is used",
+    ),
+    # element types
+    "int64 weights": (weights(8, 3, 3, 3, dtype=np.int64), M, r"Conv 'conv': input 1 \('w'\) holds int64"),
+    "float16 weights": (weights(8, 3, 3, 3, dtype=np.float16), U, "Conv 'conv'.*float16.*Supported: float32"),
+    "float64 weights": (
+        weights(8, 3, 3, 3, dtype=np.float64),
+        U,
+        "Conv 'conv'.*float64.*Export the model in",
+    ),
+    "float64 in a node": (
+        constant(value=numpy_helper.from_array(np.ones((8, 3, 3, 3)))),
+        U,
+        "'conv'.*float64",
+    ),
+    "text weights": (stored("w", np.array(["a"], object)), M, "Conv 'conv': tensor 'w' holds text"),
+    "uint8 input": (field("graph.input[0].type.tensor_type.elem_type", 2), U, "input 'x' holds UINT8"),
+    "input of an unknown type": (
+        field("graph.input[0].type.tensor_type.elem_type", 77),
+        U,
+        "unknown type 77",
+    ),
+    # weights
+    "one channel in the weights": (weights(8, 1, 3, 3), M, r"'conv': 3 input channels.*\[8, 1, 3, 3\]"),
+    "four channels in the weights": (weights(8, 4, 3, 3), M, r"'conv': 3 input channels.*\[8, 4, 3, 3\]"),
+    "three axes of weights": (weights(8, 3, 3), M, "'conv': weights have shape"),
+    "no weights": (weights(0, 3, 3, 3), M, "'conv'"),
+    "kernel of no size": (weights(8, 3, 0, 3), M, "'conv'"),
+    "kernel larger than the image": (weights(8, 3, 11, 3), M, "'conv': a window of .*does not fit"),
+    "kernel_shape of another kernel": (
+        with_("conv", kernel_shape=[5, 5]),
+        M,
+        "'conv': kernel_shape .*differs",
+    ),
+    "bias of another size": (stored("b", np.ones(7, np.float32)), M, r"'conv': bias has shape \[7\]"),
+    "too few bytes": (raw("w", lambda b: b[:-1]), M, "Conv 'conv': tensor 'w' is damaged"),
+    "too many bytes": (raw("w", lambda b: b + b"1234"), M, "Conv 'conv': tensor 'w' is damaged"),
+    "no bytes": (raw("w", lambda b: b""), M, "Conv 'conv': tensor 'w' is damaged"),
+    "negative size": (dims("w", 8, -3, 3, 3), M, r"tensor 'w' has shape \[8, -3"),
+    "huge size": (dims("w", HUGE, HUGE, HUGE, 3), M, "tensor 'w' has shape"),
+    "sizes that wrap around": (dims("w", 2**32, 2**32, 1, 1), M, "tensor 'w' has shape"),
+    "unknown element type": (
+        lambda m: setattr(tensor(m, "w"), "data_type", 99),
+        M,
+        "'w' is damaged.*type 99",
+    ),
+    "NaN in weights": (
+        stored("w", np.full((8, 3, 3, 3), np.nan, np.float32)),
+        M,
+        "Conv 'conv': tensor 'w' holds NaN",
+    ),
+    "infinity in the mean": (
+        stored("mean", np.full(8, np.inf, np.float32)),
+        M,
+        "'bn': tensor 'mean' holds NaN",
+    ),
+    "variance below 0": (stored("var", np.full(8, -1, np.float32)), M, "'bn': var"),
+    "mean of another size": (stored("mean", np.ones(9, np.float32)), M, r"'bn': mean has shape \[9\]"),
+    "overflow": (stored("w", np.full((8, 3, 3, 3), 3e38, np.float32)), M, "overflow"),
+    "dense weights of another size": (
+        stored("fc_w", np.ones((4, 127), np.float32)),
+        M,
+        "'fc': weights of shape",
+    ),
+    "dense weights of three axes": (stored("fc_w", np.ones((4, 2, 64), np.float32)), U, "'fc': weights"),
+    "dense bias of another size": (stored("fc_b", np.ones(5, np.float32)), U, "'fc': C has shape"),
+    # attributes
+    "unknown attribute": (with_("conv", flavour=3), U, "Conv 'conv': attribute 'flavour' is not known"),
+    "strides as text": (with_("conv", strides="2"), M, "Conv 'conv': attribute 'strides' is text"),
+    "strides as a number": (
+        with_("conv", strides=2),
+        M,
+        "'conv': attribute 'strides' is an integer, expected a list",
+    ),
+    "strides as floats": (
+        with_("conv", strides=[1.0, 1.0]),
+        M,
+        "'conv': attribute 'strides' is a list of numbers",
+    ),
+    "group as floats": (with_("conv", group=1.0), M, "'conv': attribute 'group' is a number"),
+    "group 0": (with_("conv", group=0), M, "'conv'.* 0 groups"),
+    "group -3": (with_("conv", group=-3), M, "'conv'.* -3 groups"),
+    "group 2": (with_("conv", group=2), M, "'conv'.* 2 groups"),
+    "group 2⁶³": (with_("conv", group=MOST), M, "'conv'"),
+    "stride 0": (with_("conv", strides=[0, 1]), M, "'conv': .*at least 1"),
+    "stride -1": (with_("conv", strides=[1, -1]), M, "'conv': .*at least 1"),
+    "stride 2⁶³": (with_("conv", strides=[MOST, MOST]), U, "'conv': .*up to"),
+    "dilation 0": (with_("conv", dilations=[0, 1]), M, "'conv': .*at least 1"),
+    "dilation 2⁶³": (with_("conv", dilations=[MOST, 1]), U, "'conv'"),
+    "dilation beyond the plane": (with_("conv", dilations=[7, 7]), M, "'conv': a window of .*does not fit"),
+    "pad -1": (with_("conv", pads=[0, -1, 0, 0]), M, "'conv': .*pads at least 0"),
+    "pad 2⁶³": (with_("conv", pads=[MOST] * 4), U, "'conv': .*up to"),
+    "pads that ask for terabytes": (with_("conv", pads=[2**20] * 4), U, "'conv': padded, the plane has"),
+    "three strides": (with_("conv", strides=[1, 1, 1]), U, "'conv': strides has 3 values"),
+    "two pads": (with_("conv", pads=[1, 1]), U, "'conv': pads has 2 values"),
+    "auto_pad SAME": (with_("conv", auto_pad="SAME"), M, "'conv': auto_pad is 'SAME'"),
+    "no kernel_shape": (with_("pool", kernel_shape=None), M, "'pool': kernel_shape is missing"),
+    "kernel_shape 0": (with_("pool", kernel_shape=[0, 2]), M, "'pool'"),
+    "kernel_shape 2⁶²": (with_("pool", kernel_shape=[2**62, 2**62]), U, "'pool'"),
+    "kernel_shape of one axis": (with_("pool", kernel_shape=[2]), U, "'pool': the kernel has 1 axes"),
+    "pool wider than its plane": (with_("pool", kernel_shape=[9, 9]), M, "'pool': a window .*does not fit"),
+    "pool of padding": (with_("pool", pads=[4, 4, 4, 4]), U, "'pool': some window lies in the padding"),
+    "flatten beyond the rank": (with_("flatten", axis=5), M, "'flatten': axis 5"),
+    "flatten of the batch": (with_("flatten", axis=2), U, "'flatten': .*batch"),
+    "softmax beyond the rank": (
+        all_of(
+            with_("softmax", axis=9),
+            before("softmax", "Relu"),
+            lambda m: m.graph.node.add(op_type="Relu", name="last", input=["y"], output=["out"]),
+            field("graph.output[0].name", "out"),
+        ),
+        M,
+        "'softmax': axis 9",
+    ),
+    "transA": (with_("fc", transA=1), U, "'fc': transA"),
+    "epsilon NaN": (with_("bn", epsilon=float("nan")), M, "'bn': attribute 'epsilon' is nan"),
+    "training mode": (
+        all_of(field("opset_import[0].version", 15), with_("bn", training_mode=1)),
+        U,
+        "'bn': training",
+    ),
+    "LRN of no size": (before("pool", "LRN", size=0), M, "LRN 'new': size is 0"),
+    "LRN of 2⁶³ channels": (before("pool", "LRN", size=MOST), U, "LRN 'new': size is"),
+    "Clip upside down": (
+        all_of(before("pool", "Clip", "lo", "hi"), stored("lo", np.float32(6)), stored("hi", np.float32(0))),
+        U,
+        "Clip 'new': min 6.0 is not below max 0.0",
+    ),
+    # shapes
+    "declared shape lies": (
+        declared("c", 1, 8, 9, 9),
+        M,
+        r"'conv': output 'c' is declared as \[1, 8, 9, 9\] but is",
+    ),
+    "declared rank lies": (declared("r", 1, 8), M, "'relu': output 'r' is declared as"),
+    "declared scores lie": (declared("z", 1, 5), M, "'fc': output 'z' is declared as"),
+    "input of negative size": (input_dims(1, 3, -8, 8), M, "tensor 'x' declares shape"),
+    "input of five axes": (input_dims(1, 3, 8, 8, 8), U, "input 'x' has shape"),
+    "input of no axes": (input_dims(), U, "input 'x' has shape"),
+    "input of petabytes": (input_dims(1, 3, HUGE, HUGE), U, "input 'x' has shape"),
+    "input whose size wraps around": (input_dims(1, 2**32, 2**31, 2), U, "input 'x' has shape"),
+    "image of terabytes of maps": (
+        input_dims(1, 3, 6000, 6000),
+        U,
+        "'conv': the output would have|working memory|GiB",
+    ),
+    "reshape to another size": (
+        before("fc", "Reshape", "to=1,99"),
+        M,
+        r"Reshape 'new': \[1, 128\] cannot become",
+    ),
+    "reshape with two -1": (before("fc", "Reshape", "to=-1,-1"), M, "Reshape 'new': target .*no meaning"),
+    "reshape to -2": (before("fc", "Reshape", "to=1,-2"), M, "Reshape 'new'"),
+    "reshape to 0": (before("fc", "Reshape", "to=1,0,128", allowzero=1), M, "Reshape 'new'"),
+    "reshape that wraps around": (before("fc", "Reshape", f"to=1,{2**32},{2**32}"), M, "Reshape 'new'"),
+    "reshape that copies nothing": (before("fc", "Reshape", "to=0,128,0"), M, "Reshape 'new': target"),
+    "reshape of the batch": (before("fc", "Reshape", "to=2,64"), U, "Reshape 'new': .*batch"),
+    "reshape to nothing": (before("fc", "Reshape", "to="), M, "Reshape 'new'"),
+    "reshape to many axes": (
+        before("fc", "Reshape", "to=" + "1," * 99 + "128"),
+        U,
+        "Reshape 'new': .*up to 8 axes",
+    ),
+    "reshape by the image": (before("fc", "Reshape", "f"), U, "Reshape 'new': input 1 is computed"),
+    "transpose of the batch": (before("pool", "Transpose", perm=[1, 0, 2, 3]), U, "Transpose 'new': .*batch"),
+    "transpose of nothing": (before("pool", "Transpose", perm=[0, 1, 1, 2]), M, "Transpose 'new': perm"),
+    "transpose of five axes": (before("pool", "Transpose", perm=[0, 1, 2, 3, 4]), M, "Transpose 'new': perm"),
+    "concat of unequal shapes": (
+        before("flatten", "Concat", "r", axis=1),
+        M,
+        "Concat 'new': inputs of shapes",
+    ),
+    "concat of the batch": (before("flatten", "Concat", "p", axis=0), U, "Concat 'new': axis is 0"),
+    "concat with weights": (
+        before("flatten", "Concat", "b", axis=1),
+        U,
+        "Concat 'new': input 1 is a constant",
+    ),
+    "concat beyond the rank": (before("flatten", "Concat", "p", axis=-5), M, "Concat 'new': axis -5"),
+    "split into wrong sizes": (before("flatten", "Split", "s=3,4", axis=1), M, "Split 'new'"),
+    "split into more than there is": (before("flatten", "Split", "s=9", axis=1), M, "Split 'new': sizes"),
+    "squeeze of an axis of 8": (before("pool", "Squeeze", "s=1"), M, "Squeeze 'new': axes .*are not all 1"),
+    "squeeze beyond the rank": (before("pool", "Squeeze", "s=7"), M, "Squeeze 'new': axis 7"),
+    "unsqueeze twice the same": (before("pool", "Unsqueeze", "s=1,1"), M, "Unsqueeze 'new': axes .*repeat"),
+    "pads that crop": (before("pool", "Pad", "s=0,0,-1,0,0,0,0,0"), U, "Pad 'new': pads .*crop"),
+    "pads of two axes": (before("pool", "Pad", "s=1,1,1,1"), M, "Pad 'new'"),
+    "pads of exabytes": (
+        before("pool", "Pad", f"s=0,0,0,0,0,0,{2**40},0"),
+        U,
+        "Pad 'new': the output would have",
+    ),
+    "pads that reflect": (before("pool", "Pad", "s=0,0,1,0,0,0,1,0", mode="reflect"), U, "Pad 'new': mode"),
+    "sum that does not broadcast": (before("fc", "Add", "p"), U, "Add 'new': inputs of shapes"),
+    "sum with too large a constant": (before("relu", "Add", "w"), U, "Add 'new': a constant of shape"),
+    "sum with integers": (before("relu", "Add", "s=1"), M, "Add 'new': input 1 .*holds int64"),
+    "mean over channels": (before("flatten", "ReduceMean", axes=[1]), U, "ReduceMean 'new': axes"),
+    # constants
+    "Constant of text": (constant(value_string="abc"), U, "Constant 'made': .*text"),
+    "Constant of texts": (constant(value_strings=["a", "b"]), U, "Constant 'made': .*text"),
+    "Constant of an integer": (constant(value_int=3), M, r"Conv 'conv': input 1 \('made'\) holds int64"),
+    "Constant of integers": (constant(value_ints=[3, 4]), M, "Conv 'conv': input 1 .*holds int64"),
+    "Constant of a float": (constant(value_float=3.0), M, r"Conv 'conv': weights have shape \[\]"),
+    "Constant of floats": (constant(value_floats=[3.0, 4.0]), M, r"Conv 'conv': weights have shape \[2\]"),
+    "Constant that is sparse": (constant(sparse_value=sparse()), M, "Constant 'made'"),
+    "Constant of nothing": (constant(), M, "Constant 'made'"),
+    "Constant that is NaN": (constant(value_float=float("nan")), M, "Constant 'made': .*NaN"),
+    "Constant tensor that is NaN": (
+        constant(value=numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32))),
+        M,
+        "Constant 'made': .*NaN",
+    ),
+    "ConstantOfShape bomb": (
+        made_by("ConstantOfShape", "conv", 1, [HUGE, HUGE]),
+        U,
+        "'made': .*1.21e.24 elements",
+    ),
+    "ConstantOfShape of 4 GiB": (
+        made_by("ConstantOfShape", "conv", 1, [2**30]),
+        U,
+        "'made': .*1.07e.09 elements",
+    ),
+    "ConstantOfShape of text": (
+        made_by(
+            "ConstantOfShape",
+            "conv",
+            1,
+            [2**20],
+            value=numpy_helper.from_array(np.array(["a" * 9999], object)),
+        ),
+        U,
+        "'made': .*text",
+    ),
+    "negative ConstantOfShape": (made_by("ConstantOfShape", "conv", 1, [-5]), M, "ConstantOfShape 'made'"),
+    "Expand bomb": (made_by("Expand", "conv", 1, np.float32(1), [2**31, 2**31]), U, "Expand 'made'"),
+    "Tile bomb": (made_by("Tile", "conv", 1, np.ones(9, np.float32), [2**40]), U, "Tile 'made'"),
+    "Range bomb": (made_by("Range", "conv", 1, 0, 2**50, 1), U, "Range 'made'"),
+    "endless Range": (made_by("Range", "conv", 1, 0.0, 1.0, 0.0), U, "Range 'made'"),
+    "Range in tiny steps": (made_by("Range", "conv", 1, 0.0, 1.0, 1e-300), U, "Range 'made'"),
+    "OneHot bomb": (made_by("OneHot", "conv", 1, np.zeros(9, int), 2**40, np.zeros(2)), U, "OneHot 'made'"),
+    "Pad bomb": (made_by("Pad", "conv", 1, np.ones((1, 1)), [0, 2**40, 0, 2**40]), U, "Pad 'made'"),
+    "outer product": (made_by("Mul", "conv", 1, np.ones((2**15, 1)), np.ones((1, 2**15))), U, "Mul 'made'"),
+    "matrix product": (
+        made_by("MatMul", "conv", 1, np.ones((2**15, 1)), np.ones((1, 2**15))),
+        U,
+        "MatMul 'made'",
+    ),
+    "gather of copies": (
+        made_by("Gather", "conv", 1, np.ones((2, 2**13)), np.zeros(2**16, int)),
+        U,
+        "Gather 'made'",
+    ),
+    "cast to text": (made_by("Cast", "conv", 1, np.ones(9), to=TensorProto.STRING), U, "Cast 'made': .*text"),
+    "division by zero": (
+        made_by("Div", "conv", 1, np.float32(1), np.float32(0)),
+        M,
+        "Div 'made': .*NaN or infinity",
+    ),
+    "nonsense constants": (
+        made_by("Concat", "conv", 1, np.ones(2), np.ones((2, 2)), axis=0),
+        M,
+        "Concat 'made'",
+    ),
+    "too many groups": (
+        all_of(
+            input_dims("N", 2**13, 8, 8),
+            weights(2**14, 1, 1, 1),
+            inputs("conv", "x", "w"),
+            with_("conv", group=2**13),
+        ),
+        U,
+        "Conv 'conv': it has 8192 groups",
+    ),
+    "years of work": (
+        all_of(
+            input_dims("N", 3, 4096, 4096),
+            with_("conv", pads=[0, 0, 0, 0], strides=[1024, 1024]),
+            before("conv", "AveragePool", kernel_shape=[2047, 2047], pads=[1023] * 4, count_include_pad=1),
+        ),
+        U,
+        "AveragePool 'new': with it one image takes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_is_refused_by_name(case: str) -> None:
+    change, error, message = BROKEN[case]
+    model = valid()
+    change(model)
+    with pytest.raises(error, match=message) as caught:
+        Explainer(model).explain(image())
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+def test_the_model_that_they_break_is_whole() -> None:
+    assert np.isfinite(Explainer(valid()).explain(image(), target=1).map).all()
+
+
+@pytest.mark.parametrize(
+    "case", [case for case, (_, error, _) in BROKEN.items() if error is UnsupportedError]
+)
+def test_inspect_lists_what_is_unsupported(case: str) -> None:
+    model = valid()
+    BROKEN[case][0](model)
+    assert inspect(model).unsupported

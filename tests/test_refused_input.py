@@ -1,0 +1,320 @@
+"""Files, arrays, targets, options and commands that cannot be used are refused with a `GbpError`."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from broken import CLASSES, Model, image, input_dims, unknown_ops, valid
+from PIL import Image
+
+from gbp import Explainer, GbpError, InputError, ModelError, cli
+from gbp.inspection import inspect
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, with next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, a picture, and much that is neither."""
+    monkeypatch.chdir(tmp_path)
+    data = valid().SerializeToString()
+    Path("net.onnx").write_bytes(data)
+    Path("net.toml").write_text('preprocess = "unit"\nlabels = ["cat", "dog", "bird", "carp"]\n')
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save("cat.png")
+    Path("empty.onnx").write_bytes(b"")
+    Path("half.onnx").write_bytes(data[: len(data) // 2])
+    Path("text.onnx").write_text("Not a model at all.\n")
+    Path("latin.onnx").write_bytes(data.replace(b"softmax", b"softma\xff"))
+    Path("folder.onnx").mkdir()
+    Path("odd.onnx").write_bytes(_odd().SerializeToString())
+    Path("deep.toml").write_text("labels = " + "[" * 20_000)
+    Path("deep.onnx").write_bytes(data)
+    Path("digits.toml").write_text("preprocess = {scale = " + "9" * 5000 + "}")
+    Path("digits.onnx").write_bytes(data)
+    Path("large.toml").write_text("preprocess = {scale = " + "9" * 400 + "}")
+    Path("large.onnx").write_bytes(data)
+    Path("empty.png").write_bytes(b"")
+    Path("text.png").write_text("Not a picture at all.\n")
+    Path("half.png").write_bytes(Path("cat.png").read_bytes()[:90])
+    Path("bomb.png").write_bytes(png(60_000, 60_000))
+    Path("labels.txt").write_text("cat\ndog\n")
+    Path("deep.json").write_text("[" * 100_000)
+    return tmp_path
+
+
+def _odd() -> Model:
+    model = valid()
+    unknown_ops(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nothing.onnx", InputError, "cannot read 'nothing.onnx': No such file"),
+        ("folder.onnx", InputError, "'folder.onnx' is a folder"),
+        ("", InputError, "folder"),
+        ("a\0b", InputError, "cannot read"),
+        ("/dev/zero", InputError, "'/dev/zero' is no file"),
+        ("empty.onnx", ModelError, "'empty.onnx' holds no ONNX graph"),
+        ("half.onnx", ModelError, "'half.onnx' is not an ONNX file, or is damaged"),
+        ("text.onnx", ModelError, "'text.onnx' is not an ONNX file, or is damaged"),
+        ("cat.png", ModelError, "'cat.png' is not an ONNX file, or is damaged"),
+        ("latin.onnx", ModelError, "'latin.onnx' is damaged: .*is not UTF-8"),
+        ("deep.onnx", InputError, "'deep.toml' is not valid TOML"),
+        ("digits.onnx", InputError, "'digits.toml' is not valid TOML"),
+        ("large.onnx", InputError, "'large.toml': preprocess scale is"),
+    ],
+)
+def test_a_file_that_is_no_model(folder: Path, name: str, error: type[GbpError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Explainer(name)
+
+
+@pytest.mark.parametrize("model", [b"", b"\x00", b"PK\x03\x04", None, 5, ["net.onnx"], onnx.GraphProto()])
+def test_what_is_no_model(model: Any) -> None:
+    for use in (Explainer, inspect):
+        with pytest.raises(GbpError):
+            use(model)
+
+
+# ------------------------------------------------------------------------------ arguments of the Explainer
+
+
+@pytest.fixture(scope="module")
+def explainer() -> Explainer:
+    return Explainer(valid(), preprocess="unit", labels=["cat", "dog", "dog, spotted", "carp"])
+
+
+ARRAYS: dict[str, tuple[Any, str]] = {
+    "one channel": (image(1, 1, 8, 8), r"\[1, 1, 8, 8\].*Supported: \[N, 3, 8, 8\]"),
+    "four channels": (image(1, 4, 8, 8), "shape"),
+    "channels last": (image(1, 8, 8, 3), "shape"),
+    "another size": (image(1, 3, 9, 8), "shape"),
+    "no batch": (image(3, 8, 8), "shape"),
+    "five axes": (image(1, 1, 3, 8, 8), "shape"),
+    "no samples": (image(0, 3, 8, 8), "shape"),
+    "no axes": (np.array(1.0), "shape"),
+    "bytes": (np.zeros((1, 3, 8, 8), np.uint8), "uint8.*PIL.Image.fromarray"),
+    "complex": (np.zeros((1, 3, 8, 8), complex), "complex"),
+    "objects": (np.full((1, 3, 8, 8), None), "object"),
+    "NaN": (np.where(np.arange(2).reshape(2, 1, 1, 1) == 1, np.nan, image(2, 3, 8, 8)), "sample 1 .*NaN"),
+    "infinity": (np.full((1, 3, 8, 8), np.inf), "sample 0 .*infinity"),
+    "beyond float32": (np.full((1, 3, 8, 8), 1e300), "sample 0 .*infinity"),
+    "nothing": ([], "no images"),
+    "None": (None, "NoneType"),
+    "a number": (5, "int"),
+    "a list of arrays": ([image()], "ndarray"),
+    "a list of lists": ([[1.0, 2.0]], "list"),
+    "a generator": ((name for name in ["cat.png"]), "generator"),
+    "no file": ("nothing.png", "cannot open the image 'nothing.png'"),
+    "a folder": ("/", "'/' is a directory"),
+    "no name": ("", "cannot open"),
+    "a NUL": ("a\0b.png", "cannot open"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_refused(explainer: Explainer, case: str) -> None:
+    images, message = ARRAYS[case]
+    with pytest.raises(InputError, match=message):
+        explainer.explain(images, batch_size=1)
+    if case != "a generator":
+        with pytest.raises(InputError, match=message):
+            explainer.predict(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty.png", "'empty.png' is not an image"),
+        ("text.png", "'text.png' is not an image"),
+        ("half.png", "'half.png' is a damaged image"),
+        ("bomb.png", "'bomb.png' has more than .* million pixels"),
+        ("net.onnx", "'net.onnx' is not an image"),
+    ],
+)
+def test_files_that_are_no_image(folder: Path, explainer: Explainer, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explainer.explain(["cat.png", name])
+
+
+TARGETS: dict[str, tuple[Any, str]] = {
+    "beyond the classes": (CLASSES, "target 4 is no class. Supported: 0 to 3"),
+    "negative": (-1, "target -1 is no class"),
+    "far beyond": (10**30, "target is 1000"),
+    "a fraction": (1.5, "holds float64"),
+    "NaN": (float("nan"), "holds float64"),
+    "a truth": (True, "target is True"),
+    "no label": ("zebra", "no class is called 'zebra'"),
+    "almost a label": ("spotted dog", "no class"),
+    "nothing": ("", "no class"),
+    "an empty list": ([], r"target is \[\]"),
+    "a table": ({"cat": 1}, "target is"),
+    "a set": ({1}, "target is"),
+    "ragged": ([[1], [1, 2]], "target is"),
+    "labels and numbers": (["cat", 1], "target is"),
+    "bytes": (b"cat", "target is"),
+    "too few": ([1], "2 image"),
+    "too many": ([1, 2, 3], "2 image"),
+    "three axes": (np.zeros((2, 1, 1), int), "target has shape"),
+    "one of them beyond": ([0, 9], "target 9 is no class"),
+    "a table with one beyond": ([[0, 1], [2, -7]], "target -7"),
+    "two ones": (np.array([[1, 1, 0, 0], [0, 1, 0, 0]], float), "float64"),
+    "no ones": (np.zeros((2, 4), bool), "bool"),
+    "a million maps": (np.zeros((2, 3_000_000), int), "maps of one sample would take 2.15 GiB"),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_are_refused(explainer: Explainer, case: str) -> None:
+    target, message = TARGETS[case]
+    with pytest.raises(InputError, match=message):
+        explainer.explain(image(2, 3, 8, 8), target=target)
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "device": ({"device": "abacus"}, "device is 'abacus'"),
+    "no device": ({"device": None}, "device is None"),
+    "no threads": ({"threads": 0}, "threads is 0"),
+    "threads": ({"threads": "two"}, "threads is 'two'"),
+    "tensor": ({"output": "nowhere"}, "no tensor is called 'nowhere'"),
+    "tensor by number": ({"output": 5}, "no tensor is called 5"),
+    "tensors": ({"output": ["y"]}, "no tensor is called"),
+    "the image itself": ({"output": "x"}, "no tensor is called 'x'"),
+    "weights": ({"output": "w"}, "no tensor is called 'w'"),
+    "preset": ({"preprocess": "nonsense"}, "nonsense"),
+    "preprocess": ({"preprocess": 5}, "preprocess is 5"),
+    "std of 0": ({"preprocess": {"scale": 1, "std": 0}}, "std"),
+    "a huge scale": ({"preprocess": {"scale": 10**400}}, "scale"),
+    "labels": ({"labels": 5}, "labels"),
+    "labels that are numbers": ({"labels": [1, 2, 3, 4]}, "labels"),
+    "no labels file": ({"labels": "nothing.txt"}, "nothing.txt"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_that_are_refused(case: str) -> None:
+    options, message = OPTIONS[case]
+    with pytest.raises(InputError, match=message):
+        Explainer(valid(), **options)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2", None])
+def test_a_batch_size_is_a_whole_number(explainer: Explainer, size: Any) -> None:
+    if size is None:
+        assert len(explainer.explain(image(), batch_size=None).map) == 1
+        return
+    with pytest.raises(InputError, match="batch_size"):
+        explainer.explain(image(), batch_size=size)
+
+
+def test_a_batch_size_is_no_order_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit at once is done in slices, targets too, to the same bits."""
+    explainer = Explainer(valid())
+    x, target = image(6, 3, 8, 8), np.tile(np.arange(CLASSES), (6, 1))
+    whole = explainer.explain(x, target=target, batch_size=10**18)
+    monkeypatch.setattr("gbp.explainer.MOST_BYTES_A_SAMPLE", 100_000)
+    monkeypatch.setattr("gbp.explainer._SLICE_BYTES", 50_000)
+    sliced = explainer.explain(x, target=target, batch_size=10**18)
+    assert sliced.map.tobytes() == whole.map.tobytes()
+
+
+@pytest.mark.parametrize("rule", ["nonsense", "", None, 5, ["guided"]])
+def test_rules_that_do_not_exist(explainer: Explainer, rule: Any) -> None:
+    with pytest.raises(InputError, match="no rule"):
+        explainer.explain(image(), rule=rule)
+
+
+def test_labels_of_another_model() -> None:
+    with pytest.raises(InputError, match="3 labels and 4 scores"):
+        Explainer(valid(), labels=["a", "b", "c"]).explain(image())
+
+
+def test_an_open_size_is_as_limited_as_a_fixed_one() -> None:
+    model = valid()
+    input_dims("N", 3, "H", "W")(model)
+    explainer = Explainer(model)
+    with pytest.raises(InputError, match=re.escape("[3, 16000, 16000] is too large")):
+        explainer.explain(np.broadcast_to(np.float32(0), (1, 3, 16_000, 16_000)))
+    with pytest.raises(ModelError, match="'fc': weights of shape"):
+        explainer.explain(image(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("size", [(0, 8), (-1, 8), (2**40, 2**40)])
+def test_inspect_refuses_a_senseless_size(size: tuple[int, int]) -> None:
+    model = valid()
+    input_dims("N", 3, "H", "W")(model)
+    assert "has shape" in inspect(model, size).unsupported[0]
+
+
+# --------------------------------------------------------------------------------------- the command line
+
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "no model": ("explain nothing.onnx cat.png", "cannot read 'nothing.onnx'"),
+    "an empty model": ("explain empty.onnx cat.png", "'empty.onnx' holds no ONNX graph"),
+    "half a model": ("explain half.onnx cat.png", "'half.onnx' is not an ONNX file"),
+    "a folder": ("explain folder.onnx cat.png", "'folder.onnx' is a folder"),
+    "unknown ops": ("explain odd.onnx cat.png", "Frobnicate 'relu'; LSTM 'pool'; NonZero 'flatten'"),
+    "no picture": ("explain net.onnx nothing.png", "'nothing.png'"),
+    "text": ("explain net.onnx cat.png text.png -o .", "'text.png' is not an image"),
+    "half a picture": ("explain net.onnx half.png", "'half.png' is a damaged image"),
+    "a bomb": ("explain net.onnx bomb.png", "'bomb.png' has more than"),
+    "class 99": ("explain net.onnx cat.png --target 99", "target 99 is no class. Supported: 0 to 3"),
+    "no such class": ("explain net.onnx cat.png --target zebra", "no class is called 'zebra'"),
+    "labels of another model": ("explain net.onnx cat.png --labels labels.txt", "2 labels and 4 scores"),
+    "deep labels": ("explain net.onnx cat.png --labels deep.json", "deep.json"),
+    "no such tensor": ("explain net.onnx cat.png --output conv9", "no tensor is called 'conv9'"),
+    "another size": ("explain net.onnx cat.png --size 9", "size"),
+    "a device": ("explain net.onnx cat.png --device tpu", "device is 'tpu'"),
+    "no folder": ("explain net.onnx cat.png -o nowhere/out.png", "no folder 'nowhere'"),
+    "no format": ("explain net.onnx cat.png -o out.gif", "'out.gif'"),
+    "no place": ("explain net.onnx cat.png -o /proc/out.png", "cannot write '/proc/out.png'"),
+    "inspect nothing": ("inspect nothing.onnx", "cannot read 'nothing.onnx'"),
+    "inspect half": ("inspect half.onnx", "'half.onnx' is not an ONNX file"),
+}
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_line_says_it_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    line, message = COMMANDS[case]
+    was = files(folder)
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gbp: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert files(folder) == was
+
+
+def test_the_command_line_on_what_is_in_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "net.onnx", "cat.png", "-o", "out.png"]) == 0
+    assert Path("out.png").exists()
+    assert cli.main(["inspect", "odd.onnx"]) == 2
+    assert "Frobnicate 'relu'" in capsys.readouterr().out
