@@ -16,7 +16,7 @@ from .attribution import Attribution, Layout
 from .errors import InputError, ModelError
 from .graph import Shape
 from .image import Preprocess, Sidecar, read_image, read_labels, read_sidecar
-from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, brief, elements
+from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, brief, computing, elements
 from .load import build, open_model
 from .plan import Plan
 from .proto import Model
@@ -152,7 +152,7 @@ class Explainer:
 
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
-        with np.errstate(all="ignore"):  # what overflows shows in the scores
+        with computing():
             tape = Tape(plan, batch.x, pool, self._threads)
         if not np.isfinite(tape.scores).all():
             raise ModelError(
@@ -173,7 +173,7 @@ class Explainer:
                 hint="Explain fewer targets at a time.",
             )
         step = max(1, _SLICE_BYTES // max(1, tape.n * plan.reverse_bytes))
-        with np.errstate(all="ignore"):
+        with computing():
             return _joined(
                 [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
                 axis=1,
@@ -184,7 +184,7 @@ class Explainer:
         with self._lock:
             if shape not in self._plans:
                 batch = self._source.input_shape[0] or 1
-                with np.errstate(all="ignore"):  # what overflows shows in the scores
+                with computing():
                     self._plans[shape] = Plan.build(build(self._source, (batch, *shape))), Pool()
             return self._plans[shape]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 
 from .errors import UnsupportedError
 from .graph import Graph, Shape
+from .limits import computing
 from .load import Source, build, locate, unsupported_nodes
 from .ops.pointwise import Affine
 from .ops.shape import CopyStep, Pad, ViewStep
@@ -65,7 +65,7 @@ def _inspect(source: Source, size: tuple[int, int]) -> Inspection:
     open_sizes = iter(size)
     shape = (given[0] or 1, *(n or next(open_sizes, 1) for n in given[1:]))
     graph = build(source, shape)
-    with np.errstate(all="ignore"):
+    with computing():
         plan = Plan.build(graph)
     how = _how(graph, plan)
     rows = tuple(

@@ -5,12 +5,17 @@ beyond any CNN that fits the purpose, and far below what would hurt the machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-#: Nodes, and names of their inputs and outputs, of one file.
-MOST_NODES = 2**15
-MOST_NAMES = 2**18
+import numpy as np
+
+from .errors import InputError
+
+#: Tensors that the nodes of one file make, and names of all kinds.
+MOST_NODES = 2**14
+MOST_NAMES = 2**17
 #: Elements of one tensor of one sample (512 MiB of float32), and of one tensor stored in the file.
 MOST_ELEMENTS = 2**27
 MOST_STORED_ELEMENTS = 2**29
@@ -18,9 +23,10 @@ MOST_AXES = 8
 #: Working memory of one sample, and of one slice of a batch whatever batch_size says.
 MOST_BYTES_A_SAMPLE = 2 * 2**30
 #: Of one sample forward and back, in multiply-adds: half a minute on two good cores.
-MOST_WORK = 2**42
-#: What handling one element takes, in multiply-adds of a convolution, which runs some hundred times as fast.
-ELEMENT = 256
+MOST_WORK = 2**41
+#: What handling one element, or one operand, takes, in multiply-adds of a convolution.
+ELEMENT = 2**9
+OPERAND = 2**20
 
 
 def elements(shape: Sequence[int]) -> int:
@@ -32,6 +38,21 @@ def brief(bytes_: float) -> str:
     """1.5 GiB, 12 MiB."""
     gib = bytes_ / 2**30
     return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Arithmetic whose overflow is looked for in its results, within the memory that there is.
+
+    Raises InputError where the machine has less than the limits above assume.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except MemoryError:
+        raise InputError(
+            "the machine has no memory left for this.", hint="Explain fewer at a time."
+        ) from None
 
 
 @dataclass

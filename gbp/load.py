@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -13,7 +12,7 @@ from onnx import TensorProto
 from .constants import FOLDABLE, evaluate
 from .errors import GbpError, InputError, ModelError, UnsupportedError
 from .graph import Graph, Layer, Shape
-from .limits import MOST_AXES, MOST_ELEMENTS, Budget, elements
+from .limits import MOST_AXES, MOST_ELEMENTS, Budget, computing, elements
 from .ops import PARSERS
 from .ops.node import Node
 from .ops.op import Op
@@ -227,7 +226,7 @@ def build(source: Source, input_shape: Shape) -> Graph:
             f"input {source.input!r} has shape {list(input_shape)}.",
             supported=f"sizes of at least 1 and up to {MOST_ELEMENTS} numbers a sample",
         )
-    with np.errstate(all="ignore"):  # what overflows shows in the scores
+    with computing():
         return _Builder(source, input_shape).graph()
 
 

@@ -123,8 +123,8 @@ class Plan:
 
     @property
     def reverse_bytes(self) -> int:
-        """Working memory of the reverse run of one sample and one target."""
-        return 4 * (self.gradients.size + self._scratch)
+        """Working memory of the reverse run of one sample and one target, with its map."""
+        return 4 * (self.gradients.size + self._scratch + elements(self.input_shape))
 
     @property
     def _scratch(self) -> int:

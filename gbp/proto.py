@@ -68,8 +68,12 @@ def _bytes(model: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
 def _check_names(proto: onnx.ModelProto, name: str) -> None:
     """Every name is text, and there are not too many.  protobuf hands out other bytes as `bytes`."""
     graph = proto.graph
-    if len(graph.node) > MOST_NODES:
-        raise UnsupportedError(f"{name} has {len(graph.node)} nodes.", supported=f"up to {MOST_NODES}")
+    made = sum(max(1, len(node.output)) for node in graph.node)
+    if made > MOST_NODES:
+        raise UnsupportedError(
+            f"the graph has {len(graph.node)} nodes, which make {made} tensors.",
+            supported=f"up to {MOST_NODES}",
+        )
     for count, text in enumerate(_names(proto), start=1):
         if not isinstance(text, str):
             raise ModelError(f"{name} is damaged: {bytes(text)!r:.80} is not UTF-8 text.")

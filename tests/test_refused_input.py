@@ -238,6 +238,18 @@ def test_a_batch_size_is_no_order_for_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert sliced.map.tobytes() == whole.map.tobytes()
 
 
+def test_a_machine_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer = Explainer(valid())
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gbp.tape.aligned", full)
+    for use in (explainer.predict, explainer.explain):
+        with pytest.raises(InputError, match="no memory left"):
+            use(image())
+
+
 @pytest.mark.parametrize("rule", ["nonsense", "", None, 5, ["guided"]])
 def test_rules_that_do_not_exist(explainer: Explainer, rule: Any) -> None:
     with pytest.raises(InputError, match="no rule"):

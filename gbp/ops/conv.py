@@ -24,7 +24,7 @@ from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.memory import aligned
 from ..kernels.taps import POINTWISE, Taps
 from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
-from ..limits import ELEMENT, elements
+from ..limits import ELEMENT, OPERAND, elements
 from .node import Node
 from .op import CHANNELS_LAST, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .window import read_window, reverse_work
@@ -78,7 +78,8 @@ class Conv(Op):
         rows = (y[2] * _whole(y[3], TILE_ROWS), x[0][2] * _whole(x[0][3], TILE_ROWS))
         padded = x[0][1] * (h.size + h.begin + h.end) * (w.size + w.begin + w.end)
         tiles = sum(weights * pixels for weights, pixels in zip(self._packed, rows, strict=True))
-        return super().work(x, y) + tiles + ELEMENT * padded + reverse
+        handled = ELEMENT * (padded + elements(y)) + 4 * OPERAND * self.group
+        return tiles + handled + reverse
 
     def shape(self, *x: Shape) -> Shape:
         return x[0][0], len(self.w), *self.window.output

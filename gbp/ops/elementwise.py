@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..graph import Shape
 from ..kernels.elementwise import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from ..limits import ELEMENT, elements
 from .node import Node
 from .op import (
     NO_MASK,
@@ -45,6 +46,9 @@ class _SameRank(Op):
 
     def macs(self, y: Shape) -> int:
         return 0
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + (0 if all(shape == y for shape in x) else 4 * ELEMENT * elements(y))
 
 
 @dataclass(frozen=True)

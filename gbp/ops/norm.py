@@ -29,7 +29,7 @@ class LRN(Op):
         return x[0]
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        return super().work(x, y) + (2 * self.size + 2**13) * elements(y)  # beta ≠ 0.75 takes a power
+        return super().work(x, y) + (8 * self.size + 2**13) * elements(y)  # beta ≠ 0.75 takes a power
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         order = innermost(1, len(x[0]))

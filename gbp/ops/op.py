@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..graph import Shape
 from ..kernels.rectifier import OPEN, Gate
-from ..limits import ELEMENT, elements
+from ..limits import ELEMENT, OPERAND, elements
 
 Floats = NDArray[np.float32]
 
@@ -138,7 +138,7 @@ class Op:
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         """What one sample costs forward and back, in multiply-adds: an estimate, to refuse the absurd by."""
-        return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x)))
+        return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x))) + OPERAND * (1 + len(x))
 
     def shape(self, *x: Shape) -> Shape:
         """The output's shape."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..graph import Shape
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
+from ..limits import ELEMENT, elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, row_major
 
@@ -28,6 +29,10 @@ class Softmax(Op):
 
     def shape(self, *x: Shape) -> Shape:
         return x[0]
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        rows = elements(y) // elements(y[self.axis : self.end])
+        return super().work(x, y) + 16 * ELEMENT * rows
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         rank = len(x[0])

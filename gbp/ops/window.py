@@ -64,4 +64,4 @@ def reverse_work(window: Window, channels: int) -> int:
         meets *= min(axis.outputs, -(-axis.kernel // axis.stride))
         if axis.dilation > 1:  # it looks for the first window that has a tap on the pixel
             searched += min(axis.outputs, axis.extent // axis.stride + 1, axis.dilation)
-    return window.size[0] * window.size[1] * (meets * (8 * channels + 8 * ELEMENT) + searched * 2 * ELEMENT)
+    return window.size[0] * window.size[1] * (meets * (8 * channels + 4 * ELEMENT) + searched * ELEMENT)
