@@ -29,9 +29,11 @@ try:
 except ImportError:
     torch = None  # type: ignore[assignment]
 
-#: Seconds before each timed call: OpenMP's threads go on spinning for a while after a call and would take a
-#: core from the next one.
+#: Seconds of silence and then of untimed calls before each timed call.  The threads of one library go on
+#: spinning for a while and would take a core from the other's; and threads that slept wake late, or on the
+#: busy core until the scheduler's next tick, which within a network happens once and not at every layer.
 IDLE = 0.01
+WARM = 0.01
 
 #: (input channels, output channels, height and width)
 VGG16 = (
@@ -86,6 +88,9 @@ def medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
     for _ in range(rounds):
         for call, seconds in zip(calls, taken, strict=True):
             time.sleep(IDLE)
+            warm_until = time.perf_counter() + WARM
+            while time.perf_counter() < warm_until:
+                call()
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,6 +32,8 @@ Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 #: What one slice of a batch may take of working memory, in bytes, unless the caller sets batch_size.
 _SLICE_BYTES = 256 * 2**20
 _LARGEST_SLICE = 32
+#: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
+_MOST_PLANS = 4
 _CHANNEL_COUNTS = (1, 3)
 
 
@@ -77,6 +80,7 @@ class Explainer:
         self._lock = Lock()
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
+            self._source = replace(self._source, model=onnx.ModelProto(), nodes=())  # the plan has all of it
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
@@ -124,6 +128,8 @@ class Explainer:
         done = 0
         each = 5 if isinstance(target, str) and target == "top5" else 1
         for batch in self._batches(images, batch_size, targets=each):
+            plan, _ = self._plan(tuple(batch.x.shape[1:]))
+            _refuse_meaningless(rule, plan)
             with self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
@@ -133,14 +139,12 @@ class Explainer:
                 targets.append(chosen)
             pictures.extend(batch.pictures or ())
             done += len(batch.x)
-        plan = self._plan(tuple(batch.x.shape[1:]))[0]
-        self._refuse_meaningless(rule, plan)
         result = Attribution(
             map=_joined(maps),
             scores=_joined(scores),
             target=_joined(targets),
             rule=rule.name,
-            notes=self._notes(plan),
+            notes=_notes(plan),
             layout=_layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
@@ -185,25 +189,11 @@ class Explainer:
             if shape not in self._plans:
                 batch = self._source.input_shape[0] or 1
                 with computing():
-                    self._plans[shape] = Plan.build(build(self._source, (batch, *shape))), Pool()
+                    plan = Plan.build(build(self._source, (batch, *shape)))
+                if len(self._plans) == _MOST_PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[shape] = plan, Pool()
             return self._plans[shape]
-
-    @staticmethod
-    def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
-        if rule.gradient_gate and not plan.rectifiers:
-            raise InputError(
-                f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
-                supported="'vanilla' for this network",
-            )
-
-    def _notes(self, plan: Plan) -> tuple[str, ...]:
-        notes = []
-        others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
-        if others:
-            notes.append(
-                f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
-            )
-        return tuple(notes)
 
     def _check_labels(self, classes: int) -> None:
         if self.labels is not None and len(self.labels) != classes:
@@ -312,6 +302,22 @@ class Explainer:
             seen.append(self.preprocess.seen(image, size))
         x = np.stack(samples)
         return _Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
+    if rule.gradient_gate and not plan.rectifiers:
+        raise InputError(
+            f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
+            supported="'vanilla' for this network",
+        )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What a reader of the map should know."""
+    others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
+    if not others:
+        return ()
+    return (f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule.",)
 
 
 def _layout(shape: Sequence[int | None]) -> Layout:

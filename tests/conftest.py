@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -14,9 +14,9 @@ _reported: list[str] = []
 
 
 @pytest.fixture
-def report() -> Iterator[Callable[[str], None]]:
+def report() -> Callable[[str], None]:
     """A function that puts a line into the summary of the run."""
-    yield _reported.append
+    return _reported.append
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,4 +1,4 @@
-"""The shipped classifier on its shipped scenes, whose objects' masks are known: explanations that can be checked."""
+"""The shipped classifier on its shipped scenes, whose masks are known: explanations that can be checked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gbp import RULES, Explainer
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SCENES = sorted(p for p in (MODELS / "scenes").glob("*.png") if not p.stem.endswith("_mask"))
 
-#: The least mean share of positive relevance inside the object, and of pointing-game hits.  A map spread evenly
-#: would have 0.06 and 0.1.
+#: The least mean share of positive relevance inside the object, and of pointing-game hits.  A map spread
+#: evenly would have 0.06 and 0.1.
 LEAST = {"vanilla": (0.3, 0.9), "deconvnet": (0.45, 0.9), "guided": (0.5, 0.9)}
 #: The pointing game's tolerance in pixels: maps trace outlines, and an outline has two sides.
 TOLERANCE = 3
@@ -49,9 +49,7 @@ def test_every_scene_is_classified(explainer: Explainer) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_relevance_lies_on_the_object(
-    explainer: Explainer, rule: str, report: Callable[[str], None]
-) -> None:
+def test_relevance_lies_on_the_object(explainer: Explainer, rule: str, report: Callable[[str], None]) -> None:
     found = explainer.explain(SCENES, rule=rule)
     positive, magnitude = found.reduce("positive"), found.reduce("abs-max")
     shares = [m[inside(scene)].sum() / m.sum() for m, scene in zip(positive, SCENES, strict=True)]

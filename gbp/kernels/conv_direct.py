@@ -19,9 +19,20 @@ from numpy.typing import NDArray
 
 from .emit import LANES, TILE_ROWS
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
-from .memory import aligned
+from .memory import ALIGNMENT, aligned
 from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import above, address_of, at, broadcast, keep_rolled, load, load_some, store_bits, store_some
+from .simd import (
+    above,
+    address_of,
+    at,
+    broadcast,
+    expect_write,
+    keep_rolled,
+    load,
+    load_some,
+    store_bits,
+    store_some,
+)
 from .taps import TAPS, Taps
 from .tile import TILE_CHANNELS, TILE_FLOATS, tile_store, tile_update, tile_zeros
 from .views import copy_run, zero_run
@@ -100,22 +111,39 @@ _tile = _tile_up_to(TILE_ROWS)
 
 
 @device_function
-def _tiles(N: int, OH: int, OW: int, O: int) -> int:
-    """How many tiles an output (N, OH, OW, O) is computed in."""
-    return N * OH * ((OW + TILE_ROWS - 1) // TILE_ROWS) * ((O + TILE_CHANNELS - 1) // TILE_CHANNELS)
+def _tiles(width: int) -> int:
+    """How many tiles a row of `width` pixels is parted into, as evenly as can be."""
+    return (width + TILE_ROWS - 1) // TILE_ROWS
 
 
 @device_function
-def _locate(q: int, N: int, OH: int, OW: int) -> Any:
-    """Tile q: its block of channels, n, oh, first ow, and number of pixels.
+def _first_pixel(tile: int, tiles: int, width: int) -> int:
+    """Where `tile` of a row starts."""
+    return tile * (width // tiles) + min(tile, width % tiles)
 
-    Blocks are outermost, so that a thread walks the whole image with one block of weights in its cache.
+
+@device_function
+def _locate(q: int, tiles: int, H: int, N: int) -> Any:
+    """Tile q of an output as (tile of its row, row, n, block of channels).
+
+    Blocks are outermost, so that a thread walks the image with one block of weights in its cache.
     """
-    tiles = (OW + TILE_ROWS - 1) // TILE_ROWS
-    row, tile = q // tiles, q % tiles
-    image, oh = row // OH, row % OH
-    first = OW * tile // tiles
-    return image // N, image % N, oh, first, OW * (tile + 1) // tiles - first
+    row = q // tiles
+    image = row // H
+    return q - row * tiles, row - image * H, image % N, image // N
+
+
+@device_function
+def _next(tile: int, h: int, n: int, block: int, tiles: int, H: int, N: int) -> Any:
+    """The tile after this one; divisions would cost as much as a short reduction."""
+    tile += 1
+    if tile == tiles:
+        tile, h = 0, h + 1
+        if h == H:
+            h, n = 0, n + 1
+            if n == N:
+                n, block = 0, block + 1
+    return tile, h, n, block
 
 
 @device_function
@@ -130,7 +158,42 @@ def _convolve(
     _tile(count, x, taps.stride_w * pixel, taps.rows, taps.dilation_h * line, taps_w, step_w, run, w, out)
 
 
-@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT)
+@device_function
+def _share(work: int, blocks: int, by_rows: int) -> Any:
+    """(rounds, tiles a round): the threads part the tiles of each block by rows, or all tiles at once."""
+    return (blocks, work) if by_rows else (1, work * blocks)
+
+
+@device_function
+def _expect_tile(out: int, pixel: int, count: int) -> None:
+    """Have the lines of a tile's output on their way while its sums are computed."""
+    for _ in range(count):
+        for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
+            expect_write(out + line)
+        out += pixel
+
+
+@device_function
+def _end_fwd(
+    v: Any, lo: Any, hi: Any, has_r: bool, r: int, has_mask: bool, mask: int, y: int, count: int
+) -> None:
+    """Residual, mask and clip of one vector of `count` channels; a constant LANES for it costs no branch."""
+    if has_r:
+        v = v + load_some(r, count)
+    if has_mask:
+        store_bits(mask, above(v, lo) & above(hi, v), count)
+    store_some(y, clip(v, lo, hi), count)
+
+
+@device_function
+def _end_bwd(v: Any, accumulate: int, gate: Gate, mask: int, gx: int, count: int) -> None:
+    """Sum and gate of one vector of `count` channels."""
+    if accumulate:
+        v = v + load_some(gx, count)
+    store_some(gx, gated(v, gate, mask, count), count)
+
+
+@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT)
 def conv_fwd(
     x: Any,
     w: Any,
@@ -142,37 +205,65 @@ def conv_fwd(
     taps: Taps,
     lo: float,
     hi: float,
+    by_rows: int,
     threads: int,
 ) -> None:
     """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
     r and mask may be empty.  w from `pack`; b padded with 0 to whole tiles; scratch: TILE_FLOATS a thread.
+    `by_rows`: each thread takes its rows for all channels, which pays where x outweighs w; else its channels.
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]
     low, high = broadcast(lo), broadcast(hi)
-    tiles = _tiles(N, OH, OW, O)
+    tiles = _tiles(OW)
+    has_r, has_mask = r.size > 0, mask.size > 0
+    rounds, work = _share(tiles * OH * N, (O + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        for q in range(tiles * t // threads, tiles * (t + 1) // threads):
-            block, n, oh, first, count = _locate(q, N, OH, OW)
-            corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
-            _convolve(count, corner, x.strides[1], x.strides[2], I, taps, address_of(w), block, s)
-            c0 = block * TILE_CHANNELS
-            for i in range(count):
-                for c in range(c0, min(O, c0 + TILE_CHANNELS), LANES):
-                    v = load(s + 4 * (i * TILE_CHANNELS + c - c0)) + load(address_of(b) + 4 * c)
-                    if r.size:
-                        v = v + load_some(at(r, n, oh, first + i) + 4 * c, O - c)
-                    if mask.size:
-                        bits = above(v, low) & above(high, v)
-                        store_bits(at(mask, n, oh, first + i) + c // 8, bits, O - c)
-                    store_some(at(y, n, oh, first + i) + 4 * c, clip(v, low, high), O - c)
+        for k in range(rounds):
+            tile, oh, n, block = _locate(k * work + work * t // threads, tiles, OH, N)
+            for _ in range(work * t // threads, work * (t + 1) // threads):
+                first = _first_pixel(tile, tiles, OW)
+                count = _first_pixel(tile + 1, tiles, OW) - first
+                corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
+                _expect_tile(at(y, n, oh, first) + 4 * block * TILE_CHANNELS, y.strides[2], count)
+                _convolve(count, corner, x.strides[1], x.strides[2], I, taps, address_of(w), block, s)
+                c0 = block * TILE_CHANNELS
+                ya, ra = at(y, n, oh, first) + 4 * c0, at(r, n, oh, first) + 4 * c0
+                ma, sa = at(mask, n, oh, first) + c0 // 8, s
+                bias = address_of(b) + 4 * c0
+                for _ in range(count):
+                    if c0 + TILE_CHANNELS <= O:
+                        for c in range(0, TILE_CHANNELS, LANES):
+                            v = load(sa + 4 * c) + load(bias + 4 * c)
+                            _end_fwd(
+                                v, low, high, has_r, ra + 4 * c, has_mask, ma + c // 8, ya + 4 * c, LANES
+                            )
+                    else:
+                        for c in range(0, O - c0, LANES):
+                            v = load(sa + 4 * c) + load(bias + 4 * c)
+                            left = O - c0 - c
+                            _end_fwd(v, low, high, has_r, ra + 4 * c, has_mask, ma + c // 8, ya + 4 * c, left)
+                    sa += 4 * TILE_CHANNELS
+                    ya += y.strides[2]
+                    ra += r.strides[2]
+                    ma += mask.strides[2]
+                tile, oh, n, block = _next(tile, oh, n, block, tiles, OH, N)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT)
+@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT)
 def conv_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, scratch: Any, taps: Taps, threads: int
+    gy: Any,
+    w: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    scratch: Any,
+    taps: Taps,
+    by_rows: int,
+    threads: int,
 ) -> None:
     """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
 
@@ -181,23 +272,32 @@ def conv_bwd(
     N, H, W, C = gx.shape
     O = gy.shape[3]
     targets = N // max(1, mask.shape[0])
-    tiles = _tiles(N, H, W, C)
+    tiles = _tiles(W)
+    rounds, work = _share(tiles * H * N, (C + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        for q in range(tiles * t // threads, tiles * (t + 1) // threads):
-            block, n, h, first, count = _locate(q, N, H, W)
-            _convolve(
-                count, at(gy, n, h, first), gy.strides[1], gy.strides[2], O, taps, address_of(w), block, s
-            )
-            c0 = block * TILE_CHANNELS
-            for i in range(count):
-                m = at(mask, n // targets, h, first + i)
-                for c in range(c0, min(C, c0 + TILE_CHANNELS), LANES):
-                    v = load(s + 4 * (i * TILE_CHANNELS + c - c0))
-                    to = at(gx, n, h, first + i) + 4 * c
-                    if accumulate:
-                        v = v + load_some(to, C - c)
-                    store_some(to, gated(v, gate, m + c // 8, C - c), C - c)
+        for k in range(rounds):
+            tile, h, n, block = _locate(k * work + work * t // threads, tiles, H, N)
+            for _ in range(work * t // threads, work * (t + 1) // threads):
+                first = _first_pixel(tile, tiles, W)
+                count = _first_pixel(tile + 1, tiles, W) - first
+                corner = at(gy, n, h, first)
+                _expect_tile(at(gx, n, h, first) + 4 * block * TILE_CHANNELS, gx.strides[2], count)
+                _convolve(count, corner, gy.strides[1], gy.strides[2], O, taps, address_of(w), block, s)
+                c0 = block * TILE_CHANNELS
+                xa, ma = at(gx, n, h, first) + 4 * c0, at(mask, n // targets, h, first) + c0 // 8
+                sa = s
+                for _ in range(count):
+                    if c0 + TILE_CHANNELS <= C:
+                        for c in range(0, TILE_CHANNELS, LANES):
+                            _end_bwd(load(sa + 4 * c), accumulate, gate, ma + c // 8, xa + 4 * c, LANES)
+                    else:
+                        for c in range(0, C - c0, LANES):
+                            _end_bwd(load(sa + 4 * c), accumulate, gate, ma + c // 8, xa + 4 * c, C - c0 - c)
+                    sa += 4 * TILE_CHANNELS
+                    xa += gx.strides[2]
+                    ma += mask.strides[2]
+                tile, h, n, block = _next(tile, h, n, block, tiles, H, N)
 
 
 @kernel(ACTIVATION, ACTIVATION, INT, INT, INT)

@@ -345,6 +345,20 @@ def store_some(address: int, value: Any, count: int) -> None:
 
 
 @intrinsic
+def expect_write(typing: Any, address: Any) -> Any:
+    """Fetch the cache line at `address` now, to be written soon; any address is allowed."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [emit.I8.as_pointer(), emit.I32, emit.I32, emit.I32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        write, keep, data = (ir.Constant(emit.I32, value) for value in (1, 3, 1))
+        builder.call(prefetch, [emit.pointer(builder, args[0], emit.I8), write, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def keep_rolled(typing: Any) -> Any:
     """Forbid LLVM to unroll the enclosing loop: unrolled by two, a full tile spills its accumulators.
 

@@ -150,6 +150,8 @@ class ConvStep(Step):
         self.channels = w.shape[1] * op.group
         self.per_group = w.shape[1], len(w) // op.group
         self.by_columns = not self.window.is_dense or (w.shape[1] <= _FEW_CHANNELS and self.window.taps > 1)
+        # Threads share what is larger, a sample's pixels or the weights; the other they all read.
+        self.by_rows = int(np.prod(op.window.size) * self.channels > w.size)
         kernel = "×".join(map(str, op.window.kernel))
         self.how = f"direct {kernel}" + (f" in {op.group} groups" if op.group > 1 else "")
 
@@ -215,6 +217,7 @@ class ConvStep(Step):
                 self.taps,
                 clip.lo,
                 clip.hi,
+                self.by_rows,
                 saved.threads,
             )
 
@@ -249,6 +252,7 @@ class ConvStep(Step):
                 int(gx.accumulate),
                 tile,
                 self.taps,
+                self.by_rows,
                 saved.threads,
             )
 
@@ -275,6 +279,7 @@ class ConvStep(Step):
                     POINTWISE,
                     -np.inf,
                     np.inf,
+                    self.by_rows,
                     saved.threads,
                 )
                 col2im(
