@@ -137,6 +137,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     _refuse_conflicts(arguments, outputs)
     from .explainer import Explainer
     from .image import read_labels
+    from .kernels.jit import is_first_use
 
     explainer = Explainer(
         arguments.model,
@@ -146,6 +147,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         device=arguments.device,
     )
+    if sys.stderr.isatty() and is_first_use():
+        print("gbp: compiling kernels for this machine, once; it takes about half a minute", file=sys.stderr)
     rules = RULES if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}

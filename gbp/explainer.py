@@ -123,9 +123,7 @@ class Explainer:
         rule = rule_named(rule)
         maps, scores, targets = [], [], []
         pictures: list[Image.Image] = []
-        many = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim > 0)
-        count = len(images) if many else 1  # type: ignore[arg-type]
-        done = 0
+        count, done = _count(images), 0
         each = 5 if isinstance(target, str) and target == "top5" else 1
         for batch in self._batches(images, batch_size, targets=each):
             plan, _ = self._plan(tuple(batch.x.shape[1:]))
@@ -302,6 +300,12 @@ class Explainer:
             seen.append(self.preprocess.seen(image, size))
         x = np.stack(samples)
         return _Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def _count(images: Images) -> int:
+    if isinstance(images, np.ndarray):
+        return len(images) if images.ndim else 1
+    return len(images) if isinstance(images, (list, tuple)) else 1
 
 
 def _refuse_meaningless(rule: Rule, plan: Plan) -> None:

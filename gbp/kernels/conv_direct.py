@@ -18,7 +18,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from .emit import LANES, TILE_ROWS
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
 from .memory import ALIGNMENT, aligned
 from .rectifier import GATE, MASK, Gate, clip, gated
 from .simd import (
@@ -51,7 +51,7 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _tile_of(rows: int) -> Any:
-    @device_function
+    @one_of_many(f"tile_{rows}")
     def tile(
         x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
     ) -> None:
@@ -82,7 +82,7 @@ def _tile_up_to(rows: int) -> Any:
         return _no_tile
     exactly, fewer = _tile_of(rows), _tile_up_to(rows - 1)
 
-    @device_function
+    @one_of_many(f"tile_up_to_{rows}")
     def tile(
         n: int,
         x: int,

@@ -19,7 +19,7 @@ from typing import Any
 from numba import prange
 
 from .emit import LANES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
 from .rectifier import GATE, MASK, Gate, clip, gated
 from .simd import (
     above,
@@ -47,13 +47,13 @@ def _sums_of(whole: bool) -> Any:
     x and w walk their own steps.  Whole vectors and parts of one have machine code of their own.
     """
 
-    @device_function
+    @one_of_many(f"read_{'whole' if whole else 'part'}")
     def read(address: int, count: int) -> Any:
         if whole:
             return load(address)
         return load_first(address, count)
 
-    @device_function
+    @one_of_many(f"one_{'whole' if whole else 'part'}")
     def one(
         x: int,
         rows: int,
@@ -75,7 +75,7 @@ def _sums_of(whole: bool) -> Any:
                 b += w_right
         return v
 
-    @device_function
+    @one_of_many(f"four_{'whole' if whole else 'part'}")
     def four(
         x: int,
         pixel: int,

@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 from .emit import LANES, VECTOR_BYTES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel
+from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
 from .rectifier import GATE, MASK, Gate, clip, gate_run
 from .simd import (
     above,
@@ -46,7 +46,7 @@ BLOCK = 8192
 
 
 def _dot_of(samples: int) -> Any:
-    @device_function
+    @one_of_many(f"dot_{samples}")
     def dot(x: int, x_row: int, w: int, w_row: int, count: int) -> Any:
         t = tile_zeros(samples)
         for _ in range(count // LANES):
@@ -57,7 +57,7 @@ def _dot_of(samples: int) -> Any:
             t = tile_dot_first(t, x, x_row, w, w_row, count % LANES)
         return t
 
-    @device_function
+    @one_of_many(f"add_dot_{samples}")
     def add_dot(
         x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 from numba import njit, types
 
@@ -25,6 +26,20 @@ FLOAT = types.float32
 device_function = njit(error_model="numpy", boundscheck=False)
 
 
+def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a device function that a factory makes: a `device_function` under a name of its own.
+
+    Numba names machine code by qualified name and a count within the process.  Kernels that two processes
+    compiled may so bring different code under one name, of which the linker silently takes either.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ = name
+        return device_function(function)
+
+    return decorate
+
+
 def _cache_directory() -> str:
     """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
     file that the kernel inlines; a directory named by a hash of them all cannot hit stale code.
@@ -32,7 +47,9 @@ def _cache_directory() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
-    digest.update(f"{numba.__version__} {sys.version}".encode())
+    # Processes for different targets would race for the numbers of files in one index.
+    target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
+    digest.update(f"{numba.__version__} {sys.version} {target}".encode())
     root = os.environ.get("GBP_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "gbp"
     )
@@ -40,6 +57,11 @@ def _cache_directory() -> str:
 
 
 _CACHE_DIRECTORY = _cache_directory()
+
+
+def is_first_use() -> bool:
+    """Whether kernels have to be compiled because none of this version has been cached here."""
+    return not any(Path(_CACHE_DIRECTORY).rglob("*.nbi"))
 
 
 class Kernel:
