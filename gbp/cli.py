@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import GbpError, InputError
+from .rules import RULES
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
     from .attribution import Attribution
     from .inspection import Inspection
 
-RULES = ("vanilla", "deconvnet", "guided")
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
     )
 
-    inspect = commands.add_parser("inspect", help="list the layers and all that is unsupported")
+    inspect = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("model", metavar="MODEL.onnx")
     inspect.add_argument("--json", action="store_true", help="print JSON")
@@ -136,9 +136,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
     from .explainer import Explainer
-    from .image import read_labels
+    from .image import read_image, read_labels
     from .kernels.jit import is_first_use
 
+    for image in arguments.images:
+        read_image(image)  # so that a broken one is refused before a picture of another is written
     explainer = Explainer(
         arguments.model,
         preprocess=_preprocess(arguments),
@@ -149,7 +151,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     )
     if sys.stderr.isatty() and is_first_use():
         print("gbp: compiling kernels for this machine, once; it takes about half a minute", file=sys.stderr)
-    rules = RULES if arguments.rule == "all" else (arguments.rule,)
+    rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     for start in range(0, len(outputs), CHUNK):
@@ -325,7 +327,3 @@ def _count(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}T"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ from dataclasses import replace
 from .layout import Call
 from .ops.elementwise import AddStep
 from .ops.op import UNCLIPPED
-from .ops.rectifier import Rectifier
 
 
 def fuse(calls: list[Call], output: str) -> list[Call]:
@@ -46,9 +45,7 @@ def _fuse_residuals(calls: list[Call], output: str) -> list[Call]:
                 continue
             (other,) = (x for x in call.inputs if x != name)
             gone.add(made[name])
-            result[i] = replace(
-                maker, layers=maker.layers + call.layers, output=call.output, residual=other, clip=call.clip
-            )
+            result[i] = replace(maker, layers=maker.layers + call.layers, output=call.output, residual=other)
             break
     return [result[i] for i in range(len(calls)) if i not in gone]
 
@@ -60,10 +57,10 @@ def _fuse_clips(calls: list[Call], output: str) -> list[Call]:
     gone: set[int] = set()
     for i, call in enumerate(calls):
         source = call.inputs[0]
-        if not isinstance(call.op, Rectifier) or source not in once or source not in made or i in gone:
+        if not call.has_mask or call.residual is not None or source not in once or source not in made:
             continue
         maker = result[made[source]]
-        if maker.step.fuses_clip and maker.clip == UNCLIPPED and not isinstance(maker.op, Rectifier):
+        if maker.step.fuses_clip and maker.clip == UNCLIPPED:
             gone.add(i)
             merged = replace(maker, layers=maker.layers + call.layers, output=call.output, clip=call.clip)
             result[made[source]] = merged

@@ -1,4 +1,4 @@
-"""`inspect`: what a model is made of, how each layer would be computed, and all that gbp does not do."""
+"""`inspect`: what a model is made of, how each layer would be computed, and which ops gbp does not do."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .graph import Graph, Shape
-from .ops.op import UNCLIPPED, Clipped, Op, Order, Step, row_major
+from .ops.op import UNCLIPPED, Clipped, Order, Step, row_major
 from .ops.rectifier import Rectifier
 from .ops.shape import CopyStep, ViewStep
 
@@ -36,7 +36,6 @@ class Call:
     """
 
     layers: tuple[str, ...]
-    op: Op | None
     step: Step
     inputs: tuple[str, ...]
     output: str
@@ -46,6 +45,11 @@ class Call:
     @property
     def has_mask(self) -> bool:
         return self.clip != UNCLIPPED
+
+    @property
+    def saves(self) -> tuple[str, ...]:
+        """What the vjp reads again."""
+        return (self.inputs if self.step.saves_x else ()) + ((self.output,) if self.step.saves_y else ())
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -84,11 +88,11 @@ def lay_out(graph: Graph) -> Layout:
         y = graph.shapes[layer.output]
         step = layer.op.lower(shapes, y, wanted[0])
         if step is None:
-            _add_view(layout, layer.name, layer.op, inputs[0], layer.output, y, result)
+            _add_view(layout, layer.name, inputs[0], layer.output, y, result)
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
         clip = layer.op.clip if isinstance(layer.op, Rectifier) else UNCLIPPED
-        layout.calls.append(Call((layer.name,), layer.op, step, inputs, tensor.name, clip=clip))
+        layout.calls.append(Call((layer.name,), step, inputs, tensor.name, clip=clip))
     return layout
 
 
@@ -102,9 +106,7 @@ def _add_tensor(layout: Layout, name: str, shape: Shape, order: Order) -> Physic
     return tensor
 
 
-def _add_view(
-    layout: Layout, layer: str, op: Op | None, source: str, name: str, shape: Shape, order: Order
-) -> None:
+def _add_view(layout: Layout, layer: str, source: str, name: str, shape: Shape, order: Order) -> None:
     """`name` as a view of `source`; the very same tensor where not even the physical shape differs."""
     base = layout.tensors[source]
     physical = _physical_shape(shape, order)
@@ -112,7 +114,7 @@ def _add_view(
         layout.tensors[name] = Physical(base.name, physical, order, base.root)
         return
     layout.tensors[name] = Physical(name, physical, order, base.root)
-    layout.calls.append(Call((layer,), op, ViewStep(), (base.name,), name))
+    layout.calls.append(Call((layer,), ViewStep(), (base.name,), name))
 
 
 def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
@@ -128,12 +130,10 @@ def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
         layout.ordered[name, order] = ordered
         label = f"({name})"
         if _memory(shape, tensor.order) == _memory(shape, order):
-            _add_view(layout, label, None, tensor.name, ordered, shape, order)
+            _add_view(layout, label, tensor.name, ordered, shape, order)
         else:
             copy = _add_tensor(layout, ordered, shape, order)
-            layout.calls.append(
-                Call((label,), None, CopyStep(tensor.order, order), (tensor.name,), copy.name)
-            )
+            layout.calls.append(Call((label,), CopyStep(tensor.order, order), (tensor.name,), copy.name))
     return layout.tensors[ordered].name
 
 

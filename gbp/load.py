@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from .constants import FOLDABLE, evaluate
-from .errors import GbpError, InputError, ModelError, UnsupportedError
+from .errors import InputError, ModelError, UnsupportedError
 from .graph import Graph, Layer, Shape
 from .limits import MOST_AXES, MOST_ELEMENTS, Budget, computing, elements
 from .ops import PARSERS
@@ -82,8 +82,8 @@ def locate(proto: onnx.ModelProto, output: str | None = None) -> Source:
     opset = _opset(proto)
     name, shape = _image_input(proto)
     producers = _producers(proto)
-    scores = _scores(proto, producers, output, name)
-    return Source(proto, name, shape, scores, opset, _upstream(proto, producers, scores))
+    scores = _scores(proto, producers, output)
+    return Source(proto, name, shape, scores, opset, _upstream(producers, scores))
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -137,9 +137,7 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return producers
 
 
-def _scores(
-    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None, image: str
-) -> str:
+def _scores(proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None) -> str:
     """The tensor to be explained."""
     outputs = [value.name for value in proto.graph.output]
     if output is not None and output != "probability":
@@ -173,9 +171,7 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> str:
     return last
 
 
-def _upstream(
-    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], last: str
-) -> tuple[onnx.NodeProto, ...]:
+def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:
     """The nodes that `last` depends on, in order of computation, whatever order the file has."""
     ordered: list[onnx.NodeProto] = []
     state: dict[int, bool] = {}  # id of node → finished
@@ -342,6 +338,3 @@ class _Builder:
         )
         if not agrees:
             node.invalid(f"output {name!r} is declared as {list(declared)} but is {list(shape)}.")
-
-
-__all__ = ["GbpError", "Source", "build", "open_model", "read", "unsupported_nodes"]

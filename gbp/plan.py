@@ -190,25 +190,13 @@ def _gradient_roots(calls: list[Call], reverses: tuple[Reverse, ...]) -> dict[st
 def _activation_arena(
     calls: list[Call], tensors: dict[str, Physical], image: Physical, scores: Physical
 ) -> Arena:
-    end = len(calls)
-    life: dict[str, list[int]] = {image.root: [-1, -1]}
+    life = {image.root: [-1, -1]}
     for i, call in enumerate(calls):
         life.setdefault(tensors[call.output].root, [i, i])[1] = i
         for name in call.reads:
             life[tensors[name].root][1] = i
-        for name in (call.inputs if call.step.saves_x else ()) + (
-            (call.output,) if call.step.saves_y else ()
-        ):
-            life[tensors[name].root][1] = end
-    life[scores.root][1] = end
-    # What is saved for the reverse pass must outlive later writers too.
-    saved = {
-        tensors[name].root
-        for call in calls
-        for name in (call.inputs if call.step.saves_x else ()) + ((call.output,) if call.step.saves_y else ())
-    }
-    for root in saved | {scores.root}:
-        life[root][1] = end
+    for name in (scores.name, *(name for call in calls for name in call.saves)):
+        life[tensors[name].root][1] = len(calls)
     return _pack({root: (a, b, _floats(tensors[root])) for root, (a, b) in life.items()})
 
 

@@ -175,7 +175,7 @@ def tensor_values(tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto) -
 def check_arity(node: onnx.NodeProto, opset: int) -> None:
     """The op exists at this opset and has as many operands and results as it should.
 
-    Raises ModelError naming the node, UnsupportedError for an op that this opset does not have.
+    Raises ModelError naming the node.
     """
 
     def wrong(found: str) -> ModelError:

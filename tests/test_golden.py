@@ -8,22 +8,18 @@ the same map.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import zoo
 from numpy.typing import NDArray
 
-from gbp import Explainer
+from gbp import RULES, Explainer
 
 TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / "models"))
-import zoo  # noqa: E402
-
-RULES = ("vanilla", "deconvnet", "guided")
 FLOOR = 1e-5
 MARGIN = 4
 # The projection of an error of norm e on random signs has mean 0 and standard deviation e.

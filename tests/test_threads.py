@@ -47,6 +47,7 @@ def test_several_targets_are_the_single_ones() -> None:
     explainer = Explainer(DEMO)
     five = explainer.explain(x, target="top5")
     assert five.map.shape == (2, 5, 3, 96, 96)
+    assert five.map.any(axis=(2, 3, 4)).all()
     for k in range(5):
         assert explainer.explain(x, target=five.target[:, k]).map.tobytes() == five.map[:, k].tobytes()
 

@@ -4,7 +4,8 @@
 
 Each scalar of x is broadcast against a vector of output channels, so x is read where it lies.  Padding is
 laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over
-the padded output gradient with flipped, transposed weights; the others scatter `columns` (`col2im`).
+the padded output gradient with flipped, transposed weights; the others multiply into columns, which
+`columns.col2im` gathers.
 Every output is one chain of multiply-adds in the order (i, j, c), whatever tile it falls in, so results
 do not depend on thread count, batch or tile size.
 """

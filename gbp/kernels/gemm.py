@@ -5,7 +5,7 @@
 
 Matrices are activations (N, 1, 1, C).  Forward: dot products of TILE_VECTORS rows of w with up to SAMPLES
 rows of x at once; threads share the rows of w.  Reverse: multiples of rows of w are added up; threads share
-the columns, and rows whose gy is 0 for every sample are not read, which in a guided reverse pass is most.
+the columns, and rows whose gy is 0 for every sample are not read, which behind a gate on g is most.
 
 A dot product is LANES partial sums over each BLOCK of k, added up block by block; a reverse sum is one
 chain in the order of m.  Neither depends on N, on threads or on what the tiles hold.

@@ -18,7 +18,6 @@ from numba import njit, types
 ACTIVATION = types.Array(types.float32, 4, "A")
 DENSE = types.Array(types.float32, 1, "C")
 MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights as they lie in the file
-BYTES = types.Array(types.uint8, 1, "C")
 INT = types.int64
 FLOAT = types.float32
 

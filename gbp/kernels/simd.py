@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -20,6 +20,7 @@ from numba.np.arrayobj import make_array
 
 from . import emit
 from .emit import LANES
+from .jit import device_function
 
 
 class Vector(types.Type):
@@ -233,9 +234,7 @@ def integers_equal(typing: Any, array: Any, address: Any, wanted: Any, count: An
         _, address, wanted, count = args
         lanes = emit.first_lanes(builder, count)
         found = emit.masked_load(builder, address, lanes, element)
-        undefined = ir.Constant(vec, ir.Undefined)
-        first = builder.insert_element(undefined, builder.trunc(wanted, element), ir.Constant(emit.I32, 0))
-        all_wanted = builder.shuffle_vector(first, undefined, ir.Constant(emit.VECTOR_I32, [0] * LANES))
+        all_wanted = emit.splat(builder, builder.trunc(wanted, element), vec)
         return emit.to_bits(builder, builder.and_(lanes, builder.icmp_unsigned("==", found, all_wanted)))
 
     return types.int64(array, types.int64, types.int64, types.int64), codegen
@@ -306,7 +305,7 @@ def load_byte(typing: Any, address: Any) -> Any:
     )
 
 
-@njit
+@device_function
 def store_bits(address: int, bits: int, count: int) -> None:
     """Write the bits of the first `count` lanes to the bytes at `address`, lowest lane in the lowest bit."""
     if count >= LANES:
@@ -316,7 +315,7 @@ def store_bits(address: int, bits: int, count: int) -> None:
             store_byte(address + byte, bits >> (8 * byte))
 
 
-@njit
+@device_function
 def load_bits(address: int, count: int) -> int:
     """The bits of `count` lanes from the bytes at `address`."""
     if count >= LANES:
@@ -327,7 +326,7 @@ def load_bits(address: int, count: int) -> int:
     return bits
 
 
-@njit
+@device_function
 def load_some(address: int, count: int) -> Any:
     """`load` where `count` lanes or more are there, else `load_first`: the plain load is the fast one."""
     if count >= LANES:
@@ -335,7 +334,7 @@ def load_some(address: int, count: int) -> Any:
     return load_first(address, count)
 
 
-@njit
+@device_function
 def store_some(address: int, value: Any, count: int) -> None:
     """`store` where `count` lanes or more may be written, else `store_first`."""
     if count >= LANES:

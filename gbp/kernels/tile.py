@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -29,16 +30,10 @@ def tile_update(typing: Any, tile: Any, x: Any, row_bytes: Any, w: Any) -> Any:
     """tile[i][j] += x[i] · w[j]: one scalar a row, x[i] at `x + i·row_bytes`; the weights' vectors at `w`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        accumulators, x_address, stride, w_address = args
-        weights = [emit.load_vector(builder, w_address, emit.VECTOR_BYTES * j) for j in range(TILE_VECTORS)]
-        for i in range(tile.count // TILE_VECTORS):
-            row = builder.add(x_address, builder.mul(stride, ir.Constant(emit.I64, i)))
-            value = emit.broadcast_at(builder, row)
-            for j, weight in enumerate(weights):
-                at = i * TILE_VECTORS + j
-                total = emit.multiply_add(builder, value, weight, builder.extract_value(accumulators, at))
-                accumulators = builder.insert_value(accumulators, total, at)
-        return accumulators
+        accumulators, x, row_bytes, w = args
+        ws = [emit.load_vector(builder, w, emit.VECTOR_BYTES * j) for j in range(TILE_VECTORS)]
+        rows = _rows_at(builder, x, row_bytes, tile.count // TILE_VECTORS)
+        return _add_products(builder, accumulators, (emit.broadcast_at(builder, row) for row in rows), ws)
 
     return tile(tile, types.int64, types.int64, types.int64), codegen
 
@@ -51,8 +46,9 @@ def _add_products(builder: Any, accumulators: Any, xs: Any, ws: Any) -> Any:
     return accumulators
 
 
-def _rows_at(builder: Any, address: Any, step: Any, count: int) -> list[Any]:
-    return [builder.add(address, builder.mul(step, ir.Constant(emit.I64, i))) for i in range(count)]
+def _rows_at(builder: Any, address: Any, step: Any, count: int) -> Iterator[Any]:
+    for i in range(count):
+        yield builder.add(address, builder.mul(step, ir.Constant(emit.I64, i)))
 
 
 @intrinsic

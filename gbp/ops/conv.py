@@ -22,12 +22,12 @@ from ..kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.memory import aligned
-from ..kernels.taps import POINTWISE, Taps
+from ..kernels.taps import POINTWISE
 from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
 from ..limits import ELEMENT, OPERAND, elements
 from .node import Node
-from .op import CHANNELS_LAST, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
-from .window import read_window, reverse_work
+from .op import CHANNELS_LAST, NO_MASK, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .window import read_window, reverse_work, taps_of
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
 _FEW_CHANNELS = LANES // 2
@@ -115,11 +115,6 @@ def parse(node: Node) -> Conv:
 PARSERS = {"Conv": parse}
 
 
-def _taps(window: Window) -> Taps:
-    h, w = window.height, window.width
-    return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)
-
-
 def _padded_bias(b: NDArray[Any]) -> Floats:
     """b up to whole tiles."""
     padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
@@ -131,6 +126,20 @@ def _padded_bias(b: NDArray[Any]) -> Floats:
 def _as_row(x: NDArray[Any]) -> NDArray[Any]:
     """All pixels of a dense (N, H, W, C) in one row, so that tiles are full."""
     return x.reshape(x.shape[0], 1, -1, x.shape[3]) if x.size else x
+
+
+def _scratch_of(saved: Saved) -> tuple[Floats, Floats]:
+    """Scratch for one tile a thread, and the rest."""
+    floats = saved.threads * TILE_FLOATS
+    return saved.scratch[:floats], saved.scratch[floats:]
+
+
+def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
+    """x laid into planes of zeros at (top, left), in scratch."""
+    shape = len(x), *plane, x.shape[3]
+    framed = scratch[: int(np.prod(shape))].reshape(shape)
+    pad(x, framed, top, left, threads)
+    return framed
 
 
 class ConvStep(Step):
@@ -145,7 +154,7 @@ class ConvStep(Step):
         # The masks of a group can be addressed only where its channels fill whole bytes.
         self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
         self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
-        self.taps = _taps(op.window)
+        self.taps = taps_of(op.window)
         w = op.w.astype(np.float32)
         self.channels = w.shape[1] * op.group
         self.per_group = w.shape[1], len(w) // op.group
@@ -188,38 +197,23 @@ class ConvStep(Step):
         outputs = self.per_group[1] * self.group
         return fixed, max(x_plane[0] * x_plane[1] * self.channels, g_plane[0] * g_plane[1] * outputs)
 
-    def _channels(self, x: Any, group: int, per_group: int) -> Any:
-        return x[..., group * per_group : (group + 1) * per_group] if x.size and self.group > 1 else x
+    def _groups(self) -> list[tuple[slice, slice]]:
+        """The input and output channels of each group."""
+        C, O = self.per_group
+        return [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(self.group)]
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         (source,), mask = x, saved.mask
-        tile, rest = (
-            saved.scratch[: saved.threads * TILE_FLOATS],
-            saved.scratch[saved.threads * TILE_FLOATS :],
-        )
+        tile, rest = _scratch_of(saved)
+        h, w = self.window.height, self.window.width
         if self.window.is_pointwise:
             source, r, y, mask = _as_row(source), _as_row(r), _as_row(y), _as_row(mask)
-        elif self._input_plane() != self.window.size or self.window.height.begin or self.window.width.begin:
-            shape = (len(source), *self._input_plane(), self.channels)
-            padded = rest[: int(np.prod(shape))].reshape(shape)
-            pad(source, padded, self.window.height.begin, self.window.width.begin, saved.threads)
-            source = padded
-        C, O = self.per_group
-        for g in range(self.group):
-            conv_fwd(
-                self._channels(source, g, C),
-                self.w[g],
-                self.b[g],
-                self._channels(r, g, O),
-                self._channels(y, g, O),
-                mask[..., g * O // 8 :],
-                tile,
-                self.taps,
-                clip.lo,
-                clip.hi,
-                self.by_rows,
-                saved.threads,
-            )
+        elif self._input_plane() != self.window.size or h.begin or w.begin:
+            source = _framed(source, self._input_plane(), h.begin, w.begin, rest, saved.threads)
+        shared = tile, self.taps, clip.lo, clip.hi, self.by_rows, saved.threads
+        for g, (ins, outs) in enumerate(self._groups()):
+            out = r[..., outs], y[..., outs], mask[..., outs.start // 8 :]
+            conv_fwd(source[..., ins], self.w[g], self.b[g], *out, *shared)
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         if self.by_columns:
@@ -228,71 +222,33 @@ class ConvStep(Step):
             self._vjp_dense(gy, gx[0], saved)
 
     def _vjp_dense(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = (
-            saved.scratch[: saved.threads * TILE_FLOATS],
-            saved.scratch[saved.threads * TILE_FLOATS :],
-        )
+        tile, rest = _scratch_of(saved)
         h, w = self.window.height, self.window.width
         target, mask = gx.array, gx.mask
         if self.window.is_pointwise:
             gy, target, mask = _as_row(gy), _as_row(target), _as_row(mask)
         elif self.window.taps > 1 or self.window.size != self.window.output:
-            shape = (len(gy), *self._gradient_plane(), gy.shape[3])
-            padded = rest[: int(np.prod(shape))].reshape(shape)
-            pad(gy, padded, h.extent - 1 - h.begin, w.extent - 1 - w.begin, saved.threads)
-            gy = padded
-        C, O = self.per_group
-        for g in range(self.group):
-            conv_bwd(
-                self._channels(gy, g, O),
-                self.w_bwd[g],
-                mask[..., g * C // 8 :],
-                gx.gate,
-                self._channels(target, g, C),
-                int(gx.accumulate),
-                tile,
-                self.taps,
-                self.by_rows,
-                saved.threads,
-            )
+            top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
+            gy = _framed(gy, self._gradient_plane(), top, left, rest, saved.threads)
+        shared = int(gx.accumulate), tile, self.taps, self.by_rows, saved.threads
+        for g, (ins, outs) in enumerate(self._groups()):
+            gate = mask[..., ins.start // 8 :], gx.gate
+            conv_bwd(gy[..., outs], self.w_bwd[g], *gate, target[..., ins], *shared)
 
     def _vjp_columns(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = (
-            saved.scratch[: saved.threads * TILE_FLOATS],
-            saved.scratch[saved.threads * TILE_FLOATS :],
-        )
+        tile, rest = _scratch_of(saved)
         shape = self._columns_shape()
         columns = rest[: int(np.prod(shape))].reshape(shape)
-        C, O = self.per_group
+        begin = self.window.height.begin, self.window.width.begin
+        multiply = _as_row(columns), NO_MASK, tile, POINTWISE, -np.inf, np.inf, self.by_rows, saved.threads
+        gather = int(gx.accumulate), self.taps, *begin, saved.threads
         targets = len(gy) // max(1, len(gx.mask))
         for n in range(len(gy)):
-            mask = gx.mask[n // targets : n // targets + 1]
-            for g in range(self.group):
-                conv_fwd(
-                    _as_row(self._channels(gy[n : n + 1], g, O)),
-                    self.w_bwd[g],
-                    self.no_bias,
-                    NO_TENSOR,
-                    _as_row(columns),
-                    gx.mask[:0],
-                    tile,
-                    POINTWISE,
-                    -np.inf,
-                    np.inf,
-                    self.by_rows,
-                    saved.threads,
-                )
-                col2im(
-                    columns,
-                    mask[..., g * C // 8 :],
-                    gx.gate,
-                    self._channels(gx.array[n : n + 1], g, C),
-                    int(gx.accumulate),
-                    self.taps,
-                    self.window.height.begin,
-                    self.window.width.begin,
-                    saved.threads,
-                )
+            sample, mask = slice(n, n + 1), gx.mask[n // targets : n // targets + 1]
+            for g, (ins, outs) in enumerate(self._groups()):
+                row = _as_row(gy[sample, ..., outs])
+                conv_fwd(row, self.w_bwd[g], self.no_bias, NO_TENSOR, *multiply)
+                col2im(columns, mask[..., ins.start // 8 :], gx.gate, gx.array[sample, ..., ins], *gather)
 
 
 class DepthwiseStep(Step):
@@ -303,7 +259,7 @@ class DepthwiseStep(Step):
     fuses_clip = True
 
     def __init__(self, op: Conv) -> None:
-        self.taps = _taps(op.window)
+        self.taps = taps_of(op.window)
         self.begin = op.window.height.begin, op.window.width.begin
         self.w = np.ascontiguousarray(op.w[:, 0].transpose(1, 2, 0), np.float32).reshape(-1)
         self.b = op.b.astype(np.float32)
@@ -316,6 +272,4 @@ class DepthwiseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        depthwise_bwd(
-            gy, self.w, g.mask, g.gate, g.array, int(g.accumulate), self.taps, *self.begin, saved.threads
-        )
+        depthwise_bwd(gy, self.w, *g.end, self.taps, *self.begin, saved.threads)

@@ -44,9 +44,6 @@ class _SameRank(Op):
     def shape(self, *x: Shape) -> Shape:
         return tuple(int(n) for n in np.broadcast_shapes(*x))
 
-    def macs(self, y: Shape) -> int:
-        return 0
-
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + (0 if all(shape == y for shape in x) else 4 * ELEMENT * elements(y))
 

@@ -100,4 +100,4 @@ class DenseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        gemm_bwd(pixels(gy), self.w, g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.threads)
+        gemm_bwd(pixels(gy), self.w, *g.end, saved.threads)

@@ -75,14 +75,4 @@ class LRNStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        lrn_bwd(
-            pixels(gy),
-            pixels(saved.x[0]),
-            g.mask,
-            g.gate,
-            pixels(g.array),
-            int(g.accumulate),
-            saved.scratch,
-            *self.constants,
-            saved.threads,
-        )
+        lrn_bwd(pixels(gy), pixels(saved.x[0]), *g.end, saved.scratch, *self.constants, saved.threads)

@@ -83,6 +83,11 @@ class Gradient:
     mask: NDArray[np.uint8] = field(default_factory=lambda: NO_MASK)
     gate: Gate = OPEN
 
+    @property
+    def end(self) -> tuple[NDArray[np.uint8], Gate, Floats, int]:
+        """How every `*_bwd` kernel is told all this: mask, gate, gx (N, H, W, C), accumulate."""
+        return self.mask, self.gate, pixels(self.array), int(self.accumulate)
+
     def put(self, g: NDArray[Any]) -> None:
         """For steps that move bytes only."""
         if self.accumulate:

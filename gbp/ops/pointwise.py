@@ -85,4 +85,4 @@ class PointwiseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        pointwise_bwd(pixels(gy), self.a, g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.threads)
+        pointwise_bwd(pixels(gy), self.a, *g.end, saved.threads)

@@ -24,20 +24,16 @@ from ..kernels.pool import (
     maxpool_fwd_u8,
     maxpool_fwd_u32,
 )
-from ..kernels.taps import Taps
 from ..limits import elements
 from .node import Node
 from .op import CHANNELS_LAST, Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .shape import Reshape
-from .window import MOST_PIXELS, read_window, reverse_work
+from .window import MOST_PIXELS, read_window, reverse_work, taps_of
 
 
 @dataclass(frozen=True)
 class _Pool(Op):
     window: Window
-
-    def macs(self, y: Shape) -> int:
-        return 0
 
     def shape(self, *x: Shape) -> Shape:
         return *x[0][:2], *self.window.output
@@ -47,11 +43,6 @@ class _Pool(Op):
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         return (CHANNELS_LAST,), CHANNELS_LAST
-
-    @property
-    def taps(self) -> Taps:
-        h, w = self.window.height, self.window.width
-        return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ class MaxPoolStep(Step):
     gates = True
 
     def __init__(self, op: MaxPool) -> None:
-        self.taps, window = op.taps, op.window
+        self.taps, window = taps_of(op.window), op.window
         self.begin = window.height.begin, window.width.begin
         small = window.taps <= 256
         self.switches = np.uint8 if small else np.uint32
@@ -145,24 +136,14 @@ class MaxPoolStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        self.bwd(
-            gy,
-            saved.switches,
-            g.mask,
-            g.gate,
-            g.array,
-            int(g.accumulate),
-            self.taps,
-            *self.begin,
-            saved.threads,
-        )
+        self.bwd(gy, saved.switches, *g.end, self.taps, *self.begin, saved.threads)
 
 
 class AveragePoolStep(Step):
     gates = True
 
     def __init__(self, op: AveragePool) -> None:
-        self.taps = op.taps
+        self.taps = taps_of(op.window)
         h, w = op.window.height, op.window.width
         self.sides = h.begin, w.begin, h.end, w.end
         self.include_pad = int(op.include_pad)
@@ -173,14 +154,4 @@ class AveragePoolStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
-        averagepool_bwd(
-            gy,
-            g.mask,
-            g.gate,
-            g.array,
-            int(g.accumulate),
-            self.taps,
-            *self.sides,
-            self.include_pad,
-            saved.threads,
-        )
+        averagepool_bwd(gy, *g.end, self.taps, *self.sides, self.include_pad, saved.threads)

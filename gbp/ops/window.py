@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..geometry import Pair, Window
+from ..kernels.taps import Taps
 from ..limits import ELEMENT, MOST_ELEMENTS
 from .node import Node
 
@@ -65,3 +66,9 @@ def reverse_work(window: Window, channels: int) -> int:
         if axis.dilation > 1:  # it looks for the first window that has a tap on the pixel
             searched += min(axis.outputs, axis.extent // axis.stride + 1, axis.dilation)
     return window.size[0] * window.size[1] * (meets * (8 * channels + 4 * ELEMENT) + searched * ELEMENT)
+
+
+def taps_of(window: Window) -> Taps:
+    """The window as kernels take it, padding apart."""
+    h, w = window.height, window.width
+    return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)
