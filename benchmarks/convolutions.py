@@ -1,8 +1,9 @@
-"""VGG16's convolutions, forward and input gradient: gbp's step beside oneDNN (torch, channels last).
+"""VGG16's convolutions beside oneDNN (torch, channels last): forward, forward with ReLU, and input gradient.
 
-Both do all that the layer needs: gbp pads, adds the bias and writes the rectifier's mask within the forward.
-Interleaved in one process, medians, ratio torch ÷ gbp (above 1: gbp is faster).  torch is no dependency of
-gbp: install it for the comparison, and its columns appear.
+Each pair does the same work.  gbp's figures include laying out the padding, and with ReLU the mask that the
+reverse pass needs, in one pass over the output; torch applies its ReLU in place.  Interleaved in one process,
+medians, ratio torch ÷ gbp (above 1: gbp is faster).  torch is no dependency of gbp: install it for the
+comparison, and its ratios appear.
 
     python benchmarks/convolutions.py --batch 1 --threads 2
 """
@@ -21,7 +22,7 @@ import numpy as np
 from gbp.geometry import Window
 from gbp.kernels.memory import aligned
 from gbp.ops.conv import Conv, ConvStep
-from gbp.ops.op import CHANNELS_LAST, NO_TENSOR, Clipped, Gradient, Saved
+from gbp.ops.op import CHANNELS_LAST, NO_TENSOR, UNCLIPPED, Clipped, Gradient, Saved
 from gbp.threads import parallel
 
 try:
@@ -35,6 +36,8 @@ except ImportError:
 IDLE = 0.01
 WARM = 0.01
 
+CALLS = ("forward", "with ReLU", "reverse")
+
 #: (input channels, output channels, height and width)
 VGG16 = (
     (3, 64, 224), (64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56),
@@ -42,10 +45,8 @@ VGG16 = (
 )  # fmt: skip
 
 
-def gbp_calls(
-    C: int, O: int, size: int, N: int, threads: int
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Closures that run the step forward and back on random data."""
+def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Callable[[], Any]]:
+    """The step on random data, as in `CALLS`."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((O, C, 3, 3)) / (3 * C**0.5)
     window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
@@ -57,16 +58,18 @@ def gbp_calls(
     gy, gx = aligned(y.shape), aligned(x.shape)
     x[:], gy[:] = rng.standard_normal(x.shape), rng.standard_normal(y.shape)
     mask = np.empty((N, size, size, -(-O // 8)), np.uint8)
-    saved = Saved(threads, aligned((fixed + N * each,)), mask=mask)
+    plain = Saved(threads, aligned((fixed + N * each,)))
+    saved = Saved(threads, plain.scratch, mask=mask)
     relu = Clipped(0.0, np.inf, is_rectifier=True)
-    return (
+    return [
+        lambda: step.forward((x,), NO_TENSOR, y, UNCLIPPED, plain),
         lambda: step.forward((x,), NO_TENSOR, y, relu, saved),
-        lambda: step.vjp(gy, (Gradient(gx, accumulate=False),), saved),
-    )
+        lambda: step.vjp(gy, (Gradient(gx, accumulate=False),), plain),
+    ]
 
 
-def torch_calls(C: int, O: int, size: int, N: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The same in torch, channels last."""
+def torch_calls(C: int, O: int, size: int, N: int) -> list[Callable[[], Any]]:
+    """The same in torch."""
     conv = torch.nn.Conv2d(C, O, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.randn(N, size, size, C).permute(0, 3, 1, 2)
     gy = torch.randn(N, size, size, O).permute(0, 3, 1, 2)
@@ -77,7 +80,7 @@ def torch_calls(C: int, O: int, size: int, N: int) -> tuple[Callable[[], Any], C
             gy, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
         )
 
-    return lambda: conv(x), reverse
+    return [lambda: conv(x), lambda: torch.relu_(conv(x)), reverse]
 
 
 def medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
@@ -118,16 +121,14 @@ def main() -> None:
             seconds = medians(calls, arguments.rounds)
         gflop = 2e-9 * 9 * C * O * size * size * arguments.batch
         row: dict[str, Any] = {"layer": f"{C}→{O} at {size}"}
-        for i, name in enumerate(("forward", "reverse")):
-            row[f"{name}_ms"] = 1e3 * seconds[i]
-            row[f"{name}_gflops"] = gflop / seconds[i]
-            if torch is not None:
-                row[f"{name}_ratio"] = seconds[i + 2] / seconds[i]
-        rows.append(row)
         line = f"{row['layer']:16s}"
-        for name in ("forward", "reverse"):
-            line += f"  {name} {row[f'{name}_ms']:7.2f} ms {row[f'{name}_gflops']:5.0f} GFLOP/s"
-            line += f" ×{row[f'{name}_ratio']:.2f}" if torch is not None else ""
+        for i, name in enumerate(CALLS):
+            row[name] = {"ms": 1e3 * seconds[i], "gflops": gflop / seconds[i]}
+            line += f"  {name} {row[name]['ms']:6.2f} ms {row[name]['gflops']:4.0f} GFLOP/s"
+            if torch is not None:
+                row[name]["ratio"] = seconds[i + len(CALLS)] / seconds[i]
+                line += f" ×{row[name]['ratio']:.2f}"
+        rows.append(row)
         print(line, flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
