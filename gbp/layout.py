@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .graph import Graph, Shape
+from .limits import elements
 from .ops.op import UNCLIPPED, Clipped, Order, Step, row_major
 from .ops.rectifier import Rectifier
 from .ops.shape import CopyStep, ViewStep
@@ -25,6 +26,18 @@ class Physical:
     shape: Shape
     order: Order
     root: str
+
+    @property
+    def logical_axes(self) -> tuple[int, ...]:
+        """The permutation that turns the array, batch first, into the file's order."""
+        return (0, *(1 + self.order.index(axis) for axis in range(1, len(self.order) + 1)))
+
+    @property
+    def mask_shape(self) -> Shape:
+        """One bit a unit, channels up to whole bytes, in the (H, W, C) that kernels see (`pixels`)."""
+        *outer, channels = (1, *self.shape)
+        rows = (outer[1], outer[2]) if len(outer) == 3 else (1, elements(outer))
+        return *rows, -(-channels // 8)
 
 
 @dataclass(frozen=True)

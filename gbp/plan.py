@@ -16,7 +16,6 @@ from .fusion import fuse
 from .graph import Graph, Shape
 from .layout import Call, Physical, lay_out
 from .limits import MOST_BYTES_A_SAMPLE, elements
-from .ops.op import Order
 from .ops.shape import ViewStep
 from .passes import simplify
 
@@ -112,13 +111,11 @@ class Plan:
         """Working memory of the forward run of one sample, with what it keeps for the reverse."""
         kept = 0
         for call in self.calls:
-            *outer, channels = (1, *self.tensors[call.output].shape)
-            kept += elements(outer) * -(-channels // 8) if call.has_mask else 0
-            kept += (
-                elements(outer) * channels * np.dtype(call.step.switches).itemsize
-                if call.step.switches
-                else 0
-            )
+            y = self.tensors[call.output]
+            if call.has_mask:
+                kept += elements(y.mask_shape)
+            if call.step.switches:
+                kept += elements(y.shape) * np.dtype(call.step.switches).itemsize
         return 4 * (self.activations.size + self._scratch) + kept
 
     @property
@@ -129,10 +126,6 @@ class Plan:
     @property
     def _scratch(self) -> int:
         return max((sum(call.step.scratch(1)) for call in self.calls), default=0)
-
-    def logical_axes(self, order: Order) -> tuple[int, ...]:
-        """The permutation that turns a physical array (batch first) into a logical one."""
-        return (0, *(1 + order.index(axis) for axis in range(1, len(order) + 1)))
 
 
 def _readers(calls: list[Call]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .kernels.memory import aligned
 from .kernels.pointwise import pointwise_bwd
 from .kernels.rectifier import OPEN, Gate
-from .layout import Call, Physical
+from .layout import Call
 from .ops.op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Floats, Gradient, Saved, pixels
 from .ops.shape import ViewStep
 from .plan import Arena, Plan, Write
@@ -26,14 +26,6 @@ from .rules import Rule
 from .threads import parallel
 
 T = TypeVar("T")
-
-
-def _mask_shape(tensor: Physical, n: int) -> tuple[int, ...]:
-    """One bit a unit, channels rounded up to whole bytes, in the pixel shape that kernels see."""
-    *outer, channels = tensor.shape
-    if len(outer) != 2:
-        outer = [1, int(np.prod(outer))]
-    return n, *outer, -(-channels // 8)
 
 
 class _Memory:
@@ -83,13 +75,24 @@ def _scratch(plan: Plan, n: int, threads: int) -> int:
     return most
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Run:
+    """One call with its arrays: inputs, residual (or NO_TENSOR), output, and what it keeps."""
+
+    call: Call
+    x: tuple[Floats, ...]
+    r: Floats
+    y: Floats
+    saved: Saved
+
+
+@dataclass(frozen=True)
 class _Forward:
     """Arrays and saved bits of a forward run of n samples."""
 
     x: Floats
     y: Floats
-    work: list[tuple[Call, tuple[Floats, ...], Floats, Floats, Saved]]
+    runs: list[_Run]
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int) -> _Forward:
@@ -98,24 +101,24 @@ class _Forward:
         def array(name: str) -> Floats:
             return memory.array(name, plan.tensors[name].root)
 
-        work = []
+        runs = []
         for call in plan.calls:
             x, y = tuple(map(array, call.inputs)), array(call.output)
             output = plan.tensors[call.output]
             saved = Saved(
                 threads,
                 memory.scratch,
-                mask=np.empty(_mask_shape(output, n), np.uint8) if call.has_mask else NO_MASK,
+                mask=np.empty((n, *output.mask_shape), np.uint8) if call.has_mask else NO_MASK,
                 switches=np.empty((n, *output.shape), call.step.switches) if call.step.switches else NO_MASK,
                 x=x if call.step.saves_x else (),
                 y=y if call.step.saves_y else NO_TENSOR,
             )
-            work.append((call, x, array(call.residual) if call.residual else NO_TENSOR, y, saved))
-        return cls(array(plan.input.name), array(plan.output.name), work)
+            runs.append(_Run(call, x, array(call.residual) if call.residual else NO_TENSOR, y, saved))
+        return cls(array(plan.input.name), array(plan.output.name), runs)
 
     def run(self) -> None:
-        for call, x, r, y, saved in self.work:
-            call.step.forward(x, r, y, call.clip, saved)
+        for run in self.runs:
+            run.call.step.forward(run.x, run.r, run.y, run.call.clip, run.saved)
 
 
 class Tape:
@@ -132,7 +135,7 @@ class Tape:
         np.copyto(self._forward.x, x.transpose(0, *plan.input.order))
         with parallel():
             self._forward.run()
-        logical = self._forward.y.transpose(plan.logical_axes(plan.output.order))
+        logical = self._forward.y.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the explained tensor, flattened in the model's own layout.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
 
@@ -163,18 +166,18 @@ class Tape:
         def gradient(write: Write) -> Gradient:
             if write.gated_by is None:
                 return Gradient(array(write.tensor), write.accumulate)
-            owner, *_, saved = self._forward.work[write.gated_by]
-            return Gradient(array(write.tensor), write.accumulate, saved.mask, gate(owner))
+            owner = self._forward.runs[write.gated_by]
+            return Gradient(array(write.tensor), write.accumulate, owner.saved.mask, gate(owner.call))
 
         seed = array(plan.output.name)
         seed.fill(0)
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
-        seed.transpose(plan.logical_axes(plan.output.order))[(np.arange(m), *where)] = 1
+        seed.transpose(plan.output.logical_axes)[(np.arange(m), *where)] = 1
 
         with parallel():
             for reverse in plan.reverses:
-                call, _, _, _, saved = self._forward.work[reverse.call]
-                gy = array(call.output)
+                run = self._forward.runs[reverse.call]
+                call, saved, gy = run.call, run.saved, array(run.call.output)
                 if reverse.gates_first:
                     _through_gate(gy, Gradient(gy, False, saved.mask, gate(call)), self._threads)
                 if reverse.residual is not None:
@@ -182,10 +185,8 @@ class Tape:
                 if isinstance(call.step, ViewStep) and np.may_share_memory(gy, array(call.inputs[0])):
                     continue
                 gx = tuple(map(gradient, reverse.inputs))
-                call.step.vjp(
-                    gy, gx, Saved(self._threads, memory.scratch, saved.mask, saved.switches, saved.x, saved.y)
-                )
-        gx_image = array(plan.input.name).transpose(plan.logical_axes(plan.input.order))
+                call.step.vjp(gy, gx, replace(saved, scratch=memory.scratch))
+        gx_image = array(plan.input.name).transpose(plan.input.logical_axes)
         maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
         self._pool.give(("reverse", m), memory)
         return maps
