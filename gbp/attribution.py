@@ -36,7 +36,9 @@ class Attribution:
     `map` is float32, shaped like the network's input (N, …), or (N, K, …) when K targets were asked for.
     `scores` is float32 (N, classes) and `target` int64 (N,) or (N, K): the classes that were explained.
     `notes` says what a reader of the map should know, `images` is what the network saw of each sample,
-    RGB or L and as large as the map, and `channels` is the order of the map's colours.
+    RGB or L and as large as the map, `channels` is the order of the map's colours, and `head` the op by which
+    the model turns the scores into probabilities: "Softmax", "LogSoftmax", "Sigmoid", None where it has none,
+    "" where the scores are behind it.
 
     Every picture takes `index`, the sample, and `target`, a position among its K targets (not a class).
     `limit` is the magnitude drawn at full strength, by default `picture.robust_limit` of the map drawn.
@@ -52,20 +54,30 @@ class Attribution:
     labels: tuple[str, ...] | None = None
     images: tuple[Image.Image, ...] | None = None
     channels: Channels = "RGB"
+    head: str | None = None
 
     # ------------------------------------------------------------------------------------------ scores
 
     @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the scores, (N, classes); the scores themselves where they already add up to 1.
+    def has_probabilities(self) -> bool:
+        """Whether the scores are of classes: several of them, or one with a head of its own."""
+        return self.scores.shape[1] > 1 or self.head is not None
 
-        Raises `InputError` for a network with a single score, which a softmax would turn into 1.
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """What the model's own head makes of the scores, (N, classes).
+
+        The logistic function of each score for a `head` of "Sigmoid", else the softmax of all; the scores
+        themselves where they are probabilities already.
+        Raises `InputError` for a single score without a head, which a softmax would turn into 1.
         """
-        if self.scores.shape[1] == 1:
+        if not self.has_probabilities:
             raise InputError("a single score is no probability over classes.")
-        if (self.scores >= 0).all() and np.allclose(self.scores.sum(axis=1), 1, atol=1e-3):
-            return self.scores
         scores = self.scores.astype(np.float64)
+        if self.head == "Sigmoid":
+            return np.asarray(0.5 * (1 + np.tanh(0.5 * scores)), dtype=np.float32)
+        if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+            return self.scores
         weight = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(weight / weight.sum(axis=1, keepdims=True), dtype=np.float32)
 
@@ -150,9 +162,11 @@ class Attribution:
         return drawings[style](index, target)
 
     def save(
-        self, path: str | os.PathLike[str], style: Style = "overlay", index: int = 0, target: int = 0
+        self, path: str | os.PathLike[str], style: Style | None = None, index: int = 0, target: int = 0
     ) -> None:
         """Write one picture (.png, .jpg, .jpeg), or everything as arrays (.npz), replacing the file.
+
+        `style`: by default "overlay" where the image is known, else "gray".
 
         An .npz holds map, scores, target, rule, notes and layout of all samples; style, index and target
         do not matter to it.  A file appears complete or not at all.
@@ -160,7 +174,7 @@ class Attribution:
         """
         check_path(path)
         if Path(path).suffix.lower() != ".npz":
-            save_picture(self.draw(style, index, target), path)
+            save_picture(self.draw(style or self._panels()[0], index, target), path)
             return
         arrays: dict[str, Any] = {
             "map": self.map,
@@ -193,7 +207,7 @@ class Attribution:
 
     def _told(self, index: int, number: int) -> str:
         """A class as a caption: the number first, because long names lose their ends."""
-        if self.scores.shape[1] == 1:
+        if not self.has_probabilities:
             return f"{self.scores[index, number]:.4g} {self._name(number)}"
         return f"{self.probabilities[index, number]:.1%} {self._name(number)}"
 

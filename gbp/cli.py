@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("model", metavar="MODEL.onnx")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument(
+        "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
+    )
     return parser
 
 
@@ -107,7 +110,7 @@ class _Version(argparse.Action):
 
 
 def target(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def fraction(text: str) -> float:
@@ -229,7 +232,7 @@ def _save(attributions: Sequence[Attribution], index: int, path: Path, style: An
 def _report(attributions: Sequence[Attribution], index: int) -> dict[str, Any]:
     """Tell one sample's scores and what was explained, in JSON's types."""
     first = attributions[0]
-    chances = first.probabilities[index] if first.scores.shape[1] > 1 else None
+    chances = first.probabilities[index] if first.has_probabilities else None
     explained = first.target.reshape(len(first.scores), -1)[index]
     return {
         "rules": [attribution.rule for attribution in attributions],
@@ -268,7 +271,7 @@ def _print_json(value: object) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from .inspection import inspect
 
-    inspection = inspect(arguments.model)
+    inspection = inspect(arguments.model, arguments.size)
     if arguments.json:
         _print_json(dataclasses.asdict(inspection))
     else:

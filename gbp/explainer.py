@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -143,10 +143,11 @@ class Explainer:
             target=_joined(targets),
             rule=rule.name,
             notes=_notes(plan),
-            layout=_layout(batch.x.shape),
+            layout=self._layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
             channels=self.preprocess.channels if self.preprocess else "RGB",
+            head=self._source.head,
         )
         if not np.isfinite(result.map).all():
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
@@ -200,10 +201,16 @@ class Explainer:
                 hint="Some models have a background class at index 0: put a line for it.",
             )
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "an Explainer holds running threads' memory and cannot be pickled.",
+            hint="Make one in each process, from the model's path.",
+        )
+
     # ------------------------------------------------------------------------------------------ inputs
 
     def _batches(self, images: Images, batch_size: int | None, targets: int) -> Iterator[_Batch]:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
             raise InputError(f"batch_size is {batch_size!r}.", supported="a whole number of at least 1")
         if isinstance(images, np.ndarray):
             yield from self._array_batches(images, batch_size, targets)
@@ -211,6 +218,12 @@ class Explainer:
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
+        for picture in pictures:
+            if not isinstance(picture, (str, os.PathLike, Image.Image)):
+                raise InputError(
+                    f"an image is of type {type(picture).__name__}.",
+                    supported="paths and PIL images, or one float array (N, …) for all",
+                )
         step = self._slice(self._picture_shape(), targets, batch_size)
         for start in range(0, len(pictures), step):
             yield self._from_pictures(pictures[start : start + step])
@@ -220,7 +233,7 @@ class Explainer:
         plan, _ = self._plan(shape)
         each = plan.forward_bytes + targets * plan.reverse_bytes
         if batch_size is not None:
-            return max(1, min(batch_size, MOST_BYTES_A_SAMPLE // max(1, each)))
+            return max(1, min(int(batch_size), MOST_BYTES_A_SAMPLE // max(1, each)))
         return max(1, min(_LARGEST_SLICE, _SLICE_BYTES // max(1, each)))
 
     def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
@@ -252,9 +265,17 @@ class Explainer:
                 )
             yield _Batch(part, self._looks(part))
 
+    def _layout(self, shape: Sequence[int | None]) -> Layout:
+        """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
+        if len(shape) != 4:
+            return "NC"
+        if self._source.channels_last is not None:
+            return "NHWC" if self._source.channels_last else "NCHW"
+        return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
+
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
         """What preprocessed samples look like, where that is known."""
-        layout = _layout(x.shape)
+        layout = self._layout(x.shape)
         if self.preprocess is None or layout == "NC":
             return None
         planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
@@ -268,7 +289,7 @@ class Explainer:
         shape = self._source.input_shape
         if len(shape) != 4:
             raise InputError(f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array.")
-        layout = _layout(shape)
+        layout = self._layout(shape)
         channels, size = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:])
         if channels not in _CHANNEL_COUNTS:
             raise InputError(
@@ -291,7 +312,7 @@ class Explainer:
                 supported="preprocess 'imagenet', 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
                 hint="Give preprocess (--preprocess), or write it once into a .toml file beside the model.",
             )
-        last = _layout((1, *shape)) == "NHWC"
+        last = self._layout((1, *shape)) == "NHWC"
         channels, size = (shape[2], (shape[0], shape[1])) if last else (shape[0], (shape[1], shape[2]))
         samples, seen = [], []
         for picture in pictures:
@@ -322,13 +343,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     if not others:
         return ()
     return (f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule.",)
-
-
-def _layout(shape: Sequence[int | None]) -> Layout:
-    """NCHW unless only the last axis can be the channels."""
-    if len(shape) != 4:
-        return "NC"
-    return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
 
 
 def _joined(parts: list[NDArray[Any]], axis: int = 0) -> NDArray[Any]:

@@ -37,6 +37,17 @@ NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 #: Ops behind a head that only dress its result.
 _DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast")
+#: Ops that read (N, C, H, W), and ops that do not care.
+_PLANAR = (
+    "Conv",
+    "MaxPool",
+    "AveragePool",
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "BatchNormalization",
+    "LRN",
+)
+_PIXELWISE = ("Mul", "Add", "Sum", "Identity", "Dropout", "Relu", "Clip", "Pad")
 #: Unsupported nodes that a message lists before it only counts them.
 _MOST_LISTED = 50
 
@@ -45,7 +56,9 @@ _MOST_LISTED = 50
 class Source:
     """A model that was read and checked as far as it can be without the size of an image.
 
-    `input_shape` has None where the file leaves a size open; `scores` is the tensor to be explained.
+    `input_shape` has None where the file leaves a size open; `scores` is the tensor to be explained, and
+    `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
+    `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
     """
 
     model: onnx.ModelProto
@@ -54,6 +67,8 @@ class Source:
     scores: str
     opset: int
     nodes: tuple[onnx.NodeProto, ...]
+    head: str | None
+    channels_last: bool | None
 
 
 def open_model(model: Model, output: str | None = None) -> Source:
@@ -82,8 +97,9 @@ def locate(proto: onnx.ModelProto, output: str | None = None) -> Source:
     opset = _opset(proto)
     name, shape = _image_input(proto)
     producers = _producers(proto)
-    scores = _scores(proto, producers, output)
-    return Source(proto, name, shape, scores, opset, _upstream(producers, scores))
+    scores, head = _scores(proto, producers, output)
+    nodes = _upstream(producers, scores)
+    return Source(proto, name, shape, scores, opset, nodes, head, _reads_channels_last(nodes, name))
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -137,15 +153,17 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return producers
 
 
-def _scores(proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None) -> str:
-    """The tensor to be explained."""
+def _scores(
+    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None
+) -> tuple[str, str | None]:
+    """The tensor to be explained, and its head."""
     outputs = [value.name for value in proto.graph.output]
     if output is not None and output != "probability":
         if not isinstance(output, str) or output not in producers:
             raise InputError(
                 f"no tensor is called {output!r}.", supported=f"outputs {outputs}, or any node's output"
             )
-        return output
+        return output, None
     if len(outputs) != 1:
         raise InputError(
             f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
@@ -153,22 +171,48 @@ def _scores(proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output
     (last,) = outputs
     if last not in producers:
         raise ModelError(f"output {last!r} is made by no node.")
-    return last if output == "probability" else _logits(producers, last)
+    logits, head = _logits(producers, last)
+    if output != "probability":
+        return logits, head
+    if head != "Softmax":
+        raise InputError(
+            f"the model ends in {head or 'scores'}, not in probabilities over classes.",
+            supported='output="probability" where it ends in Softmax',
+            hint="Leave output out to explain the logits.",
+        )
+    return last, ""
 
 
-def _logits(producers: dict[str, onnx.NodeProto], last: str) -> str:
-    """What feeds the final Softmax, LogSoftmax or Sigmoid; `last` itself where there is none."""
+def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str | None]:
+    """What feeds the final Softmax, LogSoftmax or Sigmoid, and which of these; `last` where there is none."""
     name = last
     for _ in range(len(producers)):
         node = producers.get(name)
         if node is None or not node.input:
-            return last
+            break
         name = node.input[0]
-        if node.op_type in _HEADS:
-            return name if name in producers else last
+        if node.op_type in _HEADS and name in producers:
+            return name, str(node.op_type)
         if node.op_type not in _DRESS:
-            return last
-    return last
+            break
+    return last, None
+
+
+def _reads_channels_last(nodes: tuple[onnx.NodeProto, ...], image: str) -> bool | None:
+    """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
+    names = {image}
+    for node in nodes:
+        if names.isdisjoint(node.input):
+            continue
+        if node.op_type in _PLANAR:
+            return False
+        if node.op_type == "Transpose":
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            return True if perm == [0, 3, 1, 2] else None
+        if node.op_type not in _PIXELWISE:
+            return None
+        names.update(node.output)
+    return None
 
 
 def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:
@@ -234,21 +278,41 @@ class _Builder:
         self.constants: dict[str, NDArray[Any]] = {}
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.layers: list[Layer] = []
+        self.lost: set[str] = set()
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
         self.read = {name for proto in source.nodes for name in proto.input} | {source.scores}
         self.taken = self.read | {name for proto in graph.node for name in proto.output}
         self.budget = Budget.of(stored_bytes(source.model))
 
     def graph(self) -> Graph:
+        refused: list[UnsupportedError] = []
         for proto in self.source.nodes:
+            if not self.lost.isdisjoint(proto.input):
+                self._lose(proto)
+                continue
             check_arity(proto, self.source.opset)
             for name in filter(None, proto.input):
                 if name not in self.shapes and name not in self.constants:
                     self.constants[name] = self._stored(name, proto)
-            self._take(proto)
+            try:
+                self._take(proto)
+            except UnsupportedError as error:
+                refused.append(error)
+                self._lose(proto)
+        if refused:
+            raise refused[0] if len(refused) == 1 else UnsupportedError(" ".join(map(str, refused)))
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
         return Graph(self.source.input, self.source.scores, tuple(self.layers), self.shapes)
+
+    def _lose(self, proto: onnx.NodeProto) -> None:
+        """Go on behind a refused node, to list what else is refused, where the file says its shape."""
+        for name in filter(None, proto.output):
+            declared = declared_shape(self.declared[name]) if name in self.declared else None
+            if declared and None not in declared[1:]:
+                self.shapes[name] = (self.shapes[self.source.input][0], *(n or 1 for n in declared[1:]))
+            else:
+                self.lost.add(name)
 
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
         if name not in self.stored:

@@ -58,11 +58,6 @@ def _from_one_hot(given: NDArray[Any], classes: int) -> NDArray[Any]:
     if given.ndim != 2 or given.shape[1] != classes:
         return given
     looks = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
-    if looks and classes == 2 and given.dtype.kind in "iu":
-        raise InputError(
-            "target can be read as one-hot and as two indices a sample.",
-            hint="Pass one-hot rows as float or bool, or indices as (N,).",
-        )
     return given.argmax(axis=1) if looks else given
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numba
+import numpy as np
 
 from .errors import InputError
 
@@ -41,11 +42,11 @@ def thread_count(threads: int | None) -> int:
     """The number of threads to use: all that are available by default.  Raises InputError below 1."""
     if threads is None:
         return available()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= 1024:
         raise InputError(
             f"threads is {threads!r}.", supported="a whole number from 1 to 1024, or None for all"
         )
-    return threads
+    return int(threads)
 
 
 @contextmanager

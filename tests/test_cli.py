@@ -71,7 +71,7 @@ class FakeInspection:
     output: str = "fc (N, 1000)"
 
 
-def fake_inspect(model):
+def fake_inspect(model, size=None):
     if model == "damaged.onnx":
         raise UnsupportedError("opset 99 is newer than onnx 1.17.", op="Conv", node="conv1")
     unsupported = ("LSTM 'rnn' is not supported. " * 6,) if model == "odd.onnx" else ()
@@ -347,7 +347,7 @@ def test_importing_the_command_line_is_light():
 def test_a_closed_pipe_is_no_error():
     code = (
         "import sys, types; from gbp import cli; engine = types.ModuleType('gbp.inspection');"
-        "engine.inspect = lambda model: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
+        "engine.inspect = lambda model, size: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
         "sys.exit(cli.main(['inspect', 'net.onnx']))"
     )
     root = Path(cli.__file__).parents[1]

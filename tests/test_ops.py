@@ -492,12 +492,12 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 def check(model: onnx.ModelProto, run: oracle.Run) -> None:
     """Engine and oracle agree on two targets a sample; without a rectifier only vanilla has a meaning."""
-    explainer = Explainer(model, output="probability")
+    explainer = Explainer(model, output=run.output)
     scores = run.values[run.output]
     target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) for _, vjp in run.steps)
     for rule in RULES if rectifies else ("vanilla",):
-        assert_agree(explainer, run, rule, target, "probability")
+        assert_agree(explainer, run, rule, target, run.output)
 
 
 @pytest.mark.parametrize("frame", FRAMES)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -56,6 +57,7 @@ def _cache_directory() -> str:
 
 
 _CACHE_DIRECTORY = _cache_directory()
+_compiling = Lock()
 
 
 def is_first_use() -> bool:
@@ -87,10 +89,11 @@ class Kernel:
             numba.config.CACHE_DIR = before
 
     def compile(self) -> None:
-        if not self._ready:
-            self._dispatcher.compile(self._signature)
-            self._dispatcher.disable_compile()
-            self._ready = True
+        with _compiling:  # a thread that waited would find compilation disabled
+            if not self._ready:
+                self._dispatcher.compile(self._signature)
+                self._dispatcher.disable_compile()
+                self._ready = True
 
     def __call__(self, *args: Any) -> None:
         if not self._ready:

@@ -1,0 +1,150 @@
+"""What an `Explainer` makes of a model's head, of its input's layout, of targets, and of several threads."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+
+from gbp import Explainer, InputError, UnsupportedError
+from gbp.inspection import inspect
+
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
+
+
+def classifier(head: str | None, classes: int = 4) -> onnx.ModelProto:
+    b = Builder()
+    scores = b.head(b.relu(b.conv(b.input(2, 3, 8, 9), 8, kernel=3)), classes)
+    return b.model(b.node(head, scores) if head else scores)
+
+
+def images(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def softmax(scores: Any) -> Any:
+    weight = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def logistic(scores: Any) -> Any:
+    return 1 / (1 + np.exp(-scores))
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("Softmax", softmax),
+        ("LogSoftmax", softmax),
+        (None, softmax),
+        ("Sigmoid", lambda s: 1 / (1 + np.exp(-s))),
+    ],
+)
+def test_probabilities_are_those_of_the_head(head: str | None, expected: Any) -> None:
+    found = Explainer(classifier(head)).explain(images(2, 3, 8, 9))
+    np.testing.assert_allclose(found.probabilities, expected(found.scores), rtol=1e-5)
+
+
+def test_one_score_behind_a_sigmoid_has_a_probability() -> None:
+    found = Explainer(classifier("Sigmoid", 1)).explain(images(1, 3, 8, 9))
+    np.testing.assert_allclose(found.probabilities, logistic(found.scores), rtol=1e-5)
+
+
+def test_probability_as_output() -> None:
+    x = images(2, 3, 8, 9)
+    found = Explainer(classifier("Softmax"), output="probability").explain(x)
+    np.testing.assert_allclose(found.scores, softmax(Explainer(classifier("Softmax")).predict(x)), rtol=1e-5)
+    assert found.probabilities is found.scores
+
+
+@pytest.mark.parametrize("head", [None, "Sigmoid", "LogSoftmax"])
+def test_probability_is_refused_where_the_model_has_none(head: str | None) -> None:
+    with pytest.raises(InputError, match=head or "scores"):
+        Explainer(classifier(head), output="probability")
+
+
+def test_the_layout_is_what_the_graph_reads() -> None:
+    b = Builder()
+    channels_last = b.transpose(b.input(2, 8, 9, 4), 0, 3, 1, 2)
+    model = b.model(b.head(b.relu(b.conv(channels_last, 8, kernel=3))))
+    found = Explainer(model).explain(images(2, 8, 9, 4))
+    assert (found.layout, found.reduce().shape) == ("NHWC", (2, 8, 9))
+
+    b = Builder()
+    model = b.model(b.head(b.relu(b.conv(b.input(2, 5, 8, 3), 8, kernel=3))))
+    found = Explainer(model).explain(images(2, 5, 8, 3))
+    assert (found.layout, found.reduce().shape) == ("NCHW", (2, 8, 3))
+
+
+def test_all_refused_nodes_are_listed_where_shapes_are_declared() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.input(1, 3, 8, 9), 8, kernel=3))
+    for mode in ("reflect", "edge"):
+        x = b.node("Pad", x, b.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), mode=mode)
+    model = b.model(b.head(x))
+    model = onnx.shape_inference.infer_shapes(model)
+    with pytest.raises(UnsupportedError, match=r"reflect.*edge"):
+        Explainer(model)
+    assert "edge" in " ".join(inspect(model).unsupported)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, bool])
+def test_one_hot_targets(dtype: Any) -> None:
+    explainer = Explainer(classifier("Softmax", 2))
+    x, chosen = images(3, 3, 8, 9), np.array([0, 1, 0])
+    found = explainer.explain(x, target=np.eye(2, dtype=dtype)[chosen])
+    assert found.map.tobytes() == explainer.explain(x, target=chosen).map.tobytes()
+
+
+def test_saving_without_an_image_draws_in_grey(tmp_path: Path) -> None:
+    Explainer(classifier(None)).explain(images(2, 3, 8, 9)).save(tmp_path / "map.png")
+    assert (tmp_path / "map.png").exists()
+
+
+def test_counts_may_be_numpy_integers() -> None:
+    x = images(3, 3, 8, 9)
+    found = Explainer(classifier(None), threads=np.int64(2)).explain(x, batch_size=np.int64(2))
+    assert found.map.tobytes() == Explainer(classifier(None)).explain(x).map.tobytes()
+
+
+def test_pickling_says_what_to_do() -> None:
+    with pytest.raises(InputError, match="each process"):
+        pickle.dumps(Explainer(classifier(None)))
+
+
+FIRST_USE = f"""
+import threading
+import numpy as np
+from gbp import Explainer
+
+explainer, start, results = Explainer({str(DEMO)!r}), threading.Barrier(8), []
+x = np.random.default_rng(0).standard_normal((1, 3, 96, 96), dtype=np.float32)
+
+def explain():
+    start.wait()
+    results.append(explainer.explain(x).map.tobytes())
+
+threads = [threading.Thread(target=explain) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert results == [explainer.explain(x).map.tobytes()] * 8
+"""
+
+
+def test_the_very_first_use_by_several_threads() -> None:
+    """Kernels are compiled, or loaded, while eight threads ask for them."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
