@@ -10,11 +10,12 @@ import onnx
 from .errors import UnsupportedError
 from .graph import Graph, Shape
 from .limits import computing
-from .load import Source, build, locate, unsupported_nodes
+from .load import build, unsupported_nodes
 from .ops.pointwise import Affine
 from .ops.shape import CopyStep, Pad, ViewStep
 from .plan import Plan
 from .proto import Model, check_tensors, read
+from .source import Source, locate
 
 _DEFAULT_SIZE = 224
 

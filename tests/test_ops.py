@@ -531,12 +531,10 @@ def test_ties(name: str, frame: str) -> None:
     check(model, run)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.reference])
 def test_oracle_reads_the_op_as_onnx_does(name: str) -> None:
-    """Scores alone: onnx's reference implementation knows no gradients."""
+    """Scores alone: onnx's reference implementation knows no gradients, and errs where a case says so."""
     case = CASES[name]
-    if case.reference:
-        pytest.skip(f"onnx's reference implementation {case.reference}")
     model = build(case, FRAMES["alone"], seed=0)
     x = noise(case.shape, seed=0)
     (scores,) = ReferenceEvaluator(model).run(None, {"x": x})

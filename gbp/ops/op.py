@@ -7,6 +7,7 @@ packed, made by `Op.lower` once the plan knows the memory order of the tensors.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -96,7 +97,7 @@ class Gradient:
             np.copyto(self.array, g)
 
 
-class Step:
+class Step(ABC):
     """One op, lowered.  Arrays are physical: batch first, then the axes in memory order, C-contiguous."""
 
     #: How it is computed, for `gbp inspect`.
@@ -116,16 +117,16 @@ class Step:
         """Floats of scratch that a call needs: (fixed, for each sample)."""
         return 0, 0
 
+    @abstractmethod
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         """Write y.  r (the residual) is NO_TENSOR unless the step fuses it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         """Put the gradient of every input, given gy behind the rectifier's gate."""
-        raise NotImplementedError
 
 
-class Op:
+class Op(ABC):
     """What a layer means.  Frozen; holds its weights."""
 
     @property
@@ -145,9 +146,9 @@ class Op:
         """What one sample costs forward and back, in multiply-adds: an estimate, to refuse the absurd by."""
         return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x))) + OPERAND * (1 + len(x))
 
+    @abstractmethod
     def shape(self, *x: Shape) -> Shape:
         """The output's shape."""
-        raise NotImplementedError
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         """The memory orders that the step wants of its inputs, and that of its output.
@@ -156,8 +157,8 @@ class Op:
         """
         return tuple(given[0] for _ in given), given[0]
 
+    @abstractmethod
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step | None:
         """The step for inputs of shapes x that lie in memory `order`; None where no byte moves, so that the
         output is a view of the input.
         """
-        raise NotImplementedError
