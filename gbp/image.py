@@ -39,6 +39,10 @@ MAX_RESIZED = 100_000_000
 # ---------------------------------------------------------------------------------------------- decode
 
 
+#: Formats that Pillow decodes by running another program, or not on every system.
+_DRAWINGS = ("EPS", "WMF", "EMF")
+
+
 def read_image(source: str | os.PathLike[str] | Image.Image, *, channels: int = 3) -> Image.Image:
     """Decode an image, turn it upright and bring it to 8 bits a channel.
 
@@ -70,6 +74,8 @@ def _decode(source: Any, name: str, channels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = source if isinstance(source, Image.Image) else Image.open(source)
+            if image.format in _DRAWINGS:
+                raise InputError(f"{image.format} is a drawing.", hint="Save it as PNG or JPEG.")
             image.load()
             return _upright_8bit(image, "L" if channels == 1 else "RGB")
     except InputError as error:

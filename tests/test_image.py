@@ -116,6 +116,13 @@ def test_decompression_bombs(tmp_path, monkeypatch, limit):
         read_image(tmp_path / "bomb.png")
 
 
+def test_a_drawing_is_refused_before_another_program_runs(tmp_path):
+    path = tmp_path / "drawing.eps"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match="EPS is a drawing"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("image", [Image.new("F", (2, 2), 0.5), Image.new("I", (2, 2), 70000)])
 def test_undefined_brightness_is_refused(image):
     with pytest.raises(InputError, match="no defined white"):
