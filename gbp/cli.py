@@ -139,8 +139,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
     from .explainer import Explainer
-    from .image import read_image, read_labels
+    from .image import read_image
     from .kernels.jit import is_first_use
+    from .sidecar import read_labels
 
     for image in arguments.images:
         read_image(image)  # so that a broken one is refused before a picture of another is written
@@ -211,7 +212,8 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
 
 def _preprocess(arguments: argparse.Namespace) -> Any:
     """Return what the options say, over the preset or the model's sidecar; None when they say nothing."""
-    from .image import Preprocess, read_sidecar
+    from .image import Preprocess
+    from .sidecar import read_sidecar
 
     given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}
     given = {key: value for key, value in given.items() if value is not None}

@@ -16,12 +16,13 @@ from PIL import Image
 from .attribution import Attribution, Layout
 from .errors import InputError, ModelError
 from .graph import Shape
-from .image import Preprocess, Sidecar, read_image, read_labels, read_sidecar
+from .image import Preprocess, read_image
 from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, brief, computing, elements
 from .load import build, open_model
 from .plan import Plan
 from .proto import Model
 from .rules import Rule, rule_named
+from .sidecar import Sidecar, read_labels, read_sidecar
 from .tape import Pool, Tape
 from .targets import Target, resolve
 from .threads import thread_count

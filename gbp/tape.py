@@ -57,7 +57,8 @@ class Pool:
     def take(self, key: Hashable, make: Callable[[], T]) -> T:
         with self._lock:
             if self._free[key]:
-                return self._free[key].pop()  # type: ignore[no-any-return]
+                memory: T = self._free[key].pop()
+                return memory
         return make()
 
     def give(self, key: Hashable, memory: Any) -> None:
