@@ -104,6 +104,10 @@ class Window:
         )
 
     @property
+    def is_undilated(self) -> bool:
+        return self.height.dilation == self.width.dilation == 1
+
+    @property
     def is_dense(self) -> bool:
         """Stride 1: the input gradient is a convolution of the output gradient."""
         return self.height.stride == self.width.stride == 1

@@ -18,24 +18,14 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from .emit import LANES, TILE_ROWS
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .emit import TILE_ROWS
+from .ending import end_bwd, end_fwd
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .memory import ALIGNMENT, aligned
-from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import (
-    above,
-    address_of,
-    at,
-    broadcast,
-    expect_write,
-    keep_rolled,
-    load,
-    load_some,
-    store_bits,
-    store_some,
-)
+from .rectifier import GATE, MASK, Gate
+from .simd import address_of, at, broadcast, expect_write
 from .taps import TAPS, Taps
-from .tile import TILE_CHANNELS, TILE_FLOATS, tile_store, tile_update, tile_zeros
+from .tile import TILE_CHANNELS, TILE_FLOATS, multiply_tile
 from .views import copy_run, zero_run
 
 
@@ -49,62 +39,6 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
         part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
         packed[block, ..., : len(part)] = part.transpose(2, 3, 1, 0)
     return packed.reshape(-1)
-
-
-def _tile_of(rows: int) -> Any:
-    @one_of_many(f"tile_{rows}")
-    def tile(
-        x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
-    ) -> None:
-        t = tile_zeros(rows)
-        for i in range(taps_h):
-            for j in range(taps_w):
-                a = x + i * step_h + j * step_w
-                for _ in range(run):
-                    keep_rolled()
-                    t = tile_update(t, a, pixel, w)
-                    a += 4
-                    w += 4 * TILE_CHANNELS
-        tile_store(t, out)
-
-    return tile
-
-
-@device_function
-def _no_tile(
-    n: int, x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
-) -> None:
-    """The end of the chain below; a tile has at least one row."""
-
-
-def _tile_up_to(rows: int) -> Any:
-    """The tiles of 1 … `rows` rows as a chain of if/else, so that each has its own machine code."""
-    if rows == 0:
-        return _no_tile
-    exactly, fewer = _tile_of(rows), _tile_up_to(rows - 1)
-
-    @one_of_many(f"tile_up_to_{rows}")
-    def tile(
-        n: int,
-        x: int,
-        pixel: int,
-        taps_h: int,
-        step_h: int,
-        taps_w: int,
-        step_w: int,
-        run: int,
-        w: int,
-        out: int,
-    ) -> None:
-        if n == rows:
-            exactly(x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
-        else:
-            fewer(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
-
-    return tile
-
-
-_tile = _tile_up_to(TILE_ROWS)
 
 
 # The functions below take numbers, not arrays: an array that is handed on has its references counted, by
@@ -156,7 +90,9 @@ def _convolve(
     if step_w == 4 * I:  # the taps of one row lie side by side in memory: one long run
         taps_w, run = 1, I * taps.columns
     w += block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS
-    _tile(count, x, taps.stride_w * pixel, taps.rows, taps.dilation_h * line, taps_w, step_w, run, w, out)
+    multiply_tile(
+        count, x, taps.stride_w * pixel, taps.rows, taps.dilation_h * line, taps_w, step_w, run, w, out
+    )
 
 
 @device_function
@@ -172,26 +108,6 @@ def _expect_tile(out: int, pixel: int, count: int) -> None:
         for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
             expect_write(out + line)
         out += pixel
-
-
-@device_function
-def _end_fwd(
-    v: Any, lo: Any, hi: Any, has_r: bool, r: int, has_mask: bool, mask: int, y: int, count: int
-) -> None:
-    """Residual, mask and clip of one vector of `count` channels; a constant LANES for it costs no branch."""
-    if has_r:
-        v = v + load_some(r, count)
-    if has_mask:
-        store_bits(mask, above(v, lo) & above(hi, v), count)
-    store_some(y, clip(v, lo, hi), count)
-
-
-@device_function
-def _end_bwd(v: Any, accumulate: int, gate: Gate, mask: int, gx: int, count: int) -> None:
-    """Sum and gate of one vector of `count` channels."""
-    if accumulate:
-        v = v + load_some(gx, count)
-    store_some(gx, gated(v, gate, mask, count), count)
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT)
@@ -230,22 +146,10 @@ def conv_fwd(
                 corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
                 _expect_tile(at(y, n, oh, first) + 4 * block * TILE_CHANNELS, y.strides[2], count)
                 _convolve(count, corner, x.strides[1], x.strides[2], I, taps, address_of(w), block, s)
-                c0 = block * TILE_CHANNELS
-                ya, ra = at(y, n, oh, first) + 4 * c0, at(r, n, oh, first) + 4 * c0
-                ma, sa = at(mask, n, oh, first) + c0 // 8, s
-                bias = address_of(b) + 4 * c0
+                c0, sa = block * TILE_CHANNELS, s
+                ya, ra, ma = at(y, n, oh, first), at(r, n, oh, first), at(mask, n, oh, first)
                 for _ in range(count):
-                    if c0 + TILE_CHANNELS <= O:
-                        for c in range(0, TILE_CHANNELS, LANES):
-                            v = load(sa + 4 * c) + load(bias + 4 * c)
-                            _end_fwd(
-                                v, low, high, has_r, ra + 4 * c, has_mask, ma + c // 8, ya + 4 * c, LANES
-                            )
-                    else:
-                        for c in range(0, O - c0, LANES):
-                            v = load(sa + 4 * c) + load(bias + 4 * c)
-                            left = O - c0 - c
-                            _end_fwd(v, low, high, has_r, ra + 4 * c, has_mask, ma + c // 8, ya + 4 * c, left)
+                    end_fwd(sa, c0, O, address_of(b), low, high, has_r, ra, has_mask, ma, ya)
                     sa += 4 * TILE_CHANNELS
                     ya += y.strides[2]
                     ra += r.strides[2]
@@ -285,16 +189,10 @@ def conv_bwd(
                 corner = at(gy, n, h, first)
                 _expect_tile(at(gx, n, h, first) + 4 * block * TILE_CHANNELS, gx.strides[2], count)
                 _convolve(count, corner, gy.strides[1], gy.strides[2], O, taps, address_of(w), block, s)
-                c0 = block * TILE_CHANNELS
-                xa, ma = at(gx, n, h, first) + 4 * c0, at(mask, n // targets, h, first) + c0 // 8
-                sa = s
+                c0, sa = block * TILE_CHANNELS, s
+                xa, ma = at(gx, n, h, first), at(mask, n // targets, h, first)
                 for _ in range(count):
-                    if c0 + TILE_CHANNELS <= C:
-                        for c in range(0, TILE_CHANNELS, LANES):
-                            _end_bwd(load(sa + 4 * c), accumulate, gate, ma + c // 8, xa + 4 * c, LANES)
-                    else:
-                        for c in range(0, C - c0, LANES):
-                            _end_bwd(load(sa + 4 * c), accumulate, gate, ma + c // 8, xa + 4 * c, C - c0 - c)
+                    end_bwd(sa, c0, C, accumulate, gate, ma, xa)
                     sa += 4 * TILE_CHANNELS
                     xa += gx.strides[2]
                     ma += mask.strides[2]

@@ -133,6 +133,36 @@ def load_scalar(typing: Any, address: Any) -> Any:
     )
 
 
+@intrinsic(prefer_literal=True)
+def load_each(typing: Any, address: Any, step: Any, count: Any) -> Any:
+    """The `count` vectors, a constant, at `address`, `address + step`, … as a tuple."""
+    kind = types.UniTuple(vector, count.literal_value)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address, step, _ = args
+        result = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for i in range(kind.count):
+            row = builder.add(address, builder.mul(step, ir.Constant(emit.I64, i)))
+            result = builder.insert_value(result, emit.load_vector(builder, row), i)
+        return result
+
+    return kind(types.int64, types.int64, count), codegen
+
+
+@intrinsic
+def store_each(typing: Any, address: Any, step: Any, values: Any) -> Any:
+    """Write a tuple of vectors to `address`, `address + step` and so on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address, step, vectors = args
+        for i in range(values.count):
+            row = builder.add(address, builder.mul(step, ir.Constant(emit.I64, i)))
+            emit.store_vector(builder, builder.extract_value(vectors, i), row)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, values), codegen
+
+
 @intrinsic
 def store(typing: Any, address: Any, value: Any) -> Any:
     """Write all lanes to `address`."""

@@ -11,7 +11,8 @@ from numba.extending import intrinsic
 
 from . import emit
 from .emit import LANES, TILE_ROWS
-from .simd import vector
+from .jit import device_function, one_of_many
+from .simd import keep_rolled, vector
 
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
@@ -93,3 +94,59 @@ def tile_store(typing: Any, tile: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
+
+
+def _tile_of(rows: int) -> Any:
+    @one_of_many(f"tile_{rows}")
+    def tile(
+        x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
+    ) -> None:
+        t = tile_zeros(rows)
+        for i in range(taps_h):
+            for j in range(taps_w):
+                a = x + i * step_h + j * step_w
+                for _ in range(run):
+                    keep_rolled()
+                    t = tile_update(t, a, pixel, w)
+                    a += 4
+                    w += 4 * TILE_CHANNELS
+        tile_store(t, out)
+
+    return tile
+
+
+@device_function
+def _no_tile(
+    n: int, x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
+) -> None:
+    """The end of the chain below; a tile has at least one row."""
+
+
+def _tile_up_to(rows: int) -> Any:
+    """The tiles of 1 … `rows` rows as a chain of if/else, so that each has its own machine code."""
+    if rows == 0:
+        return _no_tile
+    exactly, fewer = _tile_of(rows), _tile_up_to(rows - 1)
+
+    @one_of_many(f"tile_up_to_{rows}")
+    def tile(
+        n: int,
+        x: int,
+        pixel: int,
+        taps_h: int,
+        step_h: int,
+        taps_w: int,
+        step_w: int,
+        run: int,
+        w: int,
+        out: int,
+    ) -> None:
+        if n == rows:
+            exactly(x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+        else:
+            fewer(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+
+    return tile
+
+
+multiply_tile = _tile_up_to(TILE_ROWS)

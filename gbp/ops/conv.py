@@ -9,24 +9,29 @@ with o running over the channels of c's group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Window
 from ..graph import Shape
-from ..kernels.columns import col2im
-from ..kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
+from ..kernels.conv_winograd import MATRICES, SQUARE
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ..kernels.emit import LANES, TILE_ROWS
-from ..kernels.memory import aligned
-from ..kernels.taps import POINTWISE
-from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
+from ..kernels.tile import TILE_CHANNELS
 from ..limits import ELEMENT, OPERAND, elements
+from .conv_ways import (
+    ColumnsReverse,
+    DirectForward,
+    DirectReverse,
+    Forward,
+    Reverse,
+    WinogradForward,
+    WinogradReverse,
+)
 from .node import Node
-from .op import CHANNELS_LAST, NO_MASK, NO_TENSOR, Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .op import CHANNELS_LAST, Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .window import read_window, reverse_work, taps_of
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
@@ -115,140 +120,66 @@ def parse(node: Node) -> Conv:
 PARSERS = {"Conv": parse}
 
 
-def _padded_bias(b: NDArray[Any]) -> Floats:
-    """b up to whole tiles."""
-    padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
-    padded[:] = 0
-    padded[: len(b)] = b
-    return padded
+def _winograd_pays(window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
+    """Whether 3×3 windows over O × C weights, to a plane of that size, cost less by Winograd's transforms.
 
-
-def _as_row(x: NDArray[Any]) -> NDArray[Any]:
-    """All pixels of a dense (N, H, W, C) in one row, so that tiles are full."""
-    return x.reshape(x.shape[0], 1, -1, x.shape[3]) if x.size else x
-
-
-def _scratch_of(saved: Saved) -> tuple[Floats, Floats]:
-    """Scratch for one tile a thread, and the rest."""
-    floats = saved.threads * TILE_FLOATS
-    return saved.scratch[:floats], saved.scratch[floats:]
-
-
-def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
-    """x laid into planes of zeros at (top, left), in scratch."""
-    shape = len(x), *plane, x.shape[3]
-    framed = scratch[: int(np.prod(shape))].reshape(shape)
-    pad(x, framed, top, left, threads)
-    return framed
+    In vector multiply-adds of a core: the products, and per square the transforms as measured.
+    """
+    fits = window.kernel == (3, 3) and window.is_dense and window.is_undilated
+    blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
+    squares = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE)
+    winograd = squares * (MATRICES * C * blocks + 440 * vectors + 380 * blocks)
+    return fits and winograd < elements(plane) * (9 * C * blocks + 6 * blocks)
 
 
 class ConvStep(Step):
-    """Direct tile kernels.  The reverse of stride 1 is the forward kernel with flipped, transposed weights;
-    other strides, and gradients of few channels, multiply into columns and gather them.
-    """
+    """One way forward and one way back for each group, on the channels that are its own."""
 
     fuses_residual = True
 
     def __init__(self, op: Conv) -> None:
-        self.window, self.group = op.window, op.group
         # The masks of a group can be addressed only where its channels fill whole bytes.
         self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
         self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
-        self.taps = taps_of(op.window)
-        w = op.w.astype(np.float32)
-        self.channels = w.shape[1] * op.group
-        self.per_group = w.shape[1], len(w) // op.group
-        self.by_columns = not self.window.is_dense or (w.shape[1] <= _FEW_CHANNELS and self.window.taps > 1)
-        # Threads share what is larger, a sample's pixels or the weights; the other they all read.
-        self.by_rows = int(np.prod(op.window.size) * self.channels > w.size)
+        parts = op.w.reshape(op.group, -1, *op.w.shape[1:])
+        C, O = op.w.shape[1], len(op.w) // op.group
+        self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
+        biases = op.b.reshape(op.group, -1)
+        self.ways = [_forward(w, b, op.window) for w, b in zip(parts, biases, strict=True)]
+        self.ways_back = [_reverse(w, op.window) for w in parts]
         kernel = "×".join(map(str, op.window.kernel))
-        self.how = f"direct {kernel}" + (f" in {op.group} groups" if op.group > 1 else "")
-
-        groups = w.reshape(op.group, -1, *w.shape[1:])
-        self.w = [pack(part) for part in groups]
-        self.b = [_padded_bias(part) for part in op.b.reshape(op.group, -1)]
-        self.w_bwd = [pack(self._reversed(part)) for part in groups]
-        self.no_bias = _padded_bias(np.zeros(self.window.taps * w.shape[1]))
-
-    def _reversed(self, w: Floats) -> Floats:
-        """Weights (O, C, KH, KW) of one group as the reverse pass multiplies gy with them."""
-        if self.by_columns:  # row (i·KW + j)·C + c of the columns
-            return w.transpose(2, 3, 1, 0).reshape(-1, len(w), 1, 1)
-        return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
-
-    # How much room the padded planes take: x for the forward, gy for the reverse.
-
-    def _input_plane(self) -> tuple[int, int]:
-        h, w = self.window.height, self.window.width
-        return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
-
-    def _gradient_plane(self) -> tuple[int, int]:
-        h, w = self.window.height, self.window.width
-        return h.size + h.extent - 1, w.size + w.extent - 1
-
-    def _columns_shape(self) -> tuple[int, int, int, int]:
-        return 1, *self.window.output, self.window.taps * self.per_group[0]
+        self.how = f"{self.ways[0].how} {kernel}" + (f" in {op.group} groups" if op.group > 1 else "")
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        fixed = threads * TILE_FLOATS
-        if self.by_columns:
-            fixed += int(np.prod(self._columns_shape()))
-        x_plane, g_plane = self._input_plane(), self._gradient_plane()
-        outputs = self.per_group[1] * self.group
-        return fixed, max(x_plane[0] * x_plane[1] * self.channels, g_plane[0] * g_plane[1] * outputs)
-
-    def _groups(self) -> list[tuple[slice, slice]]:
-        """The input and output channels of each group."""
-        C, O = self.per_group
-        return [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(self.group)]
+        forward, reverse = self.ways[0].scratch(threads), self.ways_back[0].scratch(threads)
+        return max(forward[0], reverse[0]), max(forward[1], reverse[1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        (source,), mask = x, saved.mask
-        tile, rest = _scratch_of(saved)
-        h, w = self.window.height, self.window.width
-        if self.window.is_pointwise:
-            source, r, y, mask = _as_row(source), _as_row(r), _as_row(y), _as_row(mask)
-        elif self._input_plane() != self.window.size or h.begin or w.begin:
-            source = _framed(source, self._input_plane(), h.begin, w.begin, rest, saved.threads)
-        shared = tile, self.taps, clip.lo, clip.hi, self.by_rows, saved.threads
-        for g, (ins, outs) in enumerate(self._groups()):
-            out = r[..., outs], y[..., outs], mask[..., outs.start // 8 :]
-            conv_fwd(source[..., ins], self.w[g], self.b[g], *out, *shared)
+        for way, (ins, outs) in zip(self.ways, self.groups, strict=True):
+            own = replace(saved, mask=saved.mask[..., outs.start // 8 :])
+            way(x[0][..., ins], r[..., outs], y[..., outs], clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        if self.by_columns:
-            self._vjp_columns(gy, gx[0], saved)
-        else:
-            self._vjp_dense(gy, gx[0], saved)
+        (whole,) = gx
+        for way, (ins, outs) in zip(self.ways_back, self.groups, strict=True):
+            own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
+            way(gy[..., outs], own, saved)
 
-    def _vjp_dense(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = _scratch_of(saved)
-        h, w = self.window.height, self.window.width
-        target, mask = gx.array, gx.mask
-        if self.window.is_pointwise:
-            gy, target, mask = _as_row(gy), _as_row(target), _as_row(mask)
-        elif self.window.taps > 1 or self.window.size != self.window.output:
-            top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
-            gy = _framed(gy, self._gradient_plane(), top, left, rest, saved.threads)
-        shared = int(gx.accumulate), tile, self.taps, self.by_rows, saved.threads
-        for g, (ins, outs) in enumerate(self._groups()):
-            gate = mask[..., ins.start // 8 :], gx.gate
-            conv_bwd(gy[..., outs], self.w_bwd[g], *gate, target[..., ins], *shared)
 
-    def _vjp_columns(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = _scratch_of(saved)
-        shape = self._columns_shape()
-        columns = rest[: int(np.prod(shape))].reshape(shape)
-        begin = self.window.height.begin, self.window.width.begin
-        multiply = _as_row(columns), NO_MASK, tile, POINTWISE, -np.inf, np.inf, self.by_rows, saved.threads
-        gather = int(gx.accumulate), self.taps, *begin, saved.threads
-        targets = len(gy) // max(1, len(gx.mask))
-        for n in range(len(gy)):
-            sample, mask = slice(n, n + 1), gx.mask[n // targets : n // targets + 1]
-            for g, (ins, outs) in enumerate(self._groups()):
-                row = _as_row(gy[sample, ..., outs])
-                conv_fwd(row, self.w_bwd[g], self.no_bias, NO_TENSOR, *multiply)
-                col2im(columns, mask[..., ins.start // 8 :], gx.gate, gx.array[sample, ..., ins], *gather)
+def _forward(w: NDArray[np.float64], b: NDArray[np.float64], window: Window) -> Forward:
+    """The way that costs least."""
+    if _winograd_pays(window, len(w), w.shape[1], window.output):
+        return WinogradForward(w, b, window)
+    return DirectForward(w.astype(np.float32), b, window)
+
+
+def _reverse(w: NDArray[np.float64], window: Window) -> Reverse:
+    O, C = w.shape[:2]
+    if not window.is_dense or (C <= _FEW_CHANNELS and window.taps > 1):
+        return ColumnsReverse(w.astype(np.float32), window)
+    if _winograd_pays(window, C, O, window.size):
+        return WinogradReverse(w, window)
+    return DirectReverse(w.astype(np.float32), window)
 
 
 class DepthwiseStep(Step):

@@ -20,6 +20,12 @@ from harness import (
 
 from gbp.kernels.columns import col2im
 from gbp.kernels.conv_direct import TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from gbp.kernels.conv_winograd import (
+    conv_winograd_bwd,
+    conv_winograd_fwd,
+    pack_winograd,
+    winograd_scratch,
+)
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
 from gbp.kernels.memory import aligned
 
@@ -129,6 +135,45 @@ def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -
             by_rows(gx, threads),
             threads,
         )
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+#: Squares of y that are whole, cut off below and at the right, alone; patches over every border.
+WINOGRAD = [((8, 12), 1), ((6, 17), 1), ((7, 6), 0), ((5, 4), 2), ((1, 1), 1), ((3, 3), 0)]
+
+
+@pytest.mark.parametrize("C", CHANNELS)
+@pytest.mark.parametrize(("size", "pad"), WINOGRAD)
+def test_winograd_forward(size: Any, pad: int, C: int) -> None:
+    M = 2 * C + 1
+    x, w, b = noise(2, *size, C), noise(M, C, 3, 3, seed=1), noise(M, seed=2)
+    linear = nhwc(naive.conv_fwd(nchw(x), w, b, pads=(pad,) * 4))
+    u, bias = pack_winograd(w), whole_tiles(b)
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        by_squares = by_rows(y, threads)
+        memory = aligned((winograd_scratch(3, C, bool(by_squares), threads),))
+        share = 3, by_squares, threads
+        conv_winograd_fwd(Guarded.of(x[samples]), u, bias, r, y, mask, memory, pad, pad, lo, hi, *share)
+
+    check_epilogue(fused, linear)
+
+
+@pytest.mark.parametrize("C", CHANNELS)
+@pytest.mark.parametrize(("size", "pad"), WINOGRAD)
+def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
+    M = C + 2
+    w = noise(M, C, 3, 3, seed=1)
+    gy = noise(6, size[0] + 2 * pad - 2, size[1] + 2 * pad - 2, M)
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), pads=(pad,) * 4))
+    u = pack_winograd(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        by_squares = by_rows(gx, threads)
+        memory = aligned((winograd_scratch(3, M, bool(by_squares), threads),))
+        share = 2 - pad, 2 - pad, 3, by_squares, threads
+        conv_winograd_bwd(gy, u, mask, gate, gx, accumulate, memory, *share)
 
     check_reverse(run, gy, expected, targets=3)
 

@@ -1,0 +1,408 @@
+"""Winograd convolution F(4×4, 3×3), channels last: 36 multiplications where the direct sum has 144.
+
+    V = Bᵀ x B      a patch of 6 × 6 pixels of x, for each channel
+    M = Σ_c V ⊙ U   36 matrix products over all patches: V[k] (patches, I) · U[k] (I, O)
+    y = Aᵀ M A      a square of 4 × 4 pixels of y
+    U = G w Gᵀ      once, when the weights are packed, in float64
+
+with the interpolation points 0, ±1, ±2, ∞.  For 3×3 windows of stride 1 without dilation; the input gradient
+is the same with flipped, transposed weights.  Padding is never laid out: a patch that hangs over the border
+is gathered into scratch first.
+
+Threads share the squares of y, each working through its own so that V and M stay in its cache; or, where the
+weights outweigh the plane, they share the output channels, so that each weight is read once.  Each output is
+one transform of chains in the order of c, whatever the share, so results do not depend on threads or batch.
+
+Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from .emit import LANES, TILE_ROWS, VECTOR_BYTES
+from .ending import end_bwd, end_fwd
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .memory import aligned
+from .rectifier import GATE, MASK, Gate
+from .simd import address_of, broadcast, fma, load_each, store_each
+from .tile import TILE_CHANNELS, multiply_tile
+from .views import copy_run, targets_of, zero_run
+
+SQUARE = 4
+PATCH = 6
+MATRICES = PATCH * PATCH
+TWO, FOUR, FIVE, EIGHT = (np.float32(value) for value in (2, 4, 5, 8))
+
+_G = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+#: G w Gᵀ as one matrix on the nine weights of a filter.
+_GG = np.kron(_G, _G)
+
+
+def pack_winograd(w: NDArray[Any]) -> NDArray[np.float32]:
+    """U of weights (O, I, 3, 3) as tiles read it: [⌈O / TILE_CHANNELS⌉][MATRICES][I][TILE_CHANNELS]."""
+    O, I = w.shape[:2]
+    blocks = -(-O // TILE_CHANNELS)
+    packed = aligned((blocks, MATRICES, I, TILE_CHANNELS))
+    packed.fill(0)
+    for block in range(blocks):
+        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS].astype(np.float64)
+        u = _GG @ part.transpose(2, 3, 1, 0).reshape(9, -1)
+        packed[block, ..., : len(part)] = u.reshape(MATRICES, I, len(part))
+    return packed.reshape(-1)
+
+
+def winograd_scratch(together: int, I: int, by_squares: bool, threads: int) -> int:
+    """Floats of scratch for `together` squares at a time: V, then for each thread M, a patch and a square."""
+    whole = -(-I // LANES) * LANES
+    patches = MATRICES * (together * whole + LANES)
+    own = MATRICES * (together * TILE_CHANNELS + LANES) + MATRICES * whole + SQUARE * SQUARE * TILE_CHANNELS
+    return (threads if by_squares else 1) * patches + threads * own
+
+
+class Plane(NamedTuple):
+    """An activation as numbers: address of its first pixel, strides in bytes, sizes."""
+
+    address: int
+    image: int
+    line: int
+    pixel: int
+    H: int
+    W: int
+    C: int
+
+
+class Work(NamedTuple):
+    """Where one thread finds its part of scratch, in bytes, and how far the planes of V and M are apart.
+
+    A row of V is one patch, `row` bytes.
+    """
+
+    v: int
+    v_step: int
+    row: int
+    m: int
+    m_step: int
+    patch: int
+    square: int
+
+
+@device_function
+def _work(scratch: int, together: int, I: int, by_squares: int, threads: int, t: int) -> Work:
+    row = (I + LANES - 1) // LANES * LANES * 4
+    # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
+    v_step, m_step = together * row + VECTOR_BYTES, together * 4 * TILE_CHANNELS + VECTOR_BYTES
+    patch = MATRICES * m_step
+    square = patch + MATRICES * row
+    own = square + SQUARE * SQUARE * 4 * TILE_CHANNELS
+    v, m = scratch, scratch + MATRICES * v_step * (threads if by_squares else 1) + t * own
+    if by_squares:
+        v += t * MATRICES * v_step
+    return Work(v, v_step, row, m, m_step, m + patch, m + square)
+
+
+@device_function
+def _input_1d(d0: Any, d1: Any, d2: Any, d3: Any, d4: Any, d5: Any) -> Any:
+    """Bᵀ d."""
+    two, four, minus_five = broadcast(TWO), broadcast(FOUR), broadcast(-FIVE)
+    minus_two, minus_four = broadcast(-TWO), broadcast(-FOUR)
+    a, b = fma(minus_four, d2, d4), fma(minus_four, d1, d3)
+    c, e = d4 - d2, d3 - d1
+    return (
+        fma(four, d0, fma(minus_five, d2, d4)),
+        a + b,
+        a - b,
+        fma(two, e, c),
+        fma(minus_two, e, c),
+        fma(four, d1, fma(minus_five, d3, d5)),
+    )
+
+
+@device_function
+def _output_1d(m0: Any, m1: Any, m2: Any, m3: Any, m4: Any, m5: Any) -> Any:
+    """Aᵀ m."""
+    a, b, c, e = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    return (
+        (m0 + a) + c,
+        fma(broadcast(TWO), e, b),
+        fma(broadcast(FOUR), c, a),
+        fma(broadcast(EIGHT), e, b + m5),
+    )
+
+
+@device_function
+def _transform_patch(x: int, line: int, pixel: int, v: int, step: int) -> None:
+    """Bᵀ x B of one vector of channels, to the 36 planes at v."""
+    a = _input_1d(*load_each(x, line, 6))
+    b = _input_1d(*load_each(x + pixel, line, 6))
+    c = _input_1d(*load_each(x + 2 * pixel, line, 6))
+    d = _input_1d(*load_each(x + 3 * pixel, line, 6))
+    e = _input_1d(*load_each(x + 4 * pixel, line, 6))
+    f = _input_1d(*load_each(x + 5 * pixel, line, 6))
+    store_each(v, step, _input_1d(a[0], b[0], c[0], d[0], e[0], f[0]))
+    store_each(v + 6 * step, step, _input_1d(a[1], b[1], c[1], d[1], e[1], f[1]))
+    store_each(v + 12 * step, step, _input_1d(a[2], b[2], c[2], d[2], e[2], f[2]))
+    store_each(v + 18 * step, step, _input_1d(a[3], b[3], c[3], d[3], e[3], f[3]))
+    store_each(v + 24 * step, step, _input_1d(a[4], b[4], c[4], d[4], e[4], f[4]))
+    store_each(v + 30 * step, step, _input_1d(a[5], b[5], c[5], d[5], e[5], f[5]))
+
+
+@device_function
+def _transform_product(m: int, step: int, out: int) -> None:
+    """Aᵀ M A of one vector of channels, from the 36 planes at m to the square at `out`."""
+    down, right, line = 6 * step, 4 * TILE_CHANNELS, SQUARE * 4 * TILE_CHANNELS
+    a = _output_1d(*load_each(m, down, 6))
+    b = _output_1d(*load_each(m + step, down, 6))
+    c = _output_1d(*load_each(m + 2 * step, down, 6))
+    d = _output_1d(*load_each(m + 3 * step, down, 6))
+    e = _output_1d(*load_each(m + 4 * step, down, 6))
+    f = _output_1d(*load_each(m + 5 * step, down, 6))
+    store_each(out, right, _output_1d(a[0], b[0], c[0], d[0], e[0], f[0]))
+    store_each(out + line, right, _output_1d(a[1], b[1], c[1], d[1], e[1], f[1]))
+    store_each(out + 2 * line, right, _output_1d(a[2], b[2], c[2], d[2], e[2], f[2]))
+    store_each(out + 3 * line, right, _output_1d(a[3], b[3], c[3], d[3], e[3], f[3]))
+
+
+@device_function
+def _across(size: int) -> int:
+    return (size + SQUARE - 1) // SQUARE
+
+
+@device_function
+def _locate(q: int, down: int, across: int) -> Any:
+    """Square q as (n, its row, its column), in squares."""
+    row = q // across
+    return row // down, row % down, q - row * across
+
+
+@device_function
+def _next(n: int, i: int, j: int, down: int, across: int) -> Any:
+    j += 1
+    if j == across:
+        j, i = 0, i + 1
+        if i == down:
+            i, n = 0, n + 1
+    return n, i, j
+
+
+@device_function
+def _pixel(x: Plane, n: int, h: int, w: int) -> int:
+    return x.address + n * x.image + h * x.line + w * x.pixel
+
+
+@device_function
+def _gather(x: Plane, pixel_0: int, h: int, w: int, patch: int, row: int) -> None:
+    """Copy the patch whose first pixel is (h, w), at `pixel_0` if it exists; 0 where there is no pixel."""
+    for i in range(PATCH):
+        for j in range(PATCH):
+            to = patch + (i * PATCH + j) * row
+            if 0 <= h + i < x.H and 0 <= w + j < x.W:
+                copy_run(pixel_0 + i * x.line + j * x.pixel, to, x.C)
+                zero_run(to + 4 * x.C, row // 4 - x.C)
+            else:
+                zero_run(to, row // 4)
+
+
+@device_function
+def _transform_patches(x: Plane, start: Any, grid: Any, squares: Any, v: int, work: Work) -> None:
+    """The patches of squares [first, last) to the rows of V from v on."""
+    n, i, j = _locate(squares[0], grid[0], grid[1])
+    for _ in range(squares[0], squares[1]):
+        h, w = SQUARE * i - start[0], SQUARE * j - start[1]
+        a, line, pixel = _pixel(x, n, h, w), x.line, x.pixel
+        if h < 0 or w < 0 or h + PATCH > x.H or w + PATCH > x.W or work.row != 4 * x.C:
+            _gather(x, a, h, w, work.patch, work.row)
+            a, line, pixel = work.patch, PATCH * work.row, work.row
+        for c in range(0, work.row, VECTOR_BYTES):
+            _transform_patch(a + c, line, pixel, v + c, work.v_step)
+        v += work.row
+        n, i, j = _next(n, i, j, grid[0], grid[1])
+
+
+@device_function
+def _multiply(rows: int, I: int, u: int, work: Work) -> None:
+    """M of one block of output channels for the first `rows` rows of V."""
+    groups = (rows + TILE_ROWS - 1) // TILE_ROWS
+    for k in range(MATRICES):
+        v, m = work.v + k * work.v_step, work.m + k * work.m_step
+        for g in range(groups):
+            first, last = rows * g // groups, rows * (g + 1) // groups
+            x, out = v + first * work.row, m + first * 4 * TILE_CHANNELS
+            multiply_tile(last - first, x, work.row, 1, 0, 1, 0, I, u, out)
+        u += 4 * I * TILE_CHANNELS
+
+
+@device_function
+def _end_square(k: int, work: Work) -> None:
+    """The plain sums of the square in row k of M, to scratch."""
+    for v in range(0, 4 * TILE_CHANNELS, VECTOR_BYTES):
+        _transform_product(work.m + k * 4 * TILE_CHANNELS + v, work.m_step, work.square + v)
+
+
+@device_function
+def _write_squares_fwd(
+    squares: Any, block: int, grid: Any, b: int, limits: Any, r: Plane, mask: Plane, y: Plane, work: Work
+) -> None:
+    n, i, j = _locate(squares[0], grid[0], grid[1])
+    for k in range(squares[1] - squares[0]):
+        _end_square(k, work)
+        w = SQUARE * j
+        for h in range(SQUARE * i, min(y.H, SQUARE * (i + 1))):
+            s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
+            ya, ra, ma = _pixel(y, n, h, w), _pixel(r, n, h, w), _pixel(mask, n, h, w)
+            for _ in range(w, min(y.W, w + SQUARE)):
+                c0 = block * TILE_CHANNELS
+                end_fwd(s, c0, y.C, b, limits[0], limits[1], r.C > 0, ra, mask.C > 0, ma, ya)
+                s += 4 * TILE_CHANNELS
+                ya += y.pixel
+                ra += r.pixel
+                ma += mask.pixel
+        n, i, j = _next(n, i, j, grid[0], grid[1])
+
+
+@device_function
+def _write_squares_bwd(
+    squares: Any, block: int, grid: Any, accumulate: int, gate: Gate, targets: int, mask: Plane, gx: Plane,
+    work: Work,
+) -> None:  # fmt: skip
+    n, i, j = _locate(squares[0], grid[0], grid[1])
+    for k in range(squares[1] - squares[0]):
+        _end_square(k, work)
+        w = SQUARE * j
+        for h in range(SQUARE * i, min(gx.H, SQUARE * (i + 1))):
+            s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
+            xa, ma = _pixel(gx, n, h, w), _pixel(mask, n // targets, h, w)
+            for _ in range(w, min(gx.W, w + SQUARE)):
+                end_bwd(s, block * TILE_CHANNELS, gx.C, accumulate, gate, ma, xa)
+                s += 4 * TILE_CHANNELS
+                xa += gx.pixel
+                ma += mask.pixel
+        n, i, j = _next(n, i, j, grid[0], grid[1])
+
+
+@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT)
+def conv_winograd_fwd(
+    x: Any,
+    u: Any,
+    b: Any,
+    r: Any,
+    y: Any,
+    mask: Any,
+    scratch: Any,
+    top: int,
+    left: int,
+    lo: float,
+    hi: float,
+    together: int,
+    by_squares: int,
+    threads: int,
+) -> None:
+    """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
+
+    r and mask may be empty.  u from `pack_winograd`; b padded with 0 to whole tiles; scratch as
+    `winograd_scratch` says.  `by_squares`: each thread takes its squares of y for all channels, `together`
+    at a time; else they transform so many together and each takes its channels.
+    """
+    N, H, W, I = x.shape
+    OH, OW, O = y.shape[1], y.shape[2], y.shape[3]
+    source = Plane(address_of(x), x.strides[0], x.strides[1], x.strides[2], H, W, I)
+    out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
+    residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
+    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
+    limits, start = (broadcast(lo), broadcast(hi)), (top, left)
+    grid = _across(OH), _across(OW)
+    squares, blocks = N * grid[0] * grid[1], (O + TILE_CHANNELS - 1) // TILE_CHANNELS
+    u_block = MATRICES * I * 4 * TILE_CHANNELS
+    if by_squares:
+        for t in prange(threads):
+            work = _work(address_of(scratch), together, I, by_squares, threads, t)
+            first, last = squares * t // threads, squares * (t + 1) // threads
+            rounds = (last - first + together - 1) // together
+            for k in range(rounds):
+                part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
+                _transform_patches(source, start, grid, part, work.v, work)
+                for block in range(blocks):
+                    _multiply(part[1] - part[0], I, address_of(u) + block * u_block, work)
+                    _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
+    else:
+        rounds = (squares + together - 1) // together
+        for k in range(rounds):
+            first, last = squares * k // rounds, squares * (k + 1) // rounds
+            for t in prange(threads):
+                work = _work(address_of(scratch), together, I, by_squares, threads, t)
+                part = first + (last - first) * t // threads, first + (last - first) * (t + 1) // threads
+                _transform_patches(source, start, grid, part, work.v + (part[0] - first) * work.row, work)
+            for t in prange(threads):
+                work = _work(address_of(scratch), together, I, by_squares, threads, t)
+                part = first, last
+                for block in range(blocks * t // threads, blocks * (t + 1) // threads):
+                    _multiply(last - first, I, address_of(u) + block * u_block, work)
+                    _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
+
+
+@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT)
+def conv_winograd_bwd(
+    gy: Any,
+    u: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    scratch: Any,
+    top: int,
+    left: int,
+    together: int,
+    by_squares: int,
+    threads: int,
+) -> None:
+    """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
+
+    u from `pack_winograd` of the flipped, transposed weights; top and left are the pads of that convolution.
+    """
+    N, H, W, O = gy.shape
+    GH, GW, C = gx.shape[1], gx.shape[2], gx.shape[3]
+    source = Plane(address_of(gy), gy.strides[0], gy.strides[1], gy.strides[2], H, W, O)
+    out = Plane(address_of(gx), gx.strides[0], gx.strides[1], gx.strides[2], GH, GW, C)
+    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], GH, GW, mask.shape[3])
+    targets, start = targets_of(gx, mask), (top, left)
+    grid = _across(GH), _across(GW)
+    squares, blocks = N * grid[0] * grid[1], (C + TILE_CHANNELS - 1) // TILE_CHANNELS
+    u_block = MATRICES * O * 4 * TILE_CHANNELS
+    if by_squares:
+        for t in prange(threads):
+            work = _work(address_of(scratch), together, O, by_squares, threads, t)
+            first, last = squares * t // threads, squares * (t + 1) // threads
+            rounds = (last - first + together - 1) // together
+            for k in range(rounds):
+                part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
+                _transform_patches(source, start, grid, part, work.v, work)
+                for block in range(blocks):
+                    _multiply(part[1] - part[0], O, address_of(u) + block * u_block, work)
+                    _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)
+    else:
+        rounds = (squares + together - 1) // together
+        for k in range(rounds):
+            first, last = squares * k // rounds, squares * (k + 1) // rounds
+            for t in prange(threads):
+                work = _work(address_of(scratch), together, O, by_squares, threads, t)
+                part = first + (last - first) * t // threads, first + (last - first) * (t + 1) // threads
+                _transform_patches(source, start, grid, part, work.v + (part[0] - first) * work.row, work)
+            for t in prange(threads):
+                work = _work(address_of(scratch), together, O, by_squares, threads, t)
+                part = first, last
+                for block in range(blocks * t // threads, blocks * (t + 1) // threads):
+                    _multiply(last - first, O, address_of(u) + block * u_block, work)
+                    _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)

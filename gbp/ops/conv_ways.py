@@ -1,0 +1,245 @@
+"""The ways to compute a convolution and its input gradient; `ops.conv` says what they compute and picks one.
+
+A way is made once, from the weights of one op; it packs them as its kernel reads them and says how much
+scratch it needs.  All ways of one direction give the same result up to rounding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from ..geometry import Window
+from ..kernels.columns import col2im
+from ..kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
+from ..kernels.conv_winograd import (
+    conv_winograd_bwd,
+    conv_winograd_fwd,
+    pack_winograd,
+    winograd_scratch,
+)
+from ..kernels.memory import aligned
+from ..kernels.taps import POINTWISE
+from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
+from ..limits import elements
+from .op import NO_MASK, NO_TENSOR, Clipped, Floats, Gradient, Saved
+from .window import taps_of
+
+#: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
+_SQUARES_A_THREAD = 2 * 14
+_SQUARES_OF_ALL = 8 * 14
+
+
+class Forward(ABC):
+    """y = clip(conv(x) + b + r)."""
+
+    how: str
+
+    @abstractmethod
+    def scratch(self, threads: int) -> tuple[int, int]:
+        """Floats: (fixed, for each sample)."""
+
+    @abstractmethod
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None: ...
+
+
+class Reverse(ABC):
+    """gx from gy."""
+
+    how: str
+
+    @abstractmethod
+    def scratch(self, threads: int) -> tuple[int, int]:
+        """Floats: (fixed, for each sample)."""
+
+    @abstractmethod
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None: ...
+
+
+def _padded_bias(b: NDArray[Any]) -> Floats:
+    """b up to whole tiles."""
+    padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
+    padded[:] = 0
+    padded[: len(b)] = b
+    return padded
+
+
+def _as_row(x: NDArray[Any]) -> NDArray[Any]:
+    """All pixels of (N, H, W, C) in one row, so that tiles are full.  A view: rows must lie end to end."""
+    N, H, W, C = x.shape
+    if H > 1 and x.strides[1] != W * x.strides[2]:
+        raise ValueError(f"rows of strides {x.strides} do not lie end to end")
+    return as_strided(x, (N, 1, H * W, C), (x.strides[0], 0, *x.strides[2:]))
+
+
+def _scratch_of(saved: Saved) -> tuple[Floats, Floats]:
+    """Scratch for one tile a thread, and the rest."""
+    floats = saved.threads * TILE_FLOATS
+    return saved.scratch[:floats], saved.scratch[floats:]
+
+
+def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
+    """x laid into planes of zeros at (top, left), in scratch."""
+    shape = len(x), *plane, x.shape[3]
+    framed = scratch[: elements(shape)].reshape(shape)
+    pad(x, framed, top, left, threads)
+    return framed
+
+
+def _flipped(w: NDArray[Any]) -> NDArray[Any]:
+    """Weights (O, C, KH, KW) as the reverse of stride 1 convolves gy with them."""
+    return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+
+
+def _outweighs(window: Window, w: Floats) -> int:
+    """Whether a plane outweighs the weights: threads share the larger; the smaller they all read."""
+    return int(elements(window.size) * w.shape[1] > w.size)
+
+
+class DirectForward(Forward):
+    """Tiles over x, which is framed with zeros where the window is padded."""
+
+    def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
+        self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
+        self.w, self.b = pack(w), _padded_bias(b)
+        self.by_rows = _outweighs(window, w)
+        self.how = "direct"
+
+    def _plane(self) -> tuple[int, int]:
+        """What the windows see."""
+        h, w = self.window.height, self.window.width
+        return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * TILE_FLOATS, elements(self._plane()) * self.channels
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        tile, rest = _scratch_of(saved)
+        h, w, mask = self.window.height, self.window.width, saved.mask
+        if self.window.is_pointwise:
+            x, r, y, mask = _as_row(x), _as_row(r), _as_row(y), _as_row(mask)
+        elif self._plane() != self.window.size or h.begin or w.begin:
+            x = _framed(x, self._plane(), h.begin, w.begin, rest, saved.threads)
+        end = tile, self.taps, clip.lo, clip.hi, self.by_rows, saved.threads
+        conv_fwd(x, self.w, self.b, r, y, mask, *end)
+
+
+class DirectReverse(Reverse):
+    """Stride 1: the forward kernel over gy with flipped, transposed weights."""
+
+    def __init__(self, w: Floats, window: Window) -> None:
+        self.window, self.taps, self.channels = window, taps_of(window), len(w)
+        self.w = pack(_flipped(w))
+        self.by_rows = _outweighs(window, w)
+        self.how = "direct"
+
+    def _plane(self) -> tuple[int, int]:
+        h, w = self.window.height, self.window.width
+        return h.size + h.extent - 1, w.size + w.extent - 1
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * TILE_FLOATS, elements(self._plane()) * self.channels
+
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        tile, rest = _scratch_of(saved)
+        h, w = self.window.height, self.window.width
+        target, mask = gx.array, gx.mask
+        if self.window.is_pointwise:
+            gy, target, mask = _as_row(gy), _as_row(target), _as_row(mask)
+        elif self.window.taps > 1 or self.window.size != self.window.output:
+            top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
+            gy = _framed(gy, self._plane(), top, left, rest, saved.threads)
+        accumulate = int(gx.accumulate)
+        conv_bwd(gy, self.w, mask, gx.gate, target, accumulate, tile, self.taps, self.by_rows, saved.threads)
+
+
+class ColumnsReverse(Reverse):
+    """Any stride, and few channels in gx: gy times the weights gives columns, which gx gathers."""
+
+    def __init__(self, w: Floats, window: Window) -> None:
+        self.window, self.taps = window, taps_of(window)
+        self.columns = 1, *window.output, window.taps * w.shape[1]
+        # Row (i·KW + j)·C + c of the columns.
+        self.w = pack(w.transpose(2, 3, 1, 0).reshape(-1, len(w), 1, 1))
+        self.no_bias = _padded_bias(np.zeros(self.columns[-1]))
+        self.by_rows = _outweighs(window, w)
+        self.how = "columns"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * TILE_FLOATS + elements(self.columns), 0
+
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        tile, rest = _scratch_of(saved)
+        columns = rest[: elements(self.columns)].reshape(self.columns)
+        begin = self.window.height.begin, self.window.width.begin
+        end = NO_MASK, tile, POINTWISE, -np.inf, np.inf, self.by_rows, saved.threads
+        targets = len(gy) // max(1, len(gx.mask))
+        for n in range(len(gy)):
+            sample, mask = slice(n, n + 1), gx.mask[n // targets : n // targets + 1]
+            conv_fwd(_as_row(gy[sample]), self.w, self.no_bias, NO_TENSOR, _as_row(columns), *end)
+            accumulate = int(gx.accumulate)
+            col2im(columns, mask, gx.gate, gx.array[sample], accumulate, self.taps, *begin, saved.threads)
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """How a Winograd kernel shares a plane of `size` out to threads."""
+
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+
+    def choose(self, threads: int) -> tuple[int, int]:
+        """(together, by_squares): the threads share the squares, or where the weights outweigh them and there
+        are enough, the blocks of output channels.
+        """
+        plane = elements(self.size) * self.inputs
+        enough = self.outputs >= 2 * threads * TILE_CHANNELS
+        if enough and plane < 9 * self.inputs * self.outputs:
+            return _SQUARES_OF_ALL, 0
+        return _SQUARES_A_THREAD, 1
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        together, by_squares = self.choose(threads)
+        return winograd_scratch(together, self.inputs, bool(by_squares), threads), 0
+
+
+class WinogradForward(Forward):
+    """3×3, stride 1: F(4×4, 3×3)."""
+
+    def __init__(self, w: NDArray[np.float64], b: NDArray[Any], window: Window) -> None:
+        self.begin = window.height.begin, window.width.begin
+        self.u, self.b = pack_winograd(w), _padded_bias(b)
+        self.squares = _Squares(window.output, w.shape[1], len(w))
+        self.how = "winograd"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.squares.scratch(threads)
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        share = *self.squares.choose(saved.threads), saved.threads
+        limits = clip.lo, clip.hi
+        conv_winograd_fwd(x, self.u, self.b, r, y, saved.mask, saved.scratch, *self.begin, *limits, *share)
+
+
+class WinogradReverse(Reverse):
+    """The same with flipped, transposed weights."""
+
+    def __init__(self, w: NDArray[np.float64], window: Window) -> None:
+        self.begin = 2 - window.height.begin, 2 - window.width.begin
+        self.u = pack_winograd(_flipped(w))
+        self.squares = _Squares(window.size, len(w), w.shape[1])
+        self.how = "winograd"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.squares.scratch(threads)
+
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        share = *self.squares.choose(saved.threads), saved.threads
+        gate, accumulate = gx.gate, int(gx.accumulate)
+        conv_winograd_bwd(gy, self.u, gx.mask, gate, gx.array, accumulate, saved.scratch, *self.begin, *share)
