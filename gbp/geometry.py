@@ -99,9 +99,11 @@ class Window:
     @property
     def is_pointwise(self) -> bool:
         """One tap, every pixel, nothing padded: each output pixel sees just its own input pixel."""
-        return self.taps == 1 and all(
-            a.stride == 1 and a.begin == a.end == 0 for a in (self.height, self.width)
-        )
+        return self.taps == 1 and self.is_dense and self.is_unpadded
+
+    @property
+    def is_unpadded(self) -> bool:
+        return all(a.begin == a.end == 0 for a in (self.height, self.width))
 
     @property
     def is_undilated(self) -> bool:

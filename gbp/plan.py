@@ -16,6 +16,7 @@ from .fusion import fuse
 from .graph import Graph, Shape
 from .layout import Call, Physical, lay_out
 from .limits import MOST_BYTES_A_SAMPLE, elements
+from .ops.conv import force
 from .ops.shape import ViewStep
 from .passes import simplify
 
@@ -72,9 +73,12 @@ class Plan:
     rectifiers: int
 
     @classmethod
-    def build(cls, graph: Graph) -> Plan:
-        """Plan the graph.  Raises UnsupportedError where one sample would not fit into memory."""
-        graph = simplify(graph)
+    def build(cls, graph: Graph, algorithm: str = "auto") -> Plan:
+        """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
+
+        Raises UnsupportedError where one sample would not fit into memory.
+        """
+        graph = force(simplify(graph), algorithm)
         layout = lay_out(graph)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gbp import Attribution, Explainer, passes
+from gbp.ops.conv import ALGORITHMS
 from gbp.passes.drop_dead import drop_dead
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -261,10 +262,10 @@ def assert_same(a: Attribution, b: Attribution) -> None:
     np.testing.assert_array_equal(a.map, b.map)
 
 
-@given(networks(), st.sampled_from(RULES))
+@given(networks(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=500)
-def test_engine_equals_oracle(net: Network, rule: str) -> None:
-    assert_agree(Explainer(net.model), safe_run(net), rule, net.target)
+def test_engine_equals_oracle(net: Network, rule: str, algorithm: str) -> None:
+    assert_agree(Explainer(net.model, algorithm=algorithm), safe_run(net), rule, net.target)
 
 
 @given(networks(), st.sampled_from(RULES))
@@ -273,14 +274,14 @@ def test_without_a_target_each_sample_explains_its_argmax(net: Network, rule: st
     assert_agree(Explainer(net.model), safe_run(net), rule)
 
 
-@given(networks(), st.sampled_from(RULES))
+@given(networks(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=150)
-def test_bits_depend_on_nothing_but_sample_target_and_rule(net: Network, rule: str) -> None:
+def test_bits_depend_on_nothing_but_sample_target_and_rule(net: Network, rule: str, algorithm: str) -> None:
     """K targets equal K calls, a batch its samples, one thread two, the first call the second."""
-    explainer = Explainer(net.model, threads=1)
+    explainer, other = (Explainer(net.model, threads=n, algorithm=algorithm) for n in (1, 2))
     a = explainer.explain(net.x, rule=rule, target=net.target)
     assert_same(a, explainer.explain(net.x, rule=rule, target=net.target))
-    assert_same(a, Explainer(net.model, threads=2).explain(net.x, rule=rule, target=net.target))
+    assert_same(a, other.explain(net.x, rule=rule, target=net.target))
     for k, target in enumerate(net.target.T):
         one = explainer.explain(net.x, rule=rule, target=target)
         np.testing.assert_array_equal(a.map[:, k], one.map)

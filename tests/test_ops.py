@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer
+from gbp.ops.conv import ALGORITHMS
 
 Net = Callable[[Builder, str], str]
 Frame = Callable[[Builder, str, Net, Net], str]
@@ -490,9 +491,9 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng([seed, 1]).standard_normal(shape).astype(np.float32)
 
 
-def check(model: onnx.ModelProto, run: oracle.Run) -> None:
+def check(model: onnx.ModelProto, run: oracle.Run, algorithm: str = "auto") -> None:
     """Engine and oracle agree on two targets a sample; without a rectifier only vanilla has a meaning."""
-    explainer = Explainer(model, output=run.output)
+    explainer = Explainer(model, output=run.output, algorithm=algorithm)
     scores = run.values[run.output]
     target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) for _, vjp in run.steps)
@@ -503,7 +504,9 @@ def check(model: onnx.ModelProto, run: oracle.Run) -> None:
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("name", CASES)
 def test_op(name: str, frame: str) -> None:
-    check(*safe_run(CASES[name], FRAMES[frame]))
+    model, run = safe_run(CASES[name], FRAMES[frame])
+    for algorithm in ALGORITHMS if name.startswith("conv") else ("auto",):
+        check(model, run, algorithm)
 
 
 #: Ops that decide by comparing, for inputs of few whole numbers.

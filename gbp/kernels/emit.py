@@ -59,7 +59,15 @@ def load_vector(builder: Any, address: Any, nbytes: int = 0) -> Any:
 
 
 def store_vector(builder: Any, value: Any, address: Any, nbytes: int = 0) -> None:
-    builder.store(value, pointer(builder, offset(builder, address, nbytes), VECTOR)).align = 4
+    builder.store(value, pointer(builder, offset(builder, address, nbytes), value.type)).align = 4
+
+
+def compress(builder: Any, value: Any, keep: Any) -> Any:
+    """The lanes of `value` where `keep` is true, moved to the front; the others are undefined."""
+    name = f"llvm.experimental.vector.compress.v{LANES}{'f' if value.type is VECTOR else 'i'}32"
+    kind = ir.FunctionType(value.type, [value.type, VECTOR_I1, value.type])
+    front = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(front, [value, keep, ir.Constant(value.type, ir.Undefined)])
 
 
 def splat(builder: Any, scalar: Any, kind: Any = VECTOR) -> Any:

@@ -317,6 +317,56 @@ def _load_all_bits(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def store_nonzero(typing: Any, v: Any, index: Any, values: Any, indices: Any) -> Any:
+    """Write the lanes of v that are not 0 one after the other to `values`, and as int32 `index` + lane to
+    `indices`; return how many they are.  Whole vectors are written, whatever their number.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        v, index, values, indices = args
+        keep = builder.fcmp_unordered("!=", v, ir.Constant(emit.VECTOR, None))
+        lane = ir.Constant(emit.VECTOR_I32, list(range(LANES)))
+        index = builder.add(emit.splat(builder, builder.trunc(index, emit.I32), emit.VECTOR_I32), lane)
+        emit.store_vector(builder, emit.compress(builder, v, keep), values)
+        emit.store_vector(builder, emit.compress(builder, index, keep), indices)
+        return builder.ctpop(emit.to_bits(builder, keep))
+
+    return types.int64(vector, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def nonzero(typing: Any, v: Any) -> Any:
+    """Return how many lanes of v are not 0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        keep = builder.fcmp_unordered("!=", args[0], ir.Constant(emit.VECTOR, None))
+        return builder.ctpop(emit.to_bits(builder, keep))
+
+    return types.int64(vector), codegen
+
+
+@intrinsic
+def load_index(typing: Any, address: Any) -> Any:
+    """The int32 at `address`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.sext(builder.load(emit.pointer(builder, args[0], emit.I32)), emit.I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_index(typing: Any, address: Any, value: Any) -> Any:
+    """Write an int32 to `address`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(builder.trunc(args[1], emit.I32), emit.pointer(builder, args[0], emit.I32))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def store_byte(typing: Any, address: Any, value: Any) -> Any:
     """Write the low 8 bits of `value` to `address`."""
 

@@ -84,6 +84,61 @@ def tile_dot_first(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes
     return tile(tile, types.int64, types.int64, types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_load(typing: Any, rows: Any, address: Any) -> Any:
+    """The tile of `rows` rows that `tile_store` wrote to `address`."""
+    kind = types.UniTuple(vector, rows.literal_value * TILE_VECTORS)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for at in range(kind.count):
+            row = emit.load_vector(builder, args[1], emit.VECTOR_BYTES * at)
+            loaded = builder.insert_value(loaded, row, at)
+        return loaded
+
+    return kind(rows, types.int64), codegen
+
+
+@intrinsic
+def tile_add_rows(typing: Any, tile: Any, x: Any, w: Any, step: Any) -> Any:
+    """tile[i] += x · w[i]: one scalar at address x for all rows; row i of the weights at `w + i·step`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, w, step = args
+        scalar = emit.broadcast_at(builder, x)
+        for i, row in enumerate(_rows_at(builder, w, step, tile.count // TILE_VECTORS)):
+            for j in range(TILE_VECTORS):
+                at = i * TILE_VECTORS + j
+                weights = emit.load_vector(builder, row, emit.VECTOR_BYTES * j)
+                total = emit.multiply_add(builder, scalar, weights, builder.extract_value(accumulators, at))
+                accumulators = builder.insert_value(accumulators, total, at)
+        return accumulators
+
+    return tile(tile, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
+    """Write the first `rows` rows to `address`, move the others up, load what comes after them all there."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = rows.literal_value * TILE_VECTORS
+        result = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for at in range(tile.count):
+            if at < count:
+                emit.store_vector(
+                    builder, builder.extract_value(args[0], at), args[2], emit.VECTOR_BYTES * at
+                )
+            if at + count < tile.count:
+                row = builder.extract_value(args[0], at + count)
+            else:
+                row = emit.load_vector(builder, args[2], emit.VECTOR_BYTES * (at + count))
+            result = builder.insert_value(result, row, at)
+        return result
+
+    return tile(tile, rows, types.int64), codegen
+
+
 @intrinsic
 def tile_store(typing: Any, tile: Any, address: Any) -> Any:
     """Write the tile's rows one after another to `address`, TILE_CHANNELS float32 each."""

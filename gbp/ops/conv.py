@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Window
-from ..graph import Shape
+from ..graph import Graph, Layer, Shape
+from ..kernels.conv_lists import LISTED_CHANNELS
 from ..kernels.conv_winograd import MATRICES, SQUARE
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ..kernels.emit import LANES, TILE_ROWS
@@ -26,6 +27,8 @@ from .conv_ways import (
     DirectForward,
     DirectReverse,
     Forward,
+    ListsReverse,
+    PointwiseReverse,
     Reverse,
     WinogradForward,
     WinogradReverse,
@@ -36,12 +39,21 @@ from .window import read_window, reverse_work, taps_of
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
 _FEW_CHANNELS = LANES // 2
+#: The density of gy up to which lists of its nonzero values beat Winograd; not with channels mostly empty.
+_MOST_LISTED = 0.17
+_MOST_EMPTY = 0.7
 #: Each group that is not one channel is a kernel call of its own.
 _MOST_GROUPS = 2**12
 
 
 def _whole(count: int, tile: int) -> int:
     return -(-count // tile) * tile
+
+
+#: How to compute: "auto" takes what costs least; the others are taken wherever they can be.
+#: "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
+#: "lists": the reverse over lists of the gradient's nonzero values.
+ALGORITHMS = ("auto", "direct", "winograd", "lists")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +64,7 @@ class Conv(Op):
     b: NDArray[np.float64]
     window: Window
     group: int
+    algorithm: str = "auto"
 
     @property
     def parameters(self) -> int:
@@ -66,14 +79,18 @@ class Conv(Op):
 
     @property
     def _packed(self) -> tuple[int, int]:
-        """Weights of the forward and of the reverse kernel, with what fills up the tiles."""
+        """Weights of the forward and of the reverse kernel by tiles, with what fills up the tiles."""
         O, C = len(self.w) // self.group, self.w.shape[1]
         each = self.group * self.window.taps
         return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
 
     @property
     def nbytes(self) -> int:
-        return 8 * self.w.size + (4 * self.w.size if self.is_depthwise else 4 * sum(self._packed))
+        if self.is_depthwise:
+            return 12 * self.w.size
+        # Winograd's transform makes 36 of 9 weights.
+        may_grow = self.window.kernel == (3, 3) and self.window.is_dense
+        return 8 * self.w.size + 4 * sum(self._packed) * (4 if may_grow else 1)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         reverse = 0 if self.window.is_dense and not self.is_depthwise else reverse_work(self.window, x[0][1])
@@ -120,16 +137,56 @@ def parse(node: Node) -> Conv:
 PARSERS = {"Conv": parse}
 
 
-def _winograd_pays(window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
-    """Whether 3×3 windows over O × C weights, to a plane of that size, cost less by Winograd's transforms.
+def force(graph: Graph, algorithm: str) -> Graph:
+    """The same network with every convolution computed by this one of ALGORITHMS."""
 
-    In vector multiply-adds of a core: the products, and per square the transforms as measured.
+    def forced(layer: Layer) -> Layer:
+        if isinstance(layer.op, Conv):
+            return replace(layer, op=replace(layer.op, algorithm=algorithm))
+        return layer
+
+    return graph.with_layers(map(forced, graph.layers))
+
+
+def _is_3x3(window: Window) -> bool:
+    return window.kernel == (3, 3) and window.is_dense and window.is_undilated
+
+
+def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
+    """Whether to compute windows over O × C weights, to a plane of that size, by Winograd's transforms.
+
+    Costs are in vector multiply-adds of a core: the products, and per square the transforms as measured.
     """
-    fits = window.kernel == (3, 3) and window.is_dense and window.is_undilated
     blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
     squares = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE)
     winograd = squares * (MATRICES * C * blocks + 440 * vectors + 380 * blocks)
-    return fits and winograd < elements(plane) * (9 * C * blocks + 6 * blocks)
+    direct = elements(plane) * (9 * C * blocks + 6 * blocks)
+    return _is_3x3(window) and (algorithm == "winograd" or (algorithm == "auto" and winograd < direct))
+
+
+def _forward(w: NDArray[np.float64], b: NDArray[np.float64], window: Window, algorithm: str) -> Forward:
+    if _by_winograd(algorithm, window, len(w), w.shape[1], window.output):
+        return WinogradForward(w, b, window)
+    return DirectForward(w.astype(np.float32), b, window)
+
+
+def _reverse(w: NDArray[np.float64], window: Window, algorithm: str) -> Reverse:
+    O, C = w.shape[:2]
+    forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
+    single = w.astype(np.float32)
+    if window.taps == 1 and window.is_unpadded:
+        return PointwiseReverse(single, window, forced)
+    if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):
+        return ColumnsReverse(single, window, forced)
+    by_winograd = _by_winograd(algorithm, window, C, O, window.size)
+    dense = WinogradReverse(w, window) if by_winograd else DirectReverse(single, window)
+    if algorithm == "lists":
+        return ListsReverse(single, window, dense, 1.0)
+    # Lists work on this many channels of gx, full or not.
+    full = C / _whole(C, LISTED_CHANNELS)
+    if algorithm == "auto" and by_winograd and full > _MOST_EMPTY:
+        return ListsReverse(single, window, dense, _MOST_LISTED * full)
+    return dense
 
 
 class ConvStep(Step):
@@ -145,10 +202,12 @@ class ConvStep(Step):
         C, O = op.w.shape[1], len(op.w) // op.group
         self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
         biases = op.b.reshape(op.group, -1)
-        self.ways = [_forward(w, b, op.window) for w, b in zip(parts, biases, strict=True)]
-        self.ways_back = [_reverse(w, op.window) for w in parts]
+        self.ways = [_forward(w, b, op.window, op.algorithm) for w, b in zip(parts, biases, strict=True)]
+        self.ways_back = [_reverse(w, op.window, op.algorithm) for w in parts]
         kernel = "×".join(map(str, op.window.kernel))
-        self.how = f"{self.ways[0].how} {kernel}" + (f" in {op.group} groups" if op.group > 1 else "")
+        way, back = self.ways[0].how, self.ways_back[0].how
+        how = f"{kernel} {way}" if way == back else f"{kernel} {way} / {back}"
+        self.how = how + (f", {op.group} groups" if op.group > 1 else "")
 
     def scratch(self, threads: int) -> tuple[int, int]:
         forward, reverse = self.ways[0].scratch(threads), self.ways_back[0].scratch(threads)
@@ -164,22 +223,6 @@ class ConvStep(Step):
         for way, (ins, outs) in zip(self.ways_back, self.groups, strict=True):
             own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
             way(gy[..., outs], own, saved)
-
-
-def _forward(w: NDArray[np.float64], b: NDArray[np.float64], window: Window) -> Forward:
-    """The way that costs least."""
-    if _winograd_pays(window, len(w), w.shape[1], window.output):
-        return WinogradForward(w, b, window)
-    return DirectForward(w.astype(np.float32), b, window)
-
-
-def _reverse(w: NDArray[np.float64], window: Window) -> Reverse:
-    O, C = w.shape[:2]
-    if not window.is_dense or (C <= _FEW_CHANNELS and window.taps > 1):
-        return ColumnsReverse(w.astype(np.float32), window)
-    if _winograd_pays(window, C, O, window.size):
-        return WinogradReverse(w, window)
-    return DirectReverse(w.astype(np.float32), window)
 
 
 class DepthwiseStep(Step):

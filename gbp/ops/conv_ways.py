@@ -7,6 +7,7 @@ scratch it needs.  All ways of one direction give the same result up to rounding
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,21 @@ from numpy.typing import NDArray
 from ..geometry import Window
 from ..kernels.columns import col2im
 from ..kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
+from ..kernels.conv_lists import conv_lists_bwd, list_plane, listing_of, lists_floats, pack_lists, sums_floats
+from ..kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ..kernels.conv_winograd import (
     conv_winograd_bwd,
     conv_winograd_fwd,
     pack_winograd,
     winograd_scratch,
 )
+from ..kernels.lists import BLOCKS
 from ..kernels.memory import aligned
-from ..kernels.taps import POINTWISE
+from ..kernels.pointwise import pointwise_bwd
+from ..kernels.rectifier import OPEN
 from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
 from ..limits import elements
-from .op import NO_MASK, NO_TENSOR, Clipped, Floats, Gradient, Saved
+from .op import NO_MASK, NO_WEIGHTS, Clipped, Floats, Gradient, Saved
 from .window import taps_of
 
 #: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
@@ -110,20 +115,26 @@ class DirectForward(Forward):
         self.by_rows = _outweighs(window, w)
         self.how = "direct"
 
+    @property
+    def _is_padded(self) -> bool:
+        sees, size = self._plane(), self.window.size
+        begins = self.window.height.begin or self.window.width.begin
+        return bool(begins) or sees[0] > size[0] or sees[1] > size[1]
+
     def _plane(self) -> tuple[int, int]:
         """What the windows see."""
         h, w = self.window.height, self.window.width
         return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return threads * TILE_FLOATS, elements(self._plane()) * self.channels
+        return threads * TILE_FLOATS, elements(self._plane()) * self.channels if self._is_padded else 0
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         tile, rest = _scratch_of(saved)
         h, w, mask = self.window.height, self.window.width, saved.mask
         if self.window.is_pointwise:
             x, r, y, mask = _as_row(x), _as_row(r), _as_row(y), _as_row(mask)
-        elif self._plane() != self.window.size or h.begin or w.begin:
+        elif self._is_padded:
             x = _framed(x, self._plane(), h.begin, w.begin, rest, saved.threads)
         end = tile, self.taps, clip.lo, clip.hi, self.by_rows, saved.threads
         conv_fwd(x, self.w, self.b, r, y, mask, *end)
@@ -148,42 +159,78 @@ class DirectReverse(Reverse):
     def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
         tile, rest = _scratch_of(saved)
         h, w = self.window.height, self.window.width
-        target, mask = gx.array, gx.mask
+        top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
+        gy = _framed(gy, self._plane(), top, left, rest, saved.threads)
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        conv_bwd(gy, self.w, *target, tile, self.taps, self.by_rows, saved.threads)
+
+
+#: The density of gy up to which lists of its nonzero values beat dense tiles, by blocks of channels in gx.
+_MOST_LISTED = (0.0, 0.2, 0.45, 0.55, 0.6)
+
+
+def _most_listed(channels: int) -> float:
+    return _MOST_LISTED[min(BLOCKS, -(-channels // TILE_CHANNELS))]
+
+
+class PointwiseReverse(Reverse):
+    """1×1, unpadded: each pixel of gy times the weights, of which a mostly empty pixel needs few.
+
+    `most`: the density up to which it goes by lists; None: where that pays.
+    """
+
+    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
+        self.window, self.w, self.outputs = window, pack(_flipped(w)), len(w)
+        self.most = _most_listed(w.shape[1]) if most is None else most
+        self.how = "lists" if self.most else "direct"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return pointwise_scratch(self.outputs, threads), 0
+
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        end = saved.scratch, self.most, saved.threads
         if self.window.is_pointwise:
-            gy, target, mask = _as_row(gy), _as_row(target), _as_row(mask)
-        elif self.window.taps > 1 or self.window.size != self.window.output:
-            top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
-            gy = _framed(gy, self._plane(), top, left, rest, saved.threads)
-        accumulate = int(gx.accumulate)
-        conv_bwd(gy, self.w, mask, gx.gate, target, accumulate, tile, self.taps, self.by_rows, saved.threads)
+            target = _as_row(gx.mask), gx.gate, _as_row(gx.array), int(gx.accumulate)
+            conv_pointwise_bwd(_as_row(gy), self.w, *target, *end)
+        elif gx.accumulate:
+            conv_pointwise_bwd(gy, self.w, NO_MASK, OPEN, self._seen(gx.array), 1, *end)
+            # The pixels that no window sees have to be gated as well.
+            pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, saved.threads)
+        else:
+            gx.array.fill(0)
+            conv_pointwise_bwd(gy, self.w, self._seen(gx.mask), gx.gate, self._seen(gx.array), 0, *end)
+
+    def _seen(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The pixels of (N, H, W, …) that the windows see."""
+        h, w = self.window.height, self.window.width
+        return x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
 
 
 class ColumnsReverse(Reverse):
     """Any stride, and few channels in gx: gy times the weights gives columns, which gx gathers."""
 
-    def __init__(self, w: Floats, window: Window) -> None:
+    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
         self.window, self.taps = window, taps_of(window)
         self.columns = 1, *window.output, window.taps * w.shape[1]
         # Row (i·KW + j)·C + c of the columns.
-        self.w = pack(w.transpose(2, 3, 1, 0).reshape(-1, len(w), 1, 1))
-        self.no_bias = _padded_bias(np.zeros(self.columns[-1]))
-        self.by_rows = _outweighs(window, w)
+        columns = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(-1, len(w), 1, 1)
+        self.w, self.outputs = pack(columns), len(w)
+        self.most = _most_listed(self.columns[-1]) if most is None else most
         self.how = "columns"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return threads * TILE_FLOATS + elements(self.columns), 0
+        return pointwise_scratch(self.outputs, threads) + elements(self.columns), 0
 
     def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
-        tile, rest = _scratch_of(saved)
-        columns = rest[: elements(self.columns)].reshape(self.columns)
+        own = pointwise_scratch(self.outputs, saved.threads)
+        columns = saved.scratch[own : own + elements(self.columns)].reshape(self.columns)
         begin = self.window.height.begin, self.window.width.begin
-        end = NO_MASK, tile, POINTWISE, -np.inf, np.inf, self.by_rows, saved.threads
-        targets = len(gy) // max(1, len(gx.mask))
+        target = NO_MASK, OPEN, _as_row(columns), 0
         for n in range(len(gy)):
-            sample, mask = slice(n, n + 1), gx.mask[n // targets : n // targets + 1]
-            conv_fwd(_as_row(gy[sample]), self.w, self.no_bias, NO_TENSOR, _as_row(columns), *end)
-            accumulate = int(gx.accumulate)
-            col2im(columns, mask, gx.gate, gx.array[sample], accumulate, self.taps, *begin, saved.threads)
+            row, own_gx = _as_row(gy[n : n + 1]), gx.rows(n, n + 1)
+            conv_pointwise_bwd(row, self.w, *target, saved.scratch[:own], self.most, saved.threads)
+            end = own_gx.gate, own_gx.array, int(gx.accumulate), self.taps, *begin, saved.threads
+            col2im(columns, own_gx.mask, *end)
 
 
 @dataclass(frozen=True)
@@ -243,3 +290,48 @@ class WinogradReverse(Reverse):
         share = *self.squares.choose(saved.threads), saved.threads
         gate, accumulate = gx.gate, int(gx.accumulate)
         conv_winograd_bwd(gy, self.u, gx.mask, gate, gx.array, accumulate, saved.scratch, *self.begin, *share)
+
+
+class ListsReverse(Reverse):
+    """3×3, stride 1: samples whose gy is mostly zero by lists of what is not; the others as `dense` does it.
+
+    The density of a sample alone decides, so that what else is in the batch changes no bit.
+    """
+
+    def __init__(self, w: Floats, window: Window, dense: Reverse, most: float) -> None:
+        self.dense, self.most, self.w = dense, most, pack_lists(w)
+        self.begin = window.height.begin, window.width.begin
+        self.listing = listing_of(*window.output, len(w), most)
+        self.how = f"{dense.how}, lists" if most < 1 else "lists"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed, each = self.dense.scratch(threads)
+        return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
+
+    def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None:
+        dense = [n for n in range(len(gy)) if not self._by_lists(gy[n : n + 1], gx.rows(n, n + 1), saved)]
+        for start, stop in _runs(dense, len(gy) if gx.targets == 1 else gx.targets):
+            self.dense(gy[start:stop], gx.rows(start, stop), saved)
+
+    def _by_lists(self, gy: Floats, gx: Gradient, saved: Saved) -> bool:
+        """Do one sample, if its gy is mostly zero."""
+        size = lists_floats(self.listing)
+        lists, sums = saved.scratch[:size], saved.scratch[size:]
+        counts = np.empty(self.listing.H, np.int64)
+        list_plane(gy, lists, self.listing, counts, saved.threads)
+        if counts.min() < 0 or counts.sum() > self.most * gy.size:
+            return False
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        conv_lists_bwd(lists, self.listing, self.w, *target, sums, *self.begin, saved.threads)
+        return True
+
+
+def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:
+    """Consecutive ascending numbers as (start, stop), none across a multiple of `group`."""
+    runs: list[tuple[int, int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n and n % group:
+            runs[-1] = runs[-1][0], n + 1
+        else:
+            runs.append((n, n + 1))
+    return runs

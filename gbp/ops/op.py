@@ -89,6 +89,17 @@ class Gradient:
         """How every `*_bwd` kernel is told all this: mask, gate, gx (N, H, W, C), accumulate."""
         return self.mask, self.gate, pixels(self.array), int(self.accumulate)
 
+    @property
+    def targets(self) -> int:
+        """How many rows share each sample's mask: targets a sample, or all rows where there is no mask."""
+        return len(self.array) // max(1, len(self.mask))
+
+    def rows(self, start: int, stop: int) -> Gradient:
+        """These rows alone; of several targets a sample, those of one sample."""
+        k = self.targets
+        mask = self.mask[start:stop] if k == 1 else self.mask[start // k : start // k + 1]
+        return Gradient(self.array[start:stop], self.accumulate, mask, self.gate)
+
     def put(self, g: NDArray[Any]) -> None:
         """For steps that move bytes only."""
         if self.accumulate:

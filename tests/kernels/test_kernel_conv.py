@@ -8,7 +8,9 @@ import pytest
 from harness import (
     CHANNELS,
     NO_CHANNELS,
+    NO_MASK,
     Guarded,
+    assert_same_bits,
     check_epilogue,
     check_reverse,
     nchw,
@@ -20,6 +22,15 @@ from harness import (
 
 from gbp.kernels.columns import col2im
 from gbp.kernels.conv_direct import TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from gbp.kernels.conv_lists import (
+    conv_lists_bwd,
+    list_plane,
+    listing_of,
+    lists_floats,
+    pack_lists,
+    sums_floats,
+)
+from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from gbp.kernels.conv_winograd import (
     conv_winograd_bwd,
     conv_winograd_fwd,
@@ -28,6 +39,7 @@ from gbp.kernels.conv_winograd import (
 )
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
 from gbp.kernels.memory import aligned
+from gbp.kernels.rectifier import OPEN
 
 GEOMETRIES = {
     "1x1": ((3, 4), {"kernel": (1, 1)}),
@@ -139,6 +151,31 @@ def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -
     check_reverse(run, gy, expected, targets=3)
 
 
+@pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("O", "C"), [(5, 1), (17, 3), (8, 33), (64, 100), (65, 130), (130, 300)])
+def test_pointwise_reverse(O: int, C: int, most: float) -> None:
+    """By lists, by tiles, and by whichever suits each tile: the very same bits."""
+    P = 31
+    w, gy = noise(O, C), noise(6, 1, P, O, seed=1)
+    gy *= np.random.default_rng(2).random(gy.shape) < np.linspace(0, 1, P)[:, None]
+    expected = gy.astype(np.float64) @ w
+    packed = pack(np.ascontiguousarray(w.T)[:, :, None, None])
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        memory = aligned((pointwise_scratch(O, threads),))
+        conv_pointwise_bwd(gy, packed, mask, gate, gx, accumulate, memory, most, threads)
+
+    check_reverse(run, gy, expected, targets=3)
+
+    def plain(most: float) -> Any:
+        gx = np.empty((6, 1, P, C), np.float32)
+        run_most = aligned((pointwise_scratch(O, 2),))
+        conv_pointwise_bwd(gy, packed, NO_MASK, OPEN, gx, 0, run_most, most, 2)
+        return gx
+
+    assert_same_bits(plain(most), plain(0.0))
+
+
 #: Squares of y that are whole, cut off below and at the right, alone; patches over every border.
 WINOGRAD = [((8, 12), 1), ((6, 17), 1), ((7, 6), 0), ((5, 4), 2), ((1, 1), 1), ((3, 3), 0)]
 
@@ -176,6 +213,37 @@ def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
         conv_winograd_bwd(gy, u, mask, gate, gx, accumulate, memory, *share)
 
     check_reverse(run, gy, expected, targets=3)
+
+
+@pytest.mark.parametrize(("O", "C"), [(5, 3), (17, 33), (70, 64), (130, 100)])
+@pytest.mark.parametrize(("size", "pad"), [*WINOGRAD, ((3, 150), 1), ((40, 5), 1)])
+def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
+    """Rows of pixels that are listed full, sparsely and not at all."""
+    w = noise(O, C, 3, 3, seed=1)
+    OH, OW = size[0] + 2 * pad - 2, size[1] + 2 * pad - 2
+    gy = noise(3, OH, OW, O, seed=2)
+    gy *= np.random.default_rng(3).random(gy.shape) < np.linspace(0, 1, OH)[:, None, None]
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (3, C, *size), pads=(pad,) * 4))
+    packed, listing = pack_lists(w), listing_of(OH, OW, O, 1.0)
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        lists, sums = aligned((lists_floats(listing),)), aligned((sums_floats(threads),))
+        counts = np.empty(OH, np.int64)
+        for n in range(len(gy)):
+            list_plane(gy[n : n + 1], lists, listing, counts, threads)
+            np.testing.assert_array_equal(counts, np.count_nonzero(gy[n], axis=(1, 2)))
+            target = mask[:1], gate, gx[n : n + 1], accumulate, sums
+            conv_lists_bwd(lists, listing, packed, *target, pad, pad, threads)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+def test_a_row_that_does_not_fit_is_not_listed() -> None:
+    gy = np.ones((1, 3, 20, 40), np.float32)
+    gy[0, 1] = 0
+    listing, counts = listing_of(3, 20, 40, 0.1), np.empty(3, np.int64)
+    list_plane(gy, aligned((lists_floats(listing),)), listing, counts, 2)
+    assert counts.tolist() == [-1, 0, -1]
 
 
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("7x7/2", (3, 19)))

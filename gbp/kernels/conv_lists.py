@@ -1,0 +1,188 @@
+"""The input gradient of a 3×3 convolution of stride 1 by lists of the output gradient's nonzero values.
+
+    gx[n, h, w, c] = Σ_{i, j, o} gy[n, h + top − i, w + left − j, o] · w[o, c, i, j]
+
+`list_plane` lists one sample's gy, row by row of the plane.  Then, for a row of gx and one row of taps, the
+sums of three pixels slide along the listed row in registers: each nonzero value of gy meets the three pixels
+that it feeds.  A rectangle of pixels takes its turn with one row of taps and one group of channels after the
+other, so that these weights stay in the cache.  The order of additions is that of groups, taps, pixels and
+channels, whatever the rectangle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange, types
+from numpy.typing import NDArray
+
+from .emit import LANES
+from .ending import end_bwd
+from .jit import ACTIVATION, DENSE, INT, device_function, kernel
+from .lists import GROUP, groups_of, list_pixel
+from .memory import aligned
+from .rectifier import GATE, MASK, Gate
+from .simd import address_of, at, keep_rolled, load_index
+from .tile import TILE_CHANNELS, tile_add_rows, tile_load, tile_slide, tile_store
+from .views import zero_run
+
+TAPS = 3
+#: Blocks of channels of the three pixels whose sums are in registers: twelve vectors.
+BLOCKS = 2
+LISTED_CHANNELS = BLOCKS * TILE_CHANNELS
+ROWS = TAPS * BLOCKS
+#: Bytes of the sums of one pixel.
+PIXEL = 4 * LISTED_CHANNELS
+#: Pixels of gx that share a group of weights, with two more at either end of a row.
+TOGETHER = 128
+
+COUNTS = types.Array(types.int64, 1, "C")
+
+
+class Listing(NamedTuple):
+    """How the lists of a plane (H, W, O) lie: `capacity` values for each of its rows."""
+
+    H: int
+    W: int
+    O: int
+    capacity: int
+
+
+LISTING = types.NamedUniTuple(types.int64, 4, Listing)
+
+
+def listing_of(H: int, W: int, O: int, most: float) -> Listing:
+    """For planes of a density up to `most`, some rows twice as dense; and for what is written beyond."""
+    return Listing(H, W, O, int(W * O * min(1.0, 2 * most)) + O + LANES)
+
+
+def lists_floats(listing: Listing) -> int:
+    """Floats of memory for the lists: values, their channels, and the ends of groups."""
+    return listing.H * (2 * listing.capacity + listing.W * groups_of(listing.O))
+
+
+def sums_floats(threads: int) -> int:
+    """Floats of scratch for the sums of `conv_lists_bwd`."""
+    return threads * TOGETHER * PIXEL // 4
+
+
+def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights (O, C, 3, 3) as a nonzero value meets them: [part of C][i][O][j][BLOCKS · TILE_CHANNELS]."""
+    O, C = w.shape[:2]
+    width = LISTED_CHANNELS
+    parts = -(-C // width)
+    packed = aligned((parts, TAPS, O, TAPS, width))
+    packed.fill(0)
+    for part in range(parts):
+        own = w[:, part * width : (part + 1) * width]
+        packed[part, ..., : own.shape[1]] = own.transpose(2, 0, 3, 1)
+    return packed.reshape(-1)
+
+
+@kernel(ACTIVATION, DENSE, LISTING, COUNTS, INT)
+def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int) -> None:
+    """List each row of gy (1, H, W, O); counts[h] = its nonzero values, or -1 where they do not fit."""
+    H, W, O, capacity = listing
+    groups = (O + GROUP - 1) // GROUP
+    for t in prange(threads):
+        for h in range(H * t // threads, H * (t + 1) // threads):
+            values = address_of(lists) + 4 * h * capacity
+            ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
+            n = 0
+            for w in range(W):
+                if n + O + LANES > capacity:
+                    n = -1
+                    break
+                n = list_pixel(
+                    at(gy, 0, h, w), O, n, values, values + 4 * H * capacity, ends + 4 * w * groups
+                )
+            counts[h] = n
+
+
+@device_function
+def _rectangle(W: int) -> Any:
+    """(rows, columns) of gx that go together: whole rows where they are short, else even parts of one."""
+    if W + 4 <= TOGETHER:
+        return TOGETHER // (W + 4), W
+    parts = (W + TOGETHER - 5) // (TOGETHER - 4)
+    return 1, (W + parts - 1) // parts
+
+
+@device_function
+def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, weights: int, sums: int) -> None:
+    """Add group g of row h of gy to the sums of `count` pixels of gx, the first fed by columns w − 2 … w.
+
+    At `sums` lie two pixels that nobody needs, the `count`, and two more.
+    """
+    groups = (listing.O + GROUP - 1) // GROUP
+    values = lists + 4 * h * listing.capacity
+    indices = values + 4 * listing.H * listing.capacity
+    ends = lists + 4 * (2 * listing.H * listing.capacity + h * listing.W * groups)
+    first, last = max(0, w - 2), min(listing.W, w + count)
+    sums += (first - w + 2) * PIXEL
+    t = tile_load(ROWS, sums)
+    for v in range(first, last):
+        k = v * groups + g
+        start = load_index(ends + 4 * (k - 1)) if k else 0
+        for e in range(4 * start, 4 * load_index(ends + 4 * k), 4):
+            keep_rolled()
+            t = tile_add_rows(
+                t, values + e, weights + load_index(indices + e) * ROWS * 4 * TILE_CHANNELS, 4 * TILE_CHANNELS
+            )
+        t = tile_slide(t, BLOCKS, sums)
+        sums += PIXEL
+    tile_store(t, sums)
+
+
+@kernel(DENSE, LISTING, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT)
+def conv_lists_bwd(
+    lists: Any,
+    listing: Listing,
+    w: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    scratch: Any,
+    top: int,
+    left: int,
+    threads: int,
+) -> None:
+    """gx (1, H, W, C) of the listed gy, added with `accumulate`; of that, what passes gx's gate.
+
+    w from `pack_lists`; (top, left) are the pads of the convolution; scratch as `sums_floats` says.
+    """
+    H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
+    rows, columns = _rectangle(W)
+    parts = (C + LISTED_CHANNELS - 1) // LISTED_CHANNELS
+    groups = (listing.O + GROUP - 1) // GROUP
+    tap_bytes = listing.O * ROWS * 4 * TILE_CHANNELS
+    for t in prange(threads):
+        sums = address_of(scratch) + t * TOGETHER * PIXEL
+        h1 = H * (t + 1) // threads
+        for h0 in range(H * t // threads, h1, rows):
+            height = min(rows, h1 - h0)
+            for w0 in range(0, W, columns):
+                width = min(columns, W - w0)
+                row = (width + 4) * PIXEL
+                for part in range(parts):
+                    zero_run(sums, height * row // 4)
+                    for g in range(groups):
+                        for i in range(TAPS):
+                            weights = address_of(w) + (part * TAPS + i) * tap_bytes
+                            for q in range(height):
+                                h = h0 + q + top - i
+                                if h >= 0 and h < listing.H:
+                                    to = sums + q * row
+                                    _slide(address_of(lists), listing, h, w0 + left, width, g, weights, to)
+                    for q in range(height):
+                        for b in range(min(BLOCKS, (C - 1) // TILE_CHANNELS + 1 - part * BLOCKS)):
+                            s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS
+                            c0 = (part * BLOCKS + b) * TILE_CHANNELS
+                            xa, ma = at(gx, 0, h0 + q, w0), at(mask, 0, h0 + q, w0)
+                            for _ in range(width):
+                                end_bwd(s, c0, C, accumulate, gate, ma, xa)
+                                s += PIXEL
+                                xa += gx.strides[2]
+                                ma += mask.strides[2]

@@ -1,0 +1,70 @@
+"""Lists of the nonzero values of a gradient's pixels, and sums of the rows of weights that they ask for.
+
+Behind a rule's gate a third or less of a gradient is not 0, and what is 0 adds nothing.  A pixel's list holds
+its nonzero values in the order of channels, and where each GROUP of channels ends: so many rows of BLOCKS
+blocks of weights about fill a first-level cache, and are worked through by many pixels in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .emit import LANES
+from .jit import device_function, one_of_many
+from .simd import keep_rolled, load_index, load_some, store_index, store_nonzero
+from .tile import TILE_CHANNELS, tile_add_rows, tile_load, tile_store
+
+#: Blocks of TILE_CHANNELS channels whose sums are in registers together.
+BLOCKS = 4
+GROUP = 64
+#: Bytes of the sums of one pixel.
+SUMS = BLOCKS * TILE_CHANNELS * 4
+
+
+def groups_of(channels: int) -> int:
+    return -(-channels // GROUP)
+
+
+@device_function
+def list_pixel(g: int, channels: int, n: int, values: int, indices: int, ends: int) -> int:
+    """Append the nonzero values at g with their channels to lists of n; return their new length.
+
+    Up to LANES values behind the end of the lists may be overwritten.
+    """
+    for c in range(0, channels, LANES):
+        n += store_nonzero(load_some(g + 4 * c, channels - c), c, values + 4 * n, indices + 4 * n)
+        store_index(ends + c // GROUP * 4, n)
+    return n
+
+
+def _add_listed_of(blocks: int) -> Any:
+    @one_of_many(f"add_listed_{blocks}")
+    def add_listed(values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int) -> None:
+        t = tile_load(blocks, sums)
+        for k in range(4 * start, 4 * stop, 4):
+            keep_rolled()
+            t = tile_add_rows(t, values + k, w + load_index(indices + k) * 4 * TILE_CHANNELS, step)
+        tile_store(t, sums)
+
+    return add_listed
+
+
+_add_1, _add_2, _add_3, _add_4 = (_add_listed_of(blocks) for blocks in range(1, BLOCKS + 1))
+
+
+@device_function
+def add_listed(
+    blocks: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
+) -> None:
+    """Add entries start … stop − 1 of the lists, times their rows of `blocks` blocks of w, to the sums.
+
+    Row c of a block of w lies at `w + c · 4 · TILE_CHANNELS`, the next block `step` bytes on.
+    """
+    if blocks == 4:
+        _add_4(values, indices, start, stop, w, step, sums)
+    elif blocks == 3:
+        _add_3(values, indices, start, stop, w, step, sums)
+    elif blocks == 2:
+        _add_2(values, indices, start, stop, w, step, sums)
+    else:
+        _add_1(values, indices, start, stop, w, step, sums)
