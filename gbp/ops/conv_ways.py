@@ -77,6 +77,8 @@ def _padded_bias(b: NDArray[Any]) -> Floats:
 def _as_row(x: NDArray[Any]) -> NDArray[Any]:
     """All pixels of (N, H, W, C) in one row, so that tiles are full.  A view: rows must lie end to end."""
     N, H, W, C = x.shape
+    if x.flags.c_contiguous:  # several times faster than as_strided
+        return x.reshape(N, 1, H * W, C)
     if H > 1 and x.strides[1] != W * x.strides[2]:
         raise ValueError(f"rows of strides {x.strides} do not lie end to end")
     return as_strided(x, (N, 1, H * W, C), (x.strides[0], 0, *x.strides[2:]))
@@ -112,7 +114,7 @@ class DirectForward(Forward):
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
         self.w, self.b = pack(w), _padded_bias(b)
-        self.by_rows = _outweighs(window, w)
+        self.by_rows = 1
         self.how = "direct"
 
     @property
