@@ -1,12 +1,17 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo    explain the shipped model's picture
 #   make test    lint, types, tests
+# And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
+# numba and them, BENCH takes options (--help lists them):
+#   make bench BENCH_PYTHON=python BENCH=--bars
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+BENCH_PYTHON ?= $(BIN)/python
+
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -20,6 +25,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/installed
+	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/networks.py $(BENCH)
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from timing import Call, medians
 
 from gbp.geometry import Window
 from gbp.kernels.memory import aligned
@@ -30,12 +28,6 @@ try:
 except ImportError:
     torch = None  # type: ignore[assignment]
 
-#: Seconds of silence and then of untimed calls before each timed call.  The threads of one library go on
-#: spinning for a while and would take a core from the other's; and threads that slept wake late, or on the
-#: busy core until the scheduler's next tick, which within a network happens once and not at every layer.
-IDLE = 0.01
-WARM = 0.01
-
 CALLS = ("forward", "with ReLU", "reverse")
 
 #: (input channels, output channels, height and width)
@@ -45,7 +37,7 @@ VGG16 = (
 )  # fmt: skip
 
 
-def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Callable[[], Any]]:
+def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Call]:
     """The step on random data, as in `CALLS`."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((O, C, 3, 3)) / (3 * C**0.5)
@@ -68,7 +60,7 @@ def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Callable[
     ]
 
 
-def torch_calls(C: int, O: int, size: int, N: int) -> list[Callable[[], Any]]:
+def torch_calls(C: int, O: int, size: int, N: int) -> list[Call]:
     """The same in torch."""
     conv = torch.nn.Conv2d(C, O, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.randn(N, size, size, C).permute(0, 3, 1, 2)
@@ -81,23 +73,6 @@ def torch_calls(C: int, O: int, size: int, N: int) -> list[Callable[[], Any]]:
         )
 
     return [lambda: conv(x), lambda: torch.relu_(conv(x)), reverse]
-
-
-def medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Seconds of each call, taken in turn so that a noisy moment meets them all."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for _ in range(rounds):
-        for call, seconds in zip(calls, taken, strict=True):
-            time.sleep(IDLE)
-            warm_until = time.perf_counter() + WARM
-            while time.perf_counter() < warm_until:
-                call()
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in taken]
 
 
 def main() -> None:

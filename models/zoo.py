@@ -1,9 +1,10 @@
-"""The nine classic architectures of the ONNX package, with seeded weights in place of none.
+"""Classic architectures with seeded weights: nine of the ONNX package, and three of our own building.
 
 The installed `onnx` package ships AlexNet, ZFNet, VGG-19, Inception v1 and v2, ResNet-50, DenseNet-121,
 ShuffleNet and SqueezeNet as graphs of a few kilobytes whose weights are `ConstantOfShape` nodes. `build`
 turns one of them into a network that computes something: every parameter becomes an initializer drawn from a
-seed. Nothing is downloaded or trained; what tests and benchmarks need is the structure and a sane scale.
+seed. It does the same with VGG-16, ResNet-18 and MobileNetV2, whose graphs are made in `architectures`.
+Nothing is downloaded or trained; what tests and benchmarks need is the structure and a sane scale.
 
     python models/zoo.py vgg19 -o vgg19.onnx
 
@@ -24,9 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+from architectures import BUILDERS
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+#: Those of the onnx package, which have golden maps.
 ARCHITECTURES: tuple[str, ...] = (
     "alexnet",
     "zfnet512",
@@ -38,6 +41,8 @@ ARCHITECTURES: tuple[str, ...] = (
     "shufflenet",
     "squeezenet",
 )
+#: Those that `architectures` makes.
+BUILT: tuple[str, ...] = tuple(BUILDERS)
 
 # Before version 4 every initializer had to be a graph input too.
 IR_VERSION = 8
@@ -57,7 +62,7 @@ VARIANCE = Uniform(1.1, 0.5)
 # BatchNormalization does not normalise here, its statistics being drawn and not measured. So at the end of a
 # residual branch it shrinks, or 16 blocks would each double the variance; and where no rectifier follows, it
 # makes up for the half that He's gain expects a rectifier to remove.
-SCALE_BEFORE = {"Sum": Uniform(0.45, 0.09), "Conv": Uniform(0.7, 0.14)}
+SCALE_BEFORE = {"Sum": Uniform(0.45, 0.09), "Add": Uniform(0.45, 0.09), "Conv": Uniform(0.7, 0.14)}
 
 # A node that reads a tensor, and as which of its inputs.
 Reader = tuple[onnx.NodeProto, int]
@@ -66,14 +71,13 @@ Reader = tuple[onnx.NodeProto, int]
 def build(name: str, seed: int = 0) -> onnx.ModelProto:
     """Architecture `name` with weights drawn from `seed`.
 
-    The model takes one float32 (1, 3, 224, 224) input and gives 1000 scores. Its opset is the file's own, 9;
-    the picture is its only graph input; its initializers stand in the order in which the nodes read them.
+    The model takes one float32 (1, 3, 224, 224) input and gives 1000 scores. Its opset is 9, as in the
+    package's files; the picture is its only graph input; its initializers stand in the order in which the
+    nodes read them.
 
-    Raises ValueError if `name` is not one of `ARCHITECTURES`.
+    Raises ValueError if `name` is neither in `ARCHITECTURES` nor in `BUILT`.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
-    model = onnx.load(_skeleton(name))
+    model = _skeleton(name)
     graph = model.graph
     integers, shapes, readers = _integers(graph), _parameter_shapes(graph), _readers(graph)
     initializers = []
@@ -117,10 +121,16 @@ def fingerprint(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def _skeleton(name: str) -> Path:
-    """The weightless file of an architecture inside the installed `onnx` package."""
+def _skeleton(name: str) -> onnx.ModelProto:
+    """An architecture without weights: made here, or a file of the installed `onnx` package."""
+    if name in BUILT:
+        return BUILDERS[name]()
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES + BUILT)}")
     file = "bvlc_alexnet" if name == "alexnet" else name
-    return Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{file}.onnx"
+    return onnx.load(
+        Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{file}.onnx"
+    )
 
 
 def _integers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -161,7 +171,7 @@ def _distribution(tensor: str, shape: tuple[int, ...], readers: dict[str, Reader
             return _distribution(node.output[0], shape, readers)
         case "Conv", 1:  # (M, C / group, kH, kW)
             return _he(math.prod(shape[1:]))
-        case "Gemm", 1:  # (out, in), in all nine
+        case "Gemm", 1:  # (out, in), in all of them
             return _he(shape[-1])
         case "BatchNormalization", 1:
             follower, _ = readers[node.output[0]]
@@ -212,7 +222,7 @@ def _bilinear(grid: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 def main() -> None:
     """Write one architecture to a file."""
     parser = argparse.ArgumentParser(description="Write a classic architecture with seeded weights as ONNX.")
-    parser.add_argument("name", choices=ARCHITECTURES)
+    parser.add_argument("name", choices=ARCHITECTURES + BUILT)
     parser.add_argument("-o", "--output", type=Path, help="default: NAME.onnx")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,0 +1,235 @@
+"""The measurements.  Each gives a row: what was measured, the seconds of each call, and the figures that bars
+are put on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import peers
+import processes
+from numpy.typing import NDArray
+from timing import Call, medians
+from workloads import INPUT_SHAPE, network, picture_file, pictures
+
+from gbp import Attribution, Explainer
+from gbp.graph import Graph
+from gbp.load import build, open_model
+from gbp.ops.conv import Conv
+from gbp.ops.gemm import Dense
+
+#: `section`, `network`, `batch`, `threads`, `all_threads` (whether no row has more), `values` (seconds of
+#: each call; megabytes in the section memory) and `figures`.
+Row = dict[str, Any]
+
+#: Relative difference of maps under one rule: 1e-7, or up to 1e-2 where float32 tips a gate or two.
+SAME_RULE = 0.05
+
+SECTIONS = ("speed", "scaling", "memory", "start")
+
+CAPTUM_BEST = "captum ÷ gbp"
+RUNTIME = "onnxruntime forward ÷ gbp"
+TORCH_BEST = "torch forward ÷ gbp"
+OF_PEAK = "direct arithmetic ÷ peak ÷ time"
+OF_READING = "dense weights twice ÷ bandwidth ÷ time"
+MAPS_DIFFER = "difference of maps"
+FIVE_TARGETS = "five targets ÷ one"
+MORE_THREADS = "1 thread ÷ all"
+MEMORY = "captum ÷ gbp, extra memory"
+COMMAND_LINE = "captum ÷ gbp, process"
+COMPILE = "seconds on an empty cache"
+
+
+class Selection(NamedTuple):
+    """What to measure of one network."""
+
+    section: str
+    network: str
+    batches: tuple[int, ...]
+
+
+class Setting(NamedTuple):
+    """How everything is measured."""
+
+    threads: tuple[int, ...]
+    rounds: int
+    #: Seconds after which a row begins no new round, once it has its least.
+    budget: float
+    #: Versions of the peers, None where one is absent.
+    found: Mapping[str, str | None]
+    #: The machine's limits by number of threads: 10⁹ operations, and 10⁹ bytes read, a second.
+    peak_gflops: Mapping[int, float]
+    read_gbytes: Mapping[int, float]
+
+
+class Workload:
+    """One network in every library that is there; made when first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model: onnx.ModelProto = network(name)
+        self._explainers: dict[int, Explainer] = {}
+
+    def explainer(self, threads: int) -> Explainer:
+        if threads not in self._explainers:
+            self._explainers[threads] = Explainer(self.model, threads=threads)
+        return self._explainers[threads]
+
+    @cached_property
+    def torch_networks(self) -> dict[str, Any]:
+        return peers.torch_networks(self.model)
+
+    @cached_property
+    def operations(self) -> int:
+        """Additions and multiplications of one picture's forward and reverse, done directly and densely.
+
+        The gradient of a layer's input costs what its output did; no gradient of weights is computed.
+        """
+        layers = (layer for layer in self._graph.layers if isinstance(layer.op, (Conv, Dense)))
+        return 2 * 2 * sum(layer.op.macs(self._graph.shapes[layer.output]) for layer in layers)
+
+    @cached_property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense layers' weights, which a batch has to read once forward and once in reverse."""
+        return sum(4 * layer.op.parameters for layer in self._graph.layers if isinstance(layer.op, Dense))
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return build(open_model(self.model), (1, *INPUT_SHAPE))
+
+
+def measure(selection: Selection, work: Workload, setting: Setting) -> Iterator[Row]:
+    """The rows of one selection.  `work` is the workload of its network."""
+    match selection.section:
+        case "speed":
+            for batch in selection.batches:
+                for threads in setting.threads:
+                    yield speed(work, batch, threads, setting)
+        case "scaling":
+            yield scaling(work, setting)
+        case "memory":
+            for batch in selection.batches:
+                yield memory(work, batch, setting)
+        case "start":
+            yield start(work, setting)
+
+
+def speed(work: Workload, batch: int, threads: int, setting: Setting) -> Row:
+    """A whole guided explanation, and the forward run alone, beside the peers."""
+    x, explainer = pictures(batch), work.explainer(threads)
+    first = explainer.explain(x)
+    figures: dict[str, float] = {}
+    calls: dict[str, Call] = {
+        "gbp guided": lambda: explainer.explain(x),
+        "gbp forward": lambda: explainer.predict(x),
+    }
+    if setting.found["onnxruntime"]:
+        calls["onnxruntime"] = peers.onnxruntime_forward(work.model, x, threads, first.scores)
+    if setting.found["torch"]:
+        peers.use_threads(threads)
+        calls |= peers.torch_forward(work.torch_networks, x, first.scores)
+    if setting.found["captum"]:
+        figures[MAPS_DIFFER] = _checked_maps(work, x[:1], first)
+        calls |= peers.captum_guided(work.torch_networks, x, first.scores)
+    seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
+    for figure, peer in ((CAPTUM_BEST, "captum"), (RUNTIME, "onnxruntime"), (TORCH_BEST, "torch")):
+        taken = [value for name, value in seconds.items() if name.startswith(peer)]
+        if taken:
+            figures[figure] = min(taken) / seconds["gbp guided"]
+    guided = seconds["gbp guided"]
+    figures[OF_PEAK] = 1e-9 * work.operations * batch / setting.peak_gflops[threads] / guided
+    figures[OF_READING] = 1e-9 * 2 * work.dense_bytes / setting.read_gbytes[threads] / guided
+    return _row("speed", work, batch, setting, seconds, figures, threads)
+
+
+def scaling(work: Workload, setting: Setting) -> Row:
+    """One picture: five targets beside one, and one thread beside all."""
+    x, threads = pictures(1), max(setting.threads)
+    many, one = work.explainer(threads), work.explainer(1)
+    calls: dict[str, Call] = {
+        "one target": lambda: many.explain(x),
+        "five targets": lambda: many.explain(x, target="top5"),
+        "one thread": lambda: one.explain(x),
+    }
+    seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
+    figures = {FIVE_TARGETS: seconds["five targets"] / seconds["one target"]}
+    if threads > 1:
+        figures[MORE_THREADS] = seconds["one thread"] / seconds["one target"]
+    return _row("scaling", work, 1, setting, seconds, figures)
+
+
+def memory(work: Workload, batch: int, setting: Setting) -> Row:
+    """Extra megabytes at the peak; Captum's best is the layout that takes less."""
+    threads = max(setting.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        file = _saved(work, Path(folder))
+        values = {"gbp": processes.extra_memory("gbp", file, batch, threads)}
+        if setting.found["captum"]:
+            for layout in peers.LAYOUTS:
+                torch_file = peers.save(work.torch_networks[layout], Path(folder))
+                who = f"captum {layout}"
+                values[who] = processes.extra_memory(who, torch_file, batch, threads)
+    best = [value for name, value in values.items() if name != "gbp"]
+    figures = {MEMORY: min(best) / values["gbp"]} if best else {}
+    return _row("memory", work, batch, setting, values, figures)
+
+
+def start(work: Workload, setting: Setting) -> Row:
+    """Whole processes from the picture's file to a picture of the map, on warm and empty caches."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture, out = picture_file(folder), folder / "out.png"
+        command = processes.command_line(_saved(work, folder), picture, out)
+        calls = {"gbp": processes.run_command(command)}
+        if setting.found["captum"]:
+            torch_file = peers.save(work.torch_networks["NCHW"], folder)
+            calls["captum"] = processes.run_command(processes.captum_script(torch_file, picture, out))
+        seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
+        figures = {COMPILE: processes.compile_seconds(command)}
+    if "captum" in seconds:
+        figures[COMMAND_LINE] = seconds["captum"] / seconds["gbp"]
+    return _row("start", work, 1, setting, seconds, figures)
+
+
+def _saved(work: Workload, folder: Path) -> Path:
+    file = folder / f"{work.name}.onnx"
+    onnx.save(work.model, file)
+    return file
+
+
+def _checked_maps(work: Workload, x: NDArray[np.float32], expected: Attribution) -> float:
+    """How far, in relative L2 distance, Captum's maps of one picture are from gbp's."""
+    captum = peers.captum_guided(work.torch_networks, x, expected.scores[:1])
+    maps = (call().detach().numpy() for call in captum.values())
+    norm = np.linalg.norm(expected.map[:1])
+    furthest = max(float(np.linalg.norm(map_ - expected.map[:1]) / norm) for map_ in maps)
+    if furthest > SAME_RULE:
+        raise RuntimeError(f"Captum's map of {work.name} is {furthest:.1e} off gbp's")
+    return furthest
+
+
+def _row(
+    section: str,
+    work: Workload,
+    batch: int,
+    setting: Setting,
+    values: Mapping[str, float],
+    figures: Mapping[str, float],
+    threads: int | None = None,
+) -> Row:
+    most = max(setting.threads)
+    return {
+        "section": section,
+        "network": work.name,
+        "batch": batch,
+        "threads": threads or most,
+        "all_threads": threads in (None, most),
+        "values": dict(values),
+        "figures": dict(figures),
+    }

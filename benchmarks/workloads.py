@@ -1,0 +1,59 @@
+"""What is measured: networks with seeded weights, and pictures for them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+import zoo
+
+NETWORKS: tuple[str, ...] = zoo.BUILT + zoo.ARCHITECTURES
+SEED = 0
+INPUT_SHAPE = (3, 224, 224)
+
+
+def network(name: str) -> onnx.ModelProto:
+    """The network up to its logits: a final Softmax is cut off, for all libraries alike."""
+    model = zoo.build(name, SEED)
+    graph = model.graph
+    if graph.node[-1].op_type == "Softmax":
+        graph.output[0].name = graph.node.pop().input[0]
+    return model
+
+
+def for_batch(model: onnx.ModelProto, n: int) -> bytes:
+    """The file of the same network for n samples at a time, for libraries that obey the file's batch of 1."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    graph = other.graph
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = n
+    del graph.value_info[:]
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[0] not in stored:
+            sizes = numpy_helper.to_array(stored[node.input[1]]).copy()
+            sizes[0] = n
+            stored[node.input[1]].CopyFrom(numpy_helper.from_array(sizes, node.input[1]))
+    file: bytes = other.SerializeToString()
+    return file
+
+
+def pictures(n: int) -> NDArray[np.float32]:
+    """float32 (n, 3, 224, 224), each another."""
+    return np.concatenate([zoo.picture(seed) for seed in range(n)])
+
+
+def picture_file(folder: Path) -> Path:
+    """A PNG of 224 × 224 pixels."""
+    x = zoo.picture(SEED)[0].transpose(1, 2, 0)
+    file = folder / "picture.png"
+    Image.fromarray(np.uint8(np.clip(128 + 48 * x, 0, 255))).save(file)
+    return file
