@@ -23,7 +23,7 @@ from .ending import end_bwd, end_fwd
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .memory import ALIGNMENT, aligned
 from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, broadcast, expect_write
+from .simd import address_of, at, expect_write
 from .taps import TAPS, Taps
 from .tile import TILE_CHANNELS, TILE_FLOATS, multiply_tile
 from .views import copy_run, zero_run
@@ -83,16 +83,19 @@ def _next(tile: int, h: int, n: int, block: int, tiles: int, H: int, N: int) -> 
 
 @device_function
 def _convolve(
-    count: int, x: int, line: int, pixel: int, I: int, taps: Taps, w: int, block: int, out: int
+    count: int, channels: int, x: int, line: int, pixel: int, I: int, taps: Taps, w: int, out: int
 ) -> None:
     """The plain sums of `count` pixels to `out`; x is their first tap, `line` and `pixel` its strides."""
     taps_w, step_w, run = taps.columns, taps.dilation_w * pixel, I
     if step_w == 4 * I:  # the taps of one row lie side by side in memory: one long run
         taps_w, run = 1, I * taps.columns
-    w += block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS
-    multiply_tile(
-        count, x, taps.stride_w * pixel, taps.rows, taps.dilation_h * line, taps_w, step_w, run, w, out
-    )
+    pixel, line = taps.stride_w * pixel, taps.dilation_h * line
+    multiply_tile(count, channels, x, pixel, taps.rows, line, taps_w, step_w, run, w, out)
+
+
+@device_function
+def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
+    return w + block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS
 
 
 @device_function
@@ -110,7 +113,10 @@ def _expect_tile(out: int, pixel: int, count: int) -> None:
         out += pixel
 
 
-@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT)
+@kernel(
+    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT,
+    calls=[multiply_tile],
+)  # fmt: skip
 def conv_fwd(
     x: Any,
     w: Any,
@@ -132,9 +138,7 @@ def conv_fwd(
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]
-    low, high = broadcast(lo), broadcast(hi)
     tiles = _tiles(OW)
-    has_r, has_mask = r.size > 0, mask.size > 0
     rounds, work = _share(tiles * OH * N, (O + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
@@ -145,19 +149,18 @@ def conv_fwd(
                 count = _first_pixel(tile + 1, tiles, OW) - first
                 corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
                 _expect_tile(at(y, n, oh, first) + 4 * block * TILE_CHANNELS, y.strides[2], count)
-                _convolve(count, corner, x.strides[1], x.strides[2], I, taps, address_of(w), block, s)
-                c0, sa = block * TILE_CHANNELS, s
-                ya, ra, ma = at(y, n, oh, first), at(r, n, oh, first), at(mask, n, oh, first)
-                for _ in range(count):
-                    end_fwd(sa, c0, O, address_of(b), low, high, has_r, ra, has_mask, ma, ya)
-                    sa += 4 * TILE_CHANNELS
-                    ya += y.strides[2]
-                    ra += r.strides[2]
-                    ma += mask.strides[2]
+                c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
+                _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
+                ra = at(r, n, oh, first) if r.size else 0
+                ma = at(mask, n, oh, first) if mask.size else 0
+                end_fwd(
+                    s, 4 * TILE_CHANNELS, count, c0, O, address_of(b), lo, hi, ra, r.strides[2],
+                    ma, mask.strides[2], at(y, n, oh, first), y.strides[2],
+                )  # fmt: skip
                 tile, oh, n, block = _next(tile, oh, n, block, tiles, OH, N)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT)
+@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT, calls=[multiply_tile])
 def conv_bwd(
     gy: Any,
     w: Any,
@@ -188,14 +191,12 @@ def conv_bwd(
                 count = _first_pixel(tile + 1, tiles, W) - first
                 corner = at(gy, n, h, first)
                 _expect_tile(at(gx, n, h, first) + 4 * block * TILE_CHANNELS, gx.strides[2], count)
-                _convolve(count, corner, gy.strides[1], gy.strides[2], O, taps, address_of(w), block, s)
-                c0, sa = block * TILE_CHANNELS, s
-                xa, ma = at(gx, n, h, first), at(mask, n // targets, h, first)
-                for _ in range(count):
-                    end_bwd(sa, c0, C, accumulate, gate, ma, xa)
-                    sa += 4 * TILE_CHANNELS
-                    xa += gx.strides[2]
-                    ma += mask.strides[2]
+                c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
+                _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)
+                end_bwd(
+                    s, 4 * TILE_CHANNELS, count, c0, C, accumulate, gate.forward, gate.gradient,
+                    at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
+                )  # fmt: skip
                 tile, h, n, block = _next(tile, h, n, block, tiles, H, N)
 
 

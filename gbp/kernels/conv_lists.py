@@ -24,7 +24,7 @@ from .lists import GROUP, groups_of, list_pixel
 from .memory import aligned
 from .rectifier import GATE, MASK, Gate
 from .simd import address_of, at, keep_rolled, load_index
-from .tile import TILE_CHANNELS, tile_add_rows, tile_load, tile_slide, tile_store
+from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
 from .views import zero_run
 
 TAPS = 3
@@ -132,7 +132,7 @@ def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, wei
             )
         t = tile_slide(t, BLOCKS, sums)
         sums += PIXEL
-    tile_store(t, sums)
+    tile_store(t, TILE_VECTORS, sums)
 
 
 @kernel(DENSE, LISTING, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT)
@@ -180,9 +180,8 @@ def conv_lists_bwd(
                         for b in range(min(BLOCKS, (C - 1) // TILE_CHANNELS + 1 - part * BLOCKS)):
                             s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS
                             c0 = (part * BLOCKS + b) * TILE_CHANNELS
-                            xa, ma = at(gx, 0, h0 + q, w0), at(mask, 0, h0 + q, w0)
-                            for _ in range(width):
-                                end_bwd(s, c0, C, accumulate, gate, ma, xa)
-                                s += PIXEL
-                                xa += gx.strides[2]
-                                ma += mask.strides[2]
+                            end_bwd(
+                                s, PIXEL, width, c0, C, accumulate, gate.forward, gate.gradient,
+                                at(mask, 0, h0 + q, w0), mask.strides[2],
+                                at(gx, 0, h0 + q, w0), gx.strides[2],
+                            )  # fmt: skip

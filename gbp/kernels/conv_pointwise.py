@@ -39,7 +39,7 @@ def _density(gy: int, pixel: int, count: int, O: int) -> float:
     return found / seen
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT)
+@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
 def conv_pointwise_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, scratch: Any, most: float, threads: int
 ) -> None:
@@ -89,10 +89,10 @@ def conv_pointwise_bwd(
                 s, s_step = sums + b * 4 * TILE_CHANNELS, SUMS
                 if not few:
                     s, s_step = sums, 4 * TILE_CHANNELS
-                    multiply_tile(count, ga, gy.strides[2], 1, 0, 1, 0, O, wa + b * step, s)
-                xa, ma = at(gx, n, h, first), at(mask, n // targets, h, first)
-                for _ in range(count):
-                    end_bwd(s, (block0 + b) * TILE_CHANNELS, C, accumulate, gate, ma, xa)
-                    s += s_step
-                    xa += gx.strides[2]
-                    ma += mask.strides[2]
+                    left, wb = C - (block0 + b) * TILE_CHANNELS, wa + b * step
+                    multiply_tile(count, left, ga, gy.strides[2], 1, 0, 1, 0, O, wb, s)
+                end_bwd(
+                    s, s_step, count, (block0 + b) * TILE_CHANNELS, C,
+                    accumulate, gate.forward, gate.gradient,
+                    at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
+                )  # fmt: skip

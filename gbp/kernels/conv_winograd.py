@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from .emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .ending import end_bwd, end_fwd
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, shared
 from .memory import aligned
 from .rectifier import GATE, MASK, Gate
-from .simd import address_of, broadcast, fma, load_each, store_each
+from .simd import address_of, broadcast, fma, keep_rolled, load_each, store_each
 from .tile import TILE_CHANNELS, multiply_tile
 from .views import copy_run, targets_of, zero_run
 
@@ -144,7 +144,7 @@ def _output_1d(m0: Any, m1: Any, m2: Any, m3: Any, m4: Any, m5: Any) -> Any:
 
 
 @device_function
-def _transform_patch(x: int, line: int, pixel: int, v: int, step: int) -> None:
+def _transform_vector(x: int, line: int, pixel: int, v: int, step: int) -> None:
     """Bᵀ x B of one vector of channels, to the 36 planes at v."""
     a = _input_1d(*load_each(x, line, 6))
     b = _input_1d(*load_each(x + pixel, line, 6))
@@ -158,6 +158,13 @@ def _transform_patch(x: int, line: int, pixel: int, v: int, step: int) -> None:
     store_each(v + 18 * step, step, _input_1d(a[3], b[3], c[3], d[3], e[3], f[3]))
     store_each(v + 24 * step, step, _input_1d(a[4], b[4], c[4], d[4], e[4], f[4]))
     store_each(v + 30 * step, step, _input_1d(a[5], b[5], c[5], d[5], e[5], f[5]))
+
+
+@shared(INT, INT, INT, INT, INT, INT)
+def transform_patch(x: int, line: int, pixel: int, v: int, step: int, row: int) -> None:
+    """Bᵀ x B of the patch of `row` bytes a pixel at x to one row in each of the 36 planes at v."""
+    for c in range(0, row, VECTOR_BYTES):
+        _transform_vector(x + c, line, pixel, v + c, step)
 
 
 @device_function
@@ -174,6 +181,13 @@ def _transform_product(m: int, step: int, out: int) -> None:
     store_each(out + line, right, _output_1d(a[1], b[1], c[1], d[1], e[1], f[1]))
     store_each(out + 2 * line, right, _output_1d(a[2], b[2], c[2], d[2], e[2], f[2]))
     store_each(out + 3 * line, right, _output_1d(a[3], b[3], c[3], d[3], e[3], f[3]))
+
+
+@shared(INT, INT, INT, INT)
+def transform_product(m: int, step: int, channels: int, out: int) -> None:
+    """Aᵀ M A, from one row in each of the 36 planes at m, of a block of which so many channels exist."""
+    for v in range(0, 4 * min(TILE_CHANNELS, channels), VECTOR_BYTES):
+        _transform_product(m + v, step, out + v)
 
 
 @device_function
@@ -203,17 +217,24 @@ def _pixel(x: Plane, n: int, h: int, w: int) -> int:
     return x.address + n * x.image + h * x.line + w * x.pixel
 
 
-@device_function
-def _gather(x: Plane, pixel_0: int, h: int, w: int, patch: int, row: int) -> None:
-    """Copy the patch whose first pixel is (h, w), at `pixel_0` if it exists; 0 where there is no pixel."""
+@shared(*[INT] * 10)
+def gather_patch(
+    x: int, line: int, pixel: int, C: int, above: int, below: int, before: int, after: int, to: int, row: int
+) -> None:
+    """Copy the pixels [above, below) × [before, after) of the patch whose first pixel would lie at x.
+
+    The others are 0, and so is what fills up the C channels of a pixel to `row` bytes.
+    """
     for i in range(PATCH):
+        keep_rolled()
         for j in range(PATCH):
-            to = patch + (i * PATCH + j) * row
-            if 0 <= h + i < x.H and 0 <= w + j < x.W:
-                copy_run(pixel_0 + i * x.line + j * x.pixel, to, x.C)
-                zero_run(to + 4 * x.C, row // 4 - x.C)
+            keep_rolled()
+            if above <= i < below and before <= j < after:
+                copy_run(x + i * line + j * pixel, to, C)
+                zero_run(to + 4 * C, row // 4 - C)
             else:
                 zero_run(to, row // 4)
+            to += row
 
 
 @device_function
@@ -224,32 +245,24 @@ def _transform_patches(x: Plane, start: Any, grid: Any, squares: Any, v: int, wo
         h, w = SQUARE * i - start[0], SQUARE * j - start[1]
         a, line, pixel = _pixel(x, n, h, w), x.line, x.pixel
         if h < 0 or w < 0 or h + PATCH > x.H or w + PATCH > x.W or work.row != 4 * x.C:
-            _gather(x, a, h, w, work.patch, work.row)
+            gather_patch(a, line, pixel, x.C, -h, x.H - h, -w, x.W - w, work.patch, work.row)
             a, line, pixel = work.patch, PATCH * work.row, work.row
-        for c in range(0, work.row, VECTOR_BYTES):
-            _transform_patch(a + c, line, pixel, v + c, work.v_step)
+        transform_patch(a, line, pixel, v, work.v_step, work.row)
         v += work.row
         n, i, j = _next(n, i, j, grid[0], grid[1])
 
 
 @device_function
-def _multiply(rows: int, I: int, u: int, work: Work) -> None:
-    """M of one block of output channels for the first `rows` rows of V."""
+def _multiply(rows: int, channels: int, I: int, u: int, work: Work) -> None:
+    """M of one block of output channels, of which so many exist, for the first `rows` rows of V."""
     groups = (rows + TILE_ROWS - 1) // TILE_ROWS
     for k in range(MATRICES):
         v, m = work.v + k * work.v_step, work.m + k * work.m_step
         for g in range(groups):
             first, last = rows * g // groups, rows * (g + 1) // groups
             x, out = v + first * work.row, m + first * 4 * TILE_CHANNELS
-            multiply_tile(last - first, x, work.row, 1, 0, 1, 0, I, u, out)
+            multiply_tile(last - first, channels, x, work.row, 1, 0, 1, 0, I, u, out)
         u += 4 * I * TILE_CHANNELS
-
-
-@device_function
-def _end_square(k: int, work: Work) -> None:
-    """The plain sums of the square in row k of M, to scratch."""
-    for v in range(0, 4 * TILE_CHANNELS, VECTOR_BYTES):
-        _transform_product(work.m + k * 4 * TILE_CHANNELS + v, work.m_step, work.square + v)
 
 
 @device_function
@@ -257,19 +270,18 @@ def _write_squares_fwd(
     squares: Any, block: int, grid: Any, b: int, limits: Any, r: Plane, mask: Plane, y: Plane, work: Work
 ) -> None:
     n, i, j = _locate(squares[0], grid[0], grid[1])
+    c0 = block * TILE_CHANNELS
     for k in range(squares[1] - squares[0]):
-        _end_square(k, work)
+        transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, y.C - c0, work.square)
         w = SQUARE * j
         for h in range(SQUARE * i, min(y.H, SQUARE * (i + 1))):
             s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-            ya, ra, ma = _pixel(y, n, h, w), _pixel(r, n, h, w), _pixel(mask, n, h, w)
-            for _ in range(w, min(y.W, w + SQUARE)):
-                c0 = block * TILE_CHANNELS
-                end_fwd(s, c0, y.C, b, limits[0], limits[1], r.C > 0, ra, mask.C > 0, ma, ya)
-                s += 4 * TILE_CHANNELS
-                ya += y.pixel
-                ra += r.pixel
-                ma += mask.pixel
+            ra = _pixel(r, n, h, w) if r.C else 0
+            ma = _pixel(mask, n, h, w) if mask.C else 0
+            end_fwd(
+                s, 4 * TILE_CHANNELS, min(SQUARE, y.W - w), c0, y.C, b, limits[0], limits[1],
+                ra, r.pixel, ma, mask.pixel, _pixel(y, n, h, w), y.pixel,
+            )  # fmt: skip
         n, i, j = _next(n, i, j, grid[0], grid[1])
 
 
@@ -279,21 +291,24 @@ def _write_squares_bwd(
     work: Work,
 ) -> None:  # fmt: skip
     n, i, j = _locate(squares[0], grid[0], grid[1])
+    c0 = block * TILE_CHANNELS
     for k in range(squares[1] - squares[0]):
-        _end_square(k, work)
+        transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, gx.C - c0, work.square)
         w = SQUARE * j
         for h in range(SQUARE * i, min(gx.H, SQUARE * (i + 1))):
             s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-            xa, ma = _pixel(gx, n, h, w), _pixel(mask, n // targets, h, w)
-            for _ in range(w, min(gx.W, w + SQUARE)):
-                end_bwd(s, block * TILE_CHANNELS, gx.C, accumulate, gate, ma, xa)
-                s += 4 * TILE_CHANNELS
-                xa += gx.pixel
-                ma += mask.pixel
+            end_bwd(
+                s, 4 * TILE_CHANNELS, min(SQUARE, gx.W - w), c0, gx.C,
+                accumulate, gate.forward, gate.gradient,
+                _pixel(mask, n // targets, h, w), mask.pixel, _pixel(gx, n, h, w), gx.pixel,
+            )  # fmt: skip
         n, i, j = _next(n, i, j, grid[0], grid[1])
 
 
-@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT)
+@kernel(
+    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT,
+    calls=[multiply_tile, gather_patch, transform_patch, transform_product],
+)  # fmt: skip
 def conv_winograd_fwd(
     x: Any,
     u: Any,
@@ -322,7 +337,7 @@ def conv_winograd_fwd(
     out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
     residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
-    limits, start = (broadcast(lo), broadcast(hi)), (top, left)
+    limits, start = (lo, hi), (top, left)
     grid = _across(OH), _across(OW)
     squares, blocks = N * grid[0] * grid[1], (O + TILE_CHANNELS - 1) // TILE_CHANNELS
     u_block = MATRICES * I * 4 * TILE_CHANNELS
@@ -335,7 +350,9 @@ def conv_winograd_fwd(
                 part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
                 _transform_patches(source, start, grid, part, work.v, work)
                 for block in range(blocks):
-                    _multiply(part[1] - part[0], I, address_of(u) + block * u_block, work)
+                    _multiply(
+                        part[1] - part[0], O - block * TILE_CHANNELS, I, address_of(u) + block * u_block, work
+                    )
                     _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
     else:
         rounds = (squares + together - 1) // together
@@ -349,11 +366,16 @@ def conv_winograd_fwd(
                 work = _work(address_of(scratch), together, I, by_squares, threads, t)
                 part = first, last
                 for block in range(blocks * t // threads, blocks * (t + 1) // threads):
-                    _multiply(last - first, I, address_of(u) + block * u_block, work)
+                    _multiply(
+                        last - first, O - block * TILE_CHANNELS, I, address_of(u) + block * u_block, work
+                    )
                     _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT)
+@kernel(
+    ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT,
+    calls=[multiply_tile, gather_patch, transform_patch, transform_product],
+)  # fmt: skip
 def conv_winograd_bwd(
     gy: Any,
     u: Any,
@@ -390,7 +412,9 @@ def conv_winograd_bwd(
                 part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
                 _transform_patches(source, start, grid, part, work.v, work)
                 for block in range(blocks):
-                    _multiply(part[1] - part[0], O, address_of(u) + block * u_block, work)
+                    _multiply(
+                        part[1] - part[0], C - block * TILE_CHANNELS, O, address_of(u) + block * u_block, work
+                    )
                     _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)
     else:
         rounds = (squares + together - 1) // together
@@ -404,5 +428,7 @@ def conv_winograd_bwd(
                 work = _work(address_of(scratch), together, O, by_squares, threads, t)
                 part = first, last
                 for block in range(blocks * t // threads, blocks * (t + 1) // threads):
-                    _multiply(last - first, O, address_of(u) + block * u_block, work)
+                    _multiply(
+                        last - first, C - block * TILE_CHANNELS, O, address_of(u) + block * u_block, work
+                    )
                     _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)

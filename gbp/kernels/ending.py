@@ -1,9 +1,10 @@
-"""How a convolution ends: what becomes of the plain sums of one pixel's block of TILE_CHANNELS channels.
+"""How a convolution ends: what becomes of the plain sums of a row of pixels in one block of TILE_CHANNELS.
 
 Forward:  y  = clip(sum + b + r, lo, hi), and the bit lo < · < hi of each unit to mask
 Reverse:  gx = sum, added to gx with `accumulate`; of that, what passes the gate
 
-Addresses are those of the pixel's channel 0; the block starts at channel c0 of C.
+Addresses are those of the first pixel's channel 0, steps the bytes from pixel to pixel; the block starts at
+channel c0 of C.
 """
 
 from __future__ import annotations
@@ -13,52 +14,87 @@ from typing import Any
 from .emit import LANES
 from .jit import device_function
 from .rectifier import Gate, clip, gated
-from .simd import above, load, load_some, store_bits, store_some
+from .simd import above, broadcast, load, load_some, store_bits, store_some
 from .tile import TILE_CHANNELS
 
 
 @device_function
-def _end_fwd(
-    v: Any, lo: Any, hi: Any, has_r: bool, r: int, has_mask: bool, mask: int, y: int, count: int
-) -> None:
+def _end_vector_fwd(v: Any, lo: Any, hi: Any, r: int, mask: int, y: int, count: int) -> None:
     """One vector of `count` channels; a constant LANES for it costs no branch."""
-    if has_r:
+    if r:
         v = v + load_some(r, count)
-    if has_mask:
+    if mask:
         store_bits(mask, above(v, lo) & above(hi, v), count)
     store_some(y, clip(v, lo, hi), count)
 
 
 @device_function
 def end_fwd(
-    s: int, c0: int, C: int, b: int, lo: Any, hi: Any, has_r: bool, r: int, has_mask: bool, mask: int, y: int
+    s: int,
+    s_step: int,
+    pixels: int,
+    c0: int,
+    C: int,
+    b: int,
+    lo: float,
+    hi: float,
+    r: int,
+    r_step: int,
+    mask: int,
+    mask_step: int,
+    y: int,
+    y_step: int,
 ) -> None:
-    """From the sums at `s`; the bias at `b` is padded to whole blocks."""
-    b, r, mask, y = b + 4 * c0, r + 4 * c0, mask + c0 // 8, y + 4 * c0
-    if c0 + TILE_CHANNELS <= C:
-        for c in range(0, TILE_CHANNELS, LANES):
+    """From the sums at `s`; the bias at `b` is padded to whole blocks; where r or mask is 0 there is none."""
+    low, high = broadcast(lo), broadcast(hi)
+    b, y = b + 4 * c0, y + 4 * c0
+    for _ in range(pixels):
+        for c in range(0, min(TILE_CHANNELS, C - c0), LANES):
             v = load(s + 4 * c) + load(b + 4 * c)
-            _end_fwd(v, lo, hi, has_r, r + 4 * c, has_mask, mask + c // 8, y + 4 * c, LANES)
-    else:
-        for c in range(0, C - c0, LANES):
-            v = load(s + 4 * c) + load(b + 4 * c)
-            _end_fwd(v, lo, hi, has_r, r + 4 * c, has_mask, mask + c // 8, y + 4 * c, C - c0 - c)
+            rc, mc = r + 4 * (c0 + c) if r else 0, mask + (c0 + c) // 8 if mask else 0
+            if c0 + c + LANES <= C:
+                _end_vector_fwd(v, low, high, rc, mc, y + 4 * c, LANES)
+            else:
+                _end_vector_fwd(v, low, high, rc, mc, y + 4 * c, C - c0 - c)
+        s += s_step
+        y += y_step
+        if r:
+            r += r_step
+        if mask:
+            mask += mask_step
 
 
 @device_function
-def _end_bwd(v: Any, accumulate: int, gate: Gate, mask: int, gx: int, count: int) -> None:
+def _end_vector_bwd(v: Any, accumulate: int, gate: Gate, mask: int, gx: int, count: int) -> None:
     if accumulate:
         v = v + load_some(gx, count)
     store_some(gx, gated(v, gate, mask, count), count)
 
 
 @device_function
-def end_bwd(s: int, c0: int, C: int, accumulate: int, gate: Gate, mask: int, gx: int) -> None:
-    """From the sums at `s`."""
+def end_bwd(
+    s: int,
+    s_step: int,
+    pixels: int,
+    c0: int,
+    C: int,
+    accumulate: int,
+    forward: int,
+    gradient: int,
+    mask: int,
+    mask_step: int,
+    gx: int,
+    gx_step: int,
+) -> None:
+    """From the sums at `s`; `forward` and `gradient` are the gate."""
+    gate = Gate(forward, gradient)
     mask, gx = mask + c0 // 8, gx + 4 * c0
-    if c0 + TILE_CHANNELS <= C:
-        for c in range(0, TILE_CHANNELS, LANES):
-            _end_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, LANES)
-    else:
-        for c in range(0, C - c0, LANES):
-            _end_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, C - c0 - c)
+    for _ in range(pixels):
+        for c in range(0, min(TILE_CHANNELS, C - c0), LANES):
+            if c0 + c + LANES <= C:
+                _end_vector_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, LANES)
+            else:
+                _end_vector_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, C - c0 - c)
+        s += s_step
+        gx += gx_step
+        mask += mask_step

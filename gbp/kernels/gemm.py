@@ -48,7 +48,7 @@ BLOCK = 8192
 def _dot_of(samples: int) -> Any:
     @one_of_many(f"dot_{samples}")
     def dot(x: int, x_row: int, w: int, w_row: int, count: int) -> Any:
-        t = tile_zeros(samples)
+        t = tile_zeros(samples, TILE_VECTORS)
         for _ in range(count // LANES):
             t = tile_dot(t, x, x_row, w, w_row)
             x += VECTOR_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,8 +22,9 @@ MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights as they li
 INT = types.int64
 FLOAT = types.float32
 
-#: Inlined into the kernels that call it; never compiled alone, so it needs no signature.
-device_function = njit(error_model="numpy", boundscheck=False)
+#: Inlined into the kernels that call it, so it needs no signature; Python cannot call it, because the wrapper
+#: for that would take a quarter of the time to compile.
+device_function = njit(error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -68,17 +69,26 @@ def is_first_use() -> bool:
 class Kernel:
     """A Numba function with one explicit signature that compiles, or loads from the cache, on first call."""
 
-    def __init__(self, function: Callable[..., Any], argument_types: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        argument_types: tuple[Any, ...],
+        calls: Sequence[Any] = (),
+        parallel: bool = True,
+    ) -> None:
         self.name = function.__name__
+        self._calls = [_shared[callee.symbol] for callee in calls]
         self.__doc__ = function.__doc__
         self._signature = types.void(*argument_types)
-        self._dispatcher = self._cached(function)
+        self._dispatcher = self._cached(function, parallel)
         self._ready = False
 
     @staticmethod
-    def _cached(function: Callable[..., Any]) -> Any:
+    def _cached(function: Callable[..., Any], parallel: bool) -> Any:
         # fusion: Numba sees no dependence between loops that are linked only through addresses.
-        options = {"parallel": {"fusion": False}, "error_model": "numpy", "boundscheck": False, "nogil": True}
+        options = {"error_model": "numpy", "boundscheck": False, "nogil": True}
+        if parallel:
+            options["parallel"] = {"fusion": False}
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = _CACHE_DIRECTORY
         try:
@@ -89,11 +99,22 @@ class Kernel:
             numba.config.CACHE_DIR = before
 
     def compile(self) -> None:
+        for callee in self._calls:
+            callee.compile()
+            # The linker looks here for the symbol by which the kernel calls it.
+            llvm.add_symbol(f"gbp_{callee.name}", callee.address)
         with _compiling:  # a thread that waited would find compilation disabled
             if not self._ready:
                 self._dispatcher.compile(self._signature)
                 self._dispatcher.disable_compile()
                 self._ready = True
+
+    @property
+    def address(self) -> int:
+        """Of the machine code, for callers by C's convention."""
+        (compiled,) = self._dispatcher.overloads.values()
+        name = compiled.fndesc.llvm_cfunc_wrapper_name
+        return int(compiled.library.get_pointer_to_function(name))
 
     def __call__(self, *args: Any) -> None:
         if not self._ready:
@@ -101,6 +122,23 @@ class Kernel:
         self._dispatcher(*args)
 
 
-def kernel(*argument_types: Any) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorate a function as a `Kernel` of these argument types."""
-    return lambda function: Kernel(function, argument_types)
+def kernel(*argument_types: Any, calls: Sequence[Any] = ()) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a `Kernel` of these argument types; `calls`: the `shared` functions it needs."""
+    return lambda function: Kernel(function, argument_types, calls)
+
+
+_shared: dict[str, Kernel] = {}
+
+
+def shared(*argument_types: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function that kernels call and do not inline.
+
+    It is compiled once for all of them: a device function is compiled anew in each.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        symbol = f"gbp_{function.__name__}"
+        _shared[symbol] = Kernel(function, argument_types, parallel=False)
+        return types.ExternalFunction(symbol, types.void(*argument_types))
+
+    return decorate

@@ -12,7 +12,7 @@ from typing import Any
 from .emit import LANES
 from .jit import device_function, one_of_many
 from .simd import keep_rolled, load_index, load_some, store_index, store_nonzero
-from .tile import TILE_CHANNELS, tile_add_rows, tile_load, tile_store
+from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_store
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
 BLOCKS = 4
@@ -44,7 +44,7 @@ def _add_listed_of(blocks: int) -> Any:
         for k in range(4 * start, 4 * stop, 4):
             keep_rolled()
             t = tile_add_rows(t, values + k, w + load_index(indices + k) * 4 * TILE_CHANNELS, step)
-        tile_store(t, sums)
+        tile_store(t, TILE_VECTORS, sums)
 
     return add_listed
 

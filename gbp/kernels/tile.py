@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from . import emit
 from .emit import LANES, TILE_ROWS
-from .jit import device_function, one_of_many
+from .jit import INT, one_of_many, shared
 from .simd import keep_rolled, vector
 
 TILE_VECTORS = 2
@@ -20,23 +20,26 @@ TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
 
 
 @intrinsic(prefer_literal=True)
-def tile_zeros(typing: Any, rows: Any) -> Any:
-    """A tile of `rows` × TILE_VECTORS vectors of 0."""
-    kind = types.UniTuple(vector, rows.literal_value * TILE_VECTORS)
-    return kind(rows), lambda context, builder, sig, args: ir.Constant(context.get_value_type(kind), None)
+def tile_zeros(typing: Any, rows: Any, vectors: Any) -> Any:
+    """A tile of `rows` × `vectors` vectors of 0."""
+    kind = types.UniTuple(vector, rows.literal_value * vectors.literal_value)
+    return kind(rows, vectors), lambda context, builder, sig, args: ir.Constant(
+        context.get_value_type(kind), None
+    )
 
 
-@intrinsic
-def tile_update(typing: Any, tile: Any, x: Any, row_bytes: Any, w: Any) -> Any:
+@intrinsic(prefer_literal=True)
+def tile_update(typing: Any, tile: Any, vectors: Any, x: Any, row_bytes: Any, w: Any) -> Any:
     """tile[i][j] += x[i] · w[j]: one scalar a row, x[i] at `x + i·row_bytes`; the weights' vectors at `w`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        accumulators, x, row_bytes, w = args
-        ws = [emit.load_vector(builder, w, emit.VECTOR_BYTES * j) for j in range(TILE_VECTORS)]
-        rows = _rows_at(builder, x, row_bytes, tile.count // TILE_VECTORS)
+        accumulators, _, x, row_bytes, w = args
+        count = vectors.literal_value
+        ws = [emit.load_vector(builder, w, emit.VECTOR_BYTES * j) for j in range(count)]
+        rows = _rows_at(builder, x, row_bytes, tile.count // count)
         return _add_products(builder, accumulators, (emit.broadcast_at(builder, row) for row in rows), ws)
 
-    return tile(tile, types.int64, types.int64, types.int64), codegen
+    return tile(tile, vectors, types.int64, types.int64, types.int64), codegen
 
 
 def _add_products(builder: Any, accumulators: Any, xs: Any, ws: Any) -> Any:
@@ -139,51 +142,22 @@ def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
     return tile(tile, rows, types.int64), codegen
 
 
-@intrinsic
-def tile_store(typing: Any, tile: Any, address: Any) -> Any:
-    """Write the tile's rows one after another to `address`, TILE_CHANNELS float32 each."""
+@intrinsic(prefer_literal=True)
+def tile_store(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
+    """Write the tile's rows to `address`, one every TILE_CHANNELS float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = vectors.literal_value
         for at in range(tile.count):
-            emit.store_vector(builder, builder.extract_value(args[0], at), args[1], emit.VECTOR_BYTES * at)
+            to = emit.VECTOR_BYTES * (at // count * TILE_VECTORS + at % count)
+            emit.store_vector(builder, builder.extract_value(args[0], at), args[2], to)
         return context.get_dummy_value()
 
-    return types.void(tile, types.int64), codegen
+    return types.void(tile, vectors, types.int64), codegen
 
 
-def _tile_of(rows: int) -> Any:
-    @one_of_many(f"tile_{rows}")
-    def tile(
-        x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
-    ) -> None:
-        t = tile_zeros(rows)
-        for i in range(taps_h):
-            for j in range(taps_w):
-                a = x + i * step_h + j * step_w
-                for _ in range(run):
-                    keep_rolled()
-                    t = tile_update(t, a, pixel, w)
-                    a += 4
-                    w += 4 * TILE_CHANNELS
-        tile_store(t, out)
-
-    return tile
-
-
-@device_function
-def _no_tile(
-    n: int, x: int, pixel: int, taps_h: int, step_h: int, taps_w: int, step_w: int, run: int, w: int, out: int
-) -> None:
-    """The end of the chain below; a tile has at least one row."""
-
-
-def _tile_up_to(rows: int) -> Any:
-    """The tiles of 1 … `rows` rows as a chain of if/else, so that each has its own machine code."""
-    if rows == 0:
-        return _no_tile
-    exactly, fewer = _tile_of(rows), _tile_up_to(rows - 1)
-
-    @one_of_many(f"tile_up_to_{rows}")
+def _tile_of(rows: int, vectors: int) -> Any:
+    @one_of_many(f"tile_{rows}_{vectors}")
     def tile(
         n: int,
         x: int,
@@ -196,12 +170,73 @@ def _tile_up_to(rows: int) -> Any:
         w: int,
         out: int,
     ) -> None:
-        if n == rows:
-            exactly(x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
-        else:
-            fewer(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+        t = tile_zeros(rows, vectors)
+        for i in range(taps_h):
+            for j in range(taps_w):
+                a = x + i * step_h + j * step_w
+                for _ in range(run):
+                    keep_rolled()
+                    t = tile_update(t, vectors, a, pixel, w)
+                    a += 4
+                    w += 4 * TILE_CHANNELS
+        tile_store(t, vectors, out)
 
     return tile
 
 
-multiply_tile = _tile_up_to(TILE_ROWS)
+def _tile_from(low: int, high: int, vectors: int) -> Any:
+    """The tiles of `low` … `high` rows, each with machine code of its own, behind a tree of branches."""
+    if low == high:
+        return _tile_of(low, vectors)
+    middle = (low + high) // 2
+    lower, upper = _tile_from(low, middle, vectors), _tile_from(middle + 1, high, vectors)
+
+    @one_of_many(f"tile_{low}_to_{high}_{vectors}")
+    def tile(
+        n: int,
+        x: int,
+        pixel: int,
+        taps_h: int,
+        step_h: int,
+        taps_w: int,
+        step_w: int,
+        run: int,
+        w: int,
+        out: int,
+    ) -> None:
+        if n <= middle:
+            lower(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+        else:
+            upper(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+
+    return tile
+
+
+_whole_tile = _tile_from(1, TILE_ROWS, TILE_VECTORS)
+_half_tile = _tile_from(1, TILE_ROWS, 1)
+
+
+@shared(*[INT] * 11)
+def multiply_tile(
+    n: int,
+    channels: int,
+    x: int,
+    pixel: int,
+    taps_h: int,
+    step_h: int,
+    taps_w: int,
+    step_w: int,
+    run: int,
+    w: int,
+    out: int,
+) -> None:
+    """The plain sums of `n` ≤ TILE_ROWS pixels to `out`, one row every TILE_CHANNELS float32.
+
+    Over taps_h × taps_w taps, `step_h` and `step_w` bytes apart, a run of channels at x of the first of the
+    pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
+    of x.  Of a block of which only `channels` exist, vectors without any are not written.
+    """
+    if channels > LANES:
+        _whole_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+    else:
+        _half_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)

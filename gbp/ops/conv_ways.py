@@ -26,6 +26,7 @@ from ..kernels.conv_winograd import (
     pack_winograd,
     winograd_scratch,
 )
+from ..kernels.emit import TILE_ROWS
 from ..kernels.lists import BLOCKS
 from ..kernels.memory import aligned
 from ..kernels.pointwise import pointwise_bwd
@@ -103,9 +104,9 @@ def _flipped(w: NDArray[Any]) -> NDArray[Any]:
     return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
 
 
-def _outweighs(window: Window, w: Floats) -> int:
-    """Whether a plane outweighs the weights: threads share the larger; the smaller they all read."""
-    return int(elements(window.size) * w.shape[1] > w.size)
+def _by_rows(plane: tuple[int, int]) -> int:
+    """Whether threads share the rows of a plane; of a few tiles they share the channels."""
+    return int(elements(plane) >= 8 * TILE_ROWS)
 
 
 class DirectForward(Forward):
@@ -114,7 +115,7 @@ class DirectForward(Forward):
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
         self.w, self.b = pack(w), _padded_bias(b)
-        self.by_rows = 1
+        self.by_rows = _by_rows(window.output)
         self.how = "direct"
 
     @property
@@ -148,7 +149,7 @@ class DirectReverse(Reverse):
     def __init__(self, w: Floats, window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), len(w)
         self.w = pack(_flipped(w))
-        self.by_rows = _outweighs(window, w)
+        self.by_rows = _by_rows(window.size)
         self.how = "direct"
 
     def _plane(self) -> tuple[int, int]:
