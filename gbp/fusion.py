@@ -2,7 +2,7 @@
 
     conv → Add(·, r) → Relu        becomes        conv with residual r, clipped, in one pass over y
 
-A tensor that anyone else reads, or that is the result, stays.
+A tensor that anyone else reads, that has a view, or that is the result, stays.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from .ops.elementwise import AddStep
 from .ops.op import UNCLIPPED
 
 
-def fuse(calls: list[Call], output: str) -> list[Call]:
-    """The same calls with sums and rectifiers fused; `output` is the tensor that has to remain."""
-    return _fuse_clips(_fuse_residuals(calls, output), output)
+def fuse(calls: list[Call], remain: set[str]) -> list[Call]:
+    """The same calls with sums and rectifiers fused; `remain` are tensors that others than calls need."""
+    return _fuse_clips(_fuse_residuals(calls, remain), remain)
 
 
-def _read_once(calls: list[Call], output: str) -> set[str]:
+def _read_once(calls: list[Call], remain: set[str]) -> set[str]:
     """Tensors with a single reader, which is a call."""
-    counts: dict[str, int] = {output: 2}
+    counts = dict.fromkeys(remain, 2)
     for call in calls:
         for name in call.reads:
             counts[name] = counts.get(name, 0) + 1
     return {name for name, count in counts.items() if count == 1}
 
 
-def _fuse_residuals(calls: list[Call], output: str) -> list[Call]:
-    once = _read_once(calls, output)
+def _fuse_residuals(calls: list[Call], remain: set[str]) -> list[Call]:
+    once = _read_once(calls, remain)
     made = {call.output: i for i, call in enumerate(calls)}
     gone: set[int] = set()
     result: dict[int, Call] = dict(enumerate(calls))
@@ -50,8 +50,8 @@ def _fuse_residuals(calls: list[Call], output: str) -> list[Call]:
     return [result[i] for i in range(len(calls)) if i not in gone]
 
 
-def _fuse_clips(calls: list[Call], output: str) -> list[Call]:
-    once = _read_once(calls, output)
+def _fuse_clips(calls: list[Call], remain: set[str]) -> list[Call]:
+    once = _read_once(calls, remain)
     made = {call.output: i for i, call in enumerate(calls)}
     result = list(calls)
     gone: set[int] = set()

@@ -12,7 +12,7 @@ from .graph import Graph, Shape
 from .limits import computing
 from .load import build, unsupported_nodes
 from .ops.pointwise import Affine
-from .ops.shape import CopyStep, Pad, ViewStep
+from .ops.shape import CopyStep, Pad
 from .plan import Plan
 from .proto import Model, check_tensors, read
 from .source import Source, locate
@@ -93,8 +93,6 @@ def _how(graph: Graph, plan: Plan) -> dict[str, str]:
     kinds = {layer.name: layer.kind for layer in graph.layers}
     how: dict[str, str] = {}
     for call in plan.calls:
-        if isinstance(call.step, ViewStep):
-            continue
         first, *fused = call.layers
         how[first] = " + ".join([call.step.how, *(kinds[name] for name in fused)])
         how.update(dict.fromkeys(fused, "fused"))

@@ -12,20 +12,21 @@ from .graph import Graph, Shape
 from .limits import elements
 from .ops.op import UNCLIPPED, Clipped, Order, Step, row_major
 from .ops.rectifier import Rectifier
-from .ops.shape import CopyStep, ViewStep
+from .ops.shape import CopyStep
 
 
 @dataclass(frozen=True)
 class Physical:
-    """A tensor in memory: its axes in memory `order`, batch first; `shape` without the batch.
-
-    `root` names the tensor whose memory it is a view of: itself, where it is none.
-    """
+    """A tensor in memory: its axes in memory `order`, batch first; `shape` without the batch."""
 
     name: str
     shape: Shape
     order: Order
-    root: str
+
+    @property
+    def row(self) -> int:
+        """Elements along the innermost axis."""
+        return self.shape[-1] if self.shape else 1
 
     @property
     def logical_axes(self) -> tuple[int, ...]:
@@ -75,6 +76,8 @@ class Layout:
 
     calls: list[Call] = field(default_factory=list)
     tensors: dict[str, Physical] = field(default_factory=dict)
+    #: Tensors that are others under another shape: view → whose memory it is.
+    views: dict[str, str] = field(default_factory=dict)
     #: The graph's own names, and those of copies of a tensor in another order.
     named: frozenset[str] = frozenset()
     ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
@@ -101,7 +104,7 @@ def lay_out(graph: Graph) -> Layout:
         y = graph.shapes[layer.output]
         step = layer.op.lower(shapes, y, wanted[0])
         if step is None:
-            _add_view(layout, layer.name, inputs[0], layer.output, y, result)
+            _add_view(layout, inputs[0], layer.output, y, result)
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
         clip = layer.op.clip if isinstance(layer.op, Rectifier) else UNCLIPPED
@@ -114,20 +117,20 @@ def _physical_shape(shape: Shape, order: Order) -> Shape:
 
 
 def _add_tensor(layout: Layout, name: str, shape: Shape, order: Order) -> Physical:
-    tensor = Physical(name, _physical_shape(shape, order), order, name)
+    tensor = Physical(name, _physical_shape(shape, order), order)
     layout.tensors[name] = tensor
     return tensor
 
 
-def _add_view(layout: Layout, layer: str, source: str, name: str, shape: Shape, order: Order) -> None:
+def _add_view(layout: Layout, source: str, name: str, shape: Shape, order: Order) -> None:
     """`name` as a view of `source`; the very same tensor where not even the physical shape differs."""
     base = layout.tensors[source]
     physical = _physical_shape(shape, order)
     if physical == base.shape:
-        layout.tensors[name] = Physical(base.name, physical, order, base.root)
-        return
-    layout.tensors[name] = Physical(name, physical, order, base.root)
-    layout.calls.append(Call((layer,), ViewStep(), (base.name,), name))
+        layout.tensors[name] = Physical(base.name, physical, order)
+    else:
+        layout.tensors[name] = Physical(name, physical, order)
+        layout.views[name] = layout.views.get(base.name, base.name)
 
 
 def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
@@ -141,12 +144,12 @@ def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
         while ordered in layout.named:
             ordered += "'"
         layout.ordered[name, order] = ordered
-        label = f"({name})"
         if _memory(shape, tensor.order) == _memory(shape, order):
-            _add_view(layout, label, tensor.name, ordered, shape, order)
+            _add_view(layout, tensor.name, ordered, shape, order)
         else:
             copy = _add_tensor(layout, ordered, shape, order)
-            layout.calls.append(Call((label,), CopyStep(tensor.order, order), (tensor.name,), copy.name))
+            step = CopyStep(tensor.order, order)
+            layout.calls.append(Call((f"({name})",), step, (tensor.name,), copy.name))
     return layout.tensors[ordered].name
 
 

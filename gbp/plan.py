@@ -1,12 +1,12 @@
 """`Plan`: everything that can be decided before the first image, decided once and never changed.
 
-Which step runs on which tensors, where each tensor lies in an arena, in what order gradients are written
-and added, and which write completes a rectifier's gradient and so applies its gate.  Sizes are for one
-sample; a run on N samples takes N times as much.
+Which step runs on which tensors, where each tensor lies, and in what order gradients are written, added and
+gated.  Sizes are for one sample; a run on N samples takes N times as much.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,41 +17,19 @@ from .graph import Graph, Shape
 from .layout import Call, Physical, lay_out
 from .limits import MOST_BYTES_A_SAMPLE, elements
 from .ops.conv import force
-from .ops.shape import ViewStep
 from .passes import simplify
+from .places import Place, place, places_in_masks
+from .reverse import Reverse, reverse_order
 
 #: Floats that a tensor's place is rounded up to: one cache line.
 _LINE = 16
 
 
 @dataclass(frozen=True)
-class Write:
-    """One step's contribution to the gradient of `tensor`.
-
-    `accumulate`: an earlier one is there already.  `gated_by`: the call whose rectifier made `tensor`, where
-    this contribution is the last and the step can apply that gate itself.
-    """
-
-    tensor: str
-    accumulate: bool
-    gated_by: int | None
-
-
-@dataclass(frozen=True)
-class Reverse:
-    """The reverse of call `call`: first its own gate, if no writer could apply it; then the contributions."""
-
-    call: int
-    gates_first: bool
-    residual: Write | None
-    inputs: tuple[Write, ...]
-
-
-@dataclass(frozen=True)
 class Arena:
-    """Places for tensors that live at different times: offsets and size in floats, for one sample."""
+    """Room for memories that live at different times: where each begins, in floats, for one sample."""
 
-    offsets: dict[str, int]
+    begins: dict[str, int]
     size: int
 
 
@@ -62,14 +40,15 @@ class Plan:
     calls: tuple[Call, ...]
     reverses: tuple[Reverse, ...]
     tensors: dict[str, Physical]
+    #: Where each tensor lies in the memory of its root, its gradient likewise, and its bits in a mask.
+    places: dict[str, Place]
+    masks: dict[str, Place]
     input: Physical
     output: Physical
     input_shape: Shape
     output_shape: Shape
     activations: Arena
     gradients: Arena
-    #: Which tensor's gradient memory a gradient is a view of.
-    gradient_roots: dict[str, str]
     rectifiers: int
 
     @classmethod
@@ -82,24 +61,23 @@ class Plan:
         layout = lay_out(graph)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
-        calls = fuse(layout.calls, scores.name)
-        used = {image.name: image, scores.name: scores}
-        for call in calls:
-            for name in (*call.reads, call.output):
-                used[name] = tensors[name]
-        reverses = _reverses(calls, scores.name)
-        roots = _gradient_roots(calls, reverses)
+        fused = fuse(layout.calls, {scores.name, *layout.views.values()})
+        calls, places = place(fused, tensors, layout.views)
+        masks = places_in_masks(calls, tensors, places)
+        reverses, handed_on = reverse_order(calls, places, masks, image.name, scores.name)
+        sizes = {at.root: elements(tensors[at.root].shape) for at in places.values()}
         plan = cls(
             calls=tuple(calls),
             reverses=reverses,
-            tensors=used,
+            tensors=tensors,
+            places=places,
+            masks=masks,
             input=image,
             output=scores,
             input_shape=graph.shapes[graph.input][1:],
             output_shape=graph.shapes[graph.output][1:],
-            activations=_activation_arena(calls, used, image, scores),
-            gradients=_gradient_arena(reverses, used, roots, calls, image.name, scores.name),
-            gradient_roots=roots,
+            activations=_activation_arena(calls, places, sizes, image.name, scores.name),
+            gradients=_gradient_arena(reverses, calls, places, sizes, handed_on, image.name, scores.name),
             rectifiers=sum(call.clip.is_rectifier for call in calls),
         )
         nbytes = plan.forward_bytes + plan.reverse_bytes
@@ -113,13 +91,11 @@ class Plan:
     @property
     def forward_bytes(self) -> int:
         """Working memory of the forward run of one sample, with what it keeps for the reverse."""
-        kept = 0
+        masks = {at.root for at in self.masks.values()}
+        kept = sum(elements(self.tensors[root].mask_shape) for root in masks)
         for call in self.calls:
-            y = self.tensors[call.output]
-            if call.has_mask:
-                kept += elements(y.mask_shape)
             if call.step.switches:
-                kept += elements(y.shape) * np.dtype(call.step.switches).itemsize
+                kept += elements(self.tensors[call.output].shape) * np.dtype(call.step.switches).itemsize
         return 4 * (self.activations.size + self._scratch) + kept
 
     @property
@@ -132,100 +108,43 @@ class Plan:
         return max((sum(call.step.scratch(1)) for call in self.calls), default=0)
 
 
-def _readers(calls: list[Call]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for call in calls:
-        for name in call.reads:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _reverses(calls: list[Call], output: str) -> tuple[Reverse, ...]:
-    """The reverse of each call, last call first."""
-    expected = _readers(calls)
-    expected[output] = expected.get(output, 0) + 1  # the seed
-    written = {output: 1}
-    maker = {call.output: i for i, call in enumerate(calls)}
-    gated: set[int] = set()
-
-    def write(name: str, can_gate: bool) -> Write:
-        before = written.get(name, 0)
-        written[name] = before + 1
-        owner = maker.get(name)
-        completes = written[name] == expected[name] and owner is not None and calls[owner].has_mask
-        if completes and can_gate and owner is not None:
-            gated.add(owner)
-            return Write(name, before > 0, owner)
-        return Write(name, before > 0, None)
-
-    result = []
-    for i in reversed(range(len(calls))):
-        call = calls[i]
-        gates_first = call.has_mask and i not in gated
-        residual = write(call.residual, can_gate=True) if call.residual is not None else None
-        inputs = tuple(write(name, call.step.gates) for name in call.inputs)
-        result.append(Reverse(i, gates_first, residual, inputs))
-    return tuple(result)
-
-
-def _gradient_roots(calls: list[Call], reverses: tuple[Reverse, ...]) -> dict[str, str]:
-    """A view that is the only reader of its source shares its gradient: nothing is to be done then."""
-    counts = _readers(calls)
-    roots: dict[str, str] = {}
-    for reverse in reversed(reverses):  # in forward order, so that sources come first
-        call = calls[reverse.call]
-        roots.setdefault(call.inputs[0], call.inputs[0])
-        shares = (
-            isinstance(call.step, ViewStep)
-            and counts[call.inputs[0]] == 1
-            and not reverse.inputs[0].accumulate
-        )
-        roots[call.output] = roots[call.inputs[0]] if shares else call.output
-    return roots
-
-
 def _activation_arena(
-    calls: list[Call], tensors: dict[str, Physical], image: Physical, scores: Physical
+    calls: Sequence[Call], places: Mapping[str, Place], sizes: Mapping[str, int], image: str, scores: str
 ) -> Arena:
-    life = {image.root: [-1, -1]}
+    uses = [(image, -1), (scores, len(calls))]
     for i, call in enumerate(calls):
-        life.setdefault(tensors[call.output].root, [i, i])[1] = i
-        for name in call.reads:
-            life[tensors[name].root][1] = i
-    for name in (scores.name, *(name for call in calls for name in call.saves)):
-        life[tensors[name].root][1] = len(calls)
-    return _pack({root: (a, b, _floats(tensors[root])) for root, (a, b) in life.items()})
+        uses += [(name, i) for name in (*call.reads, call.output)]
+        uses += [(name, len(calls)) for name in call.saves]
+    return _pack(((places[name].root, when) for name, when in uses), sizes)
 
 
 def _gradient_arena(
-    reverses: tuple[Reverse, ...],
-    tensors: dict[str, Physical],
-    roots: dict[str, str],
-    calls: list[Call],
+    reverses: Sequence[Reverse],
+    calls: Sequence[Call],
+    places: Mapping[str, Place],
+    sizes: Mapping[str, int],
+    handed_on: Mapping[str, str],
     image: str,
     scores: str,
 ) -> Arena:
-    def root(name: str) -> str:
-        return roots.get(name, name)
-
-    life: dict[str, list[int]] = {root(scores): [-1, -1]}
+    uses = [(scores, -1), (image, len(reverses))]
     for i, reverse in enumerate(reverses):
-        life[root(calls[reverse.call].output)][1] = i
-        for write in (*reverse.inputs, *((reverse.residual,) if reverse.residual else ())):
-            life.setdefault(root(write.tensor), [i, i])[1] = i
-    life.setdefault(root(image), [-1, -1])[1] = len(reverses)
-    return _pack({name: (a, b, _floats(tensors[name])) for name, (a, b) in life.items()})
+        uses += [(name, i) for name in (calls[reverse.call].output, *reverse.writes)]
+    roots = ((places[name].root, when) for name, when in uses)
+    arena = _pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
+    return Arena(arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}, arena.size)
 
 
-def _floats(tensor: Physical) -> int:
-    return -(-elements(tensor.shape) // _LINE) * _LINE
-
-
-def _pack(lives: dict[str, tuple[int, int, int]]) -> Arena:
-    """First fit, largest first: {name: (first use, last use, size)} → offsets."""
+def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
+    """First fit, largest first, of memories that live from their first use to their last: (name, when)."""
+    lives: dict[str, tuple[int, int]] = {}
+    for name, when in uses:
+        first, last = lives.get(name, (when, when))
+        lives[name] = min(first, when), max(last, when)
     begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
-    for i, (name, (first, last, size)) in enumerate(sorted(lives.items(), key=lambda item: -item[1][2])):
+    for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
+        size = -(-sizes[name] // _LINE) * _LINE
         others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
         others = others[np.argsort(begins[others], kind="stable")]
         gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from .kernels.memory import aligned
 from .kernels.pointwise import pointwise_bwd
-from .kernels.rectifier import OPEN, Gate
+from .kernels.rectifier import Gate
 from .layout import Call
-from .ops.op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Floats, Gradient, Saved, pixels
-from .ops.shape import ViewStep
-from .plan import Arena, Plan, Write
+from .limits import elements
+from .ops.op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Floats, Gradient, Saved, pixels, view
+from .places import Place
+from .plan import Arena, Plan
+from .reverse import Write
 from .rules import Rule
 from .threads import parallel
 
@@ -29,21 +31,37 @@ T = TypeVar("T")
 
 
 class _Memory:
-    """Arrays for `n` samples, cut out of one arena."""
+    """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
 
-    def __init__(self, plan: Plan, arena: Arena, n: int, floats_of_scratch: int) -> None:
-        self.n = n
-        self.arena = aligned((n * arena.size,))
-        self.offsets = arena.offsets
-        self.scratch = aligned((floats_of_scratch,))
-        self.tensors = plan.tensors
+    def __init__(self, plan: Plan, arena: Arena, n: int, threads: int) -> None:
+        self._plan, self._n, self._begins = plan, n, arena.begins
+        self._arena: Floats = aligned((n * arena.size,))
+        self.scratch: Floats = aligned((_scratch(plan, n, threads),))
+        self.arrays: dict[str, Floats] = {
+            name: view(self.at(place), n, *plan.tensors[name].shape)
+            for name, place in plan.places.items()
+            if place.root in arena.begins
+        }
 
-    def array(self, name: str, root: str) -> Floats:
-        """The physical array of tensor `name`, which lies where `root` does."""
-        tensor = self.tensors[name]
-        size = self.n * int(np.prod(tensor.shape))
-        start = self.n * self.offsets[root]
-        return self.arena[start : start + size].reshape(self.n, *tensor.shape)
+    def at(self, place: Place) -> Floats:
+        """What lies there: (n, rows, elements)."""
+        size = self._n * elements(self._plan.tensors[place.root].shape)
+        start = self._n * self._begins[place.root]
+        return place.of(self._arena[start : start + size].reshape(self._n, -1, place.row))
+
+
+def _masks(plan: Plan, n: int) -> dict[str, NDArray[np.uint8]]:
+    """The mask of every tensor that has one, (n, H, W, bytes)."""
+    memories = {
+        root: aligned((n, *plan.tensors[root].mask_shape), np.uint8)
+        for root in {place.root for place in plan.masks.values()}
+    }
+    return {
+        name: view(
+            place.of(memories[place.root].reshape(n, -1, place.row)), n, *plan.tensors[name].mask_shape
+        )
+        for name, place in plan.masks.items()
+    }
 
 
 class Pool:
@@ -94,28 +112,25 @@ class _Forward:
     x: Floats
     y: Floats
     runs: list[_Run]
+    masks: dict[str, NDArray[np.uint8]]
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int) -> _Forward:
-        memory = _Memory(plan, plan.activations, n, _scratch(plan, n, threads))
-
-        def array(name: str) -> Floats:
-            return memory.array(name, plan.tensors[name].root)
-
+        memory, masks = _Memory(plan, plan.activations, n, threads), _masks(plan, n)
+        arrays = memory.arrays
         runs = []
         for call in plan.calls:
-            x, y = tuple(map(array, call.inputs)), array(call.output)
-            output = plan.tensors[call.output]
+            x, y = tuple(arrays[name] for name in call.inputs), arrays[call.output]
             saved = Saved(
                 threads,
                 memory.scratch,
-                mask=np.empty((n, *output.mask_shape), np.uint8) if call.has_mask else NO_MASK,
-                switches=np.empty((n, *output.shape), call.step.switches) if call.step.switches else NO_MASK,
+                mask=masks[call.output] if call.has_mask else NO_MASK,
+                switches=np.empty(y.shape, call.step.switches) if call.step.switches else NO_MASK,
                 x=x if call.step.saves_x else (),
                 y=y if call.step.saves_y else NO_TENSOR,
             )
-            runs.append(_Run(call, x, array(call.residual) if call.residual else NO_TENSOR, y, saved))
-        return cls(array(plan.input.name), array(plan.output.name), runs)
+            runs.append(_Run(call, x, arrays[call.residual] if call.residual else NO_TENSOR, y, saved))
+        return cls(arrays[plan.input.name], arrays[plan.output.name], runs, masks)
 
     def run(self) -> None:
         for run in self.runs:
@@ -153,41 +168,35 @@ class Tape:
         """
         plan, (n, k) = self._plan, targets.shape
         m = n * k
-        memory = self._pool.take(
-            ("reverse", m), lambda: _Memory(plan, plan.gradients, m, _scratch(plan, m, self._threads))
-        )
+        memory = self._pool.take(("reverse", m), lambda: _Memory(plan, plan.gradients, m, self._threads))
+        arrays, masks = memory.arrays, self._forward.masks
         gates = {True: Gate(int(rule.forward_gate), int(rule.gradient_gate)), False: Gate(1, 0)}
-
-        def array(name: str) -> Floats:
-            return memory.array(name, plan.gradient_roots.get(name, name))
-
-        def gate(call: Call) -> Gate:
-            return gates[call.clip.is_rectifier] if call.has_mask else OPEN
 
         def gradient(write: Write) -> Gradient:
             if write.gated_by is None:
-                return Gradient(array(write.tensor), write.accumulate)
-            owner = self._forward.runs[write.gated_by]
-            return Gradient(array(write.tensor), write.accumulate, owner.saved.mask, gate(owner.call))
+                return Gradient(arrays[write.tensor], write.accumulate)
+            gate = gates[plan.calls[write.gated_by].clip.is_rectifier]
+            return Gradient(arrays[write.tensor], write.accumulate, masks[write.tensor], gate)
 
-        seed = array(plan.output.name)
-        seed.fill(0)
+        arrays[plan.places[plan.output.name].root].fill(0)
+        seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
-        seed.transpose(plan.output.logical_axes)[(np.arange(m), *where)] = 1
+        seed[(np.arange(m), *where)] = 1
 
         with parallel():
             for reverse in plan.reverses:
                 run = self._forward.runs[reverse.call]
-                call, saved, gy = run.call, run.saved, array(run.call.output)
+                call, saved, gy = run.call, run.saved, arrays[run.call.output]
+                for place in reverse.zeros:
+                    memory.at(place).fill(0)
                 if reverse.gates_first:
-                    _through_gate(gy, Gradient(gy, False, saved.mask, gate(call)), self._threads)
+                    gate = gates[call.clip.is_rectifier]
+                    _through_gate(gy, Gradient(gy, False, saved.mask, gate), self._threads)
+                gx = tuple(map(gradient, reverse.inputs))
+                call.step.vjp(gy, gx, saved.with_scratch(memory.scratch))
                 if reverse.residual is not None:
                     _through_gate(gy, gradient(reverse.residual), self._threads)
-                if isinstance(call.step, ViewStep) and np.may_share_memory(gy, array(call.inputs[0])):
-                    continue
-                gx = tuple(map(gradient, reverse.inputs))
-                call.step.vjp(gy, gx, replace(saved, scratch=memory.scratch))
-        gx_image = array(plan.input.name).transpose(plan.input.logical_axes)
+        gx_image = arrays[plan.input.name].transpose(plan.input.logical_axes)
         maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
         self._pool.give(("reverse", m), memory)
         return maps
@@ -195,4 +204,4 @@ class Tape:
 
 def _through_gate(gy: Floats, gx: Gradient, threads: int) -> None:
     """gx (+)= gy, and of the result what passes the gate."""
-    pointwise_bwd(pixels(gy), NO_WEIGHTS, gx.mask, gx.gate, pixels(gx.array), int(gx.accumulate), threads)
+    pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx.end, threads)

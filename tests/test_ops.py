@@ -350,6 +350,11 @@ SHAPES = {
     "concat with itself": Case(lambda b, x: b.concat(x, x)),
     "concat of (N, C)": Case(lambda b, x: b.concat(x, b.gemm(x, 3)), (3, 7)),
     "concat of one": Case(lambda b, x: b.concat(x)),
+    "concat of softmaxes, opset 12": Case(
+        lambda b, x: b.concat(b.node("Softmax", x, axis=1), b.node("Softmax", x, axis=3), axis=3),
+        opset=12,
+        reference="sums along one axis at any opset",
+    ),
     "split": Case(one_part(2, 3)),
     "split along W": Case(one_part(1, 4, 4, axis=3)),
     "split, opset 7": Case(one_part(2, 3), opset=7),

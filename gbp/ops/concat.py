@@ -2,10 +2,14 @@
 
 y = [x_0 | x_1 | …]     gx_i = the part of gy that x_i became
 y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
+
+Along the innermost axis of memory the plan lets parts lie in the whole (`places.py`), and no byte moves; the
+steps here are for what is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -14,7 +18,7 @@ import numpy as np
 from ..graph import Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
 
 
 def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
@@ -33,7 +37,7 @@ class Concat(Op):
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
         ends = [0, *accumulate(shape[self.axis] for shape in x)]
         parts = tuple(_at(order, self.axis, a, b) for a, b in pairwise(ends))
-        return ConcatStep(parts, of_channels=len(order) == 3 and order[-1] == self.axis)
+        return ConcatStep(parts, order[-1] == self.axis)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Take(Op):
         return *x[0][: self.axis], self.stop - self.start, *x[0][self.axis + 1 :]
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return TakeStep(_at(order, self.axis, self.start, self.stop))
+        return TakeStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
 
 
 def _moving_axis(node: Node, default: int) -> int:
@@ -91,35 +95,36 @@ PARSERS = {"Concat": parse_concat, "Split": parse_split}
 
 
 class ConcatStep(Step):
-    """One copy of each part; channels of (N, H, W, C) by kernels, which also gate on the way back."""
+    """One copy of each part; along rows by kernels, which also gate on the way back."""
 
     how = "copy"
 
-    def __init__(self, parts: tuple[tuple[slice, ...], ...], of_channels: bool) -> None:
+    def __init__(self, parts: tuple[tuple[slice, ...], ...], along_rows: bool) -> None:
         self.parts = parts
-        self.gates = of_channels
+        self.along_rows = self.gates = along_rows
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each part begins on the axis that is joined."""
+        return tuple(part[-1].start for part in self.parts)
+
+    def only(self, which: Sequence[int]) -> ConcatStep:
+        """The step that copies these parts; the others are in place already."""
+        return ConcatStep(tuple(self.parts[i] for i in which), self.along_rows)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        identity = NO_WEIGHTS, NO_WEIGHTS, NO_TENSOR
         for part, source in zip(self.parts, x, strict=True):
-            if self.gates:
-                pointwise_fwd(
-                    source,
-                    NO_WEIGHTS,
-                    NO_WEIGHTS,
-                    NO_TENSOR,
-                    y[part],
-                    NO_MASK,
-                    clip.lo,
-                    clip.hi,
-                    saved.threads,
-                )
+            if self.along_rows:
+                to = pixels(y[part])
+                pointwise_fwd(pixels(source), *identity, to, NO_MASK, clip.lo, clip.hi, saved.threads)
             else:
                 np.copyto(y[part], source)
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for part, g in zip(self.parts, gx, strict=True):
-            if self.gates:
-                pointwise_bwd(gy[part], NO_WEIGHTS, g.mask, g.gate, g.array, int(g.accumulate), saved.threads)
+            if self.along_rows:
+                pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.end, saved.threads)
             else:
                 g.put(gy[part])
 
@@ -127,8 +132,13 @@ class ConcatStep(Step):
 class TakeStep(Step):
     how = "copy"
 
-    def __init__(self, part: tuple[slice, ...]) -> None:
+    def __init__(self, part: tuple[slice, ...], along_rows: bool) -> None:
         self.part = part
+        self.along_rows = along_rows
+
+    @property
+    def start(self) -> int:
+        return int(self.part[-1].start)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         np.copyto(y, x[0][self.part])

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ..geometry import Window
@@ -33,7 +32,7 @@ from ..kernels.pointwise import pointwise_bwd
 from ..kernels.rectifier import OPEN
 from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
 from ..limits import elements
-from .op import NO_MASK, NO_WEIGHTS, Clipped, Floats, Gradient, Saved
+from .op import NO_MASK, NO_WEIGHTS, Clipped, Floats, Gradient, Saved, view
 from .window import taps_of
 
 #: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
@@ -76,13 +75,8 @@ def _padded_bias(b: NDArray[Any]) -> Floats:
 
 
 def _as_row(x: NDArray[Any]) -> NDArray[Any]:
-    """All pixels of (N, H, W, C) in one row, so that tiles are full.  A view: rows must lie end to end."""
-    N, H, W, C = x.shape
-    if x.flags.c_contiguous:  # several times faster than as_strided
-        return x.reshape(N, 1, H * W, C)
-    if H > 1 and x.strides[1] != W * x.strides[2]:
-        raise ValueError(f"rows of strides {x.strides} do not lie end to end")
-    return as_strided(x, (N, 1, H * W, C), (x.strides[0], 0, *x.strides[2:]))
+    """All pixels of (N, H, W, C) in one row, so that tiles are full."""
+    return view(x, len(x), 1, -1, x.shape[3]) if x.size else x
 
 
 def _scratch_of(saved: Saved) -> tuple[Floats, Floats]:

@@ -39,11 +39,17 @@ def innermost(axis: int, rank: int) -> Order:
     return (*(a for a in row_major(rank) if a != axis), axis)
 
 
+def view(x: NDArray[Any], *shape: int) -> NDArray[Any]:
+    """x under another shape in the same memory.  What is written to a silent copy would be lost."""
+    y = x.reshape(shape)
+    if not np.may_share_memory(x, y):
+        raise AssertionError(f"{x.shape} with strides {x.strides} is not {shape} without a copy")
+    return y
+
+
 def pixels(x: NDArray[Any]) -> NDArray[Any]:
     """A physical tensor as kernels take it: (N, H, W, C), the last axis the innermost in memory."""
-    if x.ndim == 4:
-        return x
-    return x.reshape(x.shape[0], 1, -1 if x.size else 1, x.shape[-1])
+    return x if x.ndim == 4 else view(x, len(x), 1, -1, x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,9 @@ class Saved:
     switches: NDArray[Any] = field(default_factory=lambda: NO_MASK)
     x: tuple[Floats, ...] = ()
     y: Floats = field(default_factory=lambda: NO_TENSOR)
+
+    def with_scratch(self, scratch: Floats) -> Saved:
+        return Saved(self.threads, scratch, self.mask, self.switches, self.x, self.y)
 
 
 @dataclass
@@ -109,7 +118,11 @@ class Gradient:
 
 
 class Step(ABC):
-    """One op, lowered.  Arrays are physical: batch first, then the axes in memory order, C-contiguous."""
+    """One op, lowered.  Arrays are physical: batch first, then the axes in memory order.
+
+    An array may be part of a larger one: runs of its rows, all equally far apart.  So the innermost axis is
+    dense, and all others merge into one without a copy (`pixels`).
+    """
 
     #: How it is computed, for `gbp inspect`.
     how: str = ""
@@ -118,6 +131,8 @@ class Step(ABC):
     #: `forward` adds the residual r and clips, writing the mask, in the same pass.
     fuses_residual: bool = False
     fuses_clip: bool = False
+    #: Takes no such parts, but C-contiguous arrays only.
+    wants_whole: bool = False
     #: What `vjp` reads again.
     saves_x: ClassVar[bool] = False
     saves_y: ClassVar[bool] = False

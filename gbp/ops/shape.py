@@ -244,18 +244,6 @@ class CopyStep(Step):
         gx[0].put(gy.transpose(self.back))
 
 
-class ViewStep(Step):
-    """A view whose source has other readers too: in the reverse pass its gradient is one of several."""
-
-    how = "view"
-
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        """y is x's memory."""
-
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        gx[0].put(gy.reshape(gx[0].array.shape))
-
-
 class PadStep(Step):
     how = "pad"
 

@@ -16,7 +16,7 @@ from ..graph import Shape
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, row_major
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, row_major, view
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class SoftmaxStep(Step):
     saves_y = True
 
     def __init__(self, size: int, logarithm: bool, *, gates: bool) -> None:
-        self.size, self.gates = size, gates
+        self.size, self.gates, self.wants_whole = size, gates, not gates
         self.fwd = logsoftmax_fwd if logarithm else softmax_fwd
         self.bwd = logsoftmax_bwd if logarithm else softmax_bwd
 
     def _rows(self, x: Floats) -> Floats:
-        return x.reshape(len(x), 1, -1, self.size)
+        return view(x, len(x), 1, -1, self.size)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         self.fwd(self._rows(x[0]), self._rows(y), saved.threads)

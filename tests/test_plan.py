@@ -1,0 +1,269 @@
+"""What a plan saves, bytes that do not move and passes that nobody makes; and that the results are right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import numpy as np
+import onnx
+import oracle
+import pytest
+from agreement import RULES, SAFE, assert_agree
+from builder import Builder
+from test_graphs import poisoned
+
+from gbp import Explainer, tape
+from gbp.load import build, open_model
+from gbp.ops.concat import ConcatStep, TakeStep
+from gbp.ops.op import view
+from gbp.plan import Plan
+
+Net = Callable[[Builder, str], str]
+SHAPE = (2, 8, 6, 5)
+#: The last opset whose Softmax sums over several axes.
+OPSET = 12
+
+
+def model_of(net: Net, seed: int = 0) -> onnx.ModelProto:
+    """`net` between convolutions."""
+    b = Builder(OPSET, seed)
+    x = b.conv(b.input(*SHAPE), 8, 3, pads=(1,) * 4)
+    return b.model(b.head(b.conv(net(b, x), 4, 1)))
+
+
+def plan_of(net: Net) -> Plan:
+    return Plan.build(build(open_model(model_of(net)), SHAPE))
+
+
+def check(model: onnx.ModelProto, seed: int, output: str | None = None) -> bool:
+    """Engine and oracle agree; or this input leaves a gate to rounding."""
+    run = oracle.Run(model, np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32))
+    if run.margin <= SAFE:
+        return False
+    scores = run.values[run.output]
+    target = np.random.default_rng(1).integers(0, scores[0].size, (len(scores), 2))
+    rectifies = any(isinstance(vjp, oracle.Rectifier) for _, vjp in run.steps)
+    with mock.patch.object(tape, "aligned", poisoned):
+        for rule in RULES if rectifies else ("vanilla",):
+            assert_agree(Explainer(model, output=output), run, rule, target, output)
+    return True
+
+
+def branches(b: Builder, x: str, *channels: int) -> list[str]:
+    """Rectified convolutions of x, side by side."""
+    return [b.relu(b.conv(x, count, 1)) for count in channels]
+
+
+# --- Parts that lie in their wholes -------------------------------------------------------------------------
+
+
+def dense_block(onto_the_last: bool) -> Net:
+    """Each layer reads all before it, joined onto what was joined last, or all anew."""
+
+    def net(b: Builder, x: str) -> str:
+        parts, joined = [x], x
+        for _ in range(3):
+            parts.append(b.conv(b.relu(b.batchnorm(joined)), 8, 3, pads=(1,) * 4))
+            joined = b.concat(joined, parts[-1]) if onto_the_last else b.concat(*parts)
+        return joined
+
+    return net
+
+
+def two_joined_crosswise(b: Builder, x: str) -> str:
+    first, second = branches(b, x, 8, 8)
+    return b.add(b.conv(b.concat(first, second), 8, 1), b.conv(b.concat(second, first), 8, 1))
+
+
+def beside_other_readers(b: Builder, x: str) -> str:
+    """A part that is read before and after it is joined."""
+    (part,) = branches(b, x, 8)
+    joined = b.concat(b.conv(part, 8, 1), part)
+    return b.add(b.conv(joined, 8, 1), b.conv(part, 8, 3, pads=(1,) * 4))
+
+
+def softmax_of_all_axes(b: Builder, x: str) -> str:
+    """In the file's order W is innermost."""
+    return b.concat(b.node("Softmax", x, axis=1), b.node("Softmax", x, axis=3), axis=3)
+
+
+def split_of_shuffled(b: Builder, x: str) -> str:
+    _, C, H, W = b.shapes[x]
+    grouped = b.transpose(b.reshape(x, 0, 2, C // 2, H, W), 0, 2, 1, 3, 4)
+    first, second = b.split(b.reshape(grouped, 0, C, H, W), (4, 4))
+    return b.add(b.conv(first, 4, 1), b.conv(second, 4, 1))
+
+
+def split_unit(b: Builder, x: str) -> str:
+    first, second = b.split(x, (4, 4))
+    return b.concat(first, b.relu(b.conv(second, 4, 1)))
+
+
+def join_reshaped(b: Builder, x: str) -> str:
+    return b.concat(b.reshape(x, 0, 8, 5, 6), b.reshape(b.conv(x, 8, 1), 0, 8, 5, 6))
+
+
+def split_rows(*lengths: int) -> Net:
+    """Rectified pixels of 8 channels, seen as rows of these lengths, each parted in two."""
+
+    def net(b: Builder, x: str) -> str:
+        last = b.transpose(b.relu(b.conv(x, 8, 1)), 0, 2, 3, 1)
+        sums = []
+        for length in lengths:
+            first, second = b.split(b.reshape(last, 0, -1, length), (length // 2,) * 2, axis=2)
+            sums.append(b.reshape(b.add(b.clip(first, -1, 1), second), 0, 3, 5, 8))
+        return b.transpose(b.node("Sum", *sums), 0, 3, 1, 2)
+
+    return net
+
+
+#: Networks, and how many parts each Concat or Split in them still copies.
+COPIES: dict[str, tuple[Net, list[int]]] = {
+    "parts": (lambda b, x: b.concat(*branches(b, x, 8, 3, 16)), []),
+    "wholes that are parts": (dense_block(onto_the_last=True), []),
+    "the same, joined anew each time": (dense_block(onto_the_last=False), []),
+    "a part that others read": (beside_other_readers, []),
+    "a part twice": (lambda b, x: b.concat(*2 * branches(b, x, 8)), [1]),
+    "parts of two": (two_joined_crosswise, [2]),
+    "views": (join_reshaped, [2]),
+    "a softmax of all axes": (softmax_of_all_axes, [1]),
+    "along W": (lambda b, x: b.concat(*branches(b, x, 8, 8), axis=3), [2]),
+    "split": (lambda b, x: b.add(*(b.conv(part, 4, 1) for part in b.split(x, (3, 5)))), []),
+    "split, one part dead": (lambda b, x: b.split(x, (3, 5))[0], []),
+    "split of a view": (split_of_shuffled, []),
+    "split of rows of two pixels": (split_rows(16), []),
+    "split of rows of two pixels, and of half a pixel": (split_rows(16, 4), [1, 1]),
+    "split along W": (lambda b, x: b.concat(*b.split(x, (2, 3), axis=3), axis=3), [1, 1, 2]),
+    "split and joined": (split_unit, [1]),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_parts_are_copied_only_where_they_must_be(name: str) -> None:
+    net, copied = COPIES[name]
+    calls = plan_of(net).calls
+    assert [len(call.inputs) for call in calls if isinstance(call.step, (ConcatStep, TakeStep))] == copied
+
+
+def test_what_is_joined_anew_costs_no_more_than_what_is_joined_onto() -> None:
+    anew, onto = plan_of(dense_block(onto_the_last=False)), plan_of(dense_block(onto_the_last=True))
+    assert len(anew.calls) == len(onto.calls)
+    assert (anew.forward_bytes, anew.reverse_bytes) == (onto.forward_bytes, onto.reverse_bytes)
+
+
+def test_a_thousand_wholes_in_one_another_take_seconds() -> None:
+    b = Builder()
+    x = b.relu(b.input(1, 8, 1, 1))
+    joined = x
+    for _ in range(1000):
+        joined = b.concat(joined, b.relu(x))
+    model = b.model(b.node("GlobalMaxPool", joined))
+    start = time.perf_counter()
+    explainer = Explainer(model)
+    result = explainer.explain(np.ones((1, 8, 1, 1), np.float32), target=4004)
+    assert time.perf_counter() - start < 15
+    np.testing.assert_array_equal(result.map.ravel(), [0, 0, 0, 0, 1, 0, 0, 0])
+
+
+#: Networks that end in parts and wholes.
+ENDS: dict[str, Net] = {
+    "a part of the image": lambda b, x: b.split(x, (3, 5))[1],
+    "a part of a rectifier": lambda b, x: b.split(b.relu(b.conv(x, 9, 1)), (4, 5))[1],
+    "a whole": lambda b, x: b.concat(b.relu(x), b.conv(x, 8, 1), x),
+    "a part of a whole": lambda b, x: b.split(b.concat(b.relu(x), b.conv(x, 8, 1)), (5, 3, 8))[1],
+    "a view": lambda b, x: b.reshape(b.relu(x), 0, 4, 2, 30),
+    "all, of a part of the image": lambda b, x: b.gemm(b.flatten(b.relu(b.split(x, (3, 5))[1])), 3),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_where_nobody_contributes_the_gradient_is_0(name: str) -> None:
+    """And not what the memory held before."""
+    b = Builder()
+    output = ENDS[name](b, b.input(*SHAPE))
+    assert check(b.model(output), 0, output)
+
+
+def test_a_view_is_never_a_copy() -> None:
+    part = np.zeros((2, 4, 8))[:, :, :3]
+    assert np.shares_memory(view(part, 2, 2, 2, 3), part)
+    with pytest.raises(AssertionError, match="without a copy"):
+        view(part, 2, 12)
+
+
+# --- Gates and sums in the reverse --------------------------------------------------------------------------
+
+
+def parted_elsewhere(b: Builder, x: str) -> str:
+    """A branch that begins within a byte, but one of whose parts does not."""
+    parts = b.split(b.concat(*branches(b, x, 4, 20)), (8, 8, 8))
+    return b.node("Sum", *(b.conv(part, 8, 1) for part in parts))
+
+
+def flat(channels: int) -> Net:
+    """A dense layer on rectified units, which are flattened without a copy."""
+
+    def net(b: Builder, x: str) -> str:
+        last = b.transpose(b.relu(b.conv(x, channels, 1)), 0, 2, 3, 1)
+        return b.reshape(b.gemm(b.flatten(last), 8), 0, 8, 1, 1)
+
+    return net
+
+
+#: Networks, and how many rectifiers need a pass of their own in the reverse.
+GATES: dict[str, tuple[Net, int]] = {
+    "one branch": (lambda b, x: branches(b, x, 8)[0], 0),
+    "branches": (lambda b, x: b.concat(*branches(b, x, 8, 16, 5)), 0),
+    "branches that begin within a byte": (lambda b, x: b.concat(*branches(b, x, 8, 5, 8)), 3),
+    "a branch that is not rectified": (lambda b, x: b.concat(*branches(b, x, 8, 8), b.conv(x, 8, 1)), 2),
+    "rectifiers of two kinds": (lambda b, x: b.concat(*branches(b, x, 8), b.clip(b.conv(x, 8, 1), 0, 1)), 0),
+    "a rectifier and a clip": (lambda b, x: b.concat(*branches(b, x, 8), b.clip(b.conv(x, 8, 1), -1, 1)), 2),
+    "a branch with other readers": (beside_other_readers, 0),
+    "branches parted elsewhere": (parted_elsewhere, 2),
+    "flat": (flat(8), 0),
+    "flat, of pixels that end within a byte": (flat(5), 1),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_are_applied_by_whoever_completes_the_gradient(name: str) -> None:
+    net, passes = GATES[name]
+    assert sum(reverse.gates_first for reverse in plan_of(net).reverses) == passes
+
+
+def residual_block(b: Builder, x: str) -> str:
+    y = b.relu(b.conv(x, 8, 3, pads=(1,) * 4))
+    return b.relu(b.add(b.conv(y, 8, 1), x))
+
+
+def sum_with_a_part(b: Builder, x: str) -> str:
+    first, second = b.split(b.conv(x, 8, 1), (4, 4))
+    return b.relu(b.add(b.conv(b.relu(second), 4, 1), first))
+
+
+#: Networks, and how many sums copy their gradient to what was added.
+SUMS: dict[str, tuple[Net, int]] = {
+    "blocks": (lambda b, x: residual_block(b, residual_block(b, x)), 0),
+    "a shortcut": (lambda b, x: b.relu(b.add(b.conv(b.relu(x), 8, 1), b.conv(x, 8, 1))), 0),
+    "of a tensor and itself": (lambda b, x: b.add(b.conv(x, 8, 1), x), 1),
+    "of what others read later": (lambda b, x: b.mul(b.clip(residual_block(b, x), -1, 1), x), 1),
+    "of a part": (sum_with_a_part, 1),
+    "that is a part": (lambda b, x: b.concat(residual_block(b, x), b.conv(x, 8, 1)), 1),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_gradient_of_a_sum_becomes_that_of_what_was_added(name: str) -> None:
+    net, copied = SUMS[name]
+    plan = plan_of(net)
+    sums = [reverse for reverse in plan.reverses if plan.calls[reverse.call].residual]
+    assert sums
+    assert sum(reverse.residual is not None for reverse in sums) == copied
+
+
+@pytest.mark.parametrize("name", [*COPIES, *GATES, *SUMS])
+def test_results_are_right(name: str) -> None:
+    net, _ = {**COPIES, **GATES, **SUMS}[name]
+    assert any(check(model_of(net, seed), seed) for seed in range(9))
