@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -21,6 +22,17 @@ if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --h
     from .inspection import Inspection
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
+
+
+def run() -> int:
+    """The program: `main` in a process of its own.
+
+    Looking for garbage among what its imports made would take a tenth of a second, and again at its end.
+    """
+    gc.disable()
+    code = main()
+    gc.freeze()
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
     )
     explain.add_argument("--threads", type=int, help="default: all cores")
+    explain.add_argument(
+        "--memory",
+        type=memory,
+        metavar="BYTES",
+        help="of working memory, 512M say; images in excess wait; default: 256M",
+    )
     explain.add_argument("--device", default="cpu", help="default: cpu")
     pixels = explain.add_argument_group(
         "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
@@ -84,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     pixels.add_argument(
         "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
     )
+
+    warmup = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
+    warmup.set_defaults(run=_warmup)
+    warmup.add_argument("models", metavar="MODEL.onnx", nargs="+")
+    warmup.add_argument("--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open")
 
     inspect = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
     inspect.set_defaults(run=_inspect)
@@ -129,6 +152,11 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width if x else height)
 
 
+def memory(text: str) -> int:
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:].upper(), 1)
+    return int(text if unit == 1 else text[:-1]) * unit
+
+
 # --------------------------------------------------------------------------------------------- explain
 
 CHUNK = 16
@@ -140,11 +168,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     _refuse_conflicts(arguments, outputs)
     from .explainer import Explainer
     from .image import read_image
-    from .kernels.jit import is_first_use
+    from .progress import compiling_shown
     from .sidecar import read_labels
 
     for image in arguments.images:
-        read_image(image)  # so that a broken one is refused before a picture of another is written
+        picture = read_image(image)  # so that a broken one is refused before a picture of another is written
+    pictures = arguments.images if len(outputs) > 1 else [picture]
     explainer = Explainer(
         arguments.model,
         preprocess=_preprocess(arguments),
@@ -152,17 +181,19 @@ def _explain(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         threads=arguments.threads,
         device=arguments.device,
+        memory=arguments.memory,
     )
-    if sys.stderr.isatty() and is_first_use():
-        print("gbp: compiling kernels for this machine, once; it takes about half a minute", file=sys.stderr)
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     for start in range(0, len(outputs), CHUNK):
-        images = arguments.images[start : start + CHUNK]
-        attributions = [explainer.explain(images, rule=rule, target=arguments.target) for rule in rules]
+        chunk = slice(start, start + CHUNK)
+        with compiling_shown():
+            attributions = [
+                explainer.explain(pictures[chunk], rule=rule, target=arguments.target) for rule in rules
+            ]
         notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
-        for index, image in enumerate(images):
+        for index, image in enumerate(arguments.images[chunk]):
             path = outputs[start + index]
             _save(attributions, index, path, arguments.style)
             reports.append({"image": image, "file": str(path)} | _report(attributions, index))
@@ -265,6 +296,24 @@ def _print_report(report: dict[str, Any]) -> None:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+# ---------------------------------------------------------------------------------------------- warmup
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    from .explainer import Explainer
+    from .kernels.jit import CACHE_DIRECTORY, compiled
+    from .progress import compiling_shown
+
+    for model in arguments.models:
+        before = len(compiled)
+        with compiling_shown():
+            kernels = Explainer(model).warmup(arguments.size)
+        seconds = sum(seconds for _, seconds in compiled[before:])
+        print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
+    print(f"All are kept in {CACHE_DIRECTORY}")
+    return 0
 
 
 # --------------------------------------------------------------------------------------------- inspect

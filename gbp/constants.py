@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-from onnx.reference import ReferenceEvaluator
 
 from .errors import ModelError, UnsupportedError
 from .limits import Budget, brief
@@ -149,6 +148,8 @@ def evaluate(
             op=node.op_type,
             supported=f"constants of {brief(max(0, budget.folded))} in all",
         )
+    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
+
     try:
         graph = helper.make_graph(
             [node],

@@ -17,21 +17,24 @@ from .attribution import Attribution, Layout
 from .errors import InputError, ModelError
 from .graph import Shape
 from .image import Preprocess, read_image
-from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, brief, computing, elements
+from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
+from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
 from .load import build, open_model
 from .ops.conv import ALGORITHMS
 from .plan import Plan
 from .proto import Model
-from .rules import Rule, rule_named
+from .rules import RULES, Rule, rule_named
 from .sidecar import Sidecar, read_labels, read_sidecar
 from .tape import Pool, Tape
 from .targets import Target, resolve
 from .threads import thread_count
+from .weights import Weights
 
 Picture = str | os.PathLike[str] | Image.Image
 Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 
-#: What one slice of a batch may take of working memory, in bytes, unless the caller sets batch_size.
+#: What one slice of a batch may take of working memory, in bytes, and how many samples it may have, unless
+#: the caller says more.
 _SLICE_BYTES = 256 * 2**20
 _LARGEST_SLICE = 32
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
@@ -58,6 +61,10 @@ class Explainer:
     "cpu".  `algorithm`: how convolutions are computed: "auto" takes for each layer what costs least;
     "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
     Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
+    `memory`: bytes that the activations and gradients of the samples computed together may take, by
+    default 256 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
+    small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
+    again may be kept for the next call.
 
     Raises `GbpError`: ModelError for a damaged model, UnsupportedError listing all that gbp does not do,
     InputError for an argument that cannot be used.
@@ -73,12 +80,14 @@ class Explainer:
         threads: int | None = None,
         device: str = "cpu",
         algorithm: str = "auto",
+        memory: int | None = None,
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
         self._algorithm = algorithm
         if device != "cpu":
             raise InputError(f"device is {device!r}.", supported="'cpu'")
+        self._memory = at_least_one("memory", memory)
         self._threads = thread_count(threads)
         self._source = open_model(model, output)
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
@@ -88,7 +97,8 @@ class Explainer:
         self._lock = Lock()
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
-            self._source = replace(self._source, model=onnx.ModelProto(), nodes=())  # the plan has all of it
+            # The plan has all of it.
+            self._source = replace(self._source, model=onnx.ModelProto(), weights=Weights(), nodes=())
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
@@ -122,7 +132,7 @@ class Explainer:
         layout, taken as preprocessed.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
         sample's own argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one
         a sample; (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default
-        as many as a modest memory holds.
+        as many as `memory` holds; and never more than that, where the Explainer was given one.
 
         Returns an `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The
         same input gives the same bits whatever else is in the batch and however many threads run.
@@ -161,6 +171,30 @@ class Explainer:
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
         return result
 
+    def warmup(self, size: tuple[int, int] | None = None) -> int:
+        """Have every kernel that this model needs, under any rule, compiled and kept on this machine.
+
+        `size`: (H, W) where the model leaves it open; by default what preprocess says.  Returns how many
+        kernels had to be compiled: none, where they were kept before.
+        Raises InputError where a size is missing, or where kernels cannot be kept.
+        """
+        open_sizes = iter(size or (self.preprocess and self.preprocess.size) or ())
+        shape = tuple(n or next(open_sizes, 0) for n in self._source.input_shape[1:])
+        if 0 in shape:
+            raise InputError("the model leaves the image size open.", hint="Say it: --size, or size=(H, W).")
+        plan, _ = self._plan(shape)
+        noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+        before = len(compiled)
+        for rule in RULES.values():
+            if plan.rectifiers or not rule.gradient_gate:
+                self.explain(noise, rule=rule)
+        if not_kept:
+            raise InputError(
+                f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",
+                hint="Name a folder that can be written in GBP_CACHE_DIR.",
+            )
+        return len(compiled) - before
+
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
         with computing():
@@ -174,7 +208,7 @@ class Explainer:
     def _reverse(
         self, tape: Tape, batch: _Batch, rule: Rule, targets: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """The maps (n, K, …) for targets (n, K), as many at a time as a modest memory holds."""
+        """The maps (n, K, …) for targets (n, K), as many at a time as the memory holds."""
         plan, _ = self._plan(tuple(batch.x.shape[1:]))
         nbytes = 4 * targets.shape[1] * elements(plan.input_shape)
         if nbytes > MOST_BYTES_A_SAMPLE:
@@ -183,7 +217,8 @@ class Explainer:
                 supported=brief(MOST_BYTES_A_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-        step = max(1, _SLICE_BYTES // max(1, tape.n * plan.reverse_bytes))
+        left = (self._memory or _SLICE_BYTES) - tape.n * plan.forward_bytes
+        step = max(1, left // max(1, tape.n * plan.reverse_bytes))
         with computing():
             return _joined(
                 [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
@@ -218,8 +253,7 @@ class Explainer:
     # ------------------------------------------------------------------------------------------ inputs
 
     def _batches(self, images: Images, batch_size: int | None, targets: int) -> Iterator[_Batch]:
-        if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
-            raise InputError(f"batch_size is {batch_size!r}.", supported="a whole number of at least 1")
+        batch_size = at_least_one("batch_size", batch_size)
         if isinstance(images, np.ndarray):
             yield from self._array_batches(images, batch_size, targets)
             return
@@ -237,12 +271,11 @@ class Explainer:
             yield self._from_pictures(pictures[start : start + step])
 
     def _slice(self, shape: Shape, targets: int, batch_size: int | None) -> int:
-        """Samples at a time: what was asked for, or what a modest memory holds."""
+        """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
         plan, _ = self._plan(shape)
         each = plan.forward_bytes + targets * plan.reverse_bytes
-        if batch_size is not None:
-            return max(1, min(int(batch_size), MOST_BYTES_A_SAMPLE // max(1, each)))
-        return max(1, min(_LARGEST_SLICE, _SLICE_BYTES // max(1, each)))
+        most = self._memory or (_SLICE_BYTES if batch_size is None else MOST_BYTES_A_SAMPLE)
+        return max(1, min(batch_size or _LARGEST_SLICE, most // max(1, each)))
 
     def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
         expected = self._source.input_shape

@@ -45,10 +45,10 @@ def inspect(model: Model, size: tuple[int, int] | None = None) -> Inspection:
 
     Raises ModelError for a damaged model; what is merely unsupported is listed in the result.
     """
-    proto = read(model)
+    proto, weights = read(model)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
-        source = locate(proto)
+        source = locate(proto, weights)
         unsupported = unsupported_nodes(source)
         nodes = source.nodes
         if not unsupported:

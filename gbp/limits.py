@@ -34,6 +34,15 @@ def elements(shape: Sequence[int]) -> int:
     return math.prod(int(n) for n in shape)
 
 
+def at_least_one(name: str, value: int | None) -> int | None:
+    """The value of an argument that counts something, or None.  Raises InputError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 1")
+    return int(value)
+
+
 def brief(bytes_: float) -> str:
     """1.5 GiB, 12 MiB."""
     gib = bytes_ / 2**30

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from .constants import FOLDABLE, evaluate
-from .errors import ModelError, UnsupportedError
+from .errors import InputError, ModelError, UnsupportedError
 from .graph import Graph, Layer, Shape
 from .limits import MOST_AXES, MOST_ELEMENTS, Budget, computing, elements
 from .ops import PARSERS
@@ -36,11 +37,11 @@ def open_model(model: Model, output: str | None = None) -> Source:
     """Read a model and find what is to be explained.
 
     `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
-    tensor.  Raises ModelError or UnsupportedError; the latter lists every unsupported node on the way.
+    tensor.  Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
     """
-    proto = read(model)
+    proto, weights = read(model)
     check_tensors(proto)
-    source = locate(proto, output)
+    source = locate(proto, weights, output)
     unsupported = unsupported_nodes(source)
     if unsupported:
         listed = "; ".join(unsupported[:_MOST_LISTED])
@@ -50,7 +51,12 @@ def open_model(model: Model, output: str | None = None) -> Source:
             f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
             supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
         )
-    return source
+    if None not in source.input_shape[1:]:
+        return source
+    try:  # the file may be gone when an image of another size comes
+        return replace(source, weights=source.weights.kept())
+    except OSError:
+        raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
 def unsupported_nodes(source: Source) -> list[str]:
@@ -94,7 +100,7 @@ class _Builder:
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
         self.read = {name for proto in source.nodes for name in proto.input} | {source.scores}
         self.taken = self.read | {name for proto in graph.node for name in proto.output}
-        self.budget = Budget.of(stored_bytes(source.model))
+        self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
         refused: list[UnsupportedError] = []
@@ -129,7 +135,7 @@ class _Builder:
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
         if name not in self.stored:
             raise ModelError(f"input {name!r} is made by no node.", node=label(reader), op=reader.op_type)
-        return tensor_values(self.stored[name], name, reader)
+        return tensor_values(self.stored[name], name, reader, self.source.weights)
 
     def _take(self, proto: onnx.NodeProto) -> None:
         """Fold the node, or parse it into layers."""

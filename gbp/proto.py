@@ -15,33 +15,41 @@ from onnx import TensorProto, numpy_helper
 
 from .errors import InputError, ModelError, UnsupportedError
 from .limits import MOST_NAMES, MOST_NODES, MOST_STORED_ELEMENTS, elements
+from .weights import Weights, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit
 
 
-def read(model: Model) -> onnx.ModelProto:
-    """The ModelProto in a file or in bytes.
+def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
+    """The ModelProto in a file or in bytes, without the large weights, and these.
 
     Raises InputError where the file cannot be read, ModelError where it holds no model.
     """
+    weights = Weights()
     if isinstance(model, onnx.ModelProto):
         proto, name = model, "the model"
     else:
-        data, name = _bytes(model)
+        file, name = _file(model)
+        try:
+            data, spans, identity = open_split(file)
+        except OSError as error:
+            raise InputError(f"cannot read {name}: {error.strerror}.") from None
         try:
             proto = onnx.load_model_from_string(data)
+            named = zip(proto.graph.initializer, spans, strict=bool(spans))
+            weights = Weights(file, {tensor.name: span for tensor, span in named if span}, identity)
         except Exception:  # protobuf raises whatever its backend does
             raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
     if not proto.graph.node:
         raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
     _check_names(proto, name)
-    return proto
+    return proto, weights
 
 
-def _bytes(model: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
-    """The bytes, and what to call them."""
+def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
+    """A file of bearable size, or bytes, and what to call it."""
     if isinstance(model, bytes):
         return model, "the data"
     try:
@@ -59,7 +67,7 @@ def _bytes(model: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
             raise InputError(f"{name} is no file.")
         if status.st_size > _MOST_BYTES:
             raise ModelError(f"{name} is larger than 2 GiB, which no ONNX file is.")
-        return path.read_bytes(), name
+        return path, name
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {name}: {reason}.") from None
@@ -129,10 +137,10 @@ def label(node: onnx.NodeProto) -> str:
     return node.name or next(filter(None, node.output), "")
 
 
-def stored_bytes(proto: onnx.ModelProto) -> int:
+def stored_bytes(proto: onnx.ModelProto, weights: Weights) -> int:
     """What the file's tensors take, in bytes."""
     tensors = [attribute.t for node in proto.graph.node for attribute in node.attribute]
-    return sum(int(tensor.ByteSize()) for tensor in (*proto.graph.initializer, *tensors))
+    return weights.nbytes + sum(int(tensor.ByteSize()) for tensor in (*proto.graph.initializer, *tensors))
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
@@ -152,8 +160,13 @@ def type_name(data_type: int) -> str:
     return TensorProto.DataType.Name(data_type) if known else f"unknown type {data_type}"
 
 
-def tensor_values(tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
-    """The values of a stored tensor, finite; `reader` is the node to name where they cannot be had."""
+def tensor_values(
+    tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto, weights: Weights | None = None
+) -> NDArray[Any]:
+    """The values of a stored tensor, finite, which may lie among `weights`.
+
+    `reader` is the node to name where they cannot be had.
+    """
 
     def damaged(found: str) -> ModelError:
         return ModelError(f"tensor {name!r} {found}", node=label(reader), op=reader.op_type)
@@ -164,12 +177,23 @@ def tensor_values(tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto) -
     if tensor.data_type == TensorProto.STRING:
         raise damaged("holds text.")
     try:
-        values: NDArray[Any] = numpy_helper.to_array(tensor)
+        if weights is not None and name in weights.spans:
+            values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
+        else:
+            values = numpy_helper.to_array(tensor)
+    except OSError:
+        raise damaged("cannot be read any more; has the file changed?") from None
     except Exception:  # the bytes do not fit the shape, the type is unknown, …
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not _is_finite(values):
         raise damaged("holds NaN or infinity.")
     return values
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    """A piece at a time, because the answers for all of a large tensor take memory of their own."""
+    flat, piece = values.reshape(-1), 2**20
+    return all(np.isfinite(flat[i : i + piece]).all() for i in range(0, flat.size, piece))
 
 
 def check_arity(node: onnx.NodeProto, opset: int) -> None:

@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from .errors import InputError, ModelError, UnsupportedError
 from .proto import declared_shape, label, type_name
+from .weights import Weights
 
 OLDEST_OPSET = 7
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
@@ -40,6 +41,7 @@ class Source:
     """
 
     model: onnx.ModelProto
+    weights: Weights
     input: str
     input_shape: tuple[int | None, ...]
     scores: str
@@ -49,14 +51,14 @@ class Source:
     channels_last: bool | None
 
 
-def locate(proto: onnx.ModelProto, output: str | None = None) -> Source:
+def locate(proto: onnx.ModelProto, weights: Weights, output: str | None = None) -> Source:
     """Find input, explained tensor and the nodes between them, whether or not gbp does them."""
     opset = _opset(proto)
     name, shape = _image_input(proto)
     producers = _producers(proto)
     scores, head = _scores(proto, producers, output)
     nodes = _upstream(producers, scores)
-    return Source(proto, name, shape, scores, opset, nodes, head, _reads_channels_last(nodes, name))
+    return Source(proto, weights, name, shape, scores, opset, nodes, head, _reads_channels_last(nodes, name))
 
 
 def _opset(proto: onnx.ModelProto) -> int:

@@ -131,9 +131,10 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert "note: SiLU takes its true derivative." in out
     assert Image.open("cat_guided.png").width > 4 * 288
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu"
+        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu", "memory": None
     }  # fmt: skip
-    assert FakeExplainer.calls == [(["cat.jpg"], "guided", None)]
+    ((images, rule, target),) = FakeExplainer.calls
+    assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
 
 
 @pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", "top5")])
@@ -226,10 +227,16 @@ def test_options_go_over_the_sidecar():
 def test_engine_options():
     Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
     options = ("--labels", "names.txt", "--output", "probability", "--threads", "2", "--device", "cuda")
-    assert run("explain", "net.onnx", "cat.jpg", *options) == 0
+    assert run("explain", "net.onnx", "cat.jpg", *options, "--memory", "512M") == 0
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "threads": 2, "device": "cuda"
+        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "threads": 2,
+        "device": "cuda", "memory": 2**29,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("3k", 3072), ("2G", 2**31)])
+def test_memory_has_units(text, size):
+    assert cli.memory(text) == size
 
 
 @pytest.mark.parametrize(
@@ -265,6 +272,9 @@ def test_explain_refuses_on_one_line(capsys, options, says):
         ["explain", "net.onnx", "cat.jpg", "--scale", "1/0"],
         ["explain", "net.onnx", "cat.jpg", "--mean", "a,b"],
         ["explain", "net.onnx", "cat.jpg", "--size", "4x"],
+        ["explain", "net.onnx", "cat.jpg", "--memory", "M"],
+        ["explain", "net.onnx", "cat.jpg", "--memory", "1.5T"],
+        ["warmup"],
         ["unknown"],
     ],
 )

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from builder import Builder
 
 from gbp import Explainer, InputError, UnsupportedError
 from gbp.inspection import inspect
+from gbp.tape import Tape
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
 
@@ -112,6 +113,37 @@ def test_counts_may_be_numpy_integers() -> None:
     x = images(3, 3, 8, 9)
     found = Explainer(classifier(None), threads=np.int64(2)).explain(x, batch_size=np.int64(2))
     assert found.map.tobytes() == Explainer(classifier(None)).explain(x).map.tobytes()
+
+
+class Runs(Tape):
+    """How many samples and targets each run had, and what it took by the plan."""
+
+    seen: ClassVar[list[tuple[int, int, int]]] = []
+
+    def reverse(self, rule: Any, targets: Any) -> Any:
+        n, k = targets.shape
+        self.seen.append((n, k, n * (self._plan.forward_bytes + k * self._plan.reverse_bytes)))
+        return super().reverse(rule, targets)
+
+
+@pytest.mark.parametrize(
+    ("share", "runs"), [(100, [(6, 4)]), (11, [(6, 2)] * 2), (3.5, [(3, 1)] * 8), (0.1, [(1, 1)] * 24)]
+)
+def test_memory_bounds_what_runs_together(
+    share: float, runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`share` samples of one target: fewer samples at a time, then fewer targets; the same bits."""
+    x, target = images(6, 3, 8, 9), np.tile(np.arange(4), (6, 1))
+    whole = Explainer(classifier(None)).explain(x, target=target)
+    plan, _ = Explainer(classifier(None))._plan((3, 8, 9))
+    budget = int(share * (plan.forward_bytes + plan.reverse_bytes))
+    monkeypatch.setattr("gbp.explainer.Tape", Runs)
+    Runs.seen.clear()
+    found = Explainer(classifier(None), memory=budget).explain(x, target=target, batch_size=6)
+    assert [(n, k) for n, k, _ in Runs.seen] == runs
+    assert share < 1 or max(nbytes for _, _, nbytes in Runs.seen) <= budget
+    assert found.map.tobytes() == whole.map.tobytes()
+    assert found.scores.tobytes() == whole.scores.tobytes()
 
 
 def test_pickling_says_what_to_do() -> None:

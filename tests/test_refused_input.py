@@ -227,6 +227,12 @@ def test_a_batch_size_is_a_whole_number(explainer: Explainer, size: Any) -> None
         explainer.explain(image(), batch_size=size)
 
 
+@pytest.mark.parametrize("memory", [0, -1, 1e9, "512M", True])
+def test_a_memory_is_a_whole_number(memory: Any) -> None:
+    with pytest.raises(InputError, match="memory"):
+        Explainer(valid(), memory=memory)
+
+
 def test_a_batch_size_is_no_order_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit at once is done in slices, targets too, to the same bits."""
     explainer = Explainer(valid())

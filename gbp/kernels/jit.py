@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from time import perf_counter
+from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 import numba
 from numba import njit, types
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    _CacheLocator,
+    _SourceFileBackedLocatorMixin,
+)
+from numba.core.runtime import _nrt_python
 
 #: Array arguments.  Activations are views (N, H, W, C) with any strides but a dense channel axis, so
 #: that a crop, a group of channels or one part of a concatenation is passed without a copy.
@@ -57,13 +67,71 @@ def _cache_directory() -> str:
     return os.path.join(root, digest.hexdigest()[:16])
 
 
-_CACHE_DIRECTORY = _cache_directory()
+#: Where this version's kernels are kept on this machine.
+CACHE_DIRECTORY = _cache_directory()
+
+#: Kernels that this process had to compile, in order, and the seconds that each took.
+compiled: list[tuple[str, float]] = []
+#: Why kernels that it compiled could not be kept; empty where all is well.
+not_kept: list[str] = []
+
+_log = logging.getLogger("gbp")
 _compiling = Lock()
 
 
-def is_first_use() -> bool:
-    """Whether kernels have to be compiled because none of this version has been cached here."""
-    return not any(Path(_CACHE_DIRECTORY).rglob("*.nbi"))
+@cache
+def _name_runtime() -> None:
+    """Tell the linker where the functions of Numba's runtime are; machine code needs no more of it."""
+    for name, address in _nrt_python.c_helpers.items():
+        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
+class _Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
+    """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file = file
+        self._lineno = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        return CACHE_DIRECTORY
+
+
+class _Format(CompileResultCacheImpl):
+    _locator_classes: ClassVar = [_Locator]
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of one kernel: quicker to load, content with a read-only directory, and with a word
+    before it compiles.
+    """
+
+    _impl_class = _Format
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The cached kernel, or None.
+
+        Numba would first load all that it knows of types and functions, which takes a tenth of a second and
+        serves compiling only.
+        """
+        _name_runtime()
+        try:
+            found = self._load_overload(sig, target_context)
+        except OSError:
+            found = None
+        if found is None:
+            _log.info("compiling kernel %s", self._py_func.__name__)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:  # nowhere to write: every process compiles, as a last resort
+            not_kept.append(error.strerror or str(error))
 
 
 class Kernel:
@@ -79,24 +147,10 @@ class Kernel:
         self.name = function.__name__
         self._calls = [_shared[callee.symbol] for callee in calls]
         self.__doc__ = function.__doc__
-        self._signature = types.void(*argument_types)
-        self._dispatcher = self._cached(function, parallel)
-        self._ready = False
-
-    @staticmethod
-    def _cached(function: Callable[..., Any], parallel: bool) -> Any:
-        # fusion: Numba sees no dependence between loops that are linked only through addresses.
-        options = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-        if parallel:
-            options["parallel"] = {"fusion": False}
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = _CACHE_DIRECTORY
-        try:
-            return njit(cache=True, **options)(function)
-        except (RuntimeError, OSError):  # nowhere to write: compile in every process, as a last resort
-            return njit(**options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
+        self._function = function
+        self._argument_types = argument_types
+        self._dispatcher: Any = None
+        self._parallel = parallel
 
     def compile(self) -> None:
         for callee in self._calls:
@@ -104,10 +158,22 @@ class Kernel:
             # The linker looks here for the symbol by which the kernel calls it.
             llvm.add_symbol(f"gbp_{callee.name}", callee.address)
         with _compiling:  # a thread that waited would find compilation disabled
-            if not self._ready:
-                self._dispatcher.compile(self._signature)
-                self._dispatcher.disable_compile()
-                self._ready = True
+            if self._dispatcher is None:
+                self._dispatcher = self._compiled()
+
+    def _compiled(self) -> Any:
+        start = perf_counter()
+        options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True}
+        if self._parallel:
+            # fusion: Numba sees no dependence between loops that are linked only through addresses.
+            options |= {"parallel": {"fusion": False}, "no_cfunc_wrapper": True}
+        dispatcher = njit(**options)(self._function)
+        dispatcher._cache = _Cache(self._function)
+        dispatcher.compile(types.void(*self._argument_types))
+        dispatcher.disable_compile()
+        if dispatcher.stats.cache_misses:
+            compiled.append((self.name, perf_counter() - start))
+        return dispatcher
 
     @property
     def address(self) -> int:
@@ -117,7 +183,7 @@ class Kernel:
         return int(compiled.library.get_pointer_to_function(name))
 
     def __call__(self, *args: Any) -> None:
-        if not self._ready:
+        if self._dispatcher is None:
             self.compile()
         self._dispatcher(*args)
 

@@ -16,7 +16,6 @@ from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
-from numba.np.arrayobj import make_array
 
 from . import emit
 from .emit import LANES
@@ -59,6 +58,13 @@ for _function, _instruction in (
     _register_operator(_function, _instruction)
 
 
+def _view(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """The fields of an array's struct."""
+    from numba.np.arrayobj import make_array  # slow to load, and needed only to compile
+
+    return make_array(kind)(context, builder, array)
+
+
 @intrinsic
 def address_of(typing: Any, array: Any) -> Any:
     """Return the address of the array's first element.
@@ -68,7 +74,7 @@ def address_of(typing: Any, array: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.ptrtoint(make_array(sig.args[0])(context, builder, args[0]).data, emit.I64)
+        return builder.ptrtoint(_view(context, builder, sig.args[0], args[0]).data, emit.I64)
 
     return types.int64(array), codegen
 
@@ -78,7 +84,7 @@ def at(typing: Any, array: Any, n: Any, h: Any, w: Any) -> Any:
     """Return the address of pixel (n, h, w) of an array (N, H, W, C), and count no reference."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        view = make_array(sig.args[0])(context, builder, args[0])
+        view = _view(context, builder, sig.args[0], args[0])
         address = builder.ptrtoint(view.data, emit.I64)
         for index, stride in zip(args[1:], cgutils.unpack_tuple(builder, view.strides, 3), strict=True):
             address = builder.add(address, builder.mul(index, stride))

@@ -10,6 +10,7 @@ with o running over the channels of c's group.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,9 @@ ALGORITHMS = ("auto", "direct", "winograd", "lists")
 
 @dataclass(frozen=True, eq=False)
 class Conv(Op):
-    """w (O, C / group, KH, KW) and b (O,), float64 so that folding loses nothing."""
+    """w (O, C / group, KH, KW), float32, or float64 where something was folded in; b (O,) float64."""
 
-    w: NDArray[np.float64]
+    w: NDArray[Any]
     b: NDArray[np.float64]
     window: Window
     group: int
@@ -131,7 +132,7 @@ def parse(node: Node) -> Conv:
     window = read_window(node, (H, W), kernel)
     if group > _MOST_GROUPS and not group == O == C:
         node.refuse(f"it has {group} groups.", supported=f"up to {_MOST_GROUPS}, or one for each channel")
-    return Conv(w.astype(np.float64), b.astype(np.float64), window, group)
+    return Conv(w, b.astype(np.float64), window, group)
 
 
 PARSERS = {"Conv": parse}

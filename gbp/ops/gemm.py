@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..graph import Shape
 from ..kernels.gemm import gemm_bwd, gemm_fwd
-from ..kernels.memory import aligned
+from ..kernels.memory import ALIGNMENT, aligned
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
 
@@ -39,13 +39,27 @@ class Dense(Op):
         return DenseStep(self)
 
 
+def _aligned(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy of w in row-major, aligned memory."""
+    copy: NDArray[np.float32] = aligned(w.shape)
+    np.copyto(copy, w)
+    return copy
+
+
+def scaled(w: NDArray[np.float32], a: NDArray[np.float64]) -> NDArray[np.float32]:
+    """w · a, multiplied in float64, without the memory for all of it."""
+    product: NDArray[np.float32] = aligned(w.shape)
+    np.multiply(w, a, out=product, dtype=np.float64, casting="same_kind")
+    return product
+
+
 def _weights(node: Node, transposed: bool) -> NDArray[np.float32]:
     """Constant operand 1 as (M, K)."""
     K = node.shape(0, rank=2)[1]
     w = node.constant(1)
     if w.ndim != 2:
         node.refuse(f"weights have shape {list(w.shape)}.", supported="a matrix")
-    w = w if transposed else np.ascontiguousarray(w.T)
+    w = w if transposed else _aligned(w.T)
     if w.shape[1] != K or w.size == 0:
         node.invalid(f"weights of shape {list(node.constant(1).shape)} do not fit {K} inputs.")
     return w
@@ -56,7 +70,7 @@ def parse_gemm(node: Node) -> Op:
         node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
     w = _weights(node, transposed=bool(node.integer("transB", 0)))
-    w = w if alpha == 1 else (w * alpha).astype(np.float32)
+    w = w if alpha == 1 else scaled(w, np.array(alpha))
     b = np.zeros(len(w))
     if node.has(2):
         c = node.constant(2).astype(np.float64)
@@ -85,11 +99,7 @@ class DenseStep(Step):
     fuses_clip = True
 
     def __init__(self, op: Dense) -> None:
-        w = np.ascontiguousarray(op.w)
-        if w.ctypes.data % 64:
-            copy = aligned(w.shape)
-            np.copyto(copy, w)
-            w = copy
+        w = op.w if op.w.flags.c_contiguous and op.w.ctypes.data % ALIGNMENT == 0 else _aligned(op.w)
         self.w, self.b = w.reshape(-1), op.b.astype(np.float32)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:

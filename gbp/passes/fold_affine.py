@@ -16,7 +16,7 @@ import numpy as np
 
 from ..graph import Graph, Layer
 from ..ops.conv import Conv
-from ..ops.gemm import Dense
+from ..ops.gemm import Dense, scaled
 from ..ops.pointwise import Affine
 
 
@@ -25,8 +25,8 @@ def _after(op: object, affine: Affine) -> Conv | Dense | Affine | None:
     if isinstance(op, Conv) and affine.axis == 1:
         return replace(op, w=op.w * affine.a[:, None, None, None], b=affine.a * op.b + affine.b)
     if isinstance(op, Dense) and affine.axis == 1:
-        w = (op.w * affine.a[:, None]).astype(np.float32)
-        return replace(op, w=op.w if np.all(affine.a == 1) else w, b=affine.a * op.b + affine.b)
+        w = op.w if np.all(affine.a == 1) else scaled(op.w, affine.a[:, None])
+        return replace(op, w=w, b=affine.a * op.b + affine.b)
     if isinstance(op, Affine) and affine.axis == op.axis:
         return Affine(affine.a * op.a, affine.a * op.b + affine.b, op.axis)
     return None
@@ -46,9 +46,9 @@ def _before(affine: Affine, op: object) -> Conv | Dense | None:
         w = op.w.reshape(op.group, -1, *op.w.shape[1:])
         return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + (w * b).sum(axis=(2, 3, 4)).reshape(-1))
     if isinstance(op, Dense):
-        return replace(
-            op, w=(op.w * affine.a).astype(np.float32), b=op.b + op.w.astype(np.float64) @ affine.b
-        )
+        # Row by row: a float64 copy of all could take a gigabyte.
+        shift = [row.astype(np.float64) @ affine.b for row in op.w]
+        return replace(op, w=scaled(op.w, affine.a), b=op.b + np.array(shift))
     return None
 
 

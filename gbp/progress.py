@@ -1,0 +1,43 @@
+"""A line on stderr while kernels are compiled; the library itself only logs, to the logger "gbp"."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_CLEAR = "\r\x1b[K"
+
+
+class _Line(logging.Handler):
+    """On a terminal one line that counts, elsewhere one line at the first kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+        self.counts = sys.stderr.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kernels += 1
+        if self.counts:
+            text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
+            print(_CLEAR + text, end="", file=sys.stderr, flush=True)
+        elif self.kernels == 1:
+            print("gbp: compiling kernels, once on this machine", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def compiling_shown() -> Iterator[None]:
+    """Tell of every kernel that has to be compiled meanwhile."""
+    log, line = logging.getLogger("gbp"), _Line()
+    level = log.level
+    log.addHandler(line)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(line)
+        if line.counts and line.kernels:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""What stderr tells of kernels that are compiled."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from gbp.progress import compiling_shown
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: terminal  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def log() -> logging.Logger:
+    return logging.getLogger("gbp")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_one_line(terminal: bool, log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    with compiling_shown():
+        assert stream.getvalue() == ""
+        for name in ("conv_fwd", "pad"):
+            log.info("compiling kernel %s", name)
+        shown = stream.getvalue()
+    if terminal:  # rewritten in place, and gone at the end
+        assert [part.count("\n") for part in shown.split("\r")] == [0, 0, 0]
+        assert shown.endswith("gbp: compiling kernel pad (2), once on this machine")
+        assert stream.getvalue().endswith("\r\x1b[K")
+    else:
+        assert shown == stream.getvalue() == "gbp: compiling kernels, once on this machine\n"
+
+
+def test_outside_of_it_the_library_is_silent(
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream(True)
+    monkeypatch.setattr("sys.stderr", stream)
+    with compiling_shown():
+        pass
+    log.info("compiling kernel pad")
+    assert stream.getvalue() == ""
+    with caplog.at_level(logging.INFO, logger="gbp"):  # but whoever wants to know, can
+        log.info("compiling kernel pad")
+    assert caplog.messages == ["compiling kernel pad"]

@@ -1,0 +1,144 @@
+"""Compiling ahead of use, and what is told of it.  Each program runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builder import Builder
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+LINE = "gbp: compiling kernels, once on this machine\n"
+
+
+def gbp(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, with the cache in a folder of that name there."""
+    return python(folder, "-m", "gbp", *arguments, cache=cache)
+
+
+def python(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"GBP_CACHE_DIR": str(folder / cache), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """The files of the cache and when each was written."""
+    files = (file for file in (folder / "cache").rglob("*") if file.is_file())
+    return {file.name: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of few kernels, the second with one more, and an image."""
+    folder = tmp_path_factory.mktemp("warmup")
+    for name, pools in (("plain", False), ("pooled", True)):
+        b = Builder()
+        x = b.input(1, 3, 8, 8)
+        x = b.node("GlobalMaxPool", x) if pools else x
+        model = b.model(b.gemm(b.relu(b.gemm(b.flatten(x), 9)), 4))
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "cat.png")
+    return folder
+
+
+def test_after_a_warmup_nothing_is_compiled(folder: Path) -> None:
+    first = gbp(folder, "warmup", "plain.onnx")
+    assert (first.returncode, first.stderr) == (0, LINE)
+    told, where = first.stdout.splitlines()
+    assert told.startswith("plain.onnx: ")
+    kernels = int(told.split()[1])
+    assert kernels > 1
+    assert where.startswith(f"All are kept in {folder / 'cache'}")
+    before = kept(folder)
+    assert sum(name.endswith(".nbc") for name in before) == kernels
+
+    again = gbp(folder, "warmup", "plain.onnx", "plain.onnx")
+    assert again.stdout.splitlines()[:2] == ["plain.onnx: 0 kernel(s) compiled in 0.0 s"] * 2
+    for rule in ("vanilla", "all"):
+        used = gbp(folder, "explain", "plain.onnx", "cat.png", "--preprocess", "unit", "--rule", rule)
+        assert (used.returncode, used.stderr) == (0, "")
+    assert kept(folder) == before
+
+    # Another model, which needs a kernel more, says so although most are there.
+    other = gbp(folder, "explain", "pooled.onnx", "cat.png", "--preprocess", "unit")
+    assert (other.returncode, other.stderr) == (0, LINE)
+    assert before.items() < kept(folder).items()
+
+
+READ_ONLY = """
+import os, tempfile
+
+def refuse(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+os.makedirs = os.replace = tempfile.TemporaryFile = refuse
+
+import numpy as np
+from gbp import Explainer
+from gbp.kernels.jit import compiled
+
+explainer = Explainer("plain.onnx")
+assert explainer.warmup() == 0 and explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any()
+assert not compiled
+"""
+
+
+def test_a_cache_that_is_read_only(folder: Path) -> None:
+    """What a container's build has compiled serves a user who cannot write there."""
+    assert gbp(folder, "warmup", "plain.onnx").returncode == 0
+    done = python(folder, "-c", READ_ONLY, cache="cache")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+NOWHERE = """
+from gbp import Explainer, cli
+from gbp.kernels.jit import compiled
+
+explainer = Explainer("plain.onnx")
+import numpy as np
+assert explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any() and compiled
+assert cli.main(["warmup", "plain.onnx"]) == 2
+"""
+
+
+def test_a_cache_that_cannot_be_written(folder: Path) -> None:
+    """The library explains all the same and says nothing; a warmup would be for nothing, and says so."""
+    done = python(folder, "-c", NOWHERE, cache="cat.png")  # a file, where no folder can be
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("gbp: error: kernels cannot be kept in ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["warmup", "gone.onnx"], "gone.onnx"),
+        (["warmup", "plain.onnx", "cat.png"], "cat.png"),
+        (["warmup", "open.onnx"], "leaves the image size open"),
+    ],
+)
+def test_warmup_refuses_on_one_line(folder: Path, arguments: list[str], says: str) -> None:
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.input(1, 3, 8, 8))), 4))
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "any"
+    (folder / "open.onnx").write_bytes(model.SerializeToString())
+    done = gbp(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gbp: error: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,174 @@
+"""Weights are cut out of a file before protobuf sees it, read where a layer wants them, and kept once."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+
+from gbp import Explainer, InputError, ModelError
+from gbp.load import build, open_model
+from gbp.proto import read
+from gbp.weights import open_split, split
+
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
+
+
+def dense(matmul: bool = False) -> onnx.ModelProto:
+    """A network of one large matrix: 1024 × 3072 float32."""
+    b = Builder()
+    x = b.flatten(b.input(1, 3, 32, 32))
+    x = b.node("Add", b.matmul(x, 1024), b.constant(b.noise(1024))) if matmul else b.gemm(x, 1024, transB=1)
+    return b.model(b.gemm(b.relu(x), 10, transB=1))
+
+
+def check(data: bytes) -> int:
+    """Data and what is left of it mean the same to protobuf; the number of tensors that were cut out."""
+    rest, spans = split(data)
+    proto, whole = onnx.load_model_from_string(rest), onnx.load_model_from_string(data)
+    tensors = zip(proto.graph.initializer, whole.graph.initializer, spans or [None] * 10**6, strict=False)
+    cut = [(left, tensor, *span) for left, tensor, span in tensors if span]
+    for left, tensor, start, length in cut:
+        assert tensor.data_type == TensorProto.FLOAT
+        assert data[start : start + length] == tensor.raw_data
+        assert not left.HasField("raw_data")
+        left.raw_data = tensor.raw_data
+    assert proto == whole
+    return len(cut)
+
+
+def test_what_is_cut_is_found_again() -> None:
+    data = DEMO.read_bytes()
+    assert check(data) == 4
+    assert len(split(data)[0]) < 0.1 * len(data)
+    _, weights = read(DEMO)
+    for tensor in onnx.load(DEMO).graph.initializer:
+        if tensor.name in weights.spans:
+            values = weights.read(tensor.name, tuple(tensor.dims))
+            np.testing.assert_array_equal(values, numpy_helper.to_array(tensor))
+
+
+def test_a_graph_in_two_pieces() -> None:
+    """protobuf appends the initializers of a second graph field to those of the first."""
+    model, more = dense(), onnx.ModelProto()
+    more.graph.initializer.append(numpy_helper.from_array(np.arange(2000, dtype=np.float32), "more"))
+    data = model.SerializeToString() + more.SerializeToString()
+    assert check(data) == check(model.SerializeToString()) + 1
+
+
+def test_the_last_data_of_a_tensor_count() -> None:
+    """As in protobuf, and wherever in the tensor its type stands."""
+    first, second = (np.full(2000, value, np.float32).tobytes() for value in (1, 2))
+    tensor = b"".join(
+        TensorProto(**fields).SerializeToString()
+        for fields in (
+            {"raw_data": first},
+            {"data_type": 1, "dims": [2000]},
+            {"raw_data": second, "name": "w"},
+        )
+    )
+    data = bytes([0x2A, *varint(len(tensor))]) + tensor
+    data = bytes([0x3A, *varint(len(data))]) + data
+    ((start, length),) = filter(None, split(data)[1])
+    assert data[start : start + length] == second
+
+
+def varint(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80, *varint(value >> 7)]) if value >= 0x80 else bytes([value])
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64])
+def test_only_float32_is_cut(kind: int) -> None:
+    values = np.arange(5000).astype(helper.tensor_dtype_to_np_dtype(kind))
+    graph = helper.make_graph([], "net", [], [], [numpy_helper.from_array(values, "w")])
+    data = helper.make_model(graph).SerializeToString()
+    assert split(data) == (data, [None])
+
+
+def test_what_is_damaged_is_left_to_protobuf() -> None:
+    """It refuses what is left just where it would have refused the whole."""
+    data, rng = DEMO.read_bytes(), np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        broken = bytearray(data[: rng.choice([len(data), rng.integers(len(data))])])
+        heads = np.flatnonzero(rng.random(len(broken)) < 1 / len(data))  # one byte on average
+        for at in (*heads, *rng.integers(0, 300, rng.integers(3))):
+            broken[at % len(broken)] = rng.integers(256)
+        try:
+            onnx.load_model_from_string(bytes(broken))
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                onnx.load_model_from_string(split(bytes(broken))[0])
+            outcomes.add("refused")
+        else:
+            outcomes.add(check(bytes(broken)) > 0)
+    assert outcomes == {"refused", True}
+
+
+def test_a_field_of_a_kind_that_nobody_writes() -> None:
+    """protobuf skips an unknown group, 15; `split` leaves all of such a file to it."""
+    data = DEMO.read_bytes() + b"\x7b\x7c"
+    assert check(data) == 0
+    assert Explainer(data).input_shape == Explainer(DEMO).input_shape
+
+
+def test_path_bytes_and_proto_are_the_same(tmp_path: Path) -> None:
+    b = Builder()
+    scores = b.head(b.relu(b.conv(b.batchnorm(b.conv(b.input(2, 3, 8, 9), 40)), 40)), 50)
+    model = b.model(scores)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    x = b.noise(2, 3, 8, 9)
+    maps = {Explainer(given).explain(x).map.tobytes() for given in (path, path.read_bytes(), model)}
+    assert len(maps) == 1
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(dense().SerializeToString())
+    source = open_model(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"Gemm .* has the file changed\?"):
+        build(source, (1, 3, 32, 32))
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot be read any more"):
+        build(source, (1, 3, 32, 32))
+    with pytest.raises(OSError, match="No such file"):
+        open_split(path)
+    with pytest.raises(InputError, match="cannot read"):
+        open_model(path)
+
+
+def test_a_model_of_open_size_outlives_its_file(tmp_path: Path) -> None:
+    b = Builder()
+    pooled = b.node("GlobalAveragePool", b.relu(b.conv(b.input(1, 3, 8, 9), 50)))
+    model = b.model(b.gemm(b.flatten(pooled), 40))
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "any"
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    explainer = Explainer(path)
+    path.unlink()
+    assert explainer.explain(b.noise(1, 3, 10, 12)).map.any()
+
+
+@pytest.mark.parametrize(("matmul", "copies"), [(False, 1), (True, 2)])
+def test_a_dense_layer_is_in_memory_once(tmp_path: Path, matmul: bool, copies: int) -> None:
+    """Its weights are read into the memory that the kernel reads; MatMul's are turned around on the way."""
+    path = tmp_path / "net.onnx"
+    path.write_bytes(dense(matmul).SerializeToString())
+    Explainer(path)  # what is imported and cached on first use is not counted
+    weights = 4 * 1024 * 3072
+    tracemalloc.start()
+    explainer = Explainer(path)
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert weights <= after < 1.1 * weights
+    assert peak < (copies + 0.2) * weights
+    assert explainer.input_shape == (None, 3, 32, 32)
