@@ -30,11 +30,11 @@ ROUNDS = 9
 
 @device_function
 def _tiles(x: int, w: int, y: int, steps: int) -> None:
-    t = tile_zeros(TILE_ROWS)
+    t = tile_zeros(TILE_ROWS, TILE_VECTORS)
     for _ in range(steps):
         keep_rolled()
-        t = tile_update(t, x, 4, w)
-    tile_store(t, y)
+        t = tile_update(t, TILE_VECTORS, x, 4, w)
+    tile_store(t, TILE_VECTORS, y)
 
 
 @kernel(DENSE, DENSE, DENSE, INT, INT)

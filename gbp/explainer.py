@@ -35,7 +35,7 @@ Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 
 #: What one slice of a batch may take of working memory, in bytes, and how many samples it may have, unless
 #: the caller says more.
-_SLICE_BYTES = 256 * 2**20
+_SLICE_BYTES = 160 * 2**20
 _LARGEST_SLICE = 32
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
 _MOST_PLANS = 4
@@ -62,7 +62,7 @@ class Explainer:
     "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
     Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
     `memory`: bytes that the activations and gradients of the samples computed together may take, by
-    default 256 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
+    default 160 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
     small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
     again may be kept for the next call.
 
@@ -185,6 +185,9 @@ class Explainer:
         plan, _ = self._plan(shape)
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
+        for call in plan.calls:
+            for kernel in call.step.kernels:
+                kernel.compile()
         for rule in RULES.values():
             if plan.rectifiers or not rule.gradient_gate:
                 self.explain(noise, rule=rule)
@@ -217,8 +220,7 @@ class Explainer:
                 supported=brief(MOST_BYTES_A_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-        left = (self._memory or _SLICE_BYTES) - tape.n * plan.forward_bytes
-        step = max(1, left // max(1, tape.n * plan.reverse_bytes))
+        step = plan.most_targets(self._memory or _SLICE_BYTES, tape.n)
         with computing():
             return _joined(
                 [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
@@ -266,16 +268,17 @@ class Explainer:
                     f"an image is of type {type(picture).__name__}.",
                     supported="paths and PIL images, or one float array (N, …) for all",
                 )
-        step = self._slice(self._picture_shape(), targets, batch_size)
-        for start in range(0, len(pictures), step):
-            yield self._from_pictures(pictures[start : start + step])
+        for part in self._slices(len(pictures), self._picture_shape(), targets, batch_size):
+            yield self._from_pictures(pictures[part])
 
-    def _slice(self, shape: Shape, targets: int, batch_size: int | None) -> int:
+    def _slices(self, count: int, shape: Shape, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
         plan, _ = self._plan(shape)
-        each = plan.forward_bytes + targets * plan.reverse_bytes
-        most = self._memory or (_SLICE_BYTES if batch_size is None else MOST_BYTES_A_SAMPLE)
-        return max(1, min(batch_size or _LARGEST_SLICE, most // max(1, each)))
+        budget = self._memory or (_SLICE_BYTES if batch_size is None else MOST_BYTES_A_SAMPLE)
+        most = min(batch_size or _LARGEST_SLICE, plan.most_samples(budget, targets))
+        slices = -(-count // most)
+        for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
+            yield slice(count * k // slices, count * (k + 1) // slices)
 
     def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
         expected = self._source.input_shape
@@ -295,16 +298,14 @@ class Explainer:
             )
         if elements(x.shape[1:]) > MOST_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
-        step = self._slice(tuple(x.shape[1:]), targets, batch_size)
-        for start in range(0, len(x), step):
+        for part in self._slices(len(x), tuple(x.shape[1:]), targets, batch_size):
             with np.errstate(over="ignore"):
-                part = np.ascontiguousarray(x[start : start + step], np.float32)
-            finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+                samples = np.ascontiguousarray(x[part], np.float32)
+            finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
             if not finite.all():
-                raise InputError(
-                    f"sample {start + int(np.argmin(finite))} of the array holds NaN or infinity."
-                )
-            yield _Batch(part, self._looks(part))
+                first = part.start + int(np.argmin(finite))
+                raise InputError(f"sample {first} of the array holds NaN or infinity.")
+            yield _Batch(samples, self._looks(samples))
 
     def _layout(self, shape: Sequence[int | None]) -> Layout:
         """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""

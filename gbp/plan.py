@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Plan:
             gradients=_gradient_arena(reverses, calls, places, sizes, handed_on, image.name, scores.name),
             rectifiers=sum(call.clip.is_rectifier for call in calls),
         )
-        nbytes = plan.forward_bytes + plan.reverse_bytes
+        nbytes = plan.nbytes(1, targets=1)
         if nbytes > MOST_BYTES_A_SAMPLE:
             raise UnsupportedError(
                 f"one image needs {nbytes / 2**30:.1f} GiB of working memory.",
@@ -88,24 +89,49 @@ class Plan:
             )
         return plan
 
-    @property
+    @cached_property
+    def keeps_activations(self) -> bool:
+        """Whether the reverse reads activations; else it may take the memory that they lay in."""
+        return any(call.saves for call in self.calls)
+
+    @cached_property
     def forward_bytes(self) -> int:
-        """Working memory of the forward run of one sample, with what it keeps for the reverse."""
+        """Working memory of the forward run of each sample, with what it keeps for the reverse."""
         masks = {at.root for at in self.masks.values()}
         kept = sum(elements(self.tensors[root].mask_shape) for root in masks)
         for call in self.calls:
             if call.step.switches:
                 kept += elements(self.tensors[call.output].shape) * np.dtype(call.step.switches).itemsize
-        return 4 * (self.activations.size + self._scratch) + kept
+        return 4 * (self.activations.size + self._scratch[1]) + kept
 
-    @property
+    @cached_property
     def reverse_bytes(self) -> int:
-        """Working memory of the reverse run of one sample and one target, with its map."""
-        return 4 * (self.gradients.size + self._scratch + elements(self.input_shape))
+        """Working memory of the reverse run of each sample and target, with its map."""
+        return 4 * (self.gradients.size + self._scratch[1] + elements(self.input_shape))
 
-    @property
-    def _scratch(self) -> int:
-        return max((sum(call.step.scratch(1)) for call in self.calls), default=0)
+    def nbytes(self, samples: int, targets: int) -> int:
+        """Working memory of so many samples at once, explained for so many targets at once."""
+        each, fixed = self.forward_bytes + targets * self.reverse_bytes, 4 * self._scratch[0]
+        if targets > 1 or self.keeps_activations:
+            return samples * each + 2 * fixed
+        shared = 4 * (min(self.activations.size, self.gradients.size) + self._scratch[1])
+        return samples * (each - shared) + fixed
+
+    def most_samples(self, nbytes: int, targets: int) -> int:
+        """How many samples at once fit into so many bytes; at least one."""
+        none = self.nbytes(0, targets)
+        return max(1, (nbytes - none) // max(1, self.nbytes(1, targets) - none))
+
+    def most_targets(self, nbytes: int, samples: int) -> int:
+        """How many targets at once fit into so many bytes beside so many samples; at least one."""
+        two, three = self.nbytes(samples, 2), self.nbytes(samples, 3)
+        return max(1, 2 + (nbytes - two) // max(1, three - two))
+
+    @cached_property
+    def _scratch(self) -> tuple[int, int]:
+        """Floats of scratch: fixed, for one thread; and for each sample."""
+        sizes = [call.step.scratch(1) for call in self.calls]
+        return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
 
 
 def _activation_arena(

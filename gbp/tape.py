@@ -33,21 +33,25 @@ T = TypeVar("T")
 class _Memory:
     """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
 
-    def __init__(self, plan: Plan, arena: Arena, n: int, threads: int) -> None:
+    def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
         self._plan, self._n, self._begins = plan, n, arena.begins
-        self._arena: Floats = aligned((n * arena.size,))
-        self.scratch: Floats = aligned((_scratch(plan, n, threads),))
+        self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
             name: view(self.at(place), n, *plan.tensors[name].shape)
             for name, place in plan.places.items()
             if place.root in arena.begins
         }
 
+    @classmethod
+    def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int) -> _Memory:
+        """In memory of its own, `size` floats a sample."""
+        return cls(plan, arena, n, aligned((n * size,)), aligned((_scratch(plan, n, threads),)))
+
     def at(self, place: Place) -> Floats:
         """What lies there: (n, rows, elements)."""
         size = self._n * elements(self._plan.tensors[place.root].shape)
         start = self._n * self._begins[place.root]
-        return place.of(self._arena[start : start + size].reshape(self._n, -1, place.row))
+        return place.of(self.floats[start : start + size].reshape(self._n, -1, place.row))
 
 
 def _masks(plan: Plan, n: int) -> dict[str, NDArray[np.uint8]]:
@@ -107,16 +111,24 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Forward:
-    """Arrays and saved bits of a forward run of n samples."""
+    """Arrays and saved bits of a forward run of n samples; and memory for their reverse, one target each,
+    where that may lie on the activations.
+    """
 
     x: Floats
     y: Floats
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
+    reverse: _Memory | None
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int) -> _Forward:
-        memory, masks = _Memory(plan, plan.activations, n, threads), _masks(plan, n)
+        size, reverse = plan.activations.size, None
+        if not plan.keeps_activations:
+            size = max(size, plan.gradients.size)
+        memory, masks = _Memory.new(plan, plan.activations, n, size, threads), _masks(plan, n)
+        if not plan.keeps_activations:
+            reverse = _Memory(plan, plan.gradients, n, memory.floats, memory.scratch)
         arrays = memory.arrays
         runs = []
         for call in plan.calls:
@@ -130,7 +142,7 @@ class _Forward:
                 y=y if call.step.saves_y else NO_TENSOR,
             )
             runs.append(_Run(call, x, arrays[call.residual] if call.residual else NO_TENSOR, y, saved))
-        return cls(arrays[plan.input.name], arrays[plan.output.name], runs, masks)
+        return cls(arrays[plan.input.name], arrays[plan.output.name], runs, masks, reverse)
 
     def run(self) -> None:
         for run in self.runs:
@@ -168,7 +180,12 @@ class Tape:
         """
         plan, (n, k) = self._plan, targets.shape
         m = n * k
-        memory = self._pool.take(("reverse", m), lambda: _Memory(plan, plan.gradients, m, self._threads))
+        memory = self._forward.reverse if k == 1 else None
+        if memory is None:
+            size = plan.gradients.size
+            memory = self._pool.take(
+                ("reverse", m), lambda: _Memory.new(plan, plan.gradients, m, size, self._threads)
+            )
         arrays, masks = memory.arrays, self._forward.masks
         gates = {True: Gate(int(rule.forward_gate), int(rule.gradient_gate)), False: Gate(1, 0)}
 
@@ -198,7 +215,8 @@ class Tape:
                     _through_gate(gy, gradient(reverse.residual), self._threads)
         gx_image = arrays[plan.input.name].transpose(plan.input.logical_axes)
         maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
-        self._pool.give(("reverse", m), memory)
+        if memory is not self._forward.reverse:
+            self._pool.give(("reverse", m), memory)
         return maps
 
 

@@ -122,26 +122,27 @@ class Runs(Tape):
 
     def reverse(self, rule: Any, targets: Any) -> Any:
         n, k = targets.shape
-        self.seen.append((n, k, n * (self._plan.forward_bytes + k * self._plan.reverse_bytes)))
+        self.seen.append((n, k, self._plan.nbytes(n, k)))
         return super().reverse(rule, targets)
 
 
 @pytest.mark.parametrize(
-    ("share", "runs"), [(100, [(6, 4)]), (11, [(6, 2)] * 2), (3.5, [(3, 1)] * 8), (0.1, [(1, 1)] * 24)]
+    ("room", "runs"),
+    [((6, 4), [(6, 4)]), ((6, 2), [(6, 2)] * 2), ((3, 1), [(3, 1)] * 8), (None, [(1, 1)] * 24)],
 )
 def test_memory_bounds_what_runs_together(
-    share: float, runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    room: tuple[int, int] | None, runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`share` samples of one target: fewer samples at a time, then fewer targets; the same bits."""
+    """With room for so many: fewer samples at a time, then fewer targets; the same bits."""
     x, target = images(6, 3, 8, 9), np.tile(np.arange(4), (6, 1))
     whole = Explainer(classifier(None)).explain(x, target=target)
     plan, _ = Explainer(classifier(None))._plan((3, 8, 9))
-    budget = int(share * (plan.forward_bytes + plan.reverse_bytes))
+    budget = plan.nbytes(*room) if room else 1
     monkeypatch.setattr("gbp.explainer.Tape", Runs)
     Runs.seen.clear()
     found = Explainer(classifier(None), memory=budget).explain(x, target=target, batch_size=6)
     assert [(n, k) for n, k, _ in Runs.seen] == runs
-    assert share < 1 or max(nbytes for _, _, nbytes in Runs.seen) <= budget
+    assert room is None or max(nbytes for _, _, nbytes in Runs.seen) <= budget
     assert found.map.tobytes() == whole.map.tobytes()
     assert found.scores.tobytes() == whole.scores.tobytes()
 

@@ -205,6 +205,7 @@ class ConvStep(Step):
         biases = op.b.reshape(op.group, -1)
         self.ways = [_forward(w, b, op.window, op.algorithm) for w, b in zip(parts, biases, strict=True)]
         self.ways_back = [_reverse(w, op.window, op.algorithm) for w in parts]
+        self.kernels = self.ways_back[0].kernels
         kernel = "×".join(map(str, op.window.kernel))
         way, back = self.ways[0].how, self.ways_back[0].how
         how = f"{kernel} {way}" if way == back else f"{kernel} {way} / {back}"
@@ -215,12 +216,18 @@ class ConvStep(Step):
         return max(forward[0], reverse[0]), max(forward[1], reverse[1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        if len(self.groups) == 1:  # to cut slices takes as long as a small layer
+            self.ways[0](x[0], r, y, clip, saved)
+            return
         for way, (ins, outs) in zip(self.ways, self.groups, strict=True):
             own = replace(saved, mask=saved.mask[..., outs.start // 8 :])
             way(x[0][..., ins], r[..., outs], y[..., outs], clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         (whole,) = gx
+        if len(self.groups) == 1:
+            self.ways_back[0](gy, whole, saved)
+            return
         for way, (ins, outs) in zip(self.ways_back, self.groups, strict=True):
             own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
             way(gy[..., outs], own, saved)

@@ -26,6 +26,7 @@ from ..kernels.conv_winograd import (
     winograd_scratch,
 )
 from ..kernels.emit import TILE_ROWS
+from ..kernels.jit import Kernel
 from ..kernels.lists import BLOCKS
 from ..kernels.memory import aligned
 from ..kernels.pointwise import pointwise_bwd
@@ -57,6 +58,8 @@ class Reverse(ABC):
     """gx from gy."""
 
     how: str
+    #: As `Step.kernels`.
+    kernels: tuple[Kernel, ...] = ()
 
     @abstractmethod
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -294,6 +297,8 @@ class ListsReverse(Reverse):
 
     The density of a sample alone decides, so that what else is in the batch changes no bit.
     """
+
+    kernels = (conv_lists_bwd,)
 
     def __init__(self, w: Floats, window: Window, dense: Reverse, most: float) -> None:
         self.dense, self.most, self.w = dense, most, pack_lists(w)

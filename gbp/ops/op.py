@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Shape
+from ..kernels.jit import Kernel
 from ..kernels.rectifier import OPEN, Gate
 from ..limits import ELEMENT, OPERAND, elements
 
@@ -133,6 +134,8 @@ class Step(ABC):
     fuses_clip: bool = False
     #: Takes no such parts, but C-contiguous arrays only.
     wants_whole: bool = False
+    #: Kernels that a run calls or not, by what values it meets; the others it calls always.
+    kernels: tuple[Kernel, ...] = ()
     #: What `vjp` reads again.
     saves_x: ClassVar[bool] = False
     saves_y: ClassVar[bool] = False
