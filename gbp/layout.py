@@ -1,4 +1,4 @@
-"""Where each tensor lies in memory: `Graph` → a list of `Call`s on physical tensors.
+"""In which order of axes each tensor lies in memory: `Graph` → a list of `Call`s on physical tensors.
 
 Every op says which memory order it wants (`Op.orders`).  Where a tensor lies otherwise a copy is put in
 between; where only axes of size 1 differ, or an op moves no bytes, the result is a view.

@@ -41,3 +41,12 @@ def compiling_shown() -> Iterator[None]:
         log.removeHandler(line)
         if line.counts and line.kernels:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
+        if line.kernels:
+            _tell_what_is_lost()
+
+
+def _tell_what_is_lost() -> None:
+    from .kernels.jit import CACHE_DIRECTORY, not_kept
+
+    if not_kept:
+        print(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}", file=sys.stderr)

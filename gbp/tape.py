@@ -195,7 +195,7 @@ class Tape:
             gate = gates[plan.calls[write.gated_by].clip.is_rectifier]
             return Gradient(arrays[write.tensor], write.accumulate, masks[write.tensor], gate)
 
-        arrays[plan.places[plan.output.name].root].fill(0)
+        arrays[plan.places[plan.output.name].root].fill(0)  # all of it: there may be no call to do the rest
         seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         seed[(np.arange(m), *where)] = 1

@@ -243,7 +243,7 @@ class DepthwiseStep(Step):
     def __init__(self, op: Conv) -> None:
         self.taps = taps_of(op.window)
         self.begin = op.window.height.begin, op.window.width.begin
-        self.w = np.ascontiguousarray(op.w[:, 0].transpose(1, 2, 0), np.float32).reshape(-1)
+        self.w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
         self.b = op.b.astype(np.float32)
         self.how = "depthwise " + "×".join(map(str, op.window.kernel))
 
