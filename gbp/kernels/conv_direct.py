@@ -18,14 +18,13 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from .emit import TILE_ROWS
 from .ending import end_bwd, end_fwd
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .memory import ALIGNMENT, aligned
 from .rectifier import GATE, MASK, Gate
 from .simd import address_of, at, expect_write
 from .taps import TAPS, Taps
-from .tile import TILE_CHANNELS, TILE_FLOATS, multiply_tile
+from .tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
 from .views import copy_run, zero_run
 
 
@@ -41,28 +40,8 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1)
 
 
-#: Bytes after which a first-level cache comes back to the same set.
-PAGE = 4096
-
-
 # The functions below take numbers, not arrays: an array that is handed on has its references counted, by
 # atomic instructions on a line that all threads share.
-
-
-@device_function
-def _tiles(width: int, pixel: int) -> int:
-    """How many tiles a row of `width` pixels is parted into, as evenly as can be.
-
-    Pixels of x whole PAGEs apart share the few lines of one set of the first cache: fewer go together then.
-    """
-    rows = TILE_ROWS if pixel % PAGE else (TILE_ROWS + 1) // 2
-    return (width + rows - 1) // rows
-
-
-@device_function
-def _first_pixel(tile: int, tiles: int, width: int) -> int:
-    """Where `tile` of a row starts."""
-    return tile * (width // tiles) + min(tile, width % tiles)
 
 
 @device_function
@@ -146,15 +125,15 @@ def conv_fwd(
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]
-    tiles = _tiles(OW, taps.stride_w * x.strides[2])
+    tiles = tiles_of(OW, taps.stride_w * x.strides[2])
     rounds, work = _share(tiles * OH * N, (O + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
         for k in range(rounds):
             tile, oh, n, block = _locate(k * work + work * t // threads, tiles, OH, N)
             for _ in range(work * t // threads, work * (t + 1) // threads):
-                first = _first_pixel(tile, tiles, OW)
-                count = _first_pixel(tile + 1, tiles, OW) - first
+                first = first_pixel(tile, tiles, OW)
+                count = first_pixel(tile + 1, tiles, OW) - first
                 corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
                 _expect_tile(at(y, n, oh, first) + 4 * block * TILE_CHANNELS, y.strides[2], count)
                 c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
@@ -188,15 +167,15 @@ def conv_bwd(
     N, H, W, C = gx.shape
     O = gy.shape[3]
     targets = N // max(1, mask.shape[0])
-    tiles = _tiles(W, gy.strides[2])
+    tiles = tiles_of(W, gy.strides[2])
     rounds, work = _share(tiles * H * N, (C + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
         for k in range(rounds):
             tile, h, n, block = _locate(k * work + work * t // threads, tiles, H, N)
             for _ in range(work * t // threads, work * (t + 1) // threads):
-                first = _first_pixel(tile, tiles, W)
-                count = _first_pixel(tile + 1, tiles, W) - first
+                first = first_pixel(tile, tiles, W)
+                count = first_pixel(tile + 1, tiles, W) - first
                 corner = at(gy, n, h, first)
                 _expect_tile(at(gx, n, h, first) + 4 * block * TILE_CHANNELS, gx.strides[2], count)
                 c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)

@@ -2,9 +2,9 @@
 
     gx[n, h, w, c] = Σ_o gy[n, h, w, o] · w[o, c]
 
-Tile by tile of pixels: where few values of gy are not 0, by lists of them; where many are, the dense tile of
-`conv_direct` is faster.  Both add in the order of o and a product with 0 adds nothing, so the choice does not
-change a bit of gx, and a glance at some pixels of a tile may make it.
+Strip by strip of pixels: where few values of gy are not 0, by lists of them; where many are, the dense tiles
+of `conv_direct` are faster.  Both add in the order of o and a product with 0 adds nothing, so the choice does
+not change a bit of gx, and a glance at some pixels of a strip may make it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
 from .rectifier import GATE, MASK, Gate
 from .simd import address_of, at, load_index, load_some, nonzero
-from .tile import TILE_CHANNELS, multiply_tile
+from .tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
 from .views import targets_of, zero_run
+
+#: Pixels whose lists meet a group of weights in turn.
+STRIP = 4 * TILE_ROWS
 
 
 def pointwise_scratch(O: int, threads: int) -> int:
-    """Floats of scratch: for each thread the sums of a tile, its lists, and where their groups end."""
-    return threads * TILE_ROWS * (SUMS // 4 + 2 * (O + LANES) + groups_of(O))
+    """Floats of scratch: for each thread the sums of a strip, its lists, and where their groups end."""
+    return threads * STRIP * (SUMS // 4 + 2 * (O + LANES) + groups_of(O))
 
 
 @device_function
@@ -46,35 +49,35 @@ def conv_pointwise_bwd(
     """gx = gy · w, added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
 
     gy (N, H, W, O), gx (N, H, W, C); w from `pack` of the transposed weights (C, O, 1, 1); scratch as
-    `pointwise_scratch` says.  Tiles whose density is up to `most` go by lists: 0 means none, 1 all.
+    `pointwise_scratch` says.  Strips whose density is up to `most` go by lists: 0 means none, 1 all.
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]
     targets = targets_of(gy, mask)
-    tiles = (W + TILE_ROWS - 1) // TILE_ROWS
+    strips = (W + STRIP - 1) // STRIP
     blocks = (C + TILE_CHANNELS - 1) // TILE_CHANNELS
     parts, groups = (blocks + BLOCKS - 1) // BLOCKS, (O + GROUP - 1) // GROUP
-    work = N * H * tiles * parts
-    list_bytes, step = 4 * (O + LANES), 4 * TILE_CHANNELS * O
+    work = N * H * strips * parts
+    list_bytes, step, pixel = 4 * (O + LANES), 4 * TILE_CHANNELS * O, gy.strides[2]
     for t in prange(threads):
-        sums = address_of(scratch) + 4 * t * TILE_ROWS * (SUMS // 4 + 2 * (O + LANES) + groups)
-        lists = sums + TILE_ROWS * SUMS
-        ends = lists + TILE_ROWS * 2 * list_bytes
+        sums = address_of(scratch) + 4 * t * STRIP * (SUMS // 4 + 2 * (O + LANES) + groups)
+        lists = sums + STRIP * SUMS
+        ends = lists + STRIP * 2 * list_bytes
         listed, few = -1, False
         for q in range(work * t // threads, work * (t + 1) // threads):
-            unit, block0 = q // parts, q % parts * BLOCKS
+            strip, block0 = q // parts, q % parts * BLOCKS
             together, wa = min(BLOCKS, blocks - block0), address_of(w) + block0 * step
-            row = unit // tiles
-            n, h, first = row // H, row % H, W * (unit % tiles) // tiles
-            count = W * (unit % tiles + 1) // tiles - first
+            row = strip // strips
+            n, h, first = row // H, row % H, W * (strip % strips) // strips
+            count = W * (strip % strips + 1) // strips - first
             ga = at(gy, n, h, first)
-            if unit != listed:
-                listed, few = unit, _density(ga, gy.strides[2], count, O) <= most
+            if strip != listed:
+                listed, few = strip, _density(ga, pixel, count, O) <= most
                 if few:
                     for p in range(count):
                         values = lists + p * 2 * list_bytes
-                        ends_p = ends + 4 * p * groups
-                        list_pixel(ga + p * gy.strides[2], O, 0, values, values + list_bytes, ends_p)
+                        list_pixel(ga + p * pixel, O, 0, values, values + list_bytes, ends + 4 * p * groups)
+            xa, ma = at(gx, n, h, first), at(mask, n // targets, h, first)
             if few:
                 zero_run(sums, count * SUMS // 4)
                 for g in range(groups):
@@ -85,14 +88,17 @@ def conv_pointwise_bwd(
                         if stop > start:
                             s = sums + p * SUMS
                             add_listed(together, values, values + list_bytes, start, stop, wa, step, s)
+            tiles = tiles_of(count, pixel)
             for b in range(together):
-                s, s_step = sums + b * 4 * TILE_CHANNELS, SUMS
-                if not few:
-                    s, s_step = sums, 4 * TILE_CHANNELS
-                    left, wb = C - (block0 + b) * TILE_CHANNELS, wa + b * step
-                    multiply_tile(count, left, ga, gy.strides[2], 1, 0, 1, 0, O, wb, s)
-                end_bwd(
-                    s, s_step, count, (block0 + b) * TILE_CHANNELS, C,
-                    accumulate, gate.forward, gate.gradient,
-                    at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
-                )  # fmt: skip
+                c0 = (block0 + b) * TILE_CHANNELS
+                for k in range(tiles):
+                    p = first_pixel(k, tiles, count)
+                    rows = first_pixel(k + 1, tiles, count) - p
+                    s, s_step = sums + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
+                    if not few:
+                        s, s_step = sums, 4 * TILE_CHANNELS
+                        multiply_tile(rows, C - c0, ga + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
+                    end_bwd(
+                        s, s_step, rows, c0, C, accumulate, gate.forward, gate.gradient,
+                        ma + p * mask.strides[2], mask.strides[2], xa + p * gx.strides[2], gx.strides[2],
+                    )  # fmt: skip

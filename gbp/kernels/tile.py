@@ -11,12 +11,14 @@ from numba.extending import intrinsic
 
 from . import emit
 from .emit import LANES, TILE_ROWS
-from .jit import INT, one_of_many, shared
+from .jit import INT, device_function, one_of_many, shared
 from .simd import keep_rolled, vector
 
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
 TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
+#: Bytes after which a first-level cache comes back to the same set.
+PAGE = 4096
 
 
 @intrinsic(prefer_literal=True)
@@ -240,3 +242,19 @@ def multiply_tile(
         _whole_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
     else:
         _half_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+
+
+@device_function
+def tiles_of(width: int, pixel: int) -> int:
+    """How many tiles a row of `width` pixels is parted into, as evenly as can be.
+
+    Pixels of x whole PAGEs apart share the few lines of one set of the first cache: fewer go together then.
+    """
+    rows = TILE_ROWS if pixel % PAGE else (TILE_ROWS + 1) // 2
+    return (width + rows - 1) // rows
+
+
+@device_function
+def first_pixel(tile: int, tiles: int, width: int) -> int:
+    """Where `tile` of a row starts."""
+    return tile * (width // tiles) + min(tile, width % tiles)

@@ -25,9 +25,8 @@ from ..kernels.conv_winograd import (
     pack_winograd,
     winograd_scratch,
 )
-from ..kernels.emit import TILE_ROWS
+from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.jit import Kernel
-from ..kernels.lists import BLOCKS
 from ..kernels.memory import aligned
 from ..kernels.pointwise import pointwise_bwd
 from ..kernels.rectifier import OPEN
@@ -166,11 +165,16 @@ class DirectReverse(Reverse):
 
 
 #: The density of gy up to which lists of its nonzero values beat dense tiles, by blocks of channels in gx.
-_MOST_LISTED = (0.0, 0.2, 0.45, 0.55, 0.6)
+_MOST_LISTED = (0.0, 0.08, 0.45, 0.6)
+#: With so few channels to list, the work of listing tells.
+_FEW_OUTPUTS, _MOST_OF_FEW = 48, 0.3
 
 
-def _most_listed(channels: int) -> float:
-    return _MOST_LISTED[min(BLOCKS, -(-channels // TILE_CHANNELS))]
+def _most_listed(channels: int, outputs: int) -> float:
+    if channels <= LANES:
+        return 0.0
+    most = _MOST_LISTED[min(3, -(-channels // TILE_CHANNELS))]
+    return min(most, _MOST_OF_FEW) if outputs < _FEW_OUTPUTS else most
 
 
 class PointwiseReverse(Reverse):
@@ -181,7 +185,7 @@ class PointwiseReverse(Reverse):
 
     def __init__(self, w: Floats, window: Window, most: float | None) -> None:
         self.window, self.w, self.outputs = window, pack(_flipped(w)), len(w)
-        self.most = _most_listed(w.shape[1]) if most is None else most
+        self.most = _most_listed(w.shape[1], len(w)) if most is None else most
         self.how = "lists" if self.most else "direct"
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -215,7 +219,7 @@ class ColumnsReverse(Reverse):
         # Row (i·KW + j)·C + c of the columns.
         columns = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(-1, len(w), 1, 1)
         self.w, self.outputs = pack(columns), len(w)
-        self.most = _most_listed(self.columns[-1]) if most is None else most
+        self.most = _most_listed(self.columns[-1], len(w)) if most is None else most
         self.how = "columns"
 
     def scratch(self, threads: int) -> tuple[int, int]:
