@@ -88,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         "--memory",
         type=memory,
         metavar="BYTES",
-        help="of working memory, 512M say; images in excess wait; default: 256M",
+        help="of working memory, 512M say; images in excess wait; default: 160M",
     )
+    _add_algorithm(explain)
     explain.add_argument("--device", default="cpu", help="default: cpu")
     pixels = explain.add_argument_group(
         "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
@@ -112,10 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("model", metavar="MODEL.onnx")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    _add_algorithm(inspect)
     inspect.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
     )
     return parser
+
+
+def _add_algorithm(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--algorithm", default="auto", help="of convolutions: auto (default), direct, winograd or lists"
+    )
 
 
 class _Version(argparse.Action):
@@ -182,6 +190,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         device=arguments.device,
         memory=arguments.memory,
+        algorithm=arguments.algorithm,
     )
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
@@ -322,7 +331,7 @@ def _warmup(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from .inspection import inspect
 
-    inspection = inspect(arguments.model, arguments.size)
+    inspection = inspect(arguments.model, arguments.size, arguments.algorithm)
     if arguments.json:
         _print_json(dataclasses.asdict(inspection))
     else:

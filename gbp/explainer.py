@@ -20,7 +20,7 @@ from .image import Preprocess, read_image
 from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
 from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
 from .load import build, open_model
-from .ops.conv import ALGORITHMS
+from .ops.conv import check_algorithm
 from .plan import Plan
 from .proto import Model
 from .rules import RULES, Rule, rule_named
@@ -82,8 +82,7 @@ class Explainer:
         algorithm: str = "auto",
         memory: int | None = None,
     ) -> None:
-        if algorithm not in ALGORITHMS:
-            raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
+        check_algorithm(algorithm)
         self._algorithm = algorithm
         if device != "cpu":
             raise InputError(f"device is {device!r}.", supported="'cpu'")

@@ -11,6 +11,7 @@ from .errors import UnsupportedError
 from .graph import Graph, Shape
 from .limits import computing
 from .load import build, unsupported_nodes
+from .ops.conv import check_algorithm
 from .ops.pointwise import Affine
 from .ops.shape import CopyStep, Pad
 from .plan import Plan
@@ -40,11 +41,13 @@ class Inspection:
     output: str
 
 
-def inspect(model: Model, size: tuple[int, int] | None = None) -> Inspection:
+def inspect(model: Model, size: tuple[int, int] | None = None, algorithm: str = "auto") -> Inspection:
     """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
 
-    Raises ModelError for a damaged model; what is merely unsupported is listed in the result.
+    `algorithm` as for `Explainer`.  Raises ModelError for a damaged model and InputError for an algorithm
+    that there is not; what is merely unsupported is listed in the result.
     """
+    check_algorithm(algorithm)
     proto, weights = read(model)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
@@ -53,7 +56,7 @@ def inspect(model: Model, size: tuple[int, int] | None = None) -> Inspection:
         nodes = source.nodes
         if not unsupported:
             check_tensors(proto)
-            return _inspect(source, size or (_DEFAULT_SIZE, _DEFAULT_SIZE))
+            return _inspect(source, size or (_DEFAULT_SIZE, _DEFAULT_SIZE), algorithm)
     except UnsupportedError as error:
         unsupported = [str(error)]
     rows = (LayerRow(node.name or ", ".join(node.output), node.op_type, (), 0, 0, "") for node in nodes)
@@ -61,13 +64,13 @@ def inspect(model: Model, size: tuple[int, int] | None = None) -> Inspection:
     return Inspection(tuple(rows), tuple(unsupported), "?", outputs)
 
 
-def _inspect(source: Source, size: tuple[int, int]) -> Inspection:
+def _inspect(source: Source, size: tuple[int, int], algorithm: str) -> Inspection:
     given = source.input_shape
     open_sizes = iter(size)
     shape = (given[0] or 1, *(n or next(open_sizes, 1) for n in given[1:]))
     graph = build(source, shape)
     with computing():
-        plan = Plan.build(graph)
+        plan = Plan.build(graph, algorithm)
     how = _how(graph, plan)
     rows = tuple(
         LayerRow(

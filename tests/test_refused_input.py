@@ -192,6 +192,8 @@ def test_targets_that_are_refused(explainer: Explainer, case: str) -> None:
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "algorithm": ({"algorithm": "fft"}, "algorithm is 'fft'"),
+    "algorithm None": ({"algorithm": None}, "algorithm is None"),
     "device": ({"device": "abacus"}, "device is 'abacus'"),
     "no device": ({"device": None}, "device is None"),
     "no threads": ({"threads": 0}, "threads is 0"),

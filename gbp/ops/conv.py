@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..geometry import Window
 from ..graph import Graph, Layer, Shape
 from ..kernels.conv_lists import LISTED_CHANNELS
@@ -136,6 +137,12 @@ def parse(node: Node) -> Conv:
 
 
 PARSERS = {"Conv": parse}
+
+
+def check_algorithm(algorithm: str) -> None:
+    """Raise InputError unless it is one of ALGORITHMS."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
 def force(graph: Graph, algorithm: str) -> Graph:

@@ -308,7 +308,7 @@ class ListsReverse(Reverse):
         self.dense, self.most, self.w = dense, most, pack_lists(w)
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), most)
-        self.how = f"{dense.how}, lists" if most < 1 else "lists"
+        self.how = "lists"
 
     def scratch(self, threads: int) -> tuple[int, int]:
         fixed, each = self.dense.scratch(threads)
