@@ -58,8 +58,9 @@ def listing_of(H: int, W: int, O: int, most: float) -> Listing:
 
 
 def lists_floats(listing: Listing) -> int:
-    """Floats of memory for the lists: values, their channels, and the ends of groups."""
-    return listing.H * (2 * listing.capacity + listing.W * groups_of(listing.O))
+    """Floats of memory for the lists: values, their channels, and the ends of groups; whole vectors."""
+    floats = listing.H * (2 * listing.capacity + listing.W * groups_of(listing.O))
+    return -(-floats // LANES) * LANES
 
 
 def sums_floats(threads: int) -> int:

@@ -28,7 +28,15 @@ STRIP = 4 * TILE_ROWS
 
 def pointwise_scratch(O: int, threads: int) -> int:
     """Floats of scratch: for each thread the sums of a strip, its lists, and where their groups end."""
-    return threads * STRIP * (SUMS // 4 + 2 * (O + LANES) + groups_of(O))
+    return threads * STRIP * (SUMS // 4 + 2 * _room_of(O) + _room_of(groups_of(O)))
+
+
+def _room_of(count: int) -> int:
+    """Floats for `count` of them and a vector written beyond; whole vectors, so that the next is aligned."""
+    return (count + 2 * LANES - 1) // LANES * LANES
+
+
+_room = device_function(_room_of)
 
 
 @device_function
@@ -58,9 +66,10 @@ def conv_pointwise_bwd(
     blocks = (C + TILE_CHANNELS - 1) // TILE_CHANNELS
     parts, groups = (blocks + BLOCKS - 1) // BLOCKS, (O + GROUP - 1) // GROUP
     work = N * H * strips * parts
-    list_bytes, step, pixel = 4 * (O + LANES), 4 * TILE_CHANNELS * O, gy.strides[2]
+    list_bytes, step, pixel = 4 * _room(O), 4 * TILE_CHANNELS * O, gy.strides[2]
+    own = 4 * STRIP * (SUMS // 4 + 2 * _room(O) + _room(groups))
     for t in prange(threads):
-        sums = address_of(scratch) + 4 * t * STRIP * (SUMS // 4 + 2 * (O + LANES) + groups)
+        sums = address_of(scratch) + t * own
         lists = sums + STRIP * SUMS
         ends = lists + STRIP * 2 * list_bytes
         listed, few = -1, False
