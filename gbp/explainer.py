@@ -131,7 +131,7 @@ class Explainer:
         layout, taken as preprocessed.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
         sample's own argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one
         a sample; (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default
-        as many as `memory` holds; and never more than that, where the Explainer was given one.
+        as many as `memory` holds, up to 32; and never more than that, where the Explainer was given one.
 
         Returns an `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The
         same input gives the same bits whatever else is in the batch and however many threads run.

@@ -80,4 +80,4 @@ class Budget:
     @classmethod
     def of(cls, stored: int) -> Budget:
         """For a file whose tensors take `stored` bytes."""
-        return cls(2**28 + 4 * stored, 2**31 + 2 * stored, 2**30 + 10 * stored, MOST_WORK)
+        return cls(2**28 + 4 * stored, 2**31 + 2 * stored, 2**30 + 12 * stored, MOST_WORK)

@@ -102,7 +102,13 @@ class Plan:
         for call in self.calls:
             if call.step.switches:
                 kept += elements(self.tensors[call.output].shape) * np.dtype(call.step.switches).itemsize
-        return 4 * (self.activations.size + self._scratch[1]) + kept
+        room = self.activations.size if self.keeps_activations else self.shared_size
+        return 4 * (room + self._scratch[1]) + kept
+
+    @property
+    def shared_size(self) -> int:
+        """Floats of each sample's memory where the reverse takes that of the activations."""
+        return max(self.activations.size, self.gradients.size)
 
     @cached_property
     def reverse_bytes(self) -> int:
@@ -114,7 +120,7 @@ class Plan:
         each, fixed = self.forward_bytes + targets * self.reverse_bytes, 4 * self._scratch[0]
         if targets > 1 or self.keeps_activations:
             return samples * each + 2 * fixed
-        shared = 4 * (min(self.activations.size, self.gradients.size) + self._scratch[1])
+        shared = 4 * (self.gradients.size + self._scratch[1])
         return samples * (each - shared) + fixed
 
     def most_samples(self, nbytes: int, targets: int) -> int:

@@ -7,7 +7,7 @@ vector-Jacobian product needs them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -72,22 +72,24 @@ class Pool:
     """Memory that nobody uses now, kept for the next call: fresh pages cost as much as a small network."""
 
     def __init__(self, most: int = 4) -> None:
-        self._free: dict[Hashable, list[Any]] = defaultdict(list)
+        self._free: dict[tuple[str, int], list[Any]] = defaultdict(list)
         self._most = most
         self._lock = Lock()
 
-    def take(self, key: Hashable, make: Callable[[], T]) -> T:
+    def take(self, kind: str, size: int, make: Callable[[], T]) -> T:
+        """Memory of this kind for `size` samples; what there is of other sizes is given up first."""
         with self._lock:
-            if self._free[key]:
-                memory: T = self._free[key].pop()
+            for other in [key for key in self._free if key[0] == kind and key[1] != size]:
+                del self._free[other]
+            if self._free[kind, size]:
+                memory: T = self._free[kind, size].pop()
                 return memory
         return make()
 
-    def give(self, key: Hashable, memory: Any) -> None:
+    def give(self, kind: str, size: int, memory: Any) -> None:
         with self._lock:
-            if sum(map(len, self._free.values())) >= self._most:
-                self._free.clear()  # sizes have changed
-            self._free[key].append(memory)
+            if len(self._free[kind, size]) < self._most:
+                self._free[kind, size].append(memory)
 
 
 def _scratch(plan: Plan, n: int, threads: int) -> int:
@@ -123,9 +125,7 @@ class _Forward:
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int) -> _Forward:
-        size, reverse = plan.activations.size, None
-        if not plan.keeps_activations:
-            size = max(size, plan.gradients.size)
+        size, reverse = plan.activations.size if plan.keeps_activations else plan.shared_size, None
         memory, masks = _Memory.new(plan, plan.activations, n, size, threads), _masks(plan, n)
         if not plan.keeps_activations:
             reverse = _Memory(plan, plan.gradients, n, memory.floats, memory.scratch)
@@ -150,7 +150,7 @@ class _Forward:
 
 
 class Tape:
-    """A forward run on a batch; `reverse` may be called any number of times, under any rules.
+    """A forward run on a batch; `reverse` may be called any number of times, under any rules, one at a time.
 
     Use as a context manager: leaving it hands the memory back.
     """
@@ -159,7 +159,7 @@ class Tape:
         """Run `plan` on x (N, …) float32 in the model's own layout."""
         self._plan, self._pool, self._threads = plan, pool, threads
         self.n = len(x)
-        self._forward = pool.take(("forward", self.n), lambda: _Forward.make(plan, self.n, threads))
+        self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads))
         np.copyto(self._forward.x, x.transpose(0, *plan.input.order))
         with parallel():
             self._forward.run()
@@ -171,7 +171,7 @@ class Tape:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.give(("forward", self.n), self._forward)
+        self._pool.give("forward", self.n, self._forward)
 
     def reverse(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
         """The maps (N, K, …) in the input's own layout, for targets (N, K), indices into the scores.
@@ -184,7 +184,7 @@ class Tape:
         if memory is None:
             size = plan.gradients.size
             memory = self._pool.take(
-                ("reverse", m), lambda: _Memory.new(plan, plan.gradients, m, size, self._threads)
+                "reverse", m, lambda: _Memory.new(plan, plan.gradients, m, size, self._threads)
             )
         arrays, masks = memory.arrays, self._forward.masks
         gates = {True: Gate(int(rule.forward_gate), int(rule.gradient_gate)), False: Gate(1, 0)}
@@ -216,7 +216,7 @@ class Tape:
         gx_image = arrays[plan.input.name].transpose(plan.input.logical_axes)
         maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
         if memory is not self._forward.reverse:
-            self._pool.give(("reverse", m), memory)
+            self._pool.give("reverse", m, memory)
         return maps
 
 

@@ -147,6 +147,14 @@ def test_memory_bounds_what_runs_together(
     assert found.scores.tobytes() == whole.scores.tobytes()
 
 
+def test_memory_for_other_batches_is_given_up() -> None:
+    explainer = Explainer(classifier(None))
+    for count in (2, 3, 4):
+        explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
+    _, pool = explainer._plan((3, 8, 9))
+    assert {key: len(free) for key, free in pool._free.items()} == {("forward", 4): 1, ("reverse", 8): 1}
+
+
 def test_pickling_says_what_to_do() -> None:
     with pytest.raises(InputError, match="each process"):
         pickle.dumps(Explainer(classifier(None)))

@@ -267,3 +267,11 @@ def test_the_gradient_of_a_sum_becomes_that_of_what_was_added(name: str) -> None
 def test_results_are_right(name: str) -> None:
     net, _ = {**COPIES, **GATES, **SUMS}[name]
     assert any(check(model_of(net, seed), seed) for seed in range(9))
+
+
+def test_a_warmup_knows_the_kernels_that_values_decide_about() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.input(1, 64, 9, 9), 64, 3, pads=(1, 1, 1, 1)))
+    plan, _ = Explainer(b.model(b.head(x)))._plan((64, 9, 9))
+    named = {kernel.name for call in plan.calls for kernel in call.step.kernels}
+    assert named == {"conv_lists_bwd", "conv_winograd_bwd"}

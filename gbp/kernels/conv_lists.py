@@ -152,7 +152,7 @@ def conv_lists_bwd(
 ) -> None:
     """gx (1, H, W, C) of the listed gy, added with `accumulate`; of that, what passes gx's gate.
 
-    w from `pack_lists`; (top, left) are the pads of the convolution; scratch as `sums_floats` says.
+    w from `pack_lists`; (top, left) ≥ 0 are the pads of the convolution; scratch as `sums_floats` says.
     """
     H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
     rows, columns = _rectangle(W)

@@ -41,7 +41,7 @@ _room = device_function(_room_of)
 
 @device_function
 def _density(gy: int, pixel: int, count: int, O: int) -> float:
-    """The nonzero share of gy at up to two of `count` pixels."""
+    """The nonzero share of gy at up to three of `count` pixels."""
     found, seen = 0, 0
     for p in range(0, count, max(1, count // 2)):
         for o in range(0, O, LANES):

@@ -64,7 +64,7 @@ def store_vector(builder: Any, value: Any, address: Any, nbytes: int = 0) -> Non
 
 def compress(builder: Any, value: Any, keep: Any) -> Any:
     """The lanes of `value` where `keep` is true, moved to the front; the others are undefined."""
-    name = f"llvm.experimental.vector.compress.v{LANES}{'f' if value.type is VECTOR else 'i'}32"
+    name = f"llvm.experimental.vector.compress.v{LANES}{'f' if value.type == VECTOR else 'i'}32"
     kind = ir.FunctionType(value.type, [value.type, VECTOR_I1, value.type])
     front = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(front, [value, keep, ir.Constant(value.type, ir.Undefined)])

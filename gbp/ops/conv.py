@@ -90,9 +90,11 @@ class Conv(Op):
     def nbytes(self) -> int:
         if self.is_depthwise:
             return 12 * self.w.size
-        # Winograd's transform makes 36 of 9 weights.
-        may_grow = self.window.kernel == (3, 3) and self.window.is_dense
-        return 8 * self.w.size + 4 * sum(self._packed) * (4 if may_grow else 1)
+        if not _is_3x3(self.window):
+            return 8 * self.w.size + 4 * sum(self._packed)
+        # Winograd's transform makes 36 of 9 weights, and lists want them once more.
+        listed = 9 * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
+        return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         reverse = 0 if self.window.is_dense and not self.is_depthwise else reverse_work(self.window, x[0][1])

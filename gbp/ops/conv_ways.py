@@ -142,6 +142,8 @@ class DirectForward(Forward):
 class DirectReverse(Reverse):
     """Stride 1: the forward kernel over gy with flipped, transposed weights."""
 
+    kernels = conv_bwd, pad
+
     def __init__(self, w: Floats, window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), len(w)
         self.w = pack(_flipped(w))
@@ -198,8 +200,8 @@ class PointwiseReverse(Reverse):
             conv_pointwise_bwd(_as_row(gy), self.w, *target, *end)
         elif gx.accumulate:
             conv_pointwise_bwd(gy, self.w, NO_MASK, OPEN, self._seen(gx.array), 1, *end)
-            # The pixels that no window sees have to be gated as well.
-            pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, saved.threads)
+            if gx.gate != OPEN:  # the pixels that no window sees have to pass it as well
+                pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, saved.threads)
         else:
             gx.array.fill(0)
             conv_pointwise_bwd(gy, self.w, self._seen(gx.mask), gx.gate, self._seen(gx.array), 0, *end)
@@ -281,6 +283,8 @@ class WinogradForward(Forward):
 class WinogradReverse(Reverse):
     """The same with flipped, transposed weights."""
 
+    kernels = (conv_winograd_bwd,)
+
     def __init__(self, w: NDArray[np.float64], window: Window) -> None:
         self.begin = 2 - window.height.begin, 2 - window.width.begin
         self.u = pack_winograd(_flipped(w))
@@ -302,10 +306,9 @@ class ListsReverse(Reverse):
     The density of a sample alone decides, so that what else is in the batch changes no bit.
     """
 
-    kernels = (conv_lists_bwd,)
-
     def __init__(self, w: Floats, window: Window, dense: Reverse, most: float) -> None:
         self.dense, self.most, self.w = dense, most, pack_lists(w)
+        self.kernels = conv_lists_bwd, *dense.kernels
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), most)
         self.how = "lists"
