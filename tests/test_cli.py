@@ -71,7 +71,7 @@ class FakeInspection:
     output: str = "fc (N, 1000)"
 
 
-def fake_inspect(model, size=None):
+def fake_inspect(model, size=None, algorithm="auto"):
     if model == "damaged.onnx":
         raise UnsupportedError("opset 99 is newer than onnx 1.17.", op="Conv", node="conv1")
     unsupported = ("LSTM 'rnn' is not supported. " * 6,) if model == "odd.onnx" else ()
@@ -131,7 +131,8 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert "note: SiLU takes its true derivative." in out
     assert Image.open("cat_guided.png").width > 4 * 288
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu", "memory": None
+        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu", "memory": None,
+        "algorithm": "auto",
     }  # fmt: skip
     ((images, rule, target),) = FakeExplainer.calls
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
@@ -227,10 +228,11 @@ def test_options_go_over_the_sidecar():
 def test_engine_options():
     Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
     options = ("--labels", "names.txt", "--output", "probability", "--threads", "2", "--device", "cuda")
-    assert run("explain", "net.onnx", "cat.jpg", *options, "--memory", "512M") == 0
+    options += ("--memory", "512M", "--algorithm", "direct")
+    assert run("explain", "net.onnx", "cat.jpg", *options) == 0
     assert FakeExplainer.made == {
         "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "threads": 2,
-        "device": "cuda", "memory": 2**29,
+        "device": "cuda", "memory": 2**29, "algorithm": "direct",
     }  # fmt: skip
 
 
@@ -357,7 +359,7 @@ def test_importing_the_command_line_is_light():
 def test_a_closed_pipe_is_no_error():
     code = (
         "import sys, types; from gbp import cli; engine = types.ModuleType('gbp.inspection');"
-        "engine.inspect = lambda model, size: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
+        "engine.inspect = lambda *options: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
         "sys.exit(cli.main(['inspect', 'net.onnx']))"
     )
     root = Path(cli.__file__).parents[1]

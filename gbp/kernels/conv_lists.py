@@ -17,13 +17,14 @@ import numpy as np
 from numba import prange, types
 from numpy.typing import NDArray
 
+from .bits import load_index
 from .emit import LANES
 from .ending import end_bwd
 from .jit import ACTIVATION, DENSE, INT, device_function, kernel
 from .lists import GROUP, groups_of, list_pixel
 from .memory import aligned
 from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, keep_rolled, load_index
+from .simd import address_of, at, keep_rolled
 from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
 from .views import zero_run
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from numba import prange
 
+from .bits import load_index, nonzero
 from .emit import LANES, TILE_ROWS
 from .ending import end_bwd
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
 from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, load_index, load_some, nonzero
+from .simd import address_of, at, load_some
 from .tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
 from .views import targets_of, zero_run
 

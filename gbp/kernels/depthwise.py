@@ -18,6 +18,7 @@ from typing import Any
 
 from numba import prange
 
+from .bits import store_bits
 from .emit import LANES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
 from .rectifier import GATE, MASK, Gate, clip, gated
@@ -31,7 +32,6 @@ from .simd import (
     load,
     load_first,
     load_some,
-    store_bits,
     store_some,
     zeros,
 )

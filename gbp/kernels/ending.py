@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bits import store_bits
 from .emit import LANES
 from .jit import device_function
 from .rectifier import Gate, clip, gated
-from .simd import above, broadcast, load, load_some, store_bits, store_some
+from .simd import above, broadcast, load, load_some, store_some
 from .tile import TILE_CHANNELS
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from .bits import store_bits
 from .emit import LANES, VECTOR_BYTES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
 from .rectifier import GATE, MASK, Gate, clip, gate_run
@@ -31,7 +32,6 @@ from .simd import (
     fma,
     load_scalar,
     load_some,
-    store_bits,
     store_scalar,
     store_some,
     sum_lanes,

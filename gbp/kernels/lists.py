@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .bits import load_index, store_index, store_nonzero
 from .emit import LANES
 from .jit import device_function, one_of_many
-from .simd import keep_rolled, load_index, load_some, store_index, store_nonzero
+from .simd import keep_rolled, load_some
 from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_store
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.

@@ -12,10 +12,11 @@ from typing import Any
 
 from numba import prange
 
+from .bits import store_bits
 from .emit import LANES
 from .jit import ACTIVATION, DENSE, FLOAT, INT, kernel
 from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import above, address_of, at, broadcast, load_some, store_bits, store_some
+from .simd import above, address_of, at, broadcast, load_some, store_some
 from .views import targets_of
 
 

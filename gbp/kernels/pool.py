@@ -20,22 +20,11 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
+from .bits import integers_equal, store_integers
 from .emit import LANES
 from .jit import ACTIVATION, INT, device_function, kernel
 from .rectifier import GATE, MASK, Gate, gated
-from .simd import (
-    at,
-    broadcast,
-    exceeds,
-    fma,
-    integers_equal,
-    keep_rolled,
-    load_some,
-    select,
-    store_integers,
-    store_some,
-    zeros,
-)
+from .simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
 from .taps import TAPS, Taps, inside, meeting
 from .views import targets_of
 

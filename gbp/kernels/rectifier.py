@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from .bits import load_bits
 from .emit import LANES
 from .jit import device_function
-from .simd import above, load_bits, load_some, select, store_some, zeros
+from .simd import above, load_some, select, store_some, zeros
 
 MASK = types.Array(types.uint8, 4, "A")
 

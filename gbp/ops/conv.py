@@ -19,10 +19,10 @@ from ..errors import InputError
 from ..geometry import Window
 from ..graph import Graph, Layer, Shape
 from ..kernels.conv_lists import LISTED_CHANNELS
-from ..kernels.conv_winograd import MATRICES, SQUARE
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.tile import TILE_CHANNELS
+from ..kernels.winograd import MATRICES, SQUARE
 from ..limits import ELEMENT, OPERAND, elements
 from .conv_ways import (
     ColumnsReverse,

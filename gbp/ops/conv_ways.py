@@ -22,7 +22,6 @@ from ..kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ..kernels.conv_winograd import (
     conv_winograd_bwd,
     conv_winograd_fwd,
-    pack_winograd,
     winograd_scratch,
 )
 from ..kernels.emit import LANES, TILE_ROWS
@@ -31,6 +30,7 @@ from ..kernels.memory import aligned
 from ..kernels.pointwise import pointwise_bwd
 from ..kernels.rectifier import OPEN
 from ..kernels.tile import TILE_CHANNELS, TILE_FLOATS
+from ..kernels.winograd import pack_winograd
 from ..limits import elements
 from .op import NO_MASK, NO_WEIGHTS, Clipped, Floats, Gradient, Saved, view
 from .window import taps_of

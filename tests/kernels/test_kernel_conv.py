@@ -34,12 +34,12 @@ from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from gbp.kernels.conv_winograd import (
     conv_winograd_bwd,
     conv_winograd_fwd,
-    pack_winograd,
     winograd_scratch,
 )
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
 from gbp.kernels.memory import aligned
 from gbp.kernels.rectifier import OPEN
+from gbp.kernels.winograd import pack_winograd
 
 GEOMETRIES = {
     "1x1": ((3, 4), {"kernel": (1, 1)}),
