@@ -121,7 +121,7 @@ def conv_fwd(
     """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
     r and mask may be empty.  w from `pack`; b padded with 0 to whole tiles; scratch: TILE_FLOATS a thread.
-    `by_rows`: each thread takes its rows for all channels, which pays where x outweighs w; else its channels.
+    `by_rows`: each thread takes its rows for all channels; else, where there are few tiles, its channels.
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]

@@ -26,7 +26,6 @@ class Taps(NamedTuple):
 
 
 TAPS = types.NamedUniTuple(types.int64, 6, Taps)
-POINTWISE = Taps(1, 1, 1, 1, 1, 1)
 
 
 @device_function
