@@ -23,7 +23,7 @@ from numba import prange
 
 from .emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .ending import end_bwd, end_fwd
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
 from .rectifier import GATE, MASK, Gate
 from .simd import address_of
 from .tile import TILE_CHANNELS, multiply_tile
@@ -51,6 +51,24 @@ class Plane(NamedTuple):
     C: int
 
 
+class Job(NamedTuple):
+    """What all threads share: how x is padded, U, the output's height, channels and squares, how many squares
+    go together, and where scratch is.
+    """
+
+    top: int
+    left: int
+    u: int
+    H: int
+    C: int
+    down: int
+    across: int
+    squares: int
+    together: int
+    scratch: int
+    threads: int
+
+
 class Work(NamedTuple):
     """Where one thread finds its part of scratch, in bytes, and how far the planes of V and M are apart.
 
@@ -67,14 +85,14 @@ class Work(NamedTuple):
 
 
 @device_function
-def _work(scratch: int, together: int, I: int, by_squares: int, threads: int, t: int) -> Work:
-    row = (I + LANES - 1) // LANES * LANES * 4
+def _work(x: Plane, job: Job, by_squares: int, t: int) -> Work:
+    row = (x.C + LANES - 1) // LANES * LANES * 4
     # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
-    v_step, m_step = together * row + VECTOR_BYTES, together * 4 * TILE_CHANNELS + VECTOR_BYTES
+    v_step, m_step = job.together * row + VECTOR_BYTES, job.together * 4 * TILE_CHANNELS + VECTOR_BYTES
     patch = MATRICES * m_step
     square = patch + MATRICES * row
     own = square + SQUARE * SQUARE * 4 * TILE_CHANNELS
-    v, m = scratch, scratch + MATRICES * v_step * (threads if by_squares else 1) + t * own
+    v, m = job.scratch, job.scratch + MATRICES * v_step * (job.threads if by_squares else 1) + t * own
     if by_squares:
         v += t * MATRICES * v_step
     return Work(v, v_step, row, m, m_step, m + patch, m + square)
@@ -83,6 +101,11 @@ def _work(scratch: int, together: int, I: int, by_squares: int, threads: int, t:
 @device_function
 def _across(size: int) -> int:
     return (size + SQUARE - 1) // SQUARE
+
+
+@device_function
+def _blocks(channels: int) -> int:
+    return (channels + TILE_CHANNELS - 1) // TILE_CHANNELS
 
 
 @device_function
@@ -108,18 +131,26 @@ def _pixel(x: Plane, n: int, h: int, w: int) -> int:
 
 
 @device_function
-def _transform_patches(x: Plane, start: Any, grid: Any, squares: Any, v: int, work: Work) -> None:
+def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: Work) -> None:
     """The patches of squares [first, last) to the rows of V from v on."""
-    n, i, j = _locate(squares[0], grid[0], grid[1])
-    for _ in range(squares[0], squares[1]):
-        h, w = SQUARE * i - start[0], SQUARE * j - start[1]
+    n, i, j = _locate(first, job.down, job.across)
+    for _ in range(first, last):
+        h, w = SQUARE * i - job.top, SQUARE * j - job.left
         a, line, pixel = _pixel(x, n, h, w), x.line, x.pixel
         if h < 0 or w < 0 or h + PATCH > x.H or w + PATCH > x.W or work.row != 4 * x.C:
             gather_patch(a, line, pixel, x.C, -h, x.H - h, -w, x.W - w, work.patch, work.row)
             a, line, pixel = work.patch, PATCH * work.row, work.row
         transform_patch(a, line, pixel, v, work.v_step, work.row)
         v += work.row
-        n, i, j = _next(n, i, j, grid[0], grid[1])
+        n, i, j = _next(n, i, j, job.down, job.across)
+
+
+@device_function
+def _transform_share(x: Plane, job: Job, first: int, last: int, t: int) -> None:
+    """Thread t's part of the patches of squares [first, last), to the V of all threads."""
+    work, count = _work(x, job, 0, t), last - first
+    start, stop = count * t // job.threads, count * (t + 1) // job.threads
+    _transform_patches(x, job, first + start, first + stop, work.v + start * work.row, work)
 
 
 @device_function
@@ -135,44 +166,84 @@ def _multiply(rows: int, channels: int, I: int, u: int, work: Work) -> None:
         u += 4 * I * TILE_CHANNELS
 
 
-@device_function
-def _write_squares_fwd(
-    squares: Any, block: int, grid: Any, b: int, limits: Any, r: Plane, mask: Plane, y: Plane, work: Work
-) -> None:
-    n, i, j = _locate(squares[0], grid[0], grid[1])
-    c0 = block * TILE_CHANNELS
-    for k in range(squares[1] - squares[0]):
-        transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, y.C - c0, work.square)
-        w = SQUARE * j
-        for h in range(SQUARE * i, min(y.H, SQUARE * (i + 1))):
-            s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-            ra = _pixel(r, n, h, w) if r.C else 0
-            ma = _pixel(mask, n, h, w) if mask.C else 0
-            end_fwd(
-                s, 4 * TILE_CHANNELS, min(SQUARE, y.W - w), c0, y.C, b, limits[0], limits[1],
-                ra, r.pixel, ma, mask.pixel, _pixel(y, n, h, w), y.pixel,
-            )  # fmt: skip
-        n, i, j = _next(n, i, j, grid[0], grid[1])
+class EndingFwd(NamedTuple):
+    b: int
+    lo: float
+    hi: float
+    r: Plane
+    mask: Plane
+    y: Plane
+
+
+class EndingBwd(NamedTuple):
+    accumulate: int
+    gate: Gate
+    targets: int
+    mask: Plane
+    gx: Plane
 
 
 @device_function
-def _write_squares_bwd(
-    squares: Any, block: int, grid: Any, accumulate: int, gate: Gate, targets: int, mask: Plane, gx: Plane,
-    work: Work,
-) -> None:  # fmt: skip
-    n, i, j = _locate(squares[0], grid[0], grid[1])
-    c0 = block * TILE_CHANNELS
-    for k in range(squares[1] - squares[0]):
-        transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, gx.C - c0, work.square)
-        w = SQUARE * j
-        for h in range(SQUARE * i, min(gx.H, SQUARE * (i + 1))):
-            s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-            end_bwd(
-                s, 4 * TILE_CHANNELS, min(SQUARE, gx.W - w), c0, gx.C,
-                accumulate, gate.forward, gate.gradient,
-                _pixel(mask, n // targets, h, w), mask.pixel, _pixel(gx, n, h, w), gx.pixel,
-            )  # fmt: skip
-        n, i, j = _next(n, i, j, grid[0], grid[1])
+def _end_line_fwd(s: int, c0: int, n: int, h: int, w: int, end: EndingFwd) -> None:
+    r = _pixel(end.r, n, h, w) if end.r.C else 0
+    mask = _pixel(end.mask, n, h, w) if end.mask.C else 0
+    end_fwd(
+        s, 4 * TILE_CHANNELS, min(SQUARE, end.y.W - w), c0, end.y.C, end.b, end.lo, end.hi,
+        r, end.r.pixel, mask, end.mask.pixel, _pixel(end.y, n, h, w), end.y.pixel,
+    )  # fmt: skip
+
+
+@device_function
+def _end_line_bwd(s: int, c0: int, n: int, h: int, w: int, end: EndingBwd) -> None:
+    end_bwd(
+        s, 4 * TILE_CHANNELS, min(SQUARE, end.gx.W - w), c0, end.gx.C,
+        end.accumulate, end.gate.forward, end.gate.gradient,
+        _pixel(end.mask, n // end.targets, h, w), end.mask.pixel, _pixel(end.gx, n, h, w), end.gx.pixel,
+    )  # fmt: skip
+
+
+def _shares_of(end_line: Any, name: str) -> Any:
+    """Make what one thread does, by squares and by channels; `end_line` ends each line of a square."""
+
+    @one_of_many(f"finish_{name}")
+    def finish(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
+        """A range of the output's blocks of channels, of a range of squares whose patches lie in V."""
+        first, last = squares
+        for block in range(blocks[0], blocks[1]):
+            c0 = block * TILE_CHANNELS
+            u = job.u + block * MATRICES * x.C * 4 * TILE_CHANNELS
+            _multiply(last - first, job.C - c0, x.C, u, work)
+            n, i, j = _locate(first, job.down, job.across)
+            for k in range(last - first):
+                transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, job.C - c0, work.square)
+                for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
+                    s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
+                    end_line(s, c0, n, h, SQUARE * j, end)
+                n, i, j = _next(n, i, j, job.down, job.across)
+
+    @one_of_many(f"by_squares_{name}")
+    def by_squares(x: Plane, job: Job, end: Any, t: int) -> None:
+        """Thread t's squares, all channels, so many at a time as go together."""
+        work = _work(x, job, 1, t)
+        start, stop = job.squares * t // job.threads, job.squares * (t + 1) // job.threads
+        rounds = (stop - start + job.together - 1) // job.together
+        for k in range(rounds):
+            first, last = start + (stop - start) * k // rounds, start + (stop - start) * (k + 1) // rounds
+            _transform_patches(x, job, first, last, work.v, work)
+            finish(x, job, end, (first, last), (0, _blocks(job.C)), work)
+
+    @one_of_many(f"by_channels_{name}")
+    def by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int) -> None:
+        """Thread t's channels of squares [first, last), which all threads have transformed."""
+        count = _blocks(job.C)
+        blocks = count * t // job.threads, count * (t + 1) // job.threads
+        finish(x, job, end, (first, last), blocks, _work(x, job, 0, t))
+
+    return by_squares, by_channels
+
+
+_by_squares_fwd, _by_channels_fwd = _shares_of(_end_line_fwd, "fwd")
+_by_squares_bwd, _by_channels_bwd = _shares_of(_end_line_bwd, "bwd")
 
 
 @kernel(
@@ -207,39 +278,24 @@ def conv_winograd_fwd(
     out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
     residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
-    limits, start = (lo, hi), (top, left)
-    grid = _across(OH), _across(OW)
-    squares, blocks = N * grid[0] * grid[1], (O + TILE_CHANNELS - 1) // TILE_CHANNELS
-    u_block = MATRICES * I * 4 * TILE_CHANNELS
+    down, across = _across(OH), _across(OW)
+    job = Job(
+        top, left, address_of(u), OH, O, down, across, N * down * across, together,
+        address_of(scratch), threads,
+    )  # fmt: skip
     if by_squares:
         for t in prange(threads):
-            work = _work(address_of(scratch), together, I, by_squares, threads, t)
-            first, last = squares * t // threads, squares * (t + 1) // threads
-            rounds = (last - first + together - 1) // together
-            for k in range(rounds):
-                part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
-                _transform_patches(source, start, grid, part, work.v, work)
-                for block in range(blocks):
-                    _multiply(
-                        part[1] - part[0], O - block * TILE_CHANNELS, I, address_of(u) + block * u_block, work
-                    )
-                    _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
+            end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
+            _by_squares_fwd(source, job, end, t)
     else:
-        rounds = (squares + together - 1) // together
+        rounds = (job.squares + together - 1) // together
         for k in range(rounds):
-            first, last = squares * k // rounds, squares * (k + 1) // rounds
+            first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
             for t in prange(threads):
-                work = _work(address_of(scratch), together, I, by_squares, threads, t)
-                part = first + (last - first) * t // threads, first + (last - first) * (t + 1) // threads
-                _transform_patches(source, start, grid, part, work.v + (part[0] - first) * work.row, work)
+                _transform_share(source, job, first, last, t)
             for t in prange(threads):
-                work = _work(address_of(scratch), together, I, by_squares, threads, t)
-                part = first, last
-                for block in range(blocks * t // threads, blocks * (t + 1) // threads):
-                    _multiply(
-                        last - first, O - block * TILE_CHANNELS, I, address_of(u) + block * u_block, work
-                    )
-                    _write_squares_fwd(part, block, grid, address_of(b), limits, residual, bits, out, work)
+                end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
+                _by_channels_fwd(source, job, end, first, last, t)
 
 
 @kernel(
@@ -269,36 +325,22 @@ def conv_winograd_bwd(
     source = Plane(address_of(gy), gy.strides[0], gy.strides[1], gy.strides[2], H, W, O)
     out = Plane(address_of(gx), gx.strides[0], gx.strides[1], gx.strides[2], GH, GW, C)
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], GH, GW, mask.shape[3])
-    targets, start = targets_of(gx, mask), (top, left)
-    grid = _across(GH), _across(GW)
-    squares, blocks = N * grid[0] * grid[1], (C + TILE_CHANNELS - 1) // TILE_CHANNELS
-    u_block = MATRICES * O * 4 * TILE_CHANNELS
+    targets = targets_of(gx, mask)
+    down, across = _across(GH), _across(GW)
+    job = Job(
+        top, left, address_of(u), GH, C, down, across, N * down * across, together,
+        address_of(scratch), threads,
+    )  # fmt: skip
     if by_squares:
         for t in prange(threads):
-            work = _work(address_of(scratch), together, O, by_squares, threads, t)
-            first, last = squares * t // threads, squares * (t + 1) // threads
-            rounds = (last - first + together - 1) // together
-            for k in range(rounds):
-                part = first + (last - first) * k // rounds, first + (last - first) * (k + 1) // rounds
-                _transform_patches(source, start, grid, part, work.v, work)
-                for block in range(blocks):
-                    _multiply(
-                        part[1] - part[0], C - block * TILE_CHANNELS, O, address_of(u) + block * u_block, work
-                    )
-                    _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)
+            end = EndingBwd(accumulate, gate, targets, bits, out)
+            _by_squares_bwd(source, job, end, t)
     else:
-        rounds = (squares + together - 1) // together
+        rounds = (job.squares + together - 1) // together
         for k in range(rounds):
-            first, last = squares * k // rounds, squares * (k + 1) // rounds
+            first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
             for t in prange(threads):
-                work = _work(address_of(scratch), together, O, by_squares, threads, t)
-                part = first + (last - first) * t // threads, first + (last - first) * (t + 1) // threads
-                _transform_patches(source, start, grid, part, work.v + (part[0] - first) * work.row, work)
+                _transform_share(source, job, first, last, t)
             for t in prange(threads):
-                work = _work(address_of(scratch), together, O, by_squares, threads, t)
-                part = first, last
-                for block in range(blocks * t // threads, blocks * (t + 1) // threads):
-                    _multiply(
-                        last - first, C - block * TILE_CHANNELS, O, address_of(u) + block * u_block, work
-                    )
-                    _write_squares_bwd(part, block, grid, accumulate, gate, targets, bits, out, work)
+                end = EndingBwd(accumulate, gate, targets, bits, out)
+                _by_channels_bwd(source, job, end, first, last, t)

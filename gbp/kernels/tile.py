@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -158,28 +158,30 @@ def tile_store(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
     return types.void(tile, vectors, types.int64), codegen
 
 
+class Sweep(NamedTuple):
+    """What a tile sums over, as `multiply_tile` is told it."""
+
+    x: int
+    pixel: int
+    taps_h: int
+    step_h: int
+    taps_w: int
+    step_w: int
+    run: int
+    w: int
+
+
 def _tile_of(rows: int, vectors: int) -> Any:
     @one_of_many(f"tile_{rows}_{vectors}")
-    def tile(
-        n: int,
-        x: int,
-        pixel: int,
-        taps_h: int,
-        step_h: int,
-        taps_w: int,
-        step_w: int,
-        run: int,
-        w: int,
-        out: int,
-    ) -> None:
-        t = tile_zeros(rows, vectors)
-        for i in range(taps_h):
-            for j in range(taps_w):
-                a = x + i * step_h + j * step_w
-                for _ in range(run):
+    def tile(n: int, sweep: Sweep, out: int) -> None:
+        t, w = tile_zeros(rows, vectors), sweep.w
+        for i in range(sweep.taps_h):
+            for j in range(sweep.taps_w):
+                x = sweep.x + i * sweep.step_h + j * sweep.step_w
+                for _ in range(sweep.run):
                     keep_rolled()
-                    t = tile_update(t, vectors, a, pixel, w)
-                    a += 4
+                    t = tile_update(t, vectors, x, sweep.pixel, w)
+                    x += 4
                     w += 4 * TILE_CHANNELS
         tile_store(t, vectors, out)
 
@@ -194,22 +196,11 @@ def _tile_from(low: int, high: int, vectors: int) -> Any:
     lower, upper = _tile_from(low, middle, vectors), _tile_from(middle + 1, high, vectors)
 
     @one_of_many(f"tile_{low}_to_{high}_{vectors}")
-    def tile(
-        n: int,
-        x: int,
-        pixel: int,
-        taps_h: int,
-        step_h: int,
-        taps_w: int,
-        step_w: int,
-        run: int,
-        w: int,
-        out: int,
-    ) -> None:
+    def tile(n: int, sweep: Sweep, out: int) -> None:
         if n <= middle:
-            lower(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+            lower(n, sweep, out)
         else:
-            upper(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+            upper(n, sweep, out)
 
     return tile
 
@@ -238,10 +229,11 @@ def multiply_tile(
     pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
     of x.  Of a block of which only `channels` exist, vectors without any are not written.
     """
+    sweep = Sweep(x, pixel, taps_h, step_h, taps_w, step_w, run, w)
     if channels > LANES:
-        _whole_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+        _whole_tile(n, sweep, out)
     else:
-        _half_tile(n, x, pixel, taps_h, step_h, taps_w, step_w, run, w, out)
+        _half_tile(n, sweep, out)
 
 
 @device_function
