@@ -1,0 +1,120 @@
+"""Whole ONNX models in plain float64, forward and in reverse under a rule: what the engine is compared with.
+
+Nodes run in the order of the file, every tensor stays in a dict, every gradient is the sum over the tensor's
+readers. Nothing is fused, folded or laid out anew, and nothing of gbp is imported: the arithmetic is that of
+`naive`, this package only reads ONNX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import naive
+import numpy as np
+import onnx
+from naive import Array, f64
+
+from . import classic
+from .node import Kinked, Node, Operator, Rectifier, Reverse, margin
+
+OPERATORS: dict[str, Operator] = {**classic.OPERATORS}
+
+
+class Run:
+    """One forward run of a model on x; `explain` goes back from it, as often as one likes.
+
+    `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
+    that is no initializer.
+    """
+
+    def __init__(self, model: onnx.ModelProto, x: Any) -> None:
+        graph = model.graph
+        (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
+        self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.values = {k: f64(v) if v.dtype.kind == "f" else v for k, v in self.values.items()}
+        (self.image,) = (value.name for value in graph.input if value.name not in self.values)
+        (self.output,) = (value.name for value in graph.output)
+        self.values[self.image] = f64(x)
+        self.steps: list[tuple[Node, Reverse]] = []
+        for node in (Node(proto, opset) for proto in graph.node):
+            operands = [self.values[name] if name else None for name in node.inputs]
+            result, vjp = OPERATORS[node.op](node, *operands)
+            self.values.update(
+                zip(node.outputs, result if isinstance(result, list) else [result], strict=False)
+            )
+            self.steps.append((node, vjp))
+
+    def explain(self, rule: str, target: Any = None, output: str | None = None) -> tuple[Array, Array]:
+        """Scores (N, classes), flattened, and the map of x's shape; (N, K, …) for targets (N, K).
+
+        `target`: None for each sample's argmax, one index, (N,) or (N, K). `output`: None for the logits,
+        "probability" for the model's output, or a tensor.
+        """
+        name = self._logits() if output is None else self.output if output == "probability" else output
+        scores = self.values[name].reshape(len(self.values[name]), -1)
+        target = np.asarray(scores.argmax(axis=1) if target is None else target)
+        if target.ndim == 2:
+            return scores, np.stack([self.explain(rule, column, name)[1] for column in target.T], axis=1)
+        seed = np.zeros(scores.shape)
+        seed[np.arange(len(seed)), target] = 1
+        return scores, self.reverse(rule, name, seed.reshape(self.values[name].shape))
+
+    def reverse(self, rule: str, output: str, seed: Array) -> Array:
+        """The image's gradient under the rule, given that of tensor `output`."""
+        gradients = {output: seed}
+        for node, vjp in reversed(self.steps):
+            if not gradients.keys() & set(node.outputs):
+                continue  # behind the output
+            gys = [gradients.get(name, np.zeros(self.values[name].shape)) for name in self._made(node)]
+            if isinstance(vjp, Rectifier):
+                forward, gradient = naive.RULES[rule if vjp.obeys else "vanilla"]
+                gates = {"forward_gate": forward, "gradient_gate": gradient}
+                gxs: Sequence[Array] = [naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)]
+            elif isinstance(vjp, Kinked):
+                gxs = vjp.vjp(*gys)
+            else:
+                gxs = vjp(*gys)
+            for name, gx in zip(node.inputs, gxs, strict=False):
+                gradients[name] = gradients.get(name, 0) + gx
+        return gradients[self.image]
+
+    def _made(self, node: Node) -> list[str]:
+        """The outputs that were computed; Dropout's mask and MaxPool's indices are not."""
+        return [name for name in node.outputs if name in self.values]
+
+    def _logits(self) -> str:
+        """What feeds the Softmax or LogSoftmax at the end; the output where there is none."""
+        maker = {name: node for node, _ in self.steps for name in node.outputs}
+        name = self.output
+        while name in maker and maker[name].op in ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze"):
+            name = maker[name].inputs[0]
+        ends = name in maker and maker[name].op in ("Softmax", "LogSoftmax")
+        return maker[name].inputs[0] if ends else self.output
+
+    @property
+    def margin(self) -> float:
+        """How near rounding is to flipping a gate or a switch of this run.
+
+        The smallest distance of a rectifier's input from a bound, or of a window's maximum from its
+        runner-up, in units of the largest magnitude in that tensor. An exact tie, as between zeros that a
+        Relu made, does not count: no rounding is in it.
+        """
+        return min((self._margin(vjp) for _, vjp in self.steps), default=math.inf)
+
+    @staticmethod
+    def _margin(vjp: Reverse) -> float:
+        if isinstance(vjp, Kinked):
+            return vjp.margin()
+        if isinstance(vjp, Rectifier):
+            bounds = [bound for bound in (vjp.lo, vjp.hi) if math.isfinite(bound)]
+            return margin(np.abs(vjp.x[..., None] - bounds), vjp.x)
+        return math.inf
+
+
+def explain(
+    model: onnx.ModelProto, x: Any, rule: str, target: Any = None, output: str | None = None
+) -> tuple[Array, Array]:
+    """Run the model on x and go back from the output under a rule: `Run.explain`."""
+    return Run(model, x).explain(rule, target, output)
