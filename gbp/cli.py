@@ -83,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
     )
+    explain.add_argument("--input", metavar="NAME", help="input to explain, where there are several")
+    explain.add_argument(
+        "--given",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another input's value: numbers, comma between, or an .npy file; once for each",
+    )
     explain.add_argument("--threads", type=int, help="default: all cores")
     explain.add_argument(
         "--memory",
@@ -187,6 +195,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         preprocess=_preprocess(arguments),
         labels=read_labels(arguments.labels),
         output=arguments.output,
+        input=arguments.input,
+        inputs=_given(arguments.given),
         threads=arguments.threads,
         device=arguments.device,
         memory=arguments.memory,
@@ -214,6 +224,33 @@ def _explain(arguments: argparse.Namespace) -> int:
         for note in notes:
             print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
     return 0
+
+
+def _given(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE for inputs that are not explained: numbers, or the array in an .npy file."""
+    import numpy as np
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals or name in values:
+                raise ValueError("say NAME=VALUE, once for each input")
+            is_file = value.lower().endswith(".npy")
+            values[name] = np.load(value, allow_pickle=False) if is_file else _numbers(value)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"--given {text!r}: {error}.") from None
+    return values
+
+
+def _numbers(text: str) -> Any:
+    """A number, or a list of several, whole where all are."""
+    import numpy as np
+
+    parts = [part.strip() for part in text.split(",")]
+    whole = all(part.removeprefix("-").isdecimal() for part in parts)
+    values = np.array([int(part) if whole else float(part) for part in parts])
+    return values if len(parts) > 1 else values[0]
 
 
 def _output(arguments: argparse.Namespace, image: str) -> Path:

@@ -22,12 +22,13 @@ from .proto import label, tensor_values
 
 FOLDABLE = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "Div", "Dropout", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements",
-    "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "MatMul", "Max",
-    "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceL2",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
-    "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice", "Softmax", "Split",
-    "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+    "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather",
+    "GatherElements", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log",
+    "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "QuantizeLinear",
+    "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
+    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
+    "Where", "Xor",
 ))  # fmt: skip
 
 # Of each of these the reference implementation handles one element at a time, in Python.
@@ -110,6 +111,16 @@ def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
     return None
 
 
+def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
+    """Reshape before opset 5, whose target is an attribute; onnx's reference implementation is younger."""
+    target = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
+    try:
+        return value.reshape([value.shape[i] if n == 0 else n for i, n in enumerate(target)])
+    except (ValueError, IndexError, OverflowError):
+        found = f"{list(value.shape)} cannot become {target}."
+        raise ModelError(found, node=label(node), op=node.op_type) from None
+
+
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
@@ -136,6 +147,8 @@ def evaluate(
         )
     if node.op_type == "Constant" and (value := _value_of(node)) is not None:
         return {node.output[0]: value}
+    if node.op_type == "Reshape" and opset < 5:
+        return {node.output[0]: _reshaped(node, values[node.input[0]])}
     try:
         size, steps = _size_of_result(node, [values[name] for name in inputs])
     except (ValueError, IndexError, KeyError, OverflowError, TypeError):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
@@ -21,10 +21,12 @@ from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
 from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
 from .load import build, open_model
 from .ops.conv import check_algorithm
+from .ops.quantize import QuantizeStep
 from .plan import Plan
 from .proto import Model
 from .rules import RULES, Rule, rule_named
 from .sidecar import Sidecar, read_labels, read_sidecar
+from .source import Choice, Source
 from .tape import Pool, Tape
 from .targets import Target, resolve
 from .threads import thread_count
@@ -57,7 +59,9 @@ class Explainer:
     ("imagenet", "caffe", "tf", "unit", "raw"), a table, or a `Preprocess`; by default what the file
     `<model>.toml` beside the model says.  `labels`: a file of class names or a sequence; by default from the
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
-    "probability" for that output itself, or a tensor's name.  `threads`: by default all cores.  `device`:
+    "probability" for that output itself, or a tensor's name.  `input`: the one to explain
+    where there are several, and `inputs` the values of the others, {name: array}, the same for all samples.
+    `threads`: by default all cores.  `device`:
     "cpu".  `algorithm`: how convolutions are computed: "auto" takes for each layer what costs least;
     "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
     Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
@@ -77,6 +81,8 @@ class Explainer:
         preprocess: Preprocess | Mapping[str, Any] | str | None = None,
         labels: str | os.PathLike[str] | Sequence[str] | None = None,
         output: str | None = None,
+        input: str | None = None,
+        inputs: Mapping[str, ArrayLike] | None = None,
         threads: int | None = None,
         device: str = "cpu",
         algorithm: str = "auto",
@@ -88,16 +94,18 @@ class Explainer:
             raise InputError(f"device is {device!r}.", supported="'cpu'")
         self._memory = at_least_one("memory", memory)
         self._threads = thread_count(threads)
-        self._source = open_model(model, output)
+        self._source = open_model(model, Choice(output, input, inputs or {}))
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
-        self.labels = read_labels(labels) or sidecar.labels
+        self.labels = read_labels(labels) or sidecar.labels or self._source.labels
         self._plans: dict[Shape, tuple[Plan, Pool]] = {}
         self._lock = Lock()
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
             # The plan has all of it.
-            self._source = replace(self._source, model=onnx.ModelProto(), weights=Weights(), nodes=())
+            self._source = replace(
+                self._source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={}
+            )
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
@@ -159,7 +167,7 @@ class Explainer:
             scores=_joined(scores),
             target=_joined(targets),
             rule=rule.name,
-            notes=_notes(plan),
+            notes=_notes(plan, self._source),
             layout=self._layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
@@ -281,7 +289,8 @@ class Explainer:
 
     def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
         expected = self._source.input_shape
-        if x.dtype.kind != "f":
+        kinds = "fu" if self._source.dtype == "UINT8" else "f"
+        if x.dtype.kind not in kinds:
             raise InputError(
                 f"the array holds {x.dtype}.",
                 supported="float32 in the model's input layout, already preprocessed",
@@ -378,12 +387,23 @@ def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
         )
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _notes(plan: Plan, source: Source) -> tuple[str, ...]:
     """What a reader of the map should know."""
+    notes = []
     others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
-    if not others:
-        return ()
-    return (f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule.",)
+    if others:
+        notes.append(
+            f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
+        )
+    quantized = sum(isinstance(call.step, QuantizeStep) for call in plan.calls)
+    if quantized:
+        notes.append(
+            f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "
+            "stops where values saturate."
+        )
+    if source.dtype in ("FLOAT16", "BFLOAT16", "DOUBLE"):
+        notes.append(f"The file computes in {source.dtype.lower()}, gbp in float32.")
+    return tuple(notes)
 
 
 def _joined(parts: list[NDArray[Any]], axis: int = 0) -> NDArray[Any]:

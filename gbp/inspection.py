@@ -52,7 +52,7 @@ def inspect(model: Model, size: tuple[int, int] | None = None, algorithm: str = 
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
         source = locate(proto, weights)
-        unsupported = unsupported_nodes(source)
+        unsupported = [str(node) for node in unsupported_nodes(source)]
         nodes = source.nodes
         if not unsupported:
             check_tensors(proto)

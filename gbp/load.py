@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -22,34 +22,35 @@ from .proto import (
     check_tensors,
     declared_shape,
     label,
+    qualified,
     read,
     shape_constant,
     stored_bytes,
     tensor_values,
 )
-from .source import Source, locate
+from .source import Choice, Source, locate
 
 #: Unsupported nodes that a message lists before it only counts them.
 _MOST_LISTED = 50
 
 
-def open_model(model: Model, output: str | None = None) -> Source:
+def open_model(model: Model, choice: Choice | None = None) -> Source:
     """Read a model and find what is to be explained.
 
-    `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
-    tensor.  Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
+    Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
     """
     proto, weights = read(model)
     check_tensors(proto)
-    source = locate(proto, weights, output)
+    source = locate(proto, weights, choice)
     unsupported = unsupported_nodes(source)
     if unsupported:
-        listed = "; ".join(unsupported[:_MOST_LISTED])
+        listed = "; ".join(map(str, unsupported[:_MOST_LISTED]))
         if len(unsupported) > _MOST_LISTED:
             listed += f"; and {len(unsupported) - _MOST_LISTED} more"
         raise UnsupportedError(
             f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
             supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
+            hint=" ".join(dict.fromkeys(node.hint for node in unsupported if node.hint)) or None,
         )
     if None not in source.input_shape[1:]:
         return source
@@ -59,19 +60,47 @@ def open_model(model: Model, output: str | None = None) -> Source:
         raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
-def unsupported_nodes(source: Source) -> list[str]:
-    """'Op 'node'' for every node on the way that neither a parser nor constant folding can take."""
-    constant = {tensor.name for tensor in source.model.graph.initializer}
+@dataclass(frozen=True)
+class Unsupported:
+    """A node on the way from the input to the scores that gbp does not do: the `place`-th of `count`."""
+
+    op: str
+    name: str
+    place: int
+    count: int
+    hint: str | None
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name!r} (node {self.place} of {self.count})"
+
+
+def unsupported_nodes(source: Source) -> list[Unsupported]:
+    """Every node on the way that neither a parser nor constant folding can take."""
+    constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
+    constant.discard(source.input)
     found = []
-    for node in source.nodes:
-        standard = node.domain in ("", "ai.onnx")
-        folds = node.op_type in FOLDABLE and all(name in constant for name in node.input if name)
-        if standard and (folds or node.op_type in ("Shape", "Size")):
+    for place, node in enumerate(source.nodes, start=1):
+        op = qualified(node)
+        folds = op in FOLDABLE and all(name in constant for name in node.input if name)
+        if folds or op in ("Shape", "Size"):
             constant.update(node.output)
-        elif not standard or node.op_type not in PARSERS:
-            op = node.op_type if standard else f"{node.domain}.{node.op_type}"
-            found.append(f"{op} {(node.name or ', '.join(node.output))!r}")
+        elif op not in PARSERS:
+            hint = _instead(op, node)
+            found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
     return found
+
+
+def _instead(op: str, node: onnx.NodeProto) -> str | None:
+    """What to do about an op that gbp does not do."""
+    if "QLinear" in op or op in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"):
+        return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
+    if op in ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique"):
+        return (
+            f"Nothing flows back through {op}: explain what feeds it, output={next(iter(node.input), '')!r}."
+        )
+    if op in ("LSTM", "GRU", "RNN", "If", "Loop", "Scan"):
+        return "gbp explains networks that go forward, once, through every node."
+    return None
 
 
 def build(source: Source, input_shape: Shape) -> Graph:
@@ -93,7 +122,7 @@ class _Builder:
         graph = source.model.graph
         self.source = source
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
-        self.constants: dict[str, NDArray[Any]] = {}
+        self.constants: dict[str, NDArray[Any]] = dict(source.given)
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.layers: list[Layer] = []
         self.lost: set[str] = set()
@@ -141,7 +170,7 @@ class _Builder:
         """Fold the node, or parse it into layers."""
         names = [name for name in proto.input if name]
         computed = tuple(name for name in names if name in self.shapes)
-        if proto.op_type in ("Shape", "Size") and computed:
+        if qualified(proto) in ("Shape", "Size") and computed:
             self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
             return
         if not computed:
@@ -152,7 +181,7 @@ class _Builder:
             None if not name else self.shapes.get(name, self.constants.get(name)) for name in proto.input
         ]
         node = Node(proto, self.source.opset, operands)
-        parsed = PARSERS[proto.op_type](node)
+        parsed = PARSERS[qualified(proto)](node)
         node.check_all_attributes_read()
         if isinstance(parsed, list):
             for i, (op, output) in enumerate(zip(parsed, proto.output, strict=True)):

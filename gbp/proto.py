@@ -15,37 +15,97 @@ from onnx import TensorProto, numpy_helper
 
 from .errors import InputError, ModelError, UnsupportedError
 from .limits import MOST_NAMES, MOST_NODES, MOST_STORED_ELEMENTS, elements
-from .weights import Weights, open_split
+from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit
+_MOST_FILES = 2**10
+#: Ops that ONNX's registry does not know, or no more, and how many operands they have.
+_UNLISTED = {"ImageScaler": 1, "Affine": 1, "Scale": 1, "FC": 3, "com.microsoft.LegacyPadding": 1}
+#: The types of tensors that may lie in files of their own.
+_STORED: dict[int, str] = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.DOUBLE: "<f8",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT8: "i1",
+    TensorProto.UINT8: "u1",
+    TensorProto.INT32: "<i4",
+    TensorProto.INT64: "<i8",
+}
 
 
 def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     """The ModelProto in a file or in bytes, without the large weights, and these.
 
-    Raises InputError where the file cannot be read, ModelError where it holds no model.
+    Raises InputError where a file cannot be read, ModelError where it holds no model.
     """
-    weights = Weights()
+    stores: dict[str, Store] = {}
+    pieces: dict[str, Piece] = {}
     if isinstance(model, onnx.ModelProto):
-        proto, name = model, "the model"
+        proto, name, file = model, "the model", None
     else:
         file, name = _file(model)
         try:
-            data, spans, identity = open_split(file)
+            data, spans, store = open_split(file)
         except OSError as error:
             raise InputError(f"cannot read {name}: {error.strerror}.") from None
         try:
             proto = onnx.load_model_from_string(data)
             named = zip(proto.graph.initializer, spans, strict=bool(spans))
-            weights = Weights(file, {tensor.name: span for tensor, span in named if span}, identity)
+            pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
         except Exception:  # protobuf raises whatever its backend does
             raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
+        stores = {"": store} if pieces else {}
     if not proto.graph.node:
         raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
     _check_names(proto, name)
-    return proto, weights
+    for tensor in proto.graph.initializer:
+        if _is_outside(tensor):
+            pieces[tensor.name] = _piece_outside(tensor, file, stores)
+    return proto, Weights(stores, pieces)
+
+
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
+def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
+    """Where a tensor lies in a file beside the model (ONNX: external data); that file joins `stores`."""
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    if not isinstance(file, Path):
+        raise InputError(
+            f"tensor {tensor.name!r} lies in the file {location!r}, and the model is not a file itself.",
+            supported="such a model by its path",
+        )
+
+    def refuse(found: str) -> ModelError:
+        return ModelError(f"tensor {tensor.name!r} lies in the file {location!r}: {found}.")
+
+    kind = int(tensor.data_type)
+    if kind not in _STORED:
+        raise refuse(f"it holds {type_name(kind)}")
+    if any(n < 0 for n in tensor.dims) or elements(tensor.dims) > MOST_STORED_ELEMENTS:
+        raise refuse(f"it has shape {list(tensor.dims)}")
+    dtype = np.dtype(_STORED[kind])
+    expected = dtype.itemsize * elements(tensor.dims)
+    try:
+        if location not in stores:
+            if len(stores) > _MOST_FILES:
+                raise refuse(f"the weights lie in more than {_MOST_FILES} files")
+            stores[location] = open_beside(file, location)
+        start, length = int(given.get("offset", 0)), int(given.get("length", expected))
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from None
+    except ValueError:  # offset or length is no number; a NUL in the path
+        raise refuse("location, offset or length makes no sense") from None
+    if start < 0 or length != expected or start + length > stores[location].size:
+        raise refuse(
+            f"bytes {start} to {start + length} of {stores[location].size} do not make "
+            f"{dtype.name} of shape {list(tensor.dims)}"
+        )
+    return Piece(location, start, length, dtype)
 
 
 def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
@@ -108,33 +168,32 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
 
 
 def check_tensors(proto: onnx.ModelProto) -> None:
-    """All are in this file, and of different names.  Raises ModelError, UnsupportedError."""
+    """All are dense and of different names.  Raises ModelError, UnsupportedError."""
     seen: set[str] = set()
     for tensor in proto.graph.initializer:
-        _check_inside(tensor, tensor.name)
         if tensor.name in seen:
             raise ModelError(f"tensor {tensor.name!r} is stored twice.")
         seen.add(tensor.name)
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
     for node in proto.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _check_inside(attribute.t, label(node))
-
-
-def _check_inside(tensor: onnx.TensorProto, name: str) -> None:
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise UnsupportedError(
-            f"tensor {name!r} lies in another file.",
-            supported="weights inside the ONNX file",
-            hint="Save the model with onnx.save(model, path, save_as_external_data=False).",
-        )
+        if any(attribute.HasField("t") and _is_outside(attribute.t) for attribute in node.attribute):
+            raise UnsupportedError(
+                "its tensor lies in another file.",
+                node=label(node),
+                op=node.op_type,
+                supported="initializers there",
+            )
 
 
 def label(node: onnx.NodeProto) -> str:
     """What to call a node: its name, or its output where it has none."""
     return node.name or next(filter(None, node.output), "")
+
+
+def qualified(node: onnx.NodeProto) -> str:
+    """The op, with its domain where that is not ONNX's own."""
+    return str(node.op_type) if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def stored_bytes(proto: onnx.ModelProto, weights: Weights) -> int:
@@ -177,7 +236,7 @@ def tensor_values(
     if tensor.data_type == TensorProto.STRING:
         raise damaged("holds text.")
     try:
-        if weights is not None and name in weights.spans:
+        if weights is not None and name in weights.pieces:
             values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
         else:
             values = numpy_helper.to_array(tensor)
@@ -185,6 +244,8 @@ def tensor_values(
         raise damaged("cannot be read any more; has the file changed?") from None
     except Exception:  # the bytes do not fit the shape, the type is unknown, …
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
+    if tensor.data_type == TensorProto.BFLOAT16:  # which NumPy does not know
+        values = values.astype(np.float32)
     if values.dtype.kind == "f" and not _is_finite(values):
         raise damaged("holds NaN or infinity.")
     return values
@@ -205,6 +266,11 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
     def wrong(found: str) -> ModelError:
         return ModelError(found, node=label(node), op=node.op_type)
 
+    if qualified(node) in _UNLISTED:
+        inputs = _UNLISTED[qualified(node)]
+        if len(node.input) != inputs or not all(node.input) or len(node.output) != 1:
+            raise wrong(f"it has not {inputs} input(s) and one output.")
+        return
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
 from .errors import InputError, ModelError, UnsupportedError
 from .proto import declared_shape, label, type_name
 from .weights import Weights
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 
 #: Ops that end a classifier: what feeds them are the logits.
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 #: Ops behind a head that only dress its result.
-_DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast")
+_DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
 #: Ops that read (N, C, H, W), and ops that do not care.
 _PLANAR = (
     "Conv",
+    "ConvTranspose",
     "MaxPool",
     "AveragePool",
     "GlobalMaxPool",
     "GlobalAveragePool",
     "BatchNormalization",
+    "InstanceNormalization",
     "LRN",
+    "ImageScaler",
 )
-_PIXELWISE = ("Mul", "Add", "Sum", "Identity", "Dropout", "Relu", "Clip", "Pad")
+_PIXELWISE = ("Mul", "Add", "Sub", "Div", "Sum", "Identity", "Cast", "Dropout", "Relu", "Clip", "Pad")
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+#: What an explained input may hold: images may come as bytes, which the network then makes numbers of.
+_EXPLAINED = (*_FLOATS, TensorProto.UINT8)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a caller says of a model with several inputs or outputs.
+
+    `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
+    tensor.  `input`: the one to explain.  `given`: values of other inputs, the same for all samples.
+    """
+
+    output: str | None = None
+    input: str | None = None
+    given: Mapping[str, ArrayLike] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,9 @@ class Source:
 
     `input_shape` has None where the file leaves a size open; `scores` is the tensor to be explained, and
     `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
+    `given`: what the model's other inputs hold.  `dtype`: the type in which the file expects the input.
     `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
+    `labels`: the names of the classes, where the file has them.
     """
 
     model: onnx.ModelProto
@@ -48,17 +73,35 @@ class Source:
     opset: int
     nodes: tuple[onnx.NodeProto, ...]
     head: str | None
+    given: Mapping[str, NDArray[Any]]
+    dtype: str
     channels_last: bool | None
+    labels: tuple[str, ...] | None
 
 
-def locate(proto: onnx.ModelProto, weights: Weights, output: str | None = None) -> Source:
+def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = None) -> Source:
     """Find input, explained tensor and the nodes between them, whether or not gbp does them."""
+    choice = choice or Choice()
     opset = _opset(proto)
-    name, shape = _image_input(proto)
     producers = _producers(proto)
-    scores, head = _scores(proto, producers, output)
+    scores, head = _scores(proto, producers, choice.output)
     nodes = _upstream(producers, scores)
-    return Source(proto, weights, name, shape, scores, opset, nodes, head, _reads_channels_last(nodes, name))
+    given = _given(proto, choice.given)
+    value, shape = _explained_input(proto, nodes, choice.input, given)
+    return Source(
+        proto,
+        weights,
+        value.name,
+        shape,
+        scores,
+        opset,
+        nodes,
+        head,
+        given,
+        type_name(value.type.tensor_type.elem_type),
+        _reads_channels_last(nodes, value.name),
+        _labels(proto) if choice.output in (None, "probability") else None,
+    )
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -75,29 +118,84 @@ def _opset(proto: onnx.ModelProto) -> int:
     return opset
 
 
-def _image_input(proto: onnx.ModelProto) -> tuple[str, tuple[int | None, ...]]:
-    """Name and declared shape of the one input that is no initializer."""
+def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """The values of inputs, in the types that the file declares."""
+    declared = {value.name: value for value in proto.graph.input}
+    result = {}
+    for name, value in given.items():
+        if name not in declared:
+            raise InputError(f"the model has no input {name!r}.", supported=", ".join(map(repr, declared)))
+        kind, shape = declared[name].type.tensor_type.elem_type, declared_shape(declared[name])
+        try:
+            array = np.asarray(value)
+            wanted = np.dtype(np.float32) if kind in _FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
+            if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, wanted, "same_kind"):
+                raise TypeError
+            array = array.astype(wanted)
+        except (TypeError, ValueError, KeyError):
+            raise InputError(f"what is given for input {name!r} is not of {type_name(kind)}.") from None
+        fits = shape is None or (
+            array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+        )
+        if not fits or not np.isfinite(array).all():
+            raise InputError(
+                f"what is given for input {name!r} has shape {list(array.shape)}, or is not finite.",
+                supported=f"{['?' if n is None else n for n in shape or ()]}",
+            )
+        result[name] = array
+    return result
+
+
+def _explained_input(
+    proto: onnx.ModelProto,
+    nodes: tuple[onnx.NodeProto, ...],
+    chosen: str | None,
+    given: Mapping[str, NDArray[Any]],
+) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
+    """The input to explain, the only one that nobody gives a value, and its declared shape."""
     stored = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in stored]
-    if len(inputs) != 1:
-        names = ", ".join(repr(value.name) for value in inputs) or "none"
-        raise UnsupportedError(f"the model has {len(inputs)} inputs ({names}).", supported="one")
-    (value,) = inputs
+    read = {name for node in nodes for name in node.input}
+    declared = {value.name: value for value in proto.graph.input}
+    if chosen is not None and (chosen not in declared or chosen in given):
+        inputs = ", ".join(repr(name) for name in declared if name not in stored)
+        raise InputError(f"{chosen!r} is no input to explain.", supported=inputs)
+    # An initializer that is listed as an input too is that input's default.
+    open_ = [n for n in declared if n not in given and (n not in stored or n == chosen)]
+    free = [n for n in open_ if n in read] or open_[:1]
+    if not free:
+        raise UnsupportedError("the model has no input to explain.", supported="one, or several")
+    if len(free) > 1 or chosen not in (None, *free):
+        raise InputError(
+            f"{len(free)} inputs, {', '.join(map(repr, free))}, have no value.",
+            supported="one that is explained; all others given",
+            hint="Say input=name, and inputs={name: array} for the others (--input, --given).",
+        )
+    value = declared[free[0]]
     kind = value.type.tensor_type
-    if kind.elem_type != TensorProto.FLOAT:
+    if kind.elem_type not in _EXPLAINED:
         raise UnsupportedError(
-            f"input {value.name!r} holds {type_name(kind.elem_type)}.", supported="FLOAT (float32)"
+            f"input {value.name!r} holds {type_name(kind.elem_type)}.",
+            supported=", ".join(map(type_name, _EXPLAINED)),
         )
     shape = declared_shape(value)
     if shape is None:
         raise UnsupportedError(
             f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
         )
-    if not 2 <= len(shape) <= 4:
+    if not 2 <= len(shape) <= 5:
         raise UnsupportedError(
-            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 4 axes, batch first"
+            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 5 axes, batch first"
         )
-    return value.name, shape
+    return value, shape
+
+
+def _labels(proto: onnx.ModelProto) -> tuple[str, ...] | None:
+    """The names that a ZipMap in the file gives to the classes."""
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "ZipMap" and attribute.name == "classlabels_strings":
+                return tuple(text.decode(errors="replace") for text in attribute.strings)
+    return None
 
 
 def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -116,13 +214,14 @@ def _scores(
     proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None
 ) -> tuple[str, str | None]:
     """The tensor to be explained, and its head."""
-    outputs = [value.name for value in proto.graph.output]
     if output is not None and output != "probability":
         if not isinstance(output, str) or output not in producers:
             raise InputError(
-                f"no tensor is called {output!r}.", supported=f"outputs {outputs}, or any node's output"
+                f"no tensor is called {output!r}.",
+                supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
             )
         return output, None
+    outputs = [value.name for value in proto.graph.output if _holds_scores(value, producers)]
     if len(outputs) != 1:
         raise InputError(
             f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
@@ -140,6 +239,13 @@ def _scores(
             hint="Leave output out to explain the logits.",
         )
     return last, ""
+
+
+def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
+    made_by = producers[value.name].op_type if value.name in producers else ""
+    kind = value.type.tensor_type.elem_type
+    return made_by == "ZipMap" or kind in _FLOATS or not kind
 
 
 def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""The weights of an ONNX file, left where they lie until a layer wants them.
+"""The weights of an ONNX file, left where they lie until a layer wants them: in it, or in files beside it.
 
 protobuf copies all that it parses and copies it again for whoever asks; a model is nearly all weights.  So
 `split` cuts them out of the file first, and protobuf parses what is left.  A message is a row of fields, each
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,43 +35,30 @@ _SMALL = 4096
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Tensors of float32, by name: where their data lie in a file, or in the bytes of one."""
+class Store:
+    """A file that holds tensors, or the bytes of one."""
 
-    file: Path | bytes = b""
-    spans: Mapping[str, Span] = field(default_factory=dict)
+    file: Path | bytes
     #: What tells the file from another one of the same name.
     identity: tuple[int, ...] = ()
+    size: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        return sum(length for _, length in self.spans.values())
-
-    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The tensor, in aligned memory of its own.
-
-        Raises ValueError where it has not the size of `shape`, OSError where the file is gone or has changed.
-        """
-        start, length = self.spans[name]
-        if length != 4 * elements(shape):
-            raise ValueError(f"{length} bytes do not make float32 of shape {shape}")
-        values = aligned(shape, "<f4")
-        memory = values.reshape(-1).view(np.uint8)
+    def read(self, start: int, memory: NDArray[np.uint8]) -> None:
+        """Fill `memory` with bytes from `start` on.  Raises OSError where the file is gone or has changed."""
         if isinstance(self.file, bytes):
-            memory[:] = np.frombuffer(self.file, np.uint8, length, start)
-        else:
-            with self._opened(self.file) as file:
-                file.seek(start)
-                if file.readinto(memory.data) != length:
-                    raise OSError("the file has changed")
-        return values.astype(np.float32, copy=False)
+            memory[:] = np.frombuffer(self.file, np.uint8, memory.size, start)
+            return
+        with self._opened(self.file) as file:
+            file.seek(start)
+            if file.readinto(memory.data) != memory.size:
+                raise OSError("the file has changed")
 
-    def kept(self) -> Weights:
+    def kept(self) -> Store:
         """The same, independent of the file.  Raises OSError where that is gone or has changed."""
         if isinstance(self.file, bytes):
             return self
         with self._opened(self.file) as file:
-            return Weights(file.read(), self.spans)
+            return Store(file.read(), size=self.size)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BufferedReader]:
@@ -80,21 +68,81 @@ class Weights:
             yield file
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Where the data of a tensor lie: key of the store, first byte, number of bytes; little-endian type."""
+
+    store: str
+    start: int
+    length: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors, by name, and the files that they lie in, by the name the model has for these."""
+
+    stores: Mapping[str, Store] = field(default_factory=dict)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """What they take, in bytes; a file whose parts many tensors share counts once."""
+        taken = dict.fromkeys(self.stores, 0)
+        for piece in self.pieces.values():
+            taken[piece.store] += piece.length
+        return sum(min(length, self.stores[name].size) for name, length in taken.items())
+
+    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The tensor, in aligned memory of its own.
+
+        Raises ValueError where it has not the size of `shape`, OSError where the file is gone or has changed.
+        """
+        piece = self.pieces[name]
+        if piece.length != piece.dtype.itemsize * elements(shape):
+            raise ValueError(f"{piece.length} bytes do not make {piece.dtype} of shape {shape}")
+        values = aligned(shape, piece.dtype)
+        self.stores[piece.store].read(piece.start, values.reshape(-1).view(np.uint8))
+        return values.astype(piece.dtype.newbyteorder("="), copy=False)
+
+    def kept(self) -> Weights:
+        """The same, independent of files.  Raises OSError where one is gone or has changed."""
+        return Weights({name: store.kept() for name, store in self.stores.items()}, self.pieces)
+
+
 def _identity(file: BufferedReader) -> tuple[int, ...]:
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], tuple[int, ...]]:
-    """`split` of a file or of bytes, and the identity of the file.  Raises OSError."""
+def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], Store]:
+    """`split` of a file or of bytes, and where that was.  Raises OSError."""
     if isinstance(file, bytes):
-        return *split(file), ()
+        return *split(file), Store(file, size=len(file))
     with open(file, "rb") as opened:
         identity = _identity(opened)
-        if not identity[1]:  # nothing to map
-            return b"", [], identity
+        store = Store(file, identity, size=identity[1])
+        if not store.size:  # nothing to map
+            return b"", [], store
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return *split(data), identity
+            return *split(data), store
+
+
+def open_beside(model: Path, location: str) -> Store:
+    """The file `location`, a relative path, beside or below a model.
+
+    Raises OSError where it cannot be read, and PermissionError where it lies outside the model's folder, by
+    way of links or not.
+    """
+    folder = model.resolve().parent
+    path = (folder / location).resolve()
+    if os.path.isabs(location) or not path.is_relative_to(folder):
+        raise PermissionError("it lies outside the model's folder")
+    if not path.is_file():  # a pipe would keep us waiting
+        raise FileNotFoundError(f"there is no file {location!r} beside the model")
+    with open(path, "rb") as opened:
+        identity = _identity(opened)
+    return Store(path, identity, size=identity[1])
 
 
 def split(data: Buffer) -> tuple[bytes, list[Span | None]]:

@@ -42,10 +42,10 @@ class Builder:
         self._inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape[1:]]))
         return "x"
 
-    def constant(self, values: Any) -> str:
-        """An initializer: float32, or int64 where all values are whole numbers of Python or NumPy."""
+    def constant(self, values: Any, dtype: Any = None) -> str:
+        """An initializer: float32, or int64 where all values are whole numbers, unless `dtype` says more."""
         array = np.asarray(values)
-        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        array = array.astype(dtype or (np.int64 if array.dtype.kind == "i" else np.float32))
         name = f"c{len(self._constants)}"
         self._constants[name] = numpy_helper.from_array(array, name)
         self._know(name, helper.make_tensor_type_proto(self._constants[name].data_type, array.shape))

@@ -131,7 +131,8 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert "note: SiLU takes its true derivative." in out
     assert Image.open("cat_guided.png").width > 4 * 288
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": None, "output": None, "threads": None, "device": "cpu", "memory": None,
+        "preprocess": None, "labels": None, "output": None, "input": None, "inputs": {},
+        "threads": None, "device": "cpu", "memory": None,
         "algorithm": "auto",
     }  # fmt: skip
     ((images, rule, target),) = FakeExplainer.calls
@@ -231,9 +232,30 @@ def test_engine_options():
     options += ("--memory", "512M", "--algorithm", "direct")
     assert run("explain", "net.onnx", "cat.jpg", *options) == 0
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "threads": 2,
-        "device": "cuda", "memory": 2**29, "algorithm": "direct",
+        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "input": None, "inputs": {},
+        "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct",
     }  # fmt: skip
+
+
+def test_other_inputs_are_given():
+    np.save("mask.npy", np.eye(3, dtype=np.float32))
+    given = ("--given", "m=mask.npy", "--given", "scale=0.5", "--given", "sizes=3,-4")
+    assert run("explain", "net.onnx", "cat.jpg", "--input", "image", *given) == 0
+    assert FakeExplainer.made["input"] == "image"
+    inputs = FakeExplainer.made["inputs"]
+    assert list(inputs) == ["m", "scale", "sizes"]
+    assert (inputs["m"] == np.eye(3)).all()
+    assert inputs["scale"] == 0.5
+    assert inputs["scale"].shape == ()
+    assert inputs["sizes"].tolist() == [3, -4]
+    assert inputs["sizes"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize("text", ["m", "m=", "m=x", "m=nowhere.npy", "m=net.onnx.npy"])
+def test_what_is_given_is_numbers(text, capsys):
+    Path("net.onnx.npy").write_bytes(b"no array")
+    assert run("explain", "net.onnx", "cat.jpg", "--given", text) == 2
+    assert "--given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("3k", 3072), ("2G", 2**31)])

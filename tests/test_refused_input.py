@@ -294,7 +294,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "an empty model": ("explain empty.onnx cat.png", "'empty.onnx' holds no ONNX graph"),
     "half a model": ("explain half.onnx cat.png", "'half.onnx' is not an ONNX file"),
     "a folder": ("explain folder.onnx cat.png", "'folder.onnx' is a folder"),
-    "unknown ops": ("explain odd.onnx cat.png", "Frobnicate 'relu'; LSTM 'pool'; NonZero 'flatten'"),
+    "unknown ops": ("explain odd.onnx cat.png", "Frobnicate 'relu' (node 3 of 6); LSTM 'pool'"),
     "no picture": ("explain net.onnx nothing.png", "'nothing.png'"),
     "text": ("explain net.onnx cat.png text.png -o .", "'text.png' is not an image"),
     "half a picture": ("explain net.onnx half.png", "'half.png' is a damaged image"),

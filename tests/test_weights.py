@@ -49,7 +49,7 @@ def test_what_is_cut_is_found_again() -> None:
     assert len(split(data)[0]) < 0.1 * len(data)
     _, weights = read(DEMO)
     for tensor in onnx.load(DEMO).graph.initializer:
-        if tensor.name in weights.spans:
+        if tensor.name in weights.pieces:
             values = weights.read(tensor.name, tuple(tensor.dims))
             np.testing.assert_array_equal(values, numpy_helper.to_array(tensor))
 

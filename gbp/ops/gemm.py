@@ -68,6 +68,7 @@ def _weights(node: Node, transposed: bool) -> NDArray[np.float32]:
 def parse_gemm(node: Node) -> Op:
     if node.integer("transA", 0):
         node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
+    node.ignore("broadcast")  # of C, before opset 7; its shape says as much
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
     w = _weights(node, transposed=bool(node.integer("transB", 0)))
     w = w if alpha == 1 else scaled(w, np.array(alpha))

@@ -84,6 +84,13 @@ class Node:
         value = default if value is None else value
         return None if value is None else tuple(int(v) for v in value)
 
+    def numbers(self, name: str, default: Sequence[float]) -> tuple[float, ...]:
+        value = self._attribute(name, "a list of numbers")
+        value = tuple(default if value is None else value)
+        if not np.isfinite(value).all():
+            self.invalid(f"attribute {name!r} is {value}.")
+        return tuple(float(v) for v in value)
+
     def ignore(self, *names: str) -> None:
         """Attributes that say nothing about inference."""
         self._read.update(names)
@@ -113,7 +120,7 @@ class Node:
         return operand
 
     def constant(self, index: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:
-        """Constant operand `index` as an array of `dtype`."""
+        """Constant operand `index` as an array of `dtype`, whatever the width of its numbers in the file."""
         operand = self.operands[index] if self.has(index) else None
         if operand is None:
             self.invalid(f"input {index} is missing.")
@@ -122,13 +129,17 @@ class Node:
         found, expected = operand.dtype, np.dtype(dtype)
         if found.kind != expected.kind:
             self.invalid(f"input {index} ({self.proto.input[index]!r}) holds {found}, expected {expected}.")
-        if found.kind == "f" and found != expected:
-            self.refuse(
-                f"input {index} ({self.proto.input[index]!r}) holds {found}.",
-                supported=str(expected),
-                hint="Export the model in float32.",
-            )
-        return np.asarray(operand, dtype=dtype, order="C")
+        values = np.asarray(operand, dtype=dtype, order="C")
+        if found.itemsize > expected.itemsize and not np.isfinite(values).all():
+            self.refuse(f"input {index} ({self.proto.input[index]!r}) overflows {expected}.")
+        return values
+
+    def constant_integers(self, index: int) -> NDArray[Any]:
+        """Constant operand `index` as it is, which is integers."""
+        operand = self.operands[index]
+        if not isinstance(operand, np.ndarray) or operand.dtype.kind not in "iu":
+            self.refuse(f"input {index} ({self.proto.input[index]!r}) is no constant of integers.")
+        return operand
 
     def constant_ints(self, index: int) -> tuple[int, ...]:
         """Constant operand `index` as integers."""

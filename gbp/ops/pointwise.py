@@ -51,7 +51,9 @@ def parse_batchnorm(node: Node) -> Op:
         node.refuse("training_mode is 1.", supported="inference", hint="Export the model in evaluation mode.")
     if node.opset < 9 and node.integer("spatial", 1) != 1:
         node.refuse("spatial is 0.", supported="statistics by channel")
-    node.ignore("momentum")
+    if node.opset < 7 and not node.integer("is_test", 0):
+        node.refuse("is_test is 0.", supported="inference", hint="Export the model in evaluation mode.")
+    node.ignore("momentum", "consumed_inputs")
     scale, bias, mean, var = (node.constant(i).astype(np.float64) for i in (1, 2, 3, 4))
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
         if value.shape != (shape[1],):

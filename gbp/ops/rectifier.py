@@ -32,6 +32,7 @@ class Rectifier(Op):
 
 def parse_relu(node: Node) -> Op:
     node.shape(0)
+    node.ignore("consumed_inputs")
     return Rectifier(Clipped(0.0, np.inf, is_rectifier=True))
 
 
@@ -49,6 +50,7 @@ def _bound(node: Node, name: str, index: int, default: float) -> float:
 
 def parse_clip(node: Node) -> Op:
     node.shape(0)
+    node.ignore("consumed_inputs")
     lo, hi = _bound(node, "min", 1, -np.inf), _bound(node, "max", 2, np.inf)
     if not lo < hi:
         node.refuse(f"min {lo} is not below max {hi}.", hint="The output would be constant.")

@@ -1,6 +1,6 @@
 """Ops that move no arithmetic: the same values under another shape, order or frame.
 
-    Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout     y = x, row-major     gx = gy
+    Reshape, Flatten, Squeeze, Unsqueeze, Identity, Cast, …     y = x, row-major     gx = gy
     Transpose                                                   y[p(i)] = x[i]       gx[i] = gy[p(i)]
     Pad (constant)                                              y = x inside, value outside; gx = gy inside
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..graph import Shape
 from ..limits import elements
+from ..proto import type_name
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
 
@@ -98,9 +99,8 @@ class Pad(Op):
 
 def parse_reshape(node: Node) -> Op:
     shape = node.shape(0)
-    if not node.has(1):
-        node.refuse("the target shape is an attribute.", supported="an input, as since opset 5")
-    target = list(node.constant_ints(1))
+    node.ignore("consumed_inputs")
+    target = list(node.constant_ints(1) if node.opset >= 5 else node.integers("shape", ()))
     if not node.integer("allowzero", 0):
         if len(target) > len(shape) and 0 in target[len(shape) :]:
             node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
@@ -171,11 +171,20 @@ def parse_identity(node: Node) -> Op:
 
 
 def parse_dropout(node: Node) -> Op:
-    node.ignore("ratio", "seed")
+    node.ignore("ratio", "seed", "is_test", "consumed_inputs")
     if node.has(2) and bool(node.constant(2, np.bool_).any()):
         node.refuse(
             "training_mode is true.", supported="inference", hint="Export the model in evaluation mode."
         )
+    return Reshape(node.shape(0))
+
+
+def parse_cast(node: Node) -> Op:
+    """Between widths of floating point: the engine has but one.  Input may come as bytes; see `source.py`."""
+    to = node.text("to", "") if node.opset < 6 else type_name(node.integer("to", 0))
+    node.ignore("saturate", "round_mode")
+    if to.upper() not in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):
+        node.refuse(f"it casts to {to}.", supported="floating point")
     return Reshape(node.shape(0))
 
 
@@ -195,7 +204,8 @@ def parse_pad(node: Node) -> Op:
     if mode != "constant":
         node.refuse(f"mode is {mode!r}.", supported="constant")
     if node.opset < 11:
-        pads, value = node.integers("pads"), node.number("value", 0.0)
+        pads = node.integers("pads" if node.opset > 1 else "paddings")
+        value = node.number("value", 0.0)
     else:
         pads = node.constant_ints(1)
         value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
@@ -223,6 +233,7 @@ PARSERS = {
     "Unsqueeze": parse_unsqueeze,
     "Identity": parse_identity,
     "Dropout": parse_dropout,
+    "Cast": parse_cast,
     "Transpose": parse_transpose,
     "Pad": parse_pad,
 }

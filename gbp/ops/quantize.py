@@ -1,0 +1,147 @@
+"""Quantized activations between QuantizeLinear and DequantizeLinear (ONNX; the QDQ format).
+
+    QuantizeLinear     y = min(max(round(x / scale) + zero, lo), hi)     gx = gy / scale where not clipped
+    DequantizeLinear   y = (x − zero) · scale                            gx = gy · scale
+
+Rounding has no gradient; it is passed straight through, as in training networks for it (Bengio et al. 2013).
+The integers between the two are whole float32 numbers here, so that other ops take them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..proto import type_name
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+
+#: Integers that a float32 holds exactly.
+_RANGES = {
+    f"{sign}INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if not sign else (0, 2**bits - 1)
+    for sign in ("", "U")
+    for bits in (4, 8, 16)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear(Op):
+    """`scale` and `zero` broadcast to x and have its rank."""
+
+    scale: NDArray[np.float32]
+    zero: NDArray[np.float32]
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def _physical(self, order: Order) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.scale.transpose(0, *order), self.zero.transpose(0, *order)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize(_Linear):
+    """To whole numbers from `lo` to `hi`."""
+
+    lo: int
+    hi: int
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return QuantizeStep(*self._physical(order), self.lo, self.hi)
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize(_Linear):
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return DequantizeStep(*self._physical(order))
+
+
+def _along(node: Node, values: NDArray[Any]) -> NDArray[np.float32]:
+    """A scalar, or one value for each index of `axis`, shaped to broadcast to x."""
+    shape = node.shape(0)
+    axis = node.axis(node.integer("axis", 1), len(shape))
+    if values.size == 1:
+        return values.reshape((1,) * len(shape)).astype(np.float32)
+    if values.shape != (shape[axis],) or axis == 0:
+        node.refuse(
+            f"scale or zero point of shape {list(values.shape)} for x of shape {list(shape)}.",
+            supported="a scalar, or one value for each index of an axis that is not the batch",
+        )
+    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
+
+
+def _scale(node: Node) -> NDArray[np.float32]:
+    scale = node.constant(1)
+    if not (scale > 0).all():
+        node.refuse("a scale is not positive.")
+    if node.integer("block_size", 0):
+        node.refuse("it quantizes by blocks.", supported="one scale, or one for each channel")
+    node.ignore("saturate", "precision")
+    return _along(node, scale)
+
+
+def parse_quantize(node: Node) -> Op:
+    kind = int(onnx.TensorProto.UINT8)
+    if node.has(2):
+        zero = node.constant_integers(2)
+        kind = int(onnx.helper.np_dtype_to_tensor_dtype(zero.dtype))
+    kind = node.integer("output_dtype", 0) or kind
+    name = type_name(kind)
+    if name not in _RANGES:
+        node.refuse(f"it quantizes to {name}.", supported=", ".join(sorted(_RANGES)))
+    lo, hi = _RANGES[name]
+    scale = _scale(node)
+    zeros = _along(node, zero) if node.has(2) else np.zeros_like(scale)
+    return Quantize(scale, zeros, lo, hi)
+
+
+def parse_dequantize(node: Node) -> Op:
+    scale = _scale(node)
+    return Dequantize(scale, _along(node, node.constant_integers(2)) if node.has(2) else np.zeros_like(scale))
+
+
+PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantize}
+
+
+class QuantizeStep(Step):
+    how = "quantize"
+    saves_x = True
+
+    def __init__(self, scale: Floats, zero: Floats, lo: int, hi: int) -> None:
+        self.scale, self.zero, self.lo, self.hi = scale, zero, lo, hi
+
+    def _rounded(self, x: Floats, y: Floats) -> None:
+        np.divide(x, self.scale, out=y)
+        np.rint(y, out=y)
+        np.add(y, self.zero, out=y)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        self._rounded(x[0], y)
+        np.clip(y, self.lo, self.hi, out=y)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (x,) = saved.x
+        whole = np.empty_like(x)
+        self._rounded(x, whole)
+        inside = (whole >= self.lo) & (whole <= self.hi)
+        each = len(gy) // len(x)  # targets of a sample
+        g = (gy / self.scale).reshape(len(x), each, *x.shape[1:]) * inside[:, None]
+        gx[0].put(g.reshape(gy.shape))
+
+
+class DequantizeStep(Step):
+    how = "dequantize"
+
+    def __init__(self, scale: Floats, zero: Floats) -> None:
+        self.scale, self.zero = scale, zero
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        np.subtract(x[0], self.zero, out=y)
+        np.multiply(y, self.scale, out=y)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy * self.scale)
