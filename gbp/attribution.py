@@ -18,7 +18,8 @@ from . import picture
 from .errors import InputError
 from .image import Channels
 
-Layout = Literal["NCHW", "NHWC", "NC"]
+#: Of the network's input: images, rows of numbers, series (either axis may be time), volumes.
+Layout = Literal["NCHW", "NHWC", "NC", "NCL", "NCDHW"]
 Reduction = Literal["abs-max", "abs-mean", "positive", "negative", "norm", "sum"]
 Panel = Literal["overlay", "diverging", "gray", "rgb"]
 Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
@@ -36,10 +37,10 @@ class Attribution:
 
     `map` is float32, shaped like the network's input (N, …), or (N, K, …) when K targets were asked for.
     `scores` is float32 (N, classes) and `target` int64 (N,) or (N, K): the classes that were explained.
-    `notes` says what a reader of the map should know, `images` is what the network saw of each sample,
-    RGB or L and as large as the map, `channels` is the order of the map's colours, and `head` the op by which
-    the model turns the scores into probabilities: "Softmax", "LogSoftmax", "Sigmoid", None where it has none,
-    "" where the scores are behind it.
+    `notes` says what a reader of the map should know, `images` is what the network saw of each sample, RGB or
+    L and as large as the map (of series: their values, from black to white), `channels` is the order of the
+    map's colours, and `head` the op by which the model turns the scores into probabilities: "Softmax",
+    "LogSoftmax", "Sigmoid", None where it has none, "" where the scores are behind it.
 
     Every picture takes `index`, the sample, and `target`, a position among its K targets (not a class).
     `limit` is the magnitude drawn at full strength, by default `picture.robust_limit` of the map drawn.
@@ -97,6 +98,8 @@ class Attribution:
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
         """Reduce the channels m of each pixel to one number: (N, H, W), or (N, K, H, W), float32.
+
+        Rows of numbers count as planes (1, W) and series as planes (C, L), of one channel each.
 
         "abs-max" max |m|, "abs-mean" mean |m|, "norm" √Σm², "positive" Σ max(m, 0), "negative"
         Σ max(-m, 0): all at least 0.  "sum" Σm keeps the sign.
@@ -216,9 +219,16 @@ class Attribution:
         return self._told(index, self._class(index, target))
 
     def _channels_first(self) -> NDArray[np.float32]:
-        """Return the map as (N, C, H, W) or (N, K, C, H, W), colours red first."""
-        if self.layout == "NC":
+        """Return the map as (N, C, H, W) or (N, K, C, H, W), colours red first.
+
+        A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
+        """
+        if self.layout == "NCDHW":
             raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
+        if self.layout == "NC":
+            return self.map[..., None, None, :]
+        if self.layout == "NCL":
+            return self.map[..., None, :, :]
         m = np.moveaxis(self.map, -1, -3) if self.layout == "NHWC" else self.map
         return m[..., ::-1, :, :] if self.channels == "BGR" else m
 

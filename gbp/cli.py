@@ -18,7 +18,10 @@ from .errors import GbpError, InputError
 from .rules import RULES
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
+    from numpy.typing import NDArray
+
     from .attribution import Attribution
+    from .explainer import Explainer
     from .inspection import Inspection
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
@@ -67,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="explain images and write pictures")
     explain.set_defaults(run=_explain)
     explain.add_argument("model", metavar="MODEL.onnx")
-    explain.add_argument("images", metavar="IMAGE", nargs="+")
+    explain.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="pictures; or .npy files, a sample each, preprocessed"
+    )
     explain.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
     explain.add_argument(
         "--target", type=target, help='class index, label, or "top5"; default: what each image is taken for'
@@ -187,9 +192,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     from .progress import compiling_shown
     from .sidecar import read_labels
 
-    for image in arguments.images:
-        picture = read_image(image)  # so that a broken one is refused before a picture of another is written
-    pictures = arguments.images if len(outputs) > 1 else [picture]
+    arrays = _arrays(arguments.images)
+    if arrays is None:
+        for image in arguments.images:
+            picture = read_image(image)  # a broken one is refused before a picture of another is written
     explainer = Explainer(
         arguments.model,
         preprocess=_preprocess(arguments),
@@ -202,6 +208,10 @@ def _explain(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         algorithm=arguments.algorithm,
     )
+    if arrays is not None:
+        pictures: Any = _batch(arrays, explainer)
+    else:
+        pictures = arguments.images if len(outputs) > 1 else [picture]
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -224,6 +234,40 @@ def _explain(arguments: argparse.Namespace) -> int:
         for note in notes:
             print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
     return 0
+
+
+def _arrays(images: Sequence[str]) -> list[NDArray[Any]] | None:
+    """What .npy files hold, where the images are such files: samples as the network takes them."""
+    import numpy as np
+
+    named = [image.lower().endswith(".npy") for image in images]
+    if not any(named):
+        return None
+    if not all(named):
+        raise InputError("some images are pictures and some arrays.", hint="Explain them one kind at a time.")
+    arrays = []
+    for image in images:
+        try:
+            array = np.load(image, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"cannot read the array {image!r}: {error}.") from None
+        arrays.append(array.astype(np.float32) if array.dtype.kind in "iu" else array)
+    return arrays
+
+
+def _batch(arrays: Sequence[NDArray[Any]], explainer: Explainer) -> NDArray[Any]:
+    """One sample a file, which may or may not have an axis of 1 for the batch."""
+    import numpy as np
+
+    rank = len(explainer.input_shape)
+    samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
+    if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
+        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+        expected = ["?" if n is None else n for n in explainer.input_shape[1:]]
+        raise InputError(
+            f"arrays of shape {shapes:.200}.", supported=f"one sample of {expected} in each file"
+        )
+    return np.concatenate(samples)
 
 
 def _given(texts: Sequence[str]) -> dict[str, Any]:

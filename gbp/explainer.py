@@ -318,7 +318,7 @@ class Explainer:
     def _layout(self, shape: Sequence[int | None]) -> Layout:
         """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
         if len(shape) != 4:
-            return "NC"
+            return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "NCDHW"
         if self._source.channels_last is not None:
             return "NHWC" if self._source.channels_last else "NCHW"
         return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
@@ -326,7 +326,9 @@ class Explainer:
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
         """What preprocessed samples look like, where that is known."""
         layout = self._layout(x.shape)
-        if self.preprocess is None or layout == "NC":
+        if layout in ("NC", "NCL"):
+            return tuple(map(_series_picture, x))
+        if self.preprocess is None or layout == "NCDHW":
             return None
         planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
         try:
@@ -338,7 +340,9 @@ class Explainer:
         """The sample shape that pictures are made to fit."""
         shape = self._source.input_shape
         if len(shape) != 4:
-            raise InputError(f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array.")
+            raise InputError(
+                f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array (.npy)."
+            )
         layout = self._layout(shape)
         channels, size = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:])
         if channels not in _CHANNEL_COUNTS:
@@ -371,6 +375,13 @@ class Explainer:
             seen.append(self.preprocess.seen(image, size))
         x = np.stack(samples)
         return _Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def _series_picture(x: NDArray[np.float32]) -> Image.Image:
+    """The values of a series (C, L) or (W,) in grey, the least black and the largest white."""
+    plane = np.atleast_2d(x).astype(np.float64)
+    least, span = plane.min(), np.ptp(plane)
+    return Image.fromarray(np.rint(255 * (plane - least) / (span or 1)).astype(np.uint8))
 
 
 def _count(images: Images) -> int:

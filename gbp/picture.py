@@ -160,7 +160,9 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
 
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1, -(-PANEL // max(image.size)))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    sides = (max(factor, -(-PANEL // (6 * side))) for side in image.size)  # a single row is to be seen
+    width, height = (side * factor for side, factor in zip(image.size, sides, strict=True))
+    return image.resize((width, height), Image.Resampling.NEAREST)
 
 
 def _fitted(text: str, width: int, font: Any) -> str:

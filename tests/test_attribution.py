@@ -66,10 +66,23 @@ def test_norm_survives_tiny_gradients():
 def test_reduce_refuses():
     with pytest.raises(InputError, match=r"'max'.*abs-max"):
         make().reduce("max")
-    flat = Attribution(np.ones((1, 9)), np.ones((1, 2)), np.zeros(1, np.int64), "guided", layout="NC")
-    for call in (flat.reduce, flat.gray, flat.strip):
+    m, scores = np.ones((1, 3, 4, 5, 6)), np.ones((1, 2))
+    volume = Attribution(m, scores, np.zeros(1, np.int64), "guided", layout="NCDHW")
+    for call in (volume.reduce, volume.gray, volume.strip):
         with pytest.raises(InputError, match="not an image"):
             call()
+
+
+@pytest.mark.parametrize(("layout", "shape", "plane"), [("NC", (9,), (1, 9)), ("NCL", (4, 9), (4, 9))])
+def test_rows_and_series_are_planes(layout, shape, plane):
+    m = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    images = (Image.new("L", plane[::-1]),) * 2
+    a = Attribution(m, np.ones((2, 2)), np.zeros(2, np.int64), "guided", layout=layout, images=images)
+    np.testing.assert_array_equal(a.reduce(), np.abs(m).reshape(2, *plane))
+    assert a.gray(1).size == a.diverging().size == a.overlay().size == plane[::-1]
+    assert min(a.strip().size) > 100  # a row of one pixel is enlarged
+    several = Attribution(m[:, None], np.ones((2, 2)), np.zeros((2, 1), np.int64), "guided", layout=layout)
+    np.testing.assert_array_equal(several.reduce("sum"), m.reshape(2, 1, *plane))
 
 
 # ---------------------------------------------------------------------------------------------- scores

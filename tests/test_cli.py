@@ -35,6 +35,7 @@ class FakeExplainer:
             raise InputError(f"there is no model {model!r}.")
         FakeExplainer.made, FakeExplainer.calls = options, []
         self.labels = options["labels"] or LABELS
+        self.input_shape = (None, 3, 8, 8)
 
     def explain(self, images, *, rule="guided", target=None, batch_size=None):
         self.calls.append((list(images), rule, target))
@@ -235,6 +236,36 @@ def test_engine_options():
         "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "input": None, "inputs": {},
         "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct",
     }  # fmt: skip
+
+
+def test_arrays_instead_of_pictures():
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    np.save("a.npy", x[0])
+    np.save("b.npy", x[1:])
+    assert run("explain", "net.onnx", "a.npy", "b.npy") == 0
+    ((batch, _, _),) = FakeExplainer.calls
+    np.testing.assert_array_equal(batch, x)
+    assert Path("a_guided.png").exists()
+    assert Path("b_guided.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (["a.npy", "cat.jpg"], "one kind at a time"),
+        (["nowhere.npy"], "cannot read the array"),
+        (["net.npy"], "cannot read the array"),
+        (["two.npy"], r"one sample of [3, 8, 8]"),
+        (["a.npy", "small.npy"], r"one sample of"),
+    ],
+)
+def test_arrays_that_are_none(images, found, capsys):
+    np.save("a.npy", np.zeros((3, 8, 8), np.float32))
+    np.save("small.npy", np.zeros((3, 4, 8), np.float32))
+    np.save("two.npy", np.zeros((2, 3, 8, 8), np.float32))
+    Path("net.npy").write_bytes(b"no array")
+    assert run("explain", "net.onnx", *images) == 2
+    assert found in capsys.readouterr().err
 
 
 def test_other_inputs_are_given():
