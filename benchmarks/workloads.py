@@ -21,7 +21,7 @@ INPUT_SHAPE = (3, 224, 224)
 
 def network(name: str) -> onnx.ModelProto:
     """The network up to its logits: a final Softmax is cut off, for all libraries alike."""
-    model = zoo.build(name, SEED)
+    model = zoo.build(name, SEED, INPUT_SHAPE[-1])
     graph = model.graph
     if graph.node[-1].op_type == "Softmax":
         graph.output[0].name = graph.node.pop().input[0]

@@ -1,12 +1,13 @@
-"""Classic architectures with seeded weights: nine of the ONNX package, and three of our own building.
+"""Classic architectures with seeded weights: nine of the ONNX package, and thirteen of our own building.
 
 The installed `onnx` package ships AlexNet, ZFNet, VGG-19, Inception v1 and v2, ResNet-50, DenseNet-121,
 ShuffleNet and SqueezeNet as graphs of a few kilobytes whose weights are `ConstantOfShape` nodes. `build`
 turns one of them into a network that computes something: every parameter becomes an initializer drawn from a
-seed. It does the same with VGG-16, ResNet-18 and MobileNetV2, whose graphs are made in `architectures`.
+seed. It does the same with the networks that the package lacks, whose graphs are made in `architectures`.
 Nothing is downloaded or trained; what tests and benchmarks need is the structure and a sane scale.
 
     python models/zoo.py vgg19 -o vgg19.onnx
+    python models/zoo.py yolov5n --size 320
 
 The same seed gives the same bits on every platform, so that a stored result can be held against them. Hence
 weights are He *uniform* and the picture is summed noise: a normal sampler calls the platform's `log` and
@@ -23,9 +24,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import architectures
 import numpy as np
 import onnx
-from architectures import BUILDERS
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -42,8 +43,10 @@ ARCHITECTURES: tuple[str, ...] = (
     "squeezenet",
 )
 #: Those that `architectures` makes.
-BUILT: tuple[str, ...] = tuple(BUILDERS)
+BUILT: tuple[str, ...] = tuple(architectures.BUILT)
 
+#: Of the pictures that those of the onnx package take, in pixels.
+SIZE = 224
 # Before version 4 every initializer had to be a graph input too.
 IR_VERSION = 8
 
@@ -60,24 +63,35 @@ SCALE = Uniform(1.0, 0.2)
 # Centred so that the mean of 1 / variance is 1 and BatchNormalization leaves the scale of its input alone.
 VARIANCE = Uniform(1.1, 0.5)
 # BatchNormalization does not normalise here, its statistics being drawn and not measured. So at the end of a
-# residual branch it shrinks, or 16 blocks would each double the variance; and where no rectifier follows, it
-# makes up for the half that He's gain expects a rectifier to remove.
-SCALE_BEFORE = {"Sum": Uniform(0.45, 0.09), "Add": Uniform(0.45, 0.09), "Conv": Uniform(0.7, 0.14)}
+# residual branch (in Xception before a MaxPool) it shrinks, or 16 blocks would each double the variance; and
+# where no rectifier follows, it makes up for the half that He's gain expects a rectifier to remove. SiLU,
+# whose first op is Sigmoid, and HardSwish remove more than half.
+SCALE_BEFORE = {
+    "Sum": Uniform(0.45, 0.09),
+    "Add": Uniform(0.45, 0.09),
+    "MaxPool": Uniform(0.45, 0.09),
+    "Conv": Uniform(0.7, 0.14),
+    "Sigmoid": Uniform(1.06, 0.2),
+    "HardSwish": Uniform(1.06, 0.2),
+}
+# What opens the gates of a squeeze-excitation: half open they would quarter the variance at each.
+GATE = Uniform(2.0, 1.0)
 
 # A node that reads a tensor, and as which of its inputs.
 Reader = tuple[onnx.NodeProto, int]
 
 
-def build(name: str, seed: int = 0) -> onnx.ModelProto:
+def build(name: str, seed: int = 0, size: int | None = None) -> onnx.ModelProto:
     """Architecture `name` with weights drawn from `seed`.
 
-    The model takes one float32 (1, 3, 224, 224) input and gives 1000 scores. Its opset is 9, as in the
-    package's files; the picture is its only graph input; its initializers stand in the order in which the
-    nodes read them.
+    The model takes one float32 (1, 3, size, size) input and gives 1000 scores (YOLOv5n: 80). By default size
+    is what the network is known for, mostly 224; those in `BUILT` can be had at others, as
+    `architectures.skeleton` says. Its opset is 9, as in the package's files, where its ops allow; the picture
+    is its only graph input; its initializers stand in the order in which the nodes read them.
 
-    Raises ValueError if `name` is neither in `ARCHITECTURES` nor in `BUILT`.
+    Raises ValueError if `name` is neither in `ARCHITECTURES` nor in `BUILT`, or not to be had at that size.
     """
-    model = _skeleton(name)
+    model = _skeleton(name, size)
     graph = model.graph
     integers, shapes, readers = _integers(graph), _parameter_shapes(graph), _readers(graph)
     initializers = []
@@ -97,16 +111,16 @@ def build(name: str, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def picture(seed: int = 0) -> NDArray[np.float32]:
-    """A stand-in for a photograph: float32 (1, 3, 224, 224), mean 0, variance 1 over the whole picture.
+def picture(seed: int = 0, size: int = SIZE) -> NDArray[np.float32]:
+    """A stand-in for a photograph: float32 (1, 3, size, size), mean 0, variance 1 over the whole picture.
 
     Octaves of bilinear noise of equal variance, which is the 1/f amplitude spectrum of natural images, mostly
     shared by the three channels. Values are multiples of 2⁻¹², which absorbs the platform's rounding of the
     mean and the variance.
     """
     rng = np.random.default_rng([zlib.crc32(b"picture"), seed])
-    luminance = _octaves(rng, channels=1)
-    chrominance = _octaves(rng, channels=3)
+    luminance = _octaves(rng, 1, size)
+    chrominance = _octaves(rng, 3, size)
     x = luminance + 0.4 * chrominance
     x = (x - x.mean()) / x.std()
     x32: NDArray[np.float32] = (np.rint(x * 4096) / 4096).astype(np.float32)[None]
@@ -121,12 +135,14 @@ def fingerprint(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def _skeleton(name: str) -> onnx.ModelProto:
+def _skeleton(name: str, size: int | None) -> onnx.ModelProto:
     """An architecture without weights: made here, or a file of the installed `onnx` package."""
     if name in BUILT:
-        return BUILDERS[name]()
+        return architectures.skeleton(name, size)
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES + BUILT)}")
+    if size not in (None, SIZE):
+        raise ValueError(f"{name} is a file for pictures of {SIZE} pixels, not {size}")
     file = "bvlc_alexnet" if name == "alexnet" else name
     return onnx.load(
         Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{file}.onnx"
@@ -170,19 +186,47 @@ def _distribution(tensor: str, shape: tuple[int, ...], readers: dict[str, Reader
         case (("Unsqueeze" | "Reshape"), 0):
             return _distribution(node.output[0], shape, readers)
         case "Conv", 1:  # (M, C / group, kH, kW)
-            return _he(math.prod(shape[1:]))
+            fan_in = math.prod(shape[1:])
+            # Nothing stands between the two convolutions of Xception's separable ones.
+            return _he(2 * fan_in if _follower(node.output[0], readers) == "Conv" else fan_in)
+        case "Conv", 2 if _decides_a_gate(node, readers):
+            return GATE
         case "Gemm", 1:  # (out, in), in all of them
             return _he(shape[-1])
+        case "MatMul", 1:  # (in, out)
+            return _he(shape[0])
         case "BatchNormalization", 1:
-            follower, _ = readers[node.output[0]]
-            return SCALE_BEFORE.get(follower.op_type, SCALE)
+            return SCALE_BEFORE.get(_follower(node.output[0], readers), SCALE)
         case "BatchNormalization", 4:
             return VARIANCE
-        case "Mul", 1:
+        case (("Mul" | "LayerNormalization"), 1):
             return SCALE
-        case (("Conv" | "Gemm"), 2) | ("BatchNormalization", 2 | 3) | ("Add", 1):
+        case "Mul", 0:  # ConvNeXt's layer scale, at the end of a residual branch
+            return SCALE_BEFORE["Add"]
+        case (("Conv" | "Gemm" | "LayerNormalization"), 2) | ("BatchNormalization", 2 | 3) | ("Add", 0 | 1):
             return OFFSET
     raise ValueError(f"{tensor!r} is input {position} of {node.op_type}, which this builder does not know")
+
+
+def _follower(tensor: str, readers: dict[str, Reader]) -> str:
+    """The op that reads the tensor, "" for the scores; Add also where a SiLU stands between."""
+    if tensor not in readers:
+        return ""
+    follower, _ = readers[tensor]
+    if follower.op_type == "Sigmoid":
+        product, _ = readers[follower.output[0]]
+        if _follower(product.output[0], readers) == "Add":
+            return "Add"
+    return follower.op_type
+
+
+def _decides_a_gate(node: onnx.NodeProto, readers: dict[str, Reader]) -> bool:
+    """Whether a sigmoid of what the node gives multiplies another tensor; SiLU's multiplies the same."""
+    if _follower(node.output[0], readers) not in ("Sigmoid", "HardSigmoid"):
+        return False
+    sigmoid, _ = readers[node.output[0]]
+    product, _ = readers[sigmoid.output[0]]
+    return node.output[0] not in product.input
 
 
 def _he(fan_in: int) -> Uniform:
@@ -199,7 +243,7 @@ def _draw(name: str, shape: tuple[int, ...], distribution: Uniform, seed: int) -
     return numpy_helper.from_array(values, name)
 
 
-def _octaves(rng: np.random.Generator, channels: int, size: int = 224) -> NDArray[np.float64]:
+def _octaves(rng: np.random.Generator, channels: int, size: int) -> NDArray[np.float64]:
     """Noise (channels, size, size): bilinear noise on grids of 2, 4, … cells across, summed."""
     total = np.zeros((channels, size, size))
     cells = 2
@@ -225,9 +269,10 @@ def main() -> None:
     parser.add_argument("name", choices=ARCHITECTURES + BUILT)
     parser.add_argument("-o", "--output", type=Path, help="default: NAME.onnx")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, help="of the picture, in pixels; default: the network's own")
     arguments = parser.parse_args()
     output = arguments.output or Path(f"{arguments.name}.onnx")
-    onnx.save(build(arguments.name, arguments.seed), output)
+    onnx.save(build(arguments.name, arguments.seed, arguments.size), output)
 
 
 if __name__ == "__main__":
