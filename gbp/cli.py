@@ -421,25 +421,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_inspection(inspection: Inspection) -> None:
-    header = ("layer", "op", "output", "params", "MACs", "plan")
+    header = ("layer", "op, plan", "output", "params", "MACs")
     rows = [
         (
-            layer.name,
-            layer.op,
+            layer.name.removesuffix(layer.op).rstrip("/_") or layer.name,  # the op has a column of its own
+            ", ".join(filter(None, (layer.op, layer.plan))),
             "×".join(map(str, layer.shape)),
             _count(layer.parameters),
             _count(layer.macs),
-            layer.plan,
         )
         for layer in inspection.layers
     ]
     widths = _widths([header, *rows])
     for row in (header, *rows):
         cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
-        left, right = slice(0, 3), slice(3, 5)
-        texts = [cell.ljust(width) for cell, width in zip(cells[left], widths[left], strict=True)]
-        counts = [cell.rjust(width) for cell, width in zip(cells[right], widths[right], strict=True)]
-        print(" ".join([*texts, *counts, cells[5]]).rstrip())
+        texts = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        counts = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        print(" ".join([*texts, *counts]).rstrip())
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
     print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
@@ -449,10 +447,10 @@ def _print_inspection(inspection: Inspection) -> None:
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """Column widths that fit 80 columns with a space between: the widest column gives way first."""
+    """Column widths that fit 80 columns with a space between: names give way first, down to 20."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(widths) - 1 > 80:
-        widths[widths.index(max(widths))] -= 1
+        widths[0 if widths[0] > 20 else widths.index(max(widths))] -= 1
     return widths
 
 

@@ -355,7 +355,7 @@ def test_inspect_fits_80_columns(capsys):
     assert run("inspect", "net.onnx") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", "op", "output", "params", "MACs", "plan"]
+    assert lines[0].split() == ["layer", "op,", "plan", "output", "params", "MACs"]
     for part in ("…", "Conv", "1×64×112×112", "9.41k", "118M"):
         assert part in lines[1]
     assert "2 layers, 9.41k parameters, 118M MACs" in lines
