@@ -421,16 +421,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_inspection(inspection: Inspection) -> None:
+    # Of a name less is told than others tell: the op has a column, and all may lie in one scope.
+    short = [layer.name.removesuffix(layer.op).rstrip("/_") or layer.name for layer in inspection.layers]
+    scope = len(os.path.commonprefix(short).rpartition("/")[0])
     header = ("layer", "op, plan", "output", "params", "MACs")
     rows = [
         (
-            layer.name.removesuffix(layer.op).rstrip("/_") or layer.name,  # the op has a column of its own
+            name[scope:].lstrip("/") or name,
             ", ".join(filter(None, (layer.op, layer.plan))),
             "×".join(map(str, layer.shape)),
             _count(layer.parameters),
             _count(layer.macs),
         )
-        for layer in inspection.layers
+        for name, layer in zip(short, inspection.layers, strict=True)
     ]
     widths = _widths([header, *rows])
     for row in (header, *rows):
