@@ -423,7 +423,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _print_inspection(inspection: Inspection) -> None:
     # Of a name less is told than others tell: the op has a column, and all may lie in one scope.
     short = [layer.name.removesuffix(layer.op).rstrip("/_") or layer.name for layer in inspection.layers]
-    scope = len(os.path.commonprefix(short).rpartition("/")[0])
+    scope = len(os.path.commonprefix(short).rpartition("/")[0])  # noqa: RUF071
     header = ("layer", "op, plan", "output", "params", "MACs")
     rows = [
         (
@@ -444,7 +444,8 @@ def _print_inspection(inspection: Inspection) -> None:
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
     print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
-    print(f"input {inspection.input}, output {inspection.output}")
+    ends = f"input {inspection.input}, output {inspection.output}"
+    print(textwrap.fill(ends, 80, subsequent_indent="  "))
     for reason in inspection.unsupported:
         print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
 
