@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import oracle
 import pytest
+from agreement import BOUND, assert_close
 
 from gbp import RULES, Explainer, UnsupportedError
 
@@ -55,6 +58,29 @@ def test_published_pairs(name: str) -> None:
         for i in range(3):
             found, published = explainer.predict(pairs[f"input_{i}"]), pairs[f"output_{i}"]
             assert np.linalg.norm(found - published) <= 1e-4 * np.linalg.norm(published)
+
+
+#: What float32 kernels may err by, relative to a tensor's RMS, and what of it a whole map may.
+DISTURBANCE, ALLOWED = 5e-7, 4
+
+
+@pytest.mark.parametrize("name", READ)
+def test_maps_are_those_of_float64(name: str) -> None:
+    """Within 1e-5; or, where a gate lies within rounding of 0, as near as other arithmetic that rounds."""
+    model, explainer = onnx.load(path_of(name)), Explainer(path_of(name))
+    shape = tuple(n or 1 for n in explainer.input_shape)
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    truth, output = oracle.Run(model, x), explainer._source.scores
+    for rule in RULES:
+        found = explainer.explain(x, rule=rule)
+        scores, exact = truth.explain(rule, output=output)
+        assert_close(found.scores, scores, f"{rule} scores")
+        norm = np.linalg.norm(exact)
+        error = np.linalg.norm(found.map - exact) / norm
+        if error > BOUND:
+            others = (oracle.Run(model, x, noise=DISTURBANCE, seed=seed) for seed in range(3))
+            maps = [other.explain(rule, scores.argmax(axis=1), output)[1] for other in others]
+            assert error <= ALLOWED * max(np.linalg.norm(m - exact) / norm for m in maps)
 
 
 @pytest.mark.parametrize("name", READ)

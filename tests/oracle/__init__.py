@@ -26,11 +26,12 @@ class Run:
     """One forward run of a model on x; `explain` goes back from it, as often as one likes.
 
     `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
-    that is no initializer.
+    that is no initializer. `noise` disturbs every tensor, forward and in reverse, by so much of its RMS, as
+    coarser arithmetic would.
     """
 
-    def __init__(self, model: onnx.ModelProto, x: Any) -> None:
-        graph = model.graph
+    def __init__(self, model: onnx.ModelProto, x: Any, *, noise: float = 0, seed: int = 0) -> None:
+        graph, self._noise, self._rng = model.graph, noise, np.random.default_rng(seed)
         (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
         self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.values = {k: f64(v) if v.dtype.kind == "f" else v for k, v in self.values.items()}
@@ -41,9 +42,8 @@ class Run:
         for node in (Node(proto, opset) for proto in graph.node):
             operands = [self.values[name] if name else None for name in node.inputs]
             result, vjp = OPERATORS[node.op](node, *operands)
-            self.values.update(
-                zip(node.outputs, result if isinstance(result, list) else [result], strict=False)
-            )
+            results = map(self._disturbed, result if isinstance(result, list) else [result])
+            self.values.update(zip(node.outputs, results, strict=False))
             self.steps.append((node, vjp))
 
     def explain(self, rule: str, target: Any = None, output: str | None = None) -> tuple[Array, Array]:
@@ -77,8 +77,13 @@ class Run:
             else:
                 gxs = vjp(*gys)
             for name, gx in zip(node.inputs, gxs, strict=False):
-                gradients[name] = gradients.get(name, 0) + gx
+                gradients[name] = self._disturbed(gradients.get(name, 0) + gx)
         return gradients[self.image]
+
+    def _disturbed(self, x: Array) -> Array:
+        if not self._noise or x.dtype.kind != "f":
+            return x
+        return x + self._noise * math.sqrt(np.mean(x * x)) * self._rng.standard_normal(x.shape)
 
     def _made(self, node: Node) -> list[str]:
         """The outputs that were computed; Dropout's mask and MaxPool's indices are not."""
