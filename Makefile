@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo    explain the shipped model's picture
 #   make test    lint, types, tests
+# One tells which of ONNX's own backend tests pass, and why the others do not count:
+#   make conformance
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
 # numba and them, BENCH takes options (--help lists them):
 #   make bench BENCH_PYTHON=python BENCH=--bars
@@ -11,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test conformance lint bench clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -20,6 +22,9 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+conformance: .venv/installed-dev
+	$(BIN)/python tests/conformance.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,29 @@
+"""ONNX's own backend tests: nothing fails, no exclusion is stale, as many pass as did before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conformance import KINDS, Result, Verdict, judge_all, summary, unneeded
+
+#: As of onnx 1.23; raise these when more pass.
+LEAST = {"node": 114, "simple": 1, "pytorch-operator": 0, "pytorch-converted": 2, "real": 9}
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    return judge_all()
+
+
+def test_nothing_fails_and_no_exclusion_is_stale(results: list[Result]) -> None:
+    wrong = [result for result in results if result.verdict in (Verdict.FAILED, Verdict.STALE)]
+    assert not wrong, summary(results)
+    assert not unneeded(results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_pass(results: list[Result], kind: str, report: Callable[[str], None]) -> None:
+    passed = sum(result.verdict == Verdict.PASSED for result in results if result.kind == kind)
+    report(f"ONNX's {kind} tests: {passed} pass of {sum(result.kind == kind for result in results)}")
+    assert passed >= LEAST[kind]
