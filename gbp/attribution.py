@@ -18,8 +18,8 @@ from . import picture
 from .errors import InputError
 from .image import Channels
 
-#: Of the network's input: images, rows of numbers, series (either axis may be time), volumes.
-Layout = Literal["NCHW", "NHWC", "NC", "NCL", "NCDHW"]
+#: Of the network's input: images, rows of numbers, series (either axis may be time), more axes.
+Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
 Reduction = Literal["abs-max", "abs-mean", "positive", "negative", "norm", "sum"]
 Panel = Literal["overlay", "diverging", "gray", "rgb"]
 Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
@@ -223,7 +223,7 @@ class Attribution:
 
         A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
         """
-        if self.layout == "NCDHW":
+        if self.layout == "ND":
             raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
         if self.layout == "NC":
             return self.map[..., None, None, :]

@@ -318,7 +318,7 @@ class Explainer:
     def _layout(self, shape: Sequence[int | None]) -> Layout:
         """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
         if len(shape) != 4:
-            return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "NCDHW"
+            return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "ND"
         if self._source.channels_last is not None:
             return "NHWC" if self._source.channels_last else "NCHW"
         return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
@@ -328,7 +328,7 @@ class Explainer:
         layout = self._layout(x.shape)
         if layout in ("NC", "NCL"):
             return tuple(map(_series_picture, x))
-        if self.preprocess is None or layout == "NCDHW":
+        if self.preprocess is None or layout == "ND":
             return None
         planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
         try:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
 from .errors import InputError, ModelError, UnsupportedError
+from .limits import MOST_AXES
 from .proto import declared_shape, label, type_name
 from .weights import Weights
 
@@ -182,9 +183,9 @@ def _explained_input(
         raise UnsupportedError(
             f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
         )
-    if not 2 <= len(shape) <= 5:
+    if not 2 <= len(shape) <= MOST_AXES:
         raise UnsupportedError(
-            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 5 axes, batch first"
+            f"input {value.name!r} has shape {list(shape)}.", supported=f"2 to {MOST_AXES} axes, batch first"
         )
     return value, shape
 

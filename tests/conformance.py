@@ -74,7 +74,7 @@ class GbpRep(BackendRep):
         These are what is not float, and by-products of a node, as a normalization's mean.  Raises GbpError
         where gbp refuses the model in every way of giving it its inputs.
         """
-        given = {value.name: array for value, array in zip(free_inputs(self.model), inputs, strict=True)}
+        given = {v.name: _known_to_numpy(x) for v, x in zip(free_inputs(self.model), inputs, strict=True)}
         outputs: list[Array | None] = []
         for value in self.model.graph.output:
             try:
@@ -106,11 +106,16 @@ class GbpRep(BackendRep):
         return scores.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
+def _known_to_numpy(x: Array) -> Array:
+    """bfloat16 as float32."""
+    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16" else x
+
+
 def scores_of_one(model: onnx.ModelProto, output: str, given: dict[str, Array]) -> Array:
     """Explain the first input that can be, with all others constant."""
     name = explainable(model)[0]
     others = {other: array for other, array in given.items() if other != name}
-    return Explainer(model, input=name, inputs=others, output=output).predict(given[name])
+    return Explainer(with_constants(model, others), output=output).predict(given[name])
 
 
 def scores_sample_by_sample(model: onnx.ModelProto, output: str, given: dict[str, Array]) -> Array:
@@ -337,8 +342,7 @@ OUT_OF_SCOPE = {
     "control flow": ("If", "Loop", "Scan"),
     "recurrent networks": ("GRU", "LSTM", "RNN"),
     "quantised arithmetic": (
-        *("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv"),
-        *("QLinearMatMul", "QuantizeLinear"),
+        *("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
     ),
     "random numbers": ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
     "transformers": (
@@ -367,11 +371,7 @@ EXCLUSIONS = (
     Exclusion(UNKNOWN_OP, refusal="that gbp does not do: "),
     Exclusion(MIXES, refusal="the sum runs over the batch"),
     Exclusion(TRAINS, refusal="training_mode is"),
-    Exclusion("opset 1 to 6", refusal="the model uses opset"),
-    Exclusion("not float32", refusal=" holds DOUBLE."),
-    Exclusion("not float32", refusal=" holds FLOAT16."),
-    Exclusion("not float32", refusal=" holds BFLOAT16."),
-    Exclusion("more than 4 axes", refusal="Supported: 2 to 4 axes"),
+    Exclusion("an input is not finite", refusal="of the array holds NaN or infinity"),
     Exclusion("not on 4 axes", refusal="Supported: 4 axes"),
     Exclusion("not on 4 axes", refusal="Supported: 2 axes"),
     Exclusion(

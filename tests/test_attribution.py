@@ -67,7 +67,7 @@ def test_reduce_refuses():
     with pytest.raises(InputError, match=r"'max'.*abs-max"):
         make().reduce("max")
     m, scores = np.ones((1, 3, 4, 5, 6)), np.ones((1, 2))
-    volume = Attribution(m, scores, np.zeros(1, np.int64), "guided", layout="NCDHW")
+    volume = Attribution(m, scores, np.zeros(1, np.int64), "guided", layout="ND")
     for call in (volume.reduce, volume.gray, volume.strip):
         with pytest.raises(InputError, match="not an image"):
             call()

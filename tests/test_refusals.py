@@ -232,7 +232,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "declared rank lies": (declared("r", 1, 8), M, "'relu': output 'r' is declared as"),
     "declared scores lie": (declared("z", 1, 5), M, "'fc': output 'z' is declared as"),
     "input of negative size": (input_dims(1, 3, -8, 8), M, "tensor 'x' declares shape"),
-    "input of six axes": (input_dims(1, 3, 8, 8, 8, 8), U, "input 'x' has shape"),
+    "input of nine axes": (input_dims(1, 3, 8, 8, 8, 8, 1, 1, 1), U, "input 'x' has shape"),
     "input of no axes": (input_dims(), U, "input 'x' has shape"),
     "input of petabytes": (input_dims(1, 3, HUGE, HUGE), U, "input 'x' has shape"),
     "input whose size wraps around": (input_dims(1, 2**32, 2**31, 2), U, "input 'x' has shape"),
