@@ -68,7 +68,7 @@ def place(
             if call.output not in undivided and holds_parts(call.inputs[0]):
                 inside[call.output] = call.inputs[0], step.start
                 copied = ()
-        elif isinstance(step, ConcatStep) and step.along_rows and holds_parts(call.output):
+        elif isinstance(step, ConcatStep) and step.in_place and step.along_rows and holds_parts(call.output):
             which = []
             for i, (name, start) in enumerate(zip(call.inputs, step.starts, strict=True)):
                 if name in undivided or name in inside:

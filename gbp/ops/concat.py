@@ -9,8 +9,8 @@ steps here are for what is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -26,18 +26,34 @@ def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
     return (*(slice(None) for _ in range(1 + order.index(axis))), slice(start, stop))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Concat(Op):
+    """Along `axis`.  `constants`: those parts that are the same for all samples, by their place among all."""
+
     axis: int
+    constants: Mapping[int, Floats] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(c.size for c in self.constants.values())
 
     def shape(self, *x: Shape) -> Shape:
-        total = sum(shape[self.axis] for shape in x)
+        total = sum(part[self.axis] for part in self._parts(x))
         return *x[0][: self.axis], total, *x[0][self.axis + 1 :]
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        ends = [0, *accumulate(shape[self.axis] for shape in x)]
-        parts = tuple(_at(order, self.axis, a, b) for a, b in pairwise(ends))
-        return ConcatStep(parts, order[-1] == self.axis)
+        ends = [0, *accumulate(part[self.axis] for part in self._parts(x))]
+        slices = [_at(order, self.axis, a, b) for a, b in pairwise(ends)]
+        fixed = [(slices[i], c.transpose(0, *order)) for i, c in self.constants.items()]
+        parts = tuple(part for i, part in enumerate(slices) if i not in self.constants)
+        along_rows = order[-1] == self.axis
+        return ConcatWithConstantsStep(parts, along_rows, fixed) if fixed else ConcatStep(parts, along_rows)
+
+    def _parts(self, x: tuple[Shape, ...]) -> list[Shape]:
+        """The shapes of all that is joined."""
+        computed = iter(x)
+        count = len(x) + len(self.constants)
+        return [self.constants[i].shape if i in self.constants else next(computed) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -55,30 +71,35 @@ class Take(Op):
         return TakeStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
 
 
-def _moving_axis(node: Node, default: int) -> int:
-    shape = node.shape(0)
-    axis = node.axis(node.integer("axis", default), len(shape))
+def _moving_axis(node: Node, default: int, rank: int) -> int:
+    axis = node.axis(node.integer("axis", default), rank)
     if axis == 0:
         node.refuse("axis is 0, the batch.", supported="any other axis")
     return axis
 
 
 def parse_concat(node: Node) -> Op:
-    shapes = [node.shape(i) for i in range(len(node.operands))]
-    axis = _moving_axis(node, 1)
-    if any(
-        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]
-        for s in shapes
-    ):
+    indices = range(len(node.operands))
+    computed = [node.shape(i) for i in indices if not node.is_constant(i)]
+    constants = {i: node.constant(i) for i in indices if node.is_constant(i)}
+    x = computed[0]
+    axis = _moving_axis(node, 1, len(x))
+    # Of a constant all samples have the same part.
+    if any(c.ndim != len(x) or c.shape[0] not in (1, x[0]) for c in constants.values()):
+        node.invalid(f"a constant does not join {list(x)}.")
+    if any((c != c[:1]).any() for c in constants.values()):
+        node.refuse("a constant differs by sample.", supported="the same for all samples")
+    shapes = computed + [(x[0], *c.shape[1:]) for c in constants.values()]
+    if any(len(s) != len(x) or s[:axis] + s[axis + 1 :] != x[:axis] + x[axis + 1 :] for s in shapes):
         node.invalid(
             f"inputs of shapes {', '.join(str(list(s)) for s in shapes)} do not join along axis {axis}."
         )
-    return Concat(axis)
+    return Concat(axis, {i: c[:1] for i, c in constants.items()})
 
 
 def parse_split(node: Node) -> list[Op]:
     """One `Take` an output; sizes an attribute before opset 13, an input since, or equal shares."""
-    axis = _moving_axis(node, 0)
+    axis = _moving_axis(node, 0, len(node.shape(0)))
     size, count = node.shape(0)[axis], len(node.proto.output)
     sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
     if node.integer("num_outputs", count) != count:
@@ -98,6 +119,8 @@ class ConcatStep(Step):
     """One copy of each part; along rows by kernels, which also gate on the way back."""
 
     how = "copy"
+    #: The parts may lie in the whole.
+    in_place = True
 
     def __init__(self, parts: tuple[tuple[slice, ...], ...], along_rows: bool) -> None:
         self.parts = parts
@@ -127,6 +150,26 @@ class ConcatStep(Step):
                 pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.end, saved.threads)
             else:
                 g.put(gy[part])
+
+
+class ConcatWithConstantsStep(ConcatStep):
+    """Writes the constants anew in each run, because others may have used the memory."""
+
+    in_place = False
+
+    def __init__(
+        self,
+        parts: tuple[tuple[slice, ...], ...],
+        along_rows: bool,
+        fixed: Sequence[tuple[tuple[slice, ...], Floats]],
+    ) -> None:
+        super().__init__(parts, along_rows)
+        self.fixed = fixed
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        super().forward(x, r, y, clip, saved)
+        for part, values in self.fixed:
+            y[part] = values
 
 
 class TakeStep(Step):

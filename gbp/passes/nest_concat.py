@@ -21,7 +21,7 @@ def nest_concat(graph: Graph) -> Graph:
     joined: dict[int, str] = {}
     for layer in graph.layers:
         inputs = layer.inputs
-        if isinstance(layer.op, Concat):
+        if isinstance(layer.op, Concat) and not layer.op.constants:
             number = -layer.op.axis
             for count, part in enumerate(layer.inputs, start=1):
                 number = numbers.setdefault((number, part), len(numbers) + 1)

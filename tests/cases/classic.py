@@ -44,6 +44,10 @@ def parts_again(b: Builder, x: str) -> str:
     return b.concat(last, first, last, axis=2)
 
 
+def _around(b: Builder, x: str, c: str) -> list[str]:
+    return [c, b.conv(x, 8, 1), b.relu(x), c]
+
+
 SAME = {"auto_pad": "SAME_UPPER"}
 LOWER = {"auto_pad": "SAME_LOWER"}
 
@@ -269,6 +273,13 @@ SHAPES = {
     "concat along H, counted from the end": Case(lambda b, x: b.concat(x, b.conv(x, 5, (3, 1)), axis=-2)),
     "concat with itself": Case(lambda b, x: b.concat(x, x)),
     "concat of (N, C)": Case(lambda b, x: b.concat(x, b.gemm(x, 3)), (3, 7)),
+    "concat with a constant": Case(lambda b, x: b.concat(x, b.constant(b.noise(1, 3, 7, 9))), (1, 5, 7, 9)),
+    "concat of a constant, two, a constant": Case(
+        lambda b, x: b.concat(*_around(b, x, b.constant(b.noise(1, 8, 7, 9)))), (1, 8, 7, 9)
+    ),
+    "concat with a constant along W": Case(
+        lambda b, x: b.concat(b.constant(b.noise(1, 5, 7, 2)), x, axis=3), (1, 5, 7, 9)
+    ),
     "concat of one": Case(lambda b, x: b.concat(x)),
     "concat of softmaxes, opset 12": Case(
         lambda b, x: b.concat(b.node("Softmax", x, axis=1), b.node("Softmax", x, axis=3), axis=3),
