@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --h
     from .attribution import Attribution
     from .explainer import Explainer
     from .inspection import Inspection
+    from .verify import Verification
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
@@ -39,7 +40,10 @@ def run() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for what gbp refuses, 130 when interrupted."""
+    """Run the command line; returns the exit code.
+
+    0; 1 where `verify` finds a mismatch; 2 for what gbp refuses; 130 when interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
     try:
@@ -85,17 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--json", action="store_true", help="print JSON")
     explain.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
-    explain.add_argument(
-        "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
-    )
-    explain.add_argument("--input", metavar="NAME", help="input to explain, where there are several")
-    explain.add_argument(
-        "--given",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another input's value: numbers, comma between, or an .npy file; once for each",
-    )
+    _add_ends(explain)
     explain.add_argument("--threads", type=int, help="default: all cores")
     explain.add_argument(
         "--memory",
@@ -105,17 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_algorithm(explain)
     explain.add_argument("--device", default="cpu", help="default: cpu")
-    pixels = explain.add_argument_group(
-        "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
-    )
-    pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
-    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]")
-    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]")
-    pixels.add_argument("--scale", type=fraction, help="a number, or a fraction such as 1/255")
-    pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
-    pixels.add_argument(
-        "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
-    )
+    _add_preprocessing(explain)
 
     warmup = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
     warmup.set_defaults(run=_warmup)
@@ -130,7 +114,49 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
     )
+
+    verify = commands.add_parser(
+        "verify",
+        help="compare steps and gradient with onnxruntime, or onnx itself, and finite differences",
+        description="Compare every step with onnxruntime, where it is installed, else with onnx's reference "
+        "evaluator; and the gradient with finite differences in float64. Exit code 1: they do not agree.",
+    )
+    verify.set_defaults(run=_verify)
+    verify.add_argument("model", metavar="MODEL.onnx")
+    verify.add_argument("image", metavar="IMAGE", nargs="?", help="default: seeded noise")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    _add_ends(verify)
+    _add_algorithm(verify)
+    _add_preprocessing(verify)
     return parser
+
+
+def _add_ends(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
+    )
+    command.add_argument("--input", metavar="NAME", help="input to explain, where there are several")
+    command.add_argument(
+        "--given",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another input's value: numbers, comma between, or an .npy file; once for each",
+    )
+
+
+def _add_preprocessing(command: argparse.ArgumentParser) -> None:
+    pixels = command.add_argument_group(
+        "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
+    )
+    pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
+    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]")
+    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]")
+    pixels.add_argument("--scale", type=fraction, help="a number, or a fraction such as 1/255")
+    pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
+    pixels.add_argument(
+        "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
+    )
 
 
 def _add_algorithm(command: argparse.ArgumentParser) -> None:
@@ -473,3 +499,51 @@ def _count(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}T"
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .progress import compiling_shown, told
+    from .verify import verify
+
+    with compiling_shown(), told() as tell:
+        verification = verify(
+            arguments.model,
+            arguments.image,
+            size=arguments.size,
+            tell=tell,
+            preprocess=_preprocess(arguments) if arguments.image else None,
+            output=arguments.output,
+            input=arguments.input,
+            inputs=_given(arguments.given),
+            algorithm=arguments.algorithm,
+        )
+    if arguments.json:
+        told_too = {"verified": verification.verified, "verdict": verification.verdict}
+        _print_json({"model": arguments.model} | dataclasses.asdict(verification) | told_too)
+    else:
+        _print_verification(verification)
+    return 0 if verification.verified else 1
+
+
+def _print_verification(v: Verification) -> None:
+    def off(error: float, bound: float) -> str:
+        return f"off by {error:.1e} (allowed {bound:.0e}): "
+
+    worst = "none"
+    if v.worst is not None:
+        worst = off(v.worst.error, v.step_bound)
+        worst += f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+    gradient = "" if v.gradient_error is None else off(v.gradient_error, v.gradient_bound)
+    rows = [
+        ("input", v.input),
+        ("reference", f"{v.reference} for steps, float64 for scores and gradient"),
+        ("worst step", f"of {v.steps}, {worst}"),
+        ("scores", f"{off(v.scores_error, v.scores_bound)}{v.scores!r}"),
+        ("gradient", f"{gradient}class {v.target}, smooth in {v.directions} direction(s)"),
+    ]
+    for name, text in rows:
+        print(textwrap.fill(f"{name:12}{text}", 80, subsequent_indent=" " * 12, break_on_hyphens=False))
+    print(textwrap.fill(v.verdict, 80, break_on_hyphens=False))

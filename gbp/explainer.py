@@ -114,6 +114,13 @@ class Explainer:
 
     # ----------------------------------------------------------------------------------------- running
 
+    def prepare(self, images: Images) -> NDArray[np.float32]:
+        """What the model is fed for these images: float32 (N, …) in its own input layout.
+
+        `images` as for `explain`.  Raises InputError.
+        """
+        return np.concatenate([batch.x for batch in self._batches(images, None, targets=1)])
+
     def predict(self, images: Images) -> NDArray[np.float32]:
         """The scores of each image: float32 (N, classes), the explained tensor (logits by default).
 

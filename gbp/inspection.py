@@ -18,8 +18,6 @@ from .plan import Plan
 from .proto import Model, check_tensors, read
 from .source import Source, locate
 
-_DEFAULT_SIZE = 224
-
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -56,7 +54,7 @@ def inspect(model: Model, size: tuple[int, int] | None = None, algorithm: str = 
         nodes = source.nodes
         if not unsupported:
             check_tensors(proto)
-            return _inspect(source, size or (_DEFAULT_SIZE, _DEFAULT_SIZE), algorithm)
+            return _inspect(source, size, algorithm)
     except UnsupportedError as error:
         unsupported = [str(error)]
     rows = (LayerRow(node.name or ", ".join(node.output), node.op_type, (), 0, 0, "") for node in nodes)
@@ -64,10 +62,8 @@ def inspect(model: Model, size: tuple[int, int] | None = None, algorithm: str = 
     return Inspection(tuple(rows), tuple(unsupported), "?", outputs)
 
 
-def _inspect(source: Source, size: tuple[int, int], algorithm: str) -> Inspection:
-    given = source.input_shape
-    open_sizes = iter(size)
-    shape = (given[0] or 1, *(n or next(open_sizes, 1) for n in given[1:]))
+def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> Inspection:
+    shape = (source.input_shape[0] or 1, *source.sample_shape(size))
     graph = build(source, shape)
     with computing():
         plan = Plan.build(graph, algorithm)

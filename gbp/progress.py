@@ -1,10 +1,12 @@
-"""A line on stderr while kernels are compiled; the library itself only logs, to the logger "gbp"."""
+"""A line on stderr while kernels are compiled, of which the library only logs, to the logger "gbp"; or while
+something else takes its time.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _CLEAR = "\r\x1b[K"
@@ -43,6 +45,22 @@ def compiling_shown() -> Iterator[None]:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
         if line.kernels:
             _tell_what_is_lost()
+
+
+@contextmanager
+def told() -> Iterator[Callable[[str], None]]:
+    """A function that shows what is being done, on a terminal only and until the next."""
+    shows = sys.stderr.isatty()
+
+    def tell(text: str) -> None:
+        if shows:
+            print(f"{_CLEAR}gbp: {text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if shows:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
 def _tell_what_is_lost() -> None:

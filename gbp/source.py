@@ -79,6 +79,11 @@ class Source:
     channels_last: bool | None
     labels: tuple[str, ...] | None
 
+    def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
+        sizes = iter(size or (224, 224))
+        return tuple(n or next(sizes, 1) for n in self.input_shape[1:])
+
 
 def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = None) -> Source:
     """Find input, explained tensor and the nodes between them, whether or not gbp does them."""

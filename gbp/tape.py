@@ -7,7 +7,7 @@ vector-Jacobian product needs them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -110,6 +110,9 @@ class _Run:
     y: Floats
     saved: Saved
 
+    def forward(self) -> None:
+        self.call.step.forward(self.x, self.r, self.y, self.call.clip, self.saved)
+
 
 @dataclass(frozen=True)
 class _Forward:
@@ -119,6 +122,7 @@ class _Forward:
 
     x: Floats
     y: Floats
+    arrays: dict[str, Floats]
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
     reverse: _Memory | None
@@ -142,11 +146,25 @@ class _Forward:
                 y=y if call.step.saves_y else NO_TENSOR,
             )
             runs.append(_Run(call, x, arrays[call.residual] if call.residual else NO_TENSOR, y, saved))
-        return cls(arrays[plan.input.name], arrays[plan.output.name], runs, masks, reverse)
+        return cls(arrays[plan.input.name], arrays[plan.output.name], arrays, runs, masks, reverse)
 
     def run(self) -> None:
         for run in self.runs:
-            run.call.step.forward(run.x, run.r, run.y, run.call.clip, run.saved)
+            run.forward()
+
+
+def steps(plan: Plan, x: NDArray[np.float32], threads: int) -> Iterator[tuple[Call, Mapping[str, Floats]]]:
+    """Run `plan` on x (N, …) call by call; each comes when it is done, with all arrays as they lie in memory.
+
+    Until the next call an array may be read, or written for that to read.  One that no call reads any more
+    may hold another tensor.
+    """
+    forward = _Forward.make(plan, len(x), threads)
+    np.copyto(forward.x, x.transpose(0, *plan.input.order))
+    for run in forward.runs:
+        with parallel():
+            run.forward()
+        yield run.call, forward.arrays
 
 
 class Tape:

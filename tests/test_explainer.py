@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from builder import Builder
+from PIL import Image
 
 from gbp import Explainer, InputError, UnsupportedError
 from gbp.inspection import inspect
@@ -56,6 +57,14 @@ def test_probabilities_are_those_of_the_head(head: str | None, expected: Any) ->
 def test_one_score_behind_a_sigmoid_has_a_probability() -> None:
     found = Explainer(classifier("Sigmoid", 1)).explain(images(1, 3, 8, 9))
     np.testing.assert_allclose(found.probabilities, logistic(found.scores), rtol=1e-5)
+
+
+def test_what_is_prepared_is_what_the_model_is_fed() -> None:
+    explainer = Explainer(classifier(None), preprocess="unit")
+    picture = Image.fromarray(np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3))
+    x = explainer.prepare([picture, picture])
+    np.testing.assert_allclose(x, np.stack([np.asarray(picture).transpose(2, 0, 1) / 255] * 2), rtol=1e-6)
+    np.testing.assert_array_equal(explainer.predict(x), explainer.predict([picture, picture]))
 
 
 def test_probability_as_output() -> None:

@@ -1,4 +1,4 @@
-"""What stderr tells of kernels that are compiled."""
+"""What stderr tells of kernels that are compiled, and of what else takes its time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from gbp.progress import compiling_shown
+from gbp.progress import compiling_shown, told
 
 
 class Stream(io.StringIO):
@@ -50,3 +50,14 @@ def test_outside_of_it_the_library_is_silent(
     with caplog.at_level(logging.INFO, logger="gbp"):  # but whoever wants to know, can
         log.info("compiling kernel pad")
     assert caplog.messages == ["compiling kernel pad"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_done_is_told_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    with told() as tell:
+        tell("one")
+        tell("two")
+    clear = "\r\x1b[K"
+    assert stream.getvalue() == (f"{clear}gbp: one{clear}gbp: two{clear}" if terminal else "")

@@ -1,0 +1,296 @@
+"""verify.py and reference.py: models that are right are found so, and engines that are broken are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+
+from gbp import InputError, UnsupportedError, cli
+from gbp import reference as others
+from gbp import verify as module
+from gbp.load import open_model
+from gbp.ops.concat import ConcatStep
+from gbp.ops.conv import Conv, ConvStep
+from gbp.ops.norm import LRNStep
+from gbp.ops.op import Gradient, Step
+from gbp.ops.pool import AveragePoolStep, MaxPoolStep
+from gbp.reference import Exact, OnnxRuntime
+from gbp.verify import StepError, Verification, verify
+
+
+@pytest.fixture(params=["onnxruntime", "onnx"])
+def reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With and without onnxruntime."""
+    if request.param == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    else:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    return str(request.param)
+
+
+def model(opset: int = 13) -> onnx.ModelProto:
+    """Most ways that the plan has to make one step, or none, of several nodes."""
+    b = Builder(opset)
+    x = b.input(1, 3, 16, 16)
+    x = b.relu(b.batchnorm(b.conv(x, 16, pads=[1, 1, 1, 1])))  # folded and fused
+    x = b.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
+    x = b.relu(b.add(b.conv(x, 16, pads=[1, 1, 1, 1]), x))  # a residual
+    x = b.node("LRN", x, size=5, alpha=0.1)
+    x = b.batchnorm(b.concat(b.relu(b.conv(x, 8, 1)), b.clip(b.conv(x, 8, 3, pads=[1, 1, 1, 1]), 0.0, 0.5)))
+    x = b.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    left, right = b.split(b.transpose(x, 0, 2, 3, 1), [4, 12], axis=3)
+    x = b.concat(b.relu(b.gemm(b.flatten(left), 9)), b.gemm(b.flatten(right), 9))
+    return b.model(b.node("Softmax", b.gemm(b.dropout(x), 5), axis=1))
+
+
+# ---------------------------------------------------------------------------------------- what is right
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13, 21])
+def test_a_right_engine_is_verified(opset: int, reference: str) -> None:
+    found = verify(model(opset))
+    assert found.verified, found.verdict
+    assert found.verdict.startswith("verified: ")
+    assert found.reference.startswith(reference)
+    assert found.input == "x 3×16×16, noise"
+    assert found.steps > 10
+    assert found.worst is not None
+    assert 0 < found.worst.error < 1e-6
+    assert found.gradient_error is not None
+    assert 0 < found.gradient_error < 1e-5
+    assert found.directions == 3
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13, 21])
+def test_both_references_agree(opset: int) -> None:
+    pytest.importorskip("onnxruntime")
+    net = model(opset)
+    source = open_model(net)
+    names = [node.output[0] for node in source.nodes if node.op_type != "Constant"]
+    x = np.random.default_rng(3).standard_normal((1, 3, 16, 16), np.float32)
+    exact, single = Exact(net, source).run(x, names), OnnxRuntime(net, source).run(x, names)
+    assert exact.keys() == single.keys() == set(names)
+    for name in names:
+        assert exact[name].dtype == np.float64
+        np.testing.assert_allclose(exact[name], single[name], rtol=1e-4, atol=1e-5)
+
+
+def test_how_much_is_held_at_once_changes_nothing(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = verify(model())
+    monkeypatch.setattr(module, "_PART", 1)
+    assert verify(model()) == whole
+
+
+def test_a_file_made_for_one_batch_size(reference: str) -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.input(4, 3, 8, 8), 8))
+    net = b.model(b.gemm(b.reshape(x, 4, -1), 5))
+    net.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    found = verify(net)
+    assert found.verified, found.verdict
+
+
+def test_images_sizes_and_outputs(tmp_path: Path) -> None:
+    b = Builder()
+    b.input(1, 3, 8, 8)
+    net = b.model(b.node("Softmax", b.head(b.node("GlobalAveragePool", b.relu(b.conv("x", 8)))), axis=1))
+    for dim in net.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "side"
+    assert verify(net, size=(9, 7)).input == "x 3×9×7, noise"
+    assert verify(net, preprocess={"scale": 1, "size": 10}).input == "x 3×10×10, noise"
+    whole = verify(net, np.zeros((1, 3, 9, 11), np.float32), output="probability")
+    assert whole.input == "x 3×9×11, the given image with noise of 0.1%"
+    assert whole.verified, whole.verdict
+    assert whole.scores == net.graph.output[0].name
+    with pytest.raises(InputError, match="2 images"):
+        verify(net, np.zeros((2, 3, 9, 11), np.float32))
+
+
+def test_without_steps_and_with_a_rectifier_first(reference: str) -> None:
+    b = Builder()
+    found = verify(b.model(b.flatten(b.input(1, 3, 2, 2))))
+    assert (found.steps, found.worst, found.verified) == (0, None, True)
+    b = Builder()
+    found = verify(b.model(b.head(b.clip(b.relu(b.input(1, 3, 4, 4)), 0.1, 0.9))))
+    assert found.verified, found.verdict
+
+
+def test_where_no_direction_is_smooth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the noise, each max-pool window of a black image is a tie, which is a kink."""
+    monkeypatch.setattr(module, "_STIR", 0.0)
+    b = Builder()
+    x = b.node("MaxPool", b.input(1, 3, 8, 8), kernel_shape=[2, 2], strides=[2, 2])
+    found = verify(b.model(b.head(x)), np.zeros((1, 3, 8, 8), np.float32))
+    assert (found.directions, found.gradient_error, found.verified) == (0, None, False)
+    assert found.verdict.startswith("NOT VERIFIED: ")
+    assert not found.mismatches
+
+
+def test_a_gate_within_rounding_widens_the_bound() -> None:
+    b = Builder()
+    x = b.input(1, 16)
+    w, c = np.eye(16, dtype=np.float32), np.full(16, -1, np.float32)
+    shifted = b.relu(b.node("Gemm", x, b.constant(w), b.constant(c)))
+    net = b.model(b.gemm(shifted, 4))
+    far, near = np.full((1, 16), 2, np.float32), np.full((1, 16), 1, np.float32)
+    bounds = []
+    for image in (far, near):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_STIR", 1e-9)
+            bounds.append(verify(net, image).gradient_bound)
+    assert bounds == [1e-3, 1e-1]
+
+
+# --------------------------------------------------------------------------------------- what is broken
+
+
+def scaled(step: type[Step], by: float) -> object:
+    """The step's vjp, its gradients `by` times too large."""
+    vjp = step.vjp
+
+    def broken(self: Step, gy: np.ndarray, gx: tuple[Gradient, ...], saved: object) -> None:
+        vjp(self, gy * np.float32(by), gx, saved)  # type: ignore[arg-type]
+
+    return broken
+
+
+@pytest.mark.parametrize("step", [ConvStep, MaxPoolStep, AveragePoolStep, LRNStep])
+def test_a_wrong_gradient_is_found(step: type[Step], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "vjp", scaled(step, 1.01))
+    found = verify(model())
+    assert not found.verified
+    assert len(found.mismatches) == 1
+    assert found.verdict.startswith("MISMATCH: the gradient is off by ")
+
+
+def test_a_wrong_switch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = MaxPoolStep.forward
+
+    def broken(self, x, r, y, clip, saved):
+        forward(self, x, r, y, clip, saved)
+        saved.switches[:, 3, 3] = 0
+
+    monkeypatch.setattr(MaxPoolStep, "forward", broken)
+    assert verify(model()).mismatches[0].startswith("the gradient is off by ")
+
+
+def _kernel(net: onnx.ModelProto, conv: onnx.NodeProto) -> tuple[int, int]:
+    """Filters and their height."""
+    (w,) = (tensor for tensor in net.graph.initializer if tensor.name == conv.input[1])
+    return w.dims[0], w.dims[2]
+
+
+def test_a_wrong_bias_names_the_node(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = Conv.lower
+
+    def broken(self, x, y, order):
+        wrong = replace(self, b=self.b + 0.01) if self.w.shape[::2] == (8, 1) else self
+        return lower(wrong, x, y, order)
+
+    net = model()
+    conv = next(node for node in net.graph.node if node.op_type == "Conv" and _kernel(net, node) == (8, 1))
+    relu = next(node for node in net.graph.node if conv.output[0] in node.input)
+    monkeypatch.setattr(Conv, "lower", broken)
+    found = verify(net)
+    assert found.worst is not None
+    assert (found.worst.node, found.worst.op) == (f"{conv.name} … {relu.name}", "Conv … Relu")
+    assert found.worst.tensor == relu.output[0]
+    assert found.verdict.startswith(f"MISMATCH: Conv … Relu '{conv.name} … {relu.name}' is off by ")
+    assert found.scores_error > found.scores_bound
+
+
+def test_one_wrong_number_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = AveragePoolStep.forward
+
+    def broken(self, x, r, y, clip, saved):
+        forward(self, x, r, y, clip, saved)
+        y[0, 1, 2, 5] *= np.float32(1.1)
+
+    monkeypatch.setattr(AveragePoolStep, "forward", broken)
+    worst = verify(model()).worst
+    assert worst is not None
+    assert worst.op == "AveragePool"
+    assert worst.error > 1e-4
+
+
+def test_an_error_in_what_no_step_makes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining moves no bytes here, it only says where they lie."""
+    starts = ConcatStep.starts.fget
+    assert starts is not None
+    monkeypatch.setattr(ConcatStep, "starts", property(lambda self: starts(self)[::-1]))
+    worst = verify(model()).worst
+    assert worst is not None
+    assert worst.op == "Concat"
+
+
+def test_where_the_references_part_float64_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(others.LRN, "_run", lambda self, x, **_: (1.1 * x,))
+    found = verify(model())
+    assert found.worst is not None
+    assert found.worst.op == "LRN"
+    assert found.reference.startswith("onnx 1")
+
+
+def test_what_the_reference_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(proto: onnx.ModelProto, **options: object) -> object:
+        if proto.graph.node[0].op_type == "LRN":
+            raise NotImplementedError("no such op")
+        return evaluator(proto, **options)
+
+    evaluator = others.ReferenceEvaluator
+    monkeypatch.setattr(others, "ReferenceEvaluator", lacking)
+    with pytest.raises(UnsupportedError, match=r"LRN 'lrn.*NotImplementedError: no such op"):
+        verify(model())
+
+
+# ------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model().SerializeToString())
+    return path
+
+
+def test_the_command_prints_and_says_how_it_ended(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["verify", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[-1], err) == ("verified: every error is within its bound.", "")
+    monkeypatch.setattr(MaxPoolStep, "vjp", scaled(MaxPoolStep, 2))
+    assert cli.main(["verify", str(file), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == str(file)
+    assert report["verified"] is False
+    assert report["verdict"].startswith("MISMATCH: the gradient")
+    assert report.keys() > {field.name for field in dataclasses.fields(Verification)}
+    assert cli.main(["verify", str(file), "gone.png", "--preprocess", "unit"]) == 2
+
+
+def test_every_field_is_printed_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    worst = StepError("features/0/conv … features/1/relu", "Conv … Relu", "r1", 1.5e-7)
+    found = Verification(
+        "x 3×8×8, cat.jpg", "onnx", 12, worst, 1e-5, "fc", 2.5e-7, 1e-4, 281, 3, 3.5e-7, 1e-3
+    )
+    cli._print_verification(found)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for text in (
+        *("x 3×8×8, cat.jpg", "onnx", " 12, ", "Conv … Relu", worst.node, "'r1'", "1.5e-07", "1e-05"),
+        *("'fc'", "2.5e-07", "1e-04", "281", " 3 ", "3.5e-07", "1e-03", found.verdict),
+    ):
+        assert text in " ".join(out.split())
+    nothing = replace(found, steps=0, worst=None, directions=0, gradient_error=None)
+    cli._print_verification(nothing)
+    assert "NOT VERIFIED" in capsys.readouterr().out
