@@ -45,8 +45,10 @@ def references(model: Model, source: Source) -> tuple[Reference, Exact]:
     That is onnxruntime where it is installed and runs the model.  Raises InputError where the file is gone.
     """
     whole = _read_whole(model)
-    for name, value in source.given.items():
-        whole.graph.initializer.append(numpy_helper.from_array(value, name))
+    stored = [tensor for tensor in whole.graph.initializer if tensor.name not in source.given]
+    del whole.graph.initializer[:]
+    whole.graph.initializer.extend(stored)
+    whole.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in source.given.items())
     exact = Exact(whole, source)
     if source.dtype != "FLOAT":  # another width of numbers: what onnxruntime rounds is more than gbp errs by
         return exact, exact
@@ -177,6 +179,8 @@ def _understood(
         del understood.attribute[:]
         understood.attribute.extend(a for a in node.attribute if a.name == "epsilon")
         opsets = [helper.make_opsetid("", 15)]
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # it has them from opset 19 on only
+        opsets = [helper.make_opsetid("", max(19, *(entry.version for entry in opsets)))]
     return understood, opsets
 
 

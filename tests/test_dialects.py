@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
+from gbp.verify import verify
 
 Model = onnx.ModelProto
 X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -323,7 +325,7 @@ def test_labels_from_the_file() -> None:
 # ------------------------------------------------------------------------------------------ quantization
 
 
-def test_a_quantized_network() -> None:
+def quantized() -> Model:
     """Between QDQ pairs, its weights and bias quantized by channel, its pool on the integers."""
     b = Builder()
 
@@ -342,7 +344,11 @@ def test_a_quantized_network() -> None:
     bias = b.node("DequantizeLinear", b.constant(b.rng.integers(-99, 99, 5), np.int32), scales(5), axis=0)
     y = b.relu(b.node("Conv", back(through(b.input(1, 3, 8, 8))), w, bias))
     y = back(b.node("MaxPool", through(y), kernel_shape=[2, 2], strides=[2, 2]))
-    model = b.model(b.head(y))
+    return b.model(b.head(y))
+
+
+def test_a_quantized_network() -> None:
+    model = quantized()
     explainer = Explainer(model)
     (scores,) = ReferenceEvaluator(model).run(None, {"x": X})
     np.testing.assert_allclose(explainer.predict(X), scores, rtol=1e-4, atol=1e-5)
@@ -355,3 +361,29 @@ def test_integer_arithmetic_is_refused_with_what_to_do() -> None:
     node(model, "conv").op_type = "ConvInteger"
     with pytest.raises(UnsupportedError, match=r"ConvInteger 'conv' \(node 1 of 6\).*QDQ"):
         Explainer(model)
+
+
+# ------------------------------------------------------------------------------------------ verification
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (lambda: in_type(valid(), TensorProto.FLOAT16), {}),
+        (lambda: in_type(valid(), TensorProto.DOUBLE), {}),
+        (two_inputs, {"input": "x", "inputs": {"other": X[:1], "factor": 2.0}}),
+        (quantized, {}),
+    ],
+    ids=["float16", "float64", "two inputs", "quantized"],
+)
+@pytest.mark.parametrize("onnxruntime", [True, False])
+def test_verified(
+    model: Callable[[], Model], options: dict[str, Any], onnxruntime: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not onnxruntime:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert verify(model(), **options).verdict.startswith("verified: ")
+
+
+def test_weights_in_other_files_are_verified(tmp_path: Path) -> None:
+    assert verify(beside(valid(), tmp_path)).verified

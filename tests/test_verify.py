@@ -281,7 +281,7 @@ def test_the_command_prints_and_says_how_it_ended(
 def test_every_field_is_printed_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     worst = StepError("features/0/conv … features/1/relu", "Conv … Relu", "r1", 1.5e-7)
     found = Verification(
-        "x 3×8×8, cat.jpg", "onnx", 12, worst, 1e-5, "fc", 2.5e-7, 1e-4, 281, 3, 3.5e-7, 1e-3
+        "x 3×8×8, cat.jpg", "onnx", 12, worst, 1e-5, "fc", 2.5e-7, 1e-4, 281, 3, 3.5e-7, 1e-3, False
     )
     cli._print_verification(found)
     out = capsys.readouterr().out
