@@ -93,9 +93,9 @@ def _image_input(proto: onnx.ModelProto) -> tuple[str, tuple[int | None, ...]]:
         raise UnsupportedError(
             f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
         )
-    if not 2 <= len(shape) <= 4:
+    if not 2 <= len(shape) <= 5:
         raise UnsupportedError(
-            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 4 axes, batch first"
+            f"input {value.name!r} has shape {list(shape)}.", supported="2 to 5 axes, batch first"
         )
     return value.name, shape
 
