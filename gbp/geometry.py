@@ -32,6 +32,11 @@ class Axis:
     ceil_mode: bool = False
 
     @property
+    def is_point(self) -> bool:
+        """Each position sees just its own pixel."""
+        return self.kernel == self.stride == 1 and self.begin == self.end == 0
+
+    @property
     def extent(self) -> int:
         """Pixels from the first to the last tap of one window, both included."""
         return (self.kernel - 1) * self.dilation + 1
@@ -46,6 +51,29 @@ class Axis:
         if self.ceil_mode and (count - 1) * self.stride >= self.size + self.begin:
             count -= 1
         return count
+
+
+def resolve_axes(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    pads: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: bool = False,
+) -> tuple[Axis, ...]:
+    """Fix a window on axes of `size`; `pads` = (begin of each, end of each)."""
+
+    def axis(i: int) -> Axis:
+        begin, end = pads[i], pads[i + len(size)]
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            begin, end = _same_pads(size[i], kernel[i], stride[i], dilation[i], auto_pad == "SAME_UPPER")
+        elif auto_pad == "VALID":
+            begin = end = 0
+        return Axis(size[i], kernel[i], stride[i], dilation[i], begin, end, ceil_mode)
+
+    return tuple(map(axis, range(len(size))))
 
 
 @dataclass(frozen=True)
@@ -68,16 +96,16 @@ class Window:
         ceil_mode: bool = False,
     ) -> Window:
         """Fix the window on a plane of `size` = (H, W); `pads` = (top, left, bottom, right)."""
+        height, width = resolve_axes(
+            size, kernel, stride=stride, dilation=dilation, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
+        )
+        return cls(height, width)
 
-        def axis(i: int) -> Axis:
-            begin, end = pads[i], pads[i + 2]
-            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-                begin, end = _same_pads(size[i], kernel[i], stride[i], dilation[i], auto_pad == "SAME_UPPER")
-            elif auto_pad == "VALID":
-                begin = end = 0
-            return Axis(size[i], kernel[i], stride[i], dilation[i], begin, end, ceil_mode)
-
-        return cls(axis(0), axis(1))
+    @classmethod
+    def over_plane(cls, axes: Sequence[Axis]) -> Window:
+        """What the last two axes are; of a single axis, a plane of one row."""
+        height, width = (Axis(1, 1, 1, 1, 0, 0), *axes)[-2:]
+        return cls(height, width)
 
     @property
     def size(self) -> Pair:

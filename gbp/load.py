@@ -13,9 +13,10 @@ from .errors import InputError, ModelError, UnsupportedError
 from .graph import Graph, Layer, Shape
 from .limits import MOST_AXES, MOST_ELEMENTS, Budget, computing, elements
 from .ops import PARSERS
-from .ops.node import Node
+from .ops.node import Node, Positions
 from .ops.op import Op
 from .ops.shape import Reshape
+from .ops.unpool import Indices
 from .proto import (
     Model,
     check_arity,
@@ -124,6 +125,7 @@ class _Builder:
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
         self.shapes: dict[str, Shape] = {source.input: input_shape}
+        self.positions: dict[str, Positions] = {}
         self.layers: list[Layer] = []
         self.lost: set[str] = set()
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
@@ -177,20 +179,24 @@ class _Builder:
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        operands = [
-            None if not name else self.shapes.get(name, self.constants.get(name)) for name in proto.input
-        ]
-        node = Node(proto, self.source.opset, operands)
+        node = Node(proto, self.source.opset, list(map(self._operand, proto.input)), self.read)
         parsed = PARSERS[qualified(proto)](node)
         node.check_all_attributes_read()
         if isinstance(parsed, list):
             for i, (op, output) in enumerate(zip(parsed, proto.output, strict=True)):
                 if output:
-                    self._add(node, f"{node.name}[{i}]", (op,), computed, output)
+                    ops = op if isinstance(op, tuple) else (op,)
+                    self._add(node, f"{node.name}[{i}]", ops, computed, output)
         else:
             self._refuse_other_outputs(node)
             ops = parsed if isinstance(parsed, tuple) else (parsed,)
             self._add(node, node.name, ops, computed, proto.output[0])
+
+    def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
+        for known in (self.positions, self.shapes, self.constants):
+            if name in known:
+                return known[name]
+        return None
 
     def _refuse_other_outputs(self, node: Node) -> None:
         """Dropout's mask, MaxPool's indices, BatchNormalization's statistics: fine if never read."""
@@ -216,6 +222,10 @@ class _Builder:
             self._check_declared(node, result, shape)
             self._spend(node, op, given, shape)
             self.shapes[result] = shape
+            if isinstance(op, Indices):
+                self.positions[result] = Positions(shape, op.plane)
+                if result == self.source.scores:
+                    node.refuse("its Indices have no gradient to explain.", supported="other outputs")
             title = name if i == len(ops) - 1 else f"{name}/{i}"
             self.layers.append(Layer(title, op, inputs, result, node.op))
             inputs = (result,)

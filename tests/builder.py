@@ -106,12 +106,32 @@ class Builder:
         **attributes: Any,
     ) -> str:
         """Conv; `attributes` are ONNX's strides, pads, auto_pad, dilations."""
-        taps = (kernel, kernel) if isinstance(kernel, int) else kernel
-        shape = (channels, self.shapes[x][1] // group, *taps)
+        shape = (channels, self.shapes[x][1] // group, *self._taps(x, kernel))
         operands = [self.constant(self.noise(*shape) / math.sqrt(math.prod(shape[1:])))]
         operands += [self.constant(self.noise(channels))] if bias else []
         attributes |= {"group": group} if group > 1 else {}
         return self.node("Conv", x, *operands, **attributes)
+
+    def conv_transpose(
+        self,
+        x: str,
+        channels: int,
+        kernel: int | Shape = 3,
+        *,
+        group: int = 1,
+        bias: bool = True,
+        **attributes: Any,
+    ) -> str:
+        """ConvTranspose; `attributes` are ONNX's."""
+        shape = (self.shapes[x][1], channels // group, *self._taps(x, kernel))
+        operands = [self.constant(self.noise(*shape) / math.sqrt(shape[0]))]
+        operands += [self.constant(self.noise(channels))] if bias else []
+        attributes |= {"group": group} if group > 1 else {}
+        return self.node("ConvTranspose", x, *operands, **attributes)
+
+    def _taps(self, x: str, kernel: int | Shape) -> Shape:
+        """An integer stands for as many taps along every spatial axis."""
+        return (kernel,) * (len(self.shapes[x]) - 2) if isinstance(kernel, int) else kernel
 
     def batchnorm(self, x: str, **attributes: Any) -> str:
         C = self.shapes[x][1]

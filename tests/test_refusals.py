@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from broken import (
@@ -37,6 +39,27 @@ from gbp.inspection import inspect
 
 M, U, I = ModelError, UnsupportedError, InputError
 HUGE, MOST = 2**40, 2**63 - 1
+
+
+def transposed(**attributes: Any) -> Change:
+    """A ConvTranspose of 2×2 taps before the pool."""
+    return all_of(
+        before("pool", "ConvTranspose", "t", **attributes), stored("t", np.ones((8, 8, 2, 2), np.float32))
+    )
+
+
+def indices_to(name: str) -> Change:
+    """The pool's Indices, 'i', are what node `name` reads."""
+    return all_of(lambda m: node(m, "pool").output.append("i"), inputs(name, "i"))
+
+
+def unpooled(*operands: str, **attributes: Any) -> Change:
+    """A MaxUnpool behind the pool, whose Indices are 'i'."""
+    return all_of(
+        lambda m: node(m, "pool").output.append("i"),
+        before("flatten", "MaxUnpool", *operands, kernel_shape=[2, 2], **attributes),
+    )
+
 
 BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     # the file as a whole
@@ -196,6 +219,70 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "kernel_shape 2⁶²": (with_("pool", kernel_shape=[2**62, 2**62]), U, "'pool'"),
     "kernel_shape of one axis": (with_("pool", kernel_shape=[2]), U, "'pool': the kernel has 1 axes"),
     "pool wider than its plane": (with_("pool", kernel_shape=[9, 9]), M, "'pool': a window .*does not fit"),
+    "pool of four axes": (
+        before("pool", "Reshape", "to=0,8,2,4,2,4"),
+        U,
+        "'pool': input 0 has shape .*1 to 3 spatial axes",
+    ),
+    "pool of a row by a plane's window": (
+        before("pool", "Reshape", "to=0,8,64"),
+        U,
+        "'pool': the kernel has 2 axes|'pool': strides has 2 values",
+    ),
+    "too many taps along the depth": (
+        all_of(input_dims(1, 3, 5000, 1, 1), weights(8, 3, 5000, 1, 1), with_("conv", pads=None)),
+        U,
+        "'conv': it has 1 groups and 5000 taps",
+    ),
+    "a volume of petabytes of padding": (
+        all_of(input_dims(1, 3, 8, 8, 8), weights(8, 3, 3, 3, 3), with_("conv", pads=[2**12] * 6)),
+        U,
+        "'conv': padded, the plane has 8200 × 8200 × 8200",
+    ),
+    "transposed weights of other channels": (
+        all_of(before("pool", "ConvTranspose", "t"), stored("t", np.ones((4, 8, 2, 2), np.float32))),
+        M,
+        r"ConvTranspose 'new': weights have shape \[4, 8, 2, 2\], expected \(8, O / group\)",
+    ),
+    "transposed groups that do not part": (transposed(group=3), M, "'new': 8 input channels .* 3 groups"),
+    "transposed strides of exabytes": (transposed(strides=[2**23] * 2), U, "'new': padded, the plane has"),
+    "transposed output of gigabytes": (transposed(strides=[2**10] * 2), U, "'new': the output would have"),
+    "transposed, and all cut off": (transposed(pads=[5, 5, 5, 5]), M, "'new': nothing is left of 9 pixels"),
+    "output_padding -1": (transposed(output_padding=[-1, 0]), M, "'new': output_padding is"),
+    "output_padding of one axis": (transposed(output_padding=[1]), U, "'new': output_padding has 1 values"),
+    "output_shape 0": (transposed(output_shape=[0, 8]), M, "'new': output_padding is .*output_shape"),
+    "output_shape 2⁶²": (transposed(output_shape=[2**62, 8]), U, "'new': .*up to"),
+    "p = 0": (before("pool", "LpPool", kernel_shape=[2, 2], p=0), M, "LpPool 'new': p is 0"),
+    "p = 2⁴⁰": (before("pool", "GlobalLpPool", p=2**40), U, "GlobalLpPool 'new': p is 1099511627776"),
+    "indices read by another op": (indices_to("flatten"), U, "Flatten 'flatten': input 0 is the Indices"),
+    "indices to be unpooled": (
+        all_of(indices_to("flatten"), before("flatten", "MaxUnpool", "i", kernel_shape=[2, 2])),
+        U,
+        "MaxUnpool 'new': input 0 is the Indices",
+    ),
+    "indices of pixels that are not there": (
+        unpooled("i", strides=[3, 3]),
+        U,
+        r"'new': its indices are those of \[8, 8\] pooled pixels, its output has \[11, 11\]",
+    ),
+    "indices of no MaxPool": (unpooled("r", strides=[2, 2]), U, "'new': its indices are computed"),
+    "constant indices of another shape": (unpooled("at=1,2,3"), U, r"'new': constant indices .*\[3\]"),
+    "output_shape for another x": (
+        unpooled("i", "to=1,9,8,8", strides=[2, 2]),
+        M,
+        r"'new': output_shape is \[1, 9, 8, 8\]",
+    ),
+    "unpooling to petabytes": (unpooled("i", strides=[2**24] * 2), U, "'new': padded, the plane has"),
+    "unpooling to nothing": (unpooled("i", pads=[9, 9, 9, 9]), M, "'new': the output would have"),
+    "indices to be explained": (
+        all_of(
+            indices_to("flatten"),
+            field("graph.output[0].name", "i"),
+            lambda m: m.graph.output[0].type.tensor_type.ClearField("shape"),
+        ),
+        U,
+        "MaxPool 'pool': its Indices have no gradient",
+    ),
     "pool of padding": (with_("pool", pads=[4, 4, 4, 4]), U, "'pool': some window lies in the padding"),
     "flatten beyond the rank": (with_("flatten", axis=5), M, "'flatten': axis 5"),
     "flatten of the batch": (with_("flatten", axis=2), U, "'flatten': .*batch"),
@@ -233,6 +320,22 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "declared scores lie": (declared("z", 1, 5), M, "'fc': output 'z' is declared as"),
     "input of negative size": (input_dims(1, 3, -8, 8), M, "tensor 'x' declares shape"),
     "input of nine axes": (input_dims(1, 3, 8, 8, 8, 8, 1, 1, 1), U, "input 'x' has shape"),
+    "volume for a plane's weights": (
+        input_dims(1, 3, 8, 8, 8),
+        M,
+        r"'conv': weights have shape \[8, 3, 3, 3\], expected .* 3 spatial",
+    ),
+    "row for a plane's weights": (input_dims(1, 3, 8), M, "'conv': weights have shape .* 1 spatial"),
+    "conv over four axes": (
+        before("conv", "Reshape", "to=0,3,2,4,2,4"),
+        U,
+        r"'conv': input 0 has shape \[1, 3, 2, 4, 2, 4\].*1 to 3 spatial axes",
+    ),
+    "conv over no axes": (
+        before("conv", "Reshape", "to=0,192"),
+        U,
+        r"'conv': input 0 has shape \[1, 192\].*1 to 3 spatial axes",
+    ),
     "input of no axes": (input_dims(), U, "input 'x' has shape"),
     "input of petabytes": (input_dims(1, 3, HUGE, HUGE), U, "input 'x' has shape"),
     "input whose size wraps around": (input_dims(1, 2**32, 2**31, 2), U, "input 'x' has shape"),

@@ -6,9 +6,11 @@ from typing import Any
 from . import (
     concat,
     conv,
+    conv_transpose,
     elementwise,
     gemm,
     legacy,
+    lp_pool,
     norm,
     pointwise,
     pool,
@@ -16,18 +18,18 @@ from . import (
     rectifier,
     shape,
     softmax,
+    unpool,
 )
 from .node import Node
 
-#: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one op
-#: for each output.
-PARSERS: dict[str, Callable[[Node], Any]] = {}
 _FAMILIES = (
     concat,
     conv,
+    conv_transpose,
     elementwise,
     gemm,
     legacy,
+    lp_pool,
     norm,
     pointwise,
     pool,
@@ -35,6 +37,11 @@ _FAMILIES = (
     rectifier,
     shape,
     softmax,
+    unpool,
 )
+
+#: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one of
+#: these for each output.
+PARSERS: dict[str, Callable[[Node], Any]] = {}
 for _family in _FAMILIES:
     PARSERS.update(_family.PARSERS)

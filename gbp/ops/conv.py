@@ -1,4 +1,4 @@
-"""Convolution (ONNX Conv, two spatial axes).
+"""Convolution (ONNX Conv); here over two spatial axes, over one or three likewise.
 
     y[n, o, oh, ow]  = Σ_{c, i, j} x[n, c, oh·sh + i·dh − top, ow·sw + j·dw − left] · w[o, c, i, j] + b[o]
     gx[n, c, h, w]   = Σ_{o, i, j} gy[n, o, (h + top − i·dh) / sh, (w + left − j·dw) / sw] · w[o, c, i, j]
@@ -9,6 +9,7 @@ with o running over the channels of c's group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..geometry import Window
+from ..geometry import Axis, Window
 from ..graph import Graph, Layer, Shape
 from ..kernels.conv_lists import LISTED_CHANNELS
 from ..kernels.depthwise import depthwise_bwd, depthwise_fwd
@@ -24,6 +25,7 @@ from ..kernels.emit import LANES, TILE_ROWS
 from ..kernels.tile import TILE_CHANNELS
 from ..kernels.winograd import MATRICES, SQUARE
 from ..limits import ELEMENT, OPERAND, elements
+from .conv_volume import VolumeStep
 from .conv_ways import (
     ColumnsReverse,
     DirectForward,
@@ -36,15 +38,16 @@ from .conv_ways import (
     WinogradReverse,
 )
 from .node import Node
-from .op import CHANNELS_LAST, Clipped, Floats, Gradient, Op, Order, Saved, Step
-from .window import read_window, reverse_work, taps_of
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
+from .planes import by_planes
+from .window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
 _FEW_CHANNELS = LANES // 2
 #: The density of gy up to which lists of its nonzero values beat Winograd; not with channels mostly empty.
 _MOST_LISTED = 0.17
 _MOST_EMPTY = 0.7
-#: Each group that is not one channel is a kernel call of its own.
+#: Each group that is not one channel is a kernel call of its own, and each tap along the depth.
 _MOST_GROUPS = 2**12
 
 
@@ -60,13 +63,18 @@ ALGORITHMS = ("auto", "direct", "winograd", "lists")
 
 @dataclass(frozen=True, eq=False)
 class Conv(Op):
-    """w (O, C / group, KH, KW), float32, or float64 where something was folded in; b (O,) float64."""
+    """w (O, C / group, KH, KW), float32, or float64 where something was folded in; b (O,) float64.
+
+    The window slides over the last two axes of x, or over a single one.  With `depth` it has taps along the
+    third last as well: w (O, C / group, KD, KH, KW).
+    """
 
     w: NDArray[Any]
     b: NDArray[np.float64]
     window: Window
     group: int
     algorithm: str = "auto"
+    depth: Axis | None = None
 
     @property
     def parameters(self) -> int:
@@ -80,10 +88,19 @@ class Conv(Op):
         return self.group > 1 and self.w.shape[1] == 1 and len(self.w) == self.group
 
     @property
+    def is_padded(self) -> bool:
+        sides = (self.window.height, self.window.width, *([self.depth] if self.depth else []))
+        return any(side.begin or side.end for side in sides)
+
+    @property
+    def _deep(self) -> int:
+        return self.depth.kernel if self.depth else 1
+
+    @property
     def _packed(self) -> tuple[int, int]:
         """Weights of the forward and of the reverse kernel by tiles, with what fills up the tiles."""
         O, C = len(self.w) // self.group, self.w.shape[1]
-        each = self.group * self.window.taps
+        each = self.group * self.window.taps * self._deep
         return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
 
     @property
@@ -93,49 +110,86 @@ class Conv(Op):
         if not _is_3x3(self.window):
             return 8 * self.w.size + 4 * sum(self._packed)
         # Winograd's transform makes 36 of 9 weights, and lists want them once more.
-        listed = 9 * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
+        listed = 9 * self._deep * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        reverse = 0 if self.window.is_dense and not self.is_depthwise else reverse_work(self.window, x[0][1])
+        pairs = planes_of(y) * self._deep  # planes of y and of x that meet
+        reverse = 0
+        if self.is_depthwise or not self.window.is_dense:
+            reverse = pairs * reverse_work(self.window, x[0][1])
+        calls = 6 * OPERAND * self._deep * (1 if self.is_depthwise else self.group) if self.depth else 0
         if self.is_depthwise:
-            return super().work(x, y) + 8 * self.macs(y) + reverse
+            moved = ELEMENT * self._deep * elements(y)
+            return super().work(x, y) + 8 * self.macs(y) + reverse + moved + calls
         h, w = self.window.height, self.window.width
-        rows = (y[2] * _whole(y[3], TILE_ROWS), x[0][2] * _whole(x[0][3], TILE_ROWS))
+        rows = (y[-2] if len(y) > 3 else 1) * _whole(y[-1], TILE_ROWS), h.size * _whole(w.size, TILE_ROWS)
         padded = x[0][1] * (h.size + h.begin + h.end) * (w.size + w.begin + w.end)
-        tiles = sum(weights * pixels for weights, pixels in zip(self._packed, rows, strict=True))
-        handled = ELEMENT * (padded + elements(y)) + 4 * OPERAND * self.group
-        return tiles + handled + reverse
+        tiles = planes_of(y) * sum(
+            weights * pixels for weights, pixels in zip(self._packed, rows, strict=True)
+        )
+        handled = ELEMENT * (pairs * padded + self._deep * elements(y)) + 4 * OPERAND * self.group
+        return tiles + handled + reverse + calls
 
     def shape(self, *x: Shape) -> Shape:
-        return x[0][0], len(self.w), *self.window.output
+        spatial = spatial_outputs(x[0], self.window)
+        return x[0][0], len(self.w), *((self.depth.outputs, *spatial[1:]) if self.depth else spatial)
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        return (CHANNELS_LAST,), CHANNELS_LAST
+        order = innermost(1, len(x[0]))
+        return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        if self.depth is None:
+            return by_planes(self._flat_step(), x[0])
+        none = np.zeros_like(self.b)
+        taps = [replace(self, w=self.w[:, :, k], b=none, depth=None) for k in range(self.depth.kernel)]
+        return VolumeStep([tap._flat_step() for tap in taps], self.b, self.depth)
+
+    def _flat_step(self) -> Step:
         return DepthwiseStep(self) if self.is_depthwise else ConvStep(self)
 
 
 def parse(node: Node) -> Conv:
-    C, H, W = node.shape(0, rank=4)[1:]
+    size, C = spatial_sizes(node), node.shape(0)[1]
     w = node.constant(1)
-    if w.ndim != 4:
-        node.invalid(f"weights have shape {list(w.shape)}, expected (O, C / group, KH, KW).")
-    O = w.shape[0]
+    if w.ndim != 2 + len(size):
+        node.invalid(
+            f"weights have shape {list(w.shape)}, expected (O, C / group) and {len(size)} spatial axes."
+        )
     group = node.integer("group", 1)
-    if group < 1 or w.size == 0 or O % group or w.shape[1] * group != C:
+    if group < 1 or w.size == 0 or len(w) % group or w.shape[1] * group != C:
         node.invalid(f"{C} input channels in {group} groups do not fit weights of shape {list(w.shape)}.")
+    return convolution(node, w, read_axes(node, read_kernel(node, w)), group)
+
+
+def read_kernel(node: Node, w: NDArray[np.float32]) -> tuple[int, ...]:
+    """The spatial axes of weights w; kernel_shape, where there is one, may but repeat them."""
     kernel = node.integers("kernel_shape", w.shape[2:])
     if kernel != w.shape[2:]:
         node.invalid(f"kernel_shape {kernel} differs from the weights' shape {list(w.shape)}.")
+    return kernel
+
+
+def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group: int) -> Conv:
+    """Weights w (O, C / group, …) and the bias in input 2 over one to three `axes`."""
+    O = len(w)
     b = node.constant(2) if node.has(2) else np.zeros(O, np.float32)
     if b.shape != (O,):
         node.invalid(f"bias has shape {list(b.shape)}, expected ({O},).")
-    window = read_window(node, (H, W), kernel)
-    if group > _MOST_GROUPS and not group == O == C:
-        node.refuse(f"it has {group} groups.", supported=f"up to {_MOST_GROUPS}, or one for each channel")
-    return Conv(w, b.astype(np.float64), window, group)
+    depth = None
+    if len(axes) == 1:
+        w = w[:, :, None]
+    elif len(axes) == 3 and axes[0].is_point:
+        w = w[:, :, 0]
+    elif len(axes) == 3:
+        depth = axes[0]
+    conv = Conv(w, b.astype(np.float64), Window.over_plane(axes), group, depth=depth)
+    calls = (1 if conv.is_depthwise else group) * (depth.kernel if depth else 1)
+    if calls > _MOST_GROUPS:
+        found = f"it has {group} groups" + (f" and {depth.kernel} taps along the depth." if depth else ".")
+        node.refuse(found, supported=f"up to {_MOST_GROUPS} in all, or one group for each channel")
+    return conv
 
 
 PARSERS = {"Conv": parse}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, overload
 
@@ -15,6 +15,15 @@ from ..graph import Shape
 
 Constant = NDArray[Any]
 
+
+@dataclass(frozen=True)
+class Positions:
+    """A computed tensor of places in planes of a size, as MaxPool's Indices; no value that has a gradient."""
+
+    shape: Shape
+    plane: Shape
+
+
 _TYPES = {
     onnx.AttributeProto.INT: "an integer",
     onnx.AttributeProto.FLOAT: "a number",
@@ -26,11 +35,15 @@ _TYPES = {
 
 @dataclass
 class Node:
-    """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out."""
+    """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out.
+
+    `read`: the tensors of the model that anybody reads.
+    """
 
     proto: onnx.NodeProto
     opset: int
-    operands: list[Shape | Constant | None]
+    operands: list[Shape | Positions | Constant | None]
+    read: Set[str] = frozenset()
     _read: set[str] = field(default_factory=set)
 
     @property
@@ -105,6 +118,10 @@ class Node:
     def has(self, index: int) -> bool:
         return index < len(self.operands) and self.operands[index] is not None
 
+    def is_read(self, index: int) -> bool:
+        """Whether anybody reads output `index`."""
+        return index < len(self.proto.output) and self.proto.output[index] in self.read
+
     def is_constant(self, index: int) -> bool:
         return self.has(index) and isinstance(self.operands[index], np.ndarray)
 
@@ -115,6 +132,8 @@ class Node:
             self.invalid(f"input {index} is missing.")
         if isinstance(operand, np.ndarray):
             self.refuse(f"input {index} is a constant.", supported="a computed tensor there")
+        if isinstance(operand, Positions):
+            self.refuse(f"input {index} is the Indices of a MaxPool.", supported="MaxUnpool as their reader")
         if rank is not None and len(operand) != rank:
             self.refuse(f"input {index} has shape {list(operand)}.", supported=f"{rank} axes")
         return operand

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,8 +137,8 @@ class Step(ABC):
     #: Kernels that a run calls or not, by what values it meets; the others it calls always.
     kernels: tuple[Kernel, ...] = ()
     #: What `vjp` reads again.
-    saves_x: ClassVar[bool] = False
-    saves_y: ClassVar[bool] = False
+    saves_x: bool = False
+    saves_y: bool = False
     #: Element type of the switches, one for each output, where there are any.
     switches: type[np.generic] | None = None
 

@@ -5,12 +5,16 @@
     AveragePool    y = Σ window / count;             gx[each pixel of the window] += gy / count
 
 Padding never wins a maximum.  `count` is the window's pixels, with count_include_pad its padded cells too.
+Volumes are pooled plane by plane, then along the depth; counts are products of those of the axes.
 Source: ONNX operator specification; switches after Zeiler & Fergus 2013, section 2.1.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,29 +30,43 @@ from ..kernels.pool import (
 )
 from ..limits import elements
 from .node import Node
-from .op import CHANNELS_LAST, Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
+from .planes import by_planes
 from .shape import Reshape
-from .window import MOST_PIXELS, read_window, reverse_work, taps_of
+from .unpool import Indices
+from .window import (
+    MOST_PIXELS,
+    planes_of,
+    read_axes,
+    reverse_work,
+    spatial_outputs,
+    spatial_sizes,
+    taps_of,
+)
 
 
 @dataclass(frozen=True)
 class _Pool(Op):
+    """The window slides over the last two axes of x, or over a single one."""
+
     window: Window
 
     def shape(self, *x: Shape) -> Shape:
-        return *x[0][:2], *self.window.output
+        return *x[0][:2], *spatial_outputs(x[0], self.window)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        return super().work(x, y) + 8 * self.window.taps * elements(y) + reverse_work(self.window, y[1])
+        reverse = planes_of(y) * reverse_work(self.window, y[1])
+        return super().work(x, y) + 8 * self.window.taps * elements(y) + reverse
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        return (CHANNELS_LAST,), CHANNELS_LAST
+        order = innermost(1, len(x[0]))
+        return (order,), order
 
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return MaxPoolStep(self)
+        return by_planes(MaxPoolStep(self), x[0])
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class AveragePool(_Pool):
     include_pad: bool = False
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return AveragePoolStep(self)
+        return by_planes(AveragePoolStep(self), x[0])
 
 
 def _has_an_empty_window(axis: Axis) -> bool:
@@ -68,15 +86,43 @@ def _has_an_empty_window(axis: Axis) -> bool:
     )
 
 
-def _window(node: Node) -> Window:
-    H, W = node.shape(0, rank=4)[2:]
+def read_pool_axes(node: Node) -> tuple[Axis, ...]:
+    """The window of a pool along each spatial axis; every window sees a pixel."""
     kernel = node.integers("kernel_shape")
     if kernel is None:
         node.invalid("kernel_shape is missing.")
-    window = read_window(node, (H, W), kernel, ceil_mode=bool(node.integer("ceil_mode", 0)))
-    if _has_an_empty_window(window.height) or _has_an_empty_window(window.width):
+    axes = read_axes(node, kernel, ceil_mode=bool(node.integer("ceil_mode", 0)))
+    if any(map(_has_an_empty_window, axes)):
         node.refuse("some window lies in the padding alone.", supported="windows that see at least one pixel")
-    return window
+    return axes
+
+
+def separable(node: Node, axes: Sequence[Axis], pool: Callable[[Window], Op]) -> tuple[Op, ...]:
+    """`pool` over each plane; then, of three axes, over what that left along the depth.
+
+    So the first maximum of a volume, row-major, is the first along the depth of those that come first in
+    their planes.
+    """
+    plane = Window.over_plane(axes)
+    if len(axes) < 3 or axes[0].is_point:
+        return (pool(plane),)
+    shape, depth, pixels = node.shape(0), axes[0], elements(plane.output)
+    along = pool(Window(depth, Axis(pixels, 1, 1, 1, 0, 0)))
+    columns, result = (*shape[:3], pixels), (*shape[:2], depth.outputs, *plane.output)
+    first = () if plane.is_pointwise else (pool(plane),)
+    return (*first, Reshape(columns), along, Reshape(result))
+
+
+def over_everything(node: Node, pool: Callable[[Window], Op]) -> tuple[Op, ...]:
+    """`pool` over all pixels; other than two axes are read as lines that are as long as they are many."""
+    shape, size = node.shape(0), spatial_sizes(node)
+    if len(size) == 2:
+        return (pool(_whole_plane(node)),)
+    count = elements(size)
+    lines = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    plane = lines, count // lines
+    one = (1,) * len(size)
+    return Reshape((*shape[:2], *plane)), pool(Window.resolve(plane, plane)), Reshape((*shape[:2], *one))
 
 
 def _whole_plane(node: Node) -> Window:
@@ -84,9 +130,11 @@ def _whole_plane(node: Node) -> Window:
     return Window.resolve((H, W), (H, W))
 
 
-def parse_maxpool(node: Node) -> Op:
-    node.ignore("storage_order")  # speaks of the Indices output, which is refused where it is used
-    return _maxpool(node, _window(node))
+def parse_maxpool(node: Node) -> tuple[Op, ...] | list[Any]:
+    axes = read_pool_axes(node)
+    by_columns = bool(node.integer("storage_order", 0))
+    ops = separable(node, axes, lambda window: _maxpool(node, window))
+    return [ops, Indices(axes, by_columns)] if node.is_read(1) else ops
 
 
 def _maxpool(node: Node, window: Window) -> MaxPool:
@@ -95,8 +143,9 @@ def _maxpool(node: Node, window: Window) -> MaxPool:
     return MaxPool(window)
 
 
-def parse_averagepool(node: Node) -> Op:
-    return AveragePool(_window(node), include_pad=bool(node.integer("count_include_pad", 0)))
+def parse_averagepool(node: Node) -> tuple[Op, ...]:
+    include_pad = bool(node.integer("count_include_pad", 0))
+    return separable(node, read_pool_axes(node), lambda window: AveragePool(window, include_pad))
 
 
 def parse_reduce_mean(node: Node) -> tuple[Op, ...]:
@@ -114,8 +163,8 @@ def parse_reduce_mean(node: Node) -> tuple[Op, ...]:
 PARSERS = {
     "MaxPool": parse_maxpool,
     "AveragePool": parse_averagepool,
-    "GlobalMaxPool": lambda node: _maxpool(node, _whole_plane(node)),
-    "GlobalAveragePool": lambda node: AveragePool(_whole_plane(node)),
+    "GlobalMaxPool": lambda node: over_everything(node, lambda window: _maxpool(node, window)),
+    "GlobalAveragePool": lambda node: over_everything(node, AveragePool),
     "ReduceMean": parse_reduce_mean,
 }
 

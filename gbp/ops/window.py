@@ -1,10 +1,14 @@
-"""The attributes that Conv and the pools share, read once into a `Window`."""
+"""The attributes that convolutions and pools share, read once into the `Axis` of each spatial axis."""
 
 from __future__ import annotations
 
-from ..geometry import Pair, Window
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..geometry import Axis, Window, resolve_axes
+from ..graph import Shape
 from ..kernels.taps import Taps
-from ..limits import ELEMENT, MOST_ELEMENTS
+from ..limits import ELEMENT, MOST_ELEMENTS, elements
 from .node import Node
 
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
@@ -13,19 +17,50 @@ _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 MOST_PIXELS = 2**24
 
 
-def read_window(node: Node, size: Pair, kernel: tuple[int, ...], *, ceil_mode: bool = False) -> Window:
-    """The window of `node` over a plane of `size` (ONNX: strides, dilations, pads, auto_pad)."""
-    stride = node.integers("strides", (1, 1))
-    dilation = node.integers("dilations", (1, 1))
-    pads = node.integers("pads", (0, 0, 0, 0))
+@dataclass(frozen=True)
+class Sliding:
+    """ONNX's attributes of a sliding window: as many values as spatial axes, of `pads` twice as many."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Pixels from the first to the last tap, both included, along each axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+
+def spatial_sizes(node: Node) -> Shape:
+    """The spatial axes of input 0, (N, C, …)."""
+    shape = node.shape(0)
+    if not 3 <= len(shape) <= 5:
+        node.refuse(f"input 0 has shape {list(shape)}.", supported="(N, C, …) with 1 to 3 spatial axes")
+    return shape[2:]
+
+
+def read_sliding(node: Node, kernel: tuple[int, ...]) -> Sliding:
+    """The attributes strides, dilations, pads and auto_pad, each within bounds."""
+    rank = len(spatial_sizes(node))
+    stride = node.integers("strides", (1,) * rank)
+    dilation = node.integers("dilations", (1,) * rank)
+    pads = node.integers("pads", (0,) * 2 * rank)
     auto_pad = node.text("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in _AUTO_PADS:
         node.invalid(f"auto_pad is {auto_pad!r}, not one of {', '.join(_AUTO_PADS)}.")
-    for name, values, count in (("strides", stride, 2), ("dilations", dilation, 2), ("pads", pads, 4)):
+    for name, values, count in (
+        ("strides", stride, rank),
+        ("dilations", dilation, rank),
+        ("pads", pads, 2 * rank),
+    ):
         if len(values) != count:
-            node.refuse(f"{name} has {len(values)} values.", supported=f"two spatial axes, {count} values")
-    if len(kernel) != 2:
-        node.refuse(f"the kernel has {len(kernel)} axes.", supported="two spatial axes")
+            node.refuse(
+                f"{name} has {len(values)} values.", supported=f"{count}, as input 0 has {rank + 2} axes"
+            )
+    if len(kernel) != rank:
+        node.refuse(f"the kernel has {len(kernel)} axes.", supported=f"{rank}, as input 0 has {rank + 2}")
     if min(*kernel, *stride, *dilation) < 1 or min(pads) < 0:
         node.invalid(
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads}: "
@@ -36,26 +71,46 @@ def read_window(node: Node, size: Pair, kernel: tuple[int, ...], *, ceil_mode: b
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads}.",
             supported=f"up to {MOST_PIXELS} each",
         )
-    window = Window.resolve(
+    return Sliding(kernel, stride, dilation, pads, auto_pad)
+
+
+def read_axes(node: Node, kernel: tuple[int, ...], *, ceil_mode: bool = False) -> tuple[Axis, ...]:
+    """The window of `node` along each spatial axis of its input."""
+    size, sliding = spatial_sizes(node), read_sliding(node, kernel)
+    axes = resolve_axes(
         size,
-        (kernel[0], kernel[1]),
-        stride=(stride[0], stride[1]),
-        dilation=(dilation[0], dilation[1]),
-        pads=pads,
-        auto_pad=auto_pad,
+        kernel,
+        stride=sliding.stride,
+        dilation=sliding.dilation,
+        pads=sliding.pads,
+        auto_pad=sliding.auto_pad,
         ceil_mode=ceil_mode,
     )
-    height, width = (a.size + a.begin + a.end for a in (window.height, window.width))
-    if max(height, width) > MOST_PIXELS or height * width > MOST_ELEMENTS:
+    check_room(node, [a.size + a.begin + a.end for a in axes])
+    if min(a.outputs for a in axes) < 1:
+        node.invalid(
+            f"a window of {kernel} with dilations {sliding.dilation} does not fit into a padded {size} plane."
+        )
+    return axes
+
+
+def check_room(node: Node, padded: Sequence[int]) -> None:
+    """Refuse a plane of so many pixels a side, padding counted, if kernels could not address it."""
+    if max(padded) > MOST_PIXELS or elements(padded) > MOST_ELEMENTS:
         node.refuse(
-            f"padded, the plane has {height} × {width} pixels.",
+            f"padded, the plane has {' × '.join(map(str, padded))} pixels.",
             supported=f"up to {MOST_ELEMENTS} pixels, {MOST_PIXELS} a side",
         )
-    if min(window.output) < 1:
-        node.invalid(
-            f"a window of {kernel} with dilations {dilation} does not fit into a padded {size} plane."
-        )
-    return window
+
+
+def spatial_outputs(x: Shape, window: Window) -> Shape:
+    """The spatial axes of what `window` makes of x: it slides over the last two, or over a single one."""
+    return (*x[2:-2], *window.output)[2 - len(x) :]
+
+
+def planes_of(x: Shape) -> int:
+    """How many planes of its last two axes each channel of a sample has."""
+    return elements(x[2:-2])
 
 
 def reverse_work(window: Window, channels: int) -> int:

@@ -23,7 +23,8 @@ from ..ops.pointwise import Affine
 def _after(op: object, affine: Affine) -> Conv | Dense | Affine | None:
     """`affine` ∘ `op` as one op."""
     if isinstance(op, Conv) and affine.axis == 1:
-        return replace(op, w=op.w * affine.a[:, None, None, None], b=affine.a * op.b + affine.b)
+        a = affine.a.reshape(-1, *(1,) * (op.w.ndim - 1))
+        return replace(op, w=op.w * a, b=affine.a * op.b + affine.b)
     if isinstance(op, Dense) and affine.axis == 1:
         w = op.w if np.all(affine.a == 1) else scaled(op.w, affine.a[:, None])
         return replace(op, w=w, b=affine.a * op.b + affine.b)
@@ -37,14 +38,13 @@ def _before(affine: Affine, op: object) -> Conv | Dense | None:
     if affine.axis != 1:
         return None
     if isinstance(op, Conv):
-        sides = (op.window.height, op.window.width)
-        padded = any(s.begin or s.end for s in sides)
-        if padded and np.any(affine.b != 0):
+        if op.is_padded and np.any(affine.b != 0):
             return None
         # Input channel c of group g is row g·C/group + c of a.
-        a, b = (v.reshape(op.group, 1, -1, 1, 1) for v in (affine.a, affine.b))
+        a, b = (v.reshape(op.group, 1, -1, *(1,) * (op.w.ndim - 2)) for v in (affine.a, affine.b))
         w = op.w.reshape(op.group, -1, *op.w.shape[1:])
-        return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + (w * b).sum(axis=(2, 3, 4)).reshape(-1))
+        shift = (w * b).sum(axis=tuple(range(2, w.ndim))).reshape(-1)
+        return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + shift)
     if isinstance(op, Dense):
         # Row by row: a float64 copy of all could take a gigabyte.
         shift = [row.astype(np.float64) @ affine.b for row in op.w]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..geometry import Axis
+from ..geometry import Axis, Window
 from ..graph import Graph, Layer
 from ..ops.conv import Conv
 from ..ops.shape import Pad
@@ -15,17 +15,11 @@ def _widen(axis: Axis, begin: int, end: int) -> Axis:
 
 
 def _folded(pad: Pad, conv: Conv) -> Conv | None:
-    if pad.value != 0 or pad.begin[1] or pad.end[1]:
+    deep, high, wide = ((0, 0), (0, 0), *zip(pad.begin[2:], pad.end[2:], strict=True))[-3:]
+    if pad.value != 0 or pad.begin[1] or pad.end[1] or (any(deep) and conv.depth is None):
         return None
-    window = conv.window
-    return replace(
-        conv,
-        window=replace(
-            window,
-            height=_widen(window.height, pad.begin[2], pad.end[2]),
-            width=_widen(window.width, pad.begin[3], pad.end[3]),
-        ),
-    )
+    window = Window(_widen(conv.window.height, *high), _widen(conv.window.width, *wide))
+    return replace(conv, window=window, depth=conv.depth and _widen(conv.depth, *deep))
 
 
 def fold_pad(graph: Graph) -> Graph:

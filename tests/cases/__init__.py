@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from . import classic, quantized
+from . import classic, quantized, volumes
 from .case import Case, Net, chain, node, pool, relu
 
 __all__ = ["CASES", "Case", "Net", "chain", "node", "pool", "relu"]
 
-CASES: dict[str, Case] = {**classic.CASES, **quantized.CASES}
+_FAMILIES = (classic, quantized, volumes)
+
+CASES: dict[str, Case] = {name: case for family in _FAMILIES for name, case in family.CASES.items()}

@@ -31,8 +31,12 @@ def node(op: str, *constants: Any, **attributes: Any) -> Net:
     return lambda b, x: b.node(op, x, *map(b.constant, constants), **attributes)
 
 
-def conv(channels: int, kernel: int | tuple[int, int] = 3, **options: Any) -> Net:
+def conv(channels: int, kernel: int | tuple[int, ...] = 3, **options: Any) -> Net:
     return lambda b, x: b.conv(x, channels, kernel, **options)
+
+
+def conv_transpose(channels: int, kernel: int | tuple[int, ...] = 3, **options: Any) -> Net:
+    return lambda b, x: b.conv_transpose(x, channels, kernel, **options)
 
 
 def gemm(outputs: int = 6, **options: Any) -> Net:

@@ -16,10 +16,12 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
-from . import classic, quantized
+from . import classic, quantized, volumes
 from .node import Kinked, Node, Operator, Rectifier, Reverse, margin
 
-OPERATORS: dict[str, Operator] = {**classic.OPERATORS, **quantized.OPERATORS}
+_FAMILIES = (classic, quantized, volumes)
+
+OPERATORS: dict[str, Operator] = {op: f for family in _FAMILIES for op, f in family.OPERATORS.items()}
 
 
 class Run:

@@ -1,0 +1,110 @@
+"""The p-norm of each window, by plain loops: few networks ask.
+
+    lp_pool:  y[o] = (Σ_k |x[p(o, k)]|^p)^(1/p)
+              gx[q] = Σ_{o, k: p(o, k) = q}  gy[o] · sign(x[q]) · (|x[q]| / y[o])^(p−1),   0 where y[o] = 0
+
+p(o, k) as in `pool`; padding is 0.  Sums are of ratios to the largest of a window, in float64, so no power
+overflows.
+
+Source: ONNX LpPool, GlobalLpPool.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from .jit import ACTIVATION, INT, device_function, kernel
+from .taps import TAPS, Taps, inside, meeting
+from .views import targets_of
+
+
+@device_function
+def _power(x: float, p: int) -> float:
+    """x^p for x ≥ 0."""
+    if p == 0:
+        return 1.0
+    if p == 1:
+        return x
+    if p == 2:
+        return x * x
+    return math.pow(x, float(p))
+
+
+@device_function
+def _root(x: float, p: int) -> float:
+    if p == 1:
+        return x
+    if p == 2:
+        return math.sqrt(x)
+    return math.pow(x, 1.0 / p)
+
+
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT)
+def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads: int) -> None:
+    """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
+    H, W = x.shape[1:3]
+    N, OH, OW, C = y.shape
+    rows = N * OH
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, oh = row // OH, row % OH
+            h = oh * taps.stride_h - top
+            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+            for ow in range(OW):
+                w = ow * taps.stride_w - left
+                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+                for c in range(C):
+                    largest = 0.0
+                    for i in range(i0, i1):
+                        for j in range(j0, j1):
+                            v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+                            largest = max(largest, abs(np.float64(v)))
+                    total = 0.0
+                    if largest > 0:
+                        for i in range(i0, i1):
+                            for j in range(j0, j1):
+                                v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+                                total += _power(abs(np.float64(v)) / largest, p)
+                    y[n, oh, ow, c] = largest * _root(total, p)
+
+
+@kernel(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT, INT, INT)
+def lp_pool_bwd(
+    gy: Any,
+    x: Any,
+    y: Any,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    top: int,
+    left: int,
+    p: int,
+    threads: int,
+) -> None:
+    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    OH, OW = gy.shape[1:3]
+    N, H, W, C = gx.shape
+    targets = targets_of(gy, x)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            count_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            for w in range(W):
+                count_w, ow, step_ow, _, _ = meeting(
+                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
+                )
+                for c in range(C):
+                    v = np.float64(x[n // targets, h, w, c])
+                    total = np.float64(gx[n, h, w, c]) if accumulate else 0.0
+                    for i in range(oh, oh + count_h * step_oh, step_oh):
+                        for j in range(ow, ow + count_w * step_ow, step_ow):
+                            norm = np.float64(y[n // targets, i, j, c])
+                            if norm > 0 and v != 0:
+                                share = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
+                                total += share if v > 0 else -share
+                    gx[n, h, w, c] = total

@@ -1,0 +1,149 @@
+"""Transposed convolution (ONNX ConvTranspose): pixels apart by the stride, then a convolution of stride 1.
+
+y[n, o, p] = Σ_{c, i: q·s + i·d = p + begin} x[n, c, q] · w[c, o, i] + b[o]      along each spatial axis
+           = Conv(Spread(x), flipped w, transposed within each group)
+
+Spread       y[q·s + begin] = x[q], 0 elsewhere;  gx[q] = gy[q·s + begin].  Negative begin and end crop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import starmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import Axis
+from ..graph import Shape
+from .conv import convolution, read_kernel
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
+from .window import MOST_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
+
+
+@dataclass(frozen=True)
+class Spread(Op):
+    """`step`, `begin` and `end` by spatial axis."""
+
+    step: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    def shape(self, *x: Shape) -> Shape:
+        axes = zip(x[0][2:], self.step, self.begin, self.end, strict=True)
+        return *x[0][:2], *((n - 1) * step + 1 + begin + end for n, step, begin, end in axes)
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return SpreadStep(list(starmap(_cells, zip(x[0][2:], y[2:], self.step, self.begin, strict=True))))
+
+
+def _cells(n: int, size: int, step: int, begin: int) -> tuple[slice, slice]:
+    """Of n pixels those that are not cropped, and where they go on an axis of `size`."""
+    first = max(0, -(begin // step))
+    last = min(n - 1, (size - 1 - begin) // step)
+    if last < first:
+        return slice(0, 0), slice(0, 0)
+    return slice(first, last + 1), slice(begin + first * step, begin + last * step + 1, step)
+
+
+def parse(node: Node) -> tuple[Op, ...]:
+    size, C = spatial_sizes(node), node.shape(0)[1]
+    w = node.constant(1)
+    if w.ndim != 2 + len(size) or len(w) != C or w.size == 0:
+        node.invalid(
+            f"weights have shape {list(w.shape)}, expected ({C}, O / group) and {len(size)} spatial axes."
+        )
+    group = node.integer("group", 1)
+    if group < 1 or C % group:
+        node.invalid(f"{C} input channels do not part into {group} groups.")
+    sliding = read_sliding(node, read_kernel(node, w))
+    begin, end = _pads(node, size, sliding)
+    spread = tuple((n - 1) * step + 1 for n, step in zip(size, sliding.stride, strict=True))
+    padded = [n + a + b for n, a, b in zip(spread, begin, end, strict=True)]
+    check_room(node, padded)
+    flipped = _as_convolution(w, group)
+    if max(sliding.stride) == 1 and min(*begin, *end) >= 0:
+        axes = [_axis(*values) for values in zip(size, *_taps(sliding), begin, end, strict=True)]
+        return (convolution(node, flipped, axes, group),)
+    axes = [_axis(*values, 0, 0) for values in zip(padded, *_taps(sliding), strict=True)]
+    return Spread(sliding.stride, begin, end), convolution(node, flipped, axes, group)
+
+
+def _taps(sliding: Sliding) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return sliding.kernel, sliding.dilation
+
+
+def _axis(size: int, kernel: int, dilation: int, begin: int, end: int) -> Axis:
+    return Axis(size, kernel, 1, dilation, begin, end)
+
+
+def _as_convolution(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
+    """(C, O / group, …) as (O, C / group, …), flipped."""
+    C, O, *kernel = w.shape
+    parts = w.reshape(group, C // group, O, *kernel).swapaxes(1, 2)
+    flipped = parts.reshape(group * O, C // group, *kernel)
+    return np.flip(flipped, axis=tuple(range(2, w.ndim)))
+
+
+def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the convolution finds around the spread pixels, at the begin and the end of each axis.
+
+    An output_shape, and SAME, which asks for size · stride, say where to cut.  An odd cell is cut at the end
+    by SAME_UPPER, else at the begin; what the windows do not fill lies at the end.
+    """
+    extra = node.integers("output_padding", (0,) * len(size))
+    wanted = node.integers("output_shape")
+    for name, values in (("output_padding", extra), ("output_shape", wanted)):
+        if values is not None and len(values) != len(size):
+            node.refuse(f"{name} has {len(values)} values.", supported=f"one for each of {len(size)} axes")
+    if min(extra) < 0 or (wanted is not None and min(wanted) < 1):
+        node.invalid(f"output_padding is {extra}, output_shape {wanted}.")
+    if max((*extra, *(wanted or ()))) > MOST_PIXELS:
+        node.refuse(
+            f"output_padding is {extra}, output_shape {wanted}.", supported=f"up to {MOST_PIXELS} each"
+        )
+    if wanted is None and sliding.auto_pad.startswith("SAME"):
+        wanted = tuple(n * step for n, step in zip(size, sliding.stride, strict=True))
+    begins, ends = [], []
+    for i, extent in enumerate(sliding.extents):
+        made = (size[i] - 1) * sliding.stride[i] + extent + extra[i]
+        if wanted is not None:
+            half = max(0, made - wanted[i]) / 2
+            begin = math.floor(half) if sliding.auto_pad == "SAME_UPPER" else math.ceil(half)
+            end = made - wanted[i] - begin
+        elif sliding.auto_pad == "VALID":
+            begin = end = 0
+        else:
+            begin, end = sliding.pads[i], sliding.pads[i + len(size)]
+        if made - begin - end < 1:
+            node.invalid(f"nothing is left of {made} pixels without pads of {begin} and {end}.")
+        begins.append(extent - 1 - begin)
+        ends.append(extent - 1 - end + extra[i])
+    return tuple(begins), tuple(ends)
+
+
+PARSERS = {"ConvTranspose": parse}
+
+
+class SpreadStep(Step):
+    how = "spread"
+
+    def __init__(self, cells: list[tuple[slice, slice]]) -> None:
+        kept, to = zip(*cells, strict=True)
+        self.kept, self.to = (slice(None), *kept), (slice(None), *to)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        y.fill(0)
+        y[self.to] = x[0][self.kept]
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,) = gx
+        if not g.accumulate:
+            g.array.fill(0)
+        g.array[self.kept] += gy[self.to]

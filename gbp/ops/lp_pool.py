@@ -1,0 +1,84 @@
+"""The p-norm of a window (ONNX LpPool, GlobalLpPool).
+
+    y = (Σ |x|^p)^(1/p) over the window     gx[each pixel] += gy · sign(x) · (|x| / y)^(p−1),  0 where y = 0
+
+Padding is 0.  The norm of a volume is that, along the depth, of the norms of its planes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..geometry import Window
+from ..graph import Shape
+from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
+from ..limits import elements
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
+from .planes import by_planes
+from .pool import over_everything, read_pool_axes, separable
+from .window import planes_of, reverse_work, spatial_outputs, taps_of
+
+_MOST_P = 2**10
+#: What a power takes, in multiply-adds.
+_POWER = 2**8
+
+
+@dataclass(frozen=True)
+class LpPool(Op):
+    window: Window
+    p: int
+
+    def shape(self, *x: Shape) -> Shape:
+        return *x[0][:2], *spatial_outputs(x[0], self.window)
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        reverse = planes_of(y) * reverse_work(self.window, _POWER * y[1])
+        return super().work(x, y) + _POWER * self.window.taps * elements(y) + reverse
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return by_planes(LpPoolStep(self), x[0])
+
+
+def _read_p(node: Node) -> int:
+    p = node.integer("p", 2)
+    if p < 1:
+        node.invalid(f"p is {p}, expected at least 1.")
+    if p > _MOST_P:
+        node.refuse(f"p is {p}.", supported=f"up to {_MOST_P}", hint="MaxPool is the limit of large p.")
+    return p
+
+
+def parse_lp_pool(node: Node) -> tuple[Op, ...]:
+    p = _read_p(node)
+    return separable(node, read_pool_axes(node), lambda window: LpPool(window, p))
+
+
+def parse_global_lp_pool(node: Node) -> tuple[Op, ...]:
+    p = _read_p(node)
+    return over_everything(node, lambda window: LpPool(window, p))
+
+
+PARSERS = {"LpPool": parse_lp_pool, "GlobalLpPool": parse_global_lp_pool}
+
+
+class LpPoolStep(Step):
+    saves_x = True
+    saves_y = True
+
+    def __init__(self, op: LpPool) -> None:
+        self.begin, self.p = (op.window.height.begin, op.window.width.begin), op.p
+        self.taps = taps_of(op.window)
+        self.how = f"{op.p}-norm " + "×".join(map(str, op.window.kernel))
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        lp_pool_fwd(x[0], y, self.taps, *self.begin, self.p, saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,) = gx
+        end = self.taps, *self.begin, self.p, saved.threads
+        lp_pool_bwd(gy, saved.x[0], saved.y, g.array, int(g.accumulate), *end)

@@ -1,0 +1,78 @@
+"""Tensors of one or three spatial axes, for steps that know (N, H, W, C) only.
+
+    (N, L, C)          is one plane of one row a sample
+    (N, D, H, W, C)    is D planes a sample
+
+In memory, that is: both are views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from .op import Clipped, Floats, Gradient, Saved, Step, view
+from .window import planes_of
+
+
+def planes(x: NDArray[Any]) -> NDArray[Any]:
+    """A physical tensor as (N · planes, H, W, C)."""
+    return view(x, -1, *(1, *x.shape[1:])[-3:]) if x.size else x
+
+
+def volume(x: NDArray[Any]) -> NDArray[Any]:
+    """A physical tensor as (N, D, H, W, C)."""
+    return view(x, len(x), *(1, 1, *x.shape[1:])[-4:])
+
+
+def mask_planes(mask: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """The mask of x, plane by plane as `planes(x)`."""
+    return view(mask, -1, *planes(x).shape[1:3], mask.shape[-1]) if mask.size else mask
+
+
+class Planes(Step):
+    """A step for (N, H, W, C) on each of the `count` planes of a sample."""
+
+    def __init__(self, step: Step, count: int) -> None:
+        self.step, self.count = step, count
+        self.how, self.kernels, self.switches = step.how, step.kernels, step.switches
+        self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
+        self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed, each = self.step.scratch(threads)
+        return fixed, each * self.count
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        own = replace(saved, mask=mask_planes(saved.mask, y), switches=planes(saved.switches))
+        self.step.forward(tuple(map(planes, x)), planes(r), planes(y), clip, own)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        # Of several targets a sample, the planes of one would lie between those of another.
+        for m in [slice(None)] if self.count == 1 else [slice(m, m + 1) for m in range(len(gy))]:
+
+            def own(array: NDArray[Any], m: slice = m) -> NDArray[Any]:
+                """Of what has a row for each sample, that of these gradients."""
+                if m.start is None or not array.size:
+                    return array
+                n = m.start * len(array) // len(gy)
+                return array[n : n + 1]
+
+            kept = replace(
+                saved,
+                switches=planes(own(saved.switches)),
+                x=tuple(planes(own(x)) for x in saved.x),
+                y=planes(own(saved.y)),
+            )
+            parts = (
+                replace(g, array=planes(g.array[m]), mask=mask_planes(own(g.mask), g.array[m])) for g in gx
+            )
+            self.step.vjp(planes(gy[m]), tuple(parts), kept)
+
+
+def by_planes(step: Step, x: Shape) -> Step:
+    """`step`, which slides over the last two axes, or over a single one, for inputs of logical shape x."""
+    return step if len(x) == 4 else Planes(step, planes_of(x))

@@ -1,0 +1,190 @@
+"""Where maxima lie, and the way back there (the Indices of ONNX MaxPool; MaxUnpool).
+
+    Indices     y[n, c, o] = the position, within the channel's plane, of the first maximum;  gx = 0
+    MaxUnpool   y[n, c, positions[n, c, s]] = x[n, c, s], 0 elsewhere
+                gx[n, c, s] = gy there; of positions that coincide the last, row-major, has both
+
+ONNX counts positions through the whole tensor, n and c first.  Here they are those within a plane, as float32
+numbers, and MaxUnpool alone may read them: the two agree where it writes to planes of the size that the
+MaxPool read, and elsewhere it is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import Axis
+from ..graph import Shape
+from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
+from ..limits import ELEMENT, elements
+from .node import Node, Positions
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, view
+from .planes import volume
+from .window import MOST_PIXELS, check_room, read_sliding, spatial_sizes
+
+#: What a tap of a plain loop takes, in multiply-adds.
+_TAP = 2**5
+
+
+@dataclass(frozen=True)
+class Indices(Op):
+    """`by_columns`: positions count along the first spatial axis first (ONNX: storage_order 1)."""
+
+    axes: tuple[Axis, ...]
+    by_columns: bool
+
+    @property
+    def plane(self) -> Shape:
+        """The spatial axes that positions refer to."""
+        return tuple(axis.size for axis in self.axes)
+
+    def shape(self, *x: Shape) -> Shape:
+        return *x[0][:2], *(axis.outputs for axis in self.axes)
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + _TAP * elements([axis.kernel for axis in self.axes]) * elements(y)
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return IndicesStep(self)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxUnpool(Op):
+    """To `plane`; `positions` (1, C, …) float32 where they are constant, else they are the second input."""
+
+    plane: Shape
+    positions: NDArray[np.float32] | None = None
+
+    @property
+    def parameters(self) -> int:
+        return 0 if self.positions is None else self.positions.size
+
+    def shape(self, *x: Shape) -> Shape:
+        return *x[0][:2], *self.plane
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + ELEMENT * elements(y)
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,) * len(x), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return MaxUnpoolStep(self)
+
+
+def parse(node: Node) -> Op:
+    shape = node.shape(0)
+    smallest, plane = _planes(node)
+    if elements(plane) > MOST_PIXELS:  # positions have to be exact as float32
+        node.refuse(f"it unpools to {elements(plane)} pixels.", supported=f"up to {MOST_PIXELS}")
+    found = node.operands[1] if node.has(1) else None
+    if isinstance(found, np.ndarray):
+        if plane != smallest:  # ONNX's own test takes indices for those in the smallest, engines do not
+            node.refuse(
+                f"constant indices, and an output_shape of {list(plane)} pixels.",
+                supported=f"{list(smallest)}, as the windows say",
+            )
+        return MaxUnpool(plane, _constant_positions(node, shape, plane))
+    if not isinstance(found, Positions):
+        node.refuse("its indices are computed, by another op.", supported="those of a MaxPool, and constants")
+    if found.shape != shape:
+        node.invalid(f"indices of shape {list(found.shape)} do not fit x of shape {list(shape)}.")
+    if found.plane != plane:
+        node.refuse(
+            f"its indices are those of {list(found.plane)} pooled pixels, its output has {list(plane)}.",
+            supported="as many pixels as were pooled",
+            hint="output_shape says how many there shall be.",
+        )
+    return MaxUnpool(plane)
+
+
+def _planes(node: Node) -> tuple[Shape, Shape]:
+    """The spatial axes that the windows fill, and those of the output, where output_shape says others."""
+    shape, size = node.shape(0), spatial_sizes(node)
+    kernel = node.integers("kernel_shape")
+    if kernel is None:
+        node.invalid("kernel_shape is missing.")
+    sliding = read_sliding(node, kernel)
+    begins, ends = sliding.pads[: len(size)], sliding.pads[len(size) :]
+    axes = zip(size, kernel, sliding.stride, begins, ends, strict=True)
+    smallest = plane = tuple((n - 1) * stride + k - begin - end for n, k, stride, begin, end in axes)
+    if node.has(2):
+        target = node.constant_ints(2)
+        if len(target) != len(shape) or target[:2] != shape[:2]:
+            node.invalid(f"output_shape is {list(target)}, for x of shape {list(shape)}.")
+        plane = target[2:]
+    if min(plane) < 1:
+        node.invalid(f"the output would have {list(plane)} pixels.")
+    check_room(node, plane)
+    return smallest, plane
+
+
+def _constant_positions(node: Node, shape: Shape, plane: Shape) -> NDArray[np.float32]:
+    """Constant indices within each plane."""
+    indices = node.constant(1, np.int64)
+    if indices.shape != (1, *shape[1:]):
+        node.refuse(
+            f"constant indices have shape {list(indices.shape)}.",
+            supported=f"{[1, *shape[1:]]}, as x but for the batch",
+        )
+    channels = np.arange(shape[1]).reshape(1, -1, *(1,) * len(plane))
+    positions = indices - channels * elements(plane)
+    if positions.size and not 0 <= positions.min() <= positions.max() < elements(plane):
+        node.refuse("an index lies outside its channel's plane.", supported="indices within each plane")
+    return positions.astype(np.float32)
+
+
+PARSERS = {"MaxUnpool": parse}
+
+
+def _lines(x: Floats) -> Floats:
+    """A physical tensor as (N, pixels, C)."""
+    return view(x, len(x), -1, x.shape[-1])
+
+
+class IndicesStep(Step):
+    how = "indices"
+
+    def __init__(self, op: Indices) -> None:
+        axes = [(a.kernel, a.stride, a.dilation, a.begin) for a in op.axes]
+        self.axes = (*[(1, 1, 1, 0)] * (3 - len(axes)), *axes)
+        self.by_columns = int(op.by_columns)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        maxpool_indices(volume(x[0]), volume(y), self.axes, self.by_columns, saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        _add_nothing(gx[0])
+
+
+class MaxUnpoolStep(Step):
+    how = "unpool"
+    switches = np.uint32
+
+    def __init__(self, op: MaxUnpool) -> None:
+        constant = op.positions
+        self.positions = constant if constant is None else np.moveaxis(constant, 1, -1).copy()
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        positions = x[1] if self.positions is None else self.positions
+        y.fill(0)
+        saved.switches.fill(0)
+        unpool_fwd(_lines(x[0]), _lines(positions), _lines(y), _lines(saved.switches), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for g in gx:
+            _add_nothing(g)
+        unpool_bwd(_lines(gy), _lines(saved.switches), _lines(gx[0].array), saved.threads)
+
+
+def _add_nothing(g: Gradient) -> None:
+    if not g.accumulate:
+        g.array.fill(0)
