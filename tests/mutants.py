@@ -1,64 +1,24 @@
-"""`mutated(seed)`: one of two valid model files, damaged in its bytes or in its meaning."""
+"""`mutated(seed)`: one of three valid model files, damaged in its bytes or in its meaning."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx
+from builder import Builder
 from onnx import TensorProto, helper, numpy_helper
+
+from gbp.ops import PARSERS
 
 NUMBERS = [
     *(-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 33, 64, 100, 255, 256, 257, 1000, 4096),
     *(2**16, 2**20, 2**24, 2**27, 2**30, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1),
 ]
-OPS = (
-    "Add",
-    "AveragePool",
-    "BatchNormalization",
-    "Cast",
-    "Clip",
-    "Concat",
-    "Constant",
-    "ConstantOfShape",
-    "Conv",
-    "Dropout",
-    "Exp",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Gemm",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "Identity",
-    "If",
-    "LRN",
-    "LogSoftmax",
-    "Loop",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "Pad",
-    "Range",
-    "ReduceMean",
-    "Relu",
-    "Reshape",
-    "Resize",
-    "Shape",
-    "Size",
-    "Slice",
-    "Softmax",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sum",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-    "Nonsense",
-)
+OPS = (*sorted(PARSERS), "ConstantOfShape", "If", "Loop", "Range", "Shape", "Size", "Nonsense")
 
 
 # ------------------------------------------------------------------------------------------- valid models
@@ -145,6 +105,38 @@ def classic() -> onnx.ModelProto:
     return _model(nodes, stored, {}, 9, 4)
 
 
+def wide() -> onnx.ModelProto:
+    """Opset 18: one, two and three dimensions, up and down, activations of all kinds, integers in between."""
+    b = Builder(18, seed=2)
+    x = b.input(1, 3, 12, 12)
+    scale, zero = b.constant(0.02), b.constant(128, np.uint8)
+    y = b.node("DequantizeLinear", b.node("QuantizeLinear", x, scale, zero), scale, zero)
+    y = b.conv(y, 4, 3, pads=(1, 1, 1, 1))
+    y = b.mul(y, b.node("Sigmoid", y))
+    y = b.node("InstanceNormalization", y, b.constant(b.noise(4)), b.constant(b.noise(4)))
+    pooled, positions = b.nodes("MaxPool", y, outputs=2, kernel_shape=[2, 2], strides=[2, 2])
+    y = b.node("MaxUnpool", b.node("Elu", pooled, alpha=0.5), positions, kernel_shape=[2, 2], strides=[2, 2])
+    y = b.node("ConvTranspose", y, b.constant(b.noise(4, 3, 3, 3)), strides=[2, 2], group=1)
+    y = b.node("Resize", y, "", "", b.constant([1, 3, 10, 10]), mode="linear")
+    y = b.node("Pad", y, b.constant([0, 0, 1, 2, 0, 0, 2, 1]), mode="reflect")
+    y = b.node("Slice", y, b.constant([1, 11]), b.constant([11, 0]), b.constant([2, 3]), b.constant([2, -1]))
+    y = b.node("Where", b.node("Greater", y, b.constant(0.1)), y, b.node("Tanh", y))
+    y = b.node("Gather", y, b.constant([2, 0, 0, 1]), axis=1)
+    y = b.node("Div", y, b.node("ReduceL2", y, b.constant([1]), keepdims=1))
+    y = b.node("Max", y, b.node("PRelu", y, b.constant(b.noise(4, 1, 1))), b.constant(-1.0))
+    y = b.node("Unsqueeze", y, b.constant([2]))
+    y = b.node("Conv", y, b.constant(b.noise(5, 4, 1, 3, 3)))
+    y = b.node("Squeeze", y, b.constant([2]))
+    y = b.node("LayerNormalization", y, b.constant(b.noise(9)), axis=-1)
+    y = b.node("MatMul", y, b.constant(b.noise(9, 6)))
+    y = b.node("MatMul", y, b.node("Transpose", y, perm=[0, 1, 3, 2]))
+    y = b.node("ReduceMax", y, b.constant([3]), keepdims=0)
+    y = b.node("Conv", y, b.constant(b.noise(4, 5, 2)))
+    y = b.node("Softplus", b.node("DepthToSpace", b.node("Unsqueeze", y, b.constant([3])), blocksize=2))
+    y = b.node("Sqrt", b.node("Tile", y, b.constant([1, 1, 1, 2])))
+    return b.model(b.gemm(b.flatten(y), 3))
+
+
 def _model(
     nodes: list[onnx.NodeProto],
     stored: dict[str, np.ndarray],
@@ -164,7 +156,7 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
-MODELS = (modern, classic)
+MODELS = (modern, classic, wide, wide)
 
 
 # ---------------------------------------------------------------------------------------------- mutations
@@ -277,6 +269,10 @@ def change_attribute(m: onnx.ModelProto, rng: random.Random) -> None:
                 "value",
                 "perm",
                 "axes",
+                "keepdims",
+                "blocksize",
+                "coordinate_transformation_mode",
+                "output_padding",
             )
         )
         value: Any = rng.choice(
@@ -340,6 +336,48 @@ def add_bomb(m: onnx.ModelProto, rng: random.Random) -> None:
     victim.input[rng.randrange(len(victim.input))] = "boom"
 
 
+def tie_a_knot(m: onnx.ModelProto, rng: random.Random) -> None:
+    """A cycle, a chain of thousands, or a subgraph in a subgraph in a subgraph."""
+    node = rng.choice(m.graph.node)
+    match rng.randrange(3):
+        case 0:
+            later = rng.choice(m.graph.node)
+            if node.input and later.output:
+                node.input[0] = later.output[0]
+        case 1:
+            if node.input:
+                names = [node.input[0], *(f"link {i}" for i in range(rng.choice((10, 1000, 20000))))]
+                links = (
+                    helper.make_node(rng.choice(("Relu", "Neg", "Identity")), [a], [b])
+                    for a, b in pairwise(names)
+                )
+                at = list(m.graph.node).index(node)
+                nodes = [*m.graph.node[:at], *links, *m.graph.node[at:]]
+                node.input[0] = names[-1]
+                del m.graph.node[:]
+                m.graph.node.extend(nodes)
+        case _:
+            inner = helper.make_graph([], "inner", [], [])
+            for _ in range(rng.choice((1, 20, 40))):
+                body = helper.make_node("If", ["x"], ["o"], then_branch=inner, else_branch=inner)
+                inner = helper.make_graph([body] if inner.ByteSize() < 2**16 else [], "inner", [], [])
+            node.attribute.append(helper.make_attribute("body", inner))
+
+
+def lie_elsewhere(m: onnx.ModelProto, rng: random.Random) -> None:
+    """Weights that are said to be in another file."""
+    tensor = rng.choice(m.graph.initializer)
+    tensor.data_location = TensorProto.EXTERNAL
+    places = ("/etc/passwd", "../secret", "a/../../b", ".", "", "/dev/zero", "model.onnx", "\0", "x" * 5000)
+    for key, values in {
+        "location": places,
+        "offset": ("0", "-1", "9" * 40, "x", "4096"),
+        "length": ("0", "4", str(2**62), "-4"),
+    }.items():
+        if rng.random() < 0.7:
+            tensor.external_data.add(key=key, value=rng.choice(values))
+
+
 STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
     change_tensor,
     change_node,
@@ -348,6 +386,8 @@ STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
     change_attribute,
     change_model,
     add_bomb,
+    tie_a_knot,
+    lie_elsewhere,
 )
 
 

@@ -373,8 +373,8 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "concat of the batch": (before("flatten", "Concat", "p", axis=0), U, "Concat 'new': axis is 0"),
     "concat with weights": (
         before("flatten", "Concat", "b", axis=1),
-        U,
-        "Concat 'new': input 1 is a constant",
+        M,
+        "Concat 'new': a constant does not join",
     ),
     "concat beyond the rank": (before("flatten", "Concat", "p", axis=-5), M, "Concat 'new': axis -5"),
     "split into wrong sizes": (before("flatten", "Split", "s=3,4", axis=1), M, "Split 'new'"),
