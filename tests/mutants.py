@@ -106,8 +106,8 @@ def classic() -> onnx.ModelProto:
 
 
 def wide() -> onnx.ModelProto:
-    """Opset 18: one, two and three dimensions, up and down, activations of all kinds, integers in between."""
-    b = Builder(18, seed=2)
+    """Opset 20: one, two and three dimensions, up and down, activations of all kinds, integers in between."""
+    b = Builder(20, seed=2)
     x = b.input(1, 3, 12, 12)
     scale, zero = b.constant(0.02), b.constant(128, np.uint8)
     y = b.node("DequantizeLinear", b.node("QuantizeLinear", x, scale, zero), scale, zero)
