@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="of working memory, 512M say; images in excess wait; default: 160M",
     )
+    explain.add_argument(
+        "--activations",
+        default="gradient",
+        help="at SiLU and others that no paper's rule speaks of: gradient (default) or rectify",
+    )
     _add_algorithm(explain)
     explain.add_argument("--device", default="cpu", help="default: cpu")
     pixels = explain.add_argument_group(
@@ -191,6 +196,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         memory=arguments.memory,
         algorithm=arguments.algorithm,
+        activations=arguments.activations,
     )
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ _PLANAR = (
     "BatchNormalization",
     "LRN",
 )
-_PIXELWISE = ("Mul", "Add", "Sum", "Identity", "Dropout", "Relu", "Clip", "Pad")
+_PIXELWISE = ("Mul", "Div", "Add", "Sub", "Sum", "Identity", "Dropout", "Relu", "Clip", "Pad")
 
 
 @dataclass(frozen=True)

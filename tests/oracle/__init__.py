@@ -16,20 +16,22 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
-from . import classic
-from .node import Kinked, Node, Operator, Rectifier, Reverse, margin
+from . import classic, functions
+from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
 
-OPERATORS: dict[str, Operator] = {**classic.OPERATORS}
+OPERATORS: dict[str, Operator] = {**classic.OPERATORS, **functions.OPERATORS}
 
 
 class Run:
     """One forward run of a model on x; `explain` goes back from it, as often as one likes.
 
     `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
-    that is no initializer.
+    that is no initializer. `activations`: "gradient", or "rectify" to clamp the gradient of
+    activations that are no rectifiers to its positive part, under rules with a gradient gate.
     """
 
-    def __init__(self, model: onnx.ModelProto, x: Any) -> None:
+    def __init__(self, model: onnx.ModelProto, x: Any, activations: str = "gradient") -> None:
+        self.activations = activations
         graph = model.graph
         (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
         self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -64,14 +66,18 @@ class Run:
     def reverse(self, rule: str, output: str, seed: Array) -> Array:
         """The image's gradient under the rule, given that of tensor `output`."""
         gradients = {output: seed}
-        for node, vjp in reversed(self.steps):
+        for node, reverse in reversed(self.steps):
             if not gradients.keys() & set(node.outputs):
                 continue  # behind the output
             gys = [gradients.get(name, np.zeros(self.values[name].shape)) for name in self._made(node)]
+            if isinstance(reverse, Activation) and self.activations == "rectify" and naive.RULES[rule][1]:
+                gys = [np.maximum(gy, 0) for gy in gys]
+            vjp = reverse.vjp if isinstance(reverse, Activation) else reverse
             if isinstance(vjp, Rectifier):
                 forward, gradient = naive.RULES[rule if vjp.obeys else "vanilla"]
                 gates = {"forward_gate": forward, "gradient_gate": gradient}
-                gxs: Sequence[Array] = [naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)]
+                gx = naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)
+                gxs: Sequence[Array] = [np.zeros(())] * vjp.operand + [gx]
             elif isinstance(vjp, Kinked):
                 gxs = vjp.vjp(*gys)
             else:
@@ -105,6 +111,8 @@ class Run:
 
     @staticmethod
     def _margin(vjp: Reverse) -> float:
+        if isinstance(vjp, Activation):
+            vjp = vjp.vjp
         if isinstance(vjp, Kinked):
             return vjp.margin()
         if isinstance(vjp, Rectifier):
