@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="of working memory, 512M say; images in excess wait; default: 160M",
     )
+    explain.add_argument(
+        "--activations",
+        default="gradient",
+        help="at SiLU and others that no paper's rule speaks of: gradient (default) or rectify",
+    )
     _add_algorithm(explain)
     explain.add_argument("--device", default="cpu", help="default: cpu")
     _add_preprocessing(explain)
@@ -233,6 +238,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         memory=arguments.memory,
         algorithm=arguments.algorithm,
+        activations=arguments.activations,
     )
     if arrays is not None:
         pictures: Any = _batch(arrays, explainer)

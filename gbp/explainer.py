@@ -42,6 +42,8 @@ _LARGEST_SLICE = 32
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
 _MOST_PLANS = 4
 _CHANNEL_COUNTS = (1, 3)
+#: What becomes of activations for which the papers define no rule.
+ACTIVATIONS = ("gradient", "rectify")
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Explainer:
     ("imagenet", "caffe", "tf", "unit", "raw"), a table, or a `Preprocess`; by default what the file
     `<model>.toml` beside the model says.  `labels`: a file of class names or a sequence; by default from the
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
-    "probability" for that output itself, or a tensor's name.  `input`: the one to explain
-    where there are several, and `inputs` the values of the others, {name: array}, the same for all samples.
-    `threads`: by default all cores.  `device`:
-    "cpu".  `algorithm`: how convolutions are computed: "auto" takes for each layer what costs least;
-    "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
-    Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
+    "probability" for that output itself, or a tensor's name.  `input`: the one to explain where there are
+    several, and `inputs` the values of the others, {name: array}, the same for all samples.  `threads`: by
+    default all cores.  `device`: "cpu".  `activations`: what rules with a gradient gate do at activations for
+    which the papers define none (Sigmoid, SiLU, …): "gradient" takes their true gradient, "rectify" clamps
+    the gradient to its positive part first, as behind a rectifier.  `algorithm`: how convolutions are computed:
+    "auto" takes for each layer what costs least; "direct", "winograd" and "lists" (of the gradient's nonzero
+    values) are taken wherever they can be.  Packed for Winograd a 3×3 layer's weights take 36/9 of their size
+    each way; "direct" spares that.
     `memory`: bytes that the activations and gradients of the samples computed together may take, by
     default 160 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
     small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
@@ -85,11 +89,15 @@ class Explainer:
         inputs: Mapping[str, ArrayLike] | None = None,
         threads: int | None = None,
         device: str = "cpu",
+        activations: str = "gradient",
         algorithm: str = "auto",
         memory: int | None = None,
     ) -> None:
         check_algorithm(algorithm)
         self._algorithm = algorithm
+        if activations not in ACTIVATIONS:
+            raise InputError(f"activations is {activations!r}.", supported=", ".join(ACTIVATIONS))
+        self._rectify = activations == "rectify"
         if device != "cpu":
             raise InputError(f"device is {device!r}.", supported="'cpu'")
         self._memory = at_least_one("memory", memory)
@@ -174,7 +182,7 @@ class Explainer:
             scores=_joined(scores),
             target=_joined(targets),
             rule=rule.name,
-            notes=_notes(plan, self._source),
+            notes=_notes(plan, self._source, rule, self._rectify),
             layout=self._layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
@@ -247,7 +255,8 @@ class Explainer:
             if shape not in self._plans:
                 batch = self._source.input_shape[0] or 1
                 with computing():
-                    plan = Plan.build(build(self._source, (batch, *shape)), self._algorithm)
+                    graph = build(self._source, (batch, *shape))
+                    plan = Plan.build(graph, self._algorithm, rectify=self._rectify)
                 if len(self._plans) == _MOST_PLANS:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[shape] = plan, Pool()
@@ -402,10 +411,11 @@ def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
         raise InputError(
             f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
             supported="'vanilla' for this network",
+            hint="Its activations can serve as rectifiers: activations='rectify'." if plan.unruled else None,
         )
 
 
-def _notes(plan: Plan, source: Source) -> tuple[str, ...]:
+def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool) -> tuple[str, ...]:
     """What a reader of the map should know."""
     notes = []
     others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
@@ -413,6 +423,14 @@ def _notes(plan: Plan, source: Source) -> tuple[str, ...]:
         notes.append(
             f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
         )
+    if plan.unruled:
+        nodes = ", ".join(f"{count} {kind}" for kind, count in plan.unruled.items())
+        how = (
+            "their gradient was clamped to its positive part first (activations='rectify')"
+            if rectify and rule.gradient_gate
+            else "they take their true gradient"
+        )
+        notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
     quantized = sum(isinstance(call.step, QuantizeStep) for call in plan.calls)
     if quantized:
         notes.append(

@@ -11,9 +11,9 @@ from .errors import UnsupportedError
 from .graph import Graph, Shape
 from .limits import computing
 from .load import build, unsupported_nodes
+from .ops.concat import Concat, Take
 from .ops.conv import check_algorithm
-from .ops.pointwise import Affine
-from .ops.shape import CopyStep, Pad
+from .ops.shape import CopyStep, Reshape, Transpose
 from .plan import Plan
 from .proto import Model, check_tensors, read
 from .source import Source, locate
@@ -99,7 +99,6 @@ def _how(graph: Graph, plan: Plan) -> dict[str, str]:
     for layer in graph.layers:
         if layer.name not in how:
             moves = any(f"({name})" in copied for name in layer.inputs)
-            how[layer.name] = (
-                "folded" if isinstance(layer.op, (Affine, Pad)) else "reorder" if moves else "view"
-            )
+            is_view = isinstance(layer.op, (Concat, Reshape, Take, Transpose))
+            how[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
     return how

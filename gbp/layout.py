@@ -46,7 +46,8 @@ class Call:
     """One step at work on physical tensors, by name.
 
     Fusion may give it a `residual` to add and a `clip` to end with; `layers` are the names of those layers of
-    the graph that it computes.
+    the graph that it computes.  `rectified`: it is an activation whose gradient the rule's gradient gate
+    clamps, though it is no rectifier.
     """
 
     layers: tuple[str, ...]
@@ -55,10 +56,15 @@ class Call:
     output: str
     residual: str | None = None
     clip: Clipped = UNCLIPPED
+    rectified: bool = False
 
     @property
     def has_mask(self) -> bool:
         return self.clip != UNCLIPPED
+
+    @property
+    def has_gate(self) -> bool:
+        return self.has_mask or self.rectified
 
     @property
     def saves(self) -> tuple[str, ...]:
@@ -83,8 +89,8 @@ class Layout:
     ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
 
 
-def lay_out(graph: Graph) -> Layout:
-    """Choose memory orders along the graph and lower every op."""
+def lay_out(graph: Graph, rectify: bool = False) -> Layout:
+    """Choose memory orders along the graph and lower every op; `rectify` activations too."""
     layout = Layout(named=frozenset(graph.shapes))
     first = graph.shapes[graph.input]
     readers = graph.consumers()[graph.input]
@@ -108,7 +114,8 @@ def lay_out(graph: Graph) -> Layout:
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
         clip = layer.op.clip if isinstance(layer.op, Rectifier) else UNCLIPPED
-        layout.calls.append(Call((layer.name,), step, inputs, tensor.name, clip=clip))
+        rectified = rectify and layer.op.is_activation
+        layout.calls.append(Call((layer.name,), step, inputs, tensor.name, clip=clip, rectified=rectified))
     return layout
 
 

@@ -6,6 +6,7 @@ gated.  Sizes are for one sample; a run on N samples takes N times as much.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,16 +51,21 @@ class Plan:
     output_shape: Shape
     activations: Arena
     gradients: Arena
+    #: Calls at which the rules differ.
     rectifiers: int
+    #: How many activations there are for which the papers define no rule, by what the file calls them.
+    unruled: dict[str, int]
 
     @classmethod
-    def build(cls, graph: Graph, algorithm: str = "auto") -> Plan:
+    def build(cls, graph: Graph, algorithm: str = "auto", *, rectify: bool = False) -> Plan:
         """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
+
+        `rectify`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
 
         Raises UnsupportedError where one sample would not fit into memory.
         """
         graph = force(simplify(graph), algorithm)
-        layout = lay_out(graph)
+        layout = lay_out(graph, rectify)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.calls, {scores.name, *layout.views.values()})
@@ -79,7 +85,8 @@ class Plan:
             output_shape=graph.shapes[graph.output][1:],
             activations=_activation_arena(calls, places, sizes, image.name, scores.name),
             gradients=_gradient_arena(reverses, calls, places, sizes, handed_on, image.name, scores.name),
-            rectifiers=sum(call.clip.is_rectifier for call in calls),
+            rectifiers=sum(call.clip.is_rectifier or call.rectified for call in calls),
+            unruled=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
         )
         nbytes = plan.nbytes(1, targets=1)
         if nbytes > MOST_BYTES_A_SAMPLE:

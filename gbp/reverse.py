@@ -62,14 +62,14 @@ def reverse_order(
     stretches, spans = _stretches(places)
     pending = np.zeros(len(stretches), np.int64)
     written, gated = np.zeros((2, len(stretches)), np.bool_)
-    # Calls whose gates are alike and whose masks lie in one memory are one kind, named by the first of them.
-    kinds: dict[tuple[str, bool], int] = {}
+    # Calls whose gates are alike and whose masks, if any, lie in one memory are one kind, named by the first.
+    kinds: dict[tuple[str | None, bool], int] = {}
     kind = np.full(len(stretches), -1)
     for i, call in enumerate(calls):
         for name in call.reads:
             pending[spans[name]] += 1
-        if call.has_mask:
-            like = masks[call.output].root, call.clip.is_rectifier
+        if call.has_gate:
+            like = masks[call.output].root if call.has_mask else None, call.clip.is_rectifier
             kind[spans[call.output]] = kinds.setdefault(like, i)
     zeros: list[Place] = []
     handed_on: dict[str, str] = {}
@@ -82,9 +82,11 @@ def reverse_order(
         """A call whose mask and gate are those of all of this tensor."""
         span = spans[name]
         first = int(kind[span.start])
-        alike = first >= 0 and bool((kind[span] == first).all())
-        in_mask = alike and name in masks and masks[name].root == masks[calls[first].output].root
-        return first if in_mask else None
+        if first < 0 or not (kind[span] == first).all():
+            return None
+        made = calls[first]
+        in_mask = name in masks and made.has_mask and masks[name].root == masks[made.output].root
+        return first if in_mask or not made.has_mask else None
 
     def write(name: str, can_gate: bool) -> Write:
         span = spans[name]
@@ -112,7 +114,7 @@ def reverse_order(
         call, r = calls[i], calls[i].residual
         zeros = []
         clear(spans[call.output])
-        gates_first = call.has_mask and not gated[spans[call.output]].all()
+        gates_first = call.has_gate and not gated[spans[call.output]].all()
         inputs = tuple(write(name, call.step.gates) for name in call.inputs)
         residual = None if r is None or hand_on(call.output, to=r) else write(r, can_gate=True)
         if i == 0:

@@ -205,13 +205,19 @@ class Tape:
                 "reverse", m, lambda: _Memory.new(plan, plan.gradients, m, size, self._threads)
             )
         arrays, masks = memory.arrays, self._forward.masks
-        gates = {True: Gate(int(rule.forward_gate), int(rule.gradient_gate)), False: Gate(1, 0)}
+        rectifiers = Gate(int(rule.forward_gate), int(rule.gradient_gate))
+
+        def gate_of(call: Call) -> Gate:
+            if not call.has_mask:
+                return Gate(0, rectifiers.gradient)
+            return rectifiers if call.clip.is_rectifier else Gate(1, 0)
 
         def gradient(write: Write) -> Gradient:
             if write.gated_by is None:
                 return Gradient(arrays[write.tensor], write.accumulate)
-            gate = gates[plan.calls[write.gated_by].clip.is_rectifier]
-            return Gradient(arrays[write.tensor], write.accumulate, masks[write.tensor], gate)
+            call = plan.calls[write.gated_by]
+            mask = masks[write.tensor] if call.has_mask else NO_MASK
+            return Gradient(arrays[write.tensor], write.accumulate, mask, gate_of(call))
 
         arrays[plan.places[plan.output.name].root].fill(0)  # all of it: there may be no call to do the rest
         seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
@@ -225,8 +231,7 @@ class Tape:
                 for place in reverse.zeros:
                     memory.at(place).fill(0)
                 if reverse.gates_first:
-                    gate = gates[call.clip.is_rectifier]
-                    _through_gate(gy, Gradient(gy, False, saved.mask, gate), self._threads)
+                    _through_gate(gy, Gradient(gy, False, saved.mask, gate_of(call)), self._threads)
                 gx = tuple(map(gradient, reverse.inputs))
                 call.step.vjp(gy, gx, saved.with_scratch(memory.scratch))
                 if reverse.residual is not None:

@@ -88,6 +88,17 @@ def rectify(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     return [draw(st.sampled_from([b.relu, lambda x: b.clip(x, 0, 1), lambda x: b.clip(x, -1, 1)]))(x)]
 
 
+def activate(draw: Draw, b: Builder, live: list[str]) -> list[str]:
+    """An activation that is no rectifier, some in parts."""
+    x = any_of(draw, live)
+    op = draw(st.sampled_from(["LeakyRelu", "Elu", "Sigmoid", "Tanh", "Softplus", "SiLU", "Mish"]))
+    if op == "SiLU":
+        return [b.mul(b.node("Sigmoid", x), x)]
+    if op == "Mish":
+        return [b.mul(x, b.node("Tanh", b.node("Softplus", x)))]
+    return [b.node(op, x)]
+
+
 def normalize(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     x = any_of(draw, live)
     return [draw(st.sampled_from([b.batchnorm, lambda x: b.node("LRN", x, size=3, alpha=0.5)]))(x)]
@@ -261,6 +272,7 @@ def frame(draw: Draw, b: Builder, live: list[str]) -> list[str]:
 MOVES: tuple[Move, ...] = (
     convolve,
     rectify,
+    activate,
     residual,
     normalize,
     pool,

@@ -116,7 +116,41 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "first output without a name": (field("graph.node[2].output[0]", ""), M, "input 'r' is made by no node"),
     "image in place of weights": (inputs("conv", "x", "x"), U, "Conv 'conv': input 1 is computed"),
     "all operands constant": (inputs("conv", "w", "w"), U, "Conv 'conv': its inputs are all constant"),
-    "op of a later opset": (renamed("relu", "HardSwish"), U, "HardSwish 'relu'"),
+    "op of a later opset": (renamed("relu", "HardSwish"), M, "HardSwish 'relu': opset 13 has no such op"),
+    "Mod of the image": (before("relu", "Mod", "b"), U, "Mod 'new'"),
+    "Celu of alpha 0": (before("relu", "Celu", alpha=0.0), U, "Celu 'new': alpha is 0"),
+    "Gelu of another kind": (
+        all_of(field("opset_import[0].version", 20), before("relu", "Gelu", approximate="sinh")),
+        M,
+        "Gelu 'new': approximate is 'sinh'",
+    ),
+    "slopes of the image": (before("relu", "PRelu", "n"), U, "PRelu 'new': input 1 is computed"),
+    "slopes of another shape": (before("relu", "PRelu", "w"), U, "PRelu 'new': a constant of shape"),
+    "division by constants that hold 0": (
+        all_of(before("relu", "Div", "zero"), stored("zero", np.zeros(1, np.float32))),
+        U,
+        "Div 'new': it divides by a constant that holds 0",
+    ),
+    "power of a negative constant": (
+        all_of(
+            before("relu", "Pow"),
+            stored("base", np.float32(-2)),
+            lambda m: node(m, "new").input.insert(0, "base"),
+        ),
+        U,
+        "Pow 'new': the constant that it raises is not positive",
+    ),
+    "maximum of unequal shapes": (before("fc", "Max", "p"), U, "Max 'new': inputs of shapes"),
+    "maximum with too many axes": (
+        all_of(before("fc", "Max", "many"), stored("many", np.ones((1,) * 5 + (3,), np.float32))),
+        M,
+        "Max 'new': its constants do not broadcast",
+    ),
+    "choice by sample": (
+        all_of(before("fc", "Max", "batch"), stored("batch", np.ones((2, 128), np.float32))),
+        U,
+        r"Max 'new': a constant of shape \[2, 128\]",
+    ),
     "mask is read": (
         all_of(
             before("fc", "Dropout"),

@@ -23,13 +23,13 @@ BROADCAST = types.Array(types.float32, 6, "A")
 
 
 @device_function
-def _lines(shape: Any) -> int:
+def lines(shape: Any) -> int:
     """Return how many lines along the last axis each index of axis 0 has."""
     return shape[1] * shape[2] * shape[3] * shape[4]
 
 
 @device_function
-def _line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
+def line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
     """Return the address of a line, counted in the order of the index, of the array at `start`."""
     address = start + n * strides[0]
     for axis in (4, 3, 2, 1):
@@ -44,11 +44,11 @@ def add_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
     N, size = y.shape[0], y.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(y.shape)):
+            for line in range(lines(y.shape)):
                 a, b, to = (
-                    _line_at(address_of(x0), x0.shape, x0.strides, n, line),
-                    _line_at(address_of(x1), x1.shape, x1.strides, n, line),
-                    _line_at(address_of(y), y.shape, y.strides, n, line),
+                    line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                    line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                    line_at(address_of(y), y.shape, y.strides, n, line),
                 )
                 for _ in range(size):
                     store_scalar(to, load_scalar(a) + load_scalar(b))
@@ -61,11 +61,11 @@ def mul_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
     N, size = y.shape[0], y.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(y.shape)):
+            for line in range(lines(y.shape)):
                 a, b, to = (
-                    _line_at(address_of(x0), x0.shape, x0.strides, n, line),
-                    _line_at(address_of(x1), x1.shape, x1.strides, n, line),
-                    _line_at(address_of(y), y.shape, y.strides, n, line),
+                    line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                    line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                    line_at(address_of(y), y.shape, y.strides, n, line),
                 )
                 for _ in range(size):
                     store_scalar(to, load_scalar(a) * load_scalar(b))
@@ -78,10 +78,10 @@ def add_bwd(gy: Any, gx: Any, threads: int) -> None:
     N, size = gy.shape[0], gy.shape[5]
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(gy.shape)):
+            for line in range(lines(gy.shape)):
                 g, to = (
-                    _line_at(address_of(gy), gy.shape, gy.strides, n, line),
-                    _line_at(address_of(gx), gx.shape, gx.strides, n, line),
+                    line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                    line_at(address_of(gx), gx.shape, gx.strides, n, line),
                 )
                 for _ in range(size):
                     store_scalar(to, load_scalar(to) + load_scalar(g))
@@ -95,11 +95,11 @@ def mul_bwd(gy: Any, other: Any, gx: Any, threads: int) -> None:
     sharing = targets_of(gy, other)
     for t in prange(threads):
         for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(_lines(gy.shape)):
+            for line in range(lines(gy.shape)):
                 g, a, to = (
-                    _line_at(address_of(gy), gy.shape, gy.strides, n, line),
-                    _line_at(address_of(other), other.shape, other.strides, n // sharing, line),
-                    _line_at(address_of(gx), gx.shape, gx.strides, n, line),
+                    line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                    line_at(address_of(other), other.shape, other.strides, n // sharing, line),
+                    line_at(address_of(gx), gx.shape, gx.strides, n, line),
                 )
                 for _ in range(size):
                     store_scalar(to, load_scalar(to) + load_scalar(g) * load_scalar(a))

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
+from types import FunctionType
 from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
@@ -191,6 +192,20 @@ class Kernel:
 def kernel(*argument_types: Any, calls: Sequence[Any] = ()) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a function as a `Kernel` of these argument types; `calls`: the `shared` functions it needs."""
     return lambda function: Kernel(function, argument_types, calls)
+
+
+def kernel_from(
+    template: Callable[..., Any], name: str, *argument_types: Any, **functions: Callable[..., Any]
+) -> Kernel:
+    """`template` as a `Kernel` of its own in which these global names stand for other functions.
+
+    As free variables of a closure they would keep it from ever being found in the cache: Numba takes a
+    captured function for a new one in every process.
+    """
+    named = {key: one_of_many(f"{name}_{key}")(function) for key, function in functions.items()}
+    copy = FunctionType(template.__code__, template.__globals__ | named, name)
+    copy.__qualname__, copy.__doc__ = name, template.__doc__
+    return Kernel(copy, argument_types)
 
 
 _shared: dict[str, Kernel] = {}

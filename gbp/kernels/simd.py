@@ -1,13 +1,15 @@
 """Vectors of float32 for Numba kernels.
 
-A `Vector` holds `LANES` float32 values.  Kernels see it as a plain value with `+ - * /`, loaded from and
-stored to byte addresses (int64).  Comparisons give *bits*: an int64 whose bit i speaks of lane i.
+A `Vector` holds `LANES` float32 values.  Kernels see it as a plain value with `+ - * /`, among themselves and
+with numbers (rounded to float32), loaded from and stored to byte addresses (int64).  Comparisons give *bits*:
+an int64 whose bit i speaks of lane i.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -42,11 +44,18 @@ def _register_operator(function: Any, instruction: str) -> None:
     @infer_global(function)
     class _Template(AbstractTemplate):
         def generic(self, args: Sequence[Any], kws: Any) -> Any:
-            return signature(vector, vector, vector) if tuple(args) == (vector, vector) else None
+            takes = vector in args and all(kind == vector or isinstance(kind, types.Float) for kind in args)
+            return signature(vector, *args) if takes else None
 
     @lower_builtin(function, vector, vector)
+    @lower_builtin(function, vector, types.Float)
+    @lower_builtin(function, types.Float, vector)
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args)
+        vectors = [
+            arg if kind == vector else emit.splat(builder, context.cast(builder, arg, kind, types.float32))
+            for kind, arg in zip(sig.args, args, strict=True)
+        ]
+        return getattr(builder, instruction)(*vectors)
 
 
 for _function, _instruction in (
@@ -208,6 +217,38 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return vector(vector, vector, vector), lambda context, builder, sig, args: emit.multiply_add(
         builder, *args
     )
+
+
+@intrinsic
+def polynomial(typing: Any, x: Any, coefficients: Any) -> Any:
+    """c₀·xⁿ + c₁·xⁿ⁻¹ + … + cₙ for a tuple of constants, lane by lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, values = args
+        kind = sig.args[1]
+        first, *others = (
+            emit.splat(
+                builder,
+                context.cast(builder, builder.extract_value(values, i), kind.dtype, types.float32),
+            )
+            for i in range(kind.count)
+        )
+        return reduce(lambda sum_, c: emit.multiply_add(builder, sum_, x, c), others, first)
+
+    return vector(vector, coefficients), codegen
+
+
+@intrinsic
+def power_of_two(typing: Any, k: Any) -> Any:
+    """2ᵏ lane by lane for whole k in −126 … 127, given as the float 1.5·2²³ + k, whose last bits are k's."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], emit.VECTOR_I32)
+        exponent = builder.shl(bits, ir.Constant(emit.VECTOR_I32, [23] * LANES))
+        one = ir.Constant(emit.VECTOR_I32, [127 << 23] * LANES)
+        return builder.bitcast(builder.add(exponent, one), emit.VECTOR)
+
+    return vector(vector), codegen
 
 
 @intrinsic

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    binary,
     concat,
     conv,
     conv_transpose,
     elementwise,
+    functions,
     gemm,
     legacy,
     lp_pool,
@@ -23,10 +25,12 @@ from . import (
 from .node import Node
 
 _FAMILIES = (
+    binary,
     concat,
     conv,
     conv_transpose,
     elementwise,
+    functions,
     gemm,
     legacy,
     lp_pool,

@@ -1,4 +1,4 @@
-"""Sums and products (ONNX Add, Sum, Mul), of tensors and with constants, under NumPy's broadcasting.
+"""Sums and products (ONNX Add, Sum, Mean, Mul), of tensors and with constants, under NumPy's broadcasting.
 
 y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
 y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
@@ -34,11 +34,11 @@ from .op import (
 )
 from .pointwise import Affine
 
-_RANK = 6  # of the broadcasting kernels
+RANK = 6  # of the broadcasting kernels
 _MOST_CHANNELS = 2**23  # a constant is kept for each
 
 
-class _SameRank(Op):
+class SameRank(Op):
     """Tensors of one rank, with every axis equal or 1; all in one memory order."""
 
     def shape(self, *x: Shape) -> Shape:
@@ -49,13 +49,13 @@ class _SameRank(Op):
 
 
 @dataclass(frozen=True)
-class Add(_SameRank):
+class Add(SameRank):
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
         return AddStep() if all(shape == y for shape in x) else BroadcastAddStep()
 
 
 @dataclass(frozen=True)
-class Mul(_SameRank):
+class Mul(SameRank):
     def macs(self, y: Shape) -> int:
         return int(np.prod(y[1:]))
 
@@ -87,25 +87,26 @@ class Scale(Op):
         return ScaleStep(self)
 
 
-def _refuse_unless_it_broadcasts(node: Node, c: NDArray[Any], shape: Shape) -> None:
+def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """Constant c with as many axes as x has, the first of them 1, where it broadcasts to x's shape."""
     extra, sides = (
         c.shape[: max(0, c.ndim - len(shape))],
         zip(reversed(c.shape), reversed(shape), strict=False),
     )
     if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
         node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
-
-
-def _with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> Op:
-    """c·x with `a_power`, else x + c; as `Affine` where c varies along one axis at most."""
-    c = c.astype(np.float64)
-    if c.ndim > len(shape):
-        c = c.reshape(c.shape[c.ndim - len(shape) :])
-    c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+    kept = c.shape[len(extra) :]
+    c = c.reshape((1,) * (len(shape) - len(kept)) + kept)
     if c.shape[0] != 1:
         node.refuse(
             f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"
         )
+    return c
+
+
+def with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> Op:
+    """c·x with `a_power`, else x + c; as `Affine` where c varies along one axis at most."""
+    c = at_rank(node, c.astype(np.float64), shape)
     axes = [axis for axis, n in enumerate(c.shape) if n > 1]
     if len(axes) > 1:
         return Scale(c, np.zeros_like(c)) if a_power else Scale(np.ones_like(c), c)
@@ -120,11 +121,10 @@ def _with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> 
     )
 
 
-def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
+def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
+    """The shape that the computed operands broadcast to, and of all operands the constants, else None."""
     indices = range(len(node.operands))
     computed = [node.shape(i) for i in indices if not node.is_constant(i)]
-    constants = [node.constant(i) for i in indices if node.is_constant(i)]
-    node.ignore("consumed_inputs")
     shape = computed[0]
     if any(len(other) != len(shape) for other in computed):
         node.refuse(f"inputs of shapes {', '.join(str(list(s)) for s in computed)}.", supported="one rank")
@@ -134,14 +134,32 @@ def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
         node.invalid(f"inputs of shapes {', '.join(str(list(s)) for s in computed)} do not broadcast.")
     if len({other[0] for other in computed}) > 1:
         node.refuse("inputs differ in their batch axis.")
-    if len(shape) > _RANK and len(computed) > 1:
-        node.refuse(f"inputs have {len(shape)} axes.", supported=f"up to {_RANK}")
-    ops: list[Op] = [op] if len(computed) > 1 else []
+    if len(shape) > RANK and len(computed) > 1:
+        node.refuse(f"inputs have {len(shape)} axes.", supported=f"up to {RANK}")
+    node.ignore("consumed_inputs")
+    return shape, [_constant(node, i, len(shape)) if node.is_constant(i) else None for i in indices]
+
+
+def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
+    """A constant operand; before opset 7 the second one's axes are the first one's from `axis` on."""
+    truths = node.operands[index].dtype == np.bool_  # type: ignore[union-attr]
+    c = node.constant(index, np.bool_).astype(np.float32) if truths else node.constant(index)
+    if node.opset >= 7:
+        return c
+    node.ignore("broadcast")
+    axis = node.integer("axis", rank - c.ndim)
+    if not 0 <= axis <= rank - c.ndim:
+        node.invalid(f"a constant of shape {list(c.shape)} does not fit {rank} axes from axis {axis} on.")
+    return c.reshape(c.shape + (1,) * (rank - axis - c.ndim)) if index == 1 else c
+
+
+def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
+    shape, given = operands(node)
+    constants = [at_rank(node, c, shape) for c in given if c is not None]
+    ops: list[Op] = [op] if len(constants) < len(given) - 1 else []
     if constants:
-        for c in constants:
-            _refuse_unless_it_broadcasts(node, c, shape)
         combined = reduce(np.multiply if multiplies else np.add, constants)
-        ops.append(_with_constant(node, shape, combined, multiplies))
+        ops.append(with_constant(node, shape, combined, multiplies))
     return tuple(ops)
 
 
@@ -155,7 +173,12 @@ def parse_mul(node: Node) -> tuple[Op, ...]:
     return _parse(node, Mul(), multiplies=True)
 
 
-PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul}
+def parse_mean(node: Node) -> tuple[Op, ...]:
+    shape, given = operands(node)
+    return *parse_add(node), with_constant(node, shape, np.array(1 / len(given)), True)
+
+
+PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_mean}
 
 
 class AddStep(Step):
@@ -189,7 +212,7 @@ class AddStep(Step):
             )
 
 
-def _six(x: Floats, like: Floats) -> Floats:
+def six(x: Floats, like: Floats) -> Floats:
     """Writable x repeated by strides of 0 to the shape of `like`, its batch aside, with six axes.
 
     Adding to it sums over the repeats.
@@ -197,7 +220,7 @@ def _six(x: Floats, like: Floats) -> Floats:
     sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
     strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))
     view = np.lib.stride_tricks.as_strided(x, (len(x), *like.shape[1:]), strides)
-    return view[(slice(None), *(None,) * (_RANK - view.ndim))]
+    return view[(slice(None), *(None,) * (RANK - view.ndim))]
 
 
 class BroadcastAddStep(Step):
@@ -206,14 +229,14 @@ class BroadcastAddStep(Step):
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         total = x[0]
         for other in x[1:]:
-            add_fwd(_six(total, y), _six(other, y), _six(y, y), saved.threads)
+            add_fwd(six(total, y), six(other, y), six(y, y), saved.threads)
             total = y
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for g in gx:
             if not g.accumulate:
                 g.array.fill(0)
-            add_bwd(_six(gy, gy), _six(g.array, gy), saved.threads)
+            add_bwd(six(gy, gy), six(g.array, gy), saved.threads)
 
 
 class MulStep(Step):
@@ -223,14 +246,14 @@ class MulStep(Step):
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         total = x[0]
         for other in x[1:]:
-            mul_fwd(_six(total, y), _six(other, y), _six(y, y), saved.threads)
+            mul_fwd(six(total, y), six(other, y), six(y, y), saved.threads)
             total = y
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for g, other in zip(gx, reversed(saved.x), strict=True):
             if not g.accumulate:
                 g.array.fill(0)
-            mul_bwd(_six(gy, gy), _six(other, gy), _six(g.array, gy), saved.threads)
+            mul_bwd(six(gy, gy), six(other, gy), six(g.array, gy), saved.threads)
 
 
 class ScaleStep(Step):

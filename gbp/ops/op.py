@@ -162,6 +162,11 @@ class Op(ABC):
     def parameters(self) -> int:
         return 0
 
+    @property
+    def is_activation(self) -> bool:
+        """Whether it serves as one and is no rectifier: the papers define no rule for it."""
+        return False
+
     def macs(self, y: Shape) -> int:
         """Multiply-adds a sample, for an output of shape y."""
         return 0

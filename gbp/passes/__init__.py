@@ -1,12 +1,16 @@
-"""Graph → Graph, each of them leaving scores and maps as they are."""
+"""Graph → Graph, each of them leaving scores and maps as they are.
+
+`name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.
+"""
 
 from ..graph import Graph
 from .drop_dead import drop_dead
 from .fold_affine import fold_affine
 from .fold_pad import fold_pad
+from .name_activations import name_activations
 from .nest_concat import nest_concat
 
-PASSES = (drop_dead, fold_pad, fold_affine, nest_concat)
+PASSES = (drop_dead, name_activations, fold_pad, fold_affine, nest_concat)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
-from . import classic, quantized, volumes
-from .node import Kinked, Node, Operator, Rectifier, Reverse, margin
+from . import classic, functions, quantized, volumes
+from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
 
-_FAMILIES = (classic, quantized, volumes)
+_FAMILIES = (classic, functions, quantized, volumes)
 
 OPERATORS: dict[str, Operator] = {op: f for family in _FAMILIES for op, f in family.OPERATORS.items()}
 
@@ -66,14 +66,18 @@ class Run:
     def reverse(self, rule: str, output: str, seed: Array) -> Array:
         """The image's gradient under the rule, given that of tensor `output`."""
         gradients = {output: seed}
-        for node, vjp in reversed(self.steps):
+        for node, reverse in reversed(self.steps):
             if not gradients.keys() & set(node.outputs):
                 continue  # behind the output
             gys = [gradients.get(name, np.zeros(self.values[name].shape)) for name in self._made(node)]
+            if isinstance(reverse, Activation) and self.activations == "rectify" and naive.RULES[rule][1]:
+                gys = [np.maximum(gy, 0) for gy in gys]
+            vjp = reverse.vjp if isinstance(reverse, Activation) else reverse
             if isinstance(vjp, Rectifier):
                 forward, gradient = naive.RULES[rule if vjp.obeys else "vanilla"]
                 gates = {"forward_gate": forward, "gradient_gate": gradient}
-                gxs: Sequence[Array] = [naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)]
+                gx = naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)
+                gxs: Sequence[Array] = [np.zeros(())] * vjp.operand + [gx]
             elif isinstance(vjp, Kinked):
                 gxs = vjp.vjp(*gys)
             else:
@@ -112,6 +116,8 @@ class Run:
 
     @staticmethod
     def _margin(vjp: Reverse) -> float:
+        if isinstance(vjp, Activation):
+            vjp = vjp.vjp
         if isinstance(vjp, Kinked):
             return vjp.margin()
         if isinstance(vjp, Rectifier):

@@ -3,7 +3,8 @@
 An operator is a function of a `Node` and of its operands, in ONNX's order. It returns its output (Split: a
 list) and its vjp, which takes the output's gradient to those of the operands, in order; constants behind the
 last computed operand may be left out. A rectifier returns a `Rectifier` instead: its reverse is the rule's;
-an operator that decides by comparing wraps its vjp into `Kinked`.
+an operator that decides by comparing wraps its vjp into `Kinked`, an activation that is no rectifier wraps
+its own into `Activation`.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ class Node:
 
 
 class Rectifier(NamedTuple):
-    """y = clip(x, lo, hi). Its vjp is what the rule says, where it `obeys` rules; else the true one."""
+    """y = clip(x, lo, hi) of one operand. Its vjp is the rule's where it `obeys`; else the true one."""
 
     x: Array
     lo: float
     hi: float
     obeys: bool = True
+    operand: int = 0
 
 
 class Kinked(NamedTuple):
@@ -54,7 +56,13 @@ class Kinked(NamedTuple):
     margin: Callable[[], float]
 
 
-Reverse = Vjp | Rectifier | Kinked
+class Activation(NamedTuple):
+    """The true vjp of an activation for which the papers define no rule."""
+
+    vjp: Vjp | Kinked
+
+
+Reverse = Vjp | Rectifier | Kinked | Activation
 Operator = Callable[..., tuple[Any, Reverse]]
 
 

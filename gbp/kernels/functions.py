@@ -1,0 +1,419 @@
+"""Functions of one number: each a pair of a value and a slope, and the two kernels that apply them.
+
+    y = f(x),   gx = f'(x) · gy,   then the gate of gx's own rectifier
+
+`VECTORS` are arithmetic on whole vectors of float32, all of them on one exponential; `NUMBERS` go element by
+element in float64 through the C library.  p and q are the parameters that some have.  At a kink the slope is
+that of the left, as at a rectifier's 0; at Abs's 0 it is 0.
+
+None overflows where its value does not, none loses digits where it is small: e^−|x| is at most 1, and what is
+tiny is computed as such and not as a difference.
+
+Source: ONNX operator specifications; Cephes expf and tanhf; Press et al., Numerical Recipes, erfcc.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from .emit import LANES
+from .jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel, kernel_from
+from .rectifier import GATE, MASK, Gate, gate_run, gated
+from .simd import (
+    above,
+    at,
+    broadcast,
+    fma,
+    load_some,
+    polynomial,
+    power_of_two,
+    select,
+    square_root,
+    store_some,
+    zeros,
+)
+from .views import targets_of
+
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_ERFC = (
+    *(0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807),
+    *(-0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223),
+)
+#: log1p(e) / 2s, in s², where s = e / (2 + e).
+_LOG = (1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0)
+#: ln 2 in two parts, of which k times the first is exact.
+_LN2 = (0.693359375, -2.12194440e-4)
+_SHIFT = 12582912.0  # 1.5·2²³: a float this large has no room for a fraction
+
+
+@device_function
+def _number(value: float) -> Any:
+    return broadcast(np.float32(value))
+
+
+@device_function
+def _larger(a: Any, b: Any) -> Any:
+    return select(above(b, a), b, a)
+
+
+@device_function
+def _smaller(a: Any, b: Any) -> Any:
+    return select(above(a, b), b, a)
+
+
+@device_function
+def _absolute(x: Any) -> Any:
+    return select(above(zeros(), x), 0.0 - x, x)
+
+
+@device_function
+def _within(x: Any, lo: float, hi: float) -> Any:
+    """Bits of the lanes where lo < x < hi."""
+    return above(x, _number(lo)) & above(_number(hi), x)
+
+
+@device_function
+def _exp(x: Any) -> Any:
+    """eˣ = 2ᵏ·eʳ with k whole and |r| ≤ ½ ln 2; 0 below −87.3, infinity above 88.3."""
+    inside = _smaller(_larger(x, _number(-87.3)), _number(88.3))
+    shifted = fma(inside, _number(1 / math.log(2)), _number(_SHIFT))
+    k = shifted - _SHIFT
+    r = fma(k, _number(-_LN2[1]), fma(k, _number(-_LN2[0]), inside))
+    y = fma(polynomial(r, _EXP), r * r, r) + 1.0
+    y = select(above(x, inside), _number(np.inf), y * power_of_two(shifted))
+    return select(above(inside, x), zeros(), y)
+
+
+@device_function
+def _sigmoid(x: Any) -> Any:
+    e = _exp(0.0 - _absolute(x))
+    return select(above(zeros(), x), e, _number(1)) / (1.0 + e)
+
+
+@device_function
+def _sigmoid_slope(x: Any) -> Any:
+    e = _exp(0.0 - _absolute(x))
+    return e / ((1.0 + e) * (1.0 + e))
+
+
+@device_function
+def _tanh(x: Any) -> Any:
+    a, square = _absolute(x), x * x
+    small = fma(polynomial(square, _TANH), square * x, x)
+    e = _exp(-2.0 * a)
+    large = (1.0 - e) / (1.0 + e)
+    large = select(above(zeros(), x), 0.0 - large, large)
+    return select(above(_number(0.625), a), small, large)
+
+
+@device_function
+def _tanh_slope(x: Any) -> Any:
+    return 4.0 * _sigmoid_slope(2.0 * x)
+
+
+@device_function
+def _softplus(x: Any) -> Any:
+    """log(1 + eˣ) = max(x, 0) + log1p(e^−|x|)."""
+    e = _exp(0.0 - _absolute(x))
+    s = e / (2.0 + e)
+    return fma(2.0 * s, polynomial(s * s, _LOG), _larger(x, zeros()))
+
+
+@device_function
+def _expm1(x: Any) -> Any:
+    """eˣ − 1 = tanh(x/2)·(eˣ + 1)."""
+    return _tanh(0.5 * x) * (_exp(x) + 1.0)
+
+
+@device_function
+def _normal(x: Any) -> Any:
+    """Φ(x) = ½ erfc(−x/√2), the smaller of Φ(x) and Φ(−x) exact to some digits of its own."""
+    z = _absolute(x) * math.sqrt(0.5)
+    t = 1.0 / (1.0 + 0.5 * z)
+    tail = 0.5 * t * _exp(polynomial(t, _ERFC) - z * z)
+    return select(above(x, zeros()), 1.0 - tail, tail)
+
+
+@device_function
+def _mish_parts(x: Any) -> Any:
+    """a and b such that tanh(softplus(x)) = a / (a + b), both in powers of e^−|x|."""
+    e = _exp(0.0 - _absolute(x))
+    positive = above(x, zeros())
+    return select(positive, 1.0 + 2.0 * e, e * (2.0 + e)), select(positive, 2.0 * e * e, _number(2))
+
+
+@device_function
+def _mish(x: Any) -> Any:
+    a, b = _mish_parts(x)
+    return x * a / (a + b)
+
+
+@device_function
+def _mish_slope(x: Any) -> Any:
+    a, b = _mish_parts(x)
+    y = a / (a + b)
+    return y + x * _sigmoid(x) * (b / (a + b)) * (1.0 + y)
+
+
+@device_function
+def _swish_slope(x: Any, p: float) -> Any:
+    return _sigmoid(x * p) + x * p * _sigmoid_slope(x * p)
+
+
+@device_function
+def _gelu_slope(x: Any) -> Any:
+    return _normal(x) + x * _exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+@device_function
+def _gelu_inner(x: Any) -> Any:
+    """½(1 + tanh u) = σ(2u); this is 2u."""
+    return fma(x * x, _number(0.044715), _number(1)) * x * math.sqrt(8 / math.pi)
+
+
+@device_function
+def _gelu_tanh_slope(x: Any) -> Any:
+    inside = _smaller(_larger(x, _number(-32)), _number(32))  # beyond, the product would be 0·∞
+    u = _gelu_inner(inside)
+    rise = fma(inside * inside, _number(3 * 0.044715), _number(1)) * math.sqrt(8 / math.pi)
+    return _sigmoid(u) + inside * rise * _sigmoid_slope(u)
+
+
+@device_function
+def _softsign_slope(x: Any) -> Any:
+    d = 1.0 + _absolute(x)
+    return 1.0 / (d * d)
+
+
+Pair = tuple[Callable[..., Any], Callable[..., Any]]
+
+#: Name → (f, f') of vectors x and numbers p, q.
+VECTORS: dict[str, Pair] = {
+    "LeakyRelu": (
+        lambda x, p, q: select(above(zeros(), x), x * p, x),
+        lambda x, p, q: select(above(x, zeros()), _number(1), broadcast(p)),
+    ),
+    "ThresholdedRelu": (
+        lambda x, p, q: select(above(x, broadcast(p)), x, zeros()),
+        lambda x, p, q: select(above(x, broadcast(p)), _number(1), zeros()),
+    ),
+    "Elu": (  # Selu with q = 1
+        lambda x, p, q: select(above(x, zeros()), x, _expm1(x) * p) * q,
+        lambda x, p, q: select(above(x, zeros()), _number(1), _exp(x) * p) * q,
+    ),
+    "Celu": (
+        lambda x, p, q: select(above(x, zeros()), x, _expm1(x / p) * p),
+        lambda x, p, q: select(above(x, zeros()), _number(1), _exp(x / p)),
+    ),
+    "Sigmoid": (lambda x, p, q: _sigmoid(x), lambda x, p, q: _sigmoid_slope(x)),
+    "Tanh": (lambda x, p, q: _tanh(x), lambda x, p, q: _tanh_slope(x)),
+    "HardSigmoid": (
+        lambda x, p, q: _smaller(_larger(x * p + q, zeros()), _number(1)),
+        lambda x, p, q: select(_within(x * p + q, 0, 1), broadcast(p), zeros()),
+    ),
+    "HardSwish": (
+        lambda x, p, q: x * _smaller(_larger(x * (1 / 6) + 0.5, zeros()), _number(1)),
+        lambda x, p, q: select(
+            _within(x, -3, 3), x * (1 / 3) + 0.5, select(above(x, zeros()), _number(1), zeros())
+        ),
+    ),
+    "Swish": (lambda x, p, q: x * _sigmoid(x * p), lambda x, p, q: _swish_slope(x, p)),
+    "Mish": (lambda x, p, q: _mish(x), lambda x, p, q: _mish_slope(x)),
+    "Gelu": (lambda x, p, q: x * _normal(x), lambda x, p, q: _gelu_slope(x)),
+    "GeluTanh": (lambda x, p, q: x * _sigmoid(_gelu_inner(x)), lambda x, p, q: _gelu_tanh_slope(x)),
+    "Softplus": (lambda x, p, q: _softplus(x), lambda x, p, q: _sigmoid(x)),
+    "Softsign": (lambda x, p, q: x / (1.0 + _absolute(x)), lambda x, p, q: _softsign_slope(x)),
+    "Shrink": (  # p: bias, q: lambda
+        lambda x, p, q: select(
+            above(broadcast(-q), x), x + p, select(above(x, broadcast(q)), x - p, zeros())
+        ),
+        lambda x, p, q: select(above(broadcast(-q), x) | above(x, broadcast(q)), _number(1), zeros()),
+    ),
+    "Abs": (
+        lambda x, p, q: _absolute(x),
+        lambda x, p, q: select(
+            above(x, zeros()), _number(1), select(above(zeros(), x), _number(-1), zeros())
+        ),
+    ),
+    "Exp": (lambda x, p, q: _exp(x), lambda x, p, q: _exp(x)),
+    "Sqrt": (lambda x, p, q: square_root(x), lambda x, p, q: 0.5 / square_root(x)),
+    "Reciprocal": (lambda x, p, q: 1.0 / x, lambda x, p, q: -1.0 / (x * x)),
+    "Square": (lambda x, p, q: x * x, lambda x, p, q: 2.0 * x),
+}
+
+#: Name → (f, f') of float64 numbers.
+NUMBERS: dict[str, Pair] = {
+    "Erf": (
+        lambda x, p, q: math.erf(x),
+        lambda x, p, q: 2 / math.sqrt(math.pi) * math.exp(-x * x),
+    ),
+    "Log": (lambda x, p, q: math.log(x), lambda x, p, q: 1 / x),
+    "Pow": (
+        lambda x, p, q: math.pow(x, p),
+        lambda x, p, q: 0.0 if p == 0 else p * math.pow(x, p - 1),
+    ),
+    "Sin": (lambda x, p, q: math.sin(x), lambda x, p, q: math.cos(x)),
+    "Cos": (lambda x, p, q: math.cos(x), lambda x, p, q: -math.sin(x)),
+    "Tan": (lambda x, p, q: math.tan(x), lambda x, p, q: 1 / math.cos(x) ** 2),
+    "Asin": (lambda x, p, q: math.asin(x), lambda x, p, q: 1 / math.sqrt((1 - x) * (1 + x))),
+    "Acos": (lambda x, p, q: math.acos(x), lambda x, p, q: -1 / math.sqrt((1 - x) * (1 + x))),
+    "Atan": (lambda x, p, q: math.atan(x), lambda x, p, q: 1 / (1 + x * x)),
+    "Sinh": (lambda x, p, q: math.sinh(x), lambda x, p, q: math.cosh(x)),
+    "Cosh": (lambda x, p, q: math.cosh(x), lambda x, p, q: math.sinh(x)),
+    "Asinh": (lambda x, p, q: math.asinh(x), lambda x, p, q: 1 / math.sqrt(x * x + 1)),
+    "Acosh": (lambda x, p, q: math.acosh(x), lambda x, p, q: 1 / math.sqrt((x - 1) * (x + 1))),
+    "Atanh": (lambda x, p, q: math.atanh(x), lambda x, p, q: 1 / ((1 - x) * (1 + x))),
+    "Sign": (lambda x, p, q: np.sign(x), lambda x, p, q: 0.0),
+    "Floor": (lambda x, p, q: np.floor(x), lambda x, p, q: 0.0),
+    "Ceil": (lambda x, p, q: np.ceil(x), lambda x, p, q: 0.0),
+    "Round": (lambda x, p, q: np.rint(x), lambda x, p, q: 0.0),
+}
+
+
+@cache
+def function_kernels(name: str) -> tuple[Kernel, Kernel]:
+    """fwd(x, p, q, y, threads) and bwd(gy, x, p, q, mask, gate, gx, accumulate, threads) of a function.
+
+    y may be x, gx may be gy.
+    """
+    value, slope = VECTORS.get(name) or NUMBERS[name]
+    fwd, bwd = (_vectors_fwd, _vectors_bwd) if name in VECTORS else (_numbers_fwd, _numbers_bwd)
+    given = ACTIVATION, FLOAT, FLOAT
+    return (
+        kernel_from(fwd, f"{name.lower()}_fwd", *given, ACTIVATION, INT, value=value),
+        kernel_from(
+            bwd, f"{name.lower()}_bwd", ACTIVATION, *given, MASK, GATE, ACTIVATION, INT, INT, slope=slope
+        ),
+    )
+
+
+#: What a row of the tables is called in the templates below.
+value: Any = None
+slope: Any = None
+
+
+def _vectors_fwd(x: Any, p: float, q: float, y: Any, threads: int) -> None:
+    """Write y = f(x)."""
+    N, H, W, C = x.shape
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                xa, ya = at(x, n, h, w), at(y, n, h, w)
+                for c in range(0, C, LANES):
+                    store_some(ya + 4 * c, value(load_some(xa + 4 * c, C - c), p, q), C - c)
+
+
+def _vectors_bwd(
+    gy: Any,
+    x: Any,
+    p: float,
+    q: float,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    threads: int,
+) -> None:
+    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
+                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                for c in range(0, C, LANES):
+                    v = load_some(ga + 4 * c, C - c) * slope(load_some(xa + 4 * c, C - c), p, q)
+                    if accumulate:
+                        v = v + load_some(to + 4 * c, C - c)
+                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+
+
+def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int) -> None:
+    """Write y = f(x)."""
+    N, H, W, C = x.shape
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                for c in range(C):
+                    y[n, h, w, c] = value(np.float64(x[n, h, w, c]), np.float64(p), np.float64(q))
+
+
+def _numbers_bwd(
+    gy: Any,
+    x: Any,
+    p: float,
+    q: float,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    threads: int,
+) -> None:
+    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                for c in range(C):
+                    number = np.float64(x[n // sharing, h, w, c])
+                    v = gy[n, h, w, c] * slope(number, np.float64(p), np.float64(q))
+                    gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
+                gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
+
+
+@kernel(ACTIVATION, ACTIVATION, ACTIVATION, INT)
+def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int) -> None:
+    """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
+    N, H, W, C = x.shape
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                xa, sa, ya = at(x, n, h, w), at(slopes, 0, h, w), at(y, n, h, w)
+                for c in range(0, C, LANES):
+                    v = load_some(xa + 4 * c, C - c)
+                    v = select(above(zeros(), v), v * load_some(sa + 4 * c, C - c), v)
+                    store_some(ya + 4 * c, v, C - c)
+
+
+@kernel(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
+def prelu_bwd(
+    gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int
+) -> None:
+    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
+    the gate.  gx may be gy.
+    """
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    rows = N * H
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            for w in range(W):
+                ga, xa, sa = at(gy, n, h, w), at(x, n // sharing, h, w), at(slopes, 0, h, w)
+                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                for c in range(0, C, LANES):
+                    v = load_some(ga + 4 * c, C - c)
+                    positive = above(load_some(xa + 4 * c, C - c), zeros())
+                    v = select(positive, v, v * load_some(sa + 4 * c, C - c))
+                    if accumulate:
+                        v = v + load_some(to + 4 * c, C - c)
+                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

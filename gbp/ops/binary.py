@@ -1,0 +1,218 @@
+"""Functions of two numbers and choices among several, of tensors and constants, under NumPy's broadcasting.
+
+Sub, Div, Pow      y = f(a, b)        ga = Σ ∂f/∂a · gy, gb = Σ ∂f/∂b · gy    over the axes of repeats
+Greater, And, …    y = 1 where true, 0 elsewhere;                             no gradient flows
+Max, Min, Where    y = x_i            gx_i = Σ gy where i was chosen          of equals, the first
+
+With a constant Sub and Div are scale and shift, Max and Min with one number a Clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
+from ..limits import ELEMENT, elements
+from .elementwise import RANK, SameRank, operands, six, with_constant
+from .functions import Function
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .rectifier import Rectifier
+
+_MOST_OPERANDS = 256  # a switch is one byte
+_SQUARE, _ROOT, _INVERSE = 2.0, 0.5, -1.0
+
+Constants = tuple[NDArray[Any] | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixed(SameRank):
+    """`constants` (1, …) of the result's rank, one for each operand: None for a computed one."""
+
+    name: str
+    constants: Constants
+
+    @property
+    def parameters(self) -> int:
+        return sum(c.size for c in self.constants if c is not None)
+
+    def shape(self, *x: Shape) -> Shape:
+        return super().shape(*x, *(c.shape for c in self.constants if c is not None))
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + 8 * ELEMENT * elements(y) * len(self.constants)
+
+
+class Binary(_Mixed):
+    """y = f(a, b), a row of `kernels.binary`."""
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return (BinaryStep if self.name in SLOPES else CompareStep)(self, order)
+
+
+class Choice(_Mixed):
+    """Max or Min of the operands; or Where: the second where the first is not 0, else the third."""
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ChoiceStep(self, order)
+
+
+def _constants(node: Node, shape: Shape, given: list[NDArray[Any] | None]) -> Constants:
+    """At the rank of the result, which they may widen."""
+    if len(shape) > RANK:
+        node.refuse(f"its operands have {len(shape)} axes.", supported=f"up to {RANK}")
+    result = [
+        c if c is None or c.ndim > len(shape) else c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+        for c in given
+    ]
+    try:
+        np.broadcast_shapes(shape, *(c.shape for c in result if c is not None))
+    except ValueError:
+        node.invalid(f"its constants do not broadcast to {list(shape)}.")
+    for c in result:
+        if c is not None and (c.ndim != len(shape) or c.shape[0] != 1):
+            node.refuse(
+                f"a constant of shape {list(c.shape)}.",
+                supported=f"up to {len(shape)} axes, 1 on the batch's",
+            )
+    return tuple(result)
+
+
+def _parse(node: Node) -> Op:
+    shape, given = operands(node)
+    return Binary(node.op, _constants(node, shape, given))
+
+
+def parse_neg(node: Node) -> Op:
+    return with_constant(node, node.shape(0), np.array(-1.0), a_power=True)
+
+
+def parse_not(node: Node) -> tuple[Op, ...]:
+    return parse_neg(node), with_constant(node, node.shape(0), np.array(1.0), a_power=False)
+
+
+def parse_sub(node: Node) -> Op | tuple[Op, ...]:
+    shape, (a, b) = operands(node)
+    if a is not None:
+        return with_constant(node, shape, np.array(-1.0), True), with_constant(node, shape, a, False)
+    return _parse(node) if b is None else with_constant(node, shape, -b, False)
+
+
+def parse_div(node: Node) -> Op | tuple[Op, ...]:
+    shape, (a, b) = operands(node)
+    if a is not None:
+        return Function("Reciprocal"), with_constant(node, shape, a, True)
+    if b is None:
+        return _parse(node)
+    if not b.all():
+        node.refuse("it divides by a constant that holds 0.")
+    return with_constant(node, shape, 1 / b.astype(np.float64), True)
+
+
+def parse_pow(node: Node) -> Op | tuple[Op, ...]:
+    shape, (a, b) = operands(node)
+    if a is not None:
+        if not (a > 0).all():
+            node.refuse("the constant that it raises is not positive.")
+        return with_constant(node, shape, np.log(a.astype(np.float64)), True), Function("Exp")
+    if b is None or b.size != 1:
+        return _parse(node)
+    exponent = float(b.reshape(()))
+    name = {_SQUARE: "Square", _ROOT: "Sqrt", _INVERSE: "Reciprocal"}.get(exponent, "Pow")
+    return Function(name, exponent)
+
+
+def parse_extreme(node: Node) -> Op:
+    shape, given = operands(node)
+    numbers = [float(c.reshape(())) for c in given if c is not None and c.size == 1]
+    if len(numbers) == len(given) - 1 and numbers:
+        clip = Clipped(lo=max(numbers)) if node.op == "Max" else Clipped(hi=min(numbers))
+        return Rectifier(Clipped(clip.lo, clip.hi, is_rectifier=clip.lo == 0))
+    if len(given) > _MOST_OPERANDS:
+        node.refuse(f"it has {len(given)} inputs.", supported=f"up to {_MOST_OPERANDS}")
+    return Choice(node.op, _constants(node, shape, given))
+
+
+def parse_where(node: Node) -> Op:
+    shape, given = operands(node)
+    return Choice("Where", _constants(node, shape, given))
+
+
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor")
+
+PARSERS = {
+    **dict.fromkeys(_COMPARISONS, _parse),
+    "Div": parse_div,
+    "Max": parse_extreme,
+    "Min": parse_extreme,
+    "Neg": parse_neg,
+    "Not": parse_not,
+    "Pow": parse_pow,
+    "Sub": parse_sub,
+    "Where": parse_where,
+}
+
+
+class _MixedStep(Step):
+    def __init__(self, op: _Mixed, order: Order) -> None:
+        self.name, self.how = op.name, f"broadcast {op.name.lower()}"
+        self.constants = [
+            None if c is None else np.array(c.transpose(0, *order), np.float32, order="C")
+            for c in op.constants
+        ]
+        self.computed = [i for i, c in enumerate(op.constants) if c is None]
+
+    def operands(self, x: tuple[Floats, ...], like: Floats) -> list[Floats]:
+        """All of them, computed and constant, with six axes."""
+        given = iter(x)
+        return [six(next(given) if c is None else c, like) for c in self.constants]
+
+
+class BinaryStep(_MixedStep):
+    saves_x = True
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        value_kernel(self.name)(*self.operands(x, y), six(y, y), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        operands = self.operands(saved.x, gy)
+        for i, g in zip(self.computed, gx, strict=True):
+            if not g.accumulate:
+                g.array.fill(0)
+            slope_kernel(self.name, i)(six(gy, gy), *operands, six(g.array, gy), saved.threads)
+
+
+class CompareStep(BinaryStep):
+    saves_x = False
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        for g in gx:
+            if not g.accumulate:
+                g.array.fill(0)
+
+
+class ChoiceStep(_MixedStep):
+    switches = np.uint8
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        condition, *others = operands = self.operands(x, y)
+        to = six(y, y), saved.switches.reshape(len(y), -1), saved.threads
+        if self.name == "Where":
+            choice_kernel("First")(others[1], condition, 2, *to)
+            choice_kernel("Where")(others[0], condition, 1, *to)
+            return
+        choice_kernel("First")(operands[0], operands[0], 0, *to)
+        for i, other in enumerate(others, start=1):
+            choice_kernel(self.name)(other, other, i, *to)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        switches = saved.switches.reshape(len(saved.switches), -1)
+        for i, g in zip(self.computed, gx, strict=True):
+            if not g.accumulate:
+                g.array.fill(0)
+            chosen_bwd(six(gy, gy), switches, i, six(g.array, gy), saved.threads)

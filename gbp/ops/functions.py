@@ -1,0 +1,194 @@
+"""Functions of one number, element by element (ONNX Sigmoid, Elu, Gelu, Exp, …, and PRelu).
+
+    y  = f(x)
+    gx = f'(x) · gy
+
+`kernels/functions.py` has the table of f and f'.  For those that serve as activations the papers define no
+rule.  They take their true gradient; or, where the caller asks for it, gy is clamped to its positive part
+first under rules with a gradient gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
+from ..limits import ELEMENT, elements
+from .elementwise import at_rank
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels, row_major
+
+#: Names in the table of `kernels.functions`; PRelu is one more.
+ACTIVATIONS = frozenset((
+    "LeakyRelu", "ThresholdedRelu", "Elu", "Celu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Swish",
+    "Mish", "Gelu", "GeluTanh", "Softplus", "Softsign", "Shrink",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Function(Op):
+    """y = f(x): the row `name` of `kernels.functions` with its parameters."""
+
+    name: str
+    p: float = 0.0
+    q: float = 0.0
+
+    @property
+    def is_activation(self) -> bool:
+        return self.name in ACTIVATIONS
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + (8 * ELEMENT * elements(y) if self.name in NUMBERS else 0)
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return FunctionStep(self)
+
+
+@dataclass(frozen=True, eq=False)
+class PRelu(Op):
+    """y = x where x > 0, slopes · x elsewhere; slopes (size of that axis,) along `axis`, or with axis None
+    (1, …) of x's shape.
+    """
+
+    slopes: NDArray[np.float32]
+    axis: int | None
+
+    @property
+    def is_activation(self) -> bool:
+        return True
+
+    @property
+    def parameters(self) -> int:
+        return self.slopes.size
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = row_major(len(x[0])) if self.axis is None else given[0]
+        if self.axis is not None and self.axis != order[-1]:
+            order = innermost(self.axis, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        if self.axis is None:
+            return PReluStep(pixels(np.array(self.slopes, order="C")))
+        *outer, channels = (y[axis] for axis in order)
+        rows = outer if len(outer) == 2 else (1, int(np.prod(outer)))
+        slopes = np.array(self.slopes)
+        return PReluStep(as_strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
+
+
+#: Attributes of the ONNX op, in the order of p and q, and their defaults.
+_ATTRIBUTES: dict[str, tuple[tuple[str, float], ...]] = {
+    "LeakyRelu": (("alpha", 0.01),),
+    "ThresholdedRelu": (("alpha", 1.0),),
+    "Celu": (("alpha", 1.0),),
+    "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
+    "Swish": (("alpha", 1.0),),
+    "Shrink": (("bias", 0.0), ("lambd", 0.5)),
+}  # fmt: skip
+
+
+def _parse(node: Node) -> Op:
+    node.shape(0)
+    node.ignore("consumed_inputs")
+    return Function(node.op, *(node.number(*attribute) for attribute in _ATTRIBUTES.get(node.op, ())))
+
+
+def parse_elu(node: Node) -> Op:
+    node.shape(0)
+    node.ignore("consumed_inputs")
+    return Function("Elu", node.number("alpha", 1.0), 1.0)
+
+
+def parse_selu(node: Node) -> Op:
+    node.shape(0)
+    node.ignore("consumed_inputs")
+    alpha, gamma = (1.6732, 1.0507) if node.opset < 6 else (1.6732631921768188, 1.0507010221481323)
+    return Function("Elu", node.number("alpha", alpha), node.number("gamma", gamma))
+
+
+def parse_celu(node: Node) -> Op:
+    if node.number("alpha", 1.0) == 0:
+        node.refuse("alpha is 0.", supported="any other")
+    return _parse(node)
+
+
+def parse_gelu(node: Node) -> Op:
+    node.shape(0)
+    approximate = node.text("approximate", "none")
+    if approximate not in ("none", "tanh"):
+        node.invalid(f"approximate is {approximate!r}.")
+    return Function("Gelu" if approximate == "none" else "GeluTanh")
+
+
+def parse_prelu(node: Node) -> Op:
+    shape = node.shape(0)
+    node.ignore("consumed_inputs")
+    slopes = node.constant(1)
+    if slopes.size == 1:
+        return Function("LeakyRelu", float(slopes.reshape(())))
+    if node.opset < 7:  # one a channel
+        slopes = slopes.reshape(-1, *(1,) * (len(shape) - 2))
+    slopes = at_rank(node, slopes, shape)
+    axes = [axis for axis, n in enumerate(slopes.shape) if n > 1]
+    if len(axes) == 1:
+        return PRelu(slopes.reshape(-1), axes[0])
+    return PRelu(np.broadcast_to(slopes, (1, *shape[1:])), None)
+
+
+_WITHOUT_ATTRIBUTES = (
+    "Sigmoid", "Tanh", "HardSwish", "Mish", "Softplus", "Softsign",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor",
+    "Log", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt", "Tan",
+)  # fmt: skip
+
+PARSERS = {
+    **dict.fromkeys((*_WITHOUT_ATTRIBUTES, *_ATTRIBUTES), _parse),
+    "Celu": parse_celu,
+    "Elu": parse_elu,
+    "Gelu": parse_gelu,
+    "PRelu": parse_prelu,
+    "Selu": parse_selu,
+}
+
+
+class FunctionStep(Step):
+    gates = True
+    saves_x = True
+
+    def __init__(self, function: Function) -> None:
+        self.how = "by number" if function.name in NUMBERS else "by vector"
+        self.p, self.q = function.p, function.q
+        self.fwd, self.bwd = function_kernels(function.name)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        self.fwd(pixels(x[0]), self.p, self.q, pixels(y), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        self.bwd(pixels(gy), pixels(saved.x[0]), self.p, self.q, *gx[0].end, saved.threads)
+
+
+class PReluStep(Step):
+    how = "by vector"
+    gates = True
+    saves_x = True
+
+    def __init__(self, slopes: Floats) -> None:
+        """slopes (1, H, W, C), for pixels as kernels see them."""
+        self.slopes = slopes
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        prelu_fwd(pixels(x[0]), self.slopes, pixels(y), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        prelu_bwd(pixels(gy), pixels(saved.x[0]), self.slopes, *gx[0].end, saved.threads)
