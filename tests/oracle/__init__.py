@@ -28,11 +28,21 @@ class Run:
     """One forward run of a model on x; `explain` goes back from it, as often as one likes.
 
     `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
-    that is no initializer. `noise` disturbs every tensor, forward and in reverse, by so much of its RMS, as
-    coarser arithmetic would.
+    that is no initializer. `activations`: "gradient", or "rectify" to clamp the gradient of activations that
+    are no rectifiers to its positive part, under rules with a gradient gate. `noise` disturbs every tensor,
+    forward and in reverse, by so much of its RMS, as coarser arithmetic would.
     """
 
-    def __init__(self, model: onnx.ModelProto, x: Any, *, noise: float = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        x: Any,
+        activations: str = "gradient",
+        *,
+        noise: float = 0,
+        seed: int = 0,
+    ) -> None:
+        self.activations = activations
         graph, self._noise, self._rng = model.graph, noise, np.random.default_rng(seed)
         (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
         self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
