@@ -66,9 +66,9 @@ class Explainer:
     default all cores.  `device`: "cpu".  `activations`: what rules with a gradient gate do at activations for
     which the papers define none (Sigmoid, SiLU, …): "gradient" takes their true gradient, "rectify" clamps
     the gradient to its positive part first, as behind a rectifier.  `algorithm`: how convolutions are
-    computed: "auto" takes for each layer what costs least; "direct", "winograd" and "lists" (of the gradient's
-    nonzero values) are taken wherever they can be.  Packed for Winograd a 3×3 layer's weights take 36/9 of
-    their size each way; "direct" spares that.
+    computed: "auto" takes for each layer what costs least; "direct", "winograd" and "lists" (of the
+    gradient's nonzero values) are taken wherever they can be.  Packed for Winograd a 3×3 layer's weights
+    take 36/9 of their size each way; "direct" spares that.
     `memory`: bytes that the activations and gradients of the samples computed together may take, by
     default 160 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
     small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
