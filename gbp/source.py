@@ -27,6 +27,10 @@ _PLANAR = (
     "GlobalAveragePool",
     "BatchNormalization",
     "LRN",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "DepthToSpace",
+    "SpaceToDepth",
 )
 _PIXELWISE = ("Mul", "Add", "Sum", "Identity", "Dropout", "Relu", "Clip", "Pad")
 

@@ -3,11 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import concat, conv, elementwise, gemm, norm, pointwise, pool, rectifier, shape, softmax
+from . import (
+    concat,
+    conv,
+    elementwise,
+    gemm,
+    matmul,
+    norm,
+    normalize,
+    pointwise,
+    pool,
+    rectifier,
+    reduce,
+    resample,
+    select,
+    shape,
+    softmax,
+)
 from .node import Node
 
 #: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one op
 #: for each output.
 PARSERS: dict[str, Callable[[Node], Any]] = {}
-for _family in (concat, conv, elementwise, gemm, norm, pointwise, pool, rectifier, shape, softmax):
+for _family in (
+    concat, conv, elementwise, gemm, matmul, norm, normalize, pointwise, pool, rectifier, reduce, resample,
+    select, shape, softmax,
+):  # fmt: skip
     PARSERS.update(_family.PARSERS)

@@ -84,6 +84,12 @@ class Node:
         value = default if value is None else value
         return None if value is None else tuple(int(v) for v in value)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        value = self._attribute(name, "a list of numbers")
+        if value is None:
+            self.invalid(f"attribute {name!r} is missing.")
+        return tuple(float(v) for v in value)
+
     def ignore(self, *names: str) -> None:
         """Attributes that say nothing about inference."""
         self._read.update(names)

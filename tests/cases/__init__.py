@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import classic
+from . import axes, classic
 from .case import Case, Net, chain, node, pool, relu
 
 __all__ = ["CASES", "Case", "Net", "chain", "node", "pool", "relu"]
 
-CASES: dict[str, Case] = {**classic.CASES}
+CASES: dict[str, Case] = {**classic.CASES, **axes.AXES}

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
-from . import classic
+from . import axes, classic
 from .node import Kinked, Node, Operator, Rectifier, Reverse, margin
 
-OPERATORS: dict[str, Operator] = {**classic.OPERATORS}
+OPERATORS: dict[str, Operator] = {**classic.OPERATORS, **axes.OPERATORS}
 
 
 class Run:
