@@ -22,23 +22,25 @@ from .proto import label, tensor_values
 
 FOLDABLE = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather",
-    "GatherElements", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log",
-    "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "QuantizeLinear",
-    "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-    "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
-    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
-    "Where", "Xor",
+    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "GatherElements", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less",
+    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
+    "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
+    "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where", "Xor",
 ))  # fmt: skip
 
 # Of each of these the reference implementation handles one element at a time, in Python.
 _SLOW = 500
-_SLOW_OPS = ("Erf", "ScatterElements", "ScatterND")
+_SLOW_OPS = ("Erf", "Resize", "ScatterElements", "ScatterND")
 # Operands side by side; all others broadcast.
 _MOVES = frozenset((
-    "Cast", "CastLike", "Concat", "Dropout", "Flatten", "GatherElements", "Identity", "ReduceL2", "ReduceMax",
-    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "ScatterND", "Slice",
-    "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze",
+    "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
+    "Identity", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "ScatterElements",
+    "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze",
 ))  # fmt: skip
 
 
@@ -71,6 +73,14 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[f
             pads = values[1] if len(values) > 1 else attributes["pads"].ints
             around = np.abs(np.asarray(pads, np.float64)).sum()
             size = _product([n + around for n in shapes[0]])
+        case "Resize":
+            given = dict(zip((i for i, name in enumerate(node.input) if name), values, strict=True))
+            axes = list(attributes["axes"].ints) if "axes" in attributes else range(len(shapes[0]))
+            scales = np.asarray(given.get(2, ()), np.float64)
+            if not scales.size:
+                scales = given[3] / np.array([shapes[0][axis] for axis in axes], np.float64)
+            taps = 4 * max(1, 1 / scales.min())
+            size = values[0].size * max(1, scales.max()) ** len(axes) * taps
         case "OneHot":
             size = values[0].size * _product(values[1])
         case "Gather":

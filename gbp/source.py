@@ -37,6 +37,9 @@ _PLANAR = (
     "InstanceNormalization",
     "LRN",
     "ImageScaler",
+    "GroupNormalization",
+    "DepthToSpace",
+    "SpaceToDepth",
 )
 _PIXELWISE = ("Mul", "Add", "Sub", "Div", "Sum", "Identity", "Cast", "Dropout", "Relu", "Clip", "Pad")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)

@@ -68,7 +68,9 @@ class Builder:
             opset_imports=[helper.make_opsetid("", self.opset)],
         )
         for name in names:
-            self._know(name, types[name])
+            # What onnx infers no shape of, such as GroupNormalization, keeps that of its input.
+            known = types[name].tensor_type.HasField("shape")
+            self._know(name, types[name] if known else self._types[inputs[0]])
         return names
 
     def _know(self, name: str, kind: onnx.TypeProto) -> None:

@@ -1,7 +1,9 @@
-"""Dense layers (ONNX Gemm, MatMul with constant weights).
+"""Dense layers (ONNX Gemm, MatMul with a constant matrix).
 
 y[n, m]  = Σ_k x[n, k] · w[m, k] + b[m]        Gemm: w = alpha · Bᵀ, b = beta · C
 gx[n, k] = Σ_m gy[n, m] · w[m, k]
+
+A computed C (N, M) is a residual, and gets gy.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 from ..graph import Shape
 from ..kernels.gemm import gemm_bwd, gemm_fwd
 from ..kernels.memory import ALIGNMENT, aligned
+from ..kernels.pointwise import pointwise_bwd
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
+from .op import NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +56,33 @@ def scaled(w: NDArray[np.float32], a: NDArray[np.float64]) -> NDArray[np.float32
     return product
 
 
-def _weights(node: Node, transposed: bool) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class DenseSum(Op):
+    """The dense layer of the first input, plus the second."""
+
+    dense: Dense
+
+    @property
+    def parameters(self) -> int:
+        return self.dense.parameters
+
+    def macs(self, y: Shape) -> int:
+        return self.dense.macs(y)
+
+    def shape(self, *x: Shape) -> Shape:
+        return self.dense.shape(*x)
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return DenseSumStep(self.dense)
+
+
+def _weights(node: Node) -> NDArray[np.float32]:
     """Constant operand 1 as (M, K)."""
     K = node.shape(0, rank=2)[1]
     w = node.constant(1)
     if w.ndim != 2:
         node.refuse(f"weights have shape {list(w.shape)}.", supported="a matrix")
-    w = w if transposed else _aligned(w.T)
+    w = w if node.integer("transB", 0) else _aligned(w.T)
     if w.shape[1] != K or w.size == 0:
         node.invalid(f"weights of shape {list(node.constant(1).shape)} do not fit {K} inputs.")
     return w
@@ -70,9 +93,16 @@ def parse_gemm(node: Node) -> Op:
         node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
     node.ignore("broadcast")  # of C, before opset 7; its shape says as much
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
-    w = _weights(node, transposed=bool(node.integer("transB", 0)))
+    w = _weights(node)
     w = w if alpha == 1 else scaled(w, np.array(alpha))
     b = np.zeros(len(w))
+    if node.has(2) and not node.is_constant(2):
+        if node.shape(2) != (node.shape(0)[0], len(w)) or beta != 1:
+            node.refuse(
+                f"C is computed, of shape {list(node.shape(2))}, and beta is {beta:.4g}.",
+                supported=f"(N, {len(w)}) and beta 1",
+            )
+        return DenseSum(Dense(w, b))
     if node.has(2):
         c = node.constant(2).astype(np.float64)
         if c.size not in (1, len(w)) or (c.ndim and c.shape[-1] != c.size):
@@ -83,12 +113,12 @@ def parse_gemm(node: Node) -> Op:
     return Dense(w, b)
 
 
-def parse_matmul(node: Node) -> Op:
-    w = _weights(node, transposed=False)
-    return Dense(w, np.zeros(len(w)))
+def dense_matmul(w: NDArray[np.float32]) -> Dense:
+    """x (N, K) @ w (K, M)."""
+    return Dense(_aligned(w.T), np.zeros(w.shape[1]))
 
 
-PARSERS = {"Gemm": parse_gemm, "MatMul": parse_matmul}
+PARSERS = {"Gemm": parse_gemm}
 
 
 class DenseStep(Step):
@@ -112,3 +142,14 @@ class DenseStep(Step):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         g = gx[0]
         gemm_bwd(pixels(gy), self.w, *g.end, saved.threads)
+
+
+class DenseSumStep(DenseStep):
+    fuses_residual = False
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        super().forward(x[:1], x[1], y, clip, saved)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        super().vjp(gy, gx[:1], saved)
+        pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx[1].end, saved.threads)

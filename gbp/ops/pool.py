@@ -1,4 +1,4 @@
-"""Pooling (ONNX MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool; ReduceMean over the plane).
+"""Pooling (ONNX MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool).
 
     MaxPool        y = max over the window's pixels;  switch = offset of the first maximum, row-major
                    gx[switch's pixel] += gy          (unpooling: overlapping windows accumulate)
@@ -32,7 +32,6 @@ from ..limits import elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
 from .planes import by_planes
-from .shape import Reshape
 from .unpool import Indices
 from .window import (
     MOST_PIXELS,
@@ -148,24 +147,11 @@ def parse_averagepool(node: Node) -> tuple[Op, ...]:
     return separable(node, read_pool_axes(node), lambda window: AveragePool(window, include_pad))
 
 
-def parse_reduce_mean(node: Node) -> tuple[Op, ...]:
-    """ReduceMean over H and W is GlobalAveragePool (axes an attribute before opset 18, an input since)."""
-    shape = node.shape(0, rank=4)
-    axes = node.constant_ints(1) if node.has(1) else node.integers("axes")
-    node.ignore("noop_with_empty_axes")
-    keep = node.integer("keepdims", 1)
-    if axes is None or sorted(node.axis(a, 4) for a in axes) != [2, 3]:
-        node.refuse(f"axes {axes}.", supported="the two spatial axes, 2 and 3, of (N, C, H, W)")
-    pool = AveragePool(_whole_plane(node))
-    return (pool,) if keep else (pool, Reshape(shape[:2]))
-
-
 PARSERS = {
     "MaxPool": parse_maxpool,
     "AveragePool": parse_averagepool,
     "GlobalMaxPool": lambda node: over_everything(node, lambda window: _maxpool(node, window)),
     "GlobalAveragePool": lambda node: over_everything(node, AveragePool),
-    "ReduceMean": parse_reduce_mean,
 }
 
 

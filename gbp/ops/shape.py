@@ -2,6 +2,7 @@
 
     Reshape, Flatten, Squeeze, Unsqueeze, Identity, Cast, …     y = x, row-major     gx = gy
     Transpose                                                   y[p(i)] = x[i]       gx[i] = gy[p(i)]
+    DepthToSpace, SpaceToDepth                                  reshaped, transposed, reshaped
     Pad (constant)                                              y = x inside, value outside; gx = gy inside
 
 The first two are views wherever the memory order allows; `orders` asks for the order that allows it.
@@ -198,32 +199,40 @@ def parse_transpose(node: Node) -> Op:
     return Transpose(perm)
 
 
-def parse_pad(node: Node) -> Op:
-    shape = node.shape(0)
-    mode = node.text("mode", "constant")
-    if mode != "constant":
-        node.refuse(f"mode is {mode!r}.", supported="constant")
-    if node.opset < 11:
-        pads = node.integers("pads" if node.opset > 1 else "paddings")
-        value = node.number("value", 0.0)
-    else:
-        pads = node.constant_ints(1)
-        value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
-    axes = (
-        tuple(node.axis(a, len(shape)) for a in node.constant_ints(3)) if node.has(3) else range(len(shape))
-    )
-    if len(set(axes)) != len(axes):
-        node.invalid(f"axes {list(axes)} repeat.")
-    if pads is None or len(pads) != 2 * len(axes):
-        node.invalid(f"pads {pads} do not give two values for each of {len(axes)} axes.")
-    if min(pads, default=0) < 0:
-        node.refuse(f"pads {list(pads)} crop.", supported="pads of at least 0")
-    begin, end = [0] * len(shape), [0] * len(shape)
-    for i, axis in enumerate(axes):
-        begin[axis], end[axis] = pads[i], pads[i + len(axes)]
-    if begin[0] or end[0]:
-        node.refuse(f"pads {list(pads)} add to the batch.", supported="other axes")
-    return Pad(tuple(begin), tuple(end), value)
+def _blocks_moved(node: Node, inside: Shape, perm: tuple[int, ...], result: Shape) -> tuple[Op, ...]:
+    """Part the axes, move the parts, join them again."""
+    batch = node.shape(0)[0]
+    return Reshape((batch, *inside)), Transpose(perm), Reshape((batch, *result))
+
+
+def _blocks_of_depth(node: Node) -> tuple[int, bool]:
+    """The side of a block; whether its pixels come before the depth in a channel's number (DCR) or behind."""
+    mode = node.text("mode", "DCR")
+    if mode not in ("DCR", "CRD"):
+        node.invalid(f"mode is {mode!r}, not DCR or CRD.")
+    return node.integer("blocksize", 0), mode == "DCR"
+
+
+def parse_depth_to_space(node: Node) -> tuple[Op, ...]:
+    C, H, W = node.shape(0, rank=4)[1:]
+    b, depth_first = _blocks_of_depth(node)
+    if b < 1 or C % (b * b):
+        node.invalid(f"blocks of {b} × {b} do not part {C} channels.")
+    D = C // (b * b)
+    result = D, H * b, W * b
+    if depth_first:
+        return _blocks_moved(node, (b, b, D, H, W), (0, 3, 4, 1, 5, 2), result)
+    return _blocks_moved(node, (D, b, b, H, W), (0, 1, 4, 2, 5, 3), result)
+
+
+def parse_space_to_depth(node: Node) -> tuple[Op, ...]:
+    C, H, W = node.shape(0, rank=4)[1:]
+    b, depth_first = _blocks_of_depth(node)
+    if b < 1 or H % b or W % b:
+        node.invalid(f"blocks of {b} × {b} do not part a plane of {H} × {W}.")
+    result = C * b * b, H // b, W // b
+    perm = (0, 3, 5, 1, 2, 4) if depth_first else (0, 1, 3, 5, 2, 4)
+    return _blocks_moved(node, (C, H // b, b, W // b, b), perm, result)
 
 
 PARSERS = {
@@ -235,7 +244,8 @@ PARSERS = {
     "Dropout": parse_dropout,
     "Cast": parse_cast,
     "Transpose": parse_transpose,
-    "Pad": parse_pad,
+    "DepthToSpace": parse_depth_to_space,
+    "SpaceToDepth": parse_space_to_depth,
 }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import naive
 import numpy as np
-from naive import Array
+import onnx
+from naive import Array, f64
 
 from .node import Kinked, Node, Operand, Operator, Rectifier, Vjp, margin
 
@@ -146,7 +147,13 @@ def gemm(n: Node, a: Array, b: Array, c: Operand = None) -> tuple[Array, Vjp]:
         "trans_a": bool(n.get("transA", 0)),
         "trans_b": bool(n.get("transB", 0)),
     }
-    return naive.gemm_fwd(a, b, c, beta=n.get("beta", 1.0), **how), lambda gy: [naive.gemm_bwd(gy, b, **how)]
+    beta = n.get("beta", 1.0)
+
+    def vjp(gy: Array) -> list[Array]:
+        gc = [] if c is None else [np.zeros(b.shape), naive.unbroadcast(beta * gy, c.shape)]
+        return [naive.gemm_bwd(gy, b, **how), *gc]
+
+    return naive.gemm_fwd(a, b, c, beta=beta, **how), vjp
 
 
 def matmul(n: Node, a: Array, b: Array) -> tuple[Array, Vjp]:
@@ -172,6 +179,11 @@ def split(n: Node, x: Array, sizes: Operand = None) -> tuple[list[Array], Vjp]:
 
 def _reshaped(x: Array, shape: Sequence[int]) -> tuple[Array, Vjp]:
     return x.reshape(shape), lambda gy: [gy.reshape(x.shape)]
+
+
+def constant(n: Node) -> tuple[Any, Vjp]:
+    value = onnx.numpy_helper.to_array(n.get("value"))
+    return f64(value) if value.dtype.kind == "f" else value, lambda gy: []
 
 
 def identity(n: Node, x: Array, *_: Operand) -> tuple[Array, Vjp]:
@@ -206,23 +218,13 @@ def transpose(n: Node, x: Array) -> tuple[Array, Vjp]:
     return x.transpose(perm), lambda gy: [gy.transpose(np.argsort(perm))]
 
 
-def pad(
-    n: Node, x: Array, pads: Operand = None, value: Operand = None, axes: Operand = None
-) -> tuple[Array, Vjp]:
-    given, value = n.moved("pads", 11, pads), float(n.moved("value", 11, value, default=0.0))
-    axes = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
-    full = [0] * 2 * x.ndim
-    for i, axis in enumerate(axes):
-        full[axis], full[x.ndim + axis] = int(given[i]), int(given[i + len(axes)])
-    return naive.pad_fwd(x, full, value), lambda gy: [naive.pad_bwd(gy, full, x.shape)]
-
-
 OPERATORS: dict[str, Operator] = {
     "Add": add,
     "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
     "Clip": clip,
     "Concat": concat,
+    "Constant": constant,
     "Conv": conv,
     "Dropout": identity,
     "Flatten": flatten,
@@ -235,7 +237,6 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": matmul,
     "MaxPool": max_pool,
     "Mul": mul,
-    "Pad": pad,
     "ReduceMean": reduce_mean,
     "Relu": relu,
     "Reshape": reshape,

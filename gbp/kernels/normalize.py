@@ -1,0 +1,142 @@
+"""Normalisation: a tensor seen as (N, A, R, B, S), over R and S (as in `reduce.py`), brought to one size.
+
+    d  = x − mean x, or x where nothing is centred
+    y  = d · i,     i = 1 / √(Σ d² / count + ε)          or   1 / Σ |d|    (power 1)
+    gx = i · (gy − mean gy − y · Σ gy·y / count)         or   i · (gy − sign d · Σ gy·y)
+
+with `mean gy` only where centred.  count is R·S for a mean of squares and 1 for a norm.  A norm of 0 gives
+i = 0.  All statistics are in float64, and taken anew from x in the reverse pass.
+
+Source: ONNX InstanceNormalization, LayerNormalization, GroupNormalization, MeanVarianceNormalization,
+RMSNormalization, LpNormalization.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .jit import INT, device_function, kernel
+from .reduce import BLOCK, RUNS, SUMS, blocks_of
+from .views import targets_of
+
+#: Float64 sums of a thread: mean, inverse deviation, mean of gy, mean of gy · y.
+NORMALIZE_SUMS = 4 * BLOCK
+
+_MEAN, _INVERSE, _G, _GY = (i * BLOCK for i in range(4))
+
+
+@device_function
+def _statistics(
+    x: Any,
+    n: int,
+    a: int,
+    first: int,
+    last: int,
+    centred: int,
+    power: int,
+    count: int,
+    epsilon: float,
+    sums: Any,
+    at: int,
+) -> None:
+    """Write mean and inverse deviation of neighbours first … last − 1 to sums[at:]."""
+    R, S = x.shape[2], x.shape[4]
+    for i in range(at, at + last - first):
+        sums[i + _MEAN] = sums[i + _INVERSE] = 0.0
+    if centred:
+        for r in range(R):
+            for b in range(first, last):
+                total = 0.0
+                for s in range(S):
+                    total += np.float64(x[n, a, r, b, s])
+                sums[at + b - first + _MEAN] += total
+        for i in range(at, at + last - first):
+            sums[i + _MEAN] /= R * S
+    for r in range(R):
+        for b in range(first, last):
+            i = at + b - first
+            total = 0.0
+            for s in range(S):
+                d = x[n, a, r, b, s] - sums[i + _MEAN]
+                total += abs(d) if power == 1 else d * d
+            sums[i + _INVERSE] += total
+    for i in range(at, at + last - first):
+        size = sums[i + _INVERSE] / count + epsilon
+        if power == 2:
+            size = math.sqrt(size)
+        sums[i + _INVERSE] = 1 / size if size != 0 else 0.0
+
+
+@kernel(RUNS, RUNS, SUMS, INT, INT, INT, types.float64, INT)
+def normalize_fwd(
+    x: Any, y: Any, sums: Any, centred: int, power: int, count: int, epsilon: float, threads: int
+) -> None:
+    """Write y; sums has NORMALIZE_SUMS a thread."""
+    N, A, R, B, S = x.shape
+    blocks = blocks_of(B)
+    jobs = N * A * blocks
+    for t in prange(threads):
+        at = t * NORMALIZE_SUMS
+        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
+            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+            last = min(B, first + BLOCK)
+            _statistics(x, n, a, first, last, centred, power, count, epsilon, sums, at)
+            for r in range(R):
+                for b in range(first, last):
+                    i = at + b - first
+                    for s in range(S):
+                        y[n, a, r, b, s] = (x[n, a, r, b, s] - sums[i + _MEAN]) * sums[i + _INVERSE]
+
+
+@kernel(RUNS, RUNS, RUNS, INT, SUMS, INT, INT, INT, types.float64, INT)
+def normalize_bwd(
+    gy: Any,
+    x: Any,
+    gx: Any,
+    accumulate: int,
+    sums: Any,
+    centred: int,
+    power: int,
+    count: int,
+    epsilon: float,
+    threads: int,
+) -> None:
+    """Write the gradient to gx, added with `accumulate`; sums has NORMALIZE_SUMS a thread."""
+    N, A, R, B, S = gx.shape
+    sharing = targets_of(gy, x)
+    blocks = blocks_of(B)
+    jobs = N * A * blocks
+    for t in prange(threads):
+        at = t * NORMALIZE_SUMS
+        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
+            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+            m, last = n // sharing, min(B, first + BLOCK)
+            _statistics(x, m, a, first, last, centred, power, count, epsilon, sums, at)
+            for i in range(at, at + last - first):
+                sums[i + _G] = sums[i + _GY] = 0.0
+            for r in range(R):
+                for b in range(first, last):
+                    i = at + b - first
+                    total = product = 0.0
+                    for s in range(S):
+                        g = np.float64(gy[n, a, r, b, s])
+                        total += g
+                        product += g * (x[m, a, r, b, s] - sums[i + _MEAN])
+                    sums[i + _G] += total
+                    sums[i + _GY] += product
+            for i in range(at, at + last - first):
+                sums[i + _G] = sums[i + _G] / (R * S) if centred else 0.0
+                sums[i + _GY] *= sums[i + _INVERSE] / count
+            for r in range(R):
+                for b in range(first, last):
+                    i = at + b - first
+                    for s in range(S):
+                        d = x[m, a, r, b, s] - sums[i + _MEAN]
+                        direction = np.sign(d) if power == 1 else d * sums[i + _INVERSE]
+                        flowing = gy[n, a, r, b, s] - sums[i + _G] - direction * sums[i + _GY]
+                        g = flowing * sums[i + _INVERSE]
+                        gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g

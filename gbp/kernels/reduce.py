@@ -1,0 +1,189 @@
+"""Reductions over some axes, and their derivatives.
+
+Tensors are seen as (N, A, R, B, S), reduced over R and S: whatever the axes are, in memory they lie in one
+run or in two.  Sums are in float64, over r and then s.  They run for BLOCK neighbours of B at a time, so that
+lines of the cache are read once.
+
+    sum, mean          y = Σ x, Σ x / (R·S)             gx = gy, gy / (R·S)
+    L1, L2, squares    y = Σ |x|, √Σ x², Σ x²           gx = gy · sign x, gy · x / y (0 at y = 0), gy · 2x
+    log of a sum       y = log Σ x                      gx = gy / Σ x
+    log-sum-exp        y = m + log Σ exp(x − m)         gx = gy · exp(x − y)             m = max x
+    product            y = Π x                          gx = gy · Π of the others
+    max, min           y = the first extremum           gx = gy there, 0 elsewhere
+
+Source: ONNX ReduceSum, ReduceMean, ReduceL1 and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+
+from .jit import INT, device_function, kernel
+from .views import targets_of
+
+RUNS = types.Array(types.float32, 5, "C")
+REDUCED = types.Array(types.float32, 3, "C")
+SWITCHES = types.Array(types.uint32, 3, "C")
+SUMS = types.Array(types.float64, 1, "C")
+
+SUM, MEAN, L1, L2, SUM_SQUARE, LOG_SUM, LOG_SUM_EXP, PROD = range(8)
+
+#: Neighbours that are reduced side by side: a line of the cache.
+BLOCK = 16
+#: Float64 sums of a thread: the total of each, and the maximum or the count of zeros beside it.
+REDUCE_SUMS = 2 * BLOCK
+
+
+@device_function
+def blocks_of(B: int) -> Any:
+    return (B + BLOCK - 1) // BLOCK
+
+
+@device_function
+def _reduce(x: Any, n: int, a: int, first: int, last: int, kind: int, sums: Any, at: int) -> None:
+    """Write the totals of neighbours first … last − 1 to sums[at:], and what is beside them."""
+    R, S = x.shape[2], x.shape[4]
+    for i in range(at, at + last - first):
+        sums[i] = 1.0 if kind == PROD else 0.0
+        sums[i + BLOCK] = -math.inf if kind == LOG_SUM_EXP else 0.0
+    if kind == LOG_SUM_EXP:
+        for r in range(R):
+            for b in range(first, last):
+                i = at + b - first + BLOCK
+                for s in range(S):
+                    sums[i] = max(sums[i], np.float64(x[n, a, r, b, s]))
+    for r in range(R):
+        for b in range(first, last):
+            i = at + b - first
+            total = sums[i]
+            for s in range(S):
+                v = np.float64(x[n, a, r, b, s])
+                if kind == L1:
+                    total += abs(v)
+                elif kind in (L2, SUM_SQUARE):
+                    total += v * v
+                elif kind == LOG_SUM_EXP:
+                    total += math.exp(v - sums[i + BLOCK])
+                elif kind != PROD:
+                    total += v
+                elif v == 0:
+                    sums[i + BLOCK] += 1
+                else:
+                    total *= v
+            sums[i] = total
+
+
+@device_function
+def _finish(kind: int, total: float, beside: float, count: int) -> Any:
+    if kind == MEAN:
+        return total / count
+    if kind == L2:
+        return math.sqrt(total)
+    if kind == LOG_SUM:
+        return math.log(total)
+    if kind == LOG_SUM_EXP:
+        return beside + math.log(total)
+    return 0.0 if kind == PROD and beside > 0 else total
+
+
+@device_function
+def _slope(kind: int, v: float, total: float, beside: float, count: int) -> Any:
+    """Return dy/dv."""
+    slope = 1.0
+    if kind == MEAN:
+        slope = 1 / count
+    elif kind == L1:
+        slope = np.sign(v)
+    elif kind == L2:
+        slope = v / math.sqrt(total) if total > 0 else 0.0
+    elif kind == SUM_SQUARE:
+        slope = 2 * v
+    elif kind == LOG_SUM:
+        slope = 1 / total
+    elif kind == LOG_SUM_EXP:
+        slope = math.exp(v - beside) / total
+    elif kind == PROD:
+        others_are_zero = beside > 1 or (beside == 1 and v != 0)
+        slope = 0.0 if others_are_zero else total if v == 0 else total / v
+    return slope
+
+
+@kernel(RUNS, REDUCED, SUMS, INT, INT)
+def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int) -> None:
+    """Write y (N, A, B); sums has REDUCE_SUMS a thread."""
+    N, A, R, B, S = x.shape
+    blocks = blocks_of(B)
+    jobs = N * A * blocks
+    for t in prange(threads):
+        at = t * REDUCE_SUMS
+        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
+            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+            last = min(B, first + BLOCK)
+            _reduce(x, n, a, first, last, kind, sums, at)
+            for b in range(first, last):
+                i = at + b - first
+                y[n, a, b] = _finish(kind, sums[i], sums[i + BLOCK], R * S)
+
+
+@kernel(REDUCED, RUNS, RUNS, INT, SUMS, INT, INT)
+def reduce_bwd(gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, threads: int) -> None:
+    """Write the gradient to gx, added with `accumulate`; for SUM and MEAN x is not read."""
+    N, A, R, B, S = gx.shape
+    sharing = targets_of(gy, x)
+    blocks = blocks_of(B)
+    jobs = N * A * blocks
+    for t in prange(threads):
+        at = t * REDUCE_SUMS
+        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
+            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+            m, last = n // sharing, min(B, first + BLOCK)
+            if kind > MEAN:
+                _reduce(x, m, a, first, last, kind, sums, at)
+            for r in range(R):
+                for b in range(first, last):
+                    i = at + b - first
+                    for s in range(S):
+                        v = np.float64(x[m, a, r, b, s]) if kind > MEAN else 0.0
+                        g = gy[n, a, b] * _slope(kind, v, sums[i], sums[i + BLOCK], R * S)
+                        gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g
+
+
+@kernel(RUNS, REDUCED, SWITCHES, INT, INT)
+def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int) -> None:
+    """Write the first maximum, or the first minimum, to y (N, A, B), and r·S + s of it to switches."""
+    N, A, R, B, S = x.shape
+    blocks = blocks_of(B)
+    jobs = N * A * blocks
+    for t in prange(threads):
+        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
+            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+            last = min(B, first + BLOCK)
+            for b in range(first, last):
+                y[n, a, b], switches[n, a, b] = x[n, a, 0, b, 0], 0
+            for r in range(R):
+                for b in range(first, last):
+                    for s in range(S):
+                        v, best = x[n, a, r, b, s], y[n, a, b]
+                        beats = v > best if highest else v < best
+                        if beats or (math.isnan(v) and not math.isnan(best)):
+                            y[n, a, b], switches[n, a, b] = v, r * S + s
+
+
+@kernel(REDUCED, SWITCHES, RUNS, INT, INT)
+def extremum_bwd(gy: Any, switches: Any, gx: Any, accumulate: int, threads: int) -> None:
+    """Write the gradient to gx, added with `accumulate`."""
+    N, A, R, B, S = gx.shape
+    sharing = targets_of(gy, switches)
+    rows = N * A * R
+    for t in prange(threads):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, a, r = row // (A * R), row // R % A, row % R
+            for b in range(B):
+                switch = switches[n // sharing, a, b]
+                for s in range(S):
+                    g = gy[n, a, b] if r * S + s == switch else np.float32(0)
+                    gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g

@@ -1,0 +1,71 @@
+"""Linear maps along one axis, as sparse matrices: enlarging, shrinking, selecting, repeating, mirroring.
+
+    y[n, p, o, m, c] = Σ_k weights[k] · x[n, p, taps[k], m, c]      k from starts[o] to starts[o + 1] − 1
+
+The reverse is the same with the transposed matrix.  Sums run in the order of the table; long ones in parts,
+which are added with what their sum lost (Kahan 1965), so that rounding grows with the parts alone.
+
+Source: ONNX Resize, Gather, Slice, Tile, Expand, Pad, CumSum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange, types
+
+from .emit import LANES
+from .jit import DENSE, INT, kernel
+from .rectifier import GATE, Gate, gated
+from .simd import address_of, broadcast, fma, load_some, store_some, zeros
+from .views import targets_of
+
+#: Any strides but a dense last axis.
+AROUND = types.Array(types.float32, 5, "A")
+AROUND_MASK = types.Array(types.uint8, 5, "A")
+STARTS = types.Array(types.int64, 1, "C")
+TAPS = types.Array(types.int32, 1, "C")
+
+_PART = 64
+
+
+@kernel(AROUND, STARTS, TAPS, DENSE, AROUND_MASK, GATE, AROUND, INT, INT)
+def resample(
+    x: Any,
+    starts: Any,
+    taps: Any,
+    weights: Any,
+    mask: Any,
+    gate: Gate,
+    y: Any,
+    accumulate: int,
+    threads: int,
+) -> None:
+    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x."""
+    N, P, O, M, C = y.shape
+    targets = targets_of(y, mask)
+    lines = N * P * O
+    for t in prange(threads):
+        for line in range(lines * t // threads, lines * (t + 1) // threads):
+            n, p, o = line // (P * O), line // O % P, line % O
+            start, stop = starts[o], starts[o + 1]
+            for m in range(M):
+                xa = address_of(x) + n * x.strides[0] + p * x.strides[1] + m * x.strides[3]
+                ya = address_of(y) + n * y.strides[0] + p * y.strides[1] + o * y.strides[2]
+                ya += m * y.strides[3]
+                ma = address_of(mask) + n // targets * mask.strides[0] + p * mask.strides[1]
+                ma += o * mask.strides[2] + m * mask.strides[3]
+                for c in range(0, C, LANES):
+                    v, lost = zeros(), zeros()
+                    for part in range(start, stop, _PART):
+                        s = zeros()
+                        for k in range(part, min(part + _PART, stop)):
+                            tap = load_some(xa + taps[k] * x.strides[2] + 4 * c, C - c)
+                            s = fma(broadcast(weights[k]), tap, s)
+                        s = s - lost
+                        total = v + s
+                        lost = (total - v) - s
+                        v = total
+                    if accumulate:
+                        v = v + load_some(ya + 4 * c, C - c)
+                    store_some(ya + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

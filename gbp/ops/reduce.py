@@ -1,0 +1,216 @@
+"""Sums and extremes over axes (ONNX ReduceSum, ReduceMean, ReduceMax and the like).
+
+    y = f(all x along the axes)        gx = gy · ∂f/∂x,  as kernels/reduce.py says for each f
+
+ReduceMean over the plane is GlobalAveragePool.  ReduceMax and ReduceMin keep a switch: the first extremum,
+row-major, takes the gradient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels import reduce as kernels
+from ..kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd, reduce_fwd
+from ..limits import ELEMENT, elements
+from .node import Node
+from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, view
+from .pool import PARSERS as POOLS
+from .resample import or_identity
+from .shape import Reshape
+
+#: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
+Runs = tuple[int, int, int, int]
+
+_GLOBAL_AVERAGE: Callable[[Node], Op] = POOLS["GlobalAveragePool"]
+
+_NO_X = np.empty((0, 0, 0, 0, 0), np.float32)
+
+
+def _groups(order: Order, axes: tuple[int, ...]) -> re.Match[str] | None:
+    return re.fullmatch("(k*)(r*)(k*)(r*)", "".join("r" if axis in axes else "k" for axis in order))
+
+
+def order_in_runs(given: Order, axes: tuple[int, ...], *, row_major: bool = False) -> Order:
+    """A memory order whose reduced axes lie in one run or in two, the second innermost: `given` if it is one.
+
+    `row_major`: and follow each other as in the file.
+    """
+    ascending = [axis for axis in given if axis in axes] == sorted(axes)
+    if _groups(given, axes) and (ascending or not row_major):
+        return given
+    return (*(axis for axis in given if axis not in axes), *sorted(axes))
+
+
+def runs_of(x: Shape, order: Order, axes: tuple[int, ...]) -> Runs:
+    groups = _groups(order, axes)
+    if groups is None:
+        raise AssertionError(f"axes {axes} of {order} are not in two runs")
+    A, R, B, S = (elements([x[axis] for axis in order[slice(*groups.span(i))]]) for i in range(1, 5))
+    return (A, R, B, S) if groups[3] else (A, 1, 1, R)
+
+
+def in_runs(x: Floats, runs: Runs) -> Floats:
+    """(N, A, R, B, S)."""
+    return view(x, len(x), *runs)
+
+
+def without_runs(y: NDArray[Any], runs: Runs) -> NDArray[Any]:
+    """(N, A, B) of what has size 1 along the reduced axes."""
+    return view(y, len(y), runs[0], runs[2])
+
+
+def sums_of(scratch: Floats, count: int) -> NDArray[np.float64]:
+    return scratch[: 2 * count].view(np.float64)
+
+
+@dataclass(frozen=True)
+class Reduce(Op):
+    """To size 1 along `axes`, by one of `kernels`' kinds."""
+
+    axes: tuple[int, ...]
+    kind: int
+
+    def shape(self, *x: Shape) -> Shape:
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(x[0]))
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return super().work(x, y) + 8 * ELEMENT * elements(x[0])  # some kinds take an exponential
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = order_in_runs(given[0], self.axes)
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        linear = self.kind in (kernels.SUM, kernels.MEAN)
+        step: type[ReduceStep] = ReduceStep if linear else CurvedReduceStep
+        return step(self.kind, runs_of(x[0], order, self.axes))
+
+
+@dataclass(frozen=True)
+class Extremum(Op):
+    """The maximum, or the minimum, to size 1 along `axes`."""
+
+    axes: tuple[int, ...]
+    highest: bool
+
+    def shape(self, *x: Shape) -> Shape:
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(x[0]))
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = order_in_runs(given[0], self.axes, row_major=True)
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ExtremumStep(self.highest, runs_of(x[0], order, self.axes))
+
+
+def reduced_axes(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """`axes` counted from the front, which may not hold the batch."""
+    shape = node.shape(0)
+    counted = tuple(sorted(node.axis(a, len(shape)) for a in axes))
+    if len(set(counted)) != len(counted):
+        node.invalid(f"axes {list(axes)} repeat.")
+    if 0 in counted:
+        node.refuse(f"axes {list(counted)} hold the batch.", supported="axes from 1 on")
+    return counted
+
+
+def _axes(node: Node) -> tuple[int, ...]:
+    """Axes are an attribute before opset 18 (ReduceSum: 13), an input since.
+
+    Where there are none, all are reduced, or none with noop_with_empty_axes.
+    """
+    axes = (node.constant_ints(1) if node.has(1) else node.integers("axes")) or ()
+    if axes or node.integer("noop_with_empty_axes", 0):
+        return reduced_axes(node, axes)
+    node.refuse("it has no axes, so it reduces the batch as well.", supported="axes from 1 on")
+
+
+def _with_axes(node: Node, op: Op, axes: tuple[int, ...]) -> tuple[Op, ...]:
+    shape = node.shape(0)
+    if node.integer("keepdims", 1):
+        return (op,)
+    return op, Reshape(tuple(n for axis, n in enumerate(shape) if axis not in axes))
+
+
+def _parse(node: Node, kind: int) -> tuple[Op, ...]:
+    axes, shape = _axes(node), node.shape(0)
+    if not axes and kind in (kernels.SUM, kernels.MEAN, kernels.PROD):
+        node.ignore("keepdims")
+        return or_identity((), shape)
+    if kind == kernels.MEAN and axes == tuple(range(2, len(shape))) and len(shape) == 4:
+        return _with_axes(node, _GLOBAL_AVERAGE(node), axes)
+    return _with_axes(node, Reduce(axes, kind), axes)
+
+
+def _parse_extremum(node: Node, highest: bool) -> tuple[Op, ...]:
+    axes = _axes(node)
+    return _with_axes(node, Extremum(axes, highest), axes)
+
+
+PARSERS = {
+    "ReduceSum": lambda node: _parse(node, kernels.SUM),
+    "ReduceMean": lambda node: _parse(node, kernels.MEAN),
+    "ReduceL1": lambda node: _parse(node, kernels.L1),
+    "ReduceL2": lambda node: _parse(node, kernels.L2),
+    "ReduceSumSquare": lambda node: _parse(node, kernels.SUM_SQUARE),
+    "ReduceLogSum": lambda node: _parse(node, kernels.LOG_SUM),
+    "ReduceLogSumExp": lambda node: _parse(node, kernels.LOG_SUM_EXP),
+    "ReduceProd": lambda node: _parse(node, kernels.PROD),
+    "ReduceMax": lambda node: _parse_extremum(node, highest=True),
+    "ReduceMin": lambda node: _parse_extremum(node, highest=False),
+}
+
+
+class ReduceStep(Step):
+    """A sum or a mean; what is not linear is a `CurvedReduceStep`, which wants x again."""
+
+    wants_whole = True
+
+    def __init__(self, kind: int, runs: Runs) -> None:
+        self.kind, self.runs = kind, runs
+        self.how = f"of {runs[1] * runs[3]}"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return 2 * threads * REDUCE_SUMS, 0
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        sums = sums_of(saved.scratch, saved.threads * REDUCE_SUMS)
+        reduce_fwd(in_runs(x[0], self.runs), without_runs(y, self.runs), sums, self.kind, saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,) = gx
+        x = in_runs(saved.x[0], self.runs) if saved.x else _NO_X
+        sums = sums_of(saved.scratch, saved.threads * REDUCE_SUMS)
+        to = in_runs(g.array, self.runs)
+        reduce_bwd(without_runs(gy, self.runs), x, to, int(g.accumulate), sums, self.kind, saved.threads)
+
+
+class CurvedReduceStep(ReduceStep):
+    saves_x = True
+
+
+class ExtremumStep(Step):
+    wants_whole = True
+    switches = np.uint32
+
+    def __init__(self, highest: bool, runs: Runs) -> None:
+        self.highest, self.runs = highest, runs
+        self.how = f"switches of {runs[1] * runs[3]}"
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        to, switches = (without_runs(a, self.runs) for a in (y, saved.switches))
+        extremum_fwd(in_runs(x[0], self.runs), to, switches, int(self.highest), saved.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,) = gx
+        given, switches = (without_runs(a, self.runs) for a in (gy, saved.switches))
+        extremum_bwd(given, switches, in_runs(g.array, self.runs), int(g.accumulate), saved.threads)

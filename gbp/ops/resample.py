@@ -1,0 +1,375 @@
+"""Linear maps along one axis, and what interpolates by them (ONNX Resize, Upsample; CumSum).
+
+    y[…, o, …]  = Σ_t w[o, t] · x[…, i[o, t], …]
+    gx[…, a, …] = Σ_{o, t: i[o, t] = a} w[o, t] · gy[…, o, …]
+
+Interpolation is separable: an op for each axis that changes.  Output o lies at coordinate s of the input,
+between ⌊s⌋ and ⌊s⌋ + 1, and takes of the pixels i around it as much as the kernel says:
+
+    nearest    the pixel that nearest_mode says
+    linear     k(s − i),  k(d) = 1 − |d|                                 for |d| < 1
+    cubic      k(s − i),  k(d) = (a+2)|d|³ − (a+3)d² + 1                 for |d| ≤ 1
+                          k(d) = a|d|³ − 5ad² + 8a|d| − 4a               for 1 < |d| < 2
+
+With `antialias` a kernel that shrinks is as much wider as the output is smaller.  Pixels beyond the edge are
+the edge's own, or with exclude_outside none.
+
+Source: ONNX Resize (opset 19) and its reference implementation; Upsample, and Resize at opset 10, as
+onnxruntime has them, because the specification says too little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.rectifier import OPEN
+from ..kernels.resample import resample
+from ..limits import elements
+from .node import Node
+from .op import NO_MASK, Clipped, Floats, Gradient, Op, Order, Saved, Step, view
+from .shape import Reshape
+
+#: Of one table: inputs that all outputs together look at.
+MOST_TAPS = 2**22
+
+#: A vector of taps loaded, multiplied and added, in multiply-adds of a convolution.
+_TAP = 2**7
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A sparse matrix: output o takes weights[k] of input taps[k], k from starts[o] to starts[o + 1] − 1."""
+
+    starts: NDArray[np.int64]
+    taps: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, indices: NDArray[Any], weights: NDArray[Any]) -> Table:
+        """From i and w (outputs, taps), without the weights that are 0."""
+        used = weights != 0
+        starts = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int64)
+        return cls(starts, indices[used].astype(np.int32), weights[used].astype(np.float32))
+
+    @property
+    def outputs(self) -> int:
+        return len(self.starts) - 1
+
+    def is_identity(self, size: int) -> bool:
+        return (
+            len(self.taps) == self.outputs == size
+            and bool((self.taps == np.arange(size)).all())
+            and bool((np.diff(self.starts) == 1).all() and (self.weights == 1).all())
+        )
+
+    def transposed(self, size: int) -> Table:
+        """The same for gradients, where the input has `size` elements."""
+        outputs = np.repeat(np.arange(self.outputs, dtype=np.int32), np.diff(self.starts))
+        order = np.argsort(self.taps, kind="stable")
+        counts = np.bincount(self.taps, minlength=size)
+        starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        return Table(starts, outputs[order], self.weights[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Resample(Op):
+    """Along `axis`, which has `size` elements."""
+
+    axis: int
+    size: int
+    table: Table
+
+    @property
+    def nbytes(self) -> int:
+        return 8 * (2 * len(self.table.taps) + self.table.outputs + self.size)
+
+    def shape(self, *x: Shape) -> Shape:
+        return *x[0][: self.axis], self.table.outputs, *x[0][self.axis + 1 :]
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        around = elements(y) // max(1, self.table.outputs)
+        return super().work(x, y) + 2 * _TAP * len(self.table.taps) * around
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ResampleStep(self, order)
+
+
+class ResampleStep(Step):
+    def __init__(self, op: Resample, order: Order) -> None:
+        self.table, self.transposed = op.table, op.table.transposed(op.size)
+        self.at = 1 + order.index(op.axis)
+        # Masks have whole bytes for the innermost axis: single elements of it have no such mask.
+        self.gates = self.at < len(order)
+        self.how = f"{op.size} to {op.table.outputs}"
+
+    def _around(self, x: NDArray[Any]) -> NDArray[Any]:
+        """(N, …, axis, …, innermost) in five axes; 1 for the last two where the axis is itself innermost."""
+        inner = x.shape[self.at + 1 :]
+        after = (elements(inner[:-1]), inner[-1]) if inner else (1, 1)
+        return view(x, len(x), elements(x.shape[1 : self.at]), x.shape[self.at], *after)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        table, no_mask = self.table, NO_MASK[..., None]
+        to = self._around(y)
+        resample(
+            self._around(x[0]), table.starts, table.taps, table.weights, no_mask, OPEN, to, 0, saved.threads
+        )
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        (g,), table = gx, self.transposed
+        to = self._around(g.array)
+        mask = view(g.mask, len(g.mask), *to.shape[1:4], -1) if g.mask.size else NO_MASK[..., None]
+        resample(
+            self._around(gy),
+            table.starts,
+            table.taps,
+            table.weights,
+            mask,
+            g.gate,
+            to,
+            int(g.accumulate),
+            saved.threads,
+        )
+
+
+def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
+    """The ops one after another; where there is none, what does nothing."""
+    return tuple(ops) or (Reshape(shape),)
+
+
+def refuse_unless_it_fits(node: Node, size: int, outputs: float, taps: float = 1) -> None:
+    """Refuse a table from `size` elements to `outputs` × `taps` before there is memory taken for it."""
+    if size > MOST_TAPS:
+        node.refuse(f"an axis of {size} elements.", supported=f"up to {MOST_TAPS} along one axis")
+    if not outputs * max(1, taps) <= MOST_TAPS:
+        node.refuse(
+            f"{outputs:.4g} outputs along one axis.", supported=f"up to {MOST_TAPS} inputs to them in all"
+        )
+
+
+def select(axis: int, size: int, indices: NDArray[np.int64]) -> Resample:
+    """y[…, o, …] = x[…, indices[o], …], where that axis of x has `size` elements."""
+    return Resample(axis, size, Table.of(indices[:, None], np.ones((len(indices), 1))))
+
+
+# --- Interpolation ------------------------------------------------------------------------------------------
+
+_COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
+)
+_NEAREST: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "round_prefer_floor": lambda s: np.ceil(s - s.dtype.type(0.5)),
+    "round_prefer_ceil": lambda s: np.floor(s + s.dtype.type(0.5)),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+_POLICIES = ("stretch", "not_larger", "not_smaller")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to interpolate, as the node's attributes say."""
+
+    mode: str
+    coordinates: str
+    nearest: str | None  # None: down where the axis grows, up where it shrinks
+    cubic: float
+    exclude_outside: bool
+    antialias: bool
+
+    def kernel(self, d: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What a pixel at distance d gives."""
+        d = np.abs(d)
+        if self.mode == "linear":
+            return np.maximum(0, 1 - d)
+        a = self.cubic
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+    def taps(self, scale: float) -> int:
+        """How many pixels reach an output on either side."""
+        if self.mode == "nearest":
+            return 1
+        reach = 1 if self.mode == "linear" else 2
+        return math.ceil(reach / min(scale, 1)) if self.antialias else reach
+
+    def table(self, size: int, outputs: int, scale: float) -> Table:
+        """The interpolation of an axis of `size` to `outputs`, by `scale`."""
+        if self.mode == "nearest":
+            # Whole coordinates decide: rounded to float32 they are what exporters and runtimes meant.
+            s = self._coordinates(np.arange(outputs, dtype=np.float32), size, np.float32(scale))
+            pixel = _NEAREST[self.nearest or ("floor" if scale >= 1 else "ceil")](s)
+            return Table.of(np.clip(pixel, 0, size - 1).astype(np.int64)[:, None], np.ones((outputs, 1)))
+        s = self._coordinates(np.arange(outputs, dtype=np.float64), size, np.float64(scale))
+        below = np.floor(s)
+        reach = self.taps(scale)
+        pixels = below[:, None] + np.arange(1 - reach, 1 + reach)
+        w = self.kernel((pixels - s[:, None]) * (min(scale, 1) if self.antialias else 1))
+        if self.exclude_outside:
+            w[(pixels < 0) | (pixels >= size)] = 0
+        w /= w.sum(axis=1, keepdims=True)
+        return Table.of(np.clip(pixels, 0, size - 1).astype(np.int64), w)
+
+    def _coordinates(self, o: NDArray[Any], size: int, scale: Any) -> NDArray[Any]:
+        """Where outputs o lie in the input, in o's own precision."""
+        number = o.dtype.type
+        half = number(0.5)
+        length = scale * number(size)  # the output's, before it became a whole number
+        s: NDArray[Any]
+        match self.coordinates:
+            case "asymmetric":
+                s = o / scale
+            case "tf_half_pixel_for_nn":
+                s = (o + half) / scale
+            case "align_corners":
+                s = o * number(size - 1) / (length - number(1)) if len(o) > 1 else 0 * o
+            case "pytorch_half_pixel" if len(o) == 1:
+                s = 0 * o
+            case "half_pixel_symmetric":
+                offset = number(size / 2) * (number(1) - number(len(o)) / length)
+                s = offset + (o + half) / scale - half
+            case _:
+                s = (o + half) / scale - half
+        return s
+
+
+def _interpolate(
+    node: Node, way: _Way, axes: Sequence[int], sizes: Sequence[int], scales: Sequence[float]
+) -> tuple[Op, ...]:
+    shape = node.shape(0)
+    ops: list[Op] = []
+    for axis, outputs, scale in zip(axes, sizes, scales, strict=True):
+        size = shape[axis]
+        if not (math.isfinite(scale) and scale > 0) or outputs < 1:
+            node.invalid(f"axis {axis} of {size} becomes one of {outputs} by a scale of {scale:.4g}.")
+        if outputs == size and math.isclose(scale, 1):
+            continue
+        if axis == 0:
+            node.refuse(f"the batch is scaled by {scale:.4g}.", supported="1 on the batch axis")
+        taps = 2 * way.taps(scale) if scale > 1 / MOST_TAPS else math.inf
+        refuse_unless_it_fits(node, size, outputs, taps)
+        table = way.table(size, outputs, scale)
+        if not np.isfinite(table.weights).all():
+            node.refuse(f"along axis {axis} some output has no input.")
+        if not table.is_identity(size):
+            ops.append(Resample(axis, size, table))
+    return or_identity(ops, shape)
+
+
+def _scaled_sizes(node: Node, axes: Sequence[int], scales: Sequence[float]) -> list[int]:
+    """⌊scale · size⌋ of each axis."""
+    if len(scales) != len(axes):
+        node.invalid(f"{len(scales)} scales do not fit {len(axes)} axes.")
+    sizes = [node.shape(0)[axis] * float(scale) for axis, scale in zip(axes, scales, strict=True)]
+    if not all(math.isfinite(size) for size in sizes):
+        node.invalid(f"scales {list(scales)} are not all finite.")
+    return [math.floor(size) for size in sizes]
+
+
+def _scales(node: Node, index: int) -> list[float]:
+    return [float(scale) for scale in node.constant(index).reshape(-1)]
+
+
+def parse_upsample(node: Node) -> tuple[Op, ...]:
+    """Scales: two attributes at opset 1, one since 7, an input since 9."""
+    shape = node.shape(0)
+    axes = range(len(shape))
+    if node.opset >= 9:
+        scales = _scales(node, 1)
+    elif node.opset >= 7:
+        scales = list(node.numbers("scales", ()))
+    else:
+        scales = [1.0, 1.0, node.number("height_scale", 0), node.number("width_scale", 0)]
+    mode = node.text("mode", "nearest")
+    if mode not in ("nearest", "linear", "bilinear"):
+        node.refuse(f"mode is {mode!r}.", supported="nearest, linear")
+    mode = "nearest" if mode == "nearest" else "linear"
+    way = _Way(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
+    return _interpolate(node, way, axes, _scaled_sizes(node, axes, scales), scales)
+
+
+def _way(node: Node) -> _Way:
+    if node.opset < 11:
+        mode = node.text("mode", "nearest")
+        way = _Way(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
+    else:
+        node.ignore("extrapolation_value")  # of tf_crop_and_resize
+        way = _Way(
+            node.text("mode", "nearest"),
+            node.text("coordinate_transformation_mode", "half_pixel"),
+            node.text("nearest_mode", "round_prefer_floor"),
+            node.number("cubic_coeff_a", -0.75),
+            bool(node.integer("exclude_outside", 0)),
+            bool(node.integer("antialias", 0)),
+        )
+    for what, found, known in (
+        ("mode", way.mode, ("nearest", "linear", "cubic")),
+        ("coordinate_transformation_mode", way.coordinates, _COORDINATES),
+        ("nearest_mode", way.nearest, (None, *_NEAREST)),
+    ):
+        if found not in known:
+            node.refuse(f"{what} is {found!r}.", supported=", ".join(name for name in known if name))
+    if way.mode == "nearest" and way.antialias:
+        node.invalid("mode nearest has no antialias.")
+    return way
+
+
+def parse_resize(node: Node) -> tuple[Op, ...]:
+    shape = node.shape(0)
+    way = _way(node)
+    policy = node.text("keep_aspect_ratio_policy", "stretch")
+    if policy not in _POLICIES:
+        node.refuse(f"keep_aspect_ratio_policy is {policy!r}.", supported=", ".join(_POLICIES))
+    axes = [node.axis(a, len(shape)) for a in node.integers("axes", range(len(shape)))]
+    if len(set(axes)) != len(axes):
+        node.invalid(f"axes {axes} repeat.")
+    at = 1 if node.opset < 11 else 2
+    if node.has(at) and (scales := _scales(node, at)):
+        return _interpolate(node, way, axes, _scaled_sizes(node, axes, scales), scales)
+    if not node.has(3):
+        node.invalid("it has neither scales nor sizes.")
+    sizes = list(node.constant_ints(3))
+    if len(sizes) != len(axes):
+        node.invalid(f"{len(sizes)} sizes do not fit {len(axes)} axes.")
+    scales = [size / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
+    if policy != "stretch":
+        scales = [min(scales) if policy == "not_larger" else max(scales)] * len(axes)
+        sizes = [math.floor(scales[0] * shape[axis] + 0.5) for axis in axes]
+    return _interpolate(node, way, axes, sizes, scales)
+
+
+def parse_cumsum(node: Node) -> tuple[Op, ...]:
+    """Sums of all elements up to each: a triangular matrix."""
+    shape = node.shape(0)
+    values = node.constant(1, np.int64)
+    if values.size != 1:
+        node.invalid(f"axis has shape {list(values.shape)}, expected a scalar.")
+    axis = node.axis(int(values.reshape(())), len(shape))
+    if axis == 0:
+        node.refuse("axis is 0, the batch.", supported="any other axis")
+    size = shape[axis]
+    refuse_unless_it_fits(node, size, size, size)
+    weights = np.tri(size, k=-1 if node.integer("exclusive", 0) else 0)
+    if node.integer("reverse", 0):
+        weights = weights[::-1, ::-1]
+    return (Resample(axis, size, Table.of(np.broadcast_to(np.arange(size), (size, size)), weights)),)
+
+
+PARSERS: dict[str, Callable[[Node], Any]] = {
+    "CumSum": parse_cumsum,
+    "Resize": parse_resize,
+    "Upsample": parse_upsample,
+}

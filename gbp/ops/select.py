@@ -1,0 +1,180 @@
+"""Ops that pick, repeat and mirror along axes (ONNX Slice, Gather, Tile, Expand, Pad).
+
+    y[…, o, …] = x[…, i[o], …]        gx[…, a, …] = Σ_{o: i[o] = a} gy[…, o, …]
+
+Each axis that changes is an op: `Take` for a run of neighbours, which the plan can leave where it lies, else
+`Resample` with one tap an output.  Pad with a constant has an op of its own, `shape.Pad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .concat import Take
+from .node import Node
+from .op import Op
+from .resample import or_identity, refuse_unless_it_fits, select
+from .shape import Pad, Reshape
+
+_PAD_MODES = ("constant", "reflect", "edge", "wrap")
+
+
+def _distinct_axes(node: Node, axes: Sequence[int], rank: int) -> list[int]:
+    counted = [node.axis(a, rank) for a in axes]
+    if len(set(counted)) != len(counted):
+        node.invalid(f"axes {list(axes)} repeat.")
+    return counted
+
+
+def parse_slice(node: Node) -> tuple[Op, ...]:
+    """Starts, ends and axes are attributes before opset 10; inputs since, and steps with them."""
+    shape = node.shape(0)
+    axes: Sequence[int] | None
+    if node.opset < 10:
+        starts, ends, axes = node.integers("starts", ()), node.integers("ends", ()), node.integers("axes")
+        steps: Sequence[int] = [1] * len(starts)
+    else:
+        starts, ends = node.constant_ints(1), node.constant_ints(2)
+        axes = node.constant_ints(3) if node.has(3) else None
+        steps = node.constant_ints(4) if node.has(4) else [1] * len(starts)
+    axes = _distinct_axes(node, range(len(starts)) if axes is None else axes, len(shape))
+    if not len(starts) == len(ends) == len(steps) == len(axes) or 0 in steps:
+        node.invalid(f"starts {list(starts)}, ends {list(ends)}, steps {list(steps)} do not fit {axes}.")
+    ops: list[Op] = []
+    for axis, *ends_and_step in zip(axes, starts, ends, steps, strict=True):
+        start, stop, step = slice(*ends_and_step).indices(shape[axis])
+        taken = range(start, stop, step)
+        if taken == range(shape[axis]):
+            continue
+        if axis == 0:
+            node.refuse(f"it takes [{start}:{stop}:{step}] of the batch.", supported="all of it")
+        if not taken:
+            node.invalid(f"it takes nothing of axis {axis} of {shape[axis]}.")
+        if step == 1:
+            ops.append(Take(axis, start, stop))
+        else:
+            refuse_unless_it_fits(node, shape[axis], len(taken))
+            ops.append(select(axis, shape[axis], np.array(taken)))
+    return or_identity(ops, shape)
+
+
+def _picked(node: Node, axis: int, indices: NDArray[np.int64]) -> tuple[Op, ...]:
+    """x at these indices along an axis, none where that is all of it."""
+    size = node.shape(0)[axis]
+    if (np.diff(indices) == 1).all():
+        start, stop = int(indices[0]), int(indices[-1]) + 1
+        return () if (start, stop) == (0, size) else (Take(axis, start, stop),)
+    return (select(axis, size, indices),)
+
+
+def parse_gather(node: Node) -> tuple[Op, ...]:
+    shape = node.shape(0)
+    axis = node.axis(node.integer("axis", 0), len(shape))
+    if axis == 0:
+        node.refuse("axis is 0, the batch.", supported="any other axis")
+    indices, size = node.constant(1, np.int64), shape[axis]
+    refuse_unless_it_fits(node, size, indices.size)
+    if not indices.size or indices.min() < -size or indices.max() >= size:
+        node.invalid(f"indices of shape {list(indices.shape)} are not all inside axis {axis} of {size}.")
+    ops = _picked(node, axis, np.where(indices < 0, indices + size, indices).reshape(-1))
+    result = (*shape[:axis], *indices.shape, *shape[axis + 1 :])
+    return or_identity(ops if indices.ndim == 1 else (*ops, Reshape(result)), shape)
+
+
+def parse_tile(node: Node) -> tuple[Op, ...]:
+    shape = node.shape(0)
+    if node.opset < 6:  # so many tiles along one axis
+        repeats = [1] * len(shape)
+        ((tiles,), (axis,)) = (node.constant(i).reshape(-1) for i in (1, 2))
+        repeats[node.axis(int(axis), len(shape))] = int(tiles)
+    else:
+        repeats = list(node.constant_ints(1))
+    if len(repeats) != len(shape) or min(repeats) < 1:
+        node.invalid(f"repeats {repeats} do not fit {list(shape)}.")
+    if repeats[0] != 1:
+        node.refuse(f"repeats {repeats} multiply the batch.", supported="1 on the batch axis")
+    ops = []
+    for axis, (size, count) in enumerate(zip(shape, repeats, strict=True)):
+        if count > 1:
+            refuse_unless_it_fits(node, size, count, size)
+            ops.append(select(axis, size, np.tile(np.arange(size), count)))
+    return or_identity(ops, shape)
+
+
+def parse_expand(node: Node) -> tuple[Op, ...]:
+    shape, target = node.shape(0), node.constant_ints(1)
+    if len(target) > len(shape):
+        node.refuse(f"{list(shape)} becomes {list(target)}, with axes before the batch.")
+    target = (*[1] * (len(shape) - len(target)), *target)
+    ops = []
+    for axis, (size, wanted) in enumerate(zip(shape, target, strict=True)):
+        if wanted in (1, size):
+            continue
+        if size != 1 or wanted < 1:
+            node.invalid(f"{list(shape)} does not broadcast to {list(target)}.")
+        if axis == 0:
+            node.refuse(f"{list(shape)} becomes {list(target)}, which repeats the batch.")
+        refuse_unless_it_fits(node, size, wanted)
+        ops.append(select(axis, size, np.zeros(wanted, np.int64)))
+    return or_identity(ops, shape)
+
+
+def _pads(node: Node) -> tuple[list[int], list[int], float]:
+    """What is added before and behind each axis, below 0 what is cut off; and with which value."""
+    shape = node.shape(0)
+    if node.opset < 11:
+        pads = node.integers("pads" if node.opset > 1 else "paddings", ())
+        value = node.number("value", 0.0)
+    else:
+        pads = node.constant_ints(1)
+        value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
+    axes = _distinct_axes(node, node.constant_ints(3) if node.has(3) else range(len(shape)), len(shape))
+    if len(pads) != 2 * len(axes):
+        node.invalid(f"pads {list(pads)} do not give two values for each of {len(axes)} axes.")
+    begin, end = [0] * len(shape), [0] * len(shape)
+    for i, axis in enumerate(axes):
+        begin[axis], end[axis] = pads[i], pads[i + len(axes)]
+    if begin[0] or end[0]:
+        node.refuse(f"pads {list(pads)} change the batch.", supported="other axes")
+    if any(n + min(0, a) + min(0, b) < 1 for a, n, b in zip(begin, shape, end, strict=True)):
+        node.invalid(f"pads {list(pads)} leave nothing of {list(shape)}.")
+    return begin, end, value
+
+
+def parse_pad(node: Node) -> tuple[Op, ...]:
+    """Negative pads crop, before anything is added."""
+    shape = node.shape(0)
+    mode = node.text("mode", "constant")
+    if mode not in _PAD_MODES:
+        node.refuse(f"mode is {mode!r}.", supported=", ".join(_PAD_MODES))
+    begin, end, value = _pads(node)
+    cut = [(max(0, -a), n + min(0, b)) for a, n, b in zip(begin, shape, end, strict=True)]
+    added = [(max(0, a), max(0, b)) for a, b in zip(begin, end, strict=True)]
+    ops: list[Op] = []
+    for axis, (start, stop) in enumerate(cut):
+        if (start, stop) != (0, shape[axis]):
+            ops.append(Take(axis, start, stop))
+    if mode == "constant":
+        if any(map(sum, added)) or not ops:
+            ops.append(Pad(tuple(a for a, _ in added), tuple(b for _, b in added), value))
+        return tuple(ops)
+    for axis, (before, behind) in enumerate(added):
+        if before or behind:
+            size = cut[axis][1] - cut[axis][0]
+            refuse_unless_it_fits(node, size, before + size + behind)
+            indices = np.arange(size)
+            # NumPy's modes of this name are ONNX's.
+            ops.append(select(axis, size, np.pad(indices, (before, behind), mode=mode)))  # type: ignore[call-overload]
+    return or_identity(ops, shape)
+
+
+PARSERS = {
+    "Expand": parse_expand,
+    "Gather": parse_gather,
+    "Pad": parse_pad,
+    "Slice": parse_slice,
+    "Tile": parse_tile,
+}
