@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -175,6 +176,11 @@ class _Builder:
         if qualified(proto) in ("Shape", "Size") and computed:
             self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
             return
+        if qualified(proto) == "CastLike" and computed:  # of the second operand only the type is read
+            if names[0] in self.constants:
+                self.constants[proto.output[0]] = self.constants[names[0]].astype(np.float32)
+                return
+            computed = computed[:1]
         if not computed:
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))

@@ -47,17 +47,7 @@ FINGERPRINTS = {
     "yolov5n": "7b7e0d72883081b1",
     "convnext_tiny": "5fbb76ab6468dd22",
 }
-#: Those whose every op gbp does.
-EXPLAINED = (
-    "vgg16",
-    "resnet18",
-    "mobilenet_v2",
-    "inception_v3",
-    "densenet201",
-    "xception",
-    "mobilenet_v1",
-    "shufflenet_v2",
-)
+#: Ops at which rules differ.
 RECTIFIERS = {"Relu", "Clip"}
 
 
@@ -97,7 +87,7 @@ def test_drawn(name: str) -> None:
     assert zoo.fingerprint(model).startswith(FINGERPRINTS[name])
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("name", zoo.BUILT)
 def test_explained(name: str) -> None:
     model = zoo.build(name, size=SIZE)
     has_rectifiers = any(node.op_type in RECTIFIERS for node in model.graph.node)
@@ -109,7 +99,7 @@ def test_explained(name: str) -> None:
     assert np.abs(a.map).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("name", zoo.BUILT)
 def test_scores_of_onnxruntime(name: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, x = zoo.build(name, size=SIZE), zoo.picture(size=SIZE)

@@ -32,6 +32,7 @@ from ..limits import elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
 from .planes import by_planes
+from .shape import Reshape
 from .unpool import Indices
 from .window import (
     MOST_PIXELS,

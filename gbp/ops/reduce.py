@@ -9,7 +9,6 @@ row-major, takes the gradient.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +21,12 @@ from ..kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd
 from ..limits import ELEMENT, elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, view
-from .pool import PARSERS as POOLS
+from .pool import AveragePool, over_everything
 from .resample import or_identity
 from .shape import Reshape
 
 #: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
 Runs = tuple[int, int, int, int]
-
-_GLOBAL_AVERAGE: Callable[[Node], Op] = POOLS["GlobalAveragePool"]
 
 _NO_X = np.empty((0, 0, 0, 0, 0), np.float32)
 
@@ -129,16 +126,17 @@ def _axes(node: Node) -> tuple[int, ...]:
     Where there are none, all are reduced, or none with noop_with_empty_axes.
     """
     axes = (node.constant_ints(1) if node.has(1) else node.integers("axes")) or ()
-    if axes or node.integer("noop_with_empty_axes", 0):
+    may_do_nothing = node.integer("noop_with_empty_axes", 0)
+    if axes or may_do_nothing:
         return reduced_axes(node, axes)
     node.refuse("it has no axes, so it reduces the batch as well.", supported="axes from 1 on")
 
 
-def _with_axes(node: Node, op: Op, axes: tuple[int, ...]) -> tuple[Op, ...]:
+def _with_axes(node: Node, ops: tuple[Op, ...], axes: tuple[int, ...]) -> tuple[Op, ...]:
     shape = node.shape(0)
     if node.integer("keepdims", 1):
-        return (op,)
-    return op, Reshape(tuple(n for axis, n in enumerate(shape) if axis not in axes))
+        return ops
+    return *ops, Reshape(tuple(n for axis, n in enumerate(shape) if axis not in axes))
 
 
 def _parse(node: Node, kind: int) -> tuple[Op, ...]:
@@ -147,13 +145,13 @@ def _parse(node: Node, kind: int) -> tuple[Op, ...]:
         node.ignore("keepdims")
         return or_identity((), shape)
     if kind == kernels.MEAN and axes == tuple(range(2, len(shape))) and len(shape) == 4:
-        return _with_axes(node, _GLOBAL_AVERAGE(node), axes)
-    return _with_axes(node, Reduce(axes, kind), axes)
+        return _with_axes(node, over_everything(node, AveragePool), axes)
+    return _with_axes(node, (Reduce(axes, kind),), axes)
 
 
 def _parse_extremum(node: Node, highest: bool) -> tuple[Op, ...]:
     axes = _axes(node)
-    return _with_axes(node, Extremum(axes, highest), axes)
+    return _with_axes(node, (Extremum(axes, highest),), axes)
 
 
 PARSERS = {

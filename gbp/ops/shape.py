@@ -189,6 +189,14 @@ def parse_cast(node: Node) -> Op:
     return Reshape(node.shape(0))
 
 
+def parse_cast_like(node: Node) -> Op:
+    """To the type of another tensor; a computed one is floating point."""
+    node.ignore("saturate", "round_mode")
+    if node.is_constant(1):
+        node.constant(1)
+    return Reshape(node.shape(0))
+
+
 def parse_transpose(node: Node) -> Op:
     shape = node.shape(0)
     perm = node.integers("perm", tuple(reversed(range(len(shape)))))
@@ -243,6 +251,7 @@ PARSERS = {
     "Identity": parse_identity,
     "Dropout": parse_dropout,
     "Cast": parse_cast,
+    "CastLike": parse_cast_like,
     "Transpose": parse_transpose,
     "DepthToSpace": parse_depth_to_space,
     "SpaceToDepth": parse_space_to_depth,
