@@ -111,7 +111,7 @@ def wide() -> onnx.ModelProto:
     x = b.input(1, 3, 12, 12)
     scale, zero = b.constant(0.02), b.constant(128, np.uint8)
     y = b.node("DequantizeLinear", b.node("QuantizeLinear", x, scale, zero), scale, zero)
-    y = b.conv(y, 4, 3, pads=(1, 1, 1, 1))
+    y = b.relu(b.conv(y, 4, 3, pads=(1, 1, 1, 1)))
     y = b.mul(y, b.node("Sigmoid", y))
     y = b.node("InstanceNormalization", y, b.constant(b.noise(4)), b.constant(b.noise(4)))
     pooled, positions = b.nodes("MaxPool", y, outputs=2, kernel_shape=[2, 2], strides=[2, 2])
