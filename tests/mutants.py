@@ -122,7 +122,8 @@ def wide() -> onnx.ModelProto:
     y = b.node("Slice", y, b.constant([1, 11]), b.constant([11, 0]), b.constant([2, 3]), b.constant([2, -1]))
     y = b.node("Where", b.node("Greater", y, b.constant(0.1)), y, b.node("Tanh", y))
     y = b.node("Gather", y, b.constant([2, 0, 0, 1]), axis=1)
-    y = b.node("Div", y, b.node("ReduceL2", y, b.constant([1]), keepdims=1))
+    norm = b.node("ReduceL2", y, b.constant([1]), keepdims=1)
+    y = b.node("Div", y, b.add(norm, b.constant(0.1)))
     y = b.node("Max", y, b.node("PRelu", y, b.constant(b.noise(4, 1, 1))), b.constant(-1.0))
     y = b.node("Unsqueeze", y, b.constant([2]))
     y = b.node("Conv", y, b.constant(b.noise(5, 4, 1, 3, 3)))
@@ -133,7 +134,7 @@ def wide() -> onnx.ModelProto:
     y = b.node("ReduceMax", y, b.constant([3]), keepdims=0)
     y = b.node("Conv", y, b.constant(b.noise(4, 5, 2)))
     y = b.node("Softplus", b.node("DepthToSpace", b.node("Unsqueeze", y, b.constant([3])), blocksize=2))
-    y = b.node("Sqrt", b.node("Tile", y, b.constant([1, 1, 1, 2])))
+    y = b.node("Sqrt", b.add(b.node("Tile", y, b.constant([1, 1, 1, 2])), b.constant(0.5)))
     return b.model(b.gemm(b.flatten(y), 3))
 
 
