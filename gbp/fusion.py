@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .layout import Call
-from .ops.elementwise import AddStep
+from .ops.broadcast import AddStep
 from .ops.op import UNCLIPPED
 
 

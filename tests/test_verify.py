@@ -19,7 +19,7 @@ from gbp import verify as module
 from gbp.load import open_model
 from gbp.ops.concat import ConcatStep
 from gbp.ops.conv import Conv, ConvStep
-from gbp.ops.norm import LRNStep
+from gbp.ops.lrn import LRNStep
 from gbp.ops.op import Gradient, Step
 from gbp.ops.pool import AveragePoolStep, MaxPoolStep
 from gbp.reference import Exact, OnnxRuntime

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .elementwise import BROADCAST, line_at, lines
+from .broadcast import BROADCAST, line_at, lines
 from .functions import Pair
 from .jit import INT, Kernel, kernel, kernel_from
 from .simd import address_of, load_scalar, store_scalar

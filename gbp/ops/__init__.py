@@ -4,19 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    affine,
     binary,
+    broadcast,
     concat,
     conv,
     conv_transpose,
-    elementwise,
     functions,
     gemm,
     legacy,
     lp_pool,
+    lrn,
     matmul,
-    norm,
     normalize,
-    pointwise,
     pool,
     quantize,
     rectifier,
@@ -29,33 +29,29 @@ from . import (
 )
 from .node import Node
 
-_FAMILIES = (
-    binary,
-    concat,
-    conv,
-    conv_transpose,
-    elementwise,
-    functions,
-    gemm,
-    legacy,
-    lp_pool,
-    matmul,
-    norm,
-    normalize,
-    pointwise,
-    pool,
-    quantize,
-    rectifier,
-    reduce,
-    resample,
-    select,
-    shape,
-    softmax,
-    unpool,
-)
-
 #: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one of
 #: these for each output.
-PARSERS: dict[str, Callable[[Node], Any]] = {}
-for _family in _FAMILIES:
-    PARSERS.update(_family.PARSERS)
+PARSERS: dict[str, Callable[[Node], Any]] = {
+    **affine.PARSERS,
+    **binary.PARSERS,
+    **broadcast.PARSERS,
+    **concat.PARSERS,
+    **conv.PARSERS,
+    **conv_transpose.PARSERS,
+    **functions.PARSERS,
+    **gemm.PARSERS,
+    **legacy.PARSERS,
+    **lp_pool.PARSERS,
+    **lrn.PARSERS,
+    **matmul.PARSERS,
+    **normalize.PARSERS,
+    **pool.PARSERS,
+    **quantize.PARSERS,
+    **rectifier.PARSERS,
+    **reduce.PARSERS,
+    **resample.PARSERS,
+    **select.PARSERS,
+    **shape.PARSERS,
+    **softmax.PARSERS,
+    **unpool.PARSERS,
+}

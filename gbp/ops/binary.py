@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..graph import Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
-from .elementwise import RANK, SameRank, operands, six, with_constant
+from .affine import plus, scale_and_shift, times
+from .broadcast import RANK, SameRank, operands, six
 from .functions import Function
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
@@ -89,29 +90,29 @@ def _parse(node: Node) -> Op:
 
 
 def parse_neg(node: Node) -> Op:
-    return with_constant(node, node.shape(0), np.array(-1.0), a_power=True)
+    return times(node, node.shape(0), np.array(-1.0))
 
 
-def parse_not(node: Node) -> tuple[Op, ...]:
-    return parse_neg(node), with_constant(node, node.shape(0), np.array(1.0), a_power=False)
+def parse_not(node: Node) -> Op:
+    return scale_and_shift(node, node.shape(0), np.array(-1.0), np.array(1.0))
 
 
 def parse_sub(node: Node) -> Op | tuple[Op, ...]:
     shape, (a, b) = operands(node)
     if a is not None:
-        return with_constant(node, shape, np.array(-1.0), True), with_constant(node, shape, a, False)
-    return _parse(node) if b is None else with_constant(node, shape, -b, False)
+        return scale_and_shift(node, shape, np.array(-1.0), a)
+    return _parse(node) if b is None else plus(node, shape, -b)
 
 
 def parse_div(node: Node) -> Op | tuple[Op, ...]:
     shape, (a, b) = operands(node)
     if a is not None:
-        return Function("Reciprocal"), with_constant(node, shape, a, True)
+        return Function("Reciprocal"), times(node, shape, a)
     if b is None:
         return _parse(node)
     if not b.all():
         node.refuse("it divides by a constant that holds 0.")
-    return with_constant(node, shape, 1 / b.astype(np.float64), True)
+    return times(node, shape, 1 / b.astype(np.float64))
 
 
 def parse_pow(node: Node) -> Op | tuple[Op, ...]:
@@ -119,7 +120,7 @@ def parse_pow(node: Node) -> Op | tuple[Op, ...]:
     if a is not None:
         if not (a > 0).all():
             node.refuse("the constant that it raises is not positive.")
-        return with_constant(node, shape, np.log(a.astype(np.float64)), True), Function("Exp")
+        return times(node, shape, np.log(a.astype(np.float64))), Function("Exp")
     if b is None or b.size != 1:
         return _parse(node)
     exponent = float(b.reshape(()))
@@ -182,8 +183,7 @@ class BinaryStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         operands = self.operands(saved.x, gy)
         for i, g in zip(self.computed, gx, strict=True):
-            if not g.accumulate:
-                g.array.fill(0)
+            g.begin()
             slope_kernel(self.name, i)(six(gy, gy), *operands, six(g.array, gy), saved.threads)
 
 
@@ -192,8 +192,7 @@ class CompareStep(BinaryStep):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for g in gx:
-            if not g.accumulate:
-                g.array.fill(0)
+            g.begin()
 
 
 class ChoiceStep(_MixedStep):
@@ -213,6 +212,5 @@ class ChoiceStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         switches = saved.switches.reshape(len(saved.switches), -1)
         for i, g in zip(self.computed, gx, strict=True):
-            if not g.accumulate:
-                g.array.fill(0)
+            g.begin()
             chosen_bwd(six(gy, gy), switches, i, six(g.array, gy), saved.threads)

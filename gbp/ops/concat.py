@@ -71,19 +71,12 @@ class Take(Op):
         return TakeStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
 
 
-def _moving_axis(node: Node, default: int, rank: int) -> int:
-    axis = node.axis(node.integer("axis", default), rank)
-    if axis == 0:
-        node.refuse("axis is 0, the batch.", supported="any other axis")
-    return axis
-
-
 def parse_concat(node: Node) -> Op:
     indices = range(len(node.operands))
     computed = [node.shape(i) for i in indices if not node.is_constant(i)]
     constants = {i: node.constant(i) for i in indices if node.is_constant(i)}
     x = computed[0]
-    axis = _moving_axis(node, 1, len(x))
+    axis = node.axis_within(node.integer("axis", 1), len(x))
     # Of a constant all samples have the same part.
     if any(c.ndim != len(x) or c.shape[0] not in (1, x[0]) for c in constants.values()):
         node.invalid(f"a constant does not join {list(x)}.")
@@ -99,7 +92,7 @@ def parse_concat(node: Node) -> Op:
 
 def parse_split(node: Node) -> list[Op]:
     """One `Take` an output; sizes an attribute before opset 13, an input since, or equal shares."""
-    axis = _moving_axis(node, 0, len(node.shape(0)))
+    axis = node.axis_within(node.integer("axis", 0), len(node.shape(0)))
     size, count = node.shape(0)[axis], len(node.proto.output)
     sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
     if node.integer("num_outputs", count) != count:
@@ -188,6 +181,5 @@ class TakeStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         (g,) = gx
-        if not g.accumulate:
-            g.array.fill(0)
+        g.begin()
         g.array[self.part] += gy

@@ -144,6 +144,5 @@ class SpreadStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         (g,) = gx
-        if not g.accumulate:
-            g.array.fill(0)
+        g.begin()
         g.array[self.kept] += gy[self.to]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..graph import Shape
 from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
-from .elementwise import at_rank
+from .affine import at_rank
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels, row_major
 
@@ -100,19 +100,16 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, float], ...]] = {
 
 def _parse(node: Node) -> Op:
     node.shape(0)
-    node.ignore("consumed_inputs")
     return Function(node.op, *(node.number(*attribute) for attribute in _ATTRIBUTES.get(node.op, ())))
 
 
 def parse_elu(node: Node) -> Op:
     node.shape(0)
-    node.ignore("consumed_inputs")
     return Function("Elu", node.number("alpha", 1.0), 1.0)
 
 
 def parse_selu(node: Node) -> Op:
     node.shape(0)
-    node.ignore("consumed_inputs")
     alpha, gamma = (1.6732, 1.0507) if node.opset < 6 else (1.6732631921768188, 1.0507010221481323)
     return Function("Elu", node.number("alpha", alpha), node.number("gamma", gamma))
 
@@ -133,7 +130,6 @@ def parse_gelu(node: Node) -> Op:
 
 def parse_prelu(node: Node) -> Op:
     shape = node.shape(0)
-    node.ignore("consumed_inputs")
     slopes = node.constant(1)
     if slopes.size == 1:
         return Function("LeakyRelu", float(slopes.reshape(())))

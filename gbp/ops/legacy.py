@@ -11,24 +11,22 @@ from __future__ import annotations
 import numpy as np
 
 from ..limits import elements
+from .affine import scale_and_shift
 from .gemm import Dense
 from .node import Node
 from .op import Op
-from .pointwise import Affine
 from .shape import Pad, Reshape
 
 
 def parse_image_scaler(node: Node) -> Op:
-    C = node.shape(0, rank=4)[1]
-    scale, bias = node.number("scale", 1.0), node.numbers("bias", (0.0,) * C)
-    if len(bias) != C:
-        node.invalid(f"bias has {len(bias)} values for {C} channels.")
-    return Affine(np.full(C, scale), np.array(bias), axis=1)
+    shape, bias = node.shape(0, rank=4), np.array(node.numbers("bias", (0.0,)))
+    if len(bias) not in (1, shape[1]):
+        node.invalid(f"bias has {len(bias)} values for {shape[1]} channels.")
+    return scale_and_shift(node, shape, np.array(node.number("scale", 1.0)), bias.reshape(-1, 1, 1))
 
 
 def _affine(node: Node, a: float, b: float) -> Op:
-    C = node.shape(0)[1]
-    return Affine(np.full(C, a), np.full(C, b), axis=1)
+    return scale_and_shift(node, node.shape(0), np.array(a), np.array(b))
 
 
 def parse_fc(node: Node) -> tuple[Op, ...]:

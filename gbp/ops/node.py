@@ -44,7 +44,8 @@ class Node:
     opset: int
     operands: list[Shape | Positions | Constant | None]
     read: Set[str] = frozenset()
-    _read: set[str] = field(default_factory=set)
+    #: Before opset 6 many ops listed what memory they reuse.
+    _read: set[str] = field(default_factory=lambda: {"consumed_inputs"})
 
     @property
     def op(self) -> str:
@@ -167,8 +168,29 @@ class Node:
             self.invalid(f"input {index} has shape {list(values.shape)}, expected a list of integers.")
         return tuple(int(v) for v in values.reshape(-1))
 
+    def scalar(self, index: int, dtype: type[np.generic] = np.float32) -> Any:
+        """Constant operand `index`, which holds one number."""
+        values = self.constant(index, dtype)
+        if values.size != 1:
+            self.invalid(f"input {index} has shape {list(values.shape)}, expected a scalar.")
+        return values.reshape(()).item()
+
     def axis(self, axis: int, rank: int) -> int:
         """`axis` counted from the front."""
         if not -rank <= axis < rank:
             self.invalid(f"axis {axis} is outside a tensor of {rank} axes.")
         return axis % rank
+
+    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+        """`axes` counted from the front, all of them different."""
+        counted = tuple(self.axis(axis, rank) for axis in axes)
+        if len(set(counted)) != len(counted):
+            self.invalid(f"axes {list(axes)} repeat.")
+        return counted
+
+    def axis_within(self, axis: int, rank: int) -> int:
+        """`axis` counted from the front, which is not the batch."""
+        axis = self.axis(axis, rank)
+        if axis == 0:
+            self.refuse("axis is 0, the batch.", supported="any other axis")
+        return axis

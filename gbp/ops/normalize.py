@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from ..graph import Shape
 from ..kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
 from ..limits import ELEMENT, elements
-from .elementwise import Scale
+from .affine import Affine, scale_and_shift
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
-from .pointwise import Affine
 from .reduce import Runs, in_runs, order_in_runs, reduced_axes, runs_of, sums_of
 from .shape import Reshape
 
@@ -63,24 +62,6 @@ def _epsilon(node: Node) -> float:
     return epsilon
 
 
-def _scale_and_bias(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) -> Op:
-    """a·x + b for constants that broadcast to a sample: along one axis where they vary along one only."""
-    try:
-        a, b = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64))
-        fits = np.broadcast_shapes(a.shape, shape[1:]) == shape[1:]
-    except ValueError:
-        fits = False
-    if not fits:
-        node.invalid(f"scale and bias of shape {list(a.shape)} do not broadcast to {list(shape)}.")
-    a, b = (v.reshape((1,) * (len(shape) - v.ndim) + v.shape) for v in (a, b))
-    axes = [axis for axis, n in enumerate(a.shape) if n > 1] or [1]
-    if len(axes) > 1:
-        return Scale(a, b)
-    (axis,) = axes
-    a, b = (np.broadcast_to(v.reshape(-1), (shape[axis],)).copy() for v in (a, b))
-    return Affine(a, b, axis)
-
-
 def _per_channel(node: Node, shape: Shape, scale: NDArray[Any], bias: NDArray[Any]) -> Op:
     for name, value in (("scale", scale), ("bias", bias)):
         if value.shape != (shape[1],):
@@ -110,8 +91,6 @@ def parse_group(node: Node) -> tuple[Op, ...]:
     (N, C, *plane), groups = shape, node.integer("num_groups", 0)
     if groups < 1 or C % groups:
         node.invalid(f"{C} channels do not part into {groups} groups.")
-    if len(plane) > 5:
-        node.refuse(f"the input has shape {list(shape)}.", supported="up to 7 axes")
     scale, bias = node.constant(1), node.constant(2)
     if node.opset < 21:
         scale, bias = (np.repeat(v, C // groups) if v.shape == (groups,) else v for v in (scale, bias))
@@ -130,7 +109,7 @@ def _parse_last_axes(node: Node, centred: bool) -> tuple[Op, ...]:
     axes = reduced_axes(node, tuple(range(axis, len(shape))))
     scale = node.constant(1)
     bias = node.constant(2) if node.has(2) else np.zeros((), np.float32)
-    return Normalize(axes, _epsilon(node), centred), _scale_and_bias(node, shape, scale, bias)
+    return Normalize(axes, _epsilon(node), centred), scale_and_shift(node, shape, scale, bias)
 
 
 def parse_mean_variance(node: Node) -> Op:

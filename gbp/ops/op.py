@@ -110,6 +110,11 @@ class Gradient:
         mask = self.mask[start:stop] if k == 1 else self.mask[start // k : start // k + 1]
         return Gradient(self.array[start:stop], self.accumulate, mask, self.gate)
 
+    def begin(self) -> None:
+        """For steps that only ever add: zeros, where nobody has contributed yet."""
+        if not self.accumulate:
+            self.array.fill(0)
+
     def put(self, g: NDArray[Any]) -> None:
         """For steps that move bytes only."""
         if self.accumulate:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph import Shape
+from .affine import PointwiseStep
 from .node import Node
 from .op import Clipped, Op, Order, Step
-from .pointwise import PointwiseStep
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Rectifier(Op):
 
 def parse_relu(node: Node) -> Op:
     node.shape(0)
-    node.ignore("consumed_inputs")
     return Rectifier(Clipped(0.0, np.inf, is_rectifier=True))
 
 
@@ -42,15 +41,11 @@ def _bound(node: Node, name: str, index: int, default: float) -> float:
         return node.number(name, default)
     if not node.has(index):
         return default
-    value = node.constant(index)
-    if value.size != 1:
-        node.invalid(f"{name} has shape {list(value.shape)}, expected a scalar.")
-    return float(value.reshape(()))
+    return float(node.scalar(index))
 
 
 def parse_clip(node: Node) -> Op:
     node.shape(0)
-    node.ignore("consumed_inputs")
     lo, hi = _bound(node, "min", 1, -np.inf), _bound(node, "max", 2, np.inf)
     if not lo < hi:
         node.refuse(f"min {lo} is not below max {hi}.", hint="The output would be constant.")

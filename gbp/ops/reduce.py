@@ -22,8 +22,7 @@ from ..limits import ELEMENT, elements
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, view
 from .pool import AveragePool, over_everything
-from .resample import or_identity
-from .shape import Reshape
+from .shape import Reshape, or_identity
 
 #: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
 Runs = tuple[int, int, int, int]
@@ -111,10 +110,7 @@ class Extremum(Op):
 
 def reduced_axes(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
     """`axes` counted from the front, which may not hold the batch."""
-    shape = node.shape(0)
-    counted = tuple(sorted(node.axis(a, len(shape)) for a in axes))
-    if len(set(counted)) != len(counted):
-        node.invalid(f"axes {list(axes)} repeat.")
+    counted = tuple(sorted(node.axes(axes, len(node.shape(0)))))
     if 0 in counted:
         node.refuse(f"axes {list(counted)} hold the batch.", supported="axes from 1 on")
     return counted

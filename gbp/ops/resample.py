@@ -34,7 +34,7 @@ from ..kernels.resample import resample
 from ..limits import elements
 from .node import Node
 from .op import NO_MASK, Clipped, Floats, Gradient, Op, Order, Saved, Step, view
-from .shape import Reshape
+from .shape import or_identity
 
 #: Of one table: inputs that all outputs together look at.
 MOST_TAPS = 2**22
@@ -137,11 +137,6 @@ class ResampleStep(Step):
             int(g.accumulate),
             saved.threads,
         )
-
-
-def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
-    """The ops one after another; where there is none, what does nothing."""
-    return tuple(ops) or (Reshape(shape),)
 
 
 def refuse_unless_it_fits(node: Node, size: int, outputs: float, taps: float = 1) -> None:
@@ -333,9 +328,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if policy not in _POLICIES:
         node.refuse(f"keep_aspect_ratio_policy is {policy!r}.", supported=", ".join(_POLICIES))
-    axes = [node.axis(a, len(shape)) for a in node.integers("axes", range(len(shape)))]
-    if len(set(axes)) != len(axes):
-        node.invalid(f"axes {axes} repeat.")
+    axes = node.axes(node.integers("axes", range(len(shape))), len(shape))
     at = 1 if node.opset < 11 else 2
     if node.has(at) and (scales := _scales(node, at)):
         return _interpolate(node, way, axes, _scaled_sizes(node, axes, scales), scales)
@@ -354,12 +347,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
 def parse_cumsum(node: Node) -> tuple[Op, ...]:
     """Sums of all elements up to each: a triangular matrix."""
     shape = node.shape(0)
-    values = node.constant(1, np.int64)
-    if values.size != 1:
-        node.invalid(f"axis has shape {list(values.shape)}, expected a scalar.")
-    axis = node.axis(int(values.reshape(())), len(shape))
-    if axis == 0:
-        node.refuse("axis is 0, the batch.", supported="any other axis")
+    axis = node.axis_within(node.scalar(1, np.int64), len(shape))
     size = shape[axis]
     refuse_unless_it_fits(node, size, size, size)
     weights = np.tri(size, k=-1 if node.integer("exclusive", 0) else 0)

@@ -16,17 +16,10 @@ from numpy.typing import NDArray
 from .concat import Take
 from .node import Node
 from .op import Op
-from .resample import or_identity, refuse_unless_it_fits, select
-from .shape import Pad, Reshape
+from .resample import refuse_unless_it_fits, select
+from .shape import Pad, Reshape, or_identity
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")
-
-
-def _distinct_axes(node: Node, axes: Sequence[int], rank: int) -> list[int]:
-    counted = [node.axis(a, rank) for a in axes]
-    if len(set(counted)) != len(counted):
-        node.invalid(f"axes {list(axes)} repeat.")
-    return counted
 
 
 def parse_slice(node: Node) -> tuple[Op, ...]:
@@ -40,7 +33,7 @@ def parse_slice(node: Node) -> tuple[Op, ...]:
         starts, ends = node.constant_ints(1), node.constant_ints(2)
         axes = node.constant_ints(3) if node.has(3) else None
         steps = node.constant_ints(4) if node.has(4) else [1] * len(starts)
-    axes = _distinct_axes(node, range(len(starts)) if axes is None else axes, len(shape))
+    axes = node.axes(range(len(starts)) if axes is None else axes, len(shape))
     if not len(starts) == len(ends) == len(steps) == len(axes) or 0 in steps:
         node.invalid(f"starts {list(starts)}, ends {list(ends)}, steps {list(steps)} do not fit {axes}.")
     ops: list[Op] = []
@@ -72,9 +65,7 @@ def _picked(node: Node, axis: int, indices: NDArray[np.int64]) -> tuple[Op, ...]
 
 def parse_gather(node: Node) -> tuple[Op, ...]:
     shape = node.shape(0)
-    axis = node.axis(node.integer("axis", 0), len(shape))
-    if axis == 0:
-        node.refuse("axis is 0, the batch.", supported="any other axis")
+    axis = node.axis_within(node.integer("axis", 0), len(shape))
     indices, size = node.constant(1, np.int64), shape[axis]
     refuse_unless_it_fits(node, size, indices.size)
     if not indices.size or indices.min() < -size or indices.max() >= size:
@@ -88,8 +79,7 @@ def parse_tile(node: Node) -> tuple[Op, ...]:
     shape = node.shape(0)
     if node.opset < 6:  # so many tiles along one axis
         repeats = [1] * len(shape)
-        ((tiles,), (axis,)) = (node.constant(i).reshape(-1) for i in (1, 2))
-        repeats[node.axis(int(axis), len(shape))] = int(tiles)
+        repeats[node.axis(int(node.scalar(2)), len(shape))] = int(node.scalar(1))
     else:
         repeats = list(node.constant_ints(1))
     if len(repeats) != len(shape) or min(repeats) < 1:
@@ -131,7 +121,7 @@ def _pads(node: Node) -> tuple[list[int], list[int], float]:
     else:
         pads = node.constant_ints(1)
         value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
-    axes = _distinct_axes(node, node.constant_ints(3) if node.has(3) else range(len(shape)), len(shape))
+    axes = node.axes(node.constant_ints(3) if node.has(3) else range(len(shape)), len(shape))
     if len(pads) != 2 * len(axes):
         node.invalid(f"pads {list(pads)} do not give two values for each of {len(axes)} axes.")
     begin, end = [0] * len(shape), [0] * len(shape)

@@ -10,7 +10,7 @@ The first two are views wherever the memory order allows; `orders` asks for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,11 @@ class Reshape(Op):
         return None
 
 
+def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
+    """The ops one after another; where there is none, what does nothing."""
+    return tuple(ops) or (Reshape(shape),)
+
+
 @dataclass(frozen=True)
 class Transpose(Op):
     perm: tuple[int, ...]
@@ -100,7 +105,6 @@ class Pad(Op):
 
 def parse_reshape(node: Node) -> Op:
     shape = node.shape(0)
-    node.ignore("consumed_inputs")
     target = list(node.constant_ints(1) if node.opset >= 5 else node.integers("shape", ()))
     if not node.integer("allowzero", 0):
         if len(target) > len(shape) and 0 in target[len(shape) :]:
@@ -141,10 +145,7 @@ def _axes(node: Node, rank: int) -> tuple[int, ...] | None:
     axes = node.constant_ints(1) if node.has(1) else node.integers("axes")
     if axes is None:
         return None
-    counted = tuple(node.axis(a, rank) for a in axes)
-    if len(set(counted)) != len(counted):
-        node.invalid(f"axes {list(axes)} repeat.")
-    return counted
+    return node.axes(axes, rank)
 
 
 def parse_squeeze(node: Node) -> Op:
@@ -172,7 +173,7 @@ def parse_identity(node: Node) -> Op:
 
 
 def parse_dropout(node: Node) -> Op:
-    node.ignore("ratio", "seed", "is_test", "consumed_inputs")
+    node.ignore("ratio", "seed", "is_test")
     if node.has(2) and bool(node.constant(2, np.bool_).any()):
         node.refuse(
             "training_mode is true.", supported="inference", hint="Export the model in evaluation mode."

@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..graph import Graph, Layer
+from ..ops.affine import Affine
 from ..ops.conv import Conv
 from ..ops.gemm import Dense, scaled
-from ..ops.pointwise import Affine
 
 
 def _after(op: object, affine: Affine) -> Conv | Dense | Affine | None:

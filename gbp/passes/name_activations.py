@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Graph, Layer
+from ..ops.affine import Affine
 from ..ops.binary import Binary
-from ..ops.elementwise import Add, Mul
+from ..ops.broadcast import Add, Mul
 from ..ops.functions import Function
 from ..ops.op import Op
-from ..ops.pointwise import Affine
 from ..ops.rectifier import Rectifier
 
 Numbers = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Sums and products (ONNX Add, Sum, Mean, Mul), of tensors and with constants, under NumPy's broadcasting.
+"""Sums and products (ONNX Add, Sum, Mean, Mul) of tensors and constants, under NumPy's broadcasting.
 
 y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
 y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph import Shape
-from ..kernels.elementwise import add_bwd, add_fwd, mul_bwd, mul_fwd
+from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import ELEMENT, elements
+from .affine import at_rank, plus, times
 from .node import Node
 from .op import (
     NO_MASK,
@@ -30,12 +31,10 @@ from .op import (
     Saved,
     Step,
     pixels,
-    row_major,
 )
-from .pointwise import Affine
+from .shape import or_identity
 
 RANK = 6  # of the broadcasting kernels
-_MOST_CHANNELS = 2**23  # a constant is kept for each
 
 
 class SameRank(Op):
@@ -63,64 +62,6 @@ class Mul(SameRank):
         return MulStep()
 
 
-@dataclass(frozen=True, eq=False)
-class Scale(Op):
-    """y = a·x + b with constants of any shape that broadcasts, of x's rank, their first axis 1."""
-
-    a: NDArray[np.float64]
-    b: NDArray[np.float64]
-
-    @property
-    def parameters(self) -> int:
-        return self.a.size + self.b.size
-
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
-    def macs(self, y: Shape) -> int:
-        return int(np.prod(y[1:]))
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        return (row_major(len(x[0])),), row_major(len(x[0]))
-
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return ScaleStep(self)
-
-
-def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
-    """Constant c with as many axes as x has, the first of them 1, where it broadcasts to x's shape."""
-    extra, sides = (
-        c.shape[: max(0, c.ndim - len(shape))],
-        zip(reversed(c.shape), reversed(shape), strict=False),
-    )
-    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
-        node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
-    kept = c.shape[len(extra) :]
-    c = c.reshape((1,) * (len(shape) - len(kept)) + kept)
-    if c.shape[0] != 1:
-        node.refuse(
-            f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"
-        )
-    return c
-
-
-def with_constant(node: Node, shape: Shape, c: NDArray[Any], a_power: bool) -> Op:
-    """c·x with `a_power`, else x + c; as `Affine` where c varies along one axis at most."""
-    c = at_rank(node, c.astype(np.float64), shape)
-    axes = [axis for axis, n in enumerate(c.shape) if n > 1]
-    if len(axes) > 1:
-        return Scale(c, np.zeros_like(c)) if a_power else Scale(np.ones_like(c), c)
-    axis = axes[0] if axes else min(1, len(shape) - 1)
-    if axis == 0:
-        node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
-    if shape[axis] > _MOST_CHANNELS:
-        node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MOST_CHANNELS}")
-    values = np.broadcast_to(c.reshape(-1), (shape[axis],)).copy()
-    return (
-        Affine(values, np.zeros_like(values), axis) if a_power else Affine(np.ones_like(values), values, axis)
-    )
-
-
 def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
     """The shape that the computed operands broadcast to, and of all operands the constants, else None."""
     indices = range(len(node.operands))
@@ -136,7 +77,6 @@ def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
         node.refuse("inputs differ in their batch axis.")
     if len(shape) > RANK and len(computed) > 1:
         node.refuse(f"inputs have {len(shape)} axes.", supported=f"up to {RANK}")
-    node.ignore("consumed_inputs")
     return shape, [_constant(node, i, len(shape)) if node.is_constant(i) else None for i in indices]
 
 
@@ -159,14 +99,12 @@ def _parse(node: Node, op: Op, multiplies: bool) -> tuple[Op, ...]:
     ops: list[Op] = [op] if len(constants) < len(given) - 1 else []
     if constants:
         combined = reduce(np.multiply if multiplies else np.add, constants)
-        ops.append(with_constant(node, shape, combined, multiplies))
+        ops.append((times if multiplies else plus)(node, shape, combined))
     return tuple(ops)
 
 
 def parse_add(node: Node) -> tuple[Op, ...]:
-    from .shape import Reshape
-
-    return _parse(node, Add(), multiplies=False) or (Reshape(node.shape(0)),)  # Sum of one tensor
+    return _parse(node, Add(), multiplies=False) or or_identity((), node.shape(0))  # a Sum of one
 
 
 def parse_mul(node: Node) -> tuple[Op, ...]:
@@ -175,7 +113,7 @@ def parse_mul(node: Node) -> tuple[Op, ...]:
 
 def parse_mean(node: Node) -> tuple[Op, ...]:
     shape, given = operands(node)
-    return *parse_add(node), with_constant(node, shape, np.array(1 / len(given)), True)
+    return *parse_add(node), times(node, shape, np.array(1 / len(given)))
 
 
 PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_mean}
@@ -234,8 +172,7 @@ class BroadcastAddStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for g in gx:
-            if not g.accumulate:
-                g.array.fill(0)
+            g.begin()
             add_bwd(six(gy, gy), six(g.array, gy), saved.threads)
 
 
@@ -251,20 +188,5 @@ class MulStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
         for g, other in zip(gx, reversed(saved.x), strict=True):
-            if not g.accumulate:
-                g.array.fill(0)
+            g.begin()
             mul_bwd(six(gy, gy), six(other, gy), six(g.array, gy), saved.threads)
-
-
-class ScaleStep(Step):
-    how = "scale"
-
-    def __init__(self, op: Scale) -> None:
-        self.a, self.b = op.a.astype(np.float32), op.b.astype(np.float32)
-
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        np.multiply(x[0], self.a, out=y)
-        np.add(y, self.b, out=y)
-
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        gx[0].put(gy * self.a)

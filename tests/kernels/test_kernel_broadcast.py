@@ -6,7 +6,7 @@ import pytest
 from harness import assert_close, assert_same_bits, noise
 from numpy.lib.stride_tricks import as_strided
 
-from gbp.kernels.elementwise import add_bwd, add_fwd, mul_bwd, mul_fwd
+from gbp.kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 
 FULL = (2, 3, 2, 4, 3, 5)
 SHAPES = [

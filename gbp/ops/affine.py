@@ -1,0 +1,171 @@
+"""Scale and shift by constants (ONNX BatchNormalization in inference; Mul, Add and the like).
+
+BatchNormalization   y = scale · (x − mean) / √(var + ε) + bias  =  a·x + b
+y = a·x + b          gx = a·gy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Shape
+from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from .node import Node
+from .op import NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels, row_major
+
+_MOST_CHANNELS = 2**23  # a constant is kept for each
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Op):
+    """y = a·x + b along `axis`; a and b (size of that axis,), float64 so that folding loses nothing."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    axis: int
+
+    @property
+    def parameters(self) -> int:
+        return self.a.size + self.b.size
+
+    def macs(self, y: Shape) -> int:
+        return int(np.prod(y[1:]))
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = given[0] if given[0][-1] == self.axis else innermost(self.axis, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return PointwiseStep(self.a.astype(np.float32), self.b.astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Op):
+    """y = a·x + b with constants of any shape that broadcasts, of x's rank, their first axis 1."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+    @property
+    def parameters(self) -> int:
+        return self.a.size + self.b.size
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def macs(self, y: Shape) -> int:
+        return int(np.prod(y[1:]))
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        return (row_major(len(x[0])),), row_major(len(x[0]))
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ScaleStep(self)
+
+
+def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """Constant c with as many axes as x has, the first of them 1, where it broadcasts to x's shape."""
+    extra, sides = (
+        c.shape[: max(0, c.ndim - len(shape))],
+        zip(reversed(c.shape), reversed(shape), strict=False),
+    )
+    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
+        node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
+    kept = c.shape[len(extra) :]
+    c = c.reshape((1,) * (len(shape) - len(kept)) + kept)
+    if c.shape[0] != 1:
+        node.refuse(
+            f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"
+        )
+    return c
+
+
+def scale_and_shift(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) -> Op:
+    """a·x + b for x of `shape`; as `Affine` where a and b vary along one axis at most, and the same one."""
+    a, b = np.broadcast_arrays(*(at_rank(node, c.astype(np.float64), shape) for c in (a, b)))
+    axes = [axis for axis, n in enumerate(a.shape) if n > 1]
+    if len(axes) > 1:
+        return Scale(a, b)
+    axis = axes[0] if axes else min(1, len(shape) - 1)
+    if axis == 0:
+        node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
+    if shape[axis] > _MOST_CHANNELS:
+        node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MOST_CHANNELS}")
+    a, b = (np.broadcast_to(c.reshape(-1), (shape[axis],)).copy() for c in (a, b))
+    return Affine(a, b, axis)
+
+
+def times(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
+    return scale_and_shift(node, shape, c, np.zeros(()))
+
+
+def plus(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
+    return scale_and_shift(node, shape, np.ones(()), c)
+
+
+def parse_batchnorm(node: Node) -> Op:
+    shape = node.shape(0)
+    if len(shape) < 2:
+        node.refuse(f"the input has shape {list(shape)}.", supported="(N, C, …)")
+    if node.integer("training_mode", 0):
+        node.refuse("training_mode is 1.", supported="inference", hint="Export the model in evaluation mode.")
+    if node.opset < 9 and node.integer("spatial", 1) != 1:
+        node.refuse("spatial is 0.", supported="statistics by channel")
+    if node.opset < 7 and not node.integer("is_test", 0):
+        node.refuse("is_test is 0.", supported="inference", hint="Export the model in evaluation mode.")
+    node.ignore("momentum")
+    scale, bias, mean, var = (node.constant(i).astype(np.float64) for i in (1, 2, 3, 4))
+    for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
+        if value.shape != (shape[1],):
+            node.invalid(f"{name} has shape {list(value.shape)}, expected ({shape[1]},).")
+    deviation = var + node.number("epsilon", 1e-5)
+    if np.any(deviation <= 0):
+        node.invalid("var + epsilon is not positive.")
+    a = scale / np.sqrt(deviation)
+    return Affine(a, bias - a * mean, axis=1)
+
+
+PARSERS = {"BatchNormalization": parse_batchnorm}
+
+
+class PointwiseStep(Step):
+    """y = clip(a·x + b + r); with empty a and b the identity, which leaves residual and rectifier."""
+
+    how = "pointwise"
+    gates = True
+    fuses_residual = True
+    fuses_clip = True
+
+    def __init__(self, a: Floats = NO_WEIGHTS, b: Floats = NO_WEIGHTS) -> None:
+        self.a, self.b = a, b
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        residual = pixels(r) if r.size else r
+        pointwise_fwd(
+            pixels(x[0]), self.a, self.b, residual, pixels(y), saved.mask, clip.lo, clip.hi, saved.threads
+        )
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        g = gx[0]
+        pointwise_bwd(pixels(gy), self.a, *g.end, saved.threads)
+
+
+class ScaleStep(Step):
+    how = "scale"
+
+    def __init__(self, op: Scale) -> None:
+        self.a, self.b = op.a.astype(np.float32), op.b.astype(np.float32)
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+        np.multiply(x[0], self.a, out=y)
+        np.add(y, self.b, out=y)
+
+    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+        gx[0].put(gy * self.a)
