@@ -18,10 +18,7 @@ from .errors import GbpError, InputError
 from .rules import RULES
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
-    from numpy.typing import NDArray
-
     from .attribution import Attribution
-    from .explainer import Explainer
     from .inspection import Inspection
     from .verify import Verification
 
@@ -109,12 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     warmup = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
     warmup.set_defaults(run=_warmup)
     warmup.add_argument("models", metavar="MODEL.onnx", nargs="+")
+    _add_ends(warmup)
     warmup.add_argument("--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open")
 
     inspect = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("model", metavar="MODEL.onnx")
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    _add_ends(inspect)
     _add_algorithm(inspect)
     inspect.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
@@ -218,32 +217,27 @@ CHUNK = 16
 def _explain(arguments: argparse.Namespace) -> int:
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
+    from PIL import Image
+
     from .explainer import Explainer
-    from .image import read_image
+    from .image import is_array_file, read_array, read_image
     from .progress import compiling_shown
     from .sidecar import read_labels
 
-    arrays = _arrays(arguments.images)
-    if arrays is None:
-        for image in arguments.images:
-            picture = read_image(image)  # a broken one is refused before a picture of another is written
+    for image in arguments.images:  # a broken one is refused before a picture of another is written
+        only = read_array(image) if is_array_file(image) else read_image(image)
     explainer = Explainer(
         arguments.model,
         preprocess=_preprocess(arguments),
         labels=read_labels(arguments.labels),
-        output=arguments.output,
-        input=arguments.input,
-        inputs=_given(arguments.given),
+        **_ends(arguments),
         threads=arguments.threads,
         device=arguments.device,
         memory=arguments.memory,
         algorithm=arguments.algorithm,
         activations=arguments.activations,
     )
-    if arrays is not None:
-        pictures: Any = _batch(arrays, explainer)
-    else:
-        pictures = arguments.images if len(outputs) > 1 else [picture]
+    pictures = [only] if len(outputs) == 1 and isinstance(only, Image.Image) else arguments.images
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -268,43 +262,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _arrays(images: Sequence[str]) -> list[NDArray[Any]] | None:
-    """What .npy files hold, where the images are such files: samples as the network takes them."""
-    import numpy as np
-
-    named = [image.lower().endswith(".npy") for image in images]
-    if not any(named):
-        return None
-    if not all(named):
-        raise InputError("some images are pictures and some arrays.", hint="Explain them one kind at a time.")
-    arrays = []
-    for image in images:
-        try:
-            array = np.load(image, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot read the array {image!r}: {error}.") from None
-        arrays.append(array.astype(np.float32) if array.dtype.kind in "iu" else array)
-    return arrays
-
-
-def _batch(arrays: Sequence[NDArray[Any]], explainer: Explainer) -> NDArray[Any]:
-    """One sample a file, which may or may not have an axis of 1 for the batch."""
-    import numpy as np
-
-    rank = len(explainer.input_shape)
-    samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
-    if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
-        shapes = ", ".join(str(list(array.shape)) for array in arrays)
-        expected = ["?" if n is None else n for n in explainer.input_shape[1:]]
-        raise InputError(
-            f"arrays of shape {shapes:.200}.", supported=f"one sample of {expected} in each file"
-        )
-    return np.concatenate(samples)
+def _ends(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What an Explainer is told of the model's inputs and outputs."""
+    given = _given(arguments.given)
+    return {"output": arguments.output, "input": arguments.input, "inputs": given}
 
 
 def _given(texts: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE for inputs that are not explained: numbers, or the array in an .npy file."""
-    import numpy as np
+    from .image import is_array_file, read_array
 
     values: dict[str, Any] = {}
     for text in texts:
@@ -312,14 +278,13 @@ def _given(texts: Sequence[str]) -> dict[str, Any]:
         try:
             if not equals or name in values:
                 raise ValueError("say NAME=VALUE, once for each input")
-            is_file = value.lower().endswith(".npy")
-            values[name] = np.load(value, allow_pickle=False) if is_file else _numbers(value)
-        except (OSError, ValueError, EOFError) as error:
+            values[name] = read_array(value) if is_array_file(value) else _value(value)
+        except ValueError as error:
             raise InputError(f"--given {text!r}: {error}.") from None
     return values
 
 
-def _numbers(text: str) -> Any:
+def _value(text: str) -> Any:
     """A number, or a list of several, whole where all are."""
     import numpy as np
 
@@ -431,7 +396,7 @@ def _warmup(arguments: argparse.Namespace) -> int:
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
-            kernels = Explainer(model).warmup(arguments.size)
+            kernels = Explainer(model, **_ends(arguments)).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
         print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
     print(f"All are kept in {CACHE_DIRECTORY}")
@@ -444,7 +409,7 @@ def _warmup(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from .inspection import inspect
 
-    inspection = inspect(arguments.model, arguments.size, arguments.algorithm)
+    inspection = inspect(arguments.model, arguments.size, arguments.algorithm, **_ends(arguments))
     if arguments.json:
         _print_json(dataclasses.asdict(inspection))
     else:
@@ -521,9 +486,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             size=arguments.size,
             tell=tell,
             preprocess=_preprocess(arguments) if arguments.image else None,
-            output=arguments.output,
-            input=arguments.input,
-            inputs=_given(arguments.given),
+            **_ends(arguments),
             algorithm=arguments.algorithm,
         )
     if arguments.json:

@@ -16,7 +16,7 @@ from PIL import Image
 from .attribution import Attribution, Layout
 from .errors import InputError, ModelError
 from .graph import Shape
-from .image import Preprocess, read_image
+from .image import Preprocess, is_array_file, read_array, read_image
 from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
 from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
 from .load import build, open_model
@@ -151,7 +151,8 @@ class Explainer:
         """Explain one class, or several, of each image.
 
         `images`: a path, a PIL image, a list of either, or a float array (N, …) in the model's own input
-        layout, taken as preprocessed.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
+        layout, taken as preprocessed, also uint8 where the model takes bytes; or paths of .npy files with a
+        sample each.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
         sample's own argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one
         a sample; (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default
         as many as `memory` holds, up to 32; and never more than that, where the Explainer was given one.
@@ -285,6 +286,9 @@ class Explainer:
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
+        if any(map(is_array_file, pictures)):
+            yield from self._array_batches(self._from_array_files(pictures), batch_size, targets)
+            return
         for picture in pictures:
             if not isinstance(picture, (str, os.PathLike, Image.Image)):
                 raise InputError(
@@ -293,6 +297,22 @@ class Explainer:
                 )
         for part in self._slices(len(pictures), self._picture_shape(), targets, batch_size):
             yield self._from_pictures(pictures[part])
+
+    def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
+        """One sample a file, which may or may not have an axis of 1 for the batch."""
+        if not all(map(is_array_file, paths)):
+            raise InputError(
+                "some images are pictures and some arrays.", hint="Explain them one kind at a time."
+            )
+        rank, arrays = len(self.input_shape), list(map(read_array, paths))
+        samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
+        if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            expected = ["?" if n is None else n for n in self.input_shape[1:]]
+            raise InputError(
+                f"arrays of shape {shapes:.200}.", supported=f"one sample of {expected} in each file"
+            )
+        return np.concatenate(samples)
 
     def _slices(self, count: int, shape: Shape, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""

@@ -62,6 +62,20 @@ def read_image(source: str | os.PathLike[str] | Image.Image, *, channels: int = 
         raise InputError(f"cannot open the image {name!r}: {reason}.") from error
 
 
+def is_array_file(source: object) -> bool:
+    """Whether a sample is given as an array, in an .npy file, and not as a picture."""
+    return isinstance(source, (str, os.PathLike)) and os.fspath(source)[-4:].lower() == ".npy"
+
+
+def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array in an .npy file, whole numbers as float32.  Raises `InputError`, naming the file."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read the array {os.fspath(path)!r}: {error}.") from None
+    return array.astype(np.float32) if array.dtype.kind in "iu" else array
+
+
 def _decode(source: Any, name: str, channels: int) -> Image.Image:
     """Decode from an open file or a PIL image; whatever Pillow raises becomes an `InputError`."""
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+from numpy.typing import ArrayLike
 
 from .errors import UnsupportedError
 from .graph import Graph, Shape
@@ -16,7 +17,7 @@ from .ops.conv import check_algorithm
 from .ops.shape import CopyStep, Reshape, Transpose
 from .plan import Plan
 from .proto import Model, check_tensors, read
-from .source import Source, locate
+from .source import Choice, Source, locate
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,25 @@ class Inspection:
     output: str
 
 
-def inspect(model: Model, size: tuple[int, int] | None = None, algorithm: str = "auto") -> Inspection:
+def inspect(
+    model: Model,
+    size: tuple[int, int] | None = None,
+    algorithm: str = "auto",
+    *,
+    output: str | None = None,
+    input: str | None = None,
+    inputs: Mapping[str, ArrayLike] | None = None,
+) -> Inspection:
     """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
 
-    `algorithm` as for `Explainer`.  Raises ModelError for a damaged model and InputError for an algorithm
-    that there is not; what is merely unsupported is listed in the result.
+    All other arguments as for `Explainer`.  Raises ModelError for a damaged model and InputError for an
+    argument that cannot be used; what is merely unsupported is listed in the result.
     """
     check_algorithm(algorithm)
     proto, weights = read(model)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
-        source = locate(proto, weights)
+        source = locate(proto, weights, Choice(output, input, inputs or {}))
         unsupported = [str(node) for node in unsupported_nodes(source)]
         nodes = source.nodes
         if not unsupported:

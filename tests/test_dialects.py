@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
+from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError, cli
 from gbp.verify import verify
 
 Model = onnx.ModelProto
@@ -320,6 +320,50 @@ def test_labels_from_the_file() -> None:
     assert Explainer(model).labels == tuple("abcd")
     assert Explainer(model, labels=[*"wxyz"]).labels == tuple("wxyz")
     assert Explainer(model, output="z").labels is None
+
+
+# ----------------------------------------------------------------------------------------- arrays in files
+
+
+def test_samples_in_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.npy", str(tmp_path / "b.NPY")]
+    np.save(paths[0], X[0])
+    with open(paths[1], "wb") as file:
+        np.save(file, X[1:])
+    explainer = Explainer(valid())
+    np.testing.assert_array_equal(explainer.explain(paths).map, explainer.explain(X).map)
+    whole = np.rint(9 * X[0]).astype(np.int16)
+    np.save(paths[0], whole)
+    np.testing.assert_array_equal(explainer.prepare(paths[0]), whole[None])
+    assert verify(valid(), paths[0]).verified
+
+
+@pytest.mark.parametrize(
+    ("shapes", "found"),
+    [
+        ([(2, 3, 8, 8)], r"one sample of \[3, 8, 8\] in each"),
+        ([(3, 8, 8), (3, 4, 8)], "one sample of"),
+        ([(3, 8, 8), None], "one kind at a time"),
+        ([(8, 8)], "one sample of"),
+    ],
+)
+def test_samples_that_do_not_fit(tmp_path: Path, shapes: list[tuple[int, ...] | None], found: str) -> None:
+    paths = [tmp_path / f"{i}.{'npy' if shape else 'png'}" for i, shape in enumerate(shapes)]
+    for path, shape in zip(paths, shapes, strict=True):
+        if shape:
+            np.save(path, np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=found):
+        Explainer(valid()).explain(paths)
+
+
+def test_models_of_several_inputs_are_inspected_and_warmed_up(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(two_inputs(), path)
+    np.save(tmp_path / "other.npy", X[:1])
+    ends = ["--input", "x", "--given", f"other={tmp_path / 'other.npy'}", "--given", "factor=2"]
+    for command in ("inspect", "warmup", "verify"):
+        assert cli.main([command, str(path), *ends]) == 0
+    assert cli.main(["inspect", str(path)]) == 2
 
 
 # ------------------------------------------------------------------------------------------ quantization
