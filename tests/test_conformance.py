@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conformance import KINDS, Result, Verdict, judge_all, summary, unneeded
+
+from gbp.ops import PARSERS
 
 #: As of onnx 1.23; raise these when more pass.
 LEAST = {"node": 466, "simple": 3, "pytorch-operator": 23, "pytorch-converted": 79, "real": 9}
@@ -27,3 +31,8 @@ def test_as_many_pass(results: list[Result], kind: str, report: Callable[[str], 
     passed = sum(result.verdict == Verdict.PASSED for result in results if result.kind == kind)
     report(f"ONNX's {kind} tests: {passed} pass of {sum(result.kind == kind for result in results)}")
     assert passed >= LEAST[kind]
+
+
+def test_readme_names_every_op() -> None:
+    named = set(re.findall(r"[\w.]+\w", (Path(__file__).parent.parent / "README.md").read_text()))
+    assert not PARSERS.keys() - named
