@@ -505,13 +505,17 @@ def _print_verification(v: Verification) -> None:
     if v.worst is not None:
         worst = off(v.worst.error, v.step_bound)
         worst += f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
-    gradient = "" if v.gradient_error is None else off(v.gradient_error, v.gradient_bound)
+    gradient = f"class {v.target}, smooth in {v.directions} direction(s)"
+    if v.quantized:
+        gradient = f"class {v.target}, not compared: it passes straight through quantization"
+    elif v.gradient_error is not None:
+        gradient = off(v.gradient_error, v.gradient_bound) + gradient
     rows = [
         ("input", v.input),
         ("reference", f"{v.reference} for steps, float64 for scores and gradient"),
         ("worst step", f"of {v.steps}, {worst}"),
         ("scores", f"{off(v.scores_error, v.scores_bound)}{v.scores!r}"),
-        ("gradient", f"{gradient}class {v.target}, smooth in {v.directions} direction(s)"),
+        ("gradient", gradient),
     ]
     for name, text in rows:
         print(textwrap.fill(f"{name:12}{text}", 80, subsequent_indent=" " * 12, break_on_hyphens=False))

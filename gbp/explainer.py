@@ -457,7 +457,7 @@ def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool) -> tuple[str, 
             f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "
             "stops where values saturate."
         )
-    if source.dtype in ("FLOAT16", "BFLOAT16", "DOUBLE"):
+    if source.dtype not in ("FLOAT", "UINT8"):
         notes.append(f"The file computes in {source.dtype.lower()}, gbp in float32.")
     return tuple(notes)
 

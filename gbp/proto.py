@@ -23,6 +23,8 @@ _MOST_BYTES = 2**31 - 1  # protobuf's own limit
 _MOST_FILES = 2**10
 #: Ops that ONNX's registry does not know, or no more, and how many operands they have.
 _UNLISTED = {"ImageScaler": 1, "Affine": 1, "Scale": 1, "FC": 3, "com.microsoft.LegacyPadding": 1}
+#: Types of floating point; all are float32 inside.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 #: The types of tensors that may lie in files of their own.
 _STORED: dict[int, str] = {
     TensorProto.FLOAT: "<f4",

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from .errors import InputError, UnsupportedError
-from .proto import Model, label
+from .proto import FLOATS, Model, label
 from .source import Source
 
 Doubles = NDArray[np.float64]
@@ -26,7 +26,6 @@ Values = dict[str, NDArray[Any]]
 
 #: What onnxruntime reads, although it lags behind onnx; newer ones have more types of numbers.
 _IR_VERSION = 8
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class Reference(Protocol):
@@ -173,7 +172,7 @@ def _understood(
     understood.CopyFrom(node)
     if node.op_type == "Cast":
         for attribute in understood.attribute:
-            if attribute.name == "to" and attribute.i in _FLOATS:
+            if attribute.name == "to" and attribute.i in FLOATS:
                 attribute.i = TensorProto.DOUBLE
     if node.op_type == "BatchNormalization":  # before opset 14 the evaluator computes it as in training
         del understood.attribute[:]

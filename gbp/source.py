@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from .errors import InputError, ModelError, UnsupportedError
 from .limits import MOST_AXES
-from .proto import declared_shape, label, type_name
+from .proto import FLOATS, declared_shape, label, type_name
 from .weights import Weights
 
 OLDEST_OPSET = 1
@@ -42,9 +42,8 @@ _PLANAR = (
     "SpaceToDepth",
 )
 _PIXELWISE = ("Mul", "Add", "Sub", "Div", "Sum", "Identity", "Cast", "Dropout", "Relu", "Clip", "Pad")
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 #: What an explained input may hold: images may come as bytes, which the network then makes numbers of.
-_EXPLAINED = (*_FLOATS, TensorProto.UINT8)
+_EXPLAINED = (*FLOATS, TensorProto.UINT8)
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
         kind, shape = declared[name].type.tensor_type.elem_type, declared_shape(declared[name])
         try:
             array = np.asarray(value)
-            wanted = np.dtype(np.float32) if kind in _FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
+            wanted = np.dtype(np.float32) if kind in FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
             if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, wanted, "same_kind"):
                 raise TypeError
             array = array.astype(wanted)
@@ -256,7 +255,7 @@ def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProt
     """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
     made_by = producers[value.name].op_type if value.name in producers else ""
     kind = value.type.tensor_type.elem_type
-    return made_by == "ZipMap" or kind in _FLOATS or not kind
+    return made_by == "ZipMap" or kind in FLOATS or not kind
 
 
 def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str | None]:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from mutants import MODELS, mutated
 
-COUNT = 500
+COUNT = 2000
 MEMORY = 6 * 2**30  # of address space: LLVM, OpenMP's stacks and the modules take one and a half
 SECONDS = 30
 # ------------------------------------------------------------------------------------------------ attempts
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     lines = done.stdout.splitlines()

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..graph import Shape
 from ..limits import elements
-from ..proto import type_name
+from ..proto import FLOATS, type_name
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
 
@@ -183,9 +183,9 @@ def parse_dropout(node: Node) -> Op:
 
 def parse_cast(node: Node) -> Op:
     """Between widths of floating point: the engine has but one.  Input may come as bytes; see `source.py`."""
-    to = node.text("to", "") if node.opset < 6 else type_name(node.integer("to", 0))
+    to = node.text("to", "").upper() if node.opset < 6 else type_name(node.integer("to", 0))
     node.ignore("saturate", "round_mode")
-    if to.upper() not in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):
+    if to not in map(type_name, FLOATS):
         node.refuse(f"it casts to {to}.", supported="floating point")
     return Reshape(node.shape(0))
 

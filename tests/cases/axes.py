@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from builder import Builder
 
-from .case import Case, Net, chain, conv, gemm, node, pool, relu
+from .case import Case, Net, chain, conv, gemm, node, pool, relu, with_noise
 
 
 def resize(scales: Sequence[float] = (), sizes: Sequence[int] = (), **attributes: Any) -> Net:
@@ -38,14 +38,6 @@ def squared(net: Net) -> Net:
 def normalized(op: str, *shapes: tuple[int, ...], **attributes: Any) -> Net:
     """The op with noise of these shapes behind x."""
     return lambda b, x: b.node(op, x, *(b.constant(b.noise(*shape)) for shape in shapes), **attributes)
-
-
-def times(*shape: int, first: bool = False) -> Net:
-    def net(b: Builder, x: str) -> str:
-        c = b.constant(b.noise(*shape))
-        return b.node("MatMul", *((c, x) if first else (x, c)))
-
-    return net
 
 
 def attention(b: Builder, x: str) -> str:
@@ -283,18 +275,24 @@ NORMALIZATIONS = {
 }
 
 PRODUCTS = {
-    "matmul of rows": Case(times(9, 6)),
+    "matmul of rows": Case(with_noise("MatMul", 9, 6)),
     "matmul of rows behind a transpose": Case(
-        chain(conv(6), lambda b, x: b.transpose(x, 0, 2, 3, 1), times(6, 20), relu)
+        chain(conv(6), lambda b, x: b.transpose(x, 0, 2, 3, 1), with_noise("MatMul", 6, 20), relu)
     ),
-    "matmul of tokens": Case(chain(lambda b, x: b.reshape(x, 0, 5, -1), times(63, 20)), (2, 5, 7, 9)),
-    "matmul from the left": Case(times(6, 7, first=True)),
-    "matmul by a vector": Case(times(9)),
-    "matmul of (N, C) by a vector": Case(chain(times(7), lambda b, x: b.reshape(x, 0, 1)), (3, 7)),
-    "matmul from the left by a vector": Case(times(7, first=True)),
-    "matmul by a matrix a channel": Case(times(5, 9, 3)),
-    "matmul from the left by a matrix a channel": Case(times(1, 5, 3, 7, first=True)),
-    "matmul of one channel by a matrix each": Case(chain(lambda b, x: b.conv(x, 1, 1), times(4, 9, 3))),
+    "matmul of tokens": Case(
+        chain(lambda b, x: b.reshape(x, 0, 5, -1), with_noise("MatMul", 63, 20)), (2, 5, 7, 9)
+    ),
+    "matmul from the left": Case(with_noise("MatMul", 6, 7, first=True)),
+    "matmul by a vector": Case(with_noise("MatMul", 9)),
+    "matmul of (N, C) by a vector": Case(
+        chain(with_noise("MatMul", 7), lambda b, x: b.reshape(x, 0, 1)), (3, 7)
+    ),
+    "matmul from the left by a vector": Case(with_noise("MatMul", 7, first=True)),
+    "matmul by a matrix a channel": Case(with_noise("MatMul", 5, 9, 3)),
+    "matmul from the left by a matrix a channel": Case(with_noise("MatMul", 1, 5, 3, 7, first=True)),
+    "matmul of one channel by a matrix each": Case(
+        chain(lambda b, x: b.conv(x, 1, 1), with_noise("MatMul", 4, 9, 3))
+    ),
     "attention": Case(attention, (2, 6, 4, 5)),
     "product of rows": Case(lambda b, x: b.node("MatMul", x, b.transpose(x, 0, 1, 3, 2))),
     "product, broadcast": Case(broadcast_product),
