@@ -64,6 +64,11 @@ def computing() -> Iterator[None]:
         ) from None
 
 
+def most_made_of(stored: int) -> int:
+    """Bytes that may be made of so many stored ones: tensors that share them, constants that are folded."""
+    return 2**28 + 4 * stored
+
+
 @dataclass
 class Budget:
     """What building one model may still use up; more where the file itself holds much."""
@@ -77,7 +82,11 @@ class Budget:
     #: Multiply-adds of one sample.
     work: float
 
+    @property
+    def is_spent(self) -> bool:
+        return min(self.folded, self.steps, self.weights, self.work) < 0
+
     @classmethod
     def of(cls, stored: int) -> Budget:
         """For a file whose tensors take `stored` bytes."""
-        return cls(2**28 + 4 * stored, 2**31 + 2 * stored, 2**30 + 12 * stored, MOST_WORK)
+        return cls(most_made_of(stored), 2**31 + 2 * stored, 2**30 + 12 * stored, MOST_WORK)

@@ -148,6 +148,8 @@ class _Builder:
                 self._take(proto)
             except UnsupportedError as error:
                 refused.append(error)
+                if self.budget.is_spent:  # to go on would take time as well
+                    break
                 self._lose(proto)
         if refused:
             raise refused[0] if len(refused) == 1 else UnsupportedError(" ".join(map(str, refused)))
@@ -176,18 +178,20 @@ class _Builder:
         if qualified(proto) in ("Shape", "Size") and computed:
             self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
             return
-        if qualified(proto) == "CastLike" and computed:  # of the second operand only the type is read
-            if names[0] in self.constants:
-                self.constants[proto.output[0]] = self.constants[names[0]].astype(np.float32)
-                return
-            computed = computed[:1]
         if not computed:
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        node = Node(proto, self.source.opset, list(map(self._operand, proto.input)), self.read)
+        operands = list(map(self._operand, proto.input))
+        if qualified(proto) == "CastLike" and isinstance(operands[1], tuple):  # it is floating point
+            (value, _), operands = operands, operands[:1]
+            if isinstance(value, np.ndarray):
+                self.constants[proto.output[0]] = value.astype(np.float32)
+                return
+        node = Node(proto, self.source.opset, operands, self.read)
         parsed = PARSERS[qualified(proto)](node)
         node.check_all_attributes_read()
+        computed = node.computed()
         if isinstance(parsed, list):
             for i, (op, output) in enumerate(zip(parsed, proto.output, strict=True)):
                 if output:

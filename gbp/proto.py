@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from .errors import InputError, ModelError, UnsupportedError
-from .limits import MOST_NAMES, MOST_NODES, MOST_STORED_ELEMENTS, elements
+from .limits import MOST_NAMES, MOST_NODES, MOST_STORED_ELEMENTS, elements, most_made_of
 from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -65,7 +65,10 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     for tensor in proto.graph.initializer:
         if _is_outside(tensor):
             pieces[tensor.name] = _piece_outside(tensor, file, stores)
-    return proto, Weights(stores, pieces)
+    weights = Weights(stores, pieces)
+    if sum(piece.length for piece in pieces.values()) > most_made_of(weights.nbytes):
+        raise ModelError("its tensors take many times what the files hold that they lie in.")
+    return proto, weights
 
 
 def _is_outside(tensor: onnx.TensorProto) -> bool:
@@ -75,6 +78,10 @@ def _is_outside(tensor: onnx.TensorProto) -> bool:
 def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
     """Where a tensor lies in a file beside the model (ONNX: external data); that file joins `stores`."""
     given = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(
+        isinstance(text, str) for entry in given.items() for text in entry
+    ):  # protobuf hands out bytes
+        raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
     location = given.get("location", "")
     if not isinstance(file, Path):
         raise InputError(

@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Store:
     #: What tells the file from another one of the same name.
     identity: tuple[int, ...] = ()
     size: int = 0
+    #: Bytes on disk: a file with holes is longer than it holds.
+    held: int = 0
 
     def read(self, start: int, memory: NDArray[np.uint8]) -> None:
         """Fill `memory` with bytes from `start` on.  Raises OSError where the file is gone or has changed."""
@@ -52,13 +54,6 @@ class Store:
             file.seek(start)
             if file.readinto(memory.data) != memory.size:
                 raise OSError("the file has changed")
-
-    def kept(self) -> Store:
-        """The same, independent of the file.  Raises OSError where that is gone or has changed."""
-        if isinstance(self.file, bytes):
-            return self
-        with self._opened(self.file) as file:
-            return Store(file.read(), size=self.size)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BufferedReader]:
@@ -91,7 +86,7 @@ class Weights:
         taken = dict.fromkeys(self.stores, 0)
         for piece in self.pieces.values():
             taken[piece.store] += piece.length
-        return sum(min(length, self.stores[name].size) for name, length in taken.items())
+        return sum(min(length, self.stores[name].held) for name, length in taken.items())
 
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """The tensor, in aligned memory of its own.
@@ -107,7 +102,13 @@ class Weights:
 
     def kept(self) -> Weights:
         """The same, independent of files.  Raises OSError where one is gone or has changed."""
-        return Weights({name: store.kept() for name, store in self.stores.items()}, self.pieces)
+        stores, pieces = {}, {}
+        for name, piece in self.pieces.items():
+            data = np.empty(piece.length, np.uint8)
+            self.stores[piece.store].read(piece.start, data)
+            stores[name] = Store(data.tobytes(), size=piece.length, held=self.stores[piece.store].held)
+            pieces[name] = replace(piece, store=name, start=0)
+        return Weights(stores, pieces)
 
 
 def _identity(file: BufferedReader) -> tuple[int, ...]:
@@ -115,13 +116,17 @@ def _identity(file: BufferedReader) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _store(path: Path, file: BufferedReader) -> Store:
+    size, blocks = os.fstat(file.fileno()).st_size, getattr(os.fstat(file.fileno()), "st_blocks", None)
+    return Store(path, _identity(file), size, size if blocks is None else min(size, 512 * blocks))
+
+
 def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], Store]:
     """`split` of a file or of bytes, and where that was.  Raises OSError."""
     if isinstance(file, bytes):
-        return *split(file), Store(file, size=len(file))
+        return *split(file), Store(file, size=len(file), held=len(file))
     with open(file, "rb") as opened:
-        identity = _identity(opened)
-        store = Store(file, identity, size=identity[1])
+        store = _store(file, opened)
         if not store.size:  # nothing to map
             return b"", [], store
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -134,15 +139,15 @@ def open_beside(model: Path, location: str) -> Store:
     Raises OSError where it cannot be read, and PermissionError where it lies outside the model's folder, by
     way of links or not.
     """
-    folder = model.resolve().parent
-    path = (folder / location).resolve()
-    if os.path.isabs(location) or not path.is_relative_to(folder):
+    path = (model.parent / location).resolve()
+    # Either may be a link, as in a cache of models, to files that lie together as well.
+    folders = model.parent.resolve(), model.resolve().parent
+    if os.path.isabs(location) or not any(map(path.is_relative_to, folders)):
         raise PermissionError("it lies outside the model's folder")
     if not path.is_file():  # a pipe would keep us waiting
         raise FileNotFoundError(f"there is no file {location!r} beside the model")
     with open(path, "rb") as opened:
-        identity = _identity(opened)
-    return Store(path, identity, size=identity[1])
+        return _store(path, opened)
 
 
 def split(data: Buffer) -> tuple[bytes, list[Span | None]]:

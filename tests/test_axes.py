@@ -9,9 +9,9 @@ import oracle
 import pytest
 from agreement import assert_agree
 from builder import Builder
-from onnx import helper
+from onnx import AttributeProto, helper
 
-from gbp import Explainer
+from gbp import Explainer, ModelError
 from gbp.ops import PARSERS
 from gbp.ops.concat import Take
 from gbp.ops.node import Node
@@ -94,3 +94,11 @@ def test_a_constant_is_resized_at_load() -> None:
     model = b.model(b.head(b.relu(b.add(b.input(*SHAPE), enlarged))))
     run = oracle.Run(model, np.random.default_rng(1).standard_normal(SHAPE))
     assert_agree(Explainer(model, output=run.output), run, "guided", output=run.output)
+
+
+def test_a_resize_of_no_axes() -> None:
+    axes = helper.make_attribute("axes", [], attr_type=AttributeProto.INTS)
+    proto = helper.make_node("Resize", ["x", "", "", "s"], ["y"], keep_aspect_ratio_policy="not_larger")
+    proto.attribute.append(axes)
+    with pytest.raises(ModelError, match="0 sizes"):
+        PARSERS["Resize"](Node(proto, 18, [(1, 3, 8, 8), None, None, np.zeros(0, np.int64)]))

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError, cli
+from gbp.proto import read
 from gbp.verify import verify
 
 Model = onnx.ModelProto
@@ -221,9 +222,14 @@ def test_weights_that_are_not_beside_the_model(tmp_path: Path, name: str) -> Non
         Explainer(path)
 
 
-def test_many_tensors_of_one_file_do_not_raise_the_budget(tmp_path: Path) -> None:
-    from gbp.proto import read
+def test_weights_in_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = beside(valid(), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"weights.bin", b"weights.bi\xff"))
+    with pytest.raises(ModelError, match="not UTF-8"):
+        Explainer(path)
 
+
+def test_many_tensors_of_one_file_do_not_raise_the_budget(tmp_path: Path) -> None:
     path = beside(valid(), tmp_path)
     proto = onnx.load(path, load_external_data=False)
     for i in range(1000):
@@ -231,6 +237,45 @@ def test_many_tensors_of_one_file_do_not_raise_the_budget(tmp_path: Path) -> Non
         proto.graph.initializer[-1].name = f"copy {i}"
     path.write_bytes(proto.SerializeToString())
     assert read(path)[1].nbytes <= (tmp_path / "weights.bin").stat().st_size
+
+
+def test_a_file_with_holes_holds_little(tmp_path: Path) -> None:
+    """A terabyte that takes no room on disk, and a tensor of half a gigabyte in it."""
+    path = beside(valid(), tmp_path)
+    with open(tmp_path / "weights.bin", "r+b") as file:
+        try:
+            file.truncate(2**40)
+        except OSError:
+            pytest.skip("this file system has no files with holes")
+    assert Explainer(path).predict(X).shape == (2, 4)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].dims[:] = [8, 2**24]
+    del proto.graph.initializer[0].external_data[2:]
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="many times what the files hold"):
+        Explainer(path)
+
+
+def test_a_cache_of_links(tmp_path: Path) -> None:
+    """Model and weights are links to files that lie together under other names."""
+    model = beside(valid(), tmp_path)
+    store, shown = tmp_path / "store", tmp_path / "shown"
+    for folder in (store, shown):
+        folder.mkdir()
+    for name, file in (("net.onnx", model), ("weights.bin", tmp_path / "weights.bin")):
+        file.rename(store / f"{name} 0")
+        (shown / name).symlink_to(Path("..") / "store" / f"{name} 0")
+    assert_same(shown / "net.onnx", valid())
+
+
+def test_weights_elsewhere_of_a_model_of_open_size(tmp_path: Path) -> None:
+    model = valid()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 0
+    path = beside(model, tmp_path)
+    explainer = Explainer(path)
+    (tmp_path / "weights.bin").unlink()
+    np.testing.assert_array_equal(explainer.predict(X), Explainer(valid()).predict(X))
 
 
 def test_weights_elsewhere_want_a_path(tmp_path: Path) -> None:

@@ -293,6 +293,23 @@ def test_broadcast_before_opset_7(
         np.testing.assert_array_equal(a.scores, b.scores)
 
 
+def test_max_with_zeros_is_a_rectifier() -> None:
+    """One number, or as many as there are channels."""
+    for zeros in (np.zeros(()), np.zeros((8, 1, 1)), np.zeros((1, 8, 1, 1))):
+        net = network(lambda b, x, zeros=zeros: b.node("Max", x, b.constant(zeros)))
+        same = network(lambda b, x: b.relu(x))
+        for rule in RULES:
+            a, b = (Explainer(model).explain(noise(), rule=rule) for model in (net, same))
+            np.testing.assert_array_equal(a.map, b.map)
+
+
+def test_a_whole_exponent() -> None:
+    """May be of another type than what it raises, since opset 12."""
+    a = Explainer(network(lambda b, x: b.node("Pow", x, b.constant(3))))
+    b = Explainer(network(lambda b, x: b.node("Pow", x, b.constant(3.0))))
+    np.testing.assert_array_equal(a.predict(noise()), b.predict(noise()))
+
+
 def test_slopes_of_prelu_before_opset_7_are_those_of_channels() -> None:
     def prelu(*shape: int) -> Net:
         return lambda b, x: b.node("PRelu", x, b.constant(b.noise(8).reshape(shape)))

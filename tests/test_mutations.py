@@ -44,7 +44,7 @@ def attempt(data: bytes, rng: random.Random, path: Path) -> str:
         x = np.random.default_rng(0).normal(size=(min(shape[0], 3), *shape[1:])).astype(np.float32)
         a = explainer.explain(x, rule=rng.choice(("vanilla", "deconvnet", "guided")))
     except GbpError as error:
-        return f"{type(error).__name__}: {error}"
+        return " ".join(f"{type(error).__name__}: {error}".split())
     assert a.map.shape == x.shape
     assert np.isfinite(a.map).all()
     assert np.isfinite(a.scores).all()

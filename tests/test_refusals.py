@@ -405,6 +405,51 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         "Concat 'new': inputs of shapes",
     ),
     "concat of the batch": (before("flatten", "Concat", "p", axis=0), U, "Concat 'new': axis is 0"),
+    "computed ratio": (before("fc", "Dropout", "f"), U, "Dropout 'new': input 1 is computed"),
+    "computed region": (
+        all_of(
+            before("pool", "Resize", "r", "s", coordinate_transformation_mode="asymmetric"),
+            stored("s", np.ones(4, np.float32)),
+        ),
+        U,
+        "Resize 'new': input 1 is computed",
+    ),
+    "matrix by a scalar": (
+        all_of(before("softmax", "MatMul", "k"), stored("k", np.float32(2))),
+        M,
+        "MatMul 'new': a constant of shape",
+    ),
+    "vector of samples by a matrix": (
+        all_of(
+            before("softmax", "MatMul", "m"),
+            stored("m", np.ones((1, 1), np.float32)),
+            before("new", "ReduceSum", "a=1", keepdims=0, output="sum"),
+        ),
+        M,
+        "MatMul 'new': a constant of shape",
+    ),
+    "two tiles": (
+        all_of(
+            field("opset_import[0].version", 1),
+            with_("bn", is_test=1),
+            before("pool", "Tile", "t", "t"),
+            stored("t", np.float32([1, 2])),
+        ),
+        M,
+        "Tile 'new': input . has shape",
+    ),
+    "scale of 2²⁷ channels": (
+        all_of(
+            field("opset_import[0].version", 17),
+            input_dims(1, 2**27),
+            lambda m: node(m, "conv").ClearField("attribute"),
+            renamed("conv", "LayerNormalization"),
+            inputs("conv", "x", "k"),
+            stored("k", np.float32(2)),
+        ),
+        U,
+        "LayerNormalization 'conv': axis 1 of x has 134217728 channels",
+    ),
     "concat with weights": (
         before("flatten", "Concat", "b", axis=1),
         M,

@@ -54,6 +54,15 @@ def model(opset: int = 13) -> onnx.ModelProto:
 # ---------------------------------------------------------------------------------------- what is right
 
 
+def test_indices_that_others_count_in_another_way(reference: str) -> None:
+    """Through channels and samples; gbp counts in the plane."""
+    b = Builder()
+    x = b.conv(b.input(1, 3, 16, 16), 8, pads=[1, 1, 1, 1])
+    pooled, indices = b.nodes("MaxPool", x, outputs=2, kernel_shape=[2, 2], strides=[2, 2])
+    y = b.node("MaxUnpool", b.relu(pooled), indices, kernel_shape=[2, 2], strides=[2, 2])
+    assert verify(b.model(b.head(y))).verified
+
+
 @pytest.mark.parametrize("opset", [7, 9, 13, 21])
 def test_a_right_engine_is_verified(opset: int, reference: str) -> None:
     found = verify(model(opset))

@@ -73,7 +73,7 @@ def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int) ->
 @kernel(LINES, LINES, LINES, OWNERS, INT)
 def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int) -> None:
     """Write y and owners (N, Q, C), each 0 before; x (N, S, C); positions (N or 1, S, C) within Q."""
-    N, S, C = x.shape
+    (N, S, C), Q = x.shape, y.shape[1]
     blocks = (C + LANES - 1) // LANES
     units = N * blocks
     for t in prange(threads):
@@ -82,8 +82,9 @@ def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int) -> Non
             for s in range(S):
                 for c in range(first, min(C, first + LANES)):
                     q = np.int64(positions[n % len(positions), s, c])
-                    y[n, q, c] = x[n, s, c]
-                    owners[n, q, c] = s + 1
+                    if 0 <= q < Q:  # they are data, and an address is made of them
+                        y[n, q, c] = x[n, s, c]
+                        owners[n, q, c] = s + 1
 
 
 @kernel(LINES, OWNERS, LINES, INT)

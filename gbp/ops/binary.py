@@ -130,13 +130,19 @@ def parse_pow(node: Node) -> Op | tuple[Op, ...]:
 
 def parse_extreme(node: Node) -> Op:
     shape, given = operands(node)
-    numbers = [float(c.reshape(())) for c in given if c is not None and c.size == 1]
+    numbers = [float(c.flat[0]) for c in given if c is not None and _is_number(c, shape)]
     if len(numbers) == len(given) - 1 and numbers:
         clip = Clipped(lo=max(numbers)) if node.op == "Max" else Clipped(hi=min(numbers))
         return Rectifier(Clipped(clip.lo, clip.hi, is_rectifier=clip.lo == 0))
     if len(given) > _MOST_OPERANDS:
         node.refuse(f"it has {len(given)} inputs.", supported=f"up to {_MOST_OPERANDS}")
     return Choice(node.op, _constants(node, shape, given))
+
+
+def _is_number(c: NDArray[Any], shape: Shape) -> bool:
+    """Whether one number would do instead of c, which broadcasts to x's shape."""
+    fits = len(c.shape) <= len(shape) and np.broadcast_shapes(c.shape, shape) == shape
+    return bool(c.size and fits and (c == c.flat[0]).all())
 
 
 def parse_where(node: Node) -> Op:

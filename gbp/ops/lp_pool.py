@@ -45,7 +45,7 @@ class LpPool(Op):
 
 
 def _read_p(node: Node) -> int:
-    p = node.integer("p", 2)
+    p = int(node.number("p", 2.0)) if node.opset < 2 else node.integer("p", 2)
     if p < 1:
         node.invalid(f"p is {p}, expected at least 1.")
     if p > _MOST_P:

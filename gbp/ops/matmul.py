@@ -135,13 +135,15 @@ def parse(node: Node) -> tuple[Op, ...]:
     if not constant_first and not node.is_constant(1):
         return (_of_two(node),)
     shape, c = node.shape(int(constant_first)), node.constant(int(not constant_first))
+    if len(shape) < 2 or not c.size or not c.ndim:
+        node.invalid(f"a constant of shape {list(c.shape)} does not fit a tensor of shape {list(shape)}.")
     vector = c.ndim == 1
     if vector:
         c = c[None] if constant_first else c[:, None]
     while c.ndim > 2 and c.shape[0] == 1:
         c = c[0]
-    inner = (c.shape[-1], shape[-2]) if constant_first else (shape[-1], c.shape[-2]) if c.ndim else (0, 1)
-    if inner[0] != inner[1] or not c.size or len(shape) < 2:
+    inner = (c.shape[-1], shape[-2]) if constant_first else (shape[-1], c.shape[-2])
+    if inner[0] != inner[1]:
         node.invalid(f"a constant of shape {list(c.shape)} does not fit a tensor of shape {list(shape)}.")
     ops = _by_constant(node, shape, c, constant_first)
     if not vector:

@@ -46,6 +46,7 @@ class Node:
     read: Set[str] = frozenset()
     #: Before opset 6 many ops listed what memory they reuse.
     _read: set[str] = field(default_factory=lambda: {"consumed_inputs"})
+    _computed: set[int] = field(default_factory=set)
 
     @property
     def op(self) -> str:
@@ -137,7 +138,23 @@ class Node:
             self.refuse(f"input {index} is the Indices of a MaxPool.", supported="MaxUnpool as their reader")
         if rank is not None and len(operand) != rank:
             self.refuse(f"input {index} has shape {list(operand)}.", supported=f"{rank} axes")
+        self._computed.add(index)
         return operand
+
+    def positions(self, index: int) -> Positions | None:
+        """What is known of operand `index` where it is the Indices of a MaxPool."""
+        operand = self.operands[index] if self.has(index) else None
+        if not isinstance(operand, Positions):
+            return None
+        self._computed.add(index)
+        return operand
+
+    def computed(self) -> tuple[str, ...]:
+        """The operands that were read as computed tensors; to be asked once all are read."""
+        for index, operand in enumerate(self.operands):
+            if isinstance(operand, (tuple, Positions)) and index not in self._computed:
+                self.refuse(f"input {index} is computed from the image.", supported="a constant there")
+        return tuple(self.proto.input[index] for index in sorted(self._computed))
 
     def constant(self, index: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:
         """Constant operand `index` as an array of `dtype`, whatever the width of its numbers in the file."""

@@ -335,7 +335,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
     if not node.has(3):
         node.invalid("it has neither scales nor sizes.")
     sizes = list(node.constant_ints(3))
-    if len(sizes) != len(axes):
+    if len(sizes) != len(axes) or not sizes:
         node.invalid(f"{len(sizes)} sizes do not fit {len(axes)} axes.")
     scales = [size / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
     if policy != "stretch":

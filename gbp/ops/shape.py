@@ -191,7 +191,7 @@ def parse_cast(node: Node) -> Op:
 
 
 def parse_cast_like(node: Node) -> Op:
-    """To the type of another tensor; a computed one is floating point."""
+    """To the type of another tensor; `load.py` leaves out a computed one, which is floating point."""
     node.ignore("saturate", "round_mode")
     if node.is_constant(1):
         node.constant(1)

@@ -20,7 +20,7 @@ from ..geometry import Axis
 from ..graph import Shape
 from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
 from ..limits import ELEMENT, elements
-from .node import Node, Positions
+from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, view
 from .planes import volume
 from .window import MOST_PIXELS, check_room, read_sliding, spatial_sizes
@@ -85,15 +85,15 @@ def parse(node: Node) -> Op:
     smallest, plane = _planes(node)
     if elements(plane) > MOST_PIXELS:  # positions have to be exact as float32
         node.refuse(f"it unpools to {elements(plane)} pixels.", supported=f"up to {MOST_PIXELS}")
-    found = node.operands[1] if node.has(1) else None
-    if isinstance(found, np.ndarray):
+    if node.is_constant(1):
         if plane != smallest:  # ONNX's own test takes indices for those in the smallest, engines do not
             node.refuse(
                 f"constant indices, and an output_shape of {list(plane)} pixels.",
                 supported=f"{list(smallest)}, as the windows say",
             )
         return MaxUnpool(plane, _constant_positions(node, shape, plane))
-    if not isinstance(found, Positions):
+    found = node.positions(1)
+    if found is None:
         node.refuse("its indices are computed, by another op.", supported="those of a MaxPool, and constants")
     if found.shape != shape:
         node.invalid(f"indices of shape {list(found.shape)} do not fit x of shape {list(shape)}.")
