@@ -14,7 +14,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import zoo
 
-NETWORKS: tuple[str, ...] = zoo.BUILT + zoo.ARCHITECTURES
+#: Those of the bars, which `torch_network` knows as well.
+NETWORKS: tuple[str, ...] = ("vgg16", "resnet18", "mobilenet_v2", *zoo.ARCHITECTURES)
 SEED = 0
 INPUT_SHAPE = (3, 224, 224)
 
