@@ -4,7 +4,7 @@ import naive
 import numpy as np
 import pytest
 from harness import assert_close, assert_same_bits, noise
-from test_kernel_elementwise import FULL, SHAPES, stretched
+from test_kernel_broadcast import FULL, SHAPES, stretched
 
 from gbp.kernels.binary import choice_kernel, chosen_bwd, slope_kernel, value_kernel
 
