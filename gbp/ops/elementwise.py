@@ -142,8 +142,13 @@ def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
 
 def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
     """A constant operand; before opset 7 the second one's axes are the first one's from `axis` on."""
-    truths = node.operands[index].dtype == np.bool_  # type: ignore[union-attr]
-    c = node.constant(index, np.bool_).astype(np.float32) if truths else node.constant(index)
+    kind = node.operands[index].dtype.kind  # type: ignore[union-attr]
+    if kind == "b":
+        c = node.constant(index, np.bool_).astype(np.float32)
+    elif kind in "iu" and node.op == "Pow" and index == 1:  # the one operand that may have a type of its own
+        c = node.constant_integers(index).astype(np.float32)
+    else:
+        c = node.constant(index)
     if node.opset >= 7:
         return c
     node.ignore("broadcast")
