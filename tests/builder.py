@@ -34,6 +34,7 @@ class Builder:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._nodes: list[onnx.NodeProto] = []
+        self._checks = True
 
     # ------------------------------------------------------------------------------------------- the graph
 
@@ -73,17 +74,26 @@ class Builder:
             self._know(name, types[name] if known else self._types[inputs[0]])
         return names
 
+    def foreign(self, op: str, shape: Shape, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Append a node of which onnx knows nothing; its output has this shape."""
+        name = f"{op.lower()}{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
+        self._know(name, helper.make_tensor_type_proto(TensorProto.FLOAT, shape))
+        self._checks = False
+        return name
+
     def _know(self, name: str, kind: onnx.TypeProto) -> None:
         self._types[name] = kind
         self.shapes[name] = tuple(d.dim_value for d in kind.tensor_type.shape.dim)
 
     def model(self, output: str) -> onnx.ModelProto:
-        """The model so far, checked; the sizes of its output are left open."""
+        """The model so far, checked where all of it is ONNX's; the sizes of its output are left open."""
         open_shape = [None] * len(self.shapes[output])
         scores = helper.make_tensor_value_info(output, TensorProto.FLOAT, open_shape)
         graph = helper.make_graph(self._nodes, "net", self._inputs, [scores], list(self._constants.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        onnx.checker.check_model(model)
+        if self._checks:
+            onnx.checker.check_model(model)
         return model
 
     def _moved(self, op: str, x: str, since: int, parameters: dict[str, Any], **attributes: Any) -> str:
@@ -194,8 +204,8 @@ class Builder:
     def unsqueeze(self, x: str, *axes: int) -> str:
         return self._moved("Unsqueeze", x, 13, {"axes": axes})
 
-    def pad(self, x: str, pads: Sequence[int], value: float = 0.0) -> str:
-        return self._moved("Pad", x, 11, {"pads": list(pads), "value": value}, mode="constant")
+    def pad(self, x: str, pads: Sequence[int], value: float = 0.0, mode: str = "constant") -> str:
+        return self._moved("Pad", x, 11, {"pads": list(pads), "value": value}, mode=mode)
 
     def reduce_mean(self, x: str, axes: Sequence[int], keepdims: int = 1) -> str:
         return self._moved("ReduceMean", x, 18, {"axes": axes}, keepdims=keepdims)

@@ -1,4 +1,4 @@
-"""Every op's vjp along random directions, over shapes and attributes that hypothesis draws.
+"""Every op's vjp along random directions, over shapes, attributes and opsets that hypothesis draws.
 
 For scores f(x) = ⟨v, op(x)⟩ with random v the map is the gradient of f, so ⟨map, u⟩ is the slope of f along
 u: (f(x + hu) − f(x − hu)) / 2h, taken in float64 by ONNX's reference implementation.  x keeps away from
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ import oracle
 import pytest
 from agreement import BOUND
 from builder import NEWEST, Builder
+from cases import chain, node
+from cases.axes import reduce, resize
+from cases.volumes import unpooled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -41,22 +45,27 @@ DIRECTIONS = 3
 class Drawn:
     """`net` appends the op to a tensor of `shape`.
 
-    `by_oracle`: onnx's reference implementation is wrong here, `test_ops` says how; `oracle` takes its place.
+    `reference`: why onnx's reference implementation is none here; the oracle takes its place.
+    `slope_of`: the net whose slope the map is, where onnx knows no such op, or rounding lets gradients pass.
     """
 
     shape: Shape
     net: Net
     opset: int = NEWEST
-    by_oracle: bool = False
+    reference: str | None = None
+    slope_of: Net | None = None
 
 
 # --- Shapes and attributes ----------------------------------------------------------------------------------
 
-sizes = st.integers(1, 7)
+batches, sizes = st.integers(1, 3), st.integers(1, 7)
 channels = st.sampled_from((1, 2, 3, 5, 6, 8, 17))
-planes = st.tuples(st.integers(1, 3), channels, sizes, sizes)
-rows = st.tuples(st.integers(1, 3), st.integers(1, 19))
-shapes = rows | st.tuples(st.integers(1, 3), channels, sizes) | planes
+rows = st.tuples(batches, st.integers(1, 19))
+lines = st.tuples(batches, channels, sizes)
+planes = st.tuples(batches, channels, sizes, sizes)
+volumes = st.tuples(batches, st.integers(1, 5), *[st.integers(1, 4)] * 3)
+images = lines | planes | volumes
+shapes = rows | images
 
 
 def drawn(build: Callable[[Draw], Drawn]) -> st.SearchStrategy[Drawn]:
@@ -64,14 +73,25 @@ def drawn(build: Callable[[Draw], Drawn]) -> st.SearchStrategy[Drawn]:
     return st.composite(build)()
 
 
+def since(op: str, oldest: int = 7) -> st.SearchStrategy[int]:
+    """`oldest` or the op's first opset, whichever is later, and all since then at which it changed."""
+    history = (s for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", op))
+    return st.sampled_from(sorted({max(oldest, s.since_version) for s in history if not s.deprecated}))
+
+
 def plain(
-    op: str, of: st.SearchStrategy[Shape] = shapes, **attributes: st.SearchStrategy[Any]
+    op: str,
+    of: st.SearchStrategy[Shape] = shapes,
+    before: Net | None = None,
+    reference: str | None = None,
+    **attributes: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Drawn]:
-    """The op of one input, and attributes each drawn on its own."""
+    """The op of one input, behind another net or not, and attributes each drawn on its own."""
 
     def build(draw: Draw) -> Drawn:
-        values = {name: draw(strategy) for name, strategy in attributes.items()}
-        return Drawn(draw(of), lambda b, x: b.node(op, x, **values))
+        op_itself = node(op, **{name: draw(strategy) for name, strategy in attributes.items()})
+        net = chain(before, op_itself) if before else op_itself
+        return Drawn(draw(of), net, draw(since(op)), reference)
 
     return drawn(build)
 
@@ -91,112 +111,235 @@ def built(
     def build(draw: Draw) -> Drawn:
         values = {name: draw(strategy) for name, strategy in options.items()}
         opset = draw(st.sampled_from(opsets))
-        return Drawn(draw(of), lambda b, x: method(b, x, **values), opset, opset < reference_since)
+        reference = "is younger" if opset < reference_since else None
+        return Drawn(draw(of), lambda b, x: method(b, x, **values), opset, reference)
 
     return drawn(build)
 
 
-def window(draw: Draw, plane: Sequence[int], *, pool: bool) -> dict[str, Any]:
-    """Attributes of a window that fits the plane; a pool's is never in the padding alone."""
-    kernel, strides, dilations = (draw(st.tuples(*[st.integers(1, most)] * 2)) for most in (4, 3, 2))
+def wide(b: Builder, x: str) -> str:
+    """Values on both sides of all kinks."""
+    return b.mul(x, b.constant(4.37))
+
+
+def inside(b: Builder, x: str) -> str:
+    """Values between -1 and 1, of either sign."""
+    return b.mul(x, b.constant(0.9))
+
+
+def positive(b: Builder, x: str) -> str:
+    return b.add(b.mul(x, x), b.constant(0.3))
+
+
+def above_one(b: Builder, x: str) -> str:
+    return b.add(b.mul(x, x), b.constant(1.1))
+
+
+def window(draw: Draw, size: Sequence[int], *, pool: bool) -> dict[str, Any]:
+    """Attributes of a window that fits the spatial axes; a pool's is never in the padding alone."""
+    rank = len(size)
+    kernel, strides, dilations = (draw(st.tuples(*[st.integers(1, most)] * rank)) for most in (4, 3, 2))
     attributes = {"kernel_shape": kernel, "strides": strides}
     auto_pad = draw(st.sampled_from(("NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")))
-    pads = [0] * 4
+    pads = [0] * 2 * rank
     if auto_pad == "NOTSET":
-        pads = [draw(st.integers(0, kernel[i % 2] - 1 if pool else 3)) for i in range(4)]
+        pads = [draw(st.integers(0, kernel[i % rank] - 1 if pool else 3)) for i in range(2 * rank)]
         attributes["pads"] = pads
     else:
         attributes["auto_pad"] = auto_pad
     if not pool or not (any(pads) or auto_pad.startswith("SAME")):
         attributes["dilations"] = dilations
-    extents = [(k - 1) * d + 1 for k, d in zip(kernel, attributes.get("dilations", (1, 1)), strict=True)]
-    fits = (n + pads[i] + pads[i + 2] >= extents[i] for i, n in enumerate(plane))
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, attributes.get("dilations", (1,) * rank), strict=True)]
+    fits = (n + pads[i] + pads[i + rank] >= extents[i] for i, n in enumerate(size))
     assume(auto_pad.startswith("SAME") or all(fits))
     return attributes
 
 
-def _conv(draw: Draw) -> Drawn:
-    group, each, filters = draw(st.integers(1, 3)), draw(channels), draw(st.integers(1, 9))
+def grouped(draw: Draw) -> tuple[Shape, int, int]:
+    """(shape of x, channels of the output, groups) of a convolution."""
+    group, (N, each, *size), filters = draw(st.integers(1, 3)), draw(images), draw(st.integers(1, 9))
     if draw(st.booleans()):  # depthwise
         group, each = group * each, 1
-    shape = (draw(st.integers(1, 3)), group * each, draw(sizes), draw(sizes))
+    return (N, group * each, *size), group * filters, group
+
+
+def _conv(draw: Draw) -> Drawn:
+    shape, outputs, group = grouped(draw)
     attributes = window(draw, shape[2:], pool=False)
-    kernel = attributes.pop("kernel_shape")
+    kernel, bias = attributes.pop("kernel_shape"), draw(st.booleans())
+    strays = "pads at the end" if attributes.get("auto_pad") == "SAME_LOWER" else None
+    return Drawn(
+        shape,
+        lambda b, x: b.conv(x, outputs, kernel, group=group, bias=bias, **attributes),
+        draw(since("Conv")),
+        strays,
+    )
+
+
+def _conv_transpose(draw: Draw) -> Drawn:
+    shape, outputs, group = grouped(draw)
+    rank = len(shape) - 2
+    axes = [draw(st.tuples(*[st.integers(1, most)] * rank)) for most in (4, 3, 2)]
+    kernel, strides, dilations = axes
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    made = [(n - 1) * s + e for n, s, e in zip(shape[2:], strides, extents, strict=True)]
+    attributes = {"strides": strides, "dilations": dilations}
+    match draw(st.sampled_from(("pads", "output_shape", "SAME_UPPER", "SAME_LOWER", "VALID"))):
+        case "pads":
+            attributes["pads"] = pads = [draw(st.integers(0, 2)) for _ in range(2 * rank)]
+            extra = [draw(st.integers(0, s - 1)) for s in strides]
+            attributes["output_padding"] = extra
+            assume(all(m + extra[i] > pads[i] + pads[i + rank] for i, m in enumerate(made)))
+        case "output_shape":
+            attributes["output_shape"] = [
+                draw(st.integers(n, m)) for n, m in zip(shape[2:], made, strict=True)
+            ]
+        case auto_pad:
+            attributes["auto_pad"] = auto_pad
+            # onnx infers the shape without what no window fills.
+            assume(auto_pad == "VALID" or all(e >= s for e, s in zip(extents, strides, strict=True)))
     bias = draw(st.booleans())
+    return Drawn(
+        shape,
+        lambda b, x: b.conv_transpose(x, outputs, kernel, group=group, bias=bias, **attributes),
+        draw(since("ConvTranspose")),
+        "confuses the channels of groups"
+        if group > 1
+        else "crashes"
+        if "output_shape" in attributes
+        else None,
+    )
 
-    def net(b: Builder, x: str) -> str:
-        return b.conv(x, group * filters, kernel, group=group, bias=bias, **attributes)
 
-    return Drawn(shape, net, by_oracle=attributes.get("auto_pad") == "SAME_LOWER")
+def pools(op: str, oldest: int, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Drawn]:
+    """`oldest`: the opset that has all attributes drawn, of whose outputs onnx infers the shape rightly."""
 
-
-def pools(op: str, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Drawn]:
     def build(draw: Draw) -> Drawn:
-        shape = draw(planes)
+        shape = draw(images)
         attributes = window(draw, shape[2:], pool=True)
         attributes |= {name: draw(strategy) for name, strategy in options.items()}
-        strays = attributes.get("auto_pad") == "SAME_LOWER" or attributes.get("ceil_mode")
-        return Drawn(shape, lambda b, x: b.node(op, x, **attributes), by_oracle=bool(strays))
+        rank, pads = len(shape) - 2, attributes.get("pads", [])
+        strays = "auto_pad" in attributes or pads[:rank] != pads[rank:] or attributes.get("ceil_mode")
+        reference = "makes other windows" if strays else None
+        return Drawn(shape, node(op, **attributes), draw(since(op, oldest)), reference)
 
     return drawn(build)
 
 
-def broadcasts(op: str) -> st.SearchStrategy[Drawn]:
-    """The op of x and another operand, on either side: a constant, or a tensor computed from x."""
+def other(draw: Draw, shape: Shape) -> Net:
+    """Another operand than x of this shape: a constant, or a tensor computed from x."""
+    match draw(st.sampled_from(("constant", "itself", "scaled", "pooled", "plane"))):
+        case "pooled" if len(shape) > 2:
+            return node("GlobalAveragePool")
+        case "plane" if len(shape) > 2:
+            return lambda b, x: b.conv(x, 1, 1)
+        case "itself":
+            return lambda b, x: x
+        case "scaled":
+            return lambda b, x: b.mul(x, b.constant(b.noise(*shape[-1:])))
+        case _:
+            sides = [draw(st.sampled_from((1, n))) for n in shape[1:]]
+            sides = sides[draw(st.integers(0, len(sides))) :]
+            return lambda b, x: b.constant(b.noise(*sides))
 
-    def other(draw: Draw, shape: Shape) -> Net:
-        match draw(st.sampled_from(("constant", "itself", "scaled", "pooled", "plane"))):
-            case "pooled" if len(shape) == 4:
-                return lambda b, x: b.node("GlobalAveragePool", x)
-            case "plane" if len(shape) == 4:
-                return lambda b, x: b.conv(x, 1, 1)
-            case "itself":
-                return lambda b, x: x
-            case "scaled":
-                return lambda b, x: b.mul(x, b.constant(b.noise(*shape[-1:])))
-            case _:
-                sides = [draw(st.sampled_from((1, n))) for n in shape[1:]]
-                sides = sides[draw(st.integers(0, len(sides))) :]
-                return lambda b, x: b.constant(b.noise(*sides))
+
+def broadcasts(
+    op: str, before: tuple[Net | None, Net | None] = (None, None), reference: str | None = None
+) -> st.SearchStrategy[Drawn]:
+    """The op of x and another operand, on either side, each behind another net or not."""
 
     def build(draw: Draw) -> Drawn:
         shape = draw(shapes)
         second, swapped = other(draw, shape), draw(st.booleans())
-        return Drawn(shape, lambda b, x: b.node(op, *[x, second(b, x)][:: -1 if swapped else 1]))
+
+        def net(b: Builder, x: str) -> str:
+            operands = [x, second(b, x)][:: -1 if swapped else 1]
+            return b.node(op, *(f(b, y) if f else y for f, y in zip(before, operands, strict=True)))
+
+        return Drawn(shape, net, draw(since(op, 8)), reference)
 
     return drawn(build)
 
 
-def _axis(draw: Draw, shape: Shape) -> int:
-    """Any but the batch, counted from either end."""
-    axis = draw(st.integers(1, len(shape) - 1))
-    return axis - len(shape) if draw(st.booleans()) else axis
+def conditions(op: str, oldest: int = 11) -> st.SearchStrategy[Drawn]:
+    """Which of two tensors passes, or nothing but 0 and 1, of which no gradient comes."""
+
+    def build(draw: Draw) -> Drawn:
+        shape = draw(shapes)
+        second, third, chooses = other(draw, shape), other(draw, shape), draw(st.booleans())
+        truths = ("And", "Or", "Xor")
+
+        def net(b: Builder, x: str) -> str:
+            y = second(b, x)
+            if op in truths:
+                x_, y_ = b.node("Greater", x, b.constant(-0.31)), b.node("Less", y, b.constant(0.29))
+                truth = b.node(op, x_, y_)
+            elif op == "Not":
+                truth = b.node(op, b.node("Less", x, y))
+            else:
+                truth = b.node("Less" if op == "Where" else op, x, y)
+            if chooses or op == "Where":
+                return b.node("Where", truth, x, third(b, x))
+            return b.node("Cast", truth, to=TensorProto.FLOAT)
+
+        return Drawn(shape, net, draw(since(op, oldest)))
+
+    return drawn(build)
+
+
+def _axes(draw: Draw, shape: Shape, opset: int = NEWEST, most: int | None = None) -> list[int]:
+    """Some, none the batch; counted from either end where the opset knows of that."""
+    axes = draw(st.lists(st.integers(1, len(shape) - 1), min_size=1, max_size=most, unique=True))
+    return [axis - len(shape) if opset >= 11 and draw(st.booleans()) else axis for axis in axes]
+
+
+def _axis(draw: Draw, shape: Shape, opset: int = NEWEST) -> int:
+    return _axes(draw, shape, opset, most=1)[0]
 
 
 def softmaxes(op: str) -> st.SearchStrategy[Drawn]:
     def build(draw: Draw) -> Drawn:
         shape, opset = draw(shapes), draw(st.sampled_from((12, NEWEST)))
-        axis = _axis(draw, shape)
-        # Before opset 13 the sum runs over all axes from this one on.
-        return Drawn(shape, lambda b, x: b.node(op, x, axis=axis), opset, by_oracle=opset < 13)
+        reference = "sums over `axis` alone" if opset < 13 else None  # before: over all from this one on
+        return Drawn(shape, node(op, axis=_axis(draw, shape)), opset, reference)
 
     return drawn(build)
 
 
 def _clip(draw: Draw) -> Drawn:
     lo, hi = draw(st.sampled_from((None, -0.513, 0.0))), draw(st.sampled_from((None, 0.487, 6.0)))
-    return Drawn(draw(shapes), lambda b, x: b.clip(x, lo, hi), draw(st.sampled_from((7, 11, NEWEST))))
+    return Drawn(draw(shapes), lambda b, x: b.clip(x, lo, hi), draw(since("Clip")))
+
+
+def _prelu(draw: Draw) -> Drawn:
+    shape = draw(shapes)
+    sides = [draw(st.sampled_from((1, n))) for n in shape[1:]][draw(st.integers(0, len(shape) - 1)) :]
+    return Drawn(shape, lambda b, x: b.node("PRelu", x, b.constant(b.noise(*sides))), draw(since("PRelu")))
+
+
+def _pow(draw: Draw) -> Drawn:
+    """To a number, whole or not, written as either type."""
+    exponent = draw(st.sampled_from((2.0, 3.0, 0.5, -1.0, 1.3, 2, -2, 1, 0)))
+    net = node("Pow", exponent)
+    return Drawn(draw(shapes), chain(positive, net) if exponent % 1 else net, draw(since("Pow", 12)))
+
+
+# --- Parts and places ---------------------------------------------------------------------------------------
 
 
 def _concat(draw: Draw) -> Drawn:
-    shape = draw(shapes)
-    axis, scaled = _axis(draw, shape), draw(st.lists(st.booleans(), min_size=1, max_size=4))
+    shape, opset = draw(shapes), draw(since("Concat"))
+    # A constant has as many samples as x: such a model does no others.
+    kinds = ("x", "scaled", "constant") if shape[0] == 1 else ("x", "scaled")
+    axis, parts = _axis(draw, shape, opset), draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4))
+    assume({*parts} != {"constant"})
 
     def net(b: Builder, x: str) -> str:
-        y = b.mul(x, b.constant(b.noise(*shape[-1:])))
-        return b.concat(*(y if each else x for each in scaled), axis=axis)
+        made = {"x": x, "scaled": b.mul(x, b.constant(b.noise(*shape[-1:])))}
+        made["constant"] = b.constant(b.noise(*shape))
+        return b.concat(*(made[part] for part in parts), axis=axis)
 
-    return Drawn(shape, net)
+    return Drawn(shape, net, opset)
 
 
 def _split(draw: Draw) -> Drawn:
@@ -211,87 +354,502 @@ def _split(draw: Draw) -> Drawn:
         pieces = b.split(x, parts, axis)
         return b.concat(*(pieces[i] for i in picked), axis=axis)
 
-    return Drawn(shape, net, draw(st.sampled_from((7, 13, NEWEST))))
+    return Drawn(shape, net, draw(since("Split")))
 
 
-def _gemm(draw: Draw) -> Drawn:
-    outputs = draw(st.integers(1, 19))
-    c_shape = draw(st.sampled_from(((), (1,), (outputs,), (1, outputs))))
-    attributes = {name: draw(st.floats(-2, 2, width=16)) for name in ("alpha", "beta")}
-    transposed = draw(st.integers(0, 1))
-    return Drawn(draw(rows), lambda b, x: b.gemm(x, outputs, c_shape, transB=transposed, **attributes))
+def _slice(draw: Draw) -> Drawn:
+    shape, opset = draw(shapes), draw(since("Slice"))
+    axes = _axes(draw, shape, opset)
+    starts, ends, steps = [], [], []
+    for axis in axes:
+        n = shape[axis]
+        a, z = sorted(draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True)))
+        step = draw(st.sampled_from((1, 1, 2, 3, -1, -2) if opset >= 10 else (1,)))
+        far = draw(st.booleans())
+        if step > 0:
+            start, end = a, 2**40 if z == n and far else z
+        else:
+            start, end = z - 1, -(2**40) if a == 0 and far else a - n - 1
+        starts.append(start - n if draw(st.booleans()) else start)
+        ends.append(end)
+        steps.append(step)
+    if opset < 10:
+        return Drawn(shape, node("Slice", starts=starts, ends=ends, axes=axes), opset)
+    return Drawn(shape, node("Slice", starts, ends, axes, steps), opset)
 
 
-def _lrn(draw: Draw) -> Drawn:
-    numbers = {name: draw(st.floats(0.25, 2, width=16)) for name in ("alpha", "beta", "bias")}
-    size = draw(st.integers(1, 7))
-    return Drawn(draw(planes), lambda b, x: b.node("LRN", x, size=size, **numbers), by_oracle=True)
+def _gather(draw: Draw) -> Drawn:
+    shape, opset = draw(shapes), draw(since("Gather"))
+    axis = _axis(draw, shape, opset)
+    n, of = shape[axis], draw(st.sampled_from(((), (1,), (3,), (2, 2))))
+    lowest = 0 if opset < 11 else -n
+    indices = [draw(st.integers(lowest, n - 1)) for _ in range(math.prod(of))]
+    return Drawn(shape, node("Gather", np.reshape(indices, of), axis=axis), opset)
+
+
+def _tile(draw: Draw) -> Drawn:
+    shape = draw(shapes)
+    return Drawn(shape, node("Tile", (1, *(draw(st.integers(1, 3)) for _ in shape[1:]))), draw(since("Tile")))
+
+
+def _expand(draw: Draw) -> Drawn:
+    target = draw(shapes)
+    shape = (target[0], *(draw(st.sampled_from((1, n))) for n in target[1:]))
+    given = [
+        1,
+        *(n if m == 1 else draw(st.sampled_from((1, n))) for m, n in zip(shape[1:], target[1:], strict=True)),
+    ]
+    return Drawn(shape, node("Expand", given[draw(st.integers(0, 1)) :]), draw(since("Expand")))
 
 
 def _pad(draw: Draw) -> Drawn:
-    shape = draw(shapes)
-    before, after = ([0, *(draw(st.integers(0, 3)) for _ in shape[1:])] for _ in range(2))
-    return Drawn(shape, lambda b, x: b.pad(x, before + after, 0.5), draw(st.sampled_from((7, 11, NEWEST))))
+    """At least one number of every axis is left, and of a reflection as many as are added and one."""
+    shape, opset = draw(shapes), draw(since("Pad"))
+    modes = {"constant": 7, "edge": 7, "reflect": 7, "wrap": 19}
+    mode = draw(st.sampled_from([mode for mode, first in modes.items() if opset >= first]))
+    crops = draw(st.booleans())
+    before, after = [0], [0]
+    for n in shape[1:]:
+        lost = draw(st.integers(0, (n - 1) // 2)) if crops else 0
+        most = {"reflect": n - lost - 1, "wrap": n - lost}.get(mode, 3)
+        sides = [-lost, draw(st.integers(0, min(3, most)))]
+        for side, pads in zip(draw(st.permutations(sides)), (before, after), strict=True):
+            pads.append(side)
+    reference = "knows no negative pads" if min(before + after) < 0 else None
+    some_axes = opset >= 18 and draw(st.booleans())
+
+    def net(b: Builder, x: str) -> str:
+        if not some_axes:
+            return b.pad(x, before + after, 0.5, mode)
+        axes = np.arange(1, len(shape)) - len(shape)
+        return b.node("Pad", x, *map(b.constant, (before[1:] + after[1:], 0.5, axes)), mode=mode)
+
+    return Drawn(shape, net, opset, reference)
 
 
 def _reshape(draw: Draw) -> Drawn:
     shape = draw(shapes)
     first = draw(st.sampled_from([n for n in range(1, 20) if math.prod(shape[1:]) % n == 0]))
     target = draw(st.sampled_from(((0, -1), (0, first, -1), (0, -1, first), (0, 0, -1), (0, first, 1, -1))))
-    return Drawn(shape, lambda b, x: b.reshape(x, *target))
+    return Drawn(shape, lambda b, x: b.reshape(x, *target), draw(since("Reshape")))
 
 
 def _squeeze(draw: Draw) -> Drawn:
-    shape = list(draw(planes))
+    shape = list(draw(planes | volumes))
     axes = draw(st.lists(st.integers(1, 3), unique=True, min_size=1, max_size=2))
     for axis in axes:
         shape[axis] = 1
-    return Drawn(tuple(shape), lambda b, x: b.squeeze(x, *axes), draw(st.sampled_from((7, 13, NEWEST))))
+    return Drawn(tuple(shape), lambda b, x: b.squeeze(x, *axes), draw(since("Squeeze")))
 
 
 def _transpose(draw: Draw) -> Drawn:
     shape = draw(shapes)
     perm = (0, *draw(st.permutations(range(1, len(shape)))))
-    return Drawn(shape, lambda b, x: b.transpose(x, *perm))
+    return Drawn(shape, lambda b, x: b.transpose(x, *perm), draw(since("Transpose")))
+
+
+def blocks(op: str) -> st.SearchStrategy[Drawn]:
+    def build(draw: Draw) -> Drawn:
+        (N, C, H, W), side = draw(planes), draw(st.integers(1, 3))
+        opset = draw(since(op))
+        has_mode = opset >= (11 if op == "DepthToSpace" else 28)
+        mode = {"mode": draw(st.sampled_from(("DCR", "CRD")))} if has_mode else {}
+        shape = (N, C * side**2, H, W) if op == "DepthToSpace" else (N, C, H * side, W * side)
+        return Drawn(shape, node(op, blocksize=side, **mode), opset)
+
+    return drawn(build)
+
+
+def _cast(draw: Draw) -> Drawn:
+    """There and back."""
+    to = draw(st.sampled_from((TensorProto.FLOAT, TensorProto.DOUBLE)))
+    net = chain(node("Cast", to=to), node("Cast", to=TensorProto.FLOAT))
+    return Drawn(draw(shapes), net, draw(since("Cast")))
+
+
+def _cast_like(draw: Draw) -> Drawn:
+    def net(b: Builder, x: str) -> str:
+        y = b.node("CastLike", x, b.constant(0.0, np.float64))
+        return b.node("CastLike", y, draw_like(b, x))
+
+    draw_like = draw(st.sampled_from((lambda b, x: x, lambda b, x: b.constant(0.0))))
+    return Drawn(draw(shapes), net, draw(since("CastLike")))
+
+
+# --- Resampling ---------------------------------------------------------------------------------------------
+
+
+def _cumsum(draw: Draw) -> Drawn:
+    shape = draw(shapes)
+    attributes = {name: draw(st.integers(0, 1)) for name in ("exclusive", "reverse")}
+    return Drawn(shape, node("CumSum", _axis(draw, shape), **attributes), draw(since("CumSum")))
+
+
+def _resize(draw: Draw) -> Drawn:
+    """By factors that leave no doubt about which pixel is the nearest."""
+    shape, opset = draw(images), draw(since("Resize"))
+    mode = draw(st.sampled_from(("nearest", "linear") if opset < 11 else ("nearest", "linear", "cubic")))
+    factors = [draw(st.sampled_from((1, 2, 3, 0.5, 1.5, 0.7))) for _ in shape[2:]]
+    factors = [f if n * f >= 1 else 1 for n, f in zip(shape[2:], factors, strict=True)]
+    if opset < 11:
+        return Drawn(shape, node("Resize", (1.0, 1.0, *map(float, factors)), mode=mode), opset, "is younger")
+    attributes: dict[str, Any] = {"mode": mode}
+    coordinates = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
+    coordinates += ["half_pixel_symmetric"] if opset >= 19 else []
+    attributes["coordinate_transformation_mode"] = draw(st.sampled_from(coordinates))
+    if mode == "nearest":
+        nearest = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        attributes["nearest_mode"] = draw(st.sampled_from(nearest))
+    else:
+        attributes["exclude_outside"] = draw(st.integers(0, 1)) if mode == "cubic" else 0
+        attributes |= {"antialias": draw(st.integers(0, 1))} if opset >= 18 else {}
+    scales, target = [1.0, 1.0, *map(float, factors)], [*shape[:2]]
+    target += [math.floor(n * f) for n, f in zip(shape[2:], factors, strict=True)]
+    if opset >= 18 and draw(st.booleans()):
+        attributes["axes"] = axes = draw(st.permutations(range(2, len(shape))))
+        scales, target = ([each[axis] for axis in axes] for each in (scales, target))
+    by_axes = "axes" in attributes
+    whole = mode != "nearest" or all(f in (1, 2, 3) for f in factors)
+    if not (whole and (by_axes or shape[0] == 1) and draw(st.booleans())):
+        return Drawn(shape, resize(scales, **attributes), opset, "interpolates edges in its own way")
+    if by_axes and mode != "nearest":
+        policies = ("stretch", "not_larger", "not_smaller")
+        attributes["keep_aspect_ratio_policy"] = draw(st.sampled_from(policies))
+    return Drawn(shape, resize(sizes=target, **attributes), opset, "interpolates edges in its own way")
+
+
+def _upsample(draw: Draw) -> Drawn:
+    shape, opset = draw(images), draw(since("Upsample"))
+    scales = (1.0, 1.0, *(draw(st.sampled_from((1.0, 2.0, 3.0, 1.5))) for _ in shape[2:]))
+    given, mode = ((scales,), {}) if opset >= 9 else ((), {"scales": scales})
+    mode["mode"] = draw(st.sampled_from(("nearest", "linear")))
+    return Drawn(shape, node("Upsample", *given, **mode), opset, "knows nearest only, and no attribute")
+
+
+def _max_unpool(draw: Draw) -> Drawn:
+    """To what windows that lie side by side fill, or with a rest to what was pooled."""
+    (N, C, *windows), by_columns = draw(images), draw(st.integers(0, 1))
+    kernel = tuple(draw(st.integers(1, 3)) for _ in windows)
+    filled = [n * k for n, k in zip(windows, kernel, strict=True)]
+    rest = [draw(st.integers(0, k - 1)) for k in kernel]
+    plane = tuple(n + extra for n, extra in zip(filled, rest, strict=True))
+    assume(math.prod(plane) * C < 2000)
+    net = unpooled(*kernel, strides=kernel, storage_order=by_columns, plane=plane if any(rest) else None)
+    return Drawn(
+        (1 if any(rest) else N, C, *plane), net, draw(since("MaxUnpool", 12)), "counts places otherwise"
+    )
+
+
+# --- Reductions and norms -----------------------------------------------------------------------------------
+
+
+def reduces(
+    op: str, of: st.SearchStrategy[Shape] = shapes, before: Net | None = None
+) -> st.SearchStrategy[Drawn]:
+    def build(draw: Draw) -> Drawn:
+        shape, opset = draw(of), draw(since(op))
+        axes, keepdims = _axes(draw, shape, opset), draw(st.integers(0, 1))
+        net = reduce(op, *axes, keepdims=keepdims)
+        return Drawn(shape, chain(before, net) if before else net, opset)
+
+    return drawn(build)
+
+
+#: Of few numbers along an axis the normal ones hardly depend on x; so much keeps float32 from seeing that.
+epsilons = st.floats(0.125, 1, width=16)
+
+
+def normalizes(
+    op: str,
+    reference: str | None = None,
+    **attributes: st.SearchStrategy[Any],
+) -> st.SearchStrategy[Drawn]:
+    """The op with a scale and a bias for each channel."""
+
+    def build(draw: Draw) -> Drawn:
+        shape = draw(images)
+        values = {name: draw(strategy) for name, strategy in attributes.items()}
+        if "num_groups" in values:
+            shape = (shape[0], shape[1] * values["num_groups"], *shape[2:])
+        net = lambda b, x: b.node(op, x, *(b.constant(b.noise(shape[1])) for _ in range(2)), **values)  # noqa: E731
+        return Drawn(shape, net, draw(since(op)), reference)
+
+    return drawn(build)
+
+
+def normalizes_last(op: str, parameters: int) -> st.SearchStrategy[Drawn]:
+    """Over the axes from one on, with parameters that broadcast to them."""
+
+    def build(draw: Draw) -> Drawn:
+        shape = draw(shapes)
+        axis, epsilon = _axis(draw, shape), draw(epsilons)
+        sides = [[draw(st.sampled_from((1, n))) for n in shape[axis:]] for _ in range(parameters)]
+        given = sides[: draw(st.integers(1, parameters))]
+        net = lambda b, x: b.node(  # noqa: E731
+            op, x, *(b.constant(b.noise(*each)) for each in given), axis=axis, epsilon=epsilon
+        )
+        return Drawn(shape, net, draw(since(op)))
+
+    return drawn(build)
+
+
+def _mean_variance(draw: Draw) -> Drawn:
+    shape, opset = draw(images), draw(since("MeanVarianceNormalization"))
+    axes = _axes(draw, shape, opset)
+    assume(math.prod(shape[axis] for axis in axes) > 2)
+    return Drawn(shape, node("MeanVarianceNormalization", axes=axes), opset, "takes float32 alone")
+
+
+def _lp_normalization(draw: Draw) -> Drawn:
+    shape, p, opset = draw(shapes), draw(st.sampled_from((1, 2))), draw(since("LpNormalization"))
+    axis = _axis(draw, shape, opset)
+    assume(shape[axis] > 1)
+    reference = "sums x, not its magnitude" if p == 1 else None
+    return Drawn(shape, node("LpNormalization", axis=axis, p=p), opset, reference)
+
+
+def _lrn(draw: Draw) -> Drawn:
+    numbers = {name: draw(st.floats(0.25, 2, width=16)) for name in ("alpha", "beta", "bias")}
+    net = node("LRN", size=draw(st.integers(1, 7)), **numbers)
+    return Drawn(draw(images), net, draw(since("LRN")), "takes planes only, and other channels")
+
+
+# --- Products -----------------------------------------------------------------------------------------------
+
+
+def _gemm(draw: Draw) -> Drawn:
+    outputs = draw(st.integers(1, 19))
+    c_shape = draw(st.sampled_from(((), (1,), (outputs,), (1, outputs))))
+    computed = draw(st.booleans())
+    attributes = {name: draw(st.floats(-2, 2, width=16)) for name in ("alpha", "beta")}
+    attributes |= {"beta": 1.0} if computed else {}
+    attributes["transB"] = draw(st.integers(0, 1))
+
+    def net(b: Builder, x: str) -> str:
+        if not computed:
+            return b.gemm(x, outputs, c_shape, **attributes)
+        K = b.shapes[x][1]
+        w = b.noise(outputs, K) if attributes["transB"] else b.noise(K, outputs)
+        return b.node("Gemm", x, b.constant(w), b.matmul(x, outputs), **attributes)
+
+    return Drawn(draw(rows), net, draw(since("Gemm")))
+
+
+def _matmul(draw: Draw) -> Drawn:
+    """A tensor and a constant matrix, vector or stack of matrices, on either side; or two tensors."""
+    shape = draw(shapes)
+    P = draw(st.integers(1, 9))
+    first = len(shape) > 2 and draw(st.booleans())
+    K = shape[-2 if first else -1]
+    how = draw(st.sampled_from(("matrix", "vector", "stack", "square", "conv")))
+    if how == "vector" and len(shape) > 2:
+        sides: tuple[int, ...] = (K,)
+    elif how == "stack" and len(shape) > 3:
+        lead = [draw(st.sampled_from((1, n))) for n in shape[1:-2]]
+        sides = (*lead, P, K) if first else (*lead, K, P)
+    else:
+        sides = (P, K) if first else (K, P)
+
+    def net(b: Builder, x: str) -> str:
+        swap = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        if how == "square" and len(shape) > 2:
+            return b.node("MatMul", *[x, b.transpose(x, *swap)][:: -1 if first else 1])
+        if how == "conv" and len(shape) > 3:  # one matrix for all channels
+            return b.node("MatMul", *[x, b.transpose(b.conv(x, 1, 1), *swap)][:: -1 if first else 1])
+        return b.node("MatMul", *[x, b.constant(b.noise(*sides))][:: -1 if first else 1])
+
+    return Drawn(shape, net, draw(since("MatMul")))
+
+
+# --- Quantized ----------------------------------------------------------------------------------------------
+
+
+def _quantized(draw: Draw) -> Drawn:
+    """Rounding passes gradients, clipping does not."""
+    shape, opset = draw(shapes), draw(since("QuantizeLinear"))
+    kind = draw(
+        st.sampled_from((np.uint8, np.int8, np.uint16, np.int16) if opset >= 21 else (np.uint8, np.int8))
+    )
+    lo, hi = np.iinfo(kind).min, np.iinfo(kind).max
+    axis = draw(st.sampled_from((None, *range(1, len(shape))))) if opset >= 13 else None
+    size = () if axis is None else (shape[axis],)
+    options = {} if axis is None else {"axis": axis}
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    # Some of x does not fit.
+    scale = np.float32(rng.uniform(1.1, 3, size) / (hi - lo))
+    zero = rng.integers(lo // 2, lo // 2 + (hi - lo), size, endpoint=True).clip(lo, hi)
+
+    def net(b: Builder, x: str) -> str:
+        operands = b.constant(scale), b.constant(zero, kind)
+        return b.node(
+            "DequantizeLinear", b.node("QuantizeLinear", x, *operands, **options), *operands, **options
+        )
+
+    def clipped(b: Builder, x: str) -> str:
+        a = np.reshape(scale.astype(float), [-1 if i == axis else 1 for i in range(len(shape))])
+        z = np.reshape(zero, a.shape)
+        y = b.node("Max", x, b.constant((lo - 0.5 - z) * a))
+        return b.node("Min", y, b.constant((hi + 0.5 - z) * a))
+
+    return Drawn(shape, net, opset, slope_of=clipped)
+
+
+# --- Of old exporters ---------------------------------------------------------------------------------------
+
+
+def scaled_and_shifted(
+    op: str, of: st.SearchStrategy[Shape] = images, **names: str
+) -> st.SearchStrategy[Drawn]:
+    """`names` of the attributes: scale, shift, and shifts by channel."""
+
+    def build(draw: Draw) -> Drawn:
+        shape = draw(of)
+        a, *b_ = (draw(st.floats(0.25, 2, width=16)) for _ in range(1 + shape[1]))
+        given: dict[str, Any] = {names["scale"]: a}
+        if "shift" in names:
+            given[names["shift"]] = b_[0]
+            b_ = b_[:1] * shape[1]
+        elif "shifts" in names:
+            given[names["shifts"]] = b_
+        else:
+            b_ = [0.0] * shape[1]
+
+        def modern(b: Builder, x: str) -> str:
+            shifts = np.reshape(b_, (-1, *[1] * (len(shape) - 2)))
+            return b.add(b.mul(x, b.constant(a)), b.constant(shifts))
+
+        return Drawn(shape, lambda b, x: b.foreign(op, shape, x, **given), slope_of=modern)
+
+    return drawn(build)
+
+
+def _fc(draw: Draw) -> Drawn:
+    shape, outputs = draw(shapes), draw(st.integers(1, 9))
+
+    def net(b: Builder, x: str, legacy: bool) -> str:
+        K = math.prod(shape[1:])
+        operands = b.constant(b.noise(outputs, K)), b.constant(b.noise(outputs))
+        if legacy:
+            return b.foreign("FC", (shape[0], outputs), x, *operands)
+        return b.node("Gemm", b.flatten(x), *operands, transB=1)
+
+    return Drawn(shape, partial(net, legacy=True), slope_of=partial(net, legacy=False))
+
+
+def _legacy_padding(draw: Draw) -> Drawn:
+    """Caffe's pool: as many windows as reach over the end, which MaxPool's ceil_mode means."""
+    shape = draw(planes)
+    kernel = [draw(st.integers(1, min(4, n))) for n in shape[2:]]
+    strides = [draw(st.integers(1, k)) for k in kernel]
+    pads = [draw(st.integers(0, k - 1)) for k in kernel]
+    sliding = {"kernel_shape": kernel, "strides": strides}
+    windows = oracle.volumes.Window(shape[2:], kernel, strides, (1, 1), pads, pads, ceil_mode=True).outputs
+    axes = zip(shape[2:], windows, kernel, strides, pads, strict=True)
+    padded = (*shape[:2], *(max(n + 2 * p, (o - 1) * s + k) for n, o, k, s, p in axes))
+
+    def legacy(b: Builder, x: str) -> str:
+        op = {"domain": "com.microsoft", "pads": pads, "value": -1e38}
+        return b.node("MaxPool", b.foreign("LegacyPadding", padded, x, **op, **sliding), **sliding)
+
+    def modern(b: Builder, x: str) -> str:
+        return b.node("MaxPool", x, pads=pads * 2, ceil_mode=1, **sliding)
+
+    return Drawn(shape, legacy, reference="makes other windows", slope_of=modern)
 
 
 #: A strategy for each op that gbp knows.
 STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
-    "Add": broadcasts("Add"),
-    "AveragePool": pools("AveragePool", ceil_mode=st.integers(0, 1), count_include_pad=st.integers(0, 1)),
-    "BatchNormalization": built(
-        Builder.batchnorm, opsets=(9, 14, NEWEST), reference_since=14, epsilon=st.floats(1e-5, 1)
-    ),
+    # Of one number.
+    **{op: plain(op) for op in ("Atan", "Asinh", "Cos", "Cosh", "Exp", "Identity", "Neg", "Sin", "Sinh")},
+    **{op: plain(op, before=inside) for op in ("Acos", "Asin", "Atanh", "Tan")},
+    **{op: plain(op, before=positive) for op in ("Log", "Reciprocal", "Sqrt")},
+    **{op: plain(op, before=wide) for op in ("Abs", "Relu", "Sign")},
+    **{op: plain(op, rows, before=wide) for op in ("Ceil", "Floor", "Round")},  # few, so that none jumps
+    **{op: plain(op, before=wide) for op in ("HardSwish", "Mish", "Sigmoid", "Softplus", "Softsign", "Tanh")},
+    **{
+        op: plain(op, before=wide, alpha=st.floats(0.125, 2, width=16)) for op in ("Celu", "Elu", "LeakyRelu")
+    },
+    "Acosh": plain("Acosh", before=above_one),
     "Clip": drawn(_clip),
-    "Concat": drawn(_concat),
-    "Conv": drawn(_conv),
-    "Dropout": built(Builder.dropout, opsets=(7, NEWEST)),
-    "Flatten": plain("Flatten", axis=st.just(1)),
-    "Gemm": drawn(_gemm),
-    "GlobalAveragePool": plain("GlobalAveragePool", planes),
-    "GlobalMaxPool": plain("GlobalMaxPool", planes),
-    "Identity": plain("Identity"),
-    "LRN": drawn(_lrn),
-    "LogSoftmax": softmaxes("LogSoftmax"),
-    "MatMul": built(Builder.matmul, rows, outputs=st.integers(1, 19)),
-    "MaxPool": pools("MaxPool", ceil_mode=st.integers(0, 1)),
-    "Mul": broadcasts("Mul"),
-    "Pad": drawn(_pad),
-    "ReduceMean": built(
-        Builder.reduce_mean,
-        planes,
-        (13, NEWEST),
-        axes=st.sampled_from(((2, 3), (-1, 2))),
-        keepdims=st.integers(0, 1),
+    "Dropout": built(Builder.dropout, opsets=(7, 10, 12, 13, 22, NEWEST)),
+    "Erf": plain("Erf", reference="rounds to float32"),
+    "Gelu": plain(
+        "Gelu", reference="rounds to float32", before=wide, approximate=st.sampled_from(("none", "tanh"))
     ),
-    "Relu": plain("Relu"),
+    "HardSigmoid": plain("HardSigmoid", before=wide, alpha=st.floats(0.1, 2), beta=st.floats(0, 1)),
+    "PRelu": drawn(_prelu),
+    "Selu": plain("Selu", before=wide, alpha=st.floats(0.5, 2), gamma=st.floats(0.5, 2)),
+    "Shrink": plain("Shrink", before=wide, bias=st.floats(0, 1), lambd=st.floats(0, 2)),
+    "Swish": plain("Swish", before=wide, alpha=st.floats(0.5, 2)),
+    "ThresholdedRelu": plain("ThresholdedRelu", before=wide, alpha=st.floats(0.1, 2)),
+    # Of several.
+    **{op: broadcasts(op) for op in ("Add", "Max", "Min", "Mul", "Sub", "Sum")},
+    **{op: conditions(op) for op in ("And", "Equal", "Greater", "Less", "Not", "Or", "Where", "Xor")},
+    **{op: conditions(op, 16) for op in ("GreaterOrEqual", "LessOrEqual")},
+    "Div": broadcasts("Div", before=(None, positive)),
+    "Mean": broadcasts("Mean", reference="broadcasts to its first operand"),
+    "Pow": drawn(_pow) | broadcasts("Pow", before=(positive, None)),
+    # Windows.
+    "AveragePool": pools("AveragePool", 22, ceil_mode=st.integers(0, 1), count_include_pad=st.integers(0, 1)),
+    "Conv": drawn(_conv),
+    "ConvTranspose": drawn(_conv_transpose),
+    "GlobalAveragePool": plain("GlobalAveragePool", images),
+    "GlobalLpPool": plain("GlobalLpPool", images, reference="is not there", p=st.integers(1, 4)),
+    "GlobalMaxPool": plain("GlobalMaxPool", images, reference="takes the maximum over other axes"),
+    "LpPool": pools("LpPool", 22, ceil_mode=st.integers(0, 1), p=st.integers(1, 4)),
+    "MaxPool": pools("MaxPool", 22, ceil_mode=st.integers(0, 1)),
+    "MaxUnpool": drawn(_max_unpool),
+    # Parts and places.
+    "Cast": drawn(_cast),
+    "CastLike": drawn(_cast_like),
+    "Concat": drawn(_concat),
+    "DepthToSpace": blocks("DepthToSpace"),
+    "Expand": drawn(_expand),
+    "Flatten": plain("Flatten", axis=st.just(1)),
+    "Gather": drawn(_gather),
+    "Pad": drawn(_pad),
     "Reshape": drawn(_reshape),
-    "Softmax": softmaxes("Softmax"),
+    "Slice": drawn(_slice),
+    "SpaceToDepth": blocks("SpaceToDepth"),
     "Split": drawn(_split),
     "Squeeze": drawn(_squeeze),
-    "Sum": broadcasts("Sum"),
+    "Tile": drawn(_tile),
     "Transpose": drawn(_transpose),
-    "Unsqueeze": built(lambda b, x, axis: b.unsqueeze(x, axis), opsets=(7, NEWEST), axis=st.integers(1, 2)),
+    "Unsqueeze": built(
+        lambda b, x, axis: b.unsqueeze(x, axis), opsets=(7, 13, NEWEST), axis=st.integers(1, 2)
+    ),
+    "CumSum": drawn(_cumsum),
+    "Resize": drawn(_resize),
+    "Upsample": drawn(_upsample),
+    # Reductions and norms.
+    **{op: reduces(op) for op in ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean")},
+    **{op: reduces(op) for op in ("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare")},
+    "ReduceLogSum": reduces("ReduceLogSum", before=positive),
+    "BatchNormalization": built(
+        Builder.batchnorm, opsets=(7, 9, 14, 15, NEWEST), reference_since=14, epsilon=st.floats(1e-5, 1)
+    ),
+    "GroupNormalization": normalizes(
+        "GroupNormalization", reference="rounds to float32", epsilon=epsilons, num_groups=st.integers(1, 4)
+    ),
+    "InstanceNormalization": normalizes("InstanceNormalization", epsilon=epsilons),
+    "LRN": drawn(_lrn),
+    "LayerNormalization": normalizes_last("LayerNormalization", 2),
+    "LogSoftmax": softmaxes("LogSoftmax"),
+    "LpNormalization": drawn(_lp_normalization),
+    "MeanVarianceNormalization": drawn(_mean_variance),
+    "RMSNormalization": normalizes_last("RMSNormalization", 1),
+    "Softmax": softmaxes("Softmax"),
+    # Products.
+    "Gemm": drawn(_gemm),
+    "MatMul": drawn(_matmul),
+    # Quantized.
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), drawn(_quantized)),
+    # Of old exporters.
+    "Affine": scaled_and_shifted("Affine", scale="alpha", shift="beta"),
+    "FC": drawn(_fc),
+    "ImageScaler": scaled_and_shifted("ImageScaler", planes, scale="scale", shifts="bias"),
+    "Scale": scaled_and_shifted("Scale", scale="scale"),
+    "com.microsoft.LegacyPadding": drawn(_legacy_padding),
 }
 
 
@@ -312,6 +870,8 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))
+    for cast in (made for made in model.graph.node if made.op_type == "Cast"):
+        cast.attribute[0].i = TensorProto.DOUBLE
     return model
 
 
@@ -324,23 +884,28 @@ def forward(model: onnx.ModelProto, by_oracle: bool) -> Callable[[Array], float]
     return lambda x: float(evaluator.run(None, {"x": x})[0].sum())
 
 
+def scores_of(net: Net, case: Drawn) -> onnx.ModelProto:
+    """A model with one score, to which every output of the net contributes."""
+    b = Builder(case.opset)
+    return b.model(b.head(net(b, b.input(*case.shape)), 1))
+
+
 def test_every_op_has_a_strategy() -> None:
     assert STRATEGIES.keys() == PARSERS.keys()
 
 
 @pytest.mark.parametrize("op", STRATEGIES)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_map_is_the_slope(op: str, data: st.DataObject) -> None:
     case: Drawn = data.draw(STRATEGIES[op])
-    b = Builder(case.opset)
-    model = b.model(b.head(case.net(b, b.input(*case.shape)), 1))
-    assert op in {node.op_type for node in model.graph.node}
+    model = scores_of(case.net, case)
+    assert op in {".".join(filter(None, (node.domain, node.op_type))) for node in model.graph.node}
     rng = np.random.default_rng(1)
     x = distinct(case.shape, rng)
     gradient = Explainer(model).explain(x, rule="vanilla").map
     x = x.astype(float)
-    f = forward(model, case.by_oracle)
+    f = forward(scores_of(case.slope_of or case.net, case), case.reference is not None)
     for u in rng.standard_normal((DIRECTIONS, *case.shape)):
         slope = (f(x + STEP * u) - f(x - STEP * u)) / (2 * STEP)
         rounding = 1e-15 * (1 + abs(f(x))) / STEP

@@ -83,8 +83,10 @@ def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
 def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
     """A constant operand; before opset 7 the second one's axes are the first one's from `axis` on."""
     kind = node.operands[index].dtype.kind  # type: ignore[union-attr]
-    if kind == "b" or (node.op == "Pow" and kind in "iu"):  # the exponent alone may be of another type
-        c = node.constant(index, np.bool_ if kind == "b" else np.int64).astype(np.float32)
+    if kind == "b":
+        c = node.constant(index, np.bool_).astype(np.float32)
+    elif kind in "iu" and node.op == "Pow" and index == 1:  # the one operand that may have a type of its own
+        c = node.constant_integers(index).astype(np.float32)
     else:
         c = node.constant(index)
     if node.opset >= 7:

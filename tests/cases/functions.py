@@ -112,6 +112,7 @@ BINARY = {
         f"x ** {exponent:g}": Case(chain(node("Pow", exponent), scaled(1.0, 0.7)))
         for exponent in (2.0, 3.0, 1.0, 0.0)
     },
+    "x ** integer": Case(chain(node("Pow", 2), scaled(1.0, 0.7))),
     **{
         f"x² ** {exponent:g}": Case(lambda b, x, e=exponent: b.node("Pow", positive(b, x), b.constant(e)))
         for exponent in (0.5, -1.0, 1.3, -0.5)
