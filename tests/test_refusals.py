@@ -390,6 +390,11 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "reshape that copies nothing": (before("fc", "Reshape", "to=0,128,0"), M, "Reshape 'new': target"),
     "reshape of the batch": (before("fc", "Reshape", "to=2,64"), U, "Reshape 'new': .*batch"),
     "reshape to nothing": (before("fc", "Reshape", "to="), M, "Reshape 'new'"),
+    "reshape to a million large axes": (
+        all_of(before("fc", "Reshape", "many"), stored("many", np.full(2**20, 2**40))),
+        U,
+        "Reshape 'new': .*up to 8 axes",
+    ),
     "reshape to many axes": (
         before("fc", "Reshape", "to=" + "1," * 99 + "128"),
         U,

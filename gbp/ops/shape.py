@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph import Shape
-from ..limits import elements
+from ..limits import MOST_AXES, elements
 from ..proto import FLOATS, type_name
 from .node import Node
 from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
@@ -106,6 +106,8 @@ class Pad(Op):
 def parse_reshape(node: Node) -> Op:
     shape = node.shape(0)
     target = list(node.constant_ints(1) if node.opset >= 5 else node.integers("shape", ()))
+    if len(target) > MOST_AXES:  # the product of many large numbers alone can take minutes
+        node.refuse(f"its target has {len(target)} axes.", supported=f"up to {MOST_AXES} axes")
     if not node.integer("allowzero", 0):
         if len(target) > len(shape) and 0 in target[len(shape) :]:
             node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
