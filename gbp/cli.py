@@ -445,6 +445,8 @@ def _print_inspection(inspection: Inspection) -> None:
     print(textwrap.fill(ends, 80, subsequent_indent="  "))
     for reason in inspection.unsupported:
         print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
+    for hint in inspection.hints:
+        print(textwrap.fill(f"what to do: {hint}", 80, subsequent_indent="  "))
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

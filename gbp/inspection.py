@@ -38,6 +38,8 @@ class Inspection:
     unsupported: tuple[str, ...]
     input: str
     output: str
+    #: What to do about what is unsupported, where there is something to say.
+    hints: tuple[str, ...] = ()
 
 
 def inspect(
@@ -59,16 +61,18 @@ def inspect(
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
         source = locate(proto, weights, Choice(output, input, inputs or {}))
-        unsupported = [str(node) for node in unsupported_nodes(source)]
+        refused = unsupported_nodes(source)
+        unsupported = list(map(str, refused))
+        hints = tuple(dict.fromkeys(node.hint for node in refused if node.hint))
         nodes = source.nodes
         if not unsupported:
             check_tensors(proto)
             return _inspect(source, size, algorithm)
     except UnsupportedError as error:
-        unsupported = [str(error)]
+        unsupported, hints = [str(error)], ()
     rows = (LayerRow(node.name or ", ".join(node.output), node.op_type, (), 0, 0, "") for node in nodes)
     outputs = ", ".join(value.name for value in proto.graph.output)
-    return Inspection(tuple(rows), tuple(unsupported), "?", outputs)
+    return Inspection(tuple(rows), tuple(unsupported), "?", outputs, hints)
 
 
 def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> Inspection:

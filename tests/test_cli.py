@@ -70,6 +70,7 @@ class FakeInspection:
     unsupported: tuple[str, ...] = ()
     input: str = "data (N, 3, 224, 224)"
     output: str = "fc (N, 1000)"
+    hints: tuple[str, ...] = ("Do without.",)
 
 
 def fake_inspect(model, size=None, algorithm="auto", **ends):
@@ -351,6 +352,7 @@ def test_inspect_lists_what_is_unsupported(capsys):
     assert run("inspect", "odd.onnx") == 2
     out = capsys.readouterr().out
     assert "unsupported: LSTM 'rnn'" in out
+    assert "what to do: Do without." in out
     assert max(map(len, out.splitlines())) <= 80
 
 

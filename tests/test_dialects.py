@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError, cli
+from gbp.inspection import inspect
 from gbp.proto import read
 from gbp.verify import verify
 
@@ -450,6 +451,8 @@ def test_integer_arithmetic_is_refused_with_what_to_do() -> None:
     node(model, "conv").op_type = "ConvInteger"
     with pytest.raises(UnsupportedError, match=r"ConvInteger 'conv' \(node 1 of 6\).*QDQ"):
         Explainer(model)
+    (hint,) = inspect(model).hints
+    assert "QDQ" in hint
 
 
 # ------------------------------------------------------------------------------------------ verification

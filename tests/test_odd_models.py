@@ -122,11 +122,11 @@ def deep(ops: Sequence[str], count: int) -> Model:
     ],
 )
 def test_a_deep_chain_takes_seconds(ops: tuple[str, ...], count: int) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread: whatever else the machine does
     explainer = Explainer(deep(ops, count))
     x = np.abs(image())
     assert explainer.explain(x, rule="vanilla", target=5).map.sum() == pytest.approx(1, abs=1e-2)
-    assert time.perf_counter() - start < 15
+    assert time.thread_time() - start < 15
 
 
 def test_more_nodes_than_any_network_has() -> None:
