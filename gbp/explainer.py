@@ -18,6 +18,7 @@ from .errors import InputError, ModelError
 from .graph import Shape
 from .image import Preprocess, is_array_file, read_array, read_image
 from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
+from .layout import Call
 from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
 from .load import build, open_model
 from .ops.conv import check_algorithm
@@ -27,7 +28,7 @@ from .proto import Model
 from .rules import RULES, Rule, rule_named
 from .sidecar import Sidecar, read_labels, read_sidecar
 from .source import Choice, Source
-from .tape import Pool, Tape
+from .tape import Pool, Tape, steps
 from .targets import Target, resolve
 from .threads import thread_count
 from .weights import Weights
@@ -220,6 +221,13 @@ class Explainer:
                 hint="Name a folder that can be written in GBP_CACHE_DIR.",
             )
         return len(compiled) - before
+
+    def steps(
+        self, x: NDArray[np.float32]
+    ) -> tuple[Plan, Iterator[tuple[Call, Mapping[str, NDArray[np.float32]]]]]:
+        """The plan for samples x (N, …), and its forward run step by step (`tape.steps`), for `verify`."""
+        plan, _ = self._plan(tuple(x.shape[1:]))
+        return plan, steps(plan, x, self._threads)
 
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))

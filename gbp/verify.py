@@ -38,7 +38,6 @@ from .plan import Plan
 from .proto import Model, label
 from .reference import Doubles, Reference, references
 from .source import Choice, Source
-from .tape import steps
 
 Tell = Callable[[str], None]
 
@@ -233,7 +232,7 @@ def _step_errors(
     explainer: Explainer, source: Source, x: NDArray[np.float32], reference: Reference
 ) -> Iterator[StepError]:
     """The error of every tensor of the file that the plan makes, each made of the reference's own."""
-    plan, _ = explainer._plan(x.shape[1:])
+    plan, run = explainer.steps(x)
     nodes = {name: node for node in source.nodes for name in node.output}
     labelled = {label(node): node for node in source.nodes}
     rectified = {
@@ -241,7 +240,6 @@ def _step_errors(
         for name, node in nodes.items()
         if node.op_type in ("Relu", "Clip") and node.input[0] in nodes
     }
-    run = steps(plan, x, explainer._threads)
     for part in _parts(plan, _made(plan, nodes)):
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
