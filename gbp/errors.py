@@ -52,3 +52,7 @@ class UnsupportedError(ModelError):
 
 class InputError(GbpError):
     """An image, an array, a target, an option or an output path cannot be used."""
+
+
+class OutOfMemoryError(InputError):
+    """A device has not the memory that so many samples at once take."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import onnx
@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
-from .errors import InputError, ModelError
+from .device import device_named
+from .errors import InputError, ModelError, OutOfMemoryError
 from .graph import Shape
 from .image import Preprocess, is_array_file, read_array, read_image
 from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
@@ -33,13 +34,11 @@ from .targets import Target, resolve
 from .threads import thread_count
 from .weights import Weights
 
+T = TypeVar("T")
+
 Picture = str | os.PathLike[str] | Image.Image
 Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 
-#: What one slice of a batch may take of working memory, in bytes, and how many samples it may have, unless
-#: the caller says more.
-_SLICE_BYTES = 160 * 2**20
-_LARGEST_SLICE = 32
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
 _MOST_PLANS = 4
 _CHANNEL_COUNTS = (1, 3)
@@ -54,6 +53,14 @@ class _Batch:
     x: NDArray[np.float32]
     pictures: tuple[Image.Image, ...] | None
 
+    def halves(self) -> tuple[_Batch, _Batch]:
+        half = len(self.x) // 2
+
+        def part(which: slice) -> _Batch:
+            return _Batch(self.x[which], self.pictures and self.pictures[which])
+
+        return part(slice(half)), part(slice(half, None))
+
 
 class Explainer:
     """Explains the decisions of one ONNX model.  Safe to share between threads.
@@ -64,14 +71,14 @@ class Explainer:
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
     "probability" for that output itself, or a tensor's name.  `input`: the one to explain where there are
     several, and `inputs` the values of the others, {name: array}, the same for all samples.  `threads`: by
-    default all cores.  `device`: "cpu".  `activations`: what rules with a gradient gate do at activations for
+    default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules with a gradient gate do at activations for
     which the papers define none (Sigmoid, SiLU, …): "gradient" takes their true gradient, "rectify" clamps
     the gradient to its positive part first, as behind a rectifier.  `algorithm`: how convolutions are
     computed: "auto" takes for each layer what costs least; "direct", "winograd" and "lists" (of the
     gradient's nonzero values) are taken wherever they can be.  Packed for Winograd a 3×3 layer's weights
     take 36/9 of their size each way; "direct" spares that.
     `memory`: bytes that the activations and gradients of the samples computed together may take, by
-    default 160 MiB; a larger batch is computed in slices, down to one sample and one target at a time however
+    default 160 MiB, of a card half of what is free; a larger batch is computed in slices, down to one sample and one target at a time however
     small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
     again may be kept for the next call.
 
@@ -99,8 +106,7 @@ class Explainer:
         if activations not in ACTIVATIONS:
             raise InputError(f"activations is {activations!r}.", supported=", ".join(ACTIVATIONS))
         self._rectify = activations == "rectify"
-        if device != "cpu":
-            raise InputError(f"device is {device!r}.", supported="'cpu'")
+        self._device = device_named(device)
         self._memory = at_least_one("memory", memory)
         self._threads = thread_count(threads)
         self._source = open_model(model, Choice(output, input, inputs or {}))
@@ -135,11 +141,13 @@ class Explainer:
 
         `images` as for `explain`.  Raises InputError.
         """
-        scores = []
-        for batch in self._batches(images, None, targets=1):
+
+        def scores_of(batch: _Batch) -> NDArray[np.float32]:
             with self._run(batch) as tape:
-                scores.append(tape.scores)
-        return np.concatenate(scores)
+                return tape.scores
+
+        batches = self._batches(images, None, targets=1)
+        return np.concatenate([scores for batch in batches for scores in self._fitting(batch, scores_of)])
 
     def explain(
         self,
@@ -167,18 +175,23 @@ class Explainer:
         pictures: list[Image.Image] = []
         count, done = _count(images), 0
         each = 5 if isinstance(target, str) and target == "top5" else 1
-        for batch in self._batches(images, batch_size, targets=each):
-            plan, _ = self._plan(tuple(batch.x.shape[1:]))
-            _refuse_meaningless(rule, plan)
+
+        def explained(batch: _Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
             with self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
                 gx = self._reverse(tape, batch, rule, chosen.reshape(len(batch.x), -1))
-                maps.append(gx if chosen.ndim == 2 else gx[:, 0])
-                scores.append(tape.scores)
-                targets.append(chosen)
+                return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
+
+        for batch in self._batches(images, batch_size, targets=each):
+            plan, _ = self._plan(tuple(batch.x.shape[1:]))
+            _refuse_meaningless(rule, plan)
+            for some_maps, some_scores, some_targets in self._fitting(batch, explained):
+                maps.append(some_maps)
+                scores.append(some_scores)
+                targets.append(some_targets)
+                done += len(some_scores)
             pictures.extend(batch.pictures or ())
-            done += len(batch.x)
         result = Attribution(
             map=_joined(maps),
             scores=_joined(scores),
@@ -232,12 +245,24 @@ class Explainer:
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
         with computing():
-            tape = Tape(plan, batch.x, pool, self._threads)
+            tape = Tape(plan, batch.x, pool, self._threads, self._device)
         if not np.isfinite(tape.scores).all():
             raise ModelError(
                 "the scores hold NaN or infinity.", hint="The network's values overflow float32."
             )
         return tape
+
+    def _fitting(self, batch: _Batch, compute: Callable[[_Batch], T]) -> Iterator[T]:
+        """What `compute` makes of the batch: of all of it, or where the device has not the memory, of its halves."""
+        try:
+            yield compute(batch)
+        except OutOfMemoryError:
+            if len(batch.x) == 1:
+                raise
+            _, pool = self._plan(tuple(batch.x.shape[1:]))
+            pool.clear()
+            for half in batch.halves():
+                yield from self._fitting(half, compute)
 
     def _reverse(
         self, tape: Tape, batch: _Batch, rule: Rule, targets: NDArray[np.int64]
@@ -251,7 +276,7 @@ class Explainer:
                 supported=brief(MOST_BYTES_A_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-        step = plan.most_targets(self._memory or _SLICE_BYTES, tape.n)
+        step = plan.most_targets(self._memory or self._device.slice_bytes, tape.n)
         with computing():
             return _joined(
                 [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
@@ -265,7 +290,7 @@ class Explainer:
                 batch = self._source.input_shape[0] or 1
                 with computing():
                     graph = build(self._source, (batch, *shape))
-                    plan = Plan.build(graph, self._algorithm, rectify=self._rectify)
+                    plan = Plan.build(graph, self._algorithm, rectify=self._rectify, device=self._device)
                 if len(self._plans) == _MOST_PLANS:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[shape] = plan, Pool()
@@ -325,8 +350,8 @@ class Explainer:
     def _slices(self, count: int, shape: Shape, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
         plan, _ = self._plan(shape)
-        budget = self._memory or (_SLICE_BYTES if batch_size is None else MOST_BYTES_A_SAMPLE)
-        most = min(batch_size or _LARGEST_SLICE, plan.most_samples(budget, targets))
+        budget = self._memory or (self._device.slice_bytes if batch_size is None else self._device.most_bytes)
+        most = min(batch_size or self._device.largest_slice, plan.most_samples(budget, targets))
         slices = -(-count // most)
         for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
             yield slice(count * k // slices, count * (k + 1) // slices)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from .device import CPU, Device
 from .errors import UnsupportedError
 from .fusion import fuse
 from .graph import Graph, Shape
@@ -57,19 +58,23 @@ class Plan:
     unruled: dict[str, int]
 
     @classmethod
-    def build(cls, graph: Graph, algorithm: str = "auto", *, rectify: bool = False) -> Plan:
+    def build(
+        cls, graph: Graph, algorithm: str = "auto", *, rectify: bool = False, device: Device = CPU
+    ) -> Plan:
         """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
 
         `rectify`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
 
-        Raises UnsupportedError where one sample would not fit into memory.
+        Raises UnsupportedError where one sample would not fit into memory, or where the device has no kernels
+        for a layer.
         """
-        graph = force(simplify(graph), algorithm)
+        graph = force(simplify(graph), algorithm, device.name)
         layout = lay_out(graph, rectify)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.calls, {scores.name, *layout.views.values()})
         calls, places = place(fused, tensors, layout.views)
+        calls = [replace(call, step=step) for call, step in zip(calls, device.take(calls), strict=True)]
         masks = places_in_masks(calls, tensors, places)
         reverses, handed_on = reverse_order(calls, places, masks, image.name, scores.name)
         sizes = {at.root: elements(tensors[at.root].shape) for at in places.values()}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.memory import aligned
+from .device import CPU, Array, Device
 from .kernels.pointwise import pointwise_bwd
 from .kernels.rectifier import Gate
 from .layout import Call
@@ -25,7 +25,6 @@ from .places import Place
 from .plan import Arena, Plan
 from .reverse import Write
 from .rules import Rule
-from .threads import parallel
 
 T = TypeVar("T")
 
@@ -43,9 +42,10 @@ class _Memory:
         }
 
     @classmethod
-    def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int) -> _Memory:
+    def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int, device: Device) -> _Memory:
         """In memory of its own, `size` floats a sample."""
-        return cls(plan, arena, n, aligned((n * size,)), aligned((_scratch(plan, n, threads),)))
+        scratch = device.empty((_scratch(plan, n, threads),))
+        return cls(plan, arena, n, device.empty((n * size,)), scratch)
 
     def at(self, place: Place) -> Floats:
         """What lies there: (n, rows, elements)."""
@@ -54,10 +54,10 @@ class _Memory:
         return place.of(self.floats[start : start + size].reshape(self._n, -1, place.row))
 
 
-def _masks(plan: Plan, n: int) -> dict[str, NDArray[np.uint8]]:
+def _masks(plan: Plan, n: int, device: Device) -> dict[str, Array]:
     """The mask of every tensor that has one, (n, H, W, bytes)."""
     memories = {
-        root: aligned((n, *plan.tensors[root].mask_shape), np.uint8)
+        root: device.empty((n, *plan.tensors[root].mask_shape), np.uint8)
         for root in {place.root for place in plan.masks.values()}
     }
     return {
@@ -85,6 +85,10 @@ class Pool:
                 memory: T = self._free[kind, size].pop()
                 return memory
         return make()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._free.clear()
 
     def give(self, kind: str, size: int, memory: Any) -> None:
         with self._lock:
@@ -114,12 +118,15 @@ class _Run:
         self.call.step.forward(self.x, self.r, self.y, self.call.clip, self.saved)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Forward:
     """Arrays and saved bits of a forward run of n samples; and memory for their reverse, one target each,
     where that may lie on the activations.
     """
 
+    plan: Plan
+    threads: int
+    device: Device
     x: Floats
     y: Floats
     arrays: dict[str, Floats]
@@ -127,10 +134,15 @@ class _Forward:
     masks: dict[str, NDArray[np.uint8]]
     reverse: _Memory | None
 
+    def __post_init__(self) -> None:
+        self.run = self.device.repeatable(self._run)
+        self._back: tuple[_Memory | None, dict[Gate, Callable[[], None]]] = None, {}
+
     @classmethod
-    def make(cls, plan: Plan, n: int, threads: int) -> _Forward:
+    def make(cls, plan: Plan, n: int, threads: int, device: Device) -> _Forward:
         size, reverse = plan.activations.size if plan.keeps_activations else plan.shared_size, None
-        memory, masks = _Memory.new(plan, plan.activations, n, size, threads), _masks(plan, n)
+        memory = _Memory.new(plan, plan.activations, n, size, threads, device)
+        masks = _masks(plan, n, device)
         if not plan.keeps_activations:
             reverse = _Memory(plan, plan.gradients, n, memory.floats, memory.scratch)
         arrays = memory.arrays
@@ -141,16 +153,53 @@ class _Forward:
                 threads,
                 memory.scratch,
                 mask=masks[call.output] if call.has_mask else NO_MASK,
-                switches=np.empty(y.shape, call.step.switches) if call.step.switches else NO_MASK,
+                switches=device.empty(y.shape, call.step.switches) if call.step.switches else NO_MASK,
                 x=x if call.step.saves_x else (),
                 y=y if call.step.saves_y else NO_TENSOR,
             )
             runs.append(_Run(call, x, arrays[call.residual] if call.residual else NO_TENSOR, y, saved))
-        return cls(arrays[plan.input.name], arrays[plan.output.name], arrays, runs, masks, reverse)
+        ends = arrays[plan.input.name], arrays[plan.output.name]
+        return cls(plan, threads, device, *ends, arrays, runs, masks, reverse)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         for run in self.runs:
             run.forward()
+
+    def run_back(self, memory: _Memory, rectifiers: Gate) -> None:
+        """From the gradient of the output in `memory` to that of the input, through these gates."""
+        if self._back[0] is not memory:
+            self._back = memory, {}
+        runs = self._back[1]
+        if rectifiers not in runs:
+            runs[rectifiers] = self.device.repeatable(lambda: self._run_back(memory, rectifiers))
+        runs[rectifiers]()
+
+    def _run_back(self, memory: _Memory, rectifiers: Gate) -> None:
+        plan, arrays = self.plan, memory.arrays
+
+        def gate_of(call: Call) -> Gate:
+            if not call.has_mask:
+                return Gate(0, rectifiers.gradient)
+            return rectifiers if call.clip.is_rectifier else Gate(1, 0)
+
+        def gradient(write: Write) -> Gradient:
+            if write.gated_by is None:
+                return Gradient(arrays[write.tensor], write.accumulate)
+            call = plan.calls[write.gated_by]
+            mask = self.masks[write.tensor] if call.has_mask else NO_MASK
+            return Gradient(arrays[write.tensor], write.accumulate, mask, gate_of(call))
+
+        for reverse in plan.reverses:
+            run = self.runs[reverse.call]
+            call, saved, gy = run.call, run.saved, arrays[run.call.output]
+            for place in reverse.zeros:
+                memory.at(place).fill(0)
+            if reverse.gates_first:
+                _through_gate(gy, Gradient(gy, False, saved.mask, gate_of(call)), self.threads)
+            gx = tuple(map(gradient, reverse.inputs))
+            call.step.vjp(gy, gx, saved.with_scratch(memory.scratch))
+            if reverse.residual is not None:
+                _through_gate(gy, gradient(reverse.residual), self.threads)
 
 
 def steps(plan: Plan, x: NDArray[np.float32], threads: int) -> Iterator[tuple[Call, Mapping[str, Floats]]]:
@@ -159,10 +208,10 @@ def steps(plan: Plan, x: NDArray[np.float32], threads: int) -> Iterator[tuple[Ca
     Until the next call an array may be read, or written for that to read.  One that no call reads any more
     may hold another tensor.
     """
-    forward = _Forward.make(plan, len(x), threads)
-    np.copyto(forward.x, x.transpose(0, *plan.input.order))
+    forward = _Forward.make(plan, len(x), threads, CPU)
+    CPU.write(x.transpose(0, *plan.input.order), forward.x)
     for run in forward.runs:
-        with parallel():
+        with CPU.running():
             run.forward()
         yield run.call, forward.arrays
 
@@ -173,15 +222,18 @@ class Tape:
     Use as a context manager: leaving it hands the memory back.
     """
 
-    def __init__(self, plan: Plan, x: NDArray[np.float32], pool: Pool, threads: int) -> None:
+    def __init__(
+        self, plan: Plan, x: NDArray[np.float32], pool: Pool, threads: int, device: Device = CPU
+    ) -> None:
         """Run `plan` on x (N, …) float32 in the model's own layout."""
-        self._plan, self._pool, self._threads = plan, pool, threads
+        self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
-        self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads))
-        np.copyto(self._forward.x, x.transpose(0, *plan.input.order))
-        with parallel():
+        with device.running():
+            self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads, device))
+            device.write(x.transpose(0, *plan.input.order), self._forward.x)
             self._forward.run()
-        logical = self._forward.y.transpose(plan.output.logical_axes)
+            scores = device.read(self._forward.y)
+        logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the explained tensor, flattened in the model's own layout.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
 
@@ -202,42 +254,21 @@ class Tape:
         if memory is None:
             size = plan.gradients.size
             memory = self._pool.take(
-                "reverse", m, lambda: _Memory.new(plan, plan.gradients, m, size, self._threads)
+                "reverse",
+                m,
+                lambda: _Memory.new(plan, plan.gradients, m, size, self._threads, self._device),
             )
-        arrays, masks = memory.arrays, self._forward.masks
-        rectifiers = Gate(int(rule.forward_gate), int(rule.gradient_gate))
-
-        def gate_of(call: Call) -> Gate:
-            if not call.has_mask:
-                return Gate(0, rectifiers.gradient)
-            return rectifiers if call.clip.is_rectifier else Gate(1, 0)
-
-        def gradient(write: Write) -> Gradient:
-            if write.gated_by is None:
-                return Gradient(arrays[write.tensor], write.accumulate)
-            call = plan.calls[write.gated_by]
-            mask = masks[write.tensor] if call.has_mask else NO_MASK
-            return Gradient(arrays[write.tensor], write.accumulate, mask, gate_of(call))
-
-        arrays[plan.places[plan.output.name].root].fill(0)  # all of it: there may be no call to do the rest
-        seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
+        arrays = memory.arrays
+        seed = np.zeros((m, *plan.output_shape), np.float32)
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         seed[(np.arange(m), *where)] = 1
-
-        with parallel():
-            for reverse in plan.reverses:
-                run = self._forward.runs[reverse.call]
-                call, saved, gy = run.call, run.saved, arrays[run.call.output]
-                for place in reverse.zeros:
-                    memory.at(place).fill(0)
-                if reverse.gates_first:
-                    _through_gate(gy, Gradient(gy, False, saved.mask, gate_of(call)), self._threads)
-                gx = tuple(map(gradient, reverse.inputs))
-                call.step.vjp(gy, gx, saved.with_scratch(memory.scratch))
-                if reverse.residual is not None:
-                    _through_gate(gy, gradient(reverse.residual), self._threads)
-        gx_image = arrays[plan.input.name].transpose(plan.input.logical_axes)
-        maps = np.array(gx_image, np.float32).reshape(n, k, *plan.input_shape)
+        with self._device.running():
+            # All of it: there may be no call to do the rest.
+            arrays[plan.places[plan.output.name].root].fill(0)
+            self._device.write(seed.transpose(0, *plan.output.order), arrays[plan.output.name])
+            self._forward.run_back(memory, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
+            gx = self._device.read(arrays[plan.input.name])
+        maps = np.array(gx.transpose(plan.input.logical_axes), np.float32).reshape(n, k, *plan.input_shape)
         if memory is not self._forward.reverse:
             self._pool.give("reverse", m, memory)
         return maps

@@ -22,7 +22,7 @@ from numba import prange, types
 
 from .bits import integers_equal, store_integers
 from .emit import LANES
-from .jit import ACTIVATION, INT, device_function, kernel
+from .jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
 from .rectifier import GATE, MASK, Gate, gated
 from .simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
 from .taps import TAPS, Taps, inside, meeting
@@ -136,14 +136,17 @@ def _maxpool_bwd(
                     store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
 
 
-def _maxpool_pair(switches: Any) -> Any:
-    forward = kernel(ACTIVATION, ACTIVATION, switches, TAPS, INT, INT, INT)(_maxpool_fwd)
-    reverse = kernel(ACTIVATION, switches, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)(_maxpool_bwd)
-    return forward, reverse
+def _maxpool_pair(name: str, switches: Any) -> tuple[Kernel, Kernel]:
+    given, target = (ACTIVATION, ACTIVATION, switches), (MASK, GATE, ACTIVATION, INT)
+    window = TAPS, INT, INT, INT
+    return (
+        kernel_from(_maxpool_fwd, f"maxpool_fwd_{name}", *given, *window),
+        kernel_from(_maxpool_bwd, f"maxpool_bwd_{name}", ACTIVATION, switches, *target, *window),
+    )
 
 
-maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair(SWITCHES_U8)
-maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair(SWITCHES_U32)
+maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair("u8", SWITCHES_U8)
+maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair("u32", SWITCHES_U32)
 
 
 @device_function

@@ -31,6 +31,7 @@ from .op import (
     Saved,
     Step,
     pixels,
+    strided,
 )
 from .shape import or_identity
 
@@ -162,7 +163,7 @@ def six(x: Floats, like: Floats) -> Floats:
     """
     sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
     strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))
-    view = np.lib.stride_tricks.as_strided(x, (len(x), *like.shape[1:]), strides)
+    view = strided(x, (len(x), *like.shape[1:]), strides)
     return view[(slice(None), *(None,) * (RANK - view.ndim))]
 
 

@@ -9,7 +9,7 @@ with o running over the channels of c's group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,7 @@ class Conv(Op):
     group: int
     algorithm: str = "auto"
     depth: Axis | None = None
+    device: str = "cpu"
 
     @property
     def parameters(self) -> int:
@@ -201,12 +202,12 @@ def check_algorithm(algorithm: str) -> None:
         raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
-def force(graph: Graph, algorithm: str) -> Graph:
-    """The same network with every convolution computed by this one of ALGORITHMS."""
+def force(graph: Graph, algorithm: str, device: str) -> Graph:
+    """The same network with every convolution computed on this device, by this one of ALGORITHMS."""
 
     def forced(layer: Layer) -> Layer:
         if isinstance(layer.op, Conv):
-            return replace(layer, op=replace(layer.op, algorithm=algorithm))
+            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device))
         return layer
 
     return graph.with_layers(map(forced, graph.layers))
@@ -253,6 +254,19 @@ def _reverse(w: NDArray[np.float64], window: Window, algorithm: str) -> Reverse:
     return dense
 
 
+def _ways(op: Conv) -> tuple[Callable[..., Forward], Callable[..., Reverse]]:
+    """What makes the ways, given the weights of a group, and its bias."""
+    window, algorithm = op.window, op.algorithm
+    if op.device == "cpu":
+        return (lambda w, b: _forward(w, b, window, algorithm)), (lambda w: _reverse(w, window, algorithm))
+    from .conv_ways_cuda import (
+        TiledForward,
+        TiledReverse,
+    )  # nothing of CUDA is imported before it is asked for
+
+    return (lambda w, b: TiledForward(w, b, window)), (lambda w: TiledReverse(w, window))
+
+
 class ConvStep(Step):
     """One way forward and one way back for each group, on the channels that are its own."""
 
@@ -266,8 +280,9 @@ class ConvStep(Step):
         C, O = op.w.shape[1], len(op.w) // op.group
         self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
         biases = op.b.reshape(op.group, -1)
-        self.ways = [_forward(w, b, op.window, op.algorithm) for w, b in zip(parts, biases, strict=True)]
-        self.ways_back = [_reverse(w, op.window, op.algorithm) for w in parts]
+        forward, reverse = _ways(op)
+        self.ways = [forward(w, b) for w, b in zip(parts, biases, strict=True)]
+        self.ways_back = [reverse(w) for w in parts]
         self.kernels = self.ways_back[0].kernels
         kernel = "×".join(map(str, op.window.kernel))
         way, back = self.ways[0].how, self.ways_back[0].how

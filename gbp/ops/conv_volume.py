@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..geometry import Axis
 from ..kernels.pointwise import pointwise_fwd
-from .op import NO_MASK, NO_WEIGHTS, UNCLIPPED, Clipped, Floats, Gradient, Saved, Step, view
+from .op import NO_MASK, NO_WEIGHTS, UNCLIPPED, Clipped, Floats, Gradient, Saved, Step, strided, view
 from .planes import planes
 
 
@@ -111,7 +111,7 @@ class VolumeStep(Step):
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
         to = planes(y)
-        bias = np.lib.stride_tricks.as_strided(self.b, to.shape, (0, 0, 0, self.b.itemsize))
+        bias = strided(self.b, to.shape, (0, 0, 0, self.b.itemsize))
         unclipped = NO_MASK, UNCLIPPED.lo, UNCLIPPED.hi
         pointwise_fwd(bias, NO_WEIGHTS, NO_WEIGHTS, planes(r), to, *unclipped, saved.threads)
         mask = _volumes(y, saved.mask) if saved.mask.size else None

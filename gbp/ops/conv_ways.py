@@ -40,22 +40,7 @@ _SQUARES_A_THREAD = 2 * 14
 _SQUARES_OF_ALL = 8 * 14
 
 
-class Forward(ABC):
-    """y = clip(conv(x) + b + r)."""
-
-    how: str
-
-    @abstractmethod
-    def scratch(self, threads: int) -> tuple[int, int]:
-        """Floats: (fixed, for each sample)."""
-
-    @abstractmethod
-    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None: ...
-
-
-class Reverse(ABC):
-    """gx from gy."""
-
+class Way(ABC):
     how: str
     #: As `Step.kernels`.
     kernels: tuple[Kernel, ...] = ()
@@ -63,6 +48,17 @@ class Reverse(ABC):
     @abstractmethod
     def scratch(self, threads: int) -> tuple[int, int]:
         """Floats: (fixed, for each sample)."""
+
+
+class Forward(Way):
+    """y = clip(conv(x) + b + r)."""
+
+    @abstractmethod
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None: ...
+
+
+class Reverse(Way):
+    """gx from gy."""
 
     @abstractmethod
     def __call__(self, gy: Floats, gx: Gradient, saved: Saved) -> None: ...

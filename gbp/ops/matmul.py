@@ -180,6 +180,7 @@ class MatMulStep(Step):
     """Sample by sample, so that no sample's bits depend on the others."""
 
     how = "numpy"
+    on_card = False
     wants_whole = True
     saves_x = True
 
@@ -199,6 +200,7 @@ class MatMulStep(Step):
 
 class ConstantMatMulStep(Step):
     how = "numpy"
+    on_card = False
     wants_whole = True
 
     def __init__(self, constant: NDArray[np.float32], constant_first: bool) -> None:

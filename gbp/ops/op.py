@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ..graph import Shape
@@ -41,11 +42,14 @@ def innermost(axis: int, rank: int) -> Order:
 
 
 def view(x: NDArray[Any], *shape: int) -> NDArray[Any]:
-    """x under another shape in the same memory.  What is written to a silent copy would be lost."""
-    y = x.reshape(shape)
-    if not np.may_share_memory(x, y):
-        raise AssertionError(f"{x.shape} with strides {x.strides} is not {shape} without a copy")
-    return y
+    """x under another shape in the same memory; ValueError where that takes a copy, whose writes were lost."""
+    return x.reshape(shape, copy=False)
+
+
+def strided(x: NDArray[Any], shape: Shape, strides: tuple[int, ...]) -> NDArray[Any]:
+    """A view of x with any strides, in bytes."""
+    # An array of another device makes views of its own kind.
+    return as_strided(x, shape, strides) if isinstance(x, np.ndarray) else x.strided(shape, strides)
 
 
 def pixels(x: NDArray[Any]) -> NDArray[Any]:
@@ -144,6 +148,8 @@ class Step(ABC):
     #: What `vjp` reads again.
     saves_x: bool = False
     saves_y: bool = False
+    #: All that it does with arrays a card does as well; where not, a card refuses it.
+    on_card: bool = True
     #: Element type of the switches, one for each output, where there are any.
     switches: type[np.generic] | None = None
 

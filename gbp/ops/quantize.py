@@ -109,6 +109,7 @@ PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantiz
 
 class QuantizeStep(Step):
     how = "quantize"
+    on_card = False
     saves_x = True
 
     def __init__(self, scale: Floats, zero: Floats, lo: int, hi: int) -> None:

@@ -1,0 +1,108 @@
+"""How a CUDA kernel is compiled and launched: the twin of `jit.py`.
+
+A twin has the name and the arguments of the kernel that it stands for, without the number of threads, and lies
+in the module of that name with `_cuda` behind it.  Nothing here is imported before a device is asked for.
+
+Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so that they are tested where there
+is no card; then blocks are small, because a thread of the host stands for each of the card's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+from numba.core import config
+
+from .jit import compiled
+
+#: Whether the simulator stands in for a card.
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+#: Threads of a block where they do not work together.
+_BLOCK = 4 if SIMULATED else 256
+#: Blocks at most; each thread goes on with the unit of work that is as many further as there are threads.
+_MOST_BLOCKS = 1 if SIMULATED else 2**16
+
+#: Called by kernels, and by nothing else.  It may name what is in its module, but nothing of `cuda`.
+device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
+
+
+class CudaKernel:
+    """A function of fixed argument types that compiles on first call and runs on the card of its first argument."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        argument_types: tuple[Any, ...],
+        grid: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]],
+        together: bool = False,
+        shared_bytes: int = 0,
+    ) -> None:
+        """`together`: the threads of a block work together."""
+        self.together = together
+        self.name, self.__doc__ = function.__name__, function.__doc__
+        self.function, self.argument_types = function, argument_types
+        self.shared_bytes, self._grid = shared_bytes, grid
+        self._dispatcher: Any = None
+        self._lock = Lock()
+
+    def __call__(self, *args: Any) -> None:
+        blocks, threads = self._grid(*args)
+        if all(blocks):
+            args[0].card.launch(self, blocks, threads, args)
+
+    @property
+    def dispatcher(self) -> Any:
+        """Numba's, compiled for the card in use."""
+        with self._lock:
+            if self._dispatcher is None:
+                self._dispatcher = self._compiled()
+        return self._dispatcher
+
+    def _compiled(self) -> Any:
+        start = perf_counter()
+        dispatcher = cuda.jit(types.void(*self.argument_types))(self.function)
+        compiled.append((self.name, perf_counter() - start))
+        return dispatcher
+
+
+def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callable[..., None]], CudaKernel]:
+    """Decorate a kernel whose threads share `units(*args)` units of work, each those of `mine(units)`."""
+
+    def grid(*args: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (min(_MOST_BLOCKS, -(-units(*args) // _BLOCK)),), (_BLOCK,)
+
+    return lambda function: CudaKernel(function, argument_types, grid)
+
+
+def block_kernel(
+    *argument_types: Any,
+    threads: Sequence[int],
+    blocks: Callable[..., tuple[int, ...]],
+    shared_bytes: int = 0,
+) -> Callable[[Callable[..., None]], CudaKernel]:
+    """Decorate a kernel whose blocks of `threads` work together, `blocks(*args)` of them.
+
+    Each has `shared_bytes` of shared memory besides what the kernel declares.
+    """
+
+    def grid(*args: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return blocks(*args), tuple(threads)
+
+    return lambda function: CudaKernel(function, argument_types, grid, True, shared_bytes)
+
+
+def elements_of(y: Any) -> int:
+    """Units of work of a kernel that has one for each element of an array."""
+    return int(np.prod(y.shape, dtype=np.int64))
+
+
+def octets_of(y: Any) -> int:
+    """Units of work of a kernel that has one for each byte of the mask of an array (N, H, W, C)."""
+    N, H, W, C = y.shape
+    return int(N * H * W * (-(-C // 8)))

@@ -1,0 +1,64 @@
+"""What NumPy's own functions are on a card: moving values, and plain sums and products of arrays.
+
+Arrays have MOVED_AXES axes and any strides, 0 where they are broadcast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda, types
+
+from .jit_cuda import device_function, elements_of, kernel
+
+MOVED_AXES = 6
+MOVED = types.Array(types.float32, MOVED_AXES, "A")
+
+
+@device_function
+def _index(i: int, shape: Any) -> Any:
+    """Element i in the order of the index."""
+    f, i = i % shape[5], i // shape[5]
+    e, i = i % shape[4], i // shape[4]
+    d, i = i % shape[3], i // shape[3]
+    c, i = i % shape[2], i // shape[2]
+    return i // shape[1], i % shape[1], c, d, e, f
+
+
+@kernel(MOVED, types.float32, units=lambda y, value: elements_of(y))
+def fill(y: Any, value: float) -> None:
+    """Write the value to all of y."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        y[_index(i, y.shape)] = value
+
+
+@kernel(MOVED, MOVED, units=lambda x, y: elements_of(y))
+def copy(x: Any, y: Any) -> None:
+    """Write y = x."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        at = _index(i, y.shape)
+        y[at] = x[at]
+
+
+@kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
+def add(y: Any, a: Any, b: Any) -> None:
+    """Write y = a + b; y may be either."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        at = _index(i, y.shape)
+        y[at] = a[at] + b[at]
+
+
+@kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
+def subtract(y: Any, a: Any, b: Any) -> None:
+    """Write y = a − b; y may be either."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        at = _index(i, y.shape)
+        y[at] = a[at] - b[at]
+
+
+@kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
+def multiply(y: Any, a: Any, b: Any) -> None:
+    """Write y = a · b; y may be either."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        at = _index(i, y.shape)
+        y[at] = a[at] * b[at]

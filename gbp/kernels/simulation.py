@@ -1,0 +1,124 @@
+"""Kernels of a card as plain Python, on the parts of Numba's CUDA simulator.
+
+Its own launcher watches the threads of a block in a loop that keeps them from working, and wraps every array.
+Here threads that never wait for each other run one after the other, and those that do take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule, swapped_cuda_module
+from numba.np.numpy_support import as_dtype
+
+_running = threading.RLock()  # kernels' modules are changed while they run
+
+
+class _Shared:
+    """A block's shared memory: what its threads declare in the same order is the same array."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._dynamic = np.zeros(nbytes, np.uint8)
+        self._arrays: list[Any] = []
+        self._lock = threading.Lock()
+
+    def array(self, shape: Any, dtype: Any) -> Any:
+        if shape == 0:
+            return self._dynamic.view(as_dtype(dtype))
+        thread: Any = threading.current_thread()
+        with self._lock:
+            if thread.declared == len(self._arrays):
+                self._arrays.append(np.full(shape, 99, as_dtype(dtype)))
+            thread.declared += 1
+            return self._arrays[thread.declared - 1]
+
+
+class _Block(FakeCUDAModule):
+    """What `cuda` is to the threads of a block."""
+
+    def __init__(self, blocks: Sequence[int], threads: Sequence[int], shared_bytes: int) -> None:
+        super().__init__(_three(blocks), _three(threads), shared_bytes)
+        self.memory = _Shared(shared_bytes)
+
+    @property
+    def shared(self) -> Any:
+        return self.memory
+
+
+class _Cooperating(threading.Thread):
+    """A thread of a block, which runs only in its turn: until it waits for the others, or is done."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._work = run
+        self._mine, self._others = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: BaseException | None = None
+        self.done = False
+
+    def turn(self) -> None:
+        self._mine.release()
+        self._others.acquire()
+
+    def run(self) -> None:
+        self._mine.acquire()
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+        self.done = True
+        self._others.release()
+
+    def syncthreads(self) -> None:
+        self._others.release()
+        self._mine.acquire()
+
+
+def simulate(
+    function: Callable[..., None],
+    blocks: Sequence[int],
+    threads: Sequence[int],
+    shared_bytes: int,
+    together: bool,
+    args: tuple[Any, ...],
+) -> None:
+    """Run a kernel; `together`: its threads wait for each other."""
+    indices = list(product(*map(range, _three(threads))))
+    for block in product(*map(range, _three(blocks))):
+        module = _Block(blocks, threads, shared_bytes)
+        with _running, swapped_cuda_module(function, module), np.errstate(all="ignore"):
+            if together:
+                _together(function, block, indices, args)
+            else:
+                for index in indices:
+                    _be(threading.current_thread(), block, index)
+                    function(*args)
+
+
+def _together(function: Callable[..., None], block: Any, indices: list[Any], args: tuple[Any, ...]) -> None:
+    def work() -> None:
+        with np.errstate(all="ignore"):
+            function(*args)
+
+    cooperating = [_Cooperating(work) for _ in indices]
+    for thread, index in zip(cooperating, indices, strict=True):
+        _be(thread, block, index)
+        thread.start()
+    while not all(thread.done for thread in cooperating):
+        for thread in cooperating:
+            thread.turn()
+            if thread.error is not None:
+                raise thread.error
+        if len({thread.done for thread in cooperating}) > 1:
+            raise AssertionError(f"some threads of {function.__name__} wait for others that are done")
+
+
+def _be(thread: Any, block: Any, index: Any) -> None:
+    thread.blockIdx, thread.threadIdx, thread.declared = Dim3(*block), Dim3(*index), 0
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, ...]:
+    return (*sizes, 1, 1)[:3]
