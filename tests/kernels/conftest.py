@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
+from harness import ON_CARD
 from numpy.typing import NDArray
 
 from gbp.kernels.jit import Kernel
-
-ON_CARD = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
 def _root(x: NDArray[Any]) -> NDArray[Any]:

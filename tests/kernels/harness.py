@@ -8,6 +8,7 @@ sample share what was saved of the sample.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from gbp.kernels.rectifier import OPEN, Gate
 from gbp.kernels.taps import Taps
 
 Array = NDArray[Any]
+
+#: Whether the kernels' twins for cards run in their place (see conftest.py); slowly, so with fewer cases.
+ON_CARD = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 BOUND = 1e-5  # relative L2, against float64
 CHANNELS = (1, 3, 7, 8, 17, 33)  # below, at and above the vectors of all hosts, whole bytes of mask or not
