@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo    explain the shipped model's picture
-#   make test    lint, types, tests
+#   make test    lint, types, tests; then `make cudasim`: the tests that run kernels as a card would, without one
 # One tells which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test conformance lint bench clean
+.PHONY: demo test cudasim conformance lint bench clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -22,6 +22,10 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest
+	$(MAKE) cudasim
+
+cudasim: .venv/installed-dev
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/test_card.py tests/kernels
 
 conformance: .venv/installed-dev
 	$(BIN)/python tests/conformance.py

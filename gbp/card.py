@@ -1,11 +1,12 @@
 """A CUDA card: its memory, arrays in it, and the launching of kernels.
 
-Steps do not know of it.  An array of the card speaks NumPy's protocols for the few functions that steps call on
-arrays, and a kernel that is given one hands over to its twin in `kernels/*_cuda.py`.  What has no twin is an error
-and never computed elsewhere.
+Steps do not know of it.  An array of the card speaks NumPy's protocols for the few functions that steps call
+on arrays, and a kernel that is given one hands over to its twin in `kernels/*_cuda.py`.  What has no twin is
+an error and never computed elsewhere.
 
-All work of a card goes into one stream, in order, and the host waits only where it reads a result.  What is run
-over and over on the same arrays is recorded the first time; from then on it is one launch of a CUDA graph.
+All work of a card goes into one stream, in order, and the host waits only where it reads a result.  What is
+run over and over on the same arrays is recorded the first time; from then on it is one launch of a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -60,10 +61,15 @@ class Card(Device):
     def __init__(self) -> None:
         self._lock = RLock()  # whoever records must be alone
         self._recorded: list[Launch] | None = None
-        self._stream = 0 if SIMULATED else cuda.stream()
+        self.stream: Any = 0 if SIMULATED else cuda.stream()
         self.slice_bytes = self.most_bytes = (
             2**28 if SIMULATED else cuda.current_context().get_memory_info().free // 2
         )
+
+    @property
+    def full_name(self) -> str:
+        """Of the card, as its maker has it."""
+        return "simulator" if SIMULATED else cuda.get_current_device().name.decode()
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> CudaArray:
         dtype = np.dtype(dtype)
@@ -77,13 +83,16 @@ class Card(Device):
             if error.code != _OUT_OF_MEMORY:
                 raise
             free, total = cuda.current_context().get_memory_info()
-            raise OutOfMemoryError(
-                f"the card has {brief(free)} left of {brief(total)}, and {brief(nbytes)} are needed at once.",
-                hint="Explain fewer at a time, or say memory=.",
-            ) from None
+            raise self.out_of_memory(nbytes, free, total) from None
         # Only NumPy's arithmetic of shapes and strides is wanted: nobody ever looks at what is there.
         shadow = as_strided(np.empty(1, dtype), shape, _row_major(shape, dtype.itemsize))
         return CudaArray(self, shadow, memory, shadow.ctypes.data)
+
+    def out_of_memory(self, needed: int, free: int, total: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"the card has {brief(free)} left of {brief(total)}, and {brief(needed)} are needed at once.",
+            hint="Explain fewer at a time, or smaller images.",
+        )
 
     def upload(self, values: NDArray[Any]) -> CudaArray:
         """A copy of an array of the host, C-contiguous."""
@@ -95,27 +104,27 @@ class Card(Device):
         if to.shadow.flags.c_contiguous:
             self._copy_in(np.ascontiguousarray(values), to)
         else:
-            copy(self.upload(values), to)
+            _copyto(to, self.upload(values))
 
     def read(self, x: CudaArray) -> NDArray[Any]:
         if not x.shadow.flags.c_contiguous:
             dense = self.empty(x.shape, x.dtype)
-            copy(x, dense)
+            _copyto(dense, x)
             x = dense
         if SIMULATED:
             return x.shadow.copy()
         values = np.empty(x.shape, x.dtype)
         if values.size:
-            x.handle.copy_to_host(values, stream=self._stream)
-            self._stream.synchronize()
+            x.handle.copy_to_host(values, stream=self.stream)
+            self.stream.synchronize()
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
-            to.handle.copy_to_device(values, stream=self._stream)
-            self._stream.synchronize()  # the values may be gone by then
+            to.handle.copy_to_device(values, stream=self.stream)
+            self.stream.synchronize()  # the values may be gone by then
 
     def take(self, calls: Sequence[Call]) -> list[Step]:
         refused = [call for call in calls if not call.step.on_card]
@@ -159,7 +168,7 @@ class Card(Device):
         launch = Launch(kernel, blocks, threads, tuple(map(self._argument, args)))
         if self._recorded is not None:
             self._recorded.append(launch)
-        self._put(launch, self._stream)
+        self._put(launch, self.stream)
 
     def _put(self, launch: Launch, stream: Any) -> None:
         kernel, blocks, threads, args = launch
@@ -192,7 +201,7 @@ class Card(Device):
                     recorded.extend(self._recording(run))
                 elif SIMULATED:
                     for launch in recorded:
-                        self._put(launch, self._stream)
+                        self._put(launch, self.stream)
                 else:
                     graph = graph or self._graph_of(recorded)
                     graph.launch(self._core_stream)
@@ -218,7 +227,7 @@ class Card(Device):
     def _core_stream(self) -> Any:
         from cuda.core import Stream
 
-        return Stream.from_handle(int(self._stream.handle))
+        return Stream.from_handle(int(self.stream.handle))
 
 
 @cache
@@ -406,7 +415,7 @@ _UFUNCS: dict[Any, Callable[..., None]] = {np.add: add, np.multiply: multiply, n
 
 
 def hand_over(kernel: Kernel, args: tuple[Any, ...]) -> None:
-    """Run a kernel's twin on its arguments; the last of them is the number of threads, which a card does not need."""
+    """Run a kernel's twin; the last of the arguments is the number of threads, which a card does not need."""
     twin_of(kernel)(*args[:-1])
 
 

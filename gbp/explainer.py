@@ -71,16 +71,16 @@ class Explainer:
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
     "probability" for that output itself, or a tensor's name.  `input`: the one to explain where there are
     several, and `inputs` the values of the others, {name: array}, the same for all samples.  `threads`: by
-    default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules with a gradient gate do at activations for
-    which the papers define none (Sigmoid, SiLU, …): "gradient" takes their true gradient, "rectify" clamps
-    the gradient to its positive part first, as behind a rectifier.  `algorithm`: how convolutions are
-    computed: "auto" takes for each layer what costs least; "direct", "winograd" and "lists" (of the
-    gradient's nonzero values) are taken wherever they can be.  Packed for Winograd a 3×3 layer's weights
-    take 36/9 of their size each way; "direct" spares that.
-    `memory`: bytes that the activations and gradients of the samples computed together may take, by
-    default 160 MiB, of a card half of what is free; a larger batch is computed in slices, down to one sample and one target at a time however
-    small `memory` is.  Weights, input and maps come on top, and so does what other threads compute; as much
-    again may be kept for the next call.
+    default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules
+    with a gradient gate do at activations for which the papers define none (Sigmoid, SiLU, …): "gradient"
+    takes their true gradient, "rectify" clamps the gradient to its positive part first, as behind a
+    rectifier.  `algorithm`: how convolutions are computed on the CPU: "auto" takes for each layer what costs
+    least; "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
+    Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
+    `memory`: bytes that the activations and gradients of the samples computed together may take, by default
+    160 MiB, of a card half of what is free; a larger batch is computed in slices, down to one sample and one
+    target at a time however small `memory` is.  Weights, input and maps come on top, and so does what other
+    threads compute; as much again may be kept for the next call.
 
     Raises `GbpError`: ModelError for a damaged model, UnsupportedError listing all that gbp does not do,
     InputError for an argument that cannot be used.
@@ -253,7 +253,7 @@ class Explainer:
         return tape
 
     def _fitting(self, batch: _Batch, compute: Callable[[_Batch], T]) -> Iterator[T]:
-        """What `compute` makes of the batch: of all of it, or where the device has not the memory, of its halves."""
+        """What `compute` makes of the batch, or of its halves where the device has too little memory."""
         try:
             yield compute(batch)
         except OutOfMemoryError:

@@ -136,7 +136,9 @@ class _Forward:
 
     def __post_init__(self) -> None:
         self.run = self.device.repeatable(self._run)
-        self._back: tuple[_Memory | None, dict[Gate, Callable[[], None]]] = None, {}
+        #: In which memory the last reverse ran, and how to run it there again, by gate.
+        self.memory_back: _Memory | None = None
+        self._runs_back: dict[Gate, Callable[[], None]] = {}
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int, device: Device) -> _Forward:
@@ -167,12 +169,11 @@ class _Forward:
 
     def run_back(self, memory: _Memory, rectifiers: Gate) -> None:
         """From the gradient of the output in `memory` to that of the input, through these gates."""
-        if self._back[0] is not memory:
-            self._back = memory, {}
-        runs = self._back[1]
-        if rectifiers not in runs:
-            runs[rectifiers] = self.device.repeatable(lambda: self._run_back(memory, rectifiers))
-        runs[rectifiers]()
+        if self.memory_back is not memory:
+            self.memory_back, self._runs_back = memory, {}
+        if rectifiers not in self._runs_back:
+            self._runs_back[rectifiers] = self.device.repeatable(lambda: self._run_back(memory, rectifiers))
+        self._runs_back[rectifiers]()
 
     def _run_back(self, memory: _Memory, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays

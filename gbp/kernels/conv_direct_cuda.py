@@ -1,14 +1,14 @@
 """Convolution on a card, as one matrix product whose left side is never written down (implicit GEMM).
 
-    y[p, o] = Σ_k X[p, k] · w[k, o],    k = ((i·KW + j)·C + c),   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
+    y[p, o] = Σ_k X[p, k] · w[k, o],   k = (i·KW + j)·C + c,   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
 
-A block computes a tile of pixels × channels, each thread 8 × 8 of them in registers.  Step by step the block lays
-DEPTH columns of X and rows of w into shared memory, in two halves: while one is multiplied, the next step's values
-are on their way.  At the end the sums go through shared memory once more, so that a thread has eight neighbouring
-channels of a pixel, whose bits are a byte, and neighbours write what lies together.
+A block computes a tile of pixels × channels, each thread 8 × 8 of them in registers.  Step by step the block
+lays DEPTH columns of X and rows of w into shared memory, in two halves: while one is multiplied, the next
+step's values are on their way.  At the end the sums go through shared memory once more, so that a thread has
+eight neighbouring channels of a pixel, whose bits are a byte, and neighbours write what lies together.
 
-The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.  A stride
-parts the pixels of gx into phases, each with the taps that meet it; `ops.conv_ways_cuda` says which.
+The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.  A
+stride parts the pixels of gx into phases, each with the taps that meet it; `ops.conv_ways_cuda` says which.
 
 An element's sum runs in one order, whatever the tile: so its size changes no bit.
 """
@@ -18,18 +18,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32
 from numpy.typing import NDArray
 
 from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function
+from .jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, specialised
 from .rectifier import GATE, MASK, Gate
 from .simd_cuda import (
+    add_products,
     at_pixel,
     clipped,
     gated,
+    load_channel,
     load_channels,
     load_four,
+    store_channel,
     store_channels,
     store_four,
     targets_of,
@@ -114,7 +117,7 @@ def _end_fwd(
                 v = first if k == 0 else second if k == 1 else third if k == 2 else fourth
                 v += b[c]
                 if r.size:
-                    v += r[n, h, w, c]
+                    v += load_channel(r, n, h, w, c)
                 if lo < v < hi:
                     bits |= 1 << (half + k)
                 sums[i + half + k] = clipped(v, lo, hi)
@@ -130,7 +133,7 @@ def _write(sums: Any, i: int, n: int, h: int, w: int, o: int, y: Any, fours: int
         store_channels(load_four(sums, i), y, n, h, w, o)
     else:
         for c in range(o, min(o + 4, y.shape[3])):
-            y[n, h, w, c] = sums[i + c - o]
+            store_channel(sums[i + c - o], y, n, h, w, c)
 
 
 @device_function
@@ -155,190 +158,213 @@ def _end_bwd(
             if c < gx.shape[3]:
                 v = sums[i + k]
                 if accumulate:
-                    v += gx[n, h, w, c]
+                    v += load_channel(gx, n, h, w, c)
                 sums[i + k] = gated(v, gate, mask, m, h, w, c)
         _write(sums, i + half, n, h, w, o + half, gx, fours)
 
 
+#: Of the tile that a copy of the functions below is made for; see `_kernels`.
+PIXELS = CHANNELS = THREADS = ACROSS = QUARTER = 0
+X_FOURS = X_OWN = X_PIXELS = X_HALF = W_FOURS = W_OWN = W_HALF = W_START = 0
+
+
+def _locate(pixels: Any, taps: Taps, top: int, left: int, plane: Any) -> None:
+    """Where the windows of this thread's pixels begin: n, h, w of each."""
+    for q in range(X_FOURS):
+        p = cuda.blockIdx.x * PIXELS + (q * THREADS + cuda.threadIdx.x) // _FOURS
+        n, oh, ow = at_pixel(p, plane[0], plane[1])
+        pixels[3 * q], pixels[3 * q + 1], pixels[3 * q + 2] = (
+            n,
+            oh * taps.stride_h - top,
+            ow * taps.stride_w - left,
+        )
+
+
+def _fetch(
+    x: Any, w: Any, taps: Taps, O4: int, pixels: Any, i: int, j: int, c0: int, fours: int, xs: Any, ws: Any
+) -> None:  # fmt: skip
+    """A thread's part of a step into xs and ws: fours of channels of pixels, fours of a row of w."""
+    t = cuda.threadIdx.x
+    C = x.shape[3]
+    for q in range(X_FOURS):
+        c = c0 + (q * THREADS + t) % _FOURS * 4
+        n, h, v = (
+            pixels[3 * q],
+            pixels[3 * q + 1] + i * taps.dilation_h,
+            pixels[3 * q + 2] + j * taps.dilation_w,
+        )
+        inside = n < x.shape[0] and h >= 0 and h < x.shape[1] and v >= 0 and v < x.shape[2]
+        if fours and inside and c < C:
+            xs[4 * q], xs[4 * q + 1], xs[4 * q + 2], xs[4 * q + 3] = load_channels(x, n, h, v, c)
+        else:
+            for k in range(4):
+                xs[4 * q + k] = load_channel(x, n, h, v, c + k) if inside and c + k < C else np.float32(0)
+    for q in range(W_FOURS):
+        unit = q * THREADS + t
+        k, o = c0 + unit // (CHANNELS // 4), cuda.blockIdx.y * CHANNELS + unit % (CHANNELS // 4) * 4
+        if k < C and o < O4:
+            at = ((i * taps.columns + j) * C + k) * O4 + o
+            ws[4 * q], ws[4 * q + 1], ws[4 * q + 2], ws[4 * q + 3] = load_four(w, at)
+        else:
+            for e in range(4):
+                ws[4 * q + e] = np.float32(0)
+
+
+def _lay(xs: Any, ws: Any, shared: Any, half: int) -> None:
+    """What was fetched into one half of the shared memory: X by columns, w by rows."""
+    t = cuda.threadIdx.x
+    for q in range(X_FOURS):
+        unit = q * THREADS + t
+        for k in range(4):
+            shared[half * X_HALF + (unit % _FOURS * 4 + k) * PIXELS + unit // _FOURS] = xs[4 * q + k]
+    for q in range(W_FOURS):
+        four = ws[4 * q], ws[4 * q + 1], ws[4 * q + 2], ws[4 * q + 3]
+        store_four(four, shared, W_START + half * W_HALF + 4 * (q * THREADS + t))
+
+
+def _multiply(shared: Any, half: int, a: Any, b: Any, own: Any) -> None:
+    """A step: own[i, j] += Σ_k X[p_i, k] · w[k, o_j], with both 8 in two fours half a tile apart."""
+    t = cuda.threadIdx.x
+    x_at, w_at = half * X_HALF + t // ACROSS * 4, W_START + half * W_HALF + t % ACROSS * 4
+    for k in range(DEPTH):
+        at = x_at + k * PIXELS
+        a[0], a[1], a[2], a[3] = load_four(shared, at)
+        a[4], a[5], a[6], a[7] = load_four(shared, at + PIXELS // 2)
+        at = w_at + k * CHANNELS
+        b[0], b[1], b[2], b[3] = load_four(shared, at)
+        b[4], b[5], b[6], b[7] = load_four(shared, at + CHANNELS // 2)
+        add_products(a, b, own)
+
+
+def _gather(own: Any, shared: Any, quarter: int) -> None:
+    """The sums of a quarter of the pixels into shared memory, pixel by pixel."""
+    t = cuda.threadIdx.x
+    first = t // ACROSS * 4
+    for i in range(8):
+        p = i // 4 * (PIXELS // 2) + first + i % 4
+        if p // QUARTER == quarter:
+            for j in range(8):
+                o = j // 4 * (CHANNELS // 2) + t % ACROSS * 4 + j % 4
+                shared[p % QUARTER * CHANNELS + o] = own[8 * i + j]
+
+
+def _product(
+    x: Any,
+    w: Any,
+    taps: Taps,
+    top: int,
+    left: int,
+    O4: int,
+    plane: Any,
+    fours: int,
+    shared: Any,
+    own: Any,
+) -> None:
+    xs, ws = cuda.local.array(X_OWN, float32), cuda.local.array(W_OWN, float32)
+    pixels = cuda.local.array(X_PIXELS, int32)
+    a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
+    for i in range(_ONE_THREAD):
+        own[i] = np.float32(0)
+    C = x.shape[3]
+    steps = taps.rows * taps.columns * ((C + DEPTH - 1) // DEPTH)
+    i, j, c = 0, 0, 0
+    _locate(pixels, taps, top, left, plane)
+    if steps:
+        _fetch(x, w, taps, O4, pixels, i, j, c, fours, xs, ws)
+        _lay(xs, ws, shared, 0)
+    cuda.syncthreads()
+    for step in range(steps):
+        c += DEPTH
+        if c >= C:
+            c = 0
+            j += 1
+            if j == taps.columns:
+                j = 0
+                i += 1
+        if step + 1 < steps:
+            _fetch(x, w, taps, O4, pixels, i, j, c, fours, xs, ws)
+        _multiply(shared, step % 2, a, b, own)
+        if step + 1 < steps:
+            _lay(xs, ws, shared, (step + 1) % 2)
+        cuda.syncthreads()
+
+
+def _conv_fwd(
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
+    x_fours: int, y_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper; the flags say whether x and y may be read and written by fours."""
+    shared = cuda.shared.array(0, float32)
+    own = cuda.local.array(_ONE_THREAD, float32)
+    N, OH, OW, O = y.shape
+    _product(x, w, taps, top, left, (O + 3) // 4 * 4, (OH, OW), x_fours, shared, own)
+    for quarter in range(4):
+        _gather(own, shared, quarter)
+        cuda.syncthreads()
+        for unit in range(cuda.threadIdx.x, QUARTER * ACROSS, THREADS):
+            p = cuda.blockIdx.x * PIXELS + quarter * QUARTER + unit // ACROSS
+            o = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
+            n, h, v = at_pixel(p, OH, OW)
+            if n < N and o < O:
+                _end_fwd(shared, unit * 8, n, h, v, o, b, r, y, mask, lo, hi, y_fours)
+        cuda.syncthreads()
+
+
+def _conv_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    gy_fours: int, gx_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
+    shared = cuda.shared.array(0, float32)
+    own = cuda.local.array(_ONE_THREAD, float32)
+    N, H, W, C = gx.shape
+    _product(gy, w, taps, top, left, (C + 3) // 4 * 4, (H, W), gy_fours, shared, own)
+    for quarter in range(4):
+        _gather(own, shared, quarter)
+        cuda.syncthreads()
+        for unit in range(cuda.threadIdx.x, QUARTER * ACROSS, THREADS):
+            p = cuda.blockIdx.x * PIXELS + quarter * QUARTER + unit // ACROSS
+            c = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
+            n, h, v = at_pixel(p, H, W)
+            if n < N and c < C:
+                _end_bwd(shared, unit * 8, n, h, v, c, mask, gate, gx, accumulate, gx_fours)
+        cuda.syncthreads()
+
+
+_PARTS = _locate, _fetch, _lay, _multiply, _gather, _product
+
+
 def _kernels(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
     """conv_fwd and conv_bwd that compute such tiles."""
-    PIXELS, CHANNELS = tile
-    THREADS, ACROSS = tile.threads, CHANNELS // 8
-    X_FOURS, W_FOURS = PIXELS * _FOURS // THREADS, CHANNELS * DEPTH // 4 // THREADS
-    X_HALF, W_HALF, W_START = DEPTH * PIXELS, DEPTH * CHANNELS, 2 * DEPTH * PIXELS
-    X_OWN, W_OWN, QUARTER = 4 * X_FOURS, 4 * W_FOURS, PIXELS // 4
+    name = f"{tile.pixels}x{tile.channels}"
+    x_fours, w_fours = tile.pixels * _FOURS // tile.threads, tile.channels * DEPTH // 4 // tile.threads
+    constants = {
+        "PIXELS": tile.pixels,
+        "CHANNELS": tile.channels,
+        "THREADS": tile.threads,
+        "ACROSS": tile.channels // 8,
+        "QUARTER": tile.pixels // 4,
+        "X_FOURS": x_fours,
+        "X_OWN": 4 * x_fours,
+        "X_PIXELS": 3 * x_fours,
+        "X_HALF": DEPTH * tile.pixels,
+        "W_FOURS": w_fours,
+        "W_OWN": 4 * w_fours,
+        "W_HALF": DEPTH * tile.channels,
+        "W_START": 2 * DEPTH * tile.pixels,
+    }
+    conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _PARTS, constants)
 
-    @device_function
-    def fetch(
-        x: Any,
-        w: Any,
-        taps: Taps,
-        top: int,
-        left: int,
-        O4: int,
-        plane: Any,
-        step: Any,
-        fours: int,
-        xs: Any,
-        ws: Any,
-    ) -> None:
-        """This thread's part of a step into xs and ws: fours of channels of pixels, fours of a row of w."""
-        t = cuda.threadIdx.x
-        H, W, C = x.shape[1], x.shape[2], x.shape[3]
-        i, j, c0 = step
-        for q in range(X_FOURS):
-            unit = q * THREADS + t
-            p, c = cuda.blockIdx.x * PIXELS + unit // _FOURS, c0 + unit % _FOURS * 4
-            n, oh, ow = at_pixel(p, plane[0], plane[1])
-            h, v = (
-                oh * taps.stride_h + i * taps.dilation_h - top,
-                ow * taps.stride_w + j * taps.dilation_w - left,
-            )
-            inside = n < x.shape[0] and h >= 0 and h < H and v >= 0 and v < W
-            if fours and inside and c < C:
-                xs[4 * q], xs[4 * q + 1], xs[4 * q + 2], xs[4 * q + 3] = load_channels(x, n, h, v, c)
-            else:
-                for k in range(4):
-                    xs[4 * q + k] = x[n, h, v, c + k] if inside and c + k < C else np.float32(0)
-        for q in range(W_FOURS):
-            unit = q * THREADS + t
-            k, o = c0 + unit // (CHANNELS // 4), cuda.blockIdx.y * CHANNELS + unit % (CHANNELS // 4) * 4
-            if k < C and o < O4:
-                at = ((i * taps.columns + j) * C + k) * O4 + o
-                ws[4 * q], ws[4 * q + 1], ws[4 * q + 2], ws[4 * q + 3] = load_four(w, at)
-            else:
-                for e in range(4):
-                    ws[4 * q + e] = np.float32(0)
+    def blocks(*args: Any) -> tuple[int, int]:
+        N, H, W, C = args[4].shape
+        return -(-N * H * W // tile.pixels), -(-C // tile.channels)
 
-    @device_function
-    def lay(xs: Any, ws: Any, shared: Any, half: int) -> None:
-        """What was fetched into one half of the shared memory: X by columns, w by rows."""
-        t = cuda.threadIdx.x
-        for q in range(X_FOURS):
-            unit = q * THREADS + t
-            for k in range(4):
-                shared[half * X_HALF + (unit % _FOURS * 4 + k) * PIXELS + unit // _FOURS] = xs[4 * q + k]
-        for q in range(W_FOURS):
-            four = ws[4 * q], ws[4 * q + 1], ws[4 * q + 2], ws[4 * q + 3]
-            store_four(four, shared, W_START + half * W_HALF + 4 * (q * THREADS + t))
-
-    @device_function
-    def multiply(shared: Any, half: int, a: Any, b: Any, own: Any) -> None:
-        """A step: own[i, j] += Σ_k X[p_i, k] · w[k, o_j], with both 8 in two fours half a tile apart."""
-        t = cuda.threadIdx.x
-        x_at, w_at = half * X_HALF + t // ACROSS * 4, W_START + half * W_HALF + t % ACROSS * 4
-        for k in range(DEPTH):
-            at = x_at + k * PIXELS
-            a[0], a[1], a[2], a[3] = load_four(shared, at)
-            a[4], a[5], a[6], a[7] = load_four(shared, at + PIXELS // 2)
-            at = w_at + k * CHANNELS
-            b[0], b[1], b[2], b[3] = load_four(shared, at)
-            b[4], b[5], b[6], b[7] = load_four(shared, at + CHANNELS // 2)
-            for i in range(8):
-                for j in range(8):
-                    own[8 * i + j] += a[i] * b[j]
-
-    @device_function
-    def gather(own: Any, shared: Any, quarter: int) -> None:
-        """The sums of a quarter of the pixels into shared memory, pixel by pixel, from the threads that have them."""
-        t = cuda.threadIdx.x
-        first = t // ACROSS * 4
-        for i in range(8):
-            p = i // 4 * (PIXELS // 2) + first + i % 4
-            if p // QUARTER == quarter:
-                for j in range(8):
-                    o = j // 4 * (CHANNELS // 2) + t % ACROSS * 4 + j % 4
-                    shared[p % QUARTER * CHANNELS + o] = own[8 * i + j]
-
-    @device_function
-    def product(
-        x: Any,
-        w: Any,
-        taps: Taps,
-        top: int,
-        left: int,
-        O4: int,
-        plane: Any,
-        fours: int,
-        shared: Any,
-        own: Any,
-    ) -> None:
-        xs, ws = cuda.local.array(X_OWN, float32), cuda.local.array(W_OWN, float32)
-        a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
-        for i in range(_ONE_THREAD):
-            own[i] = np.float32(0)
-        C = x.shape[3]
-        steps = taps.rows * taps.columns * ((C + DEPTH - 1) // DEPTH)
-        i, j, c = 0, 0, 0
-        if steps:
-            fetch(x, w, taps, top, left, O4, plane, (i, j, c), fours, xs, ws)
-            lay(xs, ws, shared, 0)
-        cuda.syncthreads()
-        for step in range(steps):
-            c += DEPTH
-            if c >= C:
-                c = 0
-                j += 1
-                if j == taps.columns:
-                    j = 0
-                    i += 1
-            if step + 1 < steps:
-                fetch(x, w, taps, top, left, O4, plane, (i, j, c), fours, xs, ws)
-            multiply(shared, step % 2, a, b, own)
-            if step + 1 < steps:
-                lay(xs, ws, shared, (step + 1) % 2)
-            cuda.syncthreads()
-
-    def conv_fwd(
-        x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
-        x_fours: int, y_fours: int,
-    ) -> None:  # fmt: skip
-        """As the wrapper; the flags say whether x and y may be read and written by fours."""
-        shared = cuda.shared.array(0, float32)
-        own = cuda.local.array(_ONE_THREAD, float32)
-        N, OH, OW, O = y.shape
-        product(x, w, taps, top, left, (O + 3) // 4 * 4, (OH, OW), x_fours, shared, own)
-        for quarter in range(4):
-            gather(own, shared, quarter)
-            cuda.syncthreads()
-            for unit in range(cuda.threadIdx.x, QUARTER * ACROSS, THREADS):
-                p = cuda.blockIdx.x * PIXELS + quarter * QUARTER + unit // ACROSS
-                o = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
-                n, h, v = at_pixel(p, OH, OW)
-                if n < N and o < O:
-                    _end_fwd(shared, unit * 8, n, h, v, o, b, r, y, mask, lo, hi, y_fours)
-            cuda.syncthreads()
-
-    def conv_bwd(
-        gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
-        gy_fours: int, gx_fours: int,
-    ) -> None:  # fmt: skip
-        """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
-        shared = cuda.shared.array(0, float32)
-        own = cuda.local.array(_ONE_THREAD, float32)
-        N, H, W, C = gx.shape
-        product(gy, w, taps, top, left, (C + 3) // 4 * 4, (H, W), gy_fours, shared, own)
-        for quarter in range(4):
-            gather(own, shared, quarter)
-            cuda.syncthreads()
-            for unit in range(cuda.threadIdx.x, QUARTER * ACROSS, THREADS):
-                p = cuda.blockIdx.x * PIXELS + quarter * QUARTER + unit // ACROSS
-                c = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
-                n, h, v = at_pixel(p, H, W)
-                if n < N and c < C:
-                    _end_bwd(shared, unit * 8, n, h, v, c, mask, gate, gx, accumulate, gx_fours)
-            cuda.syncthreads()
-
-    def blocks(y: Any) -> tuple[int, int]:
-        N, H, W, C = y.shape
-        return -(-N * H * W // PIXELS), -(-C // CHANNELS)
-
-    shape = {"threads": (THREADS,), "shared_bytes": tile.shared_bytes}
     forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT, INT
     reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT
+    threads, nbytes = (tile.threads,), tile.shared_bytes
     return (
-        block_kernel(*forward, blocks=lambda *args: blocks(args[4]), **shape)(conv_fwd),
-        block_kernel(*reverse, blocks=lambda *args: blocks(args[4]), **shape)(conv_bwd),
+        block_kernel(*forward, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_fwd),
+        block_kernel(*reverse, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_bwd),
     )
 
 
@@ -355,8 +381,8 @@ def conv_fwd(
 ) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-    w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane, and see
-    zeros there.
+    w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane, and
+    see zeros there.
     """
     kernel, _ = KERNELS[_tile_of(y)]
     kernel(x, w, b, r, y, mask, taps, top, left, lo, hi, _in_fours(x), _in_fours(y))

@@ -1,8 +1,8 @@
 """The kernels of `gemm.py` on a card: dense layers, whose time is that of reading the weights.
 
-Forward, a block takes eight rows of w, whose bits are a byte, and some samples at a time: its threads share the
-columns, then their sums are added in the order of the threads.  In reverse a block takes neighbouring columns, and
-its threads share the rows among slices.  Neither order depends on the batch.
+Forward, a block takes eight rows of w, whose bits are a byte, and some samples at a time: its threads share
+the columns, then their sums are added in the order of the threads.  In reverse a block takes neighbouring
+columns, and its threads share the rows among slices.  Neither order depends on the batch.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
 def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
     """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
 
-    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).  Rows of w that all samples in hand multiply by 0 are not read.
+    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).  Rows of w that all samples in hand multiply by 0 are
+    not read.
     """
     parts = cuda.shared.array(_PARTS, float32)
     own = cuda.local.array(SAMPLES, float32)

@@ -77,7 +77,7 @@ compiled: list[tuple[str, float]] = []
 #: Why kernels that it compiled could not be kept; empty where all is well.
 not_kept: list[str] = []
 
-_log = logging.getLogger("gbp")
+log = logging.getLogger("gbp")
 _compiling = Lock()
 
 
@@ -88,7 +88,7 @@ def _name_runtime() -> None:
         llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
-class _Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
+class Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
     """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
 
     def __init__(self, function: Any, file: str) -> None:
@@ -96,7 +96,7 @@ class _Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
         self._lineno = function.__code__.co_firstlineno
 
     @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+    def from_function(cls, py_func: Any, py_file: str) -> Locator:
         return cls(py_func, py_file)
 
     def get_cache_path(self) -> str:
@@ -104,7 +104,7 @@ class _Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
 
 
 class _Format(CompileResultCacheImpl):
-    _locator_classes: ClassVar = [_Locator]
+    _locator_classes: ClassVar = [Locator]
 
 
 class _Cache(FunctionCache):
@@ -126,7 +126,7 @@ class _Cache(FunctionCache):
         except OSError:
             found = None
         if found is None:
-            _log.info("compiling kernel %s", self._py_func.__name__)
+            log.info("compiling kernel %s", self._py_func.__name__)
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:

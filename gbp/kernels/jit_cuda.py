@@ -1,24 +1,26 @@
 """How a CUDA kernel is compiled and launched: the twin of `jit.py`.
 
-A twin has the name and the arguments of the kernel that it stands for, without the number of threads, and lies
-in the module of that name with `_cuda` behind it.  Nothing here is imported before a device is asked for.
+A twin has the name and the arguments of the kernel that it stands for, without the number of threads, and
+lies in the module of that name with `_cuda` behind it.  Nothing here is imported before a device is asked
+for.
 
-Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so that they are tested where there
-is no card; then blocks are small, because a thread of the host stands for each of the card's.
+Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so that they are tested where
+there is no card; then blocks are small, because a thread of the host stands for each of the card's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from time import perf_counter
-from typing import Any
+from types import FunctionType, MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
-from numba import cuda, types
+from numba import cuda
 from numba.core import config
 
-from .jit import compiled
+from .jit import Locator, compiled, log, not_kept
 
 #: Whether the simulator stands in for a card.
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -33,7 +35,7 @@ device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED
 
 
 class CudaKernel:
-    """A function of fixed argument types that compiles on first call and runs on the card of its first argument."""
+    """A function of fixed argument types; compiles on first call, runs on the card of its first argument."""
 
     def __init__(
         self,
@@ -66,9 +68,64 @@ class CudaKernel:
 
     def _compiled(self) -> Any:
         start = perf_counter()
-        dispatcher = cuda.jit(types.void(*self.argument_types))(self.function)
-        compiled.append((self.name, perf_counter() - start))
+        dispatcher = cuda.jit(self.function)
+        dispatcher._cache = _kept(self.function)
+        dispatcher.compile(tuple(self.argument_types))
+        dispatcher.disable_compile()
+        dispatcher._specialized = True  # it takes arrays of any strides as they are
+        if dispatcher.stats.cache_misses:
+            compiled.append((self.name, perf_counter() - start))
         return dispatcher
+
+
+def _kept(function: Callable[..., None]) -> Any:
+    """Numba's cache, in the directory in which no kernel can be stale."""
+    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
+
+    class Format(CUDACacheImpl):
+        _locator_classes: ClassVar = [Locator]
+
+    class Cache(CUDACache):
+        _impl_class = Format
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            found = super().load_overload(sig, target_context)
+            if found is None:
+                log.info("compiling kernel %s", function.__name__)
+            return found
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                super().save_overload(sig, data)
+            except OSError as error:
+                not_kept.append(error.strerror or str(error))
+
+    return Cache(function)
+
+
+def specialised(
+    name: str,
+    kernels: Sequence[Callable[..., None]],
+    parts: Sequence[Callable[..., Any]] = (),
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Callable[..., None]]:
+    """Copies of functions in which these global names stand for other values; `parts` are what they call.
+
+    As free variables of a closure the values would keep a kernel from ever being found in the cache: Numba
+    takes a captured function for a new one in every process.
+    """
+    names: dict[str, Any] = {}
+
+    def copied(function: Any) -> Any:
+        names.update({key: value for key, value in function.__globals__.items() if key not in names})
+        copy = FunctionType(function.__code__, names, f"{function.__name__.lstrip('_')}_{name}")
+        copy.__qualname__, copy.__doc__ = copy.__name__, function.__doc__
+        return copy
+
+    names.update(values)
+    copies = {part.__name__: device_function(copied(part)) for part in parts}
+    names.update(copies)
+    return [copied(function) for function in kernels]
 
 
 def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callable[..., None]], CudaKernel]:

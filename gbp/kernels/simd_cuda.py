@@ -1,7 +1,7 @@
 """Four floats at a time, and the gate: what kernels of a card call.
 
-Numba emits loads and stores of single floats only.  Those here are of four that lie together on 16 bytes; in the
-simulator they are what they mean.
+Numba emits loads and stores of single floats only, and looks at every index whether it is negative.  Those
+here do neither; fours must lie on whole 16 bytes.  In the simulator they are what they mean.
 """
 
 from __future__ import annotations
@@ -83,7 +83,30 @@ def _store_channels(typing: Any, values: Any, x: Any, n: Any, h: Any, w: Any, c:
     return types.void(_FOUR, x, *(types.int64,) * 4), codegen
 
 
+@intrinsic
+def _load_channel(typing: Any, x: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pixel(context, builder, signature.args[0], args))
+
+    return types.float32(x, *(types.int64,) * 4), codegen
+
+
+@intrinsic
+def _store_channel(typing: Any, value: Any, x: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[0], _pixel(context, builder, signature.args[1], args[1:]))
+        return context.get_dummy_value()
+
+    return types.void(types.float32, x, *(types.int64,) * 4), codegen
+
+
 if SIMULATED:
+
+    def load_channel(x: Any, n: int, h: int, w: int, c: int) -> Any:
+        return x[n, h, w, c]
+
+    def store_channel(value: Any, x: Any, n: int, h: int, w: int, c: int) -> None:
+        x[n, h, w, c] = value
 
     def load_four(x: Any, i: int) -> Any:
         return tuple(x[i + k] for k in range(4))
@@ -99,14 +122,26 @@ if SIMULATED:
         for k in range(4):
             x[n, h, w, c + k] = values[k]
 
+    def add_products(a: Any, b: Any, own: Any) -> None:
+        own += np.outer(a, b).ravel()
+
 else:
+
+    @device_function
+    def add_products(a: Any, b: Any, own: Any) -> None:
+        """own[i, j] += a[i] · b[j], of eight each."""
+        for i in range(8):
+            for j in range(8):
+                own[8 * i + j] += a[i] * b[j]
+
     load_four, store_four = _load_four, _store_four
+    load_channel, store_channel = _load_channel, _store_channel
     load_channels, store_channels = _load_channels, _store_channels
 
 
 @device_function
 def gated(g: Any, gate: Gate, mask: Any, n: int, h: int, w: int, c: int) -> Any:
-    """What passes of g, the gradient at (n, h, w, c); the mask is read only where the forward gate is shut."""
+    """The part of g, at (n, h, w, c), that passes; the mask is read only where the forward gate is shut."""
     if gate.forward and not (mask[n, h, w, c // 8] >> (c % 8)) & 1:
         return np.float32(0)
     if gate.gradient and g <= 0:

@@ -2,7 +2,7 @@
 
 A stride parts the pixels of gx into phases.  Pixel x = p + s·q of an axis meets tap k of window o where
 
-    o·s + k·d − begin = p + s·q        so  k = k₀ + t·s/g,   o = q + (p + begin − k₀·d)/s − t·d/g,   g = gcd(d, s)
+    o·s + k·d − begin = p + s·q,    so  k = k₀ + t·s/g,  o = q + (p + begin − k₀·d)/s − t·d/g,  g = gcd(d, s)
 
 for the smallest k₀ that divides, if there is one: so each phase is a convolution of stride 1 with those taps,
 whose dilation is d/g.

@@ -42,7 +42,7 @@ def innermost(axis: int, rank: int) -> Order:
 
 
 def view(x: NDArray[Any], *shape: int) -> NDArray[Any]:
-    """x under another shape in the same memory; ValueError where that takes a copy, whose writes were lost."""
+    """x under another shape in the same memory; ValueError where it takes a copy, whose writes were lost."""
     return x.reshape(shape, copy=False)
 
 

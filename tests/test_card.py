@@ -1,0 +1,146 @@
+"""The engine on a card, under the simulator (`make cudasim`): the cases of the CPU, each in one frame.
+
+What needs no simulator, because there is no card, stands in test_no_card.py.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import oracle
+import pytest
+from agreement import RULES, assert_agree
+from builder import Builder
+from cases import CASES
+from numpy.typing import NDArray
+from test_ops import FRAMES, noise, safe_run
+
+from gbp import Explainer, GbpError, UnsupportedError
+from gbp.errors import OutOfMemoryError
+
+
+@pytest.mark.parametrize(("name", "frame", "rule"), list(zip(CASES, cycle(FRAMES), cycle(RULES[::-1]))))
+def test_op(name: str, frame: str, rule: str) -> None:
+    """Scores and maps are the oracle's, for two targets a sample; what has no kernel is refused by name."""
+    model, run = safe_run(CASES[name], FRAMES[frame])
+    plan, _ = Explainer(model, output=run.output).steps(run.values[run.image].astype(np.float32))
+    if not all(call.step.on_card for call in plan.calls):
+        assert {node.op_type for node in model.graph.node} & {"MatMul", "QuantizeLinear"}
+        with pytest.raises(UnsupportedError, match="no kernels for a card"):
+            Explainer(model, output=run.output, device="cuda")
+        return
+    explainer = Explainer(model, output=run.output, device="cuda")
+    scores = run.values[run.output]
+    target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
+    rectifies = any(isinstance(vjp, oracle.Rectifier) and vjp.obeys for _, vjp in run.steps)
+    assert_agree(explainer, run, rule if rectifies else "vanilla", target, run.output)
+
+
+def small_net(n: int = 3) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
+    """A stem, a residual block, a pool, a dense layer; and samples."""
+    b = Builder()
+    h = b.relu(b.conv(b.input(n, 3, 12, 12), 9, 3, strides=[2, 2], pads=[1, 1, 1, 1]))
+    h = b.relu(b.node("Add", b.conv(h, 9, 3, pads=[1, 1, 1, 1]), h))
+    h = b.node("MaxPool", h, kernel_shape=[2, 2], strides=[2, 2])
+    return b.model(b.gemm(b.flatten(h), 5)), noise((n, 3, 12, 12), seed=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_demo_model_explains_as_on_the_cpu(rule: str) -> None:
+    model = Path(__file__).parent.parent / "models" / "demo.onnx"
+    picture = model.with_suffix(".png")
+    on_cpu, on_card = (Explainer(model, device=device) for device in ("cpu", "cuda"))
+    expected, got = on_cpu.explain(picture, rule=rule), on_card.explain(picture, rule=rule)
+    assert (got.target == expected.target).all()
+    np.testing.assert_allclose(got.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    error = np.linalg.norm(got.map - expected.map) / np.linalg.norm(expected.map)
+    assert error <= 1e-5
+
+
+def test_bits_depend_on_neither_batch_nor_targets_nor_repetition() -> None:
+    model, x = small_net()
+    explainer = Explainer(model, device="cuda")
+    targets = np.array([[0, 4], [1, 2], [3, 3]])
+    together = explainer.explain(x, target=targets).map
+    assert explainer.explain(x, target=targets).map.tobytes() == together.tobytes()  # from what was recorded
+    for n in range(len(x)):
+        for k in range(2):
+            alone = explainer.explain(x[n : n + 1], target=int(targets[n, k])).map
+            assert alone.tobytes() == together[n, k].tobytes()
+
+
+def test_rules_and_samples_take_turns_on_recorded_launches() -> None:
+    model, x = small_net()
+    on_cpu, on_card = Explainer(model), Explainer(model, device="cuda")
+    for samples in (x, -x, x[:1], x[1:2], x):
+        for rule in RULES:
+            expected = on_cpu.explain(samples, rule=rule, target=1).map
+            np.testing.assert_allclose(
+                on_card.explain(samples, rule=rule, target=1).map, expected, rtol=1e-4, atol=1e-6
+            )
+
+
+def test_several_explainers_share_the_card() -> None:
+    (first, x), (second, _) = small_net(), small_net()
+    one, other = Explainer(first, device="cuda"), Explainer(second, device="cuda")
+    a, b = one.explain(x), other.explain(-x)
+    assert one.explain(x).map.tobytes() == a.map.tobytes()
+    assert other.explain(-x).map.tobytes() == b.map.tobytes()
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """[bytes]: what the card has for one array; more is out of memory, as a card would say it."""
+    from gbp.card import Card
+
+    limit, empty = [2**40], Card.empty
+
+    def limited(self: Card, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if needed > limit[0]:
+            raise self.out_of_memory(needed, free=limit[0], total=limit[0])
+        return empty(self, shape, dtype)
+
+    monkeypatch.setattr(Card, "empty", limited)
+    return limit
+
+
+def test_smaller_slices_are_tried_before_memory_is_out(room: list[int]) -> None:
+    model, x = small_net(6)
+    explainer = Explainer(model, device="cuda")
+    whole = explainer.explain(x, rule="guided").map
+    explainer = Explainer(model, device="cuda")
+    room[0] = 30_000  # for two samples or so
+    assert explainer.explain(x, rule="guided").map.tobytes() == whole.tobytes()
+    assert np.array_equal(explainer.predict(x), explainer.predict(x[:6]))
+
+
+def test_out_of_memory_says_what_was_needed(room: list[int]) -> None:
+    model, x = small_net(2)
+    explainer = Explainer(model, device="cuda")
+    room[0] = 2_000
+    with pytest.raises(OutOfMemoryError, match=r"MiB are needed at once") as raised:
+        explainer.explain(x)
+    assert isinstance(raised.value, GbpError)
+
+
+def test_arrays_never_leave_the_card_in_silence() -> None:
+    from gbp.card import card
+
+    x = card().upload(noise((2, 3, 4, 5), seed=0))
+    for read in (
+        np.asarray,
+        np.sum,
+        np.negative,
+        lambda x: x.reshape(5, 4, 3, 2).transpose(0, 2, 1, 3).reshape(-1),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            read(x)
+    with pytest.raises(TypeError):
+        x[np.array([0, 1])]
+    with pytest.raises(TypeError):
+        x[0] = np.ones((3, 4, 5), np.float32)
