@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ _MOST_BLOCKS = 1 if SIMULATED else 2**16
 
 #: Called by kernels, and by nothing else.  It may name what is in its module, but nothing of `cuda`.
 device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
+
+
+def device_function_of(function: Any, **named: Any) -> Any:
+    """A device function of the CPU for the card, in which these global names stand for other functions."""
+    source = function.py_func
+    return device_function(FunctionType(source.__code__, source.__globals__ | named, source.__name__))
 
 
 class CudaKernel:
