@@ -34,6 +34,12 @@ _MOST_BLOCKS = 1 if SIMULATED else 2**16
 device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
 
 
+def device_function_of(function: Any, **named: Any) -> Any:
+    """A device function of the CPU for the card, in which these global names stand for other functions."""
+    source = function.py_func
+    return device_function(FunctionType(source.__code__, source.__globals__ | named, source.__name__))
+
+
 class CudaKernel:
     """A function of fixed argument types; compiles on first call, runs on the card of its first argument."""
 

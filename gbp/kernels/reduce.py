@@ -91,13 +91,18 @@ def _finish(kind: int, total: float, beside: float, count: int) -> Any:
 
 
 @device_function
+def _sign(v: float) -> Any:
+    return np.sign(v)
+
+
+@device_function
 def _slope(kind: int, v: float, total: float, beside: float, count: int) -> Any:
     """Return dy/dv."""
     slope = 1.0
     if kind == MEAN:
         slope = 1 / count
     elif kind == L1:
-        slope = np.sign(v)
+        slope = _sign(v)
     elif kind == L2:
         slope = v / math.sqrt(total) if total > 0 else 0.0
     elif kind == SUM_SQUARE:

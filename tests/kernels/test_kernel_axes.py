@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import (
     NO_MASK,
+    ON_CARD,
     Guarded,
     assert_close,
     assert_same_bits,
@@ -28,6 +29,8 @@ from gbp.ops.resample import Table
 NO_MASK_5 = NO_MASK[..., None]
 #: (A, R, B, S): one neighbour or none, whole blocks of them, blocks and a rest.
 RUNS = ((1, 3, 5, 1), (4, 1, 1, 7), (2, 3, 16, 2), (1, 2, 35, 3), (3, 1, 1, 1))
+if ON_CARD:
+    RUNS = ((1, 3, 5, 1), (1, 1, 1, 7), (1, 3, 2, 2), (2, 1, 1, 1))
 
 
 def matrix(outputs: int, size: int, seed: int = 0) -> Any:
@@ -211,6 +214,15 @@ def test_extremum(highest: int, runs: tuple[int, ...]) -> None:
         lambda gx, accumulate, threads: extremum_bwd(gy, switches, gx, accumulate, threads),
         expected.reshape(6, A, B, R, S).transpose(0, 1, 3, 2, 4),
     )
+
+
+def test_the_first_nan_is_extreme() -> None:
+    x = np.float32([1, 5, np.nan, -7, np.nan, 9, -9]).reshape(1, 1, 1, 1, 7)
+    for highest in (0, 1):
+        y, switches = whole((1, 1, 1)), np.zeros((1, 1, 1), np.uint32)
+        extremum_fwd(x, y, switches, highest, 1)
+        assert np.isnan(y).all()
+        assert switches.item() == 2
 
 
 @pytest.mark.parametrize("runs", [runs for runs in RUNS if runs[1] * runs[3] > 1])

@@ -9,8 +9,10 @@ from harness import (
     CHANNELS,
     NO_CHANNELS,
     NO_MASK,
+    ON_CARD,
     Guarded,
     assert_same_bits,
+    cells,
     check_epilogue,
     check_reverse,
     nchw,
@@ -40,6 +42,8 @@ from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
 from gbp.kernels.memory import aligned
 from gbp.kernels.rectifier import OPEN
 from gbp.kernels.winograd import pack_winograd
+
+cpu_only = pytest.mark.skipif(ON_CARD, reason="a card has a way of its own, from weights packed otherwise")
 
 GEOMETRIES = {
     "1x1": ((3, 4), {"kernel": (1, 1)}),
@@ -89,6 +93,7 @@ def scratch(threads: int) -> Any:
     return aligned((threads * TILE_FLOATS,))
 
 
+@cpu_only
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3", (5,)))
 def test_conv_forward(size: Any, geometry: dict[str, Any], C: int, group: int) -> None:
@@ -121,6 +126,7 @@ def by_rows(out: Any, threads: int) -> int:
     return (len(out) + threads) % 2
 
 
+@cpu_only
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3", (5,)))
 def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -> None:
     geometry = {**geometry, "stride": (1, 1)}
@@ -151,6 +157,7 @@ def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -
     check_reverse(run, gy, expected, targets=3)
 
 
+@cpu_only
 @pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("O", "C"), [(5, 1), (17, 3), (8, 33), (64, 100), (65, 130), (130, 300)])
 def test_pointwise_reverse(O: int, C: int, most: float) -> None:
@@ -180,6 +187,7 @@ def test_pointwise_reverse(O: int, C: int, most: float) -> None:
 WINOGRAD = [((8, 12), 1), ((6, 17), 1), ((7, 6), 0), ((5, 4), 2), ((1, 1), 1), ((3, 3), 0)]
 
 
+@cpu_only
 @pytest.mark.parametrize("C", CHANNELS)
 @pytest.mark.parametrize(("size", "pad"), WINOGRAD)
 def test_winograd_forward(size: Any, pad: int, C: int) -> None:
@@ -197,6 +205,7 @@ def test_winograd_forward(size: Any, pad: int, C: int) -> None:
     check_epilogue(fused, linear)
 
 
+@cpu_only
 @pytest.mark.parametrize("C", CHANNELS)
 @pytest.mark.parametrize(("size", "pad"), WINOGRAD)
 def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
@@ -215,6 +224,7 @@ def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
     check_reverse(run, gy, expected, targets=3)
 
 
+@cpu_only
 @pytest.mark.parametrize(("O", "C"), [(5, 3), (17, 33), (70, 64), (130, 100)])
 @pytest.mark.parametrize(("size", "pad"), [*WINOGRAD, ((3, 150), 1), ((40, 5), 1)])
 def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
@@ -238,6 +248,7 @@ def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
     check_reverse(run, gy, expected, targets=3)
 
 
+@cpu_only
 def test_a_row_that_does_not_fit_is_not_listed() -> None:
     gy = np.ones((1, 3, 20, 40), np.float32)
     gy[0, 1] = 0
@@ -246,6 +257,7 @@ def test_a_row_that_does_not_fit_is_not_listed() -> None:
     assert counts.tolist() == [-1, 0, -1]
 
 
+@cpu_only
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("7x7/2", (3, 19)))
 def test_col2im(size: Any, geometry: dict[str, Any], C: int) -> None:
     M, (top, left, _, _) = 4, pads_of(geometry)
@@ -290,6 +302,23 @@ def test_depthwise_forward(size: Any, geometry: dict[str, Any], C: int, biased: 
     check_epilogue(fused, linear)
 
 
+@pytest.mark.parametrize("C", [4, 8, 12])
+def test_depthwise_of_whole_fours(C: int) -> None:
+    """Rows that lie on whole 16 bytes may be read by fours; the bits are those of any rows."""
+    x, w, b = noise(2, 6, 7, C), noise(3, 3, C, seed=1), noise(C, seed=2)
+    taps = taps_of({"kernel": (3, 3)})
+
+    def run(x: Any, y: Any) -> tuple[Any, Any]:
+        mask = np.zeros((2, 6, 7, cells(C)), np.uint8)
+        depthwise_fwd(x, w.ravel(), b, x, y, mask, taps, 1, 1, 0.0, 1.0, 2)
+        return y, mask
+
+    for dense, guarded in zip(
+        run(x, aligned(x.shape)), run(Guarded.of(x), Guarded(x.shape).view), strict=True
+    ):
+        assert_same_bits(dense, guarded)
+
+
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("3x3/2", (19,)))
 def test_depthwise_reverse(size: Any, geometry: dict[str, Any], C: int) -> None:
     w = noise(*geometry["kernel"], C, seed=1)
@@ -305,6 +334,7 @@ def test_depthwise_reverse(size: Any, geometry: dict[str, Any], C: int) -> None:
     check_reverse(run, gy, expected, targets=3)
 
 
+@cpu_only
 @pytest.mark.parametrize("C", CHANNELS)
 @pytest.mark.parametrize(
     "pads", [(0, 0, 0, 0), (1, 2, 3, 0), (-1, -2, 1, 1), (2, 1, -2, -1), (-1, -1, -1, -1)]

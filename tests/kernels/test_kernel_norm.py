@@ -5,16 +5,29 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from harness import CHANNELS, Guarded, assert_close, check_forward, check_reverse, nchw, nhwc, noise
+from harness import (
+    CHANNELS,
+    NO_MASK,
+    ON_CARD,
+    Guarded,
+    assert_close,
+    assert_same_bits,
+    check_forward,
+    check_reverse,
+    nchw,
+    nhwc,
+    noise,
+)
 
 from gbp.kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from gbp.kernels.memory import aligned
+from gbp.kernels.rectifier import OPEN
 from gbp.kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5])
 @pytest.mark.parametrize("size", [1, 4, 5])
-@pytest.mark.parametrize("C", CHANNELS)
+@pytest.mark.parametrize("C", (3, 33) if ON_CARD else CHANNELS)
 def test_lrn(C: int, size: int, beta: float) -> None:
     options = {"size": size, "alpha": 0.7, "beta": beta, "bias": 1.5}
     numbers = tuple(options.values())
@@ -37,6 +50,18 @@ def test_lrn(C: int, size: int, beta: float) -> None:
 
     expected = nhwc(naive.lrn_bwd(nchw(gy), nchw(np.repeat(x, 3, axis=0)), **options))
     check_reverse(reverse, gy, expected, targets=3)
+
+
+def test_lrn_in_place() -> None:
+    x, gy = noise(1, 2, 3, 33), noise(2, 2, 3, 33, seed=1)
+    scratch, numbers = np.empty(lrn_scratch_floats(33, 5), np.float32), (5, 0.7, 0.75, 1.5)
+    y, gx = np.empty_like(x), np.empty_like(gy)
+    lrn_fwd(x, y, scratch, *numbers, 1)
+    lrn_bwd(gy, x, NO_MASK, OPEN, gx, 0, scratch, *numbers, 1)
+    lrn_bwd(gy, x, NO_MASK, OPEN, gy, 0, scratch, *numbers, 1)
+    lrn_fwd(x, x, scratch, *numbers, 1)
+    assert_same_bits(x, y)
+    assert_same_bits(gy, gx)
 
 
 SOFTMAXES = {

@@ -95,6 +95,15 @@ def test_first_nan_wins() -> None:
     np.testing.assert_array_equal(np.isnan(gx).ravel(), [False, True, False, False])
 
 
+def test_first_nan_of_a_large_window_wins() -> None:
+    x = noise(1, 6, 7, 3)
+    x.reshape(42, 3)[[20, 11, 35], [0, 1, 1]] = np.nan
+    y, switches = np.zeros((1, 1, 1, 3), np.float32), np.zeros((1, 1, 1, 3), np.uint8)
+    maxpool_fwd_u8(x, y, switches, taps_of({"kernel": (6, 7)}), 0, 0, 1)
+    np.testing.assert_array_equal(np.isnan(y).ravel(), [True, True, False])
+    np.testing.assert_array_equal(switches.ravel(), [20, 11, x[..., 2].argmax()])
+
+
 def test_padding_never_wins() -> None:
     x = np.full((1, 2, 2, 3), -np.inf, np.float32)
     y, switches = np.zeros((1, 2, 2, 3), np.float32), np.zeros((1, 2, 2, 3), np.uint8)

@@ -1,0 +1,150 @@
+"""The kernels of `depthwise.py` on a card: a thread for eight neighbouring channels, whose bits are a byte.
+
+In reverse, which writes no bits, a thread has a strand of channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32
+
+from .jit import ACTIVATION, DENSE, FLOAT, INT
+from .jit_cuda import device_function, kernel, octets_of
+from .rectifier import GATE, MASK, Gate
+from .simd_cuda import (
+    at_pixel,
+    clipped,
+    gated,
+    load_channels,
+    load_four,
+    store_channels,
+    targets_of,
+)
+from .taps import TAPS, Taps
+from .taps_cuda import inside, meeting, strands, strands_of
+
+
+def depthwise_fwd(
+    x: Any,
+    w: Any,
+    b: Any,
+    r: Any,
+    y: Any,
+    mask: Any,
+    taps: Taps,
+    top: int,
+    left: int,
+    lo: float,
+    hi: float,
+) -> None:
+    """Write y = clip(depthwise(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
+
+    w (KH·KW·C,) from [KH][KW][C]; b (C,), r and mask may be empty.
+    """
+    fours = y.shape[3] % 4 == 0 and all(array.is_aligned(16) for array in (x, w, y))
+    _depthwise_fwd(x, w, b, r, y, mask, taps, top, left, lo, hi, int(fours))
+
+
+@device_function
+def _add_tap(sums: Any, x: Any, n: int, h: int, v: int, c: int, w: Any, at: int, fours: int) -> None:
+    """Add x · w to the sums of the channels from c on, up to eight, whose weights lie from `at` on."""
+    C = x.shape[3]
+    for half in range(0, 8, 4):
+        if fours and c + half < C:
+            a = load_channels(x, n, h, v, c + half)
+            b = load_four(w, at + half)
+            sums[half] += a[0] * b[0]
+            sums[half + 1] += a[1] * b[1]
+            sums[half + 2] += a[2] * b[2]
+            sums[half + 3] += a[3] * b[3]
+        elif not fours:
+            for k in range(half, half + 4):
+                if c + k < C:
+                    sums[k] += x[n, h, v, c + k] * w[at + k]
+
+
+@kernel(
+    *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT),
+    units=lambda *args: octets_of(args[4]),
+)
+def _depthwise_fwd(
+    x: Any,
+    w: Any,
+    b: Any,
+    r: Any,
+    y: Any,
+    mask: Any,
+    taps: Taps,
+    top: int,
+    left: int,
+    lo: float,
+    hi: float,
+    fours: int,
+) -> None:
+    """As the wrapper; `fours`: x, w and y may be read and written by fours."""
+    sums = cuda.local.array(8, float32)
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    octets = (C + 7) // 8
+    for unit in range(cuda.grid(1), N * OH * OW * octets, cuda.gridsize(1)):
+        n, oh, ow = at_pixel(unit // octets, OH, OW)
+        first = unit % octets * 8
+        h, v = oh * taps.stride_h - top, ow * taps.stride_w - left
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        j0, j1 = inside(v, taps.columns, taps.dilation_w, 0, W)
+        for k in range(8):
+            sums[k] = np.float32(0)
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                at = (i * taps.columns + j) * C + first
+                _add_tap(sums, x, n, h + i * taps.dilation_h, v + j * taps.dilation_w, first, w, at, fours)
+        bits = 0
+        for k in range(8):
+            c = first + k
+            if c < C:
+                total = sums[k]
+                if b.size:
+                    total += b[c]
+                if r.size:
+                    total += r[n, oh, ow, c]
+                if lo < total < hi:
+                    bits |= 1 << k
+                sums[k] = clipped(total, lo, hi)
+                if not fours:
+                    y[n, oh, ow, c] = sums[k]
+        if fours:
+            store_channels((sums[0], sums[1], sums[2], sums[3]), y, n, oh, ow, first)
+            if first + 4 < C:
+                store_channels((sums[4], sums[5], sums[6], sums[7]), y, n, oh, ow, first + 4)
+        if mask.size:
+            mask[n, oh, ow, first // 8] = bits
+
+
+@kernel(
+    *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
+    units=lambda *args: strands_of(args[4]),
+)
+def depthwise_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
+) -> None:
+    """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    targets = targets_of(gy, mask)
+    apart = strands(C)
+    for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
+        n, h, u = at_pixel(unit // apart, H, W)
+        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+        count_w, ow, step_ow, j, step_j = meeting(u + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        for c in range(unit % apart, C, apart):
+            v = np.float32(0)
+            for p in range(count_h):
+                first = (i + p * step_i) * taps.columns + j
+                for q in range(count_w):
+                    weight = w[(first + q * step_j) * C + c]
+                    v += gy[n, oh + p * step_oh, ow + q * step_ow, c] * weight
+            if accumulate:
+                v += gx[n, h, u, c]
+            gx[n, h, u, c] = gated(v, gate, mask, n // targets, h, u, c)

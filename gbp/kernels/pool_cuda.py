@@ -1,0 +1,280 @@
+"""The kernels of `pool.py` on a card.
+
+A thread has some channels of a window, in reverse of a pixel.  Windows of many taps, as of global pools, have
+blocks: their threads share the taps, and what they found is brought together in a tree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, int64
+
+from . import pool
+from .jit import ACTIVATION, INT
+from .jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, device_function_of, kernel
+from .pool import SWITCHES_U8, SWITCHES_U32
+from .rectifier import GATE, MASK, Gate
+from .simd_cuda import at_pixel, gated, targets_of
+from .taps import TAPS, Taps
+from .taps_cuda import inside, meeting, strands, strands_of
+
+#: Windows of more taps have blocks of their own.
+_LARGE = 25
+#: Neighbouring channels of such a block, and threads that share each.
+_ACROSS, _SHARES = (2, 2) if SIMULATED else (8, 64)
+_THREADS = _ACROSS * _SHARES
+
+_counted = device_function_of(pool._counted)
+_count = device_function_of(pool._count, inside=inside)
+_all_whole = device_function_of(pool._all_whole)
+
+
+def _is_large(taps: Taps) -> bool:
+    return taps.rows * taps.columns > _LARGE
+
+
+def _blocks(x: Any, y: Any, *_: Any) -> tuple[int, ...]:
+    N, OH, OW, C = y.shape
+    return (int(N * OH * OW * (-(-C // _ACROSS))),)
+
+
+@device_function
+def _place(block: int, shape: Any) -> Any:
+    """Block of y (N, OH, OW, C): n, oh, ow and its first channel."""
+    across = (shape[3] + _ACROSS - 1) // _ACROSS
+    n, oh, ow = at_pixel(block // across, shape[1], shape[2])
+    return n, oh, ow, block % across * _ACROSS
+
+
+@device_function
+def _exceeds(a: Any, b: Any) -> Any:
+    """Whether a beats b as a maximum: a > b, or a is NaN and b is not."""
+    return a > b or (math.isnan(a) and not math.isnan(b))
+
+
+def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+    """Write the maximum of each window to y, the tap of the first maximum to switches.
+
+    Both are (N, OH, OW, C); every window must hold a pixel.  The first NaN of a window wins.
+    """
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    apart = strands(C)
+    for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
+        n, oh, ow = at_pixel(unit // apart, OH, OW)
+        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        for c in range(unit % apart, C, apart):
+            best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
+            winner = i0 * taps.columns + j0
+            for i in range(i0, i1):
+                for j in range(j0, j1):
+                    v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+                    if _exceeds(v, best):
+                        best, winner = v, i * taps.columns + j
+            y[n, oh, ow, c], switches[n, oh, ow, c] = best, winner
+
+
+def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+    """`_maxpool_fwd` of windows of many taps."""
+    bests, winners = cuda.shared.array(_THREADS, float32), cuda.shared.array(_THREADS, int64)
+    H, W = x.shape[1], x.shape[2]
+    across, share = cuda.threadIdx.x, cuda.threadIdx.y
+    n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
+    c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
+    h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+    i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+    j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+    best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
+    winner = i0 * taps.columns + j0
+    for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
+        i, j = i0 + k // (j1 - j0), j0 + k % (j1 - j0)
+        v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+        if _exceeds(v, best):
+            best, winner = v, i * taps.columns + j
+    at = share * _ACROSS + across
+    bests[at], winners[at] = best, winner
+    step = _SHARES // 2
+    while step:
+        cuda.syncthreads()
+        if share < step:
+            v, tap = bests[at + step * _ACROSS], winners[at + step * _ACROSS]
+            if _exceeds(v, best) or (tap < winner and not _exceeds(best, v)):
+                best, winner = v, tap
+                bests[at], winners[at] = best, winner
+        step //= 2
+    if share == 0 and first + across == c:
+        y[n, oh, ow, c], switches[n, oh, ow, c] = best, winner
+
+
+def _maxpool_bwd(
+    gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
+) -> None:
+    """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
+    apart = strands(C)
+    for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
+        n, h, w = at_pixel(unit // apart, H, W)
+        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        for c in range(unit % apart, C, apart):
+            v = np.float32(0)
+            for p in range(count_h):
+                row, first_tap = oh + p * step_oh, (i + p * step_i) * taps.columns + j
+                for q in range(count_w):
+                    column = ow + q * step_ow
+                    if switches[n // sharing, row, column, c] == first_tap + q * step_j:
+                        v += gy[n, row, column, c]
+            if accumulate:
+                v += gx[n, h, w, c]
+            gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
+
+
+def _maxpool_pair(switches: Any) -> tuple[Callable[..., None], CudaKernel]:
+    given, window = (ACTIVATION, ACTIVATION, switches), (TAPS, INT, INT)
+    small = kernel(*given, *window, units=lambda x, y, *_: strands_of(y))(_maxpool_fwd)
+    large = block_kernel(*given, *window, threads=(_ACROSS, _SHARES), blocks=_blocks)(_large_maxpool_fwd)
+    target = MASK, GATE, ACTIVATION, INT
+    reverse = kernel(ACTIVATION, switches, *target, *window, units=lambda *args: strands_of(args[4]))
+
+    def forward(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+        (large if _is_large(taps) else small)(x, y, switches, taps, top, left)
+
+    return forward, reverse(_maxpool_bwd)
+
+
+maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair(SWITCHES_U8)
+maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair(SWITCHES_U32)
+
+_AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT
+
+
+def averagepool_fwd(
+    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
+) -> None:
+    """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
+    forward = _large_averagepool_fwd if _is_large(taps) else _averagepool_fwd
+    forward(x, y, taps, top, left, bottom, right, include_pad)
+
+
+@device_function
+def _divisor(h: int, w: int, H: int, W: int, taps: Taps, pads: Any, include_pad: int) -> Any:
+    """How many taps count of the window whose tap 0 lies on (h, w)."""
+    low_h, high_h = _counted(H, pads[0], pads[2], include_pad)
+    low_w, high_w = _counted(W, pads[1], pads[3], include_pad)
+    rows = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
+    return np.float32(rows * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
+
+
+@kernel(*_AVERAGES, units=lambda x, y, *_: strands_of(y))
+def _averagepool_fwd(
+    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
+) -> None:
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    apart = strands(C)
+    for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
+        n, oh, ow = at_pixel(unit // apart, OH, OW)
+        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        divisor = _divisor(h, w, H, W, taps, (top, left, bottom, right), include_pad)
+        for c in range(unit % apart, C, apart):
+            total = np.float32(0)
+            for i in range(i0, i1):
+                line = np.float32(0)
+                for j in range(j0, j1):
+                    line += x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+                total += line
+            y[n, oh, ow, c] = total / divisor
+
+
+@block_kernel(*_AVERAGES, threads=(_ACROSS, _SHARES), blocks=_blocks)
+def _large_averagepool_fwd(
+    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
+) -> None:
+    sums = cuda.shared.array(_THREADS, float32)
+    H, W = x.shape[1], x.shape[2]
+    across, share = cuda.threadIdx.x, cuda.threadIdx.y
+    n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
+    c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
+    h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+    i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+    j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+    total = np.float32(0)
+    for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
+        i, j = i0 + k // (j1 - j0), j0 + k % (j1 - j0)
+        total += x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+    at = share * _ACROSS + across
+    sums[at] = total
+    step = _SHARES // 2
+    while step:
+        cuda.syncthreads()
+        if share < step:
+            total += sums[at + step * _ACROSS]
+            sums[at] = total
+        step //= 2
+    if share == 0 and first + across == c:
+        y[n, oh, ow, c] = total / _divisor(h, w, H, W, taps, (top, left, bottom, right), include_pad)
+
+
+@kernel(
+    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT, INT),
+    units=lambda *args: strands_of(args[3]),
+)
+def averagepool_bwd(
+    gy: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    include_pad: int,
+) -> None:
+    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    targets = targets_of(gy, mask)
+    low_h, high_h = _counted(H, top, bottom, include_pad)
+    low_w, high_w = _counted(W, left, right, include_pad)
+    whole = np.float32(1) / np.float32(taps.rows * taps.columns)
+    apart = strands(C)
+    for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
+        n, h, w = at_pixel(unit // apart, H, W)
+        meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+        meets_w, ow, step_ow, _, _ = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        first_h, reach_h = oh * taps.stride_h - top, (meets_h - 1) * step_oh * taps.stride_h
+        first_w, reach_w = ow * taps.stride_w - left, (meets_w - 1) * step_ow * taps.stride_w
+        # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
+        inner = _all_whole(first_h, reach_h, taps.rows, taps.dilation_h, low_h, high_h) and _all_whole(
+            first_w, reach_w, taps.columns, taps.dilation_w, low_w, high_w
+        )
+        for c in range(unit % apart, C, apart):
+            v = np.float32(0)
+            for p in range(meets_h):
+                row = oh + p * step_oh
+                rows = _count(row * taps.stride_h - top, taps.rows, taps.dilation_h, low_h, high_h)
+                for q in range(meets_w):
+                    column = ow + q * step_ow
+                    g = gy[n, row, column, c]
+                    if not inner:
+                        start = column * taps.stride_w - left
+                        columns = _count(start, taps.columns, taps.dilation_w, low_w, high_w)
+                        g *= np.float32(1) / np.float32(rows * columns)
+                    v += g
+            if inner:
+                v *= whole
+            if accumulate:
+                v += gx[n, h, w, c]
+            gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
