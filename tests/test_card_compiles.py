@@ -34,7 +34,8 @@ ON_DEMAND = {
         *(f"{name.lower()}_bwd{i}" for name in SLOPES for i in range(2)),
         *(f"{name.lower()}_choice" for name in CHOICES),
     ],
-} MODULES = [name for _, name, _ in pkgutil.iter_modules(gbp.kernels.__path__) if name.endswith("_cuda")]
+}
+MODULES = [name for _, name, _ in pkgutil.iter_modules(gbp.kernels.__path__) if name.endswith("_cuda")]
 
 
 def kernels_of(name: str) -> Iterator[Any]:

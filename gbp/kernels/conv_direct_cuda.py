@@ -31,6 +31,7 @@ from .simd_cuda import (
     gated,
     load_channel,
     load_channels,
+    load_eight,
     load_four,
     store_channel,
     store_channels,
@@ -227,12 +228,8 @@ def _multiply(shared: Any, half: int, a: Any, b: Any, own: Any) -> None:
     t = cuda.threadIdx.x
     x_at, w_at = half * X_HALF + t // ACROSS * 4, W_START + half * W_HALF + t % ACROSS * 4
     for k in range(DEPTH):
-        at = x_at + k * PIXELS
-        a[0], a[1], a[2], a[3] = load_four(shared, at)
-        a[4], a[5], a[6], a[7] = load_four(shared, at + PIXELS // 2)
-        at = w_at + k * CHANNELS
-        b[0], b[1], b[2], b[3] = load_four(shared, at)
-        b[4], b[5], b[6], b[7] = load_four(shared, at + CHANNELS // 2)
+        load_eight(shared, x_at + k * PIXELS, PIXELS // 2, a)
+        load_eight(shared, w_at + k * CHANNELS, CHANNELS // 2, b)
         add_products(a, b, own)
 
 

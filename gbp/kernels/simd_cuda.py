@@ -109,23 +109,33 @@ if SIMULATED:
         x[n, h, w, c] = value
 
     def load_four(x: Any, i: int) -> Any:
-        return tuple(x[i + k] for k in range(4))
+        return x[i : i + 4]
 
     def store_four(values: Any, x: Any, i: int) -> None:
-        for k in range(4):
-            x[i + k] = values[k]
+        x[i : i + 4] = values
 
     def load_channels(x: Any, n: int, h: int, w: int, c: int) -> Any:
-        return tuple(x[n, h, w, c + k] for k in range(4))
+        return x[n, h, w, c : c + 4]
 
     def store_channels(values: Any, x: Any, n: int, h: int, w: int, c: int) -> None:
-        for k in range(4):
-            x[n, h, w, c + k] = values[k]
+        x[n, h, w, c : c + 4] = values
+
+    def load_eight(x: Any, i: int, step: int, a: Any) -> None:
+        a[:4], a[4:] = x[i : i + 4], x[i + step : i + step + 4]
 
     def add_products(a: Any, b: Any, own: Any) -> None:
-        own += np.outer(a, b).ravel()
+        own += np.multiply.outer(a, b).ravel()
 
 else:
+    load_four, store_four = _load_four, _store_four
+    load_channel, store_channel = _load_channel, _store_channel
+    load_channels, store_channels = _load_channels, _store_channels
+
+    @device_function
+    def load_eight(x: Any, i: int, step: int, a: Any) -> None:
+        """Two fours, `step` apart, to a."""
+        a[0], a[1], a[2], a[3] = load_four(x, i)
+        a[4], a[5], a[6], a[7] = load_four(x, i + step)
 
     @device_function
     def add_products(a: Any, b: Any, own: Any) -> None:
@@ -133,10 +143,6 @@ else:
         for i in range(8):
             for j in range(8):
                 own[8 * i + j] += a[i] * b[j]
-
-    load_four, store_four = _load_four, _store_four
-    load_channel, store_channel = _load_channel, _store_channel
-    load_channels, store_channels = _load_channels, _store_channels
 
 
 @device_function
