@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ _MOST_BLOCKS = 1 if SIMULATED else 2**16
 
 #: Called by kernels, and by nothing else.  It may name what is in its module, but nothing of `cuda`.
 device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
+
+
+def device_function_of(function: Any, **named: Any) -> Any:
+    """A device function of the CPU for the card, in which these global names stand for other functions."""
+    source = function.py_func
+    return device_function(FunctionType(source.__code__, source.__globals__ | named, source.__name__))
 
 
 class CudaKernel:
@@ -78,6 +85,24 @@ def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callabl
         return (min(_MOST_BLOCKS, -(-units(*args) // _BLOCK)),), (_BLOCK,)
 
     return lambda function: CudaKernel(function, argument_types, grid)
+
+
+def kernel_from(
+    template: Any, name: str, *argument_types: Any, units: Callable[..., int], **others: Any
+) -> CudaKernel:
+    """`template` as a kernel of its own in which these global names stand for others."""
+    return kernel(*argument_types, units=units)(_renamed(template, name, others))
+
+
+def device_copy(function: Any, name: str) -> Any:
+    """A device function of the same code under a name of its own: by names Numba tells machine code apart."""
+    return device_function(_renamed(function, name, {}))
+
+
+def _renamed(function: Any, name: str, others: dict[str, Any]) -> Any:
+    copy = FunctionType(function.__code__, function.__globals__ | others, name)
+    copy.__qualname__, copy.__doc__ = name, function.__doc__
+    return copy
 
 
 def block_kernel(
