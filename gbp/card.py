@@ -173,7 +173,15 @@ class Card(Device):
     def _put(self, launch: Launch, stream: Any) -> None:
         kernel, blocks, threads, args = launch
         if SIMULATED:
-            simulate(kernel.function, blocks, threads, kernel.shared_bytes, kernel.together, args)
+            simulate(
+                kernel.function,
+                blocks,
+                threads,
+                kernel.shared_bytes,
+                kernel.together,
+                kernel.argument_types,
+                args,
+            )
         else:
             kernel.dispatcher[blocks, threads, stream, kernel.shared_bytes](*args)
 
@@ -340,7 +348,10 @@ class CudaArray(NDArrayOperatorsMixin):
         return self._view(self.shadow.transpose(*axes))
 
     def fill(self, value: float) -> None:
-        fill(_merged(self)[0], value)
+        if self.dtype != np.float32 and value:
+            raise TypeError(f"only zeros are filled into {self.dtype}")
+        zeros = self if self.dtype == np.float32 else self.view(np.float32)  # which are zeros of any type
+        fill(_merged(zeros)[0], value)
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("an array on the card is read by Card.read alone")

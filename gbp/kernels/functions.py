@@ -50,6 +50,11 @@ _ERFC = (
 _LOG = (1 / 15, 1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0)
 #: ln 2 in two parts, of which k times the first is exact.
 _LN2 = (0.693359375, -2.12194440e-4)
+_LOG2_E = 1 / math.log(2)
+_ROOT_HALF = math.sqrt(0.5)
+#: The normal density at 0; and twice the slope of the inside of Gelu's tanh.
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+_GELU_RISE = math.sqrt(8 / math.pi)
 _SHIFT = 12582912.0  # 1.5·2²³: a float this large has no room for a fraction
 
 
@@ -83,7 +88,7 @@ def _within(x: Any, lo: float, hi: float) -> Any:
 def _exp(x: Any) -> Any:
     """eˣ = 2ᵏ·eʳ with k whole and |r| ≤ ½ ln 2; 0 below −87.3, infinity above 88.3."""
     inside = _smaller(_larger(x, _number(-87.3)), _number(88.3))
-    shifted = fma(inside, _number(1 / math.log(2)), _number(_SHIFT))
+    shifted = fma(inside, _number(_LOG2_E), _number(_SHIFT))
     k = shifted - _SHIFT
     r = fma(k, _number(-_LN2[1]), fma(k, _number(-_LN2[0]), inside))
     y = fma(polynomial(r, _EXP), r * r, r) + 1.0
@@ -135,7 +140,7 @@ def _expm1(x: Any) -> Any:
 @device_function
 def _normal(x: Any) -> Any:
     """Φ(x) = ½ erfc(−x/√2), the smaller of Φ(x) and Φ(−x) exact to some digits of its own."""
-    z = _absolute(x) * math.sqrt(0.5)
+    z = _absolute(x) * _ROOT_HALF
     t = 1.0 / (1.0 + 0.5 * z)
     tail = 0.5 * t * _exp(polynomial(t, _ERFC) - z * z)
     return select(above(x, zeros()), 1.0 - tail, tail)
@@ -169,20 +174,20 @@ def _swish_slope(x: Any, p: float) -> Any:
 
 @device_function
 def _gelu_slope(x: Any) -> Any:
-    return _normal(x) + x * _exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return _normal(x) + x * _exp(-0.5 * x * x) * _DENSITY
 
 
 @device_function
 def _gelu_inner(x: Any) -> Any:
     """½(1 + tanh u) = σ(2u); this is 2u."""
-    return fma(x * x, _number(0.044715), _number(1)) * x * math.sqrt(8 / math.pi)
+    return fma(x * x, _number(0.044715), _number(1)) * x * _GELU_RISE
 
 
 @device_function
 def _gelu_tanh_slope(x: Any) -> Any:
     inside = _smaller(_larger(x, _number(-32)), _number(32))  # beyond, the product would be 0·∞
     u = _gelu_inner(inside)
-    rise = fma(inside * inside, _number(3 * 0.044715), _number(1)) * math.sqrt(8 / math.pi)
+    rise = fma(inside * inside, _number(3 * 0.044715), _number(1)) * _GELU_RISE
     return _sigmoid(u) + inside * rise * _sigmoid_slope(u)
 
 

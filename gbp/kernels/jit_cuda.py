@@ -143,6 +143,24 @@ def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callabl
     return lambda function: CudaKernel(function, argument_types, grid)
 
 
+def kernel_from(
+    template: Any, name: str, *argument_types: Any, units: Callable[..., int], **others: Any
+) -> CudaKernel:
+    """`template` as a kernel of its own in which these global names stand for others."""
+    return kernel(*argument_types, units=units)(_renamed(template, name, others))
+
+
+def device_copy(function: Any, name: str) -> Any:
+    """A device function of the same code under a name of its own: by names Numba tells machine code apart."""
+    return device_function(_renamed(function, name, {}))
+
+
+def _renamed(function: Any, name: str, others: dict[str, Any]) -> Any:
+    copy = FunctionType(function.__code__, function.__globals__ | others, name)
+    copy.__qualname__, copy.__doc__ = name, function.__doc__
+    return copy
+
+
 def block_kernel(
     *argument_types: Any,
     threads: Sequence[int],

@@ -16,7 +16,7 @@ MOVED = types.Array(types.float32, MOVED_AXES, "A")
 
 
 @device_function
-def _index(i: int, shape: Any) -> Any:
+def index_of(i: int, shape: Any) -> Any:
     """Element i in the order of the index."""
     f, i = i % shape[5], i // shape[5]
     e, i = i % shape[4], i // shape[4]
@@ -29,14 +29,14 @@ def _index(i: int, shape: Any) -> Any:
 def fill(y: Any, value: float) -> None:
     """Write the value to all of y."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
-        y[_index(i, y.shape)] = value
+        y[index_of(i, y.shape)] = value
 
 
 @kernel(MOVED, MOVED, units=lambda x, y: elements_of(y))
 def copy(x: Any, y: Any) -> None:
     """Write y = x."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
-        at = _index(i, y.shape)
+        at = index_of(i, y.shape)
         y[at] = x[at]
 
 
@@ -44,7 +44,7 @@ def copy(x: Any, y: Any) -> None:
 def add(y: Any, a: Any, b: Any) -> None:
     """Write y = a + b; y may be either."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
-        at = _index(i, y.shape)
+        at = index_of(i, y.shape)
         y[at] = a[at] + b[at]
 
 
@@ -52,7 +52,7 @@ def add(y: Any, a: Any, b: Any) -> None:
 def subtract(y: Any, a: Any, b: Any) -> None:
     """Write y = a − b; y may be either."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
-        at = _index(i, y.shape)
+        at = index_of(i, y.shape)
         y[at] = a[at] - b[at]
 
 
@@ -60,5 +60,5 @@ def subtract(y: Any, a: Any, b: Any) -> None:
 def multiply(y: Any, a: Any, b: Any) -> None:
     """Write y = a · b; y may be either."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
-        at = _index(i, y.shape)
+        at = index_of(i, y.shape)
         y[at] = a[at] * b[at]

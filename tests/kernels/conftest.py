@@ -14,9 +14,10 @@ from gbp.kernels.jit import Kernel
 
 def _root(x: NDArray[Any]) -> NDArray[Any]:
     """The array in whose memory x lies."""
-    while isinstance(x.base, np.ndarray):
-        x = x.base
-    return x
+    root, owner = x, x.base
+    while hasattr(owner, "base"):  # an array, or what `as_strided` puts in between
+        root, owner = owner if isinstance(owner, np.ndarray) else root, owner.base
+    return root
 
 
 def run_twin(kernel: Kernel, *args: Any) -> None:

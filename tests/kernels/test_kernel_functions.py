@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import CHANNELS, Guarded, assert_close, check_forward, check_reverse, noise
+from harness import CHANNELS, ON_CARD, Guarded, assert_close, check_forward, check_reverse, noise
 from numpy.lib.stride_tricks import as_strided
 from oracle.functions import FORMULAS, derivative
 
@@ -27,6 +27,7 @@ DOMAINS: dict[str, Any] = {
     **dict.fromkeys(("Asin", "Acos", "Atanh", "Tan"), lambda x: np.tanh(x) * np.float32(0.9)),
     "Acosh": lambda x: np.abs(x) + np.float32(1.1),
 }
+WIDTHS = (3, 17) if ON_CARD else CHANNELS
 
 
 def formula(name: str) -> Any:
@@ -50,7 +51,7 @@ def inputs(name: str, x: Any) -> Any:
 def test_function(name: str) -> None:
     fwd, bwd = function_kernels(name)
     f, (p, q) = formula(name), numbers(name)
-    for C in CHANNELS:
+    for C in WIDTHS:
         x, gy = inputs(name, 2 * noise(2, 3, 2, C)), noise(6, 3, 2, C, seed=1)
 
         def run(samples: slice, threads: int, x: Any = x) -> Any:

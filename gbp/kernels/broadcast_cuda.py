@@ -1,0 +1,116 @@
+"""The kernels of `broadcast.py` on a card.
+
+Writing through strides of 0 sums over the axes that were broadcast: a thread has an element of gx to itself,
+and adds what falls on it in the order of the index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+
+from .broadcast import BROADCAST
+from .jit_cuda import device_function, kernel
+from .moves_cuda import add, index_of, multiply
+from .simd_cuda import targets_of
+
+
+def add_fwd(x0: Any, x1: Any, y: Any) -> None:
+    """Write y = x0 + x1, all of one shape; y may be either."""
+    add(y, x0, x1)
+
+
+def mul_fwd(x0: Any, x1: Any, y: Any) -> None:
+    """Write y = x0 · x1, all of one shape; y may be either."""
+    multiply(y, x0, x1)
+
+
+def elements_apart(gx: Any) -> int:
+    """Units of work of a kernel that has one for each element of gx, which is (N, …) of six axes."""
+    count = int(gx.shape[0])
+    for size, stride in zip(gx.shape[1:], gx.strides[1:], strict=True):
+        count *= size if stride else 1
+    return count
+
+
+@device_function
+def sizes_apart(shape: Any, strides: Any) -> Any:
+    """The shape of the elements that lie apart; the batch's always do."""
+    return (
+        shape[0],
+        shape[1] if strides[1] else 1,
+        shape[2] if strides[2] else 1,
+        shape[3] if strides[3] else 1,
+        shape[4] if strides[4] else 1,
+        shape[5] if strides[5] else 1,
+    )
+
+
+@device_function
+def product_of(shape: Any) -> Any:
+    return shape[0] * shape[1] * shape[2] * shape[3] * shape[4] * shape[5]
+
+
+@device_function
+def next_on_it(at: Any, shape: Any, strides: Any) -> Any:
+    """The next index, in its order, that falls on the same element; of the last one the first."""
+    n, a, b, c, d, e = at
+    if not strides[5]:
+        e += 1
+        if e < shape[5]:
+            return n, a, b, c, d, e
+        e = 0
+    if not strides[4]:
+        d += 1
+        if d < shape[4]:
+            return n, a, b, c, d, e
+        d = 0
+    if not strides[3]:
+        c += 1
+        if c < shape[3]:
+            return n, a, b, c, d, e
+        c = 0
+    if not strides[2]:
+        b += 1
+        if b < shape[2]:
+            return n, a, b, c, d, e
+        b = 0
+    if not strides[1]:
+        a += 1
+        if a < shape[1]:
+            return n, a, b, c, d, e
+        a = 0
+    return n, a, b, c, d, e
+
+
+@kernel(BROADCAST, BROADCAST, units=lambda gy, gx: elements_apart(gx))
+def add_bwd(gy: Any, gx: Any) -> None:
+    """Add gy to gx, of one shape."""
+    shape, strides = gx.shape, gx.strides
+    apart = sizes_apart(shape, strides)
+    cells = product_of(apart)
+    for i in range(cuda.grid(1), cells, cuda.gridsize(1)):
+        at = index_of(i, apart)
+        total = gx[at]
+        for _ in range(gx.size // cells):
+            total += gy[at]
+            at = next_on_it(at, shape, strides)
+        gx[at] = total
+
+
+@kernel(BROADCAST, BROADCAST, BROADCAST, units=lambda gy, other, gx: elements_apart(gx))
+def mul_bwd(gy: Any, other: Any, gx: Any) -> None:
+    """Add gy · other to gx; gy and gx have N·K rows, `other` N."""
+    shape, strides = gx.shape, gx.strides
+    apart = sizes_apart(shape, strides)
+    cells = product_of(apart)
+    sharing = targets_of(gy, other)
+    for i in range(cuda.grid(1), cells, cuda.gridsize(1)):
+        at = index_of(i, apart)
+        total = gx[at]
+        for _ in range(gx.size // cells):
+            n, a, b, c, d, e = at
+            total += gy[at] * other[n // sharing, a, b, c, d, e]
+            at = next_on_it(at, shape, strides)
+        gx[at] = total

@@ -1,0 +1,125 @@
+"""The kernels of `functions.py` on a card, of the same table: a thread for each element."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from . import functions
+from .functions import NUMBERS, VECTORS
+from .jit import ACTIVATION, FLOAT, INT
+from .jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel, kernel_from
+from .lane_cuda import names_of_lane, of_lane
+from .rectifier import GATE, MASK, Gate
+from .simd_cuda import at_pixel, gated, targets_of
+
+_library: Any = np if SIMULATED else import_module("numba.cuda.libdevice")
+#: Those of `NUMBERS` that are NumPy's, which Numba has not for cards.
+_OWN: dict[str, Any] = {
+    "Sign": lambda x, p, q: x if x == 0 or math.isnan(x) else math.copysign(1.0, x),
+    "Floor": lambda x, p, q: _library.floor(x),
+    "Ceil": lambda x, p, q: _library.ceil(x),
+    "Round": lambda x, p, q: _library.rint(x),
+}
+_FUNCTIONS = {name.lower(): name for name in (*VECTORS, *NUMBERS)}
+_NAMES = names_of_lane(functions)
+
+
+def __getattr__(name: str) -> CudaKernel:
+    """The twin of a kernel that `function_kernels` makes."""
+    function, _, way = name.rpartition("_")
+    if function not in _FUNCTIONS or way not in ("fwd", "bwd"):
+        raise AttributeError(f"{__name__} has no kernel {name}")
+    return _twin(_FUNCTIONS[function], way)
+
+
+@cache
+def _twin(function: str, way: str) -> CudaKernel:
+    name = f"{function.lower()}_{way}"
+    value, slope = VECTORS.get(function) or NUMBERS[function]
+    formula = _OWN.get(function, value) if way == "fwd" else slope
+    f: Any
+    number: Any
+    if function in VECTORS:
+        f, number = of_lane(formula, f"{name}_formula", _NAMES), np.float32
+    else:
+        f, number = device_copy(formula, f"{name}_formula"), np.float64
+    given = ACTIVATION, FLOAT, FLOAT
+    if way == "fwd":
+        return kernel_from(
+            *(_fwd, name, *given, ACTIVATION),
+            units=lambda *args: elements_of(args[3]),
+            value=f,
+            number=number,
+        )
+    return kernel_from(
+        *(_bwd, name, ACTIVATION, *given, MASK, GATE, ACTIVATION, INT),
+        units=lambda *args: elements_of(args[6]),
+        slope=f,
+        number=number,
+    )
+
+
+#: What a row of the tables is called in the templates below, and the type that it computes with.
+value: Any = None
+slope: Any = None
+number: Any = None
+
+
+def _fwd(x: Any, p: float, q: float, y: Any) -> None:
+    """Write y = f(x)."""
+    N, H, W, C = y.shape
+    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
+        n, h, w = at_pixel(i // C, H, W)
+        c = i % C
+        y[n, h, w, c] = value(number(x[n, h, w, c]), number(p), number(q))
+
+
+def _bwd(gy: Any, x: Any, p: float, q: float, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
+        n, h, w = at_pixel(i // C, H, W)
+        c = i % C
+        v = gy[n, h, w, c] * slope(number(x[n // sharing, h, w, c]), number(p), number(q))
+        if accumulate:
+            v = v + gx[n, h, w, c]
+        gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, h, w, c)
+
+
+@kernel(ACTIVATION, ACTIVATION, ACTIVATION, units=lambda x, slopes, y: elements_of(y))
+def prelu_fwd(x: Any, slopes: Any, y: Any) -> None:
+    """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
+    N, H, W, C = y.shape
+    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
+        n, h, w = at_pixel(i // C, H, W)
+        c = i % C
+        v = x[n, h, w, c]
+        y[n, h, w, c] = v * slopes[0, h, w, c] if v < 0 else v
+
+
+@kernel(
+    *(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT),
+    units=lambda *args: elements_of(args[5]),
+)
+def prelu_bwd(gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
+    the gate.  gx may be gy.
+    """
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
+    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
+        n, h, w = at_pixel(i // C, H, W)
+        c = i % C
+        v = gy[n, h, w, c]
+        if not x[n // sharing, h, w, c] > 0:
+            v = v * slopes[0, h, w, c]
+        if accumulate:
+            v = v + gx[n, h, w, c]
+        gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)

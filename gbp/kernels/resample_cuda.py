@@ -1,0 +1,47 @@
+"""The kernel of `resample.py` on a card: a thread for each element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from .jit import DENSE, INT
+from .jit_cuda import elements_of, kernel
+from .rectifier import GATE, Gate
+from .resample import _PART, AROUND, AROUND_MASK, STARTS, TAPS
+from .simd_cuda import targets_of
+
+
+@kernel(
+    *(AROUND, STARTS, TAPS, DENSE, AROUND_MASK, GATE, AROUND, INT), units=lambda *args: elements_of(args[6])
+)
+def resample(
+    x: Any, starts: Any, taps: Any, weights: Any, mask: Any, gate: Gate, y: Any, accumulate: int
+) -> None:
+    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x."""
+    N, P, O, M, C = y.shape
+    targets = targets_of(y, mask)
+    for i in range(cuda.grid(1), N * P * O * M * C, cuda.gridsize(1)):
+        c, line = i % C, i // C
+        m, line = line % M, line // M
+        o, line = line % O, line // O
+        n, p = line // P, line % P
+        stop = starts[o + 1]
+        v, lost = np.float32(0), np.float32(0)
+        for part in range(starts[o], stop, _PART):
+            s = np.float32(0)
+            for k in range(part, min(part + _PART, stop)):
+                s += weights[k] * x[n, p, taps[k], m, c]
+            s = s - lost
+            total = v + s
+            lost = (total - v) - s
+            v = total
+        if accumulate:
+            v = v + y[n, p, o, m, c]
+        if gate.forward and not (mask[n // targets, p, o, m, c // 8] >> (c % 8)) & 1:
+            v = np.float32(0)
+        if gate.gradient and v <= 0:
+            v = np.float32(0)
+        y[n, p, o, m, c] = v

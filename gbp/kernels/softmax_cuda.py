@@ -1,0 +1,98 @@
+"""The kernels of `softmax.py` on a card: a thread for each pixel, for scores are few."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from .jit import ACTIVATION, INT
+from .jit_cuda import device_function, kernel
+from .rectifier import GATE, MASK, Gate
+from .simd_cuda import at_pixel, gated, targets_of
+
+
+def _pixels_of(y: Any) -> int:
+    N, H, W, _ = y.shape
+    return int(N * H * W)
+
+
+@device_function
+def _maximum_and_sum(x: Any, n: int, h: int, w: int) -> Any:
+    """Return max x and Σ exp(x − max x) of one pixel, both float64."""
+    C = x.shape[3]
+    highest = -math.inf
+    for c in range(C):
+        highest = max(highest, np.float64(x[n, h, w, c]))
+    total = 0.0
+    for c in range(C):
+        total += math.exp(x[n, h, w, c] - highest)
+    return highest, total
+
+
+@device_function
+def _pixel_in(mask: Any, p: int) -> Any:
+    """(h, w) of pixel p, counted through the batch, in a mask whose pixels may have other axes than gx's."""
+    H, W = max(1, mask.shape[1]), max(1, mask.shape[2])
+    return p // W % H, p % W
+
+
+@kernel(ACTIVATION, ACTIVATION, units=lambda x, y: _pixels_of(y))
+def softmax_fwd(x: Any, y: Any) -> None:
+    """Write y, which may be x."""
+    N, H, W, C = y.shape
+    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
+        n, h, w = at_pixel(p, H, W)
+        highest, total = _maximum_and_sum(x, n, h, w)
+        for c in range(C):
+            y[n, h, w, c] = math.exp(x[n, h, w, c] - highest) / total
+
+
+@kernel(ACTIVATION, ACTIVATION, units=lambda x, y: _pixels_of(y))
+def logsoftmax_fwd(x: Any, y: Any) -> None:
+    """Write y, which may be x."""
+    N, H, W, C = y.shape
+    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
+        n, h, w = at_pixel(p, H, W)
+        highest, total = _maximum_and_sum(x, n, h, w)
+        logarithm = math.log(total)
+        for c in range(C):
+            y[n, h, w, c] = x[n, h, w, c] - highest - logarithm
+
+
+@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
+def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, y), targets_of(gy, mask)
+    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
+        n, h, w = at_pixel(p, H, W)
+        m, (mask_h, mask_w) = n // sharing, _pixel_in(mask, p)
+        mean = 0.0
+        for c in range(C):
+            mean += np.float64(gy[n, h, w, c]) * y[m, h, w, c]
+        for c in range(C):
+            v = y[m, h, w, c] * (gy[n, h, w, c] - mean)
+            if accumulate:
+                v = v + gx[n, h, w, c]
+            gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, mask_h, mask_w, c)
+
+
+@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
+def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    N, H, W, C = gx.shape
+    sharing, targets = targets_of(gy, y), targets_of(gy, mask)
+    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
+        n, h, w = at_pixel(p, H, W)
+        m, (mask_h, mask_w) = n // sharing, _pixel_in(mask, p)
+        total = 0.0
+        for c in range(C):
+            total += gy[n, h, w, c]
+        for c in range(C):
+            v = gy[n, h, w, c] - math.exp(np.float64(y[m, h, w, c])) * total
+            if accumulate:
+                v = v + gx[n, h, w, c]
+            gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, mask_h, mask_w, c)
