@@ -144,3 +144,25 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
         x[np.array([0, 1])]
     with pytest.raises(TypeError):
         x[0] = np.ones((3, 4, 5), np.float32)
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 64), (128, 64), (128, 128)])
+def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
+    """Those of a real card, which the simulator's other tests replace by a small one."""
+    from gbp.card import card
+    from gbp.kernels import conv_direct_cuda as conv
+    from gbp.kernels.rectifier import Gate
+    from gbp.kernels.taps import Taps
+
+    N, C, O = 1, 10, 37
+    x, r = card().upload(noise((N, 9, 11, C), seed=0)), card().upload(noise((N, 9, 11, O), seed=1))
+    w, b = card().upload(conv.pack(noise((O, C, 3, 3), seed=2))), card().upload(noise((O,), seed=3))
+    taps = Taps(3, 3, 1, 1, 1, 1)
+    results = []
+    for forward, reverse in (conv.KERNELS[conv.TILES[0]], conv._kernels(conv.Tile(*tile))):
+        y, gx = card().empty((N, 9, 11, O)), card().upload(noise((N, 9, 11, O), seed=4))
+        mask = card().empty((N, 9, 11, -(-O // 8)), np.uint8)
+        forward(x, w, b, r, y, mask, taps, 1, 1, 0.0, np.inf, 0, 0)
+        reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 1, 1, 0, 0)
+        results.append(b"".join(card().read(array).tobytes() for array in (y, mask, gx)))
+    assert results[0] == results[1]

@@ -49,6 +49,11 @@ class _Block(FakeCUDAModule):
     def shared(self) -> Any:
         return self.memory
 
+    def syncthreads(self) -> None:
+        thread = threading.current_thread()
+        if isinstance(thread, _Cooperating):  # else there is but one
+            thread.syncthreads()
+
 
 class _Cooperating(threading.Thread):
     """A thread of a block, which runs only in its turn: until it waits for the others, or is done."""
@@ -56,7 +61,9 @@ class _Cooperating(threading.Thread):
     def __init__(self, run: Callable[[], None]) -> None:
         super().__init__(daemon=True)
         self._work = run
-        self._mine, self._others = threading.Semaphore(0), threading.Semaphore(0)
+        self._mine, self._others = threading.Lock(), threading.Lock()
+        self._mine.acquire()
+        self._others.acquire()
         self.error: BaseException | None = None
         self.done = False
 
@@ -93,7 +100,7 @@ def simulate(
     for block in product(*map(range, _three(blocks))):
         module = _Block(blocks, threads, shared_bytes)
         with _running, swapped_cuda_module(function, module), np.errstate(all="ignore"):
-            if together:
+            if together and len(indices) > 1:
                 _together(function, block, indices, args)
             else:
                 for index in indices:
