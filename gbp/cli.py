@@ -100,13 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         help="at SiLU and others that no paper's rule speaks of: gradient (default) or rectify",
     )
     _add_algorithm(explain)
-    explain.add_argument("--device", default="cpu", help="default: cpu")
+    explain.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     _add_preprocessing(explain)
 
     warmup = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
     warmup.set_defaults(run=_warmup)
     warmup.add_argument("models", metavar="MODEL.onnx", nargs="+")
     _add_ends(warmup)
+    warmup.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     warmup.add_argument("--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open")
 
     inspect = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
@@ -396,7 +397,7 @@ def _warmup(arguments: argparse.Namespace) -> int:
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
-            kernels = Explainer(model, **_ends(arguments)).warmup(arguments.size)
+            kernels = Explainer(model, **_ends(arguments), device=arguments.device).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
         print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
     print(f"All are kept in {CACHE_DIRECTORY}")

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
-from .device import device_named
+from .device import CPU, device_named
 from .errors import InputError, ModelError, OutOfMemoryError
 from .graph import Shape
 from .image import Preprocess, is_array_file, read_array, read_image
@@ -222,7 +222,7 @@ class Explainer:
         plan, _ = self._plan(shape)
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
-        for call in plan.calls:
+        for call in plan.calls if self._device is CPU else ():
             for kernel in call.step.kernels:
                 kernel.compile()
         for rule in RULES.values():

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from test_ops import FRAMES, noise, safe_run
 
 from gbp import Explainer, GbpError, UnsupportedError
+from gbp.card import Card, card
+from gbp.device import CPU
 from gbp.errors import OutOfMemoryError
+from gbp.kernels import conv_direct_cuda as conv
+from gbp.kernels.rectifier import Gate
+from gbp.kernels.taps import Taps
+from gbp.load import build as build_graph
+from gbp.load import open_model
+from gbp.plan import Plan
+from gbp.source import Choice
+from gbp.tape import Pool, Tape
 
 
 @pytest.mark.parametrize(("name", "frame", "rule"), list(zip(CASES, cycle(FRAMES), cycle(RULES[::-1]))))
@@ -61,6 +71,33 @@ def test_demo_model_explains_as_on_the_cpu(rule: str) -> None:
     assert error <= 1e-5
 
 
+def units(bits: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """The bits of a mask, without those that fill up the last byte."""
+    return np.unpackbits(bits, axis=-1, bitorder="little")[..., :channels].copy()
+
+
+DECIDING = [name for name in CASES if name.startswith(("max", "Max", "relu", "depthwise", "clip", "conv in"))]
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_masks_and_switches_are_those_of_the_cpu(name: str) -> None:
+    model, run = safe_run(CASES[name], FRAMES["between rectifiers"])
+    x = run.values[run.image].astype(np.float32)
+    kept = []
+    for device in (CPU, card()):
+        graph = build_graph(open_model(model, Choice(run.output)), x.shape)
+        with Tape(Plan.build(graph, device=device), x, Pool(), 2, device) as tape:
+            switches = [run.saved.switches for run in tape._forward.runs if run.call.step.switches]
+            masks = tape._forward.masks.items()
+            kept.append(
+                [units(device.read(bits), tape._plan.tensors[name].row) for name, bits in masks]
+                + [device.read(array).copy() for array in switches]
+            )
+    assert kept[0]
+    for on_cpu, on_card in zip(*kept, strict=True):
+        assert on_cpu.tobytes() == on_card.tobytes()
+
+
 def test_bits_depend_on_neither_batch_nor_targets_nor_repetition() -> None:
     model, x = small_net()
     explainer = Explainer(model, device="cuda")
@@ -95,8 +132,6 @@ def test_several_explainers_share_the_card() -> None:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """[bytes]: what the card has for one array; more is out of memory, as a card would say it."""
-    from gbp.card import Card
-
     limit, empty = [2**40], Card.empty
 
     def limited(self: Card, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
@@ -129,8 +164,6 @@ def test_out_of_memory_says_what_was_needed(room: list[int]) -> None:
 
 
 def test_arrays_never_leave_the_card_in_silence() -> None:
-    from gbp.card import card
-
     x = card().upload(noise((2, 3, 4, 5), seed=0))
     for read in (
         np.asarray,
@@ -149,11 +182,6 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
 @pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 64), (128, 64), (128, 128)])
 def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
     """Those of a real card, which the simulator's other tests replace by a small one."""
-    from gbp.card import card
-    from gbp.kernels import conv_direct_cuda as conv
-    from gbp.kernels.rectifier import Gate
-    from gbp.kernels.taps import Taps
-
     N, C, O = 1, 10, 37
     x, r = card().upload(noise((N, 9, 11, C), seed=0)), card().upload(noise((N, 9, 11, O), seed=1))
     w, b = card().upload(conv.pack(noise((O, C, 3, 3), seed=2))), card().upload(noise((O,), seed=3))
