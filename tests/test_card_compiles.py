@@ -5,6 +5,7 @@ The simulator takes what Numba's type inference would refuse.
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,14 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import SIMULATED
 
 import gbp.kernels
 from gbp.kernels.binary import CHOICES, SLOPES, VALUES
 from gbp.kernels.functions import NUMBERS, VECTORS
 
 pytestmark = pytest.mark.skipif(
-    SIMULATED or find_spec("numba_cuda") is None, reason="needs numba-cuda, without the simulator"
+    os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" or find_spec("numba_cuda") is None,
+    reason="needs numba-cuda, without the simulator",
 )
 
 #: Compute capability: what CUDA 12 still knows, and a recent one.
