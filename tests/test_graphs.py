@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gbp import Attribution, Explainer, passes, tape
+from gbp import Attribution, Explainer, device, passes
 from gbp.kernels.memory import aligned
 from gbp.ops.conv import ALGORITHMS
 from gbp.passes.drop_dead import drop_dead
@@ -484,7 +484,7 @@ def assert_same(a: Attribution, b: Attribution) -> None:
 @given(networks(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=500)
 def test_engine_equals_oracle(net: Network, rule: str, algorithm: str) -> None:
-    with mock.patch.object(tape, "aligned", poisoned):
+    with mock.patch.object(device, "aligned", poisoned):
         assert_agree(Explainer(net.model, algorithm=algorithm), safe_run(net), rule, net.target)
 
 

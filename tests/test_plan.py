@@ -13,7 +13,7 @@ from agreement import RULES, SAFE, assert_agree
 from builder import Builder
 from test_graphs import poisoned
 
-from gbp import Explainer, tape
+from gbp import Explainer, device
 from gbp.load import build, open_model
 from gbp.ops.concat import ConcatStep, TakeStep
 from gbp.ops.op import view
@@ -44,7 +44,7 @@ def check(model: onnx.ModelProto, seed: int, output: str | None = None) -> bool:
     scores = run.values[run.output]
     target = np.random.default_rng(1).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) and vjp.obeys for _, vjp in run.steps)
-    with mock.patch.object(tape, "aligned", poisoned):
+    with mock.patch.object(device, "aligned", poisoned):
         for rule in RULES if rectifies else ("vanilla",):
             assert_agree(Explainer(model, output=output), run, rule, target, output)
     return True
@@ -186,7 +186,7 @@ def test_where_nobody_contributes_the_gradient_is_0(name: str) -> None:
 def test_a_view_is_never_a_copy() -> None:
     part = np.zeros((2, 4, 8))[:, :, :3]
     assert np.shares_memory(view(part, 2, 2, 2, 3), part)
-    with pytest.raises(AssertionError, match="without a copy"):
+    with pytest.raises(ValueError, match="copy"):
         view(part, 2, 12)
 
 

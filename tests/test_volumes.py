@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graphs import CLASSES, REPRODUCIBLE, Draw, Move, Network, any_of, assert_same, poisoned, safe_run
 
-from gbp import Explainer, tape
+from gbp import Explainer, device
 from gbp.ops.conv import ALGORITHMS
 
 MOST_PIXELS = 300
@@ -156,7 +156,7 @@ def volumes(draw: Draw) -> Network:
 @given(volumes(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=100)
 def test_engine_equals_oracle(net: Network, rule: str, algorithm: str) -> None:
-    with mock.patch.object(tape, "aligned", poisoned):
+    with mock.patch.object(device, "aligned", poisoned):
         assert_agree(Explainer(net.model, algorithm=algorithm), safe_run(net), rule, net.target)
 
 
