@@ -74,7 +74,7 @@ def _copy(x: Any, y: Any) -> None:
         y[i] = x[i]
 
 
-def event_medians(device: Card, calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+def event_medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
     """Seconds of each call between CUDA events on the streams that they use, taken in turn."""
     taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
@@ -92,10 +92,10 @@ def timed_here(device: Card, run: Callable[[], Any]) -> Callable[[], float]:
     start, stop = cuda.event(), cuda.event()
 
     def call() -> float:
-        start.record(device.stream)
+        start.record(device.numba_stream)
         with device.running():
             run()
-        stop.record(device.stream)
+        stop.record(device.numba_stream)
         stop.synchronize()
         return float(start.elapsed_time(stop)) / 1e3
 
@@ -123,7 +123,7 @@ def ceilings(device: Card) -> dict[str, float]:
     y.fill(1e-3)
     a.fill(1.0)
     runs = [timed_here(device, lambda: _multiply_adds(y, _STEPS)), timed_here(device, lambda: _copy(a, b))]
-    multiply, move = event_medians(device, runs, 9)
+    multiply, move = event_medians(runs, 9)
     work = 2.0 * _CHAINS * _STEPS * _BLOCKS * _THREADS
     return {"fp32_gflops": 1e-9 * work / multiply, "copy_gbytes": 1e-9 * 8 * _COPIED / move}
 
@@ -195,7 +195,7 @@ def measured(name: str, model: onnx.ModelProto, x: NDArray[np.float32], rounds: 
     calls = {"gbp": timed_here(card(), ours.run)}
     if found["torch"] and found["captum"]:
         calls |= captum_calls(model, x, ours.tape.scores)
-    seconds = dict(zip(calls, event_medians(card(), list(calls.values()), rounds), strict=True))
+    seconds = dict(zip(calls, event_medians(list(calls.values()), rounds), strict=True))
     whole = lambda: ours.explainer.explain(x)  # noqa: E731
     whole()
     seconds["gbp, whole"] = statistics.median(seconds_of(whole) for _ in range(rounds))

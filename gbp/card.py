@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from copy import copy as copy_of
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from threading import RLock
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,7 +27,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-from .device import Device
+from .device import Device, Repeater
 from .errors import InputError, OutOfMemoryError, UnsupportedError
 from .kernels.jit import Kernel
 from .kernels.jit_cuda import SIMULATED, CudaKernel
@@ -40,6 +41,7 @@ from .ops.resample import Table
 if SIMULATED:
     from .kernels.simulation import simulate
 
+_making = RLock()
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
@@ -61,7 +63,9 @@ class Card(Device):
     def __init__(self) -> None:
         self._lock = RLock()  # whoever records must be alone
         self._recorded: list[Launch] | None = None
-        self.stream: Any = 0 if SIMULATED else cuda.stream()
+        self.numba_stream: Any = None if SIMULATED else cuda.stream()
+        #: As kernels and graphs are launched into it.
+        self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
         self.slice_bytes = self.most_bytes = (
             2**28 if SIMULATED else cuda.current_context().get_memory_info().free // 2
         )
@@ -69,7 +73,7 @@ class Card(Device):
     @property
     def full_name(self) -> str:
         """Of the card, as its maker has it."""
-        return "simulator" if SIMULATED else cuda.get_current_device().name.decode()
+        return "simulator" if SIMULATED else str(cuda.get_current_device().name)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> CudaArray:
         dtype = np.dtype(dtype)
@@ -115,16 +119,16 @@ class Card(Device):
             return x.shadow.copy()
         values = np.empty(x.shape, x.dtype)
         if values.size:
-            x.handle.copy_to_host(values, stream=self.stream)
-            self.stream.synchronize()
+            x.handle.copy_to_host(values, stream=self.numba_stream)
+            self.numba_stream.synchronize()
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
-            to.handle.copy_to_device(values, stream=self.stream)
-            self.stream.synchronize()  # the values may be gone by then
+            to.handle.copy_to_device(values, stream=self.numba_stream)
+            self.numba_stream.synchronize()  # the values may be gone by then
 
     def take(self, calls: Sequence[Call]) -> list[Step]:
         refused = [call for call in calls if not call.step.on_card]
@@ -132,11 +136,12 @@ class Card(Device):
             layers = ", ".join(layer for call in refused for layer in call.layers)
             raise UnsupportedError(
                 f"there are no kernels for a card of {layers}.",
-                supported="all layers but products of two computed tensors and quantization",
+                supported="all layers but quantization, and products of matrices that go through NumPy",
                 hint="Leave the device out to compute on the CPU.",
             )
         moved: dict[int, Any] = {}
-        return [self._taken(call.step, moved) for call in calls]
+        with self._lock:
+            return [self._taken(call.step, moved) for call in calls]
 
     def _taken(self, value: Any, moved: dict[int, Any]) -> Any:
         """A copy of a step, or of what one holds, with all arrays on the card; the same where it has none."""
@@ -179,11 +184,12 @@ class Card(Device):
                 threads,
                 kernel.shared_bytes,
                 kernel.together,
-                kernel.argument_types,
                 args,
             )
         else:
-            kernel.dispatcher[blocks, threads, stream, kernel.shared_bytes](*args)
+            # Not by way of Numba's own syntax, which warns of small grids and keeps each that it has seen.
+            (compiled,) = kernel.dispatcher.overloads.values()
+            compiled.launch(args, _three(blocks), _three(threads), stream, kernel.shared_bytes)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, CudaArray):
@@ -198,11 +204,16 @@ class Card(Device):
     def _nothing(self, rank: int, dtype: str) -> Any:
         return self.empty((0,) * rank, dtype).handle
 
-    def repeatable(self, run: Callable[[], None]) -> Callable[[], None]:
+    def mark(self, x: CudaArray, where: tuple[NDArray[np.int64], ...]) -> None:
+        values = np.zeros(x.shape, x.dtype)
+        values[where] = 1
+        _copyto(x, self.upload(values))
+
+    def repeater(self) -> Repeater:
         recorded: list[Launch] = []
         graph: Any = None
 
-        def repeated() -> None:
+        def repeat(run: Callable[[], None]) -> None:
             nonlocal graph
             with self._lock:
                 if not recorded:
@@ -211,10 +222,10 @@ class Card(Device):
                     for launch in recorded:
                         self._put(launch, self.stream)
                 else:
-                    graph = graph or self._graph_of(recorded)
-                    graph.launch(self._core_stream)
+                    graph = graph or _graph_of(recorded, self._put)
+                    graph.launch(self.stream)
 
-        return repeated
+        return repeat
 
     def _recording(self, run: Callable[[], None]) -> list[Launch]:
         """Run it, and return what it launched."""
@@ -225,24 +236,46 @@ class Card(Device):
         finally:
             self._recorded = None
 
-    def _graph_of(self, launches: list[Launch]) -> Any:
-        builder = self._core_stream.create_graph_builder().begin_building()
+
+def _core_stream(stream: Any) -> Any:
+    from cuda.core import Stream
+
+    return Stream.from_handle(int(stream.handle))
+
+
+def _graph_of(launches: list[Launch], put: Callable[[Launch, Any], None]) -> Any:
+    """One graph of all of them, captured on a stream of its own: that of the card may be in use meanwhile."""
+    from cuda.core import Device as CoreDevice
+
+    device = CoreDevice(cuda.get_current_device().id)
+    device.set_current()
+    builder = device.create_graph_builder().begin_building()
+    try:
         for launch in launches:
-            self._put(launch, builder)
+            put(launch, builder)
         return builder.end_building().complete()
+    finally:
+        builder.close()
 
-    @property
-    def _core_stream(self) -> Any:
-        from cuda.core import Stream
 
-        return Stream.from_handle(int(self.stream.handle))
+def _three(sizes: Sequence[int]) -> tuple[int, ...]:
+    return (*sizes, 1, 1)[:3]
+
+
+def card() -> Card:
+    """The card of this process.  Raises InputError where there is none."""
+    with _making:
+        return _card()
 
 
 @cache
-def card() -> Card:
-    """The card of this process.  Raises InputError where there is none."""
-    if not cuda.is_available():
-        why = str(cuda.cuda_error() or "no device").strip().splitlines()[0]
+def _card() -> Card:
+    why = ""
+    if not SIMULATED and find_spec("numba_cuda") is None:
+        why = "numba-cuda is not installed"
+    elif not cuda.is_available():
+        why = str(cuda.cuda_error() or "no device, or no NVVM").strip().splitlines()[0]
+    if why:
         raise InputError(
             f"device is 'cuda', and there is no CUDA here: {why}",
             supported="an NVIDIA card with its driver, and the extra gbp[cuda]",
@@ -269,19 +302,20 @@ class CudaArray(NDArrayOperatorsMixin):
     def handle(self) -> Any:
         """What Numba takes for it."""
         if self._handle is None:
-            self._handle = self.shadow if SIMULATED else cuda.as_cuda_array(self, sync=False)
+            self._handle = self.shadow if SIMULATED else self._device_array()
         return self._handle
 
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
+    def _device_array(self) -> Any:
+        """Numba's array, which keeps the memory alive and not this."""
         start = self._memory.__cuda_array_interface__["data"][0] + self.shadow.ctypes.data - self._origin
-        return {
+        description = {
             "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (start, False),
             "strides": self.strides,
             "version": 3,
         }
+        return cuda.from_cuda_array_interface(description, owner=self._memory, sync=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -392,7 +426,10 @@ def _merged(*arrays: CudaArray) -> list[CudaArray]:
         else:
             axes.append([axis])
     if len(axes) > MOVED_AXES:
-        raise AssertionError(f"an array of shape {shape} has more than {MOVED_AXES} axes apart")
+        raise UnsupportedError(
+            f"{len(axes)} axes of an array {list(shape)} move apart.",
+            supported=f"up to {MOVED_AXES} on a card",
+        )
     sizes = [math.prod(shape[axis] for axis in run) for run in axes]
     filled = (1,) * (MOVED_AXES - len(axes))
     merged = []

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: An array on a device: NumPy's own, or one that answers to what steps do with those.
 Array = Any
 
+Repeater = Callable[[Callable[[], None]], None]
+
 DEVICES = ("cpu", "cuda")
 
 
@@ -59,8 +61,18 @@ class Device(ABC):
         """What has to be entered to run kernels."""
 
     @abstractmethod
-    def repeatable(self, run: Callable[[], None]) -> Callable[[], None]:
-        """The same, for one that always calls the same kernels on the same arrays with the same numbers."""
+    def mark(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
+        """Write 1 at these indices of x, which is 0."""
+
+    @abstractmethod
+    def repeater(self) -> Repeater:
+        """What runs the run that it is given, which must call the same kernels on the same arrays with the
+        same numbers each time.
+        """
+
+
+def _run(run: Callable[[], None]) -> None:
+    run()
 
 
 class _Cpu(Device):
@@ -84,8 +96,11 @@ class _Cpu(Device):
     def running(self) -> AbstractContextManager[None]:
         return parallel()
 
-    def repeatable(self, run: Callable[[], None]) -> Callable[[], None]:
-        return run
+    def mark(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
+        x[where] = 1
+
+    def repeater(self) -> Repeater:
+        return _run
 
 
 CPU = _Cpu()

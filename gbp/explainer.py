@@ -107,6 +107,8 @@ class Explainer:
             raise InputError(f"activations is {activations!r}.", supported=", ".join(ACTIVATIONS))
         self._rectify = activations == "rectify"
         self._device = device_named(device)
+        if self._device is not CPU and algorithm != "auto":
+            raise InputError(f"algorithm is {algorithm!r} on {device!r}.", supported="'auto'")
         self._memory = at_least_one("memory", memory)
         self._threads = thread_count(threads)
         self._source = open_model(model, Choice(output, input, inputs or {}))
@@ -115,6 +117,7 @@ class Explainer:
         self.labels = read_labels(labels) or sidecar.labels or self._source.labels
         self._plans: dict[Shape, tuple[Plan, Pool]] = {}
         self._lock = Lock()
+        self._most_fitting: int | None = None  # samples at once, where more were out of memory
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
             # The plan has all of it.
@@ -161,10 +164,11 @@ class Explainer:
 
         `images`: a path, a PIL image, a list of either, or a float array (N, …) in the model's own input
         layout, taken as preprocessed, also uint8 where the model takes bytes; or paths of .npy files with a
-        sample each.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each
-        sample's own argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one
-        a sample; (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default
-        as many as `memory` holds, up to 32; and never more than that, where the Explainer was given one.
+        sample each.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each sample's own
+        argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one a sample;
+        (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default as many
+        as `memory` holds, up to 32 (on a card 256); and never more than that, where the Explainer was given
+        one.
 
         Returns an `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The
         same input gives the same bits whatever else is in the batch and however many threads run.
@@ -222,7 +226,7 @@ class Explainer:
         plan, _ = self._plan(shape)
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
-        for call in plan.calls if self._device is CPU else ():
+        for call in plan.calls:
             for kernel in call.step.kernels:
                 kernel.compile()
         for rule in RULES.values():
@@ -239,6 +243,8 @@ class Explainer:
         self, x: NDArray[np.float32]
     ) -> tuple[Plan, Iterator[tuple[Call, Mapping[str, NDArray[np.float32]]]]]:
         """The plan for samples x (N, …), and its forward run step by step (`tape.steps`), for `verify`."""
+        if self._device is not CPU:
+            raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
         plan, _ = self._plan(tuple(x.shape[1:]))
         return plan, steps(plan, x, self._threads)
 
@@ -255,14 +261,19 @@ class Explainer:
     def _fitting(self, batch: _Batch, compute: Callable[[_Batch], T]) -> Iterator[T]:
         """What `compute` makes of the batch, or of its halves where the device has too little memory."""
         try:
-            yield compute(batch)
+            result = compute(batch)
         except OutOfMemoryError:
             if len(batch.x) == 1:
                 raise
-            _, pool = self._plan(tuple(batch.x.shape[1:]))
+        else:
+            yield result
+            return
+        # Not while the error is handled, which holds on to what was there.
+        for _, pool in self._plans.values():
             pool.clear()
-            for half in batch.halves():
-                yield from self._fitting(half, compute)
+        self._most_fitting = len(batch.x) // 2
+        for half in batch.halves():
+            yield from self._fitting(half, compute)
 
     def _reverse(
         self, tape: Tape, batch: _Batch, rule: Rule, targets: NDArray[np.int64]
@@ -352,6 +363,7 @@ class Explainer:
         plan, _ = self._plan(shape)
         budget = self._memory or (self._device.slice_bytes if batch_size is None else self._device.most_bytes)
         most = min(batch_size or self._device.largest_slice, plan.most_samples(budget, targets))
+        most = min(most, self._most_fitting or most)
         slices = -(-count // most)
         for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
             yield slice(count * k // slices, count * (k + 1) // slices)

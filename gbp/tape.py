@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import CPU, Array, Device
+from .device import CPU, Array, Device, Repeater
 from .kernels.pointwise import pointwise_bwd
 from .kernels.rectifier import Gate
 from .layout import Call
@@ -33,7 +34,7 @@ class _Memory:
     """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
 
     def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
-        self._plan, self._n, self._begins = plan, n, arena.begins
+        self._plan, self.n, self._begins = plan, n, arena.begins
         self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
             name: view(self.at(place), n, *plan.tensors[name].shape)
@@ -49,9 +50,9 @@ class _Memory:
 
     def at(self, place: Place) -> Floats:
         """What lies there: (n, rows, elements)."""
-        size = self._n * elements(self._plan.tensors[place.root].shape)
-        start = self._n * self._begins[place.root]
-        return place.of(self.floats[start : start + size].reshape(self._n, -1, place.row))
+        size = self.n * elements(self._plan.tensors[place.root].shape)
+        start = self.n * self._begins[place.root]
+        return place.of(self.floats[start : start + size].reshape(self.n, -1, place.row))
 
 
 def _masks(plan: Plan, n: int, device: Device) -> dict[str, Array]:
@@ -135,10 +136,10 @@ class _Forward:
     reverse: _Memory | None
 
     def __post_init__(self) -> None:
-        self.run = self.device.repeatable(self._run)
-        #: In which memory the last reverse ran, and how to run it there again, by gate.
-        self.memory_back: _Memory | None = None
-        self._runs_back: dict[Gate, Callable[[], None]] = {}
+        self._again = self.device.repeater()
+        #: Of the memory that the last reverse ran in, and what runs it there again, by gate.
+        self._memory_back: Callable[[], _Memory | None] = lambda: None
+        self._again_back: dict[Gate, Repeater] = {}
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int, device: Device) -> _Forward:
@@ -163,17 +164,29 @@ class _Forward:
         ends = arrays[plan.input.name], arrays[plan.output.name]
         return cls(plan, threads, device, *ends, arrays, runs, masks, reverse)
 
+    def run(self) -> None:
+        self._again(self._run)
+
     def _run(self) -> None:
         for run in self.runs:
             run.forward()
 
+    @property
+    def memory_back(self) -> _Memory | None:
+        return self._memory_back()
+
+    def forget_back(self) -> None:
+        """Hold nothing of where the last reverse ran."""
+        self._memory_back, self._again_back = (lambda: None), {}
+
     def run_back(self, memory: _Memory, rectifiers: Gate) -> None:
         """From the gradient of the output in `memory` to that of the input, through these gates."""
         if self.memory_back is not memory:
-            self.memory_back, self._runs_back = memory, {}
-        if rectifiers not in self._runs_back:
-            self._runs_back[rectifiers] = self.device.repeatable(lambda: self._run_back(memory, rectifiers))
-        self._runs_back[rectifiers]()
+            self.forget_back()
+            self._memory_back = ref(memory)
+        if rectifiers not in self._again_back:
+            self._again_back[rectifiers] = self.device.repeater()
+        self._again_back[rectifiers](lambda: self._run_back(memory, rectifiers))
 
     def _run_back(self, memory: _Memory, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
@@ -253,20 +266,22 @@ class Tape:
         m = n * k
         memory = self._forward.reverse if k == 1 else None
         if memory is None:
-            size = plan.gradients.size
+            size, last = plan.gradients.size, self._forward.memory_back
+            if last is not None and last.n != m:
+                self._forward.forget_back()  # the pool gives it up
+            del last
             memory = self._pool.take(
                 "reverse",
                 m,
                 lambda: _Memory.new(plan, plan.gradients, m, size, self._threads, self._device),
             )
         arrays = memory.arrays
-        seed = np.zeros((m, *plan.output_shape), np.float32)
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
-        seed[(np.arange(m), *where)] = 1
         with self._device.running():
             # All of it: there may be no call to do the rest.
             arrays[plan.places[plan.output.name].root].fill(0)
-            self._device.write(seed.transpose(0, *plan.output.order), arrays[plan.output.name])
+            seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
+            self._device.mark(seed, (np.arange(m), *where))
             self._forward.run_back(memory, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
             gx = self._device.read(arrays[plan.input.name])
         maps = np.array(gx.transpose(plan.input.logical_axes), np.float32).reshape(n, k, *plan.input_shape)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -198,3 +200,24 @@ def test_the_very_first_use_by_several_threads() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_memory_of_another_size_is_given_up_at_once(targets: int) -> None:
+    """And not when the garbage collector comes by: arenas are large."""
+    explainer = Explainer(DEMO)
+    x = np.zeros((3, *explainer.input_shape[1:]), np.float32)
+    explainer.explain(x[:1], target=np.zeros((1, targets), np.int64))  # compiling leaves all sorts of things
+    gc.collect()
+    gc.disable()
+    try:
+        kept = []
+        for n in (3, 2):
+            explainer.explain(x[:n], target=np.zeros((n, targets), np.int64))
+            ((_, pool),) = explainer._plans.values()
+            kept.append([weakref.ref(memory) for free in pool._free.values() for memory in free])
+        assert kept[0]
+        assert all(memory() is None for memory in kept[0])
+        assert all(memory() is not None for memory in kept[1])
+    finally:
+        gc.enable()

@@ -291,7 +291,7 @@ def _conv_fwd(
     x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper; the flags say whether x and y may be read and written by fours."""
-    shared = cuda.shared.array(0, float32)
+    shared = cuda.shared.array(0, float32, alignment=16)
     own = cuda.local.array(_ONE_THREAD, float32)
     N, OH, OW, O = y.shape
     _product(x, w, taps, top, left, (O + 3) // 4 * 4, (OH, OW), x_fours, shared, own)
@@ -312,7 +312,7 @@ def _conv_bwd(
     gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
-    shared = cuda.shared.array(0, float32)
+    shared = cuda.shared.array(0, float32, alignment=16)
     own = cuda.local.array(_ONE_THREAD, float32)
     N, H, W, C = gx.shape
     _product(gy, w, taps, top, left, (C + 3) // 4 * 4, (H, W), gy_fours, shared, own)

@@ -31,7 +31,7 @@ _PARTS = _COLUMNS * _SLICES * SAMPLES
 @block_kernel(
     *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT),
     threads=(_THREADS,),
-    blocks=lambda *args: (-(-args[4].shape[3] // _ROWS), -(-args[4].shape[0] // SAMPLES)),
+    blocks=lambda *args: (-(-args[4].shape[3] // _ROWS) * -(-args[4].shape[0] // SAMPLES),),
 )
 def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float) -> None:
     """Write y = clip(x · wᵀ + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
@@ -42,7 +42,8 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
     own = cuda.local.array(_SUMS, float32)
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
     t = cuda.threadIdx.x
-    m0, n0 = cuda.blockIdx.x * _ROWS, cuda.blockIdx.y * SAMPLES
+    across = (M + _ROWS - 1) // _ROWS
+    m0, n0 = cuda.blockIdx.x % across * _ROWS, cuda.blockIdx.x // across * SAMPLES
     for i in range(_SUMS):
         own[i] = np.float32(0)
     for k in range(t, K, _THREADS):
@@ -77,7 +78,7 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
 @block_kernel(
     *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT),
     threads=(_COLUMNS, _SLICES),
-    blocks=lambda *args: (-(-args[4].shape[3] // _COLUMNS), -(-args[4].shape[0] // SAMPLES)),
+    blocks=lambda *args: (-(-args[4].shape[3] // _COLUMNS) * -(-args[4].shape[0] // SAMPLES),),
 )
 def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
     """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
@@ -91,7 +92,8 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -
     N, M, K = gx.shape[0], gy.shape[3], gx.shape[3]
     targets = targets_of(gy, mask)
     column, part = cuda.threadIdx.x, cuda.threadIdx.y
-    k, n0 = cuda.blockIdx.x * _COLUMNS + column, cuda.blockIdx.y * SAMPLES
+    across = (K + _COLUMNS - 1) // _COLUMNS
+    k, n0 = cuda.blockIdx.x % across * _COLUMNS + column, cuda.blockIdx.x // across * SAMPLES
     for s in range(SAMPLES):
         own[s] = np.float32(0)
     for m in range(part, M, _SLICES):

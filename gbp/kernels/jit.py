@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import llvmlite.binding as llvm
 import numba
@@ -134,6 +134,12 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:  # nowhere to write: every process compiles, as a last resort
             not_kept.append(error.strerror or str(error))
+
+
+class Compiled(Protocol):
+    """What can be compiled ahead of use."""
+
+    def compile(self) -> None: ...
 
 
 class Kernel:

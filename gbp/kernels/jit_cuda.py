@@ -17,8 +17,9 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import cuda
+from numba import cuda, types
 from numba.core import config
+from numba.np.numpy_support import as_dtype
 
 from .jit import Locator, compiled, log, not_kept
 
@@ -59,10 +60,24 @@ class CudaKernel:
         self._dispatcher: Any = None
         self._lock = Lock()
 
+    def _check(self, args: tuple[Any, ...]) -> None:
+        """Raise TypeError for arrays that a card would misread, as it knows them by these types alone."""
+        for kind, value in zip(self.argument_types, args, strict=True):
+            if isinstance(kind, types.Array):
+                if value.dtype != as_dtype(kind.dtype) or value.ndim != kind.ndim:
+                    raise TypeError(f"{self.name}: {value.dtype} of {value.ndim} axes for {kind}")
+                if kind.layout == "C" and not getattr(value, "shadow", value).flags.c_contiguous:
+                    raise TypeError(f"{self.name}: strides {value.strides} for {kind}")
+
     def __call__(self, *args: Any) -> None:
+        self._check(args)
         blocks, threads = self._grid(*args)
         if all(blocks):
             args[0].card.launch(self, blocks, threads, args)
+
+    def compile(self) -> None:
+        if not SIMULATED:
+            self.dispatcher  # noqa: B018  # made when first asked for
 
     @property
     def dispatcher(self) -> Any:
@@ -95,7 +110,10 @@ def _kept(function: Callable[..., None]) -> Any:
         _impl_class = Format
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
-            found = super().load_overload(sig, target_context)
+            try:
+                found = super().load_overload(sig, target_context)
+            except OSError:
+                found = None
             if found is None:
                 log.info("compiling kernel %s", function.__name__)
             return found

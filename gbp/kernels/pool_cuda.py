@@ -15,7 +15,15 @@ from numba import cuda, float32, int64
 
 from . import pool
 from .jit import ACTIVATION, INT
-from .jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, device_function_of, kernel
+from .jit_cuda import (
+    SIMULATED,
+    CudaKernel,
+    block_kernel,
+    device_function,
+    device_function_of,
+    kernel,
+    specialised,
+)
 from .pool import SWITCHES_U8, SWITCHES_U32
 from .rectifier import GATE, MASK, Gate
 from .simd_cuda import at_pixel, gated, targets_of
@@ -137,21 +145,32 @@ def _maxpool_bwd(
             gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
 
 
-def _maxpool_pair(switches: Any) -> tuple[Callable[..., None], CudaKernel]:
+def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, CudaKernel]:
+    """Forward, forward of large windows, reverse, for switches of this type."""
     given, window = (ACTIVATION, ACTIVATION, switches), (TAPS, INT, INT)
-    small = kernel(*given, *window, units=lambda x, y, *_: strands_of(y))(_maxpool_fwd)
-    large = block_kernel(*given, *window, threads=(_ACROSS, _SHARES), blocks=_blocks)(_large_maxpool_fwd)
+    small, large, back = specialised(name, (_maxpool_fwd, _large_maxpool_fwd, _maxpool_bwd))
     target = MASK, GATE, ACTIVATION, INT
-    reverse = kernel(ACTIVATION, switches, *target, *window, units=lambda *args: strands_of(args[4]))
+    return (
+        kernel(*given, *window, units=lambda x, y, *_: strands_of(y))(small),
+        block_kernel(*given, *window, threads=(_ACROSS, _SHARES), blocks=_blocks)(large),
+        kernel(ACTIVATION, switches, *target, *window, units=lambda *args: strands_of(args[4]))(back),
+    )
+
+
+KERNELS = {"u8": _maxpool_kernels("u8", SWITCHES_U8), "u32": _maxpool_kernels("u32", SWITCHES_U32)}
+
+
+def _maxpool_of(name: str) -> tuple[Callable[..., None], CudaKernel]:
+    small, large, reverse = KERNELS[name]
 
     def forward(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
         (large if _is_large(taps) else small)(x, y, switches, taps, top, left)
 
-    return forward, reverse(_maxpool_bwd)
+    return forward, reverse
 
 
-maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair(SWITCHES_U8)
-maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair(SWITCHES_U32)
+maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_of("u8")
+maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_of("u32")
 
 _AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT
 

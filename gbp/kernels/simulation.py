@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numba import types
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule, swapped_cuda_module
 from numba.np.numpy_support import as_dtype
 
@@ -27,7 +26,7 @@ class _Shared:
         self._arrays: list[Any] = []
         self._lock = threading.Lock()
 
-    def array(self, shape: Any, dtype: Any) -> Any:
+    def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         if shape == 0:
             return self._dynamic.view(as_dtype(dtype))
         thread: Any = threading.current_thread()
@@ -91,11 +90,9 @@ def simulate(
     threads: Sequence[int],
     shared_bytes: int,
     together: bool,
-    kinds: Sequence[Any],
     args: tuple[Any, ...],
 ) -> None:
     """Run a kernel; `together`: its threads wait for each other."""
-    _check(function, kinds, args)
     indices = list(product(*map(range, _three(threads))))
     for block in product(*map(range, _three(blocks))):
         module = _Block(blocks, threads, shared_bytes)
@@ -106,16 +103,6 @@ def simulate(
                 for index in indices:
                     _be(threading.current_thread(), block, index)
                     function(*args)
-
-
-def _check(function: Callable[..., None], kinds: Sequence[Any], args: tuple[Any, ...]) -> None:
-    """Raise TypeError for arrays that a card would misread, as it knows them by these types alone."""
-    for kind, value in zip(kinds, args, strict=True):
-        if isinstance(kind, types.Array):
-            if value.dtype != as_dtype(kind.dtype) or value.ndim != kind.ndim:
-                raise TypeError(f"{function.__name__}: {value.dtype} of {value.ndim} axes for {kind}")
-            if kind.layout == "C" and not value.flags.c_contiguous:
-                raise TypeError(f"{function.__name__}: strides {value.strides} for {kind}")
 
 
 def _together(function: Callable[..., None], block: Any, indices: list[Any], args: tuple[Any, ...]) -> None:

@@ -283,7 +283,7 @@ class ConvStep(Step):
         forward, reverse = _ways(op)
         self.ways = [forward(w, b) for w, b in zip(parts, biases, strict=True)]
         self.ways_back = [reverse(w) for w in parts]
-        self.kernels = self.ways_back[0].kernels
+        self.kernels = *self.ways[0].kernels, *self.ways_back[0].kernels
         kernel = "×".join(map(str, op.window.kernel))
         way, back = self.ways[0].how, self.ways_back[0].how
         how = f"{kernel} {way}" if way == back else f"{kernel} {way} / {back}"

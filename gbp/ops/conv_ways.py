@@ -25,7 +25,7 @@ from ..kernels.conv_winograd import (
     winograd_scratch,
 )
 from ..kernels.emit import LANES, TILE_ROWS
-from ..kernels.jit import Kernel
+from ..kernels.jit import Compiled
 from ..kernels.memory import aligned
 from ..kernels.pointwise import pointwise_bwd
 from ..kernels.rectifier import OPEN
@@ -43,7 +43,7 @@ _SQUARES_OF_ALL = 8 * 14
 class Way(ABC):
     how: str
     #: As `Step.kernels`.
-    kernels: tuple[Kernel, ...] = ()
+    kernels: tuple[Compiled, ...] = ()
 
     @abstractmethod
     def scratch(self, threads: int) -> tuple[int, int]:

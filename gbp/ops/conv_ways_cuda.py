@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Axis, Window
-from ..kernels.conv_direct_cuda import conv_bwd, conv_fwd, pack
+from ..kernels.conv_direct_cuda import KERNELS, conv_bwd, conv_fwd, pack
 from ..kernels.taps import Taps
 from .conv_ways import Forward, Reverse
 from .op import Clipped, Floats, Gradient, Saved
@@ -30,6 +30,7 @@ class TiledForward(Forward):
     """Any window."""
 
     how = "tiles"
+    kernels = tuple(forward for forward, _ in KERNELS.values())
 
     def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window) -> None:
         self.w, self.b, self.taps = pack(w), b.astype(np.float32), taps_of(window)
@@ -70,6 +71,7 @@ class TiledReverse(Reverse):
     """Any window: for each phase of its stride the forward's tiles, over gy."""
 
     how = "tiles"
+    kernels = tuple(reverse for _, reverse in KERNELS.values())
 
     def __init__(self, w: NDArray[Any], window: Window) -> None:
         self.stride = window.height.stride, window.width.stride

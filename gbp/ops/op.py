@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ..graph import Shape
-from ..kernels.jit import Kernel
+from ..kernels.jit import Compiled
 from ..kernels.rectifier import OPEN, Gate
 from ..limits import ELEMENT, OPERAND, elements
 
@@ -144,7 +144,7 @@ class Step(ABC):
     #: Takes no such parts, but C-contiguous arrays only.
     wants_whole: bool = False
     #: Kernels that a run calls or not, by what values it meets; the others it calls always.
-    kernels: tuple[Kernel, ...] = ()
+    kernels: tuple[Compiled, ...] = ()
     #: What `vjp` reads again.
     saves_x: bool = False
     saves_y: bool = False
