@@ -188,7 +188,7 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
         x[0] = np.ones((3, 4, 5), np.float32)
 
 
-@pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 64), (128, 64), (128, 128)])
+@pytest.mark.parametrize("tile", [(16, 16), (64, 32), (64, 64), (128, 64), (128, 128)])
 def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
     """Those of a real card, which the simulator's other tests replace by a small one."""
     N, C, O = 1, 10, 37

@@ -63,7 +63,7 @@ class Tile(NamedTuple):
 
 
 #: From the largest; of small planes and few channels smaller ones waste less.
-TILES = (Tile(8, 8),) if SIMULATED else (Tile(128, 128), Tile(128, 64), Tile(64, 64), Tile(32, 32))
+TILES = (Tile(8, 8),) if SIMULATED else (Tile(128, 128), Tile(128, 64), Tile(64, 64), Tile(64, 32))
 #: Blocks that keep a large card busy.
 _ENOUGH_BLOCKS = 2 * 132
 
