@@ -277,7 +277,7 @@ def _card() -> Card:
         why = str(cuda.cuda_error() or "no device, or no NVVM").strip().splitlines()[0]
     if why:
         raise InputError(
-            f"device is 'cuda', and there is no CUDA here: {why}",
+            f"device is 'cuda', and there is no CUDA here: {why.rstrip('.')}.",
             supported="an NVIDIA card with its driver, and the extra gbp[cuda]",
             hint="Leave the device out to compute on the CPU.",
         )
