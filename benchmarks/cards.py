@@ -196,7 +196,10 @@ def measured(name: str, model: onnx.ModelProto, x: NDArray[np.float32], rounds: 
     if found["torch"] and found["captum"]:
         calls |= captum_calls(model, x, ours.tape.scores)
     seconds = dict(zip(calls, event_medians(list(calls.values()), rounds), strict=True))
-    whole = lambda: ours.explainer.explain(x)  # noqa: E731
+
+    def whole() -> None:
+        ours.explainer.explain(x)
+
     whole()
     seconds["gbp, whole"] = statistics.median(seconds_of(whole) for _ in range(rounds))
     graph = build(open_model(model), (1, *x.shape[1:]))

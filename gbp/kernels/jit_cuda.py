@@ -77,7 +77,7 @@ class CudaKernel:
 
     def compile(self) -> None:
         if not SIMULATED:
-            self.dispatcher  # noqa: B018  # made when first asked for
+            _ = self.dispatcher  # made when first asked for
 
     @property
     def dispatcher(self) -> Any:
