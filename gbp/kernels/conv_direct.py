@@ -18,14 +18,17 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from .ending import end_bwd, end_fwd
+from .ending import end_bwd, end_fwd, expect_end
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
-from .memory import ALIGNMENT, aligned
+from .memory import aligned
 from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, expect_write
+from .simd import address_of, at
 from .taps import TAPS, Taps
 from .tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
 from .views import copy_run, zero_run
+
+#: Bytes of weights that go together through a thread's second-level cache; some have 512 KiB.
+_CACHED = 2**18
 
 
 def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -45,27 +48,21 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @device_function
-def _locate(q: int, tiles: int, H: int, N: int) -> Any:
-    """Tile q of an output as (tile of its row, row, n, block of channels).
-
-    Blocks are outermost, so that a thread walks the image with one block of weights in its cache.
-    """
+def _locate(q: int, tiles: int, H: int) -> Any:
+    """Tile q of an output as (tile of its row, row, n)."""
     row = q // tiles
-    image = row // H
-    return q - row * tiles, row - image * H, image % N, image // N
+    return q - row * tiles, row % H, row // H
 
 
 @device_function
-def _next(tile: int, h: int, n: int, block: int, tiles: int, H: int, N: int) -> Any:
+def _next(tile: int, h: int, n: int, tiles: int, H: int) -> Any:
     """The tile after this one; divisions would cost as much as a short reduction."""
     tile += 1
     if tile == tiles:
         tile, h = 0, h + 1
         if h == H:
             h, n = 0, n + 1
-            if n == N:
-                n, block = 0, block + 1
-    return tile, h, n, block
+    return tile, h, n
 
 
 @device_function
@@ -86,18 +83,19 @@ def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
 
 
 @device_function
-def _share(work: int, blocks: int, by_rows: int) -> Any:
-    """(rounds, tiles a round): the threads part the tiles of each block by rows, or all tiles at once."""
-    return (blocks, work) if by_rows else (1, work * blocks)
+def _share(tiles: int, blocks: int, by_rows: int, t: int, threads: int) -> Any:
+    """Thread t's (first, last) tiles and (first, last) blocks of channels: it has its tiles for all channels,
+    or its channels of all tiles.
+    """
+    if by_rows:
+        return tiles * t // threads, tiles * (t + 1) // threads, 0, blocks
+    return 0, tiles, blocks * t // threads, blocks * (t + 1) // threads
 
 
 @device_function
-def _expect_tile(out: int, pixel: int, count: int) -> None:
-    """Have the lines of a tile's output on their way while its sums are computed."""
-    for _ in range(count):
-        for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
-            expect_write(out + line)
-        out += pixel
+def _together(I: int, taps: Taps) -> int:
+    """How many blocks of weights stay in a thread's cache while its tiles pass, each tile through all."""
+    return max(1, _CACHED // (4 * taps.rows * taps.columns * I * TILE_CHANNELS))
 
 
 @kernel(
@@ -125,26 +123,28 @@ def conv_fwd(
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]
-    tiles = tiles_of(OW, taps.stride_w * x.strides[2])
-    rounds, work = _share(tiles * OH * N, (O + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
+    tiles, blocks = tiles_of(OW, taps.stride_w * x.strides[2]), (O + TILE_CHANNELS - 1) // TILE_CHANNELS
+    together = _together(I, taps)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        for k in range(rounds):
-            tile, oh, n, block = _locate(k * work + work * t // threads, tiles, OH, N)
-            for _ in range(work * t // threads, work * (t + 1) // threads):
+        start, stop, block0, block1 = _share(tiles * OH * N, blocks, by_rows, t, threads)
+        for group in range(block0, block1, together):
+            tile, oh, n = _locate(start, tiles, OH)
+            for _ in range(start, stop):
                 first = first_pixel(tile, tiles, OW)
                 count = first_pixel(tile + 1, tiles, OW) - first
-                corner = at(x, n, oh * taps.stride_h, first * taps.stride_w)
-                _expect_tile(at(y, n, oh, first) + 4 * block * TILE_CHANNELS, y.strides[2], count)
-                c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
-                _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
+                corner, ya = at(x, n, oh * taps.stride_h, first * taps.stride_w), at(y, n, oh, first)
                 ra = at(r, n, oh, first) if r.size else 0
                 ma = at(mask, n, oh, first) if mask.size else 0
-                end_fwd(
-                    s, 4 * TILE_CHANNELS, count, c0, O, address_of(b), lo, hi, ra, r.strides[2],
-                    ma, mask.strides[2], at(y, n, oh, first), y.strides[2],
-                )  # fmt: skip
-                tile, oh, n, block = _next(tile, oh, n, block, tiles, OH, N)
+                for block in range(group, min(group + together, block1)):
+                    c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
+                    expect_end(ya + 4 * c0, y.strides[2], ra + 4 * c0 if ra else 0, r.strides[2], count)
+                    _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
+                    end_fwd(
+                        s, 4 * TILE_CHANNELS, count, c0, O, address_of(b), lo, hi, ra, r.strides[2],
+                        ma, mask.strides[2], ya, y.strides[2],
+                    )  # fmt: skip
+                tile, oh, n = _next(tile, oh, n, tiles, OH)
 
 
 @kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT, calls=[multiply_tile])
@@ -167,24 +167,26 @@ def conv_bwd(
     N, H, W, C = gx.shape
     O = gy.shape[3]
     targets = N // max(1, mask.shape[0])
-    tiles = tiles_of(W, gy.strides[2])
-    rounds, work = _share(tiles * H * N, (C + TILE_CHANNELS - 1) // TILE_CHANNELS, by_rows)
+    tiles, blocks = tiles_of(W, gy.strides[2]), (C + TILE_CHANNELS - 1) // TILE_CHANNELS
+    together = _together(O, taps)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        for k in range(rounds):
-            tile, h, n, block = _locate(k * work + work * t // threads, tiles, H, N)
-            for _ in range(work * t // threads, work * (t + 1) // threads):
+        start, stop, block0, block1 = _share(tiles * H * N, blocks, by_rows, t, threads)
+        for group in range(block0, block1, together):
+            tile, h, n = _locate(start, tiles, H)
+            for _ in range(start, stop):
                 first = first_pixel(tile, tiles, W)
                 count = first_pixel(tile + 1, tiles, W) - first
-                corner = at(gy, n, h, first)
-                _expect_tile(at(gx, n, h, first) + 4 * block * TILE_CHANNELS, gx.strides[2], count)
-                c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
-                _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)
-                end_bwd(
-                    s, 4 * TILE_CHANNELS, count, c0, C, accumulate, gate.forward, gate.gradient,
-                    at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
-                )  # fmt: skip
-                tile, h, n, block = _next(tile, h, n, block, tiles, H, N)
+                corner, xa, ma = at(gy, n, h, first), at(gx, n, h, first), at(mask, n // targets, h, first)
+                for block in range(group, min(group + together, block1)):
+                    c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
+                    expect_end(xa + 4 * c0, gx.strides[2], 0, 0, count)
+                    _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)
+                    end_bwd(
+                        s, 4 * TILE_CHANNELS, count, c0, C, accumulate, gate.forward, gate.gradient,
+                        ma, mask.strides[2], xa, gx.strides[2],
+                    )  # fmt: skip
+                tile, h, n = _next(tile, h, n, tiles, H)
 
 
 @kernel(ACTIVATION, ACTIVATION, INT, INT, INT)

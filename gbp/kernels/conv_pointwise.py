@@ -15,7 +15,7 @@ from numba import prange
 
 from .bits import load_index, nonzero
 from .emit import LANES, TILE_ROWS
-from .ending import end_bwd
+from .ending import end_bwd, expect_end
 from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
 from .rectifier import GATE, MASK, Gate
@@ -104,6 +104,7 @@ def conv_pointwise_bwd(
                 for k in range(tiles):
                     p = first_pixel(k, tiles, count)
                     rows = first_pixel(k + 1, tiles, count) - p
+                    expect_end(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
                     s, s_step = sums + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
                     if not few:
                         s, s_step = sums, 4 * TILE_CHANNELS

@@ -31,11 +31,14 @@ from .views import targets_of
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
 
 
-def winograd_scratch(together: int, I: int, by_squares: bool, threads: int) -> int:
-    """Floats of scratch for `together` squares at a time: V, then for each thread M, a patch and a square."""
+def winograd_scratch(together: int, width: int, I: int, by_squares: bool, threads: int) -> int:
+    """Floats of scratch for so many squares, and blocks of their channels, at a time: V, then for each thread
+    M, a patch and a square.
+    """
     whole = -(-I // LANES) * LANES
     patches = MATRICES * (together * whole + LANES)
-    own = MATRICES * (together * TILE_CHANNELS + LANES) + MATRICES * whole + SQUARE * SQUARE * TILE_CHANNELS
+    products = MATRICES * (width * together * TILE_CHANNELS + LANES)
+    own = products + MATRICES * whole + SQUARE * SQUARE * TILE_CHANNELS
     return (threads if by_squares else 1) * patches + threads * own
 
 
@@ -53,7 +56,7 @@ class Plane(NamedTuple):
 
 class Job(NamedTuple):
     """What all threads share: how x is padded, U, the output's height, channels and squares, how many squares
-    go together, and where scratch is.
+    and blocks of channels go together, and where scratch is.
     """
 
     top: int
@@ -65,6 +68,7 @@ class Job(NamedTuple):
     across: int
     squares: int
     together: int
+    width: int
     scratch: int
     threads: int
 
@@ -72,7 +76,7 @@ class Job(NamedTuple):
 class Work(NamedTuple):
     """Where one thread finds its part of scratch, in bytes, and how far the planes of V and M are apart.
 
-    A row of V is one patch, `row` bytes.
+    A row of V is one patch, `row` bytes; a block of M is what came of all of them, `block` bytes.
     """
 
     v: int
@@ -80,6 +84,7 @@ class Work(NamedTuple):
     row: int
     m: int
     m_step: int
+    block: int
     patch: int
     square: int
 
@@ -88,14 +93,15 @@ class Work(NamedTuple):
 def _work(x: Plane, job: Job, by_squares: int, t: int) -> Work:
     row = (x.C + LANES - 1) // LANES * LANES * 4
     # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
-    v_step, m_step = job.together * row + VECTOR_BYTES, job.together * 4 * TILE_CHANNELS + VECTOR_BYTES
+    block = job.together * 4 * TILE_CHANNELS
+    v_step, m_step = job.together * row + VECTOR_BYTES, job.width * block + VECTOR_BYTES
     patch = MATRICES * m_step
     square = patch + MATRICES * row
     own = square + SQUARE * SQUARE * 4 * TILE_CHANNELS
     v, m = job.scratch, job.scratch + MATRICES * v_step * (job.threads if by_squares else 1) + t * own
     if by_squares:
         v += t * MATRICES * v_step
-    return Work(v, v_step, row, m, m_step, m + patch, m + square)
+    return Work(v, v_step, row, m, m_step, block, m + patch, m + square)
 
 
 @device_function
@@ -154,16 +160,18 @@ def _transform_share(x: Plane, job: Job, first: int, last: int, t: int) -> None:
 
 
 @device_function
-def _multiply(rows: int, channels: int, I: int, u: int, work: Work) -> None:
-    """M of one block of output channels, of which so many exist, for the first `rows` rows of V."""
-    groups = (rows + TILE_ROWS - 1) // TILE_ROWS
+def _multiply(rows: int, c0: int, blocks: int, C: int, I: int, u: int, work: Work) -> None:
+    """M of so many blocks of the C output channels, from c0 on, for the first `rows` rows of V."""
+    groups, matrix = (rows + TILE_ROWS - 1) // TILE_ROWS, 4 * I * TILE_CHANNELS
+    u += c0 // TILE_CHANNELS * MATRICES * matrix
     for k in range(MATRICES):
         v, m = work.v + k * work.v_step, work.m + k * work.m_step
-        for g in range(groups):
-            first, last = rows * g // groups, rows * (g + 1) // groups
-            x, out = v + first * work.row, m + first * 4 * TILE_CHANNELS
-            multiply_tile(last - first, channels, x, work.row, 1, 0, 1, 0, I, u, out)
-        u += 4 * I * TILE_CHANNELS
+        for b in range(blocks):
+            channels, own_u = C - c0 - b * TILE_CHANNELS, u + (b * MATRICES + k) * matrix
+            for g in range(groups):
+                first, last = rows * g // groups, rows * (g + 1) // groups
+                x, out = v + first * work.row, m + b * work.block + first * 4 * TILE_CHANNELS
+                multiply_tile(last - first, channels, x, work.row, 1, 0, 1, 0, I, own_u, out)
 
 
 class EndingFwd(NamedTuple):
@@ -209,16 +217,17 @@ def _shares_of(end_line: Any, name: str) -> Any:
     def finish(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
         """A range of the output's blocks of channels, of a range of squares whose patches lie in V."""
         first, last = squares
-        for block in range(blocks[0], blocks[1]):
-            c0 = block * TILE_CHANNELS
-            u = job.u + block * MATRICES * x.C * 4 * TILE_CHANNELS
-            _multiply(last - first, job.C - c0, x.C, u, work)
+        for group in range(blocks[0], blocks[1], job.width):
+            width = min(job.width, blocks[1] - group)
+            _multiply(last - first, group * TILE_CHANNELS, width, job.C, x.C, job.u, work)
             n, i, j = _locate(first, job.down, job.across)
             for k in range(last - first):
-                transform_product(work.m + k * 4 * TILE_CHANNELS, work.m_step, job.C - c0, work.square)
-                for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
-                    s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-                    end_line(s, c0, n, h, SQUARE * j, end)
+                for b in range(width):
+                    c0, m = (group + b) * TILE_CHANNELS, work.m + b * work.block + k * 4 * TILE_CHANNELS
+                    transform_product(m, work.m_step, job.C - c0, work.square)
+                    for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
+                        s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
+                        end_line(s, c0, n, h, SQUARE * j, end)
                 n, i, j = _next(n, i, j, job.down, job.across)
 
     @one_of_many(f"by_squares_{name}")
@@ -247,7 +256,7 @@ _by_squares_bwd, _by_channels_bwd = _shares_of(_end_line_bwd, "bwd")
 
 
 @kernel(
-    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT,
+    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT, INT,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
 )  # fmt: skip
 def conv_winograd_fwd(
@@ -263,6 +272,7 @@ def conv_winograd_fwd(
     lo: float,
     hi: float,
     together: int,
+    width: int,
     by_squares: int,
     threads: int,
 ) -> None:
@@ -270,7 +280,8 @@ def conv_winograd_fwd(
 
     r and mask may be empty.  u from `pack_winograd`; b padded with 0 to whole tiles; scratch as
     `winograd_scratch` says.  `by_squares`: each thread takes its squares of y for all channels, `together`
-    at a time; else they transform so many together and each takes its channels.
+    at a time; else they transform so many together and each takes its channels.  Either way products are held
+    of `width` blocks of channels.
     """
     N, H, W, I = x.shape
     OH, OW, O = y.shape[1], y.shape[2], y.shape[3]
@@ -280,7 +291,7 @@ def conv_winograd_fwd(
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
     down, across = _across(OH), _across(OW)
     job = Job(
-        top, left, address_of(u), OH, O, down, across, N * down * across, together,
+        top, left, address_of(u), OH, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
     if by_squares:
@@ -299,7 +310,7 @@ def conv_winograd_fwd(
 
 
 @kernel(
-    ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT,
+    ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT, INT,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
 )  # fmt: skip
 def conv_winograd_bwd(
@@ -313,6 +324,7 @@ def conv_winograd_bwd(
     top: int,
     left: int,
     together: int,
+    width: int,
     by_squares: int,
     threads: int,
 ) -> None:
@@ -328,7 +340,7 @@ def conv_winograd_bwd(
     targets = targets_of(gx, mask)
     down, across = _across(GH), _across(GW)
     job = Job(
-        top, left, address_of(u), GH, C, down, across, N * down * across, together,
+        top, left, address_of(u), GH, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
     if by_squares:

@@ -14,9 +14,21 @@ from typing import Any
 from .bits import store_bits
 from .emit import LANES
 from .jit import device_function
+from .memory import ALIGNMENT
 from .rectifier import Gate, clip, gated
-from .simd import above, broadcast, load, load_some, store_some
+from .simd import above, broadcast, expect_read, expect_write, load, load_some, store_some
 from .tile import TILE_CHANNELS
+
+
+@device_function
+def expect_end(y: int, y_step: int, r: int, r_step: int, pixels: int) -> None:
+    """Have the lines of a whole block that an end writes, and those of r that it reads, on their way."""
+    for _ in range(pixels):
+        for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
+            expect_write(y + line)
+            if r:
+                expect_read(r + line)
+        y, r = y + y_step, r + r_step if r else 0
 
 
 @device_function

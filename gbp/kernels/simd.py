@@ -326,15 +326,30 @@ def store_some(address: int, value: Any, count: int) -> None:
         store_first(address, value, count)
 
 
+def _prefetch(builder: Any, address: Any, write: int) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [emit.I8.as_pointer(), emit.I32, emit.I32, emit.I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    hints = (ir.Constant(emit.I32, value) for value in (write, 3, 1))  # to the first cache, of data
+    builder.call(prefetch, [emit.pointer(builder, address, emit.I8), *hints])
+
+
+@intrinsic
+def expect_read(typing: Any, address: Any) -> Any:
+    """Fetch the cache line at `address` now, to be read soon; any address is allowed."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _prefetch(builder, args[0], write=0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @intrinsic
 def expect_write(typing: Any, address: Any) -> Any:
     """Fetch the cache line at `address` now, to be written soon; any address is allowed."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [emit.I8.as_pointer(), emit.I32, emit.I32, emit.I32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        write, keep, data = (ir.Constant(emit.I32, value) for value in (1, 3, 1))
-        builder.call(prefetch, [emit.pointer(builder, args[0], emit.I8), write, keep, data])
+        _prefetch(builder, args[0], write=1)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

@@ -12,13 +12,16 @@ from numba.extending import intrinsic
 from . import emit
 from .emit import LANES, TILE_ROWS
 from .jit import INT, device_function, one_of_many, shared
-from .simd import keep_rolled, vector
+from .memory import ALIGNMENT
+from .simd import expect_read, keep_rolled, vector
 
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
 TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
 #: Bytes after which a first-level cache comes back to the same set.
 PAGE = 4096
+#: Bytes of weights that are on their way while a tile is summed: memory answers that much later.
+_AHEAD = 2048
 
 
 @intrinsic(prefer_literal=True)
@@ -180,6 +183,8 @@ def _tile_of(rows: int, vectors: int) -> Any:
                 x = sweep.x + i * sweep.step_h + j * sweep.step_w
                 for _ in range(sweep.run):
                     keep_rolled()
+                    for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
+                        expect_read(w + _AHEAD + line)
                     t = tile_update(t, vectors, x, sweep.pixel, w)
                     x += 4
                     w += 4 * TILE_CHANNELS

@@ -37,7 +37,9 @@ from .window import taps_of
 
 #: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
 _SQUARES_A_THREAD = 2 * 14
-_SQUARES_OF_ALL = 8 * 14
+_SQUARES_OF_ALL = 4 * 14
+#: Blocks of channels whose products it holds: so many times less is a patch read, and they fit the cache.
+_BLOCKS = 4
 
 
 class Way(ABC):
@@ -243,19 +245,19 @@ class _Squares:
     inputs: int
     outputs: int
 
-    def choose(self, threads: int) -> tuple[int, int]:
-        """(together, by_squares): the threads share the squares, or where the weights outweigh them and there
-        are enough, the blocks of output channels.
+    def choose(self, threads: int) -> tuple[int, int, int]:
+        """(together, width, by_squares): how many squares go together, and how many blocks of their products.
+
+        The threads share the squares, or where the weights outweigh them and there are enough, the blocks.
         """
-        plane = elements(self.size) * self.inputs
-        enough = self.outputs >= 2 * threads * TILE_CHANNELS
-        if enough and plane < 9 * self.inputs * self.outputs:
-            return _SQUARES_OF_ALL, 0
-        return _SQUARES_A_THREAD, 1
+        plane, blocks = elements(self.size) * self.inputs, -(-self.outputs // TILE_CHANNELS)
+        if blocks >= 2 * threads and plane < 9 * self.inputs * self.outputs:
+            return _SQUARES_OF_ALL, min(_BLOCKS, -(-blocks // threads)), 0
+        return _SQUARES_A_THREAD, min(_BLOCKS, blocks), 1
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        together, by_squares = self.choose(threads)
-        return winograd_scratch(together, self.inputs, bool(by_squares), threads), 0
+        together, width, by_squares = self.choose(threads)
+        return winograd_scratch(together, width, self.inputs, bool(by_squares), threads), 0
 
 
 class WinogradForward(Forward):

@@ -39,6 +39,7 @@ from gbp.kernels.conv_winograd import (
     winograd_scratch,
 )
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
+from gbp.kernels.emit import TILE_ROWS
 from gbp.kernels.memory import aligned
 from gbp.kernels.rectifier import OPEN
 from gbp.kernels.winograd import pack_winograd
@@ -158,6 +159,27 @@ def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -
 
 
 @cpu_only
+def test_more_weights_than_go_together() -> None:
+    """Of blocks of weights that fill a cache, some pass together, and others after them."""
+    C, M = 1200, 5 * TILE_CHANNELS - 1
+    x, w, b = noise(6, 2, TILE_ROWS + 1, C), noise(M, C), noise(M, seed=2)
+    taps, packed, bias = taps_of(GEOMETRIES["1x1"][1]), pack(w[:, :, None, None]), whole_tiles(b)
+    linear = x.astype(np.float64) @ w.T.astype(np.float64)
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        share = by_rows(y, threads), threads
+        conv_fwd(Guarded.of(x[samples]), packed, bias, r, y, mask, scratch(threads), taps, lo, hi, *share)
+
+    check_epilogue(fused, linear + b)
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        share = taps, by_rows(gx, threads), threads
+        conv_bwd(gy, packed, mask, gate, gx, accumulate, scratch(threads), *share)
+
+    check_reverse(run, x, linear, targets=3)
+
+
+@cpu_only
 @pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("O", "C"), [(5, 1), (17, 3), (8, 33), (64, 100), (65, 130), (130, 300)])
 def test_pointwise_reverse(O: int, C: int, most: float) -> None:
@@ -198,8 +220,8 @@ def test_winograd_forward(size: Any, pad: int, C: int) -> None:
 
     def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
         by_squares = by_rows(y, threads)
-        memory = aligned((winograd_scratch(3, C, bool(by_squares), threads),))
-        share = 3, by_squares, threads
+        memory = aligned((winograd_scratch(3, 2, C, bool(by_squares), threads),))
+        share = 3, 2, by_squares, threads
         conv_winograd_fwd(Guarded.of(x[samples]), u, bias, r, y, mask, memory, pad, pad, lo, hi, *share)
 
     check_epilogue(fused, linear)
@@ -217,8 +239,8 @@ def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         by_squares = by_rows(gx, threads)
-        memory = aligned((winograd_scratch(3, M, bool(by_squares), threads),))
-        share = 2 - pad, 2 - pad, 3, by_squares, threads
+        memory = aligned((winograd_scratch(3, 2, M, bool(by_squares), threads),))
+        share = 2 - pad, 2 - pad, 3, 2, by_squares, threads
         conv_winograd_bwd(gy, u, mask, gate, gx, accumulate, memory, *share)
 
     check_reverse(run, gy, expected, targets=3)
