@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Pair = tuple[int, int]
 
@@ -124,12 +125,12 @@ class Window:
     def taps(self) -> int:
         return self.height.kernel * self.width.kernel
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """One tap, every pixel, nothing padded: each output pixel sees just its own input pixel."""
         return self.taps == 1 and self.is_dense and self.is_unpadded
 
-    @property
+    @cached_property
     def is_unpadded(self) -> bool:
         return all(a.begin == a.end == 0 for a in (self.height, self.width))
 

@@ -7,6 +7,7 @@ between; where only axes of size 1 differ, or an op moves no bytes, the result i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .graph import Graph, Shape
 from .limits import elements
@@ -58,7 +59,7 @@ class Call:
     clip: Clipped = UNCLIPPED
     rectified: bool = False
 
-    @property
+    @cached_property
     def has_mask(self) -> bool:
         return self.clip != UNCLIPPED
 

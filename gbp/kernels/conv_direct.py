@@ -83,13 +83,25 @@ def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
 
 
 @device_function
-def _share(tiles: int, blocks: int, by_rows: int, t: int, threads: int) -> Any:
-    """Thread t's (first, last) tiles and (first, last) blocks of channels: it has its tiles for all channels,
-    or its channels of all tiles.
+def _share(tiles: int, blocks: int, together: int, by_rows: int, t: int, threads: int) -> Any:
+    """Thread t's part of the work, as (start, stop, its first and last block of channels, step of blocks).
+
+    The work is all tiles, each of which goes through all blocks, so many together; or, where few tiles would
+    leave threads idle, the tiles of one block after the other.
     """
+    work = tiles if by_rows else tiles * blocks
+    start, stop = work * t // threads, work * (t + 1) // threads
     if by_rows:
-        return tiles * t // threads, tiles * (t + 1) // threads, 0, blocks
-    return 0, tiles, blocks * t // threads, blocks * (t + 1) // threads
+        return start, stop, 0, blocks, together
+    return start, stop, start // tiles, (stop + tiles - 1) // tiles, 1
+
+
+@device_function
+def _own_tiles(start: int, stop: int, tiles: int, block: int, by_rows: int) -> Any:
+    """The tiles of a block among the thread's part of the work."""
+    if by_rows:
+        return start, stop
+    return max(0, start - block * tiles), min(tiles, stop - block * tiles)
 
 
 @device_function
@@ -127,16 +139,17 @@ def conv_fwd(
     together = _together(I, taps)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        start, stop, block0, block1 = _share(tiles * OH * N, blocks, by_rows, t, threads)
-        for group in range(block0, block1, together):
-            tile, oh, n = _locate(start, tiles, OH)
-            for _ in range(start, stop):
+        start, stop, block0, block1, step = _share(tiles * OH * N, blocks, together, by_rows, t, threads)
+        for group in range(block0, block1, step):
+            low, high = _own_tiles(start, stop, tiles * OH * N, group, by_rows)
+            tile, oh, n = _locate(low, tiles, OH)
+            for _ in range(low, high):
                 first = first_pixel(tile, tiles, OW)
                 count = first_pixel(tile + 1, tiles, OW) - first
                 corner, ya = at(x, n, oh * taps.stride_h, first * taps.stride_w), at(y, n, oh, first)
                 ra = at(r, n, oh, first) if r.size else 0
                 ma = at(mask, n, oh, first) if mask.size else 0
-                for block in range(group, min(group + together, block1)):
+                for block in range(group, min(group + step, block1)):
                     c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
                     expect_end(ya + 4 * c0, y.strides[2], ra + 4 * c0 if ra else 0, r.strides[2], count)
                     _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
@@ -171,14 +184,15 @@ def conv_bwd(
     together = _together(O, taps)
     for t in prange(threads):
         s = address_of(scratch) + 4 * t * TILE_FLOATS
-        start, stop, block0, block1 = _share(tiles * H * N, blocks, by_rows, t, threads)
-        for group in range(block0, block1, together):
-            tile, h, n = _locate(start, tiles, H)
-            for _ in range(start, stop):
+        start, stop, block0, block1, step = _share(tiles * H * N, blocks, together, by_rows, t, threads)
+        for group in range(block0, block1, step):
+            low, high = _own_tiles(start, stop, tiles * H * N, group, by_rows)
+            tile, h, n = _locate(low, tiles, H)
+            for _ in range(low, high):
                 first = first_pixel(tile, tiles, W)
                 count = first_pixel(tile + 1, tiles, W) - first
                 corner, xa, ma = at(gy, n, h, first), at(gx, n, h, first), at(mask, n // targets, h, first)
-                for block in range(group, min(group + together, block1)):
+                for block in range(group, min(group + step, block1)):
                     c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
                     expect_end(xa + 4 * c0, gx.strides[2], 0, 0, count)
                     _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)

@@ -44,9 +44,12 @@ from .window import planes_of, read_axes, reverse_work, spatial_outputs, spatial
 
 #: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
 _FEW_CHANNELS = LANES // 2
-#: The density of gy up to which lists of its nonzero values beat Winograd; not with channels mostly empty.
-_MOST_LISTED = 0.17
+#: The density of gy up to which lists of its nonzero values beat Winograd, and direct tiles; but not with
+#: channels mostly empty.
+_MOST_FOR_WINOGRAD, _MOST_FOR_DIRECT = 0.17, 0.35
 _MOST_EMPTY = 0.7
+#: Multiply-adds of vectors in the time that one vector takes to come from memory.
+_READ = 16
 #: Each group that is not one channel is a kernel call of its own, and each tap along the depth.
 _MOST_GROUPS = 2**12
 
@@ -220,12 +223,13 @@ def _is_3x3(window: Window) -> bool:
 def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
     """Whether to compute windows over O × C weights, to a plane of that size, by Winograd's transforms.
 
-    Costs are in vector multiply-adds of a core: the products, and per square the transforms as measured.
+    Costs are in vector multiply-adds of a core: the products, reading the weights, and per square the
+    transforms as measured.  They are those of one sample, as bits do not depend on how many there are.
     """
     blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
-    squares = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE)
-    winograd = squares * (MATRICES * C * blocks + 440 * vectors + 380 * blocks)
-    direct = elements(plane) * (9 * C * blocks + 6 * blocks)
+    squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
+    winograd = MATRICES * C * blocks * (squares + _READ) + squares * (440 * vectors + 380 * blocks)
+    direct = 9 * C * blocks * (pixels + _READ) + 6 * pixels * blocks
     return _is_3x3(window) and (algorithm == "winograd" or (algorithm == "auto" and winograd < direct))
 
 
@@ -249,8 +253,9 @@ def _reverse(w: NDArray[np.float64], window: Window, algorithm: str) -> Reverse:
         return ListsReverse(single, window, dense, 1.0)
     # Lists work on this many channels of gx, full or not.
     full = C / _whole(C, LISTED_CHANNELS)
-    if algorithm == "auto" and by_winograd and full > _MOST_EMPTY:
-        return ListsReverse(single, window, dense, _MOST_LISTED * full)
+    most = full * (_MOST_FOR_WINOGRAD if by_winograd else _MOST_FOR_DIRECT)
+    if algorithm == "auto" and _is_3x3(window) and full > _MOST_EMPTY:
+        return ListsReverse(single, window, dense, most)
     return dense
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class DirectForward(Forward):
         self.by_rows = _by_rows(window.output)
         self.how = "direct"
 
-    @property
+    @cached_property
     def _is_padded(self) -> bool:
         sees, size = self._plane(), self.window.size
         begins = self.window.height.begin or self.window.width.begin
