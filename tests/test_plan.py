@@ -268,9 +268,7 @@ def test_results_are_right(name: str) -> None:
 
 @pytest.mark.parametrize(("size", "otherwise"), [(16, {"conv_winograd_bwd"}), (7, {"conv_bwd", "pad"})])
 def test_a_warmup_knows_the_kernels_that_values_decide_about(size: int, otherwise: set[str]) -> None:
-    """Whether the gradient is mostly zero; else a large plane goes by Winograd, and one that is soon done with
-    its weights by tiles.
-    """
+    """Whether the gradient is mostly zero; else planes go by Winograd, but small ones by tiles."""
     b = Builder()
     x = b.relu(b.conv(b.input(1, 64, size, size), 64, 3, pads=(1, 1, 1, 1)))
     plan, _ = Explainer(b.model(b.head(x)))._plan((64, size, size))
