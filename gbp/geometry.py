@@ -130,7 +130,7 @@ class Window:
         """One tap, every pixel, nothing padded: each output pixel sees just its own input pixel."""
         return self.taps == 1 and self.is_dense and self.is_unpadded
 
-    @cached_property
+    @property
     def is_unpadded(self) -> bool:
         return all(a.begin == a.end == 0 for a in (self.height, self.width))
 

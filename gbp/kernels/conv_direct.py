@@ -28,7 +28,7 @@ from .tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_
 from .views import copy_run, zero_run
 
 #: Bytes of weights that go together through a thread's second-level cache; some have 512 KiB.
-_CACHED = 2**18
+CACHED = 2**18
 
 
 def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -86,8 +86,8 @@ def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
 def _share(tiles: int, blocks: int, together: int, by_rows: int, t: int, threads: int) -> Any:
     """Thread t's part of the work, as (start, stop, its first and last block of channels, step of blocks).
 
-    The work is all tiles, each of which goes through all blocks, so many together; or, where few tiles would
-    leave threads idle, the tiles of one block after the other.
+    The work is all tiles, each of which goes through all blocks, so many together; or, not `by_rows`, the
+    tiles of one block after the other.
     """
     work = tiles if by_rows else tiles * blocks
     start, stop = work * t // threads, work * (t + 1) // threads
@@ -107,7 +107,7 @@ def _own_tiles(start: int, stop: int, tiles: int, block: int, by_rows: int) -> A
 @device_function
 def _together(I: int, taps: Taps) -> int:
     """How many blocks of weights stay in a thread's cache while its tiles pass, each tile through all."""
-    return max(1, _CACHED // (4 * taps.rows * taps.columns * I * TILE_CHANNELS))
+    return max(1, CACHED // (4 * taps.rows * taps.columns * I * TILE_CHANNELS))
 
 
 @kernel(

@@ -104,10 +104,10 @@ def conv_pointwise_bwd(
                 for k in range(tiles):
                     p = first_pixel(k, tiles, count)
                     rows = first_pixel(k + 1, tiles, count) - p
-                    expect_end(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
                     s, s_step = sums + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
                     if not few:
                         s, s_step = sums, 4 * TILE_CHANNELS
+                        expect_end(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
                         multiply_tile(rows, C - c0, ga + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
                     end_bwd(
                         s, s_step, rows, c0, C, accumulate, gate.forward, gate.gradient,

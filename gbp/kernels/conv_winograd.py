@@ -92,8 +92,8 @@ class Work(NamedTuple):
 @device_function
 def _work(x: Plane, job: Job, by_squares: int, t: int) -> Work:
     row = (x.C + LANES - 1) // LANES * LANES * 4
-    # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
     block = job.together * 4 * TILE_CHANNELS
+    # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
     v_step, m_step = job.together * row + VECTOR_BYTES, job.width * block + VECTOR_BYTES
     patch = MATRICES * m_step
     square = patch + MATRICES * row

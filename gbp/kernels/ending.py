@@ -22,7 +22,10 @@ from .tile import TILE_CHANNELS
 
 @device_function
 def expect_end(y: int, y_step: int, r: int, r_step: int, pixels: int) -> None:
-    """Have the lines of a whole block that an end writes, and those of r that it reads, on their way."""
+    """Have the lines of a whole block that an end writes, and those of r that it reads, on their way.
+
+    y and r are the block's own, or r is 0.
+    """
     for _ in range(pixels):
         for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
             expect_write(y + line)

@@ -183,7 +183,7 @@ def _tile_of(rows: int, vectors: int) -> Any:
                 x = sweep.x + i * sweep.step_h + j * sweep.step_w
                 for _ in range(sweep.run):
                     keep_rolled()
-                    for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
+                    for line in range(0, 4 * LANES * vectors, ALIGNMENT):
                         expect_read(w + _AHEAD + line)
                     t = tile_update(t, vectors, x, sweep.pixel, w)
                     x += 4

@@ -27,6 +27,7 @@ from ..kernels.winograd import MATRICES, SQUARE
 from ..limits import ELEMENT, OPERAND, elements
 from .conv_volume import VolumeStep
 from .conv_ways import (
+    FEW_OUTPUTS,
     ColumnsReverse,
     DirectForward,
     DirectReverse,
@@ -46,7 +47,7 @@ from .window import planes_of, read_axes, reverse_work, spatial_outputs, spatial
 _FEW_CHANNELS = LANES // 2
 #: The density of gy up to which lists of its nonzero values beat Winograd, and direct tiles; but not with
 #: channels mostly empty.
-_MOST_FOR_WINOGRAD, _MOST_FOR_DIRECT = 0.17, 0.35
+_MOST_BEFORE_WINOGRAD, _MOST_BEFORE_DIRECT = 0.17, 0.3
 _MOST_EMPTY = 0.7
 #: Multiply-adds of vectors in the time that one vector takes to come from memory.
 _READ = 16
@@ -253,8 +254,9 @@ def _reverse(w: NDArray[np.float64], window: Window, algorithm: str) -> Reverse:
         return ListsReverse(single, window, dense, 1.0)
     # Lists work on this many channels of gx, full or not.
     full = C / _whole(C, LISTED_CHANNELS)
-    most = full * (_MOST_FOR_WINOGRAD if by_winograd else _MOST_FOR_DIRECT)
-    if algorithm == "auto" and _is_3x3(window) and full > _MOST_EMPTY:
+    most = full * (_MOST_BEFORE_WINOGRAD if by_winograd else _MOST_BEFORE_DIRECT)
+    pays = full > _MOST_EMPTY and (by_winograd or O >= FEW_OUTPUTS)
+    if algorithm == "auto" and _is_3x3(window) and pays:
         return ListsReverse(single, window, dense, most)
     return dense
 

@@ -39,7 +39,7 @@ from .window import taps_of
 #: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
 _SQUARES_A_THREAD = 2 * 14
 _SQUARES_OF_ALL = 4 * 14
-#: Blocks of channels whose products it holds: so many times less is a patch read, and they fit the cache.
+#: Blocks of channels whose products it holds, up to a MiB: so many times less is each patch read.
 _BLOCKS = 4
 
 
@@ -168,14 +168,14 @@ class DirectReverse(Reverse):
 #: The density of gy up to which lists of its nonzero values beat dense tiles, by blocks of channels in gx.
 _MOST_LISTED = (0.0, 0.08, 0.45, 0.6)
 #: With so few channels to list, the work of listing tells.
-_FEW_OUTPUTS, _MOST_OF_FEW = 48, 0.3
+FEW_OUTPUTS, _MOST_OF_FEW = 48, 0.3
 
 
 def _most_listed(channels: int, outputs: int) -> float:
     if channels <= LANES:
         return 0.0
     most = _MOST_LISTED[min(3, -(-channels // TILE_CHANNELS))]
-    return min(most, _MOST_OF_FEW) if outputs < _FEW_OUTPUTS else most
+    return min(most, _MOST_OF_FEW) if outputs < FEW_OUTPUTS else most
 
 
 class PointwiseReverse(Reverse):

@@ -23,7 +23,7 @@ from harness import (
 )
 
 from gbp.kernels.columns import col2im
-from gbp.kernels.conv_direct import TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
+from gbp.kernels.conv_direct import CACHED, TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
 from gbp.kernels.conv_lists import (
     conv_lists_bwd,
     list_plane,
@@ -161,7 +161,7 @@ def test_conv_reverse_of_stride_1(size: Any, geometry: dict[str, Any], C: int) -
 @cpu_only
 def test_more_weights_than_go_together() -> None:
     """Of blocks of weights that fill a cache, some pass together, and others after them."""
-    C, M = 1200, 5 * TILE_CHANNELS - 1
+    C, M = CACHED // (3 * 4 * TILE_CHANNELS), 5 * TILE_CHANNELS - 1
     x, w, b = noise(6, 2, TILE_ROWS + 1, C), noise(M, C), noise(M, seed=2)
     taps, packed, bias = taps_of(GEOMETRIES["1x1"][1]), pack(w[:, :, None, None]), whole_tiles(b)
     linear = x.astype(np.float64) @ w.T.astype(np.float64)
@@ -231,7 +231,7 @@ def test_winograd_forward(size: Any, pad: int, C: int) -> None:
 @pytest.mark.parametrize("C", CHANNELS)
 @pytest.mark.parametrize(("size", "pad"), WINOGRAD)
 def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
-    M = C + 2
+    C, M = 2 * C + 1, C + 2
     w = noise(M, C, 3, 3, seed=1)
     gy = noise(6, size[0] + 2 * pad - 2, size[1] + 2 * pad - 2, M)
     expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), pads=(pad,) * 4))
