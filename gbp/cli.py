@@ -421,7 +421,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _print_inspection(inspection: Inspection) -> None:
     # Of a name less is told than others tell: the op has a column, and all may lie in one scope.
     short = [layer.name.removesuffix(layer.op).rstrip("/_") or layer.name for layer in inspection.layers]
-    scope = len(os.path.commonprefix(short).rpartition("/")[0])  # noqa: RUF071
+    scope = len(os.path.commonprefix(short).rpartition("/")[0])  # noqa: RUF071  # whole parts: rpartition
     header = ("layer", "op, plan", "output", "params", "MACs")
     rows = [
         (

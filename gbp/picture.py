@@ -141,6 +141,7 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
     panels = [_enlarged(image.convert("RGB")) for image in images]
     font = ImageFont.load_default(max(14, round(max(panel.width for panel in panels) / 20)))
     lines = max(caption.count("\n") + 1 for caption in captions)
+    # A given size makes it a FreeTypeFont, which has metrics.
     line_height = round(sum(font.getmetrics()) * 1.1)  # type: ignore[union-attr]
     top = MARGIN + max(panel.height for panel in panels) + MARGIN // 2
     width = sum(panel.width + MARGIN for panel in panels) + MARGIN

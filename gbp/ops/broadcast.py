@@ -83,6 +83,7 @@ def operands(node: Node) -> tuple[Shape, list[NDArray[Any] | None]]:
 
 def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
     """A constant operand; before opset 7 the second one's axes are the first one's from `axis` on."""
+    # Asked of constants alone, so it is there.
     kind = node.operands[index].dtype.kind  # type: ignore[union-attr]
     if kind == "b":
         c = node.constant(index, np.bool_).astype(np.float32)

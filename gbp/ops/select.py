@@ -156,7 +156,7 @@ def parse_pad(node: Node) -> tuple[Op, ...]:
             size = cut[axis][1] - cut[axis][0]
             refuse_unless_it_fits(node, size, before + size + behind)
             indices = np.arange(size)
-            # NumPy's modes of this name are ONNX's.
+            # NumPy's modes of this name are ONNX's; its types know them as literals only.
             ops.append(select(axis, size, np.pad(indices, (before, behind), mode=mode)))  # type: ignore[call-overload]
     return or_identity(ops, shape)
 

@@ -147,7 +147,7 @@ def name_activations(graph: Graph) -> Graph:
             continue
         found = search.named(layer.output)
         if found is not None:
-            layer = found[0]  # noqa: PLW2901
+            layer = found[0]  # noqa: PLW2901  # it stands for the loop's
             replaced |= found[1]
         layers.append(layer)
     return graph.with_layers(reversed(layers))
