@@ -33,13 +33,13 @@ from timing import seconds_of
 from workloads import NETWORKS, network, pictures
 
 from gbp import Explainer, GbpError
-from gbp.card import Card, card
-from gbp.kernels.jit import DENSE, INT
-from gbp.kernels.jit_cuda import block_kernel
-from gbp.kernels.rectifier import Gate
-from gbp.load import build, open_model
+from gbp.devices.cuda import CudaDevice, card
+from gbp.importer.load import build, open_model
+from gbp.kernels.codegen.gate import Gate
+from gbp.kernels.codegen.jit import DENSE, INT
+from gbp.kernels.codegen.jit_cuda import block_kernel
 from gbp.rules import RULES
-from gbp.tape import Pool, Tape
+from gbp.runtime.tape import Pool, Tape
 
 BATCHES = (1, 32)
 GUIDED = Gate(1, 1)
@@ -87,7 +87,7 @@ def event_medians(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float
     return [statistics.median(seconds) for seconds in taken]
 
 
-def timed_here(device: Card, run: Callable[[], Any]) -> Callable[[], float]:
+def timed_here(device: CudaDevice, run: Callable[[], Any]) -> Callable[[], float]:
     """A call that runs on gbp's stream and returns the seconds that the card took."""
     start, stop = cuda.event(), cuda.event()
 
@@ -117,7 +117,7 @@ def timed_torch(run: Callable[[], Any]) -> Callable[[], float]:
     return call
 
 
-def ceilings(device: Card) -> dict[str, float]:
+def ceilings(device: CudaDevice) -> dict[str, float]:
     """10⁹ floating-point operations and 10⁹ bytes a second."""
     y, a, b = device.empty((1,)), device.empty((_COPIED,)), device.empty((_COPIED,))
     y.fill(1e-3)
@@ -137,7 +137,7 @@ class OnCard:
         plan, _ = self.explainer._plan(tuple(x.shape[1:]))
         self.tape = Tape(plan, x, Pool(), 1, card())
         self.targets = self.tape.scores.argmax(axis=1)[:, None]
-        self.map = self.tape.reverse(RULES["guided"], self.targets)[:, 0]
+        self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]
         seed = np.zeros((len(x), *plan.output_shape), np.float32)
         seed.reshape(len(x), -1)[np.arange(len(x)), self.targets[:, 0]] = 1
         self._seed = card().upload(seed.transpose(0, *plan.output.order))
@@ -146,10 +146,10 @@ class OnCard:
     def run(self) -> None:
         """What `Tape` does between upload and download."""
         forward = self.tape._forward
-        memory = forward.memory_back
+        memory = forward.backward_memory
         forward.run()
         np.copyto(memory.arrays[self._output], self._seed)
-        forward.run_back(memory, GUIDED)
+        forward.run_backward(memory, GUIDED)
 
     def check(self, model: onnx.ModelProto) -> float:
         """The relative distance of the maps from those of the CPU."""

@@ -15,13 +15,13 @@ import json
 from typing import Any
 
 import numpy as np
-from timing import Call, medians
+from timing import Instruction, medians
 
-from gbp.geometry import Window
-from gbp.kernels.memory import aligned
-from gbp.ops.conv import Conv, ConvStep
-from gbp.ops.op import CHANNELS_LAST, NO_TENSOR, UNCLIPPED, Clipped, Gradient, Saved
-from gbp.threads import parallel
+from gbp.devices.threads import parallel
+from gbp.graph.geometry import Window
+from gbp.kernels.codegen.memory import aligned
+from gbp.ops.conv.conv import Conv, ConvStep
+from gbp.ops.step import CHANNELS_LAST, NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 
 try:
     import torch
@@ -37,7 +37,7 @@ VGG16 = (
 )  # fmt: skip
 
 
-def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Call]:
+def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Instruction]:
     """The step on random data, as in `CALLS`."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((O, C, 3, 3)) / (3 * C**0.5)
@@ -50,17 +50,17 @@ def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Call]:
     gy, gx = aligned(y.shape), aligned(x.shape)
     x[:], gy[:] = rng.standard_normal(x.shape), rng.standard_normal(y.shape)
     mask = np.empty((N, size, size, -(-O // 8)), np.uint8)
-    plain = Saved(threads, aligned((fixed + N * each,)))
-    saved = Saved(threads, plain.scratch, mask=mask)
+    plain = Context(threads, aligned((fixed + N * each,)))
+    saved = Context(threads, plain.scratch, mask=mask)
     relu = Clipped(0.0, np.inf, is_rectifier=True)
     return [
         lambda: step.forward((x,), NO_TENSOR, y, UNCLIPPED, plain),
         lambda: step.forward((x,), NO_TENSOR, y, relu, saved),
-        lambda: step.vjp(gy, (Gradient(gx, accumulate=False),), plain),
+        lambda: step.vjp(gy, (GradientSlot(gx, accumulate=False),), plain),
     ]
 
 
-def torch_calls(C: int, O: int, size: int, N: int) -> list[Call]:
+def torch_calls(C: int, O: int, size: int, N: int) -> list[Instruction]:
     """The same in torch."""
     conv = torch.nn.Conv2d(C, O, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.randn(N, size, size, C).permute(0, 3, 1, 2)

@@ -13,12 +13,12 @@ from numba import prange
 from peers import available
 from timing import medians
 
-from gbp.kernels.emit import LANES, TILE_ROWS, VECTOR_BYTES
-from gbp.kernels.jit import DENSE, INT, device_function, kernel
-from gbp.kernels.memory import aligned
-from gbp.kernels.simd import address_of, keep_rolled, load, store, zeros
-from gbp.kernels.tile import TILE_FLOATS, TILE_VECTORS, tile_store, tile_update, tile_zeros
-from gbp.threads import parallel
+from gbp.devices.threads import parallel
+from gbp.kernels.codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
+from gbp.kernels.codegen.jit import DENSE, INT, device_function, kernel
+from gbp.kernels.codegen.memory import aligned
+from gbp.kernels.codegen.simd import address_of, keep_rolled, load, store, zeros
+from gbp.kernels.codegen.tile import TILE_FLOATS, TILE_VECTORS, tile_store, tile_update, tile_zeros
 
 #: Steps of the multiply-add kernel: about 10 ms.
 STEPS = 1 << 20

@@ -15,13 +15,13 @@ import onnx
 import peers
 import processes
 from numpy.typing import NDArray
-from timing import Call, medians
+from timing import Instruction, medians
 from workloads import INPUT_SHAPE, network, picture_file, pictures
 
 from gbp import Attribution, Explainer
-from gbp.graph import Graph
-from gbp.load import build, open_model
-from gbp.ops.conv import Conv
+from gbp.graph.graph import Graph
+from gbp.importer.load import build, open_model
+from gbp.ops.conv.conv import Conv
 from gbp.ops.gemm import Dense
 
 #: `section`, `network`, `batch`, `threads`, `all_threads` (whether no row has more), `values` (seconds of
@@ -125,7 +125,7 @@ def speed(work: Workload, batch: int, threads: int, setting: Setting) -> Row:
     x, explainer = pictures(batch), work.explainer(threads)
     first = explainer.explain(x)
     figures: dict[str, float] = {}
-    calls: dict[str, Call] = {
+    calls: dict[str, Instruction] = {
         "gbp guided": lambda: explainer.explain(x),
         "gbp forward": lambda: explainer.predict(x),
     }
@@ -152,7 +152,7 @@ def scaling(work: Workload, setting: Setting) -> Row:
     """One picture: five targets beside one, and one thread beside all."""
     x, threads = pictures(1), max(setting.threads)
     many, one = work.explainer(threads), work.explainer(1)
-    calls: dict[str, Call] = {
+    calls: dict[str, Instruction] = {
         "one target": lambda: many.explain(x),
         "five targets": lambda: many.explain(x, target="top5"),
         "one thread": lambda: one.explain(x),

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from timing import Call
+from timing import Instruction
 from workloads import for_batch
 
 Floats = NDArray[np.float32]
@@ -49,7 +49,7 @@ def check_scores(who: str, scores: Floats, expected: Floats) -> None:
         raise RuntimeError(f"the scores of {who} are {error:.1e} off gbp's")
 
 
-def onnxruntime_forward(model: onnx.ModelProto, x: Floats, threads: int, expected: Floats) -> Call:
+def onnxruntime_forward(model: onnx.ModelProto, x: Floats, threads: int, expected: Floats) -> Instruction:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -115,11 +115,11 @@ def save(network: Any, folder: Path) -> Path:
     return file
 
 
-def torch_forward(networks: dict[str, Any], x: Floats, expected: Floats) -> dict[str, Call]:
+def torch_forward(networks: dict[str, Any], x: Floats, expected: Floats) -> dict[str, Instruction]:
     """In each memory layout, on as many threads as `use_threads` said."""
     import torch
 
-    def call(layout: str) -> Call:
+    def call(layout: str) -> Instruction:
         network, picture = networks[layout], torch_input(x, layout)
 
         def forward() -> Any:
@@ -132,7 +132,7 @@ def torch_forward(networks: dict[str, Any], x: Floats, expected: Floats) -> dict
     return {f"torch {layout}": call(layout) for layout in LAYOUTS}
 
 
-def captum_guided(networks: dict[str, Any], x: Floats, expected: Floats) -> dict[str, Call]:
+def captum_guided(networks: dict[str, Any], x: Floats, expected: Floats) -> dict[str, Instruction]:
     """GuidedBackprop of each picture's own class, as `torch_forward`."""
     import torch
     from captum.attr import GuidedBackprop
@@ -140,7 +140,7 @@ def captum_guided(networks: dict[str, Any], x: Floats, expected: Floats) -> dict
     warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations")
     target = torch.from_numpy(expected.argmax(axis=1))
 
-    def call(layout: str) -> Call:
+    def call(layout: str) -> Instruction:
         method, picture = GuidedBackprop(networks[layout]), torch_input(x, layout).requires_grad_()
         return lambda: method.attribute(picture, target=target)
 

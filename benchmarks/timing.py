@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-Call = Callable[[], Any]
+Instruction = Callable[[], Any]
 
 #: Seconds of silence and then of untimed calls before each timed call.  The threads of one library go on
 #: spinning for a while and would take a core from the other's; and threads that slept wake late, or on the
@@ -20,7 +20,7 @@ LONG = 1.0
 LEAST_ROUNDS = 3
 
 
-def medians(calls: Sequence[Call], rounds: int, budget: float = math.inf) -> list[float]:
+def medians(calls: Sequence[Instruction], rounds: int, budget: float = math.inf) -> list[float]:
     """Seconds of each call, taken in turn so that a noisy moment meets them all.
 
     At most `rounds` rounds, and no new one once `budget` seconds are spent and `LEAST_ROUNDS` are done.
@@ -40,7 +40,7 @@ def medians(calls: Sequence[Call], rounds: int, budget: float = math.inf) -> lis
     return [statistics.median(seconds) for seconds in taken]
 
 
-def seconds_of(call: Call) -> float:
+def seconds_of(call: Instruction) -> float:
     """Seconds that one call takes."""
     start = time.perf_counter()
     call()

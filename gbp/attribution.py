@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import picture
 from .errors import InputError
-from .image import Channels
+from .pictures import render as picture
+from .pictures.image import Channels
 
 #: Of the network's input: images, rows of numbers, series (either axis may be time), more axes.
 Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]

@@ -14,25 +14,25 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
-from .device import CPU, device_named
+from .devices.base import CPU, device_named
+from .devices.threads import thread_count
 from .errors import InputError, ModelError, OutOfMemoryError
-from .graph import Shape
-from .image import Preprocess, is_array_file, read_array, read_image
-from .kernels.jit import CACHE_DIRECTORY, compiled, not_kept
-from .layout import Call
-from .limits import MOST_BYTES_A_SAMPLE, MOST_ELEMENTS, at_least_one, brief, computing, elements
-from .load import build, open_model
-from .ops.conv import check_algorithm
+from .graph.graph import Shape
+from .importer.load import build, open_model
+from .importer.proto import Model
+from .importer.subgraph import Choice, Source
+from .importer.weights import Weights
+from .kernels.codegen.jit import CACHE_DIRECTORY, compiled, not_kept
+from .limits import MAX_BYTES_PER_SAMPLE, MAX_ELEMENTS, at_least_one, computing, elements, readable_bytes
+from .ops.conv.conv import check_algorithm
 from .ops.quantize import QuantizeStep
-from .plan import Plan
-from .proto import Model
+from .pictures.image import Preprocess, is_array_file, read_array, read_image
+from .pictures.sidecar import Sidecar, read_labels, read_sidecar
+from .plan.layout import Instruction
+from .plan.plan import Plan
 from .rules import RULES, Rule, rule_named
-from .sidecar import Sidecar, read_labels, read_sidecar
-from .source import Choice, Source
-from .tape import Pool, Tape, steps
+from .runtime.tape import Pool, Tape, steps
 from .targets import Target, resolve
-from .threads import thread_count
-from .weights import Weights
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ Picture = str | os.PathLike[str] | Image.Image
 Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
-_MOST_PLANS = 4
+_MAX_PLANS = 4
 _CHANNEL_COUNTS = (1, 3)
 #: What becomes of activations for which the papers define no rule.
 ACTIVATIONS = ("gradient", "rectify")
@@ -117,7 +117,7 @@ class Explainer:
         self.labels = read_labels(labels) or sidecar.labels or self._source.labels
         self._plans: dict[Shape, tuple[Plan, Pool]] = {}
         self._lock = Lock()
-        self._most_fitting: int | None = None  # samples at once, where more were out of memory
+        self._max_fitting: int | None = None  # samples at once, where more were out of memory
         if None not in self._source.input_shape[1:]:
             self._plan(tuple(n for n in self._source.input_shape[1:] if n is not None))
             # The plan has all of it.
@@ -184,7 +184,7 @@ class Explainer:
             with self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
-                gx = self._reverse(tape, batch, rule, chosen.reshape(len(batch.x), -1))
+                gx = self._backward(tape, batch, rule, chosen.reshape(len(batch.x), -1))
                 return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
 
         for batch in self._batches(images, batch_size, targets=each):
@@ -226,8 +226,8 @@ class Explainer:
         plan, _ = self._plan(shape)
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
-        for call in plan.calls:
-            for kernel in call.step.kernels:
+        for instruction in plan.instructions:
+            for kernel in instruction.step.kernels:
                 kernel.compile()
         for rule in RULES.values():
             if plan.rectifiers or not rule.gradient_gate:
@@ -241,7 +241,7 @@ class Explainer:
 
     def steps(
         self, x: NDArray[np.float32]
-    ) -> tuple[Plan, Iterator[tuple[Call, Mapping[str, NDArray[np.float32]]]]]:
+    ) -> tuple[Plan, Iterator[tuple[Instruction, Mapping[str, NDArray[np.float32]]]]]:
         """The plan for samples x (N, …), and its forward run step by step (`tape.steps`), for `verify`."""
         if self._device is not CPU:
             raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
@@ -271,26 +271,26 @@ class Explainer:
         # Not while the error is handled, which holds on to what was there.
         for _, pool in self._plans.values():
             pool.clear()
-        self._most_fitting = len(batch.x) // 2
+        self._max_fitting = len(batch.x) // 2
         for half in batch.halves():
             yield from self._fitting(half, compute)
 
-    def _reverse(
+    def _backward(
         self, tape: Tape, batch: _Batch, rule: Rule, targets: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """The maps (n, K, …) for targets (n, K), as many at a time as the memory holds."""
         plan, _ = self._plan(tuple(batch.x.shape[1:]))
         nbytes = 4 * targets.shape[1] * elements(plan.input_shape)
-        if nbytes > MOST_BYTES_A_SAMPLE:
+        if nbytes > MAX_BYTES_PER_SAMPLE:
             raise InputError(
-                f"the maps of one sample would take {brief(nbytes)}.",
-                supported=brief(MOST_BYTES_A_SAMPLE),
+                f"the maps of one sample would take {readable_bytes(nbytes)}.",
+                supported=readable_bytes(MAX_BYTES_PER_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-        step = plan.most_targets(self._memory or self._device.slice_bytes, tape.n)
+        step = plan.max_targets(self._memory or self._device.slice_bytes, tape.n)
         with computing():
             return _joined(
-                [tape.reverse(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
+                [tape.backward(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
                 axis=1,
             )
 
@@ -302,7 +302,7 @@ class Explainer:
                 with computing():
                     graph = build(self._source, (batch, *shape))
                     plan = Plan.build(graph, self._algorithm, rectify=self._rectify, device=self._device)
-                if len(self._plans) == _MOST_PLANS:
+                if len(self._plans) == _MAX_PLANS:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[shape] = plan, Pool()
             return self._plans[shape]
@@ -361,9 +361,9 @@ class Explainer:
     def _slices(self, count: int, shape: Shape, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
         plan, _ = self._plan(shape)
-        budget = self._memory or (self._device.slice_bytes if batch_size is None else self._device.most_bytes)
-        most = min(batch_size or self._device.largest_slice, plan.most_samples(budget, targets))
-        most = min(most, self._most_fitting or most)
+        budget = self._memory or (self._device.slice_bytes if batch_size is None else self._device.max_bytes)
+        most = min(batch_size or self._device.max_slice, plan.max_samples(budget, targets))
+        most = min(most, self._max_fitting or most)
         slices = -(-count // most)
         for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
             yield slice(count * k // slices, count * (k + 1) // slices)
@@ -385,7 +385,7 @@ class Explainer:
             raise InputError(
                 f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
             )
-        if elements(x.shape[1:]) > MOST_ELEMENTS:
+        if elements(x.shape[1:]) > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
         for part in self._slices(len(x), tuple(x.shape[1:]), targets, batch_size):
             with np.errstate(over="ignore"):
@@ -476,27 +476,31 @@ def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
         raise InputError(
             f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
             supported="'vanilla' for this network",
-            hint="Its activations can serve as rectifiers: activations='rectify'." if plan.unruled else None,
+            hint="Its activations can serve as rectifiers: activations='rectify'."
+            if plan.other_activations
+            else None,
         )
 
 
 def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool) -> tuple[str, ...]:
     """What a reader of the map should know."""
     notes = []
-    others = sum(call.has_mask and not call.clip.is_rectifier for call in plan.calls)
+    others = sum(
+        instruction.has_mask and not instruction.clip.is_rectifier for instruction in plan.instructions
+    )
     if others:
         notes.append(
             f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
         )
-    if plan.unruled:
-        nodes = ", ".join(f"{count} {kind}" for kind, count in plan.unruled.items())
+    if plan.other_activations:
+        nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
         how = (
             "their gradient was clamped to its positive part first (activations='rectify')"
             if rectify and rule.gradient_gate
             else "they take their true gradient"
         )
         notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
-    quantized = sum(isinstance(call.step, QuantizeStep) for call in plan.calls)
+    quantized = sum(isinstance(instruction.step, QuantizeStep) for instruction in plan.instructions)
     if quantized:
         notes.append(
             f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "

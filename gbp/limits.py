@@ -14,16 +14,16 @@ import numpy as np
 from .errors import InputError
 
 #: Tensors that the nodes of one file make, and names of all kinds.
-MOST_NODES = 2**14
-MOST_NAMES = 2**17
+MAX_NODES = 2**14
+MAX_NAMES = 2**17
 #: Elements of one tensor of one sample (512 MiB of float32), and of one tensor stored in the file.
-MOST_ELEMENTS = 2**27
-MOST_STORED_ELEMENTS = 2**29
-MOST_AXES = 8
+MAX_ELEMENTS = 2**27
+MAX_STORED_ELEMENTS = 2**29
+MAX_AXES = 8
 #: Working memory of one sample, and of one slice of a batch whatever batch_size says.
-MOST_BYTES_A_SAMPLE = 2 * 2**30
+MAX_BYTES_PER_SAMPLE = 2 * 2**30
 #: Of one sample forward and back, in multiply-adds: half a minute on two good cores.
-MOST_WORK = 2**41
+MAX_WORK = 2**41
 #: What handling one element, or one operand, takes, in multiply-adds of a convolution.
 ELEMENT = 2**9
 OPERAND = 2**20
@@ -43,7 +43,7 @@ def at_least_one(name: str, value: int | None) -> int | None:
     return int(value)
 
 
-def brief(bytes_: float) -> str:
+def readable_bytes(bytes_: float) -> str:
     """1.5 GiB, 12 MiB."""
     gib = bytes_ / 2**30
     return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
@@ -64,7 +64,7 @@ def computing() -> Iterator[None]:
         ) from None
 
 
-def most_made_of(stored: int) -> int:
+def max_bytes_made_of(stored: int) -> int:
     """Bytes that may be made of so many stored ones: tensors that share them, constants that are folded."""
     return 2**28 + 4 * stored
 
@@ -89,4 +89,4 @@ class Budget:
     @classmethod
     def of(cls, stored: int) -> Budget:
         """For a file whose tensors take `stored` bytes."""
-        return cls(most_made_of(stored), 2**31 + 2 * stored, 2**30 + 12 * stored, MOST_WORK)
+        return cls(max_bytes_made_of(stored), 2**31 + 2 * stored, 2**30 + 12 * stored, MAX_WORK)

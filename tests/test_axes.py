@@ -13,7 +13,7 @@ from onnx import AttributeProto, helper
 
 from gbp import Explainer, ModelError
 from gbp.ops import PARSERS
-from gbp.ops.concat import Take
+from gbp.ops.concat import AxisSlice
 from gbp.ops.node import Node
 from gbp.ops.resample import Resample
 from gbp.ops.shape import Reshape
@@ -54,7 +54,7 @@ def test_what_changes_nothing_is_a_view(op: str, constants: tuple[Any, ...], att
 def test_a_run_of_neighbours_can_stay_where_it_lies(
     op: str, constants: tuple[Any, ...], attributes: Any
 ) -> None:
-    assert parsed(op, *constants, **attributes) == (Take(1, 2, 4),)
+    assert parsed(op, *constants, **attributes) == (AxisSlice(1, 2, 4),)
 
 
 def test_upsample_of_opset_1() -> None:

@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from test_ops import FRAMES, noise, safe_run
 
 from gbp import Explainer, GbpError, UnsupportedError
-from gbp.card import Card, card
-from gbp.device import CPU
+from gbp.devices.base import CPU
+from gbp.devices.cuda import CudaDevice, card
 from gbp.errors import OutOfMemoryError
+from gbp.importer.load import build as build_graph
+from gbp.importer.load import open_model
+from gbp.importer.subgraph import Choice
 from gbp.kernels import conv_direct_cuda as conv
-from gbp.kernels.rectifier import Gate
+from gbp.kernels.codegen.gate import Gate
 from gbp.kernels.taps import Taps
-from gbp.load import build as build_graph
-from gbp.load import open_model
-from gbp.plan import Plan
-from gbp.source import Choice
-from gbp.tape import Pool, Tape
+from gbp.plan.plan import Plan
+from gbp.runtime.tape import Pool, Tape
 
 
 @pytest.mark.parametrize(("name", "frame", "rule"), list(zip(CASES, cycle(FRAMES), cycle(RULES[::-1]))))
@@ -39,7 +39,7 @@ def test_op(name: str, frame: str, rule: str) -> None:
     """Scores and maps are the oracle's, for two targets a sample; what has no kernel is refused by name."""
     model, run = safe_run(CASES[name], FRAMES[frame])
     plan, _ = Explainer(model, output=run.output).steps(run.values[run.image].astype(np.float32))
-    if not all(call.step.on_card for call in plan.calls):
+    if not all(call.step.on_card for call in plan.instructions):
         assert {node.op_type for node in model.graph.node} & {"MatMul", "QuantizeLinear"}
         with pytest.raises(UnsupportedError, match="no kernels for a card"):
             Explainer(model, output=run.output, device="cuda")
@@ -133,12 +133,12 @@ def test_several_explainers_share_the_card() -> None:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """[bytes]: what the card has for all arrays; more is out of memory, as a card would say it."""
-    limit, empty, used = [2**40], Card.empty, [0]
+    limit, empty, used = [2**40], CudaDevice.empty, [0]
 
     def give_back(nbytes: int) -> None:
         used[0] -= nbytes
 
-    def limited(self: Card, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    def limited(self: CudaDevice, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if used[0] + needed > limit[0]:
             raise self.out_of_memory(needed, free=limit[0] - used[0], total=limit[0])
@@ -147,7 +147,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         weakref.finalize(array.shadow, give_back, needed)
         return array
 
-    monkeypatch.setattr(Card, "empty", limited)
+    monkeypatch.setattr(CudaDevice, "empty", limited)
     return limit
 
 
@@ -159,7 +159,7 @@ def test_smaller_slices_are_tried_before_memory_is_out(room: list[int]) -> None:
     explainer = Explainer(model, device="cuda")
     room[0] = 24_000  # for three samples, beside the weights
     assert explainer.explain(x, rule="guided").map.tobytes() == whole.tobytes()
-    assert explainer._most_fitting in (1, 2, 3)  # what did not fit is not tried again
+    assert explainer._max_fitting in (1, 2, 3)  # what did not fit is not tried again
     assert np.array_equal(explainer.predict(x), explainer.predict(x[:6]))
 
 

@@ -40,7 +40,7 @@ MODULES = [name for _, name, _ in pkgutil.iter_modules(gbp.kernels.__path__) if 
 
 
 def kernels_of(name: str) -> Iterator[Any]:
-    from gbp.kernels.jit_cuda import CudaKernel
+    from gbp.kernels.codegen.jit_cuda import CudaKernel
 
     module = import_module(f"gbp.kernels.{name}")
     for value in vars(module).values():

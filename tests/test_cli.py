@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbp import cli
 from gbp.attribution import Attribution, Style
+from gbp.cli import main as cli
 from gbp.errors import InputError, UnsupportedError
-from gbp.image import PRESETS, Preprocess
+from gbp.pictures.image import PRESETS, Preprocess
 from gbp.rules import RULES
 
 LABELS = ("tench", "goldfish", "great white shark", "hen", "ostrich", "brambling")
@@ -33,12 +33,12 @@ class FakeExplainer:
     def __init__(self, model, **options):
         if not Path(model).exists():
             raise InputError(f"there is no model {model!r}.")
-        FakeExplainer.made, FakeExplainer.calls = options, []
+        FakeExplainer.made, FakeExplainer.instructions = options, []
         self.labels = options["labels"] or LABELS
         self.input_shape = (None, 3, 8, 8)
 
     def explain(self, images, *, rule="guided", target=None, batch_size=None):
-        self.calls.append((list(images), rule, target))
+        self.instructions.append((list(images), rule, target))
         if target == "unicorn":
             raise InputError("there is no label 'unicorn'.\nThe labels\nare these.")
         n = len(images)
@@ -92,10 +92,10 @@ def fake_inspect(model, size=None, algorithm="auto", **ends):
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
     """Work in an empty folder with a model and two images, on the stand-in engine."""
-    engine, inspection = types.ModuleType("gbp.explainer"), types.ModuleType("gbp.inspection")
+    engine, inspection = types.ModuleType("gbp.explainer"), types.ModuleType("gbp.diagnostics.inspection")
     engine.Explainer, inspection.inspect = FakeExplainer, fake_inspect
     monkeypatch.setitem(sys.modules, "gbp.explainer", engine)
-    monkeypatch.setitem(sys.modules, "gbp.inspection", inspection)
+    monkeypatch.setitem(sys.modules, "gbp.diagnostics.inspection", inspection)
     monkeypatch.chdir(tmp_path)
     Path("net.onnx").write_bytes(b"")
     for name in ("cat.jpg", "dog.jpg"):
@@ -137,14 +137,14 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
         "threads": None, "device": "cpu", "memory": None,
         "algorithm": "auto", "activations": "gradient",
     }  # fmt: skip
-    ((images, rule, target),) = FakeExplainer.calls
+    ((images, rule, target),) = FakeExplainer.instructions
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
 
 
 @pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", "top5")])
 def test_targets(text, target):
     assert run("explain", "net.onnx", "cat.jpg", "--target", text) == 0
-    assert FakeExplainer.calls[0][2] == target
+    assert FakeExplainer.instructions[0][2] == target
 
 
 def test_json(capsys):
@@ -192,7 +192,7 @@ def test_many_images_are_explained_in_chunks():
     for name in names:
         Image.new("RGB", (9, 9)).save(name)
     assert run("explain", "net.onnx", *names) == 0
-    assert [len(images) for images, _, _ in FakeExplainer.calls] == [cli.CHUNK, 1]
+    assert [len(images) for images, _, _ in FakeExplainer.instructions] == [cli.CHUNK, 1]
     assert all(Path(f"{i}_guided.png").exists() for i in range(cli.CHUNK + 1))
 
 
@@ -243,7 +243,7 @@ def test_arrays_instead_of_pictures(capsys):
     for name in ("a", "b"):
         np.save(f"{name}.npy", np.zeros((3, 8, 8), np.float32))
     assert run("explain", "net.onnx", "a.npy", "b.npy") == 0
-    ((images, _, _),) = FakeExplainer.calls
+    ((images, _, _),) = FakeExplainer.instructions
     assert images == ["a.npy", "b.npy"]
     assert Path("a_guided.png").exists()
     assert Path("b_guided.png").exists()
@@ -390,19 +390,19 @@ def test_version(capsys):
 
 
 def test_importing_the_command_line_is_light():
-    code = "import sys, gbp.cli; print([m for m in ('numba', 'onnx') if m in sys.modules])"
-    root = Path(cli.__file__).parents[1]
+    code = "import sys, gbp.cli.main; print([m for m in ('numba', 'onnx') if m in sys.modules])"
+    root = Path(cli.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "[]\n"
 
 
 def test_a_closed_pipe_is_no_error():
     code = (
-        "import sys, types; from gbp import cli; engine = types.ModuleType('gbp.inspection');"
-        "engine.inspect = lambda *_, **__: print('x' * 10**6); sys.modules['gbp.inspection'] = engine;"
+        "import sys, types; from gbp.cli import main as cli; engine = types.ModuleType('gbp.diagnostics.inspection');"
+        "engine.inspect = lambda *_, **__: print('x' * 10**6); sys.modules['gbp.diagnostics.inspection'] = engine;"
         "sys.exit(cli.main(['inspect', 'net.onnx']))"
     )
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     program = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
     )

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError, cli
-from gbp.inspection import inspect
-from gbp.proto import read
-from gbp.verify import verify
+from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
+from gbp.cli import main as cli
+from gbp.diagnostics.inspection import inspect
+from gbp.diagnostics.verify import verify
+from gbp.importer.proto import read
 
 Model = onnx.ModelProto
 X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)

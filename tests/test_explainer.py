@@ -17,8 +17,8 @@ from builder import Builder
 from PIL import Image
 
 from gbp import Explainer, InputError, UnsupportedError
-from gbp.inspection import inspect
-from gbp.tape import Tape
+from gbp.diagnostics.inspection import inspect
+from gbp.runtime.tape import Tape
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
 
@@ -131,10 +131,10 @@ class Runs(Tape):
 
     seen: ClassVar[list[tuple[int, int, int]]] = []
 
-    def reverse(self, rule: Any, targets: Any) -> Any:
+    def backward(self, rule: Any, targets: Any) -> Any:
         n, k = targets.shape
         self.seen.append((n, k, self._plan.nbytes(n, k)))
-        return super().reverse(rule, targets)
+        return super().backward(rule, targets)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from builder import Builder
 from cases import Net, chain, node
 
 from gbp import Explainer, InputError
-from gbp.cli import main
-from gbp.inspection import inspect
+from gbp.cli.main import main
+from gbp.diagnostics.inspection import inspect
 from gbp.ops import PARSERS
 from gbp.ops.functions import Function
 from gbp.ops.node import Node

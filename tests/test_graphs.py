@@ -25,9 +25,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gbp import Attribution, Explainer, device, passes
-from gbp.kernels.memory import aligned
-from gbp.ops.conv import ALGORITHMS
+from gbp import Attribution, Explainer, passes
+from gbp.devices import base as device
+from gbp.kernels.codegen.memory import aligned
+from gbp.ops.conv.conv import ALGORITHMS
 from gbp.passes.drop_dead import drop_dead
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -40,7 +41,7 @@ REPRODUCIBLE = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 CLASSES = 4
-MOST_CHANNELS = 24
+MAX_CHANNELS = 24
 #: The oldest opset, the newest, and those at which some attribute moved.
 OPSETS = (NEWEST, 7, 8, 9, 10, 11, 12, 13, 14, 18)
 
@@ -74,7 +75,7 @@ def convolve(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     x = any_of(draw, live)
     _, C, H, W = b.shapes[x]
     group = draw(st.sampled_from([g for g in (1, 2, C) if C % g == 0]))
-    outputs = group * draw(st.integers(1, max(1, min(8, MOST_CHANNELS // group))))
+    outputs = group * draw(st.integers(1, max(1, min(8, MAX_CHANNELS // group))))
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 2), (1, 3), (5, 2)]))
     options: dict[str, Any] = {"strides": draw(st.sampled_from([(1, 1), (2, 2), (1, 2)]))}
     if kernel[0] <= H and kernel[1] <= W and draw(st.booleans()):
@@ -158,7 +159,7 @@ def concatenate(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     fitting = [name for name in live if rest(name) == rest(x)]
     others = [any_of(draw, fitting) for _ in range(draw(st.integers(1, 2)))]
     y = b.concat(*others, x, axis=axis)
-    return [y] if b.shapes[y][axis] <= MOST_CHANNELS else []
+    return [y] if b.shapes[y][axis] <= MAX_CHANNELS else []
 
 
 def part(draw: Draw, b: Builder, live: list[str]) -> list[str]:
@@ -249,7 +250,7 @@ def reshape(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     x = any_of(draw, live)
     _, C, H, W = b.shapes[x]
     targets = [(C, H * W, 1), (C * H, 1, W), (W, C, H), (1, C, H * W)]
-    return [b.reshape(x, 0, *draw(st.sampled_from([t for t in targets if t[0] <= MOST_CHANNELS])))]
+    return [b.reshape(x, 0, *draw(st.sampled_from([t for t in targets if t[0] <= MAX_CHANNELS])))]
 
 
 def dress(draw: Draw, b: Builder, live: list[str]) -> list[str]:
@@ -321,7 +322,7 @@ def spread(draw: Draw, b: Builder, live: list[str]) -> list[str]:
         st.sampled_from([((2, 2), (2, 2)), ((3, 3), (1, 2)), ((4, 2), (2, 1)), ((1, 1), (2, 2))])
     )
     group = draw(st.sampled_from([g for g in (1, C) if C % g == 0]))
-    outputs = group * draw(st.integers(1, max(1, min(8, MOST_CHANNELS // group))))
+    outputs = group * draw(st.integers(1, max(1, min(8, MAX_CHANNELS // group))))
     return [b.conv_transpose(x, outputs, kernel, group=group, strides=strides, bias=draw(st.booleans()))]
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp.errors import InputError
-from gbp.image import KEYS, PRESETS, Preprocess, read_image
-from gbp.sidecar import Sidecar, read_labels, read_sidecar
+from gbp.pictures.image import KEYS, PRESETS, Preprocess, read_image
+from gbp.pictures.sidecar import Sidecar, read_labels, read_sidecar
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Image:

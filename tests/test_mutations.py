@@ -30,7 +30,7 @@ SECONDS = 30
 def attempt(data: bytes, rng: random.Random, path: Path) -> str:
     """Explain with a damaged model, as bytes or a file: what came of it.  Raises whatever is no GbpError."""
     from gbp import Explainer, GbpError
-    from gbp.inspection import inspect
+    from gbp.diagnostics.inspection import inspect
 
     path.write_bytes(data)
     model = rng.choice((data, path))

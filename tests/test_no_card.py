@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gbp import Explainer, InputError
-from gbp.cli import main
+from gbp.cli.main import main
 
 MODELS = Path(__file__).parent.parent / "models"
 DEMO, PICTURE = MODELS / "demo.onnx", MODELS / "demo.png"
@@ -35,7 +35,7 @@ def test_nothing_of_cuda_is_imported_on_the_cpu() -> None:
 import sys, gbp
 gbp.Explainer({str(DEMO)!r}).explain({str(PICTURE)!r})
 print([name for name in sys.modules if "cuda" in name and not name.startswith("_") and name != "cuda"])
-print([name for name in sys.modules if name == "gbp.card"])
+print([name for name in sys.modules if name == "gbp.devices.cuda"])
 """
     assert run(code).split() == ["[]", "[]"]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer
-from gbp.ops.conv import ALGORITHMS
+from gbp.ops.conv.conv import ALGORITHMS
 
 Frame = Callable[[Builder, str, Net, Net], str]
 

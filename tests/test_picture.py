@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from gbp import picture
 from gbp.errors import InputError
+from gbp.pictures import render as picture
 
 floats = st.floats(-(2.0**120), 2.0**120, width=32)
 maps = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=floats)

@@ -13,11 +13,12 @@ from agreement import RULES, SAFE, assert_agree
 from builder import Builder
 from test_graphs import poisoned
 
-from gbp import Explainer, device
-from gbp.load import build, open_model
-from gbp.ops.concat import ConcatStep, TakeStep
-from gbp.ops.op import view
-from gbp.plan import Plan
+from gbp import Explainer
+from gbp.devices import base as device
+from gbp.importer.load import build, open_model
+from gbp.ops.concat import AxisSliceStep, ConcatStep
+from gbp.ops.step import view
+from gbp.plan.plan import Plan
 
 Net = Callable[[Builder, str], str]
 SHAPE = (2, 8, 6, 5)
@@ -142,14 +143,16 @@ COPIES: dict[str, tuple[Net, list[int]]] = {
 @pytest.mark.parametrize("name", COPIES)
 def test_parts_are_copied_only_where_they_must_be(name: str) -> None:
     net, copied = COPIES[name]
-    calls = plan_of(net).calls
-    assert [len(call.inputs) for call in calls if isinstance(call.step, (ConcatStep, TakeStep))] == copied
+    calls = plan_of(net).instructions
+    assert [
+        len(call.inputs) for call in calls if isinstance(call.step, (ConcatStep, AxisSliceStep))
+    ] == copied
 
 
 def test_what_is_joined_anew_costs_no_more_than_what_is_joined_onto() -> None:
     anew, onto = plan_of(dense_block(onto_the_last=False)), plan_of(dense_block(onto_the_last=True))
-    assert len(anew.calls) == len(onto.calls)
-    assert (anew.forward_bytes, anew.reverse_bytes) == (onto.forward_bytes, onto.reverse_bytes)
+    assert len(anew.instructions) == len(onto.instructions)
+    assert (anew.forward_bytes, anew.backward_bytes) == (onto.forward_bytes, onto.backward_bytes)
 
 
 def test_a_thousand_wholes_in_one_another() -> None:
@@ -227,7 +230,7 @@ GATES: dict[str, tuple[Net, int]] = {
 @pytest.mark.parametrize("name", GATES)
 def test_gates_are_applied_by_whoever_completes_the_gradient(name: str) -> None:
     net, passes = GATES[name]
-    assert sum(reverse.gates_first for reverse in plan_of(net).reverses) == passes
+    assert sum(reverse.gates_first for reverse in plan_of(net).backward) == passes
 
 
 def residual_block(b: Builder, x: str) -> str:
@@ -255,7 +258,7 @@ SUMS: dict[str, tuple[Net, int]] = {
 def test_the_gradient_of_a_sum_becomes_that_of_what_was_added(name: str) -> None:
     net, copied = SUMS[name]
     plan = plan_of(net)
-    sums = [reverse for reverse in plan.reverses if plan.calls[reverse.call].residual]
+    sums = [reverse for reverse in plan.backward if plan.instructions[reverse.instruction].residual]
     assert sums
     assert sum(reverse.residual is not None for reverse in sums) == copied
 
@@ -272,5 +275,5 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(size: int, otherwis
     b = Builder()
     x = b.relu(b.conv(b.input(1, 64, size, size), 64, 3, pads=(1, 1, 1, 1)))
     plan, _ = Explainer(b.model(b.head(x)))._plan((64, size, size))
-    named = {kernel.name for call in plan.calls for kernel in call.step.kernels}
+    named = {kernel.name for call in plan.instructions for kernel in call.step.kernels}
     assert named == {"conv_lists_bwd", *otherwise}

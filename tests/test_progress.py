@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from gbp.progress import compiling_shown, told
+from gbp.cli.progress import compiling_shown, reporting
 
 
 class Stream(io.StringIO):
@@ -56,8 +56,8 @@ def test_outside_of_it_the_library_is_silent(
 def test_what_is_done_is_told_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(terminal)
     monkeypatch.setattr("sys.stderr", stream)
-    with told() as tell:
-        tell("one")
-        tell("two")
+    with reporting() as report:
+        report("one")
+        report("two")
     clear = "\r\x1b[K"
     assert stream.getvalue() == (f"{clear}gbp: one{clear}gbp: two{clear}" if terminal else "")

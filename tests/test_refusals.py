@@ -35,7 +35,7 @@ from broken import (
 from onnx import TensorProto, numpy_helper
 
 from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
-from gbp.inspection import inspect
+from gbp.diagnostics.inspection import inspect
 
 M, U, I = ModelError, UnsupportedError, InputError
 HUGE, MOST = 2**40, 2**63 - 1

@@ -14,9 +14,10 @@ import pytest
 from broken import CLASSES, Model, image, input_dims, unknown_ops, valid
 from PIL import Image
 
-from gbp import Explainer, GbpError, InputError, ModelError, cli
-from gbp.device import CPU
-from gbp.inspection import inspect
+from gbp import Explainer, GbpError, InputError, ModelError
+from gbp.cli import main as cli
+from gbp.devices.base import CPU
+from gbp.diagnostics.inspection import inspect
 
 # ---------------------------------------------------------------------------------------------------- files
 
@@ -241,7 +242,7 @@ def test_a_batch_size_is_no_order_for_memory(monkeypatch: pytest.MonkeyPatch) ->
     explainer = Explainer(valid())
     x, target = image(6, 3, 8, 8), np.tile(np.arange(CLASSES), (6, 1))
     whole = explainer.explain(x, target=target, batch_size=10**18)
-    monkeypatch.setattr(CPU, "most_bytes", 100_000)
+    monkeypatch.setattr(CPU, "max_bytes", 100_000)
     monkeypatch.setattr(CPU, "slice_bytes", 50_000)
     sliced = explainer.explain(x, target=target, batch_size=10**18)
     assert sliced.map.tobytes() == whole.map.tobytes()
@@ -253,7 +254,7 @@ def test_a_machine_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("gbp.device.aligned", full)
+    monkeypatch.setattr("gbp.devices.base.aligned", full)
     for use in (explainer.predict, explainer.explain):
         with pytest.raises(InputError, match="no memory left"):
             use(image())

@@ -13,17 +13,18 @@ import onnx
 import pytest
 from builder import Builder
 
-from gbp import InputError, UnsupportedError, cli
-from gbp import reference as others
-from gbp import verify as module
-from gbp.load import open_model
+from gbp import InputError, UnsupportedError
+from gbp.cli import main as cli
+from gbp.diagnostics import reference as others
+from gbp.diagnostics import verify as module
+from gbp.diagnostics.reference import Exact, OnnxRuntime
+from gbp.diagnostics.verify import StepError, Verification, verify
+from gbp.importer.load import open_model
 from gbp.ops.concat import ConcatStep
-from gbp.ops.conv import Conv, ConvStep
+from gbp.ops.conv.conv import Conv, ConvStep
 from gbp.ops.lrn import LRNStep
-from gbp.ops.op import Gradient, Step
 from gbp.ops.pool import AveragePoolStep, MaxPoolStep
-from gbp.reference import Exact, OnnxRuntime
-from gbp.verify import StepError, Verification, verify
+from gbp.ops.step import GradientSlot, Step
 
 
 @pytest.fixture(params=["onnxruntime", "onnx"])
@@ -165,7 +166,7 @@ def scaled(step: type[Step], by: float) -> object:
     """The step's vjp, its gradients `by` times too large."""
     vjp = step.vjp
 
-    def broken(self: Step, gy: np.ndarray, gx: tuple[Gradient, ...], saved: object) -> None:
+    def broken(self: Step, gy: np.ndarray, gx: tuple[GradientSlot, ...], saved: object) -> None:
         vjp(self, gy * np.float32(by), gx, saved)  # type: ignore[arg-type]
 
     return broken

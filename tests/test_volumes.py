@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graphs import CLASSES, REPRODUCIBLE, Draw, Move, Network, any_of, assert_same, poisoned, safe_run
 
-from gbp import Explainer, device
-from gbp.ops.conv import ALGORITHMS
+from gbp import Explainer
+from gbp.devices import base as device
+from gbp.ops.conv.conv import ALGORITHMS
 
-MOST_PIXELS = 300
+MAX_PIXELS = 300
 
 
 def axes_of(b: Builder, x: str) -> int:
@@ -62,7 +63,7 @@ def spread(draw: Draw, b: Builder, live: list[str]) -> list[str]:
     pads = [min(p, k - 1) for p, k in zip(each(draw, b, x, 0, 1), kernel, strict=True)]
     sizes = zip(b.shapes[x][2:], kernel, strides, pads, strict=True)
     made = [(n - 1) * s + k - 2 * p for n, k, s, p in sizes]
-    if min(made) < 1 or math.prod(made) > MOST_PIXELS:
+    if min(made) < 1 or math.prod(made) > MAX_PIXELS:
         return []
     options = {"strides": strides, "pads": [*pads, *pads]}
     return [b.conv_transpose(x, group * draw(st.integers(1, 2)), tuple(kernel), group=group, **options)]

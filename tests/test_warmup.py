@@ -58,9 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_after_a_warmup_nothing_is_compiled(folder: Path) -> None:
     first = gbp(folder, "warmup", "plain.onnx")
     assert (first.returncode, first.stderr) == (0, LINE)
-    told, where = first.stdout.splitlines()
-    assert told.startswith("plain.onnx: ")
-    kernels = int(told.split()[1])
+    reporting, where = first.stdout.splitlines()
+    assert reporting.startswith("plain.onnx: ")
+    kernels = int(reporting.split()[1])
     assert kernels > 1
     assert where.startswith(f"All are kept in {folder / 'cache'}")
     before = kept(folder)

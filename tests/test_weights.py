@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer, InputError, ModelError
-from gbp.load import build, open_model
-from gbp.proto import read
-from gbp.weights import open_split, split
+from gbp.importer.load import build, open_model
+from gbp.importer.proto import read
+from gbp.importer.weights import open_split, split
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
 

@@ -18,10 +18,10 @@ import numpy as np
 from numba import prange, types
 
 from .broadcast import BROADCAST, line_at, lines
+from .codegen.jit import INT, Kernel, kernel, kernel_from
+from .codegen.simd import address_of, load_scalar, store_scalar
+from .codegen.views import targets_of
 from .functions import Pair
-from .jit import INT, Kernel, kernel, kernel_from
-from .simd import address_of, load_scalar, store_scalar
-from .views import targets_of
 
 #: Which operand was chosen, (N, elements of y in the order of its index).
 SWITCHES = types.Array(types.uint8, 2, "C")

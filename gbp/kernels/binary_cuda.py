@@ -11,10 +11,10 @@ from numba import cuda
 from .binary import CHOICES, SLOPES, SWITCHES, VALUES
 from .broadcast import BROADCAST
 from .broadcast_cuda import elements_apart, next_on_it, product_of, sizes_apart
-from .jit import INT
-from .jit_cuda import CudaKernel, device_copy, device_function, elements_of, kernel, kernel_from
+from .codegen.jit import INT
+from .codegen.jit_cuda import CudaKernel, device_copy, device_function, elements_of, kernel, kernel_from
+from .codegen.simd_cuda import targets_of
 from .moves_cuda import index_of
-from .simd_cuda import targets_of
 
 #: Kernels that `value_kernel`, `slope_kernel` and `choice_kernel` make → the function of two in them.
 _VALUES = {f"{name.lower()}_fwd": f for name, f in VALUES.items()}

@@ -15,9 +15,9 @@ from typing import Any
 
 from numba import prange, types
 
-from .jit import INT, device_function, kernel
-from .simd import address_of, load_scalar, store_scalar
-from .views import targets_of
+from .codegen.jit import INT, device_function, kernel
+from .codegen.simd import address_of, load_scalar, store_scalar
+from .codegen.views import targets_of
 
 BROADCAST = types.Array(types.float32, 6, "A")
 

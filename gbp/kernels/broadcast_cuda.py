@@ -11,9 +11,9 @@ from typing import Any
 from numba import cuda
 
 from .broadcast import BROADCAST
-from .jit_cuda import device_function, kernel
+from .codegen.jit_cuda import device_function, kernel
+from .codegen.simd_cuda import targets_of
 from .moves_cuda import add, index_of, multiply
-from .simd_cuda import targets_of
 
 
 def add_fwd(x0: Any, x1: Any, y: Any) -> None:

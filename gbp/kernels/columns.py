@@ -18,12 +18,12 @@ from typing import Any
 
 from numba import prange
 
-from .emit import LANES
-from .jit import ACTIVATION, INT, device_function, kernel
-from .rectifier import GATE, MASK, Gate, gated
-from .simd import at, keep_rolled, load_between, load_some, store_some, zeros
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.simd import at, keep_rolled, load_between, load_some, store_some, zeros
+from .codegen.views import targets_of
 from .taps import TAPS, Taps, meeting
-from .views import targets_of
 
 
 @device_function

@@ -18,14 +18,14 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from .ending import end_bwd, end_fwd, expect_end
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
-from .memory import aligned
-from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.memory import aligned
+from .codegen.simd import address_of, at
+from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
+from .codegen.views import copy_run, zero_run
+from .epilogue import epilogue_bwd, epilogue_fwd, prefetch_epilogue
 from .taps import TAPS, Taps
-from .tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
-from .views import copy_run, zero_run
 
 #: Bytes of weights that go together through a thread's second-level cache; some have 512 KiB.
 CACHED = 2**18
@@ -151,9 +151,11 @@ def conv_fwd(
                 ma = at(mask, n, oh, first) if mask.size else 0
                 for block in range(group, min(group + step, block1)):
                     c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
-                    expect_end(ya + 4 * c0, y.strides[2], ra + 4 * c0 if ra else 0, r.strides[2], count)
+                    prefetch_epilogue(
+                        ya + 4 * c0, y.strides[2], ra + 4 * c0 if ra else 0, r.strides[2], count
+                    )
                     _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
-                    end_fwd(
+                    epilogue_fwd(
                         s, 4 * TILE_CHANNELS, count, c0, O, address_of(b), lo, hi, ra, r.strides[2],
                         ma, mask.strides[2], ya, y.strides[2],
                     )  # fmt: skip
@@ -194,9 +196,9 @@ def conv_bwd(
                 corner, xa, ma = at(gy, n, h, first), at(gx, n, h, first), at(mask, n // targets, h, first)
                 for block in range(group, min(group + step, block1)):
                     c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
-                    expect_end(xa + 4 * c0, gx.strides[2], 0, 0, count)
+                    prefetch_epilogue(xa + 4 * c0, gx.strides[2], 0, 0, count)
                     _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)
-                    end_bwd(
+                    epilogue_bwd(
                         s, 4 * TILE_CHANNELS, count, c0, C, accumulate, gate.forward, gate.gradient,
                         ma, mask.strides[2], xa, gx.strides[2],
                     )  # fmt: skip

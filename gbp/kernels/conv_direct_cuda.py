@@ -21,10 +21,10 @@ import numpy as np
 from numba import cuda, float32, int32
 from numpy.typing import NDArray
 
-from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, specialised
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import (
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, specialised
+from .codegen.simd_cuda import (
     add_products,
     at_pixel,
     clipped,

@@ -17,16 +17,16 @@ import numpy as np
 from numba import prange, types
 from numpy.typing import NDArray
 
-from .bits import load_index
-from .emit import LANES
-from .ending import end_bwd
-from .jit import ACTIVATION, DENSE, INT, device_function, kernel
+from .codegen.bits import load_index
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, INT, device_function, kernel
+from .codegen.memory import aligned
+from .codegen.simd import address_of, at, keep_rolled
+from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
+from .codegen.views import zero_run
+from .epilogue import epilogue_bwd
 from .lists import GROUP, groups_of, list_pixel
-from .memory import aligned
-from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, keep_rolled
-from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
-from .views import zero_run
 
 TAPS = 3
 #: Blocks of channels of the three pixels whose sums are in registers: twelve vectors.
@@ -182,7 +182,7 @@ def conv_lists_bwd(
                         for b in range(min(BLOCKS, (C - 1) // TILE_CHANNELS + 1 - part * BLOCKS)):
                             s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS
                             c0 = (part * BLOCKS + b) * TILE_CHANNELS
-                            end_bwd(
+                            epilogue_bwd(
                                 s, PIXEL, width, c0, C, accumulate, gate.forward, gate.gradient,
                                 at(mask, 0, h0 + q, w0), mask.strides[2],
                                 at(gx, 0, h0 + q, w0), gx.strides[2],

@@ -13,15 +13,15 @@ from typing import Any
 
 from numba import prange
 
-from .bits import load_index, nonzero
-from .emit import LANES, TILE_ROWS
-from .ending import end_bwd, expect_end
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.bits import load_index, nonzero
+from .codegen.emit import LANES, TILE_ROWS
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.simd import address_of, at, load_some
+from .codegen.tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
+from .codegen.views import targets_of, zero_run
+from .epilogue import epilogue_bwd, prefetch_epilogue
 from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
-from .rectifier import GATE, MASK, Gate
-from .simd import address_of, at, load_some
-from .tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
-from .views import targets_of, zero_run
 
 #: Pixels whose lists meet a group of weights in turn.
 STRIP = 4 * TILE_ROWS
@@ -107,9 +107,9 @@ def conv_pointwise_bwd(
                     s, s_step = sums + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
                     if not few:
                         s, s_step = sums, 4 * TILE_CHANNELS
-                        expect_end(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
+                        prefetch_epilogue(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
                         multiply_tile(rows, C - c0, ga + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
-                    end_bwd(
+                    epilogue_bwd(
                         s, s_step, rows, c0, C, accumulate, gate.forward, gate.gradient,
                         ma + p * mask.strides[2], mask.strides[2], xa + p * gx.strides[2], gx.strides[2],
                     )  # fmt: skip

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 from numba import prange
 
-from .emit import LANES, TILE_ROWS, VECTOR_BYTES
-from .ending import end_bwd, end_fwd
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
-from .rectifier import GATE, MASK, Gate
-from .simd import address_of
-from .tile import TILE_CHANNELS, multiply_tile
-from .views import targets_of
+from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.simd import address_of
+from .codegen.tile import TILE_CHANNELS, multiply_tile
+from .codegen.views import targets_of
+from .epilogue import epilogue_bwd, epilogue_fwd
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
 
 
@@ -195,7 +195,7 @@ class EndingBwd(NamedTuple):
 def _end_line_fwd(s: int, c0: int, n: int, h: int, w: int, end: EndingFwd) -> None:
     r = _pixel(end.r, n, h, w) if end.r.C else 0
     mask = _pixel(end.mask, n, h, w) if end.mask.C else 0
-    end_fwd(
+    epilogue_fwd(
         s, 4 * TILE_CHANNELS, min(SQUARE, end.y.W - w), c0, end.y.C, end.b, end.lo, end.hi,
         r, end.r.pixel, mask, end.mask.pixel, _pixel(end.y, n, h, w), end.y.pixel,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def _end_line_fwd(s: int, c0: int, n: int, h: int, w: int, end: EndingFwd) -> No
 
 @device_function
 def _end_line_bwd(s: int, c0: int, n: int, h: int, w: int, end: EndingBwd) -> None:
-    end_bwd(
+    epilogue_bwd(
         s, 4 * TILE_CHANNELS, min(SQUARE, end.gx.W - w), c0, end.gx.C,
         end.accumulate, end.gate.forward, end.gate.gradient,
         _pixel(end.mask, n // end.targets, h, w), end.mask.pixel, _pixel(end.gx, n, h, w), end.gx.pixel,

@@ -18,11 +18,11 @@ from typing import Any
 
 from numba import prange
 
-from .bits import store_bits
-from .emit import LANES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
-from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import (
+from .codegen.bits import store_bits
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, clip, gated
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.simd import (
     above,
     address_of,
     at,
@@ -35,8 +35,8 @@ from .simd import (
     store_some,
     zeros,
 )
+from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
-from .views import targets_of
 
 FOUR = 4
 

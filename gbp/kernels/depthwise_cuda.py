@@ -10,18 +10,10 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import device_function, kernel, octets_of
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import (
-    at_pixel,
-    clipped,
-    gated,
-    load_channels,
-    load_four,
-    store_channels,
-    targets_of,
-)
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import device_function, kernel, octets_of
+from .codegen.simd_cuda import at_pixel, clipped, gated, load_channels, load_four, store_channels, targets_of
 from .taps import TAPS, Taps
 from .taps_cuda import inside, meeting, strands, strands_of
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from .emit import LANES
-from .jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel, kernel_from
-from .rectifier import GATE, MASK, Gate, gate_run, gated
-from .simd import (
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, gate_run, gated
+from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel, kernel_from
+from .codegen.simd import (
     above,
     at,
     broadcast,
@@ -38,7 +38,7 @@ from .simd import (
     store_some,
     zeros,
 )
-from .views import targets_of
+from .codegen.views import targets_of
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)

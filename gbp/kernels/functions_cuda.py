@@ -11,12 +11,12 @@ import numpy as np
 from numba import cuda
 
 from . import functions
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, FLOAT, INT
+from .codegen.jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel, kernel_from
+from .codegen.lane_cuda import names_of_lane, of_lane
+from .codegen.simd_cuda import at_pixel, gated, targets_of
 from .functions import NUMBERS, VECTORS
-from .jit import ACTIVATION, FLOAT, INT
-from .jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel, kernel_from
-from .lane_cuda import names_of_lane, of_lane
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import at_pixel, gated, targets_of
 
 _library: Any = np if SIMULATED else import_module("numba.cuda.libdevice")
 #: Those of `NUMBERS` that are NumPy's, which Numba has not for cards.

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from .bits import store_bits
-from .emit import LANES, VECTOR_BYTES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
-from .rectifier import GATE, MASK, Gate, clip, gate_run
-from .simd import (
+from .codegen.bits import store_bits
+from .codegen.emit import LANES, VECTOR_BYTES
+from .codegen.gate import GATE, MASK, Gate, clip, gate_run
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
+from .codegen.simd import (
     above,
     address_of,
     at,
@@ -36,8 +36,8 @@ from .simd import (
     store_some,
     sum_lanes,
 )
-from .tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
-from .views import targets_of, zero_run
+from .codegen.tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
+from .codegen.views import targets_of, zero_run
 
 #: Samples in registers: as many as the smallest register file holds.
 SAMPLES = 4

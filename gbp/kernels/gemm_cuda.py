@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import SIMULATED, block_kernel
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import clipped, gated, targets_of
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import SIMULATED, block_kernel
+from .codegen.simd_cuda import clipped, gated, targets_of
 
 #: Samples that a block handles together: so often are the weights read.
 SAMPLES = 4

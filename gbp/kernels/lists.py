@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .bits import load_index, store_index, store_nonzero
-from .emit import LANES
-from .jit import device_function, one_of_many
-from .simd import keep_rolled, load_some
-from .tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_store
+from .codegen.bits import load_index, store_index, store_nonzero
+from .codegen.emit import LANES
+from .codegen.jit import device_function, one_of_many
+from .codegen.simd import keep_rolled, load_some
+from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_store
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
 BLOCKS = 4

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from .jit import ACTIVATION, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
-from .views import targets_of
 
 
 @device_function

@@ -8,9 +8,9 @@ import numpy as np
 from numba import cuda
 
 from . import lp_pool
-from .jit import ACTIVATION, INT
-from .jit_cuda import device_function_of, elements_of, kernel
-from .simd_cuda import at_pixel, targets_of
+from .codegen.jit import ACTIVATION, INT
+from .codegen.jit_cuda import device_function_of, elements_of, kernel
+from .codegen.simd_cuda import at_pixel, targets_of
 from .taps import TAPS, Taps
 from .taps_cuda import inside, meeting
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from .emit import LANES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
-from .rectifier import GATE, MASK, Gate, gated
-from .simd import (
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.simd import (
     address_of,
     at,
     broadcast,
@@ -35,7 +35,7 @@ from .simd import (
     store_some,
     zeros,
 )
-from .views import targets_of, zero_run
+from .codegen.views import targets_of, zero_run
 
 LINES = 4
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import SIMULATED, block_kernel, device_function
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import at_pixel, gated, targets_of
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import SIMULATED, block_kernel, device_function
+from .codegen.simd_cuda import at_pixel, gated, targets_of
 
 #: A line holds a chunk and what its windows reach, so windows may have _LINE − _CHUNK + 1 values.
 _LINE, _CHUNK = (32, 16) if SIMULATED else (2**13, 2**12)

@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import cuda, types
 
-from .jit_cuda import device_function, elements_of, kernel
+from .codegen.jit_cuda import device_function, elements_of, kernel
 
 MOVED_AXES = 6
 MOVED = types.Array(types.float32, MOVED_AXES, "A")

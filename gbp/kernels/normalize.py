@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .jit import INT, device_function, kernel
+from .codegen.jit import INT, device_function, kernel
+from .codegen.views import targets_of
 from .reduce import BLOCK, RUNS, SUMS, blocks_of
-from .views import targets_of
 
 #: Float64 sums of a thread: mean, inverse deviation, mean of gy, mean of gy · y.
 NORMALIZE_SUMS = 4 * BLOCK

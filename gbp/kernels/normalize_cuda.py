@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numba import cuda, float64, types
 
-from .jit import INT
-from .jit_cuda import block_kernel, device_function
+from .codegen.jit import INT
+from .codegen.jit_cuda import block_kernel, device_function
+from .codegen.simd_cuda import targets_of
 from .reduce import RUNS, SUMS
 from .reduce_cuda import THREADS, blocks_of, element, place, sign
-from .simd_cuda import targets_of
 
 
 @device_function

@@ -12,12 +12,12 @@ from typing import Any
 
 from numba import prange
 
-from .bits import store_bits
-from .emit import LANES
-from .jit import ACTIVATION, DENSE, FLOAT, INT, kernel
-from .rectifier import GATE, MASK, Gate, clip, gated
-from .simd import above, address_of, at, broadcast, load_some, store_some
-from .views import targets_of
+from .codegen.bits import store_bits
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, clip, gated
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, kernel
+from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
+from .codegen.views import targets_of
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)

@@ -6,10 +6,10 @@ from typing import Any
 
 from numba import cuda
 
-from .jit import ACTIVATION, DENSE, FLOAT, INT
-from .jit_cuda import elements_of, kernel, octets_of
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import at_pixel, clipped, gated, targets_of
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import elements_of, kernel, octets_of
+from .codegen.simd_cuda import at_pixel, clipped, gated, targets_of
 
 
 @kernel(

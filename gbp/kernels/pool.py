@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .bits import integers_equal, store_integers
-from .emit import LANES
-from .jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
-from .rectifier import GATE, MASK, Gate, gated
-from .simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
+from .codegen.bits import integers_equal, store_integers
+from .codegen.emit import LANES
+from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
+from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
+from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
-from .views import targets_of
 
 #: A global pool has one output pixel, so threads share rows of the output by blocks of channels.
 BLOCK = 4 * LANES

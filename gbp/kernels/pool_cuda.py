@@ -14,8 +14,9 @@ import numpy as np
 from numba import cuda, float32, int64
 
 from . import pool
-from .jit import ACTIVATION, INT
-from .jit_cuda import (
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, INT
+from .codegen.jit_cuda import (
     SIMULATED,
     CudaKernel,
     block_kernel,
@@ -24,9 +25,8 @@ from .jit_cuda import (
     kernel,
     specialised,
 )
+from .codegen.simd_cuda import at_pixel, gated, targets_of
 from .pool import SWITCHES_U8, SWITCHES_U32
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import at_pixel, gated, targets_of
 from .taps import TAPS, Taps
 from .taps_cuda import inside, meeting, strands, strands_of
 

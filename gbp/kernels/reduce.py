@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .jit import INT, device_function, kernel
-from .views import targets_of
+from .codegen.jit import INT, device_function, kernel
+from .codegen.views import targets_of
 
 RUNS = types.Array(types.float32, 5, "C")
 REDUCED = types.Array(types.float32, 3, "C")

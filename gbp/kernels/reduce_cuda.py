@@ -13,10 +13,17 @@ import numpy as np
 from numba import cuda, float32, float64, int64
 
 from . import reduce
-from .jit import INT
-from .jit_cuda import SIMULATED, block_kernel, device_function, device_function_of, elements_of, kernel
+from .codegen.jit import INT
+from .codegen.jit_cuda import (
+    SIMULATED,
+    block_kernel,
+    device_function,
+    device_function_of,
+    elements_of,
+    kernel,
+)
+from .codegen.simd_cuda import targets_of
 from .reduce import L1, L2, LOG_SUM_EXP, MEAN, PROD, REDUCED, RUNS, SUM_SQUARE, SUMS, SWITCHES
-from .simd_cuda import targets_of
 
 #: Threads of a block.
 THREADS = 4 if SIMULATED else 256

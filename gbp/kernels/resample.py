@@ -14,11 +14,11 @@ from typing import Any
 
 from numba import prange, types
 
-from .emit import LANES
-from .jit import DENSE, INT, kernel
-from .rectifier import GATE, Gate, gated
-from .simd import address_of, broadcast, fma, load_some, store_some, zeros
-from .views import targets_of
+from .codegen.emit import LANES
+from .codegen.gate import GATE, Gate, gated
+from .codegen.jit import DENSE, INT, kernel
+from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
+from .codegen.views import targets_of
 
 #: Any strides but a dense last axis.
 AROUND = types.Array(types.float32, 5, "A")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .jit import DENSE, INT
-from .jit_cuda import elements_of, kernel
-from .rectifier import GATE, Gate
+from .codegen.gate import GATE, Gate
+from .codegen.jit import DENSE, INT
+from .codegen.jit_cuda import elements_of, kernel
+from .codegen.simd_cuda import targets_of
 from .resample import _PART, AROUND, AROUND_MASK, STARTS, TAPS
-from .simd_cuda import targets_of
 
 
 @kernel(

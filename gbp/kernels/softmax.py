@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from .jit import ACTIVATION, INT, device_function, kernel
-from .rectifier import GATE, MASK, Gate, gate_run
-from .simd import at
-from .views import targets_of
+from .codegen.gate import GATE, MASK, Gate, gate_run
+from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.simd import at
+from .codegen.views import targets_of
 
 
 @device_function

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .jit import ACTIVATION, INT
-from .jit_cuda import device_function, kernel
-from .rectifier import GATE, MASK, Gate
-from .simd_cuda import at_pixel, gated, targets_of
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, INT
+from .codegen.jit_cuda import device_function, kernel
+from .codegen.simd_cuda import at_pixel, gated, targets_of
 
 
 def _pixels_of(y: Any) -> int:

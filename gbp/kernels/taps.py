@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
-from .jit import device_function
+from .codegen.jit import device_function
 
 
 class Taps(NamedTuple):

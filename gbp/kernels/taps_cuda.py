@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import taps
-from .jit_cuda import device_function, device_function_of
+from .codegen.jit_cuda import device_function, device_function_of
 
 #: Channels of a strand, at most.
 _STRAND = 4

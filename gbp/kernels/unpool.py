@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from .emit import LANES
-from .jit import INT, device_function, kernel
+from .codegen.emit import LANES
+from .codegen.jit import INT, device_function, kernel
 from .taps import inside
 
 VOLUME = types.Array(types.float32, 5, "A")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .jit import INT
-from .jit_cuda import device_function, elements_of, kernel
+from .codegen.jit import INT
+from .codegen.jit_cuda import device_function, elements_of, kernel
 from .taps_cuda import inside
 from .unpool import AXES, LINES, OWNERS, VOLUME
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .emit import VECTOR_BYTES
-from .jit import INT, device_function, shared
-from .memory import aligned
-from .simd import broadcast, fma, keep_rolled, load_each, store_each
-from .tile import TILE_CHANNELS
-from .views import copy_run, zero_run
+from .codegen.emit import VECTOR_BYTES
+from .codegen.jit import INT, device_function, shared
+from .codegen.memory import aligned
+from .codegen.simd import broadcast, fma, keep_rolled, load_each, store_each
+from .codegen.tile import TILE_CHANNELS
+from .codegen.views import copy_run, zero_run
 
 SQUARE = 4
 PATCH = 6

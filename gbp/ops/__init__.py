@@ -8,7 +8,6 @@ from . import (
     binary,
     broadcast,
     concat,
-    conv,
     conv_transpose,
     functions,
     gemm,
@@ -27,6 +26,7 @@ from . import (
     softmax,
     unpool,
 )
+from .conv import conv
 from .node import Node
 
 #: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one of

@@ -12,12 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .op import NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels, row_major
+from .step import (
+    NO_WEIGHTS,
+    Clipped,
+    Context,
+    Floats,
+    GradientSlot,
+    Op,
+    Order,
+    Step,
+    innermost,
+    pixels,
+    row_major,
+)
 
-_MOST_CHANNELS = 2**23  # a constant is kept for each
+_MAX_CHANNELS = 2**23  # a constant is kept for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +108,8 @@ def scale_and_shift(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) 
     axis = axes[0] if axes else min(1, len(shape) - 1)
     if axis == 0:
         node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
-    if shape[axis] > _MOST_CHANNELS:
-        node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MOST_CHANNELS}")
+    if shape[axis] > _MAX_CHANNELS:
+        node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MAX_CHANNELS}")
     a, b = (np.broadcast_to(c.reshape(-1), (shape[axis],)).copy() for c in (a, b))
     return Affine(a, b, axis)
 
@@ -138,7 +150,7 @@ PARSERS = {"BatchNormalization": parse_batchnorm}
 class PointwiseStep(Step):
     """y = clip(a·x + b + r); with empty a and b the identity, which leaves residual and rectifier."""
 
-    how = "pointwise"
+    algorithm = "pointwise"
     gates = True
     fuses_residual = True
     fuses_clip = True
@@ -146,26 +158,26 @@ class PointwiseStep(Step):
     def __init__(self, a: Floats = NO_WEIGHTS, b: Floats = NO_WEIGHTS) -> None:
         self.a, self.b = a, b
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         residual = pixels(r) if r.size else r
         pointwise_fwd(
-            pixels(x[0]), self.a, self.b, residual, pixels(y), saved.mask, clip.lo, clip.hi, saved.threads
+            pixels(x[0]), self.a, self.b, residual, pixels(y), context.mask, clip.lo, clip.hi, context.threads
         )
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        pointwise_bwd(pixels(gy), self.a, *g.end, saved.threads)
+        pointwise_bwd(pixels(gy), self.a, *g.end, context.threads)
 
 
 class ScaleStep(Step):
-    how = "scale"
+    algorithm = "scale"
 
     def __init__(self, op: Scale) -> None:
         self.a, self.b = op.a.astype(np.float32), op.b.astype(np.float32)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.multiply(x[0], self.a, out=y)
         np.add(y, self.b, out=y)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         gx[0].put(gy * self.a)

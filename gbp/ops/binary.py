@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
 from .affine import plus, scale_and_shift, times
-from .broadcast import RANK, SameRank, operands, six
+from .broadcast import RANK, SameRank, operands, six_axes
 from .functions import Function
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .rectifier import Rectifier
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
 
-_MOST_OPERANDS = 256  # a switch is one byte
+_MAX_OPERANDS = 256  # a switch is one byte
 _SQUARE, _ROOT, _INVERSE = 2.0, 0.5, -1.0
 
 Constants = tuple[NDArray[Any] | None, ...]
@@ -134,8 +134,8 @@ def parse_extreme(node: Node) -> Op:
     if len(numbers) == len(given) - 1 and numbers:
         clip = Clipped(lo=max(numbers)) if node.op == "Max" else Clipped(hi=min(numbers))
         return Rectifier(Clipped(clip.lo, clip.hi, is_rectifier=clip.lo == 0))
-    if len(given) > _MOST_OPERANDS:
-        node.refuse(f"it has {len(given)} inputs.", supported=f"up to {_MOST_OPERANDS}")
+    if len(given) > _MAX_OPERANDS:
+        node.refuse(f"it has {len(given)} inputs.", supported=f"up to {_MAX_OPERANDS}")
     return Choice(node.op, _constants(node, shape, given))
 
 
@@ -168,7 +168,7 @@ PARSERS = {
 
 class _MixedStep(Step):
     def __init__(self, op: _Mixed, order: Order) -> None:
-        self.name, self.how = op.name, f"broadcast {op.name.lower()}"
+        self.name, self.algorithm = op.name, f"broadcast {op.name.lower()}"
         self.constants = [
             None if c is None else np.array(c.transpose(0, *order), np.float32, order="C")
             for c in op.constants
@@ -178,26 +178,26 @@ class _MixedStep(Step):
     def operands(self, x: tuple[Floats, ...], like: Floats) -> list[Floats]:
         """All of them, computed and constant, with six axes."""
         given = iter(x)
-        return [six(next(given) if c is None else c, like) for c in self.constants]
+        return [six_axes(next(given) if c is None else c, like) for c in self.constants]
 
 
 class BinaryStep(_MixedStep):
     saves_x = True
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        value_kernel(self.name)(*self.operands(x, y), six(y, y), saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        value_kernel(self.name)(*self.operands(x, y), six_axes(y, y), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        operands = self.operands(saved.x, gy)
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        operands = self.operands(context.x, gy)
         for i, g in zip(self.computed, gx, strict=True):
             g.begin()
-            slope_kernel(self.name, i)(six(gy, gy), *operands, six(g.array, gy), saved.threads)
+            slope_kernel(self.name, i)(six_axes(gy, gy), *operands, six_axes(g.array, gy), context.threads)
 
 
 class CompareStep(BinaryStep):
     saves_x = False
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
             g.begin()
 
@@ -205,9 +205,9 @@ class CompareStep(BinaryStep):
 class ChoiceStep(_MixedStep):
     switches = np.uint8
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         condition, *others = operands = self.operands(x, y)
-        to = six(y, y), saved.switches.reshape(len(y), -1), saved.threads
+        to = six_axes(y, y), context.switches.reshape(len(y), -1), context.threads
         if self.name == "Where":
             choice_kernel("First")(others[1], condition, 2, *to)
             choice_kernel("Where")(others[0], condition, 1, *to)
@@ -216,8 +216,8 @@ class ChoiceStep(_MixedStep):
         for i, other in enumerate(others, start=1):
             choice_kernel(self.name)(other, other, i, *to)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        switches = saved.switches.reshape(len(saved.switches), -1)
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        switches = context.switches.reshape(len(context.switches), -1)
         for i, g in zip(self.computed, gx, strict=True):
             g.begin()
-            chosen_bwd(six(gy, gy), switches, i, six(g.array, gy), saved.threads)
+            chosen_bwd(six_axes(gy, gy), switches, i, six_axes(g.array, gy), context.threads)

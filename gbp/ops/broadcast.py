@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank, plus, times
 from .node import Node
-from .op import (
+from .shape import or_identity
+from .step import (
     NO_MASK,
     NO_WEIGHTS,
     UNCLIPPED,
     Clipped,
+    Context,
     Floats,
-    Gradient,
+    GradientSlot,
     Op,
     Order,
-    Saved,
     Step,
     pixels,
     strided,
 )
-from .shape import or_identity
 
 RANK = 6  # of the broadcasting kernels
 
@@ -129,14 +129,14 @@ PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_m
 class AddStep(Step):
     """Tensors of one shape."""
 
-    how = "sum"
+    algorithm = "sum"
     gates = True
     fuses_clip = True
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         total = x[0]
         for i, other in enumerate(x[1:], start=2):
-            end, mask = (clip, saved.mask) if i == len(x) else (UNCLIPPED, NO_MASK)
+            end, mask = (clip, context.mask) if i == len(x) else (UNCLIPPED, NO_MASK)
             pointwise_fwd(
                 pixels(total),
                 NO_WEIGHTS,
@@ -146,18 +146,18 @@ class AddStep(Step):
                 mask,
                 end.lo,
                 end.hi,
-                saved.threads,
+                context.threads,
             )
             total = y
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
             pointwise_bwd(
-                pixels(gy), NO_WEIGHTS, g.mask, g.gate, pixels(g.array), int(g.accumulate), saved.threads
+                pixels(gy), NO_WEIGHTS, g.mask, g.gate, pixels(g.array), int(g.accumulate), context.threads
             )
 
 
-def six(x: Floats, like: Floats) -> Floats:
+def six_axes(x: Floats, like: Floats) -> Floats:
     """Writable x repeated by strides of 0 to the shape of `like`, its batch aside, with six axes.
 
     Adding to it sums over the repeats.
@@ -169,31 +169,31 @@ def six(x: Floats, like: Floats) -> Floats:
 
 
 class BroadcastAddStep(Step):
-    how = "broadcast sum"
+    algorithm = "broadcast sum"
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         total = x[0]
         for other in x[1:]:
-            add_fwd(six(total, y), six(other, y), six(y, y), saved.threads)
+            add_fwd(six_axes(total, y), six_axes(other, y), six_axes(y, y), context.threads)
             total = y
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
             g.begin()
-            add_bwd(six(gy, gy), six(g.array, gy), saved.threads)
+            add_bwd(six_axes(gy, gy), six_axes(g.array, gy), context.threads)
 
 
 class MulStep(Step):
-    how = "product"
+    algorithm = "product"
     saves_x = True
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         total = x[0]
         for other in x[1:]:
-            mul_fwd(six(total, y), six(other, y), six(y, y), saved.threads)
+            mul_fwd(six_axes(total, y), six_axes(other, y), six_axes(y, y), context.threads)
             total = y
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        for g, other in zip(gx, reversed(saved.x), strict=True):
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        for g, other in zip(gx, reversed(context.x), strict=True):
             g.begin()
-            mul_bwd(six(gy, gy), six(other, gy), six(g.array, gy), saved.threads)
+            mul_bwd(six_axes(gy, gy), six_axes(other, gy), six_axes(g.array, gy), context.threads)

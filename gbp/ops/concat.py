@@ -15,10 +15,22 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .op import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
+from .step import (
+    NO_MASK,
+    NO_TENSOR,
+    NO_WEIGHTS,
+    Clipped,
+    Context,
+    Floats,
+    GradientSlot,
+    Op,
+    Order,
+    Step,
+    pixels,
+)
 
 
 def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
@@ -57,7 +69,7 @@ class Concat(Op):
 
 
 @dataclass(frozen=True)
-class Take(Op):
+class AxisSlice(Op):
     """One output of Split: x[start:stop] along `axis`."""
 
     axis: int
@@ -68,7 +80,7 @@ class Take(Op):
         return *x[0][: self.axis], self.stop - self.start, *x[0][self.axis + 1 :]
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return TakeStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
+        return AxisSliceStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
 
 
 def parse_concat(node: Node) -> Op:
@@ -91,7 +103,7 @@ def parse_concat(node: Node) -> Op:
 
 
 def parse_split(node: Node) -> list[Op]:
-    """One `Take` an output; sizes an attribute before opset 13, an input since, or equal shares."""
+    """One `AxisSlice` an output; sizes an attribute before opset 13, an input since, or equal shares."""
     axis = node.axis_within(node.integer("axis", 0), len(node.shape(0)))
     size, count = node.shape(0)[axis], len(node.proto.output)
     sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
@@ -102,7 +114,7 @@ def parse_split(node: Node) -> list[Op]:
         sizes = tuple(min(share, size - i * share) for i in range(count))
     if len(sizes) != count or min(sizes) < 1 or sum(sizes) != size:
         node.invalid(f"sizes {list(sizes)} do not part {size} elements into {count} outputs.")
-    return [Take(axis, a, b) for a, b in pairwise([0, *accumulate(sizes)])]
+    return [AxisSlice(axis, a, b) for a, b in pairwise([0, *accumulate(sizes)])]
 
 
 PARSERS = {"Concat": parse_concat, "Split": parse_split}
@@ -111,7 +123,7 @@ PARSERS = {"Concat": parse_concat, "Split": parse_split}
 class ConcatStep(Step):
     """One copy of each part; along rows by kernels, which also gate on the way back."""
 
-    how = "copy"
+    algorithm = "copy"
     #: The parts may lie in the whole.
     in_place = True
 
@@ -128,19 +140,19 @@ class ConcatStep(Step):
         """The step that copies these parts; the others are in place already."""
         return ConcatStep(tuple(self.parts[i] for i in which), self.along_rows)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         identity = NO_WEIGHTS, NO_WEIGHTS, NO_TENSOR
         for part, source in zip(self.parts, x, strict=True):
             if self.along_rows:
                 to = pixels(y[part])
-                pointwise_fwd(pixels(source), *identity, to, NO_MASK, clip.lo, clip.hi, saved.threads)
+                pointwise_fwd(pixels(source), *identity, to, NO_MASK, clip.lo, clip.hi, context.threads)
             else:
                 np.copyto(y[part], source)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for part, g in zip(self.parts, gx, strict=True):
             if self.along_rows:
-                pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.end, saved.threads)
+                pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.end, context.threads)
             else:
                 g.put(gy[part])
 
@@ -159,14 +171,14 @@ class ConcatWithConstantsStep(ConcatStep):
         super().__init__(parts, along_rows)
         self.fixed = fixed
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        super().forward(x, r, y, clip, saved)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        super().forward(x, r, y, clip, context)
         for part, values in self.fixed:
             y[part] = values
 
 
-class TakeStep(Step):
-    how = "copy"
+class AxisSliceStep(Step):
+    algorithm = "copy"
 
     def __init__(self, part: tuple[slice, ...], along_rows: bool) -> None:
         self.part = part
@@ -176,10 +188,10 @@ class TakeStep(Step):
     def start(self) -> int:
         return int(self.part[-1].start)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.copyto(y, x[0][self.part])
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
         g.begin()
         g.array[self.part] += gy

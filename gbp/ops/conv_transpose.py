@@ -15,12 +15,12 @@ from itertools import starmap
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import Axis
-from ..graph import Shape
-from .conv import convolution, read_kernel
+from ..graph.geometry import Axis
+from ..graph.graph import Shape
+from .conv.conv import convolution, read_kernel
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
-from .window import MOST_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
             node.refuse(f"{name} has {len(values)} values.", supported=f"one for each of {len(size)} axes")
     if min(extra) < 0 or (wanted is not None and min(wanted) < 1):
         node.invalid(f"output_padding is {extra}, output_shape {wanted}.")
-    if max((*extra, *(wanted or ()))) > MOST_PIXELS:
+    if max((*extra, *(wanted or ()))) > MAX_PIXELS:
         node.refuse(
-            f"output_padding is {extra}, output_shape {wanted}.", supported=f"up to {MOST_PIXELS} each"
+            f"output_padding is {extra}, output_shape {wanted}.", supported=f"up to {MAX_PIXELS} each"
         )
     if wanted is None and sliding.auto_pad.startswith("SAME"):
         wanted = tuple(n * step for n, step in zip(size, sliding.stride, strict=True))
@@ -132,17 +132,17 @@ PARSERS = {"ConvTranspose": parse}
 
 
 class SpreadStep(Step):
-    how = "spread"
+    algorithm = "spread"
 
     def __init__(self, cells: list[tuple[slice, slice]]) -> None:
         kept, to = zip(*cells, strict=True)
         self.kept, self.to = (slice(None), *kept), (slice(None), *to)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         y.fill(0)
         y[self.to] = x[0][self.kept]
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
         g.begin()
         g.array[self.kept] += gy[self.to]

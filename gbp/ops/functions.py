@@ -16,12 +16,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels, row_major
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, pixels, row_major
 
 #: Names in the table of `kernels.functions`; PRelu is one more.
 ACTIVATIONS = frozenset((
@@ -163,19 +163,19 @@ class FunctionStep(Step):
     saves_x = True
 
     def __init__(self, function: Function) -> None:
-        self.how = "by number" if function.name in NUMBERS else "by vector"
+        self.algorithm = "by number" if function.name in NUMBERS else "by vector"
         self.p, self.q = function.p, function.q
         self.fwd, self.bwd = function_kernels(function.name)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        self.fwd(pixels(x[0]), self.p, self.q, pixels(y), saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        self.fwd(pixels(x[0]), self.p, self.q, pixels(y), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        self.bwd(pixels(gy), pixels(saved.x[0]), self.p, self.q, *gx[0].end, saved.threads)
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        self.bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].end, context.threads)
 
 
 class PReluStep(Step):
-    how = "by vector"
+    algorithm = "by vector"
     gates = True
     saves_x = True
 
@@ -183,8 +183,8 @@ class PReluStep(Step):
         """slopes (1, H, W, C), for pixels as kernels see them."""
         self.slopes = slopes
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        prelu_fwd(pixels(x[0]), self.slopes, pixels(y), saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        prelu_fwd(pixels(x[0]), self.slopes, pixels(y), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        prelu_bwd(pixels(gy), pixels(saved.x[0]), self.slopes, *gx[0].end, saved.threads)
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        prelu_bwd(pixels(gy), pixels(context.x[0]), self.slopes, *gx[0].end, context.threads)

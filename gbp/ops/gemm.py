@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
+from ..kernels.codegen.memory import ALIGNMENT, aligned
 from ..kernels.gemm import gemm_bwd, gemm_fwd
-from ..kernels.memory import ALIGNMENT, aligned
 from ..kernels.pointwise import pointwise_bwd
 from .node import Node
-from .op import NO_WEIGHTS, Clipped, Floats, Gradient, Op, Order, Saved, Step, pixels
+from .step import NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Op, Order, Step, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ PARSERS = {"Gemm": parse_gemm}
 class DenseStep(Step):
     """Reads the weights once for all samples in hand; the time is that of reading them."""
 
-    how = "dense"
+    algorithm = "dense"
     gates = True
     fuses_residual = True
     fuses_clip = True
@@ -133,23 +133,23 @@ class DenseStep(Step):
         w = op.w if op.w.flags.c_contiguous and op.w.ctypes.data % ALIGNMENT == 0 else _aligned(op.w)
         self.w, self.b = w.reshape(-1), op.b.astype(np.float32)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         residual = pixels(r) if r.size else r
         gemm_fwd(
-            pixels(x[0]), self.w, self.b, residual, pixels(y), saved.mask, clip.lo, clip.hi, saved.threads
+            pixels(x[0]), self.w, self.b, residual, pixels(y), context.mask, clip.lo, clip.hi, context.threads
         )
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        gemm_bwd(pixels(gy), self.w, *g.end, saved.threads)
+        gemm_bwd(pixels(gy), self.w, *g.end, context.threads)
 
 
 class DenseSumStep(DenseStep):
     fuses_residual = False
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        super().forward(x[:1], x[1], y, clip, saved)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        super().forward(x[:1], x[1], y, clip, context)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        super().vjp(gy, gx[:1], saved)
-        pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx[1].end, saved.threads)
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        super().vjp(gy, gx[:1], context)
+        pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx[1].end, context.threads)

@@ -14,8 +14,8 @@ from ..limits import elements
 from .affine import scale_and_shift
 from .gemm import Dense
 from .node import Node
-from .op import Op
 from .shape import Pad, Reshape
+from .step import Op
 
 
 def parse_image_scaler(node: Node) -> Op:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..geometry import Window
-from ..graph import Shape
+from ..graph.geometry import Window
+from ..graph.graph import Shape
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
 from .planes import by_planes
 from .pool import over_everything, read_pool_axes, separable
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
 from .window import planes_of, reverse_work, spatial_outputs, taps_of
 
-_MOST_P = 2**10
+_MAX_P = 2**10
 #: What a power takes, in multiply-adds.
 _POWER = 2**8
 
@@ -48,8 +48,8 @@ def _read_p(node: Node) -> int:
     p = int(node.number("p", 2.0)) if node.opset < 2 else node.integer("p", 2)
     if p < 1:
         node.invalid(f"p is {p}, expected at least 1.")
-    if p > _MOST_P:
-        node.refuse(f"p is {p}.", supported=f"up to {_MOST_P}", hint="MaxPool is the limit of large p.")
+    if p > _MAX_P:
+        node.refuse(f"p is {p}.", supported=f"up to {_MAX_P}", hint="MaxPool is the limit of large p.")
     return p
 
 
@@ -73,12 +73,12 @@ class LpPoolStep(Step):
     def __init__(self, op: LpPool) -> None:
         self.begin, self.p = (op.window.height.begin, op.window.width.begin), op.p
         self.taps = taps_of(op.window)
-        self.how = f"{op.p}-norm " + "×".join(map(str, op.window.kernel))
+        self.algorithm = f"{op.p}-norm " + "×".join(map(str, op.window.kernel))
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        lp_pool_fwd(x[0], y, self.taps, *self.begin, self.p, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        lp_pool_fwd(x[0], y, self.taps, *self.begin, self.p, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        end = self.taps, *self.begin, self.p, saved.threads
-        lp_pool_bwd(gy, saved.x[0], saved.y, g.array, int(g.accumulate), *end)
+        end = self.taps, *self.begin, self.p, context.threads
+        lp_pool_bwd(gy, context.x[0], context.y, g.array, int(g.accumulate), *end)

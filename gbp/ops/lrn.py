@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from ..limits import elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, pixels
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, pixels
 
-_MOST_SIZE = 2**12
+_MAX_SIZE = 2**12
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def parse(node: Node) -> Op:
     size = node.integer("size", 0)
     if size < 1:
         node.invalid(f"size is {size}, expected at least 1.")
-    if size > _MOST_SIZE:
-        node.refuse(f"size is {size}.", supported=f"up to {_MOST_SIZE} channels")
+    if size > _MAX_SIZE:
+        node.refuse(f"size is {size}.", supported=f"up to {_MAX_SIZE} channels")
     alpha, beta, bias = node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0)
     if bias <= 0 or alpha < 0:
         node.refuse(
@@ -59,7 +59,7 @@ PARSERS = {"LRN": parse}
 
 
 class LRNStep(Step):
-    how = "across channels"
+    algorithm = "across channels"
     gates = True
     saves_x = True
 
@@ -70,9 +70,9 @@ class LRNStep(Step):
     def scratch(self, threads: int) -> tuple[int, int]:
         return threads * lrn_scratch_floats(self.channels, self.constants[0]), 0
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        lrn_fwd(pixels(x[0]), pixels(y), saved.scratch, *self.constants, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        lrn_fwd(pixels(x[0]), pixels(y), context.scratch, *self.constants, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        lrn_bwd(pixels(gy), pixels(saved.x[0]), *g.end, saved.scratch, *self.constants, saved.threads)
+        lrn_bwd(pixels(gy), pixels(context.x[0]), *g.end, context.scratch, *self.constants, context.threads)

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import Window
-from ..graph import Shape
+from ..graph.geometry import Window
+from ..graph.graph import Shape
 from ..limits import ELEMENT, OPERAND, elements
-from .conv import Conv
+from .conv.conv import Conv
 from .gemm import dense_matmul
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, row_major
 from .shape import Reshape, Transpose
-from .window import MOST_PIXELS
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, row_major
+from .window import MAX_PIXELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,9 @@ def _by_constant(node: Node, shape: Shape, c: NDArray[np.float32], constant_firs
     if c.ndim == 2:
         if len(shape) == 2:
             return (dense_matmul(c),)
-        if elements(shape[1:]) > MOST_PIXELS:
+        if elements(shape[1:]) > MAX_PIXELS:
             node.refuse(
-                f"the tensor has shape {list(shape)}.", supported=f"up to {MOST_PIXELS} numbers a sample"
+                f"the tensor has shape {list(shape)}.", supported=f"up to {MAX_PIXELS} numbers a sample"
             )
         if not constant_first:
             return _pixelwise(shape, c)
@@ -179,18 +179,18 @@ def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool) -> None:
 class MatMulStep(Step):
     """Sample by sample, so that no sample's bits depend on the others."""
 
-    how = "numpy"
+    algorithm = "numpy"
     on_card = False
     wants_whole = True
     saves_x = True
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         a, b = x
         for n in range(len(y)):
             np.matmul(a[n], b[n], out=y[n])
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        a, b = saved.x
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        a, b = context.x
         targets = len(gy) // len(a)
         for n, g in enumerate(gy):
             m = n // targets
@@ -199,19 +199,19 @@ class MatMulStep(Step):
 
 
 class ConstantMatMulStep(Step):
-    how = "numpy"
+    algorithm = "numpy"
     on_card = False
     wants_whole = True
 
     def __init__(self, constant: NDArray[np.float32], constant_first: bool) -> None:
         self.constant, self.constant_first = constant, constant_first
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         for n in range(len(y)):
             a, b = (self.constant, x[0][n]) if self.constant_first else (x[0][n], self.constant)
             np.matmul(a, b, out=y[n])
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), transposed = gx, self.constant.swapaxes(-1, -2)
         for n, given in enumerate(gy):
             a, b = (transposed, given) if self.constant_first else (given, transposed)

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedError
-from ..graph import Shape
+from ..graph.graph import Shape
 
 Constant = NDArray[Any]
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
 from ..limits import ELEMENT, elements
 from .affine import Affine, scale_and_shift
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
 from .reduce import Runs, in_runs, order_in_runs, reduced_axes, runs_of, sums_of
 from .shape import Reshape
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,17 @@ class NormalizeStep(Step):
         self.runs = runs
         count = runs[1] * runs[3]
         self.numbers = int(op.centred), op.power, 1 if op.norm else count, op.epsilon
-        self.how = f"over {count}"
+        self.algorithm = f"over {count}"
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return 2 * threads * NORMALIZE_SUMS, 0
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        sums = sums_of(saved.scratch, saved.threads * NORMALIZE_SUMS)
-        normalize_fwd(in_runs(x[0], self.runs), in_runs(y, self.runs), sums, *self.numbers, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        sums = sums_of(context.scratch, context.threads * NORMALIZE_SUMS)
+        normalize_fwd(in_runs(x[0], self.runs), in_runs(y, self.runs), sums, *self.numbers, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        sums = sums_of(saved.scratch, saved.threads * NORMALIZE_SUMS)
-        x, given, to = (in_runs(a, self.runs) for a in (saved.x[0], gy, g.array))
-        normalize_bwd(given, x, to, int(g.accumulate), sums, *self.numbers, saved.threads)
+        sums = sums_of(context.scratch, context.threads * NORMALIZE_SUMS)
+        x, given, to = (in_runs(a, self.runs) for a in (context.x[0], gy, g.array))
+        normalize_bwd(given, x, to, int(g.accumulate), sums, *self.numbers, context.threads)

@@ -13,8 +13,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..graph import Shape
-from .op import Clipped, Floats, Gradient, Saved, Step, view
+from ..graph.graph import Shape
+from .step import Clipped, Context, Floats, GradientSlot, Step, view
 from .window import planes_of
 
 
@@ -38,7 +38,7 @@ class Planes(Step):
 
     def __init__(self, step: Step, count: int) -> None:
         self.step, self.count = step, count
-        self.how, self.kernels, self.switches = step.how, step.kernels, step.switches
+        self.algorithm, self.kernels, self.switches = step.algorithm, step.kernels, step.switches
         self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
         self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
 
@@ -46,11 +46,11 @@ class Planes(Step):
         fixed, each = self.step.scratch(threads)
         return fixed, each * self.count
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        own = replace(saved, mask=mask_planes(saved.mask, y), switches=planes(saved.switches))
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        own = replace(context, mask=mask_planes(context.mask, y), switches=planes(context.switches))
         self.step.forward(tuple(map(planes, x)), planes(r), planes(y), clip, own)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         # Of several targets a sample, the planes of one would lie between those of another.
         for m in [slice(None)] if self.count == 1 else [slice(m, m + 1) for m in range(len(gy))]:
 
@@ -62,10 +62,10 @@ class Planes(Step):
                 return array[n : n + 1]
 
             kept = replace(
-                saved,
-                switches=planes(own(saved.switches)),
-                x=tuple(planes(own(x)) for x in saved.x),
-                y=planes(own(saved.y)),
+                context,
+                switches=planes(own(context.switches)),
+                x=tuple(planes(own(x)) for x in context.x),
+                y=planes(own(context.y)),
             )
             parts = (
                 replace(g, array=planes(g.array[m]), mask=mask_planes(own(g.mask), g.array[m])) for g in gx

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Axis, Window
-from ..graph import Shape
+from ..graph.geometry import Axis, Window
+from ..graph.graph import Shape
 from ..kernels.pool import (
     averagepool_bwd,
     averagepool_fwd,
@@ -30,12 +30,12 @@ from ..kernels.pool import (
 )
 from ..limits import elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost
 from .planes import by_planes
 from .shape import Reshape
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
 from .unpool import Indices
 from .window import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     planes_of,
     read_axes,
     reverse_work,
@@ -138,8 +138,8 @@ def parse_maxpool(node: Node) -> tuple[Op, ...] | list[Any]:
 
 
 def _maxpool(node: Node, window: Window) -> MaxPool:
-    if window.taps > MOST_PIXELS:  # a switch has to be exact as a float32 for a while
-        node.refuse(f"the window has {window.taps} taps.", supported=f"up to {MOST_PIXELS}")
+    if window.taps > MAX_PIXELS:  # a switch has to be exact as a float32 for a while
+        node.refuse(f"the window has {window.taps} taps.", supported=f"up to {MAX_PIXELS}")
     return MaxPool(window)
 
 
@@ -165,14 +165,14 @@ class MaxPoolStep(Step):
         small = window.taps <= 256
         self.switches = np.uint8 if small else np.uint32
         self.fwd, self.bwd = (maxpool_fwd_u8, maxpool_bwd_u8) if small else (maxpool_fwd_u32, maxpool_bwd_u32)
-        self.how = "switches " + "×".join(map(str, window.kernel))
+        self.algorithm = "switches " + "×".join(map(str, window.kernel))
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        self.fwd(x[0], y, saved.switches, self.taps, *self.begin, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        self.fwd(x[0], y, context.switches, self.taps, *self.begin, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        self.bwd(gy, saved.switches, *g.end, self.taps, *self.begin, saved.threads)
+        self.bwd(gy, context.switches, *g.end, self.taps, *self.begin, context.threads)
 
 
 class AveragePoolStep(Step):
@@ -183,11 +183,11 @@ class AveragePoolStep(Step):
         h, w = op.window.height, op.window.width
         self.sides = h.begin, w.begin, h.end, w.end
         self.include_pad = int(op.include_pad)
-        self.how = "mean " + "×".join(map(str, op.window.kernel))
+        self.algorithm = "mean " + "×".join(map(str, op.window.kernel))
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        averagepool_fwd(x[0], y, self.taps, *self.sides, self.include_pad, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        averagepool_fwd(x[0], y, self.taps, *self.sides, self.include_pad, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        averagepool_bwd(gy, *g.end, self.taps, *self.sides, self.include_pad, saved.threads)
+        averagepool_bwd(gy, *g.end, self.taps, *self.sides, self.include_pad, context.threads)

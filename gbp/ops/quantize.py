@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..graph import Shape
-from ..proto import type_name
+from ..graph.graph import Shape
+from ..importer.proto import type_name
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
 
 #: Integers that a float32 holds exactly.
 _RANGES = {
@@ -108,7 +108,7 @@ PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantiz
 
 
 class QuantizeStep(Step):
-    how = "quantize"
+    algorithm = "quantize"
     on_card = False
     saves_x = True
 
@@ -120,12 +120,12 @@ class QuantizeStep(Step):
         np.rint(y, out=y)
         np.add(y, self.zero, out=y)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         self._rounded(x[0], y)
         np.clip(y, self.lo, self.hi, out=y)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
-        (x,) = saved.x
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        (x,) = context.x
         whole = np.empty_like(x)
         self._rounded(x, whole)
         inside = (whole >= self.lo) & (whole <= self.hi)
@@ -135,14 +135,14 @@ class QuantizeStep(Step):
 
 
 class DequantizeStep(Step):
-    how = "dequantize"
+    algorithm = "dequantize"
 
     def __init__(self, scale: Floats, zero: Floats) -> None:
         self.scale, self.zero = scale, zero
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.subtract(x[0], self.zero, out=y)
         np.multiply(y, self.scale, out=y)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         gx[0].put(gy * self.scale)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from .affine import PointwiseStep
 from .node import Node
-from .op import Clipped, Op, Order, Step
+from .step import Clipped, Op, Order, Step
 
 
 @dataclass(frozen=True)

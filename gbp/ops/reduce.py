@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels import reduce as kernels
 from ..kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd, reduce_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, view
 from .pool import AveragePool, over_everything
 from .shape import Reshape, or_identity
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, view
 
 #: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
 Runs = tuple[int, int, int, int]
@@ -171,21 +171,21 @@ class ReduceStep(Step):
 
     def __init__(self, kind: int, runs: Runs) -> None:
         self.kind, self.runs = kind, runs
-        self.how = f"of {runs[1] * runs[3]}"
+        self.algorithm = f"of {runs[1] * runs[3]}"
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return 2 * threads * REDUCE_SUMS, 0
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        sums = sums_of(saved.scratch, saved.threads * REDUCE_SUMS)
-        reduce_fwd(in_runs(x[0], self.runs), without_runs(y, self.runs), sums, self.kind, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        sums = sums_of(context.scratch, context.threads * REDUCE_SUMS)
+        reduce_fwd(in_runs(x[0], self.runs), without_runs(y, self.runs), sums, self.kind, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        x = in_runs(saved.x[0], self.runs) if saved.x else _NO_X
-        sums = sums_of(saved.scratch, saved.threads * REDUCE_SUMS)
+        x = in_runs(context.x[0], self.runs) if context.x else _NO_X
+        sums = sums_of(context.scratch, context.threads * REDUCE_SUMS)
         to = in_runs(g.array, self.runs)
-        reduce_bwd(without_runs(gy, self.runs), x, to, int(g.accumulate), sums, self.kind, saved.threads)
+        reduce_bwd(without_runs(gy, self.runs), x, to, int(g.accumulate), sums, self.kind, context.threads)
 
 
 class CurvedReduceStep(ReduceStep):
@@ -198,13 +198,13 @@ class ExtremumStep(Step):
 
     def __init__(self, highest: bool, runs: Runs) -> None:
         self.highest, self.runs = highest, runs
-        self.how = f"switches of {runs[1] * runs[3]}"
+        self.algorithm = f"switches of {runs[1] * runs[3]}"
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        to, switches = (without_runs(a, self.runs) for a in (y, saved.switches))
-        extremum_fwd(in_runs(x[0], self.runs), to, switches, int(self.highest), saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        to, switches = (without_runs(a, self.runs) for a in (y, context.switches))
+        extremum_fwd(in_runs(x[0], self.runs), to, switches, int(self.highest), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        given, switches = (without_runs(a, self.runs) for a in (gy, saved.switches))
-        extremum_bwd(given, switches, in_runs(g.array, self.runs), int(g.accumulate), saved.threads)
+        given, switches = (without_runs(a, self.runs) for a in (gy, context.switches))
+        extremum_bwd(given, switches, in_runs(g.array, self.runs), int(g.accumulate), context.threads)

@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Shape
-from ..kernels.rectifier import OPEN
+from ..graph.graph import Shape
+from ..kernels.codegen.gate import OPEN
 from ..kernels.resample import resample
 from ..limits import elements
 from .node import Node
-from .op import NO_MASK, Clipped, Floats, Gradient, Op, Order, Saved, Step, view
 from .shape import or_identity
+from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Op, Order, Step, view
 
 #: Of one table: inputs that all outputs together look at.
-MOST_TAPS = 2**22
+MAX_TAPS = 2**22
 
 #: A vector of taps loaded, multiplied and added, in multiply-adds of a convolution.
 _TAP = 2**7
@@ -107,7 +107,7 @@ class ResampleStep(Step):
         self.at = 1 + order.index(op.axis)
         # Masks have whole bytes for the innermost axis: single elements of it have no such mask.
         self.gates = self.at < len(order)
-        self.how = f"{op.size} to {op.table.outputs}"
+        self.algorithm = f"{op.size} to {op.table.outputs}"
 
     def _around(self, x: NDArray[Any]) -> NDArray[Any]:
         """(N, …, axis, …, innermost) in five axes; 1 for the last two where the axis is itself innermost."""
@@ -115,14 +115,14 @@ class ResampleStep(Step):
         after = (elements(inner[:-1]), inner[-1]) if inner else (1, 1)
         return view(x, len(x), elements(x.shape[1 : self.at]), x.shape[self.at], *after)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         table, no_mask = self.table, NO_MASK[..., None]
         to = self._around(y)
         resample(
-            self._around(x[0]), table.starts, table.taps, table.weights, no_mask, OPEN, to, 0, saved.threads
+            self._around(x[0]), table.starts, table.taps, table.weights, no_mask, OPEN, to, 0, context.threads
         )
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), table = gx, self.transposed
         to = self._around(g.array)
         mask = view(g.mask, len(g.mask), *to.shape[1:4], -1) if g.mask.size else NO_MASK[..., None]
@@ -135,17 +135,17 @@ class ResampleStep(Step):
             g.gate,
             to,
             int(g.accumulate),
-            saved.threads,
+            context.threads,
         )
 
 
 def refuse_unless_it_fits(node: Node, size: int, outputs: float, taps: float = 1) -> None:
     """Refuse a table from `size` elements to `outputs` × `taps` before there is memory taken for it."""
-    if size > MOST_TAPS:
-        node.refuse(f"an axis of {size} elements.", supported=f"up to {MOST_TAPS} along one axis")
-    if not outputs * max(1, taps) <= MOST_TAPS:
+    if size > MAX_TAPS:
+        node.refuse(f"an axis of {size} elements.", supported=f"up to {MAX_TAPS} along one axis")
+    if not outputs * max(1, taps) <= MAX_TAPS:
         node.refuse(
-            f"{outputs:.4g} outputs along one axis.", supported=f"up to {MOST_TAPS} inputs to them in all"
+            f"{outputs:.4g} outputs along one axis.", supported=f"up to {MAX_TAPS} inputs to them in all"
         )
 
 
@@ -254,7 +254,7 @@ def _interpolate(
             continue
         if axis == 0:
             node.refuse(f"the batch is scaled by {scale:.4g}.", supported="1 on the batch axis")
-        taps = 2 * way.taps(scale) if scale > 1 / MOST_TAPS else math.inf
+        taps = 2 * way.taps(scale) if scale > 1 / MAX_TAPS else math.inf
         refuse_unless_it_fits(node, size, outputs, taps)
         table = way.table(size, outputs, scale)
         if not np.isfinite(table.weights).all():

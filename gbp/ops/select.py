@@ -2,7 +2,7 @@
 
     y[…, o, …] = x[…, i[o], …]        gx[…, a, …] = Σ_{o: i[o] = a} gy[…, o, …]
 
-Each axis that changes is an op: `Take` for a run of neighbours, which the plan can leave where it lies, else
+Each axis that changes is an op: `AxisSlice` for a run of neighbours, which the plan can leave where it lies, else
 `Resample` with one tap an output.  Pad with a constant has an op of its own, `shape.Pad`.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .concat import Take
+from .concat import AxisSlice
 from .node import Node
-from .op import Op
 from .resample import refuse_unless_it_fits, select
 from .shape import Pad, Reshape, or_identity
+from .step import Op
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")
 
@@ -47,7 +47,7 @@ def parse_slice(node: Node) -> tuple[Op, ...]:
         if not taken:
             node.invalid(f"it takes nothing of axis {axis} of {shape[axis]}.")
         if step == 1:
-            ops.append(Take(axis, start, stop))
+            ops.append(AxisSlice(axis, start, stop))
         else:
             refuse_unless_it_fits(node, shape[axis], len(taken))
             ops.append(select(axis, shape[axis], np.array(taken)))
@@ -59,7 +59,7 @@ def _picked(node: Node, axis: int, indices: NDArray[np.int64]) -> tuple[Op, ...]
     size = node.shape(0)[axis]
     if (np.diff(indices) == 1).all():
         start, stop = int(indices[0]), int(indices[-1]) + 1
-        return () if (start, stop) == (0, size) else (Take(axis, start, stop),)
+        return () if (start, stop) == (0, size) else (AxisSlice(axis, start, stop),)
     return (select(axis, size, indices),)
 
 
@@ -146,7 +146,7 @@ def parse_pad(node: Node) -> tuple[Op, ...]:
     ops: list[Op] = []
     for axis, (start, stop) in enumerate(cut):
         if (start, stop) != (0, shape[axis]):
-            ops.append(Take(axis, start, stop))
+            ops.append(AxisSlice(axis, start, stop))
     if mode == "constant":
         if any(map(sum, added)) or not ops:
             ops.append(Pad(tuple(a for a, _ in added), tuple(b for _, b in added), value))

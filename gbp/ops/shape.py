@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph import Shape
-from ..limits import MOST_AXES, elements
-from ..proto import FLOATS, type_name
+from ..graph.graph import Shape
+from ..importer.proto import FLOATS, type_name
+from ..limits import MAX_AXES, elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
 
 
 def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
@@ -106,8 +106,8 @@ class Pad(Op):
 def parse_reshape(node: Node) -> Op:
     shape = node.shape(0)
     target = list(node.constant_ints(1) if node.opset >= 5 else node.integers("shape", ()))
-    if len(target) > MOST_AXES:  # the product of many large numbers alone can take minutes
-        node.refuse(f"its target has {len(target)} axes.", supported=f"up to {MOST_AXES} axes")
+    if len(target) > MAX_AXES:  # the product of many large numbers alone can take minutes
+        node.refuse(f"its target has {len(target)} axes.", supported=f"up to {MAX_AXES} axes")
     if not node.integer("allowzero", 0):
         if len(target) > len(shape) and 0 in target[len(shape) :]:
             node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
@@ -264,28 +264,28 @@ PARSERS = {
 class CopyStep(Step):
     """The same tensor in another memory order; the plan puts it where an op wants one."""
 
-    how = "reorder"
+    algorithm = "reorder"
 
     def __init__(self, given: Order, wanted: Order) -> None:
         self.axes = (0, *(1 + given.index(axis) for axis in wanted))
         self.back = tuple(int(i) for i in np.argsort(self.axes))
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.copyto(y, x[0].transpose(self.axes))
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         gx[0].put(gy.transpose(self.back))
 
 
 class PadStep(Step):
-    how = "pad"
+    algorithm = "pad"
 
     def __init__(self, inside: tuple[slice, ...], value: float) -> None:
         self.inside, self.value = inside, value
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         y.fill(self.value)
         y[self.inside] = x[0]
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         gx[0].put(gy[self.inside])

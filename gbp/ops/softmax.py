@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph import Shape
+from ..graph.graph import Shape
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, row_major, view
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, row_major, view
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda nod
 
 
 class SoftmaxStep(Step):
-    how = "stable"
+    algorithm = "stable"
     saves_y = True
 
     def __init__(self, size: int, logarithm: bool, *, gates: bool) -> None:
@@ -68,17 +68,17 @@ class SoftmaxStep(Step):
     def _rows(self, x: Floats) -> Floats:
         return view(x, len(x), 1, -1, self.size)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        self.fwd(self._rows(x[0]), self._rows(y), saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        self.fwd(self._rows(x[0]), self._rows(y), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
         self.bwd(
             self._rows(gy),
-            self._rows(saved.y),
+            self._rows(context.y),
             g.mask,
             g.gate,
             self._rows(g.array),
             int(g.accumulate),
-            saved.threads,
+            context.threads,
         )

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry import Axis
-from ..graph import Shape
+from ..graph.geometry import Axis
+from ..graph.graph import Shape
 from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
-from .op import Clipped, Floats, Gradient, Op, Order, Saved, Step, innermost, view
 from .planes import volume
-from .window import MOST_PIXELS, check_room, read_sliding, spatial_sizes
+from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, view
+from .window import MAX_PIXELS, check_room, read_sliding, spatial_sizes
 
 #: What a tap of a plain loop takes, in multiply-adds.
 _TAP = 2**5
@@ -83,8 +83,8 @@ class MaxUnpool(Op):
 def parse(node: Node) -> Op:
     shape = node.shape(0)
     smallest, plane = _planes(node)
-    if elements(plane) > MOST_PIXELS:  # positions have to be exact as float32
-        node.refuse(f"it unpools to {elements(plane)} pixels.", supported=f"up to {MOST_PIXELS}")
+    if elements(plane) > MAX_PIXELS:  # positions have to be exact as float32
+        node.refuse(f"it unpools to {elements(plane)} pixels.", supported=f"up to {MAX_PIXELS}")
     if node.is_constant(1):
         if plane != smallest:  # ONNX's own test takes indices for those in the smallest, engines do not
             node.refuse(
@@ -151,40 +151,40 @@ def _lines(x: Floats) -> Floats:
 
 
 class IndicesStep(Step):
-    how = "indices"
+    algorithm = "indices"
 
     def __init__(self, op: Indices) -> None:
         axes = [(a.kernel, a.stride, a.dilation, a.begin) for a in op.axes]
         self.axes = (*[(1, 1, 1, 0)] * (3 - len(axes)), *axes)
         self.by_columns = int(op.by_columns)
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
-        maxpool_indices(volume(x[0]), volume(y), self.axes, self.by_columns, saved.threads)
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        maxpool_indices(volume(x[0]), volume(y), self.axes, self.by_columns, context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         _add_nothing(gx[0])
 
 
 class MaxUnpoolStep(Step):
-    how = "unpool"
+    algorithm = "unpool"
     switches = np.uint32
 
     def __init__(self, op: MaxUnpool) -> None:
         constant = op.positions
         self.positions = constant if constant is None else np.moveaxis(constant, 1, -1).copy()
 
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, saved: Saved) -> None:
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         positions = x[1] if self.positions is None else self.positions
         y.fill(0)
-        saved.switches.fill(0)
-        unpool_fwd(_lines(x[0]), _lines(positions), _lines(y), _lines(saved.switches), saved.threads)
+        context.switches.fill(0)
+        unpool_fwd(_lines(x[0]), _lines(positions), _lines(y), _lines(context.switches), context.threads)
 
-    def vjp(self, gy: Floats, gx: tuple[Gradient, ...], saved: Saved) -> None:
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
             _add_nothing(g)
-        unpool_bwd(_lines(gy), _lines(saved.switches), _lines(gx[0].array), saved.threads)
+        unpool_bwd(_lines(gy), _lines(context.switches), _lines(gx[0].array), context.threads)
 
 
-def _add_nothing(g: Gradient) -> None:
+def _add_nothing(g: GradientSlot) -> None:
     if not g.accumulate:
         g.array.fill(0)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..geometry import Axis, Window, resolve_axes
-from ..graph import Shape
+from ..graph.geometry import Axis, Window, resolve_axes
+from ..graph.graph import Shape
 from ..kernels.taps import Taps
-from ..limits import ELEMENT, MOST_ELEMENTS, elements
+from ..limits import ELEMENT, MAX_ELEMENTS, elements
 from .node import Node
 
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 #: Kernels, strides, dilations, pads and padded sides: beyond it kernels' addresses could overflow.
-MOST_PIXELS = 2**24
+MAX_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def read_sliding(node: Node, kernel: tuple[int, ...]) -> Sliding:
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads}: "
             "kernel, strides and dilations are at least 1, pads at least 0."
         )
-    if max(*kernel, *stride, *dilation, *pads) > MOST_PIXELS:
+    if max(*kernel, *stride, *dilation, *pads) > MAX_PIXELS:
         node.refuse(
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads}.",
-            supported=f"up to {MOST_PIXELS} each",
+            supported=f"up to {MAX_PIXELS} each",
         )
     return Sliding(kernel, stride, dilation, pads, auto_pad)
 
@@ -96,10 +96,10 @@ def read_axes(node: Node, kernel: tuple[int, ...], *, ceil_mode: bool = False) -
 
 def check_room(node: Node, padded: Sequence[int]) -> None:
     """Refuse a plane of so many pixels a side, padding counted, if kernels could not address it."""
-    if max(padded) > MOST_PIXELS or elements(padded) > MOST_ELEMENTS:
+    if max(padded) > MAX_PIXELS or elements(padded) > MAX_ELEMENTS:
         node.refuse(
             f"padded, the plane has {' × '.join(map(str, padded))} pixels.",
-            supported=f"up to {MOST_ELEMENTS} pixels, {MOST_PIXELS} a side",
+            supported=f"up to {MAX_ELEMENTS} pixels, {MAX_PIXELS} a side",
         )
 
 

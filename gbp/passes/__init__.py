@@ -3,7 +3,7 @@
 `name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.
 """
 
-from ..graph import Graph
+from ..graph.graph import Graph
 from .drop_dead import drop_dead
 from .fold_affine import fold_affine
 from .fold_pad import fold_pad

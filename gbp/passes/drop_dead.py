@@ -1,6 +1,6 @@
 """Drop the layers that the scores do not depend on."""
 
-from ..graph import Graph
+from ..graph.graph import Graph
 
 
 def drop_dead(graph: Graph) -> Graph:

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Graph, Layer
+from ..graph.graph import Graph, Layer
 from ..ops.affine import Affine
-from ..ops.conv import Conv
+from ..ops.conv.conv import Conv
 from ..ops.gemm import Dense, scaled
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..geometry import Axis, Window
-from ..graph import Graph, Layer
-from ..ops.conv import Conv
+from ..graph.geometry import Axis, Window
+from ..graph.graph import Graph, Layer
+from ..ops.conv.conv import Conv
 from ..ops.shape import Pad
 
 

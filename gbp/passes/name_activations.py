@@ -18,13 +18,13 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Graph, Layer
+from ..graph.graph import Graph, Layer
 from ..ops.affine import Affine
 from ..ops.binary import Binary
 from ..ops.broadcast import Add, Mul
 from ..ops.functions import Function
-from ..ops.op import Op
 from ..ops.rectifier import Rectifier
+from ..ops.step import Op
 
 Numbers = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ Numbers = NDArray[np.float64]
 _GRID = np.concatenate([np.linspace(-9, 9, 55), [-100, -50, -20, 20, 50, 100]])
 _TOLERANCE = 1e-6
 #: GELU by way of tanh has nine; with a limit no file takes long.
-_MOST_LAYERS = 12
+_MAX_LAYERS = 12
 
 
 def _sigmoid(x: Numbers) -> Numbers:
@@ -108,7 +108,7 @@ class _Search:
         """Tensors x and the layers that take x alone to y and of whose results nobody else reads any."""
         inside: list[Layer] = []
         edge = {y}
-        while len(inside) < _MOST_LAYERS:
+        while len(inside) < _MAX_LAYERS:
             last = max(edge, key=self.age.__getitem__)
             layer = self.makers.get(last)
             if layer is None or _of_numbers(layer.op) is None:

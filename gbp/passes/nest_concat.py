@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Graph
+from ..graph.graph import Graph
 from ..ops.concat import Concat
 
 

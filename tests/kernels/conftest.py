@@ -9,7 +9,7 @@ import pytest
 from harness import ON_CARD
 from numpy.typing import NDArray
 
-from gbp.kernels.jit import Kernel
+from gbp.kernels.codegen.jit import Kernel
 
 
 def _root(x: NDArray[Any]) -> NDArray[Any]:
@@ -22,7 +22,7 @@ def _root(x: NDArray[Any]) -> NDArray[Any]:
 
 def run_twin(kernel: Kernel, *args: Any) -> None:
     """The kernel's twin on copies of the arrays, laid out alike; what it wrote is copied back."""
-    from gbp.card import CudaArray, card, hand_over
+    from gbp.devices.cuda import CudaArray, card, hand_over
 
     roots: dict[int, tuple[NDArray[Any], CudaArray]] = {}
 

@@ -16,7 +16,7 @@ import naive
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gbp.kernels.rectifier import OPEN, Gate
+from gbp.kernels.codegen.gate import OPEN, Gate
 from gbp.kernels.taps import Taps
 
 Array = NDArray[Any]

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gbp.kernels import reduce as kinds
+from gbp.kernels.codegen.gate import OPEN, Gate
 from gbp.kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
-from gbp.kernels.rectifier import OPEN, Gate
 from gbp.kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd, reduce_fwd
 from gbp.kernels.resample import resample
 from gbp.ops.resample import Table

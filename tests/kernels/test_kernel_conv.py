@@ -22,6 +22,9 @@ from harness import (
     taps_of,
 )
 
+from gbp.kernels.codegen.emit import TILE_ROWS
+from gbp.kernels.codegen.gate import OPEN
+from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.columns import col2im
 from gbp.kernels.conv_direct import CACHED, TILE_CHANNELS, TILE_FLOATS, conv_bwd, conv_fwd, pack, pad
 from gbp.kernels.conv_lists import (
@@ -33,15 +36,8 @@ from gbp.kernels.conv_lists import (
     sums_floats,
 )
 from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
-from gbp.kernels.conv_winograd import (
-    conv_winograd_bwd,
-    conv_winograd_fwd,
-    winograd_scratch,
-)
+from gbp.kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
-from gbp.kernels.emit import TILE_ROWS
-from gbp.kernels.memory import aligned
-from gbp.kernels.rectifier import OPEN
 from gbp.kernels.winograd import pack_winograd
 
 cpu_only = pytest.mark.skipif(ON_CARD, reason="a card has a way of its own, from weights packed otherwise")

@@ -8,8 +8,8 @@ from harness import CHANNELS, ON_CARD, Guarded, assert_close, check_forward, che
 from numpy.lib.stride_tricks import as_strided
 from oracle.functions import FORMULAS, derivative
 
+from gbp.kernels.codegen.gate import OPEN
 from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels, prelu_bwd, prelu_fwd
-from gbp.kernels.rectifier import OPEN
 
 PARAMETERS: dict[str, tuple[float, ...]] = {
     "LeakyRelu": (0.2,),

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from harness import NO_CHANNELS, NO_MASK, ON_CARD, Guarded, check_epilogue, check_reverse, noise
 
+from gbp.kernels.codegen.gate import OPEN
 from gbp.kernels.gemm import BLOCK, gemm_bwd, gemm_fwd
-from gbp.kernels.rectifier import OPEN
 
 # (M, K): odd numbers, one of everything, more than one block of columns
 SHAPES = (

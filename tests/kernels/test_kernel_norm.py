@@ -19,9 +19,9 @@ from harness import (
     noise,
 )
 
+from gbp.kernels.codegen.gate import OPEN
+from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
-from gbp.kernels.memory import aligned
-from gbp.kernels.rectifier import OPEN
 from gbp.kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 
 

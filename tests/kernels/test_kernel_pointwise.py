@@ -15,8 +15,8 @@ from harness import (
     noise,
 )
 
+from gbp.kernels.codegen.gate import OPEN, Gate
 from gbp.kernels.pointwise import pointwise_bwd, pointwise_fwd
-from gbp.kernels.rectifier import OPEN, Gate
 
 
 def scale_and_shift(C: int, given: bool) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from harness import (
     taps_of,
 )
 
+from gbp.kernels.codegen.gate import OPEN
 from gbp.kernels.pool import (
     averagepool_bwd,
     averagepool_fwd,
@@ -25,7 +26,6 @@ from gbp.kernels.pool import (
     maxpool_fwd_u8,
     maxpool_fwd_u32,
 )
-from gbp.kernels.rectifier import OPEN
 
 GEOMETRIES = {
     "2x2/2": ((4, 6), {"kernel": (2, 2), "stride": (2, 2)}),

@@ -1,0 +1,1 @@
+"""Where arrays are stored and kernels run."""

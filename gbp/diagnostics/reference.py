@@ -1,0 +1,223 @@
+"""The model as others compute it, to compare with: onnxruntime, and onnx's reference evaluator in float64.
+
+Both take the weights from the file again, and compute the file's own nodes: nothing is simplified or fused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from ..errors import InputError, UnsupportedError
+from ..importer.proto import FLOATS, Model, label
+from ..importer.subgraph import Source
+
+Doubles = NDArray[np.float64]
+Values = dict[str, NDArray[Any]]
+
+#: What onnxruntime reads, although it lags behind onnx; newer ones have more types of numbers.
+_IR_VERSION = 8
+
+
+class Reference(Protocol):
+    """`name` for people; `bound`: the relative L2 error that a step of gbp's may have beside it."""
+
+    name: str
+    bound: float
+
+    def run(self, x: NDArray[np.floating[Any]], names: Sequence[str]) -> Values:
+        """Those tensors for one sample x (1, …)."""
+
+
+def references(model: Model, source: Source) -> tuple[Reference, Exact]:
+    """The best reference that there is for the model, and the exact one.
+
+    That is onnxruntime where it is installed and runs the model.  Raises InputError where the file is gone.
+    """
+    whole = _read_whole(model)
+    stored = [tensor for tensor in whole.graph.initializer if tensor.name not in source.given]
+    del whole.graph.initializer[:]
+    whole.graph.initializer.extend(stored)
+    whole.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in source.given.items())
+    exact = Exact(whole, source)
+    if source.dtype != "FLOAT":  # another width of numbers: what onnxruntime rounds is more than gbp errs by
+        return exact, exact
+    try:
+        return OnnxRuntime(whole, source), exact
+    except Exception:  # its exceptions have no common base
+        return exact, exact
+
+
+def _read_whole(model: Model) -> onnx.ModelProto:
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    try:
+        return onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    except Exception:  # protobuf raises whatever its backend does
+        raise InputError("the model cannot be read any more; has the file changed?") from None
+
+
+def _read_by(source: Source, model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The tensors that the nodes on the way read: stored ones, and what is given."""
+    read = {name for node in source.nodes for name in node.input} - {source.input}
+    return [tensor for tensor in model.graph.initializer if tensor.name in read]
+
+
+def _batch(x: NDArray[Any], source: Source) -> NDArray[Any]:
+    """The sample as often as the file wants it: some files are made for one batch size alone."""
+    return np.repeat(x, source.input_shape[0] or 1, axis=0)
+
+
+class Exact:
+    """onnx's reference evaluator in float64, a node at a time: it holds only what is still to be read.
+
+    Raises UnsupportedError where the evaluator lacks an op or cannot compute it.
+    """
+
+    name = f"onnx {onnx.__version__}'s reference evaluator (float64)"
+    bound = 1e-5
+
+    def __init__(self, model: onnx.ModelProto, source: Source) -> None:
+        self._source = source
+        self._constants: Values = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in _read_by(source, model)
+        }
+        self._nodes: list[_Node] = []
+        for proto in source.nodes:
+            node = _Node(proto, model)
+            if all(name in self._constants for name in node.inputs):
+                self._constants |= node.run(self._constants)
+            else:
+                self._nodes.append(node)
+        self._last = {name: i for i, node in enumerate(self._nodes) for name in node.inputs}
+
+    def run(self, x: NDArray[np.floating[Any]], names: Sequence[str]) -> Values:
+        wanted, found = set(names), Values()
+        values = self._constants | {self._source.input: _batch(x, self._source).astype(np.float64)}
+        for i, node in enumerate(self._nodes):
+            made = node.run(values)
+            values |= made
+            found |= {name: made[name][:1] for name in wanted.intersection(made)}
+            for name in (*node.inputs, *made):
+                if self._last.get(name, i) == i:
+                    values.pop(name, None)
+        return found
+
+
+class _Node:
+    """One node; the floats that it reads and makes are made double."""
+
+    def __init__(self, proto: onnx.NodeProto, model: onnx.ModelProto) -> None:
+        self.inputs = tuple(dict.fromkeys(filter(None, proto.input)))
+        self._proto = proto
+        self._outputs = [name for name in proto.output if name]
+        node, opsets = _understood(proto, list(model.opset_import))
+        graph = helper.make_graph(
+            [node],
+            "node",
+            list(map(helper.make_empty_tensor_value_info, self.inputs)),
+            list(map(helper.make_empty_tensor_value_info, self._outputs)),
+        )
+        try:
+            alone = helper.make_model(graph, opset_imports=opsets)
+            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN])
+        except Exception as error:  # what it raises for an op that it does not have differs by version
+            raise self._refused(error) from None
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = self._evaluator.run(None, {name: _double(values[name]) for name in self.inputs})
+        except Exception as error:  # it raises whatever NumPy does
+            raise self._refused(error) from None
+        return {name: _double(np.asarray(y)) for name, y in zip(self._outputs, made, strict=True)}
+
+    def _refused(self, error: Exception) -> UnsupportedError:
+        return UnsupportedError(
+            f"onnx's reference evaluator does not compute it ({type(error).__name__}: {error!s:.120}).",
+            node=label(self._proto),
+            op=self._proto.op_type,
+            hint="There is nothing to compare with.",
+        )
+
+
+class LRN(OpRun):
+    """In place of the evaluator's, which computes only as many channels as there are samples."""
+
+    def _run(self, x: Doubles, alpha: float, beta: float, bias: float, size: int) -> tuple[Doubles]:
+        before, after = (size - 1) // 2, size // 2
+        channels = [(0, 0)] * x.ndim
+        channels[1] = before, after
+        near = sliding_window_view(np.pad(x**2, channels), size, axis=1)
+        return (x / (bias + alpha / size * near.sum(axis=-1)) ** beta,)
+
+
+def _understood(
+    node: onnx.NodeProto, opsets: list[onnx.OperatorSetIdProto]
+) -> tuple[onnx.NodeProto, list[onnx.OperatorSetIdProto]]:
+    """The node as the evaluator computes it in double and in inference, and the opsets to read it by."""
+    understood = onnx.NodeProto()
+    understood.CopyFrom(node)
+    if node.op_type == "Cast":
+        for attribute in understood.attribute:
+            if attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.DOUBLE
+    if node.op_type == "BatchNormalization":  # before opset 14 the evaluator computes it as in training
+        del understood.attribute[:]
+        understood.attribute.extend(a for a in node.attribute if a.name == "epsilon")
+        opsets = [helper.make_opsetid("", 15)]
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # it has them from opset 19 on only
+        opsets = [helper.make_opsetid("", max(19, *(entry.version for entry in opsets)))]
+    return understood, opsets
+
+
+def _double(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float64, copy=False) if values.dtype.kind == "f" else values
+
+
+class OnnxRuntime:
+    """onnxruntime in float32, without its graph optimisations."""
+
+    bound = 1e-4  # it has roundings of its own
+
+    def __init__(self, model: onnx.ModelProto, source: Source) -> None:
+        """Raises ImportError where it is not installed, and what it will for a model that it does not run."""
+        import onnxruntime
+
+        self._runtime = onnxruntime
+        self.name = f"onnxruntime {onnxruntime.__version__} (float32)"
+        self._source = source
+        image = [value for value in model.graph.input if value.name == source.input]
+        graph = helper.make_graph(source.nodes, "reference", image, [], _read_by(source, model))
+        self._model = helper.make_model(graph, opset_imports=model.opset_import, ir_version=_IR_VERSION)
+        self._session([source.scores])
+
+    def _session(self, names: Sequence[str]) -> Any:
+        options = self._runtime.SessionOptions()
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        del self._model.graph.output[:]
+        self._model.graph.output.extend(map(helper.make_empty_tensor_value_info, names))
+        return self._runtime.InferenceSession(
+            self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, x: NDArray[np.floating[Any]], names: Sequence[str]) -> Values:
+        given = _batch(x, self._source).astype(np.float32)
+        try:
+            found = self._session(names).run(None, {self._source.input: given})
+        except Exception as error:  # its exceptions have no common base
+            raise UnsupportedError(f"onnxruntime does not run the model ({error!s:.300}).") from None
+        return {name: value[:1] for name, value in zip(names, found, strict=True)}

@@ -1,0 +1,342 @@
+"""`verify`: whether gbp computes a model as others do, and whether the map is the gradient of its score.
+
+    steps      every step of the plan, fed the reference's own inputs, against the reference's output:
+               ‖y − ŷ‖ / ‖ŷ‖, for a rectifier over the norm of what it rectifies.  So errors do not add up,
+               and the worst step is the one to blame
+    scores     the run as it is, from image to scores, against float64: ‖s − ŝ‖ / ‖ŝ‖
+    gradient   √n · (⟨map, u⟩ − (f(x + hu) − f(x − hu)) / 2h) over random unit directions u in ℝⁿ, their root
+               mean square over ‖map‖; f is the explained score in float64
+
+Of an error e of the map a random direction sees ⟨e, u⟩, whose mean square is ‖e‖² / n: so the last estimates
+the map's relative error.  f is smooth but for kinks, where a rectifier or a maximum switches.  Where one lies
+within h the differences to either side disagree, and a smaller h is tried.  Where one lies within rounding of
+x, float32 may rightly be on its other side: so the map may be off by a few times what it moves when x is
+rounded anew.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..attribution import Attribution
+from ..errors import InputError, UnsupportedError
+from ..explainer import Explainer, Picture
+from ..importer.load import open_model
+from ..importer.proto import Model, label
+from ..importer.subgraph import Choice, Source
+from ..limits import computing, elements
+from ..ops.unpool import IndicesStep
+from ..plan.layout import Instruction
+from ..plan.plan import Plan
+from .reference import Doubles, Reference, references
+
+Report = Callable[[str], None]
+
+_WRONG = 1e9
+#: Float32 errors add up from image to scores.
+_SCORES_BOUND = 1e-4
+#: Between integers one unit's rounding is the whole step to the next.
+_QUANTIZED_SCORES_BOUND = 3e-2
+_GRADIENT_BOUND, _MAX_GRADIENT_BOUND = 1e-3, 1e-1
+#: How often x is rounded anew, by how much, and how many times what that moves the map it may be off by.
+_ROUNDINGS, _ROUNDING, _TIMES = 8, 5e-7, 4
+_DIRECTIONS = 3
+#: h to try, of ‖x‖; and how far the differences to either side may disagree, as a relative error.
+_STEPS = (1e-7, 1e-8, 1e-9)
+_SMOOTH = 1e-3
+#: Noise on an image, in parts of its size: in flat areas the maxima of pools are ties, and each is a kink.
+_STIR = 1e-3
+#: Bytes of the reference's tensors that are held at once.
+_PART = 2**28
+
+
+@dataclass(frozen=True)
+class StepError:
+    """The relative error of a step of the plan in its output `tensor`.
+
+    `node` and `op` name the file's node that makes that; "first … last" where several became one step.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and how far off it was: relative L2 errors, each with the bound that it is held to.
+
+    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `scores`: the
+    explained tensor, and `target` the class whose gradient it was.  `directions` in which the score is smooth
+    enough to compare; where there are none, `gradient_error` is None.  `quantized`: the gradient passes
+    straight through roundings, of which differences see only the steps, and is not compared.
+    """
+
+    input: str
+    reference: str
+    steps: int
+    worst: StepError | None
+    step_bound: float
+    scores: str
+    scores_error: float
+    scores_bound: float
+    target: int
+    directions: int
+    gradient_error: float | None
+    gradient_bound: float
+    quantized: bool
+
+    @property
+    def mismatches(self) -> tuple[str, ...]:
+        """What is off by more than its bound, in words."""
+        compared = [
+            ("the scores are", self.scores_error, self.scores_bound),
+            ("the gradient is", self.gradient_error or 0.0, self.gradient_bound),
+        ]
+        if self.worst is not None:
+            compared.insert(0, (f"{self.worst.op} {self.worst.node!r} is", self.worst.error, self.step_bound))
+        return tuple(
+            f"{what} off by {error:.1e}, and {bound:.0e} is allowed"
+            for what, error, bound in compared
+            if error > bound
+        )
+
+    @property
+    def verified(self) -> bool:
+        return not self.mismatches and (self.quantized or self.gradient_error is not None)
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        if self.mismatches:
+            return f"MISMATCH: {'; '.join(self.mismatches)}."
+        if self.quantized:
+            return "verified: steps and scores; the gradient passes straight through QuantizeLinear."
+        if self.gradient_error is None:
+            return "NOT VERIFIED: the score is not smooth here and has no gradient. Try another image."
+        return "verified: every error is within its bound."
+
+
+def verify(
+    model: Model,
+    image: Picture | NDArray[np.floating[Any]] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    report: Report = lambda _: None,
+    **options: Any,
+) -> Verification:
+    """Compare a model's steps, its scores and the gradient of its best score on one image.
+
+    `image`: a picture, or an array of one sample, as for `Explainer.explain`, to which a little noise is
+    added; by default noise alone, of `size` = (H, W) where the model leaves that open and its preprocessing
+    does not say it, or of 224.  All noise is seeded.
+    `tell` is called with what is being done.  `options` are those of `Explainer`.
+
+    Raises GbpError for what gbp does not explain, and UnsupportedError naming the node where onnx's
+    reference evaluator does not compute it.
+    """
+    explainer = Explainer(model, **options)
+    source = open_model(
+        model, Choice(options.get("output"), options.get("input"), options.get("inputs") or {})
+    )
+    rng = np.random.default_rng(0)
+    if image is None:
+        size = size or (explainer.preprocess.size if explainer.preprocess else None)
+        x = rng.standard_normal((1, *source.sample_shape(size)), np.float32)
+    else:
+        x = explainer.prepare(image)
+        if len(x) != 1:
+            raise InputError(f"there are {len(x)} images.", supported="one at a time")
+        x += _STIR * (np.linalg.norm(x) / math.sqrt(x.size) or 1.0) * rng.standard_normal(x.shape, np.float32)
+    report("explaining")
+    explained = explainer.explain(x, rule="vanilla")
+    target = int(explained.target[0])
+    moved = _moved_by_rounding(explainer, x, explained, rng)
+
+    reference, exact = references(model, source)
+
+    def scores(x: Doubles) -> Doubles:
+        return exact.run(x, [source.scores])[source.scores].reshape(-1)
+
+    with computing():
+        report(f"running {reference.name}")
+        errors = list(_step_errors(explainer, source, x, reference))
+        report(f"running {exact.name}")
+        true_scores = scores(x.astype(np.float64))
+        if true_scores.shape != explained.scores[0].shape:
+            raise UnsupportedError(
+                f"{exact.name} makes {true_scores.size} scores, gbp {explained.scores[0].size}.",
+                hint="One of them reads the model wrong; there is nothing to compare with.",
+            )
+        scores_error = _relative(explained.scores[0], true_scores, true_scores)
+        quantized = any(node.op_type == "QuantizeLinear" for node in source.nodes)
+        scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
+        if scores_error > scores_bound and all(step.error <= reference.bound for step in errors):
+            reference = exact  # which is to name the step where they part
+            errors = list(_step_errors(explainer, source, x, reference))
+        gradient_error, directions = None, 0
+        if not quantized:
+            gradient_error, directions = _gradient_error(
+                lambda x: float(scores(x)[target] - true_scores[target]), x, explained.map, rng, report
+            )
+    return Verification(
+        input=f"{source.input} {'×'.join(map(str, x.shape[1:]))}, {_called(image)}",
+        reference=reference.name,
+        steps=len(errors),
+        worst=max(errors, key=lambda step: step.error, default=None),
+        step_bound=reference.bound,
+        scores=source.scores,
+        scores_error=scores_error,
+        scores_bound=scores_bound,
+        target=target,
+        directions=directions,
+        gradient_error=gradient_error,
+        gradient_bound=min(_MAX_GRADIENT_BOUND, max(_GRADIENT_BOUND, _TIMES * moved)),
+        quantized=quantized,
+    )
+
+
+def _called(image: object) -> str:
+    if image is None:
+        return "noise"
+    given = str(image) if isinstance(image, (str, os.PathLike)) else "the given image"
+    return f"{given} with noise of {_STIR:.1%}"
+
+
+def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> float:
+    """‖got − true‖ / ‖scale‖, or a very large number where there is no telling."""
+    if got.shape != true.shape:
+        return _WRONG
+    error = float(np.linalg.norm(np.subtract(got, true, dtype=np.float64)))
+    norm = float(np.linalg.norm(scale))
+    if error == 0 or norm == 0:
+        return _WRONG if error else 0.0
+    ratio = error / norm
+    return ratio if math.isfinite(ratio) else _WRONG
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+def _step_errors(
+    explainer: Explainer, source: Source, x: NDArray[np.float32], reference: Reference
+) -> Iterator[StepError]:
+    """The error of every tensor of the file that the plan makes, each made of the reference's own."""
+    plan, run = explainer.steps(x)
+    nodes = {name: node for node in source.nodes for name in node.output}
+    labelled = {label(node): node for node in source.nodes}
+    rectified = {
+        name: node.input[0]
+        for name, node in nodes.items()
+        if node.op_type in ("Relu", "Clip") and node.input[0] in nodes
+    }
+    for part in _parts(plan, _made(plan, nodes)):
+        wanted = {name for names in part for name in names}
+        wanted |= {rectified[name] for name in wanted & rectified.keys()}
+        values = reference.run(x, sorted(wanted)) if wanted else {}
+        for names, (instruction, arrays) in zip(part, run, strict=False):
+            for name in names:
+                if isinstance(instruction.step, IndicesStep):  # which count in another way
+                    continue
+                tensor, true = plan.tensors[name], values[name]
+                got = arrays[tensor.name].transpose(tensor.logical_axes)
+                error = _relative(got, true, values[rectified.get(name, name)])
+                yield StepError(*_title(instruction, nodes[name], labelled), name, error)
+                if got.shape == true.shape:
+                    np.copyto(got, true)
+
+
+def _title(
+    instruction: Instruction, last: onnx.NodeProto, labelled: Mapping[str, onnx.NodeProto]
+) -> tuple[str, str]:
+    """Name and op of what makes the output of `last`: all that the step computes, or `last` alone."""
+    first = labelled.get(instruction.layers[0], last)
+    if instruction.output not in last.output or first is last:
+        return label(last), last.op_type
+    return f"{label(first)} … {label(last)}", f"{first.op_type} … {last.op_type}"
+
+
+def _made(plan: Plan, names: Container[str]) -> list[list[str]]:
+    """For each call those of the tensors that are there once it is done.
+
+    They are its output, views of that, and wholes that it was the last to write a part of.
+    """
+    writes = defaultdict(list)
+    for i, instruction in enumerate(plan.instructions):
+        at = plan.slices[instruction.output]
+        writes[at.root].append((i, at))
+    made: list[list[str]] = [[] for _ in plan.instructions]
+    for name, tensor in plan.tensors.items():
+        at = plan.slices[tensor.name]
+        parts = [i for i, part in writes[at.root] if part.start < at.stop and at.start < part.stop]
+        if parts and name in names:
+            made[parts[-1]].append(name)
+    return made
+
+
+def _parts(plan: Plan, made: list[list[str]]) -> Iterator[list[list[str]]]:
+    """Runs of calls whose tensors, in float64 and with as much for what is rectified, may be held at once."""
+    part: list[list[str]] = []
+    room = _PART
+    for names in made:
+        need = sum(16 * elements(plan.tensors[name].shape) for name in names)
+        if part and need > room:
+            yield part
+            part, room = [], _PART
+        part.append(names)
+        room -= need
+    yield part
+
+
+# --------------------------------------------------------------------------------------------- gradient
+
+
+def _moved_by_rounding(
+    explainer: Explainer, x: NDArray[np.float32], explained: Attribution, rng: np.random.Generator
+) -> float:
+    """How far the map moves, at most, where the numbers of x are rounded in other ways."""
+    noise = rng.standard_normal((_ROUNDINGS, *x.shape[1:]), np.float32)
+    near = explainer.explain(x * (1 + _ROUNDING * noise), rule="vanilla", target=int(explained.target[0]))
+    return max(_relative(moved, explained.map[0], explained.map[0]) for moved in near.map)
+
+
+def _gradient_error(
+    rise: Callable[[Doubles], float],
+    x: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    rng: np.random.Generator,
+    report: Report,
+) -> tuple[float | None, int]:
+    """The relative error of the gradient, estimated, and in how many random directions the score is smooth.
+
+    `rise`: how much higher the score is elsewhere than at x.
+    """
+    origin, root = x.astype(np.float64), math.sqrt(x.size)
+    length, norm = float(np.linalg.norm(origin)) or 1.0, float(np.linalg.norm(gradient))
+    found = []
+    for i in range(_DIRECTIONS):
+        report(f"finite differences, direction {i + 1} of {_DIRECTIONS}")
+        u = rng.standard_normal(x.shape)
+        u /= np.linalg.norm(u)
+        for relative in _STEPS:
+            h = relative * length
+            ahead, behind = rise(origin + h * u) / h, -rise(origin - h * u) / h
+            slope = (ahead + behind) / 2
+            if root * abs(ahead - behind) <= _SMOOTH * max(norm, root * abs(slope)):
+                found.append((float(np.vdot(gradient, u)), slope))
+                break
+    if not found:
+        return None, 0
+    projections, slopes = np.array(found).T
+    error, scale = (root * math.sqrt(np.mean(v**2)) for v in (projections - slopes, slopes))
+    return (error / max(norm, scale) if error else 0.0), len(found)

@@ -1,0 +1,199 @@
+"""Constant folding: nodes that do not depend on the image are computed once, at load.
+
+The arithmetic is onnx's own reference implementation.  Only ops on a list are folded, and only while their
+result stays small enough to be a constant of a CNN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from ..errors import ModelError, UnsupportedError
+from ..limits import Budget, readable_bytes
+from .proto import label, tensor_values
+
+FOLDABLE = frozenset((
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
+    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "GatherElements", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less",
+    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
+    "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
+    "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where", "Xor",
+))  # fmt: skip
+
+# Of each of these the reference implementation handles one element at a time, in Python.
+_SLOW = 500
+_SLOW_OPS = ("Erf", "Resize", "ScatterElements", "ScatterND")
+# Operands side by side; all others broadcast.
+_MOVES = frozenset((
+    "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
+    "Identity", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "ScatterElements",
+    "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze",
+))  # fmt: skip
+
+
+def _product(shape: Any) -> float:
+    return float(np.prod(np.abs(np.asarray(shape, np.float64)))) if np.size(shape) else 1.0
+
+
+def _broadcast(*shapes: Any) -> float:
+    """At most so many elements has what these shapes broadcast to."""
+    return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
+
+
+def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[float, float]:
+    """Upper bounds on the elements of the result and on the steps to it, before it is computed."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
+    match node.op_type:
+        case "Constant":
+            size = 0.0  # it lies in the file
+        case "ConstantOfShape":
+            size = _product(values[0])
+        case "Expand":
+            size = _broadcast(shapes[0], np.abs(values[1].astype(np.float64)))
+        case "Tile":
+            size = values[0].size * _product(values[1])
+        case "Range":
+            start, limit, delta = (float(v.reshape(-1)[0]) for v in values)
+            size = abs((limit - start) / delta) if delta else np.inf
+        case "Pad":
+            pads = values[1] if len(values) > 1 else attributes["pads"].ints
+            around = np.abs(np.asarray(pads, np.float64)).sum()
+            size = _product([n + around for n in shapes[0]])
+        case "Resize":
+            given = dict(zip((i for i, name in enumerate(node.input) if name), values, strict=True))
+            axes = list(attributes["axes"].ints) if "axes" in attributes else range(len(shapes[0]))
+            scales = np.asarray(given.get(2, ()), np.float64)
+            if not scales.size:
+                scales = given[3] / np.array([shapes[0][axis] for axis in axes], np.float64)
+            taps = 4 * max(1, 1 / scales.min())
+            size = values[0].size * max(1, scales.max()) ** len(axes) * taps
+        case "OneHot":
+            size = values[0].size * _product(values[1])
+        case "Gather":
+            axis = attributes["axis"].i if "axis" in attributes else 0
+            size = values[0].size / max(1, shapes[0][axis]) * values[1].size
+        case "MatMul" | "Gemm":
+            *batch, rows, inner = (1, *shapes[0]) if len(shapes[0]) < 2 else shapes[0]
+            *other, _, columns = (*shapes[1], 1) if len(shapes[1]) < 2 else shapes[1]
+            if "transA" in attributes and attributes["transA"].i:
+                rows, inner = inner, rows
+            if "transB" in attributes and attributes["transB"].i:
+                columns = shapes[1][-2]
+            size = _broadcast(batch, other) * rows * columns
+            read += size * inner / 16
+        case op if op in _MOVES:
+            size = read
+        case _:
+            size = _broadcast(*shapes)
+    return size, (read + size) * (_SLOW if node.op_type in _SLOW_OPS else 1)
+
+
+def _makes_text(node: onnx.NodeProto) -> bool:
+    """Text is of no use in a CNN, and a few letters repeated fill the memory."""
+    for attribute in node.attribute:
+        casts = node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.STRING
+        if casts or attribute.name in ("value_string", "value_strings"):
+            return True
+        if attribute.HasField("t") and attribute.t.data_type == onnx.TensorProto.STRING:
+            return True
+    return False
+
+
+def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
+    """What a Constant node holds as a tensor; None where it holds something else."""
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.HasField("t"):
+            return tensor_values(attribute.t, attribute.t.name or label(node), node)
+    return None
+
+
+def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
+    """Reshape before opset 5, whose target is an attribute; onnx's reference implementation is younger."""
+    target = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
+    try:
+        return value.reshape([value.shape[i] if n == 0 else n for i, n in enumerate(target)])
+    except (ValueError, IndexError, OverflowError):
+        found = f"{list(value.shape)} cannot become {target}."
+        raise ModelError(found, node=label(node), op=node.op_type) from None
+
+
+def evaluate(
+    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
+) -> dict[str, NDArray[Any]]:
+    """The outputs of `node` for constant inputs, by name; what that took is taken off `budget`.
+
+    Raises ModelError where onnx's reference implementation cannot compute it, UnsupportedError where the op
+    is not folded or the result is larger than the budget.
+    """
+
+    def refuse(found: str) -> ModelError:
+        return ModelError(found, node=label(node), op=node.op_type)
+
+    inputs = [name for name in node.input if name]
+    if node.op_type not in FOLDABLE:
+        raise UnsupportedError(
+            "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
+        )
+    if _makes_text(node) or any(value.dtype.kind not in "fiub" for value in values.values()):
+        raise UnsupportedError(
+            "it computes with text or with exotic numbers.",
+            node=label(node),
+            op=node.op_type,
+            supported="constants that are floats, integers or booleans",
+        )
+    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
+        return {node.output[0]: value}
+    if node.op_type == "Reshape" and opset < 5:
+        return {node.output[0]: _reshaped(node, values[node.input[0]])}
+    try:
+        size, steps = _size_of_result(node, [values[name] for name in inputs])
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError):
+        raise refuse("its constant inputs do not fit the op.") from None
+    budget.steps -= steps
+    if not (8 * size <= budget.folded and budget.steps >= 0):
+        raise UnsupportedError(
+            f"its constant result could have {size:.3g} elements.",
+            node=label(node),
+            op=node.op_type,
+            supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
+        )
+    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
+
+    try:
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(inputs)],
+            [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            results = ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs})
+    except Exception as error:  # the reference implementation raises whatever NumPy does
+        reason = f"{type(error).__name__}: {error}"
+        raise refuse(f"its constant inputs do not fit the op ({reason:.120}).") from None
+    named = dict(zip((name for name in node.output if name), results, strict=False))
+    for name, value in named.items():
+        if not isinstance(value, np.ndarray) and not np.isscalar(value):
+            raise refuse(f"output {name!r} is no tensor.")
+        array = np.asarray(value)
+        budget.folded -= array.nbytes
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise refuse(f"its constant result {name!r} holds NaN or infinity.")
+        named[name] = array
+    return named

@@ -1,0 +1,306 @@
+"""File or bytes → ModelProto whose names, counts and tensors can be relied on."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from ..errors import InputError, ModelError, UnsupportedError
+from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, max_bytes_made_of
+from .weights import Piece, Store, Weights, open_beside, open_split
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+_MAX_BYTES = 2**31 - 1  # protobuf's own limit
+_MAX_FILES = 2**10
+#: Ops that ONNX's registry does not know, or no more, and how many operands they have.
+_UNLISTED = {"ImageScaler": 1, "Affine": 1, "Scale": 1, "FC": 3, "com.microsoft.LegacyPadding": 1}
+#: Types of floating point; all are float32 inside.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+#: The types of tensors that may lie in files of their own.
+_STORED: dict[int, str] = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.DOUBLE: "<f8",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT8: "i1",
+    TensorProto.UINT8: "u1",
+    TensorProto.INT32: "<i4",
+    TensorProto.INT64: "<i8",
+}
+
+
+def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
+    """The ModelProto in a file or in bytes, without the large weights, and these.
+
+    Raises InputError where a file cannot be read, ModelError where it holds no model.
+    """
+    stores: dict[str, Store] = {}
+    pieces: dict[str, Piece] = {}
+    if isinstance(model, onnx.ModelProto):
+        proto, name, file = model, "the model", None
+    else:
+        file, name = _file(model)
+        try:
+            data, spans, store = open_split(file)
+        except OSError as error:
+            raise InputError(f"cannot read {name}: {error.strerror}.") from None
+        try:
+            proto = onnx.load_model_from_string(data)
+            named = zip(proto.graph.initializer, spans, strict=bool(spans))
+            pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
+        except Exception:  # protobuf raises whatever its backend does
+            raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
+        stores = {"": store} if pieces else {}
+    if not proto.graph.node:
+        raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
+    _check_names(proto, name)
+    for tensor in proto.graph.initializer:
+        if _is_outside(tensor):
+            pieces[tensor.name] = _piece_outside(tensor, file, stores)
+    weights = Weights(stores, pieces)
+    if sum(piece.length for piece in pieces.values()) > max_bytes_made_of(weights.nbytes):
+        raise ModelError("its tensors take many times what the files hold that they lie in.")
+    return proto, weights
+
+
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
+def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
+    """Where a tensor lies in a file beside the model (ONNX: external data); that file joins `stores`."""
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(
+        isinstance(text, str) for entry in given.items() for text in entry
+    ):  # protobuf hands out bytes
+        raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
+    location = given.get("location", "")
+    if not isinstance(file, Path):
+        raise InputError(
+            f"tensor {tensor.name!r} lies in the file {location!r}, and the model is not a file itself.",
+            supported="such a model by its path",
+        )
+
+    def refuse(found: str) -> ModelError:
+        return ModelError(f"tensor {tensor.name!r} lies in the file {location!r}: {found}.")
+
+    kind = int(tensor.data_type)
+    if kind not in _STORED:
+        raise refuse(f"it holds {type_name(kind)}")
+    if any(n < 0 for n in tensor.dims) or elements(tensor.dims) > MAX_STORED_ELEMENTS:
+        raise refuse(f"it has shape {list(tensor.dims)}")
+    dtype = np.dtype(_STORED[kind])
+    expected = dtype.itemsize * elements(tensor.dims)
+    try:
+        if location not in stores:
+            if len(stores) > _MAX_FILES:
+                raise refuse(f"the weights lie in more than {_MAX_FILES} files")
+            stores[location] = open_beside(file, location)
+        start, length = int(given.get("offset", 0)), int(given.get("length", expected))
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from None
+    except ValueError:  # offset or length is no number; a NUL in the path
+        raise refuse("location, offset or length makes no sense") from None
+    if start < 0 or length != expected or start + length > stores[location].size:
+        raise refuse(
+            f"bytes {start} to {start + length} of {stores[location].size} do not make "
+            f"{dtype.name} of shape {list(tensor.dims)}"
+        )
+    return Piece(location, start, length, dtype)
+
+
+def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
+    """A file of bearable size, or bytes, and what to call it."""
+    if isinstance(model, bytes):
+        return model, "the data"
+    try:
+        path = Path(model)
+    except TypeError:
+        raise InputError(
+            f"the model is of type {type(model).__name__}.", supported="a path, bytes or a ModelProto"
+        ) from None
+    name = repr(str(path))
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{name} is a folder, not a model.")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name} is no file.")
+        if status.st_size > _MAX_BYTES:
+            raise ModelError(f"{name} is larger than 2 GiB, which no ONNX file is.")
+        return path, name
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {name}: {reason}.") from None
+
+
+def _check_names(proto: onnx.ModelProto, name: str) -> None:
+    """Every name is text, and there are not too many.  protobuf hands out other bytes as `bytes`."""
+    graph = proto.graph
+    made = sum(max(1, len(node.output)) for node in graph.node)
+    if made > MAX_NODES:
+        raise UnsupportedError(
+            f"the graph has {len(graph.node)} nodes, which make {made} tensors.",
+            supported=f"up to {MAX_NODES}",
+        )
+    for count, text in enumerate(_names(proto), start=1):
+        if not isinstance(text, str):
+            raise ModelError(f"{name} is damaged: {bytes(text)!r:.80} is not UTF-8 text.")
+        if count > MAX_NAMES:
+            raise UnsupportedError(f"the graph holds more than {MAX_NAMES} names.")
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str]:
+    graph = proto.graph
+    for entry in proto.opset_import:
+        yield entry.domain
+    for tensor in graph.initializer:
+        yield tensor.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+    for node in graph.node:
+        yield node.name
+        yield node.op_type
+        yield node.domain
+        yield from node.input
+        yield from node.output
+        for attribute in node.attribute:
+            yield attribute.name
+
+
+def check_tensors(proto: onnx.ModelProto) -> None:
+    """All are dense and of different names.  Raises ModelError, UnsupportedError."""
+    seen: set[str] = set()
+    for tensor in proto.graph.initializer:
+        if tensor.name in seen:
+            raise ModelError(f"tensor {tensor.name!r} is stored twice.")
+        seen.add(tensor.name)
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
+    for node in proto.graph.node:
+        if any(attribute.HasField("t") and _is_outside(attribute.t) for attribute in node.attribute):
+            raise UnsupportedError(
+                "its tensor lies in another file.",
+                node=label(node),
+                op=node.op_type,
+                supported="initializers there",
+            )
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What to call a node: its name, or its output where it has none."""
+    return node.name or next(filter(None, node.output), "")
+
+
+def qualified(node: onnx.NodeProto) -> str:
+    """The op, with its domain where that is not ONNX's own."""
+    return str(node.op_type) if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def stored_bytes(proto: onnx.ModelProto, weights: Weights) -> int:
+    """What the file's tensors take, in bytes."""
+    tensors = [attribute.t for node in proto.graph.node for attribute in node.attribute]
+    return weights.nbytes + sum(int(tensor.ByteSize()) for tensor in (*proto.graph.initializer, *tensors))
+
+
+def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    """The declared shape, None for each open size; None where nothing is declared."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
+    if any(n is not None and n < 0 for n in shape):
+        raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
+    return tuple(n or None for n in shape)  # some exporters write 0 for an open size
+
+
+def type_name(data_type: int) -> str:
+    """FLOAT16 for 10."""
+    known = data_type in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(data_type) if known else f"unknown type {data_type}"
+
+
+def tensor_values(
+    tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto, weights: Weights | None = None
+) -> NDArray[Any]:
+    """The values of a stored tensor, finite, which may lie among `weights`.
+
+    `reader` is the node to name where they cannot be had.
+    """
+
+    def damaged(found: str) -> ModelError:
+        return ModelError(f"tensor {name!r} {found}", node=label(reader), op=reader.op_type)
+
+    kind = type_name(tensor.data_type)
+    if any(n < 0 for n in tensor.dims) or elements(tensor.dims) > MAX_STORED_ELEMENTS:
+        raise damaged(f"has shape {list(tensor.dims)}.")
+    if tensor.data_type == TensorProto.STRING:
+        raise damaged("holds text.")
+    try:
+        if weights is not None and name in weights.pieces:
+            values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
+        else:
+            values = numpy_helper.to_array(tensor)
+    except OSError:
+        raise damaged("cannot be read any more; has the file changed?") from None
+    except Exception:  # the bytes do not fit the shape, the type is unknown, …
+        raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
+    if tensor.data_type == TensorProto.BFLOAT16:  # which NumPy does not know
+        values = values.astype(np.float32)
+    if values.dtype.kind == "f" and not _is_finite(values):
+        raise damaged("holds NaN or infinity.")
+    return values
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    """A piece at a time, because the answers for all of a large tensor take memory of their own."""
+    flat, piece = values.reshape(-1), 2**20
+    return all(np.isfinite(flat[i : i + piece]).all() for i in range(0, flat.size, piece))
+
+
+def check_arity(node: onnx.NodeProto, opset: int) -> None:
+    """The op exists at this opset and has as many operands and results as it should.
+
+    Raises ModelError naming the node.
+    """
+
+    def wrong(found: str) -> ModelError:
+        return ModelError(found, node=label(node), op=node.op_type)
+
+    if qualified(node) in _UNLISTED:
+        inputs = _UNLISTED[qualified(node)]
+        if len(node.input) != inputs or not all(node.input) or len(node.output) != 1:
+            raise wrong(f"it has not {inputs} input(s) and one output.")
+        return
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        raise wrong(f"opset {opset} has no such op.") from None
+    for what, names, least, most in (
+        ("input", node.input, schema.min_input, schema.max_input),
+        ("output", node.output, schema.min_output, schema.max_output),
+    ):
+        if not least <= len(names) <= most:
+            expected = f"{least} to {most}" if most < MAX_NAMES else f"{least} or more"
+            raise wrong(
+                f"it has {len(names)} {what}s, not {least if least == most else expected} (opset {opset})."
+            )
+    for i, (name, expected_input) in enumerate(zip(node.input, schema.inputs, strict=False)):
+        if not name and expected_input.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            raise wrong(f"input {i} ({expected_input.name}) is missing.")
+
+
+def shape_constant(node: onnx.NodeProto, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What Shape or Size gives for a tensor of `shape`."""
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Size":
+        return np.array(elements(shape), np.int64)
+    return np.array(shape[slice(given.get("start", 0), given.get("end", len(shape)))], np.int64)

@@ -1,0 +1,316 @@
+"""What is to be explained in a ModelProto: its image input, its scores, and the nodes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto
+
+from ..errors import InputError, ModelError, UnsupportedError
+from ..limits import MAX_AXES
+from .proto import FLOATS, declared_shape, label, type_name
+from .weights import Weights
+
+OLDEST_OPSET = 1
+NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
+
+#: Ops that end a classifier: what feeds them are the logits.
+_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
+#: Ops behind a head that only dress its result.
+_DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
+#: Ops that read (N, C, H, W), and ops that do not care.
+_PLANAR = (
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "GlobalMaxPool",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "LRN",
+    "ImageScaler",
+    "GroupNormalization",
+    "DepthToSpace",
+    "SpaceToDepth",
+)
+_PIXELWISE = ("Mul", "Add", "Sub", "Div", "Sum", "Identity", "Cast", "Dropout", "Relu", "Clip", "Pad")
+#: What an explained input may hold: images may come as bytes, which the network then makes numbers of.
+_EXPLAINED = (*FLOATS, TensorProto.UINT8)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a caller says of a model with several inputs or outputs.
+
+    `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
+    tensor.  `input`: the one to explain.  `given`: values of other inputs, the same for all samples.
+    """
+
+    output: str | None = None
+    input: str | None = None
+    given: Mapping[str, ArrayLike] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was read and checked as far as it can be without the size of an image.
+
+    `input_shape` has None where the file leaves a size open; `scores` is the tensor to be explained, and
+    `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
+    `given`: what the model's other inputs hold.  `dtype`: the type in which the file expects the input.
+    `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
+    `labels`: the names of the classes, where the file has them.
+    """
+
+    model: onnx.ModelProto
+    weights: Weights
+    input: str
+    input_shape: tuple[int | None, ...]
+    scores: str
+    opset: int
+    nodes: tuple[onnx.NodeProto, ...]
+    head: str | None
+    given: Mapping[str, NDArray[Any]]
+    dtype: str
+    channels_last: bool | None
+    labels: tuple[str, ...] | None
+
+    def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
+        sizes = iter(size or (224, 224))
+        return tuple(n or next(sizes, 1) for n in self.input_shape[1:])
+
+
+def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = None) -> Source:
+    """Find input, explained tensor and the nodes between them, whether or not gbp does them."""
+    choice = choice or Choice()
+    opset = _opset(proto)
+    producers = _producers(proto)
+    scores, head = _scores(proto, producers, choice.output)
+    nodes = _upstream(producers, scores)
+    given = _given(proto, choice.given)
+    value, shape = _explained_input(proto, nodes, choice.input, given)
+    return Source(
+        proto,
+        weights,
+        value.name,
+        shape,
+        scores,
+        opset,
+        nodes,
+        head,
+        given,
+        type_name(value.type.tensor_type.elem_type),
+        _reads_channels_last(nodes, value.name),
+        _labels(proto) if choice.output in (None, "probability") else None,
+    )
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise ModelError("the model imports no version of the ONNX operators.")
+    opset = int(max(versions))
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UnsupportedError(
+            f"the model uses opset {opset}.",
+            supported=f"opset {OLDEST_OPSET} to {NEWEST_OPSET}",
+            hint="onnx.version_converter can often bring a model to another opset.",
+        )
+    return opset
+
+
+def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """The values of inputs, in the types that the file declares."""
+    declared = {value.name: value for value in proto.graph.input}
+    result = {}
+    for name, value in given.items():
+        if name not in declared:
+            raise InputError(f"the model has no input {name!r}.", supported=", ".join(map(repr, declared)))
+        kind, shape = declared[name].type.tensor_type.elem_type, declared_shape(declared[name])
+        try:
+            array = np.asarray(value)
+            wanted = np.dtype(np.float32) if kind in FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
+            if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, wanted, "same_kind"):
+                raise TypeError
+            array = array.astype(wanted)
+        except (TypeError, ValueError, KeyError):
+            raise InputError(f"what is given for input {name!r} is not of {type_name(kind)}.") from None
+        fits = shape is None or (
+            array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+        )
+        if not fits or not np.isfinite(array).all():
+            raise InputError(
+                f"what is given for input {name!r} has shape {list(array.shape)}, or is not finite.",
+                supported=f"{['?' if n is None else n for n in shape or ()]}",
+            )
+        result[name] = array
+    return result
+
+
+def _explained_input(
+    proto: onnx.ModelProto,
+    nodes: tuple[onnx.NodeProto, ...],
+    chosen: str | None,
+    given: Mapping[str, NDArray[Any]],
+) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
+    """The input to explain, the only one that nobody gives a value, and its declared shape."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    read = {name for node in nodes for name in node.input}
+    declared = {value.name: value for value in proto.graph.input}
+    if chosen is not None and (chosen not in declared or chosen in given):
+        inputs = ", ".join(repr(name) for name in declared if name not in stored)
+        raise InputError(f"{chosen!r} is no input to explain.", supported=inputs)
+    # An initializer that is listed as an input too is that input's default.
+    open_ = [n for n in declared if n not in given and (n not in stored or n == chosen)]
+    free = [n for n in open_ if n in read] or open_[:1]
+    if not free:
+        raise UnsupportedError("the model has no input to explain.", supported="one, or several")
+    if len(free) > 1 or chosen not in (None, *free):
+        raise InputError(
+            f"{len(free)} inputs, {', '.join(map(repr, free))}, have no value.",
+            supported="one that is explained; all others given",
+            hint="Say input=name, and inputs={name: array} for the others (--input, --given).",
+        )
+    value = declared[free[0]]
+    kind = value.type.tensor_type
+    if kind.elem_type not in _EXPLAINED:
+        raise UnsupportedError(
+            f"input {value.name!r} holds {type_name(kind.elem_type)}.",
+            supported=", ".join(map(type_name, _EXPLAINED)),
+        )
+    shape = declared_shape(value)
+    if shape is None:
+        raise UnsupportedError(
+            f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
+        )
+    if not 2 <= len(shape) <= MAX_AXES:
+        raise UnsupportedError(
+            f"input {value.name!r} has shape {list(shape)}.", supported=f"2 to {MAX_AXES} axes, batch first"
+        )
+    return value, shape
+
+
+def _labels(proto: onnx.ModelProto) -> tuple[str, ...] | None:
+    """The names that a ZipMap in the file gives to the classes."""
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "ZipMap" and attribute.name == "classlabels_strings":
+                return tuple(text.decode(errors="replace") for text in attribute.strings)
+    return None
+
+
+def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The node that makes each tensor."""
+    known = {tensor.name for tensor in proto.graph.initializer} | {value.name for value in proto.graph.input}
+    producers: dict[str, onnx.NodeProto] = {}
+    for node in proto.graph.node:
+        for name in filter(None, node.output):
+            if name in producers or name in known:
+                raise ModelError(f"tensor {name!r} is made twice.", node=label(node), op=node.op_type)
+            producers[name] = node
+    return producers
+
+
+def _scores(
+    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None
+) -> tuple[str, str | None]:
+    """The tensor to be explained, and its head."""
+    if output is not None and output != "probability":
+        if not isinstance(output, str) or output not in producers:
+            raise InputError(
+                f"no tensor is called {output!r}.",
+                supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
+            )
+        return output, None
+    outputs = [value.name for value in proto.graph.output if _holds_scores(value, producers)]
+    if len(outputs) != 1:
+        raise InputError(
+            f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
+        )
+    (last,) = outputs
+    if last not in producers:
+        raise ModelError(f"output {last!r} is made by no node.")
+    logits, head = _logits(producers, last)
+    if output != "probability":
+        return logits, head
+    if head != "Softmax":
+        raise InputError(
+            f"the model ends in {head or 'scores'}, not in probabilities over classes.",
+            supported='output="probability" where it ends in Softmax',
+            hint="Leave output out to explain the logits.",
+        )
+    return last, ""
+
+
+def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
+    made_by = producers[value.name].op_type if value.name in producers else ""
+    kind = value.type.tensor_type.elem_type
+    return made_by == "ZipMap" or kind in FLOATS or not kind
+
+
+def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str | None]:
+    """What feeds the final Softmax, LogSoftmax or Sigmoid, and which of these; `last` where there is none."""
+    name = last
+    for _ in range(len(producers)):
+        node = producers.get(name)
+        if node is None or not node.input:
+            break
+        name = node.input[0]
+        if node.op_type in _HEADS and name in producers:
+            return name, str(node.op_type)
+        if node.op_type not in _DRESS:
+            break
+    return last, None
+
+
+def _reads_channels_last(nodes: tuple[onnx.NodeProto, ...], image: str) -> bool | None:
+    """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
+    names = {image}
+    for node in nodes:
+        if names.isdisjoint(node.input):
+            continue
+        if node.op_type in _PLANAR:
+            return False
+        if node.op_type == "Transpose":
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            return True if perm == [0, 3, 1, 2] else None
+        if node.op_type not in _PIXELWISE:
+            return None
+        names.update(node.output)
+    return None
+
+
+def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:
+    """The nodes that `last` depends on, in order of computation, whatever order the file has."""
+    ordered: list[onnx.NodeProto] = []
+    state: dict[int, bool] = {}  # id of node → finished
+    stack: list[tuple[onnx.NodeProto, bool]] = [(producers[last], False)]
+    while stack:
+        node, finished = stack.pop()
+        if finished:
+            state[id(node)] = True
+            ordered.append(node)
+            continue
+        if id(node) in state:
+            continue
+        state[id(node)] = False
+        stack.append((node, True))
+        for name in filter(None, node.input):
+            before = producers.get(name)
+            if before is None:
+                continue
+            if state.get(id(before)) is False:
+                raise ModelError("the graph has a cycle.", node=label(before), op=before.op_type)
+            if id(before) not in state:
+                stack.append((before, False))
+    return tuple(ordered)

@@ -1,0 +1,233 @@
+"""The weights of an ONNX file, left where they lie until a layer wants them: in it, or in files beside it.
+
+protobuf copies all that it parses and copies it again for whoever asks; a model is nearly all weights.  So
+`split` cuts them out of the file first, and protobuf parses what is left.  A message is a row of fields, each
+a tag (its number and kind) and a payload, whose length comes first where the payload may be a message itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ..kernels.codegen.memory import aligned
+from ..limits import elements
+
+Buffer = bytes | mmap.mmap
+#: First byte of a tensor's data, and their number.
+Span = tuple[int, int]
+
+#: The numbers, in onnx.proto, of the fields that lead to a tensor's data.
+_GRAPH, _INITIALIZER, _DATA_TYPE, _RAW_DATA = 7, 5, 2, 9
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+#: Bytes that are not worth a visit to the file.
+_SMALL = 4096
+
+
+@dataclass(frozen=True)
+class Store:
+    """A file that holds tensors, or the bytes of one."""
+
+    file: Path | bytes
+    #: What tells the file from another one of the same name.
+    identity: tuple[int, ...] = ()
+    size: int = 0
+    #: Bytes on disk: a file with holes is longer than it holds.
+    held: int = 0
+
+    def read(self, start: int, memory: NDArray[np.uint8]) -> None:
+        """Fill `memory` with bytes from `start` on.  Raises OSError where the file is gone or has changed."""
+        if isinstance(self.file, bytes):
+            memory[:] = np.frombuffer(self.file, np.uint8, memory.size, start)
+            return
+        with self._opened(self.file) as file:
+            file.seek(start)
+            if file.readinto(memory.data) != memory.size:
+                raise OSError("the file has changed")
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BufferedReader]:
+        with open(path, "rb") as file:
+            if _identity(file) != self.identity:
+                raise OSError("the file has changed")
+            yield file
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where the data of a tensor lie: key of the store, first byte, number of bytes; little-endian type."""
+
+    store: str
+    start: int
+    length: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors, by name, and the files that they lie in, by the name the model has for these."""
+
+    stores: Mapping[str, Store] = field(default_factory=dict)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """What they take, in bytes; a file whose parts many tensors share counts once."""
+        taken = dict.fromkeys(self.stores, 0)
+        for piece in self.pieces.values():
+            taken[piece.store] += piece.length
+        return sum(min(length, self.stores[name].held) for name, length in taken.items())
+
+    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The tensor, in aligned memory of its own.
+
+        Raises ValueError where it has not the size of `shape`, OSError where the file is gone or has changed.
+        """
+        piece = self.pieces[name]
+        if piece.length != piece.dtype.itemsize * elements(shape):
+            raise ValueError(f"{piece.length} bytes do not make {piece.dtype} of shape {shape}")
+        values = aligned(shape, piece.dtype)
+        self.stores[piece.store].read(piece.start, values.reshape(-1).view(np.uint8))
+        return values.astype(piece.dtype.newbyteorder("="), copy=False)
+
+    def kept(self) -> Weights:
+        """The same, independent of files.  Raises OSError where one is gone or has changed."""
+        stores, pieces = {}, {}
+        for name, piece in self.pieces.items():
+            data = np.empty(piece.length, np.uint8)
+            self.stores[piece.store].read(piece.start, data)
+            stores[name] = Store(data.tobytes(), size=piece.length, held=self.stores[piece.store].held)
+            pieces[name] = replace(piece, store=name, start=0)
+        return Weights(stores, pieces)
+
+
+def _identity(file: BufferedReader) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _store(path: Path, file: BufferedReader) -> Store:
+    size, blocks = os.fstat(file.fileno()).st_size, getattr(os.fstat(file.fileno()), "st_blocks", None)
+    return Store(path, _identity(file), size, size if blocks is None else min(size, 512 * blocks))
+
+
+def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], Store]:
+    """`split` of a file or of bytes, and where that was.  Raises OSError."""
+    if isinstance(file, bytes):
+        return *split(file), Store(file, size=len(file), held=len(file))
+    with open(file, "rb") as opened:
+        store = _store(file, opened)
+        if not store.size:  # nothing to map
+            return b"", [], store
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return *split(data), store
+
+
+def open_beside(model: Path, location: str) -> Store:
+    """The file `location`, a relative path, beside or below a model.
+
+    Raises OSError where it cannot be read, and PermissionError where it lies outside the model's folder, by
+    way of links or not.
+    """
+    path = (model.parent / location).resolve()
+    # Either may be a link, as in a cache of models, to files that lie together as well.
+    folders = model.parent.resolve(), model.resolve().parent
+    if os.path.isabs(location) or not any(map(path.is_relative_to, folders)):
+        raise PermissionError("it lies outside the model's folder")
+    if not path.is_file():  # a pipe would keep us waiting
+        raise FileNotFoundError(f"there is no file {location!r} beside the model")
+    with open(path, "rb") as opened:
+        return _store(path, opened)
+
+
+def split(data: Buffer) -> tuple[bytes, list[Span | None]]:
+    """A ModelProto's bytes without the weights, and for each initializer where these lie, None if left in.
+
+    What is no well-formed message is returned whole, without spans, for protobuf to judge.
+    """
+    spans: list[Span | None] = []
+    try:
+        return _without_weights(data, 0, len(data), (_GRAPH, _INITIALIZER), spans), spans
+    except (ValueError, IndexError):
+        return data[:], []
+
+
+def _without_weights(
+    data: Buffer, start: int, stop: int, path: tuple[int, ...], spans: list[Span | None]
+) -> bytes:
+    """The message in data[start:stop]; `path` leads from its fields down to the tensors."""
+    if not path:
+        return _without_data(data, start, stop, spans)
+    parts = []
+    for number, kind, begin, payload, end in _fields(data, start, stop):
+        if (number, kind) == (path[0], _LENGTH):
+            inner = _without_weights(data, payload, end, path[1:], spans)
+            parts += [_varint(number << 3 | _LENGTH), _varint(len(inner)), inner]
+        else:
+            parts.append(data[begin:end])
+    return b"".join(parts)
+
+
+def _without_data(data: Buffer, start: int, stop: int, spans: list[Span | None]) -> bytes:
+    """The TensorProto in data[start:stop] without its raw data, where these are many float32."""
+    kept, span, data_type = [], None, 0
+    for number, kind, begin, payload, end in _fields(data, start, stop):
+        if (number, kind) == (_DATA_TYPE, _VARINT):
+            data_type, _ = _read_varint(data, payload)
+        if (number, kind) == (_RAW_DATA, _LENGTH):
+            span = payload, end - payload
+        else:
+            kept.append(data[begin:end])
+    cut = span is not None and span[1] >= _SMALL and data_type == TensorProto.FLOAT
+    spans.append(span if cut else None)
+    return b"".join(kept) if cut else data[start:stop]
+
+
+def _fields(data: Buffer, at: int, stop: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(number, kind, begin, payload, end) of each field.  Raises ValueError, IndexError."""
+    while at < stop:
+        begin = at
+        tag, payload = _read_varint(data, begin)
+        kind = tag & 7
+        if kind == _VARINT:
+            at = _read_varint(data, payload)[1]
+        elif kind == _LENGTH:
+            length, payload = _read_varint(data, payload)
+            at = payload + length
+        elif kind in (_FIXED64, _FIXED32):
+            at = payload + (8 if kind == _FIXED64 else 4)
+        else:
+            raise ValueError(f"field kind {kind}")
+        if at > stop:
+            raise ValueError("the field runs over its message")
+        yield tag >> 3, kind, begin, payload, at
+
+
+def _read_varint(data: Buffer, at: int) -> tuple[int, int]:
+    """The number at `at`, seven bits a byte, least first, and where it ends."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number of more than ten bytes")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*encoded, value))

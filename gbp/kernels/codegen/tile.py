@@ -1,0 +1,257 @@
+"""Tiles: tuples of rows × `TILE_VECTORS` vectors that LLVM keeps in registers while a reduction runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from . import emit
+from .emit import LANES, TILE_ROWS
+from .jit import INT, device_function, one_of_many, shared
+from .memory import ALIGNMENT
+from .simd import keep_rolled, prefetch_read, vector
+
+TILE_VECTORS = 2
+TILE_CHANNELS = TILE_VECTORS * LANES
+TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
+#: Bytes after which a first-level cache comes back to the same set.
+PAGE = 4096
+#: Bytes of weights that are on their way while a tile is summed: memory answers that much later.
+_AHEAD = 2048
+
+
+@intrinsic(prefer_literal=True)
+def tile_zeros(typing: Any, rows: Any, vectors: Any) -> Any:
+    """A tile of `rows` × `vectors` vectors of 0."""
+    kind = types.UniTuple(vector, rows.literal_value * vectors.literal_value)
+    return kind(rows, vectors), lambda context, builder, sig, args: ir.Constant(
+        context.get_value_type(kind), None
+    )
+
+
+@intrinsic(prefer_literal=True)
+def tile_update(typing: Any, tile: Any, vectors: Any, x: Any, row_bytes: Any, w: Any) -> Any:
+    """tile[i][j] += x[i] · w[j]: one scalar a row, x[i] at `x + i·row_bytes`; the weights' vectors at `w`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, _, x, row_bytes, w = args
+        count = vectors.literal_value
+        ws = [emit.load_vector(builder, w, emit.VECTOR_BYTES * j) for j in range(count)]
+        rows = _rows_at(builder, x, row_bytes, tile.count // count)
+        return _add_products(builder, accumulators, (emit.broadcast_at(builder, row) for row in rows), ws)
+
+    return tile(tile, vectors, types.int64, types.int64, types.int64), codegen
+
+
+def _add_products(builder: Any, accumulators: Any, xs: Any, ws: Any) -> Any:
+    """Add xs[i] · ws[j] to vector j of row i; xs are made one at a time, to need one register."""
+    for at, (x, w) in enumerate((x, w) for x in xs for w in ws):
+        total = emit.multiply_add(builder, x, w, builder.extract_value(accumulators, at))
+        accumulators = builder.insert_value(accumulators, total, at)
+    return accumulators
+
+
+def _rows_at(builder: Any, address: Any, step: Any, count: int) -> Iterator[Any]:
+    for i in range(count):
+        yield builder.add(address, builder.mul(step, ir.Constant(emit.I64, i)))
+
+
+@intrinsic
+def tile_dot(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any) -> Any:
+    """tile[i][j] += x[i] · w[j], lane by lane: vectors at `x + i·x_bytes` and `w + j·w_bytes`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, x_bytes, w, w_bytes = args
+        ws = [emit.load_vector(builder, row) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
+        xs = (
+            emit.load_vector(builder, row)
+            for row in _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
+        )
+        return _add_products(builder, accumulators, xs, ws)
+
+    return tile(tile, types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def tile_dot_first(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any, count: Any) -> Any:
+    """`tile_dot` over the first `count` lanes; touches no memory beyond."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, x_bytes, w, w_bytes, count = args
+        lanes = emit.first_lanes(builder, count)
+        ws = [emit.masked_load(builder, row, lanes) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
+        rows = _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
+        return _add_products(
+            builder, accumulators, (emit.masked_load(builder, row, lanes) for row in rows), ws
+        )
+
+    return tile(tile, types.int64, types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typing: Any, rows: Any, address: Any) -> Any:
+    """The tile of `rows` rows that `tile_store` wrote to `address`."""
+    kind = types.UniTuple(vector, rows.literal_value * TILE_VECTORS)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for at in range(kind.count):
+            row = emit.load_vector(builder, args[1], emit.VECTOR_BYTES * at)
+            loaded = builder.insert_value(loaded, row, at)
+        return loaded
+
+    return kind(rows, types.int64), codegen
+
+
+@intrinsic
+def tile_add_rows(typing: Any, tile: Any, x: Any, w: Any, step: Any) -> Any:
+    """tile[i] += x · w[i]: one scalar at address x for all rows; row i of the weights at `w + i·step`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, w, step = args
+        scalar = emit.broadcast_at(builder, x)
+        for i, row in enumerate(_rows_at(builder, w, step, tile.count // TILE_VECTORS)):
+            for j in range(TILE_VECTORS):
+                at = i * TILE_VECTORS + j
+                weights = emit.load_vector(builder, row, emit.VECTOR_BYTES * j)
+                total = emit.multiply_add(builder, scalar, weights, builder.extract_value(accumulators, at))
+                accumulators = builder.insert_value(accumulators, total, at)
+        return accumulators
+
+    return tile(tile, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
+    """Write the first `rows` rows to `address`, move the others up, load what comes after them all there."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = rows.literal_value * TILE_VECTORS
+        result = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for at in range(tile.count):
+            if at < count:
+                emit.store_vector(
+                    builder, builder.extract_value(args[0], at), args[2], emit.VECTOR_BYTES * at
+                )
+            if at + count < tile.count:
+                row = builder.extract_value(args[0], at + count)
+            else:
+                row = emit.load_vector(builder, args[2], emit.VECTOR_BYTES * (at + count))
+            result = builder.insert_value(result, row, at)
+        return result
+
+    return tile(tile, rows, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_store(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
+    """Write the tile's rows to `address`, one every TILE_CHANNELS float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = vectors.literal_value
+        for at in range(tile.count):
+            to = emit.VECTOR_BYTES * (at // count * TILE_VECTORS + at % count)
+            emit.store_vector(builder, builder.extract_value(args[0], at), args[2], to)
+        return context.get_dummy_value()
+
+    return types.void(tile, vectors, types.int64), codegen
+
+
+class Sweep(NamedTuple):
+    """What a tile sums over, as `multiply_tile` is told it."""
+
+    x: int
+    pixel: int
+    taps_h: int
+    step_h: int
+    taps_w: int
+    step_w: int
+    run: int
+    w: int
+
+
+def _tile_of(rows: int, vectors: int) -> Any:
+    @one_of_many(f"tile_{rows}_{vectors}")
+    def tile(n: int, sweep: Sweep, out: int) -> None:
+        t, w = tile_zeros(rows, vectors), sweep.w
+        for i in range(sweep.taps_h):
+            for j in range(sweep.taps_w):
+                x = sweep.x + i * sweep.step_h + j * sweep.step_w
+                for _ in range(sweep.run):
+                    keep_rolled()
+                    for line in range(0, 4 * LANES * vectors, ALIGNMENT):
+                        prefetch_read(w + _AHEAD + line)
+                    t = tile_update(t, vectors, x, sweep.pixel, w)
+                    x += 4
+                    w += 4 * TILE_CHANNELS
+        tile_store(t, vectors, out)
+
+    return tile
+
+
+def _tile_from(low: int, high: int, vectors: int) -> Any:
+    """The tiles of `low` … `high` rows, each with machine code of its own, behind a tree of branches."""
+    if low == high:
+        return _tile_of(low, vectors)
+    middle = (low + high) // 2
+    lower, upper = _tile_from(low, middle, vectors), _tile_from(middle + 1, high, vectors)
+
+    @one_of_many(f"tile_{low}_to_{high}_{vectors}")
+    def tile(n: int, sweep: Sweep, out: int) -> None:
+        if n <= middle:
+            lower(n, sweep, out)
+        else:
+            upper(n, sweep, out)
+
+    return tile
+
+
+_whole_tile = _tile_from(1, TILE_ROWS, TILE_VECTORS)
+_half_tile = _tile_from(1, TILE_ROWS, 1)
+
+
+@shared(*[INT] * 11)
+def multiply_tile(
+    n: int,
+    channels: int,
+    x: int,
+    pixel: int,
+    taps_h: int,
+    step_h: int,
+    taps_w: int,
+    step_w: int,
+    run: int,
+    w: int,
+    out: int,
+) -> None:
+    """The plain sums of `n` ≤ TILE_ROWS pixels to `out`, one row every TILE_CHANNELS float32.
+
+    Over taps_h × taps_w taps, `step_h` and `step_w` bytes apart, a run of channels at x of the first of the
+    pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
+    of x.  Of a block of which only `channels` exist, vectors without any are not written.
+    """
+    sweep = Sweep(x, pixel, taps_h, step_h, taps_w, step_w, run, w)
+    if channels > LANES:
+        _whole_tile(n, sweep, out)
+    else:
+        _half_tile(n, sweep, out)
+
+
+@device_function
+def tiles_of(width: int, pixel: int) -> int:
+    """How many tiles a row of `width` pixels is parted into, as evenly as can be.
+
+    Pixels of x whole PAGEs apart share the few lines of one set of the first cache: fewer go together then.
+    """
+    rows = TILE_ROWS if pixel % PAGE else (TILE_ROWS + 1) // 2
+    return (width + rows - 1) // rows
+
+
+@device_function
+def first_pixel(tile: int, tiles: int, width: int) -> int:
+    """Where `tile` of a row starts."""
+    return tile * (width // tiles) + min(tile, width % tiles)

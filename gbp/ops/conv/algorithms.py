@@ -1,0 +1,352 @@
+"""The ways to compute a convolution and its input gradient; `ops.conv` says what they compute and picks one.
+
+A way is made once, from the weights of one op; it packs them as its kernel reads them and says how much
+scratch it needs.  All ways of one direction give the same result up to rounding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...graph.geometry import Window
+from ...kernels.codegen.emit import LANES, TILE_ROWS
+from ...kernels.codegen.gate import OPEN
+from ...kernels.codegen.jit import Compiled
+from ...kernels.codegen.memory import aligned
+from ...kernels.codegen.tile import TILE_CHANNELS, TILE_FLOATS
+from ...kernels.columns import col2im
+from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
+from ...kernels.conv_lists import (
+    conv_lists_bwd,
+    list_plane,
+    listing_of,
+    lists_floats,
+    pack_lists,
+    sums_floats,
+)
+from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
+from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
+from ...kernels.pointwise import pointwise_bwd
+from ...kernels.winograd import pack_winograd
+from ...limits import elements
+from ..step import NO_MASK, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, view
+from ..window import taps_of
+
+#: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
+_SQUARES_A_THREAD = 2 * 14
+_SQUARES_OF_ALL = 4 * 14
+#: Blocks of channels whose products it holds, up to a MiB: so many times less is each patch read.
+_BLOCKS = 4
+
+
+class Algorithm(ABC):
+    algorithm: str
+    #: As `Step.kernels`.
+    kernels: tuple[Compiled, ...] = ()
+
+    @abstractmethod
+    def scratch(self, threads: int) -> tuple[int, int]:
+        """Floats: (fixed, for each sample)."""
+
+
+class ForwardAlgorithm(Algorithm):
+    """y = clip(conv(x) + b + r)."""
+
+    @abstractmethod
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None: ...
+
+
+class BackwardAlgorithm(Algorithm):
+    """gx from gy."""
+
+    @abstractmethod
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None: ...
+
+
+def _padded_bias(b: NDArray[Any]) -> Floats:
+    """b up to whole tiles."""
+    padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
+    padded[:] = 0
+    padded[: len(b)] = b
+    return padded
+
+
+def _as_row(x: NDArray[Any]) -> NDArray[Any]:
+    """All pixels of (N, H, W, C) in one row, so that tiles are full."""
+    return view(x, len(x), 1, -1, x.shape[3]) if x.size else x
+
+
+def _scratch_of(context: Context) -> tuple[Floats, Floats]:
+    """Scratch for one tile a thread, and the rest."""
+    floats = context.threads * TILE_FLOATS
+    return context.scratch[:floats], context.scratch[floats:]
+
+
+def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
+    """x laid into planes of zeros at (top, left), in scratch."""
+    shape = len(x), *plane, x.shape[3]
+    framed = scratch[: elements(shape)].reshape(shape)
+    pad(x, framed, top, left, threads)
+    return framed
+
+
+def _flipped(w: NDArray[Any]) -> NDArray[Any]:
+    """Weights (O, C, KH, KW) as the reverse of stride 1 convolves gy with them."""
+    return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+
+
+def _by_rows(plane: tuple[int, int]) -> int:
+    """Whether threads share the rows of a plane; of a few tiles they share the channels."""
+    return int(elements(plane) >= 8 * TILE_ROWS)
+
+
+class DirectForward(ForwardAlgorithm):
+    """Tiles over x, which is framed with zeros where the window is padded."""
+
+    def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
+        self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
+        self.w, self.b = pack(w), _padded_bias(b)
+        self.by_rows = _by_rows(window.output)
+        self.algorithm = "direct"
+
+    @cached_property
+    def _is_padded(self) -> bool:
+        sees, size = self._plane(), self.window.size
+        begins = self.window.height.begin or self.window.width.begin
+        return bool(begins) or sees[0] > size[0] or sees[1] > size[1]
+
+    def _plane(self) -> tuple[int, int]:
+        """What the windows see."""
+        h, w = self.window.height, self.window.width
+        return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * TILE_FLOATS, elements(self._plane()) * self.channels if self._is_padded else 0
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        tile, rest = _scratch_of(context)
+        h, w, mask = self.window.height, self.window.width, context.mask
+        if self.window.is_pointwise:
+            x, r, y, mask = _as_row(x), _as_row(r), _as_row(y), _as_row(mask)
+        elif self._is_padded:
+            x = _framed(x, self._plane(), h.begin, w.begin, rest, context.threads)
+        end = tile, self.taps, clip.lo, clip.hi, self.by_rows, context.threads
+        conv_fwd(x, self.w, self.b, r, y, mask, *end)
+
+
+class DirectBackward(BackwardAlgorithm):
+    """Stride 1: the forward kernel over gy with flipped, transposed weights."""
+
+    kernels = conv_bwd, pad
+
+    def __init__(self, w: Floats, window: Window) -> None:
+        self.window, self.taps, self.channels = window, taps_of(window), len(w)
+        self.w = pack(_flipped(w))
+        self.by_rows = _by_rows(window.size)
+        self.algorithm = "direct"
+
+    def _plane(self) -> tuple[int, int]:
+        h, w = self.window.height, self.window.width
+        return h.size + h.extent - 1, w.size + w.extent - 1
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return threads * TILE_FLOATS, elements(self._plane()) * self.channels
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        tile, rest = _scratch_of(context)
+        h, w = self.window.height, self.window.width
+        top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
+        gy = _framed(gy, self._plane(), top, left, rest, context.threads)
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        conv_bwd(gy, self.w, *target, tile, self.taps, self.by_rows, context.threads)
+
+
+#: The density of gy up to which lists of its nonzero values beat dense tiles, by blocks of channels in gx.
+_MAX_LISTED = (0.0, 0.08, 0.45, 0.6)
+#: With so few channels to list, the work of listing tells.
+FEW_OUTPUTS, _MAX_OF_FEW = 48, 0.3
+
+
+def _max_listed(channels: int, outputs: int) -> float:
+    if channels <= LANES:
+        return 0.0
+    most = _MAX_LISTED[min(3, -(-channels // TILE_CHANNELS))]
+    return min(most, _MAX_OF_FEW) if outputs < FEW_OUTPUTS else most
+
+
+class PointwiseBackward(BackwardAlgorithm):
+    """1×1, unpadded: each pixel of gy times the weights, of which a mostly empty pixel needs few.
+
+    `most`: the density up to which it goes by lists; None: where that pays.
+    """
+
+    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
+        self.window, self.w, self.outputs = window, pack(_flipped(w)), len(w)
+        self.most = _max_listed(w.shape[1], len(w)) if most is None else most
+        self.algorithm = "lists" if self.most else "direct"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return pointwise_scratch(self.outputs, threads), 0
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        end = context.scratch, self.most, context.threads
+        if self.window.is_pointwise:
+            target = _as_row(gx.mask), gx.gate, _as_row(gx.array), int(gx.accumulate)
+            conv_pointwise_bwd(_as_row(gy), self.w, *target, *end)
+        elif gx.accumulate:
+            conv_pointwise_bwd(gy, self.w, NO_MASK, OPEN, self._seen(gx.array), 1, *end)
+            if gx.gate != OPEN:  # the pixels that no window sees have to pass it as well
+                pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, context.threads)
+        else:
+            gx.array.fill(0)
+            conv_pointwise_bwd(gy, self.w, self._seen(gx.mask), gx.gate, self._seen(gx.array), 0, *end)
+
+    def _seen(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The pixels of (N, H, W, …) that the windows see."""
+        h, w = self.window.height, self.window.width
+        return x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
+
+
+class ColumnsBackward(BackwardAlgorithm):
+    """Any stride, and few channels in gx: gy times the weights gives columns, which gx gathers."""
+
+    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
+        self.window, self.taps = window, taps_of(window)
+        self.columns = 1, *window.output, window.taps * w.shape[1]
+        # Row (i·KW + j)·C + c of the columns.
+        columns = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(-1, len(w), 1, 1)
+        self.w, self.outputs = pack(columns), len(w)
+        self.most = _max_listed(self.columns[-1], len(w)) if most is None else most
+        self.algorithm = "columns"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return pointwise_scratch(self.outputs, threads) + elements(self.columns), 0
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        own = pointwise_scratch(self.outputs, context.threads)
+        columns = context.scratch[own : own + elements(self.columns)].reshape(self.columns)
+        begin = self.window.height.begin, self.window.width.begin
+        target = NO_MASK, OPEN, _as_row(columns), 0
+        for n in range(len(gy)):
+            row, own_gx = _as_row(gy[n : n + 1]), gx.rows(n, n + 1)
+            conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.most, context.threads)
+            end = own_gx.gate, own_gx.array, int(gx.accumulate), self.taps, *begin, context.threads
+            col2im(columns, own_gx.mask, *end)
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """How a Winograd kernel shares a plane of `size` out to threads."""
+
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+
+    def choose(self, threads: int) -> tuple[int, int, int]:
+        """(together, width, by_squares): how many squares go together, and how many blocks of their products.
+
+        The threads share the squares, or where the weights outweigh them and there are enough, the blocks.
+        """
+        plane, blocks = elements(self.size) * self.inputs, -(-self.outputs // TILE_CHANNELS)
+        if blocks >= 2 * threads and plane < 9 * self.inputs * self.outputs:
+            return _SQUARES_OF_ALL, min(_BLOCKS, -(-blocks // threads)), 0
+        return _SQUARES_A_THREAD, min(_BLOCKS, blocks), 1
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        together, width, by_squares = self.choose(threads)
+        return winograd_scratch(together, width, self.inputs, bool(by_squares), threads), 0
+
+
+class WinogradForward(ForwardAlgorithm):
+    """3×3, stride 1: F(4×4, 3×3)."""
+
+    def __init__(self, w: NDArray[np.float64], b: NDArray[Any], window: Window) -> None:
+        self.begin = window.height.begin, window.width.begin
+        self.u, self.b = pack_winograd(w), _padded_bias(b)
+        self.squares = _Squares(window.output, w.shape[1], len(w))
+        self.algorithm = "winograd"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.squares.scratch(threads)
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        share = *self.squares.choose(context.threads), context.threads
+        limits = clip.lo, clip.hi
+        conv_winograd_fwd(
+            x, self.u, self.b, r, y, context.mask, context.scratch, *self.begin, *limits, *share
+        )
+
+
+class WinogradBackward(BackwardAlgorithm):
+    """The same with flipped, transposed weights."""
+
+    kernels = (conv_winograd_bwd,)
+
+    def __init__(self, w: NDArray[np.float64], window: Window) -> None:
+        self.begin = 2 - window.height.begin, 2 - window.width.begin
+        self.u = pack_winograd(_flipped(w))
+        self.squares = _Squares(window.size, len(w), w.shape[1])
+        self.algorithm = "winograd"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.squares.scratch(threads)
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        share = *self.squares.choose(context.threads), context.threads
+        gate, accumulate = gx.gate, int(gx.accumulate)
+        conv_winograd_bwd(
+            gy, self.u, gx.mask, gate, gx.array, accumulate, context.scratch, *self.begin, *share
+        )
+
+
+class ListsBackward(BackwardAlgorithm):
+    """3×3, stride 1: samples whose gy is mostly zero by lists of what is not; the others as `dense` does it.
+
+    The density of a sample alone decides, so that what else is in the batch changes no bit.
+    """
+
+    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, most: float) -> None:
+        self.dense, self.most, self.w = dense, most, pack_lists(w)
+        self.kernels = conv_lists_bwd, *dense.kernels
+        self.begin = window.height.begin, window.width.begin
+        self.listing = listing_of(*window.output, len(w), most)
+        self.algorithm = "lists"
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed, each = self.dense.scratch(threads)
+        return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        dense = [n for n in range(len(gy)) if not self._by_lists(gy[n : n + 1], gx.rows(n, n + 1), context)]
+        for start, stop in _runs(dense, len(gy) if gx.targets == 1 else gx.targets):
+            self.dense(gy[start:stop], gx.rows(start, stop), context)
+
+    def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> bool:
+        """Do one sample, if its gy is mostly zero."""
+        size = lists_floats(self.listing)
+        lists, sums = context.scratch[:size], context.scratch[size:]
+        counts = np.empty(self.listing.H, np.int64)
+        list_plane(gy, lists, self.listing, counts, context.threads)
+        if counts.min() < 0 or counts.sum() > self.most * gy.size:
+            return False
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        conv_lists_bwd(lists, self.listing, self.w, *target, sums, *self.begin, context.threads)
+        return True
+
+
+def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:
+    """Consecutive ascending numbers as (start, stop), none across a multiple of `group`."""
+    runs: list[tuple[int, int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n and n % group:
+            runs[-1] = runs[-1][0], n + 1
+        else:
+            runs.append((n, n + 1))
+    return runs

@@ -1,0 +1,91 @@
+"""The way to compute a convolution on a card: tiles, in both directions.
+
+A stride parts the pixels of gx into phases.  Pixel x = p + s·q of an axis meets tap k of window o where
+
+    o·s + k·d − begin = p + s·q,    so  k = k₀ + t·s/g,  o = q + (p + begin − k₀·d)/s − t·d/g,  g = gcd(d, s)
+
+for the smallest k₀ that divides, if there is one: so each phase is a convolution of stride 1 with those taps,
+whose dilation is d/g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...graph.geometry import Axis, Window
+from ...kernels.conv_direct_cuda import KERNELS, conv_bwd, conv_fwd, pack
+from ...kernels.taps import Taps
+from ..step import Clipped, Context, Floats, GradientSlot
+from ..window import taps_of
+from .algorithms import BackwardAlgorithm, ForwardAlgorithm
+
+
+class TiledForward(ForwardAlgorithm):
+    """Any window."""
+
+    algorithm = "tiles"
+    kernels = tuple(forward for forward, _ in KERNELS.values())
+
+    def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window) -> None:
+        self.w, self.b, self.taps = pack(w), b.astype(np.float32), taps_of(window)
+        self.begin = window.height.begin, window.width.begin
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return 0, 0
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        conv_fwd(x, self.w, self.b, r, y, context.mask, self.taps, *self.begin, clip.lo, clip.hi)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Pixels `start`, `start` + stride, … of an axis of gx: which taps meet them, the last first."""
+
+    start: int
+    taps: range
+    dilation: int
+    begin: int
+
+
+def _phases(axis: Axis) -> list[_Phase]:
+    s, d = axis.stride, axis.dilation
+    step, dilation = s // gcd(s, d), d // gcd(s, d)
+    phases = []
+    for p in range(min(s, axis.size)):
+        first = next(
+            (k for k in range(min(step, axis.kernel)) if (p + axis.begin - k * d) % s == 0), axis.kernel
+        )
+        taps = range(first, axis.kernel, step)[::-1]
+        offset = (p + axis.begin - first * d) // s
+        phases.append(_Phase(p, taps, dilation, max(0, len(taps) - 1) * dilation - offset))
+    return phases
+
+
+class TiledBackward(BackwardAlgorithm):
+    """Any window: for each phase of its stride the forward's tiles, over gy."""
+
+    algorithm = "tiles"
+    kernels = tuple(reverse for _, reverse in KERNELS.values())
+
+    def __init__(self, w: NDArray[Any], window: Window) -> None:
+        self.stride = window.height.stride, window.width.stride
+        self.phases = list(product(_phases(window.height), _phases(window.width)))
+        exchanged = w.transpose(1, 0, 2, 3)
+        self.w = [pack(exchanged[:, :, list(h.taps)][..., list(v.taps)]) for h, v in self.phases]
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return 0, 0
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        for (h, v), w in zip(self.phases, self.w, strict=True):
+            pixels = slice(None), slice(h.start, None, self.stride[0]), slice(v.start, None, self.stride[1])
+            taps = Taps(len(h.taps), len(v.taps), 1, 1, h.dilation, v.dilation)
+            mask = gx.mask[pixels] if gx.mask.size else gx.mask
+            target = mask, gx.gate, gx.array[pixels], int(gx.accumulate)
+            conv_bwd(gy, w, *target, taps, h.begin, v.begin)

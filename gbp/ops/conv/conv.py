@@ -1,0 +1,354 @@
+"""Convolution (ONNX Conv); here over two spatial axes, over one or three likewise.
+
+    y[n, o, oh, ow]  = Σ_{c, i, j} x[n, c, oh·sh + i·dh − top, ow·sw + j·dw − left] · w[o, c, i, j] + b[o]
+    gx[n, c, h, w]   = Σ_{o, i, j} gy[n, o, (h + top − i·dh) / sh, (w + left − j·dw) / sw] · w[o, c, i, j]
+                       over the (i, j) that divide and lie inside
+
+with o running over the channels of c's group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...graph.geometry import Axis, Window
+from ...graph.graph import Graph, Layer, Shape
+from ...kernels.codegen.emit import LANES, TILE_ROWS
+from ...kernels.codegen.tile import TILE_CHANNELS
+from ...kernels.conv_lists import LISTED_CHANNELS
+from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
+from ...kernels.winograd import MATRICES, SQUARE
+from ...limits import ELEMENT, OPERAND, elements
+from ..node import Node
+from ..planes import by_planes
+from ..step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
+from .algorithms import (
+    FEW_OUTPUTS,
+    BackwardAlgorithm,
+    ColumnsBackward,
+    DirectBackward,
+    DirectForward,
+    ForwardAlgorithm,
+    ListsBackward,
+    PointwiseBackward,
+    WinogradBackward,
+    WinogradForward,
+)
+from .volume import VolumeStep
+
+#: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
+_FEW_CHANNELS = LANES // 2
+#: The density of gy up to which lists of its nonzero values beat Winograd, and direct tiles; but not with
+#: channels mostly empty.
+_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT = 0.17, 0.3
+_MAX_EMPTY = 0.7
+#: Multiply-adds of vectors in the time that one vector takes to come from memory.
+_READ = 16
+#: Each group that is not one channel is a kernel call of its own, and each tap along the depth.
+_MAX_GROUPS = 2**12
+
+
+def _whole(count: int, tile: int) -> int:
+    return -(-count // tile) * tile
+
+
+#: How to compute: "auto" takes what costs least; the others are taken wherever they can be.
+#: "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
+#: "lists": the reverse over lists of the gradient's nonzero values.
+ALGORITHMS = ("auto", "direct", "winograd", "lists")
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Op):
+    """w (O, C / group, KH, KW), float32, or float64 where something was folded in; b (O,) float64.
+
+    The window slides over the last two axes of x, or over a single one.  With `depth` it has taps along the
+    third last as well: w (O, C / group, KD, KH, KW).
+    """
+
+    w: NDArray[Any]
+    b: NDArray[np.float64]
+    window: Window
+    group: int
+    algorithm: str = "auto"
+    depth: Axis | None = None
+    device: str = "cpu"
+
+    @property
+    def parameters(self) -> int:
+        return self.w.size + self.b.size
+
+    def macs(self, y: Shape) -> int:
+        return elements(y[1:]) * elements(self.w.shape[1:])
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.group > 1 and self.w.shape[1] == 1 and len(self.w) == self.group
+
+    @property
+    def is_padded(self) -> bool:
+        sides = (self.window.height, self.window.width, *([self.depth] if self.depth else []))
+        return any(side.begin or side.end for side in sides)
+
+    @property
+    def _deep(self) -> int:
+        return self.depth.kernel if self.depth else 1
+
+    @property
+    def _packed(self) -> tuple[int, int]:
+        """Weights of the forward and of the reverse kernel by tiles, with what fills up the tiles."""
+        O, C = len(self.w) // self.group, self.w.shape[1]
+        each = self.group * self.window.taps * self._deep
+        return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
+
+    @property
+    def nbytes(self) -> int:
+        if self.is_depthwise:
+            return 12 * self.w.size
+        if not _is_3x3(self.window):
+            return 8 * self.w.size + 4 * sum(self._packed)
+        # Winograd's transform makes 36 of 9 weights, and lists want them once more.
+        listed = 9 * self._deep * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
+        return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        pairs = planes_of(y) * self._deep  # planes of y and of x that meet
+        backward = 0
+        if self.is_depthwise or not self.window.is_dense:
+            backward = pairs * reverse_work(self.window, x[0][1])
+        calls = 6 * OPERAND * self._deep * (1 if self.is_depthwise else self.group) if self.depth else 0
+        if self.is_depthwise:
+            moved = ELEMENT * self._deep * elements(y)
+            return super().work(x, y) + 8 * self.macs(y) + backward + moved + calls
+        h, w = self.window.height, self.window.width
+        rows = (y[-2] if len(y) > 3 else 1) * _whole(y[-1], TILE_ROWS), h.size * _whole(w.size, TILE_ROWS)
+        padded = x[0][1] * (h.size + h.begin + h.end) * (w.size + w.begin + w.end)
+        tiles = planes_of(y) * sum(
+            weights * pixels for weights, pixels in zip(self._packed, rows, strict=True)
+        )
+        handled = ELEMENT * (pairs * padded + self._deep * elements(y)) + 4 * OPERAND * self.group
+        return tiles + handled + backward + calls
+
+    def shape(self, *x: Shape) -> Shape:
+        spatial = spatial_outputs(x[0], self.window)
+        return x[0][0], len(self.w), *((self.depth.outputs, *spatial[1:]) if self.depth else spatial)
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,), order
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        if self.depth is None:
+            return by_planes(self._flat_step(), x[0])
+        none = np.zeros_like(self.b)
+        taps = [replace(self, w=self.w[:, :, k], b=none, depth=None) for k in range(self.depth.kernel)]
+        return VolumeStep([tap._flat_step() for tap in taps], self.b, self.depth)
+
+    def _flat_step(self) -> Step:
+        return DepthwiseStep(self) if self.is_depthwise else ConvStep(self)
+
+
+def parse(node: Node) -> Conv:
+    size, C = spatial_sizes(node), node.shape(0)[1]
+    w = node.constant(1)
+    if w.ndim != 2 + len(size):
+        node.invalid(
+            f"weights have shape {list(w.shape)}, expected (O, C / group) and {len(size)} spatial axes."
+        )
+    group = node.integer("group", 1)
+    if group < 1 or w.size == 0 or len(w) % group or w.shape[1] * group != C:
+        node.invalid(f"{C} input channels in {group} groups do not fit weights of shape {list(w.shape)}.")
+    return convolution(node, w, read_axes(node, read_kernel(node, w)), group)
+
+
+def read_kernel(node: Node, w: NDArray[np.float32]) -> tuple[int, ...]:
+    """The spatial axes of weights w; kernel_shape, where there is one, may but repeat them."""
+    kernel = node.integers("kernel_shape", w.shape[2:])
+    if kernel != w.shape[2:]:
+        node.invalid(f"kernel_shape {kernel} differs from the weights' shape {list(w.shape)}.")
+    return kernel
+
+
+def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group: int) -> Conv:
+    """Weights w (O, C / group, …) and the bias in input 2 over one to three `axes`."""
+    O = len(w)
+    b = node.constant(2) if node.has(2) else np.zeros(O, np.float32)
+    if b.shape != (O,):
+        node.invalid(f"bias has shape {list(b.shape)}, expected ({O},).")
+    depth = None
+    if len(axes) == 1:
+        w = w[:, :, None]
+    elif len(axes) == 3 and axes[0].is_point:
+        w = w[:, :, 0]
+    elif len(axes) == 3:
+        depth = axes[0]
+    conv = Conv(w, b.astype(np.float64), Window.over_plane(axes), group, depth=depth)
+    calls = (1 if conv.is_depthwise else group) * (depth.kernel if depth else 1)
+    if calls > _MAX_GROUPS:
+        found = f"it has {group} groups" + (f" and {depth.kernel} taps along the depth." if depth else ".")
+        node.refuse(found, supported=f"up to {_MAX_GROUPS} in all, or one group for each channel")
+    return conv
+
+
+PARSERS = {"Conv": parse}
+
+
+def check_algorithm(algorithm: str) -> None:
+    """Raise InputError unless it is one of ALGORITHMS."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
+
+
+def force(graph: Graph, algorithm: str, device: str) -> Graph:
+    """The same network with every convolution computed on this device, by this one of ALGORITHMS."""
+
+    def forced(layer: Layer) -> Layer:
+        if isinstance(layer.op, Conv):
+            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device))
+        return layer
+
+    return graph.with_layers(map(forced, graph.layers))
+
+
+def _is_3x3(window: Window) -> bool:
+    return window.kernel == (3, 3) and window.is_dense and window.is_undilated
+
+
+def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
+    """Whether to compute windows over O × C weights, to a plane of that size, by Winograd's transforms.
+
+    Costs are in vector multiply-adds of a core: the products, reading the weights, and per square the
+    transforms as measured.  They are those of one sample, as bits do not depend on how many there are.
+    """
+    blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
+    squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
+    winograd = MATRICES * C * blocks * (squares + _READ) + squares * (440 * vectors + 380 * blocks)
+    direct = 9 * C * blocks * (pixels + _READ) + 6 * pixels * blocks
+    return _is_3x3(window) and (algorithm == "winograd" or (algorithm == "auto" and winograd < direct))
+
+
+def _forward(
+    w: NDArray[np.float64], b: NDArray[np.float64], window: Window, algorithm: str
+) -> ForwardAlgorithm:
+    if _by_winograd(algorithm, window, len(w), w.shape[1], window.output):
+        return WinogradForward(w, b, window)
+    return DirectForward(w.astype(np.float32), b, window)
+
+
+def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> BackwardAlgorithm:
+    O, C = w.shape[:2]
+    forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
+    single = w.astype(np.float32)
+    if window.taps == 1 and window.is_unpadded:
+        return PointwiseBackward(single, window, forced)
+    if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):
+        return ColumnsBackward(single, window, forced)
+    by_winograd = _by_winograd(algorithm, window, C, O, window.size)
+    dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
+    if algorithm == "lists":
+        return ListsBackward(single, window, dense, 1.0)
+    # Lists work on this many channels of gx, full or not.
+    full = C / _whole(C, LISTED_CHANNELS)
+    most = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
+    pays = full > _MAX_EMPTY and (by_winograd or O >= FEW_OUTPUTS)
+    if algorithm == "auto" and _is_3x3(window) and pays:
+        return ListsBackward(single, window, dense, most)
+    return dense
+
+
+def _algorithms(op: Conv) -> tuple[Callable[..., ForwardAlgorithm], Callable[..., BackwardAlgorithm]]:
+    """What makes the ways, given the weights of a group, and its bias."""
+    window, algorithm = op.window, op.algorithm
+    if op.device == "cpu":
+        return (lambda w, b: _forward(w, b, window, algorithm)), (lambda w: _backward(w, window, algorithm))
+    from .algorithms_cuda import (  # nothing of CUDA is imported before it is asked for
+        TiledBackward,
+        TiledForward,
+    )
+
+    return (lambda w, b: TiledForward(w, b, window)), (lambda w: TiledBackward(w, window))
+
+
+class ConvStep(Step):
+    """One way forward and one way back for each group, on the channels that are its own."""
+
+    fuses_residual = True
+
+    def __init__(self, op: Conv) -> None:
+        # The masks of a group can be addressed only where its channels fill whole bytes.
+        self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
+        self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
+        parts = op.w.reshape(op.group, -1, *op.w.shape[1:])
+        C, O = op.w.shape[1], len(op.w) // op.group
+        self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
+        biases = op.b.reshape(op.group, -1)
+        forward, backward = _algorithms(op)
+        self.algorithms = [forward(w, b) for w, b in zip(parts, biases, strict=True)]
+        self.backward_algorithms = [backward(w) for w in parts]
+        self.kernels = *self.algorithms[0].kernels, *self.backward_algorithms[0].kernels
+        kernel = "×".join(map(str, op.window.kernel))
+        compute, backward = self.algorithms[0].algorithm, self.backward_algorithms[0].algorithm
+        algorithm = f"{kernel} {compute}" if compute == backward else f"{kernel} {compute} / {backward}"
+        self.algorithm = algorithm + (f", {op.group} groups" if op.group > 1 else "")
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        forward, backward = self.algorithms[0].scratch(threads), self.backward_algorithms[0].scratch(threads)
+        return max(forward[0], backward[0]), max(forward[1], backward[1])
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        if len(self.groups) == 1:  # to cut slices takes as long as a small layer
+            self.algorithms[0](x[0], r, y, clip, context)
+            return
+        for compute, (ins, outs) in zip(self.algorithms, self.groups, strict=True):
+            own = replace(context, mask=context.mask[..., outs.start // 8 :])
+            compute(x[0][..., ins], r[..., outs], y[..., outs], clip, own)
+
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        (whole,) = gx
+        if len(self.groups) == 1:
+            self.backward_algorithms[0](gy, whole, context)
+            return
+        for compute, (ins, outs) in zip(self.backward_algorithms, self.groups, strict=True):
+            own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
+            compute(gy[..., outs], own, context)
+
+
+class DepthwiseStep(Step):
+    """One filter a channel: vectors of channels, no reduction over them, taps clipped at the border."""
+
+    gates = True
+    fuses_residual = True
+    fuses_clip = True
+
+    def __init__(self, op: Conv) -> None:
+        self.taps = taps_of(op.window)
+        self.begin = op.window.height.begin, op.window.width.begin
+        self.w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
+        self.b = op.b.astype(np.float32)
+        self.algorithm = "depthwise " + "×".join(map(str, op.window.kernel))
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        depthwise_fwd(
+            x[0],
+            self.w,
+            self.b,
+            r,
+            y,
+            context.mask,
+            self.taps,
+            *self.begin,
+            clip.lo,
+            clip.hi,
+            context.threads,
+        )
+
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        g = gx[0]
+        depthwise_bwd(gy, self.w, *g.end, self.taps, *self.begin, context.threads)

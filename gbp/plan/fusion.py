@@ -1,0 +1,80 @@
+"""Fusion: a sum and a rectifier move into the end of the step that made their input.
+
+    conv → Add(·, r) → Relu        becomes        conv with residual r, clipped, in one pass over y
+
+A tensor that anyone else reads, that has a view, or that is the result, stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ops.broadcast import AddStep
+from ..ops.step import UNCLIPPED
+from .layout import Instruction
+
+
+def fuse(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
+    """The same calls with sums and rectifiers fused; `remain` are tensors that others than calls need."""
+    return _fuse_clips(_fuse_residuals(instructions, remain), remain)
+
+
+def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
+    """Tensors with a single reader, which is a call."""
+    counts = dict.fromkeys(remain, 2)
+    for instruction in instructions:
+        for name in instruction.reads:
+            counts[name] = counts.get(name, 0) + 1
+    return {name for name, count in counts.items() if count == 1}
+
+
+def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
+    once = _read_once(instructions, remain)
+    made = {instruction.output: i for i, instruction in enumerate(instructions)}
+    gone: set[int] = set()
+    result: dict[int, Instruction] = dict(enumerate(instructions))
+    for i, instruction in enumerate(instructions):
+        if not isinstance(instruction.step, AddStep) or len(instruction.inputs) != 2:
+            continue
+        # The later of the two, so that less is alive while it waits for the other.
+        for name in sorted(instruction.inputs, key=lambda x: -made.get(x, -1)):
+            maker = result.get(made.get(name, -1))
+            if maker is None or name not in once or not maker.step.fuses_residual:
+                continue
+            if maker.residual is not None or maker.clip != UNCLIPPED:
+                continue
+            (other,) = (x for x in instruction.inputs if x != name)
+            gone.add(made[name])
+            result[i] = replace(
+                maker, layers=maker.layers + instruction.layers, output=instruction.output, residual=other
+            )
+            break
+    return [result[i] for i in range(len(instructions)) if i not in gone]
+
+
+def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
+    once = _read_once(instructions, remain)
+    made = {instruction.output: i for i, instruction in enumerate(instructions)}
+    result = list(instructions)
+    gone: set[int] = set()
+    for i, instruction in enumerate(instructions):
+        source = instruction.inputs[0]
+        if (
+            not instruction.has_mask
+            or instruction.residual is not None
+            or source not in once
+            or source not in made
+        ):
+            continue
+        maker = result[made[source]]
+        if maker.step.fuses_clip and maker.clip == UNCLIPPED:
+            gone.add(i)
+            merged = replace(
+                maker,
+                layers=maker.layers + instruction.layers,
+                output=instruction.output,
+                clip=instruction.clip,
+            )
+            result[made[source]] = merged
+            made[instruction.output] = made[source]
+    return [instruction for i, instruction in enumerate(result) if i not in gone]
