@@ -33,7 +33,7 @@ from timing import seconds_of
 from workloads import NETWORKS, network, pictures
 
 from gbp import Explainer, GbpError
-from gbp.devices.cuda import CudaDevice, card
+from gbp.devices.cuda import CudaDevice, cuda_device
 from gbp.importer.load import build, open_model
 from gbp.kernels.codegen.gate import Gate
 from gbp.kernels.codegen.jit import DENSE, INT
@@ -135,12 +135,12 @@ class OnCard:
         self.explainer = Explainer(model, device="cuda")
         self.x = x
         plan, _ = self.explainer._plan(tuple(x.shape[1:]))
-        self.tape = Tape(plan, x, Pool(), 1, card())
+        self.tape = Tape(plan, x, Pool(), 1, cuda_device())
         self.targets = self.tape.scores.argmax(axis=1)[:, None]
         self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]
         seed = np.zeros((len(x), *plan.output_shape), np.float32)
         seed.reshape(len(x), -1)[np.arange(len(x)), self.targets[:, 0]] = 1
-        self._seed = card().upload(seed.transpose(0, *plan.output.order))
+        self._seed = cuda_device().upload(seed.transpose(0, *plan.output.order))
         self._output = plan.output.name
 
     def run(self) -> None:
@@ -192,7 +192,7 @@ def measured(name: str, model: onnx.ModelProto, x: NDArray[np.float32], rounds: 
     ours = OnCard(model, x)
     error = ours.check(model)
     found = peers.available()
-    calls = {"gbp": timed_here(card(), ours.run)}
+    calls = {"gbp": timed_here(cuda_device(), ours.run)}
     if found["torch"] and found["captum"]:
         calls |= captum_calls(model, x, ours.tape.scores)
     seconds = dict(zip(calls, event_medians(list(calls.values()), rounds), strict=True))
@@ -228,7 +228,7 @@ def line(row: Row) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        device = card()
+        device = cuda_device()
     except GbpError as error:
         print(f"nothing can be measured: {error}", file=sys.stderr)
         return 2

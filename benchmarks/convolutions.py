@@ -19,9 +19,10 @@ from timing import Instruction, medians
 
 from gbp.devices.threads import parallel
 from gbp.graph.geometry import Window
+from gbp.graph.shapes import CHANNELS_LAST
 from gbp.kernels.codegen.memory import aligned
 from gbp.ops.conv.conv import Conv, ConvStep
-from gbp.ops.step import CHANNELS_LAST, NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 
 try:
     import torch

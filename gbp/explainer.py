@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
-from .devices.base import CPU, device_named
+from .devices import CPU, device_named
 from .devices.threads import thread_count
 from .errors import InputError, ModelError, OutOfMemoryError
-from .graph.graph import Shape
+from .graph.shapes import Shape
 from .importer.load import build, open_model
 from .importer.proto import Model
 from .importer.subgraph import Choice, Source
@@ -25,7 +25,6 @@ from .importer.weights import Weights
 from .kernels.codegen.jit import CACHE_DIRECTORY, compiled, not_kept
 from .limits import MAX_BYTES_PER_SAMPLE, MAX_ELEMENTS, at_least_one, computing, elements, readable_bytes
 from .ops.conv.conv import check_algorithm
-from .ops.quantize import QuantizeStep
 from .pictures.image import Preprocess, is_array_file, read_array, read_image
 from .pictures.sidecar import Sidecar, read_labels, read_sidecar
 from .plan.layout import Instruction
@@ -500,7 +499,7 @@ def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool) -> tuple[str, 
             else "they take their true gradient"
         )
         notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
-    quantized = sum(isinstance(instruction.step, QuantizeStep) for instruction in plan.instructions)
+    quantized = plan.straight_through
     if quantized:
         notes.append(
             f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from test_ops import FRAMES, noise, safe_run
 
 from gbp import Explainer, GbpError, UnsupportedError
-from gbp.devices.base import CPU
-from gbp.devices.cuda import CudaDevice, card
+from gbp.devices.cpu import CPU
+from gbp.devices.cuda import CudaDevice, cuda_device
 from gbp.errors import OutOfMemoryError
 from gbp.importer.load import build as build_graph
 from gbp.importer.load import open_model
@@ -85,7 +85,7 @@ def test_masks_and_switches_are_those_of_the_cpu(name: str) -> None:
     model, run = safe_run(CASES[name], FRAMES["between rectifiers"])
     x = run.values[run.image].astype(np.float32)
     kept = []
-    for device in (CPU, card()):
+    for device in (CPU, cuda_device()):
         graph = build_graph(open_model(model, Choice(run.output)), x.shape)
         with Tape(Plan.build(graph, device=device), x, Pool(), 2, device) as tape:
             switches = [run.saved.switches for run in tape._forward.runs if run.call.step.switches]
@@ -173,7 +173,7 @@ def test_out_of_memory_says_what_was_needed(room: list[int]) -> None:
 
 
 def test_arrays_never_leave_the_card_in_silence() -> None:
-    x = card().upload(noise((2, 3, 4, 5), seed=0))
+    x = cuda_device().upload(noise((2, 3, 4, 5), seed=0))
     for read in (
         np.asarray,
         np.sum,
@@ -192,14 +192,20 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
 def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
     """Those of a real card, which the simulator's other tests replace by a small one."""
     N, C, O = 1, 10, 37
-    x, r = card().upload(noise((N, 9, 11, C), seed=0)), card().upload(noise((N, 9, 11, O), seed=1))
-    w, b = card().upload(conv.pack(noise((O, C, 3, 3), seed=2))), card().upload(noise((O,), seed=3))
+    x, r = (
+        cuda_device().upload(noise((N, 9, 11, C), seed=0)),
+        cuda_device().upload(noise((N, 9, 11, O), seed=1)),
+    )
+    w, b = (
+        cuda_device().upload(conv.pack(noise((O, C, 3, 3), seed=2))),
+        cuda_device().upload(noise((O,), seed=3)),
+    )
     taps = Taps(3, 3, 1, 1, 1, 1)
     results = []
     for forward, reverse in (conv.KERNELS[conv.TILES[0]], conv._kernels(conv.Tile(*tile))):
-        y, gx = card().empty((N, 9, 11, O)), card().upload(noise((N, 9, 11, O), seed=4))
-        mask = card().empty((N, 9, 11, -(-O // 8)), np.uint8)
+        y, gx = cuda_device().empty((N, 9, 11, O)), cuda_device().upload(noise((N, 9, 11, O), seed=4))
+        mask = cuda_device().empty((N, 9, 11, -(-O // 8)), np.uint8)
         forward(x, w, b, r, y, mask, taps, 1, 1, 0.0, np.inf, 0, 0)
         reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 1, 1, 0, 0)
-        results.append(b"".join(card().read(array).tobytes() for array in (y, mask, gx)))
+        results.append(b"".join(cuda_device().read(array).tobytes() for array in (y, mask, gx)))
     assert results[0] == results[1]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gbp import Explainer, GbpError, InputError, ModelError
 from gbp.cli import main as cli
-from gbp.devices.base import CPU
+from gbp.devices.cpu import CPU
 from gbp.diagnostics.inspection import inspect
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -254,7 +254,7 @@ def test_a_machine_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("gbp.devices.base.aligned", full)
+    monkeypatch.setattr("gbp.devices.cpu.aligned", full)
     for use in (explainer.predict, explainer.explain):
         with pytest.raises(InputError, match="no memory left"):
             use(image())

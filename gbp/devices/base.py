@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-
-from ..errors import InputError
-from ..kernels.codegen.memory import aligned
-from ..limits import MAX_BYTES_PER_SAMPLE
-from .threads import parallel
-
-if TYPE_CHECKING:
-    from ..ops.step import Step
-    from ..plan.layout import Instruction
 
 #: An array on a device: NumPy's own, or one that answers to what steps do with those.
 Array = Any
 
 Repeater = Callable[[Callable[[], None]], None]
 
-DEVICES = ("cpu", "cuda")
-
 
 class Device(ABC):
     """Makes arrays, moves them, and runs what is done over and over again on the same ones."""
 
     name: str
+    #: Its arrays are NumPy's, so that steps may compute through NumPy.
+    is_host: bool = False
     #: What a batch may take of its memory at a time, in bytes, and how many samples it may have.
     slice_bytes: int
     max_slice: int
@@ -50,11 +42,8 @@ class Device(ABC):
         """What it holds, in the host's memory; until something is written to x that may be x itself."""
 
     @abstractmethod
-    def take(self, instructions: Sequence[Instruction]) -> list[Step]:
-        """The steps of these calls with all that they hold in this device's memory.
-
-        Raises UnsupportedError that names the layers for which it has no kernels.
-        """
+    def constant(self, values: NDArray[Any]) -> Array:
+        """The same values in this device's memory, for as long as the result lives."""
 
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
@@ -71,47 +60,16 @@ class Device(ABC):
         """
 
 
-def _run(run: Callable[[], None]) -> None:
-    run()
+@dataclass(frozen=True)
+class LoweringTarget:
+    """What steps are lowered for (`graph.op.Target`): a device, and an algorithm for convolutions."""
 
+    device: Device
+    algorithm: str = "auto"
 
-class _Cpu(Device):
-    name = "cpu"
-    slice_bytes = 160 * 2**20
-    max_slice = 32
-    max_bytes = MAX_BYTES_PER_SAMPLE
+    @property
+    def name(self) -> str:
+        return self.device.name
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
-        return aligned(shape, dtype)
-
-    def write(self, values: NDArray[Any], to: Array) -> None:
-        np.copyto(to, values)
-
-    def read(self, x: Array) -> NDArray[Any]:
-        return np.asarray(x)
-
-    def take(self, instructions: Sequence[Instruction]) -> list[Step]:
-        return [instruction.step for instruction in instructions]
-
-    def running(self) -> AbstractContextManager[None]:
-        return parallel()
-
-    def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
-        x[where] = 1
-
-    def repeater(self) -> Repeater:
-        return _run
-
-
-CPU = _Cpu()
-
-
-def device_named(name: str) -> Device:
-    """The device "cpu" or "cuda".  Raises InputError for others, and where there is no CUDA."""
-    if name == "cpu":
-        return CPU
-    if name != "cuda":
-        raise InputError(f"device is {name!r}.", supported=", ".join(map(repr, DEVICES)))
-    from .cuda import card  # nothing of CUDA is imported before it is asked for
-
-    return card()
+    def constant(self, values: NDArray[Any]) -> Array:
+        return self.device.constant(values)

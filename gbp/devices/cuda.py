@@ -14,29 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy as copy_of
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from threading import RLock
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
-from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import InputError, OutOfMemoryError, UnsupportedError
-from ..kernels.codegen.jit import Kernel
+from ..errors import InputError, OutOfMemoryError
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel
-from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, multiply, subtract
 from ..limits import readable_bytes
-from ..ops.conv.algorithms import Algorithm
-from ..ops.resample import Table
-from ..ops.step import Step
-from ..plan.layout import Instruction
 from .base import Device, Repeater
+from .cuda_array import CudaArray, copyto, row_major_strides
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
@@ -89,7 +81,7 @@ class CudaDevice(Device):
             free, total = cuda.current_context().get_memory_info()
             raise self.out_of_memory(nbytes, free, total) from None
         # Only NumPy's arithmetic of shapes and strides is wanted: nobody ever looks at what is there.
-        shadow = as_strided(np.empty(1, dtype), shape, _row_major(shape, dtype.itemsize))
+        shadow = as_strided(np.empty(1, dtype), shape, row_major_strides(shape, dtype.itemsize))
         return CudaArray(self, shadow, memory, shadow.ctypes.data)
 
     def out_of_memory(self, needed: int, free: int, total: int) -> OutOfMemoryError:
@@ -108,12 +100,12 @@ class CudaDevice(Device):
         if to.shadow.flags.c_contiguous:
             self._copy_in(np.ascontiguousarray(values), to)
         else:
-            _copyto(to, self.upload(values))
+            copyto(to, self.upload(values))
 
     def read(self, x: CudaArray) -> NDArray[Any]:
         if not x.shadow.flags.c_contiguous:
             dense = self.empty(x.shape, x.dtype)
-            _copyto(dense, x)
+            copyto(dense, x)
             x = dense
         if SIMULATED:
             return x.shadow.copy()
@@ -130,36 +122,11 @@ class CudaDevice(Device):
             to.handle.copy_to_device(values, stream=self.numba_stream)
             self.numba_stream.synchronize()  # the values may be gone by then
 
-    def take(self, instructions: Sequence[Instruction]) -> list[Step]:
-        refused = [instruction for instruction in instructions if not instruction.step.on_card]
-        if refused:
-            layers = ", ".join(layer for instruction in refused for layer in instruction.layers)
-            raise UnsupportedError(
-                f"there are no kernels for a card of {layers}.",
-                supported="all layers but quantization, and products of matrices that go through NumPy",
-                hint="Leave the device out to compute on the CPU.",
-            )
-        moved: dict[int, Any] = {}
+    def constant(self, values: NDArray[Any]) -> Any:
+        if not values.size:
+            return values
         with self._lock:
-            return [self._taken(instruction.step, moved) for instruction in instructions]
-
-    def _taken(self, value: Any, moved: dict[int, Any]) -> Any:
-        """A copy of a step, or of what one holds, with all arrays on the card; the same where it has none."""
-        if id(value) in moved:
-            return moved[id(value)][1]
-        taken = value
-        if isinstance(value, np.ndarray) and value.size:
-            taken = self.upload(value)
-        elif isinstance(value, (list, tuple)):
-            parts = [self._taken(part, moved) for part in value]
-            if any(a is not b for a, b in zip(parts, value, strict=True)):
-                taken = type(value)(parts)
-        elif isinstance(value, (Step, Algorithm, Table)):
-            parts_of = {name: self._taken(part, moved) for name, part in vars(value).items()}
-            taken = copy_of(value)
-            taken.__dict__.update(parts_of)
-        moved[id(value)] = value, taken  # kept alive: its id is its name
-        return taken
+            return self.upload(values)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -207,7 +174,7 @@ class CudaDevice(Device):
     def seed(self, x: CudaArray, where: tuple[NDArray[np.int64], ...]) -> None:
         values = np.zeros(x.shape, x.dtype)
         values[where] = 1
-        _copyto(x, self.upload(values))
+        copyto(x, self.upload(values))
 
     def repeater(self) -> Repeater:
         recorded: list[Launch] = []
@@ -262,14 +229,14 @@ def _three(sizes: Sequence[int]) -> tuple[int, ...]:
     return (*sizes, 1, 1)[:3]
 
 
-def card() -> CudaDevice:
+def cuda_device() -> CudaDevice:
     """The card of this process.  Raises InputError where there is none."""
     with _making:
-        return _card()
+        return _cuda_device()
 
 
 @cache
-def _card() -> CudaDevice:
+def _cuda_device() -> CudaDevice:
     why = ""
     if not SIMULATED and find_spec("numba_cuda") is None:
         why = "numba-cuda is not installed"
@@ -282,193 +249,3 @@ def _card() -> CudaDevice:
             hint="Leave the device out to compute on the CPU.",
         )
     return CudaDevice()
-
-
-class CudaArray(NDArrayOperatorsMixin):
-    """An array in the memory of a card.
-
-    `shadow` has its shape and strides; except in the simulator there is nothing behind it.
-    """
-
-    def __init__(self, card: CudaDevice, shadow: NDArray[Any], memory: Any, origin: int) -> None:
-        """`memory` holds it; a view whose shadow starts at `origin` starts where the memory does."""
-        self.card, self.shadow, self._memory, self._origin = card, shadow, memory, origin
-        self._handle: Any = None
-
-    def _view(self, shadow: NDArray[Any]) -> CudaArray:
-        return CudaArray(self.card, shadow, self._memory, self._origin)
-
-    @property
-    def handle(self) -> Any:
-        """What Numba takes for it."""
-        if self._handle is None:
-            self._handle = self.shadow if SIMULATED else self._device_array()
-        return self._handle
-
-    def _device_array(self) -> Any:
-        """Numba's array, which keeps the memory alive and not this."""
-        start = self._memory.__cuda_array_interface__["data"][0] + self.shadow.ctypes.data - self._origin
-        description = {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (start, False),
-            "strides": self.strides,
-            "version": 3,
-        }
-        return cuda.from_cuda_array_interface(description, owner=self._memory, sync=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.shadow.shape
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return self.shadow.strides
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.shadow.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.shadow.ndim
-
-    @property
-    def size(self) -> int:
-        return self.shadow.size
-
-    @property
-    def itemsize(self) -> int:
-        return self.shadow.itemsize
-
-    def __len__(self) -> int:
-        return len(self.shadow)
-
-    def __getitem__(self, index: Any) -> CudaArray:
-        index = index if isinstance(index, tuple) else (index,)
-        if not all(i is None or i is ... or isinstance(i, (int, slice)) for i in index):
-            raise TypeError(f"{index!r} is no view of an array on the card")
-        return self._view(self.shadow[index if ... in index else (*index, ...)])
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        part = self[index]
-        if not (isinstance(value, CudaArray) and part._is(value)):  # as `a[i] += b` would have it
-            _copyto(part, value)
-
-    def _is(self, other: CudaArray) -> bool:
-        mine, its = self.shadow.__array_interface__, other.shadow.__array_interface__
-        return bool(mine == its and self._memory is other._memory)
-
-    def reshape(self, *shape: Any, copy: bool | None = None) -> CudaArray:
-        """A view; raises ValueError where that takes a copy."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return self._view(self.shadow.reshape(wanted, copy=False))
-
-    def is_aligned(self, nbytes: int) -> bool:
-        """Whether all rows along the last axis start at multiples of so many bytes."""
-        start = self.shadow.ctypes.data - self._origin
-        outer = zip(self.strides[:-1], self.shape[:-1], strict=True)
-        return start % nbytes == 0 and all(step % nbytes == 0 or size == 1 for step, size in outer)
-
-    def strided(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> CudaArray:
-        """A view with any strides, in bytes."""
-        return self._view(as_strided(self.shadow, shape, strides))
-
-    def view(self, dtype: DTypeLike) -> CudaArray:
-        """The same bytes as elements of another type."""
-        return self._view(self.shadow.view(dtype))
-
-    def transpose(self, *axes: Any) -> CudaArray:
-        return self._view(self.shadow.transpose(*axes))
-
-    def fill(self, value: float) -> None:
-        if self.dtype != np.float32 and value:
-            raise TypeError(f"only zeros are filled into {self.dtype}")
-        zeros = self if self.dtype == np.float32 else self.view(np.float32)  # which are zeros of any type
-        fill(_merged(zeros)[0], value)
-
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("an array on the card is read by Card.read alone")
-
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function not in _FUNCTIONS:
-            return NotImplemented
-        return _FUNCTIONS[function](*args, **kwargs)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        if method != "__call__" or kwargs or ufunc not in _UFUNCS:
-            return NotImplemented
-        shape = np.broadcast_shapes(
-            *(np.shape(x) if not isinstance(x, CudaArray) else x.shape for x in inputs)
-        )
-        y = self.card.empty(shape) if out is None else out[0]
-        a, b = (
-            x if isinstance(x, CudaArray) else self.card.upload(np.asarray(x, np.float32)) for x in inputs
-        )
-        _UFUNCS[ufunc](*_merged(y, *(_broadcast_to(x, y.shape) for x in (a, b))))
-        return y
-
-
-def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _merged(*arrays: CudaArray) -> list[CudaArray]:
-    """The same arrays of one shape with MOVED_AXES axes: those that lie alike in all are made one."""
-    shape = arrays[0].shape
-    axes: list[list[int]] = []  # runs of neighbours
-    for axis, size in enumerate(shape):
-        if size == 1:
-            continue
-        joins = axes and all(a.strides[axes[-1][-1]] == size * a.strides[axis] for a in arrays)
-        if joins:
-            axes[-1].append(axis)
-        else:
-            axes.append([axis])
-    if len(axes) > MOVED_AXES:
-        raise UnsupportedError(
-            f"{len(axes)} axes of an array {list(shape)} move apart.",
-            supported=f"up to {MOVED_AXES} on a card",
-        )
-    sizes = [math.prod(shape[axis] for axis in run) for run in axes]
-    filled = (1,) * (MOVED_AXES - len(axes))
-    merged = []
-    for array in arrays:
-        strides = [array.strides[run[-1]] for run in axes]
-        merged.append(array.strided((*filled, *sizes), (*(0 for _ in filled), *strides)))
-    return merged
-
-
-def _broadcast_to(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
-    return x._view(np.broadcast_to(x.shadow, shape))
-
-
-def _copyto(to: CudaArray, values: Any) -> None:
-    if isinstance(values, CudaArray):
-        target, source = _merged(to, _broadcast_to(values, to.shape))
-        copy(source, target)
-    elif np.ndim(values) == 0:
-        to.fill(float(values))
-    else:
-        raise TypeError("only an array on the card, or a number, can be copied into one")
-
-
-#: What steps may do with arrays besides calling kernels, and what it is here.
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.broadcast_to: _broadcast_to,
-    np.copyto: _copyto,
-    np.empty_like: lambda x: x.card.empty(x.shape, x.dtype),
-}
-_UFUNCS: dict[Any, Callable[..., None]] = {np.add: add, np.multiply: multiply, np.subtract: subtract}
-
-
-def hand_over(kernel: Kernel, args: tuple[Any, ...]) -> None:
-    """Run a kernel's twin; the last of the arguments is the number of threads, which a card does not need."""
-    twin_of(kernel)(*args[:-1])
-
-
-@cache
-def twin_of(kernel: Kernel) -> Callable[..., None]:
-    """The kernel of the same name in the module `…_cuda` beside its own."""
-    twin: Callable[..., None] = getattr(import_module(f"{kernel.module}_cuda"), kernel.name)
-    return twin

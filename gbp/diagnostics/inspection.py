@@ -9,14 +9,13 @@ import onnx
 from numpy.typing import ArrayLike
 
 from ..errors import UnsupportedError
-from ..graph.graph import Graph, Shape
+from ..graph.graph import Graph
+from ..graph.shapes import Shape
 from ..importer.load import build, unsupported_nodes
 from ..importer.proto import Model, check_tensors, read
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
-from ..ops.concat import AxisSlice, Concat
 from ..ops.conv.conv import check_algorithm
-from ..ops.shape import CopyStep, Reshape, Transpose
 from ..plan.plan import Plan
 
 
@@ -108,12 +107,10 @@ def _how(graph: Graph, plan: Plan) -> dict[str, str]:
         first, *fused = instruction.layers
         how[first] = " + ".join([instruction.step.algorithm, *(kinds[name] for name in fused)])
         how.update(dict.fromkeys(fused, "fused"))
-    copied = {
-        instruction.layers[0] for instruction in plan.instructions if isinstance(instruction.step, CopyStep)
-    }
+    copied = {it.layers[0] for it in plan.instructions if it.step.algorithm == "reorder"}
     for layer in graph.layers:
         if layer.name not in how:
             moves = any(f"({name})" in copied for name in layer.inputs)
-            is_view = isinstance(layer.op, (Concat, Reshape, AxisSlice, Transpose))
+            is_view = layer.op.moves_only
             how[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
     return how

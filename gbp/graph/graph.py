@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..ops.step import Op
-
-Shape = tuple[int, ...]
+from .op import Op
+from .shapes import Shape
 
 
 @dataclass(frozen=True)

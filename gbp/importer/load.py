@@ -10,12 +10,13 @@ import onnx
 from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError, UnsupportedError
-from ..graph.graph import Graph, Layer, Shape
+from ..graph.graph import Graph, Layer
+from ..graph.op import Op
+from ..graph.shapes import Shape
 from ..limits import MAX_AXES, MAX_ELEMENTS, Budget, computing, elements
 from ..ops import PARSERS
 from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
-from ..ops.step import Op
 from ..ops.unpool import Indices
 from .folding import FOLDABLE, evaluate
 from .proto import (

@@ -12,22 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .step import (
-    NO_WEIGHTS,
-    Clipped,
-    Context,
-    Floats,
-    GradientSlot,
-    Op,
-    Order,
-    Step,
-    innermost,
-    pixels,
-    row_major,
-)
+from .step import NO_WEIGHTS, UNCLIPPED, Clipped, Context, Floats, GradientSlot, Step, pixels
 
 _MAX_CHANNELS = 2**23  # a constant is kept for each
 
@@ -54,8 +43,9 @@ class Affine(Op):
         order = given[0] if given[0][-1] == self.axis else innermost(self.axis, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return PointwiseStep(self.a.astype(np.float32), self.b.astype(np.float32))
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        a, b = self.a.astype(np.float32), self.b.astype(np.float32)
+        return PointwiseStep(target.constant(a), target.constant(b))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +68,9 @@ class Scale(Op):
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         return (row_major(len(x[0])),), row_major(len(x[0]))
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return ScaleStep(self)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        a, b = self.a.astype(np.float32), self.b.astype(np.float32)
+        return ScaleStep(target.constant(a), target.constant(b))
 
 
 def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
@@ -155,8 +146,8 @@ class PointwiseStep(Step):
     fuses_residual = True
     fuses_clip = True
 
-    def __init__(self, a: Floats = NO_WEIGHTS, b: Floats = NO_WEIGHTS) -> None:
-        self.a, self.b = a, b
+    def __init__(self, a: Floats = NO_WEIGHTS, b: Floats = NO_WEIGHTS, clip: Clipped = UNCLIPPED) -> None:
+        self.a, self.b, self.clip = a, b, clip
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         residual = pixels(r) if r.size else r
@@ -172,8 +163,8 @@ class PointwiseStep(Step):
 class ScaleStep(Step):
     algorithm = "scale"
 
-    def __init__(self, op: Scale) -> None:
-        self.a, self.b = op.a.astype(np.float32), op.b.astype(np.float32)
+    def __init__(self, a: Floats, b: Floats) -> None:
+        self.a, self.b = a, b
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.multiply(x[0], self.a, out=y)

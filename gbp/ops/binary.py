@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
 from .affine import plus, scale_and_shift, times
@@ -23,7 +24,7 @@ from .broadcast import RANK, SameRank, operands, six_axes
 from .functions import Function
 from .node import Node
 from .rectifier import Rectifier
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
+from .step import Clipped, Context, Floats, GradientSlot, Step
 
 _MAX_OPERANDS = 256  # a switch is one byte
 _SQUARE, _ROOT, _INVERSE = 2.0, 0.5, -1.0
@@ -52,15 +53,15 @@ class _Mixed(SameRank):
 class Binary(_Mixed):
     """y = f(a, b), a row of `kernels.binary`."""
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return (BinaryStep if self.name in SLOPES else CompareStep)(self, order)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return (BinaryStep if self.name in SLOPES else CompareStep)(self, order, target)
 
 
 class Choice(_Mixed):
     """Max or Min of the operands; or Where: the second where the first is not 0, else the third."""
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return ChoiceStep(self, order)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return ChoiceStep(self, order, target)
 
 
 def _constants(node: Node, shape: Shape, given: list[NDArray[Any] | None]) -> Constants:
@@ -167,10 +168,10 @@ PARSERS = {
 
 
 class _MixedStep(Step):
-    def __init__(self, op: _Mixed, order: Order) -> None:
+    def __init__(self, op: _Mixed, order: Order, target: Target) -> None:
         self.name, self.algorithm = op.name, f"broadcast {op.name.lower()}"
         self.constants = [
-            None if c is None else np.array(c.transpose(0, *order), np.float32, order="C")
+            None if c is None else target.constant(np.array(c.transpose(0, *order), np.float32, order="C"))
             for c in op.constants
         ]
         self.computed = [i for i, c in enumerate(op.constants) if c is None]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import ELEMENT, elements
@@ -28,8 +29,6 @@ from .step import (
     Context,
     Floats,
     GradientSlot,
-    Op,
-    Order,
     Step,
     pixels,
     strided,
@@ -50,7 +49,7 @@ class SameRank(Op):
 
 @dataclass(frozen=True)
 class Add(SameRank):
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return AddStep() if all(shape == y for shape in x) else BroadcastAddStep()
 
 
@@ -59,7 +58,7 @@ class Mul(SameRank):
     def macs(self, y: Shape) -> int:
         return int(np.prod(y[1:]))
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return MulStep()
 
 
@@ -130,6 +129,7 @@ class AddStep(Step):
     """Tensors of one shape."""
 
     algorithm = "sum"
+    is_sum = True
     gates = True
     fuses_clip = True
 

@@ -15,22 +15,11 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
-from .step import (
-    NO_MASK,
-    NO_TENSOR,
-    NO_WEIGHTS,
-    Clipped,
-    Context,
-    Floats,
-    GradientSlot,
-    Op,
-    Order,
-    Step,
-    pixels,
-)
+from .step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixels
 
 
 def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
@@ -45,6 +34,8 @@ class Concat(Op):
     axis: int
     constants: Mapping[int, Floats] = field(default_factory=dict)
 
+    moves_only = True
+
     @property
     def parameters(self) -> int:
         return sum(c.size for c in self.constants.values())
@@ -53,10 +44,10 @@ class Concat(Op):
         total = sum(part[self.axis] for part in self._parts(x))
         return *x[0][: self.axis], total, *x[0][self.axis + 1 :]
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         ends = [0, *accumulate(part[self.axis] for part in self._parts(x))]
         slices = [_at(order, self.axis, a, b) for a, b in pairwise(ends)]
-        fixed = [(slices[i], c.transpose(0, *order)) for i, c in self.constants.items()]
+        fixed = [(slices[i], target.constant(c.transpose(0, *order))) for i, c in self.constants.items()]
         parts = tuple(part for i, part in enumerate(slices) if i not in self.constants)
         along_rows = order[-1] == self.axis
         return ConcatWithConstantsStep(parts, along_rows, fixed) if fixed else ConcatStep(parts, along_rows)
@@ -76,10 +67,12 @@ class AxisSlice(Op):
     start: int
     stop: int
 
+    moves_only = True
+
     def shape(self, *x: Shape) -> Shape:
         return *x[0][: self.axis], self.stop - self.start, *x[0][self.axis + 1 :]
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return AxisSliceStep(_at(order, self.axis, self.start, self.stop), order[-1] == self.axis)
 
 
@@ -124,17 +117,11 @@ class ConcatStep(Step):
     """One copy of each part; along rows by kernels, which also gate on the way back."""
 
     algorithm = "copy"
-    #: The parts may lie in the whole.
-    in_place = True
 
     def __init__(self, parts: tuple[tuple[slice, ...], ...], along_rows: bool) -> None:
         self.parts = parts
         self.along_rows = self.gates = along_rows
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """Where each part begins on the axis that is joined."""
-        return tuple(part[-1].start for part in self.parts)
+        self.part_starts = tuple(part[-1].start for part in parts) if along_rows else None
 
     def only(self, which: Sequence[int]) -> ConcatStep:
         """The step that copies these parts; the others are in place already."""
@@ -160,8 +147,6 @@ class ConcatStep(Step):
 class ConcatWithConstantsStep(ConcatStep):
     """Writes the constants anew in each run, because others may have used the memory."""
 
-    in_place = False
-
     def __init__(
         self,
         parts: tuple[tuple[slice, ...], ...],
@@ -169,6 +154,7 @@ class ConcatWithConstantsStep(ConcatStep):
         fixed: Sequence[tuple[tuple[slice, ...], Floats]],
     ) -> None:
         super().__init__(parts, along_rows)
+        self.part_starts = None
         self.fixed = fixed
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -182,11 +168,7 @@ class AxisSliceStep(Step):
 
     def __init__(self, part: tuple[slice, ...], along_rows: bool) -> None:
         self.part = part
-        self.along_rows = along_rows
-
-    @property
-    def start(self) -> int:
-        return int(self.part[-1].start)
+        self.slice_start = int(part[-1].start) if along_rows else None
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.copyto(y, x[0][self.part])

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.geometry import Axis
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost
 from .conv.conv import convolution, read_kernel
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
 
 
@@ -39,7 +40,7 @@ class Spread(Op):
         order = innermost(1, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return SpreadStep(list(starmap(_cells, zip(x[0][2:], y[2:], self.step, self.begin, strict=True))))
 
 

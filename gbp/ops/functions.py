@@ -13,15 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, pixels, row_major
+from .step import Clipped, Context, Floats, GradientSlot, Step, pixels, strided
 
 #: Names in the table of `kernels.functions`; PRelu is one more.
 ACTIVATIONS = frozenset((
@@ -48,7 +48,7 @@ class Function(Op):
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + (8 * ELEMENT * elements(y) if self.name in NUMBERS else 0)
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return FunctionStep(self)
 
 
@@ -78,13 +78,13 @@ class PRelu(Op):
             order = innermost(self.axis, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.axis is None:
-            return PReluStep(pixels(np.array(self.slopes, order="C")))
+            return PReluStep(target.constant(pixels(np.array(self.slopes, order="C"))))
         *outer, channels = (y[axis] for axis in order)
         rows = outer if len(outer) == 2 else (1, int(np.prod(outer)))
-        slopes = np.array(self.slopes)
-        return PReluStep(as_strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
+        slopes = target.constant(np.array(self.slopes))
+        return PReluStep(strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
 
 
 #: Attributes of the ONNX op, in the order of p and q, and their defaults.

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.codegen.memory import ALIGNMENT, aligned
 from ..kernels.gemm import gemm_bwd, gemm_fwd
 from ..kernels.pointwise import pointwise_bwd
 from .node import Node
-from .step import NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Op, Order, Step, pixels
+from .step import NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,8 @@ class Dense(Op):
     def shape(self, *x: Shape) -> Shape:
         return x[0][0], len(self.w)
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return DenseStep(self)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return DenseStep(self, target)
 
 
 def _aligned(w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,8 +73,8 @@ class DenseSum(Op):
     def shape(self, *x: Shape) -> Shape:
         return self.dense.shape(*x)
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return DenseSumStep(self.dense)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return DenseSumStep(self.dense, target)
 
 
 def _weights(node: Node) -> NDArray[np.float32]:
@@ -129,9 +130,9 @@ class DenseStep(Step):
     fuses_residual = True
     fuses_clip = True
 
-    def __init__(self, op: Dense) -> None:
+    def __init__(self, op: Dense, target: Target) -> None:
         w = op.w if op.w.flags.c_contiguous and op.w.ctypes.data % ALIGNMENT == 0 else _aligned(op.w)
-        self.w, self.b = w.reshape(-1), op.b.astype(np.float32)
+        self.w, self.b = target.constant(w.reshape(-1)), target.constant(op.b.astype(np.float32))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         residual = pixels(r) if r.size else r

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..graph.op import Op
 from ..limits import elements
 from .affine import scale_and_shift
 from .gemm import Dense
 from .node import Node
 from .shape import Pad, Reshape
-from .step import Op
 
 
 def parse_image_scaler(node: Node) -> Op:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..graph.geometry import Window
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
 from .node import Node
 from .planes import by_planes
 from .pool import over_everything, read_pool_axes, separable
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import planes_of, reverse_work, spatial_outputs, taps_of
 
 _MAX_P = 2**10
@@ -40,7 +41,7 @@ class LpPool(Op):
         order = innermost(1, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(LpPoolStep(self), x[0])
 
 

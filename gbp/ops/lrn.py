@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from ..limits import elements
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, pixels
+from .step import Clipped, Context, Floats, GradientSlot, Step, pixels
 
 _MAX_SIZE = 2**12
 
@@ -35,7 +36,7 @@ class LRN(Op):
         order = innermost(1, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return LRNStep(self, x[0][1])
 
 

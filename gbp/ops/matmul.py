@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.geometry import Window
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, row_major
 from ..limits import ELEMENT, OPERAND, elements
 from .conv.conv import Conv
 from .gemm import dense_matmul
 from .node import Node
 from .shape import Reshape, Transpose
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, row_major
+from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import MAX_PIXELS
 
 
@@ -57,7 +58,7 @@ class MatMul(Op):
         order = row_major(len(x[0]))
         return (order,) * len(x), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.constant is None:
             return MatMulStep()
         return ConstantMatMulStep(self.constant, self.constant_first)
@@ -180,7 +181,7 @@ class MatMulStep(Step):
     """Sample by sample, so that no sample's bits depend on the others."""
 
     algorithm = "numpy"
-    on_card = False
+    needs_host = True
     wants_whole = True
     saves_x = True
 
@@ -200,7 +201,7 @@ class MatMulStep(Step):
 
 class ConstantMatMulStep(Step):
     algorithm = "numpy"
-    on_card = False
+    needs_host = True
     wants_whole = True
 
     def __init__(self, constant: NDArray[np.float32], constant_first: bool) -> None:

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedError
-from ..graph.graph import Shape
+from ..graph.shapes import Shape
 
 Constant = NDArray[Any]
 

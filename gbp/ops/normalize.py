@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
 from ..limits import ELEMENT, elements
 from .affine import Affine, scale_and_shift
 from .node import Node
 from .reduce import Runs, in_runs, order_in_runs, reduced_axes, runs_of, sums_of
 from .shape import Reshape
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
+from .step import Clipped, Context, Floats, GradientSlot, Step
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Normalize(Op):
         order = order_in_runs(given[0], self.axes)
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return NormalizeStep(self, runs_of(x[0], order, self.axes))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.shapes import Shape
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
 from .window import planes_of
 

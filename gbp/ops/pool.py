@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..graph.geometry import Axis, Window
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost
 from ..kernels.pool import (
     averagepool_bwd,
     averagepool_fwd,
@@ -32,7 +33,7 @@ from ..limits import elements
 from .node import Node
 from .planes import by_planes
 from .shape import Reshape
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from .step import Clipped, Context, Floats, GradientSlot, Step
 from .unpool import Indices
 from .window import (
     MAX_PIXELS,
@@ -65,7 +66,7 @@ class _Pool(Op):
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(MaxPoolStep(self), x[0])
 
 
@@ -73,7 +74,7 @@ class MaxPool(_Pool):
 class AveragePool(_Pool):
     include_pad: bool = False
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(AveragePoolStep(self), x[0])
 
 

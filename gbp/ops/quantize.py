@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..importer.proto import type_name
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
+from .step import Clipped, Context, Floats, GradientSlot, Step
 
 #: Integers that a float32 holds exactly.
 _RANGES = {
@@ -50,13 +51,15 @@ class Quantize(_Linear):
     lo: int
     hi: int
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    is_straight_through = True
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return QuantizeStep(*self._physical(order), self.lo, self.hi)
 
 
 @dataclass(frozen=True, eq=False)
 class Dequantize(_Linear):
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return DequantizeStep(*self._physical(order))
 
 
@@ -109,7 +112,7 @@ PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantiz
 
 class QuantizeStep(Step):
     algorithm = "quantize"
-    on_card = False
+    needs_host = True
     saves_x = True
 
     def __init__(self, scale: Floats, zero: Floats, lo: int, hi: int) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from .affine import PointwiseStep
 from .node import Node
-from .step import Clipped, Op, Order, Step
+from .step import Clipped, Step
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Rectifier(Op):
     def shape(self, *x: Shape) -> Shape:
         return x[0]
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return PointwiseStep()
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return PointwiseStep(clip=self.clip)
 
 
 def parse_relu(node: Node) -> Op:

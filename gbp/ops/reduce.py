@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels import reduce as kernels
 from ..kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd, reduce_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
 from .pool import AveragePool, over_everything
 from .shape import Reshape, or_identity
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, view
+from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
 #: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
 Runs = tuple[int, int, int, int]
@@ -84,7 +85,7 @@ class Reduce(Op):
         order = order_in_runs(given[0], self.axes)
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         linear = self.kind in (kernels.SUM, kernels.MEAN)
         step: type[ReduceStep] = ReduceStep if linear else CurvedReduceStep
         return step(self.kind, runs_of(x[0], order, self.axes))
@@ -104,7 +105,7 @@ class Extremum(Op):
         order = order_in_runs(given[0], self.axes, row_major=True)
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return ExtremumStep(self.highest, runs_of(x[0], order, self.axes))
 
 

@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN
 from ..kernels.resample import resample
 from ..limits import elements
 from .node import Node
 from .shape import or_identity
-from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Op, Order, Step, view
+from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
 
 #: Of one table: inputs that all outputs together look at.
 MAX_TAPS = 2**22
@@ -57,6 +58,10 @@ class Table:
         used = weights != 0
         starts = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int64)
         return cls(starts, indices[used].astype(np.int32), weights[used].astype(np.float32))
+
+    def on(self, target: Target) -> Table:
+        """The same table in the memory of a device."""
+        return Table(*map(target.constant, (self.starts, self.taps, self.weights)))
 
     @property
     def outputs(self) -> int:
@@ -97,13 +102,13 @@ class Resample(Op):
         around = elements(y) // max(1, self.table.outputs)
         return super().work(x, y) + 2 * _TAP * len(self.table.taps) * around
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return ResampleStep(self, order)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return ResampleStep(self, order, target)
 
 
 class ResampleStep(Step):
-    def __init__(self, op: Resample, order: Order) -> None:
-        self.table, self.transposed = op.table, op.table.transposed(op.size)
+    def __init__(self, op: Resample, order: Order, target: Target) -> None:
+        self.table, self.transposed = op.table.on(target), op.table.transposed(op.size).on(target)
         self.at = 1 + order.index(op.axis)
         # Masks have whole bytes for the innermost axis: single elements of it have no such mask.
         self.gates = self.at < len(order)

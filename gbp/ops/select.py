@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..graph.op import Op
 from .concat import AxisSlice
 from .node import Node
 from .resample import refuse_unless_it_fits, select
 from .shape import Pad, Reshape, or_identity
-from .step import Op
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..importer.proto import FLOATS, type_name
 from ..limits import MAX_AXES, elements
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step
+from .step import Clipped, Context, Floats, GradientSlot, Step
 
 
 def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
@@ -47,6 +48,8 @@ def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
 class Reshape(Op):
     to: Shape
 
+    moves_only = True
+
     def shape(self, *x: Shape) -> Shape:
         return self.to
 
@@ -64,7 +67,7 @@ class Reshape(Op):
                 result += right
         return (tuple(wanted),), tuple(result)
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> None:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> None:
         return None
 
 
@@ -77,13 +80,15 @@ def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
 class Transpose(Op):
     perm: tuple[int, ...]
 
+    moves_only = True
+
     def shape(self, *x: Shape) -> Shape:
         return tuple(x[0][axis] for axis in self.perm)
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         return given, tuple(self.perm.index(axis) for axis in given[0])
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> None:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> None:
         return None
 
 
@@ -98,7 +103,7 @@ class Pad(Op):
     def shape(self, *x: Shape) -> Shape:
         return tuple(n + a + b for n, a, b in zip(x[0], self.begin, self.end, strict=True))
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         inside = [slice(self.begin[axis], self.begin[axis] + x[0][axis]) for axis in order]
         return PadStep((slice(None), *inside), self.value)
 

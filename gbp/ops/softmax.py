@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, row_major, view
+from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Softmax(Op):
         order = row_major(rank) if self.end - self.axis > 1 else innermost(self.axis, rank)
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         # A mask has whole bytes for the innermost axis: rows that span several axes have no such mask.
         one_axis = self.end - self.axis == 1
         return SoftmaxStep(int(np.prod(y[self.axis : self.end])), self.logarithm, gates=one_axis)

@@ -1,13 +1,12 @@
-"""What every op has in common.
+"""`Step`: an op with sizes fixed and weights packed, and what a run gives it.
 
-An op is one file: its equations on top, then `parse` (ONNX node → meaning), `shape`, and the lowered step
-with `forward` and `vjp` side by side.  `Op` is the meaning; `Step` is the same with sizes fixed and weights
-packed, made by `Op.lower` once the plan knows the memory order of the tensors.
+`Op.lower` makes the step once the plan knows the memory order of the tensors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,30 +14,16 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN, Gate
 from ..kernels.codegen.jit import Compiled
-from ..limits import ELEMENT, OPERAND, elements
 
 Floats = NDArray[np.float32]
-
-#: The memory order of a tensor's axes after the batch, outermost first: (1, 2, 3) is as in the file,
-#: CHANNELS_LAST is N, H, W, C.
-Order = tuple[int, ...]
-CHANNELS_LAST: Order = (2, 3, 1)
 
 NO_TENSOR: Floats = np.empty((0, 0, 0, 0), np.float32)
 NO_MASK: NDArray[np.uint8] = np.empty((0, 0, 0, 0), np.uint8)
 NO_WEIGHTS: Floats = np.empty(0, np.float32)
-
-
-def row_major(rank: int) -> Order:
-    return tuple(range(1, rank))
-
-
-def innermost(axis: int, rank: int) -> Order:
-    """The order as in the file, but with `axis` innermost."""
-    return (*(a for a in row_major(rank) if a != axis), axis)
 
 
 def view(x: NDArray[Any], *shape: int) -> NDArray[Any]:
@@ -148,14 +133,28 @@ class Step(ABC):
     #: What `vjp` reads again.
     saves_x: bool = False
     saves_y: bool = False
-    #: All that it does with arrays a card does as well; where not, a card refuses it.
-    on_card: bool = True
+    #: It computes through NumPy on the host's arrays, so other devices refuse it.
+    needs_host: bool = False
+    #: A sum of its inputs that another step can compute as its residual.
+    is_sum: bool = False
+    #: The clip that it ends with when nothing is fused.
+    clip: Clipped = UNCLIPPED
+    #: y is a run of every row of x, from this element on; None where it is not.
+    slice_start: int | None = None
+    #: The inputs are runs of every row of y, from these elements on; None where they are not.
+    part_starts: tuple[int, ...] | None = None
+    #: y holds positions, which count as gbp counts them.
+    yields_positions: bool = False
     #: Element type of the switches, one for each output, where there are any.
     switches: type[np.generic] | None = None
 
     def scratch(self, threads: int) -> tuple[int, int]:
         """Floats of scratch that a call needs: (fixed, for each sample)."""
         return 0, 0
+
+    def only(self, which: Sequence[int]) -> Step:
+        """The step for these inputs alone; the others are in their place in y already."""
+        raise TypeError(f"{type(self).__name__} has no parts")
 
     @abstractmethod
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -166,44 +165,9 @@ class Step(ABC):
         """Put the gradient of every input, given gy behind the rectifier's gate."""
 
 
-class Op(ABC):
-    """What a layer means.  Frozen; holds its weights."""
-
-    @property
-    def parameters(self) -> int:
-        return 0
-
-    @property
-    def is_activation(self) -> bool:
-        """Whether it serves as one and is no rectifier: the papers define no rule for it."""
-        return False
-
-    def macs(self, y: Shape) -> int:
-        """Multiply-adds a sample, for an output of shape y."""
-        return 0
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it holds together with its step: weights in float64, and packed in float32."""
-        return 12 * self.parameters
-
-    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        """What one sample costs forward and back, in multiply-adds: an estimate, to refuse the absurd by."""
-        return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x))) + OPERAND * (1 + len(x))
-
-    @abstractmethod
-    def shape(self, *x: Shape) -> Shape:
-        """The output's shape."""
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        """The memory orders that the step wants of its inputs, and that of its output.
-
-        By default all tensors lie as the first one happens to.
-        """
-        return tuple(given[0] for _ in given), given[0]
-
-    @abstractmethod
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step | None:
-        """The step for inputs of shapes x that lie in memory `order`; None where no byte moves, so that the
-        output is a view of the input.
-        """
+def lower(op: Op, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step | None:
+    """`op.lower`, typed: the graph, which holds ops, knows no steps."""
+    step = op.lower(x, y, order, target)
+    if step is not None and not isinstance(step, Step):
+        raise TypeError(f"{type(op).__name__}.lower returned a {type(step).__name__}")
+    return step

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.geometry import Axis
-from ..graph.graph import Shape
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape, innermost
 from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
 from ..limits import ELEMENT, elements
 from .node import Node
 from .planes import volume
-from .step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost, view
+from .step import Clipped, Context, Floats, GradientSlot, Step, view
 from .window import MAX_PIXELS, check_room, read_sliding, spatial_sizes
 
 #: What a tap of a plain loop takes, in multiply-adds.
@@ -51,7 +52,7 @@ class Indices(Op):
         order = innermost(1, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return IndicesStep(self)
 
 
@@ -76,8 +77,8 @@ class MaxUnpool(Op):
         order = innermost(1, len(x[0]))
         return (order,) * len(x), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
-        return MaxUnpoolStep(self)
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return MaxUnpoolStep(self, target)
 
 
 def parse(node: Node) -> Op:
@@ -152,6 +153,7 @@ def _lines(x: Floats) -> Floats:
 
 class IndicesStep(Step):
     algorithm = "indices"
+    yields_positions = True
 
     def __init__(self, op: Indices) -> None:
         axes = [(a.kernel, a.stride, a.dilation, a.begin) for a in op.axes]
@@ -169,9 +171,9 @@ class MaxUnpoolStep(Step):
     algorithm = "unpool"
     switches = np.uint32
 
-    def __init__(self, op: MaxUnpool) -> None:
+    def __init__(self, op: MaxUnpool, target: Target) -> None:
         constant = op.positions
-        self.positions = constant if constant is None else np.moveaxis(constant, 1, -1).copy()
+        self.positions = None if constant is None else target.constant(np.moveaxis(constant, 1, -1).copy())
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         positions = x[1] if self.positions is None else self.positions

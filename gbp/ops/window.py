@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..graph.geometry import Axis, Window, resolve_axes
-from ..graph.graph import Shape
+from ..graph.shapes import Shape
 from ..kernels.taps import Taps
 from ..limits import ELEMENT, MAX_ELEMENTS, elements
 from .node import Node

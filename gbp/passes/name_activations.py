@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.graph import Graph, Layer
+from ..graph.op import Op
 from ..ops.affine import Affine
 from ..ops.binary import Binary
 from ..ops.broadcast import Add, Mul
 from ..ops.functions import Function
 from ..ops.rectifier import Rectifier
-from ..ops.step import Op
 
 Numbers = NDArray[np.float64]
 

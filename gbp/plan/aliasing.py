@@ -19,7 +19,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..ops.concat import AxisSliceStep, ConcatStep
 from .layout import Instruction, PhysicalTensor
 
 Tensors = Mapping[str, PhysicalTensor]
@@ -64,18 +63,13 @@ def alias_buffers(
     left = []
     for instruction in instructions:
         step, copied = instruction.step, instruction.inputs
-        if isinstance(step, AxisSliceStep) and step.along_rows:
+        if step.slice_start is not None:
             if instruction.output not in undivided and holds_parts(instruction.inputs[0]):
-                inside[instruction.output] = instruction.inputs[0], step.start
+                inside[instruction.output] = instruction.inputs[0], step.slice_start
                 copied = ()
-        elif (
-            isinstance(step, ConcatStep)
-            and step.in_place
-            and step.along_rows
-            and holds_parts(instruction.output)
-        ):
+        elif step.part_starts is not None and holds_parts(instruction.output):
             which = []
-            for i, (name, start) in enumerate(zip(instruction.inputs, step.starts, strict=True)):
+            for i, (name, start) in enumerate(zip(instruction.inputs, step.part_starts, strict=True)):
                 if name in undivided or name in inside:
                     which.append(i)
                 else:

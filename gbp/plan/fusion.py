@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ops.broadcast import AddStep
 from ..ops.step import UNCLIPPED
 from .layout import Instruction
 
@@ -34,7 +33,7 @@ def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[I
     gone: set[int] = set()
     result: dict[int, Instruction] = dict(enumerate(instructions))
     for i, instruction in enumerate(instructions):
-        if not isinstance(instruction.step, AddStep) or len(instruction.inputs) != 2:
+        if not instruction.step.is_sum or len(instruction.inputs) != 2:
             continue
         # The later of the two, so that less is alive while it waits for the other.
         for name in sorted(instruction.inputs, key=lambda x: -made.get(x, -1)):

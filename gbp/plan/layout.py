@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..graph.graph import Graph, Shape
+from ..graph.graph import Graph
+from ..graph.op import Target
+from ..graph.shapes import Order, Shape, row_major
 from ..limits import elements
-from ..ops.rectifier import Rectifier
 from ..ops.shape import CopyStep
-from ..ops.step import UNCLIPPED, Clipped, Order, Step, row_major
+from ..ops.step import UNCLIPPED, Clipped, Step, lower
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Layout:
     ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
 
 
-def lay_out(graph: Graph, rectify: bool = False) -> Layout:
-    """Choose memory orders along the graph and lower every op; `rectify` activations too."""
+def lay_out(graph: Graph, target: Target, rectify: bool = False) -> Layout:
+    """Choose memory orders along the graph and lower every op for `target`; `rectify` activations too."""
     layout = Layout(named=frozenset(graph.shapes))
     first = graph.shapes[graph.input]
     readers = graph.consumers()[graph.input]
@@ -109,15 +110,14 @@ def lay_out(graph: Graph, rectify: bool = False) -> Layout:
             for name, shape, order in zip(layer.inputs, shapes, wanted, strict=True)
         )
         y = graph.shapes[layer.output]
-        step = layer.op.lower(shapes, y, wanted[0])
+        step = lower(layer.op, shapes, y, wanted[0], target)
         if step is None:
             _add_view(layout, inputs[0], layer.output, y, result)
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
-        clip = layer.op.clip if isinstance(layer.op, Rectifier) else UNCLIPPED
         rectified = rectify and layer.op.is_activation
         layout.instructions.append(
-            Instruction((layer.name,), step, inputs, tensor.name, clip=clip, rectified=rectified)
+            Instruction((layer.name,), step, inputs, tensor.name, clip=step.clip, rectified=rectified)
         )
     return layout
 

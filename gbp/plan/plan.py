@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from ..devices.base import CPU, Device
+from ..devices.base import Device, LoweringTarget
+from ..devices.cpu import CPU
 from ..errors import UnsupportedError
-from ..graph.graph import Graph, Shape
+from ..graph.graph import Graph
+from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, elements
-from ..ops.conv.conv import force
 from ..passes import simplify
 from .aliasing import BufferSlice, alias_buffers, mask_slices
 from .backward import BackwardInstruction, backward_order
@@ -56,6 +57,8 @@ class Plan:
     rectifiers: int
     #: How many activations there are for which the papers define no rule, by what the file calls them.
     other_activations: dict[str, int]
+    #: How many layers round whose gradient passes as though they did not.
+    straight_through: int
 
     @classmethod
     def build(
@@ -68,16 +71,14 @@ class Plan:
         Raises UnsupportedError where one sample would not fit into memory, or where the device has no kernels
         for a layer.
         """
-        graph = force(simplify(graph), algorithm, device.name)
-        layout = lay_out(graph, rectify)
+        graph = simplify(graph)
+        layout = lay_out(graph, LoweringTarget(device, algorithm), rectify)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
         instructions, slices = alias_buffers(fused, tensors, layout.views)
-        instructions = [
-            replace(instruction, step=step)
-            for instruction, step in zip(instructions, device.take(instructions), strict=True)
-        ]
+        if not device.is_host:
+            _refuse_steps_of_the_host(instructions)
         masks = mask_slices(instructions, tensors, slices)
         backward, handed_on = backward_order(instructions, slices, masks, image.name, scores.name)
         sizes = {at.root: elements(tensors[at.root].shape) for at in slices.values()}
@@ -98,6 +99,7 @@ class Plan:
             rectifiers=sum(
                 instruction.clip.is_rectifier or instruction.rectified for instruction in instructions
             ),
+            straight_through=sum(layer.op.is_straight_through for layer in graph.layers),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
         )
         nbytes = plan.nbytes(1, targets=1)
@@ -160,6 +162,16 @@ class Plan:
         """Floats of scratch: fixed, for one thread; and for each sample."""
         sizes = [instruction.step.scratch(1) for instruction in self.instructions]
         return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
+
+
+def _refuse_steps_of_the_host(instructions: Sequence[Instruction]) -> None:
+    layers = [layer for it in instructions if it.step.needs_host for layer in it.layers]
+    if layers:
+        raise UnsupportedError(
+            f"there are no CUDA kernels for {', '.join(layers)}.",
+            supported="all layers but quantization, and products of matrices that go through NumPy",
+            hint="Leave the device out to compute on the CPU.",
+        )
 
 
 def _activation_arena(

@@ -16,7 +16,8 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import CPU, Array, Device, Repeater
+from ..devices.base import Array, Device, Repeater
+from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
 from ..kernels.pointwise import pointwise_bwd
 from ..limits import elements

@@ -22,7 +22,8 @@ def _root(x: NDArray[Any]) -> NDArray[Any]:
 
 def run_twin(kernel: Kernel, *args: Any) -> None:
     """The kernel's twin on copies of the arrays, laid out alike; what it wrote is copied back."""
-    from gbp.devices.cuda import CudaArray, card, hand_over
+    from gbp.devices.cuda import cuda_device
+    from gbp.devices.cuda_array import CudaArray
 
     roots: dict[int, tuple[NDArray[Any], CudaArray]] = {}
 
@@ -31,11 +32,11 @@ def run_twin(kernel: Kernel, *args: Any) -> None:
             return x
         root = _root(x)
         if id(root) not in roots:
-            roots[id(root)] = root, card().upload(root.reshape(-1).view(np.uint8))
+            roots[id(root)] = root, cuda_device().upload(root.reshape(-1).view(np.uint8))
         memory = roots[id(root)][1].shadow
         start = x.ctypes.data - root.ctypes.data
         shadow = np.ndarray(x.shape, x.dtype, memory.data, start, x.strides)
-        return CudaArray(card(), shadow, None, memory.ctypes.data)
+        return CudaArray(cuda_device(), shadow, None, memory.ctypes.data)
 
     hand_over(kernel, tuple(map(uploaded, args)))
     for root, copy in roots.values():

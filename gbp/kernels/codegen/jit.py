@@ -192,9 +192,7 @@ class Kernel:
 
     def __call__(self, *args: Any) -> None:
         if not isinstance(args[0], np.ndarray):  # a kernel runs where its arrays lie
-            from ...devices.cuda import hand_over
-
-            hand_over(self, args)
+            args[0].run_kernel(self, args)
             return
         if self._dispatcher is None:
             self.compile()

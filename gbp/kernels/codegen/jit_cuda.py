@@ -73,7 +73,7 @@ class CudaKernel:
         self._check(args)
         blocks, threads = self._grid(*args)
         if all(blocks):
-            args[0].card.launch(self, blocks, threads, args)
+            args[0].device.launch(self, blocks, threads, args)
 
     def compile(self) -> None:
         if not SIMULATED:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Axis, Window
+from ...graph.op import Target
 from ...kernels.conv_direct_cuda import KERNELS, conv_bwd, conv_fwd, pack
 from ...kernels.taps import Taps
 from ..step import Clipped, Context, Floats, GradientSlot
@@ -32,8 +33,9 @@ class TiledForward(ForwardAlgorithm):
     algorithm = "tiles"
     kernels = tuple(forward for forward, _ in KERNELS.values())
 
-    def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window) -> None:
-        self.w, self.b, self.taps = pack(w), b.astype(np.float32), taps_of(window)
+    def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window, target: Target) -> None:
+        self.w, self.b = target.constant(pack(w)), target.constant(b.astype(np.float32))
+        self.taps = taps_of(window)
         self.begin = window.height.begin, window.width.begin
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -73,11 +75,13 @@ class TiledBackward(BackwardAlgorithm):
     algorithm = "tiles"
     kernels = tuple(reverse for _, reverse in KERNELS.values())
 
-    def __init__(self, w: NDArray[Any], window: Window) -> None:
+    def __init__(self, w: NDArray[Any], window: Window, target: Target) -> None:
         self.stride = window.height.stride, window.width.stride
         self.phases = list(product(_phases(window.height), _phases(window.width)))
         exchanged = w.transpose(1, 0, 2, 3)
-        self.w = [pack(exchanged[:, :, list(h.taps)][..., list(v.taps)]) for h, v in self.phases]
+        self.w = [
+            target.constant(pack(exchanged[:, :, list(h.taps)][..., list(v.taps)])) for h, v in self.phases
+        ]
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return 0, 0

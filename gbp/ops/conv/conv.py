@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...graph.geometry import Axis, Window
-from ...graph.graph import Graph, Layer, Shape
+from ...graph.op import Op, Target
+from ...graph.shapes import Order, Shape, innermost
 from ...kernels.codegen.emit import LANES, TILE_ROWS
 from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_lists import LISTED_CHANNELS
@@ -27,7 +28,7 @@ from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import ELEMENT, OPERAND, elements
 from ..node import Node
 from ..planes import by_planes
-from ..step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
+from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
 from .algorithms import (
     FEW_OUTPUTS,
@@ -77,9 +78,7 @@ class Conv(Op):
     b: NDArray[np.float64]
     window: Window
     group: int
-    algorithm: str = "auto"
     depth: Axis | None = None
-    device: str = "cpu"
 
     @property
     def parameters(self) -> int:
@@ -144,15 +143,16 @@ class Conv(Op):
         order = innermost(1, len(x[0]))
         return (order,), order
 
-    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.depth is None:
-            return by_planes(self._flat_step(), x[0])
+            return by_planes(self._flat_step(target), x[0])
         none = np.zeros_like(self.b)
         taps = [replace(self, w=self.w[:, :, k], b=none, depth=None) for k in range(self.depth.kernel)]
-        return VolumeStep([tap._flat_step() for tap in taps], self.b, self.depth)
+        b = target.constant(self.b.astype(np.float32))
+        return VolumeStep([tap._flat_step(target) for tap in taps], b, self.depth)
 
-    def _flat_step(self) -> Step:
-        return DepthwiseStep(self) if self.is_depthwise else ConvStep(self)
+    def _flat_step(self, target: Target) -> Step:
+        return DepthwiseStep(self, target) if self.is_depthwise else ConvStep(self, target)
 
 
 def parse(node: Node) -> Conv:
@@ -206,17 +206,6 @@ def check_algorithm(algorithm: str) -> None:
         raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
-def force(graph: Graph, algorithm: str, device: str) -> Graph:
-    """The same network with every convolution computed on this device, by this one of ALGORITHMS."""
-
-    def forced(layer: Layer) -> Layer:
-        if isinstance(layer.op, Conv):
-            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device))
-        return layer
-
-    return graph.with_layers(map(forced, graph.layers))
-
-
 def _is_3x3(window: Window) -> bool:
     return window.kernel == (3, 3) and window.is_dense and window.is_undilated
 
@@ -235,15 +224,16 @@ def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[in
 
 
 def _forward(
-    w: NDArray[np.float64], b: NDArray[np.float64], window: Window, algorithm: str
+    w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
 ) -> ForwardAlgorithm:
-    if _by_winograd(algorithm, window, len(w), w.shape[1], window.output):
+    if _by_winograd(target.algorithm, window, len(w), w.shape[1], window.output):
         return WinogradForward(w, b, window)
     return DirectForward(w.astype(np.float32), b, window)
 
 
-def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> BackwardAlgorithm:
+def _backward(w: NDArray[np.float64], window: Window, target: Target) -> BackwardAlgorithm:
     O, C = w.shape[:2]
+    algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
     if window.taps == 1 and window.is_unpadded:
@@ -263,17 +253,18 @@ def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> Backwar
     return dense
 
 
-def _algorithms(op: Conv) -> tuple[Callable[..., ForwardAlgorithm], Callable[..., BackwardAlgorithm]]:
-    """What makes the ways, given the weights of a group, and its bias."""
-    window, algorithm = op.window, op.algorithm
-    if op.device == "cpu":
-        return (lambda w, b: _forward(w, b, window, algorithm)), (lambda w: _backward(w, window, algorithm))
+def _algorithms(
+    target: Target,
+) -> tuple[Callable[..., ForwardAlgorithm], Callable[..., BackwardAlgorithm]]:
+    """What makes the two algorithms: (w, b, window, target) and (w, window, target), for one group each."""
+    if target.name == "cpu":
+        return _forward, _backward
     from .algorithms_cuda import (  # nothing of CUDA is imported before it is asked for
         TiledBackward,
         TiledForward,
     )
 
-    return (lambda w, b: TiledForward(w, b, window)), (lambda w: TiledBackward(w, window))
+    return TiledForward, TiledBackward
 
 
 class ConvStep(Step):
@@ -281,7 +272,7 @@ class ConvStep(Step):
 
     fuses_residual = True
 
-    def __init__(self, op: Conv) -> None:
+    def __init__(self, op: Conv, target: Target) -> None:
         # The masks of a group can be addressed only where its channels fill whole bytes.
         self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
         self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
@@ -289,35 +280,34 @@ class ConvStep(Step):
         C, O = op.w.shape[1], len(op.w) // op.group
         self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
         biases = op.b.reshape(op.group, -1)
-        forward, backward = _algorithms(op)
-        self.algorithms = [forward(w, b) for w, b in zip(parts, biases, strict=True)]
-        self.backward_algorithms = [backward(w) for w in parts]
-        self.kernels = *self.algorithms[0].kernels, *self.backward_algorithms[0].kernels
-        kernel = "×".join(map(str, op.window.kernel))
-        compute, backward = self.algorithms[0].algorithm, self.backward_algorithms[0].algorithm
-        algorithm = f"{kernel} {compute}" if compute == backward else f"{kernel} {compute} / {backward}"
-        self.algorithm = algorithm + (f", {op.group} groups" if op.group > 1 else "")
+        forward, backward = _algorithms(target)
+        self.fwd = [forward(w, b, op.window, target) for w, b in zip(parts, biases, strict=True)]
+        self.bwd = [backward(w, op.window, target) for w in parts]
+        self.kernels = *self.fwd[0].kernels, *self.bwd[0].kernels
+        names = dict.fromkeys((self.fwd[0].algorithm, self.bwd[0].algorithm))
+        groups = f", {op.group} groups" if op.group > 1 else ""
+        self.algorithm = f"{'×'.join(map(str, op.window.kernel))} {' / '.join(names)}{groups}"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        forward, backward = self.algorithms[0].scratch(threads), self.backward_algorithms[0].scratch(threads)
-        return max(forward[0], backward[0]), max(forward[1], backward[1])
+        fwd, bwd = self.fwd[0].scratch(threads), self.bwd[0].scratch(threads)
+        return max(fwd[0], bwd[0]), max(fwd[1], bwd[1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         if len(self.groups) == 1:  # to cut slices takes as long as a small layer
-            self.algorithms[0](x[0], r, y, clip, context)
+            self.fwd[0](x[0], r, y, clip, context)
             return
-        for compute, (ins, outs) in zip(self.algorithms, self.groups, strict=True):
+        for fwd, (ins, outs) in zip(self.fwd, self.groups, strict=True):
             own = replace(context, mask=context.mask[..., outs.start // 8 :])
-            compute(x[0][..., ins], r[..., outs], y[..., outs], clip, own)
+            fwd(x[0][..., ins], r[..., outs], y[..., outs], clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (whole,) = gx
         if len(self.groups) == 1:
-            self.backward_algorithms[0](gy, whole, context)
+            self.bwd[0](gy, whole, context)
             return
-        for compute, (ins, outs) in zip(self.backward_algorithms, self.groups, strict=True):
+        for bwd, (ins, outs) in zip(self.bwd, self.groups, strict=True):
             own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
-            compute(gy[..., outs], own, context)
+            bwd(gy[..., outs], own, context)
 
 
 class DepthwiseStep(Step):
@@ -327,11 +317,11 @@ class DepthwiseStep(Step):
     fuses_residual = True
     fuses_clip = True
 
-    def __init__(self, op: Conv) -> None:
+    def __init__(self, op: Conv, target: Target) -> None:
         self.taps = taps_of(op.window)
         self.begin = op.window.height.begin, op.window.width.begin
-        self.w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
-        self.b = op.b.astype(np.float32)
+        w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
+        self.w, self.b = target.constant(w), target.constant(op.b.astype(np.float32))
         self.algorithm = "depthwise " + "×".join(map(str, op.window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:

@@ -106,9 +106,9 @@ class VolumeStep(Step):
 
     fuses_residual = True
 
-    def __init__(self, taps: Sequence[Step], b: NDArray[np.float64], depth: Axis) -> None:
+    def __init__(self, taps: Sequence[Step], b: Floats, depth: Axis) -> None:
         self.taps, self.depth = taps, depth
-        self.b = b.astype(np.float32)
+        self.b = b
         self.runs, self.runs_back = list(_runs(depth, of_inputs=False)), list(_runs(depth, of_inputs=True))
         self.fuses_clip = taps[0].fuses_clip and _cover(self.runs, depth.outputs, of_inputs=False)
         self.reaches_all = _cover(self.runs_back, depth.size, of_inputs=True)

@@ -1,0 +1,51 @@
+"""The CPU: NumPy's arrays, kernels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..kernels.codegen.memory import aligned
+from ..limits import MAX_BYTES_PER_SAMPLE
+from .base import Array, Device, Repeater
+from .threads import parallel
+
+
+def _run(run: Callable[[], None]) -> None:
+    run()
+
+
+class CpuDevice(Device):
+    name = "cpu"
+    is_host = True
+    slice_bytes = 160 * 2**20
+    max_slice = 32
+    max_bytes = MAX_BYTES_PER_SAMPLE
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
+        return aligned(shape, dtype)
+
+    def write(self, values: NDArray[Any], to: Array) -> None:
+        np.copyto(to, values)
+
+    def read(self, x: Array) -> NDArray[Any]:
+        return np.asarray(x)
+
+    def constant(self, values: NDArray[Any]) -> Array:
+        return values
+
+    def running(self) -> AbstractContextManager[None]:
+        return parallel()
+
+    def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
+        x[where] = 1
+
+    def repeater(self) -> Repeater:
+        return _run
+
+
+CPU = CpuDevice()
