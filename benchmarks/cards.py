@@ -134,7 +134,7 @@ class OnCard:
     def __init__(self, model: onnx.ModelProto, x: NDArray[np.float32]) -> None:
         self.explainer = Explainer(model, device="cuda")
         self.x = x
-        plan, _ = self.explainer._plan(tuple(x.shape[1:]))
+        plan = self.explainer._engine.sessions.of(x.shape[1:]).plan
         self.tape = Tape(plan, x, Pool(), 1, cuda_device())
         self.targets = self.tape.scores.argmax(axis=1)[:, None]
         self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]

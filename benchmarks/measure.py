@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from timing import Instruction, medians
 from workloads import INPUT_SHAPE, network, picture_file, pictures
 
-from gbp import Attribution, Explainer
+from gbp import Attribution, Explainer, Top
 from gbp.graph.graph import Graph
 from gbp.importer.load import build, open_model
 from gbp.ops.conv.conv import Conv
@@ -154,7 +154,7 @@ def scaling(work: Workload, setting: Setting) -> Row:
     many, one = work.explainer(threads), work.explainer(1)
     calls: dict[str, Instruction] = {
         "one target": lambda: many.explain(x),
-        "five targets": lambda: many.explain(x, target="top5"),
+        "five targets": lambda: many.explain(x, target=Top(5)),
         "one thread": lambda: one.explain(x),
     }
     seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))

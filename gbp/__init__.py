@@ -4,34 +4,56 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import GbpError, InputError, ModelError, UnsupportedError
+from .errors import GbpError, InputError, ModelError, OutOfMemoryError, UnsupportedError
 from .rules import RULES, Rule
 
 if TYPE_CHECKING:
     from .attribution import Attribution
     from .explainer import Explainer, explain
+    from .head import PROBABILITY
+    from .pictures.image import Preprocess
+    from .sample import Sample
+    from .targets import Top
+
+__version__ = "0.2.0"
 
 __all__ = [
+    "PROBABILITY",
     "RULES",
     "Attribution",
     "Explainer",
     "GbpError",
     "InputError",
     "ModelError",
+    "OutOfMemoryError",
+    "Preprocess",
     "Rule",
+    "Sample",
+    "Top",
     "UnsupportedError",
+    "__version__",
     "explain",
 ]
 
+#: What is imported only when it is needed, and from where: `gbp --help` does without Numba and onnx.
+_LAZY = {
+    "PROBABILITY": "head",
+    "Attribution": "attribution",
+    "Explainer": "explainer",
+    "Preprocess": "pictures.image",
+    "Sample": "sample",
+    "Top": "targets",
+    "explain": "explainer",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import Numba and onnx only when they are needed: `gbp --help` answers at once."""
-    if name in ("Explainer", "explain"):
-        from . import explainer
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gbp' has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(explainer, name)
-    if name == "Attribution":
-        from .attribution import Attribution
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
 
-        return Attribution
-    raise AttributeError(f"module 'gbp' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

@@ -42,17 +42,17 @@ def _readable(text: str) -> str:
     return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-class ModelError(GbpError):
+class ModelError(GbpError, ValueError):
     """The file is not a model, is damaged, or contradicts itself."""
 
 
-class UnsupportedError(ModelError):
+class UnsupportedError(ModelError, NotImplementedError):
     """The model is valid but holds something that gbp does not do."""
 
 
-class InputError(GbpError):
+class InputError(GbpError, ValueError):
     """An image, an array, a target, an option or an output path cannot be used."""
 
 
-class OutOfMemoryError(InputError):
+class OutOfMemoryError(InputError, MemoryError):
     """A device has not the memory that so many samples at once take."""

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
+from .limits import at_least_one
 
-Target = int | str | Sequence[str] | ArrayLike | None
 
-_SUPPORTED = "None, a class index, a label, 'top5', indices (N,) or (N, K), labels (N,), one-hot (N, C)"
+@dataclass(frozen=True)
+class Top:
+    """As `target=`: each sample's own k best classes.
+
+    Raises
+    ------
+    InputError
+        Unless k is a whole number of at least 1.
+    """
+
+    k: int = 5
+
+    def __post_init__(self) -> None:
+        at_least_one("k", self.k)
+
+
+Target: TypeAlias = int | str | Top | Sequence[str] | ArrayLike | None
+
+_SUPPORTED = "None, a class index, a label, Top(k), indices (N,) or (N, K), labels (N,), one-hot (N, C)"
 
 
 def resolve(
@@ -25,9 +44,9 @@ def resolve(
     n, classes = scores.shape
     if target is None:
         return np.asarray(np.argmax(scores, axis=1), np.int64)
+    if isinstance(target, Top):
+        return np.argsort(-scores, axis=1, kind="stable")[:, : min(target.k, classes)].astype(np.int64)
     if isinstance(target, str):
-        if target == "top5":
-            return np.argsort(-scores, axis=1, kind="stable")[:, : min(5, classes)].astype(np.int64)
         return np.full(n, _labelled(target, labels), np.int64)
     if isinstance(target, (list, tuple)) and target and all(isinstance(t, str) for t in target):
         target = [_labelled(str(t), labels) for t in target]
@@ -54,8 +73,8 @@ def _array(target: Any) -> NDArray[Any]:
 
 
 def _from_one_hot(given: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Indices as they are; (N, C) rows of one 1 and else 0 as the position of the 1."""
-    if given.ndim != 2 or given.shape[1] != classes:
+    """Indices as they are; (N, C) rows of one 1 and else 0, float or bool, as the position of the 1."""
+    if given.ndim != 2 or given.shape[1] != classes or given.dtype.kind not in "fb":
         return given
     looks = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
     return given.argmax(axis=1) if looks else given

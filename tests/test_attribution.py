@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gbp.attribution import Attribution, check_path, save_picture, strip_rules
+from gbp.attribution import Attribution
 from gbp.errors import InputError
+from gbp.head import Head
+from gbp.pictures.files import check_path, save_picture
+from gbp.sample import strip_rules
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
@@ -68,7 +74,7 @@ def test_reduce_refuses():
         make().reduce("max")
     m, scores = np.ones((1, 3, 4, 5, 6)), np.ones((1, 2))
     volume = Attribution(m, scores, np.zeros(1, np.int64), "guided", layout="ND")
-    for call in (volume.reduce, volume.gray, volume.strip):
+    for call in (volume.reduce, volume.gray, volume.strip, volume[0].rgb):
         with pytest.raises(InputError, match="not an image"):
             call()
 
@@ -79,8 +85,8 @@ def test_rows_and_series_are_planes(layout, shape, plane):
     images = (Image.new("L", plane[::-1]),) * 2
     a = Attribution(m, np.ones((2, 2)), np.zeros(2, np.int64), "guided", layout=layout, images=images)
     np.testing.assert_array_equal(a.reduce(), np.abs(m).reshape(2, *plane))
-    assert a.gray(1).size == a.diverging().size == a.overlay().size == plane[::-1]
-    assert min(a.strip().size) > 100  # a row of one pixel is enlarged
+    assert a[1].gray().size == a[0].diverging().size == a[0].overlay().size == plane[::-1]
+    assert min(a[0].strip().size) > 100  # a row of one pixel is enlarged
     several = Attribution(m[:, None], np.ones((2, 2)), np.zeros((2, 1), np.int64), "guided", layout=layout)
     np.testing.assert_array_equal(several.reduce("sum"), m.reshape(2, 1, *plane))
 
@@ -91,11 +97,53 @@ def test_rows_and_series_are_planes(layout, shape, plane):
 def test_labels_and_top():
     a = make(k=2, labels=tuple("abcdefg"))
     order = np.argsort(-a.scores[1])
-    assert a.label(1, 1) == "abcdefg"[order[1]]
-    assert a.top(3, index=1) == [(int(i), "abcdefg"[i], float(a.scores[1, i])) for i in order[:3]]
-    assert len(a.top(50)) == 7
-    assert make().label(0) == f"class {make().target[0]}"
-    assert make(labels=()).label(0).startswith("class ")
+    assert a[1].only(int(order[1])).label() == "abcdefg"[order[1]]
+    with pytest.raises(InputError, match="2 classes were explained"):
+        a[1].label()
+    with pytest.raises(InputError, match=f"class {order[5]} was not explained"):
+        a[1].only(int(order[5]))
+    assert a[1].top(3) == [(int(i), "abcdefg"[i], float(a.scores[1, i])) for i in order[:3]]
+    assert len(a[0].top(50)) == 7
+    assert make()[0].label() == f"class {make().target[0]}"
+    assert make(labels=())[0].label().startswith("class ")
+
+
+def test_it_is_a_sequence_of_samples():
+    a = make(3, k=2, labels=tuple("abcdefg"))
+    assert len(a) == len(list(a)) == 3
+    for i, sample in enumerate(a):
+        np.testing.assert_array_equal(sample.map, a.map[i])
+        np.testing.assert_array_equal(sample.scores, a.scores[i])
+        np.testing.assert_array_equal(sample.target, a.target[i])
+        assert sample.image is a.images[i]
+        assert [one.target for one in sample.each_target()] == a.target[i].tolist()
+    np.testing.assert_array_equal(a[-1].map, a.map[2])
+    assert [sample.top(1) for sample in a[1:]] == [a[1].top(1), a[2].top(1)]
+    with pytest.raises(IndexError):
+        a[3]
+    with pytest.raises(InputError, match=r"3 samples.*result\[0\]"):
+        a.overlay()
+    assert make(1).overlay().tobytes() == make(1)[0].overlay().tobytes()
+    assert "3 sample(s), 2 targets" in repr(a)
+    assert len(repr(a[0])) < 80
+
+
+def test_what_a_notebook_shows():
+    one, several = make(1), make(3)
+    assert one._repr_png_().startswith(b"\x89PNG")
+    assert one._repr_html_() is None
+    assert several._repr_png_() is None
+    assert several._repr_html_().count("<img") == 3
+
+
+def test_to_dict():
+    a = make(1, labels=tuple("abcdefg"), head=Head("Softmax", (7,), (0,)))
+    told = json.loads(json.dumps(a.to_dict()))
+    assert told["rule"] == "guided"
+    assert [row["class"] for row in told["top"]] == [c for c, _, _ in a.top(5)]
+    assert told["explained"][0] == told["top"][0]
+    assert told["top"][0]["probability"] == pytest.approx(float(a.probabilities.max()))
+    assert make(1).to_dict()["top"][0]["probability"] is None
 
 
 def test_top_breaks_ties_by_class():
@@ -104,15 +152,18 @@ def test_top_breaks_ties_by_class():
 
 
 def test_probabilities():
-    a = make()
+    head = Head("Softmax", (7,), (0,))
+    a = make(head=head)
     weight = np.exp(a.scores.astype(np.float64))
     np.testing.assert_allclose(a.probabilities, weight / weight.sum(1, keepdims=True), rtol=1e-6)
-    again = Attribution(a.map, a.probabilities, a.target, "guided")
+    again = Attribution(a.map, a.probabilities, a.target, "guided", head=Head("", (7,)))
     assert again.probabilities is again.scores
-    huge = Attribution(a.map, np.float32([[3e38, -3e38]] * 2), a.target, "guided")
-    assert huge.probabilities.tolist() == [[1, 0]] * 2
-    with pytest.raises(InputError, match="single score"):
-        _ = Attribution(a.map, np.float32([[3], [4]]), np.zeros(2, np.int64), "guided").probabilities
+    huge = np.float32([[3e38, -3e38]] * 2)
+    assert Head("Softmax", (2,), (0,)).probabilities(huge).tolist() == [[1, 0]] * 2
+    grid = make(head=Head("Softmax", (7, 1), (1,)))
+    assert (grid.probabilities == 1).all()
+    with pytest.raises(InputError, match="no head"):
+        _ = make().probabilities
 
 
 # -------------------------------------------------------------------------------------------- pictures
@@ -122,38 +173,38 @@ def test_probabilities():
 @pytest.mark.parametrize("k", [None, 3])
 def test_pictures_have_the_maps_size(k, layout):
     a = make(k=k, layout=layout)
-    last = 0 if k is None else k - 1
+    sample = a[1] if k is None else a[1].each_target()[-1]
     for style, mode in [("overlay", "RGB"), ("diverging", "RGB"), ("gray", "L"), ("rgb", "RGB")]:
-        image = getattr(a, style)(1, last)
+        image = getattr(sample, style)()
         assert (image.size, image.mode) == ((5, 6), mode)
-        assert image.tobytes() == a.draw(style, 1, last).tobytes()
-    assert a.strip(1).tobytes() == a.draw("strip", 1).tobytes()
+        assert image.tobytes() == sample.draw(style).tobytes()
+    assert a[1].strip().tobytes() == a[1].draw("strip").tobytes()
 
 
 def test_layouts_draw_alike():
     for style in STYLES:
-        assert make().draw(style).tobytes() == make(layout="NHWC").draw(style).tobytes()
+        assert make()[0].draw(style).tobytes() == make(layout="NHWC")[0].draw(style).tobytes()
 
 
 def test_bgr_maps_are_drawn_red_first():
     a = make()
     turned = Attribution(a.map[:, ::-1], a.scores, a.target, "guided", channels="BGR")
-    assert turned.rgb().tobytes() == a.rgb().tobytes()
+    assert turned[0].rgb().tobytes() == a[0].rgb().tobytes()
 
 
 def test_strip_panels():
     def panels(a):
-        return round(a.strip().width / (288 + 12))
+        return round(a[0].strip().width / (288 + 12))
 
     assert panels(make(h=96, w=96)) == 4  # input, where, in colour, by sign
     assert panels(make(h=96, w=96, images=False)) == 3
     assert panels(make(c=1, h=96, w=96)) == 3
     assert panels(make(h=96, w=96, k=5)) == 6
-    rules = [make(h=96, w=96), make(h=96, w=96)]
+    rules = [make(h=96, w=96)[1], make(h=96, w=96)[1]]
     assert round(strip_rules(rules).width / 300) == 3
     for style in STYLES[:-1]:
-        assert strip_rules(rules, 1, style=style).size == strip_rules(rules).size
-    assert strip_rules([make(c=1)]).size == strip_rules([make()]).size
+        assert strip_rules(rules, style=style).size == strip_rules(rules).size
+    assert strip_rules([make(c=1)[0]]).size == strip_rules([make()[0]]).size
     with pytest.raises(InputError, match="no attributions"):
         strip_rules([])
 
@@ -163,37 +214,34 @@ def test_all_zero_map_draws():
     a = make()
     zero = Attribution(a.map * 0, a.scores, a.target, "guided", images=a.images)
     for style in STYLES:
-        zero.draw(style)
+        zero[0].draw(style)
 
 
 def test_single_score_draws():
     a = make()
-    Attribution(a.map, a.scores[:, :1], np.zeros(2, np.int64), "guided", images=a.images).strip()
+    Attribution(a.map, a.scores[:, :1], np.zeros(2, np.int64), "guided", images=a.images)[0].strip()
 
 
 def test_grey_images_are_laid_under():
     a = make()
     grey = tuple(image.convert("L") for image in a.images)
-    assert Attribution(a.map, a.scores, a.target, "guided", images=grey).overlay().mode == "RGB"
+    assert Attribution(a.map, a.scores, a.target, "guided", images=grey)[0].overlay().mode == "RGB"
 
 
 def test_pictures_refuse():
-    for index, target in [(2, 0), (-1, 0), (0, 1), (0, -1)]:
-        for style in STYLES[:-1]:
-            with pytest.raises(InputError, match="there is no"):
-                make().draw(style, index, target)
-    with pytest.raises(InputError, match="there is no sample"):
-        make().strip(2)
+    for style in STYLES[:-1]:
+        with pytest.raises(InputError, match="2 classes were explained"):
+            make(k=2)[0].draw(style)
     with pytest.raises(InputError, match="no image to lay"):
-        make(images=False).overlay()
+        make(images=False)[0].overlay()
     with pytest.raises(InputError, match="no colours"):
-        make(c=4).rgb()
+        make(c=4)[0].rgb()
     with pytest.raises(InputError, match="unknown style"):
-        make().draw("heat")
+        make()[0].draw("heat")
 
 
 def test_shared_limit():
-    a = make()
+    a = make()[0]
     assert a.gray(limit=1e9).getextrema() == (0, 0)
     assert a.gray(limit=1e-9).getextrema()[1] == 255
 
@@ -205,9 +253,9 @@ def test_shared_limit():
 @pytest.mark.parametrize("name", ["a.png", "b.JPG", "c.jpeg"])
 def test_save_pictures(tmp_path, name, style):
     a = make()
-    a.save(tmp_path / name, style, index=1)
+    a[1].save(tmp_path / name, style)
     with Image.open(tmp_path / name) as image:
-        assert image.size == a.draw(style, 1).size
+        assert image.size == a[1].draw(style).size
         assert image.format == ("PNG" if name == "a.png" else "JPEG")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -225,8 +273,17 @@ def test_save_arrays(tmp_path):
         assert arrays["notes"].shape == (0,)
 
 
+def test_save_to_a_file_object():
+    for format, begins in (("png", b"\x89PNG"), ("jpg", b"\xff\xd8"), ("npz", b"PK")):
+        buffer = io.BytesIO()
+        make(1).save(buffer, format=format)
+        assert buffer.getvalue().startswith(begins)
+    with pytest.raises(InputError, match="format"):
+        make(1).save(io.BytesIO(), format="gif")
+
+
 def test_save_refuses_and_leaves_nothing(tmp_path, monkeypatch):
-    a = make()
+    a = make(1)
     (tmp_path / "folder.png").mkdir()
     for path, says in [
         ("a.gif", "format"),
@@ -250,12 +307,12 @@ def test_save_refuses_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_an_unwritable_name_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
-        make().save(tmp_path / ("x" * 300 + ".png"))
+        make(1).save(tmp_path / ("x" * 300 + ".png"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_path_takes_bare_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     check_path("a.png")
-    make().save("a.png")
+    make(1).save("a.png")
     assert (tmp_path / "a.png").exists()

@@ -22,23 +22,26 @@ for i in range({before}):  # move the count
 CHECK = """
 import numpy as np
 import naive
-from gbp.geometry import Window
-from gbp.kernels.memory import aligned
-from gbp.ops.conv import Conv
-from gbp.ops.op import CHANNELS_LAST, NO_TENSOR, UNCLIPPED, Gradient, Saved
+from gbp.devices import CPU
+from gbp.devices.base import LoweringTarget
+from gbp.graph.geometry import Window
+from gbp.graph.shapes import CHANNELS_LAST
+from gbp.kernels.codegen.memory import aligned
+from gbp.ops.conv.conv import Conv
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
 
 rng = np.random.default_rng(0)
 for width in range(1, 16):
     w = rng.standard_normal((9, 40, 3, 3))
     step = Conv(w, np.zeros(9), Window.resolve((3, width), (3, 3), pads=(1, 1, 1, 1)), 1).lower(
-        ((1, 40, 3, width),), (1, 9, 3, width), CHANNELS_LAST
+        ((1, 40, 3, width),), (1, 9, 3, width), CHANNELS_LAST, LoweringTarget(CPU)
     )
     x, gy = rng.standard_normal((1, 40, 3, width)), rng.standard_normal((1, 9, 3, width))
     y, gx = np.empty((1, 3, width, 9), np.float32), np.empty((1, 3, width, 40), np.float32)
     fixed, each = step.scratch(1)
-    saved = Saved(1, aligned((fixed + each,)))
-    step.forward((x.transpose(0, 2, 3, 1).astype(np.float32, order="C"),), NO_TENSOR, y, UNCLIPPED, saved)
-    step.vjp(gy.transpose(0, 2, 3, 1).astype(np.float32, order="C"), (Gradient(gx, False),), saved)
+    context = Context(1, aligned((fixed + each,)))
+    step.forward((x.transpose(0, 2, 3, 1).astype(np.float32, order="C"),), NO_TENSOR, y, UNCLIPPED, context)
+    step.vjp(gy.transpose(0, 2, 3, 1).astype(np.float32, order="C"), (GradientSlot(gx, False),), context)
     for found, expected in (
         (y, naive.conv_fwd(x, w, pads=(1, 1, 1, 1))),
         (gx, naive.conv_bwd(gy, w, x.shape, pads=(1, 1, 1, 1))),

@@ -38,10 +38,10 @@ from gbp.runtime.tape import Pool, Tape
 def test_op(name: str, frame: str, rule: str) -> None:
     """Scores and maps are the oracle's, for two targets a sample; what has no kernel is refused by name."""
     model, run = safe_run(CASES[name], FRAMES[frame])
-    plan, _ = Explainer(model, output=run.output).steps(run.values[run.image].astype(np.float32))
-    if not all(call.step.on_card for call in plan.instructions):
+    plan, _ = Explainer(model, output=run.output).plan_for(run.values[run.image].shape[1:])
+    if any(call.step.needs_host for call in plan.instructions):
         assert {node.op_type for node in model.graph.node} & {"MatMul", "QuantizeLinear"}
-        with pytest.raises(UnsupportedError, match="no kernels for a card"):
+        with pytest.raises(UnsupportedError, match="no CUDA kernels"):
             Explainer(model, output=run.output, device="cuda")
         return
     explainer = Explainer(model, output=run.output, device="cuda")

@@ -1,4 +1,4 @@
-"""cli.py: arguments, what it asks of the engine, what it prints.  The engine is a stand-in here."""
+"""cli: arguments, what it asks of the engine, what it prints.  The engine is a stand-in here."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbp.attribution import Attribution, Style
+from gbp import PROBABILITY, Top
+from gbp.attribution import Attribution
 from gbp.cli import main as cli
+from gbp.cli import options
+from gbp.cli.explain import CHUNK, STYLES
+from gbp.cli.inspect import _count
 from gbp.errors import InputError, UnsupportedError
+from gbp.head import Head
+from gbp.pictures.drawing import Style
 from gbp.pictures.image import PRESETS, Preprocess
 from gbp.rules import RULES
 
@@ -43,7 +49,7 @@ class FakeExplainer:
             raise InputError("there is no label 'unicorn'.\nThe labels\nare these.")
         n = len(images)
         scores = np.tile(np.float32(SCORES[: self.classes]), (n, 1))
-        if target == "top5":
+        if isinstance(target, Top):
             targets = np.argsort(-scores, axis=1)[:, :5]
             shape = (n, 5, 3, 8, 8)
         else:
@@ -51,7 +57,8 @@ class FakeExplainer:
             shape = (n, 3, 8, 8)
         m = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         seen = tuple(Image.new("RGB", (8, 8), "navy") for _ in images)
-        return Attribution(m, scores, targets, rule, self.notes, labels=self.labels, images=seen)
+        head = Head("Softmax", (self.classes,), (0,)) if self.classes > 1 else None
+        return Attribution(m, scores, targets, rule, self.notes, labels=self.labels, images=seen, head=head)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert "note: SiLU takes its true derivative." in out
     assert Image.open("cat_guided.png").width > 4 * 288
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": None, "output": None, "input": None, "inputs": {},
+        "preprocess": None, "labels": None, "output": None, "input": None, "given": {},
         "threads": None, "device": "cpu", "memory": None,
         "algorithm": "auto", "activations": "gradient",
     }  # fmt: skip
@@ -141,7 +148,7 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
 
 
-@pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", "top5")])
+@pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", Top(5))])
 def test_targets(text, target):
     assert run("explain", "net.onnx", "cat.jpg", "--target", text) == 0
     assert FakeExplainer.instructions[0][2] == target
@@ -155,7 +162,7 @@ def test_json(capsys):
     cat, dog = report["images"]
     assert (cat["image"], cat["file"]) == ("cat.jpg", "cat_all.png")
     assert cat["rules"] == ["vanilla", "deconvnet", "guided"]
-    assert cat["explained"] == [{"class": 3, "label": "hen"}]
+    assert [(row["class"], row["label"]) for row in cat["explained"]] == [(3, "hen")]
     assert [row["class"] for row in dog["top"]] == [1, 2, 3, 4, 0]
     assert dog["top"][0]["probability"] == pytest.approx(0.82127, abs=1e-5)
     assert dog["top"][0]["score"] == 5
@@ -188,12 +195,12 @@ def test_output_folder_and_arrays():
 
 
 def test_many_images_are_explained_in_chunks():
-    names = [f"{i}.png" for i in range(cli.CHUNK + 1)]
+    names = [f"{i}.png" for i in range(CHUNK + 1)]
     for name in names:
         Image.new("RGB", (9, 9)).save(name)
     assert run("explain", "net.onnx", *names) == 0
-    assert [len(images) for images, _, _ in FakeExplainer.instructions] == [cli.CHUNK, 1]
-    assert all(Path(f"{i}_guided.png").exists() for i in range(cli.CHUNK + 1))
+    assert [len(images) for images, _, _ in FakeExplainer.instructions] == [CHUNK, 1]
+    assert all(Path(f"{i}_guided.png").exists() for i in range(CHUNK + 1))
 
 
 def test_a_broken_image_is_refused_before_any_picture_is_written(capsys):
@@ -231,11 +238,11 @@ def test_options_go_over_the_sidecar():
 def test_engine_options():
     Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
     options = ("--labels", "names.txt", "--output", "probability", "--threads", "2", "--device", "cuda")
-    options += ("--memory", "512M", "--algorithm", "direct", "--activations", "rectify")
+    options += ("--memory", "512M", "--algorithm", "direct", "--activations", "clamp")
     assert run("explain", "net.onnx", "cat.jpg", *options) == 0
     assert FakeExplainer.made == {
-        "preprocess": None, "labels": tuple("abcdef"), "output": "probability", "input": None, "inputs": {},
-        "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct", "activations": "rectify",
+        "preprocess": None, "labels": tuple("abcdef"), "output": PROBABILITY, "input": None, "given": {},
+        "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct", "activations": "clamp",
     }  # fmt: skip
 
 
@@ -258,7 +265,7 @@ def test_other_inputs_are_given():
     given = ("--given", "m=mask.npy", "--given", "scale=0.5", "--given", "sizes=3,-4")
     assert run("explain", "net.onnx", "cat.jpg", "--input", "image", *given) == 0
     assert FakeExplainer.made["input"] == "image"
-    inputs = FakeExplainer.made["inputs"]
+    inputs = FakeExplainer.made["given"]
     assert list(inputs) == ["m", "scale", "sizes"]
     assert (inputs["m"] == np.eye(3)).all()
     assert inputs["scale"] == 0.5
@@ -277,7 +284,7 @@ def test_what_is_given_is_numbers(text, capsys):
 
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("3k", 3072), ("2G", 2**31)])
 def test_memory_has_units(text, size):
-    assert cli.memory(text) == size
+    assert options.memory(text) == size
 
 
 @pytest.mark.parametrize(
@@ -372,14 +379,14 @@ def test_inspect_refuses(capsys):
     [(0, "0"), (999, "999"), (1000, "1k"), (999_999, "1M"), (1234, "1.23k")],
 )
 def test_counts(number, text):
-    assert cli._count(number) == text
+    assert _count(number) == text
 
 
 # ---------------------------------------------------------------------------------------- the program
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(Style) == cli.STYLES
+    assert get_args(Style) == STYLES
 
 
 def test_version(capsys):
@@ -398,8 +405,9 @@ def test_importing_the_command_line_is_light():
 
 def test_a_closed_pipe_is_no_error():
     code = (
-        "import sys, types; from gbp.cli import main as cli; engine = types.ModuleType('gbp.diagnostics.inspection');"
-        "engine.inspect = lambda *_, **__: print('x' * 10**6); sys.modules['gbp.diagnostics.inspection'] = engine;"
+        "import sys, types; from gbp.cli import main as cli; name = 'gbp.diagnostics.inspection';"
+        "engine = types.ModuleType(name); sys.modules[name] = engine;"
+        "engine.inspect = lambda *_, **__: print('x' * 10**6);"
         "sys.exit(cli.main(['inspect', 'net.onnx']))"
     )
     root = Path(cli.__file__).parents[2]

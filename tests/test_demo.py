@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from gbp import RULES, Explainer
+from gbp import RULES, Explainer, Top
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SCENES = sorted(p for p in (MODELS / "scenes").glob("*.png") if not p.stem.endswith("_mask"))
@@ -44,7 +44,7 @@ def test_there_are_a_dozen_scenes_of_a_dozen_classes(explainer: Explainer) -> No
 
 def test_every_scene_is_classified(explainer: Explainer) -> None:
     found = explainer.explain(SCENES)
-    assert [found.label(i) for i in range(len(SCENES))] == [scene.stem.split("_")[1] for scene in SCENES]
+    assert [sample.label() for sample in found] == [scene.stem.split("_")[1] for scene in SCENES]
     assert found.probabilities.max(axis=1).min() > 0.9
 
 
@@ -66,7 +66,7 @@ def test_relevance_lies_on_the_object(explainer: Explainer, rule: str, report: C
 
 def test_another_class_is_explained_elsewhere(explainer: Explainer) -> None:
     """A map depends on its target: the runner-up's is not the winner's."""
-    found = explainer.explain(SCENES[:3], target="top5")
+    found = explainer.explain(SCENES[:3], target=Top(5))
     for maps in found.map:
         first, second = maps[0].ravel(), maps[1].ravel()
         assert first @ second < 0.99 * np.linalg.norm(first) * np.linalg.norm(second)

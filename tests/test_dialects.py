@@ -304,9 +304,9 @@ def test_other_inputs_are_given() -> None:
     given = {"other": other, "factor": 2}
     for name, value in given.items():
         store(same, name, np.float32(value))
-    assert_same(model, same, inputs=given)
-    assert_same(model, same, input="x", inputs=given)
-    swapped = Explainer(model, input="other", inputs={"x": X[:1], "factor": 2.0}).explain(other)
+    assert_same(model, same, given=given)
+    assert_same(model, same, input="x", given=given)
+    swapped = Explainer(model, input="other", given={"x": X[:1], "factor": 2.0}).explain(other)
     np.testing.assert_array_equal(swapped.map, Explainer(same).explain(X[:1]).map)
 
 
@@ -315,9 +315,7 @@ def test_an_initializer_is_the_default_of_an_input() -> None:
     store(model, "other", np.zeros((1, 3, 8, 8), np.float32))
     store(model, "factor", np.float32(1))
     assert_same(model, valid())
-    assert not np.array_equal(
-        Explainer(model, inputs={"factor": 3.0}).predict(X), Explainer(model).predict(X)
-    )
+    assert not np.array_equal(Explainer(model, given={"factor": 3.0}).predict(X), Explainer(model).predict(X))
 
 
 def test_inputs_that_do_not_matter_need_no_value() -> None:
@@ -350,7 +348,7 @@ def test_what_is_given_may_not_differ_by_sample() -> None:
     model = two_inputs()
     model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(GbpError, match="does not broadcast"):
-        Explainer(model, inputs={"other": X, "factor": 1.0})
+        Explainer(model, given={"other": X, "factor": 1.0})
 
 
 def test_labels_from_the_file() -> None:

@@ -6,6 +6,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +17,9 @@ import pytest
 from builder import Builder
 from PIL import Image
 
-from gbp import Explainer, InputError, UnsupportedError
+from gbp import PROBABILITY, Explainer, InputError, UnsupportedError
 from gbp.diagnostics.inspection import inspect
+from gbp.runtime.session import Sessions
 from gbp.runtime.tape import Tape
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
@@ -47,7 +49,6 @@ def logistic(scores: Any) -> Any:
     [
         ("Softmax", softmax),
         ("LogSoftmax", softmax),
-        (None, softmax),
         ("Sigmoid", lambda s: 1 / (1 + np.exp(-s))),
     ],
 )
@@ -71,15 +72,35 @@ def test_what_is_prepared_is_what_the_model_is_fed() -> None:
 
 def test_probability_as_output() -> None:
     x = images(2, 3, 8, 9)
-    found = Explainer(classifier("Softmax"), output="probability").explain(x)
+    found = Explainer(classifier("Softmax"), output=PROBABILITY).explain(x)
     np.testing.assert_allclose(found.scores, softmax(Explainer(classifier("Softmax")).predict(x)), rtol=1e-5)
     assert found.probabilities is found.scores
+
+
+def test_without_a_head_there_are_no_probabilities() -> None:
+    found = Explainer(classifier(None)).explain(images(1, 3, 8, 9))
+    assert not found.has_probabilities
+    with pytest.raises(InputError, match="no head"):
+        _ = found.probabilities
+
+
+@pytest.mark.parametrize(
+    ("opset", "axis", "summed"), [(12, 1, (1, 2, 3)), (12, 2, (2, 3)), (13, 1, (1,)), (13, -1, (3,))]
+)
+def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[int, ...]) -> None:
+    """ONNX Softmax: before opset 13 over all axes from `axis` on, since over that one."""
+    b = Builder(opset)
+    y = b.node("Softmax", b.relu(b.conv(b.input(2, 3, 5, 4), 6)), axis=axis)
+    found = Explainer(b.model(y)).explain(images(2, 3, 5, 4), rule="vanilla")
+    x = np.exp(found.scores.reshape(2, 6, 5, 4))
+    expected = x / x.sum(axis=summed, keepdims=True)
+    np.testing.assert_allclose(found.probabilities, expected.reshape(2, -1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", [None, "Sigmoid", "LogSoftmax"])
 def test_probability_is_refused_where_the_model_has_none(head: str | None) -> None:
     with pytest.raises(InputError, match=head or "scores"):
-        Explainer(classifier(head), output="probability")
+        Explainer(classifier(head), output=PROBABILITY)
 
 
 def test_the_layout_is_what_the_graph_reads() -> None:
@@ -107,7 +128,7 @@ def test_all_refused_nodes_are_listed_where_shapes_are_declared() -> None:
     assert "LogSoftmax" in " ".join(inspect(model).unsupported)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.float32, bool])
+@pytest.mark.parametrize("dtype", [np.float32, bool])
 def test_one_hot_targets(dtype: Any) -> None:
     explainer = Explainer(classifier("Softmax", 2))
     x, chosen = images(3, 3, 8, 9), np.array([0, 1, 0])
@@ -115,8 +136,17 @@ def test_one_hot_targets(dtype: Any) -> None:
     assert found.map.tobytes() == explainer.explain(x, target=chosen).map.tobytes()
 
 
+def test_integers_are_indices_however_they_look() -> None:
+    """[[0, 1]] for a model of two classes asks for both."""
+    explainer = Explainer(classifier("Softmax", 2))
+    x = images(1, 3, 8, 9)
+    both = explainer.explain(x, target=[[0, 1]])
+    assert both.map.shape == (1, 2, 3, 8, 9)
+    assert both.target.tolist() == [[0, 1]]
+
+
 def test_saving_without_an_image_draws_in_grey(tmp_path: Path) -> None:
-    Explainer(classifier(None)).explain(images(2, 3, 8, 9)).save(tmp_path / "map.png")
+    Explainer(classifier(None)).explain(images(1, 3, 8, 9)).save(tmp_path / "map.png")
     assert (tmp_path / "map.png").exists()
 
 
@@ -147,9 +177,9 @@ def test_memory_bounds_what_runs_together(
     """With room for so many: fewer samples at a time, then fewer targets; the same bits."""
     x, target = images(6, 3, 8, 9), np.tile(np.arange(4), (6, 1))
     whole = Explainer(classifier(None)).explain(x, target=target)
-    plan, _ = Explainer(classifier(None))._plan((3, 8, 9))
+    plan, _ = Explainer(classifier(None)).plan_for((3, 8, 9))
     budget = plan.nbytes(*room) if room else 1
-    monkeypatch.setattr("gbp.explainer.Tape", Runs)
+    monkeypatch.setattr("gbp.runtime.session.Tape", Runs)
     Runs.seen.clear()
     found = Explainer(classifier(None), memory=budget).explain(x, target=target, batch_size=6)
     assert [(n, k) for n, k, _ in Runs.seen] == runs
@@ -162,13 +192,55 @@ def test_memory_for_other_batches_is_given_up() -> None:
     explainer = Explainer(classifier(None))
     for count in (2, 3, 4):
         explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
-    _, pool = explainer._plan((3, 8, 9))
+    pool = explainer._engine.sessions.of((3, 8, 9)).pool
     assert {key: len(free) for key, free in pool._free.items()} == {("forward", 4): 1, ("reverse", 8): 1}
 
 
-def test_pickling_says_what_to_do() -> None:
-    with pytest.raises(InputError, match="each process"):
-        pickle.dumps(Explainer(classifier(None)))
+def test_it_pickles_as_what_it_was_made_from() -> None:
+    explainer = Explainer(DEMO, output=PROBABILITY, threads=1)
+    text = pickle.dumps(explainer)
+    assert len(text) < 2000
+    again = pickle.loads(text)
+    x = np.zeros((1, *explainer.input_shape[1:]), np.float32)
+    assert again.explain(x).map.tobytes() == explainer.explain(x).map.tobytes()
+
+
+def test_a_tensor_within_has_no_labels_of_the_model() -> None:
+    hidden = Explainer(DEMO, output="relu4")
+    assert hidden.labels is None
+    found = hidden.explain(np.zeros((1, *hidden.input_shape[1:]), np.float32))
+    assert found.label() == f"class {int(found.target[0])}"
+
+
+def test_planning_one_size_does_not_wait_for_another() -> None:
+    """While the plan of one shape is made, samples of another that has one are explained."""
+    building, done = threading.Event(), threading.Event()
+
+    def build(shape: tuple[int, ...]) -> Any:
+        if shape == (2,):
+            building.set()
+            assert done.wait(20)
+        return shape
+
+    sessions = Sessions(build)
+    thread = threading.Thread(target=sessions.of, args=((2,),))
+    thread.start()
+    assert building.wait(20)
+    assert sessions.of((1,)) == (1,)
+    done.set()
+    thread.join()
+
+
+def test_a_picture_is_a_path_bytes_a_file_pixels_or_a_pil_image(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    explainer = Explainer(classifier(None), preprocess="unit")
+    with open(path, "rb") as file:
+        kinds = [path, str(path), path.read_bytes(), file, Image.open(path), pixels]
+        prepared = explainer.prepare(kinds)
+    assert all(x.tobytes() == prepared[0].tobytes() for x in prepared)
+    np.testing.assert_array_equal(explainer.prepare(pixels)[0], prepared[0])
 
 
 FIRST_USE = f"""
@@ -214,7 +286,7 @@ def test_memory_of_another_size_is_given_up_at_once(targets: int) -> None:
         kept = []
         for n in (3, 2):
             explainer.explain(x[:n], target=np.zeros((n, targets), np.int64))
-            ((_, pool),) = explainer._plans.values()
+            pool = explainer._engine.sessions.of(explainer.input_shape[1:]).pool
             kept.append([weakref.ref(memory) for free in pool._free.values() for memory in free])
         assert kept[0]
         assert all(memory() is None for memory in kept[0])

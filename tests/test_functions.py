@@ -79,9 +79,9 @@ NETWORKS: dict[str, tuple[Net, ...]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rectify_clamps_the_gradient_at_every_activation(name: str) -> None:
     model = network(*NETWORKS[name])
-    run, _ = safe_run(model, "rectify")
+    run, _ = safe_run(model, "clamp")
     target = np.random.default_rng(0).integers(0, 4, (2, 2))
-    explainer = Explainer(model, activations="rectify")
+    explainer = Explainer(model, activations="clamp")
     for rule in RULES:
         assert_agree(explainer, run, rule, target)
 
@@ -95,22 +95,22 @@ def test_by_default_they_take_their_true_gradient() -> None:
 
 def test_a_network_without_rectifiers_has_a_meaning_under_rectify_only() -> None:
     model = network(*NETWORKS["swish"])
-    with pytest.raises(InputError, match=r"no rectifier.*activations='rectify'"):
+    with pytest.raises(InputError, match=r"no rectifier.*activations='clamp'"):
         Explainer(model).explain(noise())
-    assert Explainer(model, activations="rectify").explain(noise()).map.any()
+    assert Explainer(model, activations="clamp").explain(noise()).map.any()
     with pytest.raises(InputError, match="no rectifier"):  # nor is arithmetic an activation
-        Explainer(network(node("Sin")), activations="rectify").explain(noise())
-    with pytest.raises(InputError, match=r"activations is 'clamp'.*gradient, rectify"):
-        Explainer(model, activations="clamp")
+        Explainer(network(node("Sin")), activations="clamp").explain(noise())
+    with pytest.raises(InputError, match=r"activations is 'rectify'.*gradient, clamp"):
+        Explainer(model, activations="rectify")
 
 
 def test_the_notes_say_what_was_done() -> None:
     model = network(node("Sigmoid"), node("Elu"), node("Sigmoid"), rectifier=True)
     nodes = "2 Sigmoid, 1 Elu node(s): the papers define no rule for them; "
     true = nodes + "they take their true gradient."
-    clamped = nodes + "their gradient was clamped to its positive part first (activations='rectify')."
+    clamped = nodes + "their gradient was clamped to its positive part first (activations='clamp')."
     assert Explainer(model).explain(noise()).notes == (true,)
-    rectifying = Explainer(model, activations="rectify")
+    rectifying = Explainer(model, activations="clamp")
     assert rectifying.explain(noise()).notes == (clamped,)
     assert rectifying.explain(noise(), rule="vanilla").notes == (true,)
     assert Explainer(network(node("Abs"), rectifier=True)).explain(noise()).notes == ()
@@ -124,8 +124,8 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
     Image.new("RGB", (7, 6), "navy").save(image)
     options = ["explain", str(model), str(image), "--preprocess", "unit", "-o", str(tmp_path / "o.png")]
     assert main(options) == 2
-    assert "rectify" in capsys.readouterr().err
-    assert main([*options, "--activations", "rectify"]) == 0
+    assert "--activations clamp" in capsys.readouterr().err
+    assert main([*options, "--activations", "clamp"]) == 0
     assert "1 Swish node(s)" in capsys.readouterr().out
 
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gbp import Attribution, Explainer, passes
-from gbp.devices import base as device
+from gbp.devices import cpu as device
 from gbp.kernels.codegen.memory import aligned
 from gbp.ops.conv.conv import ALGORITHMS
 from gbp.passes.drop_dead import drop_dead

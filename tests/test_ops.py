@@ -20,7 +20,7 @@ from cases import CASES, Case, Net, chain, node, pool, relu
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from gbp import Explainer
+from gbp import PROBABILITY, Explainer
 from gbp.ops.conv.conv import ALGORITHMS
 
 Frame = Callable[[Builder, str, Net, Net], str]
@@ -127,6 +127,6 @@ def test_output_says_which_tensor_is_explained() -> None:
     model = b.model(b.flatten(b.node("Softmax", b.node("Identity", logits))))
     run = oracle.Run(model, noise((2, 3, 5, 5), seed=0))
     assert run.margin > SAFE
-    for output in (None, "probability", logits, features):
+    for output in (None, PROBABILITY, logits, features):
         for rule in RULES:
             assert_agree(Explainer(model, output=output), run, rule, output=output)

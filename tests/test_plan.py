@@ -14,7 +14,7 @@ from builder import Builder
 from test_graphs import poisoned
 
 from gbp import Explainer
-from gbp.devices import base as device
+from gbp.devices import cpu as device
 from gbp.importer.load import build, open_model
 from gbp.ops.concat import AxisSliceStep, ConcatStep
 from gbp.ops.step import view
@@ -274,6 +274,6 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(size: int, otherwis
     """Whether the gradient is mostly zero; else planes go by Winograd, but small ones by tiles."""
     b = Builder()
     x = b.relu(b.conv(b.input(1, 64, size, size), 64, 3, pads=(1, 1, 1, 1)))
-    plan, _ = Explainer(b.model(b.head(x)))._plan((64, size, size))
+    plan, _ = Explainer(b.model(b.head(x))).plan_for((64, size, size))
     named = {kernel.name for call in plan.instructions for kernel in call.step.kernels}
     assert named == {"conv_lists_bwd", *otherwise}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gbp import RULES, Explainer, InputError
+from gbp import RULES, Explainer, InputError, Top
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo.onnx"
@@ -45,7 +45,7 @@ def test_the_batch_does_not_change_a_bit(rule: str) -> None:
 def test_several_targets_are_the_single_ones() -> None:
     x = images(2)
     explainer = Explainer(DEMO)
-    five = explainer.explain(x, target="top5")
+    five = explainer.explain(x, target=Top(5))
     assert five.map.shape == (2, 5, 3, 96, 96)
     assert five.map.any(axis=(2, 3, 4)).all()
     for k in range(5):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_graphs import CLASSES, REPRODUCIBLE, Draw, Move, Network, any_of, assert_same, poisoned, safe_run
 
 from gbp import Explainer
-from gbp.devices import base as device
+from gbp.devices import cpu as device
 from gbp.ops.conv.conv import ALGORITHMS
 
 MAX_PIXELS = 300

@@ -14,7 +14,7 @@ import oracle
 import pytest
 from agreement import BOUND, assert_close
 
-from gbp import RULES, Explainer, UnsupportedError
+from gbp import PROBABILITY, RULES, Explainer, UnsupportedError
 
 if "GBP_ZOO" not in os.environ:
     pytest.skip("GBP_ZOO does not name a folder of real models", allow_module_level=True)
@@ -52,7 +52,7 @@ def test_top1_of_every_photo(name: str) -> None:
 @pytest.mark.parametrize("name", ["squeezenet1.1_fp32_opset7", "squeezenet1.0_tf_nhwc_opset9"])
 def test_published_pairs(name: str) -> None:
     is_softmax = MODELS[name]["head"] == "softmax"
-    explainer = Explainer(path_of(name), output="probability" if is_softmax else None)
+    explainer = Explainer(path_of(name), output=PROBABILITY if is_softmax else None)
     with np.load(ZOO / "ref_io" / f"{name}.npz") as pairs:
         for i in range(3):
             found, published = explainer.predict(pairs[f"input_{i}"]), pairs[f"output_{i}"]

@@ -86,7 +86,8 @@ class CudaDevice(Device):
 
     def out_of_memory(self, needed: int, free: int, total: int) -> OutOfMemoryError:
         return OutOfMemoryError(
-            f"the card has {readable_bytes(free)} left of {readable_bytes(total)}, and {readable_bytes(needed)} are needed at once.",
+            f"the card has {readable_bytes(free)} left of {readable_bytes(total)}, and "
+            f"{readable_bytes(needed)} are needed at once.",
             hint="Explain fewer at a time, or smaller images.",
         )
 

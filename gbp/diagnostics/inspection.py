@@ -48,7 +48,7 @@ def inspect(
     *,
     output: str | None = None,
     input: str | None = None,
-    inputs: Mapping[str, ArrayLike] | None = None,
+    given: Mapping[str, ArrayLike] | None = None,
 ) -> Inspection:
     """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
 
@@ -59,7 +59,7 @@ def inspect(
     proto, weights = read(model)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
-        source = locate(proto, weights, Choice(output, input, inputs or {}))
+        source = locate(proto, weights, Choice(output, input, given or {}))
         refused = unsupported_nodes(source)
         unsupported = list(map(str, refused))
         hints = tuple(dict.fromkeys(node.hint for node in refused if node.hint))

@@ -29,13 +29,15 @@ from numpy.typing import NDArray
 
 from ..attribution import Attribution
 from ..errors import InputError, UnsupportedError
-from ..explainer import Explainer, Picture
+from ..explainer import Explainer
 from ..importer.load import open_model
 from ..importer.proto import Model, label
 from ..importer.subgraph import Choice, Source
+from ..inputs import Picture
 from ..limits import computing, elements
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
+from ..runtime.tape import steps
 from .reference import Doubles, Reference, references
 
 Report = Callable[[str], None]
@@ -139,14 +141,14 @@ def verify(
     `image`: a picture, or an array of one sample, as for `Explainer.explain`, to which a little noise is
     added; by default noise alone, of `size` = (H, W) where the model leaves that open and its preprocessing
     does not say it, or of 224.  All noise is seeded.
-    `tell` is called with what is being done.  `options` are those of `Explainer`.
+    `report` is called with what is being done.  `options` are those of `Explainer`.
 
     Raises GbpError for what gbp does not explain, and UnsupportedError naming the node where onnx's
     reference evaluator does not compute it.
     """
     explainer = Explainer(model, **options)
     source = open_model(
-        model, Choice(options.get("output"), options.get("input"), options.get("inputs") or {})
+        model, Choice(options.get("output"), options.get("input"), options.get("given") or {})
     )
     rng = np.random.default_rng(0)
     if image is None:
@@ -231,7 +233,8 @@ def _step_errors(
     explainer: Explainer, source: Source, x: NDArray[np.float32], reference: Reference
 ) -> Iterator[StepError]:
     """The error of every tensor of the file that the plan makes, each made of the reference's own."""
-    plan, run = explainer.steps(x)
+    plan, threads = explainer.plan_for(x.shape[1:])
+    run = steps(plan, x, threads)
     nodes = {name: node for node in source.nodes for name in node.output}
     labelled = {label(node): node for node in source.nodes}
     rectified = {

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
 from ..errors import InputError, ModelError, UnsupportedError
+from ..head import PROBABILITY, Probability
 from ..limits import MAX_AXES
 from .proto import FLOATS, declared_shape, label, type_name
 from .weights import Weights
@@ -54,7 +55,7 @@ class Choice:
     tensor.  `input`: the one to explain.  `given`: values of other inputs, the same for all samples.
     """
 
-    output: str | None = None
+    output: str | Probability | None = None
     input: str | None = None
     given: Mapping[str, ArrayLike] = field(default_factory=dict)
 
@@ -78,10 +79,25 @@ class Source:
     opset: int
     nodes: tuple[onnx.NodeProto, ...]
     head: str | None
+    #: The axis attribute of a softmax; None where the file leaves it out.
+    head_axis: int | None
+    #: Whether `scores` are the model's own, and no tensor that was asked for by name.
+    is_output: bool
     given: Mapping[str, NDArray[Any]]
     dtype: str
     channels_last: bool | None
     labels: tuple[str, ...] | None
+
+    def head_axes(self, rank: int) -> tuple[int, ...]:
+        """The axes of one sample's scores, of `rank` with the batch, over which the head's softmax sums.
+
+        Source: ONNX Softmax, which before opset 13 flattens the axes from `axis` on.
+        """
+        if self.head not in ("Softmax", "LogSoftmax"):
+            return ()
+        new = self.opset >= 13
+        axis = ((-1 if new else 1) if self.head_axis is None else self.head_axis) % rank
+        return tuple(k - 1 for k in ((axis,) if new else range(axis, rank)) if k > 0)
 
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
@@ -94,7 +110,7 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
     choice = choice or Choice()
     opset = _opset(proto)
     producers = _producers(proto)
-    scores, head = _scores(proto, producers, choice.output)
+    scores, head, node = _scores(proto, producers, choice.output)
     nodes = _upstream(producers, scores)
     given = _given(proto, choice.given)
     value, shape = _explained_input(proto, nodes, choice.input, given)
@@ -107,10 +123,12 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
         opset,
         nodes,
         head,
+        next((int(a.i) for a in node.attribute if a.name == "axis"), None) if node else None,
+        choice.output is None or choice.output is PROBABILITY,
         given,
         type_name(value.type.tensor_type.elem_type),
         _reads_channels_last(nodes, value.name),
-        _labels(proto) if choice.output in (None, "probability") else None,
+        _labels(proto) if choice.output is None or choice.output is PROBABILITY else None,
     )
 
 
@@ -221,16 +239,16 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def _scores(
-    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None
-) -> tuple[str, str | None]:
-    """The tensor to be explained, and its head."""
-    if output is not None and output != "probability":
+    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | Probability | None
+) -> tuple[str, str | None, onnx.NodeProto | None]:
+    """The tensor to be explained, its head, and the head's node."""
+    if output is not None and output is not PROBABILITY:
         if not isinstance(output, str) or output not in producers:
             raise InputError(
                 f"no tensor is called {output!r}.",
                 supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
             )
-        return output, None
+        return output, None, None
     outputs = [value.name for value in proto.graph.output if _holds_scores(value, producers)]
     if len(outputs) != 1:
         raise InputError(
@@ -239,16 +257,17 @@ def _scores(
     (last,) = outputs
     if last not in producers:
         raise ModelError(f"output {last!r} is made by no node.")
-    logits, head = _logits(producers, last)
-    if output != "probability":
-        return logits, head
+    logits, node = _logits(producers, last)
+    head = None if node is None else str(node.op_type)
+    if output is not PROBABILITY:
+        return logits, head, node
     if head != "Softmax":
         raise InputError(
             f"the model ends in {head or 'scores'}, not in probabilities over classes.",
-            supported='output="probability" where it ends in Softmax',
+            supported="PROBABILITY where it ends in Softmax",
             hint="Leave output out to explain the logits.",
         )
-    return last, ""
+    return last, "", None
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
@@ -258,8 +277,8 @@ def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProt
     return made_by == "ZipMap" or kind in FLOATS or not kind
 
 
-def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str | None]:
-    """What feeds the final Softmax, LogSoftmax or Sigmoid, and which of these; `last` where there is none."""
+def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.NodeProto | None]:
+    """What feeds the final Softmax, LogSoftmax or Sigmoid, and that node; `last` where there is none."""
     name = last
     for _ in range(len(producers)):
         node = producers.get(name)
@@ -267,7 +286,7 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str |
             break
         name = node.input[0]
         if node.op_type in _HEADS and name in producers:
-            return name, str(node.op_type)
+            return name, node
         if node.op_type not in _DRESS:
             break
     return last, None

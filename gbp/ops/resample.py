@@ -61,7 +61,7 @@ class Table:
 
     def on(self, target: Target) -> Table:
         """The same table in the memory of a device."""
-        return Table(*map(target.constant, (self.starts, self.taps, self.weights)))
+        return Table(target.constant(self.starts), target.constant(self.taps), target.constant(self.weights))
 
     @property
     def outputs(self) -> int:

@@ -2,7 +2,7 @@
 
     y[…, o, …] = x[…, i[o], …]        gx[…, a, …] = Σ_{o: i[o] = a} gy[…, o, …]
 
-Each axis that changes is an op: `AxisSlice` for a run of neighbours, which the plan can leave where it lies, else
+Each axis that changes is an op: `AxisSlice` for a run of neighbours, of which the plan can make a view, else
 `Resample` with one tap an output.  Pad with a constant has an op of its own, `shape.Pad`.
 """
 

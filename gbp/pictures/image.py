@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, Literal, get_args, overload
+from typing import IO, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +37,20 @@ MAX_RESIZED = 100_000_000
 _DRAWINGS = ("EPS", "WMF", "EMF")
 
 
-def read_image(source: str | os.PathLike[str] | Image.Image, *, channels: int = 3) -> Image.Image:
+def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, channels: int = 3) -> Image.Image:
     """Decode an image, turn it upright and bring it to 8 bits a channel.
 
-    `source` is a path or an open PIL image; of an animation the first frame is taken.  `channels` is 3
-    for mode "RGB" or 1 for mode "L".  EXIF orientation is applied, transparency is composited on white,
-    palettes and CMYK are converted, 16-bit greyscale is scaled down by 257.
+    `source` is a path, a binary file object or an open PIL image; of an animation the first frame is taken.
+    `channels` is 3 for mode "RGB" or 1 for mode "L".  EXIF orientation is applied, transparency is
+    composited on white, palettes and CMYK are converted, 16-bit greyscale is scaled down by 257.
 
     Raises `InputError`, naming the file, when it is missing, a directory, not an image, damaged, larger
     than `PIL.Image.MAX_IMAGE_PIXELS`, or of a kind whose brightness range is undefined (32-bit, float).
     """
     if isinstance(source, Image.Image):
         return _decode(source, getattr(source, "filename", "") or "the PIL image", channels)
+    if hasattr(source, "read"):
+        return _decode(source, str(getattr(source, "name", "the given image")), channels)
     if not isinstance(source, (str, bytes, os.PathLike)):
         raise InputError(f"an image is of type {type(source).__name__}.", supported="a path or a PIL image")
     name = os.fspath(source)

@@ -91,8 +91,11 @@ class Layout:
     ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
 
 
-def lay_out(graph: Graph, target: Target, rectify: bool = False) -> Layout:
-    """Choose memory orders along the graph and lower every op for `target`; `rectify` activations too."""
+def lay_out(graph: Graph, target: Target, clamp: bool = False) -> Layout:
+    """Choose memory orders along the graph and lower every op for `target`.
+
+    `clamp`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
+    """
     layout = Layout(named=frozenset(graph.shapes))
     first = graph.shapes[graph.input]
     readers = graph.consumers()[graph.input]
@@ -115,7 +118,7 @@ def lay_out(graph: Graph, target: Target, rectify: bool = False) -> Layout:
             _add_view(layout, inputs[0], layer.output, y, result)
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
-        rectified = rectify and layer.op.is_activation
+        rectified = clamp and layer.op.is_activation
         layout.instructions.append(
             Instruction((layer.name,), step, inputs, tensor.name, clip=step.clip, rectified=rectified)
         )

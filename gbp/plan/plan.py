@@ -62,17 +62,17 @@ class Plan:
 
     @classmethod
     def build(
-        cls, graph: Graph, algorithm: str = "auto", *, rectify: bool = False, device: Device = CPU
+        cls, graph: Graph, algorithm: str = "auto", *, clamp: bool = False, device: Device = CPU
     ) -> Plan:
         """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
 
-        `rectify`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
+        `clamp`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
 
         Raises UnsupportedError where one sample would not fit into memory, or where the device has no kernels
         for a layer.
         """
         graph = simplify(graph)
-        layout = lay_out(graph, LoweringTarget(device, algorithm), rectify)
+        layout = lay_out(graph, LoweringTarget(device, algorithm), clamp)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})

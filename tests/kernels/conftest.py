@@ -23,7 +23,7 @@ def _root(x: NDArray[Any]) -> NDArray[Any]:
 def run_twin(kernel: Kernel, *args: Any) -> None:
     """The kernel's twin on copies of the arrays, laid out alike; what it wrote is copied back."""
     from gbp.devices.cuda import cuda_device
-    from gbp.devices.cuda_array import CudaArray
+    from gbp.devices.cuda_array import CudaArray, twin_of
 
     roots: dict[int, tuple[NDArray[Any], CudaArray]] = {}
 
@@ -38,7 +38,7 @@ def run_twin(kernel: Kernel, *args: Any) -> None:
         shadow = np.ndarray(x.shape, x.dtype, memory.data, start, x.strides)
         return CudaArray(cuda_device(), shadow, None, memory.ctypes.data)
 
-    hand_over(kernel, tuple(map(uploaded, args)))
+    twin_of(kernel)(*map(uploaded, args[:-1]))
     for root, copy in roots.values():
         if root.flags.writeable:
             root.reshape(-1).view(np.uint8)[:] = copy.shadow

@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
+from gbp import PROBABILITY
+
 from . import axes, classic, functions, quantized, volumes
 from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
 
@@ -28,7 +30,7 @@ class Run:
     """One forward run of a model on x; `explain` goes back from it, as often as one likes.
 
     `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
-    that is no initializer. `activations`: "gradient", or "rectify" to clamp the gradient of activations that
+    that is no initializer. `activations`: "gradient", or "clamp" to clamp the gradient of activations that
     are no rectifiers to its positive part, under rules with a gradient gate. `noise` disturbs every tensor,
     forward and in reverse, by so much of its RMS, as coarser arithmetic would.
     """
@@ -58,13 +60,13 @@ class Run:
             self.values.update(zip(node.outputs, results, strict=False))
             self.steps.append((node, vjp))
 
-    def explain(self, rule: str, target: Any = None, output: str | None = None) -> tuple[Array, Array]:
+    def explain(self, rule: str, target: Any = None, output: Any = None) -> tuple[Array, Array]:
         """Scores (N, classes), flattened, and the map of x's shape; (N, K, …) for targets (N, K).
 
         `target`: None for each sample's argmax, one index, (N,) or (N, K). `output`: None for the logits,
-        "probability" for the model's output, or a tensor.
+        PROBABILITY for the model's output, or a tensor.
         """
-        name = self._logits() if output is None else self.output if output == "probability" else output
+        name = self._logits() if output is None else self.output if output is PROBABILITY else output
         scores = self.values[name].reshape(len(self.values[name]), -1)
         target = np.asarray(scores.argmax(axis=1) if target is None else target)
         if target.ndim == 2:
@@ -80,7 +82,7 @@ class Run:
             if not gradients.keys() & set(node.outputs):
                 continue  # behind the output
             gys = [gradients.get(name, np.zeros(self.values[name].shape)) for name in self._made(node)]
-            if isinstance(reverse, Activation) and self.activations == "rectify" and naive.RULES[rule][1]:
+            if isinstance(reverse, Activation) and self.activations == "clamp" and naive.RULES[rule][1]:
                 gys = [np.maximum(gy, 0) for gy in gys]
             vjp = reverse.vjp if isinstance(reverse, Activation) else reverse
             if isinstance(vjp, Rectifier):

@@ -1,0 +1,183 @@
+"""`gbp explain`: images in, pictures and a table of scores out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..rules import RULES
+from .options import (
+    add_algorithm,
+    add_ends,
+    add_preprocessing,
+    ends_of,
+    memory,
+    preprocess_of,
+    print_json,
+    target,
+)
+
+if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
+    from ..sample import Sample
+
+STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
+
+
+def add_command(commands: Any) -> None:
+    """Add `explain` to the parser's commands."""
+    command = commands.add_parser("explain", help="explain images and write pictures")
+    command.set_defaults(run=explain)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="pictures; or .npy files, a sample each, preprocessed"
+    )
+    command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
+    command.add_argument(
+        "--target", type=target, help='class index, label, or "top5"; default: what each image is taken for'
+    )
+    command.add_argument("--style", choices=STYLES, default="strip", help="default: strip")
+    command.add_argument(
+        "-o",
+        "--out",
+        help="file (.png, .jpg, or .npz for the arrays), or a folder; default: IMAGE_RULE.png, here",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
+    add_ends(command)
+    command.add_argument("--threads", type=int, help="default: all cores")
+    command.add_argument(
+        "--memory",
+        type=memory,
+        metavar="BYTES",
+        help="of working memory, 512M say; images in excess wait; default: 160M",
+    )
+    command.add_argument(
+        "--activations",
+        default="gradient",
+        help="at SiLU and others that no paper's rule speaks of: gradient (default) or clamp",
+    )
+    add_algorithm(command)
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    add_preprocessing(command)
+
+
+CHUNK = 16
+#: Images explained together: enough to fill the kernels, few enough to hold their maps in memory.
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    outputs = [_output(arguments, image) for image in arguments.images]
+    _refuse_conflicts(arguments, outputs)
+    from PIL import Image
+
+    from ..explainer import Explainer
+    from ..pictures.image import is_array_file, read_array, read_image
+    from ..pictures.sidecar import read_labels
+    from ..targets import Top
+    from .progress import compiling_shown
+
+    for image in arguments.images:  # a broken one is refused before a picture of another is written
+        only = read_array(image) if is_array_file(image) else read_image(image)
+    explainer = Explainer(
+        arguments.model,
+        preprocess=preprocess_of(arguments),
+        labels=read_labels(arguments.labels),
+        **ends_of(arguments),
+        threads=arguments.threads,
+        device=arguments.device,
+        memory=arguments.memory,
+        algorithm=arguments.algorithm,
+        activations=arguments.activations,
+    )
+    pictures = [only] if len(outputs) == 1 and isinstance(only, Image.Image) else arguments.images
+    target = Top(5) if arguments.target == "top5" else arguments.target
+    rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
+    reports: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
+    for start in range(0, len(outputs), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        with compiling_shown():
+            attributions = [explainer.explain(pictures[chunk], rule=rule, target=target) for rule in rules]
+        notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
+        for index, image in enumerate(arguments.images[chunk]):
+            path = outputs[start + index]
+            samples = [attribution[index] for attribution in attributions]
+            if path.suffix.lower() == ".npz":
+                attributions[0].save(path)
+            else:
+                _save(samples, path, arguments.style)
+            reports.append({"image": image, "file": str(path)} | _report(samples))
+            if not arguments.json:
+                _print_report(reports[-1])
+    if arguments.json:
+        print_json({"model": arguments.model, "notes": list(notes), "images": reports})
+    else:
+        for note in notes:
+            print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
+    return 0
+
+
+def _output(arguments: argparse.Namespace, image: str) -> Path:
+    """Where the picture of an image goes; `InputError` while nothing has been computed yet."""
+    from ..pictures.files import check_path
+
+    path = Path(f"{Path(image).stem}_{arguments.rule}.png")
+    if arguments.out is not None and os.path.isdir(arguments.out):
+        path = Path(arguments.out) / path
+    elif arguments.out is not None:
+        if len(arguments.images) > 1:
+            raise InputError(
+                f"-o {arguments.out!r} is no folder.", hint="Several images need one that exists."
+            )
+        path = Path(arguments.out)
+    check_path(path)
+    return path
+
+
+def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
+    """Raise `InputError` for options that contradict each other and for files that would be lost."""
+    arrays = any(path.suffix.lower() == ".npz" for path in outputs)
+    several = arguments.target == "top5"
+    if arguments.rule == "all" and (arrays or several):
+        raise InputError("--rule all draws one target.", hint="For top5 or .npz, choose one rule.")
+    if several and arguments.style != "strip" and not arrays:
+        raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
+    taken = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise InputError(
+                f"{str(path)!r} would be overwritten.", hint="Name another file or folder with -o."
+            )
+        taken.add(path.resolve())
+
+
+def _save(samples: Sequence[Sample], path: Path, style: Any) -> None:
+    from ..pictures.files import save_picture
+    from ..sample import strip_rules
+
+    if len(samples) == 1:
+        samples[0].save(path, style)
+    else:
+        save_picture(strip_rules(samples, style=None if style == "strip" else style), path)
+
+
+def _report(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The scores of one sample and what was explained, in JSON's types."""
+    report = samples[0].to_dict()
+    del report["rule"]
+    return {"rules": [sample.rule for sample in samples]} | report
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    print(report["image"])
+    for row in report["top"]:
+        chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
+        print(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
+    explained = "; ".join(f"{row['label']} ({row['class']})" for row in report["explained"])
+    print(f"  explained by {', '.join(report['rules'])}: {explained}")
+    print(f"  wrote {report['file']}")

@@ -1,0 +1,96 @@
+"""`gbp inspect`: the layers of a model, how each is computed, and the ops that gbp does not do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .options import add_algorithm, add_ends, ends_of, print_json, size
+
+if TYPE_CHECKING:
+    from ..diagnostics.inspection import Inspection
+
+
+def add_command(commands: Any) -> None:
+    """Add `inspect` to the parser's commands."""
+    command = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
+    command.set_defaults(run=inspect)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    add_ends(command)
+    add_algorithm(command)
+    command.add_argument(
+        "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
+    )
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    from ..diagnostics.inspection import inspect as inspect_model
+
+    inspection = inspect_model(arguments.model, arguments.size, arguments.algorithm, **ends_of(arguments))
+    if arguments.json:
+        print_json(dataclasses.asdict(inspection))
+    else:
+        _print_inspection(inspection)
+    return 2 if inspection.unsupported else 0
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    # Of a name less is told than others tell: the op has a column, and all may lie in one scope.
+    short = [layer.name.removesuffix(layer.op).rstrip("/_") or layer.name for layer in inspection.layers]
+    scope = len(os.path.commonprefix(short).rpartition("/")[0])  # noqa: RUF071  # whole parts: rpartition
+    header = ("layer", "op, plan", "output", "params", "MACs")
+    rows = [
+        (
+            name[scope:].lstrip("/") or name,
+            ", ".join(filter(None, (layer.op, layer.plan))),
+            "×".join(map(str, layer.shape)),
+            _count(layer.parameters),
+            _count(layer.macs),
+        )
+        for name, layer in zip(short, inspection.layers, strict=True)
+    ]
+    widths = _widths([header, *rows])
+    for row in (header, *rows):
+        cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
+        texts = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        counts = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        print(" ".join([*texts, *counts]).rstrip())
+    parameters = sum(layer.parameters for layer in inspection.layers)
+    macs = sum(layer.macs for layer in inspection.layers)
+    print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
+    ends = f"input {inspection.input}, output {inspection.output}"
+    print(textwrap.fill(ends, 80, subsequent_indent="  "))
+    for reason in inspection.unsupported:
+        print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
+    for hint in inspection.hints:
+        print(textwrap.fill(f"what to do: {hint}", 80, subsequent_indent="  "))
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Column widths that fit 80 columns with a space between: names give way first, down to 20."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + len(widths) - 1 > 80:
+        widths[0 if widths[0] > 20 else widths.index(max(widths))] -= 1
+    return widths
+
+
+def _cut(text: str, width: int) -> str:
+    """Drop the middle: names differ at their ends."""
+    if len(text) <= width:
+        return text
+    tail = width // 2
+    return text[: width - 1 - tail] + "…" + text[len(text) - tail :]
+
+
+def _count(number: float) -> str:
+    """Three digits and a unit: 1.24M."""
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"

@@ -1,0 +1,123 @@
+"""Options that several commands share, and what they say in Python."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..head import PROBABILITY
+
+
+def add_ends(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
+    )
+    command.add_argument("--input", metavar="NAME", help="input to explain, where there are several")
+    command.add_argument(
+        "--given",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another input's value: numbers, comma between, or an .npy file; once for each",
+    )
+
+
+def add_preprocessing(command: argparse.ArgumentParser) -> None:
+    pixels = command.add_argument_group(
+        "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
+    )
+    pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
+    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]")
+    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]")
+    pixels.add_argument("--scale", type=fraction, help="a number, or a fraction such as 1/255")
+    pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
+    pixels.add_argument(
+        "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
+    )
+
+
+def add_algorithm(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--algorithm", default="auto", help="of convolutions: auto (default), direct, winograd or lists"
+    )
+
+
+# The type functions below have plain names because argparse prints them: "invalid fraction value: 'x'".
+
+
+def target(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def fraction(text: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError(text)
+    return float(numerator) / (float(denominator) if slash else 1)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(fraction(part) for part in text.split(","))
+
+
+def size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    return int(height), int(width if x else height)
+
+
+def memory(text: str) -> int:
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:].upper(), 1)
+    return int(text if unit == 1 else text[:-1]) * unit
+
+
+def ends_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What an Explainer is told of the model's inputs and outputs."""
+    given = _given(arguments.given)
+    output = PROBABILITY if arguments.output == "probability" else arguments.output
+    return {"output": output, "input": arguments.input, "given": given}
+
+
+def _given(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE for inputs that are not explained: numbers, or the array in an .npy file."""
+    from ..pictures.image import is_array_file, read_array
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals or name in values:
+                raise ValueError("say NAME=VALUE, once for each input")
+            values[name] = read_array(value) if is_array_file(value) else _value(value)
+        except ValueError as error:
+            raise InputError(f"--given {text!r}: {error}.") from None
+    return values
+
+
+def _value(text: str) -> Any:
+    """A number, or a list of several, whole where all are."""
+    import numpy as np
+
+    parts = [part.strip() for part in text.split(",")]
+    whole = all(part.removeprefix("-").isdecimal() for part in parts)
+    values = np.array([int(part) if whole else float(part) for part in parts])
+    return values if len(parts) > 1 else values[0]
+
+
+def preprocess_of(arguments: argparse.Namespace) -> Any:
+    """Return what the options say, over the preset or the model's sidecar; None when they say nothing."""
+    from ..pictures.image import Preprocess
+    from ..pictures.sidecar import read_sidecar
+
+    given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given or arguments.preprocess is not None:
+        return Preprocess.parse(given | {"preset": arguments.preprocess} if given else arguments.preprocess)
+    return Preprocess.parse(given, base=read_sidecar(arguments.model).preprocess)
+
+
+def print_json(value: object) -> None:
+    """Print an object as JSON."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,77 @@
+"""`gbp verify`: compare the plan's steps, the scores and the gradient with others."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from .options import add_algorithm, add_ends, add_preprocessing, ends_of, preprocess_of, print_json
+
+if TYPE_CHECKING:
+    from ..diagnostics.verify import Verification
+
+
+def add_command(commands: Any) -> None:
+    """Add `verify` to the parser's commands."""
+    command = commands.add_parser(
+        "verify",
+        help="compare steps and gradient with onnxruntime, or onnx itself, and finite differences",
+        description="Compare every step with onnxruntime, where it is installed, else with onnx's reference "
+        "evaluator; and the gradient with finite differences in float64. Exit code 1: they do not agree.",
+    )
+    command.set_defaults(run=verify)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("image", metavar="IMAGE", nargs="?", help="default: seeded noise")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    add_ends(command)
+    add_algorithm(command)
+    add_preprocessing(command)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from ..diagnostics.verify import verify as verify_model
+    from .progress import compiling_shown, reporting
+
+    with compiling_shown(), reporting() as report:
+        verification = verify_model(
+            arguments.model,
+            arguments.image,
+            size=arguments.size,
+            report=report,
+            preprocess=preprocess_of(arguments) if arguments.image else None,
+            **ends_of(arguments),
+            algorithm=arguments.algorithm,
+        )
+    if arguments.json:
+        told_too = {"verified": verification.verified, "verdict": verification.verdict}
+        print_json({"model": arguments.model} | dataclasses.asdict(verification) | told_too)
+    else:
+        _print_verification(verification)
+    return 0 if verification.verified else 1
+
+
+def _print_verification(v: Verification) -> None:
+    def off(error: float, bound: float) -> str:
+        return f"off by {error:.1e} (allowed {bound:.0e}): "
+
+    worst = "none"
+    if v.worst is not None:
+        worst = off(v.worst.error, v.step_bound)
+        worst += f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+    gradient = f"class {v.target}, smooth in {v.directions} direction(s)"
+    if v.quantized:
+        gradient = f"class {v.target}, not compared: it passes straight through quantization"
+    elif v.gradient_error is not None:
+        gradient = off(v.gradient_error, v.gradient_bound) + gradient
+    rows = [
+        ("input", v.input),
+        ("reference", f"{v.reference} for steps, float64 for scores and gradient"),
+        ("worst step", f"of {v.steps}, {worst}"),
+        ("scores", f"{off(v.scores_error, v.scores_bound)}{v.scores!r}"),
+        ("gradient", gradient),
+    ]
+    for name, text in rows:
+        print(textwrap.fill(f"{name:12}{text}", 80, subsequent_indent=" " * 12, break_on_hyphens=False))
+    print(textwrap.fill(v.verdict, 80, break_on_hyphens=False))

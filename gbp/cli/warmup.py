@@ -1,0 +1,35 @@
+"""`gbp warmup`: compile all kernels that models need, ahead of use."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .options import add_ends, ends_of, size
+
+
+def add_command(commands: Any) -> None:
+    """Add `warmup` to the parser's commands."""
+    command = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
+    command.set_defaults(run=warmup)
+    command.add_argument("models", metavar="MODEL.onnx", nargs="+")
+    add_ends(command)
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument(
+        "--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open"
+    )
+
+
+def warmup(arguments: argparse.Namespace) -> int:
+    from ..explainer import Explainer
+    from ..kernels.codegen.jit import CACHE_DIRECTORY, compiled
+    from .progress import compiling_shown
+
+    for model in arguments.models:
+        before = len(compiled)
+        with compiling_shown():
+            kernels = Explainer(model, **ends_of(arguments), device=arguments.device).warmup(arguments.size)
+        seconds = sum(seconds for _, seconds in compiled[before:])
+        print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
+    print(f"All are kept in {CACHE_DIRECTORY}")
+    return 0

@@ -1,0 +1,174 @@
+"""`Engine`: one loaded model at work: images in, scores and maps out, slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .attribution import Attribution
+from .devices.base import Device
+from .errors import InputError, ModelError
+from .graph.shapes import Shape
+from .head import Head
+from .importer.load import build
+from .importer.subgraph import Source
+from .importer.weights import Weights
+from .inputs import Batch, Images, Inputs
+from .kernels.codegen.jit import CACHE_DIRECTORY, compiled, not_kept
+from .limits import computing
+from .notes import notes_of, refuse_meaningless
+from .pictures.image import Preprocess
+from .plan.plan import Plan
+from .rules import RULES, Rule
+from .runtime.session import Session, Sessions
+from .targets import Target, Top, resolve
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How plans are made and run; the fields are arguments of `Explainer`."""
+
+    device: Device
+    threads: int
+    memory: int | None
+    algorithm: str
+    clamp: bool
+
+
+class Engine:
+    """A model and its sessions.  Safe to share between threads."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        preprocess: Preprocess | None,
+        labels: tuple[str, ...] | None,
+    ) -> None:
+        self.settings, self.labels = settings, labels
+        self.inputs = Inputs(source, preprocess)
+        self.sessions = Sessions(self._session)
+        if None not in source.input_shape[1:]:
+            self.sessions.of(tuple(n for n in source.input_shape[1:] if n is not None))
+            # The plan has all of it.
+            source = replace(source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={})
+            self.inputs = Inputs(source, preprocess)
+
+    def _session(self, shape: Shape) -> Session:
+        source, settings = self.inputs.source, self.settings
+        with computing():
+            graph = build(source, (source.input_shape[0] or 1, *shape))
+            plan = Plan.build(graph, settings.algorithm, clamp=settings.clamp, device=settings.device)
+        return Session(plan, settings.device, settings.threads, settings.memory)
+
+    def batches(
+        self, images: Images, batch_size: int | None = None, targets: int = 1
+    ) -> Iterator[tuple[Batch, Session]]:
+        """The samples, slice by slice, each with the session of its shape."""
+        parts = self.inputs.batches(
+            images, lambda count, shape: self.sessions.of(shape).slices(count, targets, batch_size)
+        )
+        for batch in parts:
+            yield batch, self.sessions.of(batch.x.shape[1:])
+
+    def scores(self, images: Images) -> NDArray[np.float32]:
+        """The scores (N, classes)."""
+
+        def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
+            with session.run(x) as tape:
+                return tape.scores
+
+        parts = [
+            part for batch, session in self.batches(images) for part in _run(session, batch, 0, scores_of)
+        ]
+        return joined(parts)
+
+    def explain(self, images: Images, rule: Rule, target: Target, batch_size: int | None) -> Attribution:
+        """As `Explainer.explain`."""
+        count, done = self.inputs.count(images), 0
+
+        def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
+            with session.run(x) as tape:
+                self._check_labels(tape.scores.shape[1])
+                chosen = resolve(target, tape.scores, self.labels, slice(first, first + tape.n), count)
+                gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))
+                return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
+
+        parts: list[tuple[NDArray[Any], ...]] = []
+        pictures: list[Any] = []
+        for batch, session in self.batches(images, batch_size, target.k if isinstance(target, Top) else 1):
+            refuse_meaningless(rule, session.plan)
+            parts += _run(session, batch, done, explained)
+            done += len(batch.x)
+            pictures.extend(batch.pictures or ())
+        maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
+        if not np.isfinite(maps).all():
+            raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
+        return Attribution(
+            map=maps,
+            scores=scores,
+            target=targets,
+            rule=rule.name,
+            notes=notes_of(session.plan, self.inputs.source, rule, self.settings.clamp),
+            layout=self.inputs.layout(batch.x.shape),
+            labels=self.labels,
+            images=tuple(pictures) or None,
+            channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
+            head=self._head(session.plan),
+        )
+
+    def warmup(self, size: tuple[int, int] | None) -> int:
+        """As `Explainer.warmup`."""
+        preprocess, source = self.inputs.preprocess, self.inputs.source
+        open_sizes = iter(size or (preprocess and preprocess.size) or ())
+        shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
+        if 0 in shape:
+            raise InputError("the model leaves the image size open.", hint="Say it: --size, or size=(H, W).")
+        plan = self.sessions.of(shape).plan
+        noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+        before = len(compiled)
+        for instruction in plan.instructions:
+            for kernel in instruction.step.kernels:
+                kernel.compile()
+        for rule in RULES.values():
+            if plan.rectifiers or not rule.gradient_gate:
+                self.explain(noise, rule, None, None)
+        if not_kept:
+            raise InputError(
+                f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",
+                hint="Name a folder that can be written in GBP_CACHE_DIR.",
+            )
+        return len(compiled) - before
+
+    def _head(self, plan: Plan) -> Head | None:
+        source = self.inputs.source
+        if source.head is None:
+            return None
+        return Head(source.head, plan.output_shape, source.head_axes(1 + len(plan.output_shape)))
+
+    def _check_labels(self, classes: int) -> None:
+        if self.labels is not None and len(self.labels) != classes:
+            raise InputError(
+                f"there are {len(self.labels)} labels and {classes} scores.",
+                hint="Some models have a background class at index 0: put a line for it.",
+            )
+
+
+def _run(
+    session: Session, batch: Batch, first: int, compute: Callable[[Session, NDArray[np.float32], int], T]
+) -> list[T]:
+    """What `compute` makes of the batch, whose first sample is number `first` of all, part by part."""
+    x = batch.x
+    return list(session.fitting(slice(0, len(x)), lambda part: compute(session, x[part], first + part.start)))
+
+
+def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """All in one array."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,55 @@
+"""`Head`: how a model turns its scores into probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph.shapes import Shape
+
+
+class Probability(Enum):
+    """The type of `PROBABILITY`."""
+
+    PROBABILITY = "PROBABILITY"
+
+    def __repr__(self) -> str:
+        return "gbp.PROBABILITY"
+
+
+#: As `output=`: explain what the model's head makes of the scores, and not the scores.
+PROBABILITY = Probability.PROBABILITY
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the model turns its scores into probabilities.
+
+    Parameters
+    ----------
+    op
+        "Softmax", "LogSoftmax" or "Sigmoid"; "" where the scores are probabilities already.
+    shape
+        One sample's scores as the head reads them, without the batch.
+    axes
+        The axes of `shape` over which a softmax sums, counted from 0.
+    """
+
+    op: str
+    shape: Shape
+    axes: tuple[int, ...] = ()
+
+    def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the head makes of scores (N, classes), in the same shape."""
+        if not self.op:
+            return scores
+        x = scores.astype(np.float64)
+        if self.op == "Sigmoid":
+            return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)
+        x = x.reshape(len(x), *self.shape)
+        axes = tuple(1 + axis for axis in self.axes)
+        weight = np.exp(x - x.max(axis=axes, keepdims=True))
+        return np.asarray(weight / weight.sum(axis=axes, keepdims=True), np.float32).reshape(scores.shape)

@@ -1,0 +1,204 @@
+"""`Inputs`: what people pass as images → batches in the model's own layout."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import InputError
+from .graph.shapes import Shape
+from .importer.subgraph import Source
+from .limits import MAX_ELEMENTS, elements
+from .pictures.image import Preprocess, is_array_file, read_array, read_image
+from .sample import Layout
+
+#: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
+#: (H, W, 3), (H, W, 4) or (H, W).
+Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.uint8]
+#: Pictures, or one array of samples in the model's own input layout.
+Images: TypeAlias = Picture | Sequence[Picture] | NDArray[Any]
+
+#: How to cut so many samples of a shape into slices.
+Slices: TypeAlias = Callable[[int, Shape], Iterator[slice]]
+
+_CHANNEL_COUNTS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples in the model's own layout, and what they look like."""
+
+    x: NDArray[np.float32]
+    pictures: tuple[Image.Image, ...] | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How samples reach one model: its input, and the preprocessing of pictures."""
+
+    source: Source
+    preprocess: Preprocess | None
+
+    def count(self, images: Images) -> int:
+        """How many samples there are."""
+        if isinstance(images, np.ndarray) and not self._is_pixels(images):
+            return len(images) if images.ndim else 1
+        return len(images) if isinstance(images, (list, tuple)) else 1
+
+    def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
+        """The samples, slice by slice.  Raises InputError for what cannot be one."""
+        if isinstance(images, np.ndarray) and not self._is_pixels(images):
+            yield from self._array_batches(images, slices)
+            return
+        pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not pictures:
+            raise InputError("there are no images.")
+        if any(map(is_array_file, pictures)):
+            yield from self._array_batches(self._from_array_files(pictures), slices)
+            return
+        for picture in pictures:
+            if not _is_picture(picture):
+                raise InputError(
+                    f"an image is of type {type(picture).__name__}.",
+                    supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W, 3), or one "
+                    "float array (N, …) for all",
+                )
+        for part in slices(len(pictures), self._picture_shape()):
+            yield self._from_pictures(pictures[part])
+
+    def layout(self, shape: Sequence[int | None]) -> Layout:
+        """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
+        if len(shape) != 4:
+            return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "ND"
+        if self.source.channels_last is not None:
+            return "NHWC" if self.source.channels_last else "NCHW"
+        return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
+
+    def _is_pixels(self, array: NDArray[Any]) -> bool:
+        """Whether an array is one picture, and no array of samples."""
+        return array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3
+
+    def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
+        """One sample a file, which may or may not have an axis of 1 for the batch."""
+        if not all(map(is_array_file, paths)):
+            raise InputError(
+                "some images are pictures and some arrays.", hint="Explain them one kind at a time."
+            )
+        shape = self.source.input_shape
+        rank, arrays = len(shape), list(map(read_array, paths))
+        samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
+        if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            expected = ["?" if n is None else n for n in shape[1:]]
+            raise InputError(
+                f"arrays of shape {shapes:.200}.", supported=f"one sample of {expected} in each file"
+            )
+        return np.concatenate(samples)
+
+    def _array_batches(self, x: NDArray[Any], slices: Slices) -> Iterator[Batch]:
+        expected = self.source.input_shape
+        kinds = "fu" if self.source.dtype == "UINT8" else "f"
+        if x.dtype.kind not in kinds:
+            raise InputError(
+                f"the array holds {x.dtype}.",
+                supported="float32 in the model's input layout, already preprocessed",
+                hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
+            )
+        wanted = ["N", *("?" if n is None else n for n in expected[1:])]
+        fits = x.ndim == len(expected) and all(
+            n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True)
+        )
+        if not fits or 0 in x.shape:
+            raise InputError(
+                f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
+            )
+        if elements(x.shape[1:]) > MAX_ELEMENTS:
+            raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
+        for part in slices(len(x), tuple(x.shape[1:])):
+            with np.errstate(over="ignore"):
+                samples = np.ascontiguousarray(x[part], np.float32)
+            finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+            if not finite.all():
+                first = part.start + int(np.argmin(finite))
+                raise InputError(f"sample {first} of the array holds NaN or infinity.")
+            yield Batch(samples, self._looks(samples))
+
+    def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
+        """What preprocessed samples look like, where that is known."""
+        layout = self.layout(x.shape)
+        if layout in ("NC", "NCL"):
+            return tuple(map(_series_picture, x))
+        if self.preprocess is None or layout == "ND":
+            return None
+        planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
+        try:
+            return tuple(self.preprocess.picture(sample) for sample in planes)
+        except InputError:  # such as five channels: an input that is no picture is an input all the same
+            return None
+
+    def _picture_shape(self) -> Shape:
+        """The sample shape that pictures are made to fit."""
+        shape = self.source.input_shape
+        if len(shape) != 4:
+            raise InputError(
+                f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array (.npy)."
+            )
+        layout = self.layout(shape)
+        channels, size = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:])
+        if channels not in _CHANNEL_COUNTS:
+            raise InputError(
+                f"the model takes {channels or 'an open number of'} channels.", hint="Pass an array."
+            )
+        given = self.preprocess.size if self.preprocess else None
+        height, width = (known or (given or (None, None))[i] for i, known in enumerate(size))
+        if height is None or width is None:
+            raise InputError(
+                "the model leaves the image size open.",
+                hint="Say it: size in preprocess, or --size on the command line.",
+            )
+        return (height, width, channels) if layout == "NHWC" else (channels, height, width)
+
+    def _from_pictures(self, pictures: Sequence[Any]) -> Batch:
+        shape = self._picture_shape()
+        if self.preprocess is None:
+            raise InputError(
+                "nothing says how this model wants its images.",
+                supported="preprocess 'imagenet', 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
+                hint="Give preprocess (--preprocess), or write it once into a .toml file beside the model.",
+            )
+        last = self.layout((1, *shape)) == "NHWC"
+        channels, size = (shape[2], (shape[0], shape[1])) if last else (shape[0], (shape[1], shape[2]))
+        samples, seen = [], []
+        for picture in pictures:
+            image = read_image(_opened(picture), channels=channels)
+            samples.append(self.preprocess.apply(image, channels=channels, size=size))
+            seen.append(self.preprocess.seen(image, size))
+        x = np.stack(samples)
+        return Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def _is_picture(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype == np.uint8 and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4)))
+    return isinstance(value, (str, os.PathLike, bytes, Image.Image)) or hasattr(value, "read")
+
+
+def _opened(picture: Any) -> Any:
+    """A picture as `read_image` takes it."""
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
+    return io.BytesIO(picture) if isinstance(picture, bytes) else picture
+
+
+def _series_picture(x: NDArray[np.float32]) -> Image.Image:
+    """The values of a series (C, L) or (W,) in grey, the least black and the largest white."""
+    plane = np.atleast_2d(x).astype(np.float64)
+    least, span = plane.min(), np.ptp(plane)
+    return Image.fromarray(np.rint(255 * (plane - least) / (span or 1)).astype(np.uint8))

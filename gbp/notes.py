@@ -1,0 +1,48 @@
+"""What a reader of a map should know, and where a rule means nothing."""
+
+from __future__ import annotations
+
+from .errors import InputError
+from .importer.subgraph import Source
+from .plan.plan import Plan
+from .rules import Rule
+
+
+def refuse_meaningless(rule: Rule, plan: Plan) -> None:
+    if rule.gradient_gate and not plan.rectifiers:
+        raise InputError(
+            f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
+            supported="'vanilla' for this network",
+            hint="Its activations can serve as rectifiers: activations='clamp'."
+            if plan.other_activations
+            else None,
+        )
+
+
+def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, ...]:
+    """What a reader of the map should know."""
+    notes = []
+    others = sum(
+        instruction.has_mask and not instruction.clip.is_rectifier for instruction in plan.instructions
+    )
+    if others:
+        notes.append(
+            f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
+        )
+    if plan.other_activations:
+        nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
+        how = (
+            "their gradient was clamped to its positive part first (activations='clamp')"
+            if clamp and rule.gradient_gate
+            else "they take their true gradient"
+        )
+        notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
+    quantized = plan.straight_through
+    if quantized:
+        notes.append(
+            f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "
+            "stops where values saturate."
+        )
+    if source.dtype not in ("FLOAT", "UINT8"):
+        notes.append(f"The file computes in {source.dtype.lower()}, gbp in float32.")
+    return tuple(notes)

@@ -1,0 +1,100 @@
+"""Writing pictures and arrays: complete files or none."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from PIL import Image
+
+from ..errors import InputError
+
+#: A path, or a binary file object that is open for writing.
+File: TypeAlias = str | os.PathLike[str] | IO[bytes]
+
+#: Suffix → Pillow's name of the format, and its options.
+FORMATS: dict[str, tuple[str, dict[str, int]]] = {
+    ".png": ("PNG", {"compress_type": zlib.Z_RLE}),  # a fifth of the usual time for 5 % more bytes
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),  # full colour resolution: maps are one pixel fine
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+ARRAYS = ".npz"
+
+
+def suffix_of(file: File, format: str | None = None) -> str:
+    """The suffix that says how to write `file`.
+
+    Parameters
+    ----------
+    file
+        A path or a file object.
+    format
+        "png", "jpg", "jpeg" or "npz"; by default what the path ends in, and "png" for a file object
+        without a name.
+
+    Raises
+    ------
+    InputError
+        For a format that gbp does not write.
+    """
+    known = (*FORMATS, ARRAYS)
+    if format is not None:
+        suffix = "." + str(format).lower().removeprefix(".")
+    else:
+        name = file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", ".png")
+        suffix = Path(str(name)).suffix.lower()
+    if suffix not in known:
+        what = repr(format if format is not None else str(file))
+        raise InputError(f"cannot tell the format of {what}.", supported=", ".join(known))
+    return suffix
+
+
+def check_path(path: str | os.PathLike[str], format: str | None = None) -> None:
+    """Raise `InputError` unless gbp can write the format of `path` and its folder exists."""
+    target = Path(path)
+    suffix_of(path, format)
+    if not os.path.isdir(target.parent):
+        raise InputError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to.")
+    if os.path.isdir(path):
+        raise InputError(f"{str(path)!r} is a folder.")
+
+
+def save_picture(image: Image.Image, file: File, format: str | None = None) -> None:
+    """Write a PNG or JPEG, complete or not at all.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not that of a picture, or the file cannot be written.
+    """
+    suffix = suffix_of(file, format)
+    if suffix not in FORMATS:
+        raise InputError(f"{str(file)!r} is not the name of a picture.", supported=", ".join(FORMATS))
+    name, options = FORMATS[suffix]
+    write(file, lambda to: image.save(to, format=name, **options), format)
+
+
+def write(file: File, fill: Callable[[IO[bytes]], object], format: str | None = None) -> None:
+    """Call `fill` with a file to write to.
+
+    A path is written beside its place under another name and then renamed, so that readers never see half a
+    file.  A file object is written to as it is.
+    """
+    if not isinstance(file, (str, os.PathLike)):
+        fill(file)
+        return
+    check_path(file, format)
+    temporary = Path(file).with_name(f".gbp-{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as to:
+                fill(to)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {str(file)!r}: {error.strerror or error}.") from error

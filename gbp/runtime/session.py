@@ -1,0 +1,142 @@
+"""`Session`: one plan at work, with the memory that it runs in; `Sessions`: one for each shape of sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..devices.base import Device
+from ..errors import InputError, ModelError, OutOfMemoryError
+from ..graph.shapes import Shape
+from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
+from ..plan.plan import Plan
+from ..rules import Rule
+from .tape import Pool, Tape
+
+T = TypeVar("T")
+
+#: Shapes that a model of open size keeps a plan for, each with its own copy of the weights.
+_MAX_SESSIONS = 4
+
+
+@dataclass
+class Session:
+    """A plan, and what its runs share.  Safe to share between threads.
+
+    Parameters
+    ----------
+    plan
+        What is computed.
+    device
+        Where.
+    threads
+        How many threads a kernel may use.
+    memory
+        Bytes that a slice of a batch may take; None: what the device says.
+    """
+
+    plan: Plan
+    device: Device
+    threads: int
+    memory: int | None
+    pool: Pool = field(default_factory=Pool)
+    #: Samples at once, where more were out of memory.
+    max_fitting: int | None = None
+
+    def run(self, x: NDArray[np.float32]) -> Tape:
+        """Run samples x (N, …) forward.  Raises ModelError where the scores overflow."""
+        with computing():
+            tape = Tape(self.plan, x, self.pool, self.threads, self.device)
+        if not np.isfinite(tape.scores).all():
+            raise ModelError(
+                "the scores hold NaN or infinity.", hint="The network's values overflow float32."
+            )
+        return tape
+
+    def backward(self, tape: Tape, rule: Rule, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The maps (n, K, …) for targets (n, K), as many at a time as the memory holds."""
+        count = targets.shape[1]
+        nbytes = 4 * count * elements(self.plan.input_shape)
+        if nbytes > MAX_BYTES_PER_SAMPLE:
+            raise InputError(
+                f"the maps of one sample would take {readable_bytes(nbytes)}.",
+                supported=readable_bytes(MAX_BYTES_PER_SAMPLE),
+                hint="Explain fewer targets at a time.",
+            )
+        step = self.plan.max_targets(self.memory or self.device.slice_bytes, tape.n)
+        with computing():
+            parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
+        """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
+        device = self.device
+        budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
+        most = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
+        most = min(most, self.max_fitting or most)
+        slices = -(-count // most)
+        for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
+            yield slice(count * k // slices, count * (k + 1) // slices)
+
+    def fitting(self, part: slice, compute: Callable[[slice], T]) -> Iterator[T]:
+        """What `compute` makes of these samples, or of its halves where the device has too little memory."""
+        try:
+            result = compute(part)
+        except OutOfMemoryError:
+            if part.stop - part.start == 1:
+                raise
+        else:
+            yield result
+            return
+        # Not while the error is handled, which holds on to what was there.
+        self.pool.clear()
+        half = (part.stop - part.start) // 2
+        self.max_fitting = half
+        yield from self.fitting(slice(part.start, part.start + half), compute)
+        yield from self.fitting(slice(part.start + half, part.stop), compute)
+
+
+class Sessions:
+    """A session for each shape of sample, made on first use.
+
+    Building the plan for one shape does not block those who use another.
+    """
+
+    def __init__(self, build: Callable[[Shape], Session]) -> None:
+        self._build = build
+        self._lock = Lock()
+        self._entries: dict[Shape, _Entry] = {}
+
+    def of(self, shape: Shape) -> Session:
+        """The session for samples of this shape, without the batch."""
+        with self._lock:
+            entry = self._entries.pop(shape, None) or _Entry()
+            self._entries[shape] = entry  # the one used last is last
+            while len(self._entries) > _MAX_SESSIONS:
+                self._entries.pop(next(iter(self._entries)))
+        with entry.lock:
+            if entry.session is None:
+                try:
+                    entry.session = self._build(shape)
+                except BaseException:
+                    with self._lock:
+                        if self._entries.get(shape) is entry:
+                            del self._entries[shape]
+                    raise
+            return entry.session
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._entries.clear()
+
+
+@dataclass
+class _Entry:
+    lock: Lock = field(default_factory=Lock)
+    session: Session | None = None

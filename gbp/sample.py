@@ -1,0 +1,316 @@
+"""`Sample`: the explanation of one sample, its names and pictures."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import InputError
+from .head import Head
+from .pictures import render
+from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
+from .pictures.files import File, save_picture, suffix_of
+from .pictures.image import Channels
+
+#: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
+Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
+
+
+class Drawable(ABC):
+    """What one sample can do, and an attribution that holds just one."""
+
+    @abstractmethod
+    def _sample(self) -> Sample:
+        """The sample; InputError where there are several."""
+
+    def label(self) -> str:
+        """The name of the class that was explained; "class 7" where there are no labels.
+
+        Raises `InputError` where several targets were explained: `only` chooses one.
+        """
+        sample = self._sample()
+        return sample.name_of(sample.the_target())
+
+    def top(self, k: int = 5) -> list[tuple[int, str, float]]:
+        """The k highest scores, best first, as (class, label, score); ties by class."""
+        sample = self._sample()
+        best = np.argsort(-sample.scores, kind="stable")[:k]
+        return [(int(c), sample.name_of(int(c)), float(sample.scores[c])) for c in best]
+
+    def gray(self, *, limit: float | None = None) -> Image.Image:
+        """Largest magnitude among the channels, white on black (mode "L").
+
+        Parameters
+        ----------
+        limit
+            The magnitude that is drawn at full strength; by default `pictures.render.robust_limit`.
+
+        Raises
+        ------
+        InputError
+            Where the input is not an image, or several samples or targets are at hand.
+        """
+        return self._sample().panel("gray", limit=limit)
+
+    def diverging(self, *, limit: float | None = None) -> Image.Image:
+        """Sum of the channels with its sign: positive red, negative blue, on white; otherwise as `gray`."""
+        return self._sample().panel("diverging", limit=limit)
+
+    def overlay(self, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
+        """Largest magnitude among the channels as heat over the image; otherwise as `gray`.
+
+        `alpha` is the opacity of the strongest heat, 0 to 1.  Raises `InputError` too where the image is
+        unknown.
+        """
+        return self._sample().panel("overlay", limit=limit, alpha=alpha)
+
+    def rgb(self, *, limit: float | None = None) -> Image.Image:
+        """The map's own colours around mid-grey, as in Springenberg et al. 2014; otherwise as `gray`.
+
+        Raises `InputError` too unless the input has 1 or 3 channels.
+        """
+        return self._sample().panel("rgb", limit=limit)
+
+    def strip(self) -> Image.Image:
+        """The input beside its maps, with captions: every style for one target, one style for K targets."""
+        sample = self._sample()
+        images, captions = sample.input_panel()
+        where, *others = sample.panels()
+        rule = sample.rule
+        if sample.targets > 1:
+            for one in sample.each_target():
+                images.append(one.draw(where))
+                captions.append(f"{rule}\n{one.caption()}")
+            return render.strip(images, captions)
+        shown = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
+        for style in (where, *others):
+            images.append(self.draw(style))
+            captions.append(f"{rule}: {shown[style]}\n{sample.caption()}")
+        return render.strip(images, captions)
+
+    def draw(self, style: Style = "overlay") -> Image.Image:
+        """Draw by the name of the style.  Raises `InputError`, as the styles do."""
+        return self.strip() if style == "strip" else self._sample().panel(style)
+
+    def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
+        """Write one picture, or everything as arrays.
+
+        Parameters
+        ----------
+        file
+            A path (.png, .jpg, .jpeg, .npz), which is replaced, and appears complete or not at all; or a
+            binary file object.
+        style
+            By default "overlay" where the image is known, else "gray".
+        format
+            "png", "jpg", "jpeg" or "npz"; by default by the path's suffix.
+
+        Raises
+        ------
+        InputError
+            For an unknown format, or a file that cannot be written.
+        """
+        suffix_of(file, format)
+        sample = self._sample()
+        save_picture(self.draw(style or sample.panels()[0]), file, format)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores and what was explained, in JSON's types: what `gbp explain --json` prints.
+
+        Keys: "rule"; "explained", for each target its class, label, score and probability; "top", the same
+        for the five highest scores.  A probability is None where the model has no head.
+        """
+        sample = self._sample()
+        return {
+            "rule": sample.rule,
+            "explained": [sample.row(int(c)) for c in np.atleast_1d(sample.target)],
+            "top": [sample.row(c) for c, _, _ in self.top(5)],
+        }
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows; None where there is no picture to show."""
+        try:
+            buffer = io.BytesIO()
+            save_picture(self.strip(), buffer, "png")
+        except InputError:
+            return None
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(Drawable):
+    """One sample of an `Attribution`.
+
+    Parameters
+    ----------
+    map
+        float32, shaped like one input; (K, …) where K targets were explained.
+    scores
+        float32 (classes,).
+    target
+        The class that was explained, int; or int64 (K,).
+    rule, layout, labels, channels, head
+        As of the `Attribution`.
+    image
+        What the network saw, RGB or L, as large as the map; None where that is unknown.
+    """
+
+    map: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    target: Any
+    rule: str
+    layout: Layout = "NCHW"
+    labels: tuple[str, ...] | None = None
+    image: Image.Image | None = None
+    channels: Channels = "RGB"
+    head: Head | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
+        return f"<Sample: {names}, {self.rule}>"
+
+    def _sample(self) -> Sample:
+        return self
+
+    @property
+    def targets(self) -> int:
+        """How many targets were explained."""
+        return int(np.size(self.target))
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """float32 (classes,).  Raises `InputError` where the model has no head."""
+        if self.head is None:
+            raise InputError("the model has no head that makes probabilities of these scores.")
+        (chances,) = self.head.probabilities(self.scores[None])
+        return np.asarray(chances)
+
+    def each_target(self) -> list[Sample]:
+        """One sample for each target, in their order."""
+        if np.ndim(self.target) == 0:
+            return [self]
+        return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
+
+    def only(self, target: int) -> Sample:
+        """The sample with the map of one class alone.
+
+        Parameters
+        ----------
+        target
+            One of the classes that were explained.
+
+        Raises
+        ------
+        InputError
+            For another class.
+        """
+        for one in self.each_target():
+            if one.target == target:
+                return one
+        known = ", ".join(map(str, np.atleast_1d(self.target)))
+        raise InputError(f"class {target} was not explained.", supported=known)
+
+    def the_target(self) -> int:
+        """The class, where only one was explained; else InputError."""
+        if self.targets != 1:
+            raise InputError(f"{self.targets} classes were explained.", hint="Choose one: only(class).")
+        return int(np.ravel(self.target)[0])
+
+    def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
+        """One number a pixel, float32 (H, W), of the one target; as `Attribution.reduce`."""
+        return reduce(self.planes(), how)
+
+    def planes(self) -> NDArray[np.float32]:
+        """The map of the one target as (C, H, W), colours red first."""
+        self.the_target()
+        m = self.map if np.ndim(self.target) == 0 else self.map[0]
+        return channels_first(m, self.layout, self.channels)
+
+    def panel(self, style: str, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
+        """The map of the one target, as `pictures.drawing.draw_map` draws it."""
+        return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
+
+    def name_of(self, number: int) -> str:
+        """The label of a class, or "class 7"."""
+        if self.labels is None or number >= len(self.labels):
+            return f"class {number}"
+        return self.labels[number]
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Class, label, score and probability of one class, in JSON's types."""
+        return {
+            "class": number,
+            "label": self.name_of(number),
+            "score": float(self.scores[number]),
+            "probability": None if self.head is None else float(self.probabilities[number]),
+        }
+
+    def caption(self, number: int | None = None) -> str:
+        """A class, by default the explained one, for a caption.
+
+        The number comes first, because long names lose their ends.
+        """
+        number = self.the_target() if number is None else number
+        if self.head is None:
+            return f"{self.scores[number]:.4g} {self.name_of(number)}"
+        return f"{self.probabilities[number]:.1%} {self.name_of(number)}"
+
+    def panels(self) -> list[Panel]:
+        """The styles that this map can be drawn in, the most useful first."""
+        where: Panel = "overlay" if self.image else "gray"
+        coloured: list[Panel] = ["rgb"] if self.each_target()[0].planes().shape[0] == 3 else []
+        return [where, *coloured, "diverging"]
+
+    def input_panel(self) -> tuple[list[Image.Image], list[str]]:
+        """The start of a strip: the image over what the network takes it for; nothing where it is unknown."""
+        if self.image is None:
+            return [], []
+        return [self.image], [f"input\n{self.caption(self.top(1)[0][0])}"]
+
+
+def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.Image:
+    """One sample under several rules: the input, then the map of each, in their order.
+
+    Parameters
+    ----------
+    samples
+        The same sample of several attributions, one target each.
+    style
+        By default "rgb" where the map has three colours, else "gray".  Each map has its own limit, because
+        the rules differ by orders of magnitude.
+
+    Raises
+    ------
+    InputError
+        Without samples, and as the pictures of `Sample`.
+    """
+    if not samples:
+        raise InputError("there are no attributions to show.")
+    chosen: Panel = style or ("rgb" if "rgb" in samples[0].panels() else "gray")
+    images, captions = samples[0].input_panel()
+    for sample in samples:
+        images.append(sample.draw(chosen))
+        captions.append(f"{sample.rule}\n{sample.caption()}")
+    return render.strip(images, captions)
+
+
+def channels_first(m: NDArray[np.float32], layout: Layout, channels: Channels) -> NDArray[np.float32]:
+    """A map (…, C, H, W), colours red first.
+
+    A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
+    """
+    if layout == "ND":
+        raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
+    if layout == "NC":
+        return m[..., None, None, :]
+    if layout == "NCL":
+        return m[..., None, :, :]
+    m = np.moveaxis(m, -1, -3) if layout == "NHWC" else m
+    return m[..., ::-1, :, :] if channels == "BGR" else m
