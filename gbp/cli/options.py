@@ -41,7 +41,9 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
 
 def add_algorithm(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--algorithm", default="auto", help="of convolutions: auto (default), direct, winograd or lists"
+        "--algorithm",
+        default="auto",
+        help="of convolutions: auto (default, exact), fast (Winograd forward too), direct, winograd or lists",
     )
 
 

@@ -69,6 +69,7 @@ def _print_verification(v: Verification) -> None:
         ("input", v.input),
         ("reference", f"{v.reference} for steps, float64 for scores and gradient"),
         ("worst step", f"of {v.steps}, {worst}"),
+        ("ties", "broken" if v.tie_breaker else "kept: equal windows give equal values"),
         ("scores", f"{off(v.scores_error, v.scores_bound)}{v.scores!r}"),
         ("gradient", gradient),
     ]
