@@ -39,7 +39,8 @@ from gbp.kernels.codegen.gate import Gate
 from gbp.kernels.codegen.jit import DENSE, INT
 from gbp.kernels.codegen.jit_cuda import block_kernel
 from gbp.rules import RULES
-from gbp.runtime.tape import Pool, Tape
+from gbp.runtime.memory import MemoryPool
+from gbp.runtime.tape import Tape
 
 BATCHES = (1, 32)
 GUIDED = Gate(1, 1)
@@ -135,7 +136,7 @@ class OnCard:
         self.explainer = Explainer(model, device="cuda")
         self.x = x
         plan = self.explainer._engine.sessions.of(x.shape[1:]).plan
-        self.tape = Tape(plan, x, Pool(), 1, cuda_device())
+        self.tape = Tape(plan, x, MemoryPool(), 1, cuda_device())
         self.targets = self.tape.scores.argmax(axis=1)[:, None]
         self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]
         seed = np.zeros((len(x), *plan.output_shape), np.float32)

@@ -31,7 +31,8 @@ from gbp.kernels import conv_direct_cuda as conv
 from gbp.kernels.codegen.gate import Gate
 from gbp.kernels.taps import Taps
 from gbp.plan.plan import Plan
-from gbp.runtime.tape import Pool, Tape
+from gbp.runtime.memory import MemoryPool
+from gbp.runtime.tape import Tape
 
 
 @pytest.mark.parametrize(("name", "frame", "rule"), list(zip(CASES, cycle(FRAMES), cycle(RULES[::-1]))))
@@ -87,7 +88,7 @@ def test_masks_and_switches_are_those_of_the_cpu(name: str) -> None:
     kept = []
     for device in (CPU, cuda_device()):
         graph = build_graph(open_model(model, Choice(run.output)), x.shape)
-        with Tape(Plan.build(graph, device=device), x, Pool(), 2, device) as tape:
+        with Tape(Plan.build(graph, device=device), x, MemoryPool(), 2, device) as tape:
             switches = [run.saved.switches for run in tape._forward.runs if run.call.step.switches]
             masks = tape._forward.masks.items()
             kept.append(

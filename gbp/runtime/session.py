@@ -16,7 +16,8 @@ from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
 from ..plan.plan import Plan
 from ..rules import Rule
-from .tape import Pool, Tape
+from .memory import MemoryPool
+from .tape import Tape
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Session:
     device: Device
     threads: int
     memory: int | None
-    pool: Pool = field(default_factory=Pool)
+    pool: MemoryPool = field(default_factory=MemoryPool)
     #: Samples at once, where more were out of memory.
     max_fitting: int | None = None
 

@@ -6,102 +6,26 @@ vector-Jacobian product needs them.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Array, Device, Repeater
+from ..devices.base import Device, Repeater
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
 from ..kernels.pointwise import pointwise_bwd
-from ..limits import elements
-from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, pixels, view
-from ..plan.aliasing import BufferSlice
+from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, pixels
 from ..plan.backward import GradientWrite
 from ..plan.layout import Instruction
-from ..plan.plan import Arena, Plan
+from ..plan.plan import Plan
 from ..rules import Rule
+from .memory import Buffers, MemoryPool, masks_of
 
 T = TypeVar("T")
-
-
-class _Memory:
-    """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
-
-    def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
-        self._plan, self.n, self._begins = plan, n, arena.begins
-        self.floats, self.scratch = floats, scratch
-        self.arrays: dict[str, Floats] = {
-            name: view(self.at(part), n, *plan.tensors[name].shape)
-            for name, part in plan.slices.items()
-            if part.root in arena.begins
-        }
-
-    @classmethod
-    def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int, device: Device) -> _Memory:
-        """In memory of its own, `size` floats a sample."""
-        scratch = device.empty((_scratch(plan, n, threads),))
-        return cls(plan, arena, n, device.empty((n * size,)), scratch)
-
-    def at(self, part: BufferSlice) -> Floats:
-        """What lies there: (n, rows, elements)."""
-        size = self.n * elements(self._plan.tensors[part.root].shape)
-        start = self.n * self._begins[part.root]
-        return part.of(self.floats[start : start + size].reshape(self.n, -1, part.row))
-
-
-def _masks(plan: Plan, n: int, device: Device) -> dict[str, Array]:
-    """The mask of every tensor that has one, (n, H, W, bytes)."""
-    memories = {
-        root: device.empty((n, *plan.tensors[root].mask_shape), np.uint8)
-        for root in {part.root for part in plan.masks.values()}
-    }
-    return {
-        name: view(part.of(memories[part.root].reshape(n, -1, part.row)), n, *plan.tensors[name].mask_shape)
-        for name, part in plan.masks.items()
-    }
-
-
-class Pool:
-    """Memory that nobody uses now, kept for the next call: fresh pages cost as much as a small network."""
-
-    def __init__(self, most: int = 4) -> None:
-        self._free: dict[tuple[str, int], list[Any]] = defaultdict(list)
-        self._most = most
-        self._lock = Lock()
-
-    def take(self, kind: str, size: int, make: Callable[[], T]) -> T:
-        """Memory of this kind for `size` samples; what there is of other sizes is given up first."""
-        with self._lock:
-            for other in [key for key in self._free if key[0] == kind and key[1] != size]:
-                del self._free[other]
-            if self._free[kind, size]:
-                memory: T = self._free[kind, size].pop()
-                return memory
-        return make()
-
-    def clear(self) -> None:
-        with self._lock:
-            self._free.clear()
-
-    def give(self, kind: str, size: int, memory: Any) -> None:
-        with self._lock:
-            if len(self._free[kind, size]) < self._most:
-                self._free[kind, size].append(memory)
-
-
-def _scratch(plan: Plan, n: int, threads: int) -> int:
-    most = 0
-    for instruction in plan.instructions:
-        fixed, each = instruction.step.scratch(threads)
-        most = max(most, fixed + n * each)
-    return most
 
 
 @dataclass(frozen=True)
@@ -132,21 +56,21 @@ class _Forward:
     arrays: dict[str, Floats]
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
-    backward: _Memory | None
+    backward: Buffers | None
 
     def __post_init__(self) -> None:
         self._again = self.device.repeater()
         #: Of the memory that the last reverse ran in, and what runs it there again, by gate.
-        self._backward_memory: Callable[[], _Memory | None] = lambda: None
+        self._backward_memory: Callable[[], Buffers | None] = lambda: None
         self._again_backward: dict[Gate, Repeater] = {}
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int, device: Device) -> _Forward:
         size, backward = plan.activations.size if plan.keeps_activations else plan.shared_size, None
-        memory = _Memory.new(plan, plan.activations, n, size, threads, device)
-        masks = _masks(plan, n, device)
+        memory = Buffers.new(plan, plan.activations, n, size, threads, device)
+        masks = masks_of(plan, n, device)
         if not plan.keeps_activations:
-            backward = _Memory(plan, plan.gradients, n, memory.floats, memory.scratch)
+            backward = Buffers(plan, plan.gradients, n, memory.floats, memory.scratch)
         arrays = memory.arrays
         runs = []
         for instruction in plan.instructions:
@@ -181,14 +105,14 @@ class _Forward:
             run.forward()
 
     @property
-    def backward_memory(self) -> _Memory | None:
+    def backward_memory(self) -> Buffers | None:
         return self._backward_memory()
 
     def forget_backward(self) -> None:
         """Hold nothing of where the last reverse ran."""
         self._backward_memory, self._again_backward = (lambda: None), {}
 
-    def run_backward(self, memory: _Memory, rectifiers: Gate) -> None:
+    def run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
         """From the gradient of the output in `memory` to that of the input, through these gates."""
         if self.backward_memory is not memory:
             self.forget_backward()
@@ -197,7 +121,7 @@ class _Forward:
             self._again_backward[rectifiers] = self.device.repeater()
         self._again_backward[rectifiers](lambda: self._run_backward(memory, rectifiers))
 
-    def _run_backward(self, memory: _Memory, rectifiers: Gate) -> None:
+    def _run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
 
         def gate_of(instruction: Instruction) -> Gate:
@@ -248,13 +172,15 @@ class Tape:
     """
 
     def __init__(
-        self, plan: Plan, x: NDArray[np.float32], pool: Pool, threads: int, device: Device = CPU
+        self, plan: Plan, x: NDArray[np.float32], pool: MemoryPool, threads: int, device: Device = CPU
     ) -> None:
         """Run `plan` on x (N, …) float32 in the model's own layout."""
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
         with device.running():
-            self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads, device))
+            self._forward = pool.acquire(
+                "forward", self.n, lambda: _Forward.make(plan, self.n, threads, device)
+            )
             device.write(x.transpose(0, *plan.input.order), self._forward.x)
             self._forward.run()
             scores = device.read(self._forward.y)
@@ -266,7 +192,7 @@ class Tape:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.give("forward", self.n, self._forward)
+        self._pool.release("forward", self.n, self._forward)
 
     def backward(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
         """The maps (N, K, …) in the input's own layout, for targets (N, K), indices into the scores.
@@ -281,10 +207,10 @@ class Tape:
             if last is not None and last.n != m:
                 self._forward.forget_backward()  # the pool gives it up
             del last
-            memory = self._pool.take(
+            memory = self._pool.acquire(
                 "reverse",
                 m,
-                lambda: _Memory.new(plan, plan.gradients, m, size, self._threads, self._device),
+                lambda: Buffers.new(plan, plan.gradients, m, size, self._threads, self._device),
             )
         arrays = memory.arrays
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
@@ -297,7 +223,7 @@ class Tape:
             gx = self._device.read(arrays[plan.input.name])
         maps = np.array(gx.transpose(plan.input.logical_axes), np.float32).reshape(n, k, *plan.input_shape)
         if memory is not self._forward.backward:
-            self._pool.give("reverse", m, memory)
+            self._pool.release("reverse", m, memory)
         return maps
 
 

@@ -1,0 +1,91 @@
+"""Memory of runs: buffers cut out of an arena, and the pool that keeps them for the next call."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..devices.base import Array, Device
+from ..limits import elements
+from ..ops.step import Floats, view
+from ..plan.aliasing import BufferSlice
+from ..plan.plan import Arena, Plan
+
+T = TypeVar("T")
+
+
+class Buffers:
+    """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
+
+    def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
+        self._plan, self.n, self._begins = plan, n, arena.begins
+        self.floats, self.scratch = floats, scratch
+        self.arrays: dict[str, Floats] = {
+            name: view(self.at(part), n, *plan.tensors[name].shape)
+            for name, part in plan.slices.items()
+            if part.root in arena.begins
+        }
+
+    @classmethod
+    def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int, device: Device) -> Buffers:
+        """In memory of its own, `size` floats a sample."""
+        scratch = device.empty((scratch_floats(plan, n, threads),))
+        return cls(plan, arena, n, device.empty((n * size,)), scratch)
+
+    def at(self, part: BufferSlice) -> Floats:
+        """What lies there: (n, rows, elements)."""
+        size = self.n * elements(self._plan.tensors[part.root].shape)
+        start = self.n * self._begins[part.root]
+        return part.of(self.floats[start : start + size].reshape(self.n, -1, part.row))
+
+
+def masks_of(plan: Plan, n: int, device: Device) -> dict[str, Array]:
+    """The mask of every tensor that has one, (n, H, W, bytes)."""
+    memories = {
+        root: device.empty((n, *plan.tensors[root].mask_shape), np.uint8)
+        for root in {part.root for part in plan.masks.values()}
+    }
+    return {
+        name: view(part.of(memories[part.root].reshape(n, -1, part.row)), n, *plan.tensors[name].mask_shape)
+        for name, part in plan.masks.items()
+    }
+
+
+class MemoryPool:
+    """Memory that nobody uses now, kept for the next call: fresh pages cost as much as a small network."""
+
+    def __init__(self, most: int = 4) -> None:
+        self._free: dict[tuple[str, int], list[Any]] = defaultdict(list)
+        self._most = most
+        self._lock = Lock()
+
+    def acquire(self, kind: str, size: int, make: Callable[[], T]) -> T:
+        """Memory of this kind for `size` samples; what there is of other sizes is given up first."""
+        with self._lock:
+            for other in [key for key in self._free if key[0] == kind and key[1] != size]:
+                del self._free[other]
+            if self._free[kind, size]:
+                memory: T = self._free[kind, size].pop()
+                return memory
+        return make()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._free.clear()
+
+    def release(self, kind: str, size: int, memory: Any) -> None:
+        with self._lock:
+            if len(self._free[kind, size]) < self._most:
+                self._free[kind, size].append(memory)
+
+
+def scratch_floats(plan: Plan, n: int, threads: int) -> int:
+    most = 0
+    for instruction in plan.instructions:
+        fixed, each = instruction.step.scratch(threads)
+        most = max(most, fixed + n * each)
+    return most
