@@ -1,4 +1,8 @@
-"""The ops, one file a family.  `PARSERS` says which ONNX ops gbp knows and what each of them means."""
+"""The ops, one file a family: what each means, and the `Step` that computes it.
+
+`PARSERS` says which ONNX ops gbp knows.  In comes a `Node`, out come an `Op` and later its `Step`.  May import
+kernels, graph, limits and errors.
+"""
 
 from collections.abc import Callable
 from typing import Any

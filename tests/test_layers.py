@@ -1,0 +1,134 @@
+"""Which part of gbp may import which: the folders are the flow, and nothing points back up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gbp
+
+PACKAGE = Path(gbp.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: Part of gbp → the parts that it may import.  A part is a folder, or a file beside them.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "limits": {"errors"},
+    "rules": {"errors"},
+    "targets": {"errors", "limits"},
+    "graph": {"limits"},
+    "kernels": set(),
+    "devices": {"errors", "kernels", "limits"},
+    "ops": {"errors", "graph", "kernels", "limits"},
+    "passes": {"graph", "ops"},
+    "head": {"graph"},
+    "importer": {"errors", "graph", "head", "kernels", "limits", "ops"},
+    "plan": {"devices", "errors", "graph", "limits", "ops", "passes"},
+    "runtime": {"devices", "errors", "graph", "kernels", "limits", "ops", "plan", "rules"},
+    "pictures": {"errors"},
+    "sample": {"errors", "head", "pictures"},
+    "attribution": {"errors", "head", "pictures", "sample"},
+    "inputs": {"errors", "graph", "importer", "limits", "pictures", "sample"},
+    "notes": {"errors", "importer", "plan", "rules"},
+    "engine": {
+        *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
+        *("notes", "pictures", "plan", "rules", "runtime", "targets"),
+    },
+    "explainer": {
+        *("attribution", "devices", "engine", "errors", "graph", "head", "importer", "inputs", "limits"),
+        *("ops", "pictures", "plan", "rules", "targets"),
+    },
+    "diagnostics": {
+        *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),
+        "runtime",
+    },
+    "cli": {
+        *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "sample"),
+        "targets",
+    },
+    "gbp": {"errors", "rules"},
+    "__main__": {"cli"},
+}
+
+
+def module_of(path: Path) -> tuple[str, ...]:
+    parts = ("gbp", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def part_of(module: tuple[str, ...]) -> str:
+    return module[1] if len(module) > 1 else "gbp"
+
+
+def run_imports(tree: ast.AST) -> Iterator[ast.ImportFrom]:
+    """All relative imports but those for type checkers alone, which never run."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.ImportFrom) and child.level:
+            yield child
+        elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
+            yield from run_imports(child)
+
+
+def imports_of(path: Path) -> set[tuple[str, ...]]:
+    """The modules of gbp that a file imports, anywhere in it."""
+    folder = ("gbp", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in run_imports(ast.parse(path.read_text())):
+        base = (*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
+        for alias in node.names:
+            found.add((*base, alias.name) if (*base, alias.name) in MODULES else base)
+    return found
+
+
+GRAPH = {module_of(path): imports_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize("part", sorted({part_of(module) for module in MODULES}))
+def test_a_part_imports_what_it_may(part: str) -> None:
+    imported = {
+        part_of(target) for module, targets in GRAPH.items() if part_of(module) == part for target in targets
+    }
+    assert imported - {part} <= MAY_IMPORT[part]
+
+
+def test_what_is_allowed_is_no_circle_and_is_used() -> None:
+    list(TopologicalSorter(MAY_IMPORT).static_order())
+    for part, allowed in MAY_IMPORT.items():
+        used = {part_of(t) for module, targets in GRAPH.items() if part_of(module) == part for t in targets}
+        assert used - {part} == allowed, part
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    # A package's __init__ may import what is in it, which then imports the package's other modules.
+    try:
+        list(TopologicalSorter(GRAPH).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {error.args[1]}")
+
+
+def test_annotations_need_no_circle_either() -> None:
+    """Imports for type checkers alone: where the command line waits for nothing, and nowhere below it."""
+    for path in FILES:
+        if "TYPE_CHECKING" in path.read_text():
+            assert part_of(module_of(path)) in ("cli", "gbp"), path
+
+
+def test_files_are_short() -> None:
+    long = {str(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+    assert len((PACKAGE / "explainer.py").read_text().splitlines()) <= 250
+
+
+def test_every_folder_says_what_it_is() -> None:
+    for path in FILES:
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert len(docstring.split()) >= 20, path
+            assert "import" in docstring, path
