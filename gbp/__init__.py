@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .attribution import Attribution
     from .explainer import Explainer, explain
 
+__version__ = "0.2.0"  # the one place: the package's metadata is read from here
+
 __all__ = [
     "RULES",
     "Attribution",
@@ -20,6 +22,7 @@ __all__ = [
     "ModelError",
     "Rule",
     "UnsupportedError",
+    "__version__",
     "explain",
 ]
 

@@ -71,7 +71,7 @@ class Explainer:
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
     "probability" for that output itself, or a tensor's name.  `input`: the one to explain where there are
     several, and `inputs` the values of the others, {name: array}, the same for all samples.  `threads`: by
-    default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules
+    default all cores.  `device`: "cpu", or "cuda" for a card (the extra "cuda").  `activations`: what rules
     with a gradient gate do at activations for which the papers define none (Sigmoid, SiLU, …): "gradient"
     takes their true gradient, "rectify" clamps the gradient to its positive part first, as behind a
     rectifier.  `algorithm`: how convolutions are computed on the CPU: "auto" takes for each layer what costs

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gbp import __version__
 from gbp.attribution import Attribution, Style
 from gbp.cli import main as cli
 from gbp.errors import InputError, UnsupportedError
@@ -386,7 +387,7 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as error:
         run("--version")
     assert error.value.code == 0
-    assert capsys.readouterr().out.startswith("gbp")
+    assert capsys.readouterr().out == f"gbp {__version__}\n"
 
 
 def test_importing_the_command_line_is_light():

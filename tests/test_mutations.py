@@ -7,6 +7,7 @@ failure here and not the end of the tests.  A longer run:  python tests/test_mut
 from __future__ import annotations
 
 import faulthandler
+import os
 import random
 import resource
 import subprocess
@@ -76,6 +77,7 @@ def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
     done = subprocess.run(
         [sys.executable, __file__, "0", str(COUNT)],
         cwd=Path(__file__).parent.parent,
+        env=os.environ | {"NUMBA_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=900,

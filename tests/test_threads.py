@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from gbp import RULES, Explainer, InputError
 
+pytestmark = pytest.mark.threads
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo.onnx"
 

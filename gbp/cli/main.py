@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import GbpError, InputError
 from ..rules import RULES
 
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gbp", description="Show what the decision of an ONNX CNN rests on."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"gbp {__version__}", help="show the version and exit"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     explain = commands.add_parser("explain", help="explain images and write pictures")
@@ -168,17 +171,6 @@ def _add_algorithm(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--algorithm", default="auto", help="of convolutions: auto (default), direct, winograd or lists"
     )
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print("gbp", version("gbp"))
-        except PackageNotFoundError:  # run from a checkout
-            print("gbp, not installed")
-        parser.exit()
 
 
 # The type functions below have plain names because argparse prints them: "invalid fraction value: 'x'".
