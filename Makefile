@@ -3,7 +3,7 @@
 #   make test    lint, types, all tests: those of the CPU on two processes, beside them those that run the CUDA kernels
 #                in Numba's simulator, without a card
 # While one works:
-#   make check   lint, types and a fast tenth of the tests, in less than 90 seconds once the kernels are compiled
+#   make check   lint, types and a fast part of the tests, in less than 90 seconds once the kernels are compiled
 # By hand, before a release: the fast tests on every Python at hand, with the lowest and the newest dependencies that
 # pyproject.toml allows; the results go to .ci/matrix.md:
 #   make matrix

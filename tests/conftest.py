@@ -25,24 +25,31 @@ if SIMULATED and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[worker % len(cores)]})
 collect_ignore = [] if SIMULATED or os.environ.get("GBP_TEST_CARD") == "1" else ["test_card.py"]
 
-#: The fast tier (`make check`): of every function in these files, one case in so many.
+#: The fast tier (`make check`): of every function in these files or folders, one case in so many.
 FAST = {
+    "kernels": 10,
     "test_attribution.py": 1,
-    "test_axes.py": 2,
+    "test_axes.py": 1,
     "test_cli.py": 1,
     "test_demo.py": 1,
+    "test_dialects.py": 1,
     "test_explainer.py": 1,
     "test_functions.py": 10,
-    "test_golden.py": 4,
     "test_image.py": 1,
+    "test_naive.py": 1,
     "test_no_card.py": 1,
+    "test_odd_models.py": 4,
     "test_ops.py": 10,
     "test_picture.py": 1,
     "test_plan.py": 1,
     "test_progress.py": 1,
+    "test_projections.py": 10,
     "test_refusals.py": 1,
     "test_refused_input.py": 1,
     "test_threads.py": 1,
+    "test_verify.py": 4,
+    "test_volumes.py": 1,
+    "test_weights.py": 1,
 }
 
 
@@ -50,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the fast tier."""
     seen: Counter[str] = Counter()
     for item in items:
-        every = FAST.get(item.path.name)
+        every = FAST.get(item.path.name) or FAST.get(item.path.parent.name)
         function = item.nodeid.partition("[")[0]
         if every and seen[function] % every == 0:
             item.add_marker(pytest.mark.fast)
