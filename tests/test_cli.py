@@ -408,5 +408,5 @@ def test_a_closed_pipe_is_no_error():
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
     )
     program.stdout.close()
-    assert (program.wait(timeout=60), program.stderr.read()) == (141, b"")
+    assert (program.wait(timeout=300), program.stderr.read()) == (141, b"")
     program.stderr.close()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def python(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -77,6 +78,22 @@ def test_after_a_warmup_nothing_is_compiled(folder: Path) -> None:
     other = gbp(folder, "explain", "pooled.onnx", "cat.png", "--preprocess", "unit")
     assert (other.returncode, other.stderr) == (0, LINE)
     assert before.items() < kept(folder).items()
+
+
+def test_processes_that_compile_at_once(folder: Path) -> None:
+    """Each gets the right picture, and what they leave behind serves the next one."""
+
+    def explain(name: str) -> subprocess.CompletedProcess[str]:
+        arguments = ("plain.onnx", "cat.png", "--preprocess", "unit", "-o", f"{name}.png")
+        return gbp(folder, "explain", *arguments, cache="at once")
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(explain, ("first", "second", "third")))
+    assert [(done.returncode, done.stderr) for done in together] == [(0, LINE)] * 3
+    after = explain("after")
+    assert (after.returncode, after.stderr) == (0, "")
+    pictures = [(folder / f"{name}.png").read_bytes() for name in ("first", "second", "third", "after")]
+    assert len(set(pictures)) == 1
 
 
 READ_ONLY = """
