@@ -1,7 +1,13 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo    explain the shipped model's picture
-#   make test    lint, types, tests; then `make cudasim`: the tests that run kernels as a card would, without one
-# One tells which of ONNX's own backend tests pass, and why the others do not count:
+#   make test    lint, types, all tests: those of the CPU on two processes, beside them those that run the CUDA kernels
+#                in Numba's simulator, without a card
+# While one works:
+#   make check   lint, types and a fast part of the tests, in less than 90 seconds once the kernels are compiled
+# By hand, before a release: the fast tests on every Python at hand, with the lowest and the newest dependencies that
+# pyproject.toml allows; the results go to .ci/matrix.md:
+#   make matrix
+# One prints which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
 # numba and them, BENCH takes options (--help lists them):
@@ -11,9 +17,19 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Processes that run tests; each computes in one thread, except where threads are the subject.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+# Two runs at once print one after the other, where this make knows how.
+BESIDE := $(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test cudasim conformance lint bench clean
+.PHONY: demo test check cpu cudasim matrix conformance lint bench clean
+
+# OpenMP's threads spin while they wait, which slows whatever else the machine does.
+test check cpu cudasim matrix conformance: export OMP_WAIT_POLICY = passive
 
 demo: .venv/installed
 	@mkdir -p out
@@ -21,11 +37,19 @@ demo: .venv/installed
 	@echo "The explanation is the picture $(CURDIR)/out/demo.png"
 
 test: lint
-	$(BIN)/python -m pytest
-	$(MAKE) cudasim
+	$(BESIDE) cpu cudasim
+
+check: lint
+	$(PYTEST) -m fast
+
+cpu: .venv/installed-dev
+	$(PYTEST)
 
 cudasim: .venv/installed-dev
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/test_card.py tests/kernels
+
+matrix: .venv/installed-dev
+	$(BIN)/python .ci/matrix.py
 
 conformance: .venv/installed-dev
 	$(BIN)/python tests/conformance.py
@@ -49,4 +73,4 @@ bench: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv out build dist *.egg-info

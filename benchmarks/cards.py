@@ -10,7 +10,7 @@ which uploads and downloads.  Before anything is timed, scores and maps are comp
 and Captum's scores with gbp's.  The card's ceilings are measured first: multiply-adds in registers, and
 copying from memory to memory.
 
-Needs gbp[cuda] and a card; torch and captum are optional.
+Needs gbp-explain[cuda] and a card; torch and captum are optional.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
+__version__ = "0.2.0"  # the one place: the package's metadata is read from here
+
 __all__ = [
     "PROBABILITY",
     "RULES",

@@ -1,12 +1,17 @@
-"""Reproducible property tests, and figures that tests report at the end of the run."""
+"""Reproducible property tests, threads, the fast tier, and figures that are reported at the end of a run."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
+
+# Before Numba is imported.  Two threads on any machine, which wait without spinning: tests have neighbours.
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
@@ -14,16 +19,85 @@ settings.load_profile("reproducible")
 #: Whether kernels run as on a card (`make cudasim`); what needs that is left out elsewhere.
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 if SIMULATED and hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # threads that take turns wake each other faster
+    # Threads that take turns wake each other faster on one core; each process of pytest-xdist has its own.
+    cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[worker % len(cores)]})
 collect_ignore = [] if SIMULATED or os.environ.get("GBP_TEST_CARD") == "1" else ["test_card.py"]
 
+#: The fast tier (`make check`): of every function in these files or folders, one case in so many.
+FAST = {
+    "kernels": 10,
+    "test_attribution.py": 1,
+    "test_axes.py": 1,
+    "test_cli.py": 1,
+    "test_demo.py": 1,
+    "test_dialects.py": 1,
+    "test_explainer.py": 1,
+    "test_functions.py": 10,
+    "test_image.py": 1,
+    "test_naive.py": 1,
+    "test_no_card.py": 1,
+    "test_layers.py": 1,
+    "test_odd_models.py": 4,
+    "test_ops.py": 10,
+    "test_picture.py": 1,
+    "test_plan.py": 1,
+    "test_progress.py": 1,
+    "test_projections.py": 10,
+    "test_refusals.py": 1,
+    "test_refused_input.py": 1,
+    "test_threads.py": 1,
+    "test_verify.py": 4,
+    "test_volumes.py": 1,
+    "test_weights.py": 1,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the fast tier."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        every = FAST.get(item.path.name) or FAST.get(item.path.parent.name)
+        function = item.nodeid.partition("[")[0]
+        if every and seen[function] % every == 0:
+            item.add_marker(pytest.mark.fast)
+        seen[function] += 1
+
+
+@pytest.fixture(autouse=True)
+def _numba_threads(request: pytest.FixtureRequest) -> None:
+    """One thread of Numba's computes, or two in tests marked `threads`.
+
+    Kernels divide their work by the number of threads they are given, so that with one thread the shares are
+    computed one after another.
+    """
+    if SIMULATED:
+        return
+    import numba
+
+    from gbp.devices import threads
+
+    with threads.parallel():  # gbp picks the threading layer
+        pass
+    wanted = 2 if request.node.get_closest_marker("threads") else 1
+    numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
+
+
+FIGURE = "figure"
 _reported: list[str] = []
 
 
 @pytest.fixture
-def report() -> Callable[[str], None]:
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that puts a line into the summary of the run."""
-    return _reported.append
+    return lambda line: request.node.user_properties.append((FIGURE, line))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Runs in the main process, to which pytest-xdist sends the properties of a test."""
+    if report.when == "teardown":
+        _reported.extend(str(line) for name, line in report.user_properties if name == FIGURE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

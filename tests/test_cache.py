@@ -58,7 +58,7 @@ def run(code: str, cache: Path) -> None:
         env=os.environ | {"GBP_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -268,7 +268,7 @@ def test_the_very_first_use_by_several_threads() -> None:
         [sys.executable, "-c", FIRST_USE],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

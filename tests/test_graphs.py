@@ -495,6 +495,7 @@ def test_without_a_target_each_sample_explains_its_argmax(net: Network, rule: st
     assert_agree(Explainer(net.model), safe_run(net), rule)
 
 
+@pytest.mark.threads
 @given(networks(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=150)
 def test_bits_depend_on_nothing_but_sample_target_and_rule(net: Network, rule: str, algorithm: str) -> None:

@@ -47,7 +47,7 @@ def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert code == 2
     assert "there is no CUDA here" in error
-    assert "gbp[cuda]" in error
+    assert "gbp-explain[cuda]" in error
     assert list(tmp_path.iterdir()) == before
 
 

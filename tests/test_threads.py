@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from gbp import RULES, Explainer, InputError, Top
 
+pytestmark = pytest.mark.threads
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo.onnx"
 
@@ -98,7 +100,7 @@ def test_layers(layer: str, what: str) -> None:
         env=os.environ | {"NUMBA_THREADING_LAYER": layer},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     if "No threading layer could be loaded" in done.stderr:

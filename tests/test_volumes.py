@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from agreement import RULES, assert_agree
 from builder import Builder
 from hypothesis import given, settings
@@ -161,6 +162,7 @@ def test_engine_equals_oracle(net: Network, rule: str, algorithm: str) -> None:
         assert_agree(Explainer(net.model, algorithm=algorithm), safe_run(net), rule, net.target)
 
 
+@pytest.mark.threads
 @given(volumes(), st.sampled_from(RULES), st.sampled_from(ALGORITHMS))
 @settings(REPRODUCIBLE, max_examples=40)
 def test_bits_depend_on_nothing_but_sample_target_and_rule(net: Network, rule: str, algorithm: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def python(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -77,6 +78,25 @@ def test_after_a_warmup_nothing_is_compiled(folder: Path) -> None:
     other = gbp(folder, "explain", "pooled.onnx", "cat.png", "--preprocess", "unit")
     assert (other.returncode, other.stderr) == (0, LINE)
     assert before.items() < kept(folder).items()
+
+
+def test_processes_that_compile_at_once(folder: Path) -> None:
+    """Each kernel is compiled by one of them, and all get the same picture."""
+
+    def warm_up_and_explain(i: int) -> tuple[int, bytes]:
+        warmed = gbp(folder, "warmup", "plain.onnx", cache="at once")
+        assert warmed.returncode == 0, warmed.stderr
+        arguments = ("plain.onnx", "cat.png", "--preprocess", "unit", "-o", f"{i}.png")
+        explained = gbp(folder, "explain", *arguments, cache="at once")
+        assert (explained.returncode, explained.stderr) == (0, "")  # there was nothing left to compile
+        return int(warmed.stdout.split()[1]), (folder / f"{i}.png").read_bytes()
+
+    with ThreadPoolExecutor(3) as pool:
+        compiled, pictures = zip(*pool.map(warm_up_and_explain, range(3)), strict=True)
+    kept = list((folder / "at once").rglob("*.nbc"))
+    if sys.platform != "win32":  # where processes do not wait for one another
+        assert sum(compiled) == len(kept) > 1
+    assert len(set(pictures)) == 1
 
 
 READ_ONLY = """

@@ -246,7 +246,7 @@ def _cuda_device() -> CudaDevice:
     if why:
         raise InputError(
             f"device is 'cuda', and there is no CUDA here: {why.rstrip('.')}.",
-            supported="an NVIDIA card with its driver, and the extra gbp[cuda]",
+            supported="an NVIDIA card with its driver, and the extra gbp-explain[cuda]",
             hint="Leave the device out to compute on the CPU.",
         )
     return CudaDevice()

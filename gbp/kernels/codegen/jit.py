@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -25,6 +26,8 @@ from numba.core.caching import (
     _SourceFileBackedLocatorMixin,
 )
 from numba.core.runtime import _nrt_python
+
+from .lock import only_one
 
 #: Array arguments.  Activations are views (N, H, W, C) with any strides but a dense channel axis, so
 #: that a crop, a group of channels or one part of a concatenation is passed without a copy.
@@ -113,6 +116,7 @@ class _Cache(FunctionCache):
     """
 
     _impl_class = _Format
+    until_kept: ExitStack  # closed when the kernel has been loaded, or compiled and kept
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached kernel, or None.
@@ -121,13 +125,19 @@ class _Cache(FunctionCache):
         serves compiling only.
         """
         _name_runtime()
-        try:
-            found = self._load_overload(sig, target_context)
-        except OSError:
-            found = None
+        found = self._found(sig, target_context)
         if found is None:
             log.info("compiling kernel %s", self._py_func.__name__)
+            name = f"{self._py_func.__module__}.{self._py_func.__qualname__}"
+            self.until_kept.enter_context(only_one(CACHE_DIRECTORY, name))
+            found = self._found(sig, target_context)  # another process may have compiled it meanwhile
         return found
+
+    def _found(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return self._load_overload(sig, target_context)
+        except OSError:
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -177,7 +187,8 @@ class Kernel:
             options |= {"parallel": {"fusion": False}, "no_cfunc_wrapper": True}
         dispatcher = njit(**options)(self._function)
         dispatcher._cache = _Cache(self._function)
-        dispatcher.compile(types.void(*self._argument_types))
+        with ExitStack() as dispatcher._cache.until_kept:
+            dispatcher.compile(types.void(*self._argument_types))
         dispatcher.disable_compile()
         if dispatcher.stats.cache_misses:
             compiled.append((self.name, perf_counter() - start))

@@ -1,0 +1,164 @@
+"""What is handed out: the wheel and the sdist, and that the files around the package agree with it.
+
+The package is built from a copy of the sources, installed into an environment of its own, and used there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from builder import Builder
+from PIL import Image
+
+import gbp
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md")
+
+#: A program that uses gbp, for a type checker: without gbp/py.typed it would take everything for Any.
+USE = """
+from gbp import Attribution, Explainer, __version__
+
+result: Attribution = Explainer("model.onnx").explain("cat.png")
+version: str = __version__
+reveal_type(result)
+"""
+
+
+def run(*arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    """What a program prints that must succeed.  It finds no gbp but the installed one."""
+    environment = dict(environment or os.environ)
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where pip reaches no package index: builds and empty environments are filled from it."""
+    for tool in ("build", "twine"):
+        if find_spec(tool) is None:
+            pytest.skip(f"{tool} is not installed; the extra dev has it")
+    folder = tmp_path_factory.mktemp("pip")
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "setuptools")
+    if subprocess.run([*pip, "-d", str(folder)], capture_output=True, check=False, timeout=300).returncode:
+        pytest.skip("pip reaches no package index here")
+
+
+@pytest.fixture(scope="module")
+def built(online: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, made from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("build")
+    outputs = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out")
+    shutil.copytree(ROOT, folder / "source", ignore=outputs)
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source", cwd=folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    (sdist,) = (folder / "dist").glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel and its dependencies, as constraints.txt has them."""
+    wheel, _ = built
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", with_pip=True, symlinks=os.name != "nt")
+    programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+    return programs
+
+
+def test_the_index_would_take_them(built: tuple[Path, Path]) -> None:
+    run(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=built[0].parent)
+
+
+def test_what_is_in_them(built: tuple[Path, Path]) -> None:
+    wheel, sdist = built
+    assert wheel.name == f"gbp_explain-{gbp.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        metadata = file.read(f"gbp_explain-{gbp.__version__}.dist-info/METADATA").decode()
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gbp").rglob("*.py")}
+    assert sources | {"gbp/py.typed"} <= names
+    assert {name.partition("/")[0] for name in names} == {"gbp", f"gbp_explain-{gbp.__version__}.dist-info"}
+    assert f"gbp_explain-{gbp.__version__}.dist-info/licenses/LICENSE" in names
+    assert "License-Expression: Apache-2.0" in metadata.splitlines()
+    with tarfile.open(sdist) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    demo = {"models/demo.onnx", "models/demo.toml", "models/demo.png"}
+    assert sources | tests | demo | {*TOP, "Makefile", "constraints.txt", "pyproject.toml"} <= names
+
+
+def test_the_wheel_runs_where_there_is_nothing_else(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"GBP_CACHE_DIR": str(tmp_path / "cache")}
+    command = installed / "gbp"
+    assert run(command, "--version", cwd=tmp_path) == f"gbp {gbp.__version__}\n"
+    code = "import importlib.metadata as m, gbp; print(m.version('gbp-explain'), gbp.__file__)"
+    version, file = run(installed / "python", "-c", code, cwd=tmp_path).split()
+    assert version == gbp.__version__
+    assert Path(file).is_relative_to(installed.parent)
+    b = Builder()  # few kernels: all are compiled anew
+    model = b.model(b.gemm(b.relu(b.gemm(b.flatten(b.input(1, 3, 8, 8)), 9)), 4))
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    arguments = ("net.onnx", "red.png", "--preprocess", "unit", "-o", "map.png")
+    run(command, "explain", *arguments, cwd=tmp_path, environment=environment)
+    with Image.open(tmp_path / "map.png") as picture:
+        picture.verify()
+
+
+def test_its_types_are_seen(installed: Path, tmp_path: Path) -> None:
+    if find_spec("mypy") is None:
+        pytest.skip("mypy is not installed; the extra dev has it")
+    (tmp_path / "use.py").write_text(USE)
+    python = ("--python-executable", installed / "python")
+    found = run(sys.executable, "-m", "mypy", "--strict", *python, "use.py", cwd=tmp_path)
+    assert re.search(r'Revealed type is "gbp\.[\w.]*Attribution"', found)
+
+
+@pytest.mark.fast
+def test_types_are_declared() -> None:
+    assert (ROOT / "gbp" / "py.typed").is_file()
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in package_data["gbp"]
+
+
+@pytest.mark.fast
+def test_the_files_at_the_top_name_this_version() -> None:
+    changes, citation = (ROOT / name for name in ("CHANGELOG.md", "CITATION.cff"))
+    versions = re.findall(r"^## \[([\d.]+)\] - (?:Unreleased|\d{4}-\d\d-\d\d)$", changes.read_text(), re.M)
+    assert versions[0] == gbp.__version__
+    assert f"\nversion: {gbp.__version__}\n" in citation.read_text()
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    for name in TOP:
+        assert (ROOT / name).stat().st_size > 500, name
+
+
+@pytest.mark.fast
+def test_numba_has_an_upper_bound() -> None:
+    """Private parts of it are used: a new minor version may lack them."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert any(re.fullmatch(r"numba>=[\d.]+,<[\d.]+", dependency) for dependency in dependencies)
