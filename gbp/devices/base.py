@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import InputError
 from ..kernels.codegen.memory import aligned
 from ..limits import MAX_BYTES_PER_SAMPLE
+from .program import Program
 from .threads import parallel
 
 if TYPE_CHECKING:
@@ -71,10 +72,6 @@ class Device(ABC):
         """
 
 
-def _run(run: Callable[[], None]) -> None:
-    run()
-
-
 class _Cpu(Device):
     name = "cpu"
     slice_bytes = 160 * 2**20
@@ -100,7 +97,7 @@ class _Cpu(Device):
         x[where] = 1
 
     def repeater(self) -> Repeater:
-        return _run
+        return Program()
 
 
 CPU = _Cpu()

@@ -167,6 +167,8 @@ PARSERS = {
 
 
 class _MixedStep(Step):
+    repeats = repeats_back = True
+
     def __init__(self, op: _Mixed, order: Order) -> None:
         self.name, self.algorithm = op.name, f"broadcast {op.name.lower()}"
         self.constants = [
@@ -190,7 +192,7 @@ class BinaryStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         operands = self.operands(context.x, gy)
         for i, g in zip(self.computed, gx, strict=True):
-            g.begin()
+            g.begin(context.threads)
             slope_kernel(self.name, i)(six_axes(gy, gy), *operands, six_axes(g.array, gy), context.threads)
 
 
@@ -199,7 +201,7 @@ class CompareStep(BinaryStep):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            g.begin()
+            g.begin(context.threads)
 
 
 class ChoiceStep(_MixedStep):
@@ -219,5 +221,5 @@ class ChoiceStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         switches = context.switches.reshape(len(context.switches), -1)
         for i, g in zip(self.computed, gx, strict=True):
-            g.begin()
+            g.begin(context.threads)
             chosen_bwd(six_axes(gy, gy), switches, i, six_axes(g.array, gy), context.threads)

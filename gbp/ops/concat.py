@@ -129,7 +129,7 @@ class ConcatStep(Step):
 
     def __init__(self, parts: tuple[tuple[slice, ...], ...], along_rows: bool) -> None:
         self.parts = parts
-        self.along_rows = self.gates = along_rows
+        self.along_rows = self.gates = self.repeats = self.repeats_back = along_rows
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ class ConcatWithConstantsStep(ConcatStep):
         fixed: Sequence[tuple[tuple[slice, ...], Floats]],
     ) -> None:
         super().__init__(parts, along_rows)
-        self.fixed = fixed
+        self.fixed, self.repeats = fixed, False
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         super().forward(x, r, y, clip, context)
@@ -193,5 +193,5 @@ class AxisSliceStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        g.begin()
+        g.begin(context.threads)
         g.array[self.part] += gy

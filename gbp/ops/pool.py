@@ -157,6 +157,7 @@ PARSERS = {
 
 
 class MaxPoolStep(Step):
+    repeats = repeats_back = True
     gates = True
 
     def __init__(self, op: MaxPool) -> None:
@@ -176,6 +177,7 @@ class MaxPoolStep(Step):
 
 
 class AveragePoolStep(Step):
+    repeats = repeats_back = True
     gates = True
 
     def __init__(self, op: AveragePool) -> None:

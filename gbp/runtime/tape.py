@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 from weakref import ref
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices.base import CPU, Array, Device, Repeater
+from ..devices.program import perform
 from ..kernels.codegen.gate import Gate
 from ..kernels.pointwise import pointwise_bwd
 from ..limits import elements
-from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, pixels, view
+from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, clear, pixels, view
 from ..plan.aliasing import BufferSlice
 from ..plan.backward import GradientWrite
 from ..plan.layout import Instruction
@@ -177,7 +179,7 @@ class _Forward:
 
     def _run(self) -> None:
         for run in self.runs:
-            run.forward()
+            perform(run.forward, run.instruction.step.repeats)
 
     @property
     def backward_memory(self) -> _Memory | None:
@@ -215,11 +217,12 @@ class _Forward:
             run = self.runs[backward.instruction]
             instruction, context, gy = run.instruction, run.context, arrays[run.instruction.output]
             for part in backward.zeros:
-                memory.at(part).fill(0)
+                clear(memory.at(part), self.threads)
             if backward.gates_first:
                 _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), self.threads)
             gx = tuple(map(gradient, backward.inputs))
-            instruction.step.vjp(gy, gx, context.with_scratch(memory.scratch))
+            vjp = partial(instruction.step.vjp, gy, gx, context.with_scratch(memory.scratch))
+            perform(vjp, instruction.step.repeats_back)
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
 

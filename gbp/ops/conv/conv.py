@@ -292,6 +292,8 @@ class ConvStep(Step):
         forward, backward = _algorithms(op)
         self.algorithms = [forward(w, b) for w, b in zip(parts, biases, strict=True)]
         self.backward_algorithms = [backward(w) for w in parts]
+        self.repeats = all(compute.repeats for compute in self.algorithms)
+        self.repeats_back = all(compute.repeats for compute in self.backward_algorithms)
         self.kernels = *self.algorithms[0].kernels, *self.backward_algorithms[0].kernels
         kernel = "×".join(map(str, op.window.kernel))
         compute, backward = self.algorithms[0].algorithm, self.backward_algorithms[0].algorithm
@@ -323,6 +325,7 @@ class ConvStep(Step):
 class DepthwiseStep(Step):
     """One filter a channel: vectors of channels, no reduction over them, taps clipped at the border."""
 
+    repeats = repeats_back = True
     gates = True
     fuses_residual = True
     fuses_clip = True
