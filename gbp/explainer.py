@@ -146,7 +146,7 @@ class Explainer:
         """
 
         def scores_of(batch: _Batch) -> NDArray[np.float32]:
-            with self._run(batch) as tape:
+            with self._device.turn(), self._run(batch) as tape:
                 return tape.scores
 
         batches = self._batches(images, None, targets=1)
@@ -181,7 +181,7 @@ class Explainer:
         each = 5 if isinstance(target, str) and target == "top5" else 1
 
         def explained(batch: _Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-            with self._run(batch) as tape:
+            with self._device.turn(), self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
                 gx = self._backward(tape, batch, rule, chosen.reshape(len(batch.x), -1))

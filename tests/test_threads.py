@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -195,6 +196,28 @@ def test_callers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert members[-1] == 1
 
 
+def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more explain at once than twice the processors; a turn is given back whatever happens."""
+    monkeypatch.setattr(threads, "available", lambda: 1)
+    monkeypatch.setattr(threads, "_turns", cache(threads._turns.__wrapped__))
+    inside, most = [], []
+
+    def explain(fails: bool) -> None:
+        with threads.turn():
+            inside.append(None)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            if fails:
+                raise ValueError
+
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(explain, k % 3 == 0) for k in range(16)]
+    assert sum(future.exception() is not None for future in done) == 6
+    assert max(most) == 2
+    assert threads._turns().qsize() == 2
+
+
 def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had to wait for helpers works without them, each time longer, until it goes well."""
     monkeypatch.setattr(threads, "available", lambda: 2)
@@ -237,7 +260,7 @@ def test_a_prepared_run_serves_other_images(case: Case) -> None:
     x[1] *= np.random.default_rng(1).random(x[1].shape) < 0.1  # mostly zero: other kernels may be chosen
     used, new = Explainer(model, threads=2), Explainer(model, threads=1)
     for rule in ("vanilla", "guided"):
-        for each in (others, -others, others * 0):
+        for each in (others, -others, others / 2):
             used.explain(each, rule=rule, target=0)
         found, expected = (explainer.explain(x, rule=rule, target=0) for explainer in (used, new))
         assert found.map.tobytes() == expected.map.tobytes()

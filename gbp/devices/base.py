@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..kernels.codegen.memory import aligned
 from ..limits import MAX_BYTES_PER_SAMPLE
 from .program import Program
-from .threads import parallel
+from .threads import parallel, turn
 
 if TYPE_CHECKING:
     from ..ops.step import Step
@@ -61,6 +61,10 @@ class Device(ABC):
     def running(self) -> AbstractContextManager[None]:
         """What has to be entered to run kernels."""
 
+    def turn(self) -> AbstractContextManager[None]:
+        """What has to be entered to explain: there others may have to be waited for."""
+        return nullcontext()
+
     @abstractmethod
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         """Write 1 at these indices of x, which is 0."""
@@ -92,6 +96,9 @@ class _Cpu(Device):
 
     def running(self) -> AbstractContextManager[None]:
         return parallel()
+
+    def turn(self) -> AbstractContextManager[None]:
+        return turn()
 
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         x[where] = 1

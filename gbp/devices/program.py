@@ -43,12 +43,15 @@ class _Row:
         self._instructions = instructions  # their arrays and blocks must live
         self._words: NDArray[np.int64] = np.array([each.row for each in instructions], np.int64)
         self._threads = max(each.threads for each in instructions)
-
-    def __call__(self) -> None:
         first = self._words.ctypes.data
         stop = first + self._words.nbytes
-        for at in range(first, stop, _BYTES * _AT_ONCE):
-            run(at, min(stop, at + _BYTES * _AT_ONCE), self._threads)
+        self._spans = [
+            (at, min(stop, at + _BYTES * _AT_ONCE)) for at in range(first, stop, _BYTES * _AT_ONCE)
+        ]
+
+    def __call__(self) -> None:
+        for first, stop in self._spans:
+            run(first, stop, self._threads)
 
 
 class Program:

@@ -15,9 +15,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -176,23 +175,47 @@ def run(first: int, stop: int, threads: int) -> None:
         _team.run(first, stop, threads)
 
 
-@contextmanager
-def parallel() -> Iterator[None]:
+class turn:  # noqa: N801  # called like a function; a generator would cost a small network its while
+    """Wait until few enough others explain.
+
+    Twice as many as there are processors: so one computes while another is in the interpreter.  With more they
+    would hold more memory, and gain nothing.
+    """
+
+    def __enter__(self) -> None:
+        self._turns = _turns()
+        self._turns.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.put(None)
+
+
+@cache
+def _turns() -> SimpleQueue[None]:
+    turns: SimpleQueue[None] = SimpleQueue()
+    for _ in range(2 * available()):
+        turns.put(None)
+    return turns
+
+
+class parallel:  # noqa: N801  # called like a function; a generator would cost a small network its while
     """Count as a caller: as long as there are others, helpers make way for them."""
-    team = _team
-    with _counting:
-        team.callers += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        self._team = _team
         with _counting:
-            team.callers -= 1
+            self._team.callers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with _counting:
+            self._team.callers -= 1
 
 
 def _begin_anew() -> None:
     global _team, _counting  # a child's own
     _team, _counting = _Team(), threading.Lock()
     available.cache_clear()
+    _turns.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
