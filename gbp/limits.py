@@ -49,7 +49,7 @@ def readable_bytes(bytes_: float) -> str:
     return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
 
 
-class computing(np.errstate):  # noqa: N801  # called like a function, as what it extends
+class computing(np.errstate):  # called like a function, as what it extends
     """Arithmetic whose overflow is looked for in its results, within the memory that there is.
 
     Raises InputError where the machine has less than the limits above assume.

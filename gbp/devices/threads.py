@@ -175,11 +175,11 @@ def run(first: int, stop: int, threads: int) -> None:
         _team.run(first, stop, threads)
 
 
-class turn:  # noqa: N801  # called like a function; a generator would cost a small network its while
+class turn:  # called like a function; a generator would cost a small network its while
     """Wait until few enough others explain.
 
-    Twice as many as there are processors: so one computes while another is in the interpreter.  With more they
-    would hold more memory, and gain nothing.
+    Twice as many as there are processors: so one computes while another is in the interpreter.  With more
+    they would hold more memory, and gain nothing.
     """
 
     def __enter__(self) -> None:
@@ -198,7 +198,7 @@ def _turns() -> SimpleQueue[None]:
     return turns
 
 
-class parallel:  # noqa: N801  # called like a function; a generator would cost a small network its while
+class parallel:  # called like a function; a generator would cost a small network its while
     """Count as a caller: as long as there are others, helpers make way for them."""
 
     def __enter__(self) -> None:
