@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .attribution import Attribution
 from .devices import CPU, device_named
-from .devices.threads import thread_count
 from .engine import Engine, Settings
 from .errors import InputError
 from .graph.shapes import Shape
@@ -20,6 +19,7 @@ from .importer.load import open_model
 from .importer.proto import Model
 from .importer.subgraph import Choice
 from .inputs import Images
+from .kernels.parallel.threads import thread_count
 from .limits import at_least_one
 from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess

@@ -92,7 +92,7 @@ def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[i
     b = Builder(opset)
     y = b.node("Softmax", b.relu(b.conv(b.input(2, 3, 5, 4), 6)), axis=axis)
     found = Explainer(b.model(y)).explain(images(2, 3, 5, 4), rule="vanilla")
-    x = np.exp(found.scores.reshape(2, 6, 5, 4))
+    x = np.exp(found.scores.reshape(2, 6, 3, 2))
     expected = x / x.sum(axis=summed, keepdims=True)
     np.testing.assert_allclose(found.probabilities, expected.reshape(2, -1), rtol=1e-5)
 

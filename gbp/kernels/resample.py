@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange, types
+from numba import types
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, Gate, gated
 from .codegen.jit import DENSE, INT, kernel
+from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
 from .codegen.views import targets_of
 
@@ -40,12 +41,13 @@ def resample(
     y: Any,
     accumulate: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x."""
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)
     lines = N * P * O
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for line in range(lines * t // threads, lines * (t + 1) // threads):
             n, p, o = line // (P * O), line // O % P, line % O
             start, stop = starts[o], starts[o + 1]

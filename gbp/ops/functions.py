@@ -159,6 +159,7 @@ PARSERS = {
 
 
 class FunctionStep(Step):
+    repeats = repeats_back = True
     gates = True
     saves_x = True
 
@@ -176,6 +177,7 @@ class FunctionStep(Step):
 
 class PReluStep(Step):
     algorithm = "by vector"
+    repeats = repeats_back = True
     gates = True
     saves_x = True
 
