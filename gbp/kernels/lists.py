@@ -13,11 +13,20 @@ from .codegen.bits import load_index, store_index, store_nonzero
 from .codegen.emit import LANES
 from .codegen.jit import device_function, one_of_many
 from .codegen.simd import keep_rolled, load_some
-from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_store
+from .codegen.tile import (
+    CHAIN,
+    TILE_CHANNELS,
+    TILE_VECTORS,
+    tile_add_rows,
+    tile_plus,
+    tile_store,
+    tile_zeros,
+)
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
 BLOCKS = 4
-GROUP = 64
+#: The length of a chain of additions in `multiply_tile`, so that lists and tiles give the same sums.
+GROUP = CHAIN
 #: Bytes of the sums of one pixel.
 SUMS = BLOCKS * TILE_CHANNELS * 4
 
@@ -41,11 +50,11 @@ def list_pixel(g: int, channels: int, n: int, values: int, indices: int, ends: i
 def _add_listed_of(blocks: int) -> Any:
     @one_of_many(f"add_listed_{blocks}")
     def add_listed(values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int) -> None:
-        t = tile_load(blocks, sums)
+        t = tile_zeros(blocks, TILE_VECTORS)
         for k in range(4 * start, 4 * stop, 4):
             keep_rolled()
             t = tile_add_rows(t, values + k, w + load_index(indices + k) * 4 * TILE_CHANNELS, step)
-        tile_store(t, TILE_VECTORS, sums)
+        tile_store(tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
 
     return add_listed
 
@@ -57,7 +66,7 @@ _add_1, _add_2, _add_3, _add_4 = (_add_listed_of(blocks) for blocks in range(1, 
 def add_listed(
     blocks: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
 ) -> None:
-    """Add entries start … stop − 1 of the lists, times their rows of `blocks` blocks of w, to the sums.
+    """Add the sum of entries start … stop − 1 of the lists, times their rows of `blocks` blocks of w, to the sums.
 
     Row c of a block of w lies at `w + c · 4 · TILE_CHANNELS`, the next block `step` bytes on.
     """

@@ -18,6 +18,9 @@ from .simd import keep_rolled, prefetch_read, vector
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
 TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
+#: A sum goes on in a new chain of additions after so many, and chains are added up: rounding errors of one chain
+#: grow with its length, and what rounding tips a gate or a maximum moves the whole map.
+CHAIN = 64
 #: Bytes after which a first-level cache comes back to the same set.
 PAGE = 4096
 #: Bytes of weights that are on their way while a tile is summed: memory answers that much later.
@@ -148,6 +151,21 @@ def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
+def tile_plus(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
+    """The sum of the tile and what `tile_store` wrote to `address`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        total, count = args[0], vectors.literal_value
+        for at in range(tile.count):
+            there = emit.VECTOR_BYTES * (at // count * TILE_VECTORS + at % count)
+            before = emit.load_vector(builder, args[2], there)
+            total = builder.insert_value(total, builder.fadd(before, builder.extract_value(args[0], at)), at)
+        return total
+
+    return tile(tile, vectors, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
 def tile_store(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
     """Write the tile's rows to `address`, one every TILE_CHANNELS float32."""
 
@@ -178,17 +196,28 @@ def _tile_of(rows: int, vectors: int) -> Any:
     @one_of_many(f"tile_{rows}_{vectors}")
     def tile(n: int, sweep: Sweep, out: int) -> None:
         t, w = tile_zeros(rows, vectors), sweep.w
+        room, first = CHAIN, True
         for i in range(sweep.taps_h):
             for j in range(sweep.taps_w):
-                x = sweep.x + i * sweep.step_h + j * sweep.step_w
-                for _ in range(sweep.run):
-                    keep_rolled()
-                    for line in range(0, 4 * LANES * vectors, ALIGNMENT):
-                        prefetch_read(w + _AHEAD + line)
-                    t = tile_update(t, vectors, x, sweep.pixel, w)
-                    x += 4
-                    w += 4 * TILE_CHANNELS
-        tile_store(t, vectors, out)
+                x, left = sweep.x + i * sweep.step_h + j * sweep.step_w, sweep.run
+                while left > 0:
+                    if room == 0:
+                        if first:
+                            tile_store(t, vectors, out)
+                        else:
+                            tile_store(tile_plus(t, vectors, out), vectors, out)
+                        t, room, first = tile_zeros(rows, vectors), CHAIN, False
+                    steps = min(left, room)
+                    for _ in range(steps):
+                        keep_rolled()
+                        for line in range(0, 4 * LANES * vectors, ALIGNMENT):
+                            prefetch_read(w + _AHEAD + line)
+                        t = tile_update(t, vectors, x, sweep.pixel, w)
+                        x += 4
+                        w += 4 * TILE_CHANNELS
+                    left -= steps
+                    room -= steps
+        tile_store(t if first else tile_plus(t, vectors, out), vectors, out)
 
     return tile
 

@@ -59,10 +59,11 @@ def _whole(count: int, tile: int) -> int:
     return -(-count // tile) * tile
 
 
-#: How to compute: "auto" takes what costs least; the others are taken wherever they can be.
+#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie, and
+#: back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they can be.
 #: "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
 #: "lists": the reverse over lists of the gradient's nonzero values.
-ALGORITHMS = ("auto", "direct", "winograd", "lists")
+ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,8 +222,10 @@ def _is_3x3(window: Window) -> bool:
     return window.kernel == (3, 3) and window.is_dense and window.is_undilated
 
 
-def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
+def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
     """Whether to compute windows over O × C weights, to a plane of that size, by Winograd's transforms.
+
+    `free`: whether costs decide; else only the algorithm's name does.
 
     Costs are in vector multiply-adds of a core: the products, reading the weights, and per square the
     transforms as measured.  They are those of one sample, as bits do not depend on how many there are.
@@ -231,13 +234,14 @@ def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[in
     squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
     winograd = MATRICES * C * blocks * (squares + _READ) + squares * (440 * vectors + 380 * blocks)
     direct = 9 * C * blocks * (pixels + _READ) + 6 * pixels * blocks
-    return _is_3x3(window) and (algorithm == "winograd" or (algorithm == "auto" and winograd < direct))
+    return _is_3x3(window) and (algorithm == "winograd" or (free and winograd < direct))
 
 
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, algorithm: str
 ) -> ForwardAlgorithm:
-    if _by_winograd(algorithm, window, len(w), w.shape[1], window.output):
+    free = algorithm == "fast"
+    if _by_winograd(free, algorithm, window, len(w), w.shape[1], window.output):
         return WinogradForward(w, b, window)
     return DirectForward(w.astype(np.float32), b, window)
 
@@ -250,7 +254,8 @@ def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> Backwar
         return PointwiseBackward(single, window, forced)
     if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):
         return ColumnsBackward(single, window, forced)
-    by_winograd = _by_winograd(algorithm, window, C, O, window.size)
+    free = algorithm in ("auto", "fast")
+    by_winograd = _by_winograd(free, algorithm, window, C, O, window.size)
     dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
@@ -258,7 +263,7 @@ def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> Backwar
     full = C / _whole(C, LISTED_CHANNELS)
     most = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
     pays = full > _MAX_EMPTY and (by_winograd or O >= FEW_OUTPUTS)
-    if algorithm == "auto" and _is_3x3(window) and pays:
+    if free and _is_3x3(window) and pays:
         return ListsBackward(single, window, dense, most)
     return dense
 
