@@ -127,6 +127,23 @@ def picture(seed: int = 0, size: int = SIZE) -> NDArray[np.float32]:
     return x32
 
 
+def flat_picture(seed: int = 0, size: int = SIZE) -> NDArray[np.float32]:
+    """`picture` within a disc, and flat areas around it: white, black, and a saturated colour.
+
+    Max-pools meet ties there, whose first pixel must win.
+    """
+    x = picture(seed, size)
+    down, across = np.mgrid[:size, :size] / size
+    around = (down - 0.5) ** 2 + (across - 0.5) ** 2 > 0.3**2
+    for colour, where in (
+        ((2.25, 2.25, 2.25), down < 0.5),
+        ((-2.0, -2.0, -2.0), (down >= 0.5) & (across < 0.5)),
+        ((2.25, -2.0, -2.0), (down >= 0.5) & (across >= 0.5)),
+    ):
+        x[0, :, around & where] = colour
+    return x
+
+
 def fingerprint(model: onnx.ModelProto) -> str:
     """SHA-256 in hexadecimal over the raw little-endian bytes of all initializers, in the model's order."""
     digest = hashlib.sha256()

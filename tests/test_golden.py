@@ -1,5 +1,7 @@
 """Whole networks against stored float64 maps: the nine architectures of `models/zoo.py`, under every rule.
 
+Of two pictures: one of noise, and one with flat areas, where max-pools meet ties.
+
 The maps come from `golden/make_golden.py`, which also says what the files hold and what the yardstick is. An
 engine passes if it is off by no more than 1e-5, or by no more than four times what rounding alone may do to
 the same map.
@@ -27,10 +29,14 @@ DEVIATIONS = 6
 PROJECTION_SEED = 1234
 
 
-class Case(NamedTuple):
-    """One architecture: what is stored of it, and the engine under test, planned once for all rules."""
+#: By what is appended to the name of the file.
+PICTURES = {"": zoo.picture(), "_flat": zoo.flat_picture()}
 
-    golden: Mapping[str, NDArray[Any]]
+
+class Case(NamedTuple):
+    """One architecture: what is stored of it by picture, and the engine under test, planned once for all rules."""
+
+    golden: Mapping[str, Mapping[str, NDArray[Any]]]
     fingerprint: str
     explainer: Explainer
 
@@ -39,14 +45,11 @@ class Case(NamedTuple):
 def case(request: pytest.FixtureRequest) -> Case:
     """Module-scoped and parametrised: pytest frees one network's weights before it builds the next one's."""
     model = zoo.build(request.param)
-    with np.load(TESTS / "golden" / f"{request.param}.npz") as file:
-        golden = dict(file)
+    golden = {}
+    for kind in PICTURES:
+        with np.load(TESTS / "golden" / f"{request.param}{kind}.npz") as file:
+            golden[kind] = dict(file)
     return Case(golden, zoo.fingerprint(model), Explainer(model))
-
-
-@pytest.fixture(scope="module")
-def picture() -> NDArray[np.float32]:
-    return zoo.picture()
 
 
 def bound(error: NDArray[Any]) -> float:
@@ -65,14 +68,18 @@ def project(m: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     return np.array([(rng.integers(0, 2, m.size) * 2 - 1) @ m for rng in rngs])
 
 
-def test_inputs_are_those_of_the_golden_run(case: Case, picture: NDArray[np.float32]) -> None:
-    assert case.fingerprint == str(case.golden["weights_sha256"])
-    assert hashlib.sha256(picture.tobytes()).hexdigest() == str(case.golden["picture_sha256"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_inputs_are_those_of_the_golden_run(case: Case, kind: str) -> None:
+    assert case.fingerprint == str(case.golden[kind]["weights_sha256"])
+    digest = hashlib.sha256(PICTURES[kind].tobytes()).hexdigest()
+    assert digest == str(case.golden[kind]["picture_sha256"])
 
 
+@pytest.mark.parametrize("kind", PICTURES)
 @pytest.mark.parametrize("rule", RULES)
-def test_scores_and_map(case: Case, picture: NDArray[np.float32], rule: str) -> None:
-    golden, target = case.golden, int(case.golden["target"])
+def test_scores_and_map(case: Case, kind: str, rule: str) -> None:
+    golden, picture = case.golden[kind], PICTURES[kind]
+    target = int(golden["target"])
     a = case.explainer.explain(picture, rule=rule, target=target)
 
     assert a.scores.shape == (1, 1000)
@@ -89,7 +96,7 @@ def test_scores_and_map(case: Case, picture: NDArray[np.float32], rule: str) -> 
     assert np.abs(project(m, projections.size) - projections).max() <= DEVIATIONS * allowed * norm
 
 
-def test_without_a_target_the_largest_logit_is_explained(case: Case, picture: NDArray[np.float32]) -> None:
-    a = case.explainer.explain(picture, rule="vanilla")
-    b = case.explainer.explain(picture, rule="vanilla", target=int(case.golden["target"]))
+def test_without_a_target_the_largest_logit_is_explained(case: Case) -> None:
+    a = case.explainer.explain(PICTURES[""], rule="vanilla")
+    b = case.explainer.explain(PICTURES[""], rule="vanilla", target=int(case.golden[""]["target"]))
     assert np.array_equal(a.map, b.map)

@@ -21,7 +21,7 @@ from gbp.diagnostics.reference import Exact, OnnxRuntime
 from gbp.diagnostics.verify import StepError, Verification, verify
 from gbp.importer.load import open_model
 from gbp.ops.concat import ConcatStep
-from gbp.ops.conv.conv import Conv, ConvStep
+from gbp.ops.conv.conv import ALGORITHMS, Conv, ConvStep
 from gbp.ops.lrn import LRNStep
 from gbp.ops.pool import AveragePoolStep, MaxPoolStep
 from gbp.ops.step import GradientSlot, Step
@@ -217,6 +217,24 @@ def test_a_wrong_bias_names_the_node(reference: str, monkeypatch: pytest.MonkeyP
     assert found.scores_error > found.scores_bound
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_breaks_ties_is_found(reference: str, algorithm: str, channels_last: bool) -> None:
+    """By Winograd, which "fast" takes for one of the two convolutions."""
+    b = Builder()
+    x = b.input(1, 60, 60, 3) if channels_last else b.input(1, 3, 60, 60)
+    x = b.transpose(x, 0, 3, 1, 2) if channels_last else x
+    x = b.node("MaxPool", b.relu(b.conv(x, 8, pads=[1] * 4)), kernel_shape=[2, 2], strides=[2, 2])
+    found = verify(b.model(b.head(b.relu(b.conv(x, 64, pads=[1] * 4)))), algorithm=algorithm)
+    if algorithm in ("auto", "direct", "lists"):
+        assert found.verified, found.verdict
+        return
+    assert found.tie_breaker is not None
+    assert found.tie_breaker.op == "Conv … Relu"
+    assert 0 < found.tie_breaker.told_apart < 1e-5
+    assert "tells equal windows apart" in found.verdict
+
+
 def test_one_wrong_number_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = AveragePoolStep.forward
 
@@ -291,14 +309,14 @@ def test_the_command_prints_and_says_how_it_ended(
 def test_every_field_is_printed_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     worst = StepError("features/0/conv … features/1/relu", "Conv … Relu", "r1", 1.5e-7)
     found = Verification(
-        "x 3×8×8, cat.jpg", "onnx", 12, worst, 1e-5, "fc", 2.5e-7, 1e-4, 281, 3, 3.5e-7, 1e-3, False
+        "x 3×8×8, cat.jpg", "onnx", 12, worst, 1e-5, None, "fc", 2.5e-7, 1e-4, 281, 3, 3.5e-7, 1e-3, False
     )
     cli._print_verification(found)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     for text in (
         *("x 3×8×8, cat.jpg", "onnx", " 12, ", "Conv … Relu", worst.node, "'r1'", "1.5e-07", "1e-05"),
-        *("'fc'", "2.5e-07", "1e-04", "281", " 3 ", "3.5e-07", "1e-03", found.verdict),
+        *("'fc'", "2.5e-07", "1e-04", "281", " 3 ", "3.5e-07", "1e-03", "kept", found.verdict),
     ):
         assert text in " ".join(out.split())
     nothing = replace(found, steps=0, worst=None, directions=0, gradient_error=None)

@@ -166,7 +166,9 @@ def _add_preprocessing(command: argparse.ArgumentParser) -> None:
 
 def _add_algorithm(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--algorithm", default="auto", help="of convolutions: auto (default), direct, winograd or lists"
+        "--algorithm",
+        default="auto",
+        help="of convolutions: auto (default, exact), fast (Winograd forward too), direct, winograd or lists",
     )
 
 
@@ -517,6 +519,7 @@ def _print_verification(v: Verification) -> None:
         ("input", v.input),
         ("reference", f"{v.reference} for steps, float64 for scores and gradient"),
         ("worst step", f"of {v.steps}, {worst}"),
+        ("ties", "broken" if v.tie_breaker else "kept: equal windows give equal values"),
         ("scores", f"{off(v.scores_error, v.scores_bound)}{v.scores!r}"),
         ("gradient", gradient),
     ]

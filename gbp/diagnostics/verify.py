@@ -2,7 +2,8 @@
 
     steps      every step of the plan, fed the reference's own inputs, against the reference's output:
                ‖y − ŷ‖ / ‖ŷ‖, for a rectifier over the norm of what it rectifies.  So errors do not add up,
-               and the worst step is the one to blame
+               and the worst step is the one to blame.  The image is given flat areas for this
+    ties       whether windows that are equal there, in the reference, gave equal values: see `ties`
     scores     the run as it is, from image to scores, against float64: ‖s − ŝ‖ / ‖ŝ‖
     gradient   √n · (⟨map, u⟩ − (f(x + hu) − f(x − hu)) / 2h) over random unit directions u in ℝⁿ, their root
                mean square over ‖map‖; f is the explained score in float64
@@ -38,6 +39,7 @@ from ..ops.unpool import IndicesStep
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from .reference import Doubles, Reference, references
+from .ties import SLIDING, told_apart, with_flat_areas
 
 Report = Callable[[str], None]
 
@@ -64,19 +66,22 @@ class StepError:
     """The relative error of a step of the plan in its output `tensor`.
 
     `node` and `op` name the file's node that makes that; "first … last" where several became one step.
+    `told_apart`: by how much pixels differ, over the largest value, that equal windows made.
     """
 
     node: str
     op: str
     tensor: str
     error: float
+    told_apart: float = 0.0
 
 
 @dataclass(frozen=True)
 class Verification:
     """What was compared, and how far off it was: relative L2 errors, each with the bound that it is held to.
 
-    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `scores`: the
+    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `tie_breaker`: the
+    step that tells apart most what is equal, None where none does.  `scores`: the
     explained tensor, and `target` the class whose gradient it was.  `directions` in which the score is smooth
     enough to compare; where there are none, `gradient_error` is None.  `quantized`: the gradient passes
     straight through roundings, of which differences see only the steps, and is not compared.
@@ -87,6 +92,7 @@ class Verification:
     steps: int
     worst: StepError | None
     step_bound: float
+    tie_breaker: StepError | None
     scores: str
     scores_error: float
     scores_bound: float
@@ -105,11 +111,15 @@ class Verification:
         ]
         if self.worst is not None:
             compared.insert(0, (f"{self.worst.op} {self.worst.node!r} is", self.worst.error, self.step_bound))
-        return tuple(
+        off = [
             f"{what} off by {error:.1e}, and {bound:.0e} is allowed"
             for what, error, bound in compared
             if error > bound
-        )
+        ]
+        if self.tie_breaker is not None:
+            step = self.tie_breaker
+            off.append(f"{step.op} {step.node!r} tells equal windows apart, by {step.told_apart:.1e}")
+        return tuple(off)
 
     @property
     def verified(self) -> bool:
@@ -139,7 +149,8 @@ def verify(
 
     `image`: a picture, or an array of one sample, as for `Explainer.explain`, to which a little noise is
     added; by default noise alone, of `size` = (H, W) where the model leaves that open and its preprocessing
-    does not say it, or of 224.  All noise is seeded.
+    does not say it, or of 224.  All noise is seeded.  Steps are compared with flat areas in it, white, black
+    and of one colour, where windows are equal.
     `tell` is called with what is being done.  `options` are those of `Explainer`.
 
     Raises GbpError for what gbp does not explain, and UnsupportedError naming the node where onnx's
@@ -161,6 +172,7 @@ def verify(
     report("explaining")
     explained = explainer.explain(x, rule="vanilla")
     target = int(explained.target[0])
+    flat = with_flat_areas(x, channels=x.ndim - 1 if explained.layout == "NHWC" else 1)
     moved = _moved_by_rounding(explainer, x, explained, rng)
 
     reference, exact = references(model, source)
@@ -170,7 +182,7 @@ def verify(
 
     with computing():
         report(f"running {reference.name}")
-        errors = list(_step_errors(explainer, source, x, reference))
+        errors = list(_step_errors(explainer, source, flat, reference))
         report(f"running {exact.name}")
         true_scores = scores(x.astype(np.float64))
         if true_scores.shape != explained.scores[0].shape:
@@ -183,7 +195,7 @@ def verify(
         scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
         if scores_error > scores_bound and all(step.error <= reference.bound for step in errors):
             reference = exact  # which is to name the step where they part
-            errors = list(_step_errors(explainer, source, x, reference))
+            errors = list(_step_errors(explainer, source, flat, reference))
         gradient_error, directions = None, 0
         if not quantized:
             gradient_error, directions = _gradient_error(
@@ -195,6 +207,7 @@ def verify(
         steps=len(errors),
         worst=max(errors, key=lambda step: step.error, default=None),
         step_bound=reference.bound,
+        tie_breaker=None if quantized else _tie_breaker(errors),
         scores=source.scores,
         scores_error=scores_error,
         scores_bound=scores_bound,
@@ -204,6 +217,11 @@ def verify(
         gradient_bound=min(_MAX_GRADIENT_BOUND, max(_GRADIENT_BOUND, _TIMES * moved)),
         quantized=quantized,
     )
+
+
+def _tie_breaker(errors: list[StepError]) -> StepError | None:
+    worst = max(errors, key=lambda step: step.told_apart, default=None)
+    return worst if worst is not None and worst.told_apart > 0 else None
 
 
 def _called(image: object) -> str:
@@ -251,7 +269,9 @@ def _step_errors(
                 tensor, true = plan.tensors[name], values[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
                 error = _relative(got, true, values[rectified.get(name, name)])
-                yield StepError(*_title(instruction, nodes[name], labelled), name, error)
+                title = _title(instruction, nodes[name], labelled)
+                slides = not SLIDING.isdisjoint(title[1].split(" … "))
+                yield StepError(*title, name, error, told_apart(got, true) if slides else 0.0)
                 if got.shape == true.shape:
                     np.copyto(got, true)
 

@@ -2,9 +2,10 @@
 
     python tests/golden/make_golden.py [ARCHITECTURE ...]
 
-Needs torch, numpy and onnx; the tests need only the files that this writes, one `<architecture>.npz` each.
-The networks and the picture are those of `models/zoo.py` at seed 0. The same versions on the same machine
-write the same numbers again.
+Needs torch, numpy and onnx; the tests need only the files that this writes, for each architecture
+`<architecture>.npz` of a picture without flat areas and `<architecture>_flat.npz` of one with them. The networks
+and the pictures are those of `models/zoo.py` at seed 0. The same versions on the same machine write the same
+numbers again.
 
 What a file holds, m being the float64 map (1, 3, 224, 224) of a rule, flattened in C order to 150528 values:
 
@@ -26,7 +27,9 @@ rounding of 0, and a max-pool's winner wherever two entries lie within rounding 
 million of them a few always do. Which ones is a coin toss of the order of summation: torch's own float32 map
 of VGG-19 (vanilla) is 1e-6 off in one memory layout and 6e-3 in another, that of Inception v2 6e-7 on one
 thread and 8e-3 on two. So one float32 run says little. The yardstick adds float64 runs in which the input of
-every rectifier is disturbed by noise of the size of accumulated float32 rounding: what any engine amounts to.
+every rectifier is disturbed by noise of the size of accumulated float32 rounding: what any engine amounts to. In a
+flat area whole regions of a tensor are equal, and max-pools meet ties whose first pixel wins. An engine that gives
+equal windows unequal values breaks them, which is no rounding that has to be: there equal values get equal noise.
 
 This is a second implementation of the rules, written to be obvious: ONNX nodes one by one in torch's plain
 functions, differentiated by autograd, with one custom function, the rectifier.
@@ -35,6 +38,7 @@ functions, differentiated by autograd, with one custom function, the rectifier.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +64,10 @@ TRIALS = 8
 # Standard deviation of the noise, relative to the RMS of the tensor. The logits, which have gathered the
 # rounding of a whole network, are off by 1e-7 to 1.5e-6 in float32.
 NOISE = 1e-6
+
+
+#: From a tensor in units of its RMS to noise of variance 1.
+Noise = Callable[[Tensor], Tensor]
 
 
 class Rule(NamedTuple):
@@ -216,13 +224,13 @@ class Network:
         """What the network says of x (1, 3, 224, 224): (1000,)."""
         return self._run(x, RULES["vanilla"]).flatten()
 
-    def map(self, x: Tensor, rule: Rule, target: int, noise: torch.Generator | None = None) -> Tensor:
+    def map(self, x: Tensor, rule: Rule, target: int, noise: Noise | None = None) -> Tensor:
         """The map (1, 3, 224, 224) of one logit."""
         x = x.detach().requires_grad_()
         (gx,) = torch.autograd.grad(self._run(x, rule, noise).flatten()[target], x)
         return gx
 
-    def _run(self, x: Tensor, rule: Rule, noise: torch.Generator | None = None) -> Tensor:
+    def _run(self, x: Tensor, rule: Rule, noise: Noise | None = None) -> Tensor:
         """What feeds the final Softmax, or the output where there is none."""
         (picture,), (output,) = self._graph.input, self._graph.output
         tensors = {**self._constants, picture.name: x}
@@ -243,12 +251,29 @@ class Network:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def disturbed(x: Tensor, noise: torch.Generator | None) -> Tensor:
-    """Return x plus Gaussian noise of `NOISE` times its RMS, if there is a source of noise."""
+def disturbed(x: Tensor, noise: Noise | None) -> Tensor:
+    """Return x plus noise of `NOISE` times its RMS, if there is a source of noise."""
     if noise is None:
         return x
     rms = x.detach().square().mean().sqrt()
-    return x + NOISE * rms * torch.randn(x.shape, generator=noise, dtype=x.dtype)
+    return x + NOISE * rms * noise(x.detach() / rms)
+
+
+def gaussian(seed: int) -> Noise:
+    """Normal noise, drawn anew for each element."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def of_values(seed: int) -> Noise:
+    """Uniform noise of variance 1 that is a function of the value and its channel, so that ties stay ties."""
+
+    def noise(x: Tensor) -> Tensor:
+        channel = torch.arange(x.shape[1], dtype=x.dtype).reshape(1, -1, *(1,) * (x.ndim - 2))
+        scrambled = torch.sin(1e9 * x + 78.233 * channel + 12.9898 * (seed + 1)) * 43758.5453
+        return math.sqrt(12) * (scrambled - scrambled.floor() - 0.5)
+
+    return noise
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -266,9 +291,17 @@ def digest_of(m: NDArray[np.float64], positions: NDArray[np.int32], rule: str) -
     }
 
 
-def golden(name: str) -> dict[str, Any]:
-    """Everything that is stored about one architecture."""
-    model, x = zoo.build(name, SEED), zoo.picture(SEED)
+#: By what is appended to the file's name: the picture, and what noise it is explained under.
+PICTURES: dict[str, tuple[Callable[[int], NDArray[np.float32]], Callable[[int], Noise]]] = {
+    "": (zoo.picture, gaussian),
+    "_flat": (zoo.flat_picture, of_values),
+}
+
+
+def golden(name: str, kind: str) -> dict[str, Any]:
+    """Everything that is stored about one architecture and one of `PICTURES`."""
+    picture, noise = PICTURES[kind]
+    model, x = zoo.build(name, SEED), picture(SEED)
     exact, single = Network(model, torch.float64), Network(model, torch.float32)
     positions = np.sort(np.random.default_rng(SEED).choice(x.size, POSITIONS, replace=False)).astype(np.int32)
     x32, x64 = torch.from_numpy(x), torch.from_numpy(x).double()
@@ -287,8 +320,8 @@ def golden(name: str) -> dict[str, Any]:
     for rule, gates in RULES.items():
         m = exact.map(x64, gates, target)
         error = relative_error(single.map(x32, gates, target), m)
-        noises = [torch.Generator().manual_seed(SEED + trial) for trial in range(TRIALS)]
-        trials = [relative_error(exact.map(x64, gates, target, noise), m) for noise in noises]
+        noises = [noise(SEED + trial) for trial in range(TRIALS)]
+        trials = [relative_error(exact.map(x64, gates, target, each), m) for each in noises]
         entries |= digest_of(m.numpy().ravel(), positions, rule)
         entries |= {f"{rule}_float32_error": error, f"{rule}_yardstick": max(error, *trials)}
     return entries
@@ -298,7 +331,7 @@ def report(name: str, entries: dict[str, Any]) -> str:
     """One line: class, error of the logits, and for every rule the float32 error and the yardstick."""
     pairs = {rule: (entries[f"{rule}_float32_error"], entries[f"{rule}_yardstick"]) for rule in RULES}
     errors = (f"{rule} {error:.1e} {yardstick:.1e}" for rule, (error, yardstick) in pairs.items())
-    head = f"{name:13} class {entries['target']:4}  logits {entries['logits_float32_error']:.1e}"
+    head = f"{name:17} class {entries['target']:4}  logits {entries['logits_float32_error']:.1e}"
     return "  ".join([head, *errors])
 
 
@@ -306,9 +339,10 @@ def main() -> None:
     """Write the files of the architectures on the command line, or of all nine."""
     torch.set_num_threads(1)  # the order of a float32 sum may depend on the number of threads
     for name in sys.argv[1:] or zoo.ARCHITECTURES:
-        entries = golden(name)
-        np.savez_compressed(GOLDEN / f"{name}.npz", **entries)
-        print(report(name, entries), flush=True)
+        for kind in PICTURES:
+            entries = golden(name, kind)
+            np.savez_compressed(GOLDEN / f"{name}{kind}.npz", **entries)
+            print(report(name + kind, entries), flush=True)
 
 
 if __name__ == "__main__":
