@@ -74,13 +74,15 @@ class Explainer:
     default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules
     with a gradient gate do at activations for which the papers define none (Sigmoid, SiLU, …): "gradient"
     takes their true gradient, "rectify" clamps the gradient to its positive part first, as behind a
-    rectifier.  `algorithm`: how convolutions are computed on the CPU: "auto" takes for each layer what costs
-    least; "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
-    Packed for Winograd a 3×3 layer's weights take 36/9 of their size each way; "direct" spares that.
-    `memory`: bytes that the activations and gradients of the samples computed together may take, by default
-    160 MiB, of a card half of what is free; a larger batch is computed in slices, down to one sample and one
-    target at a time however small `memory` is.  Weights, input and maps come on top, and so does what other
-    threads compute; as much again may be kept for the next call.
+    rectifier.  `algorithm`: how convolutions are computed on the CPU: "auto" goes forward directly, so that
+    equal windows give equal outputs, and back by what costs least for each layer; "fast" takes what costs
+    least both ways, and Winograd's rounding then breaks ties and tips gates more often; "direct", "winograd"
+    and "lists" (of the gradient's nonzero values) are taken wherever they can be.  Packed for Winograd a 3×3
+    layer's weights take 36/9 of their size; "direct" spares that.  `memory`: bytes that the activations and
+    gradients of the samples computed together may take, by default 160 MiB, of a card half of what is free; a
+    larger batch is computed in slices, down to one sample and one target at a time however small `memory` is.
+    Weights, input and maps come on top, and so does what other threads compute; as much again may be kept for
+    the next call.
 
     Raises `GbpError`: ModelError for a damaged model, UnsupportedError listing all that gbp does not do,
     InputError for an argument that cannot be used.
