@@ -21,7 +21,8 @@ def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32
     """A copy of x (N, …) whose first half is bands of white, black and a saturated colour.
 
     `channels`: the axis of the channels.  White is the largest value of x, black the least; the colour is
-    white in its first channel and black in the others.  The bands lie side by side along the last other axis; rows of numbers have none.
+    white in its first channel and black in the others.  The bands lie side by side along the last other axis;
+    rows of numbers have none.
     """
     flat = x.copy()
     if x.ndim < 3:

@@ -261,7 +261,8 @@ def multiply_tile(
 
     Over taps_h × taps_w taps, `step_h` and `step_w` bytes apart, a run of channels at x of the first of the
     pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
-    of x.  Sums are in chains of CHAIN.  Of a block of which only `channels` exist, vectors without any are not written.
+    of x.  Sums are in chains of CHAIN.  Of a block of which only `channels` exist, vectors without any are
+    not written.
     """
     sweep = Sweep(x, pixel, taps_h, step_h, taps_w, step_w, run, w)
     if channels > LANES:
