@@ -205,6 +205,14 @@ def test_it_pickles_as_what_it_was_made_from() -> None:
     assert again.explain(x).map.tobytes() == explainer.explain(x).map.tobytes()
 
 
+def test_a_closed_explainer_says_so() -> None:
+    with Explainer(DEMO) as explainer:
+        x = np.zeros((1, *explainer.input_shape[1:]), np.float32)
+        explainer.predict(x)
+    with pytest.raises(InputError, match="closed"):
+        explainer.predict(x)
+
+
 def test_a_tensor_within_has_no_labels_of_the_model() -> None:
     hidden = Explainer(DEMO, output="relu4")
     assert hidden.labels is None

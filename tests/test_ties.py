@@ -1,5 +1,7 @@
-"""Equal inputs give equal outputs: where an image is flat, each window of a max-pool is a tie that its first pixel
-must win, and rounding that differs from place to place would break it.
+"""Equal windows give equal outputs, wherever they lie.
+
+Where an image is flat each window of a max-pool is a tie that its first pixel must win, and rounding that
+differs from place to place would break it.
 """
 
 from __future__ import annotations
@@ -62,14 +64,14 @@ def assert_equal_windows_agree(
 
 
 def image(rng: np.random.Generator, kinds: Ints, channels: int) -> NDArray[np.float32]:
-    """A sample whose pixels of one kind are equal; those of kind 0 are 0, as behind a rectifier, and as padding."""
+    """A sample whose pixels of one kind are equal; those of kind 0 are 0, as padding is."""
     table = rng.standard_normal((3, channels)).astype(np.float32)
     table[0] = 0
     return np.moveaxis(table[kinds], -1, 0)[None]
 
 
-#: Name: size, channels in, channels out, kernel, attributes.  Rows shorter and longer than tiles, with half of one
-#: left over; blocks of channels that are full, half, and neither; sums of more than one chain.
+#: Name: size, channels in, channels out, kernel, attributes.  Rows shorter and longer than tiles, with half
+#: of one left over; blocks of channels that are full, half, and neither; sums of more than one chain.
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, int, tuple[int, ...], dict[str, Any]]] = {
     "3×3": ((23, 31), 64, 64, (3, 3), {"pads": (1, 1, 1, 1)}),
     "3×3 of a small plane": ((7, 7), 130, 70, (3, 3), {"pads": (1, 1, 1, 1)}),

@@ -3,11 +3,13 @@
     y[n, oh, ow, o]  = Σ_{i, j, c}  x[n, oh·sh + i·dh, ow·sw + j·dw, c] · w[o, c, i, j]  +  b[o]
 
 Each scalar of x is broadcast against a vector of output channels, so x is read where it lies.  Padding is
-laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over
-the padded output gradient with flipped, transposed weights; the others multiply into columns, which
+laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over the
+padded output gradient with flipped, transposed weights; the others multiply into columns, which
 `columns.col2im` gathers.
-Every output is one chain of multiply-adds in the order (i, j, c), whatever tile it falls in, so results
-do not depend on thread count, batch or tile size.
+
+Every output is summed in the order (i, j, c), in chains of CHAIN multiply-adds,
+whatever tile it falls in.  So results do not depend on thread count, batch or tile size, and equal windows
+give equal outputs wherever they lie.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     gx[n, h, w, c] = Σ_o gy[n, h, w, o] · w[o, c]
 
 Strip by strip of pixels: where few values of gy are not 0, by lists of them; where many are, the dense tiles
-of `conv_direct` are faster.  Both add in the order of o and a product with 0 adds nothing, so the choice does
-not change a bit of gx, and a glance at some pixels of a strip may make it.
+of `conv_direct` are faster.  Both add in the order of o, in the same chains, and a product with 0 adds
+nothing, so the choice does not change a bit of gx, and a glance at some pixels of a strip may make it.
 """
 
 from __future__ import annotations

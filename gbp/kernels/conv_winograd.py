@@ -12,6 +12,9 @@ Threads share the squares of y, each working through its own so that V and M sta
 weights outweigh the plane, they share the output channels, so that each weight is read once.  Each output is
 one transform of chains in the order of c, whatever the share, so results do not depend on threads or batch.
 
+A pixel's rounding depends on where in its square it lies and on the rest of the square, so equal windows do
+not give equal outputs.  In the forward that breaks the ties of max-pools; the reverse has none.
+
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3.
 """
 

@@ -1,7 +1,7 @@
 """The ops, one file a family: what each means, and the `Step` that computes it.
 
-`PARSERS` says which ONNX ops gbp knows.  In comes a `Node`, out come an `Op` and later its `Step`.  May import
-kernels, graph, limits and errors.
+`PARSERS` says which ONNX ops gbp knows.  In comes a `Node`, out come an `Op` and later its `Step`.  May
+import kernels, graph, limits and errors.
 """
 
 from collections.abc import Callable

@@ -60,9 +60,9 @@ def _whole(count: int, tile: int) -> int:
     return -(-count // tile) * tile
 
 
-#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie, and
-#: back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they can be.
-#: "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
+#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie,
+#: and back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they
+#: can be.  "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
 #: "lists": the reverse over lists of the gradient's nonzero values.
 ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
 
