@@ -228,7 +228,7 @@ class Explainer:
         Raises
         ------
         InputError
-            Where a size is missing, or kernels cannot be kept.
+            Where a size is missing, or where kernels cannot be kept.
         """
         return self._engine.warmup(size)
 
@@ -240,81 +240,6 @@ class Explainer:
         if not self._engine.settings.device.is_host:
             raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
         return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads
-
-
-def explain(
-        self,
-        images: Images,
-        *,
-        rule: str | Rule = "guided",
-        target: Target = None,
-        batch_size: int | None = None,
-    ) -> Attribution:
-        """Explain one class, or several, of each image.
-
-        Parameters
-        ----------
-        images
-            One `Picture` or a list of them: a path, the bytes of a file, a binary file object, a PIL image,
-            or pixels, uint8 (H, W, 3), (H, W, 4) or (H, W).  Or a float array (N, …) in the model's own input
-            layout, taken as preprocessed, also uint8 where the model takes bytes; or paths of .npy files with
-            a sample each.
-        rule
-            "guided", "deconvnet", "vanilla", or a `Rule`.
-        target
-            None for each sample's own best class; a class index; a label; `Top(5)`; an array (N,) of
-            indices or a list of labels, one a sample; (N, K) of indices for several a sample; or one-hot
-            (N, C), float or bool.
-        batch_size
-            Samples at a time, by default as many as `memory` holds, up to 32 (on a card 256); and never more
-            than that, where the Explainer was given one.
-
-        Returns
-        -------
-        An `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The same input
-        gives the same bits whatever else is in the batch and however many threads run.
-
-        Raises
-        ------
-        InputError
-            For arguments that cannot be used.
-        ModelError
-            Where the network's values overflow.
-        """
-        size = at_least_one("batch_size", batch_size)
-        return self._engine.explain(images, rule_named(rule), target, size)
-
-    def warmup(self, size: tuple[int, int] | None = None) -> int:
-        """Have every kernel that this model needs, under any rule, compiled and kept on this machine.
-
-        Parameters
-        ----------
-        size
-            (H, W) where the model leaves it open; by default what preprocess says.
-
-        Returns
-        -------
-        How many kernels had to be compiled: none, where they were kept before.
-
-        Raises
-        ------
-        InputError
-            Where a size is missing, or kernels cannot be kept.
-        """
-        return self._engine.warmup(size)
-
-    def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of this shape, without the batch, and how many threads run it.
-
-        For `diagnostics`, which look at steps on the CPU alone: raises InputError on another device.
-        """
-        if not self._engine.settings.device.is_host:
-            raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
-        return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads
-
-
-def _explainer(arguments: dict[str, Any]) -> Explainer:
-    return Explainer(**arguments)
 
 
 def explain(
