@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from ..errors import InputError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer, Shape
 from ..limits import MAX_AXES, MAX_ELEMENTS, Budget, computing, elements
-from ..ops import PARSERS
+from ..ops import PARSERS, REWRITERS
 from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
 from ..ops.step import Op
 from ..ops.unpool import Indices
+from ..ops.written import Writer
+from .branches import reads, taken
 from .folding import FOLDABLE, evaluate
+from .functions import inlined
+from .moved import READERS, Moved, scattered
 from .proto import (
     Model,
     check_arity,
@@ -42,6 +47,7 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
     Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
     """
     proto, weights = read(model)
+    proto = inlined(proto)
     check_tensors(proto)
     source = locate(proto, weights, choice)
     unsupported = unsupported_nodes(source)
@@ -51,7 +57,7 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
             listed += f"; and {len(unsupported) - _MAX_LISTED} more"
         raise UnsupportedError(
             f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
-            supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
+            supported=", ".join(sorted({*PARSERS, *REWRITERS})) + ", and shape arithmetic that folds away",
             hint=" ".join(dict.fromkeys(node.hint for node in unsupported if node.hint)) or None,
         )
     if None not in source.input_shape[1:]:
@@ -84,9 +90,12 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
         folds = op in FOLDABLE and all(name in constant for name in node.input if name)
-        if folds or op in ("Shape", "Size"):
+        if op == "If" and node.input and node.input[0] in constant:  # so is known once sizes are
+            if constant.issuperset(reads(node)):
+                constant.update(node.output)
+        elif folds or op in ("Shape", "Size"):
             constant.update(node.output)
-        elif op not in PARSERS:
+        elif op not in PARSERS and op not in REWRITERS:
             hint = _instead(op, node)
             found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
     return found
@@ -127,32 +136,40 @@ class _Builder:
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.positions: dict[str, Positions] = {}
+        self.moved: dict[str, Moved] = {}
         self.layers: list[Layer] = []
         self.lost: set[str] = set()
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self.read = {name for proto in source.nodes for name in proto.input} | {source.scores}
+        self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
         self.taken = self.read | {name for proto in graph.node for name in proto.output}
+        #: What is still to be read; nodes that others say come first.
+        self.waiting = deque(source.nodes)
         self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
         refused: list[UnsupportedError] = []
-        for proto in self.source.nodes:
-            if not self.lost.isdisjoint(proto.input):
+        while self.waiting:
+            proto = self.waiting.popleft()
+            if not self.lost.isdisjoint(reads(proto)):
                 self._lose(proto)
                 continue
             check_arity(proto, self.source.opset)
             for name in filter(None, proto.input):
-                if name not in self.shapes and name not in self.constants:
+                if not (name in self.shapes or name in self.constants or name in self.moved):
                     self.constants[name] = self._stored(name, proto)
             try:
-                self._take(proto)
+                if not (self._branch(proto) or self._move(proto)):
+                    self._take(proto)
             except UnsupportedError as error:
                 refused.append(error)
                 if self.budget.is_spent:  # to go on would take time as well
                     break
                 self._lose(proto)
         if refused:
-            raise refused[0] if len(refused) == 1 else UnsupportedError(" ".join(map(str, refused)))
+            told = dict.fromkeys(map(str, refused))
+            raise refused[0] if len(told) == 1 else UnsupportedError(" ".join(told))
+        if self.source.scores in self.moved:
+            raise self._moves_batch(self.moved[self.source.scores])
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
         return Graph(self.source.input, self.source.scores, tuple(self.layers), self.shapes)
@@ -171,6 +188,77 @@ class _Builder:
             raise ModelError(f"input {name!r} is made by no node.", node=label(reader), op=reader.op_type)
         return tensor_values(self.stored[name], name, reader, self.source.weights)
 
+    def _branch(self, proto: onnx.NodeProto) -> bool:
+        """Of an If with a known condition its branch comes next."""
+        if qualified(proto) != "If" or proto.input[0] not in self.constants:
+            return False
+        condition = self.constants[proto.input[0]]
+        if condition.size != 1:
+            raise ModelError(
+                f"its condition has shape {list(condition.shape)}.", node=label(proto), op=proto.op_type
+            )
+        nodes, tensors = taken(proto, bool(condition.reshape(())), self._unused)
+        self.stored.update({tensor.name: tensor for tensor in tensors})
+        self._read_next(nodes)
+        return True
+
+    def _read_next(self, nodes: list[onnx.NodeProto]) -> None:
+        self.read.update(name for node in nodes for name in reads(node))
+        self.waiting.extendleft(reversed(nodes))
+
+    def _move(self, proto: onnx.NodeProto) -> bool:
+        """A Transpose that moves the batch, and what reads such a tensor: see `moved.py`."""
+        op, here = qualified(proto), [name for name in proto.input if name in self.moved]
+        if op == "Transpose" and not here and proto.input[0] in self.shapes:
+            shape = self.shapes[proto.input[0]]
+            perm = next((tuple(a.ints) for a in proto.attribute if a.name == "perm"), ())
+            if sorted(perm) != list(range(len(shape))) or perm[0] == 0 or proto.input[0] in self.positions:
+                return False
+            self.moved[proto.output[0]] = Moved(proto.input[0], shape, perm, label(proto))
+            return True
+        if not here:
+            return False
+        first = self.moved[here[0]]
+        node = Node(proto, self.source.opset, [self._operand(name) for name in proto.input], self.read)
+        writer = Writer(node, self._unused)
+        if op == "ScatterND":
+            x, updates = (
+                self.moved.get(name, self.constants.get(name)) for name in (proto.input[0], proto.input[2])
+            )
+            if x is None or updates is None:
+                raise self._moves_batch(first)
+            result: Moved | None = scattered(node, writer, x, updates)
+        elif op in READERS and here == [proto.input[0]]:
+            result = READERS[op](node, writer, first)
+        else:
+            raise self._moves_batch(first)
+        node.check_all_attributes_read()
+        if result is not None:
+            self.moved[proto.output[0]] = result
+        self.constants.update(writer.constants)
+        self._read_next(writer.nodes)
+        return True
+
+    def _moves_batch(self, moved: Moved) -> UnsupportedError:
+        return UnsupportedError(
+            f"perm {list(moved.perm)} moves the batch axis.",
+            node=moved.node,
+            op="Transpose",
+            supported="perm[0] = 0, or a Transpose that moves it back behind GatherND or ScatterND",
+        )
+
+    def _rewrite(self, node: Node) -> None:
+        """Other nodes take this one's place."""
+        writer = Writer(node, self._unused)
+        REWRITERS[qualified(node.proto)](node, writer)
+        node.check_all_attributes_read()
+        made = {name for written in writer.nodes for name in written.output}
+        missing = self.read.intersection(filter(None, node.proto.output)) - made
+        if missing:
+            node.refuse(f"output {min(missing)!r} is used.", supported="the first output")
+        self.constants.update(writer.constants)
+        self._read_next(writer.nodes)
+
     def _take(self, proto: onnx.NodeProto) -> None:
         """Fold the node, or parse it into layers."""
         names = [name for name in proto.input if name]
@@ -178,18 +266,24 @@ class _Builder:
         if qualified(proto) in ("Shape", "Size") and computed:
             self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
             return
-        if not computed:
+        op = qualified(proto)
+        if not computed and (op in FOLDABLE or op not in REWRITERS):
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
         operands = list(map(self._operand, proto.input))
-        if qualified(proto) == "CastLike" and isinstance(operands[1], tuple):  # it is floating point
+        if op == "CastLike" and isinstance(operands[1], tuple):  # it is floating point
             (value, _), operands = operands, operands[:1]
             if isinstance(value, np.ndarray):
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
         node = Node(proto, self.source.opset, operands, self.read)
-        parsed = PARSERS[qualified(proto)](node)
+        if op in REWRITERS:
+            self._rewrite(node)
+            return
+        if op not in PARSERS:  # in the branch of an If
+            node.refuse("gbp does not do this op.", hint=_instead(op, proto))
+        parsed = PARSERS[op](node)
         node.check_all_attributes_read()
         computed = node.computed()
         if isinstance(parsed, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,26 @@ Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MAX_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_FILES = 2**10
-#: Ops that ONNX's registry does not know, or no more, and how many operands they have.
-_UNLISTED = {"ImageScaler": 1, "Affine": 1, "Scale": 1, "FC": 3, "com.microsoft.LegacyPadding": 1}
+#: Ops that ONNX's registry does not know, or no more: least and most operands.
+_UNLISTED = {
+    **dict.fromkeys(("ImageScaler", "Affine", "Scale", "com.microsoft.LegacyPadding"), (1, 1)),
+    "FC": (3, 3),
+    "com.microsoft.FusedConv": (2, 4),
+    "com.microsoft.FusedGemm": (2, 3),
+    "com.microsoft.FusedMatMul": (2, 2),
+    "com.microsoft.Gelu": (1, 1),
+    "com.microsoft.BiasGelu": (2, 2),
+    "com.microsoft.FastGelu": (1, 2),
+    "com.microsoft.QuickGelu": (1, 1),
+    "com.microsoft.SkipLayerNormalization": (3, 5),
+    "com.microsoft.QuantizeLinear": (2, 3),
+    "com.microsoft.DequantizeLinear": (2, 3),
+    "ai.onnx.ml.Scaler": (1, 1),
+    "Crop": (1, 1),
+    "DynamicSlice": (3, 4),
+    "ScaledTanh": (1, 1),
+    "ParametricSoftplus": (1, 1),
+}
 #: Types of floating point; all are float32 inside.
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 #: The types of tensors that may lie in files of their own.
@@ -30,10 +48,16 @@ _STORED: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
     TensorProto.FLOAT16: "<f2",
+    TensorProto.BFLOAT16: "<u2",
+    TensorProto.BOOL: "u1",
     TensorProto.INT8: "i1",
     TensorProto.UINT8: "u1",
+    TensorProto.INT16: "<i2",
+    TensorProto.UINT16: "<u2",
     TensorProto.INT32: "<i4",
+    TensorProto.UINT32: "<u4",
     TensorProto.INT64: "<i8",
+    TensorProto.UINT64: "<u8",
 }
 
 
@@ -167,13 +191,24 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
     for value in (*graph.input, *graph.output, *graph.value_info):
         yield value.name
     for node in graph.node:
-        yield node.name
-        yield node.op_type
-        yield node.domain
-        yield from node.input
-        yield from node.output
-        for attribute in node.attribute:
-            yield attribute.name
+        yield from _names_of(node)
+    for function in proto.functions:
+        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
+        yield from function.attribute
+        for node in function.node:
+            yield from _names_of(node)
+
+
+def _names_of(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for attribute in node.attribute:
+        yield attribute.name
+        yield attribute.ref_attr_name
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from (value.name for value in (*graph.input, *graph.output))
+            yield from (tensor.name for tensor in graph.initializer)
+            for inner in graph.node:
+                yield from _names_of(inner)
 
 
 def check_tensors(proto: onnx.ModelProto) -> None:
@@ -231,7 +266,7 @@ def type_name(data_type: int) -> str:
 def tensor_values(
     tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto, weights: Weights | None = None
 ) -> NDArray[Any]:
-    """The values of a stored tensor, finite, which may lie among `weights`.
+    """The values of a stored tensor, no NaN among them, which may lie among `weights`.
 
     `reader` is the node to name where they cannot be had.
     """
@@ -247,23 +282,36 @@ def tensor_values(
     try:
         if weights is not None and name in weights.pieces:
             values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
+            if tensor.data_type == TensorProto.BFLOAT16:  # the upper half of a float32
+                return _known(np.left_shift(values, 16, dtype=np.uint32).view(np.float32), damaged)
+            if tensor.data_type == TensorProto.BOOL:
+                values = values != 0
+        elif _is_outside(tensor):  # in a graph within a node; to read it here would open any file
+            raise damaged("lies in another file.")
         else:
             values = numpy_helper.to_array(tensor)
     except OSError:
         raise damaged("cannot be read any more; has the file changed?") from None
+    except ModelError:
+        raise
     except Exception:  # the bytes do not fit the shape, the type is unknown, …
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
     if tensor.data_type == TensorProto.BFLOAT16:  # which NumPy does not know
         values = values.astype(np.float32)
-    if values.dtype.kind == "f" and not _is_finite(values):
-        raise damaged("holds NaN or infinity.")
+    return _known(values, damaged)
+
+
+def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArray[Any]:
+    """The values, without NaN; infinity is a bound, a mask, or what an op refuses."""
+    if values.dtype.kind == "f" and not _has_no_nan(values):
+        raise damaged("holds NaN.")
     return values
 
 
-def _is_finite(values: NDArray[Any]) -> bool:
+def _has_no_nan(values: NDArray[Any]) -> bool:
     """A piece at a time, because the answers for all of a large tensor take memory of their own."""
     flat, piece = values.reshape(-1), 2**20
-    return all(np.isfinite(flat[i : i + piece]).all() for i in range(0, flat.size, piece))
+    return not any(np.isnan(flat[i : i + piece]).any() for i in range(0, flat.size, piece))
 
 
 def check_arity(node: onnx.NodeProto, opset: int) -> None:
@@ -276,8 +324,9 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
         return ModelError(found, node=label(node), op=node.op_type)
 
     if qualified(node) in _UNLISTED:
-        inputs = _UNLISTED[qualified(node)]
-        if len(node.input) != inputs or not all(node.input) or len(node.output) != 1:
+        least, most = _UNLISTED[qualified(node)]
+        if not least <= len(node.input) <= most or not all(node.input[:least]) or not node.output:
+            inputs = f"{least}" if least == most else f"{least} to {most}"
             raise wrong(f"it has not {inputs} input(s) and one output.")
         return
     try:

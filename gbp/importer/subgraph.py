@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_AXES
+from .branches import reads
 from .proto import FLOATS, declared_shape, label, type_name
 from .weights import Weights
 
@@ -116,6 +117,8 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
 
 def _opset(proto: onnx.ModelProto) -> int:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions and proto.ir_version < 3 and not proto.opset_import:
+        versions = [1]  # which such files could not say (ONNX IR, "Opset Version")
     if not versions:
         raise ModelError("the model imports no version of the ONNX operators.")
     opset = int(max(versions))
@@ -164,7 +167,7 @@ def _explained_input(
 ) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
     """The input to explain, the only one that nobody gives a value, and its declared shape."""
     stored = {tensor.name for tensor in proto.graph.initializer}
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in reads(node)}
     declared = {value.name: value for value in proto.graph.input}
     if chosen is not None and (chosen not in declared or chosen in given):
         inputs = ", ".join(repr(name) for name in declared if name not in stored)
@@ -242,10 +245,10 @@ def _scores(
     logits, head = _logits(producers, last)
     if output != "probability":
         return logits, head
-    if head != "Softmax":
+    if head not in ("Softmax", "Sigmoid"):
         raise InputError(
-            f"the model ends in {head or 'scores'}, not in probabilities over classes.",
-            supported='output="probability" where it ends in Softmax',
+            f"the model ends in {head or 'scores'}, not in probabilities.",
+            supported='output="probability" where it ends in Softmax or Sigmoid',
             hint="Leave output out to explain the logits.",
         )
     return last, ""
@@ -305,7 +308,7 @@ def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.Nod
             continue
         state[id(node)] = False
         stack.append((node, True))
-        for name in filter(None, node.input):
+        for name in reads(node):
             before = producers.get(name)
             if before is None:
                 continue
