@@ -217,6 +217,12 @@ def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> flo
     """‖got − true‖ / ‖scale‖, or a very large number where there is no telling."""
     if got.shape != true.shape:
         return _WRONG
+    infinite = np.isinf(true)  # a mask's, or a padding's
+    if infinite.any():
+        if not np.array_equal(got[infinite], true[infinite]):
+            return _WRONG
+        got, true = got[~infinite], true[~infinite]
+        scale = scale[np.isfinite(scale)]
     error = float(np.linalg.norm(np.subtract(got, true, dtype=np.float64)))
     norm = float(np.linalg.norm(scale))
     if error == 0 or norm == 0:

@@ -7,7 +7,7 @@ result stays small enough to be a constant of a CNN.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -18,7 +18,8 @@ from onnx import helper
 
 from ..errors import ModelError, UnsupportedError
 from ..limits import Budget, readable_bytes
-from .proto import label, tensor_values
+from .proto import label, qualified, tensor_values
+from .quantized import dequantized, quantized
 
 FOLDABLE = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
@@ -32,9 +33,34 @@ FOLDABLE = frozenset((
     "Trilu", "Unsqueeze", "Where", "Xor",
 ))  # fmt: skip
 
+#: Those with a result of the size that their operands broadcast to.
+_FUNCTIONS = frozenset((
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Celu", "Cos", "Cosh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "IsInf",
+    "IsNaN", "LeakyRelu", "Mean", "Mish", "PRelu", "Selu", "Shrink", "Sin", "Sinh", "Softplus", "Softsign",
+    "Swish", "Tan", "ThresholdedRelu",
+))  # fmt: skip
+#: Those with a result no larger than what they read.
+_NORMS = frozenset((
+    "ArgMax", "ArgMin", "BatchNormalization", "Compress", "CumProd", "Det", "EyeLike", "GlobalAveragePool",
+    "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
+    "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
+    "ReverseSequence", "TopK",
+))  # fmt: skip
+#: Those whose result has the size that onnx infers.  For each of its elements a window, or all that is read,
+#: is looked at, one at a time in Python.
+_WINDOWS = frozenset(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"))
+_INFERRED = frozenset((
+    "AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
+    "DeformConv", "Einsum", "GRU", "GatherND", "GridSample", "HammingWindow", "HannWindow", "LSTM",
+    "MatMulInteger", "MaxUnpool", "MelWeightMatrix", "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign",
+    "RotaryEmbedding", "STFT",
+))  # fmt: skip
+FOLDABLE |= _FUNCTIONS | _NORMS | _WINDOWS | _INFERRED | {"NonZero", "Unique"}
+
 # Of each of these the reference implementation handles one element at a time, in Python.
 _SLOW = 500
-_SLOW_OPS = ("Erf", "Resize", "ScatterElements", "ScatterND")
+_SLOW_OPS = ("Erf", "Gelu", "GatherND", "Resize", "ReverseSequence", "ScatterElements", "ScatterND")
 # Operands side by side; all others broadcast.
 _MOVES = frozenset((
     "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
@@ -53,7 +79,41 @@ def _broadcast(*shapes: Any) -> float:
     return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
 
 
-def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[float, float]:
+def _inferred(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> float:
+    """The elements of all outputs, as onnx's shape inference has them.  Raises where it has none."""
+    known = dict(zip((name for name in node.input if name), values, strict=True))
+    kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in known.items()}
+    made = onnx.shape_inference.infer_node_outputs(
+        onnx.defs.get_schema(node.op_type, opset, ""),
+        node,
+        {name: helper.make_tensor_type_proto(kinds[name], value.shape) for name, value in known.items()},
+        {name: onnx.numpy_helper.from_array(value, name) for name, value in known.items() if value.size < 64},
+        opset_imports=[helper.make_opsetid("", opset)],
+    )
+    total = 0.0
+    for name in filter(None, node.output):
+        shape = made[name].tensor_type.shape.dim
+        if not made[name].tensor_type.HasField("shape") or not all(d.HasField("dim_value") for d in shape):
+            raise ValueError("onnx infers no size")
+        total += _product([d.dim_value for d in shape])
+    return total
+
+
+def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[float, float]:
+    """The elements of the result and the products to it, both at most what all letters span."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
+        letters = term.replace("...", ".")
+        for i, n in enumerate(shape):
+            letter = letters[i] if i < len(letters) and "." not in letters else f"{len(shape) - i}"
+            sizes[letter] = max(n, sizes.get(letter, 1))
+    spanned = _product(list(sizes.values()))
+    result = equation.replace(" ", "").partition("->")[2]
+    named = _product([sizes[c] for c in result]) if result and "." not in result else spanned
+    return min(named, spanned), spanned
+
+
+def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> tuple[float, float]:
     """Upper bounds on the elements of the result and on the steps to it, before it is computed."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
@@ -95,7 +155,21 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[f
                 columns = shapes[1][-2]
             size = _broadcast(batch, other) * rows * columns
             read += size * inner / 16
-        case op if op in _MOVES:
+        case "DequantizeLinear" | "QuantizeLinear":
+            size = float(values[0].size)
+        case "NonZero" | "Unique":
+            size = 4 * max(1, values[0].ndim) * read
+        case "Einsum":
+            size, steps = _einsum(attributes["equation"].s.decode(), shapes)
+            read += steps
+        case op if op in _WINDOWS:
+            size = _inferred(node, values, opset)
+            taps = _product(shapes[1][1:]) if "Conv" in op else _product(attributes["kernel_shape"].ints)
+            read += _SLOW * size * taps
+        case op if op in _INFERRED:
+            size = _inferred(node, values, opset)
+            read *= 1 + size
+        case op if op in _MOVES or op in _NORMS:
             size = read
         case _:
             size = _broadcast(*shapes)
@@ -131,6 +205,27 @@ def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
         raise ModelError(found, node=label(node), op=node.op_type) from None
 
 
+def _is_number(value: NDArray[Any]) -> bool:
+    """Floats, integers, booleans; and those of few bits, which NumPy knows through ml_dtypes."""
+    return value.dtype.kind in "fiub" or value.dtype.name.startswith(
+        ("float8", "int4", "uint4", "int2", "uint2")
+    )
+
+
+def _quantization(
+    node: onnx.NodeProto, values: list[NDArray[Any]], refuse: Callable[[str], ModelError]
+) -> NDArray[Any] | None:
+    """What a QuantizeLinear or DequantizeLinear of constants gives; None for other ops."""
+    function = {"QuantizeLinear": quantized, "DequantizeLinear": dequantized}.get(node.op_type)
+    if function is None:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            return function(node, *values)
+    except (ValueError, TypeError) as error:
+        raise refuse(f"its constant inputs do not fit the op ({error!s:.80}).") from None
+
+
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
@@ -144,11 +239,11 @@ def evaluate(
         return ModelError(found, node=label(node), op=node.op_type)
 
     inputs = [name for name in node.input if name]
-    if node.op_type not in FOLDABLE:
+    if qualified(node) not in FOLDABLE:
         raise UnsupportedError(
             "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
         )
-    if _makes_text(node) or any(value.dtype.kind not in "fiub" for value in values.values()):
+    if _makes_text(node) or any(not _is_number(value) for value in values.values()):
         raise UnsupportedError(
             "it computes with text or with exotic numbers.",
             node=label(node),
@@ -160,17 +255,21 @@ def evaluate(
     if node.op_type == "Reshape" and opset < 5:
         return {node.output[0]: _reshaped(node, values[node.input[0]])}
     try:
-        size, steps = _size_of_result(node, [values[name] for name in inputs])
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError):
+        size, steps = _size_of_result(node, [values[name] for name in inputs], opset)
+    except Exception:  # onnx's shape inference raises errors of its own
         raise refuse("its constant inputs do not fit the op.") from None
     budget.steps -= steps
-    if not (8 * size <= budget.folded and budget.steps >= 0):
+    width = 4 if node.op_type in ("DequantizeLinear", "QuantizeLinear") else 8
+    if not (width * size <= budget.folded and budget.steps >= 0):
         raise UnsupportedError(
             f"its constant result could have {size:.3g} elements.",
             node=label(node),
             op=node.op_type,
             supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
         )
+    if (result := _quantization(node, [values[name] for name in inputs], refuse)) is not None:
+        budget.folded -= result.nbytes
+        return {node.output[0]: result}
     from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
 
     try:
@@ -192,8 +291,10 @@ def evaluate(
         if not isinstance(value, np.ndarray) and not np.isscalar(value):
             raise refuse(f"output {name!r} is no tensor.")
         array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # as all such are
+            array = array.astype(np.float32)
         budget.folded -= array.nbytes
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise refuse(f"its constant result {name!r} holds NaN or infinity.")
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise refuse(f"its constant result {name!r} holds NaN.")
         named[name] = array
     return named

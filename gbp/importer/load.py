@@ -89,7 +89,7 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     found = []
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
-        folds = op in FOLDABLE and all(name in constant for name in node.input if name)
+        folds = (op in FOLDABLE or op in REWRITERS) and all(name in constant for name in node.input if name)
         if op == "If" and node.input and node.input[0] in constant:  # so is known once sizes are
             if constant.issuperset(reads(node)):
                 constant.update(node.output)

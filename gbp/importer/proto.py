@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from ..errors import InputError, ModelError, UnsupportedError
-from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, max_bytes_made_of
+from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -303,15 +303,9 @@ def tensor_values(
 
 def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArray[Any]:
     """The values, without NaN; infinity is a bound, a mask, or what an op refuses."""
-    if values.dtype.kind == "f" and not _has_no_nan(values):
+    if values.dtype.kind == "f" and not is_finite(values) and np.isnan(values).any():
         raise damaged("holds NaN.")
     return values
-
-
-def _has_no_nan(values: NDArray[Any]) -> bool:
-    """A piece at a time, because the answers for all of a large tensor take memory of their own."""
-    flat, piece = values.reshape(-1), 2**20
-    return not any(np.isnan(flat[i : i + piece]).any() for i in range(0, flat.size, piece))
 
 
 def check_arity(node: onnx.NodeProto, opset: int) -> None:

@@ -150,9 +150,9 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
         fits = shape is None or (
             array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
         )
-        if not fits or not np.isfinite(array).all():
+        if not fits or np.isnan(array).any():
             raise InputError(
-                f"what is given for input {name!r} has shape {list(array.shape)}, or is not finite.",
+                f"what is given for input {name!r} has shape {list(array.shape)}, or holds NaN.",
                 supported=f"{['?' if n is None else n for n in shape or ()]}",
             )
         result[name] = array

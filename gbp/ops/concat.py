@@ -86,7 +86,7 @@ class AxisSlice(Op):
 def parse_concat(node: Node) -> Op:
     indices = range(len(node.operands))
     computed = [node.shape(i) for i in indices if not node.is_constant(i)]
-    constants = {i: node.constant(i) for i in indices if node.is_constant(i)}
+    constants = {i: node.constant(i, infinite=True) for i in indices if node.is_constant(i)}
     x = computed[0]
     axis = node.axis_within(node.integer("axis", 1), len(x))
     # Of a constant all samples have the same part.

@@ -143,7 +143,7 @@ def gather_nd(node: Node, w: Writer) -> None:
 
 def _of_every_sample(node: Node, index: int, batch: int) -> NDArray[Any]:
     """A constant operand as one sample has it."""
-    values = node.constant(index)
+    values = node.constant(index, infinite=True)
     rows = values.reshape(batch, -1) if values.size % batch == 0 else values.reshape(1, -1)
     if rows.shape[0] != batch or (rows != rows[:1]).any():
         node.refuse("a constant differs by sample.", supported="the same for all samples")
@@ -166,7 +166,7 @@ def _scatter(node: Node, w: Writer, shape: Shape, positions: Positions) -> None:
     reduction = node.text("reduction", "none")
     if reduction not in ("none", *_REDUCTIONS):
         node.invalid(f"reduction is {reduction!r}.")
-    updates = node.constant(2).shape if node.is_constant(2) else node.shape(2)
+    updates = node.constant(2, infinite=True).shape if node.is_constant(2) else node.shape(2)
     if tuple(updates) != positions.shape:
         node.invalid(f"updates of shape {list(updates)} do not fit {list(positions.shape)}.")
     if not node.is_constant(2) and updates[0] != shape[0]:
@@ -200,7 +200,7 @@ def _scatter(node: Node, w: Writer, shape: Shape, positions: Positions) -> None:
 
 
 def _data(node: Node) -> Shape:
-    return tuple(node.constant(0).shape) if node.is_constant(0) else node.shape(0)
+    return tuple(node.constant(0, infinite=True).shape) if node.is_constant(0) else node.shape(0)
 
 
 def scatter_elements(node: Node, w: Writer) -> None:

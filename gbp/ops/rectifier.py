@@ -38,10 +38,10 @@ def parse_relu(node: Node) -> Op:
 def _bound(node: Node, name: str, index: int, default: float) -> float:
     """A bound of Clip: an attribute before opset 11, an input since."""
     if node.opset < 11:
-        return node.number(name, default)
+        return node.number(name, default, infinite=True)
     if not node.has(index):
         return default
-    return float(node.scalar(index))
+    return float(node.scalar(index, infinite=True))
 
 
 def parse_clip(node: Node) -> Op:
