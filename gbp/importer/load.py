@@ -57,7 +57,8 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
             listed += f"; and {len(unsupported) - _MAX_LISTED} more"
         raise UnsupportedError(
             f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
-            supported=", ".join(sorted({*PARSERS, *REWRITERS})) + ", and shape arithmetic that folds away",
+            supported=", ".join(sorted(op for op in (*PARSERS, *REWRITERS) if "." not in op))
+            + "; shape arithmetic",
             hint=" ".join(dict.fromkeys(node.hint for node in unsupported if node.hint)) or None,
         )
     if None not in source.input_shape[1:]:
