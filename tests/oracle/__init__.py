@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from naive import Array, f64
 
-from . import axes, classic, functions, quantized, volumes
+from . import axes, classic, functions, picks, quantized, volumes
 from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
 
-_FAMILIES = (axes, classic, functions, quantized, volumes)
+_FAMILIES = (axes, classic, functions, picks, quantized, volumes)
 
 OPERATORS: dict[str, Operator] = {op: f for family in _FAMILIES for op, f in family.OPERATORS.items()}
 
