@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import UnsupportedError
 from ..graph.graph import Graph, Shape
+from ..importer.functions import inlined
 from ..importer.load import build, unsupported_nodes
 from ..importer.proto import Model, check_tensors, read
 from ..importer.subgraph import Choice, Source, locate
@@ -58,6 +59,7 @@ def inspect(
     """
     check_algorithm(algorithm)
     proto, weights = read(model)
+    proto = inlined(proto)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
         source = locate(proto, weights, Choice(output, input, inputs or {}))

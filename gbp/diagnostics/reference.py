@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from ..errors import InputError, UnsupportedError
+from ..importer.branches import graphs, reads
 from ..importer.proto import FLOATS, Model, label
 from ..importer.subgraph import Source
 
@@ -70,8 +71,13 @@ def _read_whole(model: Model) -> onnx.ModelProto:
 
 def _read_by(source: Source, model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors that the nodes on the way read: stored ones, and what is given."""
-    read = {name for node in source.nodes for name in node.input} - {source.input}
+    read = {name for node in source.nodes for name in reads(node)} - {source.input}
     return [tensor for tensor in model.graph.initializer if tensor.name in read]
+
+
+def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdProto]:
+    """What the model imports, which files of IR version 1 and 2 do not say."""
+    return list(model.opset_import) or [helper.make_opsetid("", source.opset)]
 
 
 def _batch(x: NDArray[Any], source: Source) -> NDArray[Any]:
@@ -95,7 +101,7 @@ class Exact:
         }
         self._nodes: list[_Node] = []
         for proto in source.nodes:
-            node = _Node(proto, model)
+            node = _Node(proto, _opsets(model, source))
             if all(name in self._constants for name in node.inputs):
                 self._constants |= node.run(self._constants)
             else:
@@ -118,11 +124,11 @@ class Exact:
 class _Node:
     """One node; the floats that it reads and makes are made double."""
 
-    def __init__(self, proto: onnx.NodeProto, model: onnx.ModelProto) -> None:
-        self.inputs = tuple(dict.fromkeys(filter(None, proto.input)))
+    def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
+        self.inputs = tuple(reads(proto))
         self._proto = proto
         self._outputs = [name for name in proto.output if name]
-        node, opsets = _understood(proto, list(model.opset_import))
+        node, opsets = _understood(proto, imported)
         graph = helper.make_graph(
             [node],
             "node",
@@ -164,16 +170,29 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * near.sum(axis=-1)) ** beta,)
 
 
+def _make_double(node: onnx.NodeProto) -> None:
+    """Casts to floats make doubles; and so is all that graphs within the node hold."""
+    if node.op_type == "Cast":
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.DOUBLE
+    for graph in graphs(node):
+        tensors = [attribute.t for each in graph.node for attribute in each.attribute]
+        for tensor in (*graph.initializer, *tensors):
+            if tensor.data_type in FLOATS:
+                values = numpy_helper.to_array(tensor).astype(np.float64)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        for each in graph.node:
+            _make_double(each)
+
+
 def _understood(
     node: onnx.NodeProto, opsets: list[onnx.OperatorSetIdProto]
 ) -> tuple[onnx.NodeProto, list[onnx.OperatorSetIdProto]]:
     """The node as the evaluator computes it in double and in inference, and the opsets to read it by."""
     understood = onnx.NodeProto()
     understood.CopyFrom(node)
-    if node.op_type == "Cast":
-        for attribute in understood.attribute:
-            if attribute.name == "to" and attribute.i in FLOATS:
-                attribute.i = TensorProto.DOUBLE
+    _make_double(understood)
     if node.op_type == "BatchNormalization":  # before opset 14 the evaluator computes it as in training
         del understood.attribute[:]
         understood.attribute.extend(a for a in node.attribute if a.name == "epsilon")
@@ -201,7 +220,7 @@ class OnnxRuntime:
         self._source = source
         image = [value for value in model.graph.input if value.name == source.input]
         graph = helper.make_graph(source.nodes, "reference", image, [], _read_by(source, model))
-        self._model = helper.make_model(graph, opset_imports=model.opset_import, ir_version=_IR_VERSION)
+        self._model = helper.make_model(graph, opset_imports=_opsets(model, source), ir_version=_IR_VERSION)
         self._session([source.scores])
 
     def _session(self, names: Sequence[str]) -> Any:

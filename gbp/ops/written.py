@@ -23,7 +23,7 @@ class Writer:
     Parameters
     ----------
     node : Node
-        What is replaced; its name serves the new nodes too, so that messages name it.
+        What is replaced; its name begins those of the new nodes, so that messages name it.
     unused : callable
         Makes of a name one that no tensor has yet.
     """
@@ -46,8 +46,9 @@ class Writer:
 
     def write(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
         """A node of one output, called `to` or by a new name, which is returned."""
+        name = self.node.name if to else f"{self.node.name}/{len(self.nodes)}"
         to = to or self.name()
-        self.nodes.append(helper.make_node(op, inputs, [to], name=self.node.name, **attributes))
+        self.nodes.append(helper.make_node(op, inputs, [to], name=name, **attributes))
         return to
 
     def reshaped(self, x: str, shape: Sequence[int], to: str = "") -> str:
