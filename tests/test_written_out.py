@@ -145,7 +145,7 @@ def test_a_branch_with_tensors_in_another_file_is_refused(tmp_path: Path) -> Non
     then.initializer[0].ClearField("raw_data")
     then.initializer[0].data_location = TensorProto.EXTERNAL
     then.initializer[0].external_data.add(key="location", value="/etc/passwd")
-    with pytest.raises(ModelError, match="lies in another file"):
+    with pytest.raises(UnsupportedError, match="lies in another file"):
         Explainer(model(by_shape(then, then), sizes(5)))
 
 
@@ -568,3 +568,66 @@ def test_probability_needs_a_head_that_makes_one() -> None:
     m.graph.node[0].input[0] = "x"
     with pytest.raises(InputError, match="Softmax or Sigmoid"):
         Explainer(m, output="probability")
+
+
+# -------------------------------------------------------------------------------------- several in one
+
+
+def fused_conv(activation: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    return node("FusedConv", inputs, ["r"], activation=activation, **attributes)
+
+
+PARAMETERS = {"LeakyRelu": [0.25], "Clip": [0.0, 6.0], "HardSigmoid": [0.25, 0.5]}
+FUSED: dict[str, onnx.NodeProto] = {
+    **{name: fused_conv(name, "x", "w", "b", pads=[1] * 4) for name in ("Relu", "Tanh", "Sigmoid")},
+    **{name: fused_conv(name, "x", "w", activation_params=each) for name, each in PARAMETERS.items()},
+    "with a sum": fused_conv("Relu", "x", "v", "", "x"),
+    "matmul": node("FusedMatMul", ["x", "m"], ["r"], alpha=0.5, transB=1),
+    "quick gelu": node("QuickGelu", ["x"], ["r"]),
+    "gelu": node("Gelu", ["x"], ["r"]),
+    "fast gelu": node("FastGelu", ["x"], ["r"]),
+    "bias gelu": node("BiasGelu", ["x", "g"], ["r"]),
+    "norm of a sum": node("SkipLayerNormalization", ["x3", "x3", "h", "h"], ["r3"], epsilon=1e-3),
+}
+STORED = {
+    "w": rng.standard_normal((3, 4, 3, 3)).astype(np.float32),
+    "v": rng.standard_normal((4, 4, 1, 1)).astype(np.float32),
+    "b": rng.standard_normal(3).astype(np.float32),
+    "m": rng.standard_normal((3, 5)).astype(np.float32),
+    "g": rng.standard_normal(5).astype(np.float32),
+    "h": rng.standard_normal(30).astype(np.float32),
+    "to3": np.array([0, 4, 30]),
+    "to4": np.array([0, 4, 6, 5]),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_ops_are_those_of_onnxruntime(name: str) -> None:
+    """Also by opset 12 to 17, whose LayerNormalization or Gelu ONNX has later."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fused = FUSED[name]
+    fused.domain = "com.microsoft"
+    nodes = [fused, MEAN]
+    if name == "norm of a sum":
+        to3, to4 = node("Reshape", ["x", "to3"], ["x3"]), node("Reshape", ["r3", "to4"], ["r"])
+        nodes = [to3, fused, to4, MEAN]
+    for opset in (17,) if name == "norm of a sum" else (12, 17):
+        used = {each for one in nodes for each in one.input}
+        m = model(nodes, {k: v for k, v in STORED.items() if k in used}, opset=opset, ir_version=8)
+        m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        (y,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": X})
+        np.testing.assert_allclose(Explainer(m).predict(X), y.reshape(1, -1), rtol=1e-4, atol=1e-5)
+        assert verify(m, X).verified
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_verified(approximate: str) -> None:
+    """onnx's reference evaluator rounds it to float32, which differences would see."""
+    nodes = [node("Gelu", ["x"], ["r"], approximate=approximate), node("ReduceMean", ["r", "hw"], ["y"])]
+    assert verify(model(nodes, {"hw": np.array([2, 3])}, opset=20), X).verified
+
+
+def test_an_activation_that_is_not_known_is_refused() -> None:
+    fused = node("FusedConv", ["x", "w"], ["r"], domain="com.microsoft", activation="Swish")
+    with pytest.raises(UnsupportedError, match="activation is 'Swish'"):
+        Explainer(model([fused, MEAN], {"w": np.ones((3, 4, 1, 1), np.float32)}))

@@ -5,6 +5,7 @@ Both take the weights from the file again, and compute the file's own nodes: not
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -19,8 +20,11 @@ from onnx.reference.op_run import OpRun
 
 from ..errors import InputError, UnsupportedError
 from ..importer.branches import graphs, reads
-from ..importer.proto import FLOATS, Model, label
+from ..importer.proto import FLOATS, Model, label, qualified
 from ..importer.subgraph import Source
+from ..ops import fused
+from ..ops.node import Node
+from ..ops.written import Writer
 
 Doubles = NDArray[np.float64]
 Values = dict[str, NDArray[Any]]
@@ -101,7 +105,8 @@ class Exact:
         }
         self._nodes: list[_Node] = []
         for proto in source.nodes:
-            node = _Node(proto, _opsets(model, source))
+            is_foreign = qualified(proto) in fused.REWRITERS
+            node = (_WrittenOut if is_foreign else _Node)(proto, _opsets(model, source))
             if all(name in self._constants for name in node.inputs):
                 self._constants |= node.run(self._constants)
             else:
@@ -137,7 +142,7 @@ class _Node:
         )
         try:
             alone = helper.make_model(graph, opset_imports=opsets)
-            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN])
+            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN, Erf, Gelu])
         except Exception as error:  # what it raises for an op that it does not have differs by version
             raise self._refused(error) from None
 
@@ -157,6 +162,40 @@ class _Node:
             op=self._proto.op_type,
             hint="There is nothing to compare with.",
         )
+
+
+class _WrittenOut(_Node):
+    """A node of which onnx knows nothing, as the nodes of ONNX that it stands for."""
+
+    def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
+        self.inputs, self._proto, self._imported = tuple(reads(proto)), proto, imported
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
+        opset = next(entry.version for entry in self._imported if entry.domain in ("", "ai.onnx"))
+        given = [values[name] if name else None for name in self._proto.input]
+        operands: list[Any] = [v.shape if v is not None and v.dtype.kind == "f" else v for v in given]
+        writer = Writer(Node(self._proto, opset, operands), lambda name: name)
+        fused.REWRITERS[qualified(self._proto)](writer.node, writer)
+        known = {name: values[name] for name in self.inputs} | writer.constants
+        for proto in writer.nodes:
+            known |= _Node(proto, self._imported).run(known)
+        return {name: known[name] for name in self._proto.output if name in known}
+
+
+class Erf(OpRun):
+    """In place of the evaluator's, which rounds to float32: differences would see the roundings."""
+
+    def _run(self, x: Doubles) -> tuple[Doubles]:
+        return (np.vectorize(math.erf, otypes=[np.float64])(x),)
+
+
+class Gelu(OpRun):
+    """Likewise."""
+
+    def _run(self, x: Doubles, approximate: str) -> tuple[Doubles]:
+        if approximate == "tanh":
+            return (x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (x / 2 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))),)
 
 
 class LRN(OpRun):

@@ -221,13 +221,23 @@ def check_tensors(proto: onnx.ModelProto) -> None:
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
     for node in proto.graph.node:
-        if any(attribute.HasField("t") and _is_outside(attribute.t) for attribute in node.attribute):
-            raise UnsupportedError(
-                "its tensor lies in another file.",
-                node=label(node),
-                op=node.op_type,
-                supported="initializers there",
-            )
+        _check_tensors_of(node)
+
+
+def _check_tensors_of(node: onnx.NodeProto) -> None:
+    """No tensor of the node, or of a graph within it, lies in another file."""
+    graphs = [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+    inside = [tensor for graph in graphs for tensor in graph.initializer]
+    if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
+        raise UnsupportedError(
+            "its tensor lies in another file.",
+            node=label(node),
+            op=node.op_type,
+            supported="initializers there",
+        )
+    for graph in graphs:
+        for each in graph.node:
+            _check_tensors_of(each)
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -181,14 +181,14 @@ def dynamic_slice(node: Node, w: Writer) -> None:
 
 def scaled_tanh(node: Node, w: Writer) -> None:
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
-    inside = w.write("Scale", node.proto.input[0], scale=beta)
-    w.write("Scale", w.write("Tanh", inside), to=node.proto.output[0], scale=alpha)
+    inside = w.write("Mul", node.proto.input[0], w.constant(np.float32(beta)))
+    w.write("Mul", w.write("Tanh", inside), w.constant(np.float32(alpha)), to=node.proto.output[0])
 
 
 def parametric_softplus(node: Node, w: Writer) -> None:
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
-    inside = w.write("Scale", node.proto.input[0], scale=beta)
-    w.write("Scale", w.write("Softplus", inside), to=node.proto.output[0], scale=alpha)
+    inside = w.write("Mul", node.proto.input[0], w.constant(np.float32(beta)))
+    w.write("Mul", w.write("Softplus", inside), w.constant(np.float32(alpha)), to=node.proto.output[0])
 
 
 def _own(op: str) -> Rewriter:
