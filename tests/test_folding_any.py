@@ -29,18 +29,10 @@ X, ROWS = noise(2, 4, 6, 5), noise(3, 4)
 POSITIVE = np.abs(X) + 1.5
 #: Constant inputs and attributes of each op; since which opset onnxruntime has it, where later than the op.
 OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
-    **{
-        op: ([X], {}, 7)
-        for op in ("Atan", "Cos", "Elu", "HardSigmoid", "LeakyRelu", "Selu", "Sin", "Softplus")
-    },
-    **{
-        op: ([X], {}, 7)
-        for op in ("Softsign", "Tan", "ThresholdedRelu", "GlobalAveragePool", "GlobalMaxPool")
-    },
-    **{
-        op: ([X], {}, 9)
-        for op in ("Asinh", "Cosh", "Sinh", "NonZero", "Shrink", "IsNaN", "MeanVarianceNormalization")
-    },
+    **{op: ([X], {}, 7) for op in ("Atan", "Cos", "Elu", "HardSigmoid", "LeakyRelu", "Selu", "Sin", "Tan")},
+    **{op: ([X], {}, 7) for op in ("Softplus", "Softsign", "GlobalAveragePool", "GlobalMaxPool")},
+    **{op: ([X], {}, 9) for op in ("Asinh", "Cosh", "Sinh", "NonZero", "Shrink", "IsNaN")},
+    **{op: ([X], {}, 10) for op in ("ThresholdedRelu", "MeanVarianceNormalization")},
     **{op: ([X / 9], {}, 9) for op in ("Acos", "Asin", "Atanh")},
     "Acosh": ([POSITIVE], {}, 9),
     "Celu": ([X], {"alpha": 1.5}, 12),
@@ -82,8 +74,31 @@ OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     **{op: ([np.array(7)], {}, 17) for op in ("BlackmanWindow", "HannWindow", "HammingWindow")},
     "MatMulInteger": ([np.array([[1, 2]], np.uint8), np.array([[3], [4]], np.uint8)], {}, 10),
     "QuantizeLinear": ([X, np.float32(0.02), np.uint8(128)], {}, 10),
-    "DequantizeLinear": (
-        [np.arange(-6, 6, dtype=np.int8).reshape(3, 4), np.float32(0.5), np.int8(3)],
+    "DequantizeLinear": ([np.arange(-6, 6, dtype=np.int8), np.float32(0.5), np.int8(3)], {}, 10),
+    "ConvInteger": (
+        [np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4), np.ones((1, 1, 2, 2), np.uint8)],
+        {},
+        10,
+    ),
+    "RoiAlign": (
+        [X, np.array([[0, 0, 4, 3], [1, 1, 3, 5]], np.float32), ints(1, 0)],
+        {"output_height": 2, "output_width": 2, "sampling_ratio": 2},
+        16,
+    ),
+    "MaxUnpool": (
+        [noise(1, 1, 2, 2), ints(0, 3, 8, 10).reshape(1, 1, 2, 2)],
+        {"kernel_shape": [2, 2], "strides": [2, 2]},
+        9,
+    ),
+    "DFT": ([noise(1, 8, 1)], {}, 17),
+    "STFT": ([noise(1, 16, 1), np.array(4), np.ones(8, np.float32)], {}, 17),
+    "MelWeightMatrix": ([np.array(8), np.array(16), np.array(8000), np.float32(0), np.float32(4000)], {}, 17),
+    "QLinearMatMul": (
+        [
+            *(np.array([[9, 200]], np.uint8), np.float32(0.5), np.uint8(3)),
+            *(np.array([[30], [4]], np.uint8), np.float32(0.25), np.uint8(1)),
+            *(np.float32(4), np.uint8(7)),
+        ],
         {},
         10,
     ),
@@ -118,9 +133,8 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
     stored = [numpy_helper.from_array(np.asarray(value), f"i{i}") for i, value in enumerate(values)]
     outputs = 2 if op == "TopK" else 1
     node = helper.make_node(op, [t.name for t in stored], [f"o{i}" for i in range(outputs)], **attributes)
-    graph = helper.make_graph(
-        [node], "g", [], list(map(helper.make_empty_tensor_value_info, node.output)), stored
-    )
+    made = list(map(helper.make_empty_tensor_value_info, node.output))
+    graph = helper.make_graph([node], "g", [], made, stored)
     m = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -134,8 +148,26 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
         np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5)
 
 
+#: onnx's reference implementation is as good as the specification of these, and onnxruntime lacks them or
+#: takes other types: each is a function of what it is given, of the size that onnx infers.
+UNCHECKED = {
+    *(
+        "Attention",
+        "BitCast",
+        "CumProd",
+        "DeformConv",
+        "GRU",
+        "LSTM",
+        "QLinearConv",
+        "RNN",
+        "RotaryEmbedding",
+    ),
+    "Swish",
+}
+
+
 def test_every_op_is_foldable() -> None:
-    assert set(OPS) <= FOLDABLE
+    assert set(OPS) | UNCHECKED <= FOLDABLE
 
 
 # -------------------------------------------------------------------------------------------- quantized

@@ -1,13 +1,14 @@
 """Constant folding: nodes that do not depend on the image are computed once, at load.
 
-The arithmetic is onnx's own reference implementation.  Only ops on a list are folded, and only while their
-result stays small enough to be a constant of a CNN.
+The arithmetic is onnx's own reference implementation, and that of `dated.py` where the file's opset means
+something else.  Only ops on a list are folded, and only while their result stays small enough to be a
+constant of a CNN.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -16,10 +17,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..errors import ModelError, UnsupportedError
+from ..errors import GbpError, ModelError, UnsupportedError
 from ..limits import Budget, readable_bytes
+from . import dated
 from .proto import label, qualified, tensor_values
-from .quantized import dequantized, quantized
 
 FOLDABLE = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
@@ -30,7 +31,7 @@ FOLDABLE = frozenset((
     "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
     "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
     "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Where", "Xor",
+    "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
 ))  # fmt: skip
 
 #: Those with a result of the size that their operands broadcast to.
@@ -43,7 +44,7 @@ _FUNCTIONS = frozenset((
 #: Those with a result no larger than what they read.
 _NORMS = frozenset((
     "ArgMax", "ArgMin", "BatchNormalization", "Compress", "CumProd", "Det", "EyeLike", "GlobalAveragePool",
-    "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
+    "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
     "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
     "ReverseSequence", "TopK",
 ))  # fmt: skip
@@ -133,14 +134,15 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int
             pads = values[1] if len(values) > 1 else attributes["pads"].ints
             around = np.abs(np.asarray(pads, np.float64)).sum()
             size = _product([n + around for n in shapes[0]])
-        case "Resize":
+        case "Resize" | "Upsample":
             given = dict(zip((i for i, name in enumerate(node.input) if name), values, strict=True))
             axes = list(attributes["axes"].ints) if "axes" in attributes else range(len(shapes[0]))
-            scales = np.asarray(given.get(2, ()), np.float64)
+            at = 2 if node.op_type == "Resize" and opset >= 11 else 1
+            scales = np.asarray(given.get(at, attributes["scales"].floats if "scales" in attributes else ()))
             if not scales.size:
                 scales = given[3] / np.array([shapes[0][axis] for axis in axes], np.float64)
-            taps = 4 * max(1, 1 / scales.min())
-            size = values[0].size * max(1, scales.max()) ** len(axes) * taps
+            taps = 4 * max(1, 1 / float(scales.min()))
+            size = values[0].size * max(1, float(scales.max())) ** len(axes) * taps
         case "OneHot":
             size = values[0].size * _product(values[1])
         case "Gather":
@@ -212,18 +214,21 @@ def _is_number(value: NDArray[Any]) -> bool:
     )
 
 
-def _quantization(
-    node: onnx.NodeProto, values: list[NDArray[Any]], refuse: Callable[[str], ModelError]
-) -> NDArray[Any] | None:
-    """What a QuantizeLinear or DequantizeLinear of constants gives; None for other ops."""
-    function = {"QuantizeLinear": quantized, "DequantizeLinear": dequantized}.get(node.op_type)
-    if function is None:
-        return None
-    try:
-        with np.errstate(all="ignore"):
-            return function(node, *values)
-    except (ValueError, TypeError) as error:
-        raise refuse(f"its constant inputs do not fit the op ({error!s:.80}).") from None
+def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int) -> list[Any]:
+    """The outputs that are not left out, as onnx's reference implementation computes them."""
+    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
+
+    inputs = [name for name in node.input if name]
+    graph = helper.make_graph(
+        [node],
+        "constant",
+        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(inputs)],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return list(ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs}))
 
 
 def evaluate(
@@ -267,22 +272,11 @@ def evaluate(
             op=node.op_type,
             supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
         )
-    if (result := _quantization(node, [values[name] for name in inputs], refuse)) is not None:
-        budget.folded -= result.nbytes
-        return {node.output[0]: result}
-    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
-
     try:
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(inputs)],
-            [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs})
+        own = dated.computed(node, values, opset)
+        results = [own] if own is not None else _by_reference(*dated.modern(node, values, opset), opset)
+    except GbpError:
+        raise
     except Exception as error:  # the reference implementation raises whatever NumPy does
         reason = f"{type(error).__name__}: {error}"
         raise refuse(f"its constant inputs do not fit the op ({reason:.120}).") from None
