@@ -18,7 +18,7 @@ from .devices.base import CPU, device_named
 from .devices.threads import thread_count
 from .errors import InputError, ModelError, OutOfMemoryError
 from .graph.graph import Shape
-from .importer.load import build, open_model
+from .importer.load import open_model, settled
 from .importer.proto import Model
 from .importer.subgraph import Choice, Source
 from .importer.weights import Weights
@@ -42,6 +42,8 @@ Images = Picture | Sequence[Picture] | NDArray[np.floating[Any]]
 #: Image sizes that a model of open size keeps a plan for, each with its own copy of the weights.
 _MAX_PLANS = 4
 _CHANNEL_COUNTS = (1, 3)
+#: Ops that are not defined for all numbers.
+_UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
 #: What becomes of activations for which the papers define no rule.
 ACTIVATIONS = ("gradient", "rectify")
 
@@ -162,13 +164,13 @@ class Explainer:
     ) -> Attribution:
         """Explain one class, or several, of each image.
 
-        `images`: a path, a PIL image, a list of either, or a float array (N, …) in the model's own input
-        layout, taken as preprocessed, also uint8 where the model takes bytes; or paths of .npy files with a
-        sample each.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each sample's own
-        argmax; a class index; a label; "top5"; an array (N,) of indices or a list of labels, one a sample;
-        (N, K) for several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default as many
-        as `memory` holds, up to 32 (on a card 256); and never more than that, where the Explainer was given
-        one.
+        `images`: a path, a PIL image, a list of either, or an array (N, …) of numbers in the model's own
+        input layout, taken as preprocessed: whole numbers become float32 as they are.  Where the file's
+        input has no batch axis, also one sample as the file shapes it.  Or paths of .npy files with a sample
+        each.  `rule`: "guided", "deconvnet" or "vanilla".  `target`: None for each sample's own argmax; a
+        class index; a label; "top5"; an array (N,) of indices or a list of labels, one a sample; (N, K) for
+        several a sample; or one-hot (N, C).  `batch_size`: samples at a time, by default as many as `memory`
+        holds, up to 32 (on a card 256); and never more than that, where the Explainer was given one.
 
         Returns an `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The
         same input gives the same bits whatever else is in the batch and however many threads run.
@@ -177,6 +179,8 @@ class Explainer:
         rule = rule_named(rule)
         maps, scores, targets = [], [], []
         pictures: list[Image.Image] = []
+        if isinstance(images, np.ndarray):
+            images = self._samples(images)
         count, done = _count(images), 0
         each = 5 if isinstance(target, str) and target == "top5" else 1
 
@@ -201,7 +205,7 @@ class Explainer:
             scores=_joined(scores),
             target=_joined(targets),
             rule=rule.name,
-            notes=_notes(plan, self._source, rule, self._rectify),
+            notes=self._source.notes + plan.notes + _notes(plan, self._source, rule, self._rectify),
             layout=self._layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
@@ -253,10 +257,30 @@ class Explainer:
         with computing():
             tape = Tape(plan, batch.x, pool, self._threads, self._device)
         if not np.isfinite(tape.scores).all():
-            raise ModelError(
-                "the scores hold NaN or infinity.", hint="The network's values overflow float32."
-            )
+            raise self._not_finite(plan, batch, tape.scores)
         return tape
+
+    def _not_finite(self, plan: Plan, batch: _Batch, scores: NDArray[np.float32]) -> ModelError:
+        """The error that names the first node whose result is what the scores should not be."""
+        sample = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        is_odd, what = (np.isnan, "NaN") if np.isnan(scores[sample]).any() else (np.isinf, "infinity")
+        overflow = "The network's values overflow float32."
+        run = steps(plan, batch.x[sample : sample + 1], self._threads) if self._device is CPU else ()
+        with computing():
+            for instruction, arrays in run:
+                if is_odd(arrays[instruction.output]).any():
+                    name = instruction.layers[0]
+                    op = plan.kinds.get(name)
+                    defined = op not in _UNDEFINED or any(
+                        np.isinf(arrays[x]).any() for x in instruction.inputs
+                    )
+                    return ModelError(
+                        f"its result holds {what}, and so the scores hold NaN or infinity.",
+                        node=name,
+                        op=op,
+                        hint=overflow if defined else "It is not defined for what it meets: 0 / 0, say.",
+                    )
+        return ModelError("the scores hold NaN or infinity.", hint=overflow)
 
     def _fitting(self, batch: _Batch, compute: Callable[[_Batch], T]) -> Iterator[T]:
         """What `compute` makes of the batch, or of its halves where the device has too little memory."""
@@ -300,8 +324,9 @@ class Explainer:
             if shape not in self._plans:
                 batch = self._source.input_shape[0] or 1
                 with computing():
-                    graph = build(self._source, (batch, *shape))
+                    self._source, graph = settled(self._source, (batch, *shape))
                     plan = Plan.build(graph, self._algorithm, rectify=self._rectify, device=self._device)
+                shape = plan.input_shape
                 if len(self._plans) == _MAX_PLANS:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[shape] = plan, Pool()
@@ -325,7 +350,7 @@ class Explainer:
     def _batches(self, images: Images, batch_size: int | None, targets: int) -> Iterator[_Batch]:
         batch_size = at_least_one("batch_size", batch_size)
         if isinstance(images, np.ndarray):
-            yield from self._array_batches(images, batch_size, targets)
+            yield from self._array_batches(self._samples(images), batch_size, targets)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
@@ -368,13 +393,16 @@ class Explainer:
         for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
             yield slice(count * k // slices, count * (k + 1) // slices)
 
+    def _samples(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x as (N, …): where the file has no batch axis, what is shaped as it says is one sample."""
+        return x[None] if not self._source.has_batch and x.ndim == len(self.input_shape) - 1 else x
+
     def _array_batches(self, x: NDArray[Any], batch_size: int | None, targets: int) -> Iterator[_Batch]:
         expected = self._source.input_shape
-        kinds = "fu" if self._source.dtype == "UINT8" else "f"
-        if x.dtype.kind not in kinds:
+        if x.dtype.kind not in "fiu":
             raise InputError(
                 f"the array holds {x.dtype}.",
-                supported="float32 in the model's input layout, already preprocessed",
+                supported="numbers in the model's input layout, already preprocessed",
                 hint="For pixels pass a path or a PIL image: PIL.Image.fromarray(array).",
             )
         wanted = ["N", *("?" if n is None else n for n in expected[1:])]

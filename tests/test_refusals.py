@@ -11,7 +11,6 @@ from broken import (
     all_of,
     before,
     constant,
-    declared,
     dims,
     external,
     external_constant,
@@ -85,7 +84,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         "2 inputs, 'x', 'other', have no value.*input=name",
     ),
     "no output": (lambda m: m.graph.ClearField("output"), I, "0 outputs"),
-    "two outputs": (lambda m: m.graph.output.add(name="z"), I, r"2 outputs: \['y', 'z'\].*output="),
+    "two outputs": (lambda m: m.graph.output.add(name="z"), I, "2 outputs: 'y' .*; 'z' .*output="),
     "output of no node": (field("graph.output[0].name", "w"), M, "output 'w' is made by no node"),
     "output that ignores the image": (
         all_of(inputs("softmax", "fc_b"), with_("softmax", axis=0)),
@@ -356,13 +355,6 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         "Clip 'new': min 6.0 is not below max 0.0",
     ),
     # shapes
-    "declared shape lies": (
-        declared("c", 1, 8, 9, 9),
-        M,
-        r"'conv': output 'c' is declared as \[1, 8, 9, 9\] but is",
-    ),
-    "declared rank lies": (declared("r", 1, 8), M, "'relu': output 'r' is declared as"),
-    "declared scores lie": (declared("z", 1, 5), M, "'fc': output 'z' is declared as"),
     "input of negative size": (input_dims(1, 3, -8, 8), M, "tensor 'x' declares shape"),
     "input of nine axes": (input_dims(1, 3, 8, 8, 8, 8, 1, 1, 1), U, "input 'x' has shape"),
     "volume for a plane's weights": (
@@ -457,7 +449,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "scale of 2²⁷ channels": (
         all_of(
             field("opset_import[0].version", 17),
-            input_dims(1, 2**27),
+            input_dims("N", 2**27),
             lambda m: node(m, "conv").ClearField("attribute"),
             renamed("conv", "LayerNormalization"),
             inputs("conv", "x", "k"),

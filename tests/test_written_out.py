@@ -335,7 +335,7 @@ def test_more_samples_than_the_file_has(name: str) -> None:
 def test_a_batch_that_does_not_come_back_is_refused(reader: onnx.NodeProto, said: str) -> None:
     nodes = [node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]), reader]
     with pytest.raises(UnsupportedError, match=said):
-        Explainer(model(nodes, {"i": np.array([[1, 0]])}))
+        Explainer(model(nodes, {"i": np.array([[1, 0]])}, ("n", *SHAPE[1:])))
 
 
 # --------------------------------------------------------------------------------------- picks, refused
@@ -355,10 +355,49 @@ def test_indices_that_do_not_fit(reader: onnx.NodeProto, indices: Any, said: str
         Explainer(model([reader], {"i": np.array(indices), "u": np.zeros((1, 2), np.float32)}))
 
 
-def test_samples_that_an_index_mixes() -> None:
-    swap = np.array([[[1]], [[0]]])
-    with pytest.raises(UnsupportedError, match="mix the samples"):
-        Explainer(model([node("GatherND", ["x", "i"], ["y"])], {"i": swap}, (2, 4, 6, 5)))
+def test_samples_that_an_index_repeats() -> None:
+    m = model([node("GatherND", ["x", "i"], ["y"])], {"i": np.array([[0], [0]])}, ("n", *SHAPE[1:]))
+    with pytest.raises(UnsupportedError, match="batch as the first axis"):
+        Explainer(m)
+
+
+ONE_SAMPLE: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "rows of a sample": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("GatherND", ["s", "i"], ["y"])],
+        {"zero": np.array([0]), "i": np.array([[3], [1], [1]])},
+    ),
+    "elements of a sample": (
+        [node("Reshape", ["x", "all"], ["s"]), node("GatherElements", ["s", "i"], ["y"])],
+        {"all": np.array([4, 30]), "i": rng.integers(0, 4, (4, 30))},
+    ),
+    "put into a sample": (
+        [node("Squeeze", ["x"], ["s"]), node("ScatterND", ["s", "i", "u"], ["y"])],
+        {"i": np.array([[3], [1]]), "u": rng.standard_normal((2, 6, 5)).astype(np.float32)},
+    ),
+    "Einsum without batch": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("Einsum", ["s", "w"], ["y"], equation="chw,wk->kc")],
+        {"zero": np.array([0]), "w": rng.standard_normal((5, 3)).astype(np.float32)},
+    ),
+    "Einsum of two without batch": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("Einsum", ["s", "s"], ["y"], equation="chw,dhw->cd")],
+        {"zero": np.array([0])},
+    ),
+    "Einsum that moves the batch": (
+        [node("Einsum", ["x"], ["y"], equation="nchw->hnc")],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SAMPLE)
+def test_a_file_for_one_sample_does_with_axis_0_what_it_likes(name: str) -> None:
+    nodes, stored = ONE_SAMPLE[name]
+    m = model(nodes, stored)
+    found = Explainer(m).predict(X)
+    np.testing.assert_allclose(
+        found.reshape(-1), ReferenceEvaluator(m).run(None, {"x": X})[0].reshape(-1), rtol=1e-4, atol=1e-5
+    )
+    assert verify(m, X).verified
 
 
 # ---------------------------------------------------------------------------------------------- infinity

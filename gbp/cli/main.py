@@ -448,6 +448,8 @@ def _print_inspection(inspection: Inspection) -> None:
         print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
     for hint in inspection.hints:
         print(textwrap.fill(f"what to do: {hint}", 80, subsequent_indent="  "))
+    for note in inspection.notes:
+        print(textwrap.fill(f"note: {note}", 80, subsequent_indent="  "))
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -506,8 +508,12 @@ def _print_verification(v: Verification) -> None:
 
     worst = "none"
     if v.worst is not None:
-        worst = off(v.worst.error, v.step_bound)
-        worst += f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+        worst = f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+        worst = (
+            off(v.worst.error, v.step_bound) + worst
+            if v.worst.shapes is None
+            else f"{worst}, {v.worst.found}"
+        )
     gradient = f"class {v.target}, smooth in {v.directions} direction(s)"
     if v.quantized:
         gradient = f"class {v.target}, not compared: it passes straight through quantization"

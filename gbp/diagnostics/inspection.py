@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ..errors import UnsupportedError
 from ..graph.graph import Graph, Shape
 from ..importer.functions import inlined
-from ..importer.load import build, unsupported_nodes
+from ..importer.load import settled, unsupported_nodes
 from ..importer.proto import Model, check_tensors, read
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
@@ -41,6 +41,8 @@ class Inspection:
     output: str
     #: What to do about what is unsupported, where there is something to say.
     hints: tuple[str, ...] = ()
+    #: What a reader of the maps should know of the file.
+    notes: tuple[str, ...] = ()
 
 
 def inspect(
@@ -79,7 +81,8 @@ def inspect(
 
 def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> Inspection:
     shape = (source.input_shape[0] or 1, *source.sample_shape(size))
-    graph = build(source, shape)
+    source, graph = settled(source, shape)
+    shape = graph.shapes[graph.input]
     with computing():
         plan = Plan.build(graph, algorithm)
     how = _how(graph, plan)
@@ -99,6 +102,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
         (),
         f"{source.input} {'×'.join(map(str, shape[1:]))}",
         f"{source.scores} {'×'.join(map(str, graph.shapes[source.scores][1:]))}",
+        notes=source.notes + graph.notes,
     )
 
 

@@ -85,8 +85,14 @@ def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdPr
 
 
 def _batch(x: NDArray[Any], source: Source) -> NDArray[Any]:
-    """The sample as often as the file wants it: some files are made for one batch size alone."""
-    return np.repeat(x, source.input_shape[0] or 1, axis=0)
+    """The sample as often as the file wants it: some files are made for one batch size alone, or for none."""
+    return np.repeat(x, source.input_shape[0] or 1, axis=0) if source.has_batch else x[0]
+
+
+def _sample(y: NDArray[Any], source: Source) -> NDArray[Any]:
+    """What there is of the first sample: all, of a batch of one."""
+    batch = source.input_shape[0] or 1
+    return y if batch == 1 else y[: max(1, len(y) // batch)]
 
 
 class Exact:
@@ -119,7 +125,7 @@ class Exact:
         for i, node in enumerate(self._nodes):
             made = node.run(values)
             values |= made
-            found |= {name: made[name][:1] for name in wanted.intersection(made)}
+            found |= {name: _sample(made[name], self._source) for name in wanted.intersection(made)}
             for name in (*node.inputs, *made):
                 if self._last.get(name, i) == i:
                     values.pop(name, None)
@@ -278,4 +284,4 @@ class OnnxRuntime:
             found = self._session(names).run(None, {self._source.input: given})
         except Exception as error:  # its exceptions have no common base
             raise UnsupportedError(f"onnxruntime does not run the model ({error!s:.300}).") from None
-        return {name: value[:1] for name, value in zip(names, found, strict=True)}
+        return {name: _sample(value, self._source) for name, value in zip(names, found, strict=True)}

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ..attribution import Attribution
 from ..errors import InputError, UnsupportedError
 from ..explainer import Explainer, Picture
+from ..graph.graph import Shape
 from ..importer.load import open_model
 from ..importer.proto import Model, label
 from ..importer.subgraph import Choice, Source
@@ -64,12 +65,21 @@ class StepError:
     """The relative error of a step of the plan in its output `tensor`.
 
     `node` and `op` name the file's node that makes that; "first … last" where several became one step.
+    `shapes`: gbp's and the reference's, where they differ, so that there is no telling how far off it is.
     """
 
     node: str
     op: str
     tensor: str
     error: float
+    shapes: tuple[Shape, Shape] | None = None
+
+    @property
+    def found(self) -> str:
+        """In words."""
+        if self.shapes is None:
+            return f"is off by {self.error:.1e}"
+        return "makes {}, and the reference {}".format(*map(list, self.shapes))
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,11 @@ class Verification:
             ("the scores are", self.scores_error, self.scores_bound),
             ("the gradient is", self.gradient_error or 0.0, self.gradient_bound),
         ]
-        if self.worst is not None:
-            compared.insert(0, (f"{self.worst.op} {self.worst.node!r} is", self.worst.error, self.step_bound))
+        worst = self.worst
+        if worst is not None and worst.shapes is not None:
+            return (f"{worst.op} {worst.node!r} {worst.found}",)
+        if worst is not None:
+            compared.insert(0, (f"{worst.op} {worst.node!r} is", worst.error, self.step_bound))
         return tuple(
             f"{what} off by {error:.1e}, and {bound:.0e} is allowed"
             for what, error, bound in compared
@@ -149,6 +162,8 @@ def verify(
     source = open_model(
         model, Choice(options.get("output"), options.get("input"), options.get("inputs") or {})
     )
+    if len(explainer.input_shape) > len(source.input_shape):
+        source = source.without_batch()
     rng = np.random.default_rng(0)
     if image is None:
         size = size or (explainer.preprocess.size if explainer.preprocess else None)
@@ -256,9 +271,14 @@ def _step_errors(
                     continue
                 tensor, true = plan.tensors[name], values[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
+                if (
+                    got.shape == (1, *true.shape) or got.size == true.size == 1
+                ):  # as the file has no batch axis
+                    true = true.reshape(got.shape)
                 error = _relative(got, true, values[rectified.get(name, name)])
-                yield StepError(*_title(instruction, nodes[name], labelled), name, error)
-                if got.shape == true.shape:
+                shapes = None if got.shape == true.shape else (got.shape, true.shape)
+                yield StepError(*_title(instruction, nodes[name], labelled), name, error, shapes)
+                if shapes is None:
                     np.copyto(got, true)
 
 

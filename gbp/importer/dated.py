@@ -126,7 +126,7 @@ def _softmax(node: onnx.NodeProto, x: Array) -> Array:
         shifted = rows - rows.max(axis=1, keepdims=True)
         y = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         y = y if node.op_type == "LogSoftmax" else np.exp(y)
-    return y.reshape(x.shape).astype(x.dtype)
+    return np.asarray(y.reshape(x.shape), x.dtype)
 
 
 def _resized(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:

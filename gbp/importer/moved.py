@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UnsupportedError
 from ..graph.graph import Shape
 from ..limits import elements
 from ..ops.node import Node
@@ -37,6 +38,15 @@ class Moved:
     def seen(self) -> Shape:
         """The shape that the file's nodes see."""
         return tuple(self.shape[axis] for axis in self.perm)
+
+    def refused(self) -> UnsupportedError:
+        """What to say where somebody would compute with it."""
+        return UnsupportedError(
+            f"perm {list(self.perm)} moves the batch axis.",
+            node=self.node,
+            op="Transpose",
+            supported="perm[0] = 0, or a Transpose that moves it back behind GatherND or ScatterND",
+        )
 
     def in_order(self, w: Writer, front: tuple[int, ...]) -> str:
         """The tensor with the batch in front, then the axes `front`, then the rest as it is seen."""

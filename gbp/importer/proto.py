@@ -262,9 +262,15 @@ def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     if not kind.HasField("shape"):
         return None
     shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
-    if any(n is not None and n < 0 for n in shape):
+    if any(n is not None and n < -1 for n in shape):
         raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
-    return tuple(n or None for n in shape)  # some exporters write 0 for an open size
+    return tuple(None if n in (0, -1) else n for n in shape)  # as some exporters write an open size
+
+
+def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a tensor that is declared so may have this shape, whatever the batch."""
+    pairs = zip(declared[1:], shape[1:], strict=False)
+    return len(declared) == len(shape) and all(n in (None, m) for n, m in pairs)
 
 
 def type_name(data_type: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from onnx import TensorProto
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_AXES
 from .branches import reads
-from .proto import FLOATS, declared_shape, label, type_name
+from .outputs import DRESS, fed_to_argmax, none_holds_scores, several
+from .proto import FLOATS, declared_shape, label, tensor_values, type_name
 from .weights import Weights
 
 OLDEST_OPSET = 1
@@ -22,8 +23,6 @@ NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 
 #: Ops that end a classifier: what feeds them are the logits.
 _HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
-#: Ops behind a head that only dress its result.
-_DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
 #: Ops that read (N, C, H, W), and ops that do not care.
 _PLANAR = (
     "Conv",
@@ -68,7 +67,9 @@ class Source:
     `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
     `given`: what the model's other inputs hold.  `dtype`: the type in which the file expects the input.
     `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
-    `labels`: the names of the classes, where the file has them.
+    `labels`: the names of the classes, where the file has them.  `has_batch`: whether the first axis of the
+    file's input is the batch; else the file takes one sample, and `input_shape` has a batch of 1 in front of
+    that.  `notes`: what a reader of the maps should know.
     """
 
     model: onnx.ModelProto
@@ -83,6 +84,20 @@ class Source:
     dtype: str
     channels_last: bool | None
     labels: tuple[str, ...] | None
+    has_batch: bool = True
+    notes: tuple[str, ...] = ()
+
+    def without_batch(self) -> Source:
+        """The same file, whose input is a single sample that has no axis for the batch."""
+        sizes = ["?" if n is None else n for n in self.input_shape]
+        note = f"The file has no batch axis: its input {self.input!r} of {sizes} is one sample."
+        return replace(
+            self,
+            input_shape=(1, *self.input_shape),
+            has_batch=False,
+            channels_last=_reads_channels_last(self.nodes, self.input, has_batch=False),
+            notes=(*self.notes, note),
+        )
 
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
@@ -95,11 +110,11 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
     choice = choice or Choice()
     opset = _opset(proto)
     producers = _producers(proto)
-    scores, head = _scores(proto, producers, choice.output)
+    scores, head, notes = _scores(proto, producers, choice.output)
     nodes = _upstream(producers, scores)
     given = _given(proto, choice.given)
     value, shape = _explained_input(proto, nodes, choice.input, given)
-    return Source(
+    source = Source(
         proto,
         weights,
         value.name,
@@ -112,7 +127,9 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
         type_name(value.type.tensor_type.elem_type),
         _reads_channels_last(nodes, value.name),
         _labels(proto) if choice.output in (None, "probability") else None,
+        notes=notes,
     )
+    return source.without_batch() if _lacks_batch(source) else source
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -139,6 +156,11 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
         if name not in declared:
             raise InputError(f"the model has no input {name!r}.", supported=", ".join(map(repr, declared)))
         kind, shape = declared[name].type.tensor_type.elem_type, declared_shape(declared[name])
+        if kind == TensorProto.STRING:
+            raise InputError(
+                f"input {name!r} takes text, and gbp computes with numbers alone.",
+                hint="It needs no value where the explained tensor does not depend on it.",
+            )
         try:
             array = np.asarray(value)
             wanted = np.dtype(np.float32) if kind in FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -195,9 +217,9 @@ def _explained_input(
         raise UnsupportedError(
             f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
         )
-    if not 2 <= len(shape) <= MAX_AXES:
+    if not 1 <= len(shape) <= MAX_AXES:
         raise UnsupportedError(
-            f"input {value.name!r} has shape {list(shape)}.", supported=f"2 to {MAX_AXES} axes, batch first"
+            f"input {value.name!r} has shape {list(shape)}.", supported=f"1 to {MAX_AXES} axes, batch first"
         )
     return value, shape
 
@@ -225,33 +247,42 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 def _scores(
     proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | None
-) -> tuple[str, str | None]:
-    """The tensor to be explained, and its head."""
+) -> tuple[str, str | None, tuple[str, ...]]:
+    """The tensor to be explained, its head, and what is to be said of the choice."""
     if output is not None and output != "probability":
         if not isinstance(output, str) or output not in producers:
             raise InputError(
                 f"no tensor is called {output!r}.",
                 supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
             )
-        return output, None
-    outputs = [value.name for value in proto.graph.output if _holds_scores(value, producers)]
-    if len(outputs) != 1:
+        return output, None, ()
+    outputs = [value for value in proto.graph.output if _holds_scores(value, producers)]
+    if len(outputs) > 1:
+        raise several(outputs, [_logits(producers, value.name)[1] for value in outputs])
+    found = [value.name for value in outputs or proto.graph.output]
+    if not found:
         raise InputError(
-            f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
+            "the model has 0 outputs.", hint="Say what is to be explained: output=…, any tensor."
         )
-    (last,) = outputs
-    if last not in producers:
-        raise ModelError(f"output {last!r} is made by no node.")
-    logits, head = _logits(producers, last)
+    if any(name not in producers for name in found):
+        raise ModelError(f"output {min(set(found) - set(producers))!r} is made by no node.")
+    fed = {fed_to_argmax(producers, name) for name in found}
+    last = fed.pop() if len(fed) == 1 else None
+    if last is None and not outputs:
+        raise none_holds_scores(proto.graph.output, producers)
+    logits, head = _logits(producers, last or found[0])
+    note = f"Output {found[0]!r} is the index of a maximum; that of {logits!r} is explained."
+    notes = (note,) if last else ()
+    last = last or found[0]
     if output != "probability":
-        return logits, head
+        return logits, head, notes
     if head not in ("Softmax", "Sigmoid"):
         raise InputError(
             f"the model ends in {head or 'scores'}, not in probabilities.",
             supported='output="probability" where it ends in Softmax or Sigmoid',
             hint="Leave output out to explain the logits.",
         )
-    return last, ""
+    return last, "", notes
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
@@ -271,26 +302,63 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, str |
         name = node.input[0]
         if node.op_type in _HEADS and name in producers:
             return name, str(node.op_type)
-        if node.op_type not in _DRESS:
+        if node.op_type not in DRESS:
             break
     return last, None
 
 
-def _reads_channels_last(nodes: tuple[onnx.NodeProto, ...], image: str) -> bool | None:
+def _reads_channels_last(
+    nodes: tuple[onnx.NodeProto, ...], image: str, has_batch: bool = True
+) -> bool | None:
     """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
+    for node in _first_nodes(nodes, image):
+        if node.op_type in _PLANAR:
+            return False
+        if node.op_type == "Unsqueeze" and not has_batch:
+            return _reads_channels_last(nodes, node.output[0])
+        if node.op_type == "Transpose":
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            return True if perm == ([0, 3, 1, 2] if has_batch else [2, 0, 1]) else None
+        return None
+    return None
+
+
+def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
+    """The nodes that read the image, or what others have made of it pixel by pixel."""
     names = {image}
     for node in nodes:
         if names.isdisjoint(node.input):
             continue
-        if node.op_type in _PLANAR:
-            return False
-        if node.op_type == "Transpose":
-            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
-            return True if perm == [0, 3, 1, 2] else None
-        if node.op_type not in _PIXELWISE:
-            return None
-        names.update(node.output)
-    return None
+        if node.op_type in _PIXELWISE:
+            names.update(node.output)
+        else:
+            yield node
+
+
+def _lacks_batch(source: Source) -> bool:
+    """Whether the first node that is not pixelwise puts an axis in front of the image: that of the batch."""
+    stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
+    stored |= {
+        node.output[0]: attribute.t
+        for node in source.nodes
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    rank = len(source.input_shape)
+    name = source.input
+    if source.input_shape[0] == 1:  # a batch of one as well as a plane: either way one sample
+        return False
+    while (node := next(_first_nodes(source.nodes, name), None)) is not None:
+        if node.op_type != "Transpose":
+            break
+        name = node.output[0]
+    if node is None or node.op_type != "Unsqueeze":
+        return False
+    axes = [value for attribute in node.attribute if attribute.name == "axes" for value in attribute.ints]
+    if len(node.input) > 1 and node.input[1] in stored:
+        axes = tensor_values(stored[node.input[1]], node.input[1], node).reshape(-1).tolist()
+    return bool({0, -rank - len(axes)} & set(axes))
 
 
 def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:

@@ -125,9 +125,9 @@ def _product(a: _Term, b: _Term, wanted: str, w: Writer) -> _Term:
     columns = "".join(c for c in b.letters if c not in both)
     if any(a.size(c) != b.size(c) for c in summed):
         w.node.invalid("axes of one letter differ in size.")
-    if not a.is_constant:
-        first = a.letters[0]
-        if not b.is_constant and (first not in batch or b.letters[0] != first):
+    if not a.is_constant and a.letters:
+        first, is_open = a.letters[0], w.node.batch_is_open
+        if is_open and not b.is_constant and (first not in batch or b.letters[0] != first):
             w.node.refuse("it mixes the batch axes of its operands.", supported="one letter for the batch")
         if first in rows:  # the constant has no batch
             if not batch:
@@ -168,12 +168,14 @@ def rewrite(node: Node, w: Writer) -> None:
         operands.append(_diagonal(_Term(node.proto.input[i], letters, tuple(shape), constant), w))
     computed = [term for term in operands if not term.is_constant]
     first = computed[0].letters[:1]
-    if not result.startswith(first) or not first or any(term.letters[:1] != first for term in computed):
+    if not node.batch_is_open:  # a file for one sample may do with its axis 0 what it likes
+        first = ""
+    elif not result.startswith(first) or not first or any(term.letters[:1] != first for term in computed):
         node.refuse(
             "its result has not the batch as its first axis, or it mixes the batch.",
             supported="one letter for axis 0 of every computed operand and of the result",
         )
-    if any(first in term.letters for term in operands if term.is_constant):
+    if first and any(first in term.letters for term in operands if term.is_constant):
         node.refuse("a constant has the batch's letter.", supported="constants without a batch axis")
     operands.sort(key=lambda term: term.is_constant)  # stable: the batch is in the first
     total = operands[0]

@@ -38,13 +38,15 @@ _TYPES = {
 class Node:
     """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out.
 
-    `read`: the tensors of the model that anybody reads.
+    `read`: the tensors of the model that anybody reads.  `batch_is_open`: axis 0 holds a batch of any size,
+    also where its size here is 1.
     """
 
     proto: onnx.NodeProto
     opset: int
     operands: list[Shape | Positions | Constant | None]
     read: Set[str] = frozenset()
+    batch_is_open: bool = False
     #: Before opset 6 many ops listed what memory they reuse.
     _read: set[str] = field(default_factory=lambda: {"consumed_inputs"})
     _computed: set[int] = field(default_factory=set)
@@ -151,12 +153,12 @@ class Node:
         self._computed.add(index)
         return operand
 
-    def computed(self) -> tuple[str, ...]:
-        """The operands that were read as computed tensors; to be asked once all are read."""
+    def computed(self) -> tuple[int, ...]:
+        """Which operands were read as computed tensors; to be asked once all are read."""
         for index, operand in enumerate(self.operands):
             if isinstance(operand, (tuple, Positions)) and index not in self._computed:
                 self.refuse(f"input {index} is computed from the image.", supported="a constant there")
-        return tuple(self.proto.input[index] for index in sorted(self._computed))
+        return tuple(sorted(self._computed))
 
     def constant(
         self, index: int, dtype: type[np.generic] = np.float32, infinite: bool = False

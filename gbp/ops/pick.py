@@ -93,6 +93,11 @@ def _by_tuples(node: Node, shape: Shape) -> Positions:
     return found
 
 
+def _by_sample(node: Node, shape: Shape) -> Shape:
+    """x with the batch in front: a file for one sample may do with its axis 0 what it likes."""
+    return shape if node.batch_is_open else (1, *shape)
+
+
 def _of_a_sample(node: Node, positions: Positions, shape: Shape) -> Positions:
     """The positions within a sample, which are the same for all and in none but their own."""
     batch, size = shape[0], elements(shape[1:])
@@ -122,8 +127,8 @@ def _runs(positions: Positions, shape: Shape) -> tuple[Positions, int]:
 
 
 def _gather(node: Node, w: Writer, positions: Positions) -> None:
-    shape = node.shape(0)
-    if positions.ndim < 1 or positions.shape[0] != shape[0]:
+    shape = _by_sample(node, node.shape(0))
+    if node.batch_is_open and (positions.ndim < 1 or positions.shape[0] != shape[0]):
         node.refuse(
             f"of {list(shape)} it makes {list(positions.shape)}.", supported="the batch as the first axis"
         )
@@ -169,9 +174,10 @@ def _scatter(node: Node, w: Writer, shape: Shape, positions: Positions) -> None:
     updates = node.constant(2, infinite=True).shape if node.is_constant(2) else node.shape(2)
     if tuple(updates) != positions.shape:
         node.invalid(f"updates of shape {list(updates)} do not fit {list(positions.shape)}.")
-    if not node.is_constant(2) and updates[0] != shape[0]:
-        node.refuse(f"updates have shape {list(updates)}.", supported="the batch as the first axis")
+    result, shape = shape, _by_sample(node, shape)
     batch = shape[0]
+    if node.batch_is_open and not node.is_constant(2) and updates[0] != batch:
+        node.refuse(f"updates have shape {list(updates)}.", supported="the batch as the first axis")
     put, length = _runs(_of_a_sample(node, positions, shape), shape)
     inside = elements(shape[1:]) // length
     if node.is_constant(0):
@@ -196,7 +202,7 @@ def _scatter(node: Node, w: Writer, shape: Shape, positions: Positions) -> None:
         if reduction != "none":
             placed = w.write(_REDUCTIONS[reduction], y, placed)
         y = w.write("Where", w.constant(goes), placed, y)
-    w.reshaped(y, shape, to=node.proto.output[0])
+    w.reshaped(y, result, to=node.proto.output[0])
 
 
 def _data(node: Node) -> Shape:

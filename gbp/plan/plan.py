@@ -56,6 +56,10 @@ class Plan:
     rectifiers: int
     #: How many activations there are for which the papers define no rule, by what the file calls them.
     other_activations: dict[str, int]
+    #: What the file calls the op of each layer, for people.
+    kinds: dict[str, str]
+    #: What a reader of the maps should know of the file.
+    notes: tuple[str, ...]
 
     @classmethod
     def build(
@@ -99,6 +103,8 @@ class Plan:
                 instruction.clip.is_rectifier or instruction.rectified for instruction in instructions
             ),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
+            kinds={layer.name: layer.kind for layer in graph.layers},
+            notes=graph.notes,
         )
         nbytes = plan.nbytes(1, targets=1)
         if nbytes > MAX_BYTES_PER_SAMPLE:
