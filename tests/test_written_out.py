@@ -666,6 +666,53 @@ def test_gelu_is_verified(approximate: str) -> None:
     assert verify(model(nodes, {"hw": np.array([2, 3])}, opset=20), X).verified
 
 
+@pytest.mark.parametrize(
+    ("equation", "said"),
+    [
+        ("nchh->nch", "differ in size"),
+        ("nchw,cw->nh", "differ in size"),
+        ("nch->n", "does not fit"),
+        ("nchw,ij", "does not fit"),
+        ("nchw->nq", "does not fit"),
+        ("nchw->nn", "does not fit"),
+        ("n..hw->n", "does not fit"),
+        ("", "does not fit"),
+    ],
+)
+def test_equations_that_do_not_fit(equation: str, said: str) -> None:
+    inputs = ["x", "w"] if "cw" in equation else ["x"]
+    with pytest.raises(ModelError, match=said):
+        Explainer(
+            model([node("Einsum", inputs, ["y"], equation=equation)], {"w": np.ones((3, 5), np.float32)})
+        )
+
+
+@pytest.mark.parametrize(
+    ("equation", "said"),
+    [
+        ("nchw->chw", "the batch as its first axis"),
+        ("nchw,n->nc", "batch's letter"),
+        ("nchw,mchw->nm", "mixes"),
+    ],
+)
+def test_equations_that_mix_the_batch(equation: str, said: str) -> None:
+    second = {1: ["w"], 4: ["x"]}.get(len(equation.partition(",")[2].partition("->")[0]), [])
+    m = model(
+        [node("Einsum", ["x", *second], ["y"], equation=equation)],
+        {"w": np.ones(1, np.float32)},
+        ("n", 4, 6, 5),
+    )
+    with pytest.raises(UnsupportedError, match=said):
+        Explainer(m)
+
+
+def test_a_graph_whose_name_is_no_text() -> None:
+    m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
+    m.graph.name = "four"
+    data = m.SerializeToString().replace(b"four", b"\xbe\xff\xbe\xff")
+    np.testing.assert_allclose(Explainer(data).predict(X), np.exp(X).mean((2, 3)), rtol=1e-5)
+
+
 def test_an_activation_that_is_not_known_is_refused() -> None:
     fused = node("FusedConv", ["x", "w"], ["r"], domain="com.microsoft", activation="Swish")
     with pytest.raises(UnsupportedError, match="activation is 'Swish'"):

@@ -92,7 +92,7 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     bare = onnx.ModelProto(ir_version=proto.ir_version)
     bare.opset_import.extend(proto.opset_import)
     bare.functions.extend(_at_opset(function, proto) for function in proto.functions)
-    bare.graph.name = proto.graph.name or "graph"
+    bare.graph.name = "graph"  # whose own may be no text
     bare.graph.node.extend(proto.graph.node)
     for mine, its in ((bare.graph.input, proto.graph.input), (bare.graph.output, proto.graph.output)):
         mine.extend(its)

@@ -80,6 +80,8 @@ def _diagonal(term: _Term, w: Writer) -> _Term:
         return term
     if not term.is_constant and term.letters.count(term.letters[0]) > 1:
         w.node.refuse("it takes a diagonal of the batch.")
+    if any(n != term.size(letter) for letter, n in zip(term.letters, term.shape, strict=True)):
+        w.node.invalid(f"axes of one letter differ in size: {list(term.shape)} for {term.letters!r}.")
     front = 0 if term.is_constant else 1  # the batch, which the positions leave out
     shape = term.shape[front:]
     index = {c: i for i, c in enumerate(string.ascii_letters)}
