@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from ..errors import UnsupportedError
 from ..graph.graph import Graph, Shape
 from ..importer.functions import inlined
-from ..importer.load import settled, unsupported_nodes
+from ..importer.load import settled
 from ..importer.proto import Model, check_tensors, read
+from ..importer.refusals import unsupported_nodes
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
 from ..ops.concat import AxisSlice, Concat

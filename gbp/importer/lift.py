@@ -73,6 +73,10 @@ class Reader:
             self.touch(f"it works along axis {axis}")
         return axis + 1 if axis >= 0 else axis
 
+    def is_by_row(self, size: int) -> bool:
+        """Whether a constant of that size along axis 0 leaves all samples alike, and as many rows."""
+        return size == 1 or (self.place.samples == 1 and size == max(shape[0] for shape in self.shapes))
+
     def touch(self, found: str) -> None:
         """Refuse what goes along the axis of the batch, or changes it, where that may not be."""
         if self.place.bound:

@@ -7,18 +7,22 @@ It calls `touch` where the node would do something to axis 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from ..graph.graph import Shape
 from ..ops import PARSERS
 from ..ops.functions import PARSERS as FUNCTIONS
 from ..ops.node import Node, Positions
+from ..ops.resample import refuse_unless_it_fits, select
 from ..ops.rows import over_rows
-from ..ops.shape import TARGETS, Reshape
+from ..ops.shape import TARGETS, Reshape, Transpose
 from ..ops.unpool import Indices
-from .lift import BufferSlice, Lifted, Operand, Reader, one_after_another
+from .lift import BufferSlice, Lifted, Operand, Ops, Reader, one_after_another
 from .proto import qualified
 
 Handler = Callable[[Reader], Lifted | None]
@@ -66,19 +70,38 @@ def _broadcast(reader: Reader) -> Lifted | None:
     """Operands align at their ends, so all get the rank of the longest."""
     node, rank = reader.node, reader.rank
     ragged = any(len(shape) != rank for shape in reader.shapes)
-    rows = max((shape[0] for shape in reader.shapes if len(shape) == rank > 0), default=1)
     constants = [o for o in node.operands if isinstance(o, np.ndarray)]
     if ragged or any(
-        c.ndim > rank or (c.ndim == rank and c.shape[:1] not in ((1,), (rows,))) for c in constants
+        c.ndim > rank or (c.ndim == rank > 0 and not reader.is_by_row(len(c))) for c in constants
     ):
         reader.touch("it broadcasts along axis 0")
     operands = reader.operands(max([rank, 1, *(c.ndim for c in constants)]))
     if node.opset >= 7:
-        return reader.again(operands)
+        return _widened(reader, operands) or reader.again(operands)
     axis = node.integer("axis", -1)  # the second operand's axes are those of the first from there on
     if ragged or (axis == 0 and reader.place.bound):
         return None
     return reader.again(operands, axis=axis + 1 if axis >= 0 else None)
+
+
+def _widened(reader: Reader, operands: list[Operand]) -> Lifted | None:
+    """Where a constant is wider than the only computed operand, that is repeated first."""
+    shape, *others = {operand for operand in operands if isinstance(operand, tuple)}
+    if others or reader.node.op not in ("Add", "Sub", "Mul", "Div", "Sum", "Mean"):
+        return None
+    try:
+        constants = [operand.shape for operand in operands if isinstance(operand, np.ndarray)]
+        wide = tuple(map(int, np.broadcast_shapes(shape, *constants)))
+    except ValueError:
+        return None
+    if wide == shape or len(wide) != len(shape):
+        return None
+    for n in wide:
+        refuse_unless_it_fits(reader.node, 1, n)
+    repeated = [select(i, 1, np.zeros(n, np.int64)) for i, n in enumerate(wide) if n != shape[i]]
+    result = reader.again([wide if isinstance(operand, tuple) else operand for operand in operands])
+    result.node.operands = operands
+    return replace(result, parsed=(*repeated, *one_after_another(cast(Ops, result.parsed))))
 
 
 def _prelu(reader: Reader) -> Lifted | None:
@@ -102,9 +125,27 @@ def _concat(reader: Reader) -> Lifted | None:
 
 
 def _gather(reader: Reader) -> Lifted | None:
-    if not reader.node.is_constant(1):
+    node, place = reader.node, reader.place
+    if not node.is_constant(1):
         return None
-    return _along(0)(reader)
+    axis = node.integer("axis", 0)
+    if place.samples > 1 and axis in (0, -reader.rank):
+        return _gather_of_each(reader, node.constant_integers(1))
+    return reader.again(axis=reader.axis(axis))
+
+
+def _gather_of_each(reader: Reader, indices: NDArray[np.integer[Any]]) -> Lifted | None:
+    """Along axis 0, where each sample has the same of its own rows picked, as torch's as_strided does."""
+    k, rows = reader.place.samples, reader.shapes[0][0]
+    if indices.ndim and len(indices) % k == 0 and rows % k == 0:
+        picked = np.where(indices < 0, indices + rows, indices).reshape(
+            k, len(indices) // k, *indices.shape[1:]
+        )
+        own = picked - (rows // k) * np.arange(k).reshape(-1, *(1,) * indices.ndim)
+        if (own == own[0]).all() and own[0].min() >= 0 and own[0].max() < rows // k:
+            return reader.again([reader.operands()[0], own[0]], axis=1)
+    reader.touch("it picks along axis 0")
+    return None
 
 
 def _quantized(reader: Reader) -> Lifted | None:
@@ -204,7 +245,9 @@ def _expand(reader: Reader) -> Lifted | None:
     shape = reader.shapes[0]
     if len(target) > len(shape) or (len(target) == len(shape) > 0 and target[0] not in (1, shape[0])):
         reader.touch(f"{list(shape)} becomes {list(target)}")
-    return reader.again(reader.operands(max(1, len(target))))
+    elif len(target) == len(shape) > 0:
+        target = (1, *target[1:])
+    return reader.again([reader.operands(max(1, len(target)))[0], np.array(target, np.int64)])
 
 
 def _resize(reader: Reader) -> Lifted | None:
@@ -255,7 +298,7 @@ def _matmul(reader: Reader) -> Lifted | None:
     ranks = list(map(len, shapes))
     if 0 in ranks:
         return None
-    if min(ranks) < 2 or _moves_rows(a, b):
+    if min(ranks) < 2 or _moves_rows(reader):
         reader.touch("it multiplies along axis 0")
     if ranks == [1, 2] and isinstance(b, np.ndarray):  # a row of a dense layer as it is
         return reader.again()
@@ -278,13 +321,32 @@ def _matmul(reader: Reader) -> Lifted | None:
     return Lifted(product.node, (*ops, Reshape(kept)))
 
 
-def _moves_rows(a: Operand, b: Operand) -> bool:
+def _gemm(reader: Reader) -> Lifted | None:
+    """With transA alone: without it axis 0 counts rows, and the op is on each of them."""
+    node, operands = reader.node, list(reader.node.operands)
+    if not node.integer("transA", 0) or list(map(len, reader.shapes)) != [2] or node.is_constant(0):
+        return None
+    reader.touch("it sums over axis 0")
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.attribute[:]
+    proto.attribute.extend(a for a in node.proto.attribute if a.name != "transA")
+    operands[0] = reader.shapes[0][::-1]
+    plain = Node(proto, node.opset, operands, node.read)
+    rows = [over_rows(op, reader.place.samples) for op in one_after_another(PARSERS["Gemm"](plain))]
+    plain.operands[0] = reader.place.lifted(reader.shapes[0])
+    return Lifted(plain, (Transpose((0, 2, 1)), *rows))
+
+
+def _moves_rows(reader: Reader) -> bool:
     """Whether axis 0 of a computed factor is one that is summed over, or becomes another one."""
-    if isinstance(a, np.ndarray):
-        return len(b) < 3 or a.ndim > len(b) or (a.ndim == len(b) and a.shape[0] not in (1, b[0]))
-    if isinstance(b, np.ndarray):
-        return b.ndim > max(2, len(a)) or (b.ndim > 2 and b.ndim == len(a) and b.shape[0] not in (1, a[0]))
-    return not len(a) == len(b) >= 3
+    a, b = cast(list[Operand], reader.node.operands)
+    if len(reader.shapes) == 2:
+        return not len(a) == len(b) >= 3
+    c = a if isinstance(a, np.ndarray) else b
+    if c.ndim > max(2, reader.rank) or (c is a and reader.rank < 3):
+        return True
+    return c.ndim == reader.rank > 2 and not reader.is_by_row(len(c))
 
 
 HANDLERS: dict[str, Handler] = {
@@ -312,4 +374,5 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(TARGETS, _reshape),
     "Transpose": _transpose,
     "MatMul": _matmul,
+    "Gemm": _gemm,
 }

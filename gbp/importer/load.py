@@ -36,9 +36,12 @@ from .proto import (
     stored_bytes,
     tensor_values,
 )
-from .refusals import Unsupported, instead, refusal, with_way_out
+from .refusals import instead, refusal, with_hint, with_way_out
 from .subgraph import Choice, Source, locate
 from .waiting import Waiting
+
+#: A batch of a size that no file says by chance.
+_MANY = 61
 
 
 def open_model(model: Model, choice: Choice | None = None) -> Source:
@@ -61,28 +64,6 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
         raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
-def unsupported_nodes(source: Source) -> list[Unsupported]:
-    """Every node on the way that neither a parser nor constant folding can take."""
-    constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
-    constant.discard(source.input)
-    computed = {source.input}  # from the image, by nodes that gbp does
-    found = []
-    for place, node in enumerate(source.nodes, start=1):
-        op = qualified(node)
-        behind = any(name not in constant and name not in computed for name in reads(node))
-        folds = op in FOLDABLE or op in REWRITERS
-        is_known = op == "If" and node.input and node.input[0] in constant  # once sizes are
-        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
-            constant.update(node.output)
-        elif op in PARSERS or op in REWRITERS or is_known:
-            computed.update(() if behind else node.output)
-        else:
-            before = next((name for name in node.input if name in computed and name != source.input), None)
-            hint = instead(op, None if behind else before)
-            found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
-    return found
-
-
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """The graph for images of `input_shape`, and the source that it is of: as a rule that which is given.
 
@@ -91,16 +72,30 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """
     try:
         return source, build(source, input_shape)
-    except ModelError:
-        fixes_all = source.has_batch and input_shape == source.input_shape
-        if not fixes_all or input_shape[0] == 1:
-            raise
-        alone = source.without_batch()
-        try:
-            return alone, build(alone, (1, *input_shape))
-        except GbpError:
-            pass
+    except ModelError as error:
+        first = source.input_shape[0] if source.has_batch else 1
+        if isinstance(error, UnsupportedError) and first is None:
+            graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
+            # What keeps so many samples apart does so with any number of them.
+            if isinstance(graph, Graph) and isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
+                return source, graph
+            if isinstance(graph, Graph):
+                raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
+        if first != 1 and input_shape == source.input_shape:
+            alone = source.without_batch()
+            graph = _built(alone, (1, *input_shape))
+            if isinstance(graph, Graph):
+                return alone, graph
+            if isinstance(error, UnsupportedError) and str(graph) != str(error):
+                raise with_hint(error, f"Nor as one sample without a batch: {graph}") from None
         raise
+
+
+def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
+    try:
+        return build(source, input_shape)
+    except GbpError as error:
+        return error
 
 
 def build(source: Source, input_shape: Shape) -> Graph:

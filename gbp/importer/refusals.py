@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import UnsupportedError
+from ..ops import PARSERS, REWRITERS
+from .branches import reads
+from .folding import FOLDABLE
+from .proto import label, qualified
+from .subgraph import Source
 
 #: Ops that a message lists before it only counts nodes.
 _MAX_LISTED = 50
@@ -41,6 +46,28 @@ def instead(op: str, before: str | None) -> str | None:
     return " ".join(filter(None, (reason, way_out))) or None
 
 
+def unsupported_nodes(source: Source) -> list[Unsupported]:
+    """Every node on the way that neither a parser nor constant folding can take."""
+    constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
+    constant.discard(source.input)
+    computed = {source.input}  # from the image, by nodes that gbp does
+    found = []
+    for place, node in enumerate(source.nodes, start=1):
+        op = qualified(node)
+        behind = any(name not in constant and name not in computed for name in reads(node))
+        folds = op in FOLDABLE or op in REWRITERS
+        is_known = op == "If" and node.input and node.input[0] in constant  # once sizes are
+        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
+            constant.update(node.output)
+        elif op in PARSERS or op in REWRITERS or is_known:
+            computed.update(() if behind else node.output)
+        else:
+            before = next((name for name in node.input if name in computed and name != source.input), None)
+            hint = instead(op, None if behind else before)
+            found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
+    return found
+
+
 def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> UnsupportedError:
     """The error that tells of all these nodes, which are some."""
     groups: dict[str, list[Unsupported]] = {}
@@ -67,5 +94,10 @@ def with_way_out(error: UnsupportedError, before: str | None) -> UnsupportedErro
     """The error, which says what to do about it: by default to explain the tensor `before` the node."""
     if error.hint or before is None:
         return error
-    hint = f"To explain what feeds it, say output={before!r}."
+    return with_hint(error, f"To explain what feeds it, say output={before!r}.")
+
+
+def with_hint(error: UnsupportedError, more: str) -> UnsupportedError:
+    """The error, which says this too."""
+    hint = f"{error.hint} {more}" if error.hint else more
     return UnsupportedError(error.found, node=error.node, op=error.op, supported=error.supported, hint=hint)

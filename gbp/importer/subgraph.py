@@ -270,19 +270,19 @@ def _scores(
     last = fed.pop() if len(fed) == 1 else None
     if last is None and not outputs:
         raise none_holds_scores(proto.graph.output, producers)
-    logits, head = _logits(producers, last or found[0])
-    note = f"Output {found[0]!r} is the index of a maximum; that of {logits!r} is explained."
-    notes = (note,) if last else ()
-    last = last or found[0]
-    if output != "probability":
-        return logits, head, notes
-    if head not in ("Softmax", "Sigmoid"):
+    is_index, last = last is not None, last or found[0]
+    logits, head = _logits(producers, last)
+    if output == "probability" and head not in ("Softmax", "Sigmoid"):
         raise InputError(
             f"the model ends in {head or 'scores'}, not in probabilities.",
             supported='output="probability" where it ends in Softmax or Sigmoid',
             hint="Leave output out to explain the logits.",
         )
-    return last, "", notes
+    scores, head = (last, "") if output == "probability" else (logits, head)
+    note = (
+        f"Output {found[0]!r} is the index of a maximum; what it is the maximum of is explained: {scores!r}."
+    )
+    return scores, head, (note,) if is_index else ()
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
