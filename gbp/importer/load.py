@@ -36,7 +36,7 @@ from .proto import (
     stored_bytes,
     tensor_values,
 )
-from .refusals import instead, refusal, with_hint, with_way_out
+from .refusals import instead, refusal, unsupported_nodes, with_hint, with_way_out
 from .subgraph import Choice, Source, locate
 from .waiting import Waiting
 
