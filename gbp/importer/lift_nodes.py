@@ -96,9 +96,10 @@ def _widened(reader: Reader, operands: list[Operand]) -> Lifted | None:
         return None
     if wide == shape or len(wide) != len(shape):
         return None
-    for n in wide:
+    widened = [(axis, n) for axis, n in enumerate(wide) if n != shape[axis]]
+    for _, n in widened:
         refuse_unless_it_fits(reader.node, 1, n)
-    repeated = [select(i, 1, np.zeros(n, np.int64)) for i, n in enumerate(wide) if n != shape[i]]
+    repeated = [select(axis, 1, np.zeros(n, np.int64)) for axis, n in widened]
     result = reader.again([wide if isinstance(operand, tuple) else operand for operand in operands])
     result.node.operands = operands
     return replace(result, parsed=(*repeated, *one_after_another(cast(Ops, result.parsed))))

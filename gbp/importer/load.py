@@ -232,8 +232,7 @@ class _Builder:
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
         if op == "CastLike" and proto.input[1] in self.meant:  # it is floating point
-            value = self.constants.get(proto.input[0])
-            if value is not None:
+            if (value := self.constants.get(proto.input[0])) is not None:
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
             like, proto = proto, onnx.NodeProto()
@@ -265,9 +264,9 @@ class _Builder:
             if first is not None:
                 raise first
             shapes = ", ".join(str(list(self.meant[name])) for name in proto.input if name in self.meant)
-            node = Node(proto, self.source.opset, [])
-            node.refuse(f"its inputs, {shapes}, have not the batch for their first axis.")
-        if self.budget.is_spent and first is not None:
+            found = f"its inputs, {shapes}, have not the batch for their first axis."
+            Node(proto, self.source.opset, []).refuse(found)
+        if first is not None and self.budget.is_spent:
             raise first
         if first is not None and self.place.bound and isinstance(first, UnsupportedError):
             self.moved = self.moved or self._with_way_out(first, proto)
