@@ -513,9 +513,13 @@ def _refuse_meaningless(rule: Rule, plan: Plan) -> None:
 def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool) -> tuple[str, ...]:
     """What a reader of the map should know."""
     notes = []
-    others = sum(
-        instruction.has_mask and not instruction.clip.is_rectifier for instruction in plan.instructions
-    )
+    # One from 0 that is no rectifier is part of an activation.
+    clips = [
+        instruction.clip
+        for instruction in plan.instructions
+        if instruction.has_mask and not instruction.clip.is_rectifier
+    ]
+    others = sum(clip.lo != 0 for clip in clips)
     if others:
         notes.append(
             f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."

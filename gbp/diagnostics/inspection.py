@@ -109,11 +109,12 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
 
 def _how(graph: Graph, plan: Plan) -> dict[str, str]:
     """For each layer: its kernel and what is fused with it, or that it became part of another."""
+    # The plan has one layer that the file has not: the rectifier in a QuantizeLinear.
     kinds = {layer.name: layer.kind for layer in graph.layers}
     how: dict[str, str] = {}
     for instruction in plan.instructions:
         first, *fused = instruction.layers
-        how[first] = " + ".join([instruction.step.algorithm, *(kinds[name] for name in fused)])
+        how[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
         how.update(dict.fromkeys(fused, "fused"))
     copied = {
         instruction.layers[0] for instruction in plan.instructions if isinstance(instruction.step, CopyStep)

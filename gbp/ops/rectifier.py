@@ -1,10 +1,12 @@
-"""Rectifiers and other clips (ONNX Relu, Clip).
+"""Rectifiers and other clips (ONNX Relu, Clip, ThresholdedRelu).
 
-    y  = min(max(x, lo), hi)
+    y  = min(max(x, lo), hi)                   a threshold:  y = min(x, hi) where x > lo, else 0
     gx = gy where (lo < x < hi or the rule has no forward gate) and (gy > 0 or no gradient gate), else 0
 
-Relu and Clip(0, b) are rectifiers and obey the rule.  A Clip between other bounds has its true derivative,
-gy where lo < x < hi, under every rule.
+Relu, Clip(0, b) and thresholds are rectifiers and obey the rule; so are Clips from 0.001 or less, as of Relu
+and a guard before a power or logarithm, where their input may be negative.  A Clip between other bounds has
+its true derivative, gy where lo < x < hi, under every rule.  `passes.name_activations` finds rectifiers in
+other clothes by their values.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph.graph import Shape
+from ..kernels.functions import function_kernels
 from .affine import PointwiseStep
 from .node import Node
-from .step import Clipped, Op, Order, Step
+from .step import Clipped, Context, Floats, Op, Order, Step, pixels
+
+#: The largest lower bound above 0 of a rectifier, as float16 rounds it.
+MAX_FLOOR = 1.001e-3
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,13 @@ class Rectifier(Op):
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
         return PointwiseStep()
+
+
+class Threshold(Rectifier):
+    """y = min(x, hi) where x > lo, else 0."""
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order) -> Step:
+        return ThresholdStep(self.clip.lo)
 
 
 def parse_relu(node: Node) -> Op:
@@ -53,3 +66,20 @@ def parse_clip(node: Node) -> Op:
 
 
 PARSERS = {"Relu": parse_relu, "Clip": parse_clip}
+
+
+class ThresholdStep(PointwiseStep):
+    """Nothing before it can end as it does, so it is fused into nothing."""
+
+    algorithm = "threshold"
+    fuses_residual = False
+    fuses_clip = False
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.cut, _ = function_kernels("ThresholdedRelu")
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        super().forward(x, r, y, clip, context)  # clipped from the threshold on, and the mask
+        self.cut(pixels(y), self.threshold, 0.0, pixels(y), context.threads)
