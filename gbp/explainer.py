@@ -71,7 +71,8 @@ class Explainer:
     ("imagenet", "caffe", "tf", "unit", "raw"), a table, or a `Preprocess`; by default what the file
     `<model>.toml` beside the model says.  `labels`: a file of class names or a sequence; by default from the
     same file.  `output`: the tensor to explain: by default the logits of the model's only output,
-    "probability" for that output itself, or a tensor's name.  `input`: the one to explain where there are
+    or what feeds it where it is that of an ArgMax, "probability" for that output itself, or a tensor's name.
+    `input`: the one to explain where there are
     several, and `inputs` the values of the others, {name: array}, the same for all samples.  `threads`: by
     default all cores.  `device`: "cpu", or "cuda" for a card (extra gbp[cuda]).  `activations`: what rules
     with a gradient gate do at activations for which the papers define none (Sigmoid, SiLU, …): "gradient"
@@ -129,7 +130,10 @@ class Explainer:
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The model's own input shape, batch first; None for each size that the file leaves open."""
+        """The model's own input shape, batch first; None for each size that the file leaves open.
+
+        Where the file's input has no batch axis, it has one of 1 here.
+        """
         return self._source.input_shape
 
     # ----------------------------------------------------------------------------------------- running

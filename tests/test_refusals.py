@@ -355,7 +355,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         "Clip 'new': min 6.0 is not below max 0.0",
     ),
     # shapes
-    "input of negative size": (input_dims(1, 3, -8, 8), M, "tensor 'x' declares shape"),
+    "input of negative size": (input_dims(1, 3, -8, 8), M, "input 'x' declares shape"),
     "input of nine axes": (input_dims(1, 3, 8, 8, 8, 8, 1, 1, 1), U, "input 'x' has shape"),
     "volume for a plane's weights": (
         input_dims(1, 3, 8, 8, 8),

@@ -261,10 +261,8 @@ def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
-    if any(n is not None and n < -1 for n in shape):
-        raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
-    return tuple(None if n in (0, -1) else n for n in shape)  # as some exporters write an open size
+    shape = (int(d.dim_value) if d.HasField("dim_value") else 0 for d in kind.shape.dim)
+    return tuple(n if n > 0 else None for n in shape)  # some exporters write 0, or -1, for an open size
 
 
 def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:

@@ -212,6 +212,8 @@ def _explained_input(
             f"input {value.name!r} holds {type_name(kind.elem_type)}.",
             supported=", ".join(map(type_name, _EXPLAINED)),
         )
+    if any(d.dim_value < -1 for d in kind.shape.dim):
+        raise ModelError(f"input {value.name!r} declares shape {[d.dim_value for d in kind.shape.dim]}.")
     shape = declared_shape(value)
     if shape is None:
         raise UnsupportedError(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...graph.geometry import Axis, Window
-from ...graph.graph import Graph, Layer, Shape
+from ...graph.graph import Graph, Shape
 from ...kernels.codegen.emit import LANES, TILE_ROWS
 from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_lists import LISTED_CHANNELS
@@ -27,6 +27,7 @@ from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import ELEMENT, OPERAND, elements
 from ..node import Node
 from ..planes import by_planes
+from ..rows import Rows
 from ..step import Clipped, Context, Floats, GradientSlot, Op, Order, Step, innermost
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
 from .algorithms import (
@@ -209,12 +210,12 @@ def check_algorithm(algorithm: str) -> None:
 def force(graph: Graph, algorithm: str, device: str) -> Graph:
     """The same network with every convolution computed on this device, by this one of ALGORITHMS."""
 
-    def forced(layer: Layer) -> Layer:
-        if isinstance(layer.op, Conv):
-            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device))
-        return layer
+    def forced(op: Op) -> Op:
+        if isinstance(op, Rows):
+            return replace(op, op=forced(op.op))
+        return replace(op, algorithm=algorithm, device=device) if isinstance(op, Conv) else op
 
-    return graph.with_layers(map(forced, graph.layers))
+    return graph.with_layers(replace(layer, op=forced(layer.op)) for layer in graph.layers)
 
 
 def _is_3x3(window: Window) -> bool:
