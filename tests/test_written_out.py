@@ -706,6 +706,12 @@ def test_equations_that_mix_the_batch(equation: str, said: str) -> None:
         Explainer(m)
 
 
+def test_an_axis_that_is_the_largest_number() -> None:
+    m = model([node("Softmax", ["x"], ["y"], axis=2**63 - 1)], {})
+    with pytest.raises(ModelError, match="axis 9223372036854775807 is outside"):
+        Explainer(m)
+
+
 def test_a_graph_whose_name_is_no_text() -> None:
     m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
     m.graph.name = "four"

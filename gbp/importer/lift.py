@@ -71,7 +71,8 @@ class Reader:
         """`axis` of the file with samples in front; refuses that of the batch where it is bound."""
         if axis in (0, -self.rank):
             self.touch(f"it works along axis {axis}")
-        return axis + 1 if axis >= 0 else axis
+        # One more than the largest is no number of an attribute; both are refused as outside.
+        return min(axis + 1, 2**63 - 1) if axis >= 0 else axis
 
     def is_by_row(self, size: int) -> bool:
         """Whether a constant of that size along axis 0 leaves all samples alike, and as many rows."""
