@@ -17,6 +17,7 @@ it is written, and named where it ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -80,14 +81,18 @@ def _largest(search: Search, y: str, positive: set[str]) -> tuple[Subgraph, Know
 
 def _is_news(parts: Subgraph, found: Known, positive: set[str]) -> bool:
     """Whether the layers are not that already."""
-    if len(parts.layers) > 1 and _bends(found) and _holds_another(parts):
+    inner = [known(parts.until(layer.output)) for layer in parts.layers[:-1]]
+    is_rectifier = isinstance(found.op, Rectifier)
+    if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
+        return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
+    if len(parts.layers) > 1 and _bends(found) and _holds_another(parts, inner):
         return False
     if not isinstance(found.op, Rectifier):
         return len(parts.layers) > 1
     rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
     is_guard = found.op.clip.lo > 0 and not isinstance(found.op, Threshold)
     if is_guard and parts.x in positive and not rectifies:
-        return False  # against 0, of a norm or a probability say
+        return False  # against 0, of a norm, a variance or a probability say
     return len(parts.layers) > 1 or parts.layers[0].op != found.op
 
 
@@ -96,7 +101,7 @@ def _bends(found: Known) -> bool:
     return isinstance(found.op, (Rectifier, PRelu)) or found.kind in ("LeakyRelu", "Shrink")
 
 
-def _holds_another(parts: Subgraph) -> bool:
+def _holds_another(parts: Subgraph, inner: Sequence[Known | None]) -> bool:
     """Whether among the layers is an activation, in parts or not, or a Clip around 0.
 
     Relu of LeakyRelu has Relu's values, but here each node has its own gate or slope.
@@ -106,7 +111,6 @@ def _holds_another(parts: Subgraph) -> bool:
             return True
         if isinstance(layer.op, Rectifier) and -np.inf < layer.op.clip.lo < 0 and layer.op.clip.hi < np.inf:
             return True
-    inner = (known(parts.until(layer.output)) for layer in parts.layers[:-1])
     return any(found is not None and not isinstance(found.op, Rectifier) for found in inner)
 
 

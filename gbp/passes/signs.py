@@ -34,7 +34,8 @@ _MOVES = (
 
 
 def nonnegative(graph: Graph) -> set[str]:
-    """Names of tensors without negative numbers, the image taken for one of them.
+    """Names of tensors without negative numbers, the image taken for one of them, and the difference of two
+    of them, as of E[x²] and E[x]².
 
     Of integers that QuantizeLinear makes it is the numbers they stand for that count.
     """
@@ -65,7 +66,7 @@ def _keeps(op: Op, x: list[bool]) -> bool:
         case Binary(name, constants) if name in ("Div", "Pow"):
             return all(x) and all(c is None or bool((c >= 0).all()) for c in constants)
         case Binary(name):
-            return name != "Sub"
+            return name != "Sub" or all(x)
         case Choice(name, constants):
             given = iter(x)
             operands = [next(given) if c is None else bool((c >= 0).all()) for c in constants]
