@@ -3,6 +3,9 @@
 #   make test    lint, types, tests; then `make cudasim`: the tests that run kernels as a card would, without one
 # One tells which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance
+# One has every kernel call's arrays between pages that nobody may touch, on three kinds of processor; GUARD takes
+# options (--help lists them):
+#   make guard GUARD="--every 20"
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
 # numba and them, BENCH takes options (--help lists them):
 #   make bench BENCH_PYTHON=python BENCH=--bars
@@ -13,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test cudasim conformance lint bench clean
+.PHONY: demo test cudasim conformance guard lint bench clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -29,6 +32,9 @@ cudasim: .venv/installed-dev
 
 conformance: .venv/installed-dev
 	$(BIN)/python tests/conformance.py
+
+guard: .venv/installed-dev
+	$(BIN)/python tests/guard.py $(GUARD)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import zlib
@@ -312,7 +313,13 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     if suffix not in FORMATS:
         raise InputError(f"{str(path)!r} is not the name of a picture.", supported=", ".join(FORMATS))
     name, options = FORMATS[suffix]
-    _write(path, lambda file: image.save(file, format=name, **options))
+
+    def write(file: IO[bytes]) -> None:
+        encoded = io.BytesIO()  # into a file Pillow writes itself, and on a full disk a part without a word
+        image.save(encoded, format=name, **options)
+        file.write(encoded.getvalue())
+
+    _write(path, write)
 
 
 def _write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:

@@ -22,7 +22,8 @@ from .importer.load import open_model, settled
 from .importer.proto import Model
 from .importer.subgraph import Choice, Source
 from .importer.weights import Weights
-from .kernels.codegen.jit import CACHE_DIRECTORY, compiled, not_kept
+from .kernels.codegen.cache import CACHE_DIRECTORY
+from .kernels.codegen.jit import compiled, not_kept
 from .limits import MAX_BYTES_PER_SAMPLE, MAX_ELEMENTS, at_least_one, computing, elements, readable_bytes
 from .ops.conv.conv import check_algorithm
 from .ops.quantize import QuantizeStep

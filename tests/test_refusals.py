@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from broken import (
     Change,
@@ -31,6 +32,7 @@ from broken import (
     weights,
     with_,
 )
+from builder import Builder
 from onnx import TensorProto, numpy_helper
 
 from gbp import Explainer, GbpError, InputError, ModelError, UnsupportedError
@@ -695,3 +697,40 @@ def test_inspect_lists_what_is_unsupported(case: str) -> None:
     model = valid()
     BROKEN[case][0](model)
     assert inspect(model).unsupported
+
+
+# ------------------------------------------------------------------------------- attributes of functions
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_attribute_that_refers_to_a_functions(nested: bool) -> None:
+    """Outside of a function nobody gives it a value."""
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.relu(b.conv(b.input(1, 3, 8, 8), 4))), 3))
+    node = model.graph.node[0]
+    if nested:
+        inner = onnx.helper.make_graph([onnx.NodeProto(op_type="Conv")], "inner", [], [])
+        node.attribute.append(onnx.helper.make_attribute("body", inner))
+        node = node.attribute[-1].g.node[0]
+    node.attribute.add(name="strides", ref_attr_name="s", type=onnx.AttributeProto.INTS)
+    for use in (Explainer, inspect):
+        with pytest.raises(ModelError, match="attribute 'strides' refers to 's' of a function"):
+            use(model)
+
+
+def test_an_attribute_that_is_given_twice() -> None:
+    """Readers differ on which of the two counts."""
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.conv(b.input(1, 3, 8, 8), 4, strides=[2, 2])), 3))
+    model.graph.node[0].attribute.add().CopyFrom(model.graph.node[0].attribute[0])
+    with pytest.raises(ModelError, match=r"attribute '.*' is given twice"):
+        Explainer(model)
+
+
+def test_a_tensor_that_is_a_segment() -> None:
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.conv(b.input(1, 3, 8, 8), 400)), 3))
+    model.graph.initializer[0].segment.end = 5
+    for given in (model, model.SerializeToString()):
+        with pytest.raises(ModelError, match="is a segment"):
+            Explainer(given)

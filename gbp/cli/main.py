@@ -10,11 +10,12 @@ import json
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import GbpError, InputError
+from ..errors import GbpError, InputError, shown
 from ..rules import RULES
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are refused or not
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
@@ -61,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ------------------------------------------------------------------------------------------- arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))  # it repeats arguments, which may be names of files
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gbp", description="Show what the decision of an ONNX CNN rests on."
-    )
+    parser = _Parser(prog="gbp", description="Show what the decision of an ONNX CNN rests on.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -259,7 +264,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         _print_json({"model": arguments.model, "notes": list(notes), "images": reports})
     else:
         for note in notes:
-            print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
+            _paragraph(f"note: {note}", 6)
     return 0
 
 
@@ -373,17 +378,28 @@ def _report(attributions: Sequence[Attribution], index: int) -> dict[str, Any]:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    print(report["image"])
+    _line(report["image"])
     for row in report["top"]:
         chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
-        print(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
+        _line(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
     explained = "; ".join(f"{row['label']} ({row['class']})" for row in report["explained"])
-    print(f"  explained by {', '.join(report['rules'])}: {explained}")
-    print(f"  wrote {report['file']}")
+    _line(f"  explained by {', '.join(report['rules'])}: {explained}")
+    _line(f"  wrote {report['file']}")
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def _line(text: str) -> None:
+    """Print one line: what comes from files ends no line and moves no cursor."""
+    print(shown(text))
+
+
+def _paragraph(text: str, indent: int, break_on_hyphens: bool = True) -> None:
+    """Print in lines of 80 characters, all but the first indented."""
+    print(textwrap.fill(shown(text), 80, subsequent_indent=" " * indent, break_on_hyphens=break_on_hyphens))
 
 
 # ---------------------------------------------------------------------------------------------- warmup
@@ -391,7 +407,8 @@ def _print_json(value: object) -> None:
 
 def _warmup(arguments: argparse.Namespace) -> int:
     from ..explainer import Explainer
-    from ..kernels.codegen.jit import CACHE_DIRECTORY, compiled
+    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.jit import compiled
     from .progress import compiling_shown
 
     for model in arguments.models:
@@ -399,8 +416,8 @@ def _warmup(arguments: argparse.Namespace) -> int:
         with compiling_shown():
             kernels = Explainer(model, **_ends(arguments), device=arguments.device).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
-        print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
-    print(f"All are kept in {CACHE_DIRECTORY}")
+        _line(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
+    _line(f"All are kept in {CACHE_DIRECTORY}")
     return 0
 
 
@@ -438,18 +455,19 @@ def _print_inspection(inspection: Inspection) -> None:
         cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
         texts = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
         counts = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
-        print(" ".join([*texts, *counts]).rstrip())
+        _line(" ".join([*texts, *counts]).rstrip())
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
-    print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
+    print()
+    _line(f"{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
     ends = f"input {inspection.input}, output {inspection.output}"
-    print(textwrap.fill(ends, 80, subsequent_indent="  "))
+    _paragraph(ends, 2)
     for reason in inspection.unsupported:
-        print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
+        _paragraph(f"unsupported: {reason}", 2)
     for hint in inspection.hints:
-        print(textwrap.fill(f"what to do: {hint}", 80, subsequent_indent="  "))
+        _paragraph(f"what to do: {hint}", 2)
     for note in inspection.notes:
-        print(textwrap.fill(f"note: {note}", 80, subsequent_indent="  "))
+        _paragraph(f"note: {note}", 2)
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -527,5 +545,5 @@ def _print_verification(v: Verification) -> None:
         ("gradient", gradient),
     ]
     for name, text in rows:
-        print(textwrap.fill(f"{name:12}{text}", 80, subsequent_indent=" " * 12, break_on_hyphens=False))
-    print(textwrap.fill(v.verdict, 80, break_on_hyphens=False))
+        _paragraph(f"{name:12}{text}", 12, break_on_hyphens=False)
+    _paragraph(v.verdict, 0, break_on_hyphens=False)

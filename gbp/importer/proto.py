@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     if not proto.graph.node:
         raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
     _check_names(proto, name)
+    _check_attributes(proto.graph.node)
     for tensor in proto.graph.initializer:
         if _is_outside(tensor):
             pieces[tensor.name] = _piece_outside(tensor, file, stores)
@@ -96,7 +98,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
 
 
 def _is_outside(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+    return bool(tensor.data_location == TensorProto.EXTERNAL)  # else external_data counts for nothing
 
 
 def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
@@ -107,6 +109,8 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
     ):  # protobuf hands out bytes
         raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
     location = given.get("location", "")
+    if not location:
+        raise ModelError(f"tensor {tensor.name!r} lies in a file that it does not name.")
     if not isinstance(file, Path):
         raise InputError(
             f"tensor {tensor.name!r} lies in the file {location!r}, and the model is not a file itself.",
@@ -211,6 +215,26 @@ def _names_of(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _names_of(inner)
 
 
+def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Each has a value of its own, and a name that is no other's, in subgraphs as well."""
+    for node in nodes:
+        names = [attribute.name for attribute in node.attribute]
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise ModelError(
+                    f"attribute {attribute.name!r} refers to {attribute.ref_attr_name!r} of a function, "
+                    "and the node is in none.",
+                    node=label(node),
+                    op=node.op_type,
+                )
+            if names.count(attribute.name) > 1:
+                raise ModelError(
+                    f"attribute {attribute.name!r} is given twice.", node=label(node), op=node.op_type
+                )
+            for graph in (attribute.g, *attribute.graphs):
+                _check_attributes(graph.node)
+
+
 def check_tensors(proto: onnx.ModelProto) -> None:
     """All are dense and of different names.  Raises ModelError, UnsupportedError."""
     seen: set[str] = set()
@@ -293,6 +317,8 @@ def tensor_values(
         raise damaged(f"has shape {list(tensor.dims)}.")
     if tensor.data_type == TensorProto.STRING:
         raise damaged("holds text.")
+    if tensor.HasField("segment"):
+        raise damaged("is a segment of another, of which the file does not say more.")
     try:
         if weights is not None and name in weights.pieces:
             values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
@@ -322,6 +348,9 @@ def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArra
     return values
 
 
+_schema = lru_cache(maxsize=2**10)(onnx.defs.get_schema)  # a call takes as long as all else that is checked
+
+
 def check_arity(node: onnx.NodeProto, opset: int) -> None:
     """The op exists at this opset and has as many operands and results as it should.
 
@@ -338,7 +367,7 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
             raise wrong(f"it has not {inputs} input(s) and one output.")
         return
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        schema = _schema(node.op_type, opset)
     except onnx.defs.SchemaError:
         raise wrong(f"opset {opset} has no such op.") from None
     for what, names, least, most in (
