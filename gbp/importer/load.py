@@ -180,7 +180,8 @@ class _Builder:
             yield f"The file declares {self.stale[0]}{more}: what its nodes compute counts."
 
     def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
-        made = (name for name in proto.input if name in self.meant and name != self.source.input)
+        read = (self.waiting.source_of(name) for name in proto.input)
+        made = (name for name in read if name in self.meant and name != self.source.input)
         return error if self.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:

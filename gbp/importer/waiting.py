@@ -48,6 +48,7 @@ class Waiting:
     ) -> None:
         self.nodes = deque(nodes)
         self.constants, self.stored, self.read, self.taken = constants, stored, read, taken
+        self.of_file = frozenset(taken)
         #: Tensors whose batch is moved from the front, which nobody has computed.
         self.moved: dict[str, Moved] = {}
 
@@ -57,6 +58,11 @@ class Waiting:
             name += "'"
         self.taken.add(name)
         return name
+
+    def source_of(self, name: str) -> str:
+        """The tensor of the file that a moved one is, or else `name`."""
+        moved = self.moved.get(name)
+        return name if moved is None or moved.name not in self.of_file else moved.name
 
     def _put(self, nodes: list[onnx.NodeProto]) -> None:
         self.read.update(name for node in nodes for name in reads(node))
