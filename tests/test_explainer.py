@@ -97,7 +97,18 @@ def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[i
     np.testing.assert_allclose(found.probabilities, expected.reshape(2, -1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [None, "Sigmoid", "LogSoftmax"])
+def test_probability_of_a_sigmoid() -> None:
+    """Its gradient is that of the logit times p (1 − p)."""
+    model, x = classifier("Sigmoid"), images(2, 3, 8, 9)
+    found = Explainer(model, output=PROBABILITY).explain(x, rule="vanilla", target=1)
+    logit = Explainer(model).explain(x, rule="vanilla", target=1)
+    p = 1 / (1 + np.exp(-logit.scores.astype(float)))
+    np.testing.assert_allclose(found.scores, p, rtol=1e-5)
+    slopes = (p * (1 - p))[:, 1].reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(found.map, logit.map * slopes, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", [None, "LogSoftmax"])
 def test_probability_is_refused_where_the_model_has_none(head: str | None) -> None:
     with pytest.raises(InputError, match=head or "scores"):
         Explainer(classifier(head), output=PROBABILITY)
