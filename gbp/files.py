@@ -41,9 +41,9 @@ def _check(status: os.stat_result, most: int | None) -> None:
         raise OSError(errno.EFBIG, f"It is larger than {readable_bytes(most)}")
 
 
-def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = MAX_TEXT) -> str:
     """All text of the file.  Raises OSError, ValueError where it is no such text."""
-    with open_regular(path, MAX_TEXT) as file:
+    with open_regular(path, most) as file:
         return file.read().decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 

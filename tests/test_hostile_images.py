@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -392,3 +393,12 @@ def test_a_model_and_its_labels_that_are_links_to_one_store(tmp_path: Path) -> N
     (folder / "net.toml").symlink_to(store / "1")
     (folder / "names.txt").symlink_to(store / "2")
     assert read_sidecar(folder / "net.onnx").labels == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["a." * 2**15, "a=" + "{a=" * 2**14, "#" * 2**16 + "\n"])
+def test_settings_that_take_long_to_parse(tmp_path: Path, text: str) -> None:
+    (tmp_path / "net.toml").write_text(text)
+    start = time.process_time()
+    with pytest.raises(InputError):
+        read_sidecar(tmp_path / "net.onnx")
+    assert time.process_time() - start < SECONDS

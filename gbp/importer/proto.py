@@ -218,7 +218,7 @@ def _names_of(node: onnx.NodeProto) -> Iterator[str]:
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
     """Each has a value of its own, and a name that is no other's, in subgraphs as well."""
     for node in nodes:
-        names = [attribute.name for attribute in node.attribute]
+        seen: set[str] = set()
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 raise ModelError(
@@ -227,10 +227,11 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
                     node=label(node),
                     op=node.op_type,
                 )
-            if names.count(attribute.name) > 1:
+            if attribute.name in seen:
                 raise ModelError(
                     f"attribute {attribute.name!r} is given twice.", node=label(node), op=node.op_type
                 )
+            seen.add(attribute.name)
             for graph in (attribute.g, *attribute.graphs):
                 _check_attributes(graph.node)
 

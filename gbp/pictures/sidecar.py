@@ -14,6 +14,9 @@ from ..errors import InputError
 from ..files import beside, read_text
 from .image import Preprocess
 
+#: Bytes of TOML: Python's parser takes time that is quadratic in the parts of a key.
+_MAX_TOML = 2**16
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -35,7 +38,7 @@ def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     """
     path = Path(model_path).with_suffix(".toml")
     try:
-        text = read_text(path)
+        text = read_text(path, most=_MAX_TOML)
     except FileNotFoundError:
         return Sidecar()
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the path
