@@ -294,6 +294,7 @@ class ConvStep(Step):
         self.backward_algorithms = [backward(w) for w in parts]
         self.repeats = all(compute.repeats for compute in self.algorithms)
         self.repeats_back = all(compute.repeats for compute in self.backward_algorithms)
+        self.repeats_back_alone = all(compute.repeats_alone for compute in self.backward_algorithms)
         self.kernels = *self.algorithms[0].kernels, *self.backward_algorithms[0].kernels
         kernel = "×".join(map(str, op.window.kernel))
         compute, backward = self.algorithms[0].algorithm, self.backward_algorithms[0].algorithm
