@@ -24,6 +24,8 @@ Work = Callable[[], None]
 #: Instructions that are run at once: between them the interpreter can be interrupted.
 _AT_ONCE = 32
 _BYTES = 8 * INSTRUCTION
+#: Elements below which a prepared call is not cut into parts: it would be done before a helper came.
+_SMALL = 2**14
 
 
 class _Where(NamedTuple):
@@ -34,10 +36,12 @@ class _Where(NamedTuple):
 class _Instruction:
     """One call of a kernel."""
 
-    def __init__(self, kernel: Kernel, args: Sequence[Any], where: _Where | None) -> None:
+    def __init__(self, kernel: Kernel, args: Sequence[Any], where: _Where | None, cuts_small: bool) -> None:
         self.args, self.threads = args, int(args[-1])
         self.block = kernel.pack(args[:-1])  # the address of this memory goes into the row
         parts = 1 if self.threads == 1 else min(MAX_PARTS, kernel.split * self.threads)
+        if not cuts_small and kernel.elements(args) < _SMALL:
+            parts = 1
         phases = kernel.phases(args) if kernel.phases else 1
         self._where = where  # its word must live
         condition = (0, 0) if where is None else (where.word.ctypes.data, where.value)
@@ -111,7 +115,7 @@ _recording = _Recording()
 
 def submit(kernel: Kernel, args: Sequence[Any]) -> None:
     """Run one kernel; where a program is recorded on this thread, it will again."""
-    instruction = _Instruction(kernel, args, _recording.where)
+    instruction = _Instruction(kernel, args, _recording.where, cuts_small=_recording.program is None)
     if _recording.program is not None:
         _recording.program.add(instruction)
     _Row([instruction])()
