@@ -146,7 +146,7 @@ class Explainer:
         """
 
         def scores_of(batch: _Batch) -> NDArray[np.float32]:
-            with self._device.turn(), self._run(batch) as tape:
+            with self._device.turn(), computing(), self._run(batch) as tape:
                 return tape.scores
 
         batches = self._batches(images, None, targets=1)
@@ -181,7 +181,7 @@ class Explainer:
         each = 5 if isinstance(target, str) and target == "top5" else 1
 
         def explained(batch: _Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-            with self._device.turn(), self._run(batch) as tape:
+            with self._device.turn(), computing(), self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
                 gx = self._backward(tape, batch, rule, chosen.reshape(len(batch.x), -1))
@@ -250,8 +250,7 @@ class Explainer:
 
     def _run(self, batch: _Batch) -> Tape:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
-        with computing():
-            tape = Tape(plan, batch.x, pool, self._threads, self._device)
+        tape = Tape(plan, batch.x, pool, self._threads, self._device)
         if not np.isfinite(tape.scores).all():
             raise ModelError(
                 "the scores hold NaN or infinity.", hint="The network's values overflow float32."
@@ -288,11 +287,8 @@ class Explainer:
                 hint="Explain fewer targets at a time.",
             )
         step = plan.max_targets(self._memory or self._device.slice_bytes, tape.n)
-        with computing():
-            return _joined(
-                [tape.backward(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)],
-                axis=1,
-            )
+        parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, targets.shape[1], step)]
+        return _joined(parts, axis=1)
 
     def _plan(self, shape: Shape) -> tuple[Plan, Pool]:
         """The plan for samples of this shape, made on first use."""
@@ -388,8 +384,10 @@ class Explainer:
         if elements(x.shape[1:]) > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
         for part in self._slices(len(x), tuple(x.shape[1:]), targets, batch_size):
-            with np.errstate(over="ignore"):
-                samples = np.ascontiguousarray(x[part], np.float32)
+            samples = x[part]
+            if samples.dtype != np.float32 or not samples.flags.c_contiguous:
+                with np.errstate(over="ignore"):
+                    samples = np.ascontiguousarray(samples, np.float32)
             finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
             if not finite.all():
                 first = part.start + int(np.argmin(finite))
