@@ -86,7 +86,7 @@ class Engine:
         """The scores (N, classes)."""
 
         def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
-            with session.device.turn(), session.run(x) as tape:
+            with session.device.turn(), computing(), session.run(x) as tape:
                 return tape.scores
 
         parts = [
@@ -99,7 +99,7 @@ class Engine:
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
-            with session.device.turn(), session.run(x) as tape:
+            with session.device.turn(), computing(), session.run(x) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(first, first + tape.n), count)
                 gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))

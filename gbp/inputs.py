@@ -128,8 +128,10 @@ class Inputs:
         if elements(x.shape[1:]) > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
         for part in slices(len(x), tuple(x.shape[1:])):
-            with np.errstate(over="ignore"):
-                samples = np.ascontiguousarray(x[part], np.float32)
+            samples = x[part]
+            if samples.dtype != np.float32 or not samples.flags.c_contiguous:
+                with np.errstate(over="ignore"):
+                    samples = np.ascontiguousarray(samples, np.float32)
             finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
             if not finite.all():
                 first = part.start + int(np.argmin(finite))

@@ -157,6 +157,8 @@ class Step(ABC):
     #: `forward`, and `vjp`, call the same kernels with the same arguments each time and do nothing else.
     repeats: bool = False
     repeats_back: bool = False
+    #: `vjp` of a single row does.
+    repeats_back_alone: bool = False
     #: Element type of the switches, one for each output, where there are any.
     switches: type[np.generic] | None = None
 

@@ -52,9 +52,8 @@ class Session:
     max_fitting: int | None = None
 
     def run(self, x: NDArray[np.float32]) -> Tape:
-        """Run samples x (N, …) forward.  Raises ModelError where the scores overflow."""
-        with computing():
-            tape = Tape(self.plan, x, self.pool, self.threads, self.device)
+        """Run samples x (N, …) forward, within `limits.computing`.  Raises ModelError where scores overflow."""
+        tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if not np.isfinite(tape.scores).all():
             raise self._not_finite(x, tape.scores)
         return tape
@@ -92,8 +91,7 @@ class Session:
                 hint="Explain fewer targets at a time.",
             )
         step = self.plan.max_targets(self.memory or self.device.slice_bytes, tape.n)
-        with computing():
-            parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
+        parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:

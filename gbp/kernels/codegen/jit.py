@@ -117,6 +117,8 @@ class Compiled(Protocol):
 ENTRY = types.void(*[INT] * 6)
 #: Parts that a kernel's work is cut into for each thread: a thread that comes late finds less to do.
 SPLIT = 4
+#: Parameters that hold no data but room for some.
+_SCRATCH = ("scratch", "sums", "lists")
 
 
 def _entry(block: int, first: int, last: int, parts: int, slot: int, phase: int) -> None:
@@ -202,7 +204,17 @@ class Kernel(Native):
     ) -> None:
         super().__init__(function, argument_types, calls)
         self.split, self.phases = split, phases
+        names = function.__code__.co_varnames[: len(self.argument_types)]
+        self._sized = [
+            i
+            for i, (name, kind) in enumerate(zip(names, self.argument_types, strict=True))
+            if isinstance(kind, types.Array) and name not in _SCRATCH
+        ]
         self.pack = packer_of(self.argument_types[:-1])
+
+    def elements(self, args: Sequence[Any]) -> int:
+        """How many elements these arguments hold, scratch aside: about how much there is to do."""
+        return sum(args[i].size for i in self._sized)
 
     def _source(self) -> tuple[Callable[..., Any], Any]:
         given = {"_kernel": device_function(self._function), "_unpack": unpack_of(self.argument_types[:-1])}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...devices.program import only_where
 from ...graph.geometry import Window
 from ...kernels.codegen.emit import LANES, TILE_ROWS
 from ...kernels.codegen.gate import OPEN
@@ -24,6 +25,7 @@ from ...kernels.codegen.tile import TILE_CHANNELS, TILE_FLOATS
 from ...kernels.columns import col2im
 from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ...kernels.conv_lists import (
+    choose_lists,
     conv_lists_bwd,
     list_plane,
     listing_of,
@@ -50,6 +52,8 @@ class Algorithm(ABC):
     algorithm: str
     #: Calls the same kernels with the same arguments each time and does nothing else.
     repeats = True
+    #: The same of a single row.
+    repeats_alone = True
     #: As `Step.kernels`.
     kernels: tuple[Compiled, ...] = ()
 
@@ -318,7 +322,7 @@ class ListsBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, most: float) -> None:
         self.dense, self.most, self.w = dense, most, pack_lists(w)
-        self.kernels = conv_lists_bwd, *dense.kernels
+        self.kernels = conv_lists_bwd, choose_lists, *dense.kernels
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), most)
         self.algorithm = "lists"
@@ -328,21 +332,40 @@ class ListsBackward(BackwardAlgorithm):
         return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        if len(gy) == 1:
+            self._alone(gy, gx, context)
+            return
         dense = [n for n in range(len(gy)) if not self._by_lists(gy[n : n + 1], gx.rows(n, n + 1), context)]
         for start, stop in _runs(dense, len(gy) if gx.targets == 1 else gx.targets):
             self.dense(gy[start:stop], gx.rows(start, stop), context)
 
+    def _alone(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        """Do one sample; the choice is made where the kernels run."""
+        chosen = self._choose(gy, context)
+        with only_where(chosen, 1):
+            self._add_listed(gx, context)
+        with only_where(chosen, 0):
+            self.dense(gy, gx, context)
+
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> bool:
         """Do one sample, if its gy is mostly zero."""
+        listed = bool(self._choose(gy, context)[0])
+        if listed:
+            self._add_listed(gx, context)
+        return listed
+
+    def _choose(self, gy: Floats, context: Context) -> NDArray[np.int64]:
+        """List the nonzero values of one sample's gy; (1,), 1 where they are few enough."""
+        counts, chosen = np.empty(self.listing.H, np.int64), np.zeros(1, np.int64)
+        list_plane(gy, context.scratch[: lists_floats(self.listing)], self.listing, counts, context.threads)
+        choose_lists(counts, self.most * gy.size, chosen, 1)
+        return chosen
+
+    def _add_listed(self, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
         lists, sums = context.scratch[:size], context.scratch[size:]
-        counts = np.empty(self.listing.H, np.int64)
-        list_plane(gy, lists, self.listing, counts, context.threads)
-        if counts.min() < 0 or counts.sum() > self.most * gy.size:
-            return False
         target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
         conv_lists_bwd(lists, self.listing, self.w, *target, sums, *self.begin, context.threads)
-        return True
 
 
 def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:
