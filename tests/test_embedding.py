@@ -52,7 +52,7 @@ assert same()
 """
 
 IN_THE_MIDDLE = """
-from gbp.kernels.jit import Kernel
+from gbp.kernels.codegen.jit import Kernel
 
 class Broken(Exception):
     pass

@@ -169,7 +169,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
 OPEN = """
 import json, os, subprocess, sys, time
 from gbp import InputError
-from gbp.image import Preprocess, read_image
+from gbp.pictures.image import Preprocess, read_image
 
 ran = []
 sys.addaudithook(lambda name, given: ran.append(name) if name in (

@@ -52,7 +52,7 @@ class Session:
     max_fitting: int | None = None
 
     def run(self, x: NDArray[np.float32]) -> Tape:
-        """Run samples x (N, …) forward, within `limits.computing`.  Raises ModelError where scores overflow."""
+        """Run samples x (N, …) forward, within `computing`.  Raises ModelError where scores overflow."""
         tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if not np.isfinite(tape.scores).all():
             raise self._not_finite(x, tape.scores)

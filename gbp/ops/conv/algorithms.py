@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...devices.program import only_where
 from ...graph.geometry import Window
 from ...kernels.codegen.emit import LANES, TILE_ROWS
 from ...kernels.codegen.gate import OPEN
@@ -35,6 +34,7 @@ from ...kernels.conv_lists import (
 )
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
+from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.winograd import pack_winograd
 from ...limits import elements
