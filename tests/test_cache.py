@@ -215,7 +215,7 @@ load = cache.KernelFile.load
 
 def tried(self, key):
     path = self._path(key)
-    if "small_one" not in path:
+    if found or "small_one" not in path:  # once: it is looked for again when nobody else compiles it
         return load(self, key)
     good = open(path, "rb").read()
     rng = random.Random(0)
