@@ -13,15 +13,14 @@ if TYPE_CHECKING:
     from .head import PROBABILITY
     from .pictures.image import Preprocess
     from .sample import Sample
-    from .targets import Top
-
-__version__ = "0.2.0"
+    from .targets import At, Top
 
 __version__ = "0.2.0"  # the one place: the package's metadata is read from here
 
 __all__ = [
     "PROBABILITY",
     "RULES",
+    "At",
     "Attribution",
     "Explainer",
     "GbpError",
@@ -40,6 +39,7 @@ __all__ = [
 #: What is imported only when it is needed, and from where: `gbp --help` does without Numba and onnx.
 _LAZY = {
     "PROBABILITY": "head",
+    "At": "targets",
     "Attribution": "attribution",
     "Explainer": "explainer",
     "Preprocess": "pictures.image",

@@ -54,6 +54,8 @@ class Attribution(Drawable, Sequence[Sample]):
         The order of the map's colours.
     head
         How the model turns the scores into probabilities; None where it does not.
+    score_shape
+        The shape of one sample's scores before they were flattened, (8400, 85) say; () where they were flat.
     """
 
     map: NDArray[np.float32]
@@ -66,6 +68,7 @@ class Attribution(Drawable, Sequence[Sample]):
     images: tuple[Image.Image, ...] | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,6 +94,7 @@ class Attribution(Drawable, Sequence[Sample]):
             self.images[i] if self.images else None,
             self.channels,
             self.head,
+            self.score_shape,
         )
 
     def __iter__(self) -> Iterator[Sample]:

@@ -190,9 +190,9 @@ class Explainer:
         rule
             "guided", "deconvnet", "vanilla", or a `Rule`.
         target
-            None for each sample's own best class; a class index; a label; `Top(5)`; an array (N,) of
-            indices or a list of labels, one a sample; (N, K) of indices for several a sample; or one-hot
-            (N, C), float or bool.
+            None for each sample's own best class; a class index; a label; `Top(5)`; `At(8763, 1)` where a
+            sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
+            (N, K) of indices for several a sample; or one-hot (N, C), float or bool.
         batch_size
             Samples at a time, by default as many as `memory` holds, up to 32 (on a card 256); and never more
             than that, where the Explainer was given one.

@@ -18,6 +18,7 @@ from .pictures import render
 from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
 from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
+from .targets import At, Classes
 
 #: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
 Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
@@ -156,7 +157,7 @@ class Sample(Drawable):
         float32 (classes,).
     target
         The class that was explained, int; or int64 (K,).
-    rule, layout, labels, channels, head
+    rule, layout, labels, channels, head, score_shape
         As of the `Attribution`.
     image
         What the network saw, RGB or L, as large as the map; None where that is unknown.
@@ -171,6 +172,7 @@ class Sample(Drawable):
     image: Image.Image | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
@@ -198,7 +200,12 @@ class Sample(Drawable):
             return [self]
         return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
 
-    def only(self, target: int) -> Sample:
+    @property
+    def classes(self) -> Classes:
+        """How the scores are arranged, and what they are called."""
+        return Classes(self.score_shape or self.scores.shape, self.labels)
+
+    def only(self, target: int | At) -> Sample:
         """The sample with the map of one class alone.
 
         Parameters
@@ -211,8 +218,9 @@ class Sample(Drawable):
         InputError
             For another class.
         """
+        number = self.classes.number(target) if isinstance(target, At) else target
         for one in self.each_target():
-            if one.target == target:
+            if one.target == number:
                 return one
         known = ", ".join(map(str, np.atleast_1d(self.target)))
         raise InputError(f"class {target} was not explained.", supported=known)
@@ -238,15 +246,19 @@ class Sample(Drawable):
         return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
 
     def name_of(self, number: int) -> str:
-        """The label of a class, or "class 7"."""
-        if self.labels is None or number >= len(self.labels):
-            return f"class {number}"
-        return self.labels[number]
+        """The label of a class, or "class 7"; with its position where the scores have several axes."""
+        return self.classes.name(number)
 
     def row(self, number: int) -> dict[str, Any]:
-        """Class, label, score and probability of one class, in JSON's types."""
+        """Class, label, score and probability of one class, in JSON's types.
+
+        Also "position", as "8763:1", where the scores have several axes.
+        """
+        classes = self.classes
+        several = len(classes.axes) > 1
         return {
             "class": number,
+            **({"position": classes.position(number)} if several else {}),
             "label": self.name_of(number),
             "score": float(self.scores[number]),
             "probability": None if self.head is None else float(self.probabilities[number]),

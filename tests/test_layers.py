@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"devices", "errors", "graph", "limits", "ops", "passes"},
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "ops", "plan", "rules"},
     "pictures": {"errors"},
-    "sample": {"errors", "head", "pictures"},
+    "sample": {"errors", "head", "pictures", "targets"},
     "attribution": {"errors", "head", "pictures", "sample"},
     "inputs": {"errors", "graph", "importer", "limits", "pictures", "sample"},
     "notes": {"errors", "importer", "plan", "rules"},
