@@ -45,7 +45,8 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, chan
     composited on white, palettes and CMYK are converted, 16-bit greyscale is scaled down by 257.
 
     Raises `InputError`, naming the file, when it is missing, a directory, not an image, damaged, larger
-    than `PIL.Image.MAX_IMAGE_PIXELS`, or of a kind whose brightness range is undefined (32-bit, float).
+    than `PIL.Image.MAX_IMAGE_PIXELS`, or of a kind whose brightness range is undefined (32-bit, float;
+    16-bit where no pixel reaches 2¹², as of cameras of 8 to 12 bits).
     """
     if isinstance(source, Image.Image):
         return _decode(source, getattr(source, "filename", "") or "the PIL image", channels)
@@ -120,6 +121,11 @@ def _from_16bit(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise InputError("32-bit pixels have no defined white.", hint="Convert the image to 8 bits.")
+    if 0 < pixels.max() < 2**12:  # 8 to 12 bits in a file of 16, or a picture in which nothing is seen
+        raise InputError(
+            f"its brightest pixel is {pixels.max()}, nearly black where white is 65535.",
+            hint="Scale its pixels to 8 bits, 0 to 255: their white may be another.",
+        )
     return Image.fromarray(np.round(pixels / 257.0).astype(np.uint8))
 
 
