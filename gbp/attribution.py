@@ -18,7 +18,8 @@ from .head import Head
 from .pictures.drawing import Reduction, Style, reduce
 from .pictures.files import ARRAYS, File, suffix_of, write
 from .pictures.image import Channels
-from .sample import Drawable, Layout, Sample, channels_first
+from .pictures.layout import Layout, channels_first
+from .sample import Drawable, Sample
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
@@ -149,7 +150,18 @@ class Attribution(Drawable, Sequence[Sample]):
         return reduce(channels_first(self.map, self.layout, self.channels), how)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
-        """As `Sample.save`; an .npz holds map, scores, target, rule, notes and layout of all samples."""
+        """Write a picture; or arrays: map, scores, target, rule, notes and layout of all samples.
+
+        Parameters
+        ----------
+        file, style, format
+            As for `Sample.save`.
+
+        Raises
+        ------
+        InputError
+            As `Sample.save`, and for a picture of several samples.
+        """
         if suffix_of(file, format) != ARRAYS:
             super().save(file, style, format=format)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Explainer:
         return f"<Explainer of {name}, input {list(self.input_shape)}, {self._engine.settings.device.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _explainer, (self._arguments,)
+        return partial(Explainer, **self._arguments), ()
 
     def __enter__(self) -> Explainer:
         return self
@@ -232,21 +233,18 @@ class Explainer:
         return self._engine.warmup(size)
 
     def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of this shape, without the batch, and how many threads run it.
+        """The plan for samples of one shape, and how many threads run it: for `diagnostics`.
 
-        For `diagnostics`, which look at steps on the CPU alone: raises InputError on another device.
+        Parameters
+        ----------
+        shape
+            Of one sample, without the batch.
+
+        Raises
+        ------
+        InputError
+            On another device than the CPU, where alone steps are looked at.
         """
         if not self._engine.settings.device.is_host:
             raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
         return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads
-
-
-def _explainer(arguments: dict[str, Any]) -> Explainer:
-    return Explainer(**arguments)
-
-
-def explain(
-    model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any
-) -> Attribution:
-    """`Explainer(model, **options).explain(images, rule=rule, target=target)`, for a single use."""
-    return Explainer(model, **options).explain(images, rule=rule, target=target)

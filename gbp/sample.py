@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,8 @@ from .pictures import render
 from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
 from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
+from .pictures.layout import Layout, channels_first
 from .targets import At, Classes
-
-#: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
-Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
 
 
 class Drawable(ABC):
@@ -40,7 +38,13 @@ class Drawable(ABC):
         return sample.name_of(sample.the_target())
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
-        """The k highest scores, best first, as (class, label, score); ties by class."""
+        """The highest scores, best first, as (class, label, score); ties by class.
+
+        Parameters
+        ----------
+        k
+            How many.
+        """
         sample = self._sample()
         best = np.argsort(-sample.scores, kind="stable")[:k]
         return [(int(c), sample.name_of(int(c)), float(sample.scores[c])) for c in best]
@@ -61,21 +65,49 @@ class Drawable(ABC):
         return self._sample().panel("gray", limit=limit)
 
     def diverging(self, *, limit: float | None = None) -> Image.Image:
-        """Sum of the channels with its sign: positive red, negative blue, on white; otherwise as `gray`."""
+        """Sum of the channels with its sign: positive red, negative blue, on white.
+
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`.
+        """
         return self._sample().panel("diverging", limit=limit)
 
     def overlay(self, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """Largest magnitude among the channels as heat over the image; otherwise as `gray`.
+        """Largest magnitude among the channels as heat over the image.
 
-        `alpha` is the opacity of the strongest heat, 0 to 1.  Raises `InputError` too where the image is
-        unknown.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+        alpha
+            The opacity of the strongest heat, 0 to 1.
+
+        Raises
+        ------
+        InputError
+            As `gray`, and where the image is unknown.
         """
         return self._sample().panel("overlay", limit=limit, alpha=alpha)
 
     def rgb(self, *, limit: float | None = None) -> Image.Image:
-        """The map's own colours around mid-grey, as in Springenberg et al. 2014; otherwise as `gray`.
+        """The map's own colours around mid-grey, as in Springenberg et al. 2014.
 
-        Raises `InputError` too unless the input has 1 or 3 channels.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`, and unless the input has 1 or 3 channels.
         """
         return self._sample().panel("rgb", limit=limit)
 
@@ -97,7 +129,18 @@ class Drawable(ABC):
         return render.strip(images, captions)
 
     def draw(self, style: Style = "overlay") -> Image.Image:
-        """Draw by the name of the style.  Raises `InputError`, as the styles do."""
+        """Draw by the name of the style.
+
+        Parameters
+        ----------
+        style
+            "overlay", "gray", "diverging", "rgb" or "strip".
+
+        Raises
+        ------
+        InputError
+            As the styles do.
+        """
         return self.strip() if style == "strip" else self._sample().panel(style)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
@@ -232,7 +275,18 @@ class Sample(Drawable):
         return int(np.ravel(self.target)[0])
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
-        """One number a pixel, float32 (H, W), of the one target; as `Attribution.reduce`."""
+        """One number a pixel, float32 (H, W), of the one target.
+
+        Parameters
+        ----------
+        how
+            As for `Attribution.reduce`.
+
+        Raises
+        ------
+        InputError
+            As `Attribution.reduce`, and where several targets were explained.
+        """
         return reduce(self.planes(), how)
 
     def planes(self) -> NDArray[np.float32]:
@@ -242,17 +296,41 @@ class Sample(Drawable):
         return channels_first(m, self.layout, self.channels)
 
     def panel(self, style: str, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """The map of the one target, as `pictures.drawing.draw_map` draws it."""
+        """The map of the one target, in one of the styles but "strip".
+
+        Parameters
+        ----------
+        style
+            The name of the style.
+        limit, alpha
+            As for `overlay`.
+
+        Raises
+        ------
+        InputError
+            As the styles do.
+        """
         return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
 
     def name_of(self, number: int) -> str:
-        """The label of a class, or "class 7"; with its position where the scores have several axes."""
+        """The label of a class, or "class 7"; with its position where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
         return self.classes.name(number)
 
     def row(self, number: int) -> dict[str, Any]:
         """Class, label, score and probability of one class, in JSON's types.
 
         Also "position", as "8763:1", where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
         """
         classes = self.classes
         several = len(classes.axes) > 1
@@ -265,9 +343,17 @@ class Sample(Drawable):
         }
 
     def caption(self, number: int | None = None) -> str:
-        """A class, by default the explained one, for a caption.
+        """Score or probability and label of a class; the number first, because long names lose their ends.
 
-        The number comes first, because long names lose their ends.
+        Parameters
+        ----------
+        number
+            The class: an index into the scores; by default the one that was explained.
+
+        Raises
+        ------
+        InputError
+            Where several were explained, and none is named.
         """
         number = self.the_target() if number is None else number
         if self.head is None:
@@ -311,18 +397,3 @@ def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.
         images.append(sample.draw(chosen))
         captions.append(f"{sample.rule}\n{sample.caption()}")
     return render.strip(images, captions)
-
-
-def channels_first(m: NDArray[np.float32], layout: Layout, channels: Channels) -> NDArray[np.float32]:
-    """A map (…, C, H, W), colours red first.
-
-    A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
-    """
-    if layout == "ND":
-        raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
-    if layout == "NC":
-        return m[..., None, None, :]
-    if layout == "NCL":
-        return m[..., None, :, :]
-    m = np.moveaxis(m, -1, -3) if layout == "NHWC" else m
-    return m[..., ::-1, :, :] if channels == "BGR" else m

@@ -18,7 +18,12 @@ from .limits import at_least_one
 
 @dataclass(frozen=True)
 class Top:
-    """As `target=`: each sample's own k best classes.
+    """As `target=`: each sample's own best classes.
+
+    Parameters
+    ----------
+    k
+        How many.
 
     Raises
     ------

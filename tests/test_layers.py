@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": {"errors"},
     "sample": {"errors", "head", "pictures", "targets"},
     "attribution": {"errors", "head", "pictures", "sample"},
-    "inputs": {"errors", "graph", "importer", "limits", "pictures", "sample"},
+    "inputs": {"errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "sample"),
         "targets",
     },
-    "gbp": {"errors", "rules"},
+    "gbp": {"errors", "explainer", "rules"},
     "__main__": {"cli"},
 }
 
