@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from timing import Instruction, medians
 
-from gbp.devices.threads import parallel
 from gbp.graph.geometry import Window
 from gbp.graph.shapes import CHANNELS_LAST
 from gbp.kernels.codegen.memory import aligned
+from gbp.kernels.parallel.threads import parallel
 from gbp.ops.conv.conv import Conv, ConvStep
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 

@@ -8,17 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba import prange
 from peers import available
 from timing import medians
 
-from gbp.devices.threads import parallel
 from gbp.kernels.codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from gbp.kernels.codegen.jit import DENSE, INT, device_function, kernel
 from gbp.kernels.codegen.memory import aligned
+from gbp.kernels.codegen.packing import Share
 from gbp.kernels.codegen.simd import address_of, keep_rolled, load, store, zeros
 from gbp.kernels.codegen.tile import TILE_FLOATS, TILE_VECTORS, tile_store, tile_update, tile_zeros
+from gbp.kernels.parallel.threads import parallel
 
 #: Steps of the multiply-add kernel: about 10 ms.
 STEPS = 1 << 20
@@ -37,10 +36,10 @@ def _tiles(x: int, w: int, y: int, steps: int) -> None:
     tile_store(t, TILE_VECTORS, y)
 
 
-@kernel(DENSE, DENSE, DENSE, INT, INT)
-def multiply_adds(x: Any, w: Any, y: Any, steps: int, threads: int) -> None:
+@kernel(DENSE, DENSE, DENSE, INT, INT, split=1)
+def multiply_adds(x: Any, w: Any, y: Any, steps: int, threads: int, share: Share) -> None:
     """The tile kernel on operands in the first-level cache: steps · TILE_FLOATS multiply-adds a thread."""
-    for thread in prange(threads):
+    for thread in range(share.first, share.last):
         _tiles(address_of(x), address_of(w), address_of(y) + 4 * TILE_FLOATS * thread, steps)
 
 
@@ -55,13 +54,13 @@ def _read(start: int, stop: int, y: int) -> None:
     store(y, (a + b) + (c + d))
 
 
-@kernel(DENSE, DENSE, INT)
-def read_all(x: Any, y: Any, threads: int) -> None:
+@kernel(DENSE, DENSE, INT, split=1)
+def read_all(x: Any, y: Any, threads: int, share: Share) -> None:
     """Read x once, a thread a contiguous part of it."""
-    part = 4 * len(x) // threads
-    for thread in prange(threads):
-        start = address_of(x) + part * thread
-        _read(start, start + part, address_of(y) + VECTOR_BYTES * thread)
+    each = 4 * len(x) // threads
+    for thread in range(share.first, share.last):
+        start = address_of(x) + each * thread
+        _read(start, start + each, address_of(y) + VECTOR_BYTES * thread)
 
 
 def peak_gflops(threads: int) -> float:
@@ -111,5 +110,4 @@ def machine(threads: tuple[int, ...]) -> dict[str, Any]:
         "packages": packages,
         "peers": available(),
         "vector_bits": 8 * VECTOR_BYTES,
-        "threading_layer": numba.threading_layer(),
     } | limits

@@ -29,7 +29,7 @@ from machine import machine
 from measure import SECTIONS, Row, Selection, Setting, Workload, measure
 from workloads import NETWORKS
 
-from gbp.devices.threads import available as available_threads
+from gbp.kernels.parallel.threads import available as available_threads
 
 BATCHES = (1, 8, 32)
 MEMORY_BATCH = 16

@@ -34,10 +34,11 @@ def for_batch(model: onnx.ModelProto, n: int) -> bytes:
     other = onnx.ModelProto()
     other.CopyFrom(model)
     graph = other.graph
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = n
-    del graph.value_info[:]
     stored = {tensor.name: tensor for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output):
+        if value.name not in stored:  # old files list their weights among the inputs
+            value.type.tensor_type.shape.dim[0].dim_value = n
+    del graph.value_info[:]
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[0] not in stored:
             sizes = numpy_helper.to_array(stored[node.input[1]]).copy()

@@ -82,7 +82,7 @@ class Engine:
         """The scores (N, classes)."""
 
         def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
-            with session.run(x) as tape:
+            with session.device.turn(), session.run(x) as tape:
                 return tape.scores
 
         parts = [
@@ -95,7 +95,7 @@ class Engine:
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
-            with session.run(x) as tape:
+            with session.device.turn(), session.run(x) as tape:
                 classes = Classes(session.plan.output_shape, self.labels)
                 classes.check_labels()
                 chosen = resolve(target, tape.scores, classes, slice(first, first + tape.n), count)

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .attribution import Attribution
 from .devices import CPU, device_named
-from .devices.threads import thread_count
 from .engine import Engine, Settings
 from .errors import InputError
 from .graph.shapes import Shape
@@ -21,6 +20,7 @@ from .importer.load import open_model
 from .importer.proto import Model
 from .importer.subgraph import Choice
 from .inputs import Images
+from .kernels.parallel.threads import thread_count
 from .limits import at_least_one
 from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess
@@ -61,12 +61,12 @@ class Explainer:
         "gradient" takes their true gradient, "clamp" clamps the gradient to its positive part first, as
         behind a rectifier.
     algorithm
-        How convolutions are computed on the CPU: "auto" takes for each layer what costs least; "direct",
-        "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
+        How convolutions are computed on the CPU: "auto" goes forward directly, so that equal windows give
+        equal values; "fast" goes forward by Winograd's transforms where that costs less, which breaks ties;
+        "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
     memory
-        Bytes that the activations and gradients of one slice of a batch may take, by default 160 MiB, on a
-        card half of what is free; at least one sample and one target are computed at a time.  Weights, input
-        and maps come on top, and so do other threads' slices; as much again is kept for the next call.
+        Bytes that activations and gradients of one slice of a batch may take, by default 160 MiB, on a card
+        half of what is free.  Weights and maps come on top; as much again is kept for the next call.
 
     Raises
     ------
@@ -125,8 +125,8 @@ class Explainer:
         self.close()
 
     def close(self) -> None:
-        """Give up the plans and their memory."""
-        self._engine.sessions.clear()
+        """Give up the plans and their memory.  Later calls raise InputError."""
+        self._engine.sessions.close()
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:

@@ -5,9 +5,9 @@ beyond any CNN that fits the purpose, and far below what would hurt the machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,19 +49,21 @@ def readable_bytes(bytes_: float) -> str:
     return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
 
 
-@contextmanager
-def computing() -> Iterator[None]:
+class computing(np.errstate):  # called like a function, as what it extends
     """Arithmetic whose overflow is looked for in its results, within the memory that there is.
 
     Raises InputError where the machine has less than the limits above assume.
     """
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except MemoryError:
-        raise InputError(
-            "the machine has no memory left for this.", hint="Explain fewer at a time."
-        ) from None
+
+    def __init__(self) -> None:
+        super().__init__(all="ignore")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        super().__exit__(kind, *rest)
+        if kind is not None and issubclass(kind, MemoryError):
+            raise InputError(
+                "the machine has no memory left for this.", hint="Explain fewer at a time."
+            ) from None
 
 
 def max_bytes_made_of(stored: int) -> int:

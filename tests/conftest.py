@@ -76,7 +76,7 @@ def _numba_threads(request: pytest.FixtureRequest) -> None:
         return
     import numba
 
-    from gbp.devices import threads
+    from gbp.kernels.parallel import threads
 
     with threads.parallel():  # gbp picks the threading layer
         pass

@@ -92,7 +92,7 @@ def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[i
     b = Builder(opset)
     y = b.node("Softmax", b.relu(b.conv(b.input(2, 3, 5, 4), 6, 1)), axis=axis)
     found = Explainer(b.model(y)).explain(images(2, 3, 5, 4), rule="vanilla")
-    x = np.exp(found.scores.reshape(2, 6, 5, 4))
+    x = np.exp(found.scores.reshape(2, 6, 3, 2))
     expected = x / x.sum(axis=summed, keepdims=True)
     np.testing.assert_allclose(found.probabilities, expected.reshape(2, -1), rtol=1e-5)
 
@@ -203,6 +203,14 @@ def test_it_pickles_as_what_it_was_made_from() -> None:
     again = pickle.loads(text)
     x = np.zeros((1, *explainer.input_shape[1:]), np.float32)
     assert again.explain(x).map.tobytes() == explainer.explain(x).map.tobytes()
+
+
+def test_a_closed_explainer_says_so() -> None:
+    with Explainer(DEMO) as explainer:
+        x = np.zeros((1, *explainer.input_shape[1:]), np.float32)
+        explainer.predict(x)
+    with pytest.raises(InputError, match="closed"):
+        explainer.predict(x)
 
 
 def test_a_tensor_within_has_no_labels_of_the_model() -> None:

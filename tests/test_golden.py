@@ -34,7 +34,7 @@ PICTURES = {"": zoo.picture(), "_flat": zoo.flat_picture()}
 
 
 class Case(NamedTuple):
-    """One architecture: what is stored of it by picture, and the engine under test, planned once for all rules."""
+    """One architecture: what is stored of it by picture, and the engine under test, planned once."""
 
     golden: Mapping[str, Mapping[str, NDArray[Any]]]
     fingerprint: str

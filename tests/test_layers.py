@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rules": {"errors"},
     "targets": {"errors", "limits"},
     "graph": {"limits"},
-    "kernels": set(),
+    "kernels": {"errors"},
     "devices": {"errors", "kernels", "limits"},
     "ops": {"errors", "graph", "kernels", "limits"},
     "passes": {"graph", "ops"},
@@ -39,8 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("notes", "pictures", "plan", "rules", "runtime", "targets"),
     },
     "explainer": {
-        *("attribution", "devices", "engine", "errors", "graph", "head", "importer", "inputs", "limits"),
-        *("ops", "pictures", "plan", "rules", "targets"),
+        *("attribution", "devices", "engine", "errors", "graph", "head", "importer", "inputs", "kernels"),
+        *("limits", "ops", "pictures", "plan", "rules", "targets"),
     },
     "diagnostics": {
         *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),

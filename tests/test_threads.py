@@ -1,19 +1,27 @@
-"""The same bits for any number of threads, in any batch, from any Python thread, on every threading layer."""
+"""The same bits for any number of threads, in any batch, thread and child; and how many threads there are."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builder import Builder
+from cases import CASES, Case
+from numba.np.ufunc import parallel
 from numpy.typing import NDArray
 
 from gbp import RULES, Explainer, InputError, Top
+from gbp.kernels.parallel import cores, threads
 
 pytestmark = pytest.mark.threads
 
@@ -54,6 +62,20 @@ def test_several_targets_are_the_single_ones() -> None:
         assert explainer.explain(x, target=five.target[:, k]).map.tobytes() == five.map[:, k].tobytes()
 
 
+def in_a_process(what: str, **environment: str) -> None:
+    """Call a function of this file in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import test_threads; test_threads.{what}()"],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def share_one_explainer() -> None:
     """Eight Python threads, mixed rules and batches, against the same calls one after another."""
     explainer = Explainer(DEMO)
@@ -69,40 +91,309 @@ def share_one_explainer() -> None:
         assert list(pool.map(run, calls)) == alone
 
 
-def fork_after_use() -> None:
-    """A forked child explains as well, or says that it cannot; it does not die."""
-    explainer = Explainer(DEMO)
-    x = images(1)
+def explain_in_forked_children() -> None:
+    """A child explains with helpers of its own, and so does its child."""
+    explainer = Explainer(DEMO, threads=3)
+    x = images(2)
     expected = explainer.explain(x).map.tobytes()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if explainer.explain(x).map.tobytes() == expected else 3
-        except InputError as error:
-            code = 0 if "fork" in str(error) else 4
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def forked(generations: int) -> None:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in range(3):
+                    assert explainer.explain(x).map.tobytes() == expected
+                if generations > 1:
+                    forked(generations - 1)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    forked(generations=2)
+    assert explainer.explain(x).map.tobytes() == expected
 
 
-LAYERS = ["omp", "workqueue", *(["tbb"] if importlib.util.find_spec("tbb") else [])]
+def fork_beside_a_thread_that_explains() -> None:
+    """Whatever another thread holds when a child is made, the child explains."""
+    explainer = Explainer(DEMO, threads=3)
+    x = images(4)
+    expected = explainer.explain(x).map.tobytes()
+    stop = threading.Event()
+
+    def explain_on() -> None:
+        while not stop.is_set():
+            explainer.explain(x)
+
+    other = threading.Thread(target=explain_on)
+    other.start()
+    children = []
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if explainer.explain(x).map.tobytes() == expected else 1)
+        children.append(child)
+    stop.set()
+    other.join()
+    assert all(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("what", ["share_one_explainer", "fork_after_use"])
-def test_layers(layer: str, what: str) -> None:
-    if what == "fork_after_use" and not hasattr(os, "fork"):
-        pytest.skip("this system has no fork")
-    done = subprocess.run(
-        [sys.executable, "-c", f"import test_threads; test_threads.{what}()"],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"NUMBA_THREADING_LAYER": layer},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+def start_no_more_than_asked_for() -> None:
+    """One thread starts no other; helpers are asleep between calls, and nothing around them is changed."""
+    mask, environment = signal.pthread_sigmask(signal.SIG_BLOCK, ()), dict(os.environ)
+    x = images(1)
+    # BLAS, too, may start threads when it is first called.
+    Explainer(DEMO, threads=1).explain(x)
+    before = threads_of_process()
+    Explainer(DEMO, threads=1).explain(x)
+    assert threads_of_process() == before
+    explainer = Explainer(DEMO, threads=3)
+    for _ in range(3):
+        explainer.explain(x)
+    assert threads_of_process() == before + 2
+    time.sleep(0.05)
+    used = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - used < 0.02
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert dict(os.environ) == environment
+    assert not parallel._is_initialized, "Numba's own threads were started"
+
+
+def threads_of_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+#: More threads than most processors, so that they meet in every order.
+MANY = {"GBP_NUM_THREADS": "4"}
+
+
+def test_python_threads_share_an_explainer() -> None:
+    in_a_process("share_one_explainer", **MANY)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("what", ["explain_in_forked_children", "fork_beside_a_thread_that_explains"])
+def test_fork(what: str) -> None:
+    in_a_process(what, **MANY)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+def test_no_more_threads_than_asked_for() -> None:
+    in_a_process("start_no_more_than_asked_for", **MANY)
+
+
+def test_callers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers make way for other callers, and come back."""
+    monkeypatch.setattr(threads, "available", lambda: 4)
+    team, members = threads._Team(), []
+    monkeypatch.setattr(team, "_run", lambda first, stop, count: members.append(count))
+    monkeypatch.setattr(threads._functions(), "run_alone", lambda first, stop: members.append(1))
+    for team.callers in (1, 2, 3, 4, 8, 1):
+        team.run(0, 0, threads=8)
+    assert members == [4, 3, 2, 1, 1, 4]
+    with team.free:  # somebody has the helpers
+        team.run(0, 0, threads=8)
+    assert members[-1] == 1
+
+
+def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more explain at once than twice the processors; a turn is given back whatever happens."""
+    monkeypatch.setattr(threads, "available", lambda: 1)
+    monkeypatch.setattr(threads, "_turns", cache(threads._turns.__wrapped__))
+    inside, most = [], []
+
+    def explain(fails: bool) -> None:
+        with threads.turn():
+            inside.append(None)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            if fails:
+                raise ValueError
+
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(explain, k % 3 == 0) for k in range(16)]
+    assert sum(future.exception() is not None for future in done) == 6
+    assert max(most) == 2
+    assert threads._turns().qsize() == 2
+
+
+def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had to wait for helpers works without them, each time longer, until it goes well."""
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    clock = {"now": 100.0, "cpu": 0.0, "slow": 0.05}
+    fake = SimpleNamespace(
+        monotonic=lambda: clock["now"], perf_counter=lambda: clock["now"], thread_time=lambda: clock["cpu"]
     )
-    if "No threading layer could be loaded" in done.stderr:
-        pytest.skip(f"Numba has no {layer} layer here")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(threads, "time", fake)
+    team, ways = threads._Team(), []
+
+    def run_team(*_: int) -> None:
+        ways.append("together")
+        clock["now"] += clock["slow"]
+
+    monkeypatch.setattr(team, "_hire", lambda helpers: None)
+    monkeypatch.setattr(threads._functions(), "run_team", run_team)
+    monkeypatch.setattr(threads._functions(), "run_alone", lambda first, stop: ways.append("alone"))
+
+    def run_after(seconds: float) -> str:
+        clock["now"] += seconds
+        team.run(0, 0, threads=2)
+        return ways[-1]
+
+    assert [run_after(s) for s in (0, 0.01, 0.06, 0.06, 0.06)] == ["together", "alone"] * 2 + ["together"]
+    assert [run_after(s) for s in (0.15, 0.06)] == ["alone", "together"]
+    clock["slow"] = 1e-4
+    assert [run_after(s) for s in (2, 0, 0)] == ["together"] * 3
+
+
+# --------------------------------------------------------------------------- what is prepared stays right
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_prepared_run_serves_other_images(case: Case) -> None:
+    """An Explainer that has explained others gives the bits of a new one: nothing of them was kept."""
+    b = Builder(case.opset, 0)
+    y = case.net(b, b.relu(b.input(*case.shape)))
+    model = b.model(y if case.ends else b.head(y))
+    rng = np.random.default_rng(0)
+    # Mostly positive: logarithms of what a rectifier let through have to be finite.
+    others, x = rng.standard_normal((2, 2, *case.shape[1:]), np.float32) + np.float32(1.5)
+    x[1] *= rng.random(x[1].shape) < 0.5  # by what values there are, other kernels may be chosen
+    used, new = Explainer(model, threads=2), Explainer(model, threads=1)
+    for rule in ("vanilla", "guided"):
+        for each in (others, others * 2, others / 2):
+            used.explain(each, rule=rule, target=0)
+        found, expected = (explainer.explain(x, rule=rule, target=0) for explainer in (used, new))
+        assert found.map.tobytes() == expected.map.tobytes()
+        assert found.scores.tobytes() == expected.scores.tobytes()
+
+
+# ------------------------------------------------------------------------------------- how many there are
+
+
+def test_threads_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GBP_NUM_THREADS", "3")
+    assert cores.usable_cores() == 3
+    monkeypatch.setenv("GBP_NUM_THREADS", "")
+    assert cores.usable_cores() >= 1
+    for wrong in ("0", "-1", "two", "1025", "1.5", "²"):
+        monkeypatch.setenv("GBP_NUM_THREADS", wrong)
+        with pytest.raises(InputError, match="GBP_NUM_THREADS"):
+            cores.usable_cores()
+
+
+def test_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GBP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5, 7}, raising=False)
+    for quota, expected in ((None, 4), (1.0, 1), (0.2, 1), (1.5, 2), (2.0, 2), (16.0, 4)):
+        monkeypatch.setattr(cores, "cpu_quota", lambda quota=quota: quota)
+        assert cores.usable_cores() == expected
+
+
+V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = (
+    "31 23 0:28 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"
+    "33 31 0:30 {shown} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct\n"
+    "34 31 0:31 / /sys/fs/cgroup/cpuset ro - cgroup cgroup rw,cpuset\n"
+)
+V1_GROUPS = "4:memory:{path}\n3:cpuset:/\n2:cpu,cpuacct:{path}\n1:name=systemd:{path}\n0::/\n"
+DOCKER = "/docker/0123abcd"
+
+
+def quota_files(folder: str, quota: str) -> dict[str, str]:
+    return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
+
+
+#: Files as systems show them, and the processors that they allow.
+RECORDED: dict[str, tuple[dict[str, str], float | None]] = {
+    "no Linux": ({}, None),
+    "v2, a host without bounds": (
+        {
+            "proc/self/cgroup": "0::/user.slice/user-1000.slice/session-3.scope\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/user.slice/user-1000.slice/cpu.max": "max 100000\n",
+        },
+        None,
+    ),
+    "v2, docker run --cpus 1, its own namespace": (
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/cpu.max": "100000 100000\n",
+        },
+        1.0,
+    ),
+    "v2, the bound is that of a group around": (
+        {
+            "proc/self/cgroup": "0::/kubepods.slice/pod1.slice/crio-1.scope\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/kubepods.slice/cpu.max": "300000 100000\n",
+            "sys/fs/cgroup/kubepods.slice/pod1.slice/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/kubepods.slice/pod1.slice/crio-1.scope/cpu.max": "max 100000\n",
+        },
+        1.5,
+    ),
+    "v2, outside of the namespace that is mounted": (
+        {
+            "proc/self/cgroup": "0::/../..\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/cpu.max": "50000 100000\n",
+        },
+        0.5,
+    ),
+    "v1, docker, the host's path and the group as the root of the mount": (
+        {
+            "proc/self/cgroup": V1_GROUPS.format(path=DOCKER),
+            "proc/self/mountinfo": V1.format(shown=DOCKER),
+            **quota_files("sys/fs/cgroup/cpu,cpuacct", "200000"),
+        },
+        2.0,
+    ),
+    "v1, a service within a group": (
+        {
+            "proc/self/cgroup": V1_GROUPS.format(path="/system.slice/app.service"),
+            "proc/self/mountinfo": V1.format(shown="/"),
+            **quota_files("sys/fs/cgroup/cpu,cpuacct", "-1"),
+            **quota_files("sys/fs/cgroup/cpu,cpuacct/system.slice", "-1"),
+            **quota_files("sys/fs/cgroup/cpu,cpuacct/system.slice/app.service", "120000"),
+        },
+        1.2,
+    ),
+    "v1 without bounds beside an empty v2": (
+        {
+            "proc/self/cgroup": V1_GROUPS.format(path="/"),
+            "proc/self/mountinfo": V1.format(shown="/")
+            + V2.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
+            **quota_files("sys/fs/cgroup/cpu,cpuacct", "-1"),
+        },
+        None,
+    ),
+    "a mount with a space in its name": (
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2.replace("/sys/fs/cgroup", "/sys/c\\040g"),
+            "sys/c g/cpu.max": "100000 100000\n",
+        },
+        1.0,
+    ),
+    "files that say nothing": (
+        {
+            "proc/self/cgroup": "nonsense\n0::/\n",
+            "proc/self/mountinfo": "nonsense\n" + V2,
+            "sys/fs/cgroup/cpu.max": "\n",
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_quota_of_recorded_files(name: str, tmp_path: Path) -> None:
+    files, expected = RECORDED[name]
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert cores.cpu_quota(tmp_path) == expected

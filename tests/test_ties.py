@@ -1,5 +1,7 @@
-"""Equal inputs give equal outputs: where an image is flat, each window of a max-pool is a tie that its first pixel
-must win, and rounding that differs from place to place would break it.
+"""Equal windows give equal outputs, wherever they lie.
+
+Where an image is flat each window of a max-pool is a tie that its first pixel must win, and rounding that
+differs from place to place would break it.
 """
 
 from __future__ import annotations
@@ -62,14 +64,14 @@ def assert_equal_windows_agree(
 
 
 def image(rng: np.random.Generator, kinds: Ints, channels: int) -> NDArray[np.float32]:
-    """A sample whose pixels of one kind are equal; those of kind 0 are 0, as behind a rectifier, and as padding."""
+    """A sample whose pixels of one kind are equal; those of kind 0 are 0, as padding is."""
     table = rng.standard_normal((3, channels)).astype(np.float32)
     table[0] = 0
     return np.moveaxis(table[kinds], -1, 0)[None]
 
 
-#: Name: size, channels in, channels out, kernel, attributes.  Rows shorter and longer than tiles, with half of one
-#: left over; blocks of channels that are full, half, and neither; sums of more than one chain.
+#: Name: size, channels in, channels out, kernel, attributes.  Rows shorter and longer than tiles, with half
+#: of one left over; blocks of channels that are full, half, and neither; sums of more than one chain.
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, int, tuple[int, ...], dict[str, Any]]] = {
     "3×3": ((23, 31), 64, 64, (3, 3), {"pads": (1, 1, 1, 1)}),
     "3×3 of a small plane": ((7, 7), 130, 70, (3, 3), {"pads": (1, 1, 1, 1)}),
@@ -176,3 +178,21 @@ def test_what_is_flat_stays_flat_when_it_is_resized(scale: float, mode: str) -> 
     pixel = image(np.random.default_rng(0), kinds, 20)
     y = Explainer(b.model(x)).predict(pixel).reshape(20, -1)
     assert np.all(y == y[:, :1])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("computed", [False, True])
+def test_what_is_flat_stays_flat_where_it_is_sampled(padding: str, computed: bool) -> None:
+    b = Builder()
+    grid = np.random.default_rng(1).uniform(-1, 1, (1, 9, 11, 2)).astype(np.float32)
+    grid *= 0.8 if padding == "zeros" else 2  # taps inside; or many beyond
+    grid[0, 0, 0] = 3
+    x = b.input(1, 20, 17, 23)
+    to = b.constant(grid)
+    if computed:
+        few = b.mul(b.gemm(b.flatten(b.node("GlobalAveragePool", x)), grid.size), b.constant(1e-3))
+        to = b.add(b.reshape(few, 0, *grid.shape[1:]), to)
+    model = b.model(b.node("GridSample", x, to, padding_mode=padding))
+    pixel = image(np.random.default_rng(0), np.ones((17, 23), np.int64), 20)
+    y = Explainer(model).predict(pixel).reshape(20, -1)
+    assert np.all(y[:, 1:] == y[:, -1:])

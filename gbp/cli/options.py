@@ -44,7 +44,7 @@ def add_algorithm(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--algorithm",
         default="auto",
-        help="of convolutions: auto (default, exact), fast (Winograd forward too), direct, winograd or lists",
+        help="of convolutions: auto (default), fast (breaks ties), direct, winograd or lists",
     )
 
 

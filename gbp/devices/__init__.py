@@ -1,7 +1,7 @@
 """Where arrays are stored and who runs the kernels on them.
 
-In comes the name of a device, out comes a `Device`, which makes arrays, moves them, and runs what is given to it.
-May import kernels, limits and errors; nothing of CUDA is imported before it is asked for.
+In comes the name of a device, out comes a `Device`, which makes arrays, moves them, and runs what is given
+to it.  May import kernels, limits and errors; nothing of CUDA is imported before it is asked for.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ class Device(ABC):
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
         """What has to be entered to run kernels."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """What has to be entered to explain: there others may have to be waited for."""
+        return nullcontext()
 
     @abstractmethod
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,13 +9,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..kernels.codegen.memory import aligned
+from ..kernels.parallel.program import Program
+from ..kernels.parallel.threads import parallel, turn
 from ..limits import MAX_BYTES_PER_SAMPLE
 from .base import Array, Device, Repeater
-from .threads import parallel
-
-
-def _run(run: Callable[[], None]) -> None:
-    run()
 
 
 class CpuDevice(Device):
@@ -41,11 +37,14 @@ class CpuDevice(Device):
     def running(self) -> AbstractContextManager[None]:
         return parallel()
 
+    def turn(self) -> AbstractContextManager[None]:
+        return turn()
+
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         x[where] = 1
 
     def repeater(self) -> Repeater:
-        return _run
+        return Program()
 
 
 CPU = CpuDevice()

@@ -1,7 +1,7 @@
-"""Ties: where an image is flat, whole regions of a tensor are equal, and the first pixel of a max-pool's window wins.
+"""Ties: where an image is flat, a max-pool's window holds equal values, and its first pixel wins.
 
-An engine that gives equal windows values that differ, if only by rounding, hands the gradient to other pixels: a map
-may be off by half its norm, where every value of the forward run is right to 1e-7.
+An engine that gives equal windows values that differ, if only by rounding, hands the gradient to other
+pixels: a map may be off by half its norm, where every value of the forward run is right to 1e-7.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _RUN = 3
 
 
 def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """A copy of x (N, …) with bands of white, black and a saturated colour in its first half; none in rows of numbers.
+    """A copy of x (N, …) whose first half is bands of white, black and a saturated colour.
 
-    `channels`: the axis of the channels.  White is the largest value of x, black the least; the colour is white in
-    its first channel and black in the others.  The bands lie side by side along the last other axis.
+    `channels`: the axis of the channels.  White is the largest value of x, black the least; the colour is
+    white in its first channel and black in the others.  The bands lie side by side along the last other axis;
+    rows of numbers have none.
     """
     flat = x.copy()
     if x.ndim < 3:
@@ -39,8 +40,8 @@ def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32
 def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
     """By how much neighbouring pixels differ in `got`, at most, that are equal in `true` (N, C, …).
 
-    Relative to the largest value of `true`.  Pixels count where _RUN in a row are equal in all channels, and not 0,
-    which a rectifier makes of values that differ.
+    Relative to the largest value of `true`.  Pixels count where _RUN in a row are equal in all channels, and
+    not 0, which a rectifier makes of values that differ.
     """
     if true.ndim < 3 or got.shape != true.shape or not true.size:
         return 0.0

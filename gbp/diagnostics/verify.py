@@ -81,11 +81,11 @@ class StepError:
 class Verification:
     """What was compared, and how far off it was: relative L2 errors, each with the bound that it is held to.
 
-    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `tie_breaker`: the
-    step that tells apart most what is equal, None where none does.  `scores`: the
-    explained tensor, and `target` the class whose gradient it was.  `directions` in which the score is smooth
-    enough to compare; where there are none, `gradient_error` is None.  `quantized`: the gradient passes
-    straight through roundings, of which differences see only the steps, and is not compared.
+    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `tie_breaker`:
+    the step that tells apart most what is equal, None where none does.  `scores`: the explained tensor, and
+    `target` the class whose gradient it was.  `directions` in which the score is smooth enough to compare;
+    where there are none, `gradient_error` is None.  `quantized`: the gradient passes straight through
+    roundings, of which differences see only the steps, and is not compared.
     """
 
     input: str

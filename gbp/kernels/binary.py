@@ -15,10 +15,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .broadcast import BROADCAST, line_at, lines
 from .codegen.jit import INT, Kernel, kernel, kernel_from
+from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import targets_of
 from .functions import Pair
@@ -87,11 +88,11 @@ slope: Any = None
 wins: Any = None
 
 
-def _binary_fwd(a: Any, b: Any, y: Any, threads: int) -> None:
+def _binary_fwd(a: Any, b: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = f(a, b); y may be either."""
     N, size = y.shape[0], y.shape[5]
     share_a, share_b = targets_of(y, a), targets_of(y, b)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(y.shape)):
                 ap = line_at(address_of(a), a.shape, a.strides, n // share_a, line)
@@ -103,11 +104,11 @@ def _binary_fwd(a: Any, b: Any, y: Any, threads: int) -> None:
                     ap, bp, yp = ap + a.strides[5], bp + b.strides[5], yp + y.strides[5]
 
 
-def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any, threads: int) -> None:
+def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any, threads: int, share: Share) -> None:
     """Add the slope at (a, b) times gy to gx, of gy's shape."""
     N, size = gy.shape[0], gy.shape[5]
     share_a, share_b = targets_of(gy, a), targets_of(gy, b)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(gy.shape)):
                 gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)
@@ -121,11 +122,11 @@ def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any, threads: int) -> None:
                     ap, bp = ap + a.strides[5], bp + b.strides[5]
 
 
-def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any, threads: int) -> None:
+def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any, threads: int, share: Share) -> None:
     """Write x to y, and i to the switches, where x wins."""
     N, size = y.shape[0], y.shape[5]
     share_x, share_c = targets_of(y, x), targets_of(y, c)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(y.shape)):
                 xp = line_at(address_of(x), x.shape, x.strides, n // share_x, line)
@@ -139,11 +140,11 @@ def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any, threads: int) -> 
 
 
 @kernel(BROADCAST, SWITCHES, INT, BROADCAST, INT)
-def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any, threads: int) -> None:
+def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any, threads: int, share: Share) -> None:
     """Add gy to gx where the switch says i; gy and gx have N·K rows, the switches N."""
     N, size = gy.shape[0], gy.shape[5]
     sharing = targets_of(gy, switches)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(gy.shape)):
                 gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)

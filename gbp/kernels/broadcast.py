@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange, types
+from numba import types
 
 from .codegen.jit import INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import targets_of
 
@@ -39,10 +40,10 @@ def line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
 
 
 @kernel(BROADCAST, BROADCAST, BROADCAST, INT)
-def add_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
+def add_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x0 + x1, all of one shape; y may be either."""
     N, size = y.shape[0], y.shape[5]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(y.shape)):
                 a, b, to = (
@@ -56,10 +57,10 @@ def add_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
 
 
 @kernel(BROADCAST, BROADCAST, BROADCAST, INT)
-def mul_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
+def mul_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x0 · x1, all of one shape; y may be either."""
     N, size = y.shape[0], y.shape[5]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(y.shape)):
                 a, b, to = (
@@ -73,10 +74,10 @@ def mul_fwd(x0: Any, x1: Any, y: Any, threads: int) -> None:
 
 
 @kernel(BROADCAST, BROADCAST, INT)
-def add_bwd(gy: Any, gx: Any, threads: int) -> None:
+def add_bwd(gy: Any, gx: Any, threads: int, share: Share) -> None:
     """Add gy to gx, of one shape."""
     N, size = gy.shape[0], gy.shape[5]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(gy.shape)):
                 g, to = (
@@ -89,11 +90,11 @@ def add_bwd(gy: Any, gx: Any, threads: int) -> None:
 
 
 @kernel(BROADCAST, BROADCAST, BROADCAST, INT)
-def mul_bwd(gy: Any, other: Any, gx: Any, threads: int) -> None:
+def mul_bwd(gy: Any, other: Any, gx: Any, threads: int, share: Share) -> None:
     """Add gy · other to gx; gy and gx have N·K rows, `other` N."""
     N, size = gy.shape[0], gy.shape[5]
     sharing = targets_of(gy, other)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for n in range(N * t // threads, N * (t + 1) // threads):
             for line in range(lines(gy.shape)):
                 g, a, to = (

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gated
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.simd import at, keep_rolled, load_between, load_some, store_some, zeros
 from .codegen.views import targets_of
 from .taps import TAPS, Taps, meeting
@@ -67,6 +66,7 @@ def col2im(
     top: int,
     left: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
 
@@ -78,7 +78,7 @@ def col2im(
     rows = N * H
     # Mask bytes are per pixel, so a line of pixels has none; the first layer needs none.
     as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)

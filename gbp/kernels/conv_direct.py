@@ -3,11 +3,13 @@
     y[n, oh, ow, o]  = Σ_{i, j, c}  x[n, oh·sh + i·dh, ow·sw + j·dw, c] · w[o, c, i, j]  +  b[o]
 
 Each scalar of x is broadcast against a vector of output channels, so x is read where it lies.  Padding is
-laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over
-the padded output gradient with flipped, transposed weights; the others multiply into columns, which
+laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over the
+padded output gradient with flipped, transposed weights; the others multiply into columns, which
 `columns.col2im` gathers.
-Every output is one chain of multiply-adds in the order (i, j, c), whatever tile it falls in, so results
-do not depend on thread count, batch or tile size.
+
+Every output is summed in the order (i, j, c), in chains of CHAIN multiply-adds,
+whatever tile it falls in.  So results do not depend on thread count, batch or tile size, and equal windows
+give equal outputs wherever they lie.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .codegen.memory import aligned
+from .codegen.packing import Share
 from .codegen.simd import address_of, at
 from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
 from .codegen.views import copy_run, zero_run
@@ -127,6 +129,7 @@ def conv_fwd(
     hi: float,
     by_rows: int,
     threads: int,
+    share: Share,
 ) -> None:
     """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
@@ -137,8 +140,8 @@ def conv_fwd(
     I = x.shape[3]
     tiles, blocks = tiles_of(OW, taps.stride_w * x.strides[2]), (O + TILE_CHANNELS - 1) // TILE_CHANNELS
     together = _together(I, taps)
-    for t in prange(threads):
-        s = address_of(scratch) + 4 * t * TILE_FLOATS
+    for t in range(share.first, share.last):
+        s = address_of(scratch) + 4 * share.slot * TILE_FLOATS
         start, stop, block0, block1, step = _share(tiles * OH * N, blocks, together, by_rows, t, threads)
         for group in range(block0, block1, step):
             low, high = _own_tiles(start, stop, tiles * OH * N, group, by_rows)
@@ -174,6 +177,7 @@ def conv_bwd(
     taps: Taps,
     by_rows: int,
     threads: int,
+    share: Share,
 ) -> None:
     """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
 
@@ -184,8 +188,8 @@ def conv_bwd(
     targets = N // max(1, mask.shape[0])
     tiles, blocks = tiles_of(W, gy.strides[2]), (C + TILE_CHANNELS - 1) // TILE_CHANNELS
     together = _together(O, taps)
-    for t in prange(threads):
-        s = address_of(scratch) + 4 * t * TILE_FLOATS
+    for t in range(share.first, share.last):
+        s = address_of(scratch) + 4 * share.slot * TILE_FLOATS
         start, stop, block0, block1, step = _share(tiles * H * N, blocks, together, by_rows, t, threads)
         for group in range(block0, block1, step):
             low, high = _own_tiles(start, stop, tiles * H * N, group, by_rows)
@@ -206,13 +210,13 @@ def conv_bwd(
 
 
 @kernel(ACTIVATION, ACTIVATION, INT, INT, INT)
-def pad(x: Any, y: Any, top: int, left: int, threads: int) -> None:
+def pad(x: Any, y: Any, top: int, left: int, threads: int, share: Share) -> None:
     """y[h, w] = x[h - top, w - left], 0 where that is outside x; negative pads crop.  y is dense."""
     N, OH, OW, C = y.shape
     H, W = x.shape[1], x.shape[2]
     rows = N * OH
     start, stop = min(OW, max(0, left)), max(0, min(OW, left + W))
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, oh = row // OH, row % OH
             h = oh - top

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numpy.typing import NDArray
 
 from .codegen.bits import load_index
@@ -22,6 +22,7 @@ from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, INT, device_function, kernel
 from .codegen.memory import aligned
+from .codegen.packing import Share
 from .codegen.simd import address_of, at, keep_rolled
 from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
 from .codegen.views import zero_run
@@ -83,11 +84,11 @@ def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @kernel(ACTIVATION, DENSE, LISTING, COUNTS, INT)
-def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int) -> None:
+def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int, share: Share) -> None:
     """List each row of gy (1, H, W, O); counts[h] = its nonzero values, or -1 where they do not fit."""
     H, W, O, capacity = listing
     groups = (O + GROUP - 1) // GROUP
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for h in range(H * t // threads, H * (t + 1) // threads):
             values = address_of(lists) + 4 * h * capacity
             ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
@@ -150,6 +151,7 @@ def conv_lists_bwd(
     top: int,
     left: int,
     threads: int,
+    share: Share,
 ) -> None:
     """gx (1, H, W, C) of the listed gy, added with `accumulate`; of that, what passes gx's gate.
 
@@ -160,8 +162,8 @@ def conv_lists_bwd(
     parts = (C + LISTED_CHANNELS - 1) // LISTED_CHANNELS
     groups = (listing.O + GROUP - 1) // GROUP
     tap_bytes = listing.O * ROWS * 4 * TILE_CHANNELS
-    for t in prange(threads):
-        sums = address_of(scratch) + t * TOGETHER * PIXEL
+    for t in range(share.first, share.last):
+        sums = address_of(scratch) + share.slot * TOGETHER * PIXEL
         h1 = H * (t + 1) // threads
         for h0 in range(H * t // threads, h1, rows):
             height = min(rows, h1 - h0)

@@ -3,20 +3,19 @@
     gx[n, h, w, c] = Σ_o gy[n, h, w, o] · w[o, c]
 
 Strip by strip of pixels: where few values of gy are not 0, by lists of them; where many are, the dense tiles
-of `conv_direct` are faster.  Both add in the order of o and a product with 0 adds nothing, so the choice does
-not change a bit of gx, and a glance at some pixels of a strip may make it.
+of `conv_direct` are faster.  Both add in the order of o, in the same chains, and a product with 0 adds
+nothing, so the choice does not change a bit of gx, and a glance at some pixels of a strip may make it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from .codegen.bits import load_index, nonzero
 from .codegen.emit import LANES, TILE_ROWS
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.simd import address_of, at, load_some
 from .codegen.tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
 from .codegen.views import targets_of, zero_run
@@ -53,7 +52,16 @@ def _density(gy: int, pixel: int, count: int, O: int) -> float:
 
 @kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
 def conv_pointwise_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, scratch: Any, most: float, threads: int
+    gy: Any,
+    w: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    scratch: Any,
+    most: float,
+    threads: int,
+    share: Share,
 ) -> None:
     """gx = gy · w, added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
 
@@ -69,8 +77,8 @@ def conv_pointwise_bwd(
     work = N * H * strips * parts
     list_bytes, step, pixel = 4 * _room(O), 4 * TILE_CHANNELS * O, gy.strides[2]
     own = 4 * STRIP * (SUMS // 4 + 2 * _room(O) + _room(groups))
-    for t in prange(threads):
-        sums = address_of(scratch) + t * own
+    for t in range(share.first, share.last):
+        sums = address_of(scratch) + share.slot * own
         lists = sums + STRIP * SUMS
         ends = lists + STRIP * 2 * list_bytes
         listed, few = -1, False

@@ -12,18 +12,21 @@ Threads share the squares of y, each working through its own so that V and M sta
 weights outweigh the plane, they share the output channels, so that each weight is read once.  Each output is
 one transform of chains in the order of c, whatever the share, so results do not depend on threads or batch.
 
+A pixel's rounding depends on where in its square it lies and on the rest of the square, so equal windows do
+not give equal outputs.  In the forward that breaks the ties of max-pools; the reverse has none.
+
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from numba import prange
 
 from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import targets_of
@@ -56,7 +59,7 @@ class Plane(NamedTuple):
 
 class Job(NamedTuple):
     """What all threads share: how x is padded, U, the output's height, channels and squares, how many squares
-    and blocks of channels go together, and where scratch is.
+    and blocks of channels go together, where scratch is, and in how many parts the work goes.
     """
 
     top: int
@@ -70,11 +73,11 @@ class Job(NamedTuple):
     together: int
     width: int
     scratch: int
-    threads: int
+    parts: int
 
 
 class Work(NamedTuple):
-    """Where one thread finds its part of scratch, in bytes, and how far the planes of V and M are apart.
+    """Where the thread of one slot finds its scratch, in bytes, and how far the planes of V and M are apart.
 
     A row of V is one patch, `row` bytes; a block of M is what came of all of them, `block` bytes.
     """
@@ -90,7 +93,7 @@ class Work(NamedTuple):
 
 
 @device_function
-def _work(x: Plane, job: Job, by_squares: int, t: int) -> Work:
+def _work(x: Plane, job: Job, by_squares: int, slot: int) -> Work:
     row = (x.C + LANES - 1) // LANES * LANES * 4
     block = job.together * 4 * TILE_CHANNELS
     # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
@@ -98,9 +101,12 @@ def _work(x: Plane, job: Job, by_squares: int, t: int) -> Work:
     patch = MATRICES * m_step
     square = patch + MATRICES * row
     own = square + SQUARE * SQUARE * 4 * TILE_CHANNELS
-    v, m = job.scratch, job.scratch + MATRICES * v_step * (job.threads if by_squares else 1) + t * own
+    v = job.scratch
     if by_squares:
-        v += t * MATRICES * v_step
+        v += slot * (MATRICES * v_step + own)
+        m = v + MATRICES * v_step
+    else:
+        m = v + MATRICES * v_step + slot * own
     return Work(v, v_step, row, m, m_step, block, m + patch, m + square)
 
 
@@ -152,10 +158,10 @@ def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: 
 
 
 @device_function
-def _transform_share(x: Plane, job: Job, first: int, last: int, t: int) -> None:
-    """Thread t's part of the patches of squares [first, last), to the V of all threads."""
-    work, count = _work(x, job, 0, t), last - first
-    start, stop = count * t // job.threads, count * (t + 1) // job.threads
+def _transform_share(x: Plane, job: Job, first: int, last: int, t: int, slot: int) -> None:
+    """Part t of the patches of squares [first, last), to the V of all threads."""
+    work, count = _work(x, job, 0, slot), last - first
+    start, stop = count * t // job.parts, count * (t + 1) // job.parts
     _transform_patches(x, job, first + start, first + stop, work.v + start * work.row, work)
 
 
@@ -231,10 +237,10 @@ def _shares_of(end_line: Any, name: str) -> Any:
                 n, i, j = _next(n, i, j, job.down, job.across)
 
     @one_of_many(f"by_squares_{name}")
-    def by_squares(x: Plane, job: Job, end: Any, t: int) -> None:
-        """Thread t's squares, all channels, so many at a time as go together."""
-        work = _work(x, job, 1, t)
-        start, stop = job.squares * t // job.threads, job.squares * (t + 1) // job.threads
+    def by_squares(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
+        """Part t of the squares, all channels, so many at a time as go together."""
+        work = _work(x, job, 1, slot)
+        start, stop = job.squares * t // job.parts, job.squares * (t + 1) // job.parts
         rounds = (stop - start + job.together - 1) // job.together
         for k in range(rounds):
             first, last = start + (stop - start) * k // rounds, start + (stop - start) * (k + 1) // rounds
@@ -242,11 +248,11 @@ def _shares_of(end_line: Any, name: str) -> Any:
             finish(x, job, end, (first, last), (0, _blocks(job.C)), work)
 
     @one_of_many(f"by_channels_{name}")
-    def by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int) -> None:
-        """Thread t's channels of squares [first, last), which all threads have transformed."""
+    def by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int, slot: int) -> None:
+        """Part t of the channels of squares [first, last), which all threads have transformed."""
         count = _blocks(job.C)
-        blocks = count * t // job.threads, count * (t + 1) // job.threads
-        finish(x, job, end, (first, last), blocks, _work(x, job, 0, t))
+        blocks = count * t // job.parts, count * (t + 1) // job.parts
+        finish(x, job, end, (first, last), blocks, _work(x, job, 0, slot))
 
     return by_squares, by_channels
 
@@ -255,9 +261,21 @@ _by_squares_fwd, _by_channels_fwd = _shares_of(_end_line_fwd, "fwd")
 _by_squares_bwd, _by_channels_bwd = _shares_of(_end_line_bwd, "bwd")
 
 
+def _phases(args: Sequence[Any]) -> int:
+    """By squares all is done in one phase.  By channels each round of squares takes two: threads meet between
+    V and M, and before V is written anew.
+    """
+    y = args[4]
+    _, OH, OW, _ = y.shape
+    squares, together, by_squares = len(y) * -(-OH // SQUARE) * -(-OW // SQUARE), args[-4], args[-2]
+    return 1 if by_squares else 2 * -(-squares // together)
+
+
 @kernel(
     ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT, INT,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
+    split=1,
+    phases=_phases,
 )  # fmt: skip
 def conv_winograd_fwd(
     x: Any,
@@ -275,6 +293,7 @@ def conv_winograd_fwd(
     width: int,
     by_squares: int,
     threads: int,
+    share: Share,
 ) -> None:
     """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
@@ -294,24 +313,23 @@ def conv_winograd_fwd(
         top, left, address_of(u), OH, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    if by_squares:
-        for t in prange(threads):
-            end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
-            _by_squares_fwd(source, job, end, t)
-    else:
-        rounds = (job.squares + together - 1) // together
-        for k in range(rounds):
-            first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
-            for t in prange(threads):
-                _transform_share(source, job, first, last, t)
-            for t in prange(threads):
-                end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
-                _by_channels_fwd(source, job, end, first, last, t)
+    end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
+    rounds, k = (job.squares + together - 1) // together, share.phase // 2
+    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
+    for t in range(share.first, share.last):
+        if by_squares:
+            _by_squares_fwd(source, job, end, t, share.slot)
+        elif share.phase % 2 == 0:
+            _transform_share(source, job, first, last, t, share.slot)
+        else:
+            _by_channels_fwd(source, job, end, first, last, t, share.slot)
 
 
 @kernel(
     ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT, INT,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
+    split=1,
+    phases=_phases,
 )  # fmt: skip
 def conv_winograd_bwd(
     gy: Any,
@@ -327,6 +345,7 @@ def conv_winograd_bwd(
     width: int,
     by_squares: int,
     threads: int,
+    share: Share,
 ) -> None:
     """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
 
@@ -343,16 +362,13 @@ def conv_winograd_bwd(
         top, left, address_of(u), GH, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    if by_squares:
-        for t in prange(threads):
-            end = EndingBwd(accumulate, gate, targets, bits, out)
-            _by_squares_bwd(source, job, end, t)
-    else:
-        rounds = (job.squares + together - 1) // together
-        for k in range(rounds):
-            first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
-            for t in prange(threads):
-                _transform_share(source, job, first, last, t)
-            for t in prange(threads):
-                end = EndingBwd(accumulate, gate, targets, bits, out)
-                _by_channels_bwd(source, job, end, first, last, t)
+    end = EndingBwd(accumulate, gate, targets, bits, out)
+    rounds, k = (job.squares + together - 1) // together, share.phase // 2
+    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
+    for t in range(share.first, share.last):
+        if by_squares:
+            _by_squares_bwd(source, job, end, t, share.slot)
+        elif share.phase % 2 == 0:
+            _transform_share(source, job, first, last, t, share.slot)
+        else:
+            _by_channels_bwd(source, job, end, first, last, t, share.slot)

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, clip, gated
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.packing import Share
 from .codegen.simd import (
     above,
     address_of,
@@ -164,6 +163,7 @@ def depthwise_fwd(
     lo: float,
     hi: float,
     threads: int,
+    share: Share,
 ) -> None:
     """Write y = clip(depthwise(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
@@ -179,7 +179,7 @@ def depthwise_fwd(
     # The windows [first, last) lie between the left and the right border.
     first, last = (left + sw - 1) // sw, min(OW, (W - 1 - (KW - 1) * dw + left) // sw + 1)
     rows = N * OH
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, oh = row // OH, row % OH
             h = oh * taps.stride_h - top
@@ -249,6 +249,7 @@ def depthwise_bwd(
     top: int,
     left: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
     OH, OW = gy.shape[1], gy.shape[2]
@@ -259,7 +260,7 @@ def depthwise_bwd(
     # Every window that has a tap on the pixels [first, last) exists.
     first, last = (KW - 1) * dw - left, min(W, OW * sw - left)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, i, step_i = meeting(h + top, KH, taps.stride_h, taps.dilation_h, OH)

@@ -20,11 +20,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gate_run, gated
 from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel_from
+from .codegen.packing import Share
 from .codegen.simd import (
     above,
     at,
@@ -304,11 +304,11 @@ value: Any = None
 slope: Any = None
 
 
-def _vectors_fwd(x: Any, p: float, q: float, y: Any, threads: int) -> None:
+def _vectors_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share) -> None:
     """Write y = f(x)."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):
@@ -327,12 +327,13 @@ def _vectors_bwd(
     gx: Any,
     accumulate: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):
@@ -345,11 +346,11 @@ def _vectors_bwd(
                     store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
 
 
-def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int) -> None:
+def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share) -> None:
     """Write y = f(x)."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):
@@ -367,12 +368,13 @@ def _numbers_bwd(
     gx: Any,
     accumulate: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):

@@ -18,12 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .codegen.bits import store_bits
 from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate, clip, gate_run
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
+from .codegen.packing import Share
 from .codegen.simd import (
     above,
     address_of,
@@ -99,7 +99,9 @@ def _dots(
 
 
 @kernel(ACTIVATION, MAPPED, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
-def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+def gemm_fwd(
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
+) -> None:
     """Write y = clip(x · wᵀ + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
     x (N, 1, 1, K), w (M·K,), b (M,) or empty, y (N, 1, 1, M); r, of y's shape but not in its memory, and mask
@@ -108,7 +110,7 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
     low, high = broadcast(lo), broadcast(hi)
     units = (M + LANES - 1) // LANES  # of rows of w: whole bytes of mask
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         m0, m1 = units * t // threads * LANES, min(M, units * (t + 1) // threads * LANES)
         for k in range(0, K, BLOCK):
             for m in range(m0, m1, TILE_VECTORS):
@@ -181,7 +183,9 @@ def _add_rows(
 
 
 @kernel(ACTIVATION, MAPPED, MASK, GATE, ACTIVATION, INT, INT)
-def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+def gemm_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
+) -> None:
     """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
 
     gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
@@ -190,7 +194,7 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, t
     targets = targets_of(gy, mask)
     units = (K + LANES - 1) // LANES
     first_gy, step = address_of(gy), gy.strides[0]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         stop = min(K, units * (t + 1) // threads * LANES)
         for k in range(units * t // threads * LANES, stop, BLOCK):
             count = min(BLOCK, stop - k)

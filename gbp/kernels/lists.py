@@ -66,7 +66,7 @@ _add_1, _add_2, _add_3, _add_4 = (_add_listed_of(blocks) for blocks in range(1, 
 def add_listed(
     blocks: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
 ) -> None:
-    """Add the sum of entries start … stop − 1 of the lists, times their rows of `blocks` blocks of w, to the sums.
+    """Add the sum of entries start … stop − 1 of the lists, times their rows of `blocks` blocks, to the sums.
 
     Row c of a block of w lies at `w + c · 4 · TILE_CHANNELS`, the next block `step` bytes on.
     """

@@ -15,9 +15,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
 
@@ -44,12 +44,12 @@ def _root(x: float, p: int) -> float:
 
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT)
-def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads: int) -> None:
+def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads: int, share: Share) -> None:
     """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
     H, W = x.shape[1:3]
     N, OH, OW, C = y.shape
     rows = N * OH
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, oh = row // OH, row % OH
             h = oh * taps.stride_h - top
@@ -84,13 +84,14 @@ def lp_pool_bwd(
     left: int,
     p: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
     OH, OW = gy.shape[1:3]
     N, H, W, C = gx.shape
     targets = targets_of(gy, x)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
@@ -105,6 +106,6 @@ def lp_pool_bwd(
                         for j in range(ow, ow + count_w * step_ow, step_ow):
                             norm = np.float64(y[n // targets, i, j, c])
                             if norm > 0 and v != 0:
-                                share = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
-                                total += share if v > 0 else -share
+                                own = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
+                                total += own if v > 0 else -own
                     gx[n, h, w, c] = total

@@ -16,11 +16,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gated
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.simd import (
     address_of,
     at,
@@ -83,15 +83,23 @@ def _powers(
 
 @kernel(ACTIVATION, ACTIVATION, DENSE, INT, FLOAT, FLOAT, FLOAT, INT)
 def lrn_fwd(
-    x: Any, y: Any, scratch: Any, size: int, alpha: float, beta: float, bias: float, threads: int
+    x: Any,
+    y: Any,
+    scratch: Any,
+    size: int,
+    alpha: float,
+    beta: float,
+    bias: float,
+    threads: int,
+    share: Share,
 ) -> None:
     """Write y; y may be x.  scratch holds `lrn_scratch_floats` a thread."""
     N, H, W, C = x.shape
     rows = N * H
     scale = np.float32(alpha / size)
     line = 4 * (_whole(C) + 2 * _whole(size))
-    for t in prange(threads):
-        base = address_of(scratch) + t * LINES * line
+    for t in range(share.first, share.last):
+        base = address_of(scratch) + share.slot * LINES * line
         zero_run(base, line // 4)
         squares = base + 4 * _whole(size)
         d, power = squares + line, squares + 2 * line
@@ -118,6 +126,7 @@ def lrn_bwd(
     beta: float,
     bias: float,
     threads: int,
+    share: Share,
 ) -> None:
     """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.
 
@@ -130,8 +139,8 @@ def lrn_bwd(
     slope = np.float32(-2 * alpha * beta / size)
     above = size - 1 - (size - 1) // 2  # region(c) reaches so far up, so what i takes part in so far down
     line = 4 * (_whole(C) + 2 * _whole(size))
-    for t in prange(threads):
-        base = address_of(scratch) + t * LINES * line
+    for t in range(share.first, share.last):
+        base = address_of(scratch) + share.slot * LINES * line
         zero_run(base, LINES * line // 4)
         squares = base + 4 * _whole(size)
         d, power, terms = squares + line, squares + 2 * line, squares + 3 * line

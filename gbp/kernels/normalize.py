@@ -17,9 +17,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .codegen.jit import INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.views import targets_of
 from .reduce import BLOCK, RUNS, SUMS, blocks_of
 
@@ -73,14 +74,22 @@ def _statistics(
 
 @kernel(RUNS, RUNS, SUMS, INT, INT, INT, types.float64, INT)
 def normalize_fwd(
-    x: Any, y: Any, sums: Any, centred: int, power: int, count: int, epsilon: float, threads: int
+    x: Any,
+    y: Any,
+    sums: Any,
+    centred: int,
+    power: int,
+    count: int,
+    epsilon: float,
+    threads: int,
+    share: Share,
 ) -> None:
     """Write y; sums has NORMALIZE_SUMS a thread."""
     N, A, R, B, S = x.shape
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in prange(threads):
-        at = t * NORMALIZE_SUMS
+    for t in range(share.first, share.last):
+        at = share.slot * NORMALIZE_SUMS
         for job in range(jobs * t // threads, jobs * (t + 1) // threads):
             n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
             last = min(B, first + BLOCK)
@@ -104,14 +113,15 @@ def normalize_bwd(
     count: int,
     epsilon: float,
     threads: int,
+    share: Share,
 ) -> None:
     """Write the gradient to gx, added with `accumulate`; sums has NORMALIZE_SUMS a thread."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in prange(threads):
-        at = t * NORMALIZE_SUMS
+    for t in range(share.first, share.last):
+        at = share.slot * NORMALIZE_SUMS
         for job in range(jobs * t // threads, jobs * (t + 1) // threads):
             n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
             m, last = n // sharing, min(B, first + BLOCK)

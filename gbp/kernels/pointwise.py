@@ -10,19 +10,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, clip, gated
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, kernel
+from .codegen.packing import Share
 from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
-from .codegen.views import targets_of
+from .codegen.views import targets_of, zero_run
+
+
+@kernel(ACTIVATION, INT)
+def clear_pixels(x: Any, threads: int, share: Share) -> None:
+    """Write 0 to x (N, H, W, C)."""
+    N, H, W, C = x.shape
+    rows = N * H
+    for t in range(share.first, share.last):
+        for row in range(rows * t // threads, rows * (t + 1) // threads):
+            n, h = row // H, row % H
+            if x.strides[2] == 4 * C:
+                zero_run(at(x, n, h, 0), W * C)
+            else:
+                for w in range(W):
+                    zero_run(at(x, n, h, w), C)
 
 
 @kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
 def pointwise_fwd(
-    x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int
+    x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
 ) -> None:
     """Write y = clip(a · x + b + r, lo, hi) and the bit lo < · < hi of each unit to mask; y may be x or r.
 
@@ -31,7 +45,7 @@ def pointwise_fwd(
     N, H, W, C = x.shape
     low, high = broadcast(lo), broadcast(hi)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):
@@ -50,7 +64,9 @@ def pointwise_fwd(
 
 
 @kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, INT)
-def pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+def pointwise_bwd(
+    gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
+) -> None:
     """Write a · gy to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy.
 
     a (C,) may be empty: then it is 1.
@@ -58,7 +74,7 @@ def pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: i
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):

@@ -18,12 +18,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .codegen.bits import integers_equal, store_integers
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gated
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
+from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
 from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
@@ -49,7 +50,9 @@ def _locate(unit: int, OH: int, C: int) -> Any:
     return row // OH, row % OH, block * BLOCK, min(C, (block + 1) * BLOCK)
 
 
-def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int, threads: int) -> None:
+def _maxpool_fwd(
+    x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int, threads: int, share: Share
+) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches, both (N, OH, OW, C).
 
     Every window must hold a pixel.  The first NaN of a window wins.
@@ -59,7 +62,7 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int,
     units = N * OH * _blocks(C)
     one = broadcast(np.float32(1))
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             n, oh, first, stop = _locate(unit, OH, C)
             h = oh * taps.stride_h - top
@@ -97,13 +100,14 @@ def _maxpool_bwd(
     top: int,
     left: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
@@ -166,7 +170,16 @@ def _count(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT, INT)
 def averagepool_fwd(
-    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int, threads: int
+    x: Any,
+    y: Any,
+    taps: Taps,
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    include_pad: int,
+    threads: int,
+    share: Share,
 ) -> None:
     """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
     H, W = x.shape[1], x.shape[2]
@@ -175,7 +188,7 @@ def averagepool_fwd(
     low_h, high_h = _counted(H, top, bottom, include_pad)
     low_w, high_w = _counted(W, left, right, include_pad)
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             n, oh, first, stop = _locate(unit, OH, C)
             h = oh * taps.stride_h - top
@@ -246,6 +259,7 @@ def averagepool_bwd(
     right: int,
     include_pad: int,
     threads: int,
+    share: Share,
 ) -> None:
     """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
@@ -255,7 +269,7 @@ def averagepool_bwd(
     low_h, high_h = _counted(H, top, bottom, include_pad)
     low_w, high_w = _counted(W, left, right, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gated
 from .codegen.jit import ACTIVATION, INT, kernel
+from .codegen.packing import Share
 from .codegen.simd import above, at, load_some, select, store_some, zeros
 from .codegen.views import targets_of
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, INT)
-def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int) -> None:
+def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):
@@ -36,7 +35,7 @@ def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int) -> None:
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
 def prelu_bwd(
-    gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int
+    gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
     """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
     the gate.  gx may be gy.
@@ -44,7 +43,7 @@ def prelu_bwd(
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
             for w in range(W):

@@ -20,9 +20,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .codegen.jit import INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.views import targets_of
 
 RUNS = types.Array(types.float32, 5, "C")
@@ -118,13 +119,13 @@ def _slope(kind: int, v: float, total: float, beside: float, count: int) -> Any:
 
 
 @kernel(RUNS, REDUCED, SUMS, INT, INT)
-def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int) -> None:
+def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int, share: Share) -> None:
     """Write y (N, A, B); sums has REDUCE_SUMS a thread."""
     N, A, R, B, S = x.shape
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in prange(threads):
-        at = t * REDUCE_SUMS
+    for t in range(share.first, share.last):
+        at = share.slot * REDUCE_SUMS
         for job in range(jobs * t // threads, jobs * (t + 1) // threads):
             n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
             last = min(B, first + BLOCK)
@@ -135,14 +136,16 @@ def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int) -> None:
 
 
 @kernel(REDUCED, RUNS, RUNS, INT, SUMS, INT, INT)
-def reduce_bwd(gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, threads: int) -> None:
+def reduce_bwd(
+    gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, threads: int, share: Share
+) -> None:
     """Write the gradient to gx, added with `accumulate`; for SUM and MEAN x is not read."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in prange(threads):
-        at = t * REDUCE_SUMS
+    for t in range(share.first, share.last):
+        at = share.slot * REDUCE_SUMS
         for job in range(jobs * t // threads, jobs * (t + 1) // threads):
             n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
             m, last = n // sharing, min(B, first + BLOCK)
@@ -158,12 +161,12 @@ def reduce_bwd(gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, 
 
 
 @kernel(RUNS, REDUCED, SWITCHES, INT, INT)
-def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int) -> None:
+def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, share: Share) -> None:
     """Write the first maximum, or the first minimum, to y (N, A, B), and r·S + s of it to switches."""
     N, A, R, B, S = x.shape
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for job in range(jobs * t // threads, jobs * (t + 1) // threads):
             n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
             last = min(B, first + BLOCK)
@@ -179,12 +182,12 @@ def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int) -> N
 
 
 @kernel(REDUCED, SWITCHES, RUNS, INT, INT)
-def extremum_bwd(gy: Any, switches: Any, gx: Any, accumulate: int, threads: int) -> None:
+def extremum_bwd(gy: Any, switches: Any, gx: Any, accumulate: int, threads: int, share: Share) -> None:
     """Write the gradient to gx, added with `accumulate`."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, switches)
     rows = N * A * R
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, a, r = row // (A * R), row // R % A, row % R
             for b in range(B):

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange, types
+from numba import types
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, Gate, gated
 from .codegen.jit import DENSE, INT, kernel
+from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
 from .codegen.views import targets_of
 
@@ -29,7 +30,7 @@ TAPS = types.Array(types.int32, 1, "C")
 _PART = 64
 
 
-@kernel(AROUND, STARTS, TAPS, DENSE, AROUND_MASK, GATE, AROUND, INT, INT)
+@kernel(AROUND, STARTS, TAPS, DENSE, AROUND_MASK, GATE, AROUND, INT, INT, INT)
 def resample(
     x: Any,
     starts: Any,
@@ -39,13 +40,19 @@ def resample(
     gate: Gate,
     y: Any,
     accumulate: int,
+    anchored: int,
     threads: int,
+    share: Share,
 ) -> None:
-    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x."""
+    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x.
+
+    `anchored`, where the weights of each output add up to 1: y = x₀ + Σ_k w_k · (x_k − x₀), x₀ being the
+    first of its taps.  So what is flat stays flat to the last bit, whatever the weights.
+    """
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)
     lines = N * P * O
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for line in range(lines * t // threads, lines * (t + 1) // threads):
             n, p, o = line // (P * O), line // O % P, line % O
             start, stop = starts[o], starts[o + 1]
@@ -56,16 +63,19 @@ def resample(
                 ma = address_of(mask) + n // targets * mask.strides[0] + p * mask.strides[1]
                 ma += o * mask.strides[2] + m * mask.strides[3]
                 for c in range(0, C, LANES):
-                    v, lost = zeros(), zeros()
+                    v, lost, base = zeros(), zeros(), zeros()
+                    if anchored and start < stop:
+                        base = load_some(xa + taps[start] * x.strides[2] + 4 * c, C - c)
                     for part in range(start, stop, _PART):
                         s = zeros()
                         for k in range(part, min(part + _PART, stop)):
                             tap = load_some(xa + taps[k] * x.strides[2] + 4 * c, C - c)
-                            s = fma(broadcast(weights[k]), tap, s)
+                            s = fma(broadcast(weights[k]), tap - base, s)
                         s = s - lost
                         total = v + s
                         lost = (total - v) - s
                         v = total
+                    v = v + base
                     if accumulate:
                         v = v + load_some(ya + 4 * c, C - c)
                     store_some(ya + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

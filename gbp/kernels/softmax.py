@@ -14,10 +14,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .codegen.gate import GATE, MASK, Gate, gate_run
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.packing import Share
 from .codegen.simd import at
 from .codegen.views import targets_of
 
@@ -36,11 +36,11 @@ def _maximum_and_sum(x: Any, n: int, h: int, w: int) -> Any:
 
 
 @kernel(ACTIVATION, ACTIVATION, INT)
-def softmax_fwd(x: Any, y: Any, threads: int) -> None:
+def softmax_fwd(x: Any, y: Any, threads: int, share: Share) -> None:
     """Write y, which may be x."""
     N, H, W, C = x.shape
     pixels = N * H * W
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for p in range(pixels * t // threads, pixels * (t + 1) // threads):
             n, h, w = p // (H * W), p // W % H, p % W
             highest, total = _maximum_and_sum(x, n, h, w)
@@ -49,11 +49,11 @@ def softmax_fwd(x: Any, y: Any, threads: int) -> None:
 
 
 @kernel(ACTIVATION, ACTIVATION, INT)
-def logsoftmax_fwd(x: Any, y: Any, threads: int) -> None:
+def logsoftmax_fwd(x: Any, y: Any, threads: int, share: Share) -> None:
     """Write y, which may be x."""
     N, H, W, C = x.shape
     pixels = N * H * W
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for p in range(pixels * t // threads, pixels * (t + 1) // threads):
             n, h, w = p // (H * W), p // W % H, p % W
             highest, total = _maximum_and_sum(x, n, h, w)
@@ -62,12 +62,14 @@ def logsoftmax_fwd(x: Any, y: Any, threads: int) -> None:
 
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
-def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+def softmax_bwd(
+    gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
+) -> None:
     """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for p in range(pixels * t // threads, pixels * (t + 1) // threads):
             n, h, w = p // (H * W), p // W % H, p % W
             m = n // sharing
@@ -81,12 +83,14 @@ def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int
 
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
-def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int) -> None:
+def logsoftmax_bwd(
+    gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
+) -> None:
     """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for p in range(pixels * t // threads, pixels * (t + 1) // threads):
             n, h, w = p // (H * W), p // W % H, p % W
             m = n // sharing

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from .codegen.emit import LANES
 from .codegen.jit import INT, device_function, kernel
+from .codegen.packing import Share
 from .taps import inside
 
 VOLUME = types.Array(types.float32, 5, "A")
@@ -37,7 +38,7 @@ def _taps_inside(o: int, axis: Any, size: int) -> Any:
 
 
 @kernel(VOLUME, VOLUME, AXES, INT, INT)
-def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int) -> None:
+def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int, share: Share) -> None:
     """Write positions to y (N, OD, OH, OW, C), counted along W first, or `by_columns` along D first.
 
     Every window must hold a pixel.
@@ -47,7 +48,7 @@ def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int) ->
     depth, height, width = axes
     dilation_d, dilation_h, dilation_w = depth[2], height[2], width[2]
     rows = N * OD * OH
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, od, oh = row // (OD * OH), row // OH % OD, row % OH
             d0, k0, k1 = _taps_inside(od, depth, D)
@@ -71,12 +72,12 @@ def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int) ->
 
 
 @kernel(LINES, LINES, LINES, OWNERS, INT)
-def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int) -> None:
+def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int, share: Share) -> None:
     """Write y and owners (N, Q, C), each 0 before; x (N, S, C); positions (N or 1, S, C) within Q."""
     (N, S, C), Q = x.shape, y.shape[1]
     blocks = (C + LANES - 1) // LANES
     units = N * blocks
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             n, first = unit // blocks, unit % blocks * LANES
             for s in range(S):
@@ -88,13 +89,13 @@ def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int) -> Non
 
 
 @kernel(LINES, OWNERS, LINES, INT)
-def unpool_bwd(gy: Any, owners: Any, gx: Any, threads: int) -> None:
+def unpool_bwd(gy: Any, owners: Any, gx: Any, threads: int, share: Share) -> None:
     """Add to gx (N·K, S, C) what its owners have of gy; owners of N samples."""
     M, Q, C = gy.shape
     targets = M // len(owners)
     blocks = (C + LANES - 1) // LANES
     units = M * blocks
-    for t in prange(threads):
+    for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             m, first = unit // blocks, unit % blocks * LANES
             for q in range(Q):

@@ -6,8 +6,9 @@
 
 With the usual points 0, ±1, ±2, ∞ the rounding errors are twice as large.
 
-Sources: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3; Barabasz et al. 2020,
-"Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", on the choice of points.
+Sources: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3; Barabasz et al.
+2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", on the
+choice of points.
 """
 
 from __future__ import annotations

@@ -142,6 +142,7 @@ class PointwiseStep(Step):
     """y = clip(a·x + b + r); with empty a and b the identity, which leaves residual and rectifier."""
 
     algorithm = "pointwise"
+    repeats = repeats_back = True
     gates = True
     fuses_residual = True
     fuses_clip = True

@@ -168,6 +168,8 @@ PARSERS = {
 
 
 class _MixedStep(Step):
+    repeats = repeats_back = True
+
     def __init__(self, op: _Mixed, order: Order, target: Target) -> None:
         self.name, self.algorithm = op.name, f"broadcast {op.name.lower()}"
         self.constants = [
@@ -191,7 +193,7 @@ class BinaryStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         operands = self.operands(context.x, gy)
         for i, g in zip(self.computed, gx, strict=True):
-            g.begin()
+            g.begin(context.threads)
             slope_kernel(self.name, i)(six_axes(gy, gy), *operands, six_axes(g.array, gy), context.threads)
 
 
@@ -200,7 +202,7 @@ class CompareStep(BinaryStep):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            g.begin()
+            g.begin(context.threads)
 
 
 class ChoiceStep(_MixedStep):
@@ -220,5 +222,5 @@ class ChoiceStep(_MixedStep):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         switches = context.switches.reshape(len(context.switches), -1)
         for i, g in zip(self.computed, gx, strict=True):
-            g.begin()
+            g.begin(context.threads)
             chosen_bwd(six_axes(gy, gy), switches, i, six_axes(g.array, gy), context.threads)

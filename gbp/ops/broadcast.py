@@ -130,6 +130,7 @@ class AddStep(Step):
 
     algorithm = "sum"
     is_sum = True
+    repeats = repeats_back = True
     gates = True
     fuses_clip = True
 
@@ -170,6 +171,7 @@ def six_axes(x: Floats, like: Floats) -> Floats:
 
 class BroadcastAddStep(Step):
     algorithm = "broadcast sum"
+    repeats = repeats_back = True
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         total = x[0]
@@ -179,12 +181,13 @@ class BroadcastAddStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            g.begin()
+            g.begin(context.threads)
             add_bwd(six_axes(gy, gy), six_axes(g.array, gy), context.threads)
 
 
 class MulStep(Step):
     algorithm = "product"
+    repeats = repeats_back = True
     saves_x = True
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -195,5 +198,5 @@ class MulStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g, other in zip(gx, reversed(context.x), strict=True):
-            g.begin()
+            g.begin(context.threads)
             mul_bwd(six_axes(gy, gy), six_axes(other, gy), six_axes(g.array, gy), context.threads)

@@ -120,7 +120,7 @@ class ConcatStep(Step):
 
     def __init__(self, parts: tuple[tuple[slice, ...], ...], along_rows: bool) -> None:
         self.parts = parts
-        self.along_rows = self.gates = along_rows
+        self.along_rows = self.gates = self.repeats = self.repeats_back = along_rows
         self.part_starts = tuple(part[-1].start for part in parts) if along_rows else None
 
     def only(self, which: Sequence[int]) -> ConcatStep:
@@ -154,7 +154,7 @@ class ConcatWithConstantsStep(ConcatStep):
         fixed: Sequence[tuple[tuple[slice, ...], Floats]],
     ) -> None:
         super().__init__(parts, along_rows)
-        self.part_starts = None
+        self.part_starts, self.repeats = None, False
         self.fixed = fixed
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -175,5 +175,5 @@ class AxisSliceStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        g.begin()
+        g.begin(context.threads)
         g.array[self.part] += gy

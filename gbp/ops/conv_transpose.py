@@ -145,5 +145,5 @@ class SpreadStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        g.begin()
+        g.begin(context.threads)
         g.array[self.kept] += gy[self.to]

@@ -160,6 +160,7 @@ PARSERS = {
 
 
 class FunctionStep(Step):
+    repeats = repeats_back = True
     gates = True
     saves_x = True
 
@@ -177,6 +178,7 @@ class FunctionStep(Step):
 
 class PReluStep(Step):
     algorithm = "by vector"
+    repeats = repeats_back = True
     gates = True
     saves_x = True
 

@@ -126,6 +126,7 @@ class DenseStep(Step):
     """Reads the weights once for all samples in hand; the time is that of reading them."""
 
     algorithm = "dense"
+    repeats = repeats_back = True
     gates = True
     fuses_residual = True
     fuses_clip = True

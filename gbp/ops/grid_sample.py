@@ -29,7 +29,7 @@ from ..kernels.resample import resample
 from ..limits import ELEMENT, elements
 from .node import Node
 from .resample import Resample, Table, refuse_unless_it_fits
-from .shape import Reshape
+from .shape import Pad, Reshape
 from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
 
 #: Before opset 20, and since.
@@ -60,16 +60,22 @@ class Sampling:
         """The pixels of x that each output takes, their weights, and the slopes of these.
 
         `grid`: (outputs, axes), the last axis first.  All results are (outputs, taps), and slopes are one
-        array for each number of the grid.
+        array for each number of the grid.  Where x is padded with 0, taps beyond it are one pixel behind its
+        last: so the weights of an output add up to 1, and what is flat stays flat to the last bit.
         """
         axes = [self._along(grid[:, ~d], size) for d, size in enumerate(sizes)]
         count = len(grid)
         pixels, weights = np.zeros((count, 1), np.int64), np.ones((count, 1))
-        slopes = [np.ones((count, 1)) for _ in sizes]
+        slopes, beyond = [np.ones((count, 1)) for _ in sizes], np.zeros((count, 1), bool)
         for d, ((i, w, slope), size) in enumerate(zip(axes, sizes, strict=True)):
+            outside = (i < 0) | (i >= size)
             pixels = (pixels[:, :, None] * size + i[:, None]).reshape(count, -1)
+            beyond = (beyond[:, :, None] | outside[:, None]).reshape(count, -1)
             weights = _products(weights, w)
             slopes = [_products(each, slope if k == d else w) for k, each in enumerate(slopes)]
+        pixels[beyond] = elements(sizes)
+        for each in slopes:
+            each[beyond] = 0
         return pixels, weights, slopes[::-1]
 
     def _along(self, g: NDArray[np.float32], size: int) -> tuple[Indices, Numbers, Numbers]:
@@ -85,12 +91,9 @@ class Sampling:
         pixels = first.astype(np.int64)[:, None] + np.array(_TAPS[self.mode])
         weights, slopes = _kernel(self.mode, d)
         slopes *= rise[:, None]
-        outside = (pixels < 0) | (pixels >= size)
-        if self.padding == "zeros":
-            weights[outside] = slopes[outside] = 0
-        elif self.padding == "reflection":
+        if self.padding == "reflection":
             pixels = self._reflected(pixels.astype(np.float64), size)[0].astype(np.int64)
-        return np.clip(pixels, 0, size - 1), weights, slopes
+        return pixels if self.padding == "zeros" else np.clip(pixels, 0, size - 1), weights, slopes
 
     def _inside(self, s: Numbers, size: int) -> tuple[Numbers, Numbers]:
         """Positions with the padding applied, and how fast they move with those given: 1, −1 or 0."""
@@ -207,9 +210,11 @@ def parse(node: Node) -> Op | tuple[Op, ...]:
     outputs = grid.shape[:-1]
     refuse_unless_it_fits(node, pixels, elements(outputs), len(_TAPS[sampling.mode]) ** len(outputs))
     indices, weights, _ = sampling.taps(grid.reshape(-1, len(outputs)), shape[2:])
+    zero = (Pad((0, 0, 0), (0, 0, 1), 0.0),) if (indices == pixels).any() else ()
     return (
         Reshape((*shape[:2], pixels)),
-        Resample(2, pixels, Table.of(indices, weights)),
+        *zero,
+        Resample(2, pixels + len(zero), Table.of(indices, weights)),
         Reshape((*shape[:2], *outputs)),
     )
 
@@ -226,40 +231,50 @@ class GridSampleStep(Step):
 
     def __init__(self, sampling: Sampling, sizes: Shape, y: Shape) -> None:
         self.sampling, self.sizes = sampling, sizes
-        self.outputs, self.channels = elements(y[2:]), y[1]
+        self.pixels, self.outputs, self.channels = elements(sizes), elements(y[2:]), y[1]
         self.algorithm = f"{sampling.mode}, {sampling.padding}"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return self.outputs * self.channels, 0
+        return max(self.outputs, self.pixels + 1) * self.channels, 0
+
+    def _scratch(self, context: Context, pixels: int) -> Floats:
+        return context.scratch[: pixels * self.channels].reshape(1, pixels, self.channels)
 
     def _taps(self, grid: Floats) -> tuple[Indices, Numbers, list[Numbers]]:
         return self.sampling.taps(view(grid, self.outputs, -1), self.sizes)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        padded = self._scratch(context, self.pixels + 1)
+        padded[:, -1] = 0
         for n, grid in enumerate(x[1]):
             indices, weights, _ = self._taps(grid)
-            _apply(Table.of(indices, weights), x[0][n : n + 1], y[n : n + 1], 0, context.threads)
+            table = Table.of(indices, weights)
+            np.copyto(padded[:, :-1], view(x[0][n : n + 1], 1, self.pixels, self.channels))
+            _apply(table, padded, y[n : n + 1], context.threads, anchored=table.averages)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         x, grids = context.x
         targets = len(gy) // len(x)
-        moved = context.scratch[: self.outputs * self.channels].reshape(1, self.outputs, self.channels)
+        moved = self._scratch(context, self.outputs)
         for n, grid in enumerate(grids):
             rows = n * targets, (n + 1) * targets
             g, (to, to_grid) = gy[slice(*rows)], (slot.rows(*rows) for slot in gx)
             indices, weights, slopes = self._taps(grid)
-            back = Table.of(indices, weights).transposed(elements(self.sizes))
-            _apply(back, g, to.array, int(to.accumulate), context.threads)
+            back = Table.of(indices, weights).transposed(self.pixels + 1)
+            back = Table(back.starts[:-1], back.taps, back.weights)  # but to the pixel behind the last
+            _apply(back, g, to.array, context.threads, to.accumulate)
             changes = np.empty(to_grid.array.shape, np.float32)
             for axis, slope in enumerate(slopes):
-                _apply(Table.of(indices, slope), x[n : n + 1], moved, 0, context.threads)
+                _apply(Table.of(indices, slope), x[n : n + 1], moved, context.threads)
                 products = moved * view(g, targets, self.outputs, self.channels)
                 changes[..., axis] = products.sum(axis=-1).reshape(changes.shape[:-1])
             to_grid.put(changes)
 
 
-def _apply(table: Table, x: Floats, y: Floats, accumulate: int, threads: int) -> None:
+def _apply(
+    table: Table, x: Floats, y: Floats, threads: int, accumulate: bool = False, anchored: bool = False
+) -> None:
     """The table along all axes of x and y but the first and the last."""
     x, y = (view(a, len(a), 1, -1, 1, a.shape[-1]) for a in (x, y))
-    no_mask = NO_MASK[..., None]
-    resample(x, table.starts, table.taps, table.weights, no_mask, OPEN, y, accumulate, threads)
+    how = NO_MASK[..., None], OPEN, y, int(accumulate), int(anchored), threads
+    resample(x, table.starts, table.taps, table.weights, *how)

@@ -61,6 +61,7 @@ PARSERS = {"LRN": parse}
 
 class LRNStep(Step):
     algorithm = "across channels"
+    repeats = repeats_back = True
     gates = True
     saves_x = True
 

@@ -136,6 +136,7 @@ PARSERS = {
 
 
 class NormalizeStep(Step):
+    repeats = repeats_back = True
     wants_whole = True
     saves_x = True
 

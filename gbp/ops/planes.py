@@ -39,6 +39,7 @@ class Planes(Step):
     def __init__(self, step: Step, count: int) -> None:
         self.step, self.count = step, count
         self.algorithm, self.kernels, self.switches = step.algorithm, step.kernels, step.switches
+        self.repeats, self.repeats_back = step.repeats, step.repeats_back
         self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
         self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
 

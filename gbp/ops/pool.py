@@ -158,6 +158,7 @@ PARSERS = {
 
 
 class MaxPoolStep(Step):
+    repeats = repeats_back = True
     gates = True
 
     def __init__(self, op: MaxPool) -> None:
@@ -177,6 +178,7 @@ class MaxPoolStep(Step):
 
 
 class AveragePoolStep(Step):
+    repeats = repeats_back = True
     gates = True
 
     def __init__(self, op: AveragePool) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,15 @@ class Table:
     @property
     def outputs(self) -> int:
         return len(self.starts) - 1
+
+    @cached_property
+    def averages(self) -> bool:
+        """Whether the weights of each output add up to 1, and some output has several."""
+        counts = np.diff(self.starts)
+        if not counts.size or counts.min() < 1 or counts.max() < 2:
+            return False
+        sums = np.add.reduceat(self.weights, self.starts[:-1], dtype=np.float64)
+        return bool(np.abs(sums - 1).max() < 1e-6)
 
     def is_identity(self, size: int) -> bool:
         return (
@@ -123,9 +133,8 @@ class ResampleStep(Step):
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         table, no_mask = self.table, NO_MASK[..., None]
         to = self._around(y)
-        resample(
-            self._around(x[0]), table.starts, table.taps, table.weights, no_mask, OPEN, to, 0, context.threads
-        )
+        how = OPEN, to, 0, int(table.averages), context.threads
+        resample(self._around(x[0]), table.starts, table.taps, table.weights, no_mask, *how)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), table = gx, self.transposed
@@ -140,6 +149,7 @@ class ResampleStep(Step):
             g.gate,
             to,
             int(g.accumulate),
+            0,
             context.threads,
         )
 

@@ -59,6 +59,7 @@ PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda nod
 
 class SoftmaxStep(Step):
     algorithm = "stable"
+    repeats = repeats_back = True
     saves_y = True
 
     def __init__(self, size: int, logarithm: bool, *, gates: bool) -> None:

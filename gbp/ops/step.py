@@ -18,6 +18,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN, Gate
 from ..kernels.codegen.jit import Compiled
+from ..kernels.pointwise import clear_pixels
 
 Floats = NDArray[np.float32]
 
@@ -40,6 +41,14 @@ def strided(x: NDArray[Any], shape: Shape, strides: tuple[int, ...]) -> NDArray[
 def pixels(x: NDArray[Any]) -> NDArray[Any]:
     """A physical tensor as kernels take it: (N, H, W, C), the last axis the innermost in memory."""
     return x if x.ndim == 4 else view(x, len(x), 1, -1, x.shape[-1])
+
+
+def clear(x: NDArray[Any], threads: int) -> None:
+    """Write zeros to a physical tensor, or rows of one, by a kernel: so it can be prepared with others."""
+    if isinstance(x, np.ndarray):
+        clear_pixels(pixels(x if x.ndim > 1 else x[:, None]), threads)
+    else:
+        x.fill(0)
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,10 @@ class GradientSlot:
         mask = self.mask[start:stop] if k == 1 else self.mask[start // k : start // k + 1]
         return GradientSlot(self.array[start:stop], self.accumulate, mask, self.gate)
 
-    def begin(self) -> None:
+    def begin(self, threads: int) -> None:
         """For steps that only ever add: zeros, where nobody has contributed yet."""
         if not self.accumulate:
-            self.array.fill(0)
+            clear(self.array, threads)
 
     def put(self, g: NDArray[Any]) -> None:
         """For steps that move bytes only."""
@@ -145,6 +154,9 @@ class Step(ABC):
     part_starts: tuple[int, ...] | None = None
     #: y holds positions, which count as gbp counts them.
     yields_positions: bool = False
+    #: `forward`, and `vjp`, call the same kernels with the same arguments each time and do nothing else.
+    repeats: bool = False
+    repeats_back: bool = False
     #: Element type of the switches, one for each output, where there are any.
     switches: type[np.generic] | None = None
 

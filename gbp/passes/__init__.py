@@ -1,7 +1,7 @@
 """Graph → Graph, each of them leaving scores and maps as they are.
 
-`name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.  In comes
-the graph of a file, out comes the same network in fewer layers.  May import ops and graph.
+`name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.  In
+comes the graph of a file, out comes the same network in fewer layers.  May import ops and graph.
 """
 
 from ..graph.graph import Graph

@@ -112,10 +112,13 @@ class Sessions:
         self._build = build
         self._lock = Lock()
         self._entries: dict[Shape, _Entry] = {}
+        self._closed = False
 
     def of(self, shape: Shape) -> Session:
         """The session for samples of this shape, without the batch."""
         with self._lock:
+            if self._closed:
+                raise InputError("the Explainer is closed.", hint="Make another one.")
             entry = self._entries.pop(shape, None) or _Entry()
             self._entries[shape] = entry  # the one used last is last
             while len(self._entries) > _MAX_SESSIONS:
@@ -131,9 +134,10 @@ class Sessions:
                     raise
             return entry.session
 
-    def clear(self) -> None:
-        """Forget all of them."""
+    def close(self) -> None:
+        """Forget all of them, and make no others."""
         with self._lock:
+            self._closed = True
             self._entries.clear()
 
 

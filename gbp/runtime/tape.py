@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from weakref import ref
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from ..devices.base import Device, Repeater
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
+from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
-from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, pixels
+from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, clear, pixels
 from ..plan.backward import GradientWrite
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
@@ -102,7 +104,7 @@ class _Forward:
 
     def _run(self) -> None:
         for run in self.runs:
-            run.forward()
+            perform(run.forward, run.instruction.step.repeats)
 
     @property
     def backward_memory(self) -> Buffers | None:
@@ -140,11 +142,12 @@ class _Forward:
             run = self.runs[backward.instruction]
             instruction, context, gy = run.instruction, run.context, arrays[run.instruction.output]
             for part in backward.zeros:
-                memory.at(part).fill(0)
+                clear(memory.at(part), self.threads)
             if backward.gates_first:
                 _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), self.threads)
             gx = tuple(map(gradient, backward.inputs))
-            instruction.step.vjp(gy, gx, context.with_scratch(memory.scratch))
+            vjp = partial(instruction.step.vjp, gy, gx, context.with_scratch(memory.scratch))
+            perform(vjp, instruction.step.repeats_back)
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
 

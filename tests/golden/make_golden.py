@@ -3,9 +3,9 @@
     python tests/golden/make_golden.py [ARCHITECTURE ...]
 
 Needs torch, numpy and onnx; the tests need only the files that this writes, for each architecture
-`<architecture>.npz` of a picture without flat areas and `<architecture>_flat.npz` of one with them. The networks
-and the pictures are those of `models/zoo.py` at seed 0. The same versions on the same machine write the same
-numbers again.
+`<architecture>.npz` of a picture without flat areas and `<architecture>_flat.npz` of one with them. The
+networks and the pictures are those of `models/zoo.py` at seed 0. The same versions on the same machine write
+the same numbers again.
 
 What a file holds, m being the float64 map (1, 3, 224, 224) of a rule, flattened in C order to 150528 values:
 
@@ -27,9 +27,10 @@ rounding of 0, and a max-pool's winner wherever two entries lie within rounding 
 million of them a few always do. Which ones is a coin toss of the order of summation: torch's own float32 map
 of VGG-19 (vanilla) is 1e-6 off in one memory layout and 6e-3 in another, that of Inception v2 6e-7 on one
 thread and 8e-3 on two. So one float32 run says little. The yardstick adds float64 runs in which the input of
-every rectifier is disturbed by noise of the size of accumulated float32 rounding: what any engine amounts to. In a
-flat area whole regions of a tensor are equal, and max-pools meet ties whose first pixel wins. An engine that gives
-equal windows unequal values breaks them, which is no rounding that has to be: there equal values get equal noise.
+every rectifier is disturbed by noise of the size of accumulated float32 rounding: what any engine amounts to.
+In a flat area whole regions of a tensor are equal, and max-pools meet ties whose first pixel wins. An engine
+that gives equal windows unequal values breaks them, which is no rounding that has to be: there equal values
+get equal noise.
 
 This is a second implementation of the rules, written to be obvious: ONNX nodes one by one in torch's plain
 functions, differentiated by autograd, with one custom function, the rectifier.

@@ -47,16 +47,19 @@ def whole(shape: tuple[int, ...]) -> Any:
     return np.full(shape, np.nan, np.float32)
 
 
+@pytest.mark.parametrize("anchored", [0, 1])
 @pytest.mark.parametrize("C", [1, 3, 17, 33])
-def test_resample(C: int) -> None:
+def test_resample(C: int, anchored: int) -> None:
     w = matrix(6, 5)
+    if anchored:  # with an output of no taps as well
+        w /= np.where(w.sum(axis=1) == 0, 1, w.sum(axis=1))[:, None]
     t, back = table(w), table(w).transposed(5)
     x, gy = noise(2, 3, 5, 4, C), noise(6, 3, 6, 4, C, seed=1)
 
     def run(samples: slice, threads: int) -> Any:
         y = Guarded((samples.stop - samples.start, 3, 6, 4, C))
         given = Guarded.of(x[samples])
-        resample(given, t.starts, t.taps, t.weights, NO_MASK_5, OPEN, y.view, 0, threads)
+        resample(given, t.starts, t.taps, t.weights, NO_MASK_5, OPEN, y.view, 0, anchored, threads)
         return (y.result(),)
 
     (y,) = check_forward(run, len(x))
@@ -68,7 +71,7 @@ def test_resample(C: int) -> None:
         five = mask.reshape(len(mask), 3, 5, 4, -1) if mask.size else NO_MASK_5
         five_gx = gx.reshape(len(gx), 3, 5, 4, C, copy=False)
         five_gy = gy.reshape(len(gy), 3, 6, 4, C, copy=False)
-        resample(five_gy, back.starts, back.taps, back.weights, five, gate, five_gx, accumulate, threads)
+        resample(five_gy, back.starts, back.taps, back.weights, five, gate, five_gx, accumulate, 0, threads)
 
     expected = np.einsum("oa,npomc->npamc", w, gy.astype(np.float64))
     rows = np.ascontiguousarray(gy.reshape(6, 3, -1, C))
@@ -113,7 +116,7 @@ def test_long_sums_round_little() -> None:
     x = np.full((1, 1, 1, 1, 1), 0.1, np.float32)
     x = np.repeat(x, 2**20, axis=2)
     t, y = table(np.ones((1, 2**20))), np.empty((1, 1, 1, 1, 1), np.float32)
-    resample(x, t.starts, t.taps, t.weights, NO_MASK_5, OPEN, y, 0, 1)
+    resample(x, t.starts, t.taps, t.weights, NO_MASK_5, OPEN, y, 0, 0, 1)
     assert_close(y, x.astype(np.float64).sum(axis=2, keepdims=True))
 
 

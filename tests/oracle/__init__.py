@@ -32,7 +32,8 @@ class Run:
     `values` holds every tensor by name. A model's only output is the last tensor; its image is the only input
     that is no initializer. `activations`: "gradient", or "clamp" to clamp the gradient of activations that
     are no rectifiers to its positive part, under rules with a gradient gate. `noise` disturbs every tensor,
-    forward and in reverse, by so much of its RMS, as coarser arithmetic would.
+    forward and in reverse, by so much of its RMS, as coarser arithmetic would; equal values alike, so that
+    ties stay ties, and 0 not at all.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Run:
         seed: int = 0,
     ) -> None:
         self.activations = activations
-        graph, self._noise, self._rng = model.graph, noise, np.random.default_rng(seed)
+        graph, self._noise, self._seed = model.graph, noise, seed
         (opset,) = (entry.version for entry in model.opset_import if entry.domain == "")
         self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.values = {k: f64(v) if v.dtype.kind == "f" else v for k, v in self.values.items()}
@@ -101,7 +102,10 @@ class Run:
     def _disturbed(self, x: Array) -> Array:
         if not self._noise or x.dtype.kind != "f":
             return x
-        return x + self._noise * math.sqrt(np.mean(x * x)) * self._rng.standard_normal(x.shape)
+        rms = math.sqrt(np.mean(x * x)) or 1.0
+        scrambled = np.sin(1e9 * x / rms + 12.9898 * (self._seed + 1)) * 43758.5453
+        uniform = math.sqrt(12) * (scrambled - np.floor(scrambled) - 0.5)  # of variance 1, by value alone
+        return x + self._noise * rms * np.where(x == 0, 0, uniform)
 
     def _made(self, node: Node) -> list[str]:
         """The outputs that were computed; Dropout's mask and MaxPool's indices are not."""

@@ -43,6 +43,13 @@ VECTOR_I1 = ir.VectorType(I1, LANES)
 VECTOR_I32 = ir.VectorType(I32, LANES)
 INT_LANES = ir.IntType(LANES)
 
+#: The intrinsic by which a thread that waits in a loop tells the processor so, and its arguments; or None.
+WAITING_HINT = {
+    "x86_64": ("llvm.x86.sse2.pause", ()),
+    "aarch64": ("llvm.aarch64.isb", (15,)),
+    "arm64": ("llvm.aarch64.isb", (15,)),
+}.get(llvm.get_process_triple().split("-")[0])
+
 
 def pointer(builder: Any, address: Any, pointee: Any) -> Any:
     return builder.inttoptr(address, pointee.as_pointer())

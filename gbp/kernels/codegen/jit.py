@@ -28,6 +28,7 @@ from numba.core.caching import (
 from numba.core.runtime import _nrt_python
 
 from .lock import only_one
+from .packing import packer_of, unpack_of
 
 #: Array arguments.  Activations are views (N, H, W, C) with any strides but a dense channel axis, so
 #: that a crop, a group of channels or one part of a concatenation is passed without a copy.
@@ -152,67 +153,118 @@ class Compiled(Protocol):
     def compile(self) -> None: ...
 
 
-class Kernel:
-    """A Numba function with one explicit signature that compiles, or loads from the cache, on first call."""
+#: What a kernel's entry takes: the block of its arguments, parts [first, last) of `parts`, slot and phase.
+ENTRY = types.void(*[INT] * 6)
+#: Parts that a kernel's work is cut into for each thread: a thread that comes late finds less to do.
+SPLIT = 4
+
+
+def _entry(block: int, first: int, last: int, parts: int, slot: int, phase: int) -> None:
+    """What every kernel is called by; `_kernel` and `_unpack` stand for its own."""
+    _kernel(*_unpack(block, first, last, parts, slot, phase))
+
+
+def _kernel(*args: Any) -> None: ...
+
+
+def _unpack(*args: int) -> Any: ...
+
+
+class Native:
+    """A Numba function that compiles, or loads from the cache, on first use, and is called by its address."""
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        argument_types: tuple[Any, ...],
-        calls: Sequence[Any] = (),
-        parallel: bool = True,
+        self, function: Callable[..., Any], argument_types: Sequence[Any], calls: Sequence[Any] = ()
     ) -> None:
         self.name, self.module = function.__name__, function.__module__
         self._calls = [_shared[callee.symbol] for callee in calls]
         self.__doc__ = function.__doc__
         self._function = function
-        self._argument_types = argument_types
-        self._dispatcher: Any = None
-        self._parallel = parallel
+        self.argument_types = tuple(argument_types)
+        self._address = 0
 
     def compile(self) -> None:
         for callee in self._calls:
-            callee.compile()
             # The linker looks here for the symbol by which the kernel calls it.
             llvm.add_symbol(f"gbp_{callee.name}", callee.address)
         with _compiling:  # a thread that waited would find compilation disabled
-            if self._dispatcher is None:
-                self._dispatcher = self._compiled()
-
-    def _compiled(self) -> Any:
-        start = perf_counter()
-        options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-        if self._parallel:
-            # fusion: Numba sees no dependence between loops that are linked only through addresses.
-            options |= {"parallel": {"fusion": False}, "no_cfunc_wrapper": True}
-        dispatcher = njit(**options)(self._function)
-        dispatcher._cache = _Cache(self._function)
-        with ExitStack() as dispatcher._cache.until_kept:
-            dispatcher.compile(types.void(*self._argument_types))
-        dispatcher.disable_compile()
-        if dispatcher.stats.cache_misses:
-            compiled.append((self.name, perf_counter() - start))
-        return dispatcher
+            if not self._address:
+                self._address = self._compiled()
 
     @property
     def address(self) -> int:
         """Of the machine code, for callers by C's convention."""
-        (compiled,) = self._dispatcher.overloads.values()
-        name = compiled.fndesc.llvm_cfunc_wrapper_name
-        return int(compiled.library.get_pointer_to_function(name))
+        if not self._address:
+            self.compile()
+        return self._address
+
+    def _source(self) -> tuple[Callable[..., Any], Any]:
+        """The function to compile, and its signature."""
+        return self._function, types.void(*self.argument_types)
+
+    def _compiled(self) -> int:
+        start = perf_counter()
+        function, signature = self._source()
+        dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
+            function
+        )
+        dispatcher._cache = _Cache(function)
+        with ExitStack() as dispatcher._cache.until_kept:
+            dispatcher.compile(signature)
+        dispatcher.disable_compile()
+        if dispatcher.stats.cache_misses:
+            compiled.append((self.name, perf_counter() - start))
+        self._dispatcher = dispatcher  # owns the machine code
+        (compiled_code,) = dispatcher.overloads.values()
+        name = compiled_code.fndesc.llvm_cfunc_wrapper_name
+        return int(compiled_code.library.get_pointer_to_function(name))
+
+
+class Kernel(Native):
+    """A function over arrays whose work can be cut into parts, which threads share.
+
+    It takes arguments of `argument_types`, the last of them the number of parts, and a `Share`: which parts
+    to do.  It is called without that, and with the number of threads in place of the parts.  `split`: parts
+    for each thread.  `phases`: of the arguments, how many phases the work has; threads meet after each.
+    """
+
+    #: Who runs a call; `program` puts itself here when the package `kernels` is imported.
+    submit: ClassVar[Callable[[Kernel, Sequence[Any]], None]]
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        argument_types: Sequence[Any],
+        calls: Sequence[Any] = (),
+        split: int = SPLIT,
+        phases: Callable[[Sequence[Any]], int] | None = None,
+    ) -> None:
+        super().__init__(function, argument_types, calls)
+        self.split, self.phases = split, phases
+        self.pack = packer_of(self.argument_types[:-1])
+
+    def _source(self) -> tuple[Callable[..., Any], Any]:
+        given = {"_kernel": device_function(self._function), "_unpack": unpack_of(self.argument_types[:-1])}
+        name = f"{self.module.rpartition('.')[2]}_{self.name}"
+        entry = FunctionType(_entry.__code__, _entry.__globals__ | given, name)
+        entry.__qualname__ = name
+        return entry, ENTRY
 
     def __call__(self, *args: Any) -> None:
         if not isinstance(args[0], np.ndarray):  # a kernel runs where its arrays lie
             args[0].run_kernel(self, args)
             return
-        if self._dispatcher is None:
-            self.compile()
-        self._dispatcher(*args)
+        Kernel.submit(self, args)
 
 
-def kernel(*argument_types: Any, calls: Sequence[Any] = ()) -> Callable[[Callable[..., Any]], Kernel]:
+def kernel(
+    *argument_types: Any,
+    calls: Sequence[Any] = (),
+    split: int = SPLIT,
+    phases: Callable[[Sequence[Any]], int] | None = None,
+) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a function as a `Kernel` of these argument types; `calls`: the `shared` functions it needs."""
-    return lambda function: Kernel(function, argument_types, calls)
+    return lambda function: Kernel(function, argument_types, calls, split, phases)
 
 
 def kernel_from(
@@ -229,7 +281,7 @@ def kernel_from(
     return Kernel(copy, argument_types)
 
 
-_shared: dict[str, Kernel] = {}
+_shared: dict[str, Native] = {}
 
 
 def shared(*argument_types: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -240,7 +292,7 @@ def shared(*argument_types: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         symbol = f"gbp_{function.__name__}"
-        _shared[symbol] = Kernel(function, argument_types, parallel=False)
+        _shared[symbol] = Native(function, argument_types)
         return types.ExternalFunction(symbol, types.void(*argument_types))
 
     return decorate

@@ -18,8 +18,8 @@ from .simd import keep_rolled, prefetch_read, vector
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
 TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
-#: A sum goes on in a new chain of additions after so many, and chains are added up: rounding errors of one chain
-#: grow with its length, and what rounding tips a gate or a maximum moves the whole map.
+#: Multiply-adds after which a sum goes on in a new chain; the chains are added up.  One long chain would
+#: round more, and each gate or maximum that rounding tips moves the map.
 CHAIN = 64
 #: Bytes after which a first-level cache comes back to the same set.
 PAGE = 4096
@@ -261,7 +261,8 @@ def multiply_tile(
 
     Over taps_h × taps_w taps, `step_h` and `step_w` bytes apart, a run of channels at x of the first of the
     pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
-    of x.  Of a block of which only `channels` exist, vectors without any are not written.
+    of x.  Sums are in chains of CHAIN.  Of a block of which only `channels` exist, vectors without any are
+    not written.
     """
     sweep = Sweep(x, pixel, taps_h, step_h, taps_w, step_w, run, w)
     if channels > LANES:

@@ -36,7 +36,7 @@ from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winog
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.winograd import pack_winograd
 from ...limits import elements
-from ..step import NO_MASK, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, view
+from ..step import NO_MASK, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, clear, view
 from ..window import taps_of
 
 #: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
@@ -48,6 +48,8 @@ _BLOCKS = 4
 
 class Algorithm(ABC):
     algorithm: str
+    #: Calls the same kernels with the same arguments each time and does nothing else.
+    repeats = True
     #: As `Step.kernels`.
     kernels: tuple[Compiled, ...] = ()
 
@@ -205,7 +207,7 @@ class PointwiseBackward(BackwardAlgorithm):
             if gx.gate != OPEN:  # the pixels that no window sees have to pass it as well
                 pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, context.threads)
         else:
-            gx.array.fill(0)
+            clear(gx.array, context.threads)
             conv_pointwise_bwd(gy, self.w, self._seen(gx.mask), gx.gate, self._seen(gx.array), 0, *end)
 
     def _seen(self, x: NDArray[Any]) -> NDArray[Any]:
@@ -311,6 +313,8 @@ class ListsBackward(BackwardAlgorithm):
 
     The density of a sample alone decides, so that what else is in the batch changes no bit.
     """
+
+    repeats = False
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, most: float) -> None:
         self.dense, self.most, self.w = dense, most, pack_lists(w)

@@ -60,9 +60,9 @@ def _whole(count: int, tile: int) -> int:
     return -(-count // tile) * tile
 
 
-#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie, and
-#: back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they can be.
-#: "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
+#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie,
+#: and back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they
+#: can be.  "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
 #: "lists": the reverse over lists of the gradient's nonzero values.
 ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
 
@@ -292,6 +292,8 @@ class ConvStep(Step):
         names = dict.fromkeys((self.fwd[0].algorithm, self.bwd[0].algorithm))
         groups = f", {op.group} groups" if op.group > 1 else ""
         self.algorithm = f"{'×'.join(map(str, op.window.kernel))} {' / '.join(names)}{groups}"
+        self.repeats = all(fwd.repeats for fwd in self.fwd)
+        self.repeats_back = all(bwd.repeats for bwd in self.bwd)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         fwd, bwd = self.fwd[0].scratch(threads), self.bwd[0].scratch(threads)
@@ -318,6 +320,7 @@ class ConvStep(Step):
 class DepthwiseStep(Step):
     """One filter a channel: vectors of channels, no reduction over them, taps clipped at the border."""
 
+    repeats = repeats_back = True
     gates = True
     fuses_residual = True
     fuses_clip = True

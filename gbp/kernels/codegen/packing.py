@@ -1,0 +1,154 @@
+"""Arguments of a kernel as 64-bit words, so that machine code may call it and no interpreter is needed.
+
+    array          address, sizes, strides in bytes
+    tuple          its items
+    whole number   itself
+    float          its bits
+
+`pack` writes such a block; `unpack_of` makes what a kernel's entry reads it with.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
+from numpy.typing import NDArray
+
+from . import emit
+
+
+class Share(NamedTuple):
+    """Which parts of a kernel's work a call does: [first, last), as thread `slot`, in phase `phase`.
+
+    Threads that work at the same time have different slots, below their number: so each finds scratch of its
+    own.  All parts of a phase are done before the next begins.
+    """
+
+    first: int
+    last: int
+    slot: int
+    phase: int
+
+
+SHARE = types.NamedUniTuple(types.int64, 4, Share)
+
+_Words = list[int]
+
+
+def _array_packer(kind: Any) -> Callable[[Any, _Words], None]:
+    dtype, ndim, dense = as_dtype(kind.dtype), kind.ndim, kind.layout == "C"
+    writable = kind.mutable
+
+    def pack_array(x: Any, words: _Words) -> None:
+        if (
+            x.dtype != dtype
+            or x.ndim != ndim
+            or (dense and not x.flags.c_contiguous)
+            or (writable and not x.flags.writeable)
+        ):
+            raise TypeError(
+                f"a kernel takes {kind}, and was given {x.dtype} {x.shape} of strides {x.strides}"
+            )
+        words.append(x.__array_interface__["data"][0])
+        words.extend(x.shape)
+        words.extend(x.strides)
+
+    return pack_array
+
+
+def _packer(kind: Any) -> Callable[[Any, _Words], None]:
+    if isinstance(kind, types.Array):
+        return _array_packer(kind)
+    if isinstance(kind, types.BaseTuple):
+        packers = [_packer(item) for item in kind.types]
+
+        def pack_tuple(values: Any, words: _Words) -> None:
+            for pack_item, value in zip(packers, values, strict=True):
+                pack_item(value, words)
+
+        return pack_tuple
+    if isinstance(kind, types.Integer):
+        return lambda value, words: words.append(int(value))
+    code = struct.Struct("<fxxxx" if kind == types.float32 else "<d")
+    return lambda value, words: words.append(int.from_bytes(code.pack(value), "little", signed=True))
+
+
+def packer_of(kinds: Sequence[Any]) -> Callable[[Sequence[Any]], NDArray[np.int64]]:
+    """Make what packs arguments of these types.
+
+    It raises TypeError for others.  The arrays must live as long as the block is used.
+    """
+    packers = [_packer(kind) for kind in kinds]
+
+    def pack(args: Sequence[Any]) -> NDArray[np.int64]:
+        words: _Words = []
+        for pack_one, arg in zip(packers, args, strict=True):
+            pack_one(arg, words)
+        return np.array(words, np.int64)
+
+    return pack
+
+
+def unpack_of(kinds: Sequence[Any]) -> Any:
+    """Make an intrinsic (block, first, last, parts, slot, phase) → (these arguments, parts, Share)."""
+    kind = types.Tuple((*kinds, types.int64, SHARE))
+
+    @intrinsic
+    def unpack(typing: Any, block: Any, first: Any, last: Any, parts: Any, slot: Any, phase: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            block, first, last, parts, slot, phase = args
+            words = _Reader(context, builder, block)
+            share = context.make_tuple(builder, SHARE, [first, last, slot, phase])
+            return context.make_tuple(builder, kind, [*map(words.read, kinds), parts, share])
+
+        return kind(*[types.int64] * 6), codegen
+
+    return unpack
+
+
+class _Reader:
+    """Reads a block word by word."""
+
+    def __init__(self, context: Any, builder: Any, block: Any) -> None:
+        self._context, self._builder, self._word = context, builder, 0
+        self._block = emit.pointer(builder, block, emit.I64)
+
+    def _next(self) -> Any:
+        loaded = self._builder.load(self._builder.gep(self._block, [ir.Constant(emit.I64, self._word)]))
+        self._word += 1
+        return loaded
+
+    def read(self, kind: Any) -> Any:
+        context, builder = self._context, self._builder
+        if isinstance(kind, types.Array):
+            from numba.np.arrayobj import make_array, populate_array  # slow to load, and only to compile
+
+            item = context.get_data_type(kind.dtype)
+            data = emit.pointer(builder, self._next(), item)
+            shape, strides = ([self._next() for _ in range(kind.ndim)] for _ in range(2))
+            array = make_array(kind)(context, builder)
+            populate_array(
+                array,
+                data=data,
+                shape=cgutils.pack_array(builder, shape),
+                strides=cgutils.pack_array(builder, strides),
+                itemsize=ir.Constant(emit.I64, kind.dtype.bitwidth // 8),
+                meminfo=None,
+            )
+            return array._getvalue()
+        if isinstance(kind, types.BaseTuple):
+            return context.make_tuple(builder, kind, [self.read(item) for item in kind.types])
+        word = self._next()
+        if kind == types.float32:
+            return builder.bitcast(builder.trunc(word, emit.I32), emit.F32)
+        if kind == types.float64:
+            return builder.bitcast(word, ir.DoubleType())
+        return word

@@ -1,0 +1,99 @@
+"""How many processors this process may use: its affinity, and the CPU quota of its control groups.
+
+Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cgroup v1).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ...errors import InputError
+
+#: What overrides the number of threads.
+VARIABLE = "GBP_NUM_THREADS"
+MAX_THREADS = 1024
+
+
+def usable_cores() -> int:
+    """How many threads to use where nobody says: `GBP_NUM_THREADS`, else as many as can run at once.
+
+    Raises InputError where the variable holds no whole number from 1 to `MAX_THREADS`.
+    """
+    said = os.environ.get(VARIABLE, "").strip()
+    if said:
+        if not (said.isascii() and said.isdigit() and 1 <= int(said) <= MAX_THREADS):
+            raise InputError(
+                f"{VARIABLE} is {said!r}.", supported=f"a whole number from 1 to {MAX_THREADS}, or nothing"
+            )
+        return int(said)
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    # A part of a processor is used by a thread more, as other runtimes do: rounding down would leave it idle.
+    return min(present, MAX_THREADS) if quota is None else max(1, min(present, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """How many processors the control groups of this process allow it, None where they set no bound.
+
+    A group's own bound and those of all groups around it hold together.  `root`: where /proc and /sys lie,
+    for tests.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    found = []
+    for line in groups:
+        _, controllers, path = [*line.split(":", 2), "-", "-"][:3]
+        unified = controllers == ""
+        if not unified and "cpu" not in controllers.split(","):
+            continue
+        for folder in _folders(path, mounts, unified):
+            bound = _bound_v2(root / folder) if unified else _bound_v1(root / folder)
+            if bound is not None:
+                found.append(bound)
+    return min(found, default=None)
+
+
+def _folders(path: str, mounts: list[str], unified: bool) -> Iterator[PurePosixPath]:
+    """Where the group at `path` and those around it lie, relative to the root of files."""
+    for line in mounts:
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = [*rest.split(" "), "", ""][:3]
+        if kind != ("cgroup2" if unified else "cgroup") or not (unified or "cpu" in options.split(",")):
+            continue
+        shown, at = (_unescaped(field) for field in fields.split(" ")[3:5])
+        # A container sees its own group as the root of the mount, whatever path it has outside.
+        inside = PurePosixPath(path)
+        inside = inside.relative_to(shown) if inside.is_relative_to(shown) else PurePosixPath()
+        if ".." in inside.parts:
+            inside = PurePosixPath()
+        mount = PurePosixPath(at.lstrip("/"))
+        inside = PurePosixPath(str(inside).lstrip("/"))
+        yield from (mount / part for part in (inside, *inside.parents))
+
+
+def _unescaped(field: str) -> str:
+    """A path in mountinfo, which writes spaces and the like in octal."""
+    parts = field.split("\\")
+    return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])
+
+
+def _bound_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # the root has none
+        return None
+
+
+def _bound_v1(group: Path) -> float | None:
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text())
+        return None if quota <= 0 else quota / int((group / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

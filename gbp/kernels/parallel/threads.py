@@ -1,0 +1,222 @@
+"""Who works: the callers, and helpers that sleep while nobody needs them.
+
+There is one team of helpers (`kernels.team`), made on first use.  Whoever holds it has them; another caller
+works alone meanwhile.  Callers and helpers together are no more than the processors that the process may use,
+so callers share them and do not multiply them.  Where a machine is busy with other work, helpers make one
+wait for them: who notices that works alone for a while.
+
+A forked child has none of its parent's threads and makes a team of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from functools import cache
+from queue import SimpleQueue
+
+import numpy as np
+
+from ...errors import InputError
+from ..codegen.memory import aligned
+from . import team as native
+from .cores import MAX_THREADS, usable_cores
+
+#: Seconds that a thread looks for work before it sleeps: about what it takes to be woken.
+_LOOKING = 50e-6
+#: A run that waited for more than this share of its time, and so many seconds, met a busy machine.
+_WAITED, _LEAST_WAIT = 0.3, 1e-3
+#: Seconds that a caller then works alone, at first and after many times.
+_ALONE, _MAX_ALONE = 0.05, 1.0
+
+
+@cache
+def available() -> int:
+    """Processors that this process may use, or what GBP_NUM_THREADS says.  Raises InputError."""
+    return usable_cores()
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of threads to use: all that are available by default.  Raises InputError below 1."""
+    if threads is None:
+        return available()
+    if (
+        isinstance(threads, bool)
+        or not isinstance(threads, (int, np.integer))
+        or not 1 <= threads <= MAX_THREADS
+    ):
+        raise InputError(
+            f"threads is {threads!r}.", supported=f"a whole number from 1 to {MAX_THREADS}, or None for all"
+        )
+    return int(threads)
+
+
+class _Team:
+    """The helpers of this process, and who has them."""
+
+    def __init__(self) -> None:
+        self.free = threading.Lock()
+        self.callers = 0
+        self._helpers = 0
+        self._alone_until, self._alone = 0.0, _ALONE
+        self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
+        self._address = self._memory.ctypes.data
+
+    def run(self, first: int, stop: int, threads: int) -> None:
+        """Run the instructions from address `first` to `stop`, with the helpers that are free for that."""
+        members = min(threads, 1 + available() - max(1, self.callers))
+        if members > 1 and time.monotonic() >= self._alone_until and self.free.acquire(blocking=False):
+            try:
+                self._run(first, stop, members)
+            finally:
+                self.free.release()
+        else:
+            _functions().run_alone(first, stop)
+
+    def _run(self, first: int, stop: int, members: int) -> None:
+        self._hire(members - 1)
+        began, worked = time.perf_counter(), time.thread_time()
+        _functions().run_team(self._address, first, stop, members)
+        took = time.perf_counter() - began
+        waited = took - (time.thread_time() - worked)
+        if waited > max(_LEAST_WAIT, _WAITED * took):
+            self._alone_until = time.monotonic() + self._alone
+            self._alone = min(2 * self._alone, _MAX_ALONE)
+        else:
+            self._alone = _ALONE
+
+    def _hire(self, helpers: int) -> None:
+        """Have at least so many helpers."""
+        if self._helpers >= helpers:
+            return
+        if not self._helpers:
+            self._begin()
+        # What is meant for the process is for the threads of its user.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if _SIGMASK else None
+        try:
+            for slot in range(self._helpers + 1, helpers + 1):
+                member = self._new_member(slot)
+                _PYTHON.PyThread_start_new_thread(_functions().work, member)
+                self._helpers = slot
+        finally:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _begin(self) -> None:
+        self._memory.fill(0)
+        words = self._memory.view(np.int64)
+        words[native.SPINS // 8] = _looks()
+        words[native.ACQUIRE // 8] = _address_of(_PYTHON.PyThread_acquire_lock)
+        words[native.RELEASE // 8] = _address_of(_PYTHON.PyThread_release_lock)
+        self._new_member(0)
+
+    def _new_member(self, slot: int) -> int:
+        """The address of a member with a lock that it holds already: to take it once more is to sleep."""
+        lock = _PYTHON.PyThread_allocate_lock()
+        _PYTHON.PyThread_acquire_lock(lock, 1)
+        member = native.MEMBERS + slot * native.MEMBER_BYTES
+        words = self._memory[member : member + native.MEMBER_BYTES].view(np.int64)
+        words[native.LOCK // 8], words[native.TEAM // 8], words[native.SLOT // 8] = lock, self._address, slot
+        return self._address + member
+
+
+# The interpreter's own threads and locks are there on every system; machine code may use them without it.
+_PYTHON = ctypes.pythonapi
+_PYTHON.PyThread_allocate_lock.restype = ctypes.c_void_p
+_PYTHON.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_PYTHON.PyThread_start_new_thread.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_PYTHON.PyThread_start_new_thread.restype = ctypes.c_ulong
+_SIGMASK = hasattr(signal, "pthread_sigmask")
+
+
+def _address_of(function: object) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert address is not None
+    return address
+
+
+class _Functions:
+    """The machine code of `kernels.team`, as Python calls it: without the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self.run_team = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(native.run_team.address)
+        self.run_alone = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(native.run_alone.address)
+        self.look = ctypes.CFUNCTYPE(None, ctypes.c_int64)(native.look.address)
+        self.work = native.work.address
+
+
+@cache
+def _functions() -> _Functions:
+    return _Functions()
+
+
+def _looks() -> int:
+    """How many looks take `_LOOKING` seconds."""
+    times, seconds = 1000, []
+    for _ in range(5):  # the shortest: a thread may have been interrupted
+        began = time.perf_counter()
+        _functions().look(times)
+        seconds.append(time.perf_counter() - began)
+    return max(1, int(times * _LOOKING / min(seconds)))
+
+
+_team = _Team()
+_counting = threading.Lock()
+
+
+def run(first: int, stop: int, threads: int) -> None:
+    """Run the instructions from address `first` to `stop` of a program, on up to so many threads."""
+    if threads == 1:
+        _functions().run_alone(first, stop)
+    else:
+        _team.run(first, stop, threads)
+
+
+class turn:  # called like a function; a generator would cost a small network its while
+    """Wait until few enough others explain.
+
+    Twice as many as there are processors: so one computes while another is in the interpreter.  With more
+    they would hold more memory, and gain nothing.
+    """
+
+    def __enter__(self) -> None:
+        self._turns = _turns()
+        self._turns.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.put(None)
+
+
+@cache
+def _turns() -> SimpleQueue[None]:
+    turns: SimpleQueue[None] = SimpleQueue()
+    for _ in range(2 * available()):
+        turns.put(None)
+    return turns
+
+
+class parallel:  # called like a function; a generator would cost a small network its while
+    """Count as a caller: as long as there are others, helpers make way for them."""
+
+    def __enter__(self) -> None:
+        self._team = _team
+        with _counting:
+            self._team.callers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with _counting:
+            self._team.callers -= 1
+
+
+def _begin_anew() -> None:
+    global _team, _counting  # a child's own
+    _team, _counting = _Team(), threading.Lock()
+    available.cache_clear()
+    _turns.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
