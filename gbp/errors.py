@@ -32,14 +32,20 @@ class GbpError(Exception):
             message += f" Supported: {supported}."
         if hint:
             message += f" {hint}"
-        super().__init__(_readable(message))
+        super().__init__(shown(message))
 
 
-def _readable(text: str) -> str:
-    """As a terminal can show it: names come from files, and may be long or hold control characters."""
+def shown(text: str) -> str:
+    """On one line, as a terminal can show it: names come from files, and may hold anything.
+
+    White space of any kind becomes a space; control characters, and others without a shape of their own, such
+    as marks that turn the direction of writing, become U+FFFD; the middle of a long text is left out.
+    """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - _LONGEST // 4]} … {text[-_LONGEST // 4 :]}"
-    return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 class ModelError(GbpError, ValueError):

@@ -49,19 +49,19 @@ class Inputs:
     def count(self, images: Images) -> int:
         """How many samples there are."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            return len(images) if images.ndim else 1
+            return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
     def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
         """The samples, slice by slice.  Raises InputError for what cannot be one."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            yield from self._array_batches(images, slices)
+            yield from self._array_batches(self._samples(images), slices)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
         if any(map(is_array_file, pictures)):
-            yield from self._array_batches(self._from_array_files(pictures), slices)
+            yield from self._array_batches(self._samples(self._from_array_files(pictures)), slices)
             return
         for picture in pictures:
             if not _is_picture(picture):
@@ -81,9 +81,16 @@ class Inputs:
             return "NHWC" if self.source.channels_last else "NCHW"
         return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
 
+    def _samples(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x as (N, …).  Where the file has no batch axis, an array of the file's shape is one sample."""
+        return x[None] if not self.source.has_batch and x.ndim == len(self.source.input_shape) - 1 else x
+
     def _is_pixels(self, array: NDArray[Any]) -> bool:
         """Whether an array is one picture, and no array of samples."""
-        return array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3
+        is_sample = not self.source.has_batch and array.shape == self.source.input_shape[1:]
+        return (
+            array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3 and not is_sample
+        )
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
         """One sample a file, which may or may not have an axis of 1 for the batch."""
@@ -104,11 +111,10 @@ class Inputs:
 
     def _array_batches(self, x: NDArray[Any], slices: Slices) -> Iterator[Batch]:
         expected = self.source.input_shape
-        kinds = "fu" if self.source.dtype == "UINT8" else "f"
-        if x.dtype.kind not in kinds:
+        if x.dtype.kind not in "fiu":
             raise InputError(
                 f"the array holds {x.dtype}.",
-                supported="float32 in the model's input layout, already preprocessed",
+                supported="numbers in the model's input layout, already preprocessed",
                 hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
             )
         wanted = ["N", *("?" if n is None else n for n in expected[1:])]

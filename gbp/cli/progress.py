@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..errors import shown
+
 _CLEAR = "\r\x1b[K"
 
 
@@ -21,6 +23,8 @@ class _Line(logging.Handler):
         self.counts = sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno > logging.INFO:  # why kernels are not kept: told at the end
+            return
         self.kernels += 1
         if self.counts:
             text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
@@ -54,7 +58,7 @@ def reporting() -> Iterator[Callable[[str], None]]:
 
     def report(text: str) -> None:
         if shows:
-            print(f"{_CLEAR}gbp: {text}", end="", file=sys.stderr, flush=True)
+            print(f"{_CLEAR}gbp: {shown(text)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield report
@@ -64,7 +68,8 @@ def reporting() -> Iterator[Callable[[str], None]]:
 
 
 def _tell_what_is_lost() -> None:
-    from ..kernels.codegen.jit import CACHE_DIRECTORY, not_kept
+    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.jit import not_kept
 
     if not_kept:
-        print(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}", file=sys.stderr)
+        print(shown(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}"), file=sys.stderr)

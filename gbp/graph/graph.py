@@ -29,12 +29,14 @@ class Graph:
 
     `layers` are in order of computation and each tensor has one producer.  `shapes` gives every tensor's
     logical shape, batch first; axis 0 is `batch` everywhere, so a plan may put any other number there.
+    `notes`: what a reader of the maps should know of the file.
     """
 
     input: str
     output: str
     layers: tuple[Layer, ...]
     shapes: dict[str, Shape]
+    notes: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -52,4 +54,5 @@ class Graph:
         """The same network computed by other layers; forgets the shapes of tensors that are gone."""
         layers = tuple(layers)
         kept = {self.input, self.output, *(layer.output for layer in layers)}
-        return Graph(self.input, self.output, layers, {k: v for k, v in self.shapes.items() if k in kept})
+        shapes = {name: shape for name, shape in self.shapes.items() if name in kept}
+        return Graph(self.input, self.output, layers, shapes, self.notes)

@@ -10,18 +10,23 @@ from pkgutil import iter_modules
 from typing import Any
 
 from .node import Node
+from .written import Rewriter
 
 
-def _parsers() -> dict[str, Callable[[Node], Any]]:
-    parsers: dict[str, Callable[[Node], Any]] = {}
+def _listed(table: str) -> dict[str, Any]:
+    """What all files list in tables of that name."""
+    listed: dict[str, Any] = {}
     for file in iter_modules(__path__):
-        found = getattr(import_module(f"{__name__}.{file.name}"), "PARSERS", {})
-        if twice := parsers.keys() & found.keys():
-            raise ValueError(f"{file.name} parses {sorted(twice)}, which another file parses")
-        parsers |= found
-    return parsers
+        found = getattr(import_module(f"{__name__}.{file.name}"), table, {})
+        if twice := listed.keys() & found.keys():
+            raise ValueError(f"{file.name} has {sorted(twice)}, which another file has")
+        listed |= found
+    return listed
 
 
 #: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one of
 #: these for each output.
-PARSERS = _parsers()
+PARSERS: dict[str, Callable[[Node], Any]] = _listed("PARSERS")
+
+#: ONNX op → what writes other nodes in its place.
+REWRITERS: dict[str, Rewriter] = _listed("REWRITERS")

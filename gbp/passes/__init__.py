@@ -1,7 +1,8 @@
 """Graph → Graph, each of them leaving scores and maps as they are.
 
-`name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.  In
-comes the graph of a file, out comes the same network in fewer layers.  May import ops and graph.
+`name_activations` and `rectify_quantized` alone change maps, under rules with gates: they decide what is a
+rectifier.  In comes the graph of a file, out comes the same network in fewer layers.  May import ops and
+graph.
 """
 
 from ..graph.graph import Graph
@@ -10,8 +11,9 @@ from .fold_affine import fold_affine
 from .fold_pad import fold_pad
 from .name_activations import name_activations
 from .nest_concat import nest_concat
+from .rectify_quantized import rectify_quantized
 
-PASSES = (drop_dead, name_activations, fold_pad, fold_affine, nest_concat)
+PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine, nest_concat)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -17,12 +17,14 @@ from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
 from ..plan.plan import Plan
 from ..rules import Rule
 from .memory import MemoryPool
-from .tape import Tape
+from .tape import Tape, steps
 
 T = TypeVar("T")
 
 #: Shapes that a model of open size keeps a plan for, each with its own copy of the weights.
 _MAX_SESSIONS = 4
+#: Ops that are not defined for all numbers.
+_UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
 
 
 @dataclass
@@ -54,10 +56,30 @@ class Session:
         with computing():
             tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if not np.isfinite(tape.scores).all():
-            raise ModelError(
-                "the scores hold NaN or infinity.", hint="The network's values overflow float32."
-            )
+            raise self._not_finite(x, tape.scores)
         return tape
+
+    def _not_finite(self, x: NDArray[np.float32], scores: NDArray[np.float32]) -> ModelError:
+        """The error that names the first node whose result is NaN or infinite as the scores are."""
+        sample = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        is_odd, what = (np.isnan, "NaN") if np.isnan(scores[sample]).any() else (np.isinf, "infinity")
+        overflow = "The network's values overflow float32."
+        run = steps(self.plan, x[sample : sample + 1], self.threads) if self.device.is_host else ()
+        with computing():
+            for instruction, arrays in run:
+                if is_odd(arrays[instruction.output]).any():
+                    name = instruction.layers[0]
+                    op = self.plan.kinds.get(name)
+                    is_defined = op not in _UNDEFINED or any(
+                        np.isinf(arrays[y]).any() for y in instruction.inputs
+                    )
+                    return ModelError(
+                        f"its result holds {what}, and so the scores hold NaN or infinity.",
+                        node=name,
+                        op=op,
+                        hint=overflow if is_defined else "It is not defined for its operands: 0 / 0, say.",
+                    )
+        return ModelError("the scores hold NaN or infinity.", hint=overflow)
 
     def backward(self, tape: Tape, rule: Rule, targets: NDArray[np.int64]) -> NDArray[np.float32]:
         """The maps (n, K, …) for targets (n, K), as many at a time as the memory holds."""
@@ -132,6 +154,9 @@ class Sessions:
                         if self._entries.get(shape) is entry:
                             del self._entries[shape]
                     raise
+                # A file without a batch axis has samples of another shape than its input's other axes.
+                with self._lock:
+                    self._entries.setdefault(entry.session.plan.input_shape, entry)
             return entry.session
 
     def close(self) -> None:
