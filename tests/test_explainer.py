@@ -91,7 +91,7 @@ def test_without_a_head_there_are_no_probabilities() -> None:
 def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[int, ...]) -> None:
     """ONNX Softmax: before opset 13 over all axes from `axis` on, since over that one."""
     b = Builder(opset)
-    y = b.node("Softmax", b.relu(b.conv(b.input(2, 3, 5, 4), 6, 1)), axis=axis)
+    y = b.node("Softmax", b.relu(b.conv(b.input(2, 3, 5, 4), 6)), axis=axis)
     found = Explainer(b.model(y)).explain(images(2, 3, 5, 4), rule="vanilla")
     x = np.exp(found.scores.reshape(2, 6, 3, 2))
     expected = x / x.sum(axis=summed, keepdims=True)
