@@ -234,6 +234,14 @@ def _by_winograd(algorithm: str, window: Window, O: int, C: int, plane: tuple[in
     return _is_3x3(window) and (algorithm == "winograd" or (algorithm == "auto" and winograd < direct))
 
 
+def _by_columns(window: Window, C: int) -> bool:
+    """Whether columns take less than half the products of the direct sum: where that works on much padding,
+    as behind large windows on small planes, and in tiles of channels that C does not fill.
+    """
+    direct = elements(window.size) * window.taps * _whole(C, TILE_CHANNELS)
+    return direct > 2 * elements(window.output) * _whole(window.taps * C, TILE_CHANNELS)
+
+
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, algorithm: str
 ) -> ForwardAlgorithm:
@@ -251,6 +259,8 @@ def _backward(w: NDArray[np.float64], window: Window, algorithm: str) -> Backwar
     if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):
         return ColumnsBackward(single, window, forced)
     by_winograd = _by_winograd(algorithm, window, C, O, window.size)
+    if algorithm == "auto" and not by_winograd and _by_columns(window, C):
+        return ColumnsBackward(single, window, forced)
     dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
