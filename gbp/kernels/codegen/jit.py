@@ -56,6 +56,16 @@ not_kept: list[str] = []
 _compiling = Lock()
 
 
+def _begin_anew() -> None:
+    """In a forked child: the thread that compiled at that moment is not there to let go."""
+    global _compiling  # noqa: PLW0603  # a child's own
+    _compiling = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 @cache
 def _name_runtime() -> None:
     """Tell the linker where the functions of Numba's runtime are; machine code needs no more of it."""
