@@ -1,8 +1,8 @@
-"""Fusion: a sum and a rectifier move into the end of the step that made their input.
+"""Fusion: a sum and a rectifier become the epilogue of the step that makes their input.
 
     conv → Add(·, r) → Relu        becomes        conv with residual r, clipped, in one pass over y
 
-A tensor that anyone else reads, that has a view, or that is the result, stays.
+A tensor stays where it has another reader or a view, or where it holds the scores.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .layout import Instruction
 
 
 def fuse(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
-    """The same calls with sums and rectifiers fused; `remain` are tensors that others than calls need."""
+    """Fuse sums and rectifiers.  `remain`: tensors that something besides the instructions needs."""
     return _fuse_clips(_fuse_residuals(instructions, remain), remain)
 
 
 def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
-    """Tensors with a single reader, which is a call."""
+    """Tensors that one instruction reads, once, and nothing else."""
     counts = dict.fromkeys(remain, 2)
     for instruction in instructions:
         for name in instruction.reads:
@@ -35,7 +35,7 @@ def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[I
     for i, instruction in enumerate(instructions):
         if not instruction.step.is_sum or len(instruction.inputs) != 2:
             continue
-        # The later of the two, so that less is alive while it waits for the other.
+        # Prefer the input that is made later: then fewer tensors are alive in between.
         for name in sorted(instruction.inputs, key=lambda x: -made.get(x, -1)):
             maker = result.get(made.get(name, -1))
             if maker is None or name not in once or not maker.step.fuses_residual:
