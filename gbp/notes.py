@@ -1,4 +1,4 @@
-"""What a reader of a map should know, and where a rule means nothing."""
+"""Notes for the reader of a map; and the refusal of a rule that has no meaning for a network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .rules import Rule
 
 
 def refuse_meaningless(rule: Rule, plan: Plan) -> None:
+    """Raise InputError if the rule acts at rectifiers only and the network has none."""
     if rule.gradient_gate and not plan.rectifiers:
         raise InputError(
             f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
@@ -20,7 +21,17 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
 
 
 def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, ...]:
-    """What a reader of the map should know."""
+    """The notes for the reader of a map, one sentence each.
+
+    Parameters
+    ----------
+    plan, source
+        The network.
+    rule
+        The rule that made the map.
+    clamp
+        Whether rules with a gradient gate clamped the gradient of activations that are no rectifiers.
+    """
     notes = []
     others = sum(
         instruction.has_mask and not instruction.clip.is_rectifier for instruction in plan.instructions

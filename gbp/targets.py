@@ -1,4 +1,4 @@
-"""Which classes to explain: what a caller may say, resolved to indices into the scores."""
+"""Which classes to explain: the argument `target` becomes indices into the scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from .limits import at_least_one
 
 @dataclass(frozen=True)
 class Top:
-    """As `target=`: each sample's own k best classes.
+    """A value for `target=`: the k classes with the highest scores, for each sample its own.
+
+    Parameters
+    ----------
+    k
+        How many classes; all of them where the model has fewer.
 
     Raises
     ------
@@ -37,9 +42,29 @@ _SUPPORTED = "None, a class index, a label, Top(k), indices (N,) or (N, K), labe
 def resolve(
     target: Target, scores: NDArray[np.float32], labels: tuple[str, ...] | None, part: slice, count: int
 ) -> NDArray[np.int64]:
-    """Class indices int64 (n,) or (n, K) for the n samples `part` of a batch of `count`, with these scores.
+    """Resolve a target for one slice of a batch.
 
-    Raises InputError for an index or label that does not exist and for a shape that does not fit.
+    Parameters
+    ----------
+    target
+        See `Explainer.explain`.
+    scores
+        float32 (n, classes): the scores of the slice.
+    labels
+        The names of the classes, or None.
+    part
+        The slice of the batch: n samples.
+    count
+        Samples in the whole batch.
+
+    Returns
+    -------
+    Class indices, int64 (n,) or (n, K).
+
+    Raises
+    ------
+    InputError
+        For an index or a label that does not exist, and for an array whose shape does not fit.
     """
     n, classes = scores.shape
     if target is None:
@@ -73,11 +98,11 @@ def _array(target: Any) -> NDArray[Any]:
 
 
 def _from_one_hot(given: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Indices as they are; (N, C) rows of one 1 and else 0, float or bool, as the position of the 1."""
+    """The positions of the ones, if `given` is one-hot: float or bool (N, C).  Else `given` itself."""
     if given.ndim != 2 or given.shape[1] != classes or given.dtype.kind not in "fb":
         return given
-    looks = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
-    return given.argmax(axis=1) if looks else given
+    is_one_hot = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
+    return given.argmax(axis=1) if is_one_hot else given
 
 
 def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
