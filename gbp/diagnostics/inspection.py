@@ -1,4 +1,4 @@
-"""`inspect`: what a model is made of, how each layer would be computed, and which ops gbp does not do."""
+"""`inspect`: the layers of a model, how each would be computed, and the ops that gbp does not support."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ from ..plan.plan import Plan
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: its output's logical shape, parameters, multiply-adds a sample, and how it is planned."""
+    """One row of the table of layers.
+
+    Parameters
+    ----------
+    name, op
+        The node's name and op in the file.
+    shape
+        The output's logical shape, without the batch.
+    parameters
+        How many weights it holds.
+    macs
+        Multiply-adds for one sample.
+    plan
+        How it is computed, or that it is fused, folded or a view.
+    """
 
     name: str
     op: str
@@ -33,11 +47,24 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
+    """The result of `inspect`.
+
+    Parameters
+    ----------
+    layers
+        The table of layers.
+    unsupported
+        The nodes that gbp does not support, one message each.
+    input, output
+        Name and shape of both ends.
+    hints
+        Advice about the unsupported nodes.
+    """
+
     layers: tuple[LayerRow, ...]
     unsupported: tuple[str, ...]
     input: str
     output: str
-    #: What to do about what is unsupported, where there is something to say.
     hints: tuple[str, ...] = ()
 
 
@@ -50,10 +77,27 @@ def inspect(
     input: str | None = None,
     given: Mapping[str, ArrayLike] | None = None,
 ) -> Inspection:
-    """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
+    """List the layers of a model.
 
-    All other arguments as for `Explainer`.  Raises ModelError for a damaged model and InputError for an
-    argument that cannot be used; what is merely unsupported is listed in the result.
+    Parameters
+    ----------
+    model
+        A path, the bytes of a file, or a ModelProto.
+    size
+        (H, W) where the model leaves it open; by default 224.
+    algorithm, output, input, given
+        As for `Explainer`.
+
+    Returns
+    -------
+    An `Inspection`, which lists unsupported nodes too.
+
+    Raises
+    ------
+    ModelError
+        For a damaged model.
+    InputError
+        For an argument that cannot be used.
     """
     check_algorithm(algorithm)
     proto, weights = read(model)
@@ -100,7 +144,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
 
 
 def _how(graph: Graph, plan: Plan) -> dict[str, str]:
-    """For each layer: its kernel and what is fused with it, or that it became part of another."""
+    """For each layer: its algorithm and the layers fused with it, or "fused", "folded", "view", "reorder"."""
     kinds = {layer.name: layer.kind for layer in graph.layers}
     how: dict[str, str] = {}
     for instruction in plan.instructions:
