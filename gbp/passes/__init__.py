@@ -1,7 +1,8 @@
-"""Graph → Graph, each of them leaving scores and maps as they are.
+"""Passes rewrite a graph without a change to scores or maps.
 
-`name_activations` alone changes maps, under rules with gates: where an activation holds a Clip from 0.  In
-comes the graph of a file, out comes the same network in fewer layers.  May import ops and graph.
+There is one exception: `name_activations` changes maps under rules with gates, where an activation contains a
+Clip from 0.  The graph of a file comes in; the same network in fewer layers comes out.  It may import ops and
+graph.
 """
 
 from ..graph.graph import Graph
@@ -15,7 +16,7 @@ PASSES = (drop_dead, name_activations, fold_pad, fold_affine, nest_concat)
 
 
 def simplify(graph: Graph) -> Graph:
-    """All passes in order."""
+    """Apply all passes in order."""
     for apply in PASSES:
         graph = apply(graph)
     return graph
