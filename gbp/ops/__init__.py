@@ -1,7 +1,7 @@
-"""The ops, one file a family: what each means, and the `Step` that computes it.
+"""The ops, one file for each family: the meaning of each op, and the `Step` that computes it.
 
-`PARSERS` says which ONNX ops gbp knows.  In comes a `Node`, out come an `Op` and later its `Step`.  May
-import kernels, graph, limits and errors.
+`PARSERS` lists the ONNX ops that gbp supports.  A `Node` comes in; an `Op` comes out, and later its `Step`.
+It may import kernels, graph, limits and errors.
 """
 
 from collections.abc import Callable
