@@ -1,4 +1,4 @@
-"""Per-channel affine maps: what is left of BatchNormalization, Add and a rectifier that no convolution took.
+"""Affine maps by channel, for BatchNormalization, Add and rectifiers that are not fused into another step.
 
     y[n, h, w, c]  = clip(a[c] · x[n, h, w, c] + b[c] + r[n, h, w, c], lo, hi)
     gx[n, h, w, c] = a[c] · gy[n, h, w, c],  then the gate of gx's own rectifier
@@ -67,7 +67,7 @@ def pointwise_fwd(
 def pointwise_bwd(
     gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write a · gy to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy.
+    """Write a · gy to gx, or add it with `accumulate`; then apply the gate.  gx may be gy.
 
     a (C,) may be empty: then it is 1.
     """
