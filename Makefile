@@ -9,6 +9,9 @@
 #   make matrix
 # One prints which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance
+# One has every kernel call's arrays between pages that nobody may touch, on three kinds of processor; GUARD takes
+# options (--help lists them):
+#   make guard GUARD="--every 20"
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
 # numba and them, BENCH takes options (--help lists them):
 #   make bench BENCH_PYTHON=python BENCH=--bars
@@ -26,10 +29,10 @@ BESIDE := $(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEA
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test check cpu cudasim matrix conformance lint bench clean
+.PHONY: demo test check cpu cudasim matrix conformance guard lint bench clean
 
 # OpenMP's threads spin while they wait, which slows whatever else the machine does.
-test check cpu cudasim matrix conformance: export OMP_WAIT_POLICY = passive
+test check cpu cudasim matrix conformance guard: export OMP_WAIT_POLICY = passive
 
 demo: .venv/installed
 	@mkdir -p out
@@ -53,6 +56,9 @@ matrix: .venv/installed-dev
 
 conformance: .venv/installed-dev
 	$(BIN)/python tests/conformance.py
+
+guard: .venv/installed-dev
+	$(BIN)/python tests/guard.py $(GUARD)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

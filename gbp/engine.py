@@ -15,11 +15,12 @@ from .devices.base import Device
 from .errors import InputError, ModelError
 from .graph.shapes import Shape
 from .head import Head
-from .importer.load import build
+from .importer.load import settled
 from .importer.subgraph import Source
 from .importer.weights import Weights
 from .inputs import Batch, Images, Inputs
-from .kernels.codegen.jit import CACHE_DIRECTORY, compiled, not_kept
+from .kernels.codegen.cache import CACHE_DIRECTORY
+from .kernels.codegen.jit import compiled, not_kept
 from .limits import computing
 from .notes import notes_of, refuse_meaningless
 from .pictures.image import Preprocess
@@ -70,13 +71,16 @@ class Engine:
         if None not in source.input_shape[1:]:
             self.sessions.of(tuple(n for n in source.input_shape[1:] if n is not None))
             # The plan holds everything that runs need, so the model is freed.
-            source = replace(source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={})
+            source = replace(
+                self.inputs.source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={}
+            )
             self.inputs = Inputs(source, preprocess)
 
     def _session(self, shape: Shape) -> Session:
         source, settings = self.inputs.source, self.settings
         with computing():
-            graph = build(source, (source.input_shape[0] or 1, *shape))
+            source, graph = settled(source, (source.input_shape[0] or 1, *shape))
+            self.inputs = Inputs(source, self.inputs.preprocess)
             plan = Plan.build(graph, settings.algorithm, clamp=settings.clamp, device=settings.device)
         return Session(plan, settings.device, settings.threads, settings.memory)
 
@@ -94,7 +98,7 @@ class Engine:
         """The scores of images, float32 (N, classes)."""
 
         def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
-            with session.device.turn(), session.run(x) as tape:
+            with session.device.turn(), computing(), session.run(x) as tape:
                 return tape.scores
 
         parts = [
@@ -107,7 +111,7 @@ class Engine:
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
-            with session.device.turn(), session.run(x) as tape:
+            with session.device.turn(), computing(), session.run(x) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(first, first + tape.n), count)
                 gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))

@@ -42,14 +42,20 @@ class GbpError(Exception):
             message += f" Supported: {supported}."
         if hint:
             message += f" {hint}"
-        super().__init__(_readable(message))
+        super().__init__(shown(message))
 
 
-def _readable(text: str) -> str:
-    """The text as a terminal can show it.  Names from files may be long or hold control characters."""
+def shown(text: str) -> str:
+    """The text on one line, as a terminal can show it.  Names come from files and may hold anything.
+
+    White space of any kind becomes a space.  Control characters, and others without a shape of their own,
+    such as marks that turn the direction of writing, become U+FFFD.  The middle of a long text is left out.
+    """
     if len(text) > _MAX_MESSAGE:
         text = f"{text[: _MAX_MESSAGE - _MAX_MESSAGE // 4]} … {text[-_MAX_MESSAGE // 4 :]}"
-    return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 class ModelError(GbpError, ValueError):

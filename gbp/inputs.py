@@ -65,19 +65,19 @@ class Inputs:
     def count(self, images: Images) -> int:
         """How many samples the images are."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            return len(images) if images.ndim else 1
+            return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
     def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
         """Prepare images slice by slice.  Raises InputError for images that cannot be read or do not fit."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            yield from self._array_batches(images, slices)
+            yield from self._array_batches(self._samples(images), slices)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
         if any(map(is_array_file, pictures)):
-            yield from self._array_batches(self._from_array_files(pictures), slices)
+            yield from self._array_batches(self._samples(self._from_array_files(pictures)), slices)
             return
         for picture in pictures:
             if not _is_picture(picture):
@@ -101,9 +101,16 @@ class Inputs:
             return "NHWC" if self.source.channels_last else "NCHW"
         return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
 
+    def _samples(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x as (N, …).  Where the file has no batch axis, an array of the file's shape is one sample."""
+        return x[None] if not self.source.has_batch and x.ndim == len(self.source.input_shape) - 1 else x
+
     def _is_pixels(self, array: NDArray[Any]) -> bool:
         """Whether an array is one picture and not an array of samples."""
-        return array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3
+        is_sample = not self.source.has_batch and array.shape == self.source.input_shape[1:]
+        return (
+            array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3 and not is_sample
+        )
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
         """Read one sample from each file.  A sample may have a batch axis of 1."""
@@ -124,11 +131,10 @@ class Inputs:
 
     def _array_batches(self, x: NDArray[Any], slices: Slices) -> Iterator[Batch]:
         expected = self.source.input_shape
-        kinds = "fu" if self.source.dtype == "UINT8" else "f"
-        if x.dtype.kind not in kinds:
+        if x.dtype.kind not in "fiu":
             raise InputError(
                 f"the array holds {x.dtype}.",
-                supported="float32 in the model's input layout, already preprocessed",
+                supported="numbers in the model's input layout, already preprocessed",
                 hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
             )
         wanted = ["N", *("?" if n is None else n for n in expected[1:])]
@@ -142,8 +148,10 @@ class Inputs:
         if elements(x.shape[1:]) > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
         for part in slices(len(x), tuple(x.shape[1:])):
-            with np.errstate(over="ignore"):
-                samples = np.ascontiguousarray(x[part], np.float32)
+            samples = x[part]
+            if samples.dtype != np.float32 or not samples.flags.c_contiguous:
+                with np.errstate(over="ignore"):
+                    samples = np.ascontiguousarray(samples, np.float32)
             finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
             if not finite.all():
                 first = part.start + int(np.argmin(finite))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -34,6 +35,18 @@ OPERAND = 2**20
 def elements(shape: Sequence[int]) -> int:
     """How many elements a tensor has.  Python's integers are exact; NumPy's product wraps around at 2⁶³."""
     return math.prod(int(n) for n in shape)
+
+
+def is_finite(values: NDArray[Any]) -> bool:
+    """Whether no number is NaN or infinite; a piece at a time, because answers take memory as well."""
+    flat, piece = values.reshape(-1), 2**20
+    for i in range(0, flat.size, piece):
+        part = flat[i : i + piece]
+        with np.errstate(all="ignore"):
+            total = part.sum()  # which takes half the time, and NaN and infinity along
+        if not (np.isfinite(total) or np.isfinite(part).all()):
+            return False
+    return True
 
 
 def at_least_one(name: str, value: int | None) -> int | None:

@@ -32,10 +32,9 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, 
     clamp
         Whether rules with a gradient gate clamped the gradient of activations that are no rectifiers.
     """
-    notes = []
-    others = sum(
-        instruction.has_mask and not instruction.clip.is_rectifier for instruction in plan.instructions
-    )
+    notes = [*source.notes, *plan.notes]
+    # A Clip from 0 that is no rectifier is part of an activation.
+    others = sum(it.has_mask and not it.clip.is_rectifier and it.clip.lo != 0 for it in plan.instructions)
     if others:
         notes.append(
             f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."

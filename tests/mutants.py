@@ -1,7 +1,8 @@
-"""`mutated(seed)`: one of three valid model files, damaged in its bytes or in its meaning."""
+"""`mutated(seed)`: one of six valid model files, damaged in its bytes, its fields or its meaning."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 from builder import Builder
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp.ops import PARSERS
@@ -138,6 +141,69 @@ def wide() -> onnx.ModelProto:
     return b.model(b.gemm(b.flatten(y), 3))
 
 
+def series() -> onnx.ModelProto:
+    """Opset 17: rows and volumes, norms, comparisons, a reshape for each kind of axis."""
+    b = Builder(17, seed=3)
+    x = b.input(1, 3, 12, 12)
+    y = b.node("Reshape", x, b.constant([0, 3, -1]))
+    y = b.node("Conv", y, b.constant(b.noise(4, 3, 3)), b.constant(b.noise(4)), strides=[2], pads=[1, 1])
+    y = b.node("MaxPool", b.node("LeakyRelu", y, alpha=0.1), kernel_shape=[2], strides=[2])
+    y = b.node("LayerNormalization", y, b.constant(b.noise(36)), b.constant(b.noise(36)), axis=-1)
+    y = b.node("Reshape", y, b.constant([0, 2, 2, 6, 6]))
+    y = b.node("Conv", y, b.constant(b.noise(4, 2, 2, 3, 3)), pads=[0, 1, 1, 0, 1, 1])
+    y = b.node("AveragePool", y, kernel_shape=[1, 2, 2], strides=[1, 2, 2])
+    y = b.node("Reshape", b.node("Selu", y), b.constant([0, 4, 9]))
+    y = b.node("CumSum", y, b.constant(2))
+    y = b.node("Div", y, b.node("Exp", b.node("ReduceMean", y, axes=[2], keepdims=1)))
+    y = b.node("LpNormalization", y, axis=1, p=2)
+    return b.model(b.node("LogSoftmax", b.gemm(b.flatten(y), 4), axis=1))
+
+
+def quantized() -> onnx.ModelProto:
+    """Opset 19: QDQ, per tensor and per channel, weights in int8, bias in int32."""
+    b = Builder(19, seed=4)
+    x = b.input(1, 3, 12, 12)
+
+    def pair(y: str, scale: float) -> str:
+        given = b.constant(scale), b.constant(0, np.int8)
+        return b.node("DequantizeLinear", b.node("QuantizeLinear", y, *given), *given)
+
+    w = np.random.default_rng(4).integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
+    scales, zeros = b.constant(np.full(6, 0.01)), b.constant(np.zeros(6), np.int8)
+    w = b.node("DequantizeLinear", b.constant(w, np.int8), scales, zeros, axis=0)
+    bias = b.node("DequantizeLinear", b.constant([5, -5, 0, 1, 2, 3], np.int32), b.constant(0.001))
+    y = b.node("Relu", b.node("Conv", pair(x, 0.03), w, bias, pads=[1, 1, 1, 1], strides=[2, 2]))
+    y = b.node("MaxPool", pair(y, 0.02), kernel_shape=[2, 2], strides=[2, 2])
+    y = b.node("Concat", y, pair(b.node("HardSwish", y), 0.02), axis=1)
+    return b.model(b.node("Sigmoid", b.gemm(b.flatten(pair(y, 0.02)), 3)))
+
+
+#: What lies in this file beside the model that `apart` makes.
+BESIDE = "weights.bin"
+
+
+def beside() -> bytes:
+    return np.random.default_rng(5).normal(size=9000).astype("<f4").tobytes()
+
+
+def apart() -> onnx.ModelProto:
+    """`classic`, of whose weights some lie in a file beside it, and one is large enough to be cut out."""
+    model = classic()
+    for i, tensor in enumerate(model.graph.initializer[:3]):
+        nbytes = len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", BESIDE), ("offset", str(4096 * i)), ("length", str(nbytes))):
+            tensor.external_data.add(key=key, value=value)
+    large = np.random.default_rng(6).normal(size=(4, 4, 9, 9)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(large, "large"))
+    node = next(node for node in model.graph.node if node.name == "dropout")
+    conv = helper.make_node("Conv", [node.output[0], "large"], ["apart"], name="apart", pads=[4] * 4)
+    model.graph.node.insert(list(model.graph.node).index(node) + 1, conv)
+    next(node for node in model.graph.node if node.name == "pool").input[0] = "apart"
+    return model
+
+
 def _model(
     nodes: list[onnx.NodeProto],
     stored: dict[str, np.ndarray],
@@ -157,7 +223,7 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
-MODELS = (modern, classic, wide, wide)
+MODELS = (modern, classic, wide, series, quantized, apart)
 
 
 # ---------------------------------------------------------------------------------------------- mutations
@@ -379,6 +445,142 @@ def lie_elsewhere(m: onnx.ModelProto, rng: random.Random) -> None:
             tensor.external_data.add(key=key, value=rng.choice(values))
 
 
+# ------------------------------------------------------------------------------------- any field of protobuf
+
+FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 1e39, float("inf"), float("-inf"), float("nan"))
+TEXTS = (
+    "",
+    "x",
+    "y",
+    "nowhere",
+    "\x1b[31mred\r\n",
+    "\u202e",
+    "a" * 5000,
+    "ai.onnx",
+    "com.example",
+    "0",
+    "9" * 30,
+)
+
+
+def _schema() -> dict[str, tuple[tuple[FieldDescriptor, ...], Descriptor]]:
+    """Every kind of message that a model may hold, and by which fields it is reached from the top."""
+    top = onnx.ModelProto.DESCRIPTOR
+    found: dict[str, tuple[tuple[FieldDescriptor, ...], Descriptor]] = {top.full_name: ((), top)}
+    queue = [top]
+    for descriptor in queue:
+        path, _ = found[descriptor.full_name]
+        for child in descriptor.fields:
+            kind = child.message_type
+            if kind is not None and kind.full_name not in found:
+                found[kind.full_name] = ((*path, child), kind)
+                queue.append(kind)
+    return found
+
+
+SCHEMA = _schema()
+#: All that may be changed: the kind of a message, and a field of it.
+FIELDS = tuple((name, child.name) for name, (_, kind) in SCHEMA.items() for child in kind.fields)
+
+
+def _messages(message: Message, kind: str) -> list[Message]:
+    """All messages of that kind in this one."""
+    found = [message] if message.DESCRIPTOR.full_name == kind else []
+    for child, value in message.ListFields():
+        if child.message_type is not None:
+            for inner in value if child.is_repeated else [value]:
+                found += _messages(inner, kind)
+    return found
+
+
+def _made(m: onnx.ModelProto, kind: str, rng: random.Random) -> Message:
+    """A message of that kind, made where one belongs."""
+    at: Message = m
+    for child in SCHEMA[kind][0]:
+        value = getattr(at, child.name)
+        if child.is_repeated:
+            value = rng.choice(value) if value and rng.random() < 0.8 else value.add()
+        else:
+            value.SetInParent()
+        at = value
+    return at
+
+
+def _scalar(m: onnx.ModelProto, child: FieldDescriptor, rng: random.Random) -> Any:
+    match child.cpp_type:
+        case FieldDescriptor.CPPTYPE_STRING if child.type == FieldDescriptor.TYPE_BYTES:
+            return rng.choice((b"", b"\xff\xfe", b"SAME_LOWER", rng.randbytes(16), rng.randbytes(5000)))
+        case FieldDescriptor.CPPTYPE_STRING:
+            return _any_name(m, rng) if rng.random() < 0.5 else rng.choice(TEXTS)
+        case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
+            return rng.choice(FLOATS)
+        case FieldDescriptor.CPPTYPE_ENUM:
+            return rng.choice([value.number for value in child.enum_type.values])
+        case FieldDescriptor.CPPTYPE_INT32:
+            return rng.choice((*range(26), *(n for n in NUMBERS if -(2**31) <= n < 2**31)))
+        case FieldDescriptor.CPPTYPE_UINT64:
+            return rng.choice(NUMBERS) % 2**64
+        case _:
+            return rng.choice(NUMBERS)
+
+
+def _fill(m: onnx.ModelProto, message: Message, rng: random.Random, depth: int = 0) -> None:
+    """Some fields of a new message, or what another one of its kind holds."""
+    others = _messages(m, message.DESCRIPTOR.full_name)
+    if others and rng.random() < 0.6:
+        data = rng.choice(others).SerializePartialToString()  # it may be within the other
+        if len(data) < 2**16:
+            message.Clear()
+            message.MergeFromString(data)
+            return
+    for child in message.DESCRIPTOR.fields:
+        if rng.random() < 0.4 and depth < 4:
+            change_field(m, message, child, rng, depth + 1)
+
+
+def change_field(
+    m: onnx.ModelProto, message: Message, child: FieldDescriptor, rng: random.Random, depth: int = 0
+) -> None:
+    """Set, clear, add, drop, repeat or move what that field holds."""
+    value = getattr(message, child.name)
+    if not child.is_repeated:
+        if rng.random() < 0.2:
+            message.ClearField(child.name)
+        elif child.message_type is not None:
+            value.SetInParent()
+            _fill(m, value, rng, depth)
+        else:
+            setattr(message, child.name, _scalar(m, child, rng))
+        return
+    match rng.randrange(6):
+        case 0 if value:
+            del value[rng.randrange(len(value))]
+        case 1 if len(value) > 1:
+            held = [copy.deepcopy(one) for one in value]
+            rng.shuffle(held)
+            message.ClearField(child.name)
+            getattr(message, child.name).extend(held)
+        case 2 if value and message.ByteSize() < 2**16:
+            value.extend([copy.deepcopy(rng.choice(value))] * rng.choice((1, 2, 100)))
+        case 3 if value and child.message_type is None:
+            value[rng.randrange(len(value))] = _scalar(m, child, rng)
+        case 4 if value:
+            message.ClearField(child.name)
+        case _ if child.message_type is not None:
+            _fill(m, value.add(), rng, depth)
+        case _:
+            value.append(_scalar(m, child, rng))
+
+
+def change_any(m: onnx.ModelProto, rng: random.Random) -> tuple[str, str]:
+    """Change one field of one message, all as likely; which."""
+    kind, name = rng.choice(FIELDS)
+    found = _messages(m, kind)
+    message = rng.choice(found) if found and rng.random() < 0.9 else _made(m, kind, rng)
+    change_field(m, message, message.DESCRIPTOR.fields_by_name[name], rng)
+    return kind, name
+
+
 STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
     change_tensor,
     change_node,
@@ -395,8 +597,13 @@ STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
 def mutated(seed: int) -> bytes:
     rng = random.Random(seed)
     model = rng.choice(MODELS)()
-    if rng.random() < 0.4:
+    kind = rng.random()
+    if kind < 0.25:
         return damaged_bytes(model.SerializeToString(), rng)
+    if kind < 0.65:
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            change_any(model, rng)
+        return model.SerializeToString()
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if model.graph.node and model.graph.initializer:
             rng.choice(STRUCTURAL)(model, rng)

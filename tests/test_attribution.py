@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -295,9 +296,7 @@ def test_save_refuses_and_leaves_nothing(tmp_path, monkeypatch):
             a.save(tmp_path / path)
     with pytest.raises(InputError, match="not the name of a picture"):
         save_picture(Image.new("L", (2, 2)), tmp_path / "a.npz")
-    monkeypatch.setattr(
-        Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr(os, "replace", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     (tmp_path / "old.png").write_bytes(b"kept")
     with pytest.raises(InputError, match=r"old.png.*No space left"):
         a.save(tmp_path / "old.png")

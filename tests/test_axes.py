@@ -9,7 +9,7 @@ import oracle
 import pytest
 from agreement import assert_agree
 from builder import Builder
-from onnx import AttributeProto, helper
+from onnx import AttributeProto, TensorProto, helper
 
 from gbp import Explainer, ModelError
 from gbp.ops import PARSERS
@@ -94,6 +94,53 @@ def test_a_constant_is_resized_at_load() -> None:
     model = b.model(b.head(b.relu(b.add(b.input(*SHAPE), enlarged))))
     run = oracle.Run(model, np.random.default_rng(1).standard_normal(SHAPE))
     assert_agree(Explainer(model, output=run.output), run, "guided", output=run.output)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "outputs"),
+    [(10, 0.7, 7), (20, 1.4, 28), (20, 0.9, 18), (10, 2.3, 23), (30, 1.3, 39), (10, 1.25, 12), (31, 0.3, 9)],
+)
+@pytest.mark.parametrize("dialect", ["Resize-19", "Resize-11", "Resize-10", "Upsample-9", "Upsample-7", ""])
+@pytest.mark.parametrize("constant", [False, True])
+def test_sizes_by_scales_are_those_of_runtimes(
+    size: int, scale: float, outputs: int, dialect: str, constant: bool
+) -> None:
+    """A float32 times a size is rounded before it is floored.  Shape inference does otherwise."""
+    op, _, version = dialect.partition("-")
+    b = Builder(opset=int(version or 19))
+    x, kernel = b.input(2, 3, 2, outputs if constant else size), b.noise(1, 3, 2, size)
+    no_roi = b.constant(np.zeros(0, np.float32))
+    given = b.constant(kernel) if constant else x
+    scales = [1.0, 1.0, 1.0, scale]
+    if dialect == "Upsample-7":
+        y = b.node(op, given, scales=scales, mode="linear")
+    elif dialect in ("Upsample-9", "Resize-10"):
+        y = b.node(op, given, b.constant(scales), mode="linear")
+    else:
+        of_one = {} if dialect else {"axes": [3]}
+        factors = b.constant(scales[3:] if of_one else scales)
+        y = b.node("Resize", given, no_roi, factors, mode="linear", **of_one)
+    b._know(y, helper.make_tensor_type_proto(TensorProto.FLOAT, (1 if constant else 2, 3, 2, outputs)))
+    model = b.model(b.relu(b.mul(x, y) if constant else y))
+    run = oracle.Run(model, np.random.default_rng(1).standard_normal(b.shapes[x]))
+    assert run.values[y].shape[-1] == outputs
+    for rule in ("vanilla", "guided"):
+        assert_agree(Explainer(model), run, rule)
+
+
+@pytest.mark.parametrize(("size", "scale"), [(10, 1.25), (3, 1.5), (31, 0.3), (10, 0.7)])
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("opset", [11, 13, 19])
+def test_corners_are_aligned_whatever_the_scale(size: int, scale: float, mode: str, opset: int) -> None:
+    """The last output is the last pixel."""
+    how = {"mode": mode, "coordinate_transformation_mode": "align_corners"}
+    b = Builder(opset=opset)
+    no_roi = b.constant(np.zeros(0, np.float32))
+    y = b.node("Resize", b.input(1, 2, 3, size), no_roi, b.constant([1.0, 1.0, 1.0, scale]), **how)
+    x = np.random.default_rng(1).standard_normal((1, 2, 3, size)).astype(np.float32)
+    scores = Explainer(b.model(y)).predict(x).reshape(1, 2, 3, -1)
+    np.testing.assert_allclose(scores[..., 0], x[..., 0], rtol=1e-6)
+    np.testing.assert_allclose(scores[..., -1], x[..., -1], rtol=1e-6)
 
 
 def test_a_resize_of_no_axes() -> None:

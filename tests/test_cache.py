@@ -7,9 +7,17 @@ Of two functions with one name, made by a factory, the linker takes either.
 from __future__ import annotations
 
 import os
+import signal
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+
+import pytest
+
+from gbp.kernels.codegen.cache import untrusted
+from gbp.kernels.codegen.interrupts import uninterrupted
 
 COMPILE = """
 import numba
@@ -68,3 +76,281 @@ def test_kernels_of_different_processes(tmp_path: Path) -> None:
     run(COMPILE.format(before=0, kernel="conv_direct.conv_fwd"), tmp_path)
     run(COMPILE.format(before=1, kernel="conv_direct.conv_bwd"), tmp_path)
     run(CHECK, tmp_path)
+
+
+# ----------------------------------------------------------------------- whose folder, and what is in it
+
+KERNEL = """
+import numpy as np
+from gbp.kernels.codegen.jit import DENSE, INT, Kernel, compiled, not_kept
+
+def one(x, parts, share):
+    x[0] = 1
+
+one = Kernel(one, (DENSE, INT))
+
+def use():
+    x = np.zeros(1, np.float32)
+    one(x, 1)
+    assert x[0] == 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a module that has one small kernel."""
+    (tmp_path / "small.py").write_text(KERNEL)
+    return tmp_path
+
+
+def start(folder: Path, code: str, cache: Path | None, **environment: str) -> subprocess.Popen[str]:
+    paths = os.pathsep.join((str(folder), str(Path(__file__).parent.parent)))
+    known = {k: v for k, v in os.environ.items() if k not in ("GBP_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
+    where = {} if cache is None else {"GBP_CACHE_DIR": str(cache)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=known | where | environment | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process that must end well has written."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return out, err
+
+
+def used(folder: Path, cache: Path | None, before: str = "", **environment: str) -> tuple[bool, str]:
+    """Whether a process had to compile the kernel, and what it said."""
+    code = f"{before}\nfrom small import use, compiled\nuse()\nprint(len(compiled))"
+    out, err = end(start(folder, code, cache, **environment))
+    return out == "1\n", err
+
+
+def test_a_folder_of_ones_own_is_made_and_used(folder: Path) -> None:
+    cache = folder / "not there" / "cache"
+    assert used(folder, cache) == (True, "")
+    assert used(folder, cache) == (False, "")
+    made = [path for path in (cache, *cache.rglob("*")) if path.is_dir()]
+    assert len(made) == 2
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in made)
+
+
+@pytest.mark.parametrize("which", ["cache", "version", "above"])
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_may_write_to_is_not_used(folder: Path, which: str, mode: int) -> None:
+    above = folder / "above"
+    cache = above / "cache"
+    assert used(folder, cache) == (True, "")
+    (version,) = cache.iterdir()
+    before = set(version.iterdir())
+    {"above": above, "cache": cache, "version": version}[which].chmod(mode)
+    compiled, err = used(folder, cache)
+    assert compiled
+    assert err.count("\n") == 1
+    assert "kernels are not kept in" in err
+    assert "others may write to" in err
+    assert set(version.iterdir()) == before
+
+
+def test_a_sticky_folder_may_be_above_but_not_hold_kernels(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    assert untrusted(str(tmp_path / "cache")) is None
+    assert untrusted(str(tmp_path)) is not None
+
+
+@pytest.mark.parametrize("which", [".", "above"])
+def test_a_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    cache = tmp_path / "above" / "cache"
+    cache.mkdir(parents=True)
+    assert untrusted(str(cache)) is None
+    if os.geteuid() == 0:
+        os.chown(cache.parent if which == "above" else cache, 4712, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4712)
+    assert "belongs to another user" in (untrusted(str(cache)) or "")
+
+
+NO_HOME = "import pwd\ndef unknown(_):\n    raise KeyError\npwd.getpwuid = unknown"
+
+
+def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -> None:
+    for _ in range(2):
+        compiled, err = used(folder, None, NO_HOME)
+        assert compiled
+        assert err.count("\n") == 1
+        assert "no home folder" in err
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["small.py"]
+
+
+def test_a_relative_folder_of_caches_is_ignored(folder: Path) -> None:
+    assert used(folder, None, HOME=str(folder / "home"), XDG_CACHE_HOME="caches") == (True, "")
+    assert not (folder / "caches").exists()
+    assert any((folder / "home" / ".cache" / "gbp").iterdir())
+
+
+def kept(cache: Path) -> Path:
+    (file,) = cache.rglob("*small_one*.nbc")
+    return file
+
+
+DAMAGE = """
+import random, sys
+from gbp.kernels.codegen import cache
+from small import one, use, compiled
+
+found = []
+load = cache.KernelFile.load
+
+def tried(self, key):
+    path = self._path(key)
+    if "small_one" not in path:
+        return load(self, key)
+    good = open(path, "rb").read()
+    rng = random.Random(0)
+    places = [*range(40), *(rng.randrange(len(good)) for _ in range(2000)), len(good) - 1]
+    for at in places:
+        for bad in (good[:at], good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1 :]):
+            with open(path, "wb") as file:
+                file.write(bad)
+            found.append(load(self, key))
+    return load(self, key)
+
+cache.KernelFile.load = tried
+use()
+assert found == [None] * len(found) and len(found) > 4000
+assert compiled
+"""
+
+
+def test_a_damaged_file_is_compiled_anew(folder: Path) -> None:
+    """Of which no byte is taken for code: the last damage is a bit of the last byte."""
+    cache = folder / "cache"
+    assert used(folder, cache) == (True, "")
+    good = kept(cache).read_bytes()
+    end(start(folder, DAMAGE, cache))
+    assert used(folder, cache) == (False, "")
+    assert len(kept(cache).read_bytes()) == pytest.approx(len(good), rel=0.01)
+    for bad in (b"", good[: len(good) // 2], good[:-1] + b"\0"):
+        kept(cache).write_bytes(bad)
+        assert used(folder, cache) == (True, "")
+
+
+def test_a_file_of_another_kernel_is_not_taken(folder: Path) -> None:
+    cache = folder / "cache"
+    assert used(folder, cache) == (True, "")
+    first = kept(cache)
+    other = folder / "other.py"
+    other.write_text(KERNEL.replace("x[0] = 1", "x[0] = 2").replace("x[0] == 1", "x[0] == 2"))
+    code = "from other import use, compiled\nuse()\nassert compiled"
+    end(start(folder, code, cache))
+    (second,) = set(cache.rglob("*.nbc")) - {first}
+    first.write_bytes(second.read_bytes())
+    assert used(folder, cache) == (True, "")
+
+
+def test_two_processes_fill_one_cache(folder: Path) -> None:
+    cache = folder / "cache"
+    code = "from small import use\nuse()"
+    both = [start(folder, code, cache) for _ in range(2)]
+    for process in both:
+        end(process)
+    assert used(folder, cache) == (False, "")
+
+
+FULL = """
+import builtins, errno, small
+real = builtins.open
+
+def full(path, mode="r", *rest, **named):
+    file = real(path, mode, *rest, **named)
+    if ".nbc" in str(path) and "w" in mode:
+        file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return file
+
+builtins.open = full
+small.use()
+assert small.not_kept == ["No space left on device"]
+"""
+
+
+def test_a_disk_that_is_full(folder: Path) -> None:
+    end(start(folder, FULL, folder / "cache"))
+    assert not list((folder / "cache").rglob("*.nbc"))
+
+
+# ---------------------------------------------------------------------------------------------------- signals
+
+INTERRUPTED = """
+import os, signal, sys
+import numpy as np
+from numba.core.registry import cpu_target
+from small import one, use
+
+class Alarm(Exception):
+    pass
+
+def raises(*_):
+    raise Alarm
+
+number, callback, at = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+if number != signal.SIGINT:
+    signal.signal(number, raises)
+expected = KeyboardInterrupt if number == signal.SIGINT else Alarm
+before = {n: signal.getsignal(n) for n in signal.valid_signals()}
+engine = cpu_target.target_context.codegen()._engine._ee
+real, left = getattr(engine, callback), [at]
+
+def hook(*given):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), number)
+    return real(*given)
+
+setattr(engine, callback, hook)
+try:
+    use()
+except expected:
+    print("interrupted")
+assert left[0] <= 0, left
+use()
+assert {n: signal.getsignal(n) for n in signal.valid_signals()} == before
+print("usable")
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGALRM"])
+@pytest.mark.parametrize("callback", ["_object_cache_getbuffer", "_object_cache_notify"])
+def test_an_interrupt_in_a_callback_of_llvm_waits(folder: Path, number: str, callback: str) -> None:
+    """In the compiler and while a kernel comes from the cache: ctypes would drop it, and Numba crash."""
+    if callback == "_object_cache_getbuffer":
+        assert used(folder, folder / "cache") == (True, "")
+    arguments = f"import sys\nsys.argv = ['', {number!r}, {callback!r}, '1']\n"
+    out, err = end(start(folder, arguments + INTERRUPTED, folder / "cache"))
+    assert out == "interrupted\nusable\n"
+    assert err == ""
+
+
+def test_signals_in_other_threads_and_within_each_other() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    try:
+        with uninterrupted():
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert not seen
+        assert seen == [signal.SIGUSR1]
+        thread = threading.Thread(target=uninterrupted().__enter__)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert len(seen) == 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)

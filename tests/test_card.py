@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
+import test_one_sample as one_sample
 from agreement import RULES, assert_agree
 from builder import Builder
 from cases import CASES
@@ -50,6 +51,14 @@ def test_op(name: str, frame: str, rule: str) -> None:
     target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) and vjp.obeys for _, vjp in run.steps)
     assert_agree(explainer, run, rule if rectifies else "vanilla", target, run.output)
+
+
+def test_several_rows_a_sample_are_computed_on_a_card_too() -> None:
+    net = one_sample.model(one_sample.FRAMES, (1, 2, 3, 6, 6), opset=21, **one_sample.OF_FRAMES)
+    x, target = noise((2, 2, 3, 6, 6), seed=0), [[0, 1], [2, 3]]
+    expected = Explainer(net).explain(x, target=target)
+    found = Explainer(net, device="cuda").explain(x, target=target)
+    np.testing.assert_allclose(found.map, expected.map, rtol=1e-4, atol=1e-6 * np.abs(expected.map).max())
 
 
 def small_net(n: int = 3) -> tuple[onnx.ModelProto, NDArray[np.float32]]:

@@ -78,6 +78,7 @@ class FakeInspection:
     input: str = "data (N, 3, 224, 224)"
     output: str = "fc (N, 1000)"
     hints: tuple[str, ...] = ("Do without.",)
+    notes: tuple[str, ...] = ("It has no batch axis.",)
 
 
 def fake_inspect(model, size=None, algorithm="auto", **ends):
@@ -359,6 +360,7 @@ def test_inspect_lists_what_is_unsupported(capsys):
     assert run("inspect", "odd.onnx") == 2
     out = capsys.readouterr().out
     assert "unsupported: LSTM 'rnn'" in out
+    assert "note: It has no batch axis." in out
     assert "what to do: Do without." in out
     assert max(map(len, out.splitlines())) <= 80
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -97,7 +98,18 @@ def test_a_softmax_sums_over_its_own_axes(opset: int, axis: int, summed: tuple[i
     np.testing.assert_allclose(found.probabilities, expected.reshape(2, -1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [None, "Sigmoid", "LogSoftmax"])
+def test_probability_of_a_sigmoid() -> None:
+    """Its gradient is that of the logit times p (1 − p)."""
+    model, x = classifier("Sigmoid"), images(2, 3, 8, 9)
+    found = Explainer(model, output=PROBABILITY).explain(x, rule="vanilla", target=1)
+    logit = Explainer(model).explain(x, rule="vanilla", target=1)
+    p = 1 / (1 + np.exp(-logit.scores.astype(float)))
+    np.testing.assert_allclose(found.scores, p, rtol=1e-5)
+    slopes = (p * (1 - p))[:, 1].reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(found.map, logit.map * slopes, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", [None, "LogSoftmax"])
 def test_probability_is_refused_where_the_model_has_none(head: str | None) -> None:
     with pytest.raises(InputError, match=head or "scores"):
         Explainer(classifier(head), output=PROBABILITY)
@@ -228,13 +240,13 @@ def test_planning_one_size_does_not_wait_for_another() -> None:
         if shape == (2,):
             building.set()
             assert done.wait(20)
-        return shape
+        return SimpleNamespace(plan=SimpleNamespace(input_shape=shape))
 
     sessions = Sessions(build)
     thread = threading.Thread(target=sessions.of, args=((2,),))
     thread.start()
     assert building.wait(20)
-    assert sessions.of((1,)) == (1,)
+    assert sessions.of((1,)).plan.input_shape == (1,)
     done.set()
     thread.join()
 

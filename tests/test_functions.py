@@ -86,6 +86,17 @@ def test_rectify_clamps_the_gradient_at_every_activation(name: str) -> None:
         assert_agree(explainer, run, rule, target)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 5, 4), (2, 3, 4, 3, 5)])
+def test_rectify_clamps_the_gradient_of_what_a_convolution_reads(shape: tuple[int, ...]) -> None:
+    """Whose reverse gates it, without a mask; of volumes in the last plane that adds to it."""
+    b = Builder()
+    y = b.node("Softplus", b.conv(b.input(*shape), 5, 1))
+    model = b.model(b.head(b.conv(y, 4, 3, auto_pad="SAME_UPPER")))
+    run = oracle.Run(model, noise(shape), "clamp")
+    for rule in RULES:
+        assert_agree(Explainer(model, activations="clamp"), run, rule)
+
+
 def test_by_default_they_take_their_true_gradient() -> None:
     model = network(*NETWORKS["tanh behind relu"])
     run, _ = safe_run(model)

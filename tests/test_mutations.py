@@ -1,12 +1,17 @@
 """Damaged model files, made by a seeded generator: each is refused with a `GbpError` or gives a finite map.
 
 The attempts run in a process of their own with a limit on its memory, so that a crash, a hang or a bomb is a
-failure here and not the end of the tests.  A longer run:  python tests/test_mutations.py FIRST COUNT
+failure here and not the end of the tests.  A longer run, whose explained models are run by onnxruntime too:
+
+    python tests/test_mutations.py FIRST COUNT [onnxruntime]
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import io
+import multiprocessing
 import os
 import random
 import resource
@@ -15,65 +20,211 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from mutants import MODELS, mutated
+from mutants import BESIDE, FIELDS, MODELS, beside, change_any, mutated
 
 COUNT = 2000
 MEMORY = 6 * 2**30  # of address space: LLVM, OpenMP's stacks and the modules take one and a half
 SECONDS = 30  # of its own computing: a busy machine takes longer
 PATIENCE = 300  # of the clock: by then it hangs
+SECONDS = 30
+#: What one attempt may take: MiB of the whole process, CPU time without that of compilers.
+MAX_MEBIBYTES, MAX_CPU = 512, 10
+
+
 # ------------------------------------------------------------------------------------------------ attempts
 
 
-def attempt(data: bytes, rng: random.Random, path: Path) -> str:
-    """Explain with a damaged model, as bytes or a file: what came of it.  Raises whatever is no GbpError."""
-    from gbp import Explainer, GbpError
+def attempt(data: bytes, rng: random.Random, path: Path) -> tuple[str, Any]:
+    """Explain with a damaged model, as bytes or a file: what came of it, and the input where it is explained.
+
+    Raises whatever is no GbpError.
+    """
+    from gbp import Explainer, GbpError, Top
     from gbp.diagnostics.inspection import inspect
 
     path.write_bytes(data)
-    model = rng.choice((data, path))
+    model = rng.choice((data, path, path))
+    _other_calls(model, path, rng)
     with suppress(GbpError):
         inspect(model)
     try:
         explainer = Explainer(model)
         shape = tuple(n or (2 if i == 0 else 12) for i, n in enumerate(explainer.input_shape))
         if np.prod([float(n) for n in shape[1:]]) > 2**22:
-            return "too large to try"
+            return "too large to try", None
         x = np.random.default_rng(0).normal(size=(min(shape[0], 3), *shape[1:])).astype(np.float32)
         a = explainer.explain(x, rule=rng.choice(("vanilla", "deconvnet", "guided")))
     except GbpError as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        refused = f"{type(error).__name__}: {error}"
+    else:
+        refused = ""
+    assert refused.isprintable()
+    if refused:
+        return refused, None
     assert a.map.shape == x.shape
     assert np.isfinite(a.map).all()
     assert np.isfinite(a.scores).all()
-    return "explained"
+    with suppress(GbpError):
+        explainer.explain(x, target=rng.choice((Top(5), 0, [[0, 1]] * len(x))), batch_size=1)
+    with suppress(GbpError):
+        assert np.array_equal(explainer.predict(x), a.scores)
+    return "explained", x
 
 
-def main(first: int, count: int) -> None:
+def _other_calls(model: Any, path: Path, rng: random.Random) -> None:
+    """Now and then what else takes a model: each refuses with a GbpError, or exit code 2 and one line."""
+    from gbp import GbpError
+    from gbp.cli import main as cli
+    from gbp.diagnostics.verify import verify
+
+    match rng.randrange(40):
+        case 0:
+            sys.modules["onnxruntime"] = None  # type: ignore[assignment]  # which may crash on such models
+            with suppress(GbpError):
+                verify(model)
+            del sys.modules["onnxruntime"]
+        case 1 | 2:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = cli.main(["inspect", str(path)])
+            assert code in (0, 2)
+            for line in (*out.getvalue().split("\n"), *err.getvalue().split("\n")):
+                assert line.isprintable()
+
+
+# --------------------------------------------------------------------------------------- the other opinion
+
+
+def _other(connection: Connection) -> None:
+    """Run models by onnxruntime, in a process that may crash."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    while True:
+        path, name, x = connection.recv()
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            feeds = {value.name: x for value in session.get_inputs()}
+            connection.send(session.run([name], feeds)[0])
+        except Exception:
+            connection.send(None)
+
+
+class Other:
+    """onnxruntime at work elsewhere."""
+
+    def __init__(self) -> None:
+        self.crashes = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._here, there = multiprocessing.get_context("spawn").Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_other, args=(there,), daemon=True
+        )
+        self._process.start()
+        there.close()
+
+    def run(self, path: Path, name: str, x: Any) -> Any:
+        """The tensor, or None where onnxruntime does not compute it."""
+        self._here.send((str(path), name, x))
+        try:
+            if self._here.poll(60):
+                return self._here.recv()
+        except EOFError:
+            pass
+        self._process.kill()
+        self.crashes += 1
+        self._start()
+        return None
+
+
+def disagreement(path: Path, x: Any, other: Other) -> str:
+    """What the output of the explained model says to onnxruntime, where both compute it."""
+    from gbp import Explainer, GbpError
+
+    outputs = [value.name for value in onnx.load(path, load_external_data=False).graph.output]
+    for name in outputs:
+        try:
+            scores = Explainer(path, output=name).predict(x)
+        except GbpError:
+            continue
+        expected = other.run(path, name, x)
+        if expected is None or expected.size != scores.size or not np.isfinite(expected).all():
+            return "not compared"
+        found, true = (np.float64(values).reshape(-1) for values in (scores, expected))
+        error = np.linalg.norm(found - true) / (np.linalg.norm(true) or 1)
+        return "agrees" if error < 1e-3 else f"DISAGREES: {error:.1e}"
+    return "not compared"
+
+
+# --------------------------------------------------------------------------------------------------- a run
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """MiB; ru_maxrss would start with what the parent had."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def main(first: int, count: int, compare: bool = False) -> None:
+    from gbp.kernels.codegen.jit import compiled
+
+    other = Other() if compare else None
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     path = Path(tempfile.mkdtemp()) / "model.onnx"
+    (path.parent / BESIDE).write_bytes(beside())
     for model in MODELS:
-        assert attempt(model().SerializeToString(), random.Random(0), path) == "explained"
+        path.write_bytes(model().SerializeToString())
+        assert attempt(path.read_bytes(), random.Random(1), path)[0] == "explained" or model is MODELS[-1]
+    outcomes: Counter[str] = Counter()
+    most_memory, most_cpu = (0, 0), (0.0, 0)
     for seed in range(first, first + count):
         print(seed, end=" ", flush=True)  # before the attempt: the last line names what crashed
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
-        start = time.process_time()
+        _forget_peak()
+        start, before = time.process_time(), sum(seconds for _, seconds in compiled)
         try:
-            result = attempt(mutated(seed), random.Random(seed), path)
+            result, x = attempt(mutated(seed), random.Random(seed), path)
         except Exception:
             traceback.print_exc()
             sys.exit(f"seed {seed}: no GbpError")
-        seconds = time.process_time() - start
-        print(f"{seconds:.2f} s  {result}")
-        if seconds > SECONDS:
-            sys.exit(f"seed {seed} takes {seconds:.0f} s")
+        cpu = time.process_time() - start - sum(seconds for _, seconds in compiled) + before
+        memory, took = _peak(), f"{cpu:.2f} s {_peak()} MiB"
+        most_memory, most_cpu = max(most_memory, (memory, seed)), max(most_cpu, (cpu, seed))
+        said = result
+        if other is not None and x is not None:
+            faulthandler.cancel_dump_traceback_later()
+            said = f"explained, {disagreement(path, x, other)}"
+        outcomes[said.partition(":")[0]] += 1
+        print(f"{took}  {said}")
     faulthandler.cancel_dump_traceback_later()
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would start with what the parent had
-    print("peak", int(status.partition("VmHWM:")[2].split()[0]) // 1024, "MiB")
+    print("outcomes", dict(outcomes), "crashes of onnxruntime", other.crashes if other else "-")
+    print(f"peak {most_memory[0]} MiB (seed {most_memory[1]}), {most_cpu[0]:.1f} s (seed {most_cpu[1]})")
+
+
+def test_every_field_is_changed() -> None:
+    rng, seen = random.Random(0), set()
+    for i in range(3000):
+        if i % 20 == 0:
+            model = MODELS[i // 20 % len(MODELS)]()
+        seen.add(change_any(model, rng))
+    assert seen == set(FIELDS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
@@ -89,13 +240,14 @@ def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{lines[-1] if lines else ''}\n{done.stderr[-3000:]}"
-    *attempts, peak = lines
+    *attempts, _, peak = lines
     assert len(attempts) == COUNT
     assert sum(line.endswith("explained") for line in attempts) > COUNT // 20  # else they test one refusal
-    assert sum("Error: " in line for line in attempts) > COUNT // 2
-    assert int(peak.split()[1]) < 2048
+    assert sum("Error: " in line for line in attempts) > COUNT // 3
+    assert int(peak.split()[1]) < MAX_MEBIBYTES
+    assert float(peak.split()[5]) < MAX_CPU
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), "onnxruntime" in sys.argv[3:])

@@ -21,6 +21,7 @@ from agreement import BOUND
 from builder import NEWEST, Builder
 from cases import chain, node
 from cases.axes import reduce, resize
+from cases.picks import einsum, put
 from cases.volumes import unpooled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer
-from gbp.ops import PARSERS
+from gbp.ops import PARSERS, REWRITERS
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -661,6 +662,64 @@ def _matmul(draw: Draw) -> Drawn:
     return Drawn(shape, net, draw(since("MatMul")))
 
 
+def _einsum(draw: Draw) -> Drawn:
+    """The letters of x, of a constant and of the result; the batch is first in x and in the result."""
+    shape = draw(st.tuples(batches, *[st.integers(1, 4)] * draw(st.integers(1, 3))))
+    letters = "abcd"[: len(shape)]
+    sizes = dict(zip(letters, shape, strict=True), y=draw(st.integers(1, 4)), z=draw(st.integers(1, 3)))
+    other = "".join(draw(st.permutations([*draw(st.sets(st.sampled_from(letters[1:]))), "y"])))
+    other += "z" if draw(st.booleans()) else ""
+    kept = draw(st.permutations(sorted(draw(st.sets(st.sampled_from(letters[1:] + other))))))
+    side, opset = tuple(sizes[c] for c in other), draw(since("Einsum"))
+    if draw(st.booleans()):
+        return Drawn(shape, einsum(f"{other},{letters}->a{''.join(kept)}", side, first=True), opset)
+    return Drawn(shape, einsum(f"{letters},{other}->a{''.join(kept)}", side), opset)
+
+
+# --- Picks by constant indices ------------------------------------------------------------------------------
+
+
+def _places(draw: Draw, op: str) -> tuple[Shape, Array, Shape, dict[str, int]]:
+    """The shape of x, the indices, that of what they name, and attributes; no place twice."""
+    shape = (1, *draw(st.tuples(*[st.integers(1, 5)] * draw(st.integers(1, 3)))))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    if op.endswith("ND"):
+        last = draw(st.integers(1, len(shape) - 1))  # of the axes behind the batch
+        inside = shape[1 : 1 + last]
+        count = draw(st.integers(1, math.prod(inside)))
+        numbers = rng.permutation(math.prod(inside))[:count]
+        rows = np.stack(np.unravel_index(numbers, inside), axis=1)
+        rows -= np.array(inside) * rng.integers(0, 2, rows.shape)  # also from the end
+        if op == "GatherND" and draw(st.booleans()):
+            return shape, rows[None], (1, count, *shape[1 + last :]), {"batch_dims": 1}
+        rows = np.concatenate([np.zeros((count, 1), np.int64), rows], axis=1)
+        return shape, rows[None], (1, count, *shape[1 + last :]), {}
+    axis = draw(st.integers(1, len(shape) - 1))
+    count = draw(st.integers(1, shape[axis]))
+    sides = tuple(count if i == axis else n for i, n in enumerate(shape))
+    order = np.argsort(rng.random(shape), axis=axis)
+    return shape, order[tuple(map(slice, sides))], sides, {"axis": axis}
+
+
+def picked(op: str) -> st.SearchStrategy[Drawn]:
+    def build(draw: Draw) -> Drawn:
+        shape, indices, _, attributes = _places(draw, op)
+        return Drawn(shape, node(op, indices, **attributes), draw(since(op, 12)))
+
+    return drawn(build)
+
+
+def scattered(op: str) -> st.SearchStrategy[Drawn]:
+    def build(draw: Draw) -> Drawn:
+        shape, indices, sides, attributes = _places(draw, op)
+        how = draw(st.sampled_from(("computed", "constant", "of a constant")))
+        if op == "Scatter":
+            return Drawn(shape, put(op, indices, sides, how, **attributes), 9, "knows no Scatter")
+        return Drawn(shape, put(op, indices, sides, how, **attributes), draw(since(op, 11)))
+
+    return drawn(build)
+
+
 # --- Quantized ----------------------------------------------------------------------------------------------
 
 
@@ -757,6 +816,176 @@ def _legacy_padding(draw: Draw) -> Drawn:
     return Drawn(shape, legacy, reference="makes other windows", slope_of=modern)
 
 
+# --- Several ops in one -------------------------------------------------------------------------------------
+
+
+def fused(
+    op: str,
+    foreign: Callable[[Builder, str, str, dict[str, Any]], str],
+    modern: Net,
+    of: st.SearchStrategy[Shape] = images,
+    domain: str = "com.microsoft",
+    reference: str | None = None,
+) -> st.SearchStrategy[Drawn]:
+    """What `foreign` appends, given the op and its domain, means what `modern` appends."""
+
+    def build(draw: Draw) -> Drawn:
+        old: Net = lambda b, x: foreign(b, x, op.rpartition(".")[2], {"domain": domain} if domain else {})  # noqa: E731
+        return Drawn(draw(of), old, NEWEST, reference, modern)
+
+    return drawn(build)
+
+
+def _fused_conv(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    C = b.shapes[x][1]
+    operands = (b.constant(b.noise(C, C, 1, 1)), b.constant(b.noise(C)), x)
+    given = {"activation": "LeakyRelu", "activation_params": [0.25]}
+    return b.foreign(op, b.shapes[x], x, *operands, **domain, **given)
+
+
+def _conv_and_leaky(b: Builder, x: str) -> str:
+    C = b.shapes[x][1]
+    made = b.node("Conv", x, b.constant(b.noise(C, C, 1, 1)), b.constant(b.noise(C)))
+    return b.node("LeakyRelu", b.add(made, x), alpha=0.25)
+
+
+def _fused_gemm(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    w, c = b.constant(b.noise(b.shapes[x][1], 6)), b.constant(b.noise(6))
+    given = {"alpha": 2.0, "activation": "Tanh"}
+    return b.foreign(op, (b.shapes[x][0], 6), x, w, c, **domain, **given)
+
+
+def _gemm_and_tanh(b: Builder, x: str) -> str:
+    w, c = b.constant(b.noise(b.shapes[x][1], 6)), b.constant(b.noise(6))
+    return b.node("Tanh", b.node("Gemm", x, w, c, alpha=2.0))
+
+
+def _fused_matmul(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    shape = (*b.shapes[x][:-2], b.shapes[x][-1], 4)
+    w = b.constant(b.noise(4, b.shapes[x][-2]))
+    return b.foreign(op, shape, x, w, **domain, transA=1, transB=1, alpha=0.5)
+
+
+def _matmul_of_transposed(b: Builder, x: str) -> str:
+    rank = len(b.shapes[x])
+    w = b.constant(b.noise(4, b.shapes[x][-2]).T)
+    turned = b.transpose(x, *range(rank - 2), rank - 1, rank - 2)
+    return b.mul(b.node("MatMul", turned, w), b.constant(0.5))
+
+
+def foreign_with(*shapes: Callable[[Shape], Shape], **given: Any) -> Callable[..., str]:
+    """A foreign op of x's shape with noise of these shapes, which are functions of x's."""
+
+    def net(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+        constants = [b.constant(b.noise(*shape(b.shapes[x]))) for shape in shapes]
+        return b.foreign(op, b.shapes[x], x, *constants, **domain, **given)
+
+    return net
+
+
+def _channels(shape: Shape) -> Shape:
+    return shape[-1:]
+
+
+def biased(net: Net) -> Net:
+    return lambda b, x: net(b, b.add(x, b.constant(b.noise(b.shapes[x][-1]))))
+
+
+def _quick_gelu(b: Builder, x: str) -> str:
+    return b.mul(x, b.node("Sigmoid", b.mul(x, b.constant(1.5))))
+
+
+def _skip_norm(b: Builder, x: str) -> str:
+    """The constants in the order of the fused op's."""
+    skip, gamma, beta = (b.constant(b.noise(*s)) for s in (b.shapes[x][1:], *[b.shapes[x][-1:]] * 2))
+    return b.node("LayerNormalization", b.add(x, skip), gamma, beta, axis=-1, epsilon=0.125)
+
+
+def quantizes(op: str) -> st.SearchStrategy[Drawn]:
+    """Before opset 21 ONNX has no 16 bits; within their range the gradient of both together is one."""
+
+    def net(b: Builder, x: str, _: str, domain: dict[str, Any]) -> str:
+        operands = b.constant(1e-4), b.constant(3, np.int16)
+        y = b.foreign("QuantizeLinear", b.shapes[x], x, *operands, **domain)
+        return b.foreign("DequantizeLinear", b.shapes[x], y, *operands, **domain)
+
+    return fused(op, net, lambda b, x: b.node("Identity", x))
+
+
+def _scaled(b: Builder, x: str) -> str:
+    shift, by = np.arange(b.shapes[x][1]) / 8, 0.5
+    return b.mul(b.node("Sub", x, b.constant(np.float32(shift))), b.constant(by))
+
+
+def _scaler(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    offset = [float(i) / 8 for i in range(b.shapes[x][1])]
+    return b.foreign(op, b.shapes[x], x, **domain, offset=offset, scale=[0.5])
+
+
+def _crop(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    N, C, H, W = b.shapes[x]
+    return b.foreign(op, (N, C, H - 3, W - 2), x, **domain, border=[0, 1, 2, 2])
+
+
+def _dynamic_slice(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    N, C, H, W = b.shapes[x]
+    bounds = b.constant([1, 0]), b.constant([H - 2, W - 2]), b.constant([2, 3])
+    return b.foreign(op, (N, C, H - 3, W - 2), x, *bounds, **domain)
+
+
+def _cropped(b: Builder, x: str) -> str:
+    H, W = b.shapes[x][2:]
+    return b.node("Slice", x, b.constant([1, 0]), b.constant([H - 2, W - 2]), b.constant([2, 3]))
+
+
+def _curve(op: str) -> Net:
+    return lambda b, x: b.mul(b.node(op, b.mul(x, b.constant(0.75))), b.constant(1.5))
+
+
+large = st.tuples(batches, channels, *[st.integers(4, 7)] * 2)
+FUSED: dict[str, st.SearchStrategy[Drawn]] = {
+    "com.microsoft.FusedConv": fused("com.microsoft.FusedConv", _fused_conv, _conv_and_leaky, planes),
+    "com.microsoft.FusedGemm": fused("com.microsoft.FusedGemm", _fused_gemm, _gemm_and_tanh, rows),
+    "com.microsoft.FusedMatMul": fused(
+        "com.microsoft.FusedMatMul", _fused_matmul, _matmul_of_transposed, lines | planes
+    ),
+    "com.microsoft.Gelu": fused(
+        "com.microsoft.Gelu", foreign_with(), node("Gelu"), rows, reference="rounds to float32"
+    ),
+    "com.microsoft.BiasGelu": fused(
+        "com.microsoft.BiasGelu",
+        foreign_with(_channels),
+        biased(node("Gelu")),
+        rows,
+        reference="rounds to float32",
+    ),
+    "com.microsoft.FastGelu": fused(
+        "com.microsoft.FastGelu",
+        foreign_with(_channels),
+        biased(node("Gelu", approximate="tanh")),
+        rows,
+        reference="rounds to float32",
+    ),
+    "com.microsoft.QuickGelu": fused("com.microsoft.QuickGelu", foreign_with(alpha=1.5), _quick_gelu),
+    "com.microsoft.SkipLayerNormalization": fused(
+        "com.microsoft.SkipLayerNormalization",
+        foreign_with(lambda s: s[1:], _channels, _channels, epsilon=0.125),
+        _skip_norm,
+    ),
+    **{
+        f"com.microsoft.{op}": quantizes(f"com.microsoft.{op}")
+        for op in ("QuantizeLinear", "DequantizeLinear")
+    },
+    "ai.onnx.ml.Scaler": fused("ai.onnx.ml.Scaler", _scaler, _scaled, rows, "ai.onnx.ml"),
+    "Crop": fused("Crop", _crop, _cropped, large, ""),
+    "DynamicSlice": fused("DynamicSlice", _dynamic_slice, _cropped, large, ""),
+    "ScaledTanh": fused("ScaledTanh", foreign_with(alpha=1.5, beta=0.75), _curve("Tanh"), images, ""),
+    "ParametricSoftplus": fused(
+        "ParametricSoftplus", foreign_with(alpha=1.5, beta=0.75), _curve("Softplus"), images, ""
+    ),
+}
+
+
 #: A strategy for each op that gbp knows.
 STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     # Of one number.
@@ -842,6 +1071,12 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     # Products.
     "Gemm": drawn(_gemm),
     "MatMul": drawn(_matmul),
+    "Einsum": drawn(_einsum),
+    # Picks by constant indices.
+    **{op: picked(op) for op in ("GatherElements", "GatherND")},
+    **{op: scattered(op) for op in ("Scatter", "ScatterElements", "ScatterND")},
+    # Several in one.
+    **FUSED,
     # Quantized.
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), drawn(_quantized)),
     # Of old exporters.
@@ -891,7 +1126,7 @@ def scores_of(net: Net, case: Drawn) -> onnx.ModelProto:
 
 
 def test_every_op_has_a_strategy() -> None:
-    assert STRATEGIES.keys() == PARSERS.keys()
+    assert STRATEGIES.keys() == PARSERS.keys() | REWRITERS.keys()
 
 
 @pytest.mark.parametrize("op", STRATEGIES)

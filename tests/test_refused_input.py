@@ -114,7 +114,7 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "five axes": (image(1, 1, 3, 8, 8), "shape"),
     "no samples": (image(0, 3, 8, 8), "shape"),
     "no axes": (np.array(1.0), "shape"),
-    "bytes": (np.zeros((1, 3, 8, 8), np.uint8), "uint8.*PIL image"),
+    "truths": (np.zeros((1, 3, 8, 8), bool), "bool.*PIL image"),
     "complex": (np.zeros((1, 3, 8, 8), complex), "complex"),
     "objects": (np.full((1, 3, 8, 8), None), "object"),
     "NaN": (np.where(np.arange(2).reshape(2, 1, 1, 1) == 1, np.nan, image(2, 3, 8, 8)), "sample 1 .*NaN"),

@@ -264,11 +264,12 @@ def test_a_prepared_run_serves_other_images(case: Case) -> None:
     x[1] *= rng.random(x[1].shape) < 0.5  # by what values there are, other kernels may be chosen
     used, new = Explainer(model, threads=2), Explainer(model, threads=1)
     for rule in ("vanilla", "guided"):
-        for each in (others, others * 2, others / 2):
-            used.explain(each, rule=rule, target=0)
-        found, expected = (explainer.explain(x, rule=rule, target=0) for explainer in (used, new))
-        assert found.map.tobytes() == expected.map.tobytes()
-        assert found.scores.tobytes() == expected.scores.tobytes()
+        for rows in (slice(None), slice(1, 2)):
+            for each in (others, others * 2, others / 2):
+                used.explain(each[rows], rule=rule, target=0)
+            found, expected = (explainer.explain(x[rows], rule=rule, target=0) for explainer in (used, new))
+            assert found.map.tobytes() == expected.map.tobytes()
+            assert found.scores.tobytes() == expected.scores.tobytes()
 
 
 # ------------------------------------------------------------------------------------- how many there are

@@ -109,7 +109,7 @@ os.makedirs = os.replace = tempfile.TemporaryFile = refuse
 
 import numpy as np
 from gbp import Explainer
-from gbp.kernels.jit import compiled
+from gbp.kernels.codegen.jit import compiled
 
 explainer = Explainer("plain.onnx")
 assert explainer.warmup() == 0 and explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any()
@@ -127,8 +127,9 @@ def test_a_cache_that_is_read_only(folder: Path) -> None:
 NOWHERE = """
 import sys
 import numpy as np
-from gbp import Explainer, cli
-from gbp.kernels.jit import compiled
+from gbp import Explainer
+from gbp.cli import main as cli
+from gbp.kernels.codegen.jit import compiled
 
 explainer = Explainer("plain.onnx")
 assert explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any() and compiled

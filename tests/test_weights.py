@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import onnx
 import pytest
 from builder import Builder
 from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from gbp import Explainer, InputError, ModelError
+from gbp import Explainer, GbpError, InputError, ModelError
 from gbp.importer.load import build, open_model
-from gbp.importer.proto import read
+from gbp.importer.proto import read, tensor_values
 from gbp.importer.weights import open_split, split
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"
@@ -172,3 +175,103 @@ def test_a_dense_layer_is_in_memory_once(tmp_path: Path, matmul: bool, copies: i
     assert weights <= after < 1.1 * weights
     assert peak < (copies + 0.2) * weights
     assert explainer.input_shape == (None, 3, 32, 32)
+
+
+# ---------------------------------------------------------------------------------------------- external data
+
+KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT8)
+
+
+@st.composite
+def stored_somewhere(draw: st.DrawFn) -> TensorProto:
+    """A tensor with data of its own, or in a file, or said to be in one; right or not."""
+    kind = draw(st.sampled_from(KINDS))
+    dims = draw(st.sampled_from([(), (5,), (3, 4), (1200,)]))
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    nbytes = dtype.itemsize * math.prod(dims)
+    tensor = TensorProto(name="w", data_type=kind, dims=dims)
+    if draw(st.booleans()):
+        tensor.raw_data = bytes(range(1, 251)) * (nbytes // 250) + bytes(nbytes % 250)
+    if draw(st.booleans()):
+        tensor.data_location = draw(st.sampled_from([TensorProto.EXTERNAL, TensorProto.DEFAULT]))
+    choices = {
+        "location": [
+            "w.bin",
+            "w.bin",
+            "w.bin",
+            "./w.bin",
+            "m.onnx",
+            "",
+            "nowhere",
+            "../w.bin",
+            "folder/../w.bin",
+        ],
+        "offset": ["0", "4", "4000", "-4", "1e3", "99999", " 8", "1_0"],
+        "length": [str(nbytes), str(nbytes), str(nbytes), "0", "-1", str(nbytes + 4), "x"],
+    }
+    for key, values in choices.items():
+        if draw(st.integers(0, 3)):
+            tensor.external_data.add(key=key, value=draw(st.sampled_from(values)))
+    return tensor
+
+
+@settings(max_examples=400)
+@given(stored_somewhere())
+def test_what_lies_in_files_is_what_onnx_finds_there(
+    tmp_path_factory: pytest.TempPathFactory, tensor: TensorProto
+) -> None:
+    """What both read is the same; what onnx's own loader refuses is refused."""
+    folder = tmp_path_factory.mktemp("external")
+    (folder / "folder").mkdir()
+    (folder / "w.bin").write_bytes(np.random.default_rng(0).integers(0, 100, 20_000, np.uint8).tobytes())
+    node = helper.make_node("Identity", ["w"], ["y"])
+    path = folder / "m.onnx"
+    model = helper.make_model(helper.make_graph([node], "g", [], [], [tensor]))
+    path.write_bytes(model.SerializeToString())
+    complete = folder / "complete.onnx"  # where there is no length, onnx would take all that the file holds
+    stored = model.graph.initializer[0]
+    if "length" not in {entry.key for entry in stored.external_data}:
+        nbytes = helper.tensor_dtype_to_np_dtype(stored.data_type).itemsize * math.prod(stored.dims)
+        stored.external_data.add(key="length", value=str(nbytes))
+    complete.write_bytes(model.SerializeToString())
+    try:
+        expected = numpy_helper.to_array(onnx.load(complete).graph.initializer[0])
+    except Exception:
+        expected = None
+    try:
+        proto, weights = read(path)
+        values = tensor_values(proto.graph.initializer[0], "w", node, weights)
+    except GbpError:
+        return
+    assert expected is not None
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("location", [None, ""])
+@pytest.mark.parametrize("of_its_own", [False, True])
+def test_a_file_without_a_name_is_refused(tmp_path: Path, location: str | None, of_its_own: bool) -> None:
+    """It is not the model file, though that holds a tensor of 4096 bytes or more."""
+    model = dense()
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
+    if not of_its_own:
+        bias.ClearField("raw_data")
+    bias.data_location = TensorProto.EXTERNAL
+    if location is not None:
+        bias.external_data.add(key="location", value=location)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    for given_as in (path, path.read_bytes(), model):
+        with pytest.raises(ModelError, match="lies in a file that it does not name"):
+            Explainer(given_as)
+
+
+def test_what_is_said_of_a_file_counts_only_where_the_data_lie_there(tmp_path: Path) -> None:
+    model = dense()
+    expected = Explainer(model).predict(np.ones((1, 3, 32, 32), np.float32))
+    for tensor in model.graph.initializer:
+        tensor.external_data.add(key="location", value="net.onnx")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    for given_as in (path, path.read_bytes()):
+        found = Explainer(given_as).predict(np.ones((1, 3, 32, 32), np.float32))
+        assert found.tobytes() == expected.tobytes()

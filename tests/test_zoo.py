@@ -94,7 +94,7 @@ def test_maps_of_photos_are_those_of_float64(name: str, photo: str) -> None:
 def compare(name: str, explainer: Explainer, x: NDArray[np.float32]) -> None:
     """Within 1e-5; or, where a gate lies within rounding of 0, as near as other arithmetic that rounds."""
     model = onnx.load(path_of(MODERN.get(name, name)))
-    truth, output = oracle.Run(model, x), explainer._source.scores
+    truth, output = oracle.Run(model, x), explainer._engine.inputs.source.scores
     others: list[oracle.Run] = []
     for rule in RULES:
         found = explainer.explain(x, rule=rule)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from .options import (
     memory,
     preprocess_of,
     print_json,
+    print_line,
+    print_paragraph,
     target,
 )
 
@@ -119,7 +120,7 @@ def explain(arguments: argparse.Namespace) -> int:
         print_json({"model": arguments.model, "notes": list(notes), "images": reports})
     else:
         for note in notes:
-            print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "))
+            print_paragraph(f"note: {note}", 6)
     return 0
 
 
@@ -175,10 +176,10 @@ def _report(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    print(report["image"])
+    print_line(report["image"])
     for row in report["top"]:
         chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
-        print(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
+        print_line(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
     explained = "; ".join(f"{row['label']} ({row['class']})" for row in report["explained"])
-    print(f"  explained by {', '.join(report['rules'])}: {explained}")
-    print(f"  wrote {report['file']}")
+    print_line(f"  explained by {', '.join(report['rules'])}: {explained}")
+    print_line(f"  wrote {report['file']}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import add_algorithm, add_ends, ends_of, print_json, size
+from .options import add_algorithm, add_ends, ends_of, print_json, print_line, print_paragraph, size
 
 if TYPE_CHECKING:
     from ..diagnostics.inspection import Inspection
@@ -60,16 +59,19 @@ def _print_inspection(inspection: Inspection) -> None:
         cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
         texts = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
         counts = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
-        print(" ".join([*texts, *counts]).rstrip())
+        print_line(" ".join([*texts, *counts]).rstrip())
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
-    print(f"\n{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
+    print()
+    print_line(f"{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
     ends = f"input {inspection.input}, output {inspection.output}"
-    print(textwrap.fill(ends, 80, subsequent_indent="  "))
+    print_paragraph(ends, 2)
     for reason in inspection.unsupported:
-        print(textwrap.fill(f"unsupported: {reason}", 80, subsequent_indent="  "))
+        print_paragraph(f"unsupported: {reason}", 2)
     for hint in inspection.hints:
-        print(textwrap.fill(f"what to do: {hint}", 80, subsequent_indent="  "))
+        print_paragraph(f"what to do: {hint}", 2)
+    for note in inspection.notes:
+        print_paragraph(f"note: {note}", 2)
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -8,10 +8,12 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
-from ..errors import GbpError
+from ..errors import GbpError, shown
 from . import explain, inspect, verify, warmup
 
 #: Arguments of the library that are options of the same name.
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are refused or not
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
@@ -65,8 +68,13 @@ def in_options(text: str) -> str:
     return re.sub(rf"^({_OPTIONS}) (is|has|holds|names)\b", r"--\1 \2", text)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))  # it repeats arguments, which may be names of files
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gbp", description="Explain an ONNX CNN: gradient, DeconvNet and guided backpropagation."
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")

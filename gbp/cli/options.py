@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..head import PROBABILITY
 
 
@@ -124,5 +125,16 @@ def preprocess_of(arguments: argparse.Namespace) -> Any:
 
 
 def print_json(value: object) -> None:
-    """Print an object as JSON."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print an object as JSON; control characters as escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def print_line(text: str) -> None:
+    """Print one line.  Characters from files cannot end it or move the cursor."""
+    print(shown(text))
+
+
+def print_paragraph(text: str, indent: int, break_on_hyphens: bool = True) -> None:
+    """Print in lines of 80 characters, all but the first indented."""
+    print(textwrap.fill(shown(text), 80, subsequent_indent=" " * indent, break_on_hyphens=break_on_hyphens))

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..errors import shown
+
 _CLEAR = "\r\x1b[K"
 
 
@@ -22,6 +24,8 @@ class _Line(logging.Handler):
         self.counts = sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno > logging.INFO:  # why kernels are not kept: told at the end
+            return
         self.kernels += 1
         if self.counts:
             text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
@@ -55,7 +59,7 @@ def reporting() -> Iterator[Callable[[str], None]]:
 
     def report(text: str) -> None:
         if shows:
-            print(f"{_CLEAR}gbp: {text}", end="", file=sys.stderr, flush=True)
+            print(f"{_CLEAR}gbp: {shown(text)}", end="", file=sys.stderr, flush=True)
 
     try:
         yield report
@@ -66,7 +70,8 @@ def reporting() -> Iterator[Callable[[str], None]]:
 
 def _warn_of_lost_kernels() -> None:
     """Print a warning if compiled kernels could not be stored."""
-    from ..kernels.codegen.jit import CACHE_DIRECTORY, not_kept
+    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.jit import not_kept
 
     if not_kept:
-        print(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}", file=sys.stderr)
+        print(shown(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}"), file=sys.stderr)

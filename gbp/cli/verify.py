@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import textwrap
 from typing import TYPE_CHECKING, Any
 
-from .options import add_algorithm, add_ends, add_preprocessing, ends_of, preprocess_of, print_json
+from .options import (
+    add_algorithm,
+    add_ends,
+    add_preprocessing,
+    ends_of,
+    preprocess_of,
+    print_json,
+    print_paragraph,
+)
 
 if TYPE_CHECKING:
     from ..diagnostics.verify import Verification
@@ -59,8 +66,12 @@ def _print_verification(v: Verification) -> None:
 
     worst = "none"
     if v.worst is not None:
-        worst = off(v.worst.error, v.step_bound)
-        worst += f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+        worst = f"{v.worst.op} {v.worst.node!r}, tensor {v.worst.tensor!r}"
+        worst = (
+            off(v.worst.error, v.step_bound) + worst
+            if v.worst.shapes is None
+            else f"{worst}, {v.worst.found}"
+        )
     gradient = f"class {v.target}, smooth in {v.directions} direction(s)"
     if v.quantized:
         gradient = f"class {v.target}, not compared: it passes straight through quantization"
@@ -75,5 +86,5 @@ def _print_verification(v: Verification) -> None:
         ("gradient", gradient),
     ]
     for name, text in rows:
-        print(textwrap.fill(f"{name:12}{text}", 80, subsequent_indent=" " * 12, break_on_hyphens=False))
-    print(textwrap.fill(v.verdict, 80, break_on_hyphens=False))
+        print_paragraph(f"{name:12}{text}", 12, break_on_hyphens=False)
+    print_paragraph(v.verdict, 0, break_on_hyphens=False)

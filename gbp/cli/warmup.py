@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_ends, ends_of, size
+from .options import add_ends, ends_of, print_line, size
 
 
 def add_command(commands: Any) -> None:
@@ -23,7 +23,8 @@ def add_command(commands: Any) -> None:
 def warmup(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..explainer import Explainer
-    from ..kernels.codegen.jit import CACHE_DIRECTORY, compiled
+    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.jit import compiled
     from .progress import compiling_shown
 
     for model in arguments.models:
@@ -31,6 +32,6 @@ def warmup(arguments: argparse.Namespace) -> int:
         with compiling_shown():
             kernels = Explainer(model, **ends_of(arguments), device=arguments.device).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
-        print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
-    print(f"All are kept in {CACHE_DIRECTORY}")
+        print_line(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
+    print_line(f"All are kept in {CACHE_DIRECTORY}")
     return 0

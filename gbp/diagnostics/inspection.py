@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike
 from ..errors import UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
-from ..importer.load import build, unsupported_nodes
+from ..importer.functions import inlined
+from ..importer.load import settled
 from ..importer.proto import Model, check_tensors, read
+from ..importer.refusals import unsupported_nodes
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
 from ..ops.conv.conv import check_algorithm
@@ -66,6 +68,8 @@ class Inspection:
     input: str
     output: str
     hints: tuple[str, ...] = ()
+    #: What a reader of the maps should know of the file.
+    notes: tuple[str, ...] = ()
 
 
 def inspect(
@@ -101,6 +105,7 @@ def inspect(
     """
     check_algorithm(algorithm)
     proto, weights = read(model)
+    proto = inlined(proto)
     nodes: Sequence[onnx.NodeProto] = proto.graph.node
     try:
         source = locate(proto, weights, Choice(output, input, given or {}))
@@ -120,7 +125,8 @@ def inspect(
 
 def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> Inspection:
     shape = (source.input_shape[0] or 1, *source.sample_shape(size))
-    graph = build(source, shape)
+    source, graph = settled(source, shape)
+    shape = graph.shapes[graph.input]
     with computing():
         plan = Plan.build(graph, algorithm)
     how = _how(graph, plan)
@@ -140,16 +146,18 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
         (),
         f"{source.input} {'×'.join(map(str, shape[1:]))}",
         f"{source.scores} {'×'.join(map(str, graph.shapes[source.scores][1:]))}",
+        notes=source.notes + graph.notes,
     )
 
 
 def _how(graph: Graph, plan: Plan) -> dict[str, str]:
     """For each layer: its algorithm and the layers fused with it, or "fused", "folded", "view", "reorder"."""
+    # The plan has one layer that the file has not: the rectifier in a QuantizeLinear.
     kinds = {layer.name: layer.kind for layer in graph.layers}
     how: dict[str, str] = {}
     for instruction in plan.instructions:
         first, *fused = instruction.layers
-        how[first] = " + ".join([instruction.step.algorithm, *(kinds[name] for name in fused)])
+        how[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
         how.update(dict.fromkeys(fused, "fused"))
     copied = {it.layers[0] for it in plan.instructions if it.step.algorithm == "reorder"}
     for layer in graph.layers:

@@ -5,6 +5,7 @@ Both take the weights from the file again, and compute the file's own nodes: not
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -18,8 +19,13 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from ..errors import InputError, UnsupportedError
-from ..importer.proto import FLOATS, Model, label
+from ..importer.branches import graphs, reads
+from ..importer.proto import Model, label, qualified
 from ..importer.subgraph import Source
+from ..ops import fused
+from ..ops.dtypes import FLOATS
+from ..ops.node import Node
+from ..ops.written import Writer
 
 Doubles = NDArray[np.float64]
 Values = dict[str, NDArray[Any]]
@@ -70,13 +76,24 @@ def _read_whole(model: Model) -> onnx.ModelProto:
 
 def _read_by(source: Source, model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors that the nodes on the way read: stored ones, and what is given."""
-    read = {name for node in source.nodes for name in node.input} - {source.input}
+    read = {name for node in source.nodes for name in reads(node)} - {source.input}
     return [tensor for tensor in model.graph.initializer if tensor.name in read]
 
 
+def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdProto]:
+    """What the model imports, which files of IR version 1 and 2 do not say."""
+    return list(model.opset_import) or [helper.make_opsetid("", source.opset)]
+
+
 def _batch(x: NDArray[Any], source: Source) -> NDArray[Any]:
-    """The sample as often as the file wants it: some files are made for one batch size alone."""
-    return np.repeat(x, source.input_shape[0] or 1, axis=0)
+    """The sample as often as the file wants it: some files are made for one batch size alone, or for none."""
+    return np.repeat(x, source.input_shape[0] or 1, axis=0) if source.has_batch else x[0]
+
+
+def _sample(y: NDArray[Any], source: Source) -> NDArray[Any]:
+    """What there is of the first sample: all, of a batch of one."""
+    batch = source.input_shape[0] or 1
+    return y if batch == 1 else y[: max(1, len(y) // batch)]
 
 
 class Exact:
@@ -95,7 +112,8 @@ class Exact:
         }
         self._nodes: list[_Node] = []
         for proto in source.nodes:
-            node = _Node(proto, model)
+            is_foreign = qualified(proto) in fused.REWRITERS
+            node = (_WrittenOut if is_foreign else _Node)(proto, _opsets(model, source))
             if all(name in self._constants for name in node.inputs):
                 self._constants |= node.run(self._constants)
             else:
@@ -108,7 +126,7 @@ class Exact:
         for i, node in enumerate(self._nodes):
             made = node.run(values)
             values |= made
-            found |= {name: made[name][:1] for name in wanted.intersection(made)}
+            found |= {name: _sample(made[name], self._source) for name in wanted.intersection(made)}
             for name in (*node.inputs, *made):
                 if self._last.get(name, i) == i:
                     values.pop(name, None)
@@ -118,11 +136,11 @@ class Exact:
 class _Node:
     """One node; the floats that it reads and makes are made double."""
 
-    def __init__(self, proto: onnx.NodeProto, model: onnx.ModelProto) -> None:
-        self.inputs = tuple(dict.fromkeys(filter(None, proto.input)))
+    def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
+        self.inputs = tuple(reads(proto))
         self._proto = proto
         self._outputs = [name for name in proto.output if name]
-        node, opsets = _understood(proto, list(model.opset_import))
+        node, opsets = _understood(proto, imported)
         graph = helper.make_graph(
             [node],
             "node",
@@ -131,7 +149,7 @@ class _Node:
         )
         try:
             alone = helper.make_model(graph, opset_imports=opsets)
-            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN])
+            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN, Erf, Gelu])
         except Exception as error:  # what it raises for an op that it does not have differs by version
             raise self._refused(error) from None
 
@@ -153,6 +171,40 @@ class _Node:
         )
 
 
+class _WrittenOut(_Node):
+    """A node of which onnx knows nothing, as the nodes of ONNX that it stands for."""
+
+    def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
+        self.inputs, self._proto, self._imported = tuple(reads(proto)), proto, imported
+
+    def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
+        opset = next(entry.version for entry in self._imported if entry.domain in ("", "ai.onnx"))
+        given = [values[name] if name else None for name in self._proto.input]
+        operands: list[Any] = [v.shape if v is not None and v.dtype.kind == "f" else v for v in given]
+        writer = Writer(Node(self._proto, opset, operands), lambda name: name)
+        fused.REWRITERS[qualified(self._proto)](writer.node, writer)
+        known = {name: values[name] for name in self.inputs} | writer.constants
+        for proto in writer.nodes:
+            known |= _Node(proto, self._imported).run(known)
+        return {name: known[name] for name in self._proto.output if name in known}
+
+
+class Erf(OpRun):
+    """In place of the evaluator's, which rounds to float32: differences would see the roundings."""
+
+    def _run(self, x: Doubles) -> tuple[Doubles]:
+        return (np.vectorize(math.erf, otypes=[np.float64])(x),)
+
+
+class Gelu(OpRun):
+    """Likewise."""
+
+    def _run(self, x: Doubles, approximate: str) -> tuple[Doubles]:
+        if approximate == "tanh":
+            return (x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (x / 2 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))),)
+
+
 class LRN(OpRun):
     """In place of the evaluator's, which computes only as many channels as there are samples."""
 
@@ -164,16 +216,29 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * near.sum(axis=-1)) ** beta,)
 
 
+def _make_double(node: onnx.NodeProto) -> None:
+    """Casts to floats make doubles; and so is all that graphs within the node hold."""
+    if node.op_type == "Cast":
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.DOUBLE
+    for graph in graphs(node):
+        tensors = [attribute.t for each in graph.node for attribute in each.attribute]
+        for tensor in (*graph.initializer, *tensors):
+            if tensor.data_type in FLOATS:
+                values = numpy_helper.to_array(tensor).astype(np.float64)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        for each in graph.node:
+            _make_double(each)
+
+
 def _understood(
     node: onnx.NodeProto, opsets: list[onnx.OperatorSetIdProto]
 ) -> tuple[onnx.NodeProto, list[onnx.OperatorSetIdProto]]:
     """The node as the evaluator computes it in double and in inference, and the opsets to read it by."""
     understood = onnx.NodeProto()
     understood.CopyFrom(node)
-    if node.op_type == "Cast":
-        for attribute in understood.attribute:
-            if attribute.name == "to" and attribute.i in FLOATS:
-                attribute.i = TensorProto.DOUBLE
+    _make_double(understood)
     if node.op_type == "BatchNormalization":  # before opset 14 the evaluator computes it as in training
         del understood.attribute[:]
         understood.attribute.extend(a for a in node.attribute if a.name == "epsilon")
@@ -201,7 +266,7 @@ class OnnxRuntime:
         self._source = source
         image = [value for value in model.graph.input if value.name == source.input]
         graph = helper.make_graph(source.nodes, "reference", image, [], _read_by(source, model))
-        self._model = helper.make_model(graph, opset_imports=model.opset_import, ir_version=_IR_VERSION)
+        self._model = helper.make_model(graph, opset_imports=_opsets(model, source), ir_version=_IR_VERSION)
         self._session([source.scores])
 
     def _session(self, names: Sequence[str]) -> Any:
@@ -220,4 +285,4 @@ class OnnxRuntime:
             found = self._session(names).run(None, {self._source.input: given})
         except Exception as error:  # its exceptions have no common base
             raise UnsupportedError(f"onnxruntime does not run the model ({error!s:.300}).") from None
-        return {name: value[:1] for name, value in zip(names, found, strict=True)}
+        return {name: _sample(value, self._source) for name, value in zip(names, found, strict=True)}

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..attribution import Attribution
 from ..errors import InputError, UnsupportedError
 from ..explainer import Explainer
+from ..graph.shapes import Shape
 from ..importer.load import open_model
 from ..importer.proto import Model, label
 from ..importer.subgraph import Choice, Source
@@ -68,6 +69,8 @@ class StepError:
         The relative error of that tensor.
     told_apart
         The largest difference between two pixels that equal windows made, over the tensor's largest value.
+    shapes
+        The shapes of gbp's and of the reference's tensor, if they differ; then there is no error to measure.
     """
 
     node: str
@@ -75,6 +78,14 @@ class StepError:
     tensor: str
     error: float
     told_apart: float = 0.0
+    shapes: tuple[Shape, Shape] | None = None
+
+    @property
+    def found(self) -> str:
+        """In words."""
+        if self.shapes is None:
+            return f"is off by {self.error:.1e}"
+        return "makes {}, and the reference {}".format(*map(list, self.shapes))
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,11 @@ class Verification:
             ("the scores are", self.scores_error, self.scores_bound),
             ("the gradient is", self.gradient_error or 0.0, self.gradient_bound),
         ]
-        if self.worst is not None:
-            compared.insert(0, (f"{self.worst.op} {self.worst.node!r} is", self.worst.error, self.step_bound))
+        worst = self.worst
+        if worst is not None and worst.shapes is not None:
+            return (f"{worst.op} {worst.node!r} {worst.found}",)
+        if worst is not None:
+            compared.insert(0, (f"{worst.op} {worst.node!r} is", worst.error, self.step_bound))
         off = [
             f"{what} off by {error:.1e}, and {bound:.0e} is allowed"
             for what, error, bound in compared
@@ -197,6 +211,8 @@ def verify(
     source = open_model(
         model, Choice(options.get("output"), options.get("input"), options.get("given") or {})
     )
+    if len(explainer.input_shape) > len(source.input_shape):
+        source = source.without_batch()
     rng = np.random.default_rng(0)
     if image is None:
         size = size or (explainer.preprocess.size if explainer.preprocess else None)
@@ -272,6 +288,12 @@ def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> flo
     """‖got − true‖ / ‖scale‖; _WRONG where the shapes differ or the ratio is not finite."""
     if got.shape != true.shape:
         return _WRONG
+    infinite = np.isinf(true)  # a mask's, or a padding's
+    if infinite.any():
+        if not np.array_equal(got[infinite], true[infinite]):
+            return _WRONG
+        got, true = got[~infinite], true[~infinite]
+        scale = scale[np.isfinite(scale)]
     error = float(np.linalg.norm(np.subtract(got, true, dtype=np.float64)))
     norm = float(np.linalg.norm(scale))
     if error == 0 or norm == 0:
@@ -306,11 +328,17 @@ def _step_errors(
                     continue
                 tensor, true = plan.tensors[name], values[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
+                if (
+                    got.shape == (1, *true.shape) or got.size == true.size == 1
+                ):  # as the file has no batch axis
+                    true = true.reshape(got.shape)
                 error = _relative(got, true, values[rectified.get(name, name)])
+                shapes = None if got.shape == true.shape else (got.shape, true.shape)
                 title = _title(instruction, nodes[name], labelled)
                 slides = not SLIDING.isdisjoint(title[1].split(" … "))
-                yield StepError(*title, name, error, told_apart(got, true) if slides else 0.0)
-                if got.shape == true.shape:
+                apart = told_apart(got, true) if slides and shapes is None else 0.0
+                yield StepError(*title, name, error, apart, shapes)
+                if shapes is None:
                     np.copyto(got, true)
 
 

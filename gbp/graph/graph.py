@@ -45,12 +45,15 @@ class Graph:
     shapes
         The logical shape of every tensor.  Axis 0 is the batch everywhere, so a plan may put any other number
         there.
+    notes
+        Remarks about the file, for the reader of the maps.
     """
 
     input: str
     output: str
     layers: tuple[Layer, ...]
     shapes: dict[str, Shape]
+    notes: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -69,4 +72,5 @@ class Graph:
         """The same network, computed by other layers.  Shapes of tensors that no layer makes are dropped."""
         layers = tuple(layers)
         kept = {self.input, self.output, *(layer.output for layer in layers)}
-        return Graph(self.input, self.output, layers, {k: v for k, v in self.shapes.items() if k in kept})
+        shapes = {name: shape for name, shape in self.shapes.items() if name in kept}
+        return Graph(self.input, self.output, layers, shapes, self.notes)

@@ -1,7 +1,8 @@
 """Constant folding: nodes that do not depend on the image are computed once, at load.
 
-The arithmetic is onnx's own reference implementation.  Only ops on a list are folded, and only while their
-result stays small enough to be a constant of a CNN.
+The arithmetic is onnx's own reference implementation, and that of `dated.py` where the file's opset means
+something else.  Only ops on a list are folded, and only while their result stays small enough to be a
+constant of a CNN.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..errors import ModelError, UnsupportedError
+from ..errors import GbpError, ModelError, UnsupportedError
 from ..limits import Budget, readable_bytes
-from .proto import label, tensor_values
+from . import dated
+from .proto import label, qualified, tensor_values
 
 FOLDABLE = frozenset((
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
@@ -29,12 +31,37 @@ FOLDABLE = frozenset((
     "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
     "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
     "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Where", "Xor",
+    "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
 ))  # fmt: skip
+
+#: Those with a result of the size that their operands broadcast to.
+_FUNCTIONS = frozenset((
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Celu", "Cos", "Cosh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "IsInf",
+    "IsNaN", "LeakyRelu", "Mean", "Mish", "PRelu", "Selu", "Shrink", "Sin", "Sinh", "Softplus", "Softsign",
+    "Swish", "Tan", "ThresholdedRelu",
+))  # fmt: skip
+#: Those with a result no larger than what they read.
+_NORMS = frozenset((
+    "ArgMax", "ArgMin", "BatchNormalization", "Compress", "CumProd", "Det", "EyeLike", "GlobalAveragePool",
+    "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
+    "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
+    "ReverseSequence", "TopK",
+))  # fmt: skip
+#: Those whose result has the size that onnx infers.  For each of its elements a window, or all that is read,
+#: is looked at, one at a time in Python.
+_WINDOWS = frozenset(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"))
+_INFERRED = frozenset((
+    "AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
+    "DeformConv", "Einsum", "GRU", "GatherND", "GridSample", "HammingWindow", "HannWindow", "LSTM",
+    "MatMulInteger", "MaxUnpool", "MelWeightMatrix", "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign",
+    "RotaryEmbedding", "STFT",
+))  # fmt: skip
+FOLDABLE |= _FUNCTIONS | _NORMS | _WINDOWS | _INFERRED | {"NonZero", "Unique"}
 
 # Of each of these the reference implementation handles one element at a time, in Python.
 _SLOW = 500
-_SLOW_OPS = ("Erf", "Resize", "ScatterElements", "ScatterND")
+_SLOW_OPS = ("Erf", "Gelu", "GatherND", "Resize", "ReverseSequence", "ScatterElements", "ScatterND")
 # Operands side by side; all others broadcast.
 _MOVES = frozenset((
     "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
@@ -53,7 +80,41 @@ def _broadcast(*shapes: Any) -> float:
     return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
 
 
-def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[float, float]:
+def _inferred(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> float:
+    """The elements of all outputs, as onnx's shape inference has them.  Raises where it has none."""
+    known = dict(zip((name for name in node.input if name), values, strict=True))
+    kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in known.items()}
+    made = onnx.shape_inference.infer_node_outputs(
+        onnx.defs.get_schema(node.op_type, opset, ""),
+        node,
+        {name: helper.make_tensor_type_proto(kinds[name], value.shape) for name, value in known.items()},
+        {name: onnx.numpy_helper.from_array(value, name) for name, value in known.items() if value.size < 64},
+        opset_imports=[helper.make_opsetid("", opset)],
+    )
+    total = 0.0
+    for name in filter(None, node.output):
+        shape = made[name].tensor_type.shape.dim
+        if not made[name].tensor_type.HasField("shape") or not all(d.HasField("dim_value") for d in shape):
+            raise ValueError("onnx infers no size")
+        total += _product([d.dim_value for d in shape])
+    return total
+
+
+def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[float, float]:
+    """The elements of the result and the products to it, both at most what all letters span."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
+        letters = term.replace("...", ".")
+        for i, n in enumerate(shape):
+            letter = letters[i] if i < len(letters) and "." not in letters else f"{len(shape) - i}"
+            sizes[letter] = max(n, sizes.get(letter, 1))
+    spanned = _product(list(sizes.values()))
+    result = equation.replace(" ", "").partition("->")[2]
+    named = _product([sizes[c] for c in result]) if result and "." not in result else spanned
+    return min(named, spanned), spanned
+
+
+def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> tuple[float, float]:
     """Upper bounds on the elements of the result and on the steps to it, before it is computed."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
@@ -73,14 +134,15 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[f
             pads = values[1] if len(values) > 1 else attributes["pads"].ints
             around = np.abs(np.asarray(pads, np.float64)).sum()
             size = _product([n + around for n in shapes[0]])
-        case "Resize":
+        case "Resize" | "Upsample":
             given = dict(zip((i for i, name in enumerate(node.input) if name), values, strict=True))
             axes = list(attributes["axes"].ints) if "axes" in attributes else range(len(shapes[0]))
-            scales = np.asarray(given.get(2, ()), np.float64)
+            at = 2 if node.op_type == "Resize" and opset >= 11 else 1
+            scales = np.asarray(given.get(at, attributes["scales"].floats if "scales" in attributes else ()))
             if not scales.size:
                 scales = given[3] / np.array([shapes[0][axis] for axis in axes], np.float64)
-            taps = 4 * max(1, 1 / scales.min())
-            size = values[0].size * max(1, scales.max()) ** len(axes) * taps
+            taps = 4 * max(1, 1 / float(scales.min()))
+            size = values[0].size * max(1, float(scales.max())) ** len(axes) * taps
         case "OneHot":
             size = values[0].size * _product(values[1])
         case "Gather":
@@ -95,7 +157,21 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]]) -> tuple[f
                 columns = shapes[1][-2]
             size = _broadcast(batch, other) * rows * columns
             read += size * inner / 16
-        case op if op in _MOVES:
+        case "DequantizeLinear" | "QuantizeLinear":
+            size = float(values[0].size)
+        case "NonZero" | "Unique":
+            size = 4 * max(1, values[0].ndim) * read
+        case "Einsum":
+            size, steps = _einsum(attributes["equation"].s.decode(), shapes)
+            read += steps
+        case op if op in _WINDOWS:
+            size = _inferred(node, values, opset)
+            taps = _product(shapes[1][1:]) if "Conv" in op else _product(attributes["kernel_shape"].ints)
+            read += _SLOW * size * taps
+        case op if op in _INFERRED:
+            size = _inferred(node, values, opset)
+            read *= 1 + size
+        case op if op in _MOVES or op in _NORMS:
             size = read
         case _:
             size = _broadcast(*shapes)
@@ -131,6 +207,30 @@ def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
         raise ModelError(found, node=label(node), op=node.op_type) from None
 
 
+def _is_number(value: NDArray[Any]) -> bool:
+    """Floats, integers, booleans; and those of few bits, which NumPy knows through ml_dtypes."""
+    return value.dtype.kind in "fiub" or value.dtype.name.startswith(
+        ("float8", "int4", "uint4", "int2", "uint2")
+    )
+
+
+def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int) -> list[Any]:
+    """The outputs that are not left out, as onnx's reference implementation computes them."""
+    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
+
+    inputs = [name for name in node.input if name]
+    graph = helper.make_graph(
+        [node],
+        "constant",
+        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(inputs)],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return list(ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs}))
+
+
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
@@ -144,11 +244,11 @@ def evaluate(
         return ModelError(found, node=label(node), op=node.op_type)
 
     inputs = [name for name in node.input if name]
-    if node.op_type not in FOLDABLE:
+    if qualified(node) not in FOLDABLE:
         raise UnsupportedError(
             "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
         )
-    if _makes_text(node) or any(value.dtype.kind not in "fiub" for value in values.values()):
+    if _makes_text(node) or any(not _is_number(value) for value in values.values()):
         raise UnsupportedError(
             "it computes with text or with exotic numbers.",
             node=label(node),
@@ -160,30 +260,23 @@ def evaluate(
     if node.op_type == "Reshape" and opset < 5:
         return {node.output[0]: _reshaped(node, values[node.input[0]])}
     try:
-        size, steps = _size_of_result(node, [values[name] for name in inputs])
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError):
+        size, steps = _size_of_result(node, [values[name] for name in inputs], opset)
+    except Exception:  # onnx's shape inference raises errors of its own
         raise refuse("its constant inputs do not fit the op.") from None
     budget.steps -= steps
-    if not (8 * size <= budget.folded and budget.steps >= 0):
+    width = 4 if node.op_type in ("DequantizeLinear", "QuantizeLinear") else 8
+    if not (width * size <= budget.folded and budget.steps >= 0):
         raise UnsupportedError(
             f"its constant result could have {size:.3g} elements.",
             node=label(node),
             op=node.op_type,
             supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
         )
-    from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
-
     try:
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(inputs)],
-            [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs})
+        own = dated.computed(node, values, opset)
+        results = [own] if own is not None else _by_reference(*dated.modern(node, values, opset), opset)
+    except GbpError:
+        raise
     except Exception as error:  # the reference implementation raises whatever NumPy does
         reason = f"{type(error).__name__}: {error}"
         raise refuse(f"its constant inputs do not fit the op ({reason:.120}).") from None
@@ -192,8 +285,10 @@ def evaluate(
         if not isinstance(value, np.ndarray) and not np.isscalar(value):
             raise refuse(f"output {name!r} is no tensor.")
         array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # as all such are
+            array = array.astype(np.float32)
         budget.folded -= array.nbytes
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise refuse(f"its constant result {name!r} holds NaN or infinity.")
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise refuse(f"its constant result {name!r} holds NaN.")
         named[name] = array
     return named

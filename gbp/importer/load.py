@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import InputError, ModelError, UnsupportedError
+from ..errors import GbpError, InputError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
 from ..graph.shapes import Shape
 from ..limits import MAX_AXES, MAX_ELEMENTS, Budget, computing, elements
-from ..ops import PARSERS
+from ..ops import PARSERS, REWRITERS
 from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
 from ..ops.unpool import Indices
+from .branches import reads
 from .folding import FOLDABLE, evaluate
+from .functions import inlined
+from .lift import BufferSlice, Lifted, Parsed, one_after_another
+from .lift_nodes import by_rows, in_front
 from .proto import (
     Model,
     check_arity,
     check_tensors,
     declared_shape,
+    fits,
     label,
     qualified,
     read,
@@ -31,10 +37,12 @@ from .proto import (
     stored_bytes,
     tensor_values,
 )
+from .refusals import instead, refusal, unsupported_nodes, with_hint, with_way_out
 from .subgraph import Choice, Source, locate
+from .waiting import Waiting
 
-#: Unsupported nodes that a message lists before it only counts them.
-_MAX_LISTED = 50
+#: A batch of a size that no file says by chance.
+_MANY = 61
 
 
 def open_model(model: Model, choice: Choice | None = None) -> Source:
@@ -43,18 +51,12 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
     Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
     """
     proto, weights = read(model)
+    proto = inlined(proto)
     check_tensors(proto)
     source = locate(proto, weights, choice)
     unsupported = unsupported_nodes(source)
     if unsupported:
-        listed = "; ".join(map(str, unsupported[:_MAX_LISTED]))
-        if len(unsupported) > _MAX_LISTED:
-            listed += f"; and {len(unsupported) - _MAX_LISTED} more"
-        raise UnsupportedError(
-            f"{len(unsupported)} node(s) that gbp does not do: {listed}.",
-            supported=", ".join(sorted(PARSERS)) + ", and shape arithmetic that folds away",
-            hint=" ".join(dict.fromkeys(node.hint for node in unsupported if node.hint)) or None,
-        )
+        raise refusal(unsupported, (op for op in (*PARSERS, *REWRITERS) if "." not in op))
     if None not in source.input_shape[1:]:
         return source
     try:  # the file may be gone when an image of another size comes
@@ -63,47 +65,38 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
         raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
-@dataclass(frozen=True)
-class Unsupported:
-    """A node on the way from the input to the scores that gbp does not do: the `place`-th of `count`."""
+def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
+    """The graph for images of `input_shape`, and the source that it is of: as a rule that which is given.
 
-    op: str
-    name: str
-    place: int
-    count: int
-    hint: str | None
-
-    def __str__(self) -> str:
-        return f"{self.op} {self.name!r} (node {self.place} of {self.count})"
-
-
-def unsupported_nodes(source: Source) -> list[Unsupported]:
-    """Every node on the way that neither a parser nor constant folding can take."""
-    constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
-    constant.discard(source.input)
-    found = []
-    for place, node in enumerate(source.nodes, start=1):
-        op = qualified(node)
-        folds = op in FOLDABLE and all(name in constant for name in node.input if name)
-        if folds or op in ("Shape", "Size"):
-            constant.update(node.output)
-        elif op not in PARSERS:
-            hint = _instead(op, node)
-            found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
-    return found
+    Where the file fixes all sizes and its nodes do with the first axis what no batch allows, that is no
+    batch: the source is of one sample without it.  Raises what `build` raises.
+    """
+    try:
+        return source, build(source, input_shape)
+    except ModelError as error:
+        first = source.input_shape[0] if source.has_batch else 1
+        if isinstance(error, UnsupportedError) and first is None:
+            graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
+            # What keeps so many samples apart does so with any number of them.
+            if isinstance(graph, Graph) and isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
+                return source, graph
+            if isinstance(graph, Graph):
+                raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
+        if first != 1 and input_shape == source.input_shape:
+            alone = source.without_batch()
+            graph = _built(alone, (1, *input_shape))
+            if isinstance(graph, Graph):
+                return alone, graph
+            if isinstance(error, UnsupportedError) and str(graph) != str(error):
+                raise with_hint(error, f"Nor as one sample without a batch: {graph}") from None
+        raise
 
 
-def _instead(op: str, node: onnx.NodeProto) -> str | None:
-    """What to do about an op that gbp does not do."""
-    if "QLinear" in op or op in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"):
-        return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
-    if op in ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique"):
-        return (
-            f"Nothing flows back through {op}: explain what feeds it, output={next(iter(node.input), '')!r}."
-        )
-    if op in ("LSTM", "GRU", "RNN", "If", "Loop", "Scan"):
-        return "gbp explains networks that go forward, once, through every node."
-    return None
+def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
+    try:
+        return build(source, input_shape)
+    except GbpError as error:
+        return error
 
 
 def build(source: Source, input_shape: Shape) -> Graph:
@@ -126,46 +119,101 @@ class _Builder:
         self.source = source
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
+        self.place = BufferSlice(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
+        #: Of every tensor that layers make; and of those that the file knows, what the file takes it for.
         self.shapes: dict[str, Shape] = {source.input: input_shape}
+        self.meant = {source.input: input_shape if source.has_batch else input_shape[1:]}
+        self.views: dict[tuple[str, Shape], str] = {}
         self.positions: dict[str, Positions] = {}
         self.layers: list[Layer] = []
         self.lost: set[str] = set()
+        #: Made behind a refused node: its shape is the file's word.
+        self.guessed: set[str] = set()
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self.read = {name for proto in source.nodes for name in proto.input} | {source.scores}
-        self.taken = self.read | {name for proto in graph.node for name in proto.output}
+        self.stale: list[str] = []
+        #: Why the first node was read with samples in front, where the batch is bound.
+        self.moved: UnsupportedError | None = None
+        self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
+        taken = self.read | {name for proto in graph.node for name in proto.output}
+        self.waiting = Waiting(source.nodes, self.constants, self.stored, self.read, taken)
         self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
         refused: list[UnsupportedError] = []
-        for proto in self.source.nodes:
-            if not self.lost.isdisjoint(proto.input):
+        while self.waiting.nodes:
+            proto = self.waiting.nodes.popleft()
+            if not self.lost.isdisjoint(reads(proto)):
                 self._lose(proto)
                 continue
-            check_arity(proto, self.source.opset)
-            for name in filter(None, proto.input):
-                if name not in self.shapes and name not in self.constants:
-                    self.constants[name] = self._stored(name, proto)
             try:
-                self._take(proto)
+                self._check(proto)
+                if not self.waiting.takes_branch(proto):
+                    self._take(proto)
             except UnsupportedError as error:
-                refused.append(error)
+                refused.append(self._with_way_out(error, proto))
                 if self.budget.is_spent:  # to go on would take time as well
                     break
                 self._lose(proto)
+            except ModelError:
+                if not refused and self.moved is None:
+                    raise
+                if self.guessed.isdisjoint(proto.input):
+                    break
+                self.lost.update(proto.output)
+            else:
+                if not self.guessed.isdisjoint(proto.input):
+                    self.guessed.update(proto.output)
+        if self.moved is not None and (refused or self.source.scores not in self.shapes):
+            refused.insert(0, self.moved)
         if refused:
-            raise refused[0] if len(refused) == 1 else UnsupportedError(" ".join(map(str, refused)))
+            told = dict.fromkeys(map(str, refused))
+            raise refused[0] if len(told) == 1 else UnsupportedError(" ".join(told))
+        self.waiting.check(self.source.scores)
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
-        return Graph(self.source.input, self.source.scores, tuple(self.layers), self.shapes)
+        return Graph(
+            self.source.input, self.source.scores, tuple(self.layers), self.shapes, tuple(self._notes())
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self.stale:
+            more = f" and {len(self.stale) - 1} more shapes" if len(self.stale) > 1 else ""
+            yield f"The file declares {self.stale[0]}{more}: what its nodes compute counts."
+
+    def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
+        read = (self.waiting.source_of(name) for name in proto.input)
+        made = (name for name in read if name in self.meant and name != self.source.input)
+        return error if self.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:
-        """Go on behind a refused node, to list what else is refused, where the file says its shape."""
+        """Go on behind a refused node, to list what else is refused, where the file says its shape.
+
+        That is a guess, which is good for more refusals and for nothing else: see `guessed`.
+        """
         for name in filter(None, proto.output):
-            declared = declared_shape(self.declared[name]) if name in self.declared else None
-            if declared and None not in declared[1:]:
-                self.shapes[name] = (self.shapes[self.source.input][0], *(n or 1 for n in declared[1:]))
+            shape = self._declared_by_sample(name)
+            if shape:
+                self.shapes[name] = self.meant[name] = shape
+                self.guessed.add(name)
             else:
                 self.lost.add(name)
+
+    def _declared_by_sample(self, name: str) -> Shape | None:
+        """The declared shape of a tensor, where it is complete and begins with the batch, as the input's."""
+        if name not in self.declared or not self.source.has_batch:
+            return None
+        image = next(value for value in self.source.model.graph.input if value.name == self.source.input)
+        batches = [value.type.tensor_type.shape.dim[:1] for value in (image, self.declared[name])]
+        shape = declared_shape(self.declared[name])
+        if not shape or None in shape[1:] or batches[0] != batches[1]:
+            return None
+        return (self.place.samples, *(n or 1 for n in shape[1:]))
+
+    def _check(self, proto: onnx.NodeProto) -> None:
+        check_arity(proto, self.source.opset)
+        for name in filter(None, proto.input):
+            if not (name in self.shapes or name in self.constants or name in self.waiting.moved):
+                self.constants[name] = self._stored(name, proto)
 
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
         if name not in self.stored:
@@ -175,39 +223,130 @@ class _Builder:
     def _take(self, proto: onnx.NodeProto) -> None:
         """Fold the node, or parse it into layers."""
         names = [name for name in proto.input if name]
-        computed = tuple(name for name in names if name in self.shapes)
-        if qualified(proto) in ("Shape", "Size") and computed:
-            self.constants[proto.output[0]] = shape_constant(proto, self.shapes[computed[0]])
+        op = qualified(proto)
+        if op in ("Shape", "Size") and names[0] not in self.constants:
+            shape = self.meant.get(names[0]) or self.waiting.moved[names[0]].seen
+            self.constants[proto.output[0]] = shape_constant(proto, shape)
             return
-        if not computed:
+        is_constant = all(name in self.constants for name in names)
+        if is_constant and (op in FOLDABLE or op not in REWRITERS):
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        operands = list(map(self._operand, proto.input))
-        if qualified(proto) == "CastLike" and isinstance(operands[1], tuple):  # it is floating point
-            (value, _), operands = operands, operands[:1]
-            if isinstance(value, np.ndarray):
+        if op == "CastLike" and proto.input[1] in self.meant:  # it is floating point
+            if (value := self.constants.get(proto.input[0])) is not None:
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
-        node = Node(proto, self.source.opset, operands, self.read)
-        parsed = PARSERS[qualified(proto)](node)
-        node.check_all_attributes_read()
-        computed = node.computed()
-        if isinstance(parsed, list):
-            for i, (op, output) in enumerate(zip(parsed, proto.output, strict=True)):
-                if output:
-                    ops = op if isinstance(op, tuple) else (op,)
-                    self._add(node, f"{node.name}[{i}]", ops, computed, output)
+            like, proto = proto, onnx.NodeProto()
+            proto.CopyFrom(like)
+            del proto.input[1]
+        if self.place.bound and self.waiting.moves_batch(self._node(proto)):
+            return
+        if op in REWRITERS:
+            self.waiting.rewrite(self._node(proto))
+        elif op in PARSERS:
+            self._parse(proto)
+        else:  # in the branch of an If
+            self._node(proto).refuse("gbp does not do this op.", hint=instead(op, None))
+
+    def _parse(self, proto: onnx.NodeProto) -> None:
+        """Add the layers of a node, its tensors (N, …); where it touches their axis 0, as `lift` reads it."""
+        first: ModelError | None = None
+        for way in (self._by_sample, self._in_front, self._by_rows):
+            before = len(self.layers), replace(self.budget)
+            try:
+                if way(proto):
+                    break
+            except ModelError as error:
+                first = first or error
+                if self.budget.is_spent:
+                    break
+                self._undo(*before)
         else:
-            self._refuse_other_outputs(node)
-            ops = parsed if isinstance(parsed, tuple) else (parsed,)
-            self._add(node, node.name, ops, computed, proto.output[0])
+            if first is not None:
+                raise first
+            shapes = ", ".join(str(list(self.meant[name])) for name in proto.input if name in self.meant)
+            found = f"its inputs, {shapes}, have not the batch for their first axis."
+            Node(proto, self.source.opset, []).refuse(found)
+        if first is not None and self.budget.is_spent:
+            raise first
+        if first is not None and self.place.bound and isinstance(first, UnsupportedError):
+            self.moved = self.moved or self._with_way_out(first, proto)
+        for name in filter(None, proto.output):
+            declared = declared_shape(self.declared[name]) if name in self.declared else None
+            if name in self.meant and declared is not None and not fits(declared, self.meant[name]):
+                sizes = ["?" if n is None else n for n in declared]
+                self.stale.append(f"{name!r} as {sizes}, which is {list(self.meant[name])}")
+
+    def _undo(self, layers: int, budget: Budget) -> None:
+        """Forget what a way of reading a node has added."""
+        for layer in self.layers[layers:]:
+            self.views.pop((layer.inputs[0], self.shapes.pop(layer.output)), None)
+            self.meant.pop(layer.output, None)
+            self.positions.pop(layer.output, None)
+        del self.layers[layers:]
+        self.budget = budget
+
+    def _by_sample(self, proto: onnx.NodeProto) -> bool:
+        """Read the node as it stands: the first axis of its tensors is the batch."""
+        shapes = [self.meant[name] for name in proto.input if name in self.meant]
+        if any(shape[:1] != (self.place.samples,) for shape in shapes):
+            return False
+        node = self._node(proto)
+        self._add_all(node, PARSERS[qualified(proto)](node), lambda shape: shape)
+        return True
+
+    def _in_front(self, proto: onnx.NodeProto) -> bool:
+        """Read the node with samples in front."""
+        return self._add_lifted(in_front(self._node(proto), self.place))
+
+    def _by_rows(self, proto: onnx.NodeProto) -> bool:
+        """Read the node on as many samples as its tensors have rows."""
+        return self._add_lifted(by_rows(self._node(proto), self.place))
+
+    def _add_lifted(self, read: Lifted | None) -> bool:
+        if read is None:
+            return False
+        self._add_all(read.node, read.parsed, lambda shape: () if read.is_scalar else self.place.meant(shape))
+        return True
+
+    def _node(self, proto: onnx.NodeProto) -> Node:
+        """The node, its operands of the shapes that the file takes them for."""
+        operands = [self._operand(name) for name in proto.input]
+        return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.place.bound)
 
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
-        for known in (self.positions, self.shapes, self.constants):
+        for known in (self.positions, self.meant, self.constants):
             if name in known:
                 return known[name]
         return None
+
+    def _add_all(self, node: Node, parsed: Parsed, meant: Callable[[Shape], Shape]) -> None:
+        """Add what a node was parsed into; `meant`: what the file takes an output of some shape for."""
+        node.check_all_attributes_read()
+        computed = tuple(self._viewed(node.proto.input[i], node.operands[i]) for i in node.computed())
+        if isinstance(parsed, list):
+            for i, (ops, output) in enumerate(zip(parsed, node.proto.output, strict=True)):
+                if output:
+                    self._add(node, f"{node.name}[{i}]", one_after_another(ops), computed, output)
+        else:
+            self._refuse_other_outputs(node)
+            self._add(node, node.name, one_after_another(parsed), computed, node.proto.output[0])
+        for name in filter(None, node.proto.output):
+            if name in self.shapes:
+                self.meant[name] = meant(self.shapes[name])
+
+    def _viewed(self, name: str, operand: Any) -> str:
+        """The tensor `name` under the shape in which a node reads it."""
+        shape: Shape = operand.shape if isinstance(operand, Positions) else operand
+        if self.shapes[name] == shape:
+            return name
+        if (name, shape) not in self.views:
+            view = self.waiting.unused(f"{name} as {list(shape)}")
+            self.layers.append(Layer(view, Reshape(shape), (name,), view, "Reshape"))
+            self.shapes[view] = shape
+            self.views[name, shape] = view
+        return self.views[name, shape]
 
     def _refuse_other_outputs(self, node: Node) -> None:
         """Dropout's mask, MaxPool's indices, BatchNormalization's statistics: fine if never read."""
@@ -218,7 +357,7 @@ class _Builder:
     def _add(self, node: Node, name: str, ops: tuple[Op, ...], inputs: tuple[str, ...], output: str) -> None:
         """Layers that apply `ops` one after another."""
         for i, op in enumerate(ops):
-            result = output if i == len(ops) - 1 else self._unused(f"{output}/{i}")
+            result = output if i == len(ops) - 1 else self.waiting.unused(f"{output}/{i}")
             given = tuple(self.shapes[x] for x in inputs)
             if min(map(len, given)) < 2 and not isinstance(op, Reshape):
                 node.refuse("its input has no axis besides the batch.")
@@ -230,23 +369,15 @@ class _Builder:
                     f"the output would have shape {list(shape)}.",
                     supported=f"up to {MAX_AXES} axes and {MAX_ELEMENTS} numbers a sample",
                 )
-            self._check_declared(node, result, shape)
             self._spend(node, op, given, shape)
             self.shapes[result] = shape
+            title = name if i == len(ops) - 1 else f"{name}/{i}"
+            self.layers.append(Layer(title, op, inputs, result, node.op))
             if isinstance(op, Indices):
                 self.positions[result] = Positions(shape, op.plane)
                 if result == self.source.scores:
                     node.refuse("its Indices have no gradient to explain.", supported="other outputs")
-            title = name if i == len(ops) - 1 else f"{name}/{i}"
-            self.layers.append(Layer(title, op, inputs, result, node.op))
             inputs = (result,)
-
-    def _unused(self, name: str) -> str:
-        """A name for a tensor that the file has none for."""
-        while name in self.taken:
-            name += "'"
-        self.taken.add(name)
-        return name
 
     def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
         """Weights that the file holds once and many layers read are packed for each; work adds up."""
@@ -259,14 +390,3 @@ class _Builder:
                 "with it one image takes more than some trillion multiply-adds.",
                 hint="Are kernels, strides and sizes what they should be?",
             )
-
-    def _check_declared(self, node: Node, name: str, shape: Shape) -> None:
-        """The file may leave shapes open but may not contradict the arithmetic, batch aside."""
-        declared = declared_shape(self.declared[name]) if name in self.declared else None
-        if declared is None:
-            return
-        agrees = len(declared) == len(shape) and all(
-            a is None or a == b for a, b in zip(declared[1:], shape[1:], strict=True)
-        )
-        if not agrees:
-            node.invalid(f"output {name!r} is declared as {list(declared)} but is {list(shape)}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,50 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from ..errors import InputError, ModelError, UnsupportedError
-from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, max_bytes_made_of
+from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
+from ..ops.dtypes import type_name
 from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MAX_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_FILES = 2**10
-#: Ops that ONNX's registry does not know, or no more, and how many operands they have.
-_UNLISTED = {"ImageScaler": 1, "Affine": 1, "Scale": 1, "FC": 3, "com.microsoft.LegacyPadding": 1}
+#: Ops that ONNX's registry does not know, or no more: least and most operands.
+_UNLISTED = {
+    **dict.fromkeys(("ImageScaler", "Affine", "Scale", "com.microsoft.LegacyPadding"), (1, 1)),
+    "FC": (3, 3),
+    "com.microsoft.FusedConv": (2, 4),
+    "com.microsoft.FusedGemm": (2, 3),
+    "com.microsoft.FusedMatMul": (2, 2),
+    "com.microsoft.Gelu": (1, 1),
+    "com.microsoft.BiasGelu": (2, 2),
+    "com.microsoft.FastGelu": (1, 2),
+    "com.microsoft.QuickGelu": (1, 1),
+    "com.microsoft.SkipLayerNormalization": (3, 5),
+    "com.microsoft.QuantizeLinear": (2, 3),
+    "com.microsoft.DequantizeLinear": (2, 3),
+    "ai.onnx.ml.Scaler": (1, 1),
+    "Crop": (1, 1),
+    "DynamicSlice": (3, 4),
+    "ScaledTanh": (1, 1),
+    "ParametricSoftplus": (1, 1),
+}
 #: Types of floating point; all are float32 inside.
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 #: The types of tensors that may lie in files of their own.
 _STORED: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
     TensorProto.FLOAT16: "<f2",
+    TensorProto.BFLOAT16: "<u2",
+    TensorProto.BOOL: "u1",
     TensorProto.INT8: "i1",
     TensorProto.UINT8: "u1",
+    TensorProto.INT16: "<i2",
+    TensorProto.UINT16: "<u2",
     TensorProto.INT32: "<i4",
+    TensorProto.UINT32: "<u4",
     TensorProto.INT64: "<i8",
+    TensorProto.UINT64: "<u8",
 }
 
 
@@ -62,6 +87,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     if not proto.graph.node:
         raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
     _check_names(proto, name)
+    _check_attributes(proto.graph.node)
     for tensor in proto.graph.initializer:
         if _is_outside(tensor):
             pieces[tensor.name] = _piece_outside(tensor, file, stores)
@@ -72,7 +98,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
 
 
 def _is_outside(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+    return bool(tensor.data_location == TensorProto.EXTERNAL)  # else external_data counts for nothing
 
 
 def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
@@ -83,6 +109,8 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
     ):  # protobuf hands out bytes
         raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
     location = given.get("location", "")
+    if not location:
+        raise ModelError(f"tensor {tensor.name!r} lies in a file that it does not name.")
     if not isinstance(file, Path):
         raise InputError(
             f"tensor {tensor.name!r} lies in the file {location!r}, and the model is not a file itself.",
@@ -167,13 +195,45 @@ def _names(proto: onnx.ModelProto) -> Iterator[str]:
     for value in (*graph.input, *graph.output, *graph.value_info):
         yield value.name
     for node in graph.node:
-        yield node.name
-        yield node.op_type
-        yield node.domain
-        yield from node.input
-        yield from node.output
+        yield from _names_of(node)
+    for function in proto.functions:
+        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
+        yield from function.attribute
+        for node in function.node:
+            yield from _names_of(node)
+
+
+def _names_of(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for attribute in node.attribute:
+        yield attribute.name
+        yield attribute.ref_attr_name
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from (value.name for value in (*graph.input, *graph.output))
+            yield from (tensor.name for tensor in graph.initializer)
+            for inner in graph.node:
+                yield from _names_of(inner)
+
+
+def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Each has a value of its own, and a name that is no other's, in subgraphs as well."""
+    for node in nodes:
+        seen: set[str] = set()
         for attribute in node.attribute:
-            yield attribute.name
+            if attribute.ref_attr_name:
+                raise ModelError(
+                    f"attribute {attribute.name!r} refers to {attribute.ref_attr_name!r} of a function, "
+                    "and the node is in none.",
+                    node=label(node),
+                    op=node.op_type,
+                )
+            if attribute.name in seen:
+                raise ModelError(
+                    f"attribute {attribute.name!r} is given twice.", node=label(node), op=node.op_type
+                )
+            seen.add(attribute.name)
+            for graph in (attribute.g, *attribute.graphs):
+                _check_attributes(graph.node)
 
 
 def check_tensors(proto: onnx.ModelProto) -> None:
@@ -186,13 +246,23 @@ def check_tensors(proto: onnx.ModelProto) -> None:
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
     for node in proto.graph.node:
-        if any(attribute.HasField("t") and _is_outside(attribute.t) for attribute in node.attribute):
-            raise UnsupportedError(
-                "its tensor lies in another file.",
-                node=label(node),
-                op=node.op_type,
-                supported="initializers there",
-            )
+        _check_tensors_of(node)
+
+
+def _check_tensors_of(node: onnx.NodeProto) -> None:
+    """No tensor of the node, or of a graph within it, lies in another file."""
+    graphs = [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+    inside = [tensor for graph in graphs for tensor in graph.initializer]
+    if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
+        raise UnsupportedError(
+            "its tensor lies in another file.",
+            node=label(node),
+            op=node.op_type,
+            supported="initializers there",
+        )
+    for graph in graphs:
+        for each in graph.node:
+            _check_tensors_of(each)
 
 
 def label(node: onnx.NodeProto) -> str:
@@ -216,22 +286,20 @@ def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in kind.shape.dim)
-    if any(n is not None and n < 0 for n in shape):
-        raise ModelError(f"tensor {value.name!r} declares shape {list(shape)}.")
-    return tuple(n or None for n in shape)  # some exporters write 0 for an open size
+    shape = (int(d.dim_value) if d.HasField("dim_value") else 0 for d in kind.shape.dim)
+    return tuple(n if n > 0 else None for n in shape)  # some exporters write 0, or -1, for an open size
 
 
-def type_name(data_type: int) -> str:
-    """FLOAT16 for 10."""
-    known = data_type in TensorProto.DataType.values()
-    return TensorProto.DataType.Name(data_type) if known else f"unknown type {data_type}"
+def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a tensor that is declared so may have this shape, whatever the batch."""
+    pairs = zip(declared[1:], shape[1:], strict=False)
+    return len(declared) == len(shape) and all(n in (None, m) for n, m in pairs)
 
 
 def tensor_values(
     tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto, weights: Weights | None = None
 ) -> NDArray[Any]:
-    """The values of a stored tensor, finite, which may lie among `weights`.
+    """The values of a stored tensor, no NaN among them, which may lie among `weights`.
 
     `reader` is the node to name where they cannot be had.
     """
@@ -244,26 +312,38 @@ def tensor_values(
         raise damaged(f"has shape {list(tensor.dims)}.")
     if tensor.data_type == TensorProto.STRING:
         raise damaged("holds text.")
+    if tensor.HasField("segment"):
+        raise damaged("is a segment of another, of which the file does not say more.")
     try:
         if weights is not None and name in weights.pieces:
             values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
+            if tensor.data_type == TensorProto.BFLOAT16:  # the upper half of a float32
+                return _known(np.left_shift(values, 16, dtype=np.uint32).view(np.float32), damaged)
+            if tensor.data_type == TensorProto.BOOL:
+                values = values != 0
+        elif _is_outside(tensor):  # in a graph within a node; to read it here would open any file
+            raise damaged("lies in another file.")
         else:
             values = numpy_helper.to_array(tensor)
     except OSError:
         raise damaged("cannot be read any more; has the file changed?") from None
+    except ModelError:
+        raise
     except Exception:  # the bytes do not fit the shape, the type is unknown, …
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
     if tensor.data_type == TensorProto.BFLOAT16:  # which NumPy does not know
         values = values.astype(np.float32)
-    if values.dtype.kind == "f" and not _is_finite(values):
-        raise damaged("holds NaN or infinity.")
+    return _known(values, damaged)
+
+
+def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArray[Any]:
+    """The values, without NaN; infinity is a bound, a mask, or what an op refuses."""
+    if values.dtype.kind == "f" and not is_finite(values) and np.isnan(values).any():
+        raise damaged("holds NaN.")
     return values
 
 
-def _is_finite(values: NDArray[Any]) -> bool:
-    """A piece at a time, because the answers for all of a large tensor take memory of their own."""
-    flat, piece = values.reshape(-1), 2**20
-    return all(np.isfinite(flat[i : i + piece]).all() for i in range(0, flat.size, piece))
+_schema = lru_cache(maxsize=2**10)(onnx.defs.get_schema)  # a call takes as long as all else that is checked
 
 
 def check_arity(node: onnx.NodeProto, opset: int) -> None:
@@ -276,12 +356,13 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
         return ModelError(found, node=label(node), op=node.op_type)
 
     if qualified(node) in _UNLISTED:
-        inputs = _UNLISTED[qualified(node)]
-        if len(node.input) != inputs or not all(node.input) or len(node.output) != 1:
+        least, most = _UNLISTED[qualified(node)]
+        if not least <= len(node.input) <= most or not all(node.input[:least]) or not node.output:
+            inputs = f"{least}" if least == most else f"{least} to {most}"
             raise wrong(f"it has not {inputs} input(s) and one output.")
         return
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        schema = _schema(node.op_type, opset)
     except onnx.defs.SchemaError:
         raise wrong(f"opset {opset} has no such op.") from None
     for what, names, least, most in (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,15 @@ from onnx import TensorProto
 from ..errors import InputError, ModelError, UnsupportedError
 from ..head import PROBABILITY, Probability
 from ..limits import MAX_AXES
-from .proto import FLOATS, declared_shape, label, type_name
+from ..ops.dtypes import FLOATS, type_name
+from .branches import reads
+from .outputs import axis_of, op_of, scores_of
+from .proto import declared_shape, label, tensor_values
 from .weights import Weights
 
 OLDEST_OPSET = 1
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 
-#: Ops that end a classifier: what feeds them are the logits.
-_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
-#: Ops behind a head that only dress its result.
-_DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
 #: Ops that read (N, C, H, W), and ops that do not care.
 _PLANAR = (
     "Conv",
@@ -68,7 +67,9 @@ class Source:
     `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
     `given`: what the model's other inputs hold.  `dtype`: the type in which the file expects the input.
     `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
-    `labels`: the names of the classes, where the file has them.
+    `labels`: the names of the classes, where the file has them.  `has_batch`: whether the first axis of the
+    file's input is the batch; else the file takes one sample, and `input_shape` has a batch of 1 in front of
+    that.  `notes`: what a reader of the maps should know.
     """
 
     model: onnx.ModelProto
@@ -87,6 +88,20 @@ class Source:
     dtype: str
     channels_last: bool | None
     labels: tuple[str, ...] | None
+    has_batch: bool = True
+    notes: tuple[str, ...] = ()
+
+    def without_batch(self) -> Source:
+        """The same file, whose input is a single sample that has no axis for the batch."""
+        sizes = ["?" if n is None else n for n in self.input_shape]
+        note = f"The file has no batch axis: its input {self.input!r} of {sizes} is one sample."
+        return replace(
+            self,
+            input_shape=(1, *self.input_shape),
+            has_batch=False,
+            channels_last=_reads_channels_last(self.nodes, self.input, has_batch=False),
+            notes=(*self.notes, note),
+        )
 
     def head_axes(self, rank: int) -> tuple[int, ...]:
         """The axes of one sample's scores, of `rank` with the batch, over which the head's softmax sums.
@@ -95,9 +110,11 @@ class Source:
         """
         if self.head not in ("Softmax", "LogSoftmax"):
             return ()
-        new = self.opset >= 13
-        axis = ((-1 if new else 1) if self.head_axis is None else self.head_axis) % rank
-        return tuple(k - 1 for k in ((axis,) if new else range(axis, rank)) if k > 0)
+        new, batch = self.opset >= 13, int(self.has_batch)
+        file_rank = rank - 1 + batch
+        axis = ((-1 if new else 1) if self.head_axis is None else self.head_axis) % file_rank
+        axes = tuple(k - batch for k in ((axis,) if new else range(axis, file_rank)) if k >= batch)
+        return axes or tuple(range(rank - 1))  # the batch of 1 was the file's only other axis
 
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
@@ -110,11 +127,11 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
     choice = choice or Choice()
     opset = _opset(proto)
     producers = _producers(proto)
-    scores, head, node = _scores(proto, producers, choice.output)
+    scores, head, notes = scores_of(proto, producers, choice.output)
     nodes = _upstream(producers, scores)
     given = _given(proto, choice.given)
     value, shape = _explained_input(proto, nodes, choice.input, given)
-    return Source(
+    source = Source(
         proto,
         weights,
         value.name,
@@ -122,18 +139,22 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
         scores,
         opset,
         nodes,
-        head,
-        next((int(a.i) for a in node.attribute if a.name == "axis"), None) if node else None,
+        op_of(head),
+        axis_of(head),
         choice.output is None or choice.output is PROBABILITY,
         given,
         type_name(value.type.tensor_type.elem_type),
         _reads_channels_last(nodes, value.name),
         _labels(proto) if choice.output is None or choice.output is PROBABILITY else None,
+        notes=notes,
     )
+    return source.without_batch() if _lacks_batch(source) else source
 
 
 def _opset(proto: onnx.ModelProto) -> int:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions and proto.ir_version < 3 and not proto.opset_import:
+        versions = [1]  # which such files could not say (ONNX IR, "Opset Version")
     if not versions:
         raise ModelError("the model imports no version of the ONNX operators.")
     opset = int(max(versions))
@@ -154,6 +175,11 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
         if name not in declared:
             raise InputError(f"the model has no input {name!r}.", supported=", ".join(map(repr, declared)))
         kind, shape = declared[name].type.tensor_type.elem_type, declared_shape(declared[name])
+        if kind == TensorProto.STRING:
+            raise InputError(
+                f"input {name!r} takes text, and gbp computes with numbers alone.",
+                hint="It needs no value where the explained tensor does not depend on it.",
+            )
         try:
             array = np.asarray(value)
             wanted = np.dtype(np.float32) if kind in FLOATS else onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -165,9 +191,9 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
         fits = shape is None or (
             array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
         )
-        if not fits or not np.isfinite(array).all():
+        if not fits or np.isnan(array).any():
             raise InputError(
-                f"what is given for input {name!r} has shape {list(array.shape)}, or is not finite.",
+                f"what is given for input {name!r} has shape {list(array.shape)}, or holds NaN.",
                 supported=f"{['?' if n is None else n for n in shape or ()]}",
             )
         result[name] = array
@@ -182,7 +208,7 @@ def _explained_input(
 ) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
     """The input to explain, the only one that nobody gives a value, and its declared shape."""
     stored = {tensor.name for tensor in proto.graph.initializer}
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in reads(node)}
     declared = {value.name: value for value in proto.graph.input}
     if chosen is not None and (chosen not in declared or chosen in given):
         inputs = ", ".join(repr(name) for name in declared if name not in stored)
@@ -205,14 +231,16 @@ def _explained_input(
             f"input {value.name!r} holds {type_name(kind.elem_type)}.",
             supported=", ".join(map(type_name, _EXPLAINED)),
         )
+    if any(d.dim_value < -1 for d in kind.shape.dim):
+        raise ModelError(f"input {value.name!r} declares shape {[d.dim_value for d in kind.shape.dim]}.")
     shape = declared_shape(value)
     if shape is None:
         raise UnsupportedError(
             f"input {value.name!r} declares no shape.", supported="(N, C, H, W), (N, H, W, C), (N, W)"
         )
-    if not 2 <= len(shape) <= MAX_AXES:
+    if not 1 <= len(shape) <= MAX_AXES:
         raise UnsupportedError(
-            f"input {value.name!r} has shape {list(shape)}.", supported=f"2 to {MAX_AXES} axes, batch first"
+            f"input {value.name!r} has shape {list(shape)}.", supported=f"1 to {MAX_AXES} axes, batch first"
         )
     return value, shape
 
@@ -238,75 +266,58 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return producers
 
 
-def _scores(
-    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | Probability | None
-) -> tuple[str, str | None, onnx.NodeProto | None]:
-    """The tensor to be explained, its head, and the head's node."""
-    if output is not None and output is not PROBABILITY:
-        if not isinstance(output, str) or output not in producers:
-            raise InputError(
-                f"no tensor is called {output!r}.",
-                supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
-            )
-        return output, None, None
-    outputs = [value.name for value in proto.graph.output if _holds_scores(value, producers)]
-    if len(outputs) != 1:
-        raise InputError(
-            f"the model has {len(outputs)} outputs: {outputs}.", hint="Say which one with output=…."
-        )
-    (last,) = outputs
-    if last not in producers:
-        raise ModelError(f"output {last!r} is made by no node.")
-    logits, node = _logits(producers, last)
-    head = None if node is None else str(node.op_type)
-    if output is not PROBABILITY:
-        return logits, head, node
-    if head != "Softmax":
-        raise InputError(
-            f"the model ends in {head or 'scores'}, not in probabilities over classes.",
-            supported="PROBABILITY where it ends in Softmax",
-            hint="Leave output out to explain the logits.",
-        )
-    return last, "", None
-
-
-def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
-    made_by = producers[value.name].op_type if value.name in producers else ""
-    kind = value.type.tensor_type.elem_type
-    return made_by == "ZipMap" or kind in FLOATS or not kind
-
-
-def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.NodeProto | None]:
-    """What feeds the final Softmax, LogSoftmax or Sigmoid, and that node; `last` where there is none."""
-    name = last
-    for _ in range(len(producers)):
-        node = producers.get(name)
-        if node is None or not node.input:
-            break
-        name = node.input[0]
-        if node.op_type in _HEADS and name in producers:
-            return name, node
-        if node.op_type not in _DRESS:
-            break
-    return last, None
-
-
-def _reads_channels_last(nodes: tuple[onnx.NodeProto, ...], image: str) -> bool | None:
+def _reads_channels_last(
+    nodes: tuple[onnx.NodeProto, ...], image: str, has_batch: bool = True
+) -> bool | None:
     """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
+    for node in _first_nodes(nodes, image):
+        if node.op_type in _PLANAR:
+            return False
+        if node.op_type == "Unsqueeze" and not has_batch:
+            return _reads_channels_last(nodes, node.output[0])
+        if node.op_type == "Transpose":
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            return True if perm == ([0, 3, 1, 2] if has_batch else [2, 0, 1]) else None
+        return None
+    return None
+
+
+def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
+    """The nodes that read the image, or what others have made of it pixel by pixel."""
     names = {image}
     for node in nodes:
         if names.isdisjoint(node.input):
             continue
-        if node.op_type in _PLANAR:
-            return False
-        if node.op_type == "Transpose":
-            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
-            return True if perm == [0, 3, 1, 2] else None
-        if node.op_type not in _PIXELWISE:
-            return None
-        names.update(node.output)
-    return None
+        if node.op_type in _PIXELWISE:
+            names.update(node.output)
+        else:
+            yield node
+
+
+def _lacks_batch(source: Source) -> bool:
+    """Whether the first node that is not pixelwise puts an axis in front of the image: that of the batch."""
+    stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
+    stored |= {
+        node.output[0]: attribute.t
+        for node in source.nodes
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    rank = len(source.input_shape)
+    name = source.input
+    if source.input_shape[0] == 1:  # a batch of one as well as a plane: either way one sample
+        return False
+    while (node := next(_first_nodes(source.nodes, name), None)) is not None:
+        if node.op_type != "Transpose":
+            break
+        name = node.output[0]
+    if node is None or node.op_type != "Unsqueeze":
+        return False
+    axes = [value for attribute in node.attribute if attribute.name == "axes" for value in attribute.ints]
+    if len(node.input) > 1 and node.input[1] in stored:
+        axes = tensor_values(stored[node.input[1]], node.input[1], node).reshape(-1).tolist()
+    return bool({0, -rank - len(axes)} & set(axes))
 
 
 def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:
@@ -324,7 +335,7 @@ def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.Nod
             continue
         state[id(node)] = False
         stack.append((node, True))
-        for name in filter(None, node.input):
+        for name in reads(node):
             before = producers.get(name)
             if before is None:
                 continue

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from ..files import beside, open_regular
 from ..kernels.codegen.memory import aligned
 from ..limits import elements
 
@@ -57,7 +58,7 @@ class Store:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BufferedReader]:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if _identity(file) != self.identity:
                 raise OSError("the file has changed")
             yield file
@@ -125,7 +126,7 @@ def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], Store]:
     """`split` of a file or of bytes, and where that was.  Raises OSError."""
     if isinstance(file, bytes):
         return *split(file), Store(file, size=len(file), held=len(file))
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         store = _store(file, opened)
         if not store.size:  # nothing to map
             return b"", [], store
@@ -139,14 +140,10 @@ def open_beside(model: Path, location: str) -> Store:
     Raises OSError where it cannot be read, and PermissionError where it lies outside the model's folder, by
     way of links or not.
     """
-    path = (model.parent / location).resolve()
-    # Either may be a link, as in a cache of models, to files that lie together as well.
-    folders = model.parent.resolve(), model.resolve().parent
-    if os.path.isabs(location) or not any(map(path.is_relative_to, folders)):
-        raise PermissionError("it lies outside the model's folder")
+    path = beside(model, location)
     if not path.is_file():  # a pipe would keep us waiting
         raise FileNotFoundError(f"there is no file {location!r} beside the model")
-    with open(path, "rb") as opened:
+    with open_regular(path) as opened:
         return _store(path, opened)
 
 

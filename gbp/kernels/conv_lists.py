@@ -39,6 +39,7 @@ PIXEL = 4 * LISTED_CHANNELS
 #: Pixels of gx that are computed with one group of weights, with two more at both ends of each row.
 TOGETHER = 128
 
+FLOAT64 = types.float64
 COUNTS = types.Array(types.int64, 1, "C")
 
 
@@ -104,6 +105,17 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
                     at(gy, 0, h, w), O, n, values, values + 4 * H * capacity, ends + 4 * w * groups
                 )
             counts[h] = n
+
+
+@kernel(COUNTS, FLOAT64, COUNTS, INT, split=1)
+def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Share) -> None:
+    """Write to chosen (1,) whether all rows fit their lists and no more than `most` values are listed."""
+    for _ in range(share.first, share.last):
+        total, fit = 0, True
+        for count in counts:
+            total += count
+            fit = fit and count >= 0
+        chosen[0] = 1 if fit and total <= most else 0
 
 
 @device_function

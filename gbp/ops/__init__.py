@@ -13,13 +13,16 @@ from . import (
     broadcast,
     concat,
     conv_transpose,
+    einsum,
     functions,
+    fused,
     gemm,
     legacy,
     lp_pool,
     lrn,
     matmul,
     normalize,
+    pick,
     pool,
     quantize,
     rectifier,
@@ -32,6 +35,7 @@ from . import (
 )
 from .conv import conv
 from .node import Node
+from .written import Rewriter
 
 #: ONNX op → parser.  A parser returns an op, a tuple of ops applied one after another, or a list with one of
 #: these for each output.
@@ -59,3 +63,6 @@ PARSERS: dict[str, Callable[[Node], Any]] = {
     **softmax.PARSERS,
     **unpool.PARSERS,
 }
+
+#: ONNX op → what writes other nodes in its place.
+REWRITERS: dict[str, Rewriter] = {**einsum.REWRITERS, **fused.REWRITERS, **pick.REWRITERS}

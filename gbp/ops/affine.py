@@ -73,6 +73,11 @@ class Scale(Op):
         return ScaleStep(target.constant(a), target.constant(b))
 
 
+def one_row(c: NDArray[Any]) -> NDArray[Any]:
+    """Constant c without its rows but the first, where all are the same."""
+    return c[:1] if c.ndim and len(c) > 1 and (c == c[:1]).all() else c
+
+
 def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Constant c with as many axes as x has, the first of them 1, where it broadcasts to x's shape."""
     extra, sides = (
@@ -82,7 +87,7 @@ def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
     if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
         node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
     kept = c.shape[len(extra) :]
-    c = c.reshape((1,) * (len(shape) - len(kept)) + kept)
+    c = one_row(c.reshape((1,) * (len(shape) - len(kept)) + kept))
     if c.shape[0] != 1:
         node.refuse(
             f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"

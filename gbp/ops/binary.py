@@ -19,7 +19,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
-from .affine import plus, scale_and_shift, times
+from .affine import one_row, plus, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
 from .functions import Function
 from .node import Node
@@ -69,7 +69,7 @@ def _constants(node: Node, shape: Shape, given: list[NDArray[Any] | None]) -> Co
     if len(shape) > RANK:
         node.refuse(f"its operands have {len(shape)} axes.", supported=f"up to {RANK}")
     result = [
-        c if c is None or c.ndim > len(shape) else c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+        c if c is None or c.ndim > len(shape) else one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape))
         for c in given
     ]
     try:

@@ -35,6 +35,21 @@ from .step import (
 )
 
 RANK = 6  # of the broadcasting kernels
+#: Where a constant may be infinite: masks, bounds, neutral elements.
+_OF_INFINITY = (
+    "Add",
+    "Sum",
+    "Sub",
+    "Div",
+    "Max",
+    "Min",
+    "Where",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+)
 
 
 class SameRank(Op):
@@ -89,7 +104,7 @@ def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
     elif kind in "iu" and node.op == "Pow" and index == 1:  # the one operand that may have a type of its own
         c = node.constant_integers(index).astype(np.float32)
     else:
-        c = node.constant(index)
+        c = node.constant(index, infinite=node.op in _OF_INFINITY)
     if node.opset >= 7:
         return c
     node.ignore("broadcast")

@@ -19,6 +19,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from .node import Node
+from .shape import Reshape
 from .step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixels
 
 
@@ -79,8 +80,11 @@ class AxisSlice(Op):
 def parse_concat(node: Node) -> Op:
     indices = range(len(node.operands))
     computed = [node.shape(i) for i in indices if not node.is_constant(i)]
-    constants = {i: node.constant(i) for i in indices if node.is_constant(i)}
+    constants = {i: node.constant(i, infinite=True) for i in indices if node.is_constant(i)}
     x = computed[0]
+    if len(node.operands) == 1:  # along any axis, the batch's too
+        node.axis(node.integer("axis", 1), len(x))
+        return Reshape(x)
     axis = node.axis_within(node.integer("axis", 1), len(x))
     # Of a constant all samples have the same part.
     if any(c.ndim != len(x) or c.shape[0] not in (1, x[0]) for c in constants.values()):

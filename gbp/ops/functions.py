@@ -19,7 +19,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
-from .affine import at_rank
+from .affine import PointwiseStep, at_rank
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels, strided
 
@@ -32,15 +32,19 @@ ACTIVATIONS = frozenset((
 
 @dataclass(frozen=True)
 class Function(Op):
-    """y = f(x): the row `name` of `kernels.functions` with its parameters."""
+    """y = f(x): the row `name` of `kernels.functions` with its parameters.
+
+    `is_part`: it belongs to an activation written in parts and is none by itself.
+    """
 
     name: str
     p: float = 0.0
     q: float = 0.0
+    is_part: bool = False
 
     @property
     def is_activation(self) -> bool:
-        return self.name in ACTIVATIONS
+        return self.name in ACTIVATIONS and not self.is_part
 
     def shape(self, *x: Shape) -> Shape:
         return x[0]
@@ -87,6 +91,21 @@ class PRelu(Op):
         return PReluStep(strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
 
 
+@dataclass(frozen=True)
+class End(Op):
+    """y = x, where an activation ends that stays written in parts."""
+
+    @property
+    def is_activation(self) -> bool:
+        return True
+
+    def shape(self, *x: Shape) -> Shape:
+        return x[0]
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return EndStep()
+
+
 #: Attributes of the ONNX op, in the order of p and q, and their defaults.
 _ATTRIBUTES: dict[str, tuple[tuple[str, float], ...]] = {
     "LeakyRelu": (("alpha", 0.01),),
@@ -100,7 +119,8 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, float], ...]] = {
 
 def _parse(node: Node) -> Op:
     node.shape(0)
-    return Function(node.op, *(node.number(*attribute) for attribute in _ATTRIBUTES.get(node.op, ())))
+    p, q = [*(node.number(*attribute) for attribute in _ATTRIBUTES.get(node.op, ())), 0.0, 0.0][:2]
+    return Function(node.op, p, q)
 
 
 def parse_elu(node: Node) -> Op:
@@ -173,6 +193,14 @@ class FunctionStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         self.bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].end, context.threads)
+
+
+class EndStep(PointwiseStep):
+    """Its gradient may be gated here, so neither a sum nor a rectifier moves into it."""
+
+    algorithm = "end of parts"
+    fuses_residual = False
+    fuses_clip = False
 
 
 class PReluStep(Step):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedError
 from ..graph.shapes import Shape
+from ..limits import is_finite
 
 Constant = NDArray[Any]
 
@@ -37,13 +38,15 @@ _TYPES = {
 class Node:
     """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out.
 
-    `read`: the tensors of the model that anybody reads.
+    `read`: the tensors of the model that anybody reads.  `batch_is_open`: axis 0 holds a batch of any size,
+    also where its size here is 1.
     """
 
     proto: onnx.NodeProto
     opset: int
     operands: list[Shape | Positions | Constant | None]
     read: Set[str] = frozenset()
+    batch_is_open: bool = False
     #: Before opset 6 many ops listed what memory they reuse.
     _read: set[str] = field(default_factory=lambda: {"consumed_inputs"})
     _computed: set[int] = field(default_factory=set)
@@ -80,9 +83,10 @@ class Node:
         value = self._attribute(name, "an integer")
         return default if value is None else int(value)
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float, infinite: bool = False) -> float:
+        """A number; only `infinite` where infinity has a meaning, as of a bound."""
         value = self._attribute(name, "a number")
-        if value is not None and not np.isfinite(value):
+        if value is not None and not (np.isfinite(value) or (infinite and np.isinf(value))):
             self.invalid(f"attribute {name!r} is {value}.")
         return default if value is None else float(value)
 
@@ -149,15 +153,20 @@ class Node:
         self._computed.add(index)
         return operand
 
-    def computed(self) -> tuple[str, ...]:
-        """The operands that were read as computed tensors; to be asked once all are read."""
+    def computed(self) -> tuple[int, ...]:
+        """Which operands were read as computed tensors; to be asked once all are read."""
         for index, operand in enumerate(self.operands):
             if isinstance(operand, (tuple, Positions)) and index not in self._computed:
                 self.refuse(f"input {index} is computed from the image.", supported="a constant there")
-        return tuple(self.proto.input[index] for index in sorted(self._computed))
+        return tuple(sorted(self._computed))
 
-    def constant(self, index: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:
-        """Constant operand `index` as an array of `dtype`, whatever the width of its numbers in the file."""
+    def constant(
+        self, index: int, dtype: type[np.generic] = np.float32, infinite: bool = False
+    ) -> NDArray[Any]:
+        """Constant operand `index` as an array of `dtype`, whatever the width of its numbers in the file.
+
+        `infinite`: infinity has a meaning there, as of a bound or in a mask.
+        """
         operand = self.operands[index] if self.has(index) else None
         if operand is None:
             self.invalid(f"input {index} is missing.")
@@ -167,8 +176,14 @@ class Node:
         if found.kind != expected.kind:
             self.invalid(f"input {index} ({self.proto.input[index]!r}) holds {found}, expected {expected}.")
         values = np.asarray(operand, dtype=dtype, order="C")
-        if found.itemsize > expected.itemsize and not np.isfinite(values).all():
-            self.refuse(f"input {index} ({self.proto.input[index]!r}) overflows {expected}.")
+        if expected.kind == "f" and not is_finite(values):
+            if not np.array_equal(np.isinf(values), np.isinf(operand)):
+                self.refuse(f"input {index} ({self.proto.input[index]!r}) overflows {expected}.")
+            if not infinite:
+                self.refuse(
+                    f"input {index} ({self.proto.input[index]!r}) holds infinity.",
+                    supported="finite numbers there",
+                )
         return values
 
     def constant_integers(self, index: int) -> NDArray[Any]:
@@ -185,9 +200,9 @@ class Node:
             self.invalid(f"input {index} has shape {list(values.shape)}, expected a list of integers.")
         return tuple(int(v) for v in values.reshape(-1))
 
-    def scalar(self, index: int, dtype: type[np.generic] = np.float32) -> Any:
-        """Constant operand `index`, which holds one number."""
-        values = self.constant(index, dtype)
+    def scalar(self, index: int, dtype: type[np.generic] = np.float32, infinite: bool = False) -> Any:
+        """Constant operand `index`, which holds one number; see `constant`."""
+        values = self.constant(index, dtype, infinite)
         if values.size != 1:
             self.invalid(f"input {index} has shape {list(values.shape)}, expected a scalar.")
         return values.reshape(()).item()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
-from ..importer.proto import type_name
+from .dtypes import type_name
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 

@@ -1,10 +1,12 @@
-"""Rectifiers and other clips (ONNX Relu, Clip).
+"""Rectifiers and other clips (ONNX Relu, Clip, ThresholdedRelu).
 
-    y  = min(max(x, lo), hi)
+    y  = min(max(x, lo), hi)                   a threshold:  y = min(x, hi) where x > lo, else 0
     gx = gy where (lo < x < hi or the rule has no forward gate) and (gy > 0 or no gradient gate), else 0
 
-Relu and Clip(0, b) are rectifiers and obey the rule.  A Clip between other bounds has its true derivative,
-gy where lo < x < hi, under every rule.
+Relu, Clip(0, b) and thresholds are rectifiers and obey the rule; so are Clips from 0.001 or less, as of Relu
+and a guard before a power or logarithm, where their input may be negative.  A Clip between other bounds has
+its true derivative, gy where lo < x < hi, under every rule.  `passes.name_activations` finds rectifiers in
+other clothes by their values.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ import numpy as np
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
+from ..kernels.functions import function_kernels
 from .affine import PointwiseStep
 from .node import Node
-from .step import Clipped, Step
+from .step import Clipped, Context, Floats, Step, pixels
+
+#: The largest lower bound above 0 of a rectifier, as float16 rounds it.
+MAX_FLOOR = 1.001e-3
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,13 @@ class Rectifier(Op):
         return PointwiseStep(clip=self.clip)
 
 
+class Threshold(Rectifier):
+    """y = min(x, hi) where x > lo, else 0."""
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        return ThresholdStep(self.clip.lo)
+
+
 def parse_relu(node: Node) -> Op:
     node.shape(0)
     return Rectifier(Clipped(0.0, np.inf, is_rectifier=True))
@@ -39,10 +52,10 @@ def parse_relu(node: Node) -> Op:
 def _bound(node: Node, name: str, index: int, default: float) -> float:
     """A bound of Clip: an attribute before opset 11, an input since."""
     if node.opset < 11:
-        return node.number(name, default)
+        return node.number(name, default, infinite=True)
     if not node.has(index):
         return default
-    return float(node.scalar(index))
+    return float(node.scalar(index, infinite=True))
 
 
 def parse_clip(node: Node) -> Op:
@@ -54,3 +67,20 @@ def parse_clip(node: Node) -> Op:
 
 
 PARSERS = {"Relu": parse_relu, "Clip": parse_clip}
+
+
+class ThresholdStep(PointwiseStep):
+    """Nothing before it can end as it does, so it is fused into nothing."""
+
+    algorithm = "threshold"
+    fuses_residual = False
+    fuses_clip = False
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.cut, _ = function_kernels("ThresholdedRelu")
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        super().forward(x, r, y, clip, context)  # clipped from the threshold on, and the mask
+        self.cut(pixels(y), self.threshold, 0.0, pixels(y), context.threads)

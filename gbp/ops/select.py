@@ -117,10 +117,11 @@ def _pads(node: Node) -> tuple[list[int], list[int], float]:
     shape = node.shape(0)
     if node.opset < 11:
         pads = node.integers("pads" if node.opset > 1 else "paddings", ())
-        value = node.number("value", 0.0)
+        value = node.number("value", 0.0, infinite=True)
     else:
         pads = node.constant_ints(1)
-        value = float(node.constant(2).reshape(-1)[0]) if node.has(2) and node.constant(2).size else 0.0
+        given = node.constant(2, infinite=True) if node.has(2) else np.zeros(1, np.float32)
+        value = float(given.reshape(-1)[0]) if given.size else 0.0
     axes = node.axes(node.constant_ints(3) if node.has(3) else range(len(shape)), len(shape))
     if len(pads) != 2 * len(axes):
         node.invalid(f"pads {list(pads)} do not give two values for each of {len(axes)} axes.")

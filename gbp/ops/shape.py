@@ -10,15 +10,15 @@ The first two are views wherever the memory order allows; `orders` asks for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
-from ..importer.proto import FLOATS, type_name
 from ..limits import MAX_AXES, elements
+from .dtypes import FLOATS, type_name
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 
@@ -108,7 +108,7 @@ class Pad(Op):
         return PadStep((slice(None), *inside), self.value)
 
 
-def parse_reshape(node: Node) -> Op:
+def _reshaped(node: Node) -> Shape:
     shape = node.shape(0)
     target = list(node.constant_ints(1) if node.opset >= 5 else node.integers("shape", ()))
     if len(target) > MAX_AXES:  # the product of many large numbers alone can take minutes
@@ -125,11 +125,12 @@ def parse_reshape(node: Node) -> Op:
         target[target.index(-1)] = size // known if known else 0
     if elements(target) != size:
         node.invalid(f"{list(shape)} cannot become {target}.")
-    return _reshape(node, tuple(target))
+    return tuple(target)
 
 
-def _reshape(node: Node, target: Shape) -> Op:
-    batch = node.shape(0)[0]
+def _parse_reshape(node: Node) -> Op:
+    """Reshape, Flatten, Squeeze and Unsqueeze, none of which may touch the batch."""
+    target, batch = TARGETS[node.op](node), node.shape(0)[0]
     if not target or target[0] != batch:
         node.refuse(
             f"shape {list(node.shape(0))} becomes {list(target)}, which mixes the batch axis of {batch}.",
@@ -138,13 +139,13 @@ def _reshape(node: Node, target: Shape) -> Op:
     return Reshape(target)
 
 
-def parse_flatten(node: Node) -> Op:
+def _flattened(node: Node) -> Shape:
     shape = node.shape(0)
     axis = node.integer("axis", 1)
     if not -len(shape) <= axis <= len(shape):
         node.invalid(f"axis {axis} is outside a tensor of {len(shape)} axes.")
     axis = axis + len(shape) if axis < 0 else axis
-    return _reshape(node, (elements(shape[:axis]), elements(shape[axis:])))
+    return elements(shape[:axis]), elements(shape[axis:])
 
 
 def _axes(node: Node, rank: int) -> tuple[int, ...] | None:
@@ -155,24 +156,33 @@ def _axes(node: Node, rank: int) -> tuple[int, ...] | None:
     return node.axes(axes, rank)
 
 
-def parse_squeeze(node: Node) -> Op:
+def _squeezed(node: Node) -> Shape:
     shape = node.shape(0)
     axes = _axes(node, len(shape))
     if axes is None:
-        axes = tuple(i for i, n in enumerate(shape) if n == 1)
+        axes = tuple(i for i, n in enumerate(shape) if n == 1 and not (i == 0 and node.batch_is_open))
     if any(shape[a] != 1 for a in axes):
         node.invalid(f"axes {list(axes)} of {list(shape)} are not all 1.")
-    return _reshape(node, tuple(n for i, n in enumerate(shape) if i not in axes))
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
-def parse_unsqueeze(node: Node) -> Op:
+def _unsqueezed(node: Node) -> Shape:
     shape = node.shape(0)
     count = len(node.constant_ints(1)) if node.has(1) else len(node.integers("axes") or ())
     axes = _axes(node, len(shape) + count)
     if axes is None:
         node.invalid("axes are missing.")
     rest = iter(shape)
-    return _reshape(node, tuple(1 if i in axes else next(rest) for i in range(len(shape) + count)))
+    return tuple(1 if i in axes else next(rest) for i in range(len(shape) + count))
+
+
+#: What these make of the shape of their input.
+TARGETS: Mapping[str, Callable[[Node], Shape]] = {
+    "Reshape": _reshaped,
+    "Flatten": _flattened,
+    "Squeeze": _squeezed,
+    "Unsqueeze": _unsqueezed,
+}
 
 
 def parse_identity(node: Node) -> Op:
@@ -252,10 +262,7 @@ def parse_space_to_depth(node: Node) -> tuple[Op, ...]:
 
 
 PARSERS = {
-    "Reshape": parse_reshape,
-    "Flatten": parse_flatten,
-    "Squeeze": parse_squeeze,
-    "Unsqueeze": parse_unsqueeze,
+    **dict.fromkeys(TARGETS, _parse_reshape),
     "Identity": parse_identity,
     "Dropout": parse_dropout,
     "Cast": parse_cast,

@@ -1,8 +1,8 @@
 """Passes rewrite a graph without a change to scores or maps.
 
-There is one exception: `name_activations` changes maps under rules with gates, where an activation contains a
-Clip from 0.  The graph of a file comes in; the same network in fewer layers comes out.  It may import ops and
-graph.
+There are two exceptions: `name_activations` and `rectify_quantized` change maps under rules with gates,
+because they decide what is a rectifier.  The graph of a file comes in; the same network in fewer layers comes
+out.  It may import ops and graph.
 """
 
 from ..graph.graph import Graph
@@ -11,8 +11,9 @@ from .fold_affine import fold_affine
 from .fold_pad import fold_pad
 from .name_activations import name_activations
 from .nest_concat import nest_concat
+from .rectify_quantized import rectify_quantized
 
-PASSES = (drop_dead, name_activations, fold_pad, fold_affine, nest_concat)
+PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine, nest_concat)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -35,7 +35,7 @@ def _after(op: object, affine: Affine) -> Conv | Dense | Affine | None:
 
 def _before(affine: Affine, op: object) -> Conv | Dense | None:
     """`op` ∘ `affine` as one op."""
-    if affine.axis != 1:
+    if affine.axis != 1 or not np.isfinite(affine.b).all():
         return None
     if isinstance(op, Conv):
         if op.is_padded and np.any(affine.b != 0):

@@ -1,153 +1,131 @@
-"""Name the activations that exporters write in parts.
+"""Name the rectifiers and activations that exporters write in parts, or as other ops.
 
-    SiLU       x · Sigmoid(x)                      HardSigmoid    Clip(x + 3, 0, 6) / 6
-    HardSwish  x · Clip(x + 3, 0, 6) / 6           GELU           x · (Erf(x / √2) + 1) / 2
-    Mish       x · Tanh(Softplus(x))               and so on, in any order and grouping
+    ReLU           Where(x > 0, x, 0), x · (x > 0), LeakyRelu of slope 0
+    ReLU6          Min(Relu(x), 6), Max(Min(x, 6), 0)
+    SiLU           x · Sigmoid(x)                      HardSigmoid    Clip(x + 3, 0, 6) / 6
+    HardSwish      x · Clip(x + 3, 0, 6) / 6           GELU           x · (Erf(x / √2) + 1) / 2
+    Mish           x · Tanh(Softplus(x))               PReLU          Relu(x) − a · Relu(−x)
+                   and so on, in any order and grouping
 
 What is recognised is the function, not how it is written: layers that take one tensor to one tensor, number
-by number, compute a function of one number, and its values tell which it is.  A Clip among them is part of
-the activation and no rectifier, so under rules with gates the map is that of the activation as one op.
+by number, compute a function of one number, and its values tell which it is.  So under every rule the map is
+that of the function as one op: a rectifier obeys the rule, and a Clip that is part of an activation does not.
+
+An activation in float16 constants differs from the function by what these were rounded by.  It is computed as
+it is written, and named where it ends.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..graph.graph import Graph, Layer
-from ..graph.op import Op
-from ..ops.affine import Affine
-from ..ops.binary import Binary
-from ..ops.broadcast import Add, Mul
-from ..ops.functions import Function
-from ..ops.rectifier import Rectifier
-
-Numbers = NDArray[np.float64]
-
-#: Where functions are compared: close together around 0, and far out.
-_GRID = np.concatenate([np.linspace(-9, 9, 55), [-100, -50, -20, 20, 50, 100]])
-_TOLERANCE = 1e-6
-#: GELU by way of tanh has nine; with a limit no file takes long.
-_MAX_LAYERS = 12
-
-
-def _sigmoid(x: Numbers) -> Numbers:
-    return 1 / (1 + np.exp(-x))
-
-
-def _erf(x: Numbers) -> Numbers:
-    return np.array([math.erf(v) for v in x])
-
-
-def _hard_sigmoid(x: Numbers, slope: float = 1 / 6, shift: float = 1 / 2) -> Numbers:
-    return np.clip(slope * x + shift, 0, 1)
-
-
-def _cubic(x: Numbers) -> Numbers:
-    return x + 0.044715 * x**3
-
-
-#: What activations are made of.
-_PARTS: dict[str, Callable[[Numbers, float, float], Numbers]] = {
-    "Erf": lambda x, p, q: _erf(x),
-    "Exp": lambda x, p, q: np.exp(x),
-    "HardSigmoid": _hard_sigmoid,
-    "Log": lambda x, p, q: np.log(x),
-    "Pow": lambda x, p, q: x**p,
-    "Reciprocal": lambda x, p, q: 1 / x,
-    "Sigmoid": lambda x, p, q: _sigmoid(x),
-    "Softplus": lambda x, p, q: np.logaddexp(0, x),
-    "Square": lambda x, p, q: x * x,
-    "Tanh": lambda x, p, q: np.tanh(x),
-}
-
-#: What is looked for: what people call it, the op, and its definition.
-_KNOWN: tuple[tuple[str, Function, Callable[[Numbers], Numbers]], ...] = (
-    ("SiLU", Function("Swish", 1.0), lambda x: x * _sigmoid(x)),
-    ("HardSwish", Function("HardSwish"), lambda x: x * _hard_sigmoid(x)),
-    ("HardSigmoid", Function("HardSigmoid", 1 / 6, 1 / 2), _hard_sigmoid),
-    ("Gelu", Function("Gelu"), lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2),
-    ("Gelu", Function("GeluTanh"), lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * _cubic(x))) / 2),
-    ("Mish", Function("Mish"), lambda x: x * np.tanh(np.logaddexp(0, x))),
-)
-_VALUES = np.stack([definition(_GRID) for _, _, definition in _KNOWN])
-
-
-def _of_numbers(op: Op) -> Callable[..., Numbers] | None:
-    """The op as a function of numbers, or None where it is not one."""
-    match op:
-        case Function(name, p, q) if name in _PARTS:
-            return lambda x: _PARTS[name](x, p, q)
-        case Affine(a, b) if np.ptp(a) == 0 and np.ptp(b) == 0:
-            return lambda x: a[0] * x + b[0]
-        case Rectifier(clip):
-            return lambda x: np.clip(x, clip.lo, clip.hi)
-        case Mul():
-            return lambda *xs: reduce(np.multiply, xs)
-        case Add():
-            return lambda *xs: reduce(np.add, xs)
-        case Binary("Sub", (None, None)):
-            return np.subtract
-        case Binary("Div", (None, None)):
-            return np.divide
-    return None
-
-
-class _Search:
-    def __init__(self, graph: Graph) -> None:
-        self.makers = {layer.output: layer for layer in graph.layers}
-        self.age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
-        self.readers = graph.consumers()
-        self.output = graph.output
-
-    def parts(self, y: str) -> Iterator[tuple[str, Sequence[Layer]]]:
-        """Tensors x and the layers that take x alone to y and of whose results nobody else reads any."""
-        inside: list[Layer] = []
-        edge = {y}
-        while len(inside) < _MAX_LAYERS:
-            last = max(edge, key=self.age.__getitem__)
-            layer = self.makers.get(last)
-            if layer is None or _of_numbers(layer.op) is None:
-                return
-            escapes = last == self.output or any(reader not in inside for reader in self.readers[last])
-            if last != y and escapes:
-                return
-            inside.append(layer)
-            edge = edge - {last} | set(layer.inputs)
-            if len(edge) == 1 and len(inside) > 1:
-                yield min(edge), tuple(reversed(inside))
-
-    def named(self, y: str) -> tuple[Layer, set[str]] | None:
-        """The largest activation that ends at y as one layer, and the tensors that it replaces."""
-        for x, layers in reversed(list(self.parts(y))):
-            values = {x: _GRID}
-            with np.errstate(all="ignore"):
-                for layer in layers:
-                    function = _of_numbers(layer.op)
-                    assert function is not None
-                    values[layer.output] = function(*(values[name] for name in layer.inputs))
-                far = np.abs(values[y] - _VALUES) / np.maximum(1, np.abs(_VALUES))
-            for (kind, op, _), distances in zip(_KNOWN, far, strict=True):
-                if np.all(distances <= _TOLERANCE):
-                    return Layer(layers[-1].name, op, (x,), y, kind), {layer.output for layer in layers}
-        return None
+from ..ops.functions import End, Function, PRelu
+from ..ops.rectifier import Rectifier, Threshold
+from .elementwise import Search, Subgraph
+from .known import Known, known
+from .signs import nonnegative
 
 
 def name_activations(graph: Graph) -> Graph:
-    """The same graph with every activation in parts as one layer."""
-    search = _Search(graph)
+    """The same graph with every rectifier and activation as one layer, or as layers that end in `End`."""
+    graph = _rename(graph)
+    search, positive = Search(graph), nonnegative(graph)
+    taken = set(graph.shapes)
     replaced: set[str] = set()
     layers: list[Layer] = []
     for layer in reversed(graph.layers):
         if layer.output in replaced:
             continue
-        found = search.named(layer.output)
-        if found is not None:
-            layer = found[0]  # noqa: PLW2901  # it stands for the loop's
-            replaced |= found[1]
+        found = _largest(search, layer.output, positive)
+        if found is None:
+            layers.append(layer)
+            continue
+        parts, is_ = found
+        replaced |= {part.output for part in parts.layers}
+        if is_.equal:
+            layers.append(Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind))
+        else:
+            layers += reversed(_kept(parts, is_.kind, taken))
+    shapes = dict(graph.shapes)
+    for layer in layers:
+        if isinstance(layer.op, End):
+            shapes[layer.inputs[0]] = shapes[layer.output]
+    return replace(graph, shapes=shapes).with_layers(reversed(layers))
+
+
+def _rename(graph: Graph) -> Graph:
+    """The same graph with every layer that is a rectifier by itself as one, such as LeakyRelu of slope 0."""
+    search, positive = Search(graph), nonnegative(graph)
+    layers = []
+    for layer in graph.layers:
+        alone = next(search.ending_at(layer.output), None)
+        found = known(alone) if alone is not None and len(alone.layers) == 1 else None
+        if alone is not None and found is not None and _is_news(alone, found, positive):
+            layer = replace(layer, op=found.op)  # noqa: PLW2901  # it stands for the loop's
         layers.append(layer)
-    return graph.with_layers(reversed(layers))
+    return graph.with_layers(layers)
+
+
+def _largest(search: Search, y: str, positive: set[str]) -> tuple[Subgraph, Known] | None:
+    """The largest subgraph that ends at y and is known."""
+    for parts in reversed(list(search.ending_at(y))):
+        found = known(parts)
+        if found is not None and _is_news(parts, found, positive):
+            return parts, found
+    return None
+
+
+def _is_news(parts: Subgraph, found: Known, positive: set[str]) -> bool:
+    """Whether the layers are not that already."""
+    inner = [known(parts.until(layer.output)) for layer in parts.layers[:-1]]
+    is_rectifier = isinstance(found.op, Rectifier)
+    if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
+        return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
+    if len(parts.layers) > 1 and _bends(found) and _holds_another(parts, inner):
+        return False
+    if not isinstance(found.op, Rectifier):
+        return len(parts.layers) > 1
+    rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
+    is_guard = found.op.clip.lo > 0 and not isinstance(found.op, Threshold)
+    if is_guard and parts.x in positive and not rectifies:
+        return False  # against 0, of a norm, a variance or a probability say
+    return len(parts.layers) > 1 or parts.layers[0].op != found.op
+
+
+def _bends(found: Known) -> bool:
+    """Whether it is straight but for bends, as some functions of another that bends are."""
+    return isinstance(found.op, (Rectifier, PRelu)) or found.kind in ("LeakyRelu", "Shrink")
+
+
+def _holds_another(parts: Subgraph, inner: Sequence[Known | None]) -> bool:
+    """Whether among the layers is an activation, in parts or not, or a Clip around 0.
+
+    Relu of LeakyRelu has Relu's values, but here each node has its own gate or slope.
+    """
+    for layer in parts.layers:
+        if layer.op.is_activation:
+            return True
+        if isinstance(layer.op, Rectifier) and -np.inf < layer.op.clip.lo < 0 and layer.op.clip.hi < np.inf:
+            return True
+    return any(found is not None and not isinstance(found.op, Rectifier) for found in inner)
+
+
+def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
+    """The layers as they are, none of them a rectifier or an activation by itself, and their end."""
+    y = f"{parts.y}/in parts"
+    while y in taken:
+        y += "'"
+    taken.add(y)
+    layers = []
+    for layer in parts.layers:
+        op = layer.op
+        if isinstance(op, Rectifier):
+            op = replace(op, clip=replace(op.clip, is_rectifier=False))
+        if isinstance(op, Function):
+            op = replace(op, is_part=True)
+        layers.append(replace(layer, op=op, output=y if layer.output == parts.y else layer.output))
+    return [*layers, Layer(parts.layers[-1].name, End(), (y,), parts.y, kind)]

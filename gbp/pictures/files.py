@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import zlib
@@ -84,7 +85,9 @@ def save_picture(image: Image.Image, file: File, format: str | None = None) -> N
     if suffix not in FORMATS:
         raise InputError(f"{str(file)!r} is not the name of a picture.", supported=", ".join(FORMATS))
     name, options = FORMATS[suffix]
-    write(file, lambda to: image.save(to, format=name, **options), format)
+    encoded = io.BytesIO()  # Pillow writes to a file itself, and ignores that a full disk takes only a part
+    image.save(encoded, format=name, **options)
+    write(file, lambda to: to.write(encoded.getvalue()), format)
 
 
 def write(file: File, fill: Callable[[IO[bytes]], object], format: str | None = None) -> None:

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import beside, read_text
 from .image import Preprocess
+
+#: Bytes of TOML: Python's parser takes time that is quadratic in the parts of a key.
+_MAX_TOML = 2**16
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Sidecar:
 def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     """Read the TOML file beside a model; an empty `Sidecar` where there is none.
 
-        labels = "labels.txt"            # or ["cat", "dog"]; a path is relative to the sidecar's folder
+        labels = "labels.txt"            # or ["cat", "dog"]; a path within the sidecar's folder
         [preprocess]                     # or preprocess = "imagenet"
         preset = "imagenet"
         size = 224
@@ -37,28 +41,35 @@ def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     """
     path = Path(model_path).with_suffix(".toml")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most=_MAX_TOML)
     except FileNotFoundError:
         return Sidecar()
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the path
         raise InputError(f"cannot read {str(path)!r}: {error}.") from error
     try:
-        return _sidecar(tomllib.loads(text), path.parent)
+        return _sidecar(tomllib.loads(text), path)
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from error
     except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: a number of 5000 digits
         raise InputError(f"{str(path)!r} is not valid TOML: {error}.") from error
 
 
-def _sidecar(table: Mapping[str, Any], folder: Path) -> Sidecar:
+def _sidecar(table: Mapping[str, Any], path: Path) -> Sidecar:
     known = [field.name for field in fields(Sidecar)]
     unknown = sorted(table.keys() - set(known))
     if unknown:
         raise InputError(f"unknown key {', '.join(map(repr, unknown))}.", supported=", ".join(known))
     labels = table.get("labels")
+    if isinstance(labels, str):
+        try:
+            labels = beside(path, labels)
+        except (OSError, ValueError) as error:  # whoever gave the model does not choose among all files
+            raise InputError(
+                f"cannot read the labels {labels!r}: {error}.", hint="Give them apart: labels=, --labels."
+            ) from error
     return Sidecar(
         Preprocess.parse(table["preprocess"]) if "preprocess" in table else None,
-        read_labels(folder / labels if isinstance(labels, str) else labels),
+        read_labels(labels),
     )
 
 
@@ -86,7 +97,7 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         return _labels(value, "labels")
     path = Path(value)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
         if path.suffix.lower() != ".json":
             return _labels([line.strip() for line in text.rstrip().split("\n")], repr(str(path)))
         return _labels(json.loads(text), repr(str(path)))

@@ -58,12 +58,9 @@ def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instr
     gone: set[int] = set()
     for i, instruction in enumerate(instructions):
         source = instruction.inputs[0]
-        if (
-            not instruction.has_mask
-            or instruction.residual is not None
-            or source not in once
-            or source not in made
-        ):
+        if not (instruction.has_mask and instruction.step.fuses_clip) or instruction.residual is not None:
+            continue
+        if source not in once or source not in made:
             continue
         maker = result[made[source]]
         if maker.step.fuses_clip and maker.clip == UNCLIPPED:

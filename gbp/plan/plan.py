@@ -6,10 +6,12 @@ are written, added and gated.  Sizes are for one sample; a run on N samples take
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from .backward import BackwardInstruction, backward_order
 from .fusion import fuse
 from .layout import Instruction, PhysicalTensor, lay_out
 
+#: Up to so many buffers are packed as tightly as possible; the largest real networks have as many.
+_MAX_PACKED = 2**11
 #: A tensor's size in an arena is rounded up to a multiple of this many floats: one cache line.
 _LINE = 16
 
@@ -70,6 +74,10 @@ class Plan:
     other_activations: dict[str, int]
     #: How many layers round while their gradient ignores the rounding.
     straight_through: int
+    #: What the file calls the op of each layer, for people.
+    kinds: dict[str, str]
+    #: What a reader of the maps should know of the file.
+    notes: tuple[str, ...]
 
     @classmethod
     def build(
@@ -124,6 +132,8 @@ class Plan:
             ),
             straight_through=sum(layer.op.is_straight_through for layer in graph.layers),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
+            kinds={layer.name: layer.kind for layer in graph.layers},
+            notes=graph.notes,
         )
         nbytes = plan.nbytes(1, targets=1)
         if nbytes > MAX_BYTES_PER_SAMPLE:
@@ -229,7 +239,7 @@ def _gradient_arena(
 
 
 def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
-    """Place buffers in an arena: the largest first, each in the first gap that fits.
+    """Place buffers in an arena.
 
     Parameters
     ----------
@@ -242,14 +252,37 @@ def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
     for name, when in uses:
         first, last = lives.get(name, (when, when))
         lives[name] = min(first, when), max(last, when)
+    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lives}
+    return _first_fit(lives, rounded) if len(lives) <= _MAX_PACKED else _in_time(lives, rounded)
+
+
+def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+    """The largest first, each where it fits first: tight, in time that is quadratic."""
     begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
     for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
-        size = -(-sizes[name] // _LINE) * _LINE
         others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
         others = others[np.argsort(begins[others], kind="stable")]
         gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
-        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= size)
+        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= sizes[name])
         offsets[name] = int(gaps[fitting[0]] if len(fitting) else gaps[-1])
-        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + size, first, last
+        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + sizes[name], first, last
     return Arena(offsets, int(ends.max(initial=0)))
+
+
+def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+    """In the order of time, each in the smallest room that is large enough of those that others have left."""
+    offsets: dict[str, int] = {}
+    free: list[tuple[int, int]] = []  # (size, where), sorted
+    alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap
+    end = 0
+    for name, (first, last) in sorted(lives.items(), key=lambda item: item[1]):
+        while alive and alive[0][0] < first:
+            _, where, size = heappop(alive)
+            insort(free, (size, where))
+        i = bisect_left(free, (sizes[name], 0))
+        size, where = free.pop(i) if i < len(free) else (sizes[name], end)
+        end = max(end, where + size)
+        offsets[name] = where
+        heappush(alive, (last, where, size))
+    return Arena(offsets, end)

@@ -17,12 +17,14 @@ from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
 from ..plan.plan import Plan
 from ..rules import Rule
 from .memory import MemoryPool
-from .tape import Tape
+from .tape import Tape, steps
 
 T = TypeVar("T")
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
+#: Ops that are not defined for all numbers.
+_UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Session:
     max_fitting: int | None = None
 
     def run(self, x: NDArray[np.float32]) -> Tape:
-        """Run samples forward.
+        """Run samples forward.  The caller must be within `limits.computing`.
 
         Parameters
         ----------
@@ -62,13 +64,32 @@ class Session:
         ModelError
             Where a score is NaN or infinity.
         """
-        with computing():
-            tape = Tape(self.plan, x, self.pool, self.threads, self.device)
+        tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if not np.isfinite(tape.scores).all():
-            raise ModelError(
-                "the scores hold NaN or infinity.", hint="The network's values overflow float32."
-            )
+            raise self._not_finite(x, tape.scores)
         return tape
+
+    def _not_finite(self, x: NDArray[np.float32], scores: NDArray[np.float32]) -> ModelError:
+        """The error that names the first node whose result is NaN or infinite as the scores are."""
+        sample = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        is_odd, what = (np.isnan, "NaN") if np.isnan(scores[sample]).any() else (np.isinf, "infinity")
+        overflow = "The network's values overflow float32."
+        run = steps(self.plan, x[sample : sample + 1], self.threads) if self.device.is_host else ()
+        with computing():
+            for instruction, arrays in run:
+                if is_odd(arrays[instruction.output]).any():
+                    name = instruction.layers[0]
+                    op = self.plan.kinds.get(name)
+                    is_defined = op not in _UNDEFINED or any(
+                        np.isinf(arrays[y]).any() for y in instruction.inputs
+                    )
+                    return ModelError(
+                        f"its result holds {what}, and so the scores hold NaN or infinity.",
+                        node=name,
+                        op=op,
+                        hint=overflow if is_defined else "It is not defined for its operands: 0 / 0, say.",
+                    )
+        return ModelError("the scores hold NaN or infinity.", hint=overflow)
 
     def backward(self, tape: Tape, rule: Rule, targets: NDArray[np.int64]) -> NDArray[np.float32]:
         """The maps of a forward run, as many targets at a time as the memory holds.
@@ -100,8 +121,7 @@ class Session:
                 hint="Explain fewer targets at a time.",
             )
         step = self.plan.max_targets(self.memory or self.device.slice_bytes, tape.n)
-        with computing():
-            parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
+        parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
@@ -178,6 +198,9 @@ class Sessions:
                         if self._entries.get(shape) is entry:
                             del self._entries[shape]
                     raise
+                # A file without a batch axis has samples of another shape than its input's other axes.
+                with self._lock:
+                    self._entries.setdefault(entry.session.plan.input_shape, entry)
             return entry.session
 
     def close(self) -> None:

@@ -58,6 +58,8 @@ PLANE = (2, 3, 5, 6)
 LINEAR = {"mode": "linear"}
 CUBIC = {"mode": "cubic"}
 
+ALIGNS = "aligns with where the output would end before its size is a whole number"
+
 RESIZES = {
     "resize by 2": Case(resize((1, 1, 2, 2)), PLANE),
     "resize behind conv": Case(chain(conv(6), resize((1, 1, 2, 3)), conv(4)), PLANE),
@@ -90,7 +92,9 @@ RESIZES = {
     ),
     **{
         f"resize {way} {coordinates} by {scales}": Case(
-            resize((1, 1, *scales), coordinate_transformation_mode=coordinates, mode=way), PLANE
+            resize((1, 1, *scales), coordinate_transformation_mode=coordinates, mode=way),
+            PLANE,
+            reference=ALIGNS if coordinates == "align_corners" and 0.65 in scales else None,
         )
         for way in ("linear", "cubic")
         for coordinates in ("half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric")

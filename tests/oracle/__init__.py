@@ -8,6 +8,7 @@ readers. Nothing is fused, folded or laid out anew, and nothing of gbp is import
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,10 @@ from naive import Array, f64
 
 from gbp import PROBABILITY
 
-from . import axes, classic, functions, quantized, volumes
+from . import axes, classic, functions, picks, quantized, volumes
 from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
 
-_FAMILIES = (axes, classic, functions, quantized, volumes)
+_FAMILIES = (axes, classic, functions, picks, quantized, volumes)
 
 OPERATORS: dict[str, Operator] = {op: f for family in _FAMILIES for op, f in family.OPERATORS.items()}
 
@@ -60,6 +61,26 @@ class Run:
             results = map(self._disturbed, result if isinstance(result, list) else [result])
             self.values.update(zip(node.outputs, results, strict=False))
             self.steps.append((node, vjp))
+        self._join_clips()
+
+    def _join_clips(self) -> None:
+        """A Clip from above beside a rectifier, if nobody else reads it, is one with it: Min(Relu(x), 6)."""
+        made = {name: i for i, (node, _) in enumerate(self.steps) for name in node.outputs}
+        read = Counter([self.output, *(name for node, _ in self.steps for name in node.inputs)])
+        for i, (node, vjp) in enumerate(self.steps):
+            name = node.inputs[vjp.operand] if isinstance(vjp, Rectifier) else ""
+            at = made.get(name)
+            if not isinstance(vjp, Rectifier) or at is None or read[name] != 1:
+                continue
+            maker, before = self.steps[at]
+            if not isinstance(before, Rectifier) or before.obeys == vjp.obeys:
+                continue
+            other, hi = vjp if before.obeys else before, min(before.hi, vjp.hi)
+            if other.lo == -math.inf and hi > 0:
+                nothing = other._replace(lo=-math.inf, hi=math.inf)
+                whole = (before if before.obeys else vjp)._replace(x=before.x, hi=hi)
+                self.steps[at] = maker, whole if before.obeys else nothing
+                self.steps[i] = node, nothing if before.obeys else whole
 
     def explain(self, rule: str, target: Any = None, output: Any = None) -> tuple[Array, Array]:
         """Scores (N, classes), flattened, and the map of x's shape; (N, K, …) for targets (N, K).

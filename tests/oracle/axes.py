@@ -112,7 +112,7 @@ def _coordinate(how: str, o: int, size: int, outputs: int, scale: float) -> floa
         case "tf_half_pixel_for_nn":
             return (o + 0.5) / scale
         case "align_corners":
-            return o * (size - 1) / (scale * size - 1) if outputs > 1 else 0.0
+            return o * (size - 1) / (outputs - 1) if outputs > 1 else 0.0
         case "pytorch_half_pixel" if outputs == 1:
             return 0.0
         case "half_pixel_symmetric":
@@ -185,13 +185,18 @@ def _interpolated(
     return y, vjp
 
 
+def _scaled(size: int, scale: float) -> int:
+    """As runtimes multiply: 10 by 0.7 are 7, though the float32 that is nearest to 0.7 is less."""
+    return math.floor(np.float32(size) * np.float32(scale))
+
+
 def resize(n: Node, x: Array, *operands: Operand) -> tuple[Array, Vjp]:
     _, scales, sizes = (None, *operands, None) if n.opset < 11 else (*operands, None)[:3]
     axes = [axis % x.ndim for axis in n.get("axes", range(x.ndim))]
     full_scales, full_sizes = [1.0] * x.ndim, list(x.shape)
     if sizes is None:
         for axis, scale in zip(axes, scales, strict=True):
-            full_scales[axis], full_sizes[axis] = float(scale), math.floor(x.shape[axis] * scale)
+            full_scales[axis], full_sizes[axis] = float(scale), _scaled(x.shape[axis], scale)
     else:
         ratios = [int(size) / x.shape[axis] for axis, size in zip(axes, sizes, strict=True)]
         policy = n.get("keep_aspect_ratio_policy", "stretch")
@@ -204,7 +209,7 @@ def resize(n: Node, x: Array, *operands: Operand) -> tuple[Array, Vjp]:
 
 def upsample(n: Node, x: Array, scales: Operand = None) -> tuple[Array, Vjp]:
     scales = [float(scale) for scale in n.moved("scales", 9, scales)]
-    sizes = [math.floor(size * scale) for size, scale in zip(x.shape, scales, strict=True)]
+    sizes = [_scaled(size, scale) for size, scale in zip(x.shape, scales, strict=True)]
     return _interpolated(n, x, n.get("mode", "nearest"), sizes, scales)
 
 

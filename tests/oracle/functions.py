@@ -110,7 +110,16 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "Shrink": {"bias": 0.0, "lambd": 0.5},
 }
 
-ACTIVATIONS = (*PARAMETERS, "Sigmoid", "Tanh", "HardSwish", "Mish", "Gelu", "Softplus", "Softsign")
+ACTIVATIONS = (
+    *(set(PARAMETERS) - {"ThresholdedRelu"}),
+    "Sigmoid",
+    "Tanh",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "Softplus",
+    "Softsign",
+)
 
 #: Distances from where a function, given its parameters, jumps or bends.
 KINKS: dict[str, Callable[..., Array]] = {
@@ -130,12 +139,15 @@ KINKS: dict[str, Callable[..., Array]] = {
 
 
 def of_one(n: Node, x: Array) -> tuple[Array, Any]:
+    """ThresholdedRelu is a rectifier whose gate is open above its threshold."""
     name = "GeluTanh" if n.get("approximate") == "tanh" else n.op
     parameters = [np.float32(n.get(key, value)) for key, value in PARAMETERS.get(name, {}).items()]
 
     def f(z: Array) -> Array:
         return FORMULAS[name](z, *map(float, parameters))
 
+    if name == "ThresholdedRelu":
+        return np.where(x > parameters[0], x, 0), Rectifier(x, float(parameters[0]), math.inf)
     vjp: Any = lambda gy: [gy * derivative(f, x)]  # noqa: E731
     if name in KINKS:
         vjp = Kinked(vjp, lambda: margin(KINKS[name](x, *map(float, parameters)), x))

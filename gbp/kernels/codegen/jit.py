@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import FunctionType
 from typing import Any, ClassVar, Protocol
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from numba import njit, types
-from numba.core.caching import (
-    CompileResultCacheImpl,
-    FunctionCache,
-    _CacheLocator,
-    _SourceFileBackedLocatorMixin,
-)
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.runtime import _nrt_python
 
+from .cache import KernelFile, Locator, log
+from .interrupts import uninterrupted
 from .lock import only_one
 from .packing import packer_of, unpack_of
 
@@ -57,31 +48,11 @@ def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def _cache_directory() -> str:
-    """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
-    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code.
-    """
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(source.name.encode() + source.read_bytes())
-    # Processes for different targets would race for the numbers of files in one index.
-    target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
-    digest.update(f"{numba.__version__} {sys.version} {target}".encode())
-    root = os.environ.get("GBP_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "gbp"
-    )
-    return os.path.join(root, digest.hexdigest()[:16])
-
-
-#: Where this version's kernels are kept on this machine.
-CACHE_DIRECTORY = _cache_directory()
-
 #: Kernels that this process had to compile, in order, and the seconds that each took.
 compiled: list[tuple[str, float]] = []
 #: Why kernels that it compiled could not be kept; empty where all is well.
 not_kept: list[str] = []
 
-log = logging.getLogger("gbp")
 _compiling = Lock()
 
 
@@ -90,21 +61,6 @@ def _name_runtime() -> None:
     """Tell the linker where the functions of Numba's runtime are; machine code needs no more of it."""
     for name, address in _nrt_python.c_helpers.items():
         llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
-
-
-class Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
-    """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
-
-    def __init__(self, function: Any, file: str) -> None:
-        self._py_file = file
-        self._lineno = function.__code__.co_firstlineno
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Locator:
-        return cls(py_func, py_file)
-
-    def get_cache_path(self) -> str:
-        return CACHE_DIRECTORY
 
 
 class _Format(CompileResultCacheImpl):
@@ -120,6 +76,10 @@ class _Cache(FunctionCache):
     _impl_class = _Format
     until_kept: ExitStack  # closed when the kernel has been loaded, or compiled and kept
 
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file = KernelFile.instead_of(self)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached kernel, or None.
 
@@ -131,14 +91,14 @@ class _Cache(FunctionCache):
         if found is None:
             log.info("compiling kernel %s", self._py_func.__name__)
             name = f"{self._py_func.__module__}.{self._py_func.__qualname__}"
-            self.until_kept.enter_context(only_one(CACHE_DIRECTORY, name))
+            self.until_kept.enter_context(only_one(name))
             found = self._found(sig, target_context)  # another process may have compiled it meanwhile
         return found
 
     def _found(self, sig: Any, target_context: Any) -> Any:
         try:
             return self._load_overload(sig, target_context)
-        except OSError:
+        except Exception:  # there is none, or it cannot be read
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -158,6 +118,8 @@ class Compiled(Protocol):
 ENTRY = types.void(*[INT] * 6)
 #: Parts of a kernel's work for each thread.  With several, a thread that starts late computes fewer of them.
 SPLIT = 4
+#: Parameters that hold no data but room for some.
+_SCRATCH = ("scratch", "sums", "lists")
 
 
 def _entry(block: int, first: int, last: int, parts: int, slot: int, phase: int) -> None:
@@ -185,12 +147,13 @@ class Native:
         self._address = 0
 
     def compile(self) -> None:
-        for callee in self._calls:
-            # The linker looks here for the symbol by which the kernel calls it.
-            llvm.add_symbol(f"gbp_{callee.name}", callee.address)
-        with _compiling:  # a thread that waited would find compilation disabled
-            if not self._address:
-                self._address = self._compiled()
+        with uninterrupted():
+            for callee in self._calls:
+                # The linker looks here for the symbol by which the kernel calls it.
+                llvm.add_symbol(f"gbp_{callee.name}", callee.address)
+            with _compiling:  # a thread that waited would find compilation disabled
+                if not self._address:
+                    self._address = self._compiled()
 
     @property
     def address(self) -> int:
@@ -255,7 +218,17 @@ class Kernel(Native):
     ) -> None:
         super().__init__(function, argument_types, calls)
         self.split, self.phases = split, phases
+        names = function.__code__.co_varnames[: len(self.argument_types)]
+        self._sized = [
+            i
+            for i, (name, kind) in enumerate(zip(names, self.argument_types, strict=True))
+            if isinstance(kind, types.Array) and name not in _SCRATCH
+        ]
         self.pack = packer_of(self.argument_types[:-1])
+
+    def elements(self, args: Sequence[Any]) -> int:
+        """How many elements these arguments hold, scratch aside: about how much there is to do."""
+        return sum(args[i].size for i in self._sized)
 
     def _source(self) -> tuple[Callable[..., Any], Any]:
         given = {"_kernel": device_function(self._function), "_unpack": unpack_of(self.argument_types[:-1])}

@@ -21,7 +21,8 @@ from numba import cuda, types
 from numba.core import config
 from numba.np.numpy_support import as_dtype
 
-from .jit import Locator, compiled, log, not_kept
+from .cache import KernelFile, Locator, log
+from .jit import compiled, not_kept
 
 #: Whether the simulator stands in for a card.
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -109,10 +110,14 @@ def _kept(function: Callable[..., None]) -> Any:
     class Cache(CUDACache):
         _impl_class = Format
 
+        def __init__(self, function: Any) -> None:
+            super().__init__(function)
+            self._cache_file = KernelFile.instead_of(self)
+
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
                 found = super().load_overload(sig, target_context)
-            except OSError:
+            except Exception:  # there is none, or it cannot be read
                 found = None
             if found is None:
                 log.info("compiling kernel %s", function.__name__)

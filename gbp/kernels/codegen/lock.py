@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from zlib import crc32
 
+from .cache import CACHE_DIRECTORY, make_folder
+
 try:
     import fcntl
 except ImportError:  # Windows: every process compiles; the cache's files are replaced whole, so that is safe
@@ -14,8 +16,8 @@ except ImportError:  # Windows: every process compiles; the cache's files are re
 
 
 @contextmanager
-def only_one(directory: str, name: str) -> Iterator[None]:
-    """Hold a lock on `name` in `directory`, which all processes of this machine share.
+def only_one(name: str) -> Iterator[None]:
+    """Hold a lock on `name`, which all processes of this machine share.
 
     All names share one file, and each locks one byte of it.  If two names have the same byte, one waits
     without need.  A process holds one lock at a time, because closing the file releases all of its locks.  If
@@ -24,8 +26,8 @@ def only_one(directory: str, name: str) -> Iterator[None]:
     file = -1
     try:
         if fcntl is not None:
-            os.makedirs(directory, exist_ok=True)
-            file = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            make_folder()
+            file = os.open(os.path.join(CACHE_DIRECTORY, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.lockf(file, fcntl.LOCK_EX, 1, crc32(name.encode()))
     except OSError:
         pass

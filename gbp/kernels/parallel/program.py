@@ -8,8 +8,9 @@ as they are, between the rows of instructions before and after them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +24,28 @@ Work = Callable[[], None]
 #: Instructions that are run at once: between them the interpreter can be interrupted.
 _AT_ONCE = 32
 _BYTES = 8 * INSTRUCTION
+#: Elements below which a prepared call is not cut into parts: it would be done before a helper came.
+_SMALL = 2**14
+
+
+class _Where(NamedTuple):
+    word: NDArray[np.int64]
+    value: int
 
 
 class _Instruction:
     """One call of a kernel."""
 
-    def __init__(self, kernel: Kernel, args: Sequence[Any]) -> None:
+    def __init__(self, kernel: Kernel, args: Sequence[Any], where: _Where | None, cuts_small: bool) -> None:
         self.args, self.threads = args, int(args[-1])
         self.block = kernel.pack(args[:-1])  # the address of this memory goes into the row
         parts = 1 if self.threads == 1 else min(MAX_PARTS, kernel.split * self.threads)
+        if not cuts_small and kernel.elements(args) < _SMALL:
+            parts = 1
         phases = kernel.phases(args) if kernel.phases else 1
-        self.row = kernel.address, self.block.ctypes.data, parts, phases
+        self._where = where  # its word must live
+        condition = (0, 0) if where is None else (where.word.ctypes.data, where.value)
+        self.row = kernel.address, self.block.ctypes.data, parts, phases, *condition
 
 
 class _Row:
@@ -95,6 +107,7 @@ class Program:
 
 class _Recording(threading.local):
     program: Program | None = None
+    where: _Where | None = None
 
 
 _recording = _Recording()
@@ -102,10 +115,23 @@ _recording = _Recording()
 
 def submit(kernel: Kernel, args: Sequence[Any]) -> None:
     """Run one kernel; where a program is recorded on this thread, it will again."""
-    instruction = _Instruction(kernel, args)
+    instruction = _Instruction(kernel, args, _recording.where, cuts_small=_recording.program is None)
     if _recording.program is not None:
         _recording.program.add(instruction)
     _Row([instruction])()
+
+
+@contextmanager
+def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
+    """Run the kernels that are called within only where the word (1,) holds this value when their turn comes.
+
+    So a run that decides by what it computed is prepared as well: both ways, each under its condition.
+    """
+    before, _recording.where = _recording.where, _Where(word, value)
+    try:
+        yield
+    finally:
+        _recording.where = before
 
 
 def perform(work: Work, repeats: bool) -> None:

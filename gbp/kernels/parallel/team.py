@@ -1,9 +1,10 @@
 """Threads that work through a program together, without the interpreter, and wait asleep.
 
 A program is a row of instructions: a kernel's entry, its packed arguments, how many parts its work has, and
-how many phases.  The parts of a phase are handed out one by one as threads come.  So nobody waits for a
-thread that is late, but only for one that holds a part.  Whoever finishes the last part of a phase publishes
-the next: no thread has to be there but those that work.
+how many phases; and perhaps a word that must hold some value, else the instruction is passed over.  The parts
+of a phase are handed out one by one as threads come.  So nobody waits for a thread that is late, but only for
+one that holds a part.  Whoever finishes the last part of a phase publishes the next: no thread has to be
+there but those that work.
 
 One word, the ticket, says all that a thread needs to take a part: a number that grows with each phase that is
 published, and how many parts are left to hand out.  A part is taken by replacing the ticket by one with a
@@ -21,8 +22,8 @@ from __future__ import annotations
 from ..codegen.atomics import add_word, call_part, call_two, load_word, pause, replace_word, store_word
 from ..codegen.jit import INT, Native, device_function
 
-#: Words of an instruction: entry, block, parts, phases.
-INSTRUCTION = 4
+#: Words of an instruction: entry, block, parts, phases, address of a word or 0, what that must hold.
+INSTRUCTION = 6
 _BYTES = 8 * INSTRUCTION
 
 # Words of a team, in bytes; what different threads write lies on different lines of the cache.
@@ -50,6 +51,13 @@ def _wake(team: int, slot: int) -> None:
 
 
 @device_function
+def _is_off(at: int) -> bool:
+    """Whether this instruction is passed over."""
+    word = load_word(at + 32)
+    return word != 0 and load_word(word) != load_word(at + 40)
+
+
+@device_function
 def _publish_next(team: int, slot: int) -> None:
     """Go on after a phase that is done: what has one part is done at once, more are published."""
     at, phase, stop = load_word(team + AT), load_word(team + PHASE) + 1, load_word(team + STOP)
@@ -57,6 +65,8 @@ def _publish_next(team: int, slot: int) -> None:
     while True:
         if at != stop and phase == load_word(at + 24):
             at, phase = at + _BYTES, 0
+        while at != stop and phase == 0 and _is_off(at):
+            at += _BYTES
         if at == stop:
             store_word(team + DONE, load_word(team + RUN))
             _wake(team, 0)
@@ -143,9 +153,10 @@ def _run_alone(first: int, stop: int) -> None:
     """Run the instructions from address `first` to `stop` on this thread alone, in slot 0."""
     at = first
     while at < stop:
-        for phase in range(load_word(at + 24)):
-            parts = load_word(at + 16)
-            call_part(load_word(at), load_word(at + 8), 0, parts, parts, 0, phase)
+        if not _is_off(at):
+            for phase in range(load_word(at + 24)):
+                parts = load_word(at + 16)
+                call_part(load_word(at), load_word(at + 8), 0, parts, parts, 0, phase)
         at += _BYTES
 
 

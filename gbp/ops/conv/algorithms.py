@@ -25,6 +25,7 @@ from ...kernels.codegen.tile import TILE_CHANNELS, TILE_FLOATS
 from ...kernels.columns import col2im
 from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ...kernels.conv_lists import (
+    choose_lists,
     conv_lists_bwd,
     list_plane,
     listing_of,
@@ -34,6 +35,7 @@ from ...kernels.conv_lists import (
 )
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
+from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.winograd import pack_winograd
 from ...limits import elements
@@ -55,6 +57,8 @@ class Algorithm(ABC):
     algorithm: str
     #: See `Step.repeats`.
     repeats = True
+    #: The same for a gradient of a single row.
+    repeats_alone = True
     #: See `Step.kernels`.
     kernels: tuple[Compiled, ...] = ()
 
@@ -257,30 +261,17 @@ class ColumnsBackward(BackwardAlgorithm):
 
 @dataclass(frozen=True)
 class _Squares:
-    """How threads share a plane in a Winograd kernel.
-
-    Parameters
-    ----------
-    size
-        The sides of the output plane.
-    inputs, outputs
-        Channels.
-    """
+    """How threads share an output plane of `size` in a Winograd kernel.  `inputs`, `outputs`: channels."""
 
     size: tuple[int, int]
     inputs: int
     outputs: int
 
     def choose(self, threads: int) -> tuple[int, int, int]:
-        """Choose how the work is divided.
+        """(squares transformed together, blocks of channels held at once, 1 if threads share squares else 0).
 
         Threads share the squares.  If the weights are larger than the plane and there are enough blocks of
         channels, they share the blocks instead.
-
-        Returns
-        -------
-        How many squares are transformed together; how many blocks of channels have their products held at
-        once; 1 if threads share the squares, else 0.
         """
         plane, blocks = elements(self.size) * self.inputs, -(-self.outputs // TILE_CHANNELS)
         if blocks >= 2 * threads and plane < 9 * self.inputs * self.outputs:
@@ -337,26 +328,15 @@ class WinogradBackward(BackwardAlgorithm):
 class ListsBackward(BackwardAlgorithm):
     """For 3×3 and stride 1: lists of the nonzero values of gy, for samples whose gy is mostly zero.
 
-    Other samples are computed by `dense`.  Each sample's own density decides, so that the rest of the batch
-    changes no bit.
-
-    Parameters
-    ----------
-    w
-        float32 (O, C, 3, 3).
-    window
-        The window.
-    dense
-        The algorithm for dense samples.
-    max_density
-        The density up to which lists are used.
+    Samples with a density above `max_density` are computed by `dense`.  Each sample's own density decides, so
+    that the rest of the batch changes no bit.
     """
 
     repeats = False
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
         self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
-        self.kernels = conv_lists_bwd, *dense.kernels
+        self.kernels = conv_lists_bwd, choose_lists, *dense.kernels
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), max_density)
         self.algorithm = "lists"
@@ -366,21 +346,40 @@ class ListsBackward(BackwardAlgorithm):
         return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        if len(gy) == 1:
+            self._alone(gy, gx, context)
+            return
         dense = [n for n in range(len(gy)) if not self._by_lists(gy[n : n + 1], gx.rows(n, n + 1), context)]
         for start, stop in _runs(dense, len(gy) if gx.targets == 1 else gx.targets):
             self.dense(gy[start:stop], gx.rows(start, stop), context)
 
+    def _alone(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        """Do one sample; the choice is made where the kernels run."""
+        chosen = self._choose(gy, context)
+        with only_where(chosen, 1):
+            self._add_listed(gx, context)
+        with only_where(chosen, 0):
+            self.dense(gy, gx, context)
+
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> bool:
         """Compute one sample if its gy is mostly zero.  Returns whether it did."""
+        listed = bool(self._choose(gy, context)[0])
+        if listed:
+            self._add_listed(gx, context)
+        return listed
+
+    def _choose(self, gy: Floats, context: Context) -> NDArray[np.int64]:
+        """List the nonzero values of one sample's gy.  Returns (1,), 1 if they are few enough, else 0."""
+        counts, chosen = np.empty(self.listing.H, np.int64), np.zeros(1, np.int64)
+        list_plane(gy, context.scratch[: lists_floats(self.listing)], self.listing, counts, context.threads)
+        choose_lists(counts, self.max_density * gy.size, chosen, 1)
+        return chosen
+
+    def _add_listed(self, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
         lists, sums = context.scratch[:size], context.scratch[size:]
-        counts = np.empty(self.listing.H, np.int64)
-        list_plane(gy, lists, self.listing, counts, context.threads)
-        if counts.min() < 0 or counts.sum() > self.max_density * gy.size:
-            return False
         target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
         conv_lists_bwd(lists, self.listing, self.w, *target, sums, *self.begin, context.threads)
-        return True
 
 
 def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:

@@ -160,6 +160,7 @@ class VolumeStep(Step):
         for m in range(len(gy)):
             for run in self.runs_back:
                 part = GradientSlot(whole.array[m, run.ins], whole.accumulate or not run.first)
-                if mask is not None and run.last:
-                    part = replace(part, mask=mask[m // whole.targets, run.ins], gate=whole.gate)
+                if run.last:  # an activation that is rectified has a gate and no mask
+                    own = NO_MASK if mask is None else mask[m // whole.targets, run.ins]
+                    part = replace(part, mask=own, gate=whole.gate)
                 self.taps[run.tap].vjp(gy[m, run.outs], (part,), context)

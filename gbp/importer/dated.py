@@ -1,0 +1,145 @@
+"""Constant folding of what onnx's reference implementation knows in its newest meaning only, or otherwise
+than runtimes have it: such nodes are computed here, as the opset of the file says.
+
+    Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row
+    Resize, Upsample                               as `ops.resample` has them, whose tables are applied
+    BatchNormalization before opset 14             in inference
+    GroupNormalization                             scaled by channel, before opset 21 by group
+    QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
+    Add, Pow, And and so on before opset 7         the second one's axes are the first one's from `axis` on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from ..errors import UnsupportedError
+from ..limits import elements
+from ..ops.node import Node
+from ..ops.resample import Resample, parse_resize, parse_upsample
+from .quantized import dequantized, quantized
+
+Array = NDArray[Any]
+
+_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
+_RESIZE = {"Resize": parse_resize, "Upsample": parse_upsample}
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
+
+
+def modern(
+    node: onnx.NodeProto, values: Mapping[str, Array], opset: int
+) -> tuple[onnx.NodeProto, dict[str, Array]]:
+    """An equal node of today's and its inputs, where `node` broadcasts as before opset 7; else both as given.
+
+    Parameters
+    ----------
+    node
+        The node, whose inputs are all constant.
+    values
+        Its inputs by name, of any shape and type.
+    opset
+        That of the file.
+
+    Source: ONNX Add-6 and the like, attributes `broadcast` and `axis`.
+    """
+    given = dict(values)
+    old = [attribute for attribute in node.attribute if attribute.name in ("axis", "broadcast")]
+    if node.op_type not in _BROADCAST or opset >= 7 or not old:
+        return node, given
+    first, second = (values[name] for name in node.input)
+    axis = next((attribute.i for attribute in old if attribute.name == "axis"), first.ndim - second.ndim)
+    behind = first.ndim - axis - second.ndim
+    today = helper.make_node(node.op_type, (node.input[0], f"{node.input[1]} along axis {axis}"), node.output)
+    given[today.input[1]] = second.reshape(second.shape + (1,) * max(0, behind))
+    return today, given
+
+
+def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:
+    """The output of a node of constants; None where onnx's reference implementation computes it right.
+
+    Parameters
+    ----------
+    node
+        The node, whose inputs are all constant.
+    values
+        Its inputs by name, of any shape and type.
+    opset
+        That of the file.
+
+    Raises ModelError where the node contradicts the specification, UnsupportedError where its result would
+    be too large, ValueError and the like where its inputs do not fit.
+
+    Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21;
+    Resize-19 and Upsample-9.
+    """
+    if node.op_type in _SOFTMAX and opset < 13:
+        return _softmax(node, values[node.input[0]])
+    if node.op_type in _RESIZE:
+        return _resized(node, values, opset)
+    given = [values[name] for name in node.input if name]
+    if node.op_type == "BatchNormalization" and opset < 14:
+        return _batchnorm(node, *given)
+    if node.op_type == "GroupNormalization":
+        return _groupnorm(node, *given)
+    if node.op_type == "QuantizeLinear":
+        return quantized(node, *given)
+    if node.op_type == "DequantizeLinear":
+        return dequantized(node, *given)
+    return None
+
+
+def _batchnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if not given.get("spatial", 1) or not given.get("is_test", 1) or given.get("training_mode", 0):
+        raise ValueError("it normalizes by sample, or as in training")
+    shape = (-1, *(1,) * (x.ndim - 2))
+    a = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + given.get("epsilon", 1e-5))
+    y = x * a.reshape(shape) + (bias - mean * a).reshape(shape)
+    return np.asarray(y, x.dtype)
+
+
+def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Array:
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    N, C, groups = *x.shape[:2], int(given["num_groups"])
+    rows = x.astype(np.float64).reshape(N, groups, -1)
+    rows = rows - rows.mean(axis=2, keepdims=True)
+    rows = rows / np.sqrt((rows**2).mean(axis=2, keepdims=True) + given.get("epsilon", 1e-5))
+    shape = (-1, *(1,) * (x.ndim - 2))
+    a, b = (np.repeat(v, C // len(v)).reshape(shape) for v in (scale, bias))
+    return np.asarray(rows.reshape(x.shape) * a + b, x.dtype)
+
+
+def _softmax(node: onnx.NodeProto, x: Array) -> Array:
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    if not -x.ndim <= axis <= x.ndim:
+        raise ValueError(f"axis {axis} of {x.ndim}")
+    rows = x.astype(np.float64).reshape(elements(x.shape[:axis]), -1)
+    if node.op_type == "Hardmax":
+        y = np.arange(rows.shape[1]) == rows.argmax(axis=1)[:, None]
+    else:
+        shifted = rows - rows.max(axis=1, keepdims=True)
+        y = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        y = y if node.op_type == "LogSoftmax" else np.exp(y)
+    return np.asarray(y.reshape(x.shape), x.dtype)
+
+
+def _resized(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:
+    x = values[node.input[0]]
+    parsed = Node(node, opset, [x.shape, *(values.get(name) for name in node.input[1:])])
+    try:
+        ops = _RESIZE[node.op_type](parsed)
+        parsed.check_all_attributes_read()
+    except UnsupportedError:  # of the batch axis, say: a constant has none
+        return None
+    y: Array = x.astype(np.float64)
+    for op in ops:
+        if isinstance(op, Resample):
+            weights = op.table.weights.reshape((-1,) + (1,) * (y.ndim - op.axis - 1))
+            y = np.add.reduceat(y.take(op.table.taps, op.axis) * weights, op.table.starts[:-1], op.axis)
+    return np.asarray(y, x.dtype)

@@ -1,0 +1,114 @@
+"""Functions that a model defines for itself (ONNX FunctionProto), written out where they are called.
+
+onnx.inliner does it.  What it would make is counted first: a file of a kilobyte can call its way to a billion
+nodes, or in circles.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from ..errors import ModelError, UnsupportedError
+from ..limits import MAX_NODES
+from .branches import graphs
+from .proto import label
+
+_Key = tuple[str, str, str]
+
+
+def _key(node: onnx.NodeProto) -> _Key:
+    return str(node.domain), str(node.op_type), str(node.overload)
+
+
+class _Counter:
+    """How many nodes a node becomes."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.functions = {(str(f.domain), str(f.name), str(f.overload)): f for f in proto.functions}
+        self.known: dict[_Key, int] = {}
+        self.open: set[_Key] = set()
+
+    def node(self, node: onnx.NodeProto, depth: int) -> int:
+        inside = sum(self.node(each, depth + 1) for graph in graphs(node) for each in graph.node)
+        return inside + (self.call(_key(node), node, depth) if _key(node) in self.functions else 1)
+
+    def call(self, key: _Key, node: onnx.NodeProto, depth: int) -> int:
+        if key in self.open or depth > 200:
+            raise ModelError("the functions of the model call each other in circles.", node=label(node))
+        if key not in self.known:
+            self.open.add(key)
+            self.known[key] = sum(self.node(each, depth + 1) for each in self.functions[key].node)
+            self.open.discard(key)
+        return self.known[key]
+
+
+def _at_opset(function: onnx.FunctionProto, model: onnx.ModelProto) -> onnx.FunctionProto:
+    """The function, said to be of the model's opset where all its ops mean the same there.
+
+    onnx.inliner leaves a call to a function of another opset as it is.
+    """
+    (own, its) = (
+        next((e.version for e in imports if e.domain in ("", "ai.onnx")), None)
+        for imports in (model.opset_import, function.opset_import)
+    )
+    if own is None or its is None or own == its:
+        return function
+    for node in function.node:
+        if node.domain in ("", "ai.onnx") and not _is_same(node.op_type, own, its):
+            return function
+    copy = onnx.FunctionProto()
+    copy.CopyFrom(function)
+    for entry in copy.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = own
+    return copy
+
+
+def _is_same(op: str, *opsets: int) -> bool:
+    """Whether an op is of one version at these opsets."""
+    try:
+        versions = {onnx.defs.get_schema(op, opset, "").since_version for opset in opsets}
+    except onnx.defs.SchemaError:
+        return False
+    return len(versions) == 1
+
+
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without functions; `proto` itself where it calls none.
+
+    Raises ModelError where functions call each other in circles or cannot be written out, UnsupportedError
+    where that makes too many nodes.
+    """
+    if not proto.functions:
+        return proto
+    counter = _Counter(proto)
+    count = sum(counter.node(node, 0) for node in proto.graph.node)
+    if count > MAX_NODES:
+        raise UnsupportedError(
+            f"with the functions of the model written out the graph has {count} nodes.",
+            supported=f"up to {MAX_NODES}",
+        )
+    # Only names and types matter; weights would be copied, and may take more than protobuf can.
+    bare = onnx.ModelProto(ir_version=proto.ir_version)
+    bare.opset_import.extend(proto.opset_import)
+    bare.functions.extend(_at_opset(function, proto) for function in proto.functions)
+    bare.graph.name = "graph"  # whose own may be no text
+    bare.graph.node.extend(proto.graph.node)
+    for mine, its in ((bare.graph.input, proto.graph.input), (bare.graph.output, proto.graph.output)):
+        mine.extend(its)
+    stored = (
+        onnx.TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in proto.graph.initializer
+    )
+    bare.graph.initializer.extend(stored)
+    from onnx import inliner  # slow to load, and few models have functions
+
+    try:
+        flat = inliner.inline_local_functions(bare, convert_version=False)
+    except Exception as error:
+        raise ModelError(f"its functions cannot be written out: {error!s:.200}.") from None
+    result = onnx.ModelProto(ir_version=proto.ir_version)
+    result.opset_import.extend(flat.opset_import)
+    result.graph.CopyFrom(proto.graph)
+    del result.graph.node[:]
+    result.graph.node.extend(flat.graph.node)
+    return result

@@ -1,0 +1,149 @@
+"""What a model's outputs are, where it is not plain which of them to explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from ..errors import InputError, ModelError
+from ..head import PROBABILITY, Probability
+from ..ops.dtypes import FLOATS, type_name
+from .proto import declared_shape, label
+
+Producers = Mapping[str, onnx.NodeProto]
+
+#: Ops that only dress a result.
+DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
+#: Outputs that a message lists.
+#: Ops that end a classifier: what feeds them are the logits.
+_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
+_MAX_LISTED = 12
+
+
+def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
+    """The node that makes a tensor, or what it only dresses: the first on the way back that does more."""
+    node = producers.get(name)
+    for _ in range(len(producers)):
+        if node is None or node.op_type not in DRESS or not node.input:
+            break
+        node = producers.get(node.input[0])
+    return node
+
+
+def fed_to_argmax(producers: Producers, name: str) -> str | None:
+    """The tensor whose maximum an output is the index of, where it is that of an ArgMax."""
+    node = dressed(producers, name)
+    if node is None or node.op_type != "ArgMax" or not node.input or node.input[0] not in producers:
+        return None
+    return str(node.input[0])
+
+
+def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
+    """The error that says what the outputs hold instead, and what feeds them."""
+    told, before = [], None
+    for value in outputs:
+        node = dressed(producers, value.name)
+        what = f"{value.name!r} holds {type_name(value.type.tensor_type.elem_type)}"
+        if node is not None:
+            what += f", made by {node.op_type} {label(node)!r}"
+            before = before or next((name for name in node.input if name in producers), None)
+        told.append(what)
+    return InputError(
+        f"no output of the model holds scores: {_joined(told)}.",
+        supported="floating point; nothing flows back through whole numbers",
+        hint=f"To explain what feeds it, say output={before!r}." if before else None,
+    )
+
+
+def several(outputs: Sequence[onnx.ValueInfoProto], heads: Sequence[str | None]) -> InputError:
+    """The error that lists outputs of which one is to be chosen; `heads`: what each ends in."""
+    told, likely = [], []
+    for value, head in zip(outputs, heads, strict=True):
+        shape = declared_shape(value)
+        sizes = "of unknown shape" if shape is None else str(["?" if n is None else n for n in shape])
+        told.append(f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head}" if head else ""))
+        if head or (shape is not None and len(shape) == 2 and shape[1] != 1):
+            likely.append(value.name)
+    looks = f" Scores look like {_joined(list(map(repr, likely)))}." if likely else ""
+    example = f"output={(likely[0] if likely else outputs[0].name)!r}"
+    return InputError(
+        f"the model has {len(outputs)} outputs: {_joined(told)}.{looks}",
+        hint=f"Say which one is to be explained: {example}, say.",
+    )
+
+
+def _joined(told: Sequence[str]) -> str:
+    more = f" and {len(told) - _MAX_LISTED} more" if len(told) > _MAX_LISTED else ""
+    return "; ".join(told[:_MAX_LISTED]) + more
+
+
+def scores_of(
+    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | Probability | None
+) -> tuple[str, onnx.NodeProto | str | None, tuple[str, ...]]:
+    """The tensor to be explained, its head ("" where it holds probabilities), and notes on the choice."""
+    if output is not None and output is not PROBABILITY:
+        if not isinstance(output, str) or output not in producers:
+            raise InputError(
+                f"no tensor is called {output!r}.",
+                supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
+            )
+        return output, None, ()
+    outputs = [value for value in proto.graph.output if _holds_scores(value, producers)]
+    if len(outputs) > 1:
+        raise several(outputs, [op_of(_logits(producers, value.name)[1]) for value in outputs])
+    found = [value.name for value in outputs or proto.graph.output]
+    if not found:
+        raise InputError(
+            "the model has 0 outputs.", hint="Say what is to be explained: output=…, any tensor."
+        )
+    if any(name not in producers for name in found):
+        raise ModelError(f"output {min(set(found) - set(producers))!r} is made by no node.")
+    fed = {fed_to_argmax(producers, name) for name in found}
+    last = fed.pop() if len(fed) == 1 else None
+    if last is None and not outputs:
+        raise none_holds_scores(proto.graph.output, producers)
+    is_index, last = last is not None, last or found[0]
+    logits, head = _logits(producers, last)
+    if output is PROBABILITY and op_of(head) not in ("Softmax", "Sigmoid"):
+        raise InputError(
+            f"the model ends in {op_of(head) or 'scores'}, not in probabilities.",
+            supported="output=PROBABILITY where it ends in Softmax or Sigmoid",
+            hint="Leave output out to explain the logits.",
+        )
+    scores = last if output is PROBABILITY else logits
+    note = (
+        f"Output {found[0]!r} is the index of a maximum; what it is the maximum of is explained: {scores!r}."
+    )
+    return scores, "" if output is PROBABILITY else head, (note,) if is_index else ()
+
+
+def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
+    made_by = producers[value.name].op_type if value.name in producers else ""
+    kind = value.type.tensor_type.elem_type
+    return made_by == "ZipMap" or kind in FLOATS or not kind
+
+
+def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.NodeProto | None]:
+    """What feeds the final Softmax, LogSoftmax or Sigmoid, and that node; `last` where there is none."""
+    name = last
+    for _ in range(len(producers)):
+        node = producers.get(name)
+        if node is None or not node.input:
+            break
+        name = node.input[0]
+        if node.op_type in _HEADS and name in producers:
+            return name, node
+        if node.op_type not in DRESS:
+            break
+    return last, None
+
+
+def op_of(head: onnx.NodeProto | str | None) -> str | None:
+    return head.op_type if isinstance(head, onnx.NodeProto) else head
+
+
+def axis_of(head: onnx.NodeProto | str | None) -> int | None:
+    attributes = head.attribute if isinstance(head, onnx.NodeProto) else ()
+    return next((int(a.i) for a in attributes if a.name == "axis"), None)

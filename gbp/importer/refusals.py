@@ -1,0 +1,103 @@
+"""How nodes that gbp does not do are told: counted by op, and with what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import UnsupportedError
+from ..ops import PARSERS, REWRITERS
+from .branches import reads
+from .folding import FOLDABLE
+from .proto import label, qualified
+from .subgraph import Source
+
+#: Ops that a message lists before it only counts nodes.
+_MAX_LISTED = 50
+_SENSELESS = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
+_RECURRENT = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
+_INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A node on the way from the input to the scores that gbp does not do: the `place`-th of `count`."""
+
+    op: str
+    name: str
+    place: int
+    count: int
+    hint: str | None
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name!r} (node {self.place} of {self.count})"
+
+
+def instead(op: str, before: str | None) -> str | None:
+    """What to do about an op that gbp does not do; `before`: a tensor that feeds it and can be explained."""
+    if "QLinear" in op or op in _INTEGER:
+        return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
+    reason = None
+    if op in _SENSELESS:
+        reason = f"Nothing flows back through {op}."
+    elif op in _RECURRENT:
+        reason = "gbp explains networks that go forward, once, through every node."
+    way_out = f"To explain what feeds it, say output={before!r}." if before else None
+    return " ".join(filter(None, (reason, way_out))) or None
+
+
+def unsupported_nodes(source: Source) -> list[Unsupported]:
+    """Every node on the way that neither a parser nor constant folding can take."""
+    constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
+    constant.discard(source.input)
+    computed = {source.input}  # from the image, by nodes that gbp does
+    found = []
+    for place, node in enumerate(source.nodes, start=1):
+        op = qualified(node)
+        behind = any(name not in constant and name not in computed for name in reads(node))
+        folds = op in FOLDABLE or op in REWRITERS
+        is_known = op == "If" and node.input and node.input[0] in constant  # once sizes are
+        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
+            constant.update(node.output)
+        elif op in PARSERS or op in REWRITERS or is_known:
+            computed.update(() if behind else node.output)
+        else:
+            before = next((name for name in node.input if name in computed and name != source.input), None)
+            hint = instead(op, None if behind else before)
+            found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
+    return found
+
+
+def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> UnsupportedError:
+    """The error that tells of all these nodes, which are some."""
+    groups: dict[str, list[Unsupported]] = {}
+    for node in nodes:
+        groups.setdefault(node.op, []).append(node)
+    told = [
+        str(first)
+        if not rest
+        else f"{len(rest) + 1} {first.op}, the first of them {str(first).partition(' ')[2]}"
+        for first, *rest in groups.values()
+    ]
+    more = sum(len(group) for group in list(groups.values())[_MAX_LISTED:])
+    listed = "; ".join(told[:_MAX_LISTED]) + (f"; and {more} more" if more else "")
+    hints = dict.fromkeys(node.hint for node in nodes if node.hint)
+    all_have_one = all(node.hint for node in nodes)
+    return UnsupportedError(
+        f"{len(nodes)} node(s) that gbp does not do: {listed}.",
+        supported=None if all_have_one else f"{', '.join(sorted(supported))}; shape arithmetic",
+        hint=" ".join(hints) or None,
+    )
+
+
+def with_way_out(error: UnsupportedError, before: str | None) -> UnsupportedError:
+    """The error, which says what to do about it: by default to explain the tensor `before` the node."""
+    if error.hint or before is None:
+        return error
+    return with_hint(error, f"To explain what feeds it, say output={before!r}.")
+
+
+def with_hint(error: UnsupportedError, more: str) -> UnsupportedError:
+    """The error, which says this too."""
+    hint = f"{error.hint} {more}" if error.hint else more
+    return UnsupportedError(error.found, node=error.node, op=error.op, supported=error.supported, hint=hint)

@@ -1,0 +1,156 @@
+"""Where compiled kernels are kept, and how: in a folder that nobody else can write to, a file each.
+
+What lies there is run as code.  So a folder that others may write to, or whose place others may take, is not
+used, and a file counts only if its digest is that of what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from numba.core.caching import IndexDataCacheFile, _CacheLocator, _SourceFileBackedLocatorMixin
+
+log = logging.getLogger("gbp")
+
+
+def _root() -> str:
+    given = os.environ.get("GBP_CACHE_DIR")
+    if given:
+        return os.path.abspath(os.path.expanduser(given))
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(caches):  # which the XDG specification asks to ignore
+        caches = os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(caches, "gbp")
+
+
+def _cache_directory() -> str:
+    """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
+    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(str(source.relative_to(Path(__file__).parents[1])).encode() + source.read_bytes())
+    # Processes for different targets would race for the numbers of files in one index.
+    target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
+    digest.update(f"{numba.__version__} {sys.version} {target}".encode())
+    return os.path.join(_root(), digest.hexdigest()[:16])
+
+
+#: Where this version's kernels are kept on this machine.
+CACHE_DIRECTORY = _cache_directory()
+
+
+@cache
+def refused() -> str | None:
+    """Why kernels are not kept in `CACHE_DIRECTORY`, which is logged once; None where they are."""
+    found = untrusted(CACHE_DIRECTORY)
+    if found is not None:
+        log.warning("kernels are not kept in %r: %s", CACHE_DIRECTORY, found)
+    return found
+
+
+def untrusted(folder: str) -> str | None:
+    """Why somebody else could have put there what lies in `folder`; None where only root or this user could.
+
+    The folder, if it exists, and all above it belong to one of these two, and nobody else may write to them.
+    Above the folder others may write to one that is sticky, as /tmp, where they cannot take its place.
+    """
+    if not os.path.isabs(folder):
+        return "this user has no home folder"
+    if not hasattr(os, "geteuid"):  # Windows: folders of a user's profile are that user's own
+        return None
+    place = os.path.realpath(folder)
+    for path in (place, *map(str, Path(place).parents)):
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return error.strerror or str(error)
+        if status.st_uid not in (0, os.geteuid()):
+            return f"{path!r} belongs to another user"
+        is_sticky = path != place and status.st_mode & stat.S_ISVTX
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky:
+            return f"others may write to {path!r} (chmod go-w would end that)"
+    return None
+
+
+def make_folder() -> None:
+    """Make `CACHE_DIRECTORY`, this user's alone.  Raises OSError where it cannot be, or is not trusted."""
+    if found := refused():
+        raise OSError(found)
+    path = Path(CACHE_DIRECTORY)
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+    if found := untrusted(CACHE_DIRECTORY):  # somebody made it just now
+        raise OSError(found)
+
+
+class Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
+    """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file = file
+        self._lineno = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Locator:
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        return CACHE_DIRECTORY
+
+    def ensure_cache_path(self) -> None:
+        make_folder()
+
+
+class KernelFile(IndexDataCacheFile):
+    """Takes the place of Numba's index and data files: a file for each key, whose digest comes first.
+
+    No file is ever changed, so processes that compile the same kernels at once write the same files, the last
+    of which stays.
+    """
+
+    @classmethod
+    def instead_of(cls, numba_cache: Any) -> KernelFile:
+        """For the functions that Numba's `Cache` object keeps."""
+        implementation = numba_cache._impl
+        locator = implementation.locator
+        return cls(locator.get_cache_path(), implementation.filename_base, locator.get_source_stamp())
+
+    def _path(self, key: Any) -> str:
+        name = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()[:16]
+        return self._data_path(f"{self._index_name.removesuffix('.nbi')}.{name}.nbc")
+
+    def save(self, key: Any, data: Any) -> None:
+        path, content = self._path(key), self._dump(data)
+        with self._open_for_write(path) as file:
+            file.write(_digest(path, content) + content)
+
+    def load(self, key: Any) -> Any:
+        """What was saved; None where there is none, or not all of it, or somebody else's.  Raises OSError."""
+        if refused():
+            return None
+        path = self._path(key)
+        with open(path, "rb") as file:
+            if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                return None
+            data = file.read()
+        digest, content = data[:32], data[32:]
+        return pickle.loads(content) if digest == _digest(path, content) else None
+
+
+def _digest(path: str, content: bytes) -> bytes:
+    """Of what a file holds and of its name, which stands for the kernel, its types and the machine."""
+    return hashlib.sha256(os.path.basename(path).encode() + content).digest()

@@ -1,0 +1,149 @@
+"""Ops on several rows a sample: a batch of N samples and m rows each, as a file makes it of N frames by T.
+
+y[n, i] = op(x[n, i])        gx[n, i] = op's, of gy[n, i]        for i in [0, m)
+
+(N, m, …) in memory is (N·m, …), which the op's own step takes for its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph.op import Op, Target
+from ..graph.shapes import Order, Shape
+from .affine import Affine
+from .broadcast import Add, Mul
+from .functions import Function
+from .rectifier import Rectifier
+from .shape import Reshape, Transpose
+from .step import Clipped, Context, Floats, GradientSlot, Step, lower, view
+
+
+def _merged(shape: Shape) -> Shape:
+    """(N, m, …) as (N·m, …)."""
+    return (shape[0] * shape[1], *shape[2:])
+
+
+def _one(shape: Shape) -> Shape:
+    """One row, of one sample."""
+    return (1, *shape[2:])
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Op):
+    """`op` on each row of a sample, for inputs (N, m, …) with as many rows each."""
+
+    op: Op
+
+    @property
+    def parameters(self) -> int:
+        return self.op.parameters
+
+    @property
+    def is_activation(self) -> bool:
+        return self.op.is_activation
+
+    def macs(self, y: Shape) -> int:
+        return y[1] * self.op.macs(_one(y))
+
+    @property
+    def nbytes(self) -> int:
+        return self.op.nbytes
+
+    def work(self, x: tuple[Shape, ...], y: Shape) -> int:
+        return y[1] * self.op.work(tuple(map(_one, x)), _one(y))
+
+    def shape(self, *x: Shape) -> Shape:
+        y = self.op.shape(*map(_merged, x))
+        return (x[0][0], y[0] // x[0][0], *y[1:])
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        """Those of the op, with the rows outermost."""
+        within = tuple(tuple(axis - 1 for axis in order if axis > 1) for order in given)
+        wanted, result = self.op.orders(tuple(map(_merged, x)), within)
+        outer = [(1, *(axis + 1 for axis in order)) for order in (*wanted, result)]
+        return tuple(outer[:-1]), outer[-1]
+
+    def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step | None:
+        within = tuple(axis - 1 for axis in order if axis > 1)
+        step = lower(self.op, tuple(map(_merged, x)), _merged(y), within, target)
+        return step and RowsStep(step, y[1])
+
+
+def over_rows(op: Op, samples: int) -> Op:
+    """The op that does to (N, m, …) what `op` does to (N·m, …), for N = `samples`."""
+    match op:
+        case Rectifier() | Function() | Add() | Mul():  # number by number: passes know them as they are
+            return op
+        case Affine(a, b, axis):
+            return Affine(a, b, axis + 1)
+        case Reshape(to):
+            return Reshape((samples, to[0] // samples, *to[1:]))
+        case Transpose(perm):
+            return Transpose((0, 1, *(axis + 1 for axis in perm[1:])))
+    return Rows(op)
+
+
+class RowsStep(Step):
+    """A step for (N·m, …) on arrays (N, m, …)."""
+
+    wants_whole = True
+
+    def __init__(self, step: Step, rows: int) -> None:
+        self.step, self.rows = step, rows
+        self.algorithm, self.kernels, self.switches = step.algorithm, step.kernels, step.switches
+        self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
+        self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
+        self.needs_host, self.yields_positions = step.needs_host, step.yields_positions
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed, each = self.step.scratch(threads)
+        return fixed, each * self.rows
+
+    def _rows(self, x: NDArray[Any]) -> NDArray[Any]:
+        return view(x, len(x) * self.rows, *x.shape[2:]) if x.size else x
+
+    def _mask(self, mask: NDArray[np.uint8], x: NDArray[Any]) -> NDArray[np.uint8]:
+        """The mask of x (N, m, …), row by row: (N·m, H, W, bytes)."""
+        if not mask.size:
+            return mask
+        plane = x.shape[2:4] if x.ndim == 5 else (1, -1)  # as `op.pixels` sees a row
+        return view(mask, len(mask) * self.rows, *plane, mask.shape[-1])
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        own = replace(context, mask=self._mask(context.mask, y), switches=self._rows(context.switches))
+        self.step.forward(tuple(map(self._rows, x)), self._rows(r), self._rows(y), clip, own)
+
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        kept = [a for a in (*context.x, context.y, context.switches, *(g.mask for g in gx)) if a.size]
+        if all(len(a) == len(gy) for a in kept):
+            self._vjp(slice(None), slice(None), gy, gx, context)
+            return
+        # Of several targets a sample, the rows of one would lie between those of another.
+        targets = len(gy) // len(kept[0])
+        for m in range(len(gy)):
+            self._vjp(slice(m, m + 1), slice(m // targets, m // targets + 1), gy, gx, context)
+
+    def _vjp(self, m: slice, n: slice, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        """For the gradients `m`, of the samples `n`."""
+
+        def own(kept: NDArray[Any]) -> NDArray[Any]:
+            return self._rows(kept[n]) if kept.size else kept
+
+        parts = tuple(
+            GradientSlot(
+                self._rows(g.array[m]),
+                g.accumulate,
+                self._mask(g.mask[n], g.array) if g.mask.size else g.mask,
+                g.gate,
+            )
+            for g in gx
+        )
+        mine = replace(
+            context, switches=own(context.switches), x=tuple(map(own, context.x)), y=own(context.y)
+        )
+        self.step.vjp(self._rows(gy[m]), parts, mine)

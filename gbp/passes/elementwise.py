@@ -1,0 +1,247 @@
+"""Layers that take one tensor to one tensor, number by number, as functions of numbers.
+
+Where layers take only x to y, and nobody else reads what lies between, y is a function of one number, or of
+one number and its place where constants differ by place.  It is evaluated in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph.graph import Graph, Layer
+from ..graph.op import Op
+from ..graph.shapes import Shape
+from ..ops.affine import Affine, Scale
+from ..ops.binary import Binary, Choice
+from ..ops.broadcast import Add, Mul
+from ..ops.functions import Function, PRelu
+from ..ops.rectifier import Rectifier, Threshold
+from ..ops.shape import Reshape
+
+Numbers = NDArray[np.float64]
+
+#: Softplus by parts that never overflow has seven, GELU by way of tanh nine, casts come on top; with a limit
+#: no file takes long.
+_MAX_LAYERS = 16
+
+
+def sigmoid(x: Numbers) -> Numbers:
+    result: Numbers = 1 / (1 + np.exp(-x))
+    return result
+
+
+def _erf(x: Numbers) -> Numbers:
+    return np.array([math.erf(v) for v in x.reshape(-1)]).reshape(x.shape)
+
+
+def _elu(x: Numbers, p: float, q: float) -> Numbers:
+    below: Numbers = np.expm1(np.minimum(x, 0))
+    y: Numbers = np.where(x > 0, q * x, q * p * below)
+    return y
+
+
+def _gelu_tanh(x: Numbers) -> Numbers:
+    inner: Numbers = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return x * (1 + inner) / 2
+
+
+def _shrink(x: Numbers, bias: float, least: float) -> Numbers:
+    return np.where(x < -least, x + bias, np.where(x > least, x - bias, 0))
+
+
+#: What `Function`s compute, of x and the parameters p and q; those that are no part of an activation lack.
+_FUNCTIONS: dict[str, Callable[[Numbers, float, float], Numbers]] = {
+    "Abs": lambda x, p, q: np.abs(x),
+    "Celu": lambda x, p, q: _elu(x / p, 1, p),
+    "Elu": _elu,
+    "Erf": lambda x, p, q: _erf(x),
+    "Exp": lambda x, p, q: np.exp(x),
+    "Gelu": lambda x, p, q: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "GeluTanh": lambda x, p, q: _gelu_tanh(x),
+    "HardSigmoid": lambda x, p, q: np.clip(p * x + q, 0, 1),
+    "HardSwish": lambda x, p, q: x * np.clip(x / 6 + 0.5, 0, 1),
+    "LeakyRelu": lambda x, p, q: np.where(x < 0, p * x, x),
+    "Log": lambda x, p, q: np.log(x),
+    "Mish": lambda x, p, q: x * np.tanh(np.logaddexp(0, x)),
+    "Pow": lambda x, p, q: np.power(x, p),
+    "Reciprocal": lambda x, p, q: 1 / x,
+    "Shrink": _shrink,
+    "Sigmoid": lambda x, p, q: sigmoid(x),
+    "Sign": lambda x, p, q: np.sign(x),
+    "Softplus": lambda x, p, q: np.logaddexp(0, x),
+    "Softsign": lambda x, p, q: x / (1 + np.abs(x)),
+    "Sqrt": lambda x, p, q: np.sqrt(x),
+    "Square": lambda x, p, q: x * x,
+    "Swish": lambda x, p, q: x * sigmoid(p * x),
+    "Tanh": lambda x, p, q: np.tanh(x),
+    "ThresholdedRelu": lambda x, p, q: np.where(x > p, x, 0),
+}
+
+_BINARY: dict[str, Callable[..., Any]] = {
+    "Sub": np.subtract,
+    "Div": np.divide,
+    "Pow": np.power,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Equal": np.equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+}
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An op as a function of numbers: of its computed operands, then of its constants.
+
+    Each constant is () or has the tensor's rank, 1 on the batch axis.
+    """
+
+    function: Callable[..., Any]
+    constants: tuple[Numbers, ...] = ()
+
+
+def _constant(c: NDArray[Any]) -> Numbers:
+    """One number where one would do."""
+    same = c.size == 1 or (c.size > 1 and bool((c == c.flat[0]).all()))
+    return np.array(c.flat[0], np.float64) if same else c  # in its own type, as it may be large
+
+
+def _along(c: NDArray[Any], axis: int, rank: int) -> Numbers:
+    return _constant(np.reshape(c, [-1 if i == axis else 1 for i in range(rank)]))
+
+
+def _mixed(function: Callable[..., Any], constants: Sequence[NDArray[Any] | None]) -> Elementwise:
+    """Of operands of which some are constants, in their order."""
+    computed = [i for i, c in enumerate(constants) if c is None]
+    given = [i for i, c in enumerate(constants) if c is not None]
+    places = np.argsort([*computed, *given])
+    return Elementwise(
+        lambda *xs: function(*(xs[i] for i in places)),
+        tuple(_constant(c) for c in constants if c is not None),
+    )
+
+
+def of_numbers(op: Op, rank: int) -> Elementwise | None:
+    """The op, on tensors of `rank` axes, as a function of numbers; None where it is not one."""
+    match op:
+        case Function(name, p, q) if name in _FUNCTIONS:
+            return Elementwise(lambda x: _FUNCTIONS[name](x, p, q))
+        case PRelu(slopes, axis):
+            slopes_ = _constant(slopes) if axis is None else _along(slopes, axis, rank)
+            return Elementwise(lambda x, s: np.where(x < 0, s * x, x), (slopes_,))
+        case Affine(a, b, axis):
+            return Elementwise(lambda x, a, b: a * x + b, (_along(a, axis, rank), _along(b, axis, rank)))
+        case Scale(a, b):
+            return Elementwise(lambda x, a, b: a * x + b, (_constant(a), _constant(b)))
+        case Threshold(clip):
+            return Elementwise(lambda x: np.where(x > clip.lo, np.minimum(x, clip.hi), 0))
+        case Rectifier(clip):
+            return Elementwise(lambda x: np.clip(x, clip.lo, clip.hi))
+        case Mul():
+            return Elementwise(lambda *xs: reduce(np.multiply, xs))
+        case Add():
+            return Elementwise(lambda *xs: reduce(np.add, xs))
+        case Reshape(to) if len(to) == rank:
+            return Elementwise(lambda x: x)
+        case Choice("Where", constants):
+            return _mixed(lambda c, a, b: np.where(c != 0, a, b), constants)
+        case Choice(name, constants):
+            extreme = np.maximum if name == "Max" else np.minimum
+            return _mixed(lambda *xs: reduce(extreme, xs), constants)
+        case Binary(name, constants):
+            return _mixed(_BINARY[name], constants)
+    return None
+
+
+class Subgraph:
+    """Layers in order of computation that take tensor `x` alone to `y`, number by number.
+
+    `spread`: the shape of what its constants differ by, () where they are the same everywhere.
+    """
+
+    def __init__(self, x: str, shape: Shape, layers: Sequence[Layer], ops: Mapping[str, Elementwise]) -> None:
+        self.x, self.y, self.shape, self.layers = x, layers[-1].output, shape, tuple(layers)
+        self._ops = [ops[layer.output] for layer in layers]
+        constants = [c for op in self._ops for c in op.constants if np.ndim(c)]
+        self.spread: Shape = np.broadcast_shapes(*(np.shape(c) for c in constants))
+
+    def until(self, name: str) -> Subgraph:
+        """The part of it that ends at one of its tensors."""
+        wanted, layers = {name}, []
+        for layer in reversed(self.layers):
+            if layer.output in wanted:
+                wanted.update(layer.inputs)
+                layers.append(layer)
+        ops = {layer.output: op for layer, op in zip(self.layers, self._ops, strict=True)}
+        return Subgraph(self.x, self.shape, layers[::-1], ops)
+
+    @cached_property
+    def _constants(self) -> list[list[Numbers]]:
+        """Of each layer, flattened over `spread` where they differ."""
+        return [
+            [np.broadcast_to(c, self.spread).reshape(-1) if np.ndim(c) else c for c in op.constants]
+            for op in self._ops
+        ]
+
+    def values(self, x: Numbers, places: slice = slice(None)) -> dict[str, Numbers]:
+        """All its tensors for numbers x (P,): each (P, 1), or (P, places) of `spread`, flattened."""
+        found: dict[str, Numbers] = {self.x: x[:, None]}
+        with np.errstate(all="ignore"):
+            for layer, op, constants in zip(self.layers, self._ops, self._constants, strict=True):
+                given = (c[places] if np.ndim(c) else c for c in constants)
+                y = op.function(*(found[name] for name in layer.inputs), *given)
+                found[layer.output] = np.asarray(y, np.float64)
+        return found
+
+    def __call__(self, x: Numbers, places: slice = slice(None)) -> Numbers:
+        """y for numbers x (P,): (P, 1) or (P, places)."""
+        return self.values(x, places)[self.y]
+
+
+class Search:
+    """Finds the subgraphs of one number of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._makers = {layer.output: layer for layer in graph.layers}
+        self._age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
+        self._readers = graph.consumers()
+        self._graph = graph
+        self._ops: dict[str, Elementwise | None] = {}
+
+    def _op(self, layer: Layer) -> Elementwise | None:
+        if layer.output not in self._ops:
+            shapes = self._graph.shapes
+            shape = shapes[layer.output]
+            same = all(shapes[name] == shape for name in layer.inputs)
+            self._ops[layer.output] = of_numbers(layer.op, len(shape)) if same else None
+        return self._ops[layer.output]
+
+    def ending_at(self, y: str) -> Iterator[Subgraph]:
+        """Those that end at y, the smallest first."""
+        inside: list[Layer] = []
+        ops: dict[str, Elementwise] = {}
+        edge = {y}
+        while len(inside) < _MAX_LAYERS:
+            last = max(edge, key=self._age.__getitem__)
+            layer = self._makers.get(last)
+            op = None if layer is None else self._op(layer)
+            if layer is None or op is None:
+                return
+            escapes = last == self._graph.output or any(r not in inside for r in self._readers[last])
+            if last != y and escapes:
+                return
+            inside.append(layer)
+            ops[last] = op
+            edge = edge - {last} | set(layer.inputs)
+            if len(edge) == 1:
+                yield Subgraph(min(edge), self._graph.shapes[y], tuple(reversed(inside)), ops)

@@ -1,0 +1,212 @@
+"""Functions of one number that are looked for, by their values.
+
+    rectifiers     Clip(x, lo, hi) with lo from 0 to 0.001;   x where x > θ, 0 elsewhere;   both up to hi
+    activations    LeakyRelu and PRelu, Elu, Selu, Celu, Sigmoid, Tanh, HardSigmoid, HardSwish, Swish, Mish,
+                   Gelu in both kinds, Softplus, Softsign, Shrink
+
+A few values say which parameters a function would have, and all of them whether it is the one.  Numbers
+between them decide nothing: functions bend at constants of theirs, and far from 0 at powers of 2 at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graph.op import Op
+from ..ops.functions import Function, PRelu
+from ..ops.rectifier import MAX_FLOOR, Rectifier, Threshold
+from ..ops.step import Clipped
+from .elementwise import Numbers, Subgraph, of_numbers
+
+#: Farther out sums of parts would cancel, as Relu(x) − Relu(x − 6) does.
+_FAR = 1e9
+#: Few, to tell what a function may be; each family reads some.
+_FEW = np.array([-_FAR, -50.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 50.0, _FAR / 10, _FAR])
+_AT = {float(x): i for i, x in enumerate(_FEW)}
+_POWERS = 2.0 ** np.arange(-30, 31)
+#: All: close together around 0, at every size, far out.
+_GRID = np.unique(np.concatenate([np.linspace(-9, 9, 73), np.linspace(-100, 100, 61), _POWERS, -_POWERS]))
+#: Where constants differ by place.
+_SOME = np.array([-90.0, -7.0, -1.0, -0.3, -1e-3, -1e-6, 0.0, 1e-6, 1e-3, 0.4, 1.0, 3.0, 80.0])
+_PLACES, _MAX_PLACES = 2**16, 2**23
+
+#: Relative distances: of equal functions in float32 constants, and in float16 or bfloat16 ones.
+_EQUAL, _ALIKE = 1e-6, 8e-3
+#: Beyond, parts may overflow where the function does not.
+_SAFE = 100.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a function is called, and the op that it is: `equal` to float32, or in float16 constants."""
+
+    kind: str
+    op: Op
+    equal: bool
+
+
+def known(f: Subgraph) -> Known | None:
+    """What `f` is, or None."""
+    with np.errstate(all="ignore"):
+        return _by_place(f) if f.spread else _by_values(f)
+
+
+def _by_values(f: Subgraph) -> Known | None:
+    values = f.values(_FEW)
+    few = values[f.y][:, 0]
+    alike = None
+    for op in _candidates(f, few):
+        g = _function(op)
+        if not _close(few, g(_FEW), _FEW, _ALIKE):
+            continue
+        if any(_same(values[layer.output][:, 0], few) for layer in f.layers[:-1]):
+            return None  # what comes behind does nothing, so this is no part of it
+        grid = _grid(op)
+        wanted, found = g(grid), f(grid)[:, 0]
+        kind = _kind(op)
+        piecewise = isinstance(op, Rectifier) or op.name in ("LeakyRelu", "Shrink")
+        if _close(found, wanted, grid, _EQUAL, by_size=piecewise):
+            return Known(kind, op, equal=True)
+        if not piecewise and alike is None and _close(found, wanted, grid, _ALIKE):
+            alike = Known(kind, op, equal=False)
+    return alike
+
+
+def _same(a: Numbers, b: Numbers) -> bool:
+    return bool(np.array_equal(a, b, equal_nan=True))
+
+
+def _function(op: Op) -> Callable[[Numbers], Numbers]:
+    found = of_numbers(op, 2)
+    assert found is not None
+    return found.function
+
+
+def _kind(op: Op) -> str:
+    if isinstance(op, Function):
+        if op.name == "Elu" and op.q != 1:
+            return "Selu"
+        return {"Swish": "SiLU" if op.p == 1 else "Swish", "GeluTanh": "Gelu"}.get(op.name, op.name)
+    return "ThresholdedRelu" if isinstance(op, Threshold) else "Relu"
+
+
+def _grid(op: Op) -> Numbers:
+    """The grid, and numbers around where the function bends."""
+    bends = [0.0]
+    if isinstance(op, Rectifier):
+        bends += [op.clip.lo, op.clip.hi]
+    elif isinstance(op, Function):
+        bends += [op.p, op.q, -op.q]
+    finite = np.array([bend for bend in bends if math.isfinite(bend)])
+    around = [(1 + d) * finite + e for d in (-1e-3, 0, 1e-3) for e in (-1e-9, 1e-9)]
+    return np.unique(np.concatenate([_GRID, *around]))
+
+
+def _close(found: Numbers, wanted: Numbers, x: Numbers, bound: float, *, by_size: bool = False) -> bool:
+    """Whether all are; far out, where they are numbers.  `by_size`: to x's size, however small."""
+    size = np.abs(x) if by_size else np.maximum(1, np.abs(wanted))
+    far = ~(np.abs(found - wanted) <= bound * size + 1e-15)
+    return not (far & ((np.abs(x) <= _SAFE) | np.isfinite(found))).any()
+
+
+#: Functions without parameters, or with those that float16 rounds, and their values at the few numbers that
+#: overflow nothing.
+_FIXED = (
+    *map(Function, ("HardSwish", "Gelu", "GeluTanh", "Mish", "Sigmoid", "Tanh", "Softplus", "Softsign")),
+    Function("HardSigmoid", 1 / 6, 0.5),
+    Function("Elu", 1.67326319217681884765625, 1.05070102214813232421875),
+)
+_NEAR = np.abs(_FEW) <= _SAFE
+_NEAR_OF_FIXED = np.stack([_function(op)(_FEW[_NEAR]) for op in _FIXED])
+_NEAR_SIZES = np.maximum(1, np.abs(_NEAR_OF_FIXED))
+
+
+# --- What it may be -----------------------------------------------------------------------------------------
+
+
+def _candidates(f: Subgraph, few: Numbers) -> Iterator[Rectifier | Function]:
+    """Ops that agree with the values at `_FEW` that tell their parameters."""
+
+    def at(x: float) -> float:
+        return float(few[_AT[x]])
+
+    lo, hi = at(-_FAR), (at(_FAR) if at(_FAR) == at(_FAR / 10) else math.inf)
+    if 0 <= lo <= MAX_FLOOR and hi > lo:
+        yield Rectifier(Clipped(lo, hi, is_rectifier=True))
+    if lo == 0 and ((few == 0) | (few == _FEW) | (few == hi)).all():
+        theta = _last_zero(f, -_FAR, _FAR)
+        if theta is not None and theta < hi:
+            yield Threshold(Clipped(theta, hi, is_rectifier=True))
+    slope = -at(-1)
+    if math.isclose(at(1), 1, rel_tol=_EQUAL) and not any(abs(slope - s) < _EQUAL for s in (-1, 0, 1)):
+        yield Function("LeakyRelu", slope)  # of -1 it is the absolute value, which is arithmetic
+    if at(50) == -at(-50) and 0 <= 50 - at(50) < 50 and at(0) == 0:
+        least = _last_zero(f, 0.0, _FAR)
+        if least:
+            yield Function("Shrink", 50 - at(50), least)
+    if math.isclose(at(1), 1, rel_tol=_EQUAL) and at(-50) < 0:
+        floor = at(-_FAR) if math.isfinite(at(-_FAR)) else at(-50)
+        yield Function("Elu", -floor, 1.0)
+        yield Function("Celu", -floor)
+    if at(0.5) > at(-0.5) and abs(at(0) - 0.5) <= _ALIKE and abs(at(50) - 1) <= _ALIKE:
+        yield Function("HardSigmoid", at(0.5) - at(-0.5), 0.5)
+    if 0.5 < at(1) < 1 and math.isclose(at(1) - at(-1), 1, rel_tol=_ALIKE):
+        steepness = math.log(at(1) / (1 - at(1)))
+        yield Function("Swish", 1.0 if math.isclose(steepness, 1, rel_tol=1e-6) else steepness)
+    for i in np.flatnonzero((np.abs(few[_NEAR] - _NEAR_OF_FIXED) <= _ALIKE * _NEAR_SIZES).all(axis=1)):
+        yield _FIXED[i]
+
+
+def _last_zero(f: Subgraph, low: float, high: float) -> float | None:
+    """The largest float32 up to which f is 0, between `low`, where it is, and `high`, where it is not."""
+
+    def number(place: int) -> float:
+        """Float32s in order, number 0 the 0; x·(x > −1) is 0 there, but not beside it."""
+        size = float(np.array(max(1, abs(place)), np.int32).view(np.float32))
+        return size if place >= 0 else -size
+
+    def is_zero(place: int) -> bool:
+        return bool(f(np.array([number(place)]))[0, 0] == 0)
+
+    below, above = (
+        (-1 if x < 0 else 1) * int(np.array(abs(x), np.float32).view(np.int32)) for x in (low, high)
+    )
+    if not is_zero(below) or is_zero(above):
+        return None
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if is_zero(middle) else (below, middle)
+    return number(below)
+
+
+# --- Where constants differ by place ------------------------------------------------------------------------
+
+
+def _by_place(f: Subgraph) -> Known | None:
+    """A rectifier, or PRelu with slopes of f's spread."""
+    size = math.prod(f.spread)
+    if size > _MAX_PLACES:
+        return None
+    slopes = np.empty(size)
+    for start in range(0, size, _PLACES):
+        places = slice(start, min(size, start + _PLACES))
+        values = f.values(_SOME, places)
+        y = values[f.y]
+        if any(np.array_equal(np.broadcast_to(values[layer.output], y.shape), y) for layer in f.layers[:-1]):
+            return None
+        slope = -y[_SOME == -1][0]
+        wanted = np.where(_SOME[:, None] < 0, _SOME[:, None] * slope, _SOME[:, None])
+        if not np.all(np.abs(y - wanted) <= _EQUAL * np.abs(_SOME[:, None]) + 1e-15):
+            return None
+        slopes[places] = slope
+    if not slopes.any():
+        return Known("Relu", Rectifier(Clipped(0.0, np.inf, is_rectifier=True)), equal=True)
+    by_axis = [axis for axis, n in enumerate(f.spread) if n > 1]
+    shaped = slopes.astype(np.float32).reshape(f.spread)
+    if len(by_axis) == 1:
+        return Known("PRelu", PRelu(shaped.reshape(-1), by_axis[0]), equal=True)
+    return Known("PRelu", PRelu(np.broadcast_to(shaped, (1, *f.shape[1:])), None), equal=True)

@@ -1,0 +1,62 @@
+"""Put a rectifier before each QuantizeLinear that is one.
+
+Where its zero point is the least integer, numbers below 0 saturate: what comes out is Relu's, quantized.
+Quantizers know this, and leave out each Relu and Clip(0, b) before such a node.  So under every rule the map
+is the same with the rectifier in the file and without.
+
+    QuantizeLinear   =   the same after Clip(0, (hi − zero) · scale)       under one scale
+                     =   the same after Relu                               under one scale a channel
+
+Where its input is never negative, as that of pooled or concatenated rectifiers, or the image, nothing is
+rectified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..graph.graph import Graph, Layer
+from ..ops.quantize import Quantize
+from ..ops.rectifier import Rectifier
+from ..ops.step import Clipped
+from .signs import nonnegative
+
+
+def rectify_quantized(graph: Graph) -> Graph:
+    """The same graph with a rectifier before each QuantizeLinear that rectifies."""
+    if not any(isinstance(layer.op, Quantize) for layer in graph.layers):
+        return graph
+    positive = nonnegative(graph)
+    readers = {name: len(found) for name, found in graph.consumers().items()}
+    readers[graph.output] += 1
+    shapes = dict(graph.shapes)
+    layers: list[Layer] = []
+    made: dict[str, int] = {}  # which of `layers` makes a tensor
+    for layer in graph.layers:
+        op, x = layer.op, layer.inputs[0]
+        if isinstance(op, Quantize) and (op.zero == op.lo).all():
+            clip, maker = _clip(op), layers[made[x]] if x in made else None
+            before = maker.op.clip if maker is not None and type(maker.op) is Rectifier else None
+            if maker is not None and before is not None and before.is_rectifier and readers[x] == 1:
+                both = Clipped(before.lo, min(before.hi, clip.hi), is_rectifier=True)
+                layers[made[x]] = replace(maker, op=Rectifier(both))
+            elif x not in positive:
+                rectified = f"{x}/rectified"
+                while rectified in shapes:
+                    rectified += "'"
+                shapes[rectified] = shapes[x]
+                layers.append(Layer(f"{layer.name}/rectifier", Rectifier(clip), (x,), rectified, layer.kind))
+                layer = replace(layer, inputs=(rectified,))  # noqa: PLW2901  # it stands for the loop's
+        made[layer.output] = len(layers)
+        layers.append(layer)
+    return replace(graph, shapes=shapes).with_layers(layers)
+
+
+def _clip(op: Quantize) -> Clipped:
+    """The numbers that do not saturate, the largest of them among these."""
+    if op.scale.size > 1:
+        return Clipped(0.0, np.inf, is_rectifier=True)
+    largest = np.float32((op.hi - float(op.zero.flat[0])) * float(op.scale.flat[0]))
+    return Clipped(0.0, float(np.nextafter(largest, np.float32(np.inf))), is_rectifier=True)

@@ -1,0 +1,174 @@
+"""Damaged and hostile files of every format that Pillow knows, each with the memory and time that it took.
+
+python tests/hostile_images.py FIRST COUNT
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from mutants import damaged_bytes
+from PIL import Image
+
+MEMORY = 6 * 2**30
+SECONDS = 30
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+MODES = ("RGB", "L", "P", "RGBA", "1", "CMYK", "LA", "I;16", "I", "F", "YCbCr")
+#: Formats that are read and not written, and others that hold more than an image.
+HANDMADE: dict[str, Callable[[], bytes]] = {
+    "PPM in text": lambda: b"P3\n# a comment\n4 3 255\n" + b"10 20 30 " * 12,
+    "PPM of 16 bits": lambda: b"P6 4 3 65535\n" + bytes(range(72)),
+    "PFM": lambda: b"PF\n4 3\n-1.0\n" + bytes(144),
+    "BMP of runs": lambda: (
+        b"BM"
+        + bytes(8)
+        + b"\x36\4\0\0\x28\0\0\0\4\0\0\0\3\0\0\0\1\0\x08\0\1"
+        + bytes(23 + 1024)
+        + b"\4\1\0\0" * 3
+    ),
+    "QOI": lambda: b"qoif\0\0\0\4\0\0\0\3\3\0" + b"\xc3" * 4 + bytes(7) + b"\1",
+    "FITS": lambda: (
+        b"".join(
+            line.ljust(80)
+            for line in (
+                b"SIMPLE  =  T",
+                b"BITPIX  =  8",
+                b"NAXIS   =  2",
+                b"NAXIS1  =  4",
+                b"NAXIS2  =  3",
+                b"END",
+            )
+        ).ljust(2880)
+        + bytes(12)
+    ),
+    "XPM": lambda: (
+        b'/* XPM */\nstatic char *a[] = {\n"2 2 2 1",\n"a c #000000",\n"b c #ffffff",\n"ab",\n"ba"};\n'
+    ),
+    "PSD": lambda: b"8BPS\0\1" + bytes(7) + b"\3\0\0\0\3\0\0\0\4\0\x08\0\3" + bytes(14) + bytes(36),
+    "SVG": lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+    "WMF": lambda: b"\xd7\xcd\xc6\x9a\0\0" + bytes(40),
+    "zlib": lambda: zlib.compress(bytes(10**6)),
+}
+
+
+@cache
+def bases() -> list[tuple[str, bytes]]:
+    """What is damaged: every format that can be written, in all modes that it takes, and some by hand."""
+    from test_hostile_images import EPS, ico, iptc, jpeg, png, segment, table, tiff
+
+    Image.init()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 4), dtype=np.uint8)
+    whole = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    found = [(name, make()) for name, make in HANDMADE.items()]
+    found += [
+        ("IPTC", iptc(EPS)),
+        ("IPTC of PNG", iptc(png(64, 64, whole=True))),
+        ("ICO of PNG", ico(png(48, 48, 6, whole=True))),
+        ("JPEG of a table", jpeg(segment(0xE1, b"Exif\0\0" + table(900, 30_000, 50_000)))),
+        ("TIFF of a table", table(900, 60_000, 100_000)),
+        ("TIFF of tiles", tiff(t322=16, t323=16, t324=90, t325=1020)),
+    ]
+    for kind in sorted(Image.SAVE):
+        for mode in MODES:
+            for options in (
+                {},
+                {"exif": exif},
+                {"compression": "tiff_lzw"},
+                {"progressive": True},
+                {"save_all": True},
+            ):
+                file = io.BytesIO()
+                image = whole.convert("RGB").convert("L").convert(mode) if mode != "RGBA" else whole
+                try:
+                    image.save(file, kind, **options)
+                except Exception:
+                    continue
+                if (kind, file.getvalue()) not in found:
+                    found.append((kind, file.getvalue()))
+    return found
+
+
+def hostile(seed: int) -> tuple[str, bytes]:
+    """The name of what was damaged, and the bytes."""
+    rng = random.Random(seed)
+    name, data = rng.choice(bases())
+    match rng.randrange(8):
+        case 0:  # as it is
+            return name, data
+        case 1:  # its numbers
+            at = rng.randrange(len(data))
+            number = rng.choice((0, 1, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1)).to_bytes(4, "big")
+            return name, data[:at] + rng.choice((number, number[::-1], number[2:])) + data[at + 4 :]
+        case 2:  # the head of one and the rest of another
+            other, more = rng.choice(bases())
+            at = rng.choice((4, 8, 16, 30, 60))
+            return f"{name}, {other}", data[:at] + more[at:]
+        case 3:  # one behind another, or said again
+            other, more = rng.choice(bases())
+            return f"{name} + {other}", data + more * rng.choice((1, 100))
+        case _:
+            return name, damaged_bytes(data[: 2**20], rng)
+
+
+def main(first: int, count: int) -> None:
+    from gbp.errors import InputError
+    from gbp.pictures.image import Preprocess, read_image
+
+    made = bases()
+    started: list[str] = []
+    sys.addaudithook(lambda event, _: started.append(event) if event in PROGRAMS else None)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    path = Path(tempfile.mkdtemp()) / "image"
+    preprocess = Preprocess.parse("imagenet")
+    outcomes: Counter[str] = Counter()
+    decoded: Counter[str] = Counter()
+    most_memory, most_cpu = (0, 0), (0.0, 0)
+    for seed in range(first, first + count):
+        print(seed, end=" ", flush=True)  # before the attempt: the last line names what crashed
+        name, data = hostile(seed)
+        path.write_bytes(data)
+        del data
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+        before, start = _mebibytes("VmRSS:"), time.process_time()
+        try:
+            preprocess.apply(read_image(path), channels=3, size=(32, 32))
+            said = "decoded"
+            decoded[name.partition(",")[0]] += 1
+        except InputError as error:
+            said = f"refused: {error}"
+            assert said.isprintable()
+        except Exception:
+            traceback.print_exc()
+            sys.exit(f"seed {seed}: no InputError")
+        took, memory = time.process_time() - start, _mebibytes("VmHWM:") - before
+        most_memory, most_cpu = max(most_memory, (memory, seed)), max(most_cpu, (took, seed))
+        outcomes[said.partition(":")[0]] += 1
+        print(f"{took:.2f} s {memory} MiB  {name}: {said[:150]}")
+    faulthandler.cancel_dump_traceback_later()
+    print(f"{len(made)} bases; {dict(outcomes)}; decoded {dict(decoded)}; programs started: {started}")
+    print(f"peak {most_memory[0]} MiB (seed {most_memory[1]}), {most_cpu[0]:.2f} s (seed {most_cpu[1]})")
+
+
+def _mebibytes(what: str) -> int:
+    return int(Path("/proc/self/status").read_text().partition(what)[2].split()[0]) // 1024
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,197 @@
+"""Small files that ask for much: planning and running take time in proportion to the nodes of a graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from gbp import Explainer
+from gbp.plan import plan
+
+Graph = Callable[[int], onnx.ModelProto]
+node = helper.make_node
+
+
+def graph(nodes: list[onnx.NodeProto], output: str, channels: int = 3, **stored: object) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(np.asarray(values), name) for name, values in stored.items()]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, 4, 4])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        tensors,
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def chain(*ops: Callable[[str, str], onnx.NodeProto], **stored: object) -> Graph:
+    """These ops in turns, n in all."""
+    return lambda n: graph(
+        [ops[i % len(ops)](f"t{i}" if i else "x", f"t{i + 1}") for i in range(n)], f"t{n}", **stored
+    )
+
+
+def relu(x: str, y: str) -> onnx.NodeProto:
+    return node("Relu", [x], [y])
+
+
+def twice(n: int) -> onnx.ModelProto:
+    """x · Sigmoid(x), again and again."""
+    nodes = []
+    for i in range(n // 2):
+        x = f"t{i}" if i else "x"
+        nodes += [node("Sigmoid", [x], [f"s{i}"]), node("Mul", [x, f"s{i}"], [f"t{i + 1}"])]
+    return graph(nodes, f"t{n // 2}")
+
+
+def fan(n: int) -> onnx.ModelProto:
+    """n tensors at once."""
+    return graph(
+        [*(relu("x", f"a{i}") for i in range(n)), node("Concat", [f"a{i}" for i in range(n)], ["y"], axis=1)],
+        "y",
+    )
+
+
+def nested(n: int) -> onnx.ModelProto:
+    """Each Concat holds the last, of one channel more."""
+    joined = (node("Concat", [f"t{i}" if i else "x", "x"], [f"t{i + 1}"], axis=1) for i in range(n // 8))
+    return graph(list(joined), f"t{n // 8}", channels=1)
+
+
+GRAPHS: dict[str, Graph] = {
+    "rectifiers": chain(relu),
+    "transposes": chain(lambda x, y: node("Transpose", [x], [y], perm=[0, 2, 3, 1]), relu),
+    "almost activations": chain(relu, lambda x, y: node("Add", [x, "c"], [y]), c=np.float32(1e-3)),
+    "activations in parts": twice,
+    "a fan": fan,
+    "nested concatenations": nested,
+    "convolutions": chain(
+        lambda x, y: node("Conv", [x, "w"], [y]), w=np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    ),
+    "constants": lambda n: graph(
+        [
+            *(node("Neg", [f"c{i}"], [f"c{i + 1}"]) for i in range(n // 4)),
+            node("Add", ["x", f"c{n // 4}"], ["y"]),
+        ],
+        "y",
+        c0=np.float32(1),
+    ),
+}
+
+
+def cost(model: onnx.ModelProto) -> float:
+    """CPU seconds to plan and to run, of the better of two tries."""
+    data, tries = model.SerializeToString(), []
+    for _ in range(2):
+        start = time.process_time()
+        explainer = Explainer(data)
+        explainer.explain(np.ones((1, *explainer.input_shape[1:]), np.float32), rule="vanilla")
+        tries.append(time.process_time() - start)
+    return min(tries)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_cost_is_linear_in_nodes(name: str) -> None:
+    make = GRAPHS[name]
+    cost(make(64))  # kernels are loaded
+    few, many = cost(make(1000)), cost(make(4000))
+    assert many < 8 * few + 0.3  # 4 times as many
+    assert many < 10
+
+
+# ------------------------------------------------------------------------------------------ places in memory
+
+LIVES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 200)), max_size=40)
+
+
+@given(LIVES, st.sampled_from([0, 10**6]))
+def test_what_lives_at_once_lies_apart(lives: list[tuple[int, int, int]], most: int) -> None:
+    uses = [(str(i), when) for i, (a, b, _) in enumerate(lives) for when in (a, b)]
+    sizes = {str(i): size for i, (_, _, size) in enumerate(lives)}
+    with mock.patch.object(plan, "_MAX_PACKED", most):
+        arena = plan._pack(uses, sizes)
+    for i, (a, b, size) in enumerate(lives):
+        start = arena.begins[str(i)]
+        assert start % plan._LINE == 0
+        assert 0 <= start <= arena.size - size
+        for j, (c, d, other) in enumerate(lives[:i]):
+            if max(min(a, b), min(c, d)) <= min(max(a, b), max(c, d)):
+                at = arena.begins[str(j)]
+                assert start >= at + other or at >= start + size
+
+
+def test_how_memory_is_packed_changes_no_bit() -> None:
+    b = Builder()
+    x = b.conv(b.input(1, 3, 9, 8), 8)
+    for _ in range(4):
+        x = b.relu(b.add(b.relu(b.conv(x, 8, pads=(1,) * 4)), x))
+    model, given_x = b.model(b.head(x)), b.noise(2, 3, 9, 8)
+    maps = set()
+    for most in (0, 10**6):
+        with mock.patch.object(plan, "_MAX_PACKED", most):
+            maps.add(Explainer(model).explain(given_x).map.tobytes())
+    assert len(maps) == 1
+
+
+# ------------------------------------------------------------------------------------- limits of what is read
+
+OPEN = """
+import sys, time
+from gbp import Explainer, GbpError
+start = time.process_time()
+try:
+    Explainer(sys.argv[1])
+except GbpError as error:
+    print(error)
+peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) // 1024
+assert peak < 400 and time.process_time() - start < 5, (peak, time.process_time() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: chain(relu)(2**14 + 1), "nodes, which make"),
+        (
+            lambda: graph(
+                [node("Tile", ["x", "r"], ["a"]), relu("a", "y")], "y", r=np.array([1, 1, 2**14, 2**14])
+            ),
+            "the output would have shape",
+        ),
+        (
+            lambda: graph(
+                [node("ConstantOfShape", ["s"], ["w"]), node("Add", ["x", "w"], ["y"])],
+                "y",
+                s=np.array([2**20, 2**20]),
+            ),
+            "its constant result could have",
+        ),
+        (lambda: graph([node("Sum", ["x"] * 2**17, ["y"])], "y"), "more than 131072 names"),
+    ],
+    ids=["nodes", "elements", "constants", "names"],
+)
+def test_limits(tmp_path: Path, model: Callable[[], onnx.ModelProto], says: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(model().SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(tmp_path / "net.onnx")],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout

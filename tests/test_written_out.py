@@ -1,0 +1,725 @@
+"""What is read in other nodes' place: branches, functions, tensors whose batch is moved; and infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from gbp import PROBABILITY, Explainer, InputError, ModelError, UnsupportedError
+from gbp.diagnostics.inspection import inspect
+from gbp.diagnostics.verify import verify
+from gbp.importer.functions import inlined
+
+Array = NDArray[Any]
+Nodes = Sequence[onnx.NodeProto]
+SHAPE = (1, 4, 6, 5)
+node = helper.make_node
+rng = np.random.default_rng(0)
+X = rng.standard_normal(SHAPE).astype(np.float32)
+
+
+def model(
+    nodes: Nodes, stored: dict[str, Any], shape: Sequence[int | str] = SHAPE, opset: int = 17, **options: Any
+) -> onnx.ModelProto:
+    """From x to y, both float; the shape of y is open."""
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(np.asarray(value), name)
+            if not isinstance(value, onnx.TensorProto)
+            else value
+            for name, value in stored.items()
+        ],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, opset_imports=imports, **options)
+
+
+def as_onnx(m: onnx.ModelProto, x: Array = X) -> Array:
+    y: Array = ReferenceEvaluator(m).run(None, {"x": x})[0]
+    return y.reshape(len(x), -1)
+
+
+def check(m: onnx.ModelProto, x: Array = X, step: float = 1e-2) -> None:
+    """Scores are onnx's, and the map is the slope of the best of them."""
+    found = Explainer(m).explain(x, rule="vanilla")
+    np.testing.assert_allclose(found.scores, as_onnx(m, x), rtol=1e-4, atol=1e-5)
+    u = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    u *= step / np.linalg.norm(u)
+    ahead, behind = as_onnx(m, x + u), as_onnx(m, x - u)
+    slope = (ahead - behind)[range(len(x)), found.target].sum() / 2
+    assert abs(np.vdot(found.map, u) - slope) <= 2e-2 * abs(slope) + 1e-4
+
+
+# ---------------------------------------------------------------------------------------------- branches
+
+
+def branch(name: str, nodes: Nodes, *outputs: str, stored: dict[str, Any] | None = None) -> onnx.GraphProto:
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in (stored or {}).items()]
+    values = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs]
+    return helper.make_graph(nodes, name, [], values, tensors)
+
+
+def by_shape(then: onnx.GraphProto, other: onnx.GraphProto, size: int = 1) -> list[onnx.NodeProto]:
+    """An If whose condition is that the last axis of x has this size."""
+    return [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "last"], ["n"]),
+        node("Equal", ["n", "size"], ["is"]),
+        node("If", ["is"], ["z"], name="choice", then_branch=then, else_branch=other),
+        node("ReduceMean", ["z"], ["y"], axes=[2, 3], keepdims=0),
+    ]
+
+
+def sizes(size: int) -> dict[str, Any]:
+    return {"last": np.array(-1), "size": np.array(size)}
+
+
+@pytest.mark.parametrize("size", [5, 1])
+def test_a_branch_is_taken_by_the_shape(size: int) -> None:
+    then = branch("then", [node("Mul", ["x", "two"], ["t"])], "t", stored={"two": np.float32(2)})
+    other = branch("else", [node("Sin", ["x"], ["t"]), node("Relu", ["t"], ["two"])], "two")
+    m = model(by_shape(then, other), sizes(size))
+    check(m)
+    assert verify(m, X).verified
+    assert len({row.name for row in inspect(m).layers}) == len(inspect(m).layers)
+
+
+def test_what_is_not_taken_may_be_anything() -> None:
+    other = branch("else", [node("NonZero", ["x"], ["t"]), node("Cast", ["t"], ["u"], to=1)], "u")
+    then = branch("then", [node("Neg", ["x"], ["t"])], "t")
+    check(model(by_shape(then, other), sizes(5)))
+    with pytest.raises(UnsupportedError, match="NonZero"):
+        Explainer(model(by_shape(then, other), sizes(1)))
+
+
+def test_a_branch_may_hand_on_what_lies_around() -> None:
+    then = branch("then", [], "x")
+    check(model(by_shape(then, then), sizes(5)))
+
+
+def test_branches_within_branches_read_what_lies_around() -> None:
+    inner = node(
+        "If",
+        ["is"],
+        ["v"],
+        then_branch=branch("inner", [node("Add", ["t", "x"], ["w"])], "w"),
+        else_branch=branch("other", [node("Identity", ["x"], ["w"])], "w"),
+    )
+    then = branch("then", [node("Mul", ["x", "x"], ["t"]), inner], "v")
+    check(model(by_shape(then, branch("else", [node("Neg", ["x"], ["w"])], "w")), sizes(5)))
+
+
+def test_a_branch_of_constants_folds() -> None:
+    then = branch("then", [node("Sin", ["size_f"], ["t"])], "t")
+    nodes = by_shape(then, branch("else", [node("Cos", ["size_f"], ["t"])], "t"))
+    nodes[-1] = node("Mul", ["x", "z"], ["m"])
+    nodes.append(node("ReduceMean", ["m"], ["y"], axes=[2, 3], keepdims=0))
+    check(model(nodes, {**sizes(5), "size_f": np.float32(3)}))
+
+
+def test_a_condition_on_the_image_is_refused() -> None:
+    then = branch("then", [node("Neg", ["x"], ["t"])], "t")
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=0),
+        node("Greater", ["s", "zero"], ["is"]),
+        *by_shape(then, then)[3:],
+    ]
+    with pytest.raises(UnsupportedError, match="If 'choice'"):
+        Explainer(model(nodes, {"zero": np.float32(0)}))
+
+
+def test_a_branch_with_tensors_in_another_file_is_refused(tmp_path: Path) -> None:
+    then = branch("then", [node("Mul", ["x", "k"], ["t"])], "t", stored={"k": np.float32(2)})
+    then.initializer[0].ClearField("raw_data")
+    then.initializer[0].data_location = TensorProto.EXTERNAL
+    then.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    with pytest.raises(UnsupportedError, match="lies in another file"):
+        Explainer(model(by_shape(then, then), sizes(5)))
+
+
+def test_a_branch_that_lacks_an_output_is_damaged() -> None:
+    then = branch("then", [node("Neg", ["x"], ["t"])], "t")
+    nodes = by_shape(then, then)
+    nodes[3].output.append("more")
+    with pytest.raises(ModelError, match="does not make its outputs"):
+        Explainer(model(nodes, sizes(5)))
+
+
+# --------------------------------------------------------------------------------------------- functions
+
+
+def function(name: str, nodes: Nodes, *attributes: str, opset: int = 17, inputs: str = "a") -> Any:
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, [*inputs], ["b"], nodes, imports, [*attributes])
+
+
+def call(name: str, x: str, y: str, **attributes: Any) -> onnx.NodeProto:
+    return node(name, [x], [y], domain="own", **attributes)
+
+
+MEAN = node("ReduceMean", ["r"], ["y"], axes=[2, 3], keepdims=0)
+
+
+def test_functions_are_written_out_with_their_attributes() -> None:
+    leaky = node("LeakyRelu", ["s"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    act = function("Act", [node("Neg", ["a"], ["s"]), leaky], "slope")
+    twice = function("Twice", [call("Act", "a", "m", slope=0.25), call("Act", "m", "b", slope=0.5)])
+    nodes = [call("Twice", "x", "r"), MEAN]
+    scores = np.where(X < 0, -X, -0.25 * X)
+    scores = np.where(scores < 0, -scores, -0.5 * scores).mean((2, 3))
+    found = Explainer(model(nodes, {}, functions=[act, twice])).predict(X)
+    np.testing.assert_allclose(found, scores, rtol=1e-4)
+    assert inspect(model(nodes, {}, functions=[act, twice])).unsupported == ()
+
+
+def test_functions_are_verified() -> None:
+    m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
+    assert verify(m, X).verified
+
+
+@pytest.mark.parametrize("opset", [13, 16])
+def test_a_function_of_another_opset_whose_ops_mean_the_same(opset: int) -> None:
+    m = model(
+        [call("Act", "x", "r"), MEAN],
+        {},
+        functions=[function("Act", [node("Exp", ["a"], ["b"])], opset=opset)],
+    )
+    np.testing.assert_allclose(Explainer(m).predict(X), np.exp(X).mean((2, 3)), rtol=1e-5)
+
+
+def test_a_function_of_another_opset_whose_ops_changed_is_refused() -> None:
+    mean = node("ReduceMean", ["a"], ["b"], axes=[2, 3])
+    m = model([call("Act", "x", "r"), MEAN], {}, opset=18, functions=[function("Act", [mean])])
+    m.graph.node[1].CopyFrom(node("Flatten", ["r"], ["y"]))
+    with pytest.raises(UnsupportedError, match=r"own\.Act"):
+        Explainer(m)
+
+
+def test_functions_in_circles() -> None:
+    functions = [function("A", [call("B", "a", "b")]), function("B", [call("A", "a", "b")])]
+    with pytest.raises(ModelError, match="in circles"):
+        Explainer(model([call("A", "x", "r"), MEAN], {}, functions=functions))
+
+
+def test_functions_that_double_and_double() -> None:
+    """A kilobyte would make 2³⁰ nodes."""
+    functions = [function("F0", [node("Neg", ["a"], ["b"])])]
+    for i in range(30):
+        functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "m"), call(f"F{i}", "m", "b")]))
+    with pytest.raises(UnsupportedError, match=r"written out.* nodes"):
+        Explainer(model([call("F30", "x", "r"), MEAN], {}, functions=functions))
+
+
+def test_a_caller_keeps_its_model() -> None:
+    m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
+    before = m.SerializeToString()
+    assert not inlined(m).functions
+    assert m.SerializeToString() == before
+
+
+# ------------------------------------------------------------------------ tensors whose batch is moved
+
+
+def moved(*nodes: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [*nodes, node("ReduceMean", ["r"], ["y"], axes=[2, 3], keepdims=0)]
+
+
+CHANNELS = np.array([3, 1, 0, 2, 2])
+ROWS, COLUMNS = np.array([[0, 5], [2, -1], [3, 3]]), np.array([[1, 0], [4, -2], [0, 0]])
+PIXELS = np.stack([ROWS, COLUMNS], axis=-1)
+MOVED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "x[:, perm]": (
+        moved(
+            node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]),
+            node("GatherND", ["t", "i"], ["u"]),
+            node("Transpose", ["u"], ["r"], perm=[1, 0, 2, 3]),
+        ),
+        {"i": CHANNELS[:, None]},
+    ),
+    "x[:, :, i, j], as adaptive pooling": (
+        [
+            node("Transpose", ["x"], ["t"], perm=[2, 3, 0, 1]),
+            node("GatherND", ["t", "i"], ["u"]),
+            node("Transpose", ["u"], ["r"], perm=[2, 3, 0, 1]),
+            node("ReduceMean", ["r"], ["y"], axes=[3], keepdims=0),
+        ],
+        {"i": PIXELS},
+    ),
+    "planes picked by Gather": (
+        moved(
+            node("Transpose", ["x"], ["t"], perm=[2, 1, 3, 0]),
+            node("Gather", ["t", "i"], ["u"], axis=1),
+            node("Transpose", ["u"], ["r"], perm=[3, 1, 2, 0]),
+        ),
+        {"i": np.array([2, 0, -1])},
+    ),
+    "Gather with indices of two axes": (
+        [
+            node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]),
+            node("Gather", ["t", "i"], ["u"], axis=2),
+            node("Transpose", ["u"], ["r"], perm=[1, 3, 2, 0, 4]),
+            node("ReduceMean", ["r"], ["y"], axes=[1, 2, 4], keepdims=0),
+        ],
+        {"i": np.array([[2, 0], [-1, 3]])},
+    ),
+    "two Transposes in a row": (
+        moved(
+            node("Transpose", ["x"], ["t"], perm=[3, 0, 1, 2]),
+            node("Transpose", ["t"], ["r"], perm=[1, 3, 2, 0]),
+        ),
+        {},
+    ),
+    "x[:, 1:3] = v": (
+        moved(
+            node("Slice", ["x", "from", "to", "one"], ["s"]),
+            node("Sin", ["s"], ["v"]),
+            node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]),
+            node("Transpose", ["v"], ["w"], perm=[1, 0, 2, 3]),
+            node("ScatterND", ["t", "i", "w"], ["u"]),
+            node("Transpose", ["u"], ["r"], perm=[1, 0, 2, 3]),
+        ),
+        {"i": np.array([[1], [2]]), "from": np.array([0]), "to": np.array([2]), "one": np.array([1])},
+    ),
+    "x[:, :, i, j] += constants": (
+        moved(
+            node("Transpose", ["x"], ["t"], perm=[2, 3, 0, 1]),
+            node("ScatterND", ["t", "i", "w"], ["u"], reduction="add"),
+            node("Transpose", ["u"], ["r"], perm=[2, 3, 0, 1]),
+        ),
+        {"i": PIXELS, "w": rng.standard_normal((3, 2, 1, 4)).astype(np.float32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_batch_that_is_moved_and_comes_back(name: str) -> None:
+    nodes, stored = MOVED[name]
+    m = model(nodes, stored)
+    check(m)
+    report = verify(m, X)
+    assert report.verified, report.verdict
+
+
+@pytest.mark.parametrize("name", [name for name in MOVED if "constants" not in name])
+def test_more_samples_than_the_file_has(name: str) -> None:
+    nodes, stored = MOVED[name]
+    explainer = Explainer(model(nodes, stored, ("n", *SHAPE[1:])))
+    x = rng.standard_normal((3, *SHAPE[1:])).astype(np.float32)
+    one_by_one = np.concatenate([explainer.explain(x[i : i + 1], rule="vanilla").map for i in range(3)])
+    np.testing.assert_array_equal(explainer.explain(x, rule="vanilla").map, one_by_one)
+    check(model(nodes, stored, ("n", *SHAPE[1:])), x)
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [
+        (node("Sin", ["t"], ["y"]), r"Transpose.*perm \[1, 0, 2, 3\] moves the batch"),
+        (node("GatherND", ["t", "i"], ["y"]), "picks samples of the batch"),
+        (node("Identity", ["t"], ["y"]), "moves the batch"),
+        (node("Gather", ["t", "i"], ["y"], axis=1), "picks samples of the batch"),
+    ],
+)
+def test_a_batch_that_does_not_come_back_is_refused(reader: onnx.NodeProto, said: str) -> None:
+    nodes = [node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]), reader]
+    with pytest.raises(UnsupportedError, match=said):
+        Explainer(model(nodes, {"i": np.array([[1, 0]])}, ("n", *SHAPE[1:])))
+
+
+# --------------------------------------------------------------------------------------- picks, refused
+
+
+@pytest.mark.parametrize(
+    ("reader", "indices", "said"),
+    [
+        (node("GatherND", ["x", "i"], ["y"]), [[[0, 4]]], "not all inside"),
+        (node("GatherElements", ["x", "i"], ["y"], axis=1), [[[[4]]]], "not all inside"),
+        (node("GatherElements", ["x", "i"], ["y"], axis=1), [[[1]]], "indices of shape"),
+        (node("ScatterND", ["x", "i", "u"], ["y"]), [[0, 1]], "do not fit"),
+    ],
+)
+def test_indices_that_do_not_fit(reader: onnx.NodeProto, indices: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        Explainer(model([reader], {"i": np.array(indices), "u": np.zeros((1, 2), np.float32)}))
+
+
+def test_samples_that_an_index_repeats() -> None:
+    m = model([node("GatherND", ["x", "i"], ["y"])], {"i": np.array([[0], [0]])}, ("n", *SHAPE[1:]))
+    with pytest.raises(UnsupportedError, match="batch as the first axis"):
+        Explainer(m)
+
+
+ONE_SAMPLE: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "rows of a sample": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("GatherND", ["s", "i"], ["y"])],
+        {"zero": np.array([0]), "i": np.array([[3], [1], [1]])},
+    ),
+    "elements of a sample": (
+        [node("Reshape", ["x", "all"], ["s"]), node("GatherElements", ["s", "i"], ["y"])],
+        {"all": np.array([4, 30]), "i": rng.integers(0, 4, (4, 30))},
+    ),
+    "put into a sample": (
+        [node("Squeeze", ["x"], ["s"]), node("ScatterND", ["s", "i", "u"], ["y"])],
+        {"i": np.array([[3], [1]]), "u": rng.standard_normal((2, 6, 5)).astype(np.float32)},
+    ),
+    "Einsum without batch": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("Einsum", ["s", "w"], ["y"], equation="chw,wk->kc")],
+        {"zero": np.array([0]), "w": rng.standard_normal((5, 3)).astype(np.float32)},
+    ),
+    "Einsum of two without batch": (
+        [node("Squeeze", ["x", "zero"], ["s"]), node("Einsum", ["s", "s"], ["y"], equation="chw,dhw->cd")],
+        {"zero": np.array([0])},
+    ),
+    "Einsum that moves the batch": (
+        [node("Einsum", ["x"], ["y"], equation="nchw->hnc")],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SAMPLE)
+def test_a_file_for_one_sample_does_with_axis_0_what_it_likes(name: str) -> None:
+    nodes, stored = ONE_SAMPLE[name]
+    m = model(nodes, stored)
+    found = Explainer(m).predict(X)
+    np.testing.assert_allclose(
+        found.reshape(-1), ReferenceEvaluator(m).run(None, {"x": X})[0].reshape(-1), rtol=1e-4, atol=1e-5
+    )
+    assert verify(m, X).verified
+
+
+# ---------------------------------------------------------------------------------------------- infinity
+
+MASK = np.where(rng.random((1, 1, 6, 5)) < 0.4, -np.inf, 0).astype(np.float32)
+MASK[..., 0] = 0
+LOWEST = numpy_helper.from_array(np.array([-np.inf], np.float32))
+INFINITE: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
+    "padding of a maximum": (
+        [node("Pad", ["x", "p", "k"], ["q"]), node("MaxPool", ["q"], ["r"], kernel_shape=[3, 3])],
+        {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "k": np.float32(-np.inf)},
+        17,
+    ),
+    "padding, an attribute": (
+        [
+            node("Pad", ["x"], ["q"], pads=[0, 0, 1, 1, 0, 0, 1, 1], value=-np.inf),
+            node("MaxPool", ["q"], ["r"], kernel_shape=[3, 3]),
+        ],
+        {},
+        10,
+    ),
+    "upper bound": (
+        [node("Clip", ["x", "z", "k"], ["r"])],
+        {"z": np.float32(0), "k": np.float32(np.inf)},
+        17,
+    ),
+    "bounds that are attributes": ([node("Clip", ["x"], ["r"], min=-np.inf, max=0.5)], {}, 10),
+    "neutral element of Max": ([node("Max", ["x", "k"], ["r"])], {"k": np.float32(-np.inf)}, 17),
+    "neutral elements of Min, many": (
+        [node("Min", ["x", "k", "x"], ["r"])],
+        {"k": np.where(MASK < 0, np.inf, 0.25).astype(np.float32)},
+        17,
+    ),
+    "mask that is added": (
+        [node("Add", ["x", "k"], ["m"]), node("Softmax", ["m"], ["r"], axis=-1)],
+        {"k": MASK},
+        17,
+    ),
+    "mask that is subtracted": (
+        [node("Sub", ["x", "k"], ["m"]), node("Softmax", ["m"], ["r"], axis=-1)],
+        {"k": -MASK},
+        17,
+    ),
+    "mask that is chosen": (
+        [node("Where", ["b", "k", "x"], ["m"]), node("Softmax", ["m"], ["r"], axis=-1)],
+        {"b": MASK < 0, "k": np.float32(-np.inf)},
+        17,
+    ),
+    "mask that is made of shapes": (
+        [
+            node("Shape", ["x"], ["s"]),
+            node(
+                "ConstantOfShape",
+                ["s"],
+                ["f"],
+                value=numpy_helper.from_array(np.array([-np.inf], np.float32)),
+            ),
+            node("Trilu", ["f", "one"], ["tri"]),
+            node("IsInf", ["tri"], ["b"]),
+            node("Where", ["b", "f", "x"], ["m"]),
+            node("Softmax", ["m"], ["r"], axis=-1),
+        ],
+        {"one": np.array(1)},
+        20,
+    ),
+    "divisor": (
+        [node("Div", ["x", "k"], ["r"])],
+        {"k": np.where(MASK < 0, np.inf, 2).astype(np.float32)},
+        17,
+    ),
+    "in float16": (
+        [node("Cast", ["h"], ["k"], to=1), node("Add", ["x", "k"], ["m"]), node("Softmax", ["m"], ["r"])],
+        {"h": MASK.astype(np.float16)},
+        17,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinity_where_it_has_a_meaning(name: str) -> None:
+    nodes, stored, opset = INFINITE[name]
+    end = node("GlobalAveragePool", ["r"], ["g"]), node("Flatten", ["g"], ["y"])
+    m = model([*nodes, *end], stored, opset=opset)
+    if "Softmax" in {each.op_type for each in nodes}:  # whose mean is a constant
+        m.graph.node[-2].CopyFrom(
+            node("ReduceMax", ["r"], ["g"], **({} if opset >= 18 else {"axes": [2, 3]}))
+        )
+        if opset >= 18:
+            m.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+            m.graph.node[-2].input.append("axes")
+    if opset == 10:  # older than onnx's reference implementation of some
+        m2 = model([*INFINITE_NOW[name][0], *end], INFINITE_NOW[name][1])
+        np.testing.assert_allclose(Explainer(m).predict(X), as_onnx(m2), rtol=1e-5)
+        return
+    check(m, step=1e-3)
+    report = verify(m, X)
+    assert not report.mismatches, report.verdict
+
+
+INFINITE_NOW = {
+    "padding, an attribute": INFINITE["padding of a maximum"],
+    "bounds that are attributes": ([node("Clip", ["x", "", "k"], ["r"])], {"k": np.float32(0.5)}),
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "k"),
+    [
+        ([node("Mul", ["x", "k"], ["r"])], np.float32(np.inf)),
+        ([node("Conv", ["x", "k"], ["r"])], np.full((4, 4, 1, 1), np.inf, np.float32)),
+        ([node("Pow", ["x", "k"], ["r"])], np.float32(np.inf)),
+    ],
+)
+def test_infinity_elsewhere_is_refused_by_name(nodes: Nodes, k: Array) -> None:
+    with pytest.raises(UnsupportedError, match=r"'k'\) holds infinity"):
+        Explainer(model([*nodes, MEAN], {"k": k}))
+
+
+def test_nan_is_refused_everywhere() -> None:
+    for kind in (np.float16, np.float32, np.float64):
+        nodes = [node("Cast", ["k"], ["c"], to=1), node("Add", ["x", "c"], ["r"]), MEAN]
+        with pytest.raises(ModelError, match="'k' holds NaN"):
+            Explainer(model(nodes, {"k": np.full((1, 4, 1, 1), np.nan, kind)}))
+
+
+def test_a_given_mask_may_hold_infinity() -> None:
+    m = model(
+        [node("Add", ["x", "m"], ["a"]), node("Softmax", ["a"], ["r"]), node("Flatten", ["r"], ["y"])], {}
+    )
+    m.graph.input.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [1, 1, 6, 5]))
+    found = Explainer(m, input="x", given={"m": MASK}, output="r").predict(X)
+    true = np.exp(X + MASK) / np.exp(X + MASK).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, true.reshape(1, -1), rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------- files of other kinds
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_old_files_say_no_opset(version: int) -> None:
+    w = rng.standard_normal((3, 4, 3, 3)).astype(np.float32)
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Relu", ["c"], ["r"]),
+        node("GlobalAveragePool", ["r"], ["y"]),
+    ]
+    m = model(nodes, {"w": w})
+    same = Explainer(m).explain(X)
+    del m.opset_import[:]
+    m.ir_version = version
+    np.testing.assert_array_equal(Explainer(m).explain(X).map, same.map)
+    m.ir_version = 3
+    with pytest.raises(ModelError, match="imports no version"):
+        Explainer(m)
+
+
+KINDS = ("BFLOAT16", "BOOL", "INT16", "UINT16", "UINT32", "UINT64", "FLOAT16", "DOUBLE", "INT8", "INT64")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_in_a_file_beside_the_model(kind: str, tmp_path: Path) -> None:
+    number = TensorProto.DataType.Value(kind)
+    values = np.array([1.5, 0, 3, 2]).astype(helper.tensor_dtype_to_np_dtype(number))
+    stored = numpy_helper.from_array(values.reshape(4, 1, 1), "k")
+    nodes = [node("Cast", ["k"], ["c"], to=1), node("Mul", ["x", "c"], ["r"]), MEAN]
+    inside = model(nodes, {"k": stored})
+    outside = model(nodes, {"k": stored})
+    (tmp_path / "weights").write_bytes(b"....." + stored.raw_data)
+    tensor = outside.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights"), ("offset", "5")):
+        tensor.external_data.add(key=key, value=value)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(outside.SerializeToString())
+    expected = (X * values.astype(np.float32).reshape(4, 1, 1)).mean((2, 3))
+    for m in (inside, path):
+        np.testing.assert_allclose(Explainer(m).predict(X), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("to", [TensorProto.BFLOAT16, TensorProto.FLOAT16])
+def test_casts_of_a_constant_round_it(to: int) -> None:
+    nodes = [
+        node("Cast", ["k"], ["h"], to=to),
+        node("Cast", ["h"], ["c"], to=1),
+        node("Mul", ["x", "c"], ["r"]),
+        MEAN,
+    ]
+    k = rng.standard_normal((4, 1, 1)).astype(np.float32)
+    rounded = k.astype(helper.tensor_dtype_to_np_dtype(to)).astype(np.float32)
+    np.testing.assert_allclose(
+        Explainer(model(nodes, {"k": k})).predict(X), (X * rounded).mean((2, 3)), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_a_casted_image_is_as_it_was() -> None:
+    nodes = [
+        node("Cast", ["x"], ["h"], to=TensorProto.BFLOAT16),
+        node("Cast", ["h"], ["r"], to=1),
+        MEAN,
+    ]
+    np.testing.assert_allclose(Explainer(model(nodes, {})).predict(X), X.mean((2, 3)), rtol=1e-5)
+
+
+def test_probability_needs_a_head_that_makes_one() -> None:
+    m = model([MEAN], {})
+    m.graph.node[0].input[0] = "x"
+    with pytest.raises(InputError, match="Softmax or Sigmoid"):
+        Explainer(m, output=PROBABILITY)
+
+
+# -------------------------------------------------------------------------------------- several in one
+
+
+def fused_conv(activation: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    return node("FusedConv", inputs, ["r"], activation=activation, **attributes)
+
+
+PARAMETERS = {"LeakyRelu": [0.25], "Clip": [0.0, 6.0], "HardSigmoid": [0.25, 0.5]}
+FUSED: dict[str, onnx.NodeProto] = {
+    **{name: fused_conv(name, "x", "w", "b", pads=[1] * 4) for name in ("Relu", "Tanh", "Sigmoid")},
+    **{name: fused_conv(name, "x", "w", activation_params=each) for name, each in PARAMETERS.items()},
+    "with a sum": fused_conv("Relu", "x", "v", "", "x"),
+    "matmul": node("FusedMatMul", ["x", "m"], ["r"], alpha=0.5, transB=1),
+    "quick gelu": node("QuickGelu", ["x"], ["r"]),
+    "gelu": node("Gelu", ["x"], ["r"]),
+    "fast gelu": node("FastGelu", ["x"], ["r"]),
+    "bias gelu": node("BiasGelu", ["x", "g"], ["r"]),
+    "norm of a sum": node("SkipLayerNormalization", ["x3", "x3", "h", "h"], ["r3"], epsilon=1e-3),
+}
+STORED = {
+    "w": rng.standard_normal((3, 4, 3, 3)).astype(np.float32),
+    "v": rng.standard_normal((4, 4, 1, 1)).astype(np.float32),
+    "b": rng.standard_normal(3).astype(np.float32),
+    "m": rng.standard_normal((3, 5)).astype(np.float32),
+    "g": rng.standard_normal(5).astype(np.float32),
+    "h": rng.standard_normal(30).astype(np.float32),
+    "to3": np.array([0, 4, 30]),
+    "to4": np.array([0, 4, 6, 5]),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_ops_are_those_of_onnxruntime(name: str) -> None:
+    """Also by opset 12 to 17, whose LayerNormalization or Gelu ONNX has later."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fused = FUSED[name]
+    fused.domain = "com.microsoft"
+    nodes = [fused, MEAN]
+    if name == "norm of a sum":
+        to3, to4 = node("Reshape", ["x", "to3"], ["x3"]), node("Reshape", ["r3", "to4"], ["r"])
+        nodes = [to3, fused, to4, MEAN]
+    for opset in (17,) if name == "norm of a sum" else (12, 17):
+        used = {each for one in nodes for each in one.input}
+        m = model(nodes, {k: v for k, v in STORED.items() if k in used}, opset=opset, ir_version=8)
+        m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        (y,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": X})
+        np.testing.assert_allclose(Explainer(m).predict(X), y.reshape(1, -1), rtol=1e-4, atol=1e-5)
+        assert verify(m, X).verified
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_verified(approximate: str) -> None:
+    """onnx's reference evaluator rounds it to float32, which differences would see."""
+    nodes = [node("Gelu", ["x"], ["r"], approximate=approximate), node("ReduceMean", ["r", "hw"], ["y"])]
+    assert verify(model(nodes, {"hw": np.array([2, 3])}, opset=20), X).verified
+
+
+@pytest.mark.parametrize(
+    ("equation", "said"),
+    [
+        ("nchh->nch", "differ in size"),
+        ("nchw,cw->nh", "differ in size"),
+        ("nch->n", "does not fit"),
+        ("nchw,ij", "does not fit"),
+        ("nchw->nq", "does not fit"),
+        ("nchw->nn", "does not fit"),
+        ("n..hw->n", "does not fit"),
+        ("", "does not fit"),
+    ],
+)
+def test_equations_that_do_not_fit(equation: str, said: str) -> None:
+    inputs = ["x", "w"] if "cw" in equation else ["x"]
+    with pytest.raises(ModelError, match=said):
+        Explainer(
+            model([node("Einsum", inputs, ["y"], equation=equation)], {"w": np.ones((3, 5), np.float32)})
+        )
+
+
+@pytest.mark.parametrize(
+    ("equation", "said"),
+    [
+        ("nchw->chw", "the batch as its first axis"),
+        ("nchw,n->nc", "batch's letter"),
+        ("nchw,mchw->nm", "mixes"),
+    ],
+)
+def test_equations_that_mix_the_batch(equation: str, said: str) -> None:
+    second = {1: ["w"], 4: ["x"]}.get(len(equation.partition(",")[2].partition("->")[0]), [])
+    m = model(
+        [node("Einsum", ["x", *second], ["y"], equation=equation)],
+        {"w": np.ones(1, np.float32)},
+        ("n", 4, 6, 5),
+    )
+    with pytest.raises(UnsupportedError, match=said):
+        Explainer(m)
+
+
+def test_an_axis_that_is_the_largest_number() -> None:
+    m = model([node("Softmax", ["x"], ["y"], axis=2**63 - 1)], {})
+    with pytest.raises(ModelError, match="axis 9223372036854775807 is outside"):
+        Explainer(m)
+
+
+def test_a_graph_whose_name_is_no_text() -> None:
+    m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
+    m.graph.name = "four"
+    data = m.SerializeToString().replace(b"four", b"\xbe\xff\xbe\xff")
+    np.testing.assert_allclose(Explainer(data).predict(X), np.exp(X).mean((2, 3)), rtol=1e-5)
+
+
+def test_an_activation_that_is_not_known_is_refused() -> None:
+    fused = node("FusedConv", ["x", "w"], ["r"], domain="com.microsoft", activation="Swish")
+    with pytest.raises(UnsupportedError, match="activation is 'Swish'"):
+        Explainer(model([fused, MEAN], {"w": np.ones((3, 4, 1, 1), np.float32)}))
