@@ -18,7 +18,8 @@ from .head import Head
 from .pictures.drawing import Reduction, Style, reduce
 from .pictures.files import ARRAYS, File, suffix_of, write
 from .pictures.image import Channels
-from .sample import Drawable, Layout, Sample, channels_first
+from .pictures.layout import Layout, channels_first
+from .sample import Drawable, Sample
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
@@ -54,6 +55,9 @@ class Attribution(Drawable, Sequence[Sample]):
         The order of the map's colours.
     head
         The op that turns the scores into probabilities; None where the model has none.
+    score_shape
+        The shape of one sample's scores before they were flattened, such as (8400, 85); () where they were
+        flat.
     """
 
     map: NDArray[np.float32]
@@ -66,6 +70,7 @@ class Attribution(Drawable, Sequence[Sample]):
     images: tuple[Image.Image, ...] | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,6 +96,7 @@ class Attribution(Drawable, Sequence[Sample]):
             self.images[i] if self.images else None,
             self.channels,
             self.head,
+            self.score_shape,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -145,7 +151,18 @@ class Attribution(Drawable, Sequence[Sample]):
         return reduce(channels_first(self.map, self.layout, self.channels), how)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
-        """See `Sample.save`.  An .npz holds map, scores, target, rule, notes and layout of all samples."""
+        """Write a picture, or an .npz of arrays: map, scores, target, rule, notes and layout of all samples.
+
+        Parameters
+        ----------
+        file, style, format
+            As for `Sample.save`.
+
+        Raises
+        ------
+        InputError
+            As `Sample.save`, and for a picture of several samples.
+        """
         if suffix_of(file, format) != ARRAYS:
             super().save(file, style, format=format)
             return

@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from .pictures import render
 from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
 from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
-
-#: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
-Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
+from .pictures.layout import Layout, channels_first
+from .targets import At, Classes
 
 
 class Drawable(ABC):
@@ -33,16 +32,19 @@ class Drawable(ABC):
     def label(self) -> str:
         """The name of the explained class; "class 7" where there are no labels.
 
-        Raises
-        ------
-        InputError
-            Where several targets were explained; `only` chooses one.
+        Raises `InputError` where several targets were explained; `only` chooses one.
         """
         sample = self._sample()
         return sample.name_of(sample.the_target())
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
-        """The k highest scores, best first, as (class, label, score).  Equal scores are ordered by class."""
+        """The highest scores, best first, as (class, label, score).  Equal scores are ordered by class.
+
+        Parameters
+        ----------
+        k
+            How many.
+        """
         sample = self._sample()
         best = np.argsort(-sample.scores, kind="stable")[:k]
         return [(int(c), sample.name_of(int(c)), float(sample.scores[c])) for c in best]
@@ -65,7 +67,15 @@ class Drawable(ABC):
     def diverging(self, *, limit: float | None = None) -> Image.Image:
         """Draw the sum of the channels: positive red, negative blue, 0 white.
 
-        Parameters and errors are those of `gray`.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`.
         """
         return self._sample().panel("diverging", limit=limit)
 
@@ -89,16 +99,20 @@ class Drawable(ABC):
     def rgb(self, *, limit: float | None = None) -> Image.Image:
         """Draw the map in its own colours around mid-grey, as in Springenberg et al. 2014.
 
-        Parameters and errors are those of `gray`; also raises `InputError` unless the input has 1 or 3
-        channels.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`, and unless the input has 1 or 3 channels.
         """
         return self._sample().panel("rgb", limit=limit)
 
     def strip(self) -> Image.Image:
-        """Draw the input beside its maps, with captions.
-
-        One target is drawn in every style, K targets in one style each.
-        """
+        """Draw the input beside its maps, with captions: one target in every style, K targets in one each."""
         sample = self._sample()
         images, captions = sample.input_panel()
         where, *others = sample.panels()
@@ -115,7 +129,18 @@ class Drawable(ABC):
         return render.strip(images, captions)
 
     def draw(self, style: Style = "overlay") -> Image.Image:
-        """Draw in the style of this name.  Raises `InputError` as the method of that name does."""
+        """Draw in the style of this name.
+
+        Parameters
+        ----------
+        style
+            "overlay", "gray", "diverging", "rgb" or "strip".
+
+        Raises
+        ------
+        InputError
+            As the method of that name.
+        """
         return self.strip() if style == "strip" else self._sample().panel(style)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
@@ -143,11 +168,8 @@ class Drawable(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The explained classes and the highest scores, in JSON's types.  `gbp explain --json` prints them.
 
-        Returns
-        -------
-        A dict with three keys.  "rule" is the rule's name.  "explained" lists class, label, score and
-        probability of each target.  "top" lists the same for the five highest scores.  A probability is None
-        where the model has no head.
+        Keys: "rule"; "explained", with class, label, score and probability of each target; "top", with the
+        same for the five highest scores.  A probability is None where the model has no head.
         """
         sample = self._sample()
         return {
@@ -178,7 +200,7 @@ class Sample(Drawable):
         float32 (classes,).
     target
         The class that was explained, int; or int64 (K,).
-    rule, layout, labels, channels, head
+    rule, layout, labels, channels, head, score_shape
         As in `Attribution`.
     image
         The sample as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
@@ -193,6 +215,7 @@ class Sample(Drawable):
     image: Image.Image | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
@@ -220,7 +243,12 @@ class Sample(Drawable):
             return [self]
         return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
 
-    def only(self, target: int) -> Sample:
+    @property
+    def classes(self) -> Classes:
+        """The shape and the labels of the scores."""
+        return Classes(self.score_shape or self.scores.shape, self.labels)
+
+    def only(self, target: int | At) -> Sample:
         """The same sample with the map of one class alone.
 
         Parameters
@@ -233,8 +261,9 @@ class Sample(Drawable):
         InputError
             For another class.
         """
+        number = self.classes.number(target) if isinstance(target, At) else target
         for one in self.each_target():
-            if one.target == target:
+            if one.target == number:
                 return one
         known = ", ".join(map(str, np.atleast_1d(self.target)))
         raise InputError(f"class {target} was not explained.", supported=known)
@@ -246,7 +275,18 @@ class Sample(Drawable):
         return int(np.ravel(self.target)[0])
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
-        """Reduce the channels of each pixel to one number, float32 (H, W).  See `Attribution.reduce`."""
+        """Reduce the channels of each pixel to one number, float32 (H, W), for the only target.
+
+        Parameters
+        ----------
+        how
+            As for `Attribution.reduce`.
+
+        Raises
+        ------
+        InputError
+            As `Attribution.reduce`, and where several targets were explained.
+        """
         return reduce(self.planes(), how)
 
     def planes(self) -> NDArray[np.float32]:
@@ -256,28 +296,64 @@ class Sample(Drawable):
         return channels_first(m, self.layout, self.channels)
 
     def panel(self, style: str, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """The map of the only target, drawn by `pictures.drawing.draw_map`."""
+        """Draw the map of the only target, in any style but "strip".
+
+        Parameters
+        ----------
+        style
+            The name of the style.
+        limit, alpha
+            As for `overlay`.
+
+        Raises
+        ------
+        InputError
+            As the method of that name.
+        """
         return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
 
     def name_of(self, number: int) -> str:
-        """The label of a class, or "class 7"."""
-        if self.labels is None or number >= len(self.labels):
-            return f"class {number}"
-        return self.labels[number]
+        """The label of a class, or "class 7"; with its position where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        return self.classes.name(number)
 
     def row(self, number: int) -> dict[str, Any]:
-        """Class, label, score and probability of one class, in JSON's types."""
+        """Class, label, score and probability of one class, in JSON's types.
+
+        Also "position", as "8763:1", where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        classes = self.classes
+        several = len(classes.axes) > 1
         return {
             "class": number,
+            **({"position": classes.position(number)} if several else {}),
             "label": self.name_of(number),
             "score": float(self.scores[number]),
             "probability": None if self.head is None else float(self.probabilities[number]),
         }
 
     def caption(self, number: int | None = None) -> str:
-        """The score or probability of a class and its name, for a caption.  By default the explained class.
+        """The score or probability and the label of a class.  The number comes first: long captions are cut.
 
-        The number comes first, because long captions are cut at the end.
+        Parameters
+        ----------
+        number
+            The class: an index into the scores; by default the one that was explained.
+
+        Raises
+        ------
+        InputError
+            Where several were explained, and none is named.
         """
         number = self.the_target() if number is None else number
         if self.head is None:
@@ -321,18 +397,3 @@ def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.
         images.append(sample.draw(chosen))
         captions.append(f"{sample.rule}\n{sample.caption()}")
     return render.strip(images, captions)
-
-
-def channels_first(m: NDArray[np.float32], layout: Layout, channels: Channels) -> NDArray[np.float32]:
-    """A map as (…, C, H, W), colours red first.
-
-    A series (C, L) becomes one channel, (1, C, L), and a row (W,) becomes (1, 1, W).
-    """
-    if layout == "ND":
-        raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
-    if layout == "NC":
-        return m[..., None, None, :]
-    if layout == "NCL":
-        return m[..., None, :, :]
-    m = np.moveaxis(m, -1, -3) if layout == "NHWC" else m
-    return m[..., ::-1, :, :] if channels == "BGR" else m

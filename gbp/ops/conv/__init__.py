@@ -3,3 +3,7 @@
 An ONNX node comes in; a `ConvStep` or `DepthwiseStep` with packed weights comes out.  It may import what
 every op may.
 """
+
+from .conv import PARSERS
+
+__all__ = ["PARSERS"]
