@@ -41,12 +41,12 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, 
         )
     if plan.other_activations:
         nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
-        how = (
+        treatment = (
             "their gradient was clamped to its positive part first (activations='clamp')"
             if clamp and rule.gradient_gate
             else "they take their true gradient"
         )
-        notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
+        notes.append(f"{nodes} node(s): the papers define no rule for them; {treatment}.")
     quantized = plan.straight_through
     if quantized:
         notes.append(

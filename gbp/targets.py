@@ -84,21 +84,21 @@ _MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class Classes:
-    """The scores of one sample: how they are arranged, and what they are called.
+    """The shape and the labels of one sample's scores.
 
     Parameters
     ----------
     shape
-        Of the explained tensor, without the batch.  A class is an index into it, flattened.
+        The shape of the explained tensor, without the batch.  A class is an index into it, flattened.
     labels
-        Names along one of the axes: the last one of as many elements as there are labels.
+        Names along one of the axes: the last axis whose size is the number of labels.
     """
 
     shape: tuple[int, ...]
     labels: tuple[str, ...] | None = None
 
     def check_labels(self) -> None:
-        """Raise InputError where no axis has as many elements as there are labels."""
+        """Raise InputError if there are labels and no axis has as many elements."""
         if self.labels is not None and self._labelled_axis is None:
             found = f"{self.count} scores" if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
             raise InputError(
@@ -113,23 +113,23 @@ class Classes:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The sizes of the axes along which there is a choice; a single one where labels name all scores."""
+        """The sizes of the axes with more than one element; one axis if the labels name all scores."""
         if self.labels is not None and len(self.labels) == self.count:
             return (self.count,)
         return tuple(n for n in self.shape if n != 1) or (1,)
 
     @property
     def _labelled_axis(self) -> int | None:
-        """Which of `axes` the labels name."""
+        """The position in `axes` of the axis that the labels name; None if there is none."""
         found = [i for i, n in enumerate(self.axes) if self.labels is not None and n == len(self.labels)]
         return found[-1] if found else None
 
     def position(self, number: int) -> str:
-        """Where a score is, as the command line takes it: "8763:1", or "7" along a single axis."""
+        """The position of a score in the form of the command line: "8763:1", or "7" with a single axis."""
         return ":".join(map(str, np.unravel_index(number, self.axes)))
 
     def name(self, number: int) -> str:
-        """The label of a score, with its position where there are more axes; else "class 7"."""
+        """The label of a score, with its position if there are several axes; "class 7" without labels."""
         place, axis = self.position(number), self._labelled_axis
         if self.labels is None or axis is None:
             return f"class {place}" if len(self.axes) == 1 else f"score {place}"
@@ -137,7 +137,7 @@ class Classes:
         return label if len(self.axes) == 1 else f"{label} ({place})"
 
     def number(self, target: At) -> int:
-        """Which score is meant, counted through all axes.  Raises InputError where there is none."""
+        """The class that `target` means, an index into the flattened scores.  Raises InputError for none."""
         sizes = self.axes if len(target.indices) == len(self.axes) else self.shape
         if len(target.indices) != len(sizes):
             raise InputError(
@@ -161,7 +161,7 @@ class Classes:
         return int(np.ravel_multi_index(indices, sizes))
 
     def labelled(self, name: str) -> int:
-        """The class of that label.  Raises InputError where there is none, or more than one."""
+        """The class with this label.  Raises InputError if there is none, or more than one."""
         found = _labelled(name, self.labels)
         if len(self.axes) > 1:
             at = At(*(name if i == self._labelled_axis else 0 for i in range(len(self.axes))))

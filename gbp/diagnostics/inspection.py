@@ -129,7 +129,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
     shape = graph.shapes[graph.input]
     with computing():
         plan = Plan.build(graph, algorithm)
-    how = _how(graph, plan)
+    cells = _plan_cells(graph, plan)
     rows = tuple(
         LayerRow(
             layer.name,
@@ -137,7 +137,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
             graph.shapes[layer.output][1:],
             layer.op.parameters,
             layer.op.macs(graph.shapes[layer.output]),
-            how[layer.name],
+            cells[layer.name],
         )
         for layer in graph.layers
     )
@@ -150,19 +150,19 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
     )
 
 
-def _how(graph: Graph, plan: Plan) -> dict[str, str]:
+def _plan_cells(graph: Graph, plan: Plan) -> dict[str, str]:
     """For each layer: its algorithm and the layers fused with it, or "fused", "folded", "view", "reorder"."""
     # The plan has one layer that the file has not: the rectifier in a QuantizeLinear.
     kinds = {layer.name: layer.kind for layer in graph.layers}
-    how: dict[str, str] = {}
+    cells: dict[str, str] = {}
     for instruction in plan.instructions:
         first, *fused = instruction.layers
-        how[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
-        how.update(dict.fromkeys(fused, "fused"))
+        cells[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
+        cells.update(dict.fromkeys(fused, "fused"))
     copied = {it.layers[0] for it in plan.instructions if it.step.algorithm == "reorder"}
     for layer in graph.layers:
-        if layer.name not in how:
+        if layer.name not in cells:
             moves = any(f"({name})" in copied for name in layer.inputs)
             is_view = layer.op.moves_only
-            how[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
-    return how
+            cells[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
+    return cells

@@ -68,7 +68,8 @@ class StepError:
     error
         The relative error of that tensor.
     told_apart
-        The largest difference between two pixels that equal windows made, over the tensor's largest value.
+        The largest difference between two pixels that equal windows made, over the tensor's largest
+        value.
     shapes
         The shapes of gbp's and of the reference's tensor, if they differ; then there is no error to measure.
     """
@@ -318,7 +319,7 @@ def _step_errors(
         for name, node in nodes.items()
         if node.op_type in ("Relu", "Clip") and node.input[0] in nodes
     }
-    for part in _parts(plan, _made(plan, nodes)):
+    for part in _parts(plan, _completed(plan, nodes)):
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
         values = reference.run(x, sorted(wanted)) if wanted else {}
@@ -352,7 +353,7 @@ def _title(
     return f"{label(first)} … {label(last)}", f"{first.op_type} … {last.op_type}"
 
 
-def _made(plan: Plan, names: Container[str]) -> list[list[str]]:
+def _completed(plan: Plan, names: Container[str]) -> list[list[str]]:
     """For each instruction, the tensors in `names` that are complete after it.
 
     They are its output, views of it, and joined tensors whose last part it writes.
@@ -361,20 +362,20 @@ def _made(plan: Plan, names: Container[str]) -> list[list[str]]:
     for i, instruction in enumerate(plan.instructions):
         at = plan.slices[instruction.output]
         writes[at.root].append((i, at))
-    made: list[list[str]] = [[] for _ in plan.instructions]
+    completed: list[list[str]] = [[] for _ in plan.instructions]
     for name, tensor in plan.tensors.items():
         at = plan.slices[tensor.name]
         parts = [i for i, part in writes[at.root] if part.start < at.stop and at.start < part.stop]
         if parts and name in names:
-            made[parts[-1]].append(name)
-    return made
+            completed[parts[-1]].append(name)
+    return completed
 
 
-def _parts(plan: Plan, made: list[list[str]]) -> Iterator[list[list[str]]]:
+def _parts(plan: Plan, completed: list[list[str]]) -> Iterator[list[list[str]]]:
     """Cut the instructions into runs whose tensors fit into _PART bytes, in float64 and with their inputs."""
     part: list[list[str]] = []
     room = _PART
-    for names in made:
+    for names in completed:
         need = sum(16 * elements(plan.tensors[name].shape) for name in names)
         if part and need > room:
             yield part

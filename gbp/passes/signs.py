@@ -34,10 +34,10 @@ _MOVES = (
 
 
 def nonnegative(graph: Graph) -> set[str]:
-    """Names of tensors without negative numbers, the image taken for one of them, and the difference of two
-    of them, as of E[x²] and E[x]².
+    """The names of tensors that hold no negative number.
 
-    Of integers that QuantizeLinear makes it is the numbers they stand for that count.
+    The image counts as such a tensor, and so does the difference of two of them, as in E[x²] − E[x]².
+    Integers of a QuantizeLinear count as the numbers that they stand for.
     """
     found = {graph.input}
     for layer in graph.layers:

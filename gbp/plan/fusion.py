@@ -29,48 +29,48 @@ def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
 
 def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
     once = _read_once(instructions, remain)
-    made = {instruction.output: i for i, instruction in enumerate(instructions)}
-    gone: set[int] = set()
+    makers = {instruction.output: i for i, instruction in enumerate(instructions)}
+    replaced: set[int] = set()
     result: dict[int, Instruction] = dict(enumerate(instructions))
     for i, instruction in enumerate(instructions):
         if not instruction.step.is_sum or len(instruction.inputs) != 2:
             continue
-        # Prefer the input that is made later: then fewer tensors are alive in between.
-        for name in sorted(instruction.inputs, key=lambda x: -made.get(x, -1)):
-            maker = result.get(made.get(name, -1))
+        # Prefer the input that is makers later: then fewer tensors are alive in between.
+        for name in sorted(instruction.inputs, key=lambda x: -makers.get(x, -1)):
+            maker = result.get(makers.get(name, -1))
             if maker is None or name not in once or not maker.step.fuses_residual:
                 continue
             if maker.residual is not None or maker.clip != UNCLIPPED:
                 continue
             (other,) = (x for x in instruction.inputs if x != name)
-            gone.add(made[name])
+            replaced.add(makers[name])
             result[i] = replace(
                 maker, layers=maker.layers + instruction.layers, output=instruction.output, residual=other
             )
             break
-    return [result[i] for i in range(len(instructions)) if i not in gone]
+    return [result[i] for i in range(len(instructions)) if i not in replaced]
 
 
 def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
     once = _read_once(instructions, remain)
-    made = {instruction.output: i for i, instruction in enumerate(instructions)}
+    makers = {instruction.output: i for i, instruction in enumerate(instructions)}
     result = list(instructions)
-    gone: set[int] = set()
+    replaced: set[int] = set()
     for i, instruction in enumerate(instructions):
         source = instruction.inputs[0]
         if not (instruction.has_mask and instruction.step.fuses_clip) or instruction.residual is not None:
             continue
-        if source not in once or source not in made:
+        if source not in once or source not in makers:
             continue
-        maker = result[made[source]]
+        maker = result[makers[source]]
         if maker.step.fuses_clip and maker.clip == UNCLIPPED:
-            gone.add(i)
+            replaced.add(i)
             merged = replace(
                 maker,
                 layers=maker.layers + instruction.layers,
                 output=instruction.output,
                 clip=instruction.clip,
             )
-            result[made[source]] = merged
-            made[instruction.output] = made[source]
-    return [instruction for i, instruction in enumerate(result) if i not in gone]
+            result[makers[source]] = merged
+            makers[instruction.output] = makers[source]
+    return [instruction for i, instruction in enumerate(result) if i not in replaced]

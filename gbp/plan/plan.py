@@ -257,7 +257,7 @@ def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
 
 
 def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """The largest first, each where it fits first: tight, in time that is quadratic."""
+    """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
     begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
     for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
@@ -271,7 +271,7 @@ def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -
 
 
 def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """In the order of time, each in the smallest room that is large enough of those that others have left."""
+    """Place buffers in the order of their first use, each in the smallest free gap that is large enough."""
     offsets: dict[str, int] = {}
     free: list[tuple[int, int]] = []  # (size, where), sorted
     alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -54,6 +55,16 @@ compiled: list[tuple[str, float]] = []
 not_kept: list[str] = []
 
 _compiling = Lock()
+
+
+def _begin_anew() -> None:
+    """In a forked child: the thread that compiled at that moment is not there to let go."""
+    global _compiling  # noqa: PLW0603  # a child's own
+    _compiling = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @cache

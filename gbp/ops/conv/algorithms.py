@@ -336,7 +336,7 @@ class ListsBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
         self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
-        self.kernels = conv_lists_bwd, choose_lists, *dense.kernels
+        self.kernels = conv_lists_bwd, *dense.kernels
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), max_density)
         self.algorithm = "lists"
