@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .limits import readable_bytes
 
-#: Of a file that is all text: labels, what lies beside a model.
+#: Most bytes of a text file: labels, or the sidecar of a model.
 MAX_TEXT = 2**26
 
 
@@ -53,7 +53,7 @@ def beside(path: Path, location: str) -> Path:
     Raises PermissionError if the file is outside that folder, also if a link leads there.
     """
     found = (path.parent / location).resolve()
-    # Either may be a link, as in a cache of models, to files that lie together as well.
+    # Both may be links, as in a cache of models, to files in one other folder.
     folders = path.parent.resolve(), path.resolve().parent
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
         raise PermissionError(f"it lies outside the folder of {path.name!r}")

@@ -19,7 +19,7 @@ from . import explain, inspect, verify, warmup
 #: Arguments of the library that are options of the same name.
 _OPTIONS = "activations|algorithm|device|given|input|labels|memory|output|preprocess|rule|size|target|threads"
 
-#: What the library says in Python that an option says otherwise.
+#: Text in messages of the library → its form on the command line.
 _SAID = {
     "output=PROBABILITY": "--output probability",
     "size=(H, W)": "--size HxW",

@@ -24,7 +24,7 @@ class _Line(logging.Handler):
         self.counts = sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno > logging.INFO:  # why kernels are not kept: told at the end
+        if record.levelno > logging.INFO:  # the reason why kernels are not stored is printed at the end
             return
         self.kernels += 1
         if self.counts:

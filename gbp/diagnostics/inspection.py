@@ -68,7 +68,7 @@ class Inspection:
     input: str
     output: str
     hints: tuple[str, ...] = ()
-    #: What a reader of the maps should know of the file.
+    #: Remarks about the file, for the reader of the maps.
     notes: tuple[str, ...] = ()
 
 

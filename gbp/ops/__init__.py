@@ -14,7 +14,7 @@ from .written import Rewriter
 
 
 def _listed(table: str) -> dict[str, Any]:
-    """What all files list in tables of that name."""
+    """The tables of this name of all files in the folder, as one."""
     listed: dict[str, Any] = {}
     for file in iter_modules(__path__):
         found = getattr(import_module(f"{__name__}.{file.name}"), table, {})

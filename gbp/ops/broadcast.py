@@ -35,7 +35,7 @@ from .step import (
 )
 
 RANK = 6  # the number of axes that broadcasting kernels take
-#: Where a constant may be infinite: masks, bounds, neutral elements.
+#: Ops that may have an infinite constant: a mask, a bound or a neutral element.
 _OF_INFINITY = (
     "Add",
     "Sum",

@@ -3,8 +3,8 @@
 y = [x_0 | x_1 | …]     gx_i = the part of gy at x_i's place
 y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
 
-Along the innermost axis of memory the plan lets parts lie in the whole (`places.py`), and no byte moves; the
-steps here are for what is left.
+Along the innermost axis of memory the plan makes parts slices of the whole (`plan/aliasing.py`), and no byte
+moves.  The steps here are for the other cases.
 """
 
 from __future__ import annotations

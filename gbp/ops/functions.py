@@ -3,9 +3,9 @@
     y  = f(x)
     gx = f'(x) · gy
 
-`kernels/functions.py` has the table of f and f'.  For those that serve as activations the papers define no
-rule.  They take their true gradient; or, where the caller asks for it, gy is clamped to its positive part
-first under rules with a gradient gate.
+`kernels/functions.py` has the table of f and f'.  The papers define no rule for functions that serve as
+activations.  They take their true gradient.  With `activations="clamp"`, gy is first clamped to its positive
+part under rules with a gradient gate.
 """
 
 from __future__ import annotations

@@ -40,10 +40,10 @@ from .node import Node
 from .shape import or_identity
 from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
 
-#: Of one table: inputs that all outputs together look at.
+#: Most taps of one table, over all outputs.
 MAX_TAPS = 2**22
 
-#: A vector of taps loaded, multiplied and added, in multiply-adds of a convolution.
+#: The cost of a vector of taps (load, multiply, add), in multiply-adds of a convolution.
 _TAP = 2**7
 
 

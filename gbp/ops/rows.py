@@ -123,7 +123,8 @@ class RowsStep(Step):
         if all(len(a) == len(gy) for a in kept):
             self._vjp(slice(None), slice(None), gy, gx, context)
             return
-        # Of several targets a sample, the rows of one would lie between those of another.
+        # One gradient at a time: gy has rows for each target and the context for each sample, so they do not
+        # match.
         targets = len(gy) // len(kept[0])
         for m in range(len(gy)):
             self._vjp(slice(m, m + 1), slice(m // targets, m // targets + 1), gy, gx, context)

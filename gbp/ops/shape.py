@@ -176,7 +176,7 @@ def _unsqueezed(node: Node) -> Shape:
     return tuple(1 if i in axes else next(rest) for i in range(len(shape) + count))
 
 
-#: What these make of the shape of their input.
+#: ONNX op → the function that computes the shape of its output.
 TARGETS: Mapping[str, Callable[[Node], Shape]] = {
     "Reshape": _reshaped,
     "Flatten": _flattened,

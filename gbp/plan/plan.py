@@ -74,9 +74,9 @@ class Plan:
     other_activations: dict[str, int]
     #: How many layers round while their gradient ignores the rounding.
     straight_through: int
-    #: What the file calls the op of each layer, for people.
+    #: Layer → the name of its op in the file, for messages.
     kinds: dict[str, str]
-    #: What a reader of the maps should know of the file.
+    #: Remarks about the file, for the reader of the maps.
     notes: tuple[str, ...]
 
     @classmethod
