@@ -79,6 +79,7 @@ class Engine:
     def _session(self, shape: Shape) -> Session:
         source, settings = self.inputs.source, self.settings
         with computing():
+            # Whether the file has a batch axis is known only now, so the inputs are replaced.
             source, graph = settled(source, (source.input_shape[0] or 1, *shape))
             self.inputs = Inputs(source, self.inputs.preprocess)
             plan = Plan.build(graph, settings.algorithm, clamp=settings.clamp, device=settings.device)
@@ -152,6 +153,8 @@ class Engine:
         plan = self.sessions.of(shape).plan
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
+        # Some kernels run for some values only, so they are compiled here; explaining noise compiles the
+        # others.
         for instruction in plan.instructions:
             for kernel in instruction.step.kernels:
                 kernel.compile()

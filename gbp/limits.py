@@ -38,12 +38,15 @@ def elements(shape: Sequence[int]) -> int:
 
 
 def is_finite(values: NDArray[Any]) -> bool:
-    """Whether no number is NaN or infinite; a piece at a time, because answers take memory as well."""
+    """Whether no number is NaN or infinite.
+
+    It looks at a piece at a time, because `np.isfinite` of a large array would allocate as many booleans.
+    """
     flat, piece = values.reshape(-1), 2**20
     for i in range(0, flat.size, piece):
         part = flat[i : i + piece]
         with np.errstate(all="ignore"):
-            total = part.sum()  # which takes half the time, and NaN and infinity along
+            total = part.sum()  # NaN and infinity stay in a sum, which takes half as long as isfinite
         if not (np.isfinite(total) or np.isfinite(part).all()):
             return False
     return True

@@ -109,7 +109,7 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
 
 @kernel(COUNTS, FLOAT64, COUNTS, INT, split=1)
 def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Share) -> None:
-    """Write to chosen (1,) whether all rows fit their lists and no more than `most` values are listed."""
+    """Write 1 to chosen (1,) if all rows fit their lists and at most `most` values are listed, else 0."""
     for _ in range(share.first, share.last):
         total, fit = 0, True
         for count in counts:

@@ -4,7 +4,7 @@
 
 Pixels are computed in strips.  If few values of gy are nonzero, lists of them are faster; if many are, the
 dense tiles of `conv_direct`.  Both add in the order of o, in the same chains, and a product with 0 adds
-nothing.  So the choice does not change a bit of gx, and a few pixels of a strip may decide it.
+nothing.  So the choice changes no bit of gx.  It is made from the density of a few pixels of the strip.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     lp_pool:  y[o] = (Σ_k |x[p(o, k)]|^p)^(1/p)
               gx[q] = Σ_{o, k: p(o, k) = q}  gy[o] · sign(x[q]) · (|x[q]| / y[o])^(p−1),   0 where y[o] = 0
 
-p(o, k) is as in `pool`, and padding is 0.  Sums are in float64, of values divided by the window's largest, so
-no power overflows.
+p(o, k) is as in `pool`, and padding is 0.  Values are divided by the largest of their window before they are
+raised to p, so no power overflows.  Sums are in float64.
 
 Source: ONNX LpPool, GlobalLpPool.
 """

@@ -38,9 +38,10 @@ def clear_pixels(x: Any, threads: int, share: Share) -> None:
 def pointwise_fwd(
     x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
 ) -> None:
-    """Write y = clip(a · x + b + r, lo, hi) and the bit lo < · < hi of each unit to mask; y may be x or r.
+    """Write y = clip(a · x + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.  y may be x or r.
 
-    a and b (C,), r and mask may each be empty: then a is 1, b and r are 0, and no bits are written.
+    a (C,), b (C,), r and mask may each be empty: without a it is 1, without b or r they are 0, and without
+    mask no bits are written.
     """
     N, H, W, C = x.shape
     low, high = broadcast(lo), broadcast(hi)

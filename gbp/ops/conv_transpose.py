@@ -26,7 +26,11 @@ from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
 
 @dataclass(frozen=True)
 class Spread(Op):
-    """Puts pixels `step` apart, with zeros between, before (`begin`) and behind (`end`), by spatial axis."""
+    """Puts pixels at distances of `step` and fills the gaps with zeros.
+
+    `begin` and `end` are zeros before the first and behind the last pixel; negative numbers crop.  Each field
+    has one number for each spatial axis.
+    """
 
     step: tuple[int, ...]
     begin: tuple[int, ...]
@@ -85,7 +89,7 @@ def _axis(size: int, kernel: int, dilation: int, begin: int, end: int) -> Axis:
 
 
 def _as_convolution(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
-    """(C, O / group, …) as (O, C / group, …), flipped."""
+    """Weights (C, O / group, …) as those of a convolution: (O, C / group, …), flipped along spatial axes."""
     C, O, *kernel = w.shape
     parts = w.reshape(group, C // group, O, *kernel).swapaxes(1, 2)
     flipped = parts.reshape(group * O, C // group, *kernel)

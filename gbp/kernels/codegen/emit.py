@@ -23,7 +23,10 @@ def _host_features() -> str:
 
 
 def _vector_shape(features: str) -> tuple[int, int]:
-    """Lanes of a vector and rows of a tile.  Two vectors of weights and one broadcast need registers too."""
+    """Lanes of a vector and rows of a tile.
+
+    A row of a tile takes two vectors of sums.  Two vectors of weights and one broadcast value must fit too.
+    """
     present = features.split(",")
     if "+avx512f" in present:
         return 16, 14  # 32 registers of 16 lanes

@@ -63,10 +63,10 @@ def _outputs_of(axis: Axis, tap: int) -> tuple[int, int, int]:
 
 
 def _runs(axis: Axis, of_inputs: bool) -> Iterator[_Run]:
-    """The runs of all taps, in the order of the taps.
+    """Cut the planes of each tap into runs with the same `first` and `last`.  The taps are in order.
 
-    `of_inputs`: whether `first` and `last` are about planes of x; otherwise about planes of y.  A run ends
-    where one of the two changes.
+    `of_inputs`: whether `first` and `last` count the taps that read a plane of x, for the backward pass;
+    otherwise those that add to a plane of y.
     """
     size, stride = (axis.size if of_inputs else axis.outputs), axis.stride
     firsts, lasts = np.full(size, axis.kernel), np.full(size, -1)
@@ -74,7 +74,7 @@ def _runs(axis: Axis, of_inputs: bool) -> Iterator[_Run]:
     def planes_at(start: int, stop: int, shift: int) -> slice:
         return _at(start, stop, stride, shift) if of_inputs else slice(start, stop)
 
-    for tap in range(axis.kernel):
+    for tap in range(axis.kernel):  # find the first and the last tap of each plane
         here = planes_at(*_outputs_of(axis, tap))
         firsts[here] = np.minimum(firsts[here], tap)
         lasts[here] = tap
