@@ -50,7 +50,7 @@ def parse_relu(node: Node) -> Op:
 
 
 def _bound(node: Node, name: str, index: int, default: float) -> float:
-    """A bound of Clip: an attribute before opset 11, an input since."""
+    """A bound of Clip, which is an attribute before opset 11 and an input since."""
     if node.opset < 11:
         return node.number(name, default, infinite=True)
     if not node.has(index):
