@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer
+from gbp.importer import subgraph
 from gbp.plan import plan
 
 Graph = Callable[[int], onnx.ModelProto]
@@ -109,6 +110,16 @@ def test_cost_is_linear_in_nodes(name: str) -> None:
     few, many = cost(make(1000)), cost(make(4000))
     assert many < 8 * few + 0.3  # 4 times as many
     assert many < 10
+
+
+def test_the_input_is_found_in_one_pass() -> None:
+    """Behind however many transposes, of which each is read by the next."""
+    data = GRAPHS["transposes"](2**13).SerializeToString()
+    with mock.patch.object(subgraph, "_first_nodes", wraps=subgraph._first_nodes) as first_nodes:
+        Explainer(data)
+    passed_over = {id(call.args[0]) for call in first_nodes.call_args_list}
+    assert len(first_nodes.call_args_list) > 4000
+    assert len(passed_over) <= 2
 
 
 # ------------------------------------------------------------------------------------------ places in memory
