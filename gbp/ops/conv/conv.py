@@ -80,6 +80,7 @@ class Conv(Op):
     algorithm: str = "auto"
     depth: Axis | None = None
     device: str = "cpu"
+    products: int = 3  # on a card: see `conv_ways_cuda.ways_of`
 
     @property
     def parameters(self) -> int:
@@ -206,12 +207,15 @@ def check_algorithm(algorithm: str) -> None:
         raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
-def force(graph: Graph, algorithm: str, device: str) -> Graph:
-    """The same network with every convolution computed on this device, by this one of ALGORITHMS."""
+def force(graph: Graph, algorithm: str, device: str, products: int = 3) -> Graph:
+    """The same network with every convolution computed on this device, by this one of ALGORITHMS.
+
+    `products`: on a card, see `conv_ways_cuda.ways_of`.
+    """
 
     def forced(layer: Layer) -> Layer:
         if isinstance(layer.op, Conv):
-            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device))
+            return replace(layer, op=replace(layer.op, algorithm=algorithm, device=device, products=products))
         return layer
 
     return graph.with_layers(map(forced, graph.layers))
@@ -268,12 +272,9 @@ def _algorithms(op: Conv) -> tuple[Callable[..., ForwardAlgorithm], Callable[...
     window, algorithm = op.window, op.algorithm
     if op.device == "cpu":
         return (lambda w, b: _forward(w, b, window, algorithm)), (lambda w: _backward(w, window, algorithm))
-    from .algorithms_cuda import (  # nothing of CUDA is imported before it is asked for
-        TiledBackward,
-        TiledForward,
-    )
+    from .algorithms_cuda import ways_of  # nothing of CUDA is imported before it is asked for
 
-    return (lambda w, b: TiledForward(w, b, window)), (lambda w: TiledBackward(w, window))
+    return ways_of(window, op.products)
 
 
 class ConvStep(Step):

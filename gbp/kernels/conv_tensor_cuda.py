@@ -1,0 +1,511 @@
+"""Convolution on a card's tensor cores, at float32's accuracy (`tensor_cuda`): implicit GEMM.
+
+    y[p, o] = Σ_k X[p, k] · w[k, o],   k = (i·KW + j)·C + c,   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
+
+A block computes a tile of pixels × channels.  Step by step it multiplies 32 columns of X with 32 rows of w,
+while those of the next steps are on their way to shared memory (`cp.async`, which writes zeros where a window
+hangs over the plane).  Weights come split into big and small, and in the order in which they lie there.
+
+K is cut into as many parts as fill a card with the blocks of one sample.  The parts' sums are added in order:
+by the block itself where there are enough of them, else each part has a block, and `_finish` adds.  So the
+bits depend on neither, nor on the tile.
+
+The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, float32
+from numpy.typing import NDArray
+
+from ..errors import UnsupportedError
+from .codegen import tensor_cuda as tensor
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import (
+    SIMULATED,
+    CudaKernel,
+    block_kernel,
+    device_function,
+    int32,
+    int64,
+    kernel,
+    specialised,
+)
+from .codegen.simd_cuda import at_pixel, load_four, store_four
+from .codegen.tensor_cuda import (
+    commit,
+    copy_4,
+    copy_16,
+    divide,
+    global_address,
+    load_place,
+    shared_address,
+    split,
+    store_place,
+)
+from .codegen.tensor_cuda import nothing as _fence
+from .codegen.tensor_cuda import wait_2 as _wait
+from .eights_cuda import all_in_fours, eight_of, eights_of, epilogue_bwd, epilogue_fwd
+from .taps import TAPS, Taps
+
+#: Columns of X that a step multiplies, and bytes of a row of them.
+DEPTH = 32
+_ROW = 4 * DEPTH
+#: Bytes of eight channels of a tile of weights, big or small.
+_ATOM = 8 * _ROW
+#: Blocks of _NOMINAL² sums that K is cut for, and the fewest steps of a part.
+_ENOUGH_BLOCKS = 4 if SIMULATED else 2 * 132
+_NOMINAL = 64
+_FEWEST_STEPS = 1 if SIMULATED else 4
+#: Sums of a layer from which on the blocks add up their parts themselves.
+_ENOUGH_SUMS = 16 * 32 if SIMULATED else 132 * _NOMINAL**2
+_MAX_PIXELS = 2**31
+_FAR = -(2**30)  # no window meets it
+NOTHING = np.empty(0, np.float32)
+
+
+class Tile(NamedTuple):
+    """What a block computes, how many steps are on their way, blocks of a multiprocessor; and by which
+    instruction."""
+
+    pixels: int
+    channels: int
+    stages: int
+    blocks: int
+    how: str = "wgmma"
+    warps: int = 8
+    products: int = 3
+
+    @property
+    def threads(self) -> int:
+        return self.warps * (1 if SIMULATED else 32)
+
+    @property
+    def rows_bytes(self) -> int:
+        return -(-16 * self.pixels // 1024) * 1024
+
+    @property
+    def stage_bytes(self) -> int:
+        return _ROW * (self.pixels + self.channels * (2 if self.products > 1 else 1))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Stages lie on whole 1024 bytes; at the end the sums take their place."""
+        sums = 4 * self.pixels * (self.channels + 8)
+        return 1024 + self.rows_bytes + max(self.stages * self.stage_bytes, sums)
+
+
+def steps_of(taps: int, C: int) -> int:
+    return -(-taps * C // DEPTH)
+
+
+def parts_of(pixels: int, channels: int, steps: int) -> int:
+    """Parts of K, for y of so many pixels a sample."""
+    blocks = -(-pixels // _NOMINAL) * -(-channels // _NOMINAL)
+    parts = max(1, min(_ENOUGH_BLOCKS // max(1, blocks), steps // _FEWEST_STEPS))
+    return -(-steps // -(-steps // parts)) if steps else 1
+
+
+def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
+    """Weights (O, C, KH, KW) as the kernels read them, flat.
+
+    (steps, O / 8, [big, small], 8, 32): of each step and eight channels a tile as it lies in shared memory.
+    """
+    O, C, KH, KW = w.shape
+    steps, eights = steps_of(KH * KW, C), -(-O // 8)
+    rows = np.zeros((eights * 8, steps * DEPTH), np.float32)
+    rows[:O, : KH * KW * C] = w.transpose(0, 2, 3, 1).reshape(O, -1)
+    # chunk c of row r lies at c xor r
+    chunks = rows.reshape(eights, 8, steps, 8, 4).transpose(2, 0, 1, 3, 4)
+    r, c = np.arange(8)[:, None], np.arange(8)
+    swizzled = chunks[:, :, r, c ^ r]
+    big, rest = split(np.ascontiguousarray(swizzled))
+    both = (big,) if products == 1 else (big, split(rest)[0])
+    return np.stack(both, 2).reshape(-1)
+
+
+#: Of the tile that a copy of the functions below is made for; see `_kernels`.
+PIXELS = CHANNELS = THREADS = STAGES = OWN = EIGHTS = ACROSS = 1
+ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
+
+
+def _locate(x: Any, y: Any, taps: Taps, top: int, left: int, block: int, rows: int) -> None:
+    """Where the windows of the block's pixels begin: address, h and w of each."""
+    N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
+    for row in range(cuda.threadIdx.x, PIXELS, THREADS):
+        p = int32(block * PIXELS + row)
+        line = divide(p, OW)
+        n = divide(line, OH)
+        h = int64(line - n * OH) * taps.stride_h - top
+        w = int64(p - line * OW) * taps.stride_w - left
+        place = global_address(x) + n * x.strides[0] + h * x.strides[1] + w * x.strides[2]
+        store_place(int32(rows + 16 * row), place, int32(h if n < N else _FAR), int32(w))
+
+
+def _fetch(
+    x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int
+) -> None:  # fmt: skip
+    """A thread's part of a step on its way to a stage: chunks of X, and chunks of w."""
+    t = int32(cuda.threadIdx.x)
+    C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
+    anywhere = global_address(x)
+    if fours:
+        for q in range(X_UNITS):
+            unit = int32(q * THREADS + t)
+            row, chunk = unit >> 3, unit & 7
+            k = int32(step * DEPTH + chunk * 4)
+            tap = divide(k, C)
+            i = divide(tap, KW)
+            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
+            place, h, v = load_place(int32(rows + row * 16))
+            h, v = int32(h + dh), int32(v + dw)
+            inside = k < K and h >= 0 and h < H and v >= 0 and v < W
+            source = place + dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C)
+            to = int32(stage + row * _ROW + ((chunk ^ (row & 7)) << 4))
+            copy_16(to, source if inside else anywhere, int32(16 if inside else 0))
+    else:
+        for q in range(X_WORDS):
+            unit = int32(q * THREADS + t)
+            row, word = unit >> 5, unit & 31
+            k = int32(step * DEPTH + word)
+            tap = divide(k, C)
+            i = divide(tap, KW)
+            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
+            place, h, v = load_place(int32(rows + row * 16))
+            h, v = int32(h + dh), int32(v + dw)
+            inside = k < K and h >= 0 and h < H and v >= 0 and v < W
+            source = place + dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C)
+            to = int32(stage + row * _ROW + (((word >> 2) ^ (row & 7)) << 4) + ((word & 3) << 2))
+            copy_4(to, source if inside else anywhere, int32(4 if inside else 0))
+    start = w + (int64(step) * eights + first) * W_ATOM
+    _copy_weights(int32(stage + X_BYTES), start, int32(min(EIGHTS, eights - first) * W_ATOM))
+
+
+def _product(
+    x: Any, w: Any, y: Any, taps: Taps, top: int, left: int, part_steps: int, fours: int, shared: Any,
+    total: Any,
+) -> int:  # fmt: skip
+    """The sums of a block to where the stages were, pixel by pixel; returns the index of the first."""
+    start = shared_address(shared)
+    rows = int32((start + 1023) // 1024 * 1024)
+    base = int32(rows + ROWS_BYTES)
+    across = (y.shape[3] + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * EIGHTS
+    K = taps.rows * taps.columns * x.shape[3]
+    steps, eights = (K + DEPTH - 1) // DEPTH, (y.shape[3] + 7) // 8
+    begin, end = int32(0), int32(steps)
+    if cuda.gridDim.y > 1:
+        begin = int32(cuda.blockIdx.y * part_steps)
+        end = int32(min(begin + part_steps, steps))
+    own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
+    for i in range(OWN):
+        own[i], total[i] = np.float32(0), np.float32(0)
+    _locate(x, y, taps, top, left, block, rows)
+    cuda.syncthreads()
+    at = global_address(w)
+    for s in range(STAGES - 1):
+        if begin + s < end:
+            _fetch(x, at, taps, K, begin + s, eights, first, fours, rows, int32(base + s * STAGE_BYTES))
+        commit()
+    boundary = int32(begin + part_steps)
+    stage, ahead = int32(0), int32(STAGES - 1)
+    for step in range(begin, end):
+        _wait()
+        _fence()
+        cuda.syncthreads()
+        if step + STAGES - 1 < end:
+            to = int32(base + ahead * STAGE_BYTES)
+            _fetch(x, at, taps, K, step + STAGES - 1, eights, first, fours, rows, to)
+        commit()
+        _multiply(int32(base + stage * STAGE_BYTES), part)
+        for i in range(OWN):
+            own[i] += part[i]
+        stage = int32(stage + 1 if stage < STAGES - 1 else 0)
+        ahead = int32(ahead + 1 if ahead < STAGES - 1 else 0)
+        if step + 1 == boundary or step + 1 == end:
+            for i in range(OWN):
+                total[i] += own[i]
+                own[i] = np.float32(0)
+            boundary = int32(boundary + part_steps)
+    cuda.syncthreads()
+    _lay_down(base, total)
+    cuda.syncthreads()
+    return (base - start) // 4
+
+
+@device_function
+def _keep(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
+    """Eight sums of a pixel to the partial sums, as far as there are channels."""
+    if o < channels:
+        store_four((v[0], v[1], v[2], v[3]), partial, p * channels + o)
+    if o + 4 < channels:
+        store_four((v[4], v[5], v[6], v[7]), partial, p * channels + o + 4)
+
+
+def _conv_fwd(
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
+    partial: Any, part_steps: int, x_fours: int, y_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper; the flags say whether x, and r and y, may be read and written by fours."""
+    shared = cuda.shared.array(0, float32, alignment=16)
+    total, v = cuda.local.array(OWN, float32), cuda.local.array(8, float32)
+    at = _product(x, w, y, taps, top, left, part_steps, x_fours, shared, total)
+    N, OH, OW, O = y.shape
+    across = (O + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
+    for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
+        p, o = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
+        line = divide(p, int32(OW))
+        n = divide(line, int32(OH))
+        if n < N and o < O:
+            eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
+            if partial.size:
+                _keep(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
+            else:
+                h, u = int64(line - n * int32(OH)), int64(p - line * int32(OW))
+                epilogue_fwd(v, int64(n), h, u, o, b, r, y, mask, lo, hi, y_fours)
+
+
+def _conv_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    partial: Any, part_steps: int, gy_fours: int, gx_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
+    shared = cuda.shared.array(0, float32, alignment=16)
+    total, v = cuda.local.array(OWN, float32), cuda.local.array(8, float32)
+    at = _product(gy, w, gx, taps, top, left, part_steps, gy_fours, shared, total)
+    N, H, W, C = gx.shape
+    across = (C + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
+    for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
+        p, c = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
+        line = divide(p, int32(W))
+        n = divide(line, int32(H))
+        if n < N and c < C:
+            eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
+            if partial.size:
+                _keep(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
+            else:
+                h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
+                epilogue_bwd(v, int64(n), h, u, c, mask, gate, gx, accumulate, gx_fours)
+
+
+@device_function
+def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int, v: Any) -> None:
+    """The sums of all parts in order, of eight channels of a pixel."""
+    for k in range(8):
+        v[k] = np.float32(0)
+    for s in range(parts):
+        i = (s * pixels + p) * channels + o
+        first, second, third, fourth = load_four(partial, i)
+        v[0] += first
+        v[1] += second
+        v[2] += third
+        v[3] += fourth
+        if o + 4 < channels:
+            first, second, third, fourth = load_four(partial, i + 4)
+            v[4] += first
+            v[5] += second
+            v[6] += third
+            v[7] += fourth
+
+
+@kernel(
+    *(DENSE, INT, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def finish_fwd(
+    partial: Any, parts: int, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
+) -> None:
+    """What ends a forward whose parts of K had blocks of their own."""
+    v = cuda.local.array(8, float32)
+    N, OH, OW, O = y.shape
+    eights, pixels, channels = (O + 7) // 8, N * OH * OW, (O + 3) // 4 * 4
+    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
+        p, o = unit // eights, unit % eights * 8
+        n, h, w = at_pixel(p, OH, OW)
+        _added(partial, parts, pixels, p, o, channels, v)
+        epilogue_fwd(v, n, h, w, o, b, r, y, mask, lo, hi, fours)
+
+
+@kernel(
+    *(DENSE, INT, MASK, GATE, ACTIVATION, INT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def finish_bwd(partial: Any, parts: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
+    """What ends a reverse whose parts of K had blocks of their own."""
+    v = cuda.local.array(8, float32)
+    N, H, W, C = gx.shape
+    eights, pixels, channels = (C + 7) // 8, N * H * W, (C + 3) // 4 * 4
+    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
+        p, c = unit // eights, unit % eights * 8
+        n, h, w = at_pixel(p, H, W)
+        _added(partial, parts, pixels, p, c, channels, v)
+        epilogue_bwd(v, n, h, w, c, mask, gate, gx, accumulate, fours)
+
+
+def _constants(tile: Tile) -> dict[str, Any]:
+    """What a tile's copy of the kernels knows as numbers."""
+    halves = 2 if tile.products > 1 else 1
+    values = {
+        "PIXELS": tile.pixels,
+        "CHANNELS": tile.channels,
+        "THREADS": tile.threads,
+        "STAGES": tile.stages,
+        "EIGHTS": tile.channels // 8,
+        "ACROSS": tile.channels + 8,
+        "ROWS_BYTES": tile.rows_bytes,
+        "X_BYTES": tile.pixels * _ROW,
+        "STAGE_BYTES": tile.stage_bytes,
+        "W_ATOM": _ATOM * halves,
+        "X_UNITS": tile.pixels * 8 // tile.threads,
+        "X_WORDS": tile.pixels * 32 // tile.threads,
+        "W_UNITS": tile.channels * 8 * halves // tile.threads,
+        "PRODUCTS": tile.products,
+        "OWN": tile.pixels * tile.channels // tile.threads,
+        "_wait": (tensor.wait_0, tensor.wait_1, tensor.wait_2)[tile.stages - 2],
+    }
+    if tile.how == "wgmma":
+        values |= {"wgmma": tensor.wgmma_of(tile.channels, tile.products), "_fence": tensor.to_async_proxy}
+        values |= {"COLUMNS_OF_8": tile.channels // 8}
+    elif tile.how == "mma":
+        columns = min(tile.channels, 32)
+        across = tile.channels // columns
+        rows = tile.pixels // (tile.warps // across) // 16
+        values |= {"WARPS_ACROSS": across, "ROWS_OF_16": rows, "COLUMNS_OF_8": columns // 8}
+        values |= {"A_WORDS": 4 * rows, "B_WORDS": columns // 4, "SUMS": values["OWN"]}
+    return values
+
+
+def _parts(tile: Tile) -> dict[str, Any]:
+    copy_weights, multiply, lay_down = tensor.TILES_BY[tile.how]
+    parts = {"_locate": _locate, "_fetch": _fetch, "_product": _product, "_copy_weights": copy_weights}
+    return {**parts, "_multiply": multiply, "_lay_down": lay_down}
+
+
+def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
+    """conv_fwd and conv_bwd that compute such tiles."""
+    name = f"{tile.how}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
+    conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _parts(tile), _constants(tile))
+
+    def blocks_of(y: Any, partial: Any, w: Any, steps: int) -> tuple[int, int]:
+        N, H, W, C = y.shape
+        parts = partial.size // (N * H * W * (-(-C // 4) * 4)) if partial.size else 1
+        return -(-N * H * W // tile.pixels) * -(-C // tile.channels), parts
+
+    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT
+    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
+    options: dict[str, Any] = {
+        "threads": (tile.threads,),
+        "shared_bytes": tile.shared_bytes,
+        "least_blocks": tile.blocks,
+        "capability": {"wgmma": (9, 0), "mma": (8, 0)}.get(tile.how, (0, 0)),
+    }
+    more = DENSE, INT, INT, INT
+    return (
+        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[1], a[12]), **options)(
+            conv_fwd
+        ),
+        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[1], a[10]), **options)(
+            conv_bwd
+        ),
+    )
+
+
+_TILES = {
+    "wgmma": (Tile(128, 128, 4, 1), Tile(128, 64, 3, 2), Tile(64, 64, 3, 3, warps=4), Tile(128, 32, 3, 2)),
+    "mma": tuple(
+        Tile(*sizes, how="mma")
+        for sizes in ((128, 128, 2, 1), (128, 64, 3, 2), (64, 64, 3, 2), (128, 32, 3, 2))
+    ),
+    "simulated": (Tile(16, 32, 3, 1, "simulated", 1), Tile(8, 16, 2, 1, "simulated", 1)),
+}
+
+
+class Conv:
+    """Both kernels, in tiles of all sizes, on the tensor cores of a kind of card."""
+
+    def __init__(self, how: str, products: int = 3) -> None:
+        self.products = products
+        self.tiles = [tile._replace(products=products) for tile in _TILES[how]]
+        self.kernels = {tile: kernels_of(tile) for tile in self.tiles}
+
+    def tile_for(self, pixels: int, channels: int) -> Tile:
+        """The largest tile that is not mostly empty and leaves enough blocks for the card."""
+        return next((tile for tile in self.tiles if _suits(tile, pixels, channels)), self.tiles[-1])
+
+    def forward(
+        self, x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float,
+        hi: float, parts: int, scratch: Any,
+    ) -> None:  # fmt: skip
+        """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
+
+        w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane,
+        and see zeros there.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
+        """
+        tile, partial, steps = self._chosen(x, y, taps, parts, scratch)
+        fours = all_in_fours(y, r)
+        forward, _ = self.kernels[tile]
+        forward(
+            x, w, b, r, y, mask, taps, top, left, lo, hi, partial, steps, all_in_fours(x), fours
+        )  # fmt: skip
+        if partial.size:
+            finish_fwd(partial, parts, b, r, y, mask, lo, hi, fours)
+
+    def reverse(
+        self, gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int,
+        left: int, parts: int, scratch: Any,
+    ) -> None:  # fmt: skip
+        """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
+
+        w as of `pack`, turned round by the caller, as the strides and begins of the window are.
+        """
+        tile, partial, steps = self._chosen(gy, gx, taps, parts, scratch)
+        fours = all_in_fours(gx)
+        _, reverse = self.kernels[tile]
+        reverse(gy, w, mask, gate, gx, accumulate, taps, top, left, partial, steps, all_in_fours(gy), fours)
+        if partial.size:
+            finish_bwd(partial, parts, mask, gate, gx, accumulate, fours)
+
+    def _chosen(self, x: Any, y: Any, taps: Taps, parts: int, scratch: Any) -> tuple[Tile, Any, int]:
+        """The tile, where the sums of parts that have blocks of their own go, and steps of a part."""
+        N, H, W, C = y.shape
+        if N * H * W >= _MAX_PIXELS:
+            raise UnsupportedError(
+                f"{N} planes of {H} x {W} are computed at once.",
+                supported=f"fewer than {_MAX_PIXELS} pixels on a card",
+                hint="Give a smaller batch_size.",
+            )
+        steps = steps_of(taps.rows * taps.columns, x.shape[3])
+        tile = self.tile_for(N * H * W, C)
+        alone = parts > 1 and N * H * W * C < _ENOUGH_SUMS
+        partial = scratch[: parts * N * H * W * (-(-C // 4) * 4)] if alone else NOTHING
+        return tile, partial, max(1, -(-steps // parts))
+
+
+def _suits(tile: Tile, pixels: int, channels: int) -> bool:
+    across = -(-channels // tile.channels)
+    blocks = -(-pixels // tile.pixels) * across
+    return (
+        blocks >= _ENOUGH_BLOCKS // 2 * tile.blocks
+        and 4 * channels > 3 * across * tile.channels - tile.channels
+    )
+
+
+def scratch_of(pixels: int, channels: int, parts: int) -> int:
+    """Floats for the parts' sums, of as many samples as have blocks for them."""
+    if parts == 1:
+        return 0
+    floats = pixels * (-(-channels // 4) * 4)
+    return parts * floats * max(1, _ENOUGH_SUMS // max(1, pixels * channels))
+
+
+@cache
+def conv_of(how: str, products: int) -> Conv:
+    """The kernels of a kind of tensor cores, of which there is one a process."""
+    return Conv(how, products)
