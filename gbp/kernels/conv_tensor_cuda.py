@@ -38,6 +38,7 @@ from .codegen.jit_cuda import (
 )
 from .codegen.simd_cuda import at_pixel, load_four, store_four
 from .codegen.tensor_cuda import (
+    below,
     commit,
     copy_4,
     copy_16,
@@ -48,8 +49,6 @@ from .codegen.tensor_cuda import (
     split,
     store_place,
 )
-from .codegen.tensor_cuda import nothing as _fence
-from .codegen.tensor_cuda import wait_2 as _wait
 from .eights_cuda import all_in_fours, eight_of, eights_of, epilogue_bwd, epilogue_fwd
 from .taps import TAPS, Taps
 
@@ -87,7 +86,9 @@ class Tile(NamedTuple):
 
     @property
     def rows_bytes(self) -> int:
-        return -(-16 * self.pixels // 1024) * 1024
+        """Where windows begin, and a barrier for each stage."""
+        barriers = 8 * self.stages if self.how == "wgmma" else 0
+        return -(-(16 * self.pixels + barriers) // 1024) * 1024
 
     @property
     def stage_bytes(self) -> int:
@@ -130,7 +131,7 @@ def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
 
 
 #: Of the tile that a copy of the functions below is made for; see `_kernels`.
-PIXELS = CHANNELS = THREADS = STAGES = OWN = EIGHTS = ACROSS = 1
+PIXELS = CHANNELS = THREADS = STAGES = OWN = WORDS = EIGHTS = ACROSS = 1
 ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
 
 
@@ -148,26 +149,31 @@ def _locate(x: Any, y: Any, taps: Taps, top: int, left: int, block: int, rows: i
 
 
 def _fetch(
-    x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int
+    x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int,
+    barrier: int,
 ) -> None:  # fmt: skip
-    """A thread's part of a step on its way to a stage: chunks of X, and chunks of w."""
+    """A thread's part of a step on its way to a stage: chunks of X, and the weights."""
     t = int32(cuda.threadIdx.x)
     C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
-    anywhere = global_address(x)
+    _copy_weights(
+        int32(stage + X_BYTES),
+        w + (int64(step) * eights + first) * W_ATOM,
+        int32(min(EIGHTS, eights - first) * W_ATOM),
+        barrier,
+    )
     if fours:
         for q in range(X_UNITS):
             unit = int32(q * THREADS + t)
             row, chunk = unit >> 3, unit & 7
             k = int32(step * DEPTH + chunk * 4)
-            tap = divide(k, C)
+            tap = divide(int32(step * DEPTH) if fours > 1 else k, C)
             i = divide(tap, KW)
             dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
             place, h, v = load_place(int32(rows + row * 16))
-            h, v = int32(h + dh), int32(v + dw)
-            inside = k < K and h >= 0 and h < H and v >= 0 and v < W
-            source = place + dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C)
+            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
+            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
             to = int32(stage + row * _ROW + ((chunk ^ (row & 7)) << 4))
-            copy_16(to, source if inside else anywhere, int32(16 if inside else 0))
+            copy_16(to, source, int32(16 if inside else 0))
     else:
         for q in range(X_WORDS):
             unit = int32(q * THREADS + t)
@@ -177,63 +183,91 @@ def _fetch(
             i = divide(tap, KW)
             dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
             place, h, v = load_place(int32(rows + row * 16))
-            h, v = int32(h + dh), int32(v + dw)
-            inside = k < K and h >= 0 and h < H and v >= 0 and v < W
-            source = place + dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C)
+            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
+            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
             to = int32(stage + row * _ROW + (((word >> 2) ^ (row & 7)) << 4) + ((word & 3) << 2))
-            copy_4(to, source if inside else anywhere, int32(4 if inside else 0))
-    start = w + (int64(step) * eights + first) * W_ATOM
-    _copy_weights(int32(stage + X_BYTES), start, int32(min(EIGHTS, eights - first) * W_ATOM))
+            copy_4(to, source, int32(4 if inside else 0))
+
+
+def _add_up(own: Any, kept: Any, at: int, is_first: bool, is_last: bool) -> None:
+    """The sums of a part to those of the parts before it, which lie in memory meanwhile."""
+    start = at + cuda.threadIdx.x
+    for i in range(OWN):
+        v = own[i] if is_first else kept[start + i * THREADS] + own[i]
+        if is_last:
+            own[i] = v
+        else:
+            kept[start + i * THREADS] = v
+            own[i] = np.float32(0)
 
 
 def _product(
-    x: Any, w: Any, y: Any, taps: Taps, top: int, left: int, part_steps: int, fours: int, shared: Any,
-    total: Any,
+    x: Any, w: Any, y: Any, taps: Taps, top: int, left: int, kept: Any, alone: int, part_steps: int,
+    fours: int, shared: Any,
 ) -> int:  # fmt: skip
     """The sums of a block to where the stages were, pixel by pixel; returns the index of the first."""
     start = shared_address(shared)
     rows = int32((start + 1023) // 1024 * 1024)
-    base = int32(rows + ROWS_BYTES)
+    base, barriers = int32(rows + ROWS_BYTES), int32(rows + 16 * PIXELS)
     across = (y.shape[3] + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * EIGHTS
     K = taps.rows * taps.columns * x.shape[3]
-    steps, eights = (K + DEPTH - 1) // DEPTH, (y.shape[3] + 7) // 8
-    begin, end = int32(0), int32(steps)
-    if cuda.gridDim.y > 1:
+    eights, at = (y.shape[3] + 7) // 8, global_address(w)
+    begin, end = int32(0), int32((K + DEPTH - 1) // DEPTH)
+    boundary = int32(part_steps)
+    if alone:
         begin = int32(cuda.blockIdx.y * part_steps)
-        end = int32(min(begin + part_steps, steps))
+        end = int32(min(begin + part_steps, end))
+        boundary = end
     own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
+    words, others = cuda.local.array(WORDS, float32), cuda.local.array(WORDS, float32)
     for i in range(OWN):
-        own[i], total[i] = np.float32(0), np.float32(0)
+        own[i] = np.float32(0)
+    _begin(barriers)
     _locate(x, y, taps, top, left, block, rows)
     cuda.syncthreads()
-    at = global_address(w)
     for s in range(STAGES - 1):
         if begin + s < end:
-            _fetch(x, at, taps, K, begin + s, eights, first, fours, rows, int32(base + s * STAGE_BYTES))
+            to, barrier = int32(base + s * STAGE_BYTES), int32(barriers + 8 * s)
+            _fetch(x, at, taps, K, begin + s, eights, first, fours, rows, to, barrier)
         commit()
-    boundary = int32(begin + part_steps)
-    stage, ahead = int32(0), int32(STAGES - 1)
-    for step in range(begin, end):
-        _wait()
-        _fence()
-        cuda.syncthreads()
-        if step + STAGES - 1 < end:
-            to = int32(base + ahead * STAGE_BYTES)
-            _fetch(x, at, taps, K, step + STAGES - 1, eights, first, fours, rows, to)
-        commit()
-        _multiply(int32(base + stage * STAGE_BYTES), part)
-        for i in range(OWN):
-            own[i] += part[i]
-        stage = int32(stage + 1 if stage < STAGES - 1 else 0)
-        ahead = int32(ahead + 1 if ahead < STAGES - 1 else 0)
-        if step + 1 == boundary or step + 1 == end:
-            for i in range(OWN):
-                total[i] += own[i]
-                own[i] = np.float32(0)
-            boundary = int32(boundary + part_steps)
+    _first_wait()
     cuda.syncthreads()
-    _lay_down(base, total)
+    if begin < end:
+        _load(base, words)
+    stage, ahead, parity = int32(0), int32(STAGES - 1), int32(0)
+    step = begin
+    while step < end:
+        for turn in range(2):
+            if step < end:
+                _wait()
+                cuda.syncthreads()
+                if step + STAGES - 1 < end:
+                    to, barrier = int32(base + ahead * STAGE_BYTES), int32(barriers + 8 * ahead)
+                    _fetch(x, at, taps, K, step + STAGES - 1, eights, first, fours, rows, to, barrier)
+                commit()
+                _arrived(int32(barriers + 8 * stage), parity)
+                to = int32(base + stage * STAGE_BYTES)
+                following = int32(to + STAGE_BYTES if stage < STAGES - 1 else base)
+                if turn == 0:
+                    _multiply(to, following, part, words, others)
+                else:
+                    _multiply(to, following, part, others, words)
+                for i in range(OWN):
+                    own[i] += part[i]
+                ahead = stage
+                if stage < STAGES - 1:
+                    stage = int32(stage + 1)
+                else:
+                    stage, parity = int32(0), int32(parity ^ 1)
+                step = int32(step + 1)
+                if step == boundary and step < end:
+                    _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), step == part_steps, False)
+                    boundary = int32(boundary + part_steps)
+    if not alone and boundary > part_steps:
+        _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), False, True)
+    cuda.syncthreads()
+    _lay_down(base, own)
     cuda.syncthreads()
     return (base - start) // 4
 
@@ -249,12 +283,15 @@ def _keep(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
 
 def _conv_fwd(
     x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
-    partial: Any, part_steps: int, x_fours: int, y_fours: int,
+    partial: Any, alone: int, part_steps: int, x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper; the flags say whether x, and r and y, may be read and written by fours."""
+    """As the wrapper.  `partial`: where sums of parts go, each part's of its own block if they are `alone`.
+
+    The flags say whether x, and r and y, may be read and written by fours; 2 that steps fill whole taps.
+    """
     shared = cuda.shared.array(0, float32, alignment=16)
-    total, v = cuda.local.array(OWN, float32), cuda.local.array(8, float32)
-    at = _product(x, w, y, taps, top, left, part_steps, x_fours, shared, total)
+    v = cuda.local.array(8, float32)
+    at = _product(x, w, y, taps, top, left, partial, alone, part_steps, x_fours, shared)
     N, OH, OW, O = y.shape
     across = (O + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -264,7 +301,7 @@ def _conv_fwd(
         n = divide(line, int32(OH))
         if n < N and o < O:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
-            if partial.size:
+            if alone:
                 _keep(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
             else:
                 h, u = int64(line - n * int32(OH)), int64(p - line * int32(OW))
@@ -273,12 +310,12 @@ def _conv_fwd(
 
 def _conv_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
-    partial: Any, part_steps: int, gy_fours: int, gx_fours: int,
+    partial: Any, alone: int, part_steps: int, gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
+    """As the wrapper, with what `_conv_fwd` is told besides."""
     shared = cuda.shared.array(0, float32, alignment=16)
-    total, v = cuda.local.array(OWN, float32), cuda.local.array(8, float32)
-    at = _product(gy, w, gx, taps, top, left, part_steps, gy_fours, shared, total)
+    v = cuda.local.array(8, float32)
+    at = _product(gy, w, gx, taps, top, left, partial, alone, part_steps, gy_fours, shared)
     N, H, W, C = gx.shape
     across = (C + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -288,7 +325,7 @@ def _conv_bwd(
         n = divide(line, int32(H))
         if n < N and c < C:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
-            if partial.size:
+            if alone:
                 _keep(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
             else:
                 h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
@@ -368,11 +405,15 @@ def _constants(tile: Tile) -> dict[str, Any]:
         "W_UNITS": tile.channels * 8 * halves // tile.threads,
         "PRODUCTS": tile.products,
         "OWN": tile.pixels * tile.channels // tile.threads,
-        "_wait": (tensor.wait_0, tensor.wait_1, tensor.wait_2)[tile.stages - 2],
+        "WORDS": 16 * halves if tile.how == "wgmma" else 1,
     }
+    # Those of a warpgroup read the rows of a stage while they multiply those of the one before.
+    early = tile.how == "wgmma"
+    waits = tensor.wait_0, tensor.wait_1, tensor.wait_2
+    values |= {"_first_wait": waits[tile.stages - 2], "_wait": waits[tile.stages - 2 - early]}
     if tile.how == "wgmma":
-        values |= {"wgmma": tensor.wgmma_of(tile.channels, tile.products), "_fence": tensor.to_async_proxy}
-        values |= {"COLUMNS_OF_8": tile.channels // 8}
+        values |= {"wgmma": tensor.wgmma_of(tile.channels, tile.products), "COLUMNS_OF_8": tile.channels // 8}
+        values |= {"load_words": tensor.load_words_of(tile.products)}
     elif tile.how == "mma":
         columns = min(tile.channels, 32)
         across = tile.channels // columns
@@ -383,9 +424,8 @@ def _constants(tile: Tile) -> dict[str, Any]:
 
 
 def _parts(tile: Tile) -> dict[str, Any]:
-    copy_weights, multiply, lay_down = tensor.TILES_BY[tile.how]
-    parts = {"_locate": _locate, "_fetch": _fetch, "_product": _product, "_copy_weights": copy_weights}
-    return {**parts, "_multiply": multiply, "_lay_down": lay_down}
+    own = {"_locate": _locate, "_fetch": _fetch, "_add_up": _add_up, "_product": _product}
+    return own | tensor.TILES_BY[tile.how]
 
 
 def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
@@ -393,9 +433,9 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
     name = f"{tile.how}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
     conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _parts(tile), _constants(tile))
 
-    def blocks_of(y: Any, partial: Any, w: Any, steps: int) -> tuple[int, int]:
+    def blocks_of(y: Any, partial: Any, alone: int) -> tuple[int, int]:
         N, H, W, C = y.shape
-        parts = partial.size // (N * H * W * (-(-C // 4) * 4)) if partial.size else 1
+        parts = partial.size // (N * H * W * (-(-C // 4) * 4)) if alone else 1
         return -(-N * H * W // tile.pixels) * -(-C // tile.channels), parts
 
     forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT
@@ -406,23 +446,16 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         "least_blocks": tile.blocks,
         "capability": {"wgmma": (9, 0), "mma": (8, 0)}.get(tile.how, (0, 0)),
     }
-    more = DENSE, INT, INT, INT
+    more = DENSE, INT, INT, INT, INT
     return (
-        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[1], a[12]), **options)(
-            conv_fwd
-        ),
-        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[1], a[10]), **options)(
-            conv_bwd
-        ),
+        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[12]), **options)(conv_fwd),
+        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_bwd),
     )
 
 
 _TILES = {
-    "wgmma": (Tile(128, 128, 4, 1), Tile(128, 64, 3, 2), Tile(64, 64, 3, 3, warps=4), Tile(128, 32, 3, 2)),
-    "mma": tuple(
-        Tile(*sizes, how="mma")
-        for sizes in ((128, 128, 2, 1), (128, 64, 3, 2), (64, 64, 3, 2), (128, 32, 3, 2))
-    ),
+    "wgmma": (Tile(128, 128, 4, 1), Tile(128, 64, 4, 1), Tile(64, 64, 3, 3, warps=4), Tile(128, 32, 4, 1)),
+    "mma": tuple(Tile(*sizes, how="mma") for sizes in ((128, 64, 3, 2), (64, 64, 3, 2), (128, 32, 3, 2))),
     "simulated": (Tile(16, 32, 3, 1, "simulated", 1), Tile(8, 16, 2, 1, "simulated", 1)),
 }
 
@@ -448,13 +481,12 @@ class Conv:
         w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane,
         and see zeros there.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
         """
-        tile, partial, steps = self._chosen(x, y, taps, parts, scratch)
+        tile, partial, alone, steps = self._chosen(x, y, taps, parts, scratch)
         fours = all_in_fours(y, r)
         forward, _ = self.kernels[tile]
-        forward(
-            x, w, b, r, y, mask, taps, top, left, lo, hi, partial, steps, all_in_fours(x), fours
-        )  # fmt: skip
-        if partial.size:
+        sizes = partial, alone, steps, _in_fours(x), fours
+        forward(x, w, b, r, y, mask, taps, top, left, lo, hi, *sizes)
+        if alone:
             finish_fwd(partial, parts, b, r, y, mask, lo, hi, fours)
 
     def reverse(
@@ -465,15 +497,16 @@ class Conv:
 
         w as of `pack`, turned round by the caller, as the strides and begins of the window are.
         """
-        tile, partial, steps = self._chosen(gy, gx, taps, parts, scratch)
+        tile, partial, alone, steps = self._chosen(gy, gx, taps, parts, scratch)
         fours = all_in_fours(gx)
         _, reverse = self.kernels[tile]
-        reverse(gy, w, mask, gate, gx, accumulate, taps, top, left, partial, steps, all_in_fours(gy), fours)
-        if partial.size:
+        sizes = partial, alone, steps, _in_fours(gy), fours
+        reverse(gy, w, mask, gate, gx, accumulate, taps, top, left, *sizes)
+        if alone:
             finish_bwd(partial, parts, mask, gate, gx, accumulate, fours)
 
-    def _chosen(self, x: Any, y: Any, taps: Taps, parts: int, scratch: Any) -> tuple[Tile, Any, int]:
-        """The tile, where the sums of parts that have blocks of their own go, and steps of a part."""
+    def _chosen(self, x: Any, y: Any, taps: Taps, parts: int, scratch: Any) -> tuple[Tile, Any, int, int]:
+        """The tile, where the sums of parts go, whether parts have blocks of their own, and their steps."""
         N, H, W, C = y.shape
         if N * H * W >= _MAX_PIXELS:
             raise UnsupportedError(
@@ -482,10 +515,18 @@ class Conv:
                 hint="Give a smaller batch_size.",
             )
         steps = steps_of(taps.rows * taps.columns, x.shape[3])
-        tile = self.tile_for(N * H * W, C)
-        alone = parts > 1 and N * H * W * C < _ENOUGH_SUMS
-        partial = scratch[: parts * N * H * W * (-(-C // 4) * 4)] if alone else NOTHING
-        return tile, partial, max(1, -(-steps // parts))
+        tile, alone, partial = self.tile_for(N * H * W, C), 0, NOTHING
+        if parts > 1:
+            alone = int(N * H * W * C < _ENOUGH_SUMS)
+            blocks = -(-N * H * W // tile.pixels) * -(-C // tile.channels)
+            floats = parts * N * H * W * (-(-C // 4) * 4) if alone else blocks * tile.pixels * tile.channels
+            partial = scratch[:floats]
+        return tile, partial, alone, max(1, -(-steps // parts))
+
+
+def _in_fours(x: Any) -> int:
+    """As the kernels are told it."""
+    return all_in_fours(x) * (2 if x.shape[3] % DEPTH == 0 else 1)
 
 
 def _suits(tile: Tile, pixels: int, channels: int) -> bool:
@@ -497,12 +538,13 @@ def _suits(tile: Tile, pixels: int, channels: int) -> bool:
     )
 
 
-def scratch_of(pixels: int, channels: int, parts: int) -> int:
-    """Floats for the parts' sums, of as many samples as have blocks for them."""
+def scratch_of(pixels: int, channels: int, parts: int) -> tuple[int, int]:
+    """Floats for the sums of parts, (fixed, for each sample)."""
     if parts == 1:
-        return 0
-    floats = pixels * (-(-channels // 4) * 4)
-    return parts * floats * max(1, _ENOUGH_SUMS // max(1, pixels * channels))
+        return 0, 0
+    largest = 128
+    alone = parts * (pixels * (channels + 3) + _ENOUGH_SUMS * 4)
+    return alone + largest * (channels + largest), pixels * (channels + largest)
 
 
 @cache

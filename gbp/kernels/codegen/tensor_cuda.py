@@ -92,11 +92,6 @@ def _wait_for_all_but(count: int) -> Any:
 
 
 @intrinsic
-def _to_async_proxy(typing: Any) -> Any:
-    return types.void(), _statement("fence.proxy.async.shared::cta;", "~{memory}", [])
-
-
-@intrinsic
 def _split(typing: Any, x: Any) -> Any:
     """(big, small): the nearest TF32 number, halves away from zero, and the rest."""
 
@@ -157,70 +152,158 @@ def _mma(
     return _FOUR(*(types.float32,) * 10), codegen
 
 
-#: Bits of a `wgmma` descriptor: 128-byte swizzle; rows of eight 2048 bytes apart, as big and small take turns.
-_SWIZZLED_128 = (1 << 62) | ((2048 >> 4) << 32) | (1 << 16)
 _K_STEPS = 4  # of 8, in a tile of K
+_BIG = 4 * _K_STEPS  # words of a lane's big, or small, of 16 rows
+
+
+def _descriptor_bits(products: int) -> int:
+    """Of a `wgmma` descriptor: 128-byte swizzle, and how far rows of eight lie apart."""
+    apart = 2048 if products > 1 else 1024  # big and small take turns
+    return (1 << 62) | ((apart >> 4) << 32) | (1 << 16)
+
+
+def _split_text(raw: str, big: str, small: str) -> str:
+    split = f"add.s32 {big}, {raw}, 4096; and.b32 {big}, {big}, 0xffffe000;"
+    return split + (f" sub.f32 {small}, {raw}, {big};" if small else "")
+
+
+def _load_text(words: list[str], address: str, products: int) -> list[str]:
+    """A lane's words of 16 rows: `ldmatrix` of each 8 columns, big first, then small."""
+    lines = []
+    for k in range(_K_STEPS):
+        lines.append(f"xor.b32 t, {address}, {32 * k};")
+        lines.append("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {v0, v1, v2, v3}, [t];")
+        for i in range(4):
+            small = words[_BIG + 4 * k + i] if products > 1 else ""
+            lines.append(_split_text(f"v{i}", words[4 * k + i], small))
+    return lines
+
+
+_REGISTERS = ".reg .b32 t, v0, v1, v2, v3;"
 
 
 def _wgmma_text(columns: int, products: int) -> tuple[str, str]:
-    """A warpgroup's 64 × columns over a tile of K, and the constraints of its operands."""
-    sums = columns // 2
-    fragments = 4 * _K_STEPS * (2 if products > 1 else 1)
-    address = sums + fragments
+    """A warpgroup's 64 × columns over a tile of K, then its words of the next; and operands' constraints."""
+    sums, words = columns // 2, _BIG * (2 if products > 1 else 1)
+    following = [f"${sums + i}" for i in range(words)]
+    own = [f"${sums + words + i}" for i in range(words)]
+    descriptor, address = f"${sums + 2 * words}", f"${sums + 2 * words + 1}"
     outputs = ", ".join(f"${i}" for i in range(sums))
     lines = [
-        "{ .reg .pred first, more; .reg .b64 d;",
+        f"{{ {_REGISTERS} .reg .pred first, more; .reg .b64 d;",
         "setp.ne.b32 first, 0, 0; setp.eq.b32 more, 0, 0;",
         "wgmma.fence.sync.aligned;",
     ]
     # The small products first, so that truncation takes least of them.
-    pairs = [(4 * _K_STEPS, 0), (0, 64), (0, 0)] if products > 1 else [(0, 0)]
+    pairs = [(_BIG, 0), (0, 64), (0, 0)] if products > 1 else [(0, 0)]
     scale = "first"
     for a, b in pairs:
         for k in range(_K_STEPS):
-            own = ", ".join(f"${sums + a + 4 * k + i}" for i in range(4))
-            lines.append(f"add.s64 d, ${address}, {b + 2 * k};")
+            factor = ", ".join(own[a + 4 * k : a + 4 * k + 4])
+            lines.append(f"add.s64 d, {descriptor}, {b + 2 * k};")
             lines.append(
                 f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 "
-                f"{{{outputs}}}, {{{own}}}, d, {scale}, 1, 1;"
+                f"{{{outputs}}}, {{{factor}}}, d, {scale}, 1, 1;"
             )
             scale = "more"
-    lines.append("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }")
-    constraints = ["=&f"] * sums + ["r"] * fragments + ["l", "~{memory}"]
+    lines.append("wgmma.commit_group.sync.aligned;")
+    lines += _load_text(following, address, products)
+    lines.append("wgmma.wait_group.sync.aligned 0; }")
+    constraints = ["=&f"] * sums + ["=&r"] * words + ["r"] * words + ["l", "r", "~{memory}"]
     return " ".join(lines), ",".join(constraints)
 
 
+def _element(context: Any, builder: Any, kind: Any, array: Any, i: int) -> Any:
+    """The address of element i of a local array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(data, [ir.Constant(_I32, i)])
+
+
 def wgmma_of(columns: int, products: int) -> Any:
+    """The intrinsic `wgmma(part, own, following, weights, rows)` of this many columns."""
     text, constraints = _wgmma_text(columns, products)
-    sums, fragments = columns // 2, 4 * _K_STEPS
+    sums, words = columns // 2, _BIG * (2 if products > 1 else 1)
 
     @intrinsic
-    def wgmma(typing: Any, part: Any, big: Any, small: Any, address: Any) -> Any:
-        """part = the products of big and small with the tile of weights in shared memory at the address."""
+    def wgmma(typing: Any, part: Any, own: Any, following: Any, weights: Any, rows: Any) -> Any:
+        """part = own · the tile of weights at that address; and following = what lies at `rows`, split."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def pointer(position: int, i: int) -> Any:
-                array = context.make_array(signature.args[position])(context, builder, args[position])
-                return builder.gep(array.data, [ir.Constant(_I32, i)])
+                return _element(context, builder, signature.args[position], args[position], i)
 
-            factors = [
-                builder.bitcast(builder.load(pointer(position, i)), _I32)
-                for position in ((1, 2) if products > 1 else (1,))
-                for i in range(fragments)
-            ]
+            factors = [builder.bitcast(builder.load(pointer(1, i)), _I32) for i in range(words)]
             start = builder.lshr(builder.zext(args[3], _I64), ir.Constant(_I64, 4))
-            descriptor = builder.or_(start, ir.Constant(_I64, _SWIZZLED_128))
-            struct = ir.LiteralStructType([_F32] * sums)
-            kind = ir.FunctionType(struct, [_I32] * len(factors) + [_I64])
+            descriptor = builder.or_(start, ir.Constant(_I64, _descriptor_bits(products)))
+            struct = ir.LiteralStructType([_F32] * sums + [_I32] * words)
+            kind = ir.FunctionType(struct, [_I32] * words + [_I64, _I32])
             asm = ir.InlineAsm(kind, text, constraints, side_effect=True)
-            result = builder.call(asm, [*factors, descriptor])
+            result = builder.call(asm, [*factors, descriptor, args[4]])
             for i in range(sums):
                 builder.store(builder.extract_value(result, i), pointer(0, i))
+            for i in range(words):
+                word = builder.bitcast(builder.extract_value(result, sums + i), _F32)
+                builder.store(word, pointer(2, i))
             return context.get_dummy_value()
 
-        return types.void(part, big, small, types.int32), codegen
+        return types.void(part, own, following, types.int32, types.int32), codegen
 
     return wgmma
+
+
+def load_words_of(products: int) -> Any:
+    """The intrinsic `load_words(own, rows)`: own = what lies at `rows`, split."""
+    words = _BIG * (2 if products > 1 else 1)
+    lines = _load_text([f"${i}" for i in range(words)], f"${words}", products)
+    text = f"{{ {_REGISTERS} {' '.join(lines)} }}"
+    constraints = ",".join(["=&r"] * words + ["r", "~{memory}"])
+
+    @intrinsic
+    def load_words(typing: Any, own: Any, rows: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.LiteralStructType([_I32] * words), [_I32])
+            asm = ir.InlineAsm(kind, text, constraints, side_effect=True)
+            result = builder.call(asm, [args[1]])
+            for i in range(words):
+                word = builder.bitcast(builder.extract_value(result, i), _F32)
+                builder.store(word, _element(context, builder, signature.args[0], args[0], i))
+            return context.get_dummy_value()
+
+        return types.void(own, types.int32), codegen
+
+    return load_words
+
+
+@intrinsic
+def _make_barrier(typing: Any, address: Any) -> Any:
+    text = "mbarrier.init.shared.b64 [$0], 1; fence.proxy.async.shared::cta;"
+    return types.void(types.int32), _statement(text, "r,~{memory}", [_I32])
+
+
+@intrinsic
+def _copy_run(typing: Any, to: Any, source: Any, nbytes: Any, barrier: Any) -> Any:
+    """One thread has so many bytes copied, which the barrier waits for."""
+    text = (
+        "{ .reg .b64 s; mbarrier.arrive.expect_tx.shared.b64 s, [$3], $2; "
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3]; }"
+    )
+    kinds = [_I32, _I64, _I32, _I32]
+    codegen = _statement(text, "r,l,r,r,~{memory}", kinds)
+    return types.void(types.int32, types.int64, types.int32, types.int32), codegen
+
+
+@intrinsic
+def _wait_at(typing: Any, barrier: Any, parity: Any) -> Any:
+    text = "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [$0], $1; @!done bra AGAIN; }"
+    return types.void(types.int32, types.int32), _statement(text, "r,r,~{memory}", [_I32, _I32])
+
+
+@intrinsic
+def _below(typing: Any, a: Any, b: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.icmp_unsigned("<", *args)
+
+    return types.boolean(types.int32, types.int32), codegen
 
 
 @intrinsic
@@ -282,7 +365,11 @@ if SIMULATED:
     def nothing() -> None:
         """Copies are there at once."""
 
-    commit = wait_0 = wait_1 = wait_2 = to_async_proxy = nothing
+    commit = wait_0 = wait_1 = wait_2 = nothing
+
+    def below(a: int, b: int) -> bool:
+        """Whether 0 ≤ a < b."""
+        return 0 <= a < b
 
     def load_place(address: int) -> Any:
         place = ctypes.c_int64.from_address(address).value
@@ -305,12 +392,20 @@ if SIMULATED:
         r, c = np.arange(rows)[:, None], np.arange(8)
         return floats_at(address, 32 * rows).reshape(rows, 8, 4)[r, c ^ (r & 7)].reshape(rows, 32)
 
-    def copy_weights_simulated(to: int, source: int, nbytes: int) -> None:
-        """Eights of channels on their way, by the one thread that there is."""
+    def begin_simulated(barriers: int) -> None:
+        """There is nothing to wait for."""
+
+    def copy_weights_simulated(to: int, source: int, nbytes: int, barrier: int) -> None:
         ctypes.memmove(to, source, nbytes)
 
-    def multiply_simulated(stage: int, part: Any) -> None:
-        """part = the products of a tile of K: the thread stands for a warp, which has the whole tile."""
+    def arrived_simulated(barrier: int, parity: int) -> None:
+        """Copies are there at once."""
+
+    def load_simulated(stage: int, own: Any) -> None:
+        """Rows of X are read when they are multiplied."""
+
+    def multiply_simulated(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
+        """As `multiply_by_warp`: the thread stands for a warp, which has the whole tile."""
         big, small = split(_tile(stage, len(part) // CHANNELS))
         weights = [_tile(stage + X_BYTES + W_ATOM * o, W_ATOM // 128) for o in range(CHANNELS // 8)]
         w_big, w_small = np.concatenate([w[:8] for w in weights]), np.concatenate([w[-8:] for w in weights])
@@ -323,23 +418,18 @@ if SIMULATED:
             ctypes.memmove(base + 4 * ACROSS * p, sums.ctypes.data, sums.nbytes)
 
 else:
-
-    @device_function
-    def nothing() -> None:
-        """No fence is needed where the same threads read what they copied."""
-
     shared_address, global_address = _shared_address, _global_address
-    copy_16, copy_4, commit, to_async_proxy = _copy_16, _copy_4, _commit, _to_async_proxy
+    copy_16, copy_4, commit, below = _copy_16, _copy_4, _commit, _below
+    make_barrier, copy_run, wait_at = _make_barrier, _copy_run, _wait_at
     wait_0, wait_1, wait_2 = (_wait_for_all_but(count) for count in range(3))
     load_place, store_place, store_pair, divide = _load_place, _store_place, _store_pair, _divide
     load_matrices, load_word, split_one, mma = _load_matrices, _load_word, _split, _mma
 
 
 #: Of the tile that a copy of `multiply` and `lay_down` is made for.
-CHANNELS = THREADS = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
+CHANNELS = THREADS = STAGES = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
 ROWS_OF_16 = COLUMNS_OF_8 = WARPS_ACROSS = A_WORDS = B_WORDS = 1
 PRODUCTS = 3
-_HALF = 4 * _K_STEPS
 
 
 @device_function
@@ -355,21 +445,57 @@ def split_word(address: int, k: int, big: Any, small: Any) -> None:
     big[k], small[k] = split_one(load_word(address))
 
 
-def multiply_by_warpgroup(stage: int, part: Any) -> None:
-    """part = the products of a tile of K: of 16 rows of X a warp, and all the tile's channels."""
-    big, small = cuda.local.array(_HALF, float32), cuda.local.array(_HALF, float32)
+@device_function
+def _rows_at(stage: int) -> int:
+    """Where a lane's row of its warp's 16 lies, as `ldmatrix` wants it: rows 0 … 15, then the next chunk's."""
     t = int32(cuda.threadIdx.x)
-    lane, row = t & 31, (t >> 5) * 16 + (t & 15)
-    for k in range(_K_STEPS):
-        a, b, c, d = load_matrices(int32(stage + row * 128 + (((2 * k + (lane >> 4)) ^ (lane & 7)) << 4)))
-        big[4 * k], small[4 * k] = split_one(a)
-        big[4 * k + 1], small[4 * k + 1] = split_one(b)
-        big[4 * k + 2], small[4 * k + 2] = split_one(c)
-        big[4 * k + 3], small[4 * k + 3] = split_one(d)
-    wgmma(part, big, small, int32(stage + X_BYTES))
+    return int32(stage + ((t >> 5) * 16 + (t & 15)) * 128 + ((((t >> 4) & 1) ^ (t & 7)) << 4))
 
 
-def copy_weights(to: int, source: int, nbytes: int) -> None:
+def begin_of_warpgroup(barriers: int) -> None:
+    """Make the barrier of each stage."""
+    if cuda.threadIdx.x == 0:
+        for s in range(STAGES):
+            make_barrier(int32(barriers + 8 * s))
+
+
+def copy_weights_of_warpgroup(to: int, source: int, nbytes: int, barrier: int) -> None:
+    """The tile's weights on their way, in one run."""
+    if cuda.threadIdx.x == 0:
+        copy_run(to, source, nbytes, barrier)
+
+
+def arrived_of_warpgroup(barrier: int, parity: int) -> None:
+    """Wait for the weights of a stage."""
+    wait_at(barrier, parity)
+
+
+def load_of_warpgroup(stage: int, own: Any) -> None:
+    """own = the first stage's rows of X, split."""
+    load_words(own, _rows_at(stage))
+
+
+def multiply_by_warpgroup(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
+    """part = the products of a tile of K: of 16 rows of X a warp, which are `own`, and all its channels.
+
+    Meanwhile the rows of the stage that follows are read and split.
+    """
+    wgmma(part, own, then, int32(stage + X_BYTES), _rows_at(following))
+
+
+def begin_of_warp(barriers: int) -> None:
+    """Copies are waited for by count."""
+
+
+def arrived_of_warp(barrier: int, parity: int) -> None:
+    """Weights came with the rows."""
+
+
+def load_of_warp(stage: int, own: Any) -> None:
+    """Rows of X are read when they are multiplied."""
+
+
+def copy_weights_of_warp(to: int, source: int, nbytes: int, barrier: int) -> None:
     """A thread's part of the tile's weights on its way; 0 from `nbytes` on."""
     t = int32(cuda.threadIdx.x)
     for q in range(W_UNITS):
@@ -388,7 +514,7 @@ def lay_down_of_warpgroup(base: int, total: Any) -> None:
         store_pair(int32(at + 32 * ACROSS), total[4 * j + 2], total[4 * j + 3])
 
 
-def multiply_by_warp(stage: int, part: Any) -> None:
+def multiply_by_warp(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
     """part = the products of a tile of K, of a warp's own rows of X and channels."""
     big, small = cuda.local.array(A_WORDS, float32), cuda.local.array(A_WORDS, float32)
     w_big, w_small = cuda.local.array(B_WORDS, float32), cuda.local.array(B_WORDS, float32)
@@ -440,12 +566,21 @@ def lay_down_of_warp(base: int, total: Any) -> None:
             store_pair(int32(at + 32 * ACROSS), total[o + 2], total[o + 3])
 
 
-#: How weights are fetched, tiles multiplied, and their sums laid down.
+def _functions(kind: str) -> dict[str, Any]:
+    """What a kernel does in its own way, by the names that it calls it by."""
+    names = "begin", "copy_weights", "arrived", "load", "multiply", "lay_down"
+    own = globals()
+    return {f"_{name}": own.get(f"{name}_of_{kind}") or own[f"{name}_by_{kind}"] for name in names}
+
+
+#: How stages are filled and multiplied, and their sums laid down.
 TILES_BY: dict[str, Any] = (
-    {"simulated": (copy_weights_simulated, multiply_simulated, lay_down_simulated)}
-    if SIMULATED
-    else {
-        "wgmma": (copy_weights, multiply_by_warpgroup, lay_down_of_warpgroup),
-        "mma": (copy_weights, multiply_by_warp, lay_down_of_warp),
+    {
+        "simulated": {
+            f"_{name}": globals()[f"{name}_simulated"]
+            for name in ("begin", "copy_weights", "arrived", "load", "multiply", "lay_down")
+        }
     }
+    if SIMULATED
+    else {"wgmma": _functions("warpgroup"), "mma": _functions("warp")}
 )

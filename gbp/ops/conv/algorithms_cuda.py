@@ -70,7 +70,7 @@ class TensorForward(ForwardAlgorithm):
         self.parts = tensor.parts_of(self.pixels, len(w), tensor.steps_of(window.taps, w.shape[1]))
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return tensor.scratch_of(self.pixels, self.b.size, self.parts), 0
+        return tensor.scratch_of(self.pixels, self.b.size, self.parts)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         ends = self.taps, *self.begin, clip.lo, clip.hi, self.parts, context.scratch
@@ -178,8 +178,9 @@ class TensorReverse(_Phased):
         return tensor.pack(w, self.conv.products)
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        sizes = zip(self.pixels, self.parts, strict=True)
-        return max(tensor.scratch_of(pixels, self.channels, parts) for pixels, parts in sizes), 0
+        phases = zip(self.pixels, self.parts, strict=True)
+        sizes = [tensor.scratch_of(pixels, self.channels, parts) for pixels, parts in phases]
+        return max(fixed for fixed, _ in sizes), max(each for _, each in sizes)
 
     def phase(self, i: int, gy: Floats, target: Any, window: Any, scratch: Floats) -> None:
         self.conv.reverse(gy, self.w[i], *target, *window, self.parts[i], scratch)
