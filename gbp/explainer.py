@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .attribution import Attribution, Layout
-from .devices.base import CPU, device_named
+from .devices.base import CPU, all_finite, device_named
 from .devices.threads import thread_count
 from .errors import InputError, ModelError, OutOfMemoryError
 from .graph.graph import Shape
@@ -52,12 +52,14 @@ class _Batch:
 
     x: NDArray[np.float32]
     pictures: tuple[Image.Image, ...] | None
+    first: int = 0  # of the samples, among all
 
     def halves(self) -> tuple[_Batch, _Batch]:
         half = len(self.x) // 2
 
         def part(which: slice) -> _Batch:
-            return _Batch(self.x[which], self.pictures and self.pictures[which])
+            first = self.first + (which.start or 0)
+            return _Batch(self.x[which], self.pictures and self.pictures[which], first)
 
         return part(slice(half)), part(slice(half, None))
 
@@ -180,11 +182,15 @@ class Explainer:
         count, done = _count(images), 0
         each = 5 if isinstance(target, str) and target == "top5" else 1
 
+        finite = True
+
         def explained(batch: _Batch) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+            nonlocal finite
             with self._run(batch) as tape:
                 self._check_labels(tape.scores.shape[1])
                 chosen = resolve(target, tape.scores, self.labels, slice(done, done + len(batch.x)), count)
                 gx = self._backward(tape, batch, rule, chosen.reshape(len(batch.x), -1))
+                finite &= tape.is_finite
                 return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
 
         for batch in self._batches(images, batch_size, targets=each):
@@ -208,7 +214,7 @@ class Explainer:
             channels=self.preprocess.channels if self.preprocess else "RGB",
             head=self._source.head,
         )
-        if not np.isfinite(result.map).all():
+        if not finite:
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
         return result
 
@@ -252,6 +258,8 @@ class Explainer:
         plan, pool = self._plan(tuple(batch.x.shape[1:]))
         with computing():
             tape = Tape(plan, batch.x, pool, self._threads, self._device)
+        if tape.not_finite.size:
+            _refuse_not_finite(batch.first + int(tape.not_finite[0]))
         if not np.isfinite(tape.scores).all():
             raise ModelError(
                 "the scores hold NaN or infinity.", hint="The network's values overflow float32."
@@ -390,11 +398,10 @@ class Explainer:
         for part in self._slices(len(x), tuple(x.shape[1:]), targets, batch_size):
             with np.errstate(over="ignore"):
                 samples = np.ascontiguousarray(x[part], np.float32)
-            finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
-            if not finite.all():
-                first = part.start + int(np.argmin(finite))
-                raise InputError(f"sample {first} of the array holds NaN or infinity.")
-            yield _Batch(samples, self._looks(samples))
+            if not self._device.looks_at_samples and not all_finite(samples):
+                finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+                _refuse_not_finite(part.start + int(np.argmin(finite)))
+            yield _Batch(samples, self._looks(samples), part.start)
 
     def _layout(self, shape: Sequence[int | None]) -> Layout:
         """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
@@ -463,6 +470,10 @@ def _series_picture(x: NDArray[np.float32]) -> Image.Image:
     plane = np.atleast_2d(x).astype(np.float64)
     least, span = plane.min(), np.ptp(plane)
     return Image.fromarray(np.rint(255 * (plane - least) / (span or 1)).astype(np.uint8))
+
+
+def _refuse_not_finite(sample: int) -> NoReturn:
+    raise InputError(f"sample {sample} of the array holds NaN or infinity.")
 
 
 def _count(images: Images) -> int:

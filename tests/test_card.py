@@ -6,6 +6,7 @@ What needs no simulator, because there is no card, stands in test_no_card.py.
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from test_ops import FRAMES, noise, safe_run
 from gbp import Explainer, GbpError, UnsupportedError
 from gbp.devices.base import CPU
 from gbp.devices.cuda import CudaDevice, card
-from gbp.errors import OutOfMemoryError
+from gbp.errors import InputError, OutOfMemoryError
 from gbp.importer.load import build as build_graph
 from gbp.importer.load import open_model
 from gbp.importer.subgraph import Choice
@@ -130,46 +131,69 @@ def test_several_explainers_share_the_card() -> None:
     assert other.explain(-x).map.tobytes() == b.map.tobytes()
 
 
-@pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """[bytes]: what the card has for all arrays; more is out of memory, as a card would say it."""
-    limit, empty, used = [2**40], CudaDevice.empty, [0]
+@dataclass
+class Room:
+    """What the card has for all arrays, in bytes; more is out of memory, as a card would say it."""
 
-    def give_back(nbytes: int) -> None:
-        used[0] -= nbytes
+    limit: int = 2**40
+    used: int = 0
+    most_used: int = 0
+
+    def take(self, array: Any, nbytes: int) -> None:
+        self.used += nbytes
+        self.most_used = max(self.used, self.most_used)
+        weakref.finalize(array.shadow, self.give_back, nbytes)
+
+    def give_back(self, nbytes: int) -> None:
+        self.used -= nbytes
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    room, empty = Room(), CudaDevice.empty
 
     def limited(self: CudaDevice, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if used[0] + needed > limit[0]:
-            raise self.out_of_memory(needed, free=limit[0] - used[0], total=limit[0])
+        if room.used + needed > room.limit:
+            raise self.out_of_memory(needed, free=room.limit - room.used, total=room.limit)
         array = empty(self, shape, dtype)
-        used[0] += needed
-        weakref.finalize(array.shadow, give_back, needed)
+        room.take(array, needed)
         return array
 
     monkeypatch.setattr(CudaDevice, "empty", limited)
-    return limit
+    return room
 
 
-def test_smaller_slices_are_tried_before_memory_is_out(room: list[int]) -> None:
+def test_smaller_slices_are_tried_before_memory_is_out(room: Room) -> None:
     model, x = small_net(6)
     explainer = Explainer(model, device="cuda")
     whole = explainer.explain(x, rule="guided").map
     del explainer
     explainer = Explainer(model, device="cuda")
-    room[0] = 24_000  # for three samples, beside the weights
+    room.limit = room.used + (room.most_used - room.used) * 3 // 4  # beside the weights
     assert explainer.explain(x, rule="guided").map.tobytes() == whole.tobytes()
     assert explainer._max_fitting in (1, 2, 3)  # what did not fit is not tried again
     assert np.array_equal(explainer.predict(x), explainer.predict(x[:6]))
 
 
-def test_out_of_memory_says_what_was_needed(room: list[int]) -> None:
+def test_out_of_memory_says_what_was_needed(room: Room) -> None:
     model, x = small_net(2)
     explainer = Explainer(model, device="cuda")
-    room[0] = 4_000
+    room.limit = room.used + 100
     with pytest.raises(OutOfMemoryError, match=r"MiB are needed at once") as raised:
         explainer.explain(x)
     assert isinstance(raised.value, GbpError)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_card_looks_for_what_is_not_finite(bad: float) -> None:
+    model, x = small_net(3)
+    explainer = Explainer(model, device="cuda")
+    x[1, 2, 3, 4] = bad
+    for take in (slice(None), slice(1, 2)):
+        with pytest.raises(InputError, match=rf"sample {1 - (take.start or 0)} .* NaN or infinity"):
+            explainer.explain(x[take])
+    assert explainer.explain(x[:1]).map.shape == (1, 3, 12, 12)
 
 
 def test_arrays_never_leave_the_card_in_silence() -> None:

@@ -27,6 +27,39 @@ Repeater = Callable[[Callable[[], None]], None]
 DEVICES = ("cpu", "cuda")
 
 
+class Entry:
+    """Where samples of the host come in: x (N, …), whose axes lie in memory `order`."""
+
+    def __init__(self, x: Array, order: tuple[int, ...]) -> None:
+        self.x, self.order = x, order
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        """Bring in samples (N, …) in the model's own layout, C-contiguous; they may be gone by `settle`."""
+        np.copyto(self.x, values.transpose(0, *self.order))
+
+    def settle(self) -> None:
+        """Put what was written where steps read it: part of each run."""
+
+    def not_finite(self) -> NDArray[np.intp]:
+        """The samples that hold NaN or infinity, once the run is read, where nobody looked before."""
+        return np.empty(0, np.intp)
+
+
+class Exit:
+    """Where results leave: x (N, …), whose axes are `axes` in the model's own layout."""
+
+    def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
+        self.x, self.axes = x, axes
+
+    def settle(self) -> None:
+        """Make ready what `read` returns: part of each run."""
+
+    def read(self) -> tuple[NDArray[np.float32], bool]:
+        """All of it as the host's own array in the model's layout; and whether it is finite."""
+        values = np.array(self.x.transpose(self.axes), np.float32)
+        return values, all_finite(values)
+
+
 class Device(ABC):
     """Makes arrays, moves them, and runs what is done over and over again on the same ones."""
 
@@ -62,13 +95,36 @@ class Device(ABC):
 
     @abstractmethod
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
-        """Write 1 at these indices of x, which is 0."""
+        """Write 1 at these indices of x, and 0 elsewhere."""
+
+    def entry(self, x: Array, order: tuple[int, ...]) -> Entry:
+        """For x (N, …) in memory order."""
+        return Entry(x, order)
+
+    def exit(self, x: Array, axes: tuple[int, ...]) -> Exit:
+        """For x (N, …), to be read with these axes."""
+        return Exit(x, axes)
+
+    @property
+    def looks_at_samples(self) -> bool:
+        """Whether `Entry.not_finite` finds what is not finite."""
+        return False
 
     @abstractmethod
     def repeater(self) -> Repeater:
         """What runs the run that it is given, which must call the same kernels on the same arrays with the
         same numbers each time.
         """
+
+
+def all_finite(x: NDArray[np.float32]) -> bool:
+    """Whether none is NaN or infinity: those show in the sum of the squares, which is found sooner."""
+    if x.flags.c_contiguous:
+        flat = x.reshape(-1)
+        with np.errstate(all="ignore"):
+            if np.isfinite(np.dot(flat, flat)):
+                return True
+    return bool(np.isfinite(x).all())
 
 
 def _run(run: Callable[[], None]) -> None:
@@ -97,6 +153,7 @@ class _Cpu(Device):
         return parallel()
 
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
+        x.fill(0)
         x[where] = 1
 
     def repeater(self) -> Repeater:

@@ -30,16 +30,18 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import InputError, OutOfMemoryError, UnsupportedError
 from ..kernels.codegen.jit import Kernel
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel
-from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, multiply, subtract
+from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, mark_not_finite, multiply, subtract
 from ..limits import readable_bytes
 from ..ops.conv.algorithms import Algorithm
 from ..ops.resample import Table
 from ..ops.step import Step
 from ..plan.layout import Instruction
-from .base import Device, Repeater
+from .base import Device, Entry, Exit, Repeater
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
+else:
+    from .pinned import Pinned
 
 _making = RLock()
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -64,6 +66,8 @@ class CudaDevice(Device):
         self._lock = RLock()  # whoever records must be alone
         self._recorded: list[Launch] | None = None
         self.numba_stream: Any = None if SIMULATED else cuda.stream()
+        self._pinned: Any = None if SIMULATED else Pinned()
+        self._staged = False  # whether an upload may still be on its way
         #: As kernels and graphs are launched into it.
         self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
         self.slice_bytes = self.max_bytes = (
@@ -117,18 +121,37 @@ class CudaDevice(Device):
             x = dense
         if SIMULATED:
             return x.shadow.copy()
-        values = np.empty(x.shape, x.dtype)
+        values = self._pinned.array(x.shape) if x.dtype == np.float32 else None
+        values = np.empty(x.shape, x.dtype) if values is None else values
         if values.size:
-            x.handle.copy_to_host(values, stream=self.numba_stream)
-            self.numba_stream.synchronize()
+            self._pinned.download(x.address, values, int(self.stream.handle))
+            self._wait()
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
+        """Copy them into the stream; they may be gone when this returns."""
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
-            to.handle.copy_to_device(values, stream=self.numba_stream)
-            self.numba_stream.synchronize()  # the values may be gone by then
+            if self._staged:
+                self._wait()
+            self._pinned.upload(values, to.address, int(self.stream.handle), self._wait)
+            self._staged = True
+
+    def _wait(self) -> None:
+        """Until all that is in the stream is done."""
+        self.numba_stream.synchronize()
+        self._staged = False
+
+    def entry(self, x: CudaArray, order: tuple[int, ...]) -> Entry:
+        return _CardEntry(x, order)
+
+    def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
+        return _CardExit(x, axes)
+
+    @property
+    def looks_at_samples(self) -> bool:
+        return True
 
     def take(self, instructions: Sequence[Instruction]) -> list[Step]:
         refused = [instruction for instruction in instructions if not instruction.step.on_card]
@@ -207,7 +230,8 @@ class CudaDevice(Device):
     def seed(self, x: CudaArray, where: tuple[NDArray[np.int64], ...]) -> None:
         values = np.zeros(x.shape, x.dtype)
         values[where] = 1
-        _copyto(x, self.upload(values))
+        outermost_first = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+        self.write(values.transpose(outermost_first), x.transpose(*outermost_first))
 
     def repeater(self) -> Repeater:
         recorded: list[Launch] = []
@@ -307,15 +331,20 @@ class CudaArray(NDArrayOperatorsMixin):
 
     def _device_array(self) -> Any:
         """Numba's array, which keeps the memory alive and not this."""
-        start = self._memory.__cuda_array_interface__["data"][0] + self.shadow.ctypes.data - self._origin
         description = {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (start, False),
+            "data": (self.address, False),
             "strides": self.strides,
             "version": 3,
         }
         return cuda.from_cuda_array_interface(description, owner=self._memory, sync=False)
+
+    @property
+    def address(self) -> int:
+        """Of its first element."""
+        start: int = self._memory.__cuda_array_interface__["data"][0]
+        return start + self.shadow.ctypes.data - self._origin
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -407,6 +436,56 @@ class CudaArray(NDArrayOperatorsMixin):
         )
         _UFUNCS[ufunc](*_merged(y, *(_broadcast_to(x, y.shape) for x in (a, b))))
         return y
+
+
+class _CardEntry(Entry):
+    """Samples come up as they lie, and the card puts their axes in order and looks for what is not finite."""
+
+    def __init__(self, x: CudaArray, order: tuple[int, ...]) -> None:
+        super().__init__(x, order)
+        axes = np.argsort((0, *order))
+        self._given = x if _in_order(axes) else x.card.empty(tuple(x.shape[axis] for axis in axes))
+        self._marks = x.card.empty((len(x),))
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        self.x.card.write(values, self._given)
+
+    def settle(self) -> None:
+        _look(self._given, self._marks)
+        if self._given is not self.x:
+            _copyto(self.x, self._given.transpose(0, *self.order))
+
+    def not_finite(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self.x.card.read(self._marks))
+
+
+class _CardExit(Exit):
+    """The card puts the axes in order, and looks for what is not finite."""
+
+    def __init__(self, x: CudaArray, axes: tuple[int, ...]) -> None:
+        super().__init__(x, axes)
+        self._ready = x if _in_order(axes) else x.card.empty(tuple(x.shape[axis] for axis in axes))
+        self._marks = x.card.empty((len(x),))
+
+    def settle(self) -> None:
+        if self._ready is not self.x:
+            _copyto(self._ready, self.x.transpose(*self.axes))
+        _look(self._ready, self._marks)
+
+    def read(self) -> tuple[NDArray[np.float32], bool]:
+        values = self.x.card.read(self._ready)
+        return values, not self.x.card.read(self._marks).any()
+
+
+def _in_order(axes: Any) -> bool:
+    return list(axes) == list(range(len(axes)))
+
+
+def _look(x: CudaArray, marks: CudaArray) -> None:
+    """Mark the samples of x that hold NaN or infinity."""
+    marks.fill(0)
+    if x.size:
+        mark_not_finite(x.reshape(-1), marks)
 
 
 def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -58,11 +58,12 @@ _ROW = 4 * DEPTH
 #: Bytes of eight channels of a tile of weights, big or small.
 _ATOM = 8 * _ROW
 #: Blocks of _NOMINAL² sums that K is cut for, and the fewest steps of a part.
-_ENOUGH_BLOCKS = 4 if SIMULATED else 2 * 132
+_MULTIPROCESSORS = 2 if SIMULATED else 132
+_ENOUGH_BLOCKS = 2 * _MULTIPROCESSORS
 _NOMINAL = 64
 _FEWEST_STEPS = 1 if SIMULATED else 4
 #: Sums of a layer from which on the blocks add up their parts themselves.
-_ENOUGH_SUMS = 16 * 32 if SIMULATED else 132 * _NOMINAL**2
+_ENOUGH_SUMS = 16 * 32 if SIMULATED else _MULTIPROCESSORS * _NOMINAL**2
 _MAX_PIXELS = 2**31
 _FAR = -(2**30)  # no window meets it
 NOTHING = np.empty(0, np.float32)
@@ -70,7 +71,8 @@ NOTHING = np.empty(0, np.float32)
 
 class Tile(NamedTuple):
     """What a block computes, how many steps are on their way, blocks of a multiprocessor; and by which
-    instruction."""
+    instruction.
+    """
 
     pixels: int
     channels: int
@@ -133,6 +135,8 @@ def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
 #: Of the tile that a copy of the functions below is made for; see `_kernels`.
 PIXELS = CHANNELS = THREADS = STAGES = OWN = WORDS = EIGHTS = ACROSS = 1
 ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
+_begin: Any = None
+_copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _lay_down = _begin
 
 
 def _locate(x: Any, y: Any, taps: Taps, top: int, left: int, block: int, rows: int) -> None:
@@ -453,10 +457,19 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
     )
 
 
+#: Tiles of each kind of tensor cores, and how much of a product they do in the same time, measured on an H200.
 _TILES = {
-    "wgmma": (Tile(128, 128, 4, 1), Tile(128, 64, 4, 1), Tile(64, 64, 3, 3, warps=4), Tile(128, 32, 4, 1)),
-    "mma": tuple(Tile(*sizes, how="mma") for sizes in ((128, 64, 3, 2), (64, 64, 3, 2), (128, 32, 3, 2))),
-    "simulated": (Tile(16, 32, 3, 1, "simulated", 1), Tile(8, 16, 2, 1, "simulated", 1)),
+    "wgmma": {
+        Tile(128, 128, 4, 1): 80,
+        Tile(64, 64, 3, 3, warps=4): 67,
+        Tile(64, 32, 3, 4, warps=4): 40,
+    },
+    "mma": {
+        Tile(128, 64, 3, 2, "mma"): 50,
+        Tile(64, 64, 3, 2, "mma"): 45,
+        Tile(128, 32, 3, 2, "mma"): 30,
+    },
+    "simulated": {Tile(16, 32, 3, 1, "simulated", 1): 2, Tile(8, 16, 2, 1, "simulated", 1): 1},
 }
 
 
@@ -465,12 +478,19 @@ class Conv:
 
     def __init__(self, how: str, products: int = 3) -> None:
         self.products = products
-        self.tiles = [tile._replace(products=products) for tile in _TILES[how]]
-        self.kernels = {tile: kernels_of(tile) for tile in self.tiles}
+        self.rates = {tile._replace(products=products): rate for tile, rate in _TILES[how].items()}
+        self.kernels = {tile: kernels_of(tile) for tile in self.rates}
 
     def tile_for(self, pixels: int, channels: int) -> Tile:
-        """The largest tile that is not mostly empty and leaves enough blocks for the card."""
-        return next((tile for tile in self.tiles if _suits(tile, pixels, channels)), self.tiles[-1])
+        """The tile by which a card of _MULTIPROCESSORS is done first."""
+
+        def cost(tile: Tile) -> float:
+            blocks = -(-pixels // tile.pixels) * -(-channels // tile.channels)
+            # A few blocks on a multiprocessor that could hold more do not use it well.
+            turns = max(-(-blocks // _MULTIPROCESSORS), 0.6 * tile.blocks)
+            return turns * tile.pixels * tile.channels / self.rates[tile]
+
+        return min(self.rates, key=cost)
 
     def forward(
         self, x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float,
@@ -529,21 +549,13 @@ def _in_fours(x: Any) -> int:
     return all_in_fours(x) * (2 if x.shape[3] % DEPTH == 0 else 1)
 
 
-def _suits(tile: Tile, pixels: int, channels: int) -> bool:
-    across = -(-channels // tile.channels)
-    blocks = -(-pixels // tile.pixels) * across
-    return (
-        blocks >= _ENOUGH_BLOCKS // 2 * tile.blocks
-        and 4 * channels > 3 * across * tile.channels - tile.channels
-    )
-
-
 def scratch_of(pixels: int, channels: int, parts: int) -> tuple[int, int]:
     """Floats for the sums of parts, (fixed, for each sample)."""
     if parts == 1:
         return 0, 0
-    largest = 128
-    alone = parts * (pixels * (channels + 3) + _ENOUGH_SUMS * 4)
+    fours = -(-channels // 4) * 4
+    alone = parts * _ENOUGH_SUMS * fours // channels if pixels * channels < _ENOUGH_SUMS else 0
+    largest = max(max(tile.pixels, tile.channels) for tile in _TILES["simulated" if SIMULATED else "wgmma"])
     return alone + largest * (channels + largest), pixels * (channels + largest)
 
 

@@ -43,6 +43,8 @@ _FEWEST_STEPS = 1 if SIMULATED else 8
 
 #: Of the kernel that a copy of the functions below is made for.
 COLUMNS = OWN = COLUMNS_OF_8 = W_FLOATS = STAGE_FLOATS = ROW_STEP = TERM_STEP = FORWARD = 1
+_multiply: Any = None
+_keep: Any = None
 
 
 def parts_of(outputs: int, terms: int) -> int:
@@ -212,10 +214,11 @@ def _partial(x: Any, w: Any, outputs: int, forward: bool) -> tuple[Any, int]:
     N, terms = len(x), x.shape[3]
     parts = parts_of(outputs, terms)
     partial = x.card.empty((parts * N * (-(-outputs // 4) * 4),))
-    kernels = KERNELS[SAMPLES[0] if N <= SAMPLES[0] else SAMPLES[1]]
-    steps = -(-(-(-terms // DEPTH)) // parts)
+    kernels = KERNELS[SAMPLES[0] if SAMPLES[0] >= N else SAMPLES[1]]
+    steps = (terms + DEPTH - 1) // DEPTH
+    part_steps = (steps + parts - 1) // parts
     fours = all_in_fours(x) and w.is_aligned(16) and (terms if forward else outputs) % 4 == 0
-    kernels[0 if forward else 1](x, w, partial, outputs, steps, int(fours))
+    kernels[0 if forward else 1](x, w, partial, outputs, part_steps, int(fours))
     return partial, parts
 
 

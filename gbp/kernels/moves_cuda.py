@@ -9,6 +9,7 @@ from typing import Any
 
 from numba import cuda, types
 
+from .codegen.jit import DENSE
 from .codegen.jit_cuda import device_function, elements_of, kernel
 
 MOVED_AXES = 6
@@ -30,6 +31,15 @@ def fill(y: Any, value: float) -> None:
     """Write the value to all of y."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[index_of(i, y.shape)] = value
+
+
+@kernel(DENSE, DENSE, units=lambda x, marks: elements_of(x))
+def mark_not_finite(x: Any, marks: Any) -> None:
+    """Write 1 to the mark of each sample of x, (N,) of whole samples, that holds NaN or infinity."""
+    each = x.size // marks.size
+    for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
+        if x[i] - x[i] != 0:
+            marks[i // each] = 1
 
 
 @kernel(MOVED, MOVED, units=lambda x, y: elements_of(y))

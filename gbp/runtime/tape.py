@@ -16,7 +16,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import CPU, Array, Device, Repeater
+from ..devices.base import CPU, Array, Device, Entry, Exit, Repeater
 from ..kernels.codegen.gate import Gate
 from ..kernels.pointwise import pointwise_bwd
 from ..limits import elements
@@ -35,6 +35,7 @@ class _Memory:
 
     def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
         self._plan, self.n, self._begins = plan, n, arena.begins
+        self._ends: tuple[Floats, Exit] | None = None
         self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
             name: view(self.at(part), n, *plan.tensors[name].shape)
@@ -47,6 +48,14 @@ class _Memory:
         """In memory of its own, `size` floats a sample."""
         scratch = device.empty((_scratch(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
+
+    def ends(self, device: Device) -> tuple[Floats, Exit]:
+        """Of a reverse: the gradient that it starts from, in the output's memory order, and where it leaves."""
+        if self._ends is None:
+            output, image = self._plan.output, self._plan.input
+            seed = device.empty((self.n, *output.shape))
+            self._ends = seed, device.exit(self.arrays[image.name], image.logical_axes)
+        return self._ends
 
     def at(self, part: BufferSlice) -> Floats:
         """What lies there: (n, rows, elements)."""
@@ -126,7 +135,7 @@ class _Forward:
     plan: Plan
     threads: int
     device: Device
-    x: Floats
+    entry: Entry
     y: Floats
     arrays: dict[str, Floats]
     runs: list[_Run]
@@ -169,13 +178,14 @@ class _Forward:
                     context,
                 )
             )
-        ends = arrays[plan.input.name], arrays[plan.output.name]
+        ends = device.entry(arrays[plan.input.name], plan.input.order), arrays[plan.output.name]
         return cls(plan, threads, device, *ends, arrays, runs, masks, backward)
 
     def run(self) -> None:
         self._again(self._run)
 
     def _run(self) -> None:
+        self.entry.settle()
         for run in self.runs:
             run.forward()
 
@@ -198,6 +208,10 @@ class _Forward:
 
     def _run_backward(self, memory: _Memory, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
+        seed, leaving = memory.ends(self.device)
+        # All of it: there may be no call to do the rest.
+        arrays[plan.slices[plan.output.name].root].fill(0)
+        np.copyto(arrays[plan.output.name], seed)
 
         def gate_of(instruction: Instruction) -> Gate:
             if not instruction.has_mask:
@@ -222,6 +236,7 @@ class _Forward:
             instruction.step.vjp(gy, gx, context.with_scratch(memory.scratch))
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
+        leaving.settle()
 
 
 def steps(
@@ -233,7 +248,7 @@ def steps(
     may hold another tensor.
     """
     forward = _Forward.make(plan, len(x), threads, CPU)
-    CPU.write(x.transpose(0, *plan.input.order), forward.x)
+    forward.entry.write(x)
     for run in forward.runs:
         with CPU.running():
             run.forward()
@@ -254,9 +269,13 @@ class Tape:
         self.n = len(x)
         with device.running():
             self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads, device))
-            device.write(x.transpose(0, *plan.input.order), self._forward.x)
+            self._forward.entry.write(x)
             self._forward.run()
             scores = device.read(self._forward.y)
+            #: The samples that hold NaN or infinity, where the device looks for them.
+            self.not_finite = self._forward.entry.not_finite()
+        #: Whether all maps so far are finite.
+        self.is_finite = True
         logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the explained tensor, flattened in the model's own layout.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
@@ -285,16 +304,14 @@ class Tape:
                 m,
                 lambda: _Memory.new(plan, plan.gradients, m, size, self._threads, self._device),
             )
-        arrays = memory.arrays
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         with self._device.running():
-            # All of it: there may be no call to do the rest.
-            arrays[plan.slices[plan.output.name].root].fill(0)
-            seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
-            self._device.seed(seed, (np.arange(m), *where))
+            seed, leaving = memory.ends(self._device)
+            self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(m), *where))
             self._forward.run_backward(memory, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
-            gx = self._device.read(arrays[plan.input.name])
-        maps = np.array(gx.transpose(plan.input.logical_axes), np.float32).reshape(n, k, *plan.input_shape)
+            maps, finite = leaving.read()
+        self.is_finite &= finite
+        maps = maps.reshape(n, k, *plan.input_shape)
         if memory is not self._forward.backward:
             self._pool.give("reverse", m, memory)
         return maps

@@ -350,7 +350,7 @@ def _store_pair(typing: Any, address: Any, a: Any, b: Any) -> Any:
 
 
 if SIMULATED:
-    shared_address = global_address = lambda x: x.ctypes.data  # noqa: E731
+    shared_address = global_address = lambda x: x.ctypes.data
 
     def copy_16(to: int, source: int, nbytes: int) -> None:
         """Copy the first `nbytes` of 16; the rest is 0."""
@@ -430,6 +430,8 @@ else:
 CHANNELS = THREADS = STAGES = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
 ROWS_OF_16 = COLUMNS_OF_8 = WARPS_ACROSS = A_WORDS = B_WORDS = 1
 PRODUCTS = 3
+wgmma: Any = None
+load_words: Any = None
 
 
 @device_function
