@@ -29,8 +29,12 @@ from gbp.importer.load import build as build_graph
 from gbp.importer.load import open_model
 from gbp.importer.subgraph import Choice
 from gbp.kernels import conv_direct_cuda as conv
+from gbp.kernels import conv_tiles_cuda as conv_tiles
+from gbp.kernels import gemm_cuda
 from gbp.kernels.codegen.gate import Gate
+from gbp.kernels.codegen.jit_cuda import tensor_cores
 from gbp.kernels.taps import Taps
+from gbp.ops.conv import algorithms_cuda as conv_ways_cuda
 from gbp.plan.plan import Plan
 from gbp.runtime.tape import Pool, Tape
 
@@ -210,6 +214,39 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
         x[np.array([0, 1])]
     with pytest.raises(TypeError):
         x[0] = np.ones((3, 4, 5), np.float32)
+
+
+def test_tf32_is_said_and_less_exact() -> None:
+    model, x = small_net()
+    exact, fast = Explainer(model, device="cuda"), Explainer(model, device="cuda", tf32=True)
+    expected, got = exact.explain(x, rule="vanilla", target=1), fast.explain(x, rule="vanilla", target=1)
+    error = np.linalg.norm(got.scores - expected.scores) / np.linalg.norm(expected.scores)
+    assert 1e-6 < error < 1e-2
+    assert any("TF32" in note for note in got.notes)
+    assert not any("TF32" in note for note in expected.notes)
+
+
+def test_cards_without_tensor_cores_multiply_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small_net()
+    expected = Explainer(model).explain(x, target=1).map
+    for module in (conv_ways_cuda, gemm_cuda):
+        monkeypatch.setattr(module, "tensor_cores", lambda: "")
+    explainer = Explainer(model, device="cuda")
+    ways = {call.step.algorithm for call in explainer._plan((3, 12, 12))[0].instructions}
+    assert "3×3 tiles" in ways
+    np.testing.assert_allclose(explainer.explain(x, target=1).map, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_tiles_and_blocks_of_tensor_cores_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of K by blocks of their own, or one after the other by the same; in tiles of each size."""
+    model, x = small_net(2)
+    maps = set()
+    for enough in (0, 10**9):
+        monkeypatch.setattr(conv_tiles, "_ENOUGH_SUMS", enough)
+        for only in conv_tiles.conv_of(tensor_cores(), 3).rates:
+            monkeypatch.setattr(conv_tiles.Conv, "tile_for", lambda self, pixels, channels, only=only: only)
+            maps.add(Explainer(model, device="cuda").explain(x, rule="guided", target=2).map.tobytes())
+    assert len(maps) == 1
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (64, 32), (64, 64), (128, 64), (128, 128)])

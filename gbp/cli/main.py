@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_algorithm(explain)
     explain.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    _add_tf32(explain)
     _add_preprocessing(explain)
 
     warmup = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("models", metavar="MODEL.onnx", nargs="+")
     _add_ends(warmup)
     warmup.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    _add_tf32(warmup)
     warmup.add_argument("--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open")
 
     inspect = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
@@ -161,6 +163,12 @@ def _add_preprocessing(command: argparse.ArgumentParser) -> None:
     pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
     pixels.add_argument(
         "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
+    )
+
+
+def _add_tf32(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tf32", action="store_true", help="on a card, convolutions of 11 bits: quicker and less exact"
     )
 
 
@@ -237,6 +245,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         algorithm=arguments.algorithm,
         activations=arguments.activations,
+        tf32=arguments.tf32,
     )
     pictures = [only] if len(outputs) == 1 and isinstance(only, Image.Image) else arguments.images
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
@@ -397,7 +406,8 @@ def _warmup(arguments: argparse.Namespace) -> int:
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
-            kernels = Explainer(model, **_ends(arguments), device=arguments.device).warmup(arguments.size)
+            chosen = {"device": arguments.device, "tf32": arguments.tf32}
+            kernels = Explainer(model, **_ends(arguments), **chosen).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
         print(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
     print(f"All are kept in {CACHE_DIRECTORY}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import InputError
+from ..errors import GbpError, InputError
 from ..kernels.codegen.memory import aligned
 from ..limits import MAX_BYTES_PER_SAMPLE
 from .threads import parallel
@@ -106,6 +106,11 @@ class Device(ABC):
         return Exit(x, axes)
 
     @property
+    def has_tf32(self) -> bool:
+        """Whether it can multiply in TF32."""
+        return False
+
+    @property
     def looks_at_samples(self) -> bool:
         """Whether `Entry.not_finite` finds what is not finite."""
         return False
@@ -164,11 +169,21 @@ CPU = _Cpu()
 
 
 def device_named(name: str) -> Device:
-    """The device "cpu" or "cuda".  Raises InputError for others, and where there is no CUDA."""
+    """The device "cpu" or "cuda".  Raises InputError for others, and where CUDA does not start."""
     if name == "cpu":
         return CPU
     if name != "cuda":
         raise InputError(f"device is {name!r}.", supported=", ".join(map(repr, DEVICES)))
-    from .cuda import card  # nothing of CUDA is imported before it is asked for
+    try:
+        from .cuda import card  # nothing of CUDA is imported before it is asked for
 
-    return card()
+        return card()
+    except GbpError:
+        raise
+    except Exception as error:  # whatever a driver, numba-cuda and NumPy that do not fit each other say
+        found = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"device is 'cuda', and CUDA does not start: {type(error).__name__}: {found[0]:.300}",
+            supported="an NVIDIA card with its driver, and the extra gbp[cuda12] or gbp[cuda13]",
+            hint="Install that extra anew, which brings versions that fit; or leave the device out.",
+        ) from error

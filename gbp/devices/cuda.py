@@ -29,7 +29,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError, OutOfMemoryError, UnsupportedError
 from ..kernels.codegen.jit import Kernel
-from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel
+from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
 from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, mark_not_finite, multiply, subtract
 from ..limits import readable_bytes
 from ..ops.conv.algorithms import Algorithm
@@ -148,6 +148,10 @@ class CudaDevice(Device):
 
     def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
         return _CardExit(x, axes)
+
+    @property
+    def has_tf32(self) -> bool:
+        return bool(tensor_cores())
 
     @property
     def looks_at_samples(self) -> bool:
@@ -302,7 +306,7 @@ def _card() -> CudaDevice:
     if why:
         raise InputError(
             f"device is 'cuda', and there is no CUDA here: {why.rstrip('.')}.",
-            supported="an NVIDIA card with its driver, and the extra gbp[cuda]",
+            supported="an NVIDIA card with its driver, and the extra gbp[cuda12] or gbp[cuda13]",
             hint="Leave the device out to compute on the CPU.",
         )
     return CudaDevice()
@@ -444,7 +448,7 @@ class _CardEntry(Entry):
     def __init__(self, x: CudaArray, order: tuple[int, ...]) -> None:
         super().__init__(x, order)
         axes = np.argsort((0, *order))
-        self._given = x if _in_order(axes) else x.card.empty(tuple(x.shape[axis] for axis in axes))
+        self._given = _in_order(x, axes)
         self._marks = x.card.empty((len(x),))
 
     def write(self, values: NDArray[np.float32]) -> None:
@@ -464,7 +468,7 @@ class _CardExit(Exit):
 
     def __init__(self, x: CudaArray, axes: tuple[int, ...]) -> None:
         super().__init__(x, axes)
-        self._ready = x if _in_order(axes) else x.card.empty(tuple(x.shape[axis] for axis in axes))
+        self._ready = _in_order(x, axes)
         self._marks = x.card.empty((len(x),))
 
     def settle(self) -> None:
@@ -477,8 +481,11 @@ class _CardExit(Exit):
         return values, not self.x.card.read(self._marks).any()
 
 
-def _in_order(axes: Any) -> bool:
-    return list(axes) == list(range(len(axes)))
+def _in_order(x: CudaArray, axes: Any) -> CudaArray:
+    """x itself where it lies in this order of its axes, dense; else an array for that."""
+    if list(axes) == list(range(x.ndim)) and x.shadow.flags.c_contiguous:
+        return x
+    return x.card.empty(tuple(x.shape[axis] for axis in axes))
 
 
 def _look(x: CudaArray, marks: CudaArray) -> None:

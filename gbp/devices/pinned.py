@@ -1,12 +1,12 @@
 """Memory of the host that a card copies from and to by itself: twice as quick, and while it computes.
 
-To pin memory takes long, so it is kept.  Results lie in it, and it comes back when the last array of them goes.
+To pin memory takes long, so it is kept.  Results lie in it, and it comes back when the last array of them is
+gone.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from ..errors import GbpError
 
 #: What results may keep pinned in all; more of them lie in ordinary memory.
 MAX_LENT = 2**30
-#: Bytes of the way in, and of what one thread copies at a time.
-STAGE, _PIECE = 2**26, 2**20
+#: Bytes of the way in, and of what a thread copies at a time.
+STAGE, _PIECE = 2**26, 2**19
 _THREADS = 8
 _ROUND = 2**12
 
@@ -53,6 +53,7 @@ class Pinned:
     """The pinned memory of a process."""
 
     def __init__(self) -> None:
+        self._context = check(driver.cuCtxGetCurrent())
         self._free: dict[int, list[int]] = defaultdict(list)
         self._lent = 0
         self._lock = Lock()
@@ -88,7 +89,7 @@ class Pinned:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "gbp-copy")
+        return ThreadPoolExecutor(_THREADS, "gbp-copy")
 
     def upload(self, values: NDArray[Any], to: int, stream: int, wait: Callable[[], None]) -> None:
         """Copy C-contiguous values to the card's address `to`; they may be gone when this returns.
@@ -99,16 +100,20 @@ class Pinned:
         for start in range(0, values.nbytes, STAGE):
             if start:
                 wait()
-            stop = min(start + STAGE, values.nbytes)
-            pieces = range(start, stop, _PIECE)
+            pieces = range(start, min(start + STAGE, values.nbytes), _PIECE)
 
-            def move(at: int, start: int = start, stop: int = stop) -> tuple[int, int]:
-                nbytes = min(_PIECE, stop - at)
-                ctypes.memmove(self._stage + at - start, source + at, nbytes)
-                return at, nbytes
+            def move(some: range, start: int = start) -> None:
+                driver.cuCtxSetCurrent(self._context)
+                for at in some:
+                    nbytes = min(_PIECE, start + STAGE - at, values.nbytes - at)
+                    staged = self._stage + at - start
+                    ctypes.memmove(staged, source + at, nbytes)
+                    check(driver.cuMemcpyHtoDAsync(to + at, staged, nbytes, stream))
 
-            for at, nbytes in self._threads.map(move, pieces) if len(pieces) > 1 else map(move, pieces):
-                check(driver.cuMemcpyHtoDAsync(to + at, self._stage + at - start, nbytes, stream))
+            if len(pieces) == 1:
+                move(pieces)
+            else:
+                list(self._threads.map(move, (pieces[i::_THREADS] for i in range(_THREADS))))
 
     @staticmethod
     def download(source: int, to: NDArray[Any], stream: int) -> None:

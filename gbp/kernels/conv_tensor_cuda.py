@@ -15,29 +15,16 @@ The reverse is the same product: of gy with the weights' channels exchanged and 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32
-from numpy.typing import NDArray
 
-from ..errors import UnsupportedError
-from .codegen import tensor_cuda as tensor
+from .codegen import staging_cuda as staging
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
-from .codegen.jit_cuda import (
-    SIMULATED,
-    CudaKernel,
-    block_kernel,
-    device_function,
-    int32,
-    int64,
-    kernel,
-    specialised,
-)
-from .codegen.simd_cuda import at_pixel, load_four, store_four
-from .codegen.tensor_cuda import (
+from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, int32, int64, specialised
+from .codegen.staging_cuda import (
     below,
     commit,
     copy_4,
@@ -46,10 +33,12 @@ from .codegen.tensor_cuda import (
     global_address,
     load_place,
     shared_address,
-    split,
     store_place,
 )
-from .eights_cuda import all_in_fours, eight_of, eights_of, epilogue_bwd, epilogue_fwd
+from .codegen.tensor_cuda import load_words_of, wgmma_of
+from .codegen.warps_cuda import TILES_BY
+from .eights_cuda import eight_of, epilogue_bwd, epilogue_fwd
+from .sums_cuda import keep_eight
 from .taps import TAPS, Taps
 
 #: Columns of X that a step multiplies, and bytes of a row of them.
@@ -57,16 +46,7 @@ DEPTH = 32
 _ROW = 4 * DEPTH
 #: Bytes of eight channels of a tile of weights, big or small.
 _ATOM = 8 * _ROW
-#: Blocks of _NOMINAL² sums that K is cut for, and the fewest steps of a part.
-_MULTIPROCESSORS = 2 if SIMULATED else 132
-_ENOUGH_BLOCKS = 2 * _MULTIPROCESSORS
-_NOMINAL = 64
-_FEWEST_STEPS = 1 if SIMULATED else 4
-#: Sums of a layer from which on the blocks add up their parts themselves.
-_ENOUGH_SUMS = 16 * 32 if SIMULATED else _MULTIPROCESSORS * _NOMINAL**2
-_MAX_PIXELS = 2**31
 _FAR = -(2**30)  # no window meets it
-NOTHING = np.empty(0, np.float32)
 
 
 class Tile(NamedTuple):
@@ -101,35 +81,6 @@ class Tile(NamedTuple):
         """Stages lie on whole 1024 bytes; at the end the sums take their place."""
         sums = 4 * self.pixels * (self.channels + 8)
         return 1024 + self.rows_bytes + max(self.stages * self.stage_bytes, sums)
-
-
-def steps_of(taps: int, C: int) -> int:
-    return -(-taps * C // DEPTH)
-
-
-def parts_of(pixels: int, channels: int, steps: int) -> int:
-    """Parts of K, for y of so many pixels a sample."""
-    blocks = -(-pixels // _NOMINAL) * -(-channels // _NOMINAL)
-    parts = max(1, min(_ENOUGH_BLOCKS // max(1, blocks), steps // _FEWEST_STEPS))
-    return -(-steps // -(-steps // parts)) if steps else 1
-
-
-def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
-    """Weights (O, C, KH, KW) as the kernels read them, flat.
-
-    (steps, O / 8, [big, small], 8, 32): of each step and eight channels a tile as it lies in shared memory.
-    """
-    O, C, KH, KW = w.shape
-    steps, eights = steps_of(KH * KW, C), -(-O // 8)
-    rows = np.zeros((eights * 8, steps * DEPTH), np.float32)
-    rows[:O, : KH * KW * C] = w.transpose(0, 2, 3, 1).reshape(O, -1)
-    # chunk c of row r lies at c xor r
-    chunks = rows.reshape(eights, 8, steps, 8, 4).transpose(2, 0, 1, 3, 4)
-    r, c = np.arange(8)[:, None], np.arange(8)
-    swizzled = chunks[:, :, r, c ^ r]
-    big, rest = split(np.ascontiguousarray(swizzled))
-    both = (big,) if products == 1 else (big, split(rest)[0])
-    return np.stack(both, 2).reshape(-1)
 
 
 #: Of the tile that a copy of the functions below is made for; see `_kernels`.
@@ -276,15 +227,6 @@ def _product(
     return (base - start) // 4
 
 
-@device_function
-def _keep(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
-    """Eight sums of a pixel to the partial sums, as far as there are channels."""
-    if o < channels:
-        store_four((v[0], v[1], v[2], v[3]), partial, p * channels + o)
-    if o + 4 < channels:
-        store_four((v[4], v[5], v[6], v[7]), partial, p * channels + o + 4)
-
-
 def _conv_fwd(
     x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
     partial: Any, alone: int, part_steps: int, x_fours: int, y_fours: int,
@@ -306,7 +248,7 @@ def _conv_fwd(
         if n < N and o < O:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
             if alone:
-                _keep(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
+                keep_eight(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
             else:
                 h, u = int64(line - n * int32(OH)), int64(p - line * int32(OW))
                 epilogue_fwd(v, int64(n), h, u, o, b, r, y, mask, lo, hi, y_fours)
@@ -330,70 +272,16 @@ def _conv_bwd(
         if n < N and c < C:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
             if alone:
-                _keep(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
+                keep_eight(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
             else:
                 h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
                 epilogue_bwd(v, int64(n), h, u, c, mask, gate, gx, accumulate, gx_fours)
 
 
-@device_function
-def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int, v: Any) -> None:
-    """The sums of all parts in order, of eight channels of a pixel."""
-    for k in range(8):
-        v[k] = np.float32(0)
-    for s in range(parts):
-        i = (s * pixels + p) * channels + o
-        first, second, third, fourth = load_four(partial, i)
-        v[0] += first
-        v[1] += second
-        v[2] += third
-        v[3] += fourth
-        if o + 4 < channels:
-            first, second, third, fourth = load_four(partial, i + 4)
-            v[4] += first
-            v[5] += second
-            v[6] += third
-            v[7] += fourth
-
-
-@kernel(
-    *(DENSE, INT, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT),
-    units=lambda *args: eights_of(args[4]),
-)
-def finish_fwd(
-    partial: Any, parts: int, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
-) -> None:
-    """What ends a forward whose parts of K had blocks of their own."""
-    v = cuda.local.array(8, float32)
-    N, OH, OW, O = y.shape
-    eights, pixels, channels = (O + 7) // 8, N * OH * OW, (O + 3) // 4 * 4
-    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
-        p, o = unit // eights, unit % eights * 8
-        n, h, w = at_pixel(p, OH, OW)
-        _added(partial, parts, pixels, p, o, channels, v)
-        epilogue_fwd(v, n, h, w, o, b, r, y, mask, lo, hi, fours)
-
-
-@kernel(
-    *(DENSE, INT, MASK, GATE, ACTIVATION, INT, INT),
-    units=lambda *args: eights_of(args[4]),
-)
-def finish_bwd(partial: Any, parts: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
-    """What ends a reverse whose parts of K had blocks of their own."""
-    v = cuda.local.array(8, float32)
-    N, H, W, C = gx.shape
-    eights, pixels, channels = (C + 7) // 8, N * H * W, (C + 3) // 4 * 4
-    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
-        p, c = unit // eights, unit % eights * 8
-        n, h, w = at_pixel(p, H, W)
-        _added(partial, parts, pixels, p, c, channels, v)
-        epilogue_bwd(v, n, h, w, c, mask, gate, gx, accumulate, fours)
-
-
 def _constants(tile: Tile) -> dict[str, Any]:
     """What a tile's copy of the kernels knows as numbers."""
     halves = 2 if tile.products > 1 else 1
-    values = {
+    values: dict[str, Any] = {
         "PIXELS": tile.pixels,
         "CHANNELS": tile.channels,
         "THREADS": tile.threads,
@@ -413,11 +301,11 @@ def _constants(tile: Tile) -> dict[str, Any]:
     }
     # Those of a warpgroup read the rows of a stage while they multiply those of the one before.
     early = tile.how == "wgmma"
-    waits = tensor.wait_0, tensor.wait_1, tensor.wait_2
+    waits = staging.wait_0, staging.wait_1, staging.wait_2
     values |= {"_first_wait": waits[tile.stages - 2], "_wait": waits[tile.stages - 2 - early]}
     if tile.how == "wgmma":
-        values |= {"wgmma": tensor.wgmma_of(tile.channels, tile.products), "COLUMNS_OF_8": tile.channels // 8}
-        values |= {"load_words": tensor.load_words_of(tile.products)}
+        values |= {"wgmma": wgmma_of(tile.channels, tile.products), "COLUMNS_OF_8": tile.channels // 8}
+        values |= {"load_words": load_words_of(tile.products)}
     elif tile.how == "mma":
         columns = min(tile.channels, 32)
         across = tile.channels // columns
@@ -429,7 +317,7 @@ def _constants(tile: Tile) -> dict[str, Any]:
 
 def _parts(tile: Tile) -> dict[str, Any]:
     own = {"_locate": _locate, "_fetch": _fetch, "_add_up": _add_up, "_product": _product}
-    return own | tensor.TILES_BY[tile.how]
+    return own | TILES_BY[tile.how]
 
 
 def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
@@ -455,111 +343,3 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[12]), **options)(conv_fwd),
         block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_bwd),
     )
-
-
-#: Tiles of each kind of tensor cores, and how much of a product they do in the same time, measured on an H200.
-_TILES = {
-    "wgmma": {
-        Tile(128, 128, 4, 1): 80,
-        Tile(64, 64, 3, 3, warps=4): 67,
-        Tile(64, 32, 3, 4, warps=4): 40,
-    },
-    "mma": {
-        Tile(128, 64, 3, 2, "mma"): 50,
-        Tile(64, 64, 3, 2, "mma"): 45,
-        Tile(128, 32, 3, 2, "mma"): 30,
-    },
-    "simulated": {Tile(16, 32, 3, 1, "simulated", 1): 2, Tile(8, 16, 2, 1, "simulated", 1): 1},
-}
-
-
-class Conv:
-    """Both kernels, in tiles of all sizes, on the tensor cores of a kind of card."""
-
-    def __init__(self, how: str, products: int = 3) -> None:
-        self.products = products
-        self.rates = {tile._replace(products=products): rate for tile, rate in _TILES[how].items()}
-        self.kernels = {tile: kernels_of(tile) for tile in self.rates}
-
-    def tile_for(self, pixels: int, channels: int) -> Tile:
-        """The tile by which a card of _MULTIPROCESSORS is done first."""
-
-        def cost(tile: Tile) -> float:
-            blocks = -(-pixels // tile.pixels) * -(-channels // tile.channels)
-            # A few blocks on a multiprocessor that could hold more do not use it well.
-            turns = max(-(-blocks // _MULTIPROCESSORS), 0.6 * tile.blocks)
-            return turns * tile.pixels * tile.channels / self.rates[tile]
-
-        return min(self.rates, key=cost)
-
-    def forward(
-        self, x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float,
-        hi: float, parts: int, scratch: Any,
-    ) -> None:  # fmt: skip
-        """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
-
-        w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane,
-        and see zeros there.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
-        """
-        tile, partial, alone, steps = self._chosen(x, y, taps, parts, scratch)
-        fours = all_in_fours(y, r)
-        forward, _ = self.kernels[tile]
-        sizes = partial, alone, steps, _in_fours(x), fours
-        forward(x, w, b, r, y, mask, taps, top, left, lo, hi, *sizes)
-        if alone:
-            finish_fwd(partial, parts, b, r, y, mask, lo, hi, fours)
-
-    def reverse(
-        self, gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int,
-        left: int, parts: int, scratch: Any,
-    ) -> None:  # fmt: skip
-        """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
-
-        w as of `pack`, turned round by the caller, as the strides and begins of the window are.
-        """
-        tile, partial, alone, steps = self._chosen(gy, gx, taps, parts, scratch)
-        fours = all_in_fours(gx)
-        _, reverse = self.kernels[tile]
-        sizes = partial, alone, steps, _in_fours(gy), fours
-        reverse(gy, w, mask, gate, gx, accumulate, taps, top, left, *sizes)
-        if alone:
-            finish_bwd(partial, parts, mask, gate, gx, accumulate, fours)
-
-    def _chosen(self, x: Any, y: Any, taps: Taps, parts: int, scratch: Any) -> tuple[Tile, Any, int, int]:
-        """The tile, where the sums of parts go, whether parts have blocks of their own, and their steps."""
-        N, H, W, C = y.shape
-        if N * H * W >= _MAX_PIXELS:
-            raise UnsupportedError(
-                f"{N} planes of {H} x {W} are computed at once.",
-                supported=f"fewer than {_MAX_PIXELS} pixels on a card",
-                hint="Give a smaller batch_size.",
-            )
-        steps = steps_of(taps.rows * taps.columns, x.shape[3])
-        tile, alone, partial = self.tile_for(N * H * W, C), 0, NOTHING
-        if parts > 1:
-            alone = int(N * H * W * C < _ENOUGH_SUMS)
-            blocks = -(-N * H * W // tile.pixels) * -(-C // tile.channels)
-            floats = parts * N * H * W * (-(-C // 4) * 4) if alone else blocks * tile.pixels * tile.channels
-            partial = scratch[:floats]
-        return tile, partial, alone, max(1, -(-steps // parts))
-
-
-def _in_fours(x: Any) -> int:
-    """As the kernels are told it."""
-    return all_in_fours(x) * (2 if x.shape[3] % DEPTH == 0 else 1)
-
-
-def scratch_of(pixels: int, channels: int, parts: int) -> tuple[int, int]:
-    """Floats for the sums of parts, (fixed, for each sample)."""
-    if parts == 1:
-        return 0, 0
-    fours = -(-channels // 4) * 4
-    alone = parts * _ENOUGH_SUMS * fours // channels if pixels * channels < _ENOUGH_SUMS else 0
-    largest = max(max(tile.pixels, tile.channels) for tile in _TILES["simulated" if SIMULATED else "wgmma"])
-    return alone + largest * (channels + largest), pixels * (channels + largest)
-
-
-@cache
-def conv_of(how: str, products: int) -> Conv:
-    """The kernels of a kind of tensor cores, of which there is one a process."""
-    return Conv(how, products)

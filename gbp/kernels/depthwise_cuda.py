@@ -1,4 +1,4 @@
-"""The kernels of `depthwise.py` on a card: a thread for eight neighbouring channels, whose bits are a byte."""
+"""The kernels of `depthwise.py` on a card: a thread for eight channels, whose bits are a byte."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Eight neighbouring channels of a pixel, whose bits are a byte: what kernels of a card do with them.
 
-`v` is a thread's own array of eight.  `fours`: the arrays' channels are whole fours and lie on whole 16 bytes,
-so that four at a time are read and written; `all_in_fours` says so of arrays.
+`v` is a thread's own array of eight.  `fours`: the arrays' channels are whole fours and lie on whole 16
+bytes, so that four at a time are read and written; `all_in_fours` says so of arrays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dense layers on a card's tensor cores, at float32's accuracy (`tensor_cuda`): the time is that of reading w.
+"""Dense layers on a card's tensor cores, at float32's accuracy: the time is that of reading w.
 
     forward  y[n, m]  = Σ_k x[n, k] · w[m, k]        reverse  gx[n, k] = Σ_m gy[n, m] · w[m, k]
 
@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
-from .codegen import tensor_cuda as tensor
 from .codegen.gate import Gate
 from .codegen.jit import ACTIVATION, DENSE, INT
 from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, int32, int64, specialised
-from .codegen.tensor_cuda import commit, copy_4, copy_16, global_address, shared_address
-from .codegen.tensor_cuda import wait_2 as _wait
-from .conv_tensor_cuda import finish_bwd, finish_fwd
+from .codegen.staging_cuda import commit, copy_4, copy_16, global_address, shared_address
+from .codegen.staging_cuda import wait_2 as _wait
+from .codegen.tensor_cuda import split
+from .codegen.warps_cuda import add_product, floats_at, split_word
 from .eights_cuda import all_in_fours
+from .sums_cuda import finish_bwd, finish_fwd
 
 #: Outputs of a block, terms of a step, and steps on their way.
 ROWS = 16 if SIMULATED else 64
@@ -158,10 +159,10 @@ def _keep_of_warp(own: Any, partial: Any, start: int, samples: int, outputs: int
 if SIMULATED:
 
     def _multiply_simulated(stage: int, part: Any) -> None:
-        floats = tensor.floats_at(stage, STAGE_FLOATS)
+        floats = floats_at(stage, STAGE_FLOATS)
         w = np.lib.stride_tricks.as_strided(floats, (ROWS, DEPTH), (4 * ROW_STEP, 4 * TERM_STEP))
         x = floats[W_FLOATS:].reshape(COLUMNS, _APART)[:, :DEPTH]
-        (big, small), (x_big, x_small) = tensor.split(w.copy()), tensor.split(x.copy())
+        (big, small), (x_big, x_small) = split(w.copy()), split(x.copy())
         pairs = (small, x_big), (big, x_small), (big, x_big)
         sums = sum(a.astype(np.float64) @ b.astype(np.float64).T for a, b in pairs)
         part[:] = np.asarray(sums, np.float32).reshape(-1)
@@ -172,7 +173,6 @@ if SIMULATED:
 
     _ENDS = _multiply_simulated, _keep_simulated
 else:
-    split_word, add_product = tensor.split_word, tensor.add_product
     _ENDS = _multiply_by_warp, _keep_of_warp
 
 
@@ -188,8 +188,13 @@ def _kernel_of(forward: bool, columns: int) -> CudaKernel:
         "ROW_STEP": _APART if forward else 1,
         "TERM_STEP": 1 if forward else _ROWS_APART,
     }
-    parts = {"_copy_line": _copy_line, "_fetch": _fetch, "_multiply": _ENDS[0], "_keep": _ENDS[1]}
-    (gemm,) = specialised(f"tensor_{'fwd' if forward else 'bwd'}{columns}", (_gemm,), parts, values)
+    called: dict[str, Any] = {
+        "_copy_line": _copy_line,
+        "_fetch": _fetch,
+        "_multiply": _ENDS[0],
+        "_keep": _ENDS[1],
+    }
+    (gemm,) = specialised(f"tensor_{'fwd' if forward else 'bwd'}{columns}", (_gemm,), called, values)
 
     def blocks(*args: Any) -> tuple[int, int]:
         x, _, partial, outputs = args[:4]

@@ -59,16 +59,23 @@ class Plan:
 
     @classmethod
     def build(
-        cls, graph: Graph, algorithm: str = "auto", *, rectify: bool = False, device: Device = CPU
+        cls,
+        graph: Graph,
+        algorithm: str = "auto",
+        *,
+        rectify: bool = False,
+        device: Device = CPU,
+        tf32: bool = False,
     ) -> Plan:
         """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
 
         `rectify`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
+        `tf32`: on a card, convolutions multiply in TF32 alone.
 
         Raises UnsupportedError where one sample would not fit into memory, or where the device has no kernels
         for a layer.
         """
-        graph = force(simplify(graph), algorithm, device.name)
+        graph = force(simplify(graph), algorithm, device.name, 1 if tf32 else 3)
         layout = lay_out(graph, rectify)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]

@@ -50,7 +50,7 @@ class _Memory:
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
 
     def ends(self, device: Device) -> tuple[Floats, Exit]:
-        """Of a reverse: the gradient that it starts from, in the output's memory order, and where it leaves."""
+        """The gradient that a reverse starts from, in the output's memory order, and where it leaves."""
         if self._ends is None:
             output, image = self._plan.output, self._plan.input
             seed = device.empty((self.n, *output.shape))

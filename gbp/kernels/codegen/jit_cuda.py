@@ -22,6 +22,7 @@ from numba import cuda, types
 from numba.core import config
 from numba.np.numpy_support import as_dtype
 
+from ...errors import GbpError
 from .jit import Locator, compiled, log, not_kept
 
 #: Whether the simulator stands in for a card.
@@ -112,7 +113,16 @@ class CudaKernel:
         start = perf_counter()
         dispatcher = cuda.jit(self.function, launch_bounds=self.bounds)
         dispatcher._cache = _kept(self.function)
-        dispatcher.compile(tuple(self.argument_types))
+        try:
+            dispatcher.compile(tuple(self.argument_types))
+            (compiled_here,) = dispatcher.overloads.values()
+            compiled_here._codelibrary.get_cufunc()  # what the driver refuses, it refuses here
+        except Exception as error:
+            raise GbpError(
+                f"kernel {self.name} does not compile: {type(error).__name__}: {str(error)[:300]}",
+                supported="numba-cuda 0.30, with the CUDA of the card's driver or an older one",
+                hint="Install gbp[cuda12] or gbp[cuda13] anew, or leave the device out.",
+            ) from error
         dispatcher.disable_compile()
         dispatcher._specialized = True  # it takes arrays of any strides as they are
         if self.shared_bytes > _SHARED_BYTES:
@@ -149,7 +159,7 @@ def _kept(function: Callable[..., None]) -> Any:
             except OSError:
                 found = None
             if found is None:
-                log.info("compiling kernel %s", function.__name__)
+                log.info("compiling kernel %s for the card", function.__name__)
             return found
 
         def save_overload(self, sig: Any, data: Any) -> None:

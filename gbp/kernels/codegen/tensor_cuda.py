@@ -18,81 +18,19 @@ instructions make of its tile.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cuda, float32, types
+from numba import types
 from numba.extending import intrinsic
-
-from .jit_cuda import SIMULATED, device_function, int32
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FOUR = types.UniTuple(types.float32, 4)
 
 
-def _statement(text: str, constraints: str, kinds: list[Any]) -> Any:
-    """Code of an instruction without a result."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), kinds)
-        builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), list(args))
-        return context.get_dummy_value()
-
-    return codegen
-
-
 @intrinsic
-def _shared_address(typing: Any, x: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        kind = ir.FunctionType(_I32, [_I64])
-        text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
-        address = builder.ptrtoint(array.data, _I64)
-        return builder.call(ir.InlineAsm(kind, text, "=r,l", side_effect=False), [address])
-
-    return types.int32(x), codegen
-
-
-@intrinsic
-def _global_address(typing: Any, x: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        return builder.ptrtoint(array.data, _I64)
-
-    return types.int64(x), codegen
-
-
-@intrinsic
-def _copy_16(typing: Any, to: Any, source: Any, nbytes: Any) -> Any:
-    text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
-    kinds = [_I32, _I64, _I32]
-    return types.void(types.int32, types.int64, types.int32), _statement(text, "r,l,r,~{memory}", kinds)
-
-
-@intrinsic
-def _copy_4(typing: Any, to: Any, source: Any, nbytes: Any) -> Any:
-    text = "cp.async.ca.shared.global [$0], [$1], 4, $2;"
-    kinds = [_I32, _I64, _I32]
-    return types.void(types.int32, types.int64, types.int32), _statement(text, "r,l,r,~{memory}", kinds)
-
-
-@intrinsic
-def _commit(typing: Any) -> Any:
-    return types.void(), _statement("cp.async.commit_group;", "~{memory}", [])
-
-
-def _wait_for_all_but(count: int) -> Any:
-    @intrinsic
-    def wait(typing: Any) -> Any:
-        return types.void(), _statement(f"cp.async.wait_group {count};", "~{memory}", [])
-
-    return wait
-
-
-@intrinsic
-def _split(typing: Any, x: Any) -> Any:
+def split_one(typing: Any, x: Any) -> Any:
     """(big, small): the nearest TF32 number, halves away from zero, and the rest."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -108,7 +46,7 @@ def _tuple_of(context: Any, builder: Any, kind: Any, result: Any) -> Any:
 
 
 @intrinsic
-def _load_matrices(typing: Any, address: Any) -> Any:
+def load_matrices(typing: Any, address: Any) -> Any:
     """`ldmatrix.x4`: of four matrices of 8 rows of 16 bytes, whose rows' addresses 32 lanes give."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -124,7 +62,7 @@ def _load_matrices(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _load_word(typing: Any, address: Any) -> Any:
+def load_word(typing: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(_F32, [_I32])
         asm = ir.InlineAsm(kind, "ld.shared.f32 $0, [$1];", "=f,r,~{memory}", side_effect=True)
@@ -134,7 +72,7 @@ def _load_word(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _mma(
+def mma(
     typing: Any, c0: Any, c1: Any, c2: Any, c3: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any
 ) -> Any:
     """`mma.sync.m16n8k8`: c + a · b of a warp's 16 × 8."""
@@ -274,315 +212,8 @@ def load_words_of(products: int) -> Any:
     return load_words
 
 
-@intrinsic
-def _make_barrier(typing: Any, address: Any) -> Any:
-    text = "mbarrier.init.shared.b64 [$0], 1; fence.proxy.async.shared::cta;"
-    return types.void(types.int32), _statement(text, "r,~{memory}", [_I32])
-
-
-@intrinsic
-def _copy_run(typing: Any, to: Any, source: Any, nbytes: Any, barrier: Any) -> Any:
-    """One thread has so many bytes copied, which the barrier waits for."""
-    text = (
-        "{ .reg .b64 s; mbarrier.arrive.expect_tx.shared.b64 s, [$3], $2; "
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3]; }"
-    )
-    kinds = [_I32, _I64, _I32, _I32]
-    codegen = _statement(text, "r,l,r,r,~{memory}", kinds)
-    return types.void(types.int32, types.int64, types.int32, types.int32), codegen
-
-
-@intrinsic
-def _wait_at(typing: Any, barrier: Any, parity: Any) -> Any:
-    text = "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [$0], $1; @!done bra AGAIN; }"
-    return types.void(types.int32, types.int32), _statement(text, "r,r,~{memory}", [_I32, _I32])
-
-
-@intrinsic
-def _below(typing: Any, a: Any, b: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.icmp_unsigned("<", *args)
-
-    return types.boolean(types.int32, types.int32), codegen
-
-
-@intrinsic
-def _divide(typing: Any, a: Any, b: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.udiv(*args)
-
-    return types.int32(types.int32, types.int32), codegen
-
-
 def split(x: Any) -> Any:
     """The nearest TF32 numbers, halves away from zero, and the rest, of float32 arrays of the host."""
     bits = x.view(np.int32) + np.int32(0x1000)
     big = (bits & np.int32(-0x2000)).view(np.float32)
     return big, x - big
-
-
-@intrinsic
-def _load_place(typing: Any, address: Any) -> Any:
-    """16 bytes of shared memory: an address, and two int32."""
-    result = types.Tuple((types.int64, types.int32, types.int32))
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.LiteralStructType([_I64, _I32, _I32]), [_I32])
-        text = "{ .reg .b64 t; ld.shared.v2.b64 {$0, t}, [$3]; mov.b64 {$1, $2}, t; }"
-        asm = ir.InlineAsm(kind, text, "=l,=r,=r,r,~{memory}", side_effect=True)
-        found = builder.call(asm, list(args))
-        return context.make_tuple(builder, result, [builder.extract_value(found, k) for k in range(3)])
-
-    return result(types.int32), codegen
-
-
-@intrinsic
-def _store_place(typing: Any, address: Any, place: Any, h: Any, w: Any) -> Any:
-    text = "{ .reg .b64 t; mov.b64 t, {$2, $3}; st.shared.v2.b64 [$0], {$1, t}; }"
-    codegen = _statement(text, "r,l,r,r,~{memory}", [_I32, _I64, _I32, _I32])
-    return types.void(types.int32, types.int64, types.int32, types.int32), codegen
-
-
-@intrinsic
-def _store_pair(typing: Any, address: Any, a: Any, b: Any) -> Any:
-    codegen = _statement("st.shared.v2.f32 [$0], {$1, $2};", "r,f,f,~{memory}", [_I32, _F32, _F32])
-    return types.void(types.int32, types.float32, types.float32), codegen
-
-
-if SIMULATED:
-    shared_address = global_address = lambda x: x.ctypes.data
-
-    def copy_16(to: int, source: int, nbytes: int) -> None:
-        """Copy the first `nbytes` of 16; the rest is 0."""
-        ctypes.memmove(to, source, nbytes)
-        ctypes.memset(to + nbytes, 0, 16 - nbytes)
-
-    def copy_4(to: int, source: int, nbytes: int) -> None:
-        """Copy 4 bytes, or write 0."""
-        ctypes.memmove(to, source, nbytes)
-        ctypes.memset(to + nbytes, 0, 4 - nbytes)
-
-    def nothing() -> None:
-        """Copies are there at once."""
-
-    commit = wait_0 = wait_1 = wait_2 = nothing
-
-    def below(a: int, b: int) -> bool:
-        """Whether 0 ≤ a < b."""
-        return 0 <= a < b
-
-    def load_place(address: int) -> Any:
-        place = ctypes.c_int64.from_address(address).value
-        h, w = (ctypes.c_int32.from_address(address + at).value for at in (8, 12))
-        return place, h, w
-
-    def store_place(address: int, place: int, h: int, w: int) -> None:
-        ctypes.c_int64.from_address(address).value = place
-        ctypes.c_int32.from_address(address + 8).value = h
-        ctypes.c_int32.from_address(address + 12).value = w
-
-    def divide(a: int, b: int) -> int:
-        return a // b
-
-    def floats_at(address: int, count: int) -> Any:
-        return np.frombuffer((ctypes.c_float * count).from_address(address), np.float32)
-
-    def _tile(address: int, rows: int) -> Any:
-        """Rows of 32 floats as they were before their chunks were exchanged."""
-        r, c = np.arange(rows)[:, None], np.arange(8)
-        return floats_at(address, 32 * rows).reshape(rows, 8, 4)[r, c ^ (r & 7)].reshape(rows, 32)
-
-    def begin_simulated(barriers: int) -> None:
-        """There is nothing to wait for."""
-
-    def copy_weights_simulated(to: int, source: int, nbytes: int, barrier: int) -> None:
-        ctypes.memmove(to, source, nbytes)
-
-    def arrived_simulated(barrier: int, parity: int) -> None:
-        """Copies are there at once."""
-
-    def load_simulated(stage: int, own: Any) -> None:
-        """Rows of X are read when they are multiplied."""
-
-    def multiply_simulated(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-        """As `multiply_by_warp`: the thread stands for a warp, which has the whole tile."""
-        big, small = split(_tile(stage, len(part) // CHANNELS))
-        weights = [_tile(stage + X_BYTES + W_ATOM * o, W_ATOM // 128) for o in range(CHANNELS // 8)]
-        w_big, w_small = np.concatenate([w[:8] for w in weights]), np.concatenate([w[-8:] for w in weights])
-        pairs = [(small, w_big), (big, w_small), (big, w_big)] if PRODUCTS > 1 else [(big, w_big)]
-        sums = sum(a.astype(np.float64) @ b.astype(np.float64).T for a, b in pairs)
-        part[:] = sums.reshape(-1).astype(np.float32)
-
-    def lay_down_simulated(base: int, total: Any) -> None:
-        for p, sums in enumerate(total.reshape(-1, CHANNELS)):
-            ctypes.memmove(base + 4 * ACROSS * p, sums.ctypes.data, sums.nbytes)
-
-else:
-    shared_address, global_address = _shared_address, _global_address
-    copy_16, copy_4, commit, below = _copy_16, _copy_4, _commit, _below
-    make_barrier, copy_run, wait_at = _make_barrier, _copy_run, _wait_at
-    wait_0, wait_1, wait_2 = (_wait_for_all_but(count) for count in range(3))
-    load_place, store_place, store_pair, divide = _load_place, _store_place, _store_pair, _divide
-    load_matrices, load_word, split_one, mma = _load_matrices, _load_word, _split, _mma
-
-
-#: Of the tile that a copy of `multiply` and `lay_down` is made for.
-CHANNELS = THREADS = STAGES = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
-ROWS_OF_16 = COLUMNS_OF_8 = WARPS_ACROSS = A_WORDS = B_WORDS = 1
-PRODUCTS = 3
-wgmma: Any = None
-load_words: Any = None
-
-
-@device_function
-def add_product(part: Any, o: int, a: Any, i: int, b: Any, j: int) -> None:
-    part[o], part[o + 1], part[o + 2], part[o + 3] = mma(
-        part[o], part[o + 1], part[o + 2], part[o + 3], a[i], a[i + 1], a[i + 2], a[i + 3], b[j], b[j + 1]
-    )
-
-
-@device_function
-def split_word(address: int, k: int, big: Any, small: Any) -> None:
-    """A float of shared memory to place k of big and small."""
-    big[k], small[k] = split_one(load_word(address))
-
-
-@device_function
-def _rows_at(stage: int) -> int:
-    """Where a lane's row of its warp's 16 lies, as `ldmatrix` wants it: rows 0 … 15, then the next chunk's."""
-    t = int32(cuda.threadIdx.x)
-    return int32(stage + ((t >> 5) * 16 + (t & 15)) * 128 + ((((t >> 4) & 1) ^ (t & 7)) << 4))
-
-
-def begin_of_warpgroup(barriers: int) -> None:
-    """Make the barrier of each stage."""
-    if cuda.threadIdx.x == 0:
-        for s in range(STAGES):
-            make_barrier(int32(barriers + 8 * s))
-
-
-def copy_weights_of_warpgroup(to: int, source: int, nbytes: int, barrier: int) -> None:
-    """The tile's weights on their way, in one run."""
-    if cuda.threadIdx.x == 0:
-        copy_run(to, source, nbytes, barrier)
-
-
-def arrived_of_warpgroup(barrier: int, parity: int) -> None:
-    """Wait for the weights of a stage."""
-    wait_at(barrier, parity)
-
-
-def load_of_warpgroup(stage: int, own: Any) -> None:
-    """own = the first stage's rows of X, split."""
-    load_words(own, _rows_at(stage))
-
-
-def multiply_by_warpgroup(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-    """part = the products of a tile of K: of 16 rows of X a warp, which are `own`, and all its channels.
-
-    Meanwhile the rows of the stage that follows are read and split.
-    """
-    wgmma(part, own, then, int32(stage + X_BYTES), _rows_at(following))
-
-
-def begin_of_warp(barriers: int) -> None:
-    """Copies are waited for by count."""
-
-
-def arrived_of_warp(barrier: int, parity: int) -> None:
-    """Weights came with the rows."""
-
-
-def load_of_warp(stage: int, own: Any) -> None:
-    """Rows of X are read when they are multiplied."""
-
-
-def copy_weights_of_warp(to: int, source: int, nbytes: int, barrier: int) -> None:
-    """A thread's part of the tile's weights on its way; 0 from `nbytes` on."""
-    t = int32(cuda.threadIdx.x)
-    for q in range(W_UNITS):
-        at = int32((q * THREADS + t) * 16)
-        inside = at < nbytes
-        copy_16(int32(to + at), source + at if inside else source, int32(16 if inside else 0))
-
-
-def lay_down_of_warpgroup(base: int, total: Any) -> None:
-    """The sums into shared memory, pixel by pixel, ACROSS floats apart."""
-    t = int32(cuda.threadIdx.x)
-    row, column = (t >> 5) * 16 + ((t & 31) >> 2), (t & 3) * 2
-    for j in range(COLUMNS_OF_8):
-        at = int32(base + (row * ACROSS + column + 8 * j) * 4)
-        store_pair(at, total[4 * j], total[4 * j + 1])
-        store_pair(int32(at + 32 * ACROSS), total[4 * j + 2], total[4 * j + 3])
-
-
-def multiply_by_warp(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-    """part = the products of a tile of K, of a warp's own rows of X and channels."""
-    big, small = cuda.local.array(A_WORDS, float32), cuda.local.array(A_WORDS, float32)
-    w_big, w_small = cuda.local.array(B_WORDS, float32), cuda.local.array(B_WORDS, float32)
-    t = int32(cuda.threadIdx.x)
-    lane, warp = t & 31, t >> 5
-    row = warp // WARPS_ACROSS * (16 * ROWS_OF_16) + (lane & 15)
-    atom = warp % WARPS_ACROSS * COLUMNS_OF_8
-    for i in range(SUMS):
-        part[i] = np.float32(0)
-    for k in range(_K_STEPS):
-        for i in range(ROWS_OF_16):
-            chunk = (2 * k + (lane >> 4)) ^ (lane & 7)
-            a, b, c, d = load_matrices(int32(stage + (row + 16 * i) * 128 + (chunk << 4)))
-            big[4 * i], small[4 * i] = split_one(a)
-            big[4 * i + 1], small[4 * i + 1] = split_one(b)
-            big[4 * i + 2], small[4 * i + 2] = split_one(c)
-            big[4 * i + 3], small[4 * i + 3] = split_one(d)
-        for j in range(COLUMNS_OF_8):
-            chunk = (2 * k + ((lane >> 3) & 1)) ^ (lane & 7)
-            at = int32(stage + X_BYTES + (atom + j) * W_ATOM + (lane & 7) * 128 + (chunk << 4))
-            if PRODUCTS > 1:
-                a, b, c, d = load_matrices(int32(at + (lane >> 4) * 1024))
-                w_big[2 * j], w_big[2 * j + 1], w_small[2 * j], w_small[2 * j + 1] = a, b, c, d
-            else:
-                w_big[2 * j], w_big[2 * j + 1], a, b = load_matrices(at)
-        if PRODUCTS > 1:
-            for i in range(ROWS_OF_16):
-                for j in range(COLUMNS_OF_8):
-                    add_product(part, 4 * (i * COLUMNS_OF_8 + j), small, 4 * i, w_big, 2 * j)
-            for i in range(ROWS_OF_16):
-                for j in range(COLUMNS_OF_8):
-                    add_product(part, 4 * (i * COLUMNS_OF_8 + j), big, 4 * i, w_small, 2 * j)
-        for i in range(ROWS_OF_16):
-            for j in range(COLUMNS_OF_8):
-                add_product(part, 4 * (i * COLUMNS_OF_8 + j), big, 4 * i, w_big, 2 * j)
-
-
-def lay_down_of_warp(base: int, total: Any) -> None:
-    """The sums into shared memory, pixel by pixel, ACROSS floats apart."""
-    t = int32(cuda.threadIdx.x)
-    lane, warp = t & 31, t >> 5
-    row = warp // WARPS_ACROSS * (16 * ROWS_OF_16) + (lane >> 2)
-    column = warp % WARPS_ACROSS * (8 * COLUMNS_OF_8) + (lane & 3) * 2
-    for i in range(ROWS_OF_16):
-        for j in range(COLUMNS_OF_8):
-            o = 4 * (i * COLUMNS_OF_8 + j)
-            at = int32(base + ((row + 16 * i) * ACROSS + column + 8 * j) * 4)
-            store_pair(at, total[o], total[o + 1])
-            store_pair(int32(at + 32 * ACROSS), total[o + 2], total[o + 3])
-
-
-def _functions(kind: str) -> dict[str, Any]:
-    """What a kernel does in its own way, by the names that it calls it by."""
-    names = "begin", "copy_weights", "arrived", "load", "multiply", "lay_down"
-    own = globals()
-    return {f"_{name}": own.get(f"{name}_of_{kind}") or own[f"{name}_by_{kind}"] for name in names}
-
-
-#: How stages are filled and multiplied, and their sums laid down.
-TILES_BY: dict[str, Any] = (
-    {
-        "simulated": {
-            f"_{name}": globals()[f"{name}_simulated"]
-            for name in ("begin", "copy_weights", "arrived", "load", "multiply", "lay_down")
-        }
-    }
-    if SIMULATED
-    else {"wgmma": _functions("warpgroup"), "mma": _functions("warp")}
-)

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Axis, Window
-from ...kernels import conv_tensor_cuda as tensor
+from ...kernels import conv_tiles_cuda as tensor
 from ...kernels.codegen.jit_cuda import tensor_cores
 from ...kernels.columns_cuda import col2im
 from ...kernels.conv_direct_cuda import KERNELS, conv_bwd, conv_fwd, pack
+from ...kernels.sums_cuda import finish_bwd, finish_fwd
 from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot
@@ -62,7 +63,7 @@ class TensorForward(ForwardAlgorithm):
     algorithm = "tensor cores"
 
     def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window, conv: tensor.Conv) -> None:
-        self.kernels = *(forward for forward, _ in conv.kernels.values()), tensor.finish_fwd
+        self.kernels = *(forward for forward, _ in conv.kernels.values()), finish_fwd
         self.conv, self.taps = conv, taps_of(window)
         self.w, self.b = tensor.pack(w, conv.products), b.astype(np.float32)
         self.begin = window.height.begin, window.width.begin
@@ -164,7 +165,7 @@ class TensorReverse(_Phased):
     def __init__(self, w: NDArray[Any], window: Window, conv: tensor.Conv) -> None:
         self.conv, (O, C) = conv, w.shape[:2]
         super().__init__(w, window)
-        self.kernels = *(reverse for _, reverse in conv.kernels.values()), tensor.finish_bwd
+        self.kernels = *(reverse for _, reverse in conv.kernels.values()), finish_bwd
         self.channels = C
         self.pixels = [
             len(range(h.start, window.height.size, self.stride[0]))
@@ -183,11 +184,13 @@ class TensorReverse(_Phased):
         return max(fixed for fixed, _ in sizes), max(each for _, each in sizes)
 
     def phase(self, i: int, gy: Floats, target: Any, window: Any, scratch: Floats) -> None:
-        self.conv.reverse(gy, self.w[i], *target, *window, self.parts[i], scratch)
+        (mask, gate, gx, accumulate), (taps, top, left) = target, window
+        ends = self.parts[i], scratch
+        self.conv.reverse(gy, self.w[i], mask, gate, gx, accumulate, taps, top, left, *ends)
 
 
 class ColumnsBackward(BackwardAlgorithm):
-    """Few channels in gx: gy times the weights gives columns, as many as taps and channels, which gx gathers."""
+    """Few channels in gx: gy times the weights gives columns, which gx gathers."""
 
     algorithm = "columns"
 
