@@ -241,7 +241,7 @@ def test_parts_tiles_and_blocks_of_tensor_cores_change_no_bit(monkeypatch: pytes
     """Parts of K by blocks of their own, or one after the other by the same; in tiles of each size."""
     model, x = small_net(2)
     maps = set()
-    for enough in (0, 10**9):
+    for enough in (0, 2**14):
         monkeypatch.setattr(conv_tiles, "_ENOUGH_SUMS", enough)
         for only in conv_tiles.conv_of(tensor_cores(), 3).rates:
             monkeypatch.setattr(conv_tiles.Conv, "tile_for", lambda self, pixels, channels, only=only: only)
