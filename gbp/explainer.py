@@ -535,8 +535,8 @@ def _notes(plan: Plan, source: Source, rule: Rule, rectify: bool, tf32: bool) ->
         )
     if tf32:
         notes.append(
-            "Convolutions multiplied in TF32 (tf32=True), numbers of 11 bits: what a layer computes is off by "
-            "about 2e-4 of its size, where float32 is by 2e-7, and rectifiers near 0 may tip."
+            "Convolutions multiplied in TF32 (tf32=True), numbers of 11 bits: what a layer computes is off "
+            "by about 2e-4 of its size, where float32 is by 2e-7, and rectifiers near 0 may tip."
         )
     if source.dtype not in ("FLOAT", "UINT8"):
         notes.append(f"The file computes in {source.dtype.lower()}, gbp in float32.")

@@ -26,7 +26,7 @@ class _Line(logging.Handler):
             text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
             print(_CLEAR + text, end="", file=sys.stderr, flush=True)
         elif self.kernels == 1:
-            card = ", which takes a minute or two" if record.getMessage().endswith("for the card") else ""
+            card = ", which takes half a minute" if record.getMessage().endswith("for the card") else ""
             print(f"gbp: compiling kernels{card}, once on this machine", file=sys.stderr, flush=True)
 
 

@@ -40,9 +40,10 @@ class Entry:
     def settle(self) -> None:
         """Put what was written where steps read it: part of each run."""
 
-    def not_finite(self) -> NDArray[np.intp]:
-        """The samples that hold NaN or infinity, once the run is read, where nobody looked before."""
-        return np.empty(0, np.intp)
+    @property
+    def marks(self) -> tuple[Array, ...]:
+        """() or one array (N,), not 0 for samples that hold NaN or infinity: to be read after a run."""
+        return ()
 
 
 class Exit:
@@ -82,6 +83,10 @@ class Device(ABC):
     def read(self, x: Array) -> NDArray[Any]:
         """What it holds, in the host's memory; until something is written to x that may be x itself."""
 
+    def read_all(self, *arrays: Array) -> list[NDArray[Any]]:
+        """`read` of each."""
+        return list(map(self.read, arrays))
+
     @abstractmethod
     def take(self, instructions: Sequence[Instruction]) -> list[Step]:
         """The steps of these calls with all that they hold in this device's memory.
@@ -112,7 +117,7 @@ class Device(ABC):
 
     @property
     def looks_at_samples(self) -> bool:
-        """Whether `Entry.not_finite` finds what is not finite."""
+        """Whether `Entry.marks` tell what is not finite."""
         return False
 
     @abstractmethod

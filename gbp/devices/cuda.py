@@ -115,17 +115,27 @@ class CudaDevice(Device):
             _copyto(to, self.upload(values))
 
     def read(self, x: CudaArray) -> NDArray[Any]:
+        (values,) = self.read_all(x)
+        return values
+
+    def read_all(self, *arrays: CudaArray) -> list[NDArray[Any]]:
+        found = [self._on_the_way(x) for x in arrays]
+        if not SIMULATED:
+            self._wait()
+        return found
+
+    def _on_the_way(self, x: CudaArray) -> NDArray[Any]:
+        """An array of the host that holds what x does once all is done that is in the stream."""
         if not x.shadow.flags.c_contiguous:
             dense = self.empty(x.shape, x.dtype)
             _copyto(dense, x)
             x = dense
         if SIMULATED:
             return x.shadow.copy()
-        values = self._pinned.array(x.shape) if x.dtype == np.float32 else None
-        values = np.empty(x.shape, x.dtype) if values is None else values
+        pinned: NDArray[Any] | None = self._pinned.array(x.shape) if x.dtype == np.float32 else None
+        values = np.empty(x.shape, x.dtype) if pinned is None else pinned
         if values.size:
             self._pinned.download(x.address, values, int(self.stream.handle))
-            self._wait()
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
@@ -459,8 +469,9 @@ class _CardEntry(Entry):
         if self._given is not self.x:
             _copyto(self.x, self._given.transpose(0, *self.order))
 
-    def not_finite(self) -> NDArray[np.intp]:
-        return np.flatnonzero(self.x.card.read(self._marks))
+    @property
+    def marks(self) -> tuple[CudaArray, ...]:
+        return (self._marks,)
 
 
 class _CardExit(Exit):
@@ -477,8 +488,8 @@ class _CardExit(Exit):
         _look(self._ready, self._marks)
 
     def read(self) -> tuple[NDArray[np.float32], bool]:
-        values = self.x.card.read(self._ready)
-        return values, not self.x.card.read(self._marks).any()
+        values, marks = self.x.card.read_all(self._ready, self._marks)
+        return values, not marks.any()
 
 
 def _in_order(x: CudaArray, axes: Any) -> CudaArray:

@@ -24,8 +24,8 @@ from ..errors import GbpError
 #: What results may keep pinned in all; more of them lie in ordinary memory.
 MAX_LENT = 2**30
 #: Bytes of the way in, and of what a thread copies at a time.
-STAGE, _PIECE = 2**26, 2**19
-_THREADS = 8
+STAGE, _PIECE = 2**26, 2**21
+_THREADS = 4
 _ROUND = 2**12
 
 

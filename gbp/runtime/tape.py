@@ -271,9 +271,9 @@ class Tape:
             self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads, device))
             self._forward.entry.write(x)
             self._forward.run()
-            scores = device.read(self._forward.y)
-            #: The samples that hold NaN or infinity, where the device looks for them.
-            self.not_finite = self._forward.entry.not_finite()
+            scores, *marks = device.read_all(self._forward.y, *self._forward.entry.marks)
+        #: The samples that hold NaN or infinity, where the device looks for them.
+        self.not_finite = np.flatnonzero(marks[0] if marks else ())
         #: Whether all maps so far are finite.
         self.is_finite = True
         logical = scores.transpose(plan.output.logical_axes)

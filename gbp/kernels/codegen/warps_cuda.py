@@ -80,9 +80,8 @@ def split_word(address: int, k: int, big: Any, small: Any) -> None:
 
 
 @device_function
-def _rows_at(stage: int) -> int:
+def _rows_at(stage: int, t: int) -> int:
     """Where the row lies that a lane names to `ldmatrix`: 0 … 15 of its warp's, then of the next chunk."""
-    t = int32(cuda.threadIdx.x)
     return int32(stage + ((t >> 5) * 16 + (t & 15)) * 128 + ((((t >> 4) & 1) ^ (t & 7)) << 4))
 
 
@@ -106,7 +105,7 @@ def arrived_of_warpgroup(barrier: int, parity: int) -> None:
 
 def load_of_warpgroup(stage: int, own: Any) -> None:
     """own = the first stage's rows of X, split."""
-    load_words(own, _rows_at(stage))
+    load_words(own, _rows_at(stage, int32(cuda.threadIdx.x)))
 
 
 def multiply_of_warpgroup(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
@@ -114,7 +113,7 @@ def multiply_of_warpgroup(stage: int, following: int, part: Any, own: Any, then:
 
     Meanwhile the rows of the stage that follows are read and split.
     """
-    wgmma(part, own, then, int32(stage + X_BYTES), _rows_at(following))
+    wgmma(part, own, then, int32(stage + X_BYTES), _rows_at(following, int32(cuda.threadIdx.x)))
 
 
 def begin_of_warp(barriers: int) -> None:
@@ -200,7 +199,7 @@ def lay_down_of_warp(base: int, total: Any) -> None:
             store_pair(int32(at + 32 * ACROSS), total[o + 2], total[o + 3])
 
 
-def _functions(kind: str) -> dict[str, Any]:
+def functions_of(kind: str) -> dict[str, Any]:
     """What a kernel does in its own way, by the names that it calls it by."""
     names = "begin", "copy_weights", "arrived", "load", "multiply", "lay_down"
     return {f"_{name}": globals()[f"{name}_of_{kind}"] for name in names}
@@ -208,7 +207,7 @@ def _functions(kind: str) -> dict[str, Any]:
 
 #: How stages are filled and multiplied, and their sums laid down.
 TILES_BY: dict[str, Any] = (
-    {"simulated": _functions("simulated")}
+    {"simulated": functions_of("simulated")}
     if SIMULATED
-    else {"wgmma": _functions("warpgroup"), "mma": _functions("warp")}
+    else {"wgmma": functions_of("warpgroup"), "mma": functions_of("warp")}
 )
