@@ -6,6 +6,7 @@ What needs no simulator, because there is no card, stands in test_no_card.py.
 from __future__ import annotations
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -133,6 +134,28 @@ def test_several_explainers_share_the_card() -> None:
     a, b = one.explain(x), other.explain(-x)
     assert one.explain(x).map.tobytes() == a.map.tobytes()
     assert other.explain(-x).map.tobytes() == b.map.tobytes()
+
+
+def test_threads_share_an_explainer_on_the_card() -> None:
+    model, x = small_net(2)
+    explainer = Explainer(model, device="cuda")
+    expected = [explainer.explain(samples, target=1).map.tobytes() for samples in (x, -x)]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            got = threads.map(lambda samples: explainer.explain(samples, target=1).map.tobytes(), (x, -x))
+            assert list(got) == expected
+
+
+def test_maps_stay_when_others_are_made() -> None:
+    """Results lie in memory that is used again, but not while anything of them is left."""
+    model, x = small_net(2)
+    explainer = Explainer(model, device="cuda")
+    kept = explainer.explain(x, target=1).map
+    part, before = kept[1:, 0], kept[1:, 0].tobytes()
+    del kept
+    for target in (0, 2, 3):
+        explainer.explain(-x, target=target)
+    assert part.tobytes() == before
 
 
 @dataclass

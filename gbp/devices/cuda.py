@@ -40,8 +40,6 @@ from .base import Device, Entry, Exit, Repeater
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
-else:
-    from .pinned import Pinned
 
 _making = RLock()
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -66,7 +64,7 @@ class CudaDevice(Device):
         self._lock = RLock()  # whoever records must be alone
         self._recorded: list[Launch] | None = None
         self.numba_stream: Any = None if SIMULATED else cuda.stream()
-        self._pinned: Any = None if SIMULATED else Pinned()
+        self._pinned: Any = None if SIMULATED else _pinned()
         self._staged = False  # whether an upload may still be on its way
         #: As kernels and graphs are launched into it.
         self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
@@ -201,6 +199,8 @@ class CudaDevice(Device):
     @contextmanager
     def running(self) -> Iterator[None]:
         with self._lock:
+            if not SIMULATED:
+                self._pinned.use()
             yield
 
     def launch(
@@ -273,6 +273,12 @@ class CudaDevice(Device):
             return self._recorded
         finally:
             self._recorded = None
+
+
+def _pinned() -> Any:
+    from .pinned import Pinned
+
+    return Pinned()
 
 
 def _core_stream(stream: Any) -> Any:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,11 @@ class Pinned:
         self._context = check(driver.cuCtxGetCurrent())
         self._free: dict[int, list[int]] = defaultdict(list)
         self._lent = 0
-        self._lock = Lock()
+        self._lock = RLock()  # an array may go, and give back, at any moment
+
+    def use(self) -> None:
+        """Let the thread that calls this use the card."""
+        check(driver.cuCtxSetCurrent(self._context))
 
     def array(self, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
         """Float32 to copy results to; None where enough of it is in use."""
@@ -79,6 +83,7 @@ class Pinned:
             self._lent -= size
             kept = sum(nbytes * len(free) for nbytes, free in self._free.items())
             if kept + size > MAX_LENT // 4:
+                self.use()
                 driver.cuMemFreeHost(address)
             else:
                 self._free[size].append(address)
@@ -103,7 +108,7 @@ class Pinned:
             pieces = range(start, min(start + STAGE, values.nbytes), _PIECE)
 
             def move(some: range, start: int = start) -> None:
-                driver.cuCtxSetCurrent(self._context)
+                self.use()
                 for at in some:
                     nbytes = min(_PIECE, start + STAGE - at, values.nbytes - at)
                     staged = self._stage + at - start

@@ -11,6 +11,7 @@ from numba import cuda, types
 
 from .codegen.jit import DENSE
 from .codegen.jit_cuda import device_function, elements_of, kernel
+from .codegen.simd_cuda import quotient
 
 MOVED_AXES = 6
 MOVED = types.Array(types.float32, MOVED_AXES, "A")
@@ -19,11 +20,19 @@ MOVED = types.Array(types.float32, MOVED_AXES, "A")
 @device_function
 def index_of(i: int, shape: Any) -> Any:
     """Element i in the order of the index."""
-    f, i = i % shape[5], i // shape[5]
-    e, i = i % shape[4], i // shape[4]
-    d, i = i % shape[3], i // shape[3]
-    c, i = i % shape[2], i // shape[2]
-    return i // shape[1], i % shape[1], c, d, e, f
+    e = quotient(i, shape[5])
+    d = quotient(e, shape[4])
+    c = quotient(d, shape[3])
+    b = quotient(c, shape[2])
+    a = quotient(b, shape[1])
+    return (
+        a,
+        b - a * shape[1],
+        c - b * shape[2],
+        d - c * shape[3],
+        e - d * shape[4],
+        i - e * shape[5],
+    )
 
 
 @kernel(MOVED, types.float32, units=lambda y, value: elements_of(y))
