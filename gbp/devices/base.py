@@ -40,11 +40,6 @@ class Entry:
     def settle(self) -> None:
         """Put what was written where steps read it: part of each run."""
 
-    @property
-    def marks(self) -> tuple[Array, ...]:
-        """() or one array (N,), not 0 for samples that hold NaN or infinity: to be read after a run."""
-        return ()
-
 
 class Exit:
     """Where results leave: x (N, …), whose axes are `axes` in the model's own layout."""
@@ -102,8 +97,15 @@ class Device(ABC):
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         """Write 1 at these indices of x, and 0 elsewhere."""
 
-    def entry(self, x: Array, order: tuple[int, ...]) -> Entry:
-        """For x (N, …) in memory order."""
+    def pieces(self, n: int, nbytes: int) -> list[slice]:
+        """How n samples of so many bytes are brought in: those of a piece while the last one is computed."""
+        return [slice(0, n)]
+
+    def entry(self, x: Array, order: tuple[int, ...], marks: Array | None) -> Entry:
+        """For x (N, …) in memory order.
+
+        `marks` (N,), where the device looks at samples: a run makes it 0 for those that are finite.
+        """
         return Entry(x, order)
 
     def exit(self, x: Array, axes: tuple[int, ...]) -> Exit:
@@ -117,7 +119,7 @@ class Device(ABC):
 
     @property
     def looks_at_samples(self) -> bool:
-        """Whether `Entry.marks` tell what is not finite."""
+        """Whether its entries mark what is not finite."""
         return False
 
     @abstractmethod

@@ -18,6 +18,7 @@ from copy import copy as copy_of
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from threading import RLock
 from typing import Any, NamedTuple, NoReturn
 
@@ -42,6 +43,8 @@ if SIMULATED:
     from ..kernels.codegen.simulation import simulate
 
 _making = RLock()
+#: Bytes of samples from which on the first are computed while others are on their way.
+_LARGE = 2**10 if SIMULATED else 2**22
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
@@ -65,7 +68,6 @@ class CudaDevice(Device):
         self._recorded: list[Launch] | None = None
         self.numba_stream: Any = None if SIMULATED else cuda.stream()
         self._pinned: Any = None if SIMULATED else _pinned()
-        self._staged = False  # whether an upload may still be on its way
         #: As kernels and graphs are launched into it.
         self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
         self.slice_bytes = self.max_bytes = (
@@ -141,18 +143,28 @@ class CudaDevice(Device):
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
-            if self._staged:
-                self._wait()
-            self._pinned.upload(values, to.address, int(self.stream.handle), self._wait)
-            self._staged = True
+            self._pinned.upload(values, to.address, int(self.stream.handle))
+
+    def copy_ahead(self, values: NDArray[Any], to: CudaArray) -> None:
+        """`_copy_in` where nothing in the stream needs `to` any more: while that goes on."""
+        if SIMULATED:
+            to.shadow[...] = values
+        elif values.size:
+            self._pinned.upload_ahead(values, to.address, int(self.stream.handle))
 
     def _wait(self) -> None:
         """Until all that is in the stream is done."""
         self.numba_stream.synchronize()
-        self._staged = False
+        self._pinned.arrived()
 
-    def entry(self, x: CudaArray, order: tuple[int, ...]) -> Entry:
-        return _CardEntry(x, order)
+    def pieces(self, n: int, nbytes: int) -> list[slice]:
+        if n * nbytes < _LARGE or n < 2:
+            return [slice(0, n)]
+        ends = sorted({0, n // 4, n // 2, n})
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    def entry(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray | None) -> Entry:
+        return _CardEntry(x, order, marks if marks is not None else self.empty((len(x),)))
 
     def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
         return _CardExit(x, axes)
@@ -461,23 +473,17 @@ class CudaArray(NDArrayOperatorsMixin):
 class _CardEntry(Entry):
     """Samples come up as they lie, and the card puts their axes in order and looks for what is not finite."""
 
-    def __init__(self, x: CudaArray, order: tuple[int, ...]) -> None:
+    def __init__(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray) -> None:
         super().__init__(x, order)
-        axes = np.argsort((0, *order))
-        self._given = _in_order(x, axes)
-        self._marks = x.card.empty((len(x),))
+        self._given, self._marks = _in_order(x, np.argsort((0, *order))), marks
 
     def write(self, values: NDArray[np.float32]) -> None:
-        self.x.card.write(values, self._given)
+        self.x.card.copy_ahead(np.ascontiguousarray(values), self._given)
 
     def settle(self) -> None:
         _look(self._given, self._marks)
         if self._given is not self.x:
             _copyto(self.x, self._given.transpose(0, *self.order))
-
-    @property
-    def marks(self) -> tuple[CudaArray, ...]:
-        return (self._marks,)
 
 
 class _CardExit(Exit):

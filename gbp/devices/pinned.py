@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from threading import RLock
@@ -56,6 +55,7 @@ class Pinned:
         self._context = check(driver.cuCtxGetCurrent())
         self._free: dict[int, list[int]] = defaultdict(list)
         self._lent = 0
+        self._used = 0  # bytes of the stage that may be on their way
         self._lock = RLock()  # an array may go, and give back, at any moment
 
     def use(self) -> None:
@@ -96,29 +96,50 @@ class Pinned:
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_THREADS, "gbp-copy")
 
-    def upload(self, values: NDArray[Any], to: int, stream: int, wait: Callable[[], None]) -> None:
-        """Copy C-contiguous values to the card's address `to`; they may be gone when this returns.
-
-        What is on its way of the last upload must have arrived; `wait` waits for all that is in the stream.
-        """
+    def upload(self, values: NDArray[Any], to: int, stream: int) -> None:
+        """Copy C-contiguous values to the card's address `to`; they may be gone when this returns."""
         source = values.ctypes.data
         for start in range(0, values.nbytes, STAGE):
-            if start:
-                wait()
-            pieces = range(start, min(start + STAGE, values.nbytes), _PIECE)
+            nbytes = min(STAGE, values.nbytes - start)
+            if self._used + nbytes > STAGE:
+                check(driver.cuCtxSynchronize())
+                self.arrived()
+            self._copy(source + start, to + start, nbytes, self._stage + self._used, stream)
+            self._used += -(-nbytes // _ROUND) * _ROUND
 
-            def move(some: range, start: int = start) -> None:
-                self.use()
-                for at in some:
-                    nbytes = min(_PIECE, start + STAGE - at, values.nbytes - at)
-                    staged = self._stage + at - start
-                    ctypes.memmove(staged, source + at, nbytes)
-                    check(driver.cuMemcpyHtoDAsync(to + at, staged, nbytes, stream))
+    def _copy(self, source: int, to: int, nbytes: int, stage: int, stream: int) -> None:
+        """By way of the stage; threads copy pieces there, and have the card take each at once."""
+        pieces = range(0, nbytes, _PIECE)
 
-            if len(pieces) == 1:
-                move(pieces)
-            else:
-                list(self._threads.map(move, (pieces[i::_THREADS] for i in range(_THREADS))))
+        def move(some: range) -> None:
+            self.use()
+            for at in some:
+                size = min(_PIECE, nbytes - at)
+                ctypes.memmove(stage + at, source + at, size)
+                check(driver.cuMemcpyHtoDAsync(to + at, stage + at, size, stream))
+
+        if len(pieces) == 1:
+            move(pieces)
+        else:
+            list(self._threads.map(move, (pieces[i::_THREADS] for i in range(_THREADS))))
+
+    def upload_ahead(self, values: NDArray[Any], to: int, stream: int) -> None:
+        """`upload` in a stream of its own; what comes into `stream` from now on waits for it."""
+        self.upload(values, to, self._ahead)
+        check(driver.cuEventRecord(self._event, self._ahead))
+        check(driver.cuStreamWaitEvent(stream, self._event, 0))
+
+    def arrived(self) -> None:
+        """Nothing is on its way: the stage is free."""
+        self._used = 0
+
+    @cached_property
+    def _ahead(self) -> int:
+        return int(check(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)))
+
+    @cached_property
+    def _event(self) -> int:
+        return int(check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)))
 
     @staticmethod
     def download(source: int, to: NDArray[Any], stream: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, TypeVar
 from weakref import ref
@@ -126,6 +126,34 @@ class _Run:
         self.instruction.step.forward(self.x, self.r, self.y, self.instruction.clip, self.context)
 
 
+def _runs(plan: Plan, arrays: dict[str, Floats], kept: list[Context]) -> list[_Run]:
+    """All calls, on these arrays."""
+    runs = []
+    for instruction, context in zip(plan.instructions, kept, strict=True):
+        x, r = tuple(arrays[name] for name in instruction.inputs), instruction.residual
+        runs.append(_Run(instruction, x, arrays[r] if r else NO_TENSOR, arrays[instruction.output], context))
+    return runs
+
+
+class _Piece:
+    """Some of the samples of a forward run, which may be computed while others are on their way.
+
+    Each has activations of its own: those of one tensor may lie where another's lay before.
+    """
+
+    def __init__(self, samples: slice, entry: Entry, y: Floats, runs: list[_Run], device: Device) -> None:
+        self.samples, self.entry, self.y, self.runs = samples, entry, y, runs
+        self._again = device.repeater()
+
+    def run(self) -> None:
+        self._again(self._run)
+
+    def _run(self) -> None:
+        self.entry.settle()
+        for run in self.runs:
+            run.forward()
+
+
 @dataclass
 class _Forward:
     """Arrays and saved bits of a forward run of n samples; and memory for their reverse, one target each,
@@ -135,15 +163,15 @@ class _Forward:
     plan: Plan
     threads: int
     device: Device
-    entry: Entry
-    y: Floats
+    pieces: list[_Piece]
+    #: (n,), not 0 for samples that hold NaN or infinity, where the device looks for them.
+    marks: Floats | None
     arrays: dict[str, Floats]
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
     backward: _Memory | None
 
     def __post_init__(self) -> None:
-        self._again = self.device.repeater()
         #: Of the memory that the last reverse ran in, and what runs it there again, by gate.
         self._backward_memory: Callable[[], _Memory | None] = lambda: None
         self._again_backward: dict[Gate, Repeater] = {}
@@ -156,38 +184,48 @@ class _Forward:
         if not plan.keeps_activations:
             backward = _Memory(plan, plan.gradients, n, memory.floats, memory.scratch)
         arrays = memory.arrays
-        runs = []
-        for instruction in plan.instructions:
-            x, y = tuple(arrays[name] for name in instruction.inputs), arrays[instruction.output]
-            context = Context(
+        kept = [
+            Context(
                 threads,
                 memory.scratch,
                 mask=masks[instruction.output] if instruction.has_mask else NO_MASK,
-                switches=device.empty(y.shape, instruction.step.switches)
-                if instruction.step.switches
-                else NO_MASK,
-                x=x if instruction.step.saves_x else (),
-                y=y if instruction.step.saves_y else NO_TENSOR,
+                switches=(
+                    device.empty(arrays[instruction.output].shape, instruction.step.switches)
+                    if instruction.step.switches
+                    else NO_MASK
+                ),
+                x=tuple(arrays[name] for name in instruction.inputs) if instruction.step.saves_x else (),
+                y=arrays[instruction.output] if instruction.step.saves_y else NO_TENSOR,
             )
-            runs.append(
-                _Run(
-                    instruction,
-                    x,
-                    arrays[instruction.residual] if instruction.residual else NO_TENSOR,
-                    y,
-                    context,
-                )
+            for instruction in plan.instructions
+        ]
+        marks = device.empty((n,)) if device.looks_at_samples else None
+        samples, pieces = [slice(0, n)], []
+        if not plan.keeps_activations:
+            samples = device.pieces(n, 4 * elements(plan.input_shape))
+        for part in samples:
+            own, own_kept = arrays, kept
+            if len(samples) > 1:
+                floats = memory.floats[part.start * size : part.stop * size]
+                own = _Memory(plan, plan.activations, part.stop - part.start, floats, memory.scratch).arrays
+                own_kept = [replace(k, mask=k.mask[part], switches=k.switches[part]) for k in kept]
+            entry = device.entry(
+                own[plan.input.name], plan.input.order, None if marks is None else marks[part]
             )
-        ends = device.entry(arrays[plan.input.name], plan.input.order), arrays[plan.output.name]
-        return cls(plan, threads, device, *ends, arrays, runs, masks, backward)
+            runs = _runs(plan, own, own_kept)
+            pieces.append(_Piece(part, entry, own[plan.output.name], runs, device))
+        return cls(plan, threads, device, pieces, marks, arrays, _runs(plan, arrays, kept), masks, backward)
+
+    def feed(self, x: NDArray[np.float32]) -> None:
+        """Run on samples x (N, …) in the model's own layout."""
+        for piece in self.pieces:
+            piece.entry.write(x[piece.samples])
+            piece.run()
 
     def run(self) -> None:
-        self._again(self._run)
-
-    def _run(self) -> None:
-        self.entry.settle()
-        for run in self.runs:
-            run.forward()
+        """Run on the samples that were fed last, where the device keeps them."""
+        for piece in self.pieces:
+            piece.run()
 
     @property
     def backward_memory(self) -> _Memory | None:
@@ -248,7 +286,8 @@ def steps(
     may hold another tensor.
     """
     forward = _Forward.make(plan, len(x), threads, CPU)
-    forward.entry.write(x)
+    for piece in forward.pieces:
+        piece.entry.write(x[piece.samples])
     for run in forward.runs:
         with CPU.running():
             run.forward()
@@ -269,13 +308,15 @@ class Tape:
         self.n = len(x)
         with device.running():
             self._forward = pool.take("forward", self.n, lambda: _Forward.make(plan, self.n, threads, device))
-            self._forward.entry.write(x)
-            self._forward.run()
-            scores, *marks = device.read_all(self._forward.y, *self._forward.entry.marks)
+            self._forward.feed(x)
+            marks = [] if self._forward.marks is None else [self._forward.marks]
+            found = device.read_all(*(piece.y for piece in self._forward.pieces), *marks)
+        count = len(self._forward.pieces)
         #: The samples that hold NaN or infinity, where the device looks for them.
-        self.not_finite = np.flatnonzero(marks[0] if marks else ())
+        self.not_finite = np.flatnonzero(found[count] if marks else ())
         #: Whether all maps so far are finite.
         self.is_finite = True
+        scores = np.concatenate(found[:count]) if count > 1 else found[0]
         logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the explained tensor, flattened in the model's own layout.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
