@@ -31,13 +31,14 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import InputError, OutOfMemoryError, UnsupportedError
 from ..kernels.codegen.jit import Kernel
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
-from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, mark_not_finite, multiply, subtract
+from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, multiply, subtract
 from ..limits import readable_bytes
 from ..ops.conv.algorithms import Algorithm
 from ..ops.resample import Table
 from ..ops.step import Step
 from ..plan.layout import Instruction
 from .base import Device, Entry, Exit, Repeater
+from .cuda_ends import CardEntry, CardExit
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
@@ -164,10 +165,10 @@ class CudaDevice(Device):
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
     def entry(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray | None) -> Entry:
-        return _CardEntry(x, order, marks if marks is not None else self.empty((len(x),)))
+        return CardEntry(x, order, marks if marks is not None else self.empty((len(x),)))
 
     def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
-        return _CardExit(x, axes)
+        return CardExit(x, axes)
 
     @property
     def has_tf32(self) -> bool:
@@ -468,54 +469,6 @@ class CudaArray(NDArrayOperatorsMixin):
         )
         _UFUNCS[ufunc](*_merged(y, *(_broadcast_to(x, y.shape) for x in (a, b))))
         return y
-
-
-class _CardEntry(Entry):
-    """Samples come up as they lie, and the card puts their axes in order and looks for what is not finite."""
-
-    def __init__(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray) -> None:
-        super().__init__(x, order)
-        self._given, self._marks = _in_order(x, np.argsort((0, *order))), marks
-
-    def write(self, values: NDArray[np.float32]) -> None:
-        self.x.card.copy_ahead(np.ascontiguousarray(values), self._given)
-
-    def settle(self) -> None:
-        _look(self._given, self._marks)
-        if self._given is not self.x:
-            _copyto(self.x, self._given.transpose(0, *self.order))
-
-
-class _CardExit(Exit):
-    """The card puts the axes in order, and looks for what is not finite."""
-
-    def __init__(self, x: CudaArray, axes: tuple[int, ...]) -> None:
-        super().__init__(x, axes)
-        self._ready = _in_order(x, axes)
-        self._marks = x.card.empty((len(x),))
-
-    def settle(self) -> None:
-        if self._ready is not self.x:
-            _copyto(self._ready, self.x.transpose(*self.axes))
-        _look(self._ready, self._marks)
-
-    def read(self) -> tuple[NDArray[np.float32], bool]:
-        values, marks = self.x.card.read_all(self._ready, self._marks)
-        return values, not marks.any()
-
-
-def _in_order(x: CudaArray, axes: Any) -> CudaArray:
-    """x itself where it lies in this order of its axes, dense; else an array for that."""
-    if list(axes) == list(range(x.ndim)) and x.shadow.flags.c_contiguous:
-        return x
-    return x.card.empty(tuple(x.shape[axis] for axis in axes))
-
-
-def _look(x: CudaArray, marks: CudaArray) -> None:
-    """Mark the samples of x that hold NaN or infinity."""
-    marks.fill(0)
-    if x.size:
-        mark_not_finite(x.reshape(-1), marks)
 
 
 def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
