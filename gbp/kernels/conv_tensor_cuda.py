@@ -7,8 +7,8 @@ while those of the next steps are on their way to shared memory (`cp.async`, whi
 hangs over the plane).  Weights come split into big and small, and in the order in which they lie there.
 
 K is cut into as many parts as fill a card with the blocks of one sample.  The parts' sums are added in order:
-by the block itself where there are enough of them, else each part has a block, and `_finish` adds.  So the
-bits depend on neither, nor on the tile.
+by the block itself where there are enough of them, else each part has a block, and `sums_cuda` adds.  So
+the bits depend on neither, nor on the tile.
 
 The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.
 """
@@ -83,7 +83,7 @@ class Tile(NamedTuple):
         return 1024 + self.rows_bytes + max(self.stages * self.stage_bytes, sums)
 
 
-#: Of the tile that a copy of the functions below is made for; see `_kernels`.
+#: Of the tile that a copy of the functions below is made for; see `kernels_of`.
 PIXELS = CHANNELS = THREADS = STAGES = OWN = WORDS = EIGHTS = ACROSS = 1
 ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
 _begin: Any = None

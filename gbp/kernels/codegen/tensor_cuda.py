@@ -11,9 +11,8 @@ Tiles in shared memory are rows of 32 floats, 128 bytes, whose eight chunks of 1
 chunk c of row r lies at c xor r mod 8.  So eight rows of one chunk meet all banks, and Hopper's `wgmma`
 knows this order as its 128-byte swizzle.
 
-The instructions are those of NVIDIA's PTX ISA: `cp.async`, `ldmatrix`, `mma.sync.m16n8k8`,
-`wgmma.mma_async.m64nNk8`.  In the simulator a thread stands for a warp, and `Warp` below says what the
-instructions make of its tile.
+The instructions are those of NVIDIA's PTX ISA: `ldmatrix`, `mma.sync.m16n8k8` (compute capability 8.0) and
+`wgmma.mma_async.m64nNk8` (9.0).  The scheme of three products is that of CUTLASS's 3xTF32.
 """
 
 from __future__ import annotations
