@@ -81,7 +81,13 @@ class Plan:
 
     @classmethod
     def build(
-        cls, graph: Graph, algorithm: str = "auto", *, clamp: bool = False, device: Device = CPU
+        cls,
+        graph: Graph,
+        algorithm: str = "auto",
+        *,
+        clamp: bool = False,
+        device: Device = CPU,
+        tf32: bool = False,
     ) -> Plan:
         """Plan a graph.
 
@@ -95,6 +101,8 @@ class Plan:
             Whether rules with a gradient gate clamp the gradient of activations that are no rectifiers.
         device
             Where the plan will run.
+        tf32
+            Whether convolutions multiply in TF32 alone, on a card.
 
         Raises
         ------
@@ -103,7 +111,7 @@ class Plan:
             for a layer.
         """
         graph = simplify(graph)
-        layout = lay_out(graph, LoweringTarget(device, algorithm), clamp)
+        layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
