@@ -20,6 +20,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,22 +165,34 @@ class Guards:
         from gbp.ops.step import Step
         from gbp.runtime import tape
 
-        call = Kernel.__call__
+        call, submit = Kernel.__call__, Kernel.submit
+        is_guarded = threading.local()
 
         def guarded_call(kernel: Any, *args: Any) -> None:
             if not self.on or not isinstance(args[0], np.ndarray):
                 call(kernel, *args)
                 return
             self.instructions[kernel.name] += 1
-            guarded(kernel.name, lambda *copies: call(kernel, *copies), args, self.end)
+            is_guarded.now = True
+            try:
+                guarded(kernel.name, lambda *copies: call(kernel, *copies), args, self.end)
+            finally:
+                is_guarded.now = False
+
+        def guarded_submit(kernel: Any, args: Sequence[Any]) -> None:
+            if self.on and not getattr(is_guarded, "now", False):
+                raise GuardError(f"{kernel.name} was not called through Kernel.__call__")
+            submit(kernel, args)
 
         def forward(run: Any) -> None:
-            saved = _cut(run.call.step, run.saved, len(run.y))
-            run.call.step.forward(run.x, run.r, run.y, run.call.clip, saved)
+            step = run.instruction.step
+            context = _cut(step, run.context, len(run.y))
+            step.forward(run.x, run.r, run.y, run.instruction.clip, context)
 
-        Kernel.__call__ = guarded_call
+        Kernel.__call__, Kernel.submit = guarded_call, guarded_submit
         tape._Run.forward = forward
-        type(CPU).repeater = lambda _: lambda work: work()  # nothing is kept of where arrays were
+        # Nothing is kept of where arrays were: no kernel is recorded, each is called anew.
+        type(CPU).repeater = lambda _: lambda work: work()
         for step in _subclasses(Step):
             if "vjp" in vars(step):
                 step.vjp = _with_cut(step.vjp)
@@ -189,16 +202,16 @@ def _subclasses(cls: type) -> list[Any]:
     return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
 
 
-def _cut(step: Any, saved: Any, n: int) -> Any:
-    fixed, each = step.scratch(saved.threads)
-    assert fixed + n * each <= saved.scratch.size, step
-    return saved.with_scratch(saved.scratch[: fixed + n * each])
+def _cut(step: Any, context: Any, n: int) -> Any:
+    fixed, each = step.scratch(context.threads)
+    assert fixed + n * each <= context.scratch.size, step
+    return context.with_scratch(context.scratch[: fixed + n * each])
 
 
 def _with_cut(vjp: Callable[..., None]) -> Callable[..., None]:
-    def cut(step: Any, gy: Any, gx: Any, saved: Any) -> None:
-        wanted = sum(np.multiply(step.scratch(saved.threads), (1, len(gy))))
-        vjp(step, gy, gx, saved if saved.scratch.size == wanted else _cut(step, saved, len(gy)))
+    def cut(step: Any, gy: Any, gx: Any, context: Any) -> None:
+        wanted = sum(np.multiply(step.scratch(context.threads), (1, len(gy))))
+        vjp(step, gy, gx, context if context.scratch.size == wanted else _cut(step, context, len(gy)))
 
     return cut
 

@@ -70,6 +70,8 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, chan
             return decode_file(file, os.fstat(file.fileno()).st_size, name, mode)
     except IsADirectoryError as error:
         raise InputError(f"{name!r} is a directory, not an image.") from error
+    except InputError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot open the image {name!r}: {reason}.") from error
