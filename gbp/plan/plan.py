@@ -177,8 +177,9 @@ class Plan:
 
     @cached_property
     def backward_bytes(self) -> int:
-        """Bytes for each sample and target of a backward pass, with its map."""
-        return 4 * (self.gradients.size + self._scratch[1] + elements(self.input_shape))
+        """Bytes for each sample and target of a backward pass, with its map and what it starts from."""
+        ends = elements(self.input_shape) + elements(self.output_shape)
+        return 4 * (self.gradients.size + self._scratch[1] + ends)
 
     def nbytes(self, samples: int, targets: int) -> int:
         """Bytes to explain `samples` at once, each for `targets` at once."""
