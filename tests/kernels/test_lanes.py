@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if not ON_CARD:
     pytest.skip("needs the simulator", allow_module_level=True)
 
-from gbp.devices.cuda import card
+from gbp.devices.cuda import cuda_device
 from gbp.kernels import conv_tensor_cuda as conv
 from gbp.kernels.codegen import warps_cuda
 from gbp.kernels.codegen.tensor_cuda import split
@@ -156,16 +156,24 @@ def test_lanes_compute_a_convolution(
     forward, _ = conv.kernels_of(conv.Tile(pixels, channels, 3, 1, how, warps))
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((1, 5, 7, 8), np.float32), rng.standard_normal((12, 8, 3, 3), np.float32)
-    b, y = rng.standard_normal(12, np.float32), card().empty((1, 5, 7, 12))
+    b, y = rng.standard_normal(12, np.float32), cuda_device().empty((1, 5, 7, 12))
     y.fill(np.nan)
     taps = Taps(3, 3, 1, 1, 1, 1)
     ends = taps, 1, 1, -np.inf, np.inf, NOTHING, 0, steps_of(9, 8), 1, 1
-    forward(card().upload(x), card().upload(pack(w)), card().upload(b), NO_TENSOR, y, NO_MASK, *ends)
+    forward(
+        cuda_device().upload(x),
+        cuda_device().upload(pack(w)),
+        cuda_device().upload(b),
+        NO_TENSOR,
+        y,
+        NO_MASK,
+        *ends,
+    )
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected = b + sum(
         padded[:, i : i + 5, j : j + 7] @ w[:, :, i, j].T.astype(np.float64)
         for i in range(3)
         for j in range(3)
     )
-    error = np.linalg.norm(card().read(y) - expected) / np.linalg.norm(expected)
+    error = np.linalg.norm(cuda_device().read(y) - expected) / np.linalg.norm(expected)
     assert error < 1e-6
