@@ -11,7 +11,8 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config
-from numba.core import cgutils
+
+from .numba_private import get_or_insert_function
 
 
 def _host_features() -> str:
@@ -73,7 +74,7 @@ def compress(builder: Any, value: Any, keep: Any) -> Any:
     """The lanes of `value` where `keep` is true, moved to the front; the others are undefined."""
     name = f"llvm.experimental.vector.compress.v{LANES}{'f' if value.type == VECTOR else 'i'}32"
     kind = ir.FunctionType(value.type, [value.type, VECTOR_I1, value.type])
-    front = cgutils.get_or_insert_function(builder.module, kind, name)
+    front = get_or_insert_function(builder.module, kind, name)
     return builder.call(front, [value, keep, ir.Constant(value.type, ir.Undefined)])
 
 
@@ -90,9 +91,7 @@ def broadcast_at(builder: Any, address: Any) -> Any:
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     # fmuladd, not fma: one instruction where the host has it, and no library call where it has not.
     kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR])
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c]
-    )
+    return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c])
 
 
 def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> Any:
@@ -100,7 +99,7 @@ def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> A
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.load.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(vec, [vec.as_pointer(), I32, VECTOR_I1, vec])
-    masked = cgutils.get_or_insert_function(builder.module, kind, name)
+    masked = get_or_insert_function(builder.module, kind, name)
     alignment = ir.Constant(I32, bits_of(element) // 8)
     return builder.call(masked, [pointer(builder, address, vec), alignment, lanes, ir.Constant(vec, None)])
 
@@ -110,7 +109,7 @@ def masked_store(builder: Any, value: Any, address: Any, lanes: Any, element: An
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.store.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(ir.VoidType(), [vec, vec.as_pointer(), I32, VECTOR_I1])
-    masked = cgutils.get_or_insert_function(builder.module, kind, name)
+    masked = get_or_insert_function(builder.module, kind, name)
     alignment = ir.Constant(I32, bits_of(element) // 8)
     builder.call(masked, [value, pointer(builder, address, vec), alignment, lanes])
 

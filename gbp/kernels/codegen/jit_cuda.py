@@ -17,12 +17,12 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import cuda, types
-from numba.core import config
-from numba.np.numpy_support import as_dtype
+from numba import config, cuda, types
 
+from . import numba_private
 from .cache import KernelFile, Locator, log
 from .jit import compiled, not_kept
+from .numba_private import as_dtype
 
 #: Whether the simulator stands in for a card.
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -91,28 +91,30 @@ class CudaKernel:
     def _compiled(self) -> Any:
         start = perf_counter()
         dispatcher = cuda.jit(self.function)
-        dispatcher._cache = _kept(self.function)
+        numba_private.use_cache(dispatcher, _kept(self.function))
         dispatcher.compile(tuple(self.argument_types))
         dispatcher.disable_compile()
-        dispatcher._specialized = True  # it takes arrays of any strides as they are
-        if dispatcher.stats.cache_misses:
+        numba_private.take_any_strides(dispatcher)
+        if numba_private.was_compiled(dispatcher):
             compiled.append((self.name, perf_counter() - start))
         return dispatcher
 
 
 def _kept(function: Callable[..., None]) -> Any:
     """Numba's cache, in the directory in which no kernel can be stale."""
-    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
+    cuda_cache: Any
+    cuda_format: Any
+    cuda_cache, cuda_format = numba_private.cuda_cache_classes()
 
-    class Format(CUDACacheImpl):
+    class Format(cuda_format):
         _locator_classes: ClassVar = [Locator]
 
-    class Cache(CUDACache):
+    class Cache(cuda_cache):
         _impl_class = Format
 
         def __init__(self, function: Any) -> None:
             super().__init__(function)
-            self._cache_file = KernelFile.instead_of(self)
+            numba_private.replace_file(self, KernelFile.instead_of(self))
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
