@@ -9,19 +9,20 @@ from .rules import RULES, Rule
 
 if TYPE_CHECKING:
     from .attribution import Attribution
-    from .explainer import Explainer, explain
+    from .explainer import Explainer
     from .head import PROBABILITY
+    from .importer.proto import Model
+    from .inputs import Images
     from .pictures.image import Preprocess
     from .sample import Sample
-    from .targets import Top
-
-__version__ = "0.2.0"
+    from .targets import At, Target, Top
 
 __version__ = "0.2.0"  # the one place: the package's metadata is read from here
 
 __all__ = [
     "PROBABILITY",
     "RULES",
+    "At",
     "Attribution",
     "Explainer",
     "GbpError",
@@ -40,12 +41,12 @@ __all__ = [
 #: What is imported only when it is needed, and from where: `gbp --help` does without Numba and onnx.
 _LAZY = {
     "PROBABILITY": "head",
+    "At": "targets",
     "Attribution": "attribution",
     "Explainer": "explainer",
     "Preprocess": "pictures.image",
     "Sample": "sample",
     "Top": "targets",
-    "explain": "explainer",
 }
 
 
@@ -55,6 +56,23 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def explain(
+    model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any
+) -> Attribution:
+    """Explain once: `Explainer(model, **options).explain(images, rule=rule, target=target)`.
+
+    Parameters
+    ----------
+    model, options
+        As for `Explainer`.
+    images, rule, target
+        As for `Explainer.explain`.
+    """
+    from .explainer import Explainer
+
+    return Explainer(model, **options).explain(images, rule=rule, target=target)
 
 
 def __dir__() -> list[str]:

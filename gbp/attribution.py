@@ -18,7 +18,8 @@ from .head import Head
 from .pictures.drawing import Reduction, Style, reduce
 from .pictures.files import ARRAYS, File, suffix_of, write
 from .pictures.image import Channels
-from .sample import Drawable, Layout, Sample, channels_first
+from .pictures.layout import Layout, channels_first
+from .sample import Drawable, Sample
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
@@ -54,6 +55,8 @@ class Attribution(Drawable, Sequence[Sample]):
         The order of the map's colours.
     head
         How the model turns the scores into probabilities; None where it does not.
+    score_shape
+        The shape of one sample's scores before they were flattened, (8400, 85) say; () where they were flat.
     """
 
     map: NDArray[np.float32]
@@ -66,6 +69,7 @@ class Attribution(Drawable, Sequence[Sample]):
     images: tuple[Image.Image, ...] | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,6 +95,7 @@ class Attribution(Drawable, Sequence[Sample]):
             self.images[i] if self.images else None,
             self.channels,
             self.head,
+            self.score_shape,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -145,7 +150,18 @@ class Attribution(Drawable, Sequence[Sample]):
         return reduce(channels_first(self.map, self.layout, self.channels), how)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
-        """As `Sample.save`; an .npz holds map, scores, target, rule, notes and layout of all samples."""
+        """Write a picture; or arrays: map, scores, target, rule, notes and layout of all samples.
+
+        Parameters
+        ----------
+        file, style, format
+            As for `Sample.save`.
+
+        Raises
+        ------
+        InputError
+            As `Sample.save`, and for a picture of several samples.
+        """
         if suffix_of(file, format) != ARRAYS:
             super().save(file, style, format=format)
             return

@@ -27,7 +27,7 @@ from .pictures.image import Preprocess
 from .plan.plan import Plan
 from .rules import RULES, Rule
 from .runtime.session import Session, Sessions
-from .targets import Target, Top, resolve
+from .targets import Classes, Target, Top, resolve
 
 T = TypeVar("T")
 
@@ -100,8 +100,9 @@ class Engine:
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
             with session.device.turn(), computing(), session.run(x) as tape:
-                self._check_labels(tape.scores.shape[1])
-                chosen = resolve(target, tape.scores, self.labels, slice(first, first + tape.n), count)
+                classes = Classes(session.plan.output_shape, self.labels)
+                classes.check_labels()
+                chosen = resolve(target, tape.scores, classes, slice(first, first + tape.n), count)
                 gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))
                 return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
 
@@ -126,6 +127,7 @@ class Engine:
             images=tuple(pictures) or None,
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
             head=self._head(session.plan),
+            score_shape=session.plan.output_shape,
         )
 
     def warmup(self, size: tuple[int, int] | None) -> int:
@@ -134,7 +136,7 @@ class Engine:
         open_sizes = iter(size or (preprocess and preprocess.size) or ())
         shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
         if 0 in shape:
-            raise InputError("the model leaves the image size open.", hint="Say it: --size, or size=(H, W).")
+            raise InputError("the model leaves the image size open.", hint="Say it: size=(H, W).")
         plan = self.sessions.of(shape).plan
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
@@ -156,13 +158,6 @@ class Engine:
         if source.head is None:
             return None
         return Head(source.head, plan.output_shape, source.head_axes(1 + len(plan.output_shape)))
-
-    def _check_labels(self, classes: int) -> None:
-        if self.labels is not None and len(self.labels) != classes:
-            raise InputError(
-                f"there are {len(self.labels)} labels and {classes} scores.",
-                hint="Some models have a background class at index 0: put a line for it.",
-            )
 
 
 def _run(

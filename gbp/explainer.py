@@ -191,9 +191,9 @@ class Explainer:
         rule
             "guided", "deconvnet", "vanilla", or a `Rule`.
         target
-            None for each sample's own best class; a class index; a label; `Top(5)`; an array (N,) of
-            indices or a list of labels, one a sample; (N, K) of indices for several a sample; or one-hot
-            (N, C), float or bool.
+            None for each sample's own best class; a class index; a label; `Top(5)`; `At(8763, 1)` where a
+            sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
+            (N, K) of indices for several a sample; or one-hot (N, C), float or bool.
         batch_size
             Samples at a time, by default as many as `memory` holds, up to 32 (on a card 256); and never more
             than that, where the Explainer was given one.
@@ -233,17 +233,18 @@ class Explainer:
         return self._engine.warmup(size)
 
     def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of this shape, without the batch, and how many threads run it.
+        """The plan for samples of one shape, and how many threads run it: for `diagnostics`.
 
-        For `diagnostics`, which look at steps on the CPU alone: raises InputError on another device.
+        Parameters
+        ----------
+        shape
+            Of one sample, without the batch.
+
+        Raises
+        ------
+        InputError
+            On another device than the CPU, where alone steps are looked at.
         """
         if not self._engine.settings.device.is_host:
             raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
         return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads
-
-
-def explain(
-    model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any
-) -> Attribution:
-    """`Explainer(model, **options).explain(images, rule=rule, target=target)`, for a single use."""
-    return Explainer(model, **options).explain(images, rule=rule, target=target)

@@ -17,7 +17,7 @@ from .graph.shapes import Shape
 from .importer.subgraph import Source
 from .limits import MAX_ELEMENTS, elements
 from .pictures.image import Preprocess, is_array_file, read_array, read_image
-from .sample import Layout
+from .pictures.layout import Layout
 
 #: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
 #: (H, W, 3), (H, W, 4) or (H, W).

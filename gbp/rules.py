@@ -11,8 +11,16 @@ from .errors import InputError
 class Rule:
     """How a rectifier passes the gradient g that arrives at its output.
 
-    `forward_gate`: only where its input was inside its linear range (x > 0, and x < b for Clip(0, b)).
-    `gradient_gate`: only where g > 0.
+    Parameters
+    ----------
+    name
+        By which results name it.
+    forward_gate
+        g passes only where the rectifier's input was in its linear range: x > 0, and x < b for Clip(0, b).
+    gradient_gate
+        g passes only where g > 0.
+    source
+        The paper.
     """
 
     name: str

@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from .pictures import render
 from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
 from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
-
-#: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
-Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
+from .pictures.layout import Layout, channels_first
+from .targets import At, Classes
 
 
 class Drawable(ABC):
@@ -39,7 +38,13 @@ class Drawable(ABC):
         return sample.name_of(sample.the_target())
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
-        """The k highest scores, best first, as (class, label, score); ties by class."""
+        """The highest scores, best first, as (class, label, score); ties by class.
+
+        Parameters
+        ----------
+        k
+            How many.
+        """
         sample = self._sample()
         best = np.argsort(-sample.scores, kind="stable")[:k]
         return [(int(c), sample.name_of(int(c)), float(sample.scores[c])) for c in best]
@@ -60,21 +65,49 @@ class Drawable(ABC):
         return self._sample().panel("gray", limit=limit)
 
     def diverging(self, *, limit: float | None = None) -> Image.Image:
-        """Sum of the channels with its sign: positive red, negative blue, on white; otherwise as `gray`."""
+        """Sum of the channels with its sign: positive red, negative blue, on white.
+
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`.
+        """
         return self._sample().panel("diverging", limit=limit)
 
     def overlay(self, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """Largest magnitude among the channels as heat over the image; otherwise as `gray`.
+        """Largest magnitude among the channels as heat over the image.
 
-        `alpha` is the opacity of the strongest heat, 0 to 1.  Raises `InputError` too where the image is
-        unknown.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+        alpha
+            The opacity of the strongest heat, 0 to 1.
+
+        Raises
+        ------
+        InputError
+            As `gray`, and where the image is unknown.
         """
         return self._sample().panel("overlay", limit=limit, alpha=alpha)
 
     def rgb(self, *, limit: float | None = None) -> Image.Image:
-        """The map's own colours around mid-grey, as in Springenberg et al. 2014; otherwise as `gray`.
+        """The map's own colours around mid-grey, as in Springenberg et al. 2014.
 
-        Raises `InputError` too unless the input has 1 or 3 channels.
+        Parameters
+        ----------
+        limit
+            As for `gray`.
+
+        Raises
+        ------
+        InputError
+            As `gray`, and unless the input has 1 or 3 channels.
         """
         return self._sample().panel("rgb", limit=limit)
 
@@ -96,7 +129,18 @@ class Drawable(ABC):
         return render.strip(images, captions)
 
     def draw(self, style: Style = "overlay") -> Image.Image:
-        """Draw by the name of the style.  Raises `InputError`, as the styles do."""
+        """Draw by the name of the style.
+
+        Parameters
+        ----------
+        style
+            "overlay", "gray", "diverging", "rgb" or "strip".
+
+        Raises
+        ------
+        InputError
+            As the styles do.
+        """
         return self.strip() if style == "strip" else self._sample().panel(style)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
@@ -156,7 +200,7 @@ class Sample(Drawable):
         float32 (classes,).
     target
         The class that was explained, int; or int64 (K,).
-    rule, layout, labels, channels, head
+    rule, layout, labels, channels, head, score_shape
         As of the `Attribution`.
     image
         What the network saw, RGB or L, as large as the map; None where that is unknown.
@@ -171,6 +215,7 @@ class Sample(Drawable):
     image: Image.Image | None = None
     channels: Channels = "RGB"
     head: Head | None = None
+    score_shape: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
@@ -198,7 +243,12 @@ class Sample(Drawable):
             return [self]
         return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
 
-    def only(self, target: int) -> Sample:
+    @property
+    def classes(self) -> Classes:
+        """How the scores are arranged, and what they are called."""
+        return Classes(self.score_shape or self.scores.shape, self.labels)
+
+    def only(self, target: int | At) -> Sample:
         """The sample with the map of one class alone.
 
         Parameters
@@ -211,8 +261,9 @@ class Sample(Drawable):
         InputError
             For another class.
         """
+        number = self.classes.number(target) if isinstance(target, At) else target
         for one in self.each_target():
-            if one.target == target:
+            if one.target == number:
                 return one
         known = ", ".join(map(str, np.atleast_1d(self.target)))
         raise InputError(f"class {target} was not explained.", supported=known)
@@ -224,7 +275,18 @@ class Sample(Drawable):
         return int(np.ravel(self.target)[0])
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
-        """One number a pixel, float32 (H, W), of the one target; as `Attribution.reduce`."""
+        """One number a pixel, float32 (H, W), of the one target.
+
+        Parameters
+        ----------
+        how
+            As for `Attribution.reduce`.
+
+        Raises
+        ------
+        InputError
+            As `Attribution.reduce`, and where several targets were explained.
+        """
         return reduce(self.planes(), how)
 
     def planes(self) -> NDArray[np.float32]:
@@ -234,28 +296,64 @@ class Sample(Drawable):
         return channels_first(m, self.layout, self.channels)
 
     def panel(self, style: str, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """The map of the one target, as `pictures.drawing.draw_map` draws it."""
+        """The map of the one target, in one of the styles but "strip".
+
+        Parameters
+        ----------
+        style
+            The name of the style.
+        limit, alpha
+            As for `overlay`.
+
+        Raises
+        ------
+        InputError
+            As the styles do.
+        """
         return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
 
     def name_of(self, number: int) -> str:
-        """The label of a class, or "class 7"."""
-        if self.labels is None or number >= len(self.labels):
-            return f"class {number}"
-        return self.labels[number]
+        """The label of a class, or "class 7"; with its position where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        return self.classes.name(number)
 
     def row(self, number: int) -> dict[str, Any]:
-        """Class, label, score and probability of one class, in JSON's types."""
+        """Class, label, score and probability of one class, in JSON's types.
+
+        Also "position", as "8763:1", where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        classes = self.classes
+        several = len(classes.axes) > 1
         return {
             "class": number,
+            **({"position": classes.position(number)} if several else {}),
             "label": self.name_of(number),
             "score": float(self.scores[number]),
             "probability": None if self.head is None else float(self.probabilities[number]),
         }
 
     def caption(self, number: int | None = None) -> str:
-        """A class, by default the explained one, for a caption.
+        """Score or probability and label of a class; the number first, because long names lose their ends.
 
-        The number comes first, because long names lose their ends.
+        Parameters
+        ----------
+        number
+            The class: an index into the scores; by default the one that was explained.
+
+        Raises
+        ------
+        InputError
+            Where several were explained, and none is named.
         """
         number = self.the_target() if number is None else number
         if self.head is None:
@@ -299,18 +397,3 @@ def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.
         images.append(sample.draw(chosen))
         captions.append(f"{sample.rule}\n{sample.caption()}")
     return render.strip(images, captions)
-
-
-def channels_first(m: NDArray[np.float32], layout: Layout, channels: Channels) -> NDArray[np.float32]:
-    """A map (…, C, H, W), colours red first.
-
-    A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
-    """
-    if layout == "ND":
-        raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
-    if layout == "NC":
-        return m[..., None, None, :]
-    if layout == "NCL":
-        return m[..., None, :, :]
-    m = np.moveaxis(m, -1, -3) if layout == "NHWC" else m
-    return m[..., ::-1, :, :] if channels == "BGR" else m

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +18,12 @@ from .limits import at_least_one
 
 @dataclass(frozen=True)
 class Top:
-    """As `target=`: each sample's own k best classes.
+    """As `target=`: each sample's own best classes.
+
+    Parameters
+    ----------
+    k
+        How many.
 
     Raises
     ------
@@ -29,37 +37,172 @@ class Top:
         at_least_one("k", self.k)
 
 
-Target: TypeAlias = int | str | Top | Sequence[str] | ArrayLike | None
+class At:
+    """As `target=`: one score of a detector's or a segmenter's many, by its index along each axis.
 
-_SUPPORTED = "None, a class index, a label, Top(k), indices (N,) or (N, K), labels (N,), one-hot (N, C)"
+    `At(8763, 1)` is score 1 of box 8763 where a sample's scores have the shape (8400, 85).
+
+    Parameters
+    ----------
+    *indices
+        One for each axis of a sample's scores, without the batch; axes of size 1 may be left out.  Along the
+        axis that has labels, a label will do: `At(8763, "dog")`.
+
+    Raises
+    ------
+    InputError
+        For what is neither a whole number of at least 0 nor a label.
+    """
+
+    def __init__(self, *indices: int | str) -> None:
+        for index in indices:
+            is_index = isinstance(index, (int, np.integer)) and not isinstance(index, bool) and index >= 0
+            if not (is_index or isinstance(index, str)):
+                raise InputError(f"At holds {index!r}.", supported="whole numbers of at least 0, and a label")
+        if not indices:
+            raise InputError("At() has no index.", supported="one for each axis of a sample's scores")
+        self.indices: tuple[int | str, ...] = tuple(i if isinstance(i, str) else int(i) for i in indices)
+
+    def __repr__(self) -> str:
+        return f"At({', '.join(map(repr, self.indices))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, At) and self.indices == other.indices
+
+    def __hash__(self) -> int:
+        return hash(self.indices)
+
+
+Target: TypeAlias = int | str | Top | At | Sequence[str] | ArrayLike | None
+
+_SUPPORTED = (
+    "None, a class index, a label, Top(k), At(index, …), indices (N,) or (N, K), labels (N,), one-hot (N, C)"
+)
+#: Labels that a message shows.
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The scores of one sample: how they are arranged, and what they are called.
+
+    Parameters
+    ----------
+    shape
+        Of the explained tensor, without the batch.  A class is an index into it, flattened.
+    labels
+        Names along one of the axes: the last one of as many elements as there are labels.
+    """
+
+    shape: tuple[int, ...]
+    labels: tuple[str, ...] | None = None
+
+    def check_labels(self) -> None:
+        """Raise InputError where no axis has as many elements as there are labels."""
+        if self.labels is not None and self._labelled_axis is None:
+            found = f"{self.count} scores" if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
+            raise InputError(
+                f"there are {len(self.labels)} labels and {found}.",
+                hint="Some models have a background class at index 0: put a line for it.",
+            )
+
+    @property
+    def count(self) -> int:
+        """How many scores there are."""
+        return math.prod(self.shape)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The sizes of the axes along which there is a choice; a single one where labels name all scores."""
+        if self.labels is not None and len(self.labels) == self.count:
+            return (self.count,)
+        return tuple(n for n in self.shape if n != 1) or (1,)
+
+    @property
+    def _labelled_axis(self) -> int | None:
+        """Which of `axes` the labels name."""
+        found = [i for i, n in enumerate(self.axes) if self.labels is not None and n == len(self.labels)]
+        return found[-1] if found else None
+
+    def position(self, number: int) -> str:
+        """Where a score is, as the command line takes it: "8763:1", or "7" along a single axis."""
+        return ":".join(map(str, np.unravel_index(number, self.axes)))
+
+    def name(self, number: int) -> str:
+        """The label of a score, with its position where there are more axes; else "class 7"."""
+        place, axis = self.position(number), self._labelled_axis
+        if self.labels is None or axis is None:
+            return f"class {place}" if len(self.axes) == 1 else f"score {place}"
+        label = self.labels[np.unravel_index(number, self.axes)[axis]]
+        return label if len(self.axes) == 1 else f"{label} ({place})"
+
+    def number(self, target: At) -> int:
+        """Which score is meant, counted through all axes.  Raises InputError where there is none."""
+        sizes = self.axes if len(target.indices) == len(self.axes) else self.shape
+        if len(target.indices) != len(sizes):
+            raise InputError(
+                f"target {target!r} has {len(target.indices)} indices, and the scores have shape "
+                f"{list(self.shape)}.",
+                supported="one index for each axis",
+            )
+        real = [i for i, n in enumerate(sizes) if n != 1 or len(sizes) == 1]
+        named = real[self._labelled_axis or 0] if len(real) == len(self.axes) else None
+        indices: list[int] = []
+        for axis, (given, size) in enumerate(zip(target.indices, sizes, strict=True)):
+            if isinstance(given, str) and axis != named and self.labels is not None:
+                raise InputError(f"target {target!r} has a label along axis {axis}, which has none.")
+            index = _labelled(given, self.labels) if isinstance(given, str) else given
+            if index >= size:
+                raise InputError(
+                    f"target {target!r}: there is no {index} along axis {axis} of the scores.",
+                    supported=f"0 to {size - 1}",
+                )
+            indices.append(index)
+        return int(np.ravel_multi_index(indices, sizes))
+
+    def labelled(self, name: str) -> int:
+        """The class of that label.  Raises InputError where there is none, or more than one."""
+        found = _labelled(name, self.labels)
+        if len(self.axes) > 1:
+            at = At(*(name if i == self._labelled_axis else 0 for i in range(len(self.axes))))
+            raise InputError(
+                f"target {name!r} names many scores, which have shape {list(self.shape)}.",
+                hint=f"Say which one: target={at!r}, for example.",
+            )
+        return found
 
 
 def resolve(
-    target: Target, scores: NDArray[np.float32], labels: tuple[str, ...] | None, part: slice, count: int
+    target: Target, scores: NDArray[np.float32], classes: Classes, part: slice, count: int
 ) -> NDArray[np.int64]:
     """Class indices int64 (n,) or (n, K) for the n samples `part` of a batch of `count`, with these scores.
 
     Raises InputError for an index or label that does not exist and for a shape that does not fit.
     """
-    n, classes = scores.shape
+    n = len(scores)
     if target is None:
         return np.asarray(np.argmax(scores, axis=1), np.int64)
     if isinstance(target, Top):
-        return np.argsort(-scores, axis=1, kind="stable")[:, : min(target.k, classes)].astype(np.int64)
+        best = np.argsort(-scores, axis=1, kind="stable")
+        return best[:, : min(target.k, classes.count)].astype(np.int64)
+    if isinstance(target, At):
+        return np.full(n, classes.number(target), np.int64)
     if isinstance(target, str):
-        return np.full(n, _labelled(target, labels), np.int64)
+        return np.full(n, classes.labelled(target), np.int64)
     if isinstance(target, (list, tuple)) and target and all(isinstance(t, str) for t in target):
-        target = [_labelled(str(t), labels) for t in target]
+        target = [classes.labelled(str(t)) for t in target]
+    elif isinstance(target, (list, tuple)) and target and all(isinstance(t, At) for t in target):
+        target = [classes.number(t) for t in target if isinstance(t, At)]
     given = _array(target)
     if given.ndim == 0:
-        return np.full(n, _checked(given.reshape(1), classes)[0], np.int64)
+        return np.full(n, _checked(given.reshape(1), classes.count)[0], np.int64)
     if given.ndim > 2 or len(given) != count:
         raise InputError(
-            f"target has shape {list(given.shape)} for {count} image(s) and {classes} classes.",
+            f"target has shape {list(given.shape)} for {count} image(s) and {classes.count} classes.",
             supported=_SUPPORTED,
         )
-    indices = _from_one_hot(given, classes)
-    return _checked(indices, classes)[part]
+    indices = _from_one_hot(given, classes.count)
+    return _checked(indices, classes.count)[part]
 
 
 def _array(target: Any) -> NDArray[Any]:
@@ -106,8 +249,19 @@ def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
         return found[0]
     if found:
         raise InputError(f"target {name!r} names {len(found)} classes: {found[:5]}.", hint="Give the index.")
-    near = [label for label in labels if name.casefold() in label.casefold()][:3]
+    near = _near(name, labels)
     raise InputError(
         f"no class is called {name!r}.",
         hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else None,
     )
+
+
+def _near(name: str, labels: tuple[str, ...]) -> list[str]:
+    """Labels that hold the name as words of their own; else as part of one; else that are spelled alike."""
+    words = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+    near = [label for label in labels if name and words.search(label)]
+    near = near or [label for label in labels if name and name.casefold() in label.casefold()]
+    if not near:
+        parts = {part.strip().casefold(): label for label in labels for part in label.split(",")}
+        near = [parts[part] for part in get_close_matches(name.casefold(), parts, _MAX_SHOWN)]
+    return list(dict.fromkeys(near))[:_MAX_SHOWN]

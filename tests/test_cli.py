@@ -297,7 +297,10 @@ def test_memory_has_units(text, size):
         (["net.onnx", "cat.jpg", "-o", "nowhere/out.png"], "no folder"),
         (["net.onnx", "cat.jpg", "dog.jpg", "-o", "out.png"], "Several images need"),
         (["net.onnx", "cat.jpg", "-o", "cat.jpg"], "would be overwritten"),
-        (["net.onnx", "cat.jpg", "sub/cat.png"], "would be overwritten"),
+        (
+            ["net.onnx", "cat.jpg", "sub/cat.png"],
+            "'cat.jpg' and 'sub/cat.png' would both be written to 'cat_guided.png'",
+        ),
         (["net.onnx", "cat.jpg", "--rule", "all", "--target", "top5"], "one target"),
         (["net.onnx", "cat.jpg", "--rule", "all", "-o", "out.npz"], "one target"),
         (["net.onnx", "cat.jpg", "--target", "top5", "--style", "rgb"], "strip"),

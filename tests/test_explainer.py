@@ -229,7 +229,8 @@ def test_a_tensor_within_has_no_labels_of_the_model() -> None:
     hidden = Explainer(DEMO, output="relu4")
     assert hidden.labels is None
     found = hidden.explain(np.zeros((1, *hidden.input_shape[1:]), np.float32))
-    assert found.label() == f"class {int(found.target[0])}"
+    place = np.unravel_index(int(found.target[0]), found.score_shape)
+    assert found.label() == f"score {':'.join(map(str, place))}"
 
 
 def test_planning_one_size_does_not_wait_for_another() -> None:

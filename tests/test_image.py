@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -395,3 +396,29 @@ def test_bad_label_files_are_named(tmp_path, name, content):
 
 def test_keys_are_documented_names():
     assert set(KEYS) == {"preset", "scale", "mean", "std", "channels", "bgr", "size", "crop", "resize"}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", None])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize("white", [255, 1023, 4095])
+def test_pixels_of_fewer_bits_than_their_type_are_refused(
+    tmp_path: Path, white: int, dtype: type[np.generic], suffix: str | None
+) -> None:
+    """They would come out nearly black."""
+    pixels = np.linspace(0, white, 12).astype(dtype).reshape(3, 4)
+    if suffix == "png" and dtype == np.int32:
+        pixels = pixels.astype(np.uint16)
+    source: Path | Image.Image = Image.fromarray(pixels)
+    if suffix is not None:
+        Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+        source = tmp_path / f"a.{suffix}"
+    with pytest.raises(InputError, match=f"brightest pixel is {white}, nearly black"):
+        read_image(source)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_pixels_of_16_bits_are_scaled(dtype: type[np.generic]) -> None:
+    for white in (0, 4096, 65535):
+        pixels = np.linspace(0, white, 12).astype(dtype).reshape(3, 4)
+        grey = np.asarray(read_image(Image.fromarray(pixels), channels=1))
+        assert np.abs(grey - pixels / 257).max() <= 0.5

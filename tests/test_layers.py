@@ -31,9 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"devices", "errors", "graph", "limits", "ops", "passes"},
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "ops", "plan", "rules"},
     "pictures": {"errors", "files", "limits"},
-    "sample": {"errors", "head", "pictures"},
+    "sample": {"errors", "head", "pictures", "targets"},
     "attribution": {"errors", "head", "pictures", "sample"},
-    "inputs": {"errors", "graph", "importer", "limits", "pictures", "sample"},
+    "inputs": {"errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "sample"),
         "targets",
     },
-    "gbp": {"errors", "rules"},
+    "gbp": {"errors", "explainer", "rules"},
     "__main__": {"cli"},
 }
 

@@ -83,10 +83,10 @@ def test_the_index_of_a_maximum_stands_for_what_it_is_the_maximum_of(op: str) ->
     outputs(model, *[("out", None, kind), ("i", None, INT64)][: 2 if op == "twice" else 1])
     found = Explainer(model).explain(image())
     assert found.map.tobytes() == Explainer(valid(15)).explain(image()).map.tobytes()
-    assert found.head == "Softmax"
+    assert found.head.op == "Softmax"
     assert "'out' is the index of a maximum" in found.notes[0]
     assert "'z'" in found.notes[0]
-    assert Explainer(model, output=PROBABILITY).explain(image()).head == ""
+    assert Explainer(model, output=PROBABILITY).explain(image()).head.op == ""
     assert verify(model, image()).verified
 
 

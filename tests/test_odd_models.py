@@ -47,7 +47,7 @@ def names_that_gbp_makes_up(m: Model) -> None:
 
 
 FINE: dict[str, Change] = {
-    "nodes out of order": lambda m: m.graph.node.backward(),
+    "nodes out of order": lambda m: m.graph.node.reverse(),
     "names that gbp makes up": names_that_gbp_makes_up,
     "batch of 2⁶³": input_dims(2**63 - 1, 3, 8, 8),
     "Constant weights": lambda m: constant(value=tensor(m, "w"))(m),

@@ -79,7 +79,9 @@ def check(net: onnx.ModelProto, x: NDArray[np.float32], **options: Any) -> Expla
     if not options:
         np.testing.assert_allclose(scores.reshape(-1), expected(net, x).reshape(-1), rtol=1e-4, atol=1e-5)
     found = verify(net, x, **options)
-    assert not found.mismatches
+    # Winograd breaks ties, which `verify` says.
+    ties = [text for text in found.mismatches if "equal windows" in text]
+    assert list(found.mismatches) == (ties if options.get("algorithm") == "winograd" else [])
     chosen = [0, scores.shape[1] - 1]
     several = explainer.explain(x, target=[chosen]).map
     for k, target in enumerate(chosen):

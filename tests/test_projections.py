@@ -20,7 +20,7 @@ import pytest
 from agreement import BOUND
 from builder import NEWEST, Builder
 from cases import chain, node
-from cases.axes import reduce, resize
+from cases.axes import grid_sample, reduce, resize
 from cases.picks import einsum, put
 from cases.volumes import unpooled
 from hypothesis import assume, given, settings
@@ -517,6 +517,23 @@ def _resize(draw: Draw) -> Drawn:
         policies = ("stretch", "not_larger", "not_smaller")
         attributes["keep_aspect_ratio_policy"] = draw(st.sampled_from(policies))
     return Drawn(shape, resize(sizes=target, **attributes), opset, "interpolates edges in its own way")
+
+
+def _grid_sample(draw: Draw) -> Drawn:
+    """Constant or computed, and then of x twice over."""
+    shape, opset = draw(images), draw(since("GridSample"))
+    assume(opset >= 20 or len(shape) == 4)
+    modes = {"linear": "bilinear", "cubic": "bicubic", "nearest": "nearest"}
+    mode, padding = (
+        draw(st.sampled_from(list(modes))),
+        draw(st.sampled_from(("zeros", "border", "reflection"))),
+    )
+    assume((mode, padding) != ("cubic", "border"))
+    size = [draw(st.integers(1, 4)) for _ in shape[2:]]
+    options = {"align_corners": draw(st.integers(0, 1)), "padding_mode": padding}
+    options["mode"] = modes[mode] if opset < 20 else mode
+    net = grid_sample(*size, computed=draw(st.booleans()), **options)
+    return Drawn(shape, net, opset, "rounds positions to float32")
 
 
 def _upsample(draw: Draw) -> Drawn:
@@ -1048,6 +1065,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
         lambda b, x, axis: b.unsqueeze(x, axis), opsets=(7, 13, NEWEST), axis=st.integers(1, 2)
     ),
     "CumSum": drawn(_cumsum),
+    "GridSample": drawn(_grid_sample),
     "Resize": drawn(_resize),
     "Upsample": drawn(_upsample),
     # Reductions and norms.

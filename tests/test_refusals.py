@@ -49,6 +49,16 @@ def transposed(**attributes: Any) -> Change:
     )
 
 
+def sampled(grid: tuple[int, ...], **attributes: Any) -> Change:
+    """A GridSample before the pool, with a grid of this shape."""
+    values = np.random.default_rng(0).uniform(-1, 1, grid).astype(np.float32)
+    return all_of(
+        field("opset_import[0].version", 20),
+        before("pool", "GridSample", "grid", **attributes),
+        stored("grid", values),
+    )
+
+
 def indices_to(name: str) -> Change:
     """The pool's Indices, 'i', are what node `name` reads."""
     return all_of(lambda m: node(m, "pool").output.append("i"), inputs(name, "i"))
@@ -523,6 +533,30 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         all_of(before("pool", "Resize", "", "scales"), stored("scales", np.float32([1, 1, -1, 1]))),
         M,
         "Resize 'new': axis 2 of 8 becomes",
+    ),
+    "grid of another rank": (sampled((1, 4, 4, 3)), M, "GridSample 'new': a grid of shape"),
+    "grid of one axis": (sampled((2,)), M, "GridSample 'new': a grid of shape"),
+    "grid of nothing": (sampled((1, 0, 4, 2)), M, "GridSample 'new': a grid of shape"),
+    "grid that differs by sample": (
+        sampled((2, 4, 4, 2)),
+        U,
+        "GridSample 'new': its constant grid differs by sample",
+    ),
+    "grid of millions of positions": (
+        sampled((1, 2**11, 2**10, 2), mode="cubic"),
+        U,
+        "GridSample 'new': 2.097e.06 outputs",
+    ),
+    "grid with an unknown mode": (sampled((1, 4, 4, 2), mode="area"), U, "GridSample 'new': mode is 'area'"),
+    "grid with an unknown padding": (
+        sampled((1, 4, 4, 2), padding_mode="wrap"),
+        U,
+        "GridSample 'new': padding_mode is 'wrap'",
+    ),
+    "grid that runtimes read differently": (
+        sampled((1, 4, 4, 2), mode="cubic", padding_mode="border"),
+        U,
+        "GridSample 'new': mode is 'cubic' and padding_mode 'border'",
     ),
     "resize to 0": (before("pool", "Resize", "", "", "s=1,8,0,8"), M, "Resize 'new': axis 2 of 8 becomes"),
     "resize of the batch": (before("pool", "Resize", "", "", "s=2,8,8,8"), U, "Resize 'new': the batch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import struct
 import zlib
@@ -19,7 +20,53 @@ from gbp.cli import main as cli
 from gbp.devices.cpu import CPU
 from gbp.diagnostics.inspection import inspect
 
+ROOT = Path(__file__).resolve().parent.parent
+
 # ---------------------------------------------------------------------------------------------------- files
+
+
+def says_it_once(message: str, name: str) -> None:
+    """No refusal was taken for another fault, and refused again."""
+    assert message.count(repr(name)) <= 1
+    assert not message.endswith("..")
+
+
+def test_weights_in_too_many_files(tmp_path: Path) -> None:
+    model = valid()
+    tensor = model.graph.initializer[0]
+    for i in range(2000):
+        (tmp_path / f"{i}.bin").write_bytes(b"")
+        other = model.graph.initializer.add(name=f"w{i}", data_type=tensor.data_type, dims=[0])
+        other.data_location = onnx.TensorProto.EXTERNAL
+        other.external_data.add(key="location", value=f"{i}.bin")
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="the weights lie in more than"):
+        Explainer(tmp_path / "net.onnx")
+
+
+def _catches(handler: ast.ExceptHandler) -> set[str]:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return {ast.unparse(kind) for kind in kinds if kind is not None}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", sorted((ROOT / "gbp").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_refusal_is_caught_as_what_python_raises(path: Path) -> None:
+    """Refusals are ValueErrors too, and others: where one is raised, none of these is caught before it is."""
+    wide = {"Exception", "ValueError", "NotImplementedError", "MemoryError"}
+    for tried in (each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.Try)):
+        raised = [
+            ast.unparse(each.exc.func)
+            for statement in tried.body
+            for each in ast.walk(statement)
+            if isinstance(each, ast.Raise) and isinstance(each.exc, ast.Call)
+        ]
+        own = "^(refuse|damaged|invalid)$|(Model|Input|Unsupported|OfMemory)Error$"
+        refusals = [name for name in raised if re.search(own, name)]
+        for handler in tried.handlers:
+            if any(kind.endswith(("GbpError", "InputError", "ModelError")) for kind in _catches(handler)):
+                break
+            assert not (refusals and _catches(handler) & wide), (tried.lineno, refusals)
 
 
 def png(width: int, height: int) -> bytes:
@@ -86,8 +133,10 @@ def _odd() -> Model:
     ],
 )
 def test_a_file_that_is_no_model(folder: Path, name: str, error: type[GbpError], message: str) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         Explainer(name)
+    assert type(caught.value) is error
+    says_it_once(str(caught.value), name)
 
 
 @pytest.mark.parametrize("model", [b"", b"\x00", b"PK\x03\x04", None, 5, ["net.onnx"], onnx.GraphProto()])
@@ -155,8 +204,9 @@ def test_images_that_are_refused(explainer: Explainer, case: str) -> None:
     ],
 )
 def test_files_that_are_no_image(folder: Path, explainer: Explainer, name: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^{message}") as caught:
         explainer.explain(["cat.png", name])
+    says_it_once(str(caught.value), name)
 
 
 TARGETS: dict[str, tuple[Any, str]] = {

@@ -178,3 +178,21 @@ def test_what_is_flat_stays_flat_when_it_is_resized(scale: float, mode: str) -> 
     pixel = image(np.random.default_rng(0), kinds, 20)
     y = Explainer(b.model(x)).predict(pixel).reshape(20, -1)
     assert np.all(y == y[:, :1])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("computed", [False, True])
+def test_what_is_flat_stays_flat_where_it_is_sampled(padding: str, computed: bool) -> None:
+    b = Builder()
+    grid = np.random.default_rng(1).uniform(-1, 1, (1, 9, 11, 2)).astype(np.float32)
+    grid *= 0.8 if padding == "zeros" else 2  # taps inside; or many beyond
+    grid[0, 0, 0] = 3
+    x = b.input(1, 20, 17, 23)
+    to = b.constant(grid)
+    if computed:
+        few = b.mul(b.gemm(b.flatten(b.node("GlobalAveragePool", x)), grid.size), b.constant(1e-3))
+        to = b.add(b.reshape(few, 0, *grid.shape[1:]), to)
+    model = b.model(b.node("GridSample", x, to, padding_mode=padding))
+    pixel = image(np.random.default_rng(0), np.ones((17, 23), np.int64), 20)
+    y = Explainer(model).predict(pixel).reshape(20, -1)
+    assert np.all(y[:, 1:] == y[:, -1:])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from builder import Builder
+from cases.axes import grid_sample
 
 from gbp import PROBABILITY, InputError, UnsupportedError
 from gbp.cli import main as cli
@@ -79,6 +80,16 @@ def test_a_right_engine_is_verified(opset: int, reference: str) -> None:
     assert found.gradient_error is not None
     assert 0 < found.gradient_error < 1e-5
     assert found.directions == 3
+
+
+@pytest.mark.parametrize(("opset", "mode"), [(16, "bilinear"), (16, None), (20, "linear"), (22, "nearest")])
+def test_positions_are_double_where_slopes_are_taken(opset: int, mode: str | None, reference: str) -> None:
+    b = Builder(opset)
+    features = b.relu(b.conv(b.input(1, 3, 7, 8), 4))
+    options = {} if mode is None else {"mode": mode}
+    model = b.model(b.head(b.relu(grid_sample(3, 4, computed=True, **options)(b, features))))
+    found = verify(model)
+    assert found.verified, found.verdict
 
 
 @pytest.mark.parametrize("opset", [7, 9, 13, 21])

@@ -39,7 +39,10 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
     command.add_argument(
-        "--target", type=target, help='class index, label, or "top5"; default: what each image is taken for'
+        "--target",
+        type=target,
+        help='class index, label, "top5", or an index for each axis of the scores, as 8763:1; '
+        "default: what each image is taken for",
     )
     command.add_argument("--style", choices=STYLES, default="strip", help="default: strip")
     command.add_argument(
@@ -148,13 +151,20 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
         raise InputError("--rule all draws one target.", hint="For top5 or .npz, choose one rule.")
     if several and arguments.style != "strip" and not arrays:
         raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
-    taken = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
-    for path in outputs:
-        if path.resolve() in taken:
+    read = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
+    written: dict[Path, int] = {}
+    for index, path in enumerate(outputs):
+        if path.resolve() in read:
             raise InputError(
                 f"{str(path)!r} would be overwritten.", hint="Name another file or folder with -o."
             )
-        taken.add(path.resolve())
+        other = written.setdefault(path.resolve(), index)
+        if other != index:
+            both = f"{arguments.images[other]!r} and {arguments.images[index]!r}"
+            raise InputError(
+                f"{both} would both be written to {str(path)!r}.",
+                hint="Explain them one after the other, each with its own -o.",
+            )
 
 
 def _save(samples: Sequence[Sample], path: Path, style: Any) -> None:
@@ -178,7 +188,10 @@ def _print_report(report: dict[str, Any]) -> None:
     print_line(report["image"])
     for row in report["top"]:
         chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
-        print_line(f"  {row['class']:>6} {chance} {row['score']:10.4f}  {row['label']}")
-    explained = "; ".join(f"{row['label']} ({row['class']})" for row in report["explained"])
+        print_line(f"  {row.get('position', row['class']):>6} {chance} {row['score']:10.4f}  {row['label']}")
+    explained = "; ".join(
+        row["label"] if "position" in row else f"{row['label']} ({row['class']})"
+        for row in report["explained"]
+    )
     print_line(f"  explained by {', '.join(report['rules'])}: {explained}")
     print_line(f"  wrote {report['file']}")

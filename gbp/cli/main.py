@@ -19,6 +19,14 @@ from . import explain, inspect, verify, warmup
 #: Arguments of the library that are options under the same name.
 _OPTIONS = "activations|algorithm|device|given|input|labels|memory|output|preprocess|rule|size|target|threads"
 
+#: What the library says in Python that an option says otherwise.
+_SAID = {
+    "output=PROBABILITY": "--output probability",
+    "size=(H, W)": "--size HxW",
+    "Give labels.": "Give --labels.",
+    "Top(k)": "top5",
+}
+
 
 def run() -> int:
     """The program: `main` in a process of its own.
@@ -63,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def in_options(text: str) -> str:
     """A message of the library in the words of the command line: `target=3` → `--target 3`."""
-    text = text.replace("output=PROBABILITY", "--output probability").replace("Top(k)", "top5")
+    for said, option in _SAID.items():
+        text = text.replace(said, option)
+    text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
     text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
-    return re.sub(rf"^({_OPTIONS}) (is|has|holds|names)\b", r"--\1 \2", text)
+    return re.sub(rf"^(target(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
 
 
 class _Parser(argparse.ArgumentParser):

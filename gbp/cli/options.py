@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError, shown
 from ..head import PROBABILITY
+from ..targets import At
 
 
 def add_ends(command: argparse.ArgumentParser) -> None:
@@ -51,8 +52,15 @@ def add_algorithm(command: argparse.ArgumentParser) -> None:
 # The type functions below have plain names because argparse prints them: "invalid fraction value: 'x'".
 
 
-def target(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdecimal() else text
+def target(text: str) -> int | str | At:
+    """A class index; indices along axes, as 8763:1 or 8763:dog; anything else is a label."""
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    parts = text.split(":")
+    named = [part for part in parts if not part.isdecimal()]
+    if len(parts) > 1 and len(named) <= 1 and all(parts):
+        return At(*(int(part) if part.isdecimal() else part for part in parts))
+    return text
 
 
 def fraction(text: str) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 
 from ..errors import InputError, UnsupportedError
 from ..importer.branches import graphs, reads
@@ -149,7 +150,7 @@ class _Node:
         )
         try:
             alone = helper.make_model(graph, opset_imports=opsets)
-            self._evaluator = ReferenceEvaluator(alone, new_ops=[LRN, Erf, Gelu])
+            self._evaluator = ReferenceEvaluator(alone, new_ops=[GridSample, LRN, Erf, Gelu])
         except Exception as error:  # what it raises for an op that it does not have differs by version
             raise self._refused(error) from None
 
@@ -169,6 +170,18 @@ class _Node:
             op=self._proto.op_type,
             hint="There is nothing to compare with.",
         )
+
+
+class GridSample(OnnxGridSample):
+    """With positions in double, where they move what is taken of a pixel; onnx rounds them to float32.
+
+    What is nearest is decided in float32, as runtimes do.
+    """
+
+    def _gs_denormalize_coordinates(self, n: Doubles, dims: Sequence[int], align_corners: bool) -> Doubles:
+        single = np.float32 if vars(self)["mode"] == "nearest" else np.float64
+        pairs = zip(n.astype(single), dims, strict=True)
+        return np.array([self._gs_denormalize(v, size, align_corners) for v, size in pairs], single)
 
 
 class _WrittenOut(_Node):
@@ -243,6 +256,12 @@ def _understood(
         del understood.attribute[:]
         understood.attribute.extend(a for a in node.attribute if a.name == "epsilon")
         opsets = [helper.make_opsetid("", 15)]
+    if node.op_type == "GridSample":  # it knows the names since opset 20 alone
+        for attribute in understood.attribute:
+            attribute.s = {b"bilinear": b"linear", b"bicubic": b"cubic"}.get(attribute.s, attribute.s)
+        understood.attribute.extend(
+            [] if any(a.name == "mode" for a in node.attribute) else [helper.make_attribute("mode", "linear")]
+        )
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # it has them from opset 19 on only
         opsets = [helper.make_opsetid("", max(19, *(entry.version for entry in opsets)))]
     return understood, opsets

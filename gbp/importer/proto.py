@@ -127,10 +127,10 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
         raise refuse(f"it has shape {list(tensor.dims)}")
     dtype = np.dtype(_STORED[kind])
     expected = dtype.itemsize * elements(tensor.dims)
+    if location not in stores and len(stores) > _MAX_FILES:
+        raise refuse(f"the weights lie in more than {_MAX_FILES} files")
     try:
         if location not in stores:
-            if len(stores) > _MAX_FILES:
-                raise refuse(f"the weights lie in more than {_MAX_FILES} files")
             stores[location] = open_beside(file, location)
         start, length = int(given.get("offset", 0)), int(given.get("length", expected))
     except OSError as error:
@@ -158,16 +158,16 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
     name = repr(str(path))
     try:
         status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{name} is a folder, not a model.")
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{name} is no file.")
-        if status.st_size > _MAX_BYTES:
-            raise ModelError(f"{name} is larger than 2 GiB, which no ONNX file is.")
-        return path, name
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {name}: {reason}.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{name} is a folder, not a model.")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name} is no file.")
+    if status.st_size > _MAX_BYTES:
+        raise ModelError(f"{name} is larger than 2 GiB, which no ONNX file is.")
+    return path, name
 
 
 def _check_names(proto: onnx.ModelProto, name: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gate_run, gated
-from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel, kernel_from
+from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import (
     above,
@@ -383,44 +383,3 @@ def _numbers_bwd(
                     v = gy[n, h, w, c] * slope(number, np.float64(p), np.float64(q))
                     gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
                 gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
-
-
-@kernel(ACTIVATION, ACTIVATION, ACTIVATION, INT)
-def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int, share: Share) -> None:
-    """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
-    N, H, W, C = x.shape
-    rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, sa, ya = at(x, n, h, w), at(slopes, 0, h, w), at(y, n, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(xa + 4 * c, C - c)
-                    v = select(above(zeros(), v), v * load_some(sa + 4 * c, C - c), v)
-                    store_some(ya + 4 * c, v, C - c)
-
-
-@kernel(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
-def prelu_bwd(
-    gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
-) -> None:
-    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
-    the gate.  gx may be gy.
-    """
-    N, H, W, C = gx.shape
-    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
-    rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, xa, sa = at(gy, n, h, w), at(x, n // sharing, h, w), at(slopes, 0, h, w)
-                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(ga + 4 * c, C - c)
-                    positive = above(load_some(xa + 4 * c, C - c), zeros())
-                    v = select(positive, v, v * load_some(sa + 4 * c, C - c))
-                    if accumulate:
-                        v = v + load_some(to + 4 * c, C - c)
-                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)

@@ -12,7 +12,7 @@ from numba import cuda
 from . import functions
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, FLOAT, INT
-from .codegen.jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel, kernel_from
+from .codegen.jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel_from
 from .codegen.lane_cuda import names_of_lane, of_lane
 from .codegen.numba_private import libdevice
 from .codegen.simd_cuda import at_pixel, gated, targets_of
@@ -91,35 +91,3 @@ def _bwd(gy: Any, x: Any, p: float, q: float, mask: Any, gate: Gate, gx: Any, ac
         if accumulate:
             v = v + gx[n, h, w, c]
         gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, h, w, c)
-
-
-@kernel(ACTIVATION, ACTIVATION, ACTIVATION, units=lambda x, slopes, y: elements_of(y))
-def prelu_fwd(x: Any, slopes: Any, y: Any) -> None:
-    """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
-    N, H, W, C = y.shape
-    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
-        n, h, w = at_pixel(i // C, H, W)
-        c = i % C
-        v = x[n, h, w, c]
-        y[n, h, w, c] = v * slopes[0, h, w, c] if v < 0 else v
-
-
-@kernel(
-    *(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT),
-    units=lambda *args: elements_of(args[5]),
-)
-def prelu_bwd(gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
-    the gate.  gx may be gy.
-    """
-    N, H, W, C = gx.shape
-    sharing, targets = targets_of(gy, x), targets_of(gy, mask)
-    for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
-        n, h, w = at_pixel(i // C, H, W)
-        c = i % C
-        v = gy[n, h, w, c]
-        if not x[n // sharing, h, w, c] > 0:
-            v = v * slopes[0, h, w, c]
-        if accumulate:
-            v = v + gx[n, h, w, c]
-        gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)

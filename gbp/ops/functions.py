@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
-from ..kernels.functions import NUMBERS, function_kernels, prelu_bwd, prelu_fwd
+from ..kernels.functions import NUMBERS, function_kernels
+from ..kernels.prelu import prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
 from .affine import PointwiseStep, at_rank
 from .node import Node

@@ -267,6 +267,11 @@ def _from_16bit(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise InputError("32-bit pixels have no defined white.", hint="Convert the image to 8 bits.")
+    if 0 < pixels.max() < 2**12:  # 8 to 12 bits in a file of 16, or a picture in which nothing is seen
+        raise InputError(
+            f"its brightest pixel is {pixels.max()}, nearly black where white is 65535.",
+            hint="Scale its pixels to 8 bits, 0 to 255: their white may be another.",
+        )
     return Image.fromarray(np.round(pixels / 257.0).astype(np.uint8))
 
 

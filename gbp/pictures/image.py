@@ -51,7 +51,8 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, chan
 
     Raises `InputError`, naming the file, when it is missing, no regular file, not an image of a format in
     `decode.FORMATS`, damaged, larger than what is said there or than `PIL.Image.MAX_IMAGE_PIXELS`, or of a
-    kind whose brightness range is undefined (32-bit, float).
+    kind whose brightness range is undefined (32-bit, float; 16-bit where
+    no pixel reaches 2¹², as of cameras of 8 to 12 bits).
     """
     mode: Literal["RGB", "L"] = "L" if channels == 1 else "RGB"
     if isinstance(source, Image.Image):
@@ -69,6 +70,8 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, chan
             return decode_file(file, os.fstat(file.fileno()).st_size, name, mode)
     except IsADirectoryError as error:
         raise InputError(f"{name!r} is a directory, not an image.") from error
+    except InputError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot open the image {name!r}: {reason}.") from error
@@ -110,12 +113,26 @@ def _array(file: BufferedReader) -> NDArray[Any]:
 class Preprocess:
     """What happens to pixels before the network: y = (x · scale - mean) / std, x in 0..255.
 
-    `mean` and `std` hold one number, or one for each channel in the order `channels`.  `size` is (H, W)
-    in pixels, or None for the network's own.  `resize="crop"` keeps the aspect ratio: the image is scaled
-    to cover size / `crop`, of which the centre is taken, so `crop` is the fraction of the shorter side
-    that is kept; `resize="stretch"` scales the whole image to `size` and does not use `crop`.
+    Parameters
+    ----------
+    scale
+        What pixels are multiplied by; 1/255 brings them to 0..1.
+    mean, std
+        One number, or one for each channel in the order `channels`.
+    channels
+        "RGB", "BGR" or "L": how the network reads colours.
+    size
+        (H, W) in pixels, or None for the network's own.
+    crop
+        The fraction of the shorter side that is kept: the image is scaled to cover `size` / `crop`, of which
+        the centre is taken.
+    resize
+        "crop" does that and keeps the aspect ratio; "stretch" scales the whole image to `size`.
 
-    Raises `InputError` for a value that makes no sense (a std of 0, a NaN, a crop of 3).
+    Raises
+    ------
+    InputError
+        For a value that makes no sense: a std of 0, a NaN, a crop of 3.
     """
 
     scale: float = 1.0
@@ -156,11 +173,19 @@ class Preprocess:
     ) -> Preprocess | None:
         """Read a preset's name or a table of settings; None stays None: nothing was said.
 
-        A table holds any of `KEYS`.  What it leaves out comes from its "preset", else from `base`, else
-        is identity; without any of these it must hold "scale", because a mean of 0.485 and one of 124
-        differ only in whether pixels run to 1 or to 255.
+        Parameters
+        ----------
+        value
+            A preset's name, a `Preprocess`, None, or a table that holds any of `KEYS`.  It must hold "scale"
+            or "preset" where there is no `base`, because a mean of 0.485 and one of 124 differ only in
+            whether pixels run to 1 or to 255.
+        base
+            Where settings come from that a table without a preset leaves out; else they are identity.
 
-        Raises `InputError` for an unknown preset, an unknown key or a value of the wrong type.
+        Raises
+        ------
+        InputError
+            For an unknown preset, an unknown key or a value of the wrong type.
         """
         if value is None or isinstance(value, Preprocess):
             return value
@@ -200,7 +225,18 @@ class Preprocess:
         """Return what the network sees of `image`: the resized centre crop of `size` = (H, W), same mode.
 
         Bilinear, with torchvision's arithmetic for `Resize` then `CenterCrop`, to the pixel.
-        Raises `InputError` when neither the caller nor the preprocessing gives a size, or both differ.
+
+        Parameters
+        ----------
+        image
+            Of any size.
+        size
+            (H, W) of the network's input; None where the preprocessing says it.
+
+        Raises
+        ------
+        InputError
+            Where neither the caller nor the preprocessing gives a size, or both differ.
         """
         height, width = self._size(size)
         if self.resize == "stretch":
@@ -219,9 +255,21 @@ class Preprocess:
     def apply(
         self, image: Image.Image, *, channels: int, size: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """Turn a decoded image into the network's input, float32 (C, H, W), C = `channels`, 1 or 3.
+        """Turn a decoded image into the network's input, float32 (channels, H, W).
 
-        Raises `InputError` when the channel order, the mean or the std does not fit C, or as `seen`.
+        Parameters
+        ----------
+        image
+            As `read_image` returns it.
+        channels
+            1 or 3.
+        size
+            As for `seen`.
+
+        Raises
+        ------
+        InputError
+            Where the channel order, the mean or the std does not fit, and as `seen`.
         """
         mean, std = self._statistics(channels)
         mode: Literal["RGB", "L"] = "L" if channels == 1 else "RGB"
@@ -234,9 +282,17 @@ class Preprocess:
         return np.ascontiguousarray(y.transpose(2, 0, 1), dtype=np.float32)
 
     def picture(self, array: NDArray[Any]) -> Image.Image:
-        """Undo `apply` for an array (C, H, W): the 8-bit picture, RGB or L, clipped to what 8 bits hold.
+        """Undo `apply`: the 8-bit picture, RGB or L, clipped to what 8 bits hold.
 
-        Raises `InputError` for another shape, or for NaN and infinity.
+        Parameters
+        ----------
+        array
+            (C, H, W), C = 1 or 3.
+
+        Raises
+        ------
+        InputError
+            For another shape, or for NaN and infinity.
         """
         if array.ndim != 3 or array.shape[0] not in (1, 3):
             raise InputError(f"an array of shape {array.shape} is no picture.", supported="(1 or 3, H, W)")

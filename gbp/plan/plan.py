@@ -179,7 +179,7 @@ def _refuse_steps_of_the_host(instructions: Sequence[Instruction]) -> None:
     if layers:
         raise UnsupportedError(
             f"there are no CUDA kernels for {', '.join(layers)}.",
-            supported="all layers but quantization, and products of matrices that go through NumPy",
+            supported="layers that do not compute through NumPy",
             hint="Leave the device out to compute on the CPU.",
         )
 

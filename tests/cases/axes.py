@@ -54,6 +54,22 @@ def broadcast_product(b: Builder, x: str) -> str:
     return b.node("MatMul", b.node("MatMul", x, one), b.conv(x, 1, 1))
 
 
+def grid_sample(*size: int, computed: bool = False, **attributes: Any) -> Net:
+    """At `size` positions in and around x: constant ones, or what a dense layer says of x."""
+
+    def net(b: Builder, x: str) -> str:
+        spread = 1.1 * b.noise(1, *size, len(size))
+        if not computed:
+            grid = b.constant(np.repeat(spread, b.shapes[x][0], axis=0))
+            return b.node("GridSample", x, grid, **attributes)
+        moved = b.mul(b.gemm(b.flatten(x), spread.size), b.constant(0.2))
+        return b.node(
+            "GridSample", x, b.add(b.reshape(moved, 0, *size, len(size)), b.constant(spread)), **attributes
+        )
+
+    return net
+
+
 PLANE = (2, 3, 5, 6)
 LINEAR = {"mode": "linear"}
 CUBIC = {"mode": "cubic"}
@@ -210,6 +226,39 @@ SELECTIONS = {
     },
 }
 
+SAMPLES = {
+    **{
+        f"gridsample {mode}, {padding}, align {align}, {'computed' if computed else 'constant'}": Case(
+            grid_sample(4, 3, computed=computed, mode=mode, padding_mode=padding, align_corners=align), PLANE
+        )
+        for mode in ("linear", "nearest", "cubic")
+        for padding in ("zeros", "border", "reflection")
+        for align in (0, 1)
+        for computed in (False, True)
+        if (mode, padding) != ("cubic", "border")
+    },
+    "gridsample, opset 16": Case(
+        chain(conv(6), grid_sample(3, 5, mode="bilinear"), conv(4)),
+        PLANE,
+        16,
+        reference="knows newer names only",
+    ),
+    "gridsample between convolutions": Case(
+        chain(conv(12), relu, grid_sample(4, 4, computed=True), relu, conv(4)),
+        PLANE,
+        reference="knows newer names only",
+    ),
+    "gridsample of volumes": Case(grid_sample(2, 3, 4, mode="linear"), (2, 3, 3, 4, 2)),
+    "gridsample of volumes, computed": Case(
+        grid_sample(2, 1, 3, computed=True, mode="linear"), (2, 3, 3, 4, 2)
+    ),
+    "gridsample of one row of pixels": Case(
+        grid_sample(3, 4, mode="linear", padding_mode="reflection", align_corners=1),
+        (2, 3, 1, 6),
+        reference="divides by 0",
+    ),
+}
+
 REDUCTIONS = {
     **{
         f"{op} over {axes}{' behind conv' if behind else ''}".lower(): Case(
@@ -309,4 +358,4 @@ PRODUCTS = {
     ),
 }
 
-CASES: dict[str, Case] = {**RESIZES, **SELECTIONS, **REDUCTIONS, **NORMALIZATIONS, **PRODUCTS}
+CASES: dict[str, Case] = {**RESIZES, **SELECTIONS, **SAMPLES, **REDUCTIONS, **NORMALIZATIONS, **PRODUCTS}

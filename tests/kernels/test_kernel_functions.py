@@ -9,7 +9,8 @@ from numpy.lib.stride_tricks import as_strided
 from oracle.functions import FORMULAS, derivative
 
 from gbp.kernels.codegen.gate import OPEN
-from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels, prelu_bwd, prelu_fwd
+from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels
+from gbp.kernels.prelu import prelu_bwd, prelu_fwd
 
 PARAMETERS: dict[str, tuple[float, ...]] = {
     "LeakyRelu": (0.2,),

@@ -367,11 +367,93 @@ def lp_normalization(n: Node, x: Array) -> tuple[Array, Vjp]:
     return _on_vectors(x, [n.get("axis", -1)], f)
 
 
+# --- Sampling by a grid -------------------------------------------------------------------------------------
+
+
+def _position(n: Node, g: float, size: int) -> float:
+    """Where coordinate g of a grid stands, in pixels, without padding."""
+    return (g + 1) / 2 * (size - 1) if n.get("align_corners", 0) else ((g + 1) * size - 1) / 2
+
+
+def _mirrored(n: Node, s: float, size: int) -> float:
+    lo, hi = (0, size - 1) if n.get("align_corners", 0) else (-0.5, size - 0.5)
+    while lo < hi and not lo <= s <= hi:
+        s = 2 * lo - s if s < lo else 2 * hi - s
+    return s if lo < hi else lo
+
+
+def _pixels(n: Node, g: float, size: int) -> dict[int, float]:
+    """How much of each pixel of an axis coordinate g takes."""
+    mode, padding = n.get("mode", "bilinear").removeprefix("bi"), n.get("padding_mode", "zeros")
+    s = _position(n, g, size)
+    if padding == "border":
+        s = min(max(s, 0), size - 1)
+    taken: dict[int, float] = {}
+    s = round(s) if mode == "nearest" else s
+    s = _mirrored(n, s, size) if padding == "reflection" else s
+    for i in range(math.floor(s) - 1, math.floor(s) + 3):
+        w = float(i == s) if mode == "nearest" else _influence(mode, -0.75, s - i)
+        pixel = int(_mirrored(n, i, size)) if padding == "reflection" else i
+        pixel = min(max(pixel, 0), size - 1) if padding == "border" else pixel
+        if 0 <= pixel < size:
+            taken[pixel] = taken.get(pixel, 0) + w
+    return taken
+
+
+def _slopes(n: Node, g: float, size: int, h: float = 1e-6) -> dict[int, float]:
+    above, below = _pixels(n, g + h, size), _pixels(n, g - h, size)
+    return {i: (above.get(i, 0) - below.get(i, 0)) / (2 * h) for i in {*above, *below}}
+
+
+def _cells(axes: Sequence[dict[int, float]]) -> list[tuple[tuple[int, ...], float]]:
+    """The pixels that all axes take together, and how much."""
+    return [
+        (tuple(i for i, _ in cell), math.prod(w for _, w in cell))
+        for cell in product(*(a.items() for a in axes))
+    ]
+
+
+def grid_sample(n: Node, x: Array, grid: Array) -> tuple[Array, Kinked]:
+    sizes = x.shape[2:]
+    grid = np.broadcast_to(grid, (len(x), *grid.shape[1:]))
+    outputs = list(product(*map(range, grid.shape[:-1])))
+    taken = {
+        (m, *o): [_pixels(n, *each) for each in zip(grid[(m, *o)][::-1], sizes, strict=True)]
+        for m, *o in outputs
+    }
+    y = np.zeros((len(x), x.shape[1], *grid.shape[1:-1]))
+    for m, *o in outputs:
+        for i, w in _cells(taken[(m, *o)]):
+            y[(m, slice(None), *o)] += w * x[(m, slice(None), *i)]
+
+    def vjp(gy: Array) -> list[Array]:
+        gx, ggrid = np.zeros(x.shape), np.zeros(grid.shape)
+        for m, *o in outputs:
+            g, axes = gy[(m, slice(None), *o)], taken[(m, *o)]
+            for i, w in _cells(axes):
+                gx[(m, slice(None), *i)] += w * g
+            for d, (c, size) in enumerate(zip(grid[(m, *o)][::-1], sizes, strict=True)):
+                for i, w in _cells([*axes[:d], _slopes(n, c, size), *axes[d + 1 :]]):
+                    ggrid[(m, *o, len(sizes) - 1 - d)] += w * (g @ x[(m, slice(None), *i)])
+        return [gx, ggrid]
+
+    # What is nearest changes between pixels; kinks are at pixels and at the edges.
+    at = np.array(
+        [
+            _position(n, *each)
+            for row in grid.reshape(-1, len(sizes))
+            for each in zip(row, sizes[::-1], strict=True)
+        ]
+    )
+    return y, Kinked(vjp, lambda: margin(np.abs(2 * at - np.rint(2 * at)), at))
+
+
 OPERATORS: dict[str, Operator] = {
     "CumSum": cumsum,
     "DepthToSpace": depth_to_space,
     "Expand": expand,
     "Gather": gather,
+    "GridSample": grid_sample,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,

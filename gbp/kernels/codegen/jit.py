@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache as once
+from functools import cache
 from threading import Lock
 from time import perf_counter
 from types import FunctionType
@@ -55,7 +56,17 @@ not_kept: list[str] = []
 _compiling = Lock()
 
 
-@once
+def _begin_anew() -> None:
+    """In a forked child: the thread that compiled at that moment is not there to let go."""
+    global _compiling  # noqa: PLW0603  # a child's own
+    _compiling = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+@cache
 def _name_runtime() -> None:
     """Tell the linker where the functions of Numba's runtime are; machine code needs no more of it."""
     for name, address in numba_private.runtime_symbols():
@@ -170,9 +181,9 @@ class Native:
         dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
             function
         )
-        cache = _Cache(function)
-        numba_private.use_cache(dispatcher, cache)
-        with ExitStack() as cache.until_kept:
+        code_cache = _Cache(function)
+        numba_private.use_cache(dispatcher, code_cache)
+        with ExitStack() as code_cache.until_kept:
             dispatcher.compile(signature)
         dispatcher.disable_compile()
         if numba_private.was_compiled(dispatcher):

@@ -322,7 +322,7 @@ class ListsBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, most: float) -> None:
         self.dense, self.most, self.w = dense, most, pack_lists(w)
-        self.kernels = conv_lists_bwd, choose_lists, *dense.kernels
+        self.kernels = conv_lists_bwd, *dense.kernels
         self.begin = window.height.begin, window.width.begin
         self.listing = listing_of(*window.output, len(w), most)
         self.algorithm = "lists"

@@ -226,6 +226,14 @@ def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, pla
     return _is_3x3(window) and (algorithm == "winograd" or (free and winograd < direct))
 
 
+def _by_columns(window: Window, C: int) -> bool:
+    """Whether columns take less than half the products of the direct sum: where that works on much padding,
+    as behind large windows on small planes, and in tiles of channels that C does not fill.
+    """
+    direct = elements(window.size) * window.taps * _whole(C, TILE_CHANNELS)
+    return direct > 2 * elements(window.output) * _whole(window.taps * C, TILE_CHANNELS)
+
+
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
 ) -> ForwardAlgorithm:
@@ -246,6 +254,8 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         return ColumnsBackward(single, window, forced)
     free = algorithm in ("auto", "fast")
     by_winograd = _by_winograd(free, algorithm, window, C, O, window.size)
+    if free and not by_winograd and _by_columns(window, C):
+        return ColumnsBackward(single, window, forced)
     dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)

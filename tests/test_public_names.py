@@ -1,0 +1,88 @@
+"""What `gbp` exports is there, is all of it, and says what its parameters are."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import gbp
+
+NAMES = (
+    *("PROBABILITY", "RULES", "At", "Attribution", "Explainer", "GbpError", "InputError", "ModelError"),
+    *(
+        "OutOfMemoryError",
+        "Preprocess",
+        "Rule",
+        "Sample",
+        "Top",
+        "UnsupportedError",
+        "__version__",
+        "explain",
+    ),
+)
+
+
+def documented() -> Iterator[tuple[str, Any]]:
+    """Every function and class that is exported, and every method and property that these classes add."""
+    for name in NAMES:
+        value = getattr(gbp, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            yield name, value
+        for base in reversed(value.__mro__) if inspect.isclass(value) else ():
+            if base.__module__.startswith("gbp"):
+                for key, found in vars(base).items():
+                    member = getattr(found, "__func__", found)
+                    if not key.startswith("_") and (
+                        inspect.isfunction(member) or isinstance(member, property)
+                    ):
+                        yield f"{name}.{key}", member
+
+
+DOCUMENTED = dict(documented())
+
+
+def test_the_names_are_these() -> None:
+    assert tuple(gbp.__all__) == NAMES
+    assert dir(gbp) == sorted(NAMES)
+    assert all(hasattr(gbp, name) for name in NAMES)
+    with pytest.raises(AttributeError, match="'gbp' has no attribute 'nothing'"):
+        _ = gbp.nothing
+
+
+def test_a_star_imports_them_all() -> None:
+    names: dict[str, Any] = {}
+    exec("from gbp import *", names)
+    assert {*NAMES} <= names.keys()
+
+
+def test_the_import_alone_needs_no_numba() -> None:
+    code = "import sys, gbp; print(*{'numba', 'onnx', 'PIL'} & sys.modules.keys())"
+    assert not subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def parameters(value: Any) -> list[str]:
+    if isinstance(value, property):
+        return []
+    return [name for name in inspect.signature(value).parameters if name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_its_parameters_are_listed(name: str) -> None:
+    """One by one, as NumPy does; an exception's message alone needs none."""
+    value = DOCUMENTED[name]
+    text = inspect.getdoc(value)
+    assert text
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^(\S[^\n]*)\n    \S", section[1], re.MULTILINE) if section else []
+    listed = [part.strip().lstrip("*") for line in lines for part in line.split(",")]
+    assert {*parameters(value)} == {*listed}

@@ -1,0 +1,173 @@
+"""Which score is meant, and what it is called: labels, and indices along the axes of a detector's scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gbp import At, Explainer, InputError, Top
+from gbp.cli.main import in_options, main
+from gbp.cli.options import target as target_of
+from gbp.targets import Classes
+
+IMAGENET = (
+    *("bullfrog, Rana catesbeiana", "polecat, fitch", "catamaran", "tabby, tabby cat", "tiger cat"),
+    *("Egyptian cat", "lion, king of beasts", "crane", "crane, bird"),
+)
+
+
+def detector(*shape: int) -> onnx.ModelProto:
+    """A sample's scores have this shape."""
+    b = Builder()
+    y = b.gemm(b.flatten(b.relu(b.conv(b.input(1, 3, 6, 6), 4))), int(np.prod(shape)))
+    return b.model(b.reshape(y, 0, *shape))
+
+
+def image() -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("cat", "'tabby, tabby cat' or 'tiger cat' or 'Egyptian cat'"),
+        ("beasts", "'lion, king of beasts'"),
+        ("cata", "'catamaran'"),
+        ("tabbi", "'tabby, tabby cat'"),
+        ("c++", None),
+    ],
+)
+def test_what_was_meant(said: str, hint: str | None) -> None:
+    with pytest.raises(InputError, match=f"no class is called '{said[0]}") as caught:
+        Classes((len(IMAGENET),), IMAGENET).labelled(said)
+    assert caught.value.hint == (hint and f"Did you mean {hint}?")
+
+
+def test_a_label_may_name_several_classes() -> None:
+    assert Classes((len(IMAGENET),), IMAGENET).labelled("tabby") == 3
+    assert Classes((len(IMAGENET),), IMAGENET).labelled("Crane") == 7
+    with pytest.raises(InputError, match="names 2 classes"):
+        Classes((2,), ("crane, bird", "crane, machine")).labelled("crane")
+
+
+@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
+def test_a_position_means_the_score_that_it_names(shape: list[int], data: st.DataObject) -> None:
+    classes = Classes(tuple(shape))
+    number = data.draw(st.integers(0, classes.count - 1))
+    assert classes.number(At(*map(int, np.unravel_index(number, shape)))) == number
+    said = target_of(classes.position(number))
+    assert (classes.number(said) if isinstance(said, At) else said) == number
+
+
+def test_labels_name_the_axis_that_is_as_long() -> None:
+    boxes = Classes((1, 7, 3), ("cat", "dog", "cow"))
+    assert boxes.name(10) == "dog (3:1)"
+    assert boxes.number(At(3, "dog")) == boxes.number(At(0, 3, "dog")) == boxes.number(At(3, 1)) == 10
+    pixels = Classes((3, 7, 8), ("cat", "dog", "cow"))
+    assert pixels.name(60) == "dog (1:0:4)"
+    assert pixels.number(At("dog", 0, 4)) == 60
+    assert Classes((1000, 1, 1)).name(7) == "class 7"
+    assert Classes((2, 2), tuple("abcd")).name(2) == "c"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (At(7, 1), r"At\(7, 1\): there is no 7 along axis 0 of the scores. Supported: 0 to 6"),
+        (At(1), r"has 1 indices, and the scores have shape \[7, 3\]"),
+        (At(1, 1, 1), r"has 3 indices, and the scores have shape \[7, 3\]"),
+        (At("dog", 1), "has a label along axis 0, which has none"),
+        (At(1, "dug"), "no class is called 'dug'. Did you mean 'dog'"),
+        ("dog", r"'dog' names many scores, .* target=At\(0, 'dog'\)"),
+        (21, "target 21 is no class. Supported: 0 to 20"),
+    ],
+)
+def test_what_is_no_score_is_refused(target: Any, message: str) -> None:
+    explainer = Explainer(detector(7, 3), labels=["cat", "dog", "cow"])
+    with pytest.raises(InputError, match=message):
+        explainer.explain(image(), rule="vanilla", target=target)
+
+
+@pytest.mark.parametrize("indices", [(), (-1,), (1.5,), (True,), (None,)])
+def test_what_is_no_index_is_refused(indices: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError, match="At"):
+        At(*indices)
+
+
+def test_labels_that_fit_no_axis_are_refused() -> None:
+    with pytest.raises(InputError, match=r"2 labels and scores of shape \[7, 3\]"):
+        Explainer(detector(7, 3), labels=["cat", "dog"]).explain(image())
+
+
+def test_a_score_by_its_position_is_that_score() -> None:
+    explainer = Explainer(detector(7, 3), labels=["cat", "dog", "cow"])
+    by_number = explainer.explain(image(), rule="vanilla", target=16)
+    for target in (At(5, 1), At(5, "dog"), [At(5, 1)]):
+        result = explainer.explain(image(), rule="vanilla", target=target)
+        assert result.map.tobytes() == by_number.map.tobytes()
+        assert result.label() == "dog (5:1)"
+    best = explainer.explain(image(), target=Top(3))[0]
+    assert (
+        best.only(At(*map(int, best.classes.position(int(best.target[1])).split(":")))).target
+        == best.target[1]
+    )
+    row = result.to_dict()["explained"][0]
+    assert (row["class"], row["position"], row["label"]) == (16, "5:1", "dog (5:1)")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("7", 7),
+        ("8763:1", At(8763, 1)),
+        ("8763:dog", At(8763, "dog")),
+        ("tiger cat", "tiger cat"),
+        ("Star Wars: A New Hope", "Star Wars: A New Hope"),
+        (":1", ":1"),
+    ],
+)
+def test_the_command_line_reads(said: str, meant: Any) -> None:
+    assert target_of(said) == meant
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("target At(8763, 'dog'): there is no", "--target 8763:dog: there is no"),
+        ("Say which one: target=At(0, 'dog'), for example.", "Say which one: --target 0:dog, for example."),
+        ("target 'cat' names 5 classes", "--target 'cat' names 5 classes"),
+        ("target 9 is no class.", "--target 9 is no class."),
+        ("input 'x' has shape [1].", "input 'x' has shape [1]."),
+        ("Say it: size=(H, W).", "Say it: --size HxW."),
+        ("labels are not known. Give labels.", "labels are not known. Give --labels."),
+    ],
+)
+def test_the_command_line_speaks_its_own_language(said: str, shown: str) -> None:
+    assert in_options(said) == shown
+
+
+def test_a_detector_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(detector(7, 3), "net.onnx")
+    Image.new("RGB", (6, 6), "red").save("red.png")
+    Path("labels.txt").write_text("cat\ndog\ncow\n")
+    command = ["explain", "net.onnx", "red.png", "--preprocess", "unit", "--rule", "vanilla"]
+    command += ["--labels", "labels.txt"]
+    assert main([*command, "--target", "5:dog"]) == 0
+    assert "explained by vanilla: dog (5:1)\n" in capsys.readouterr().out
+    assert main([*command, "--target", "5:1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["images"][0]["explained"]
+    assert (row["class"], row["position"]) == (16, "5:1")
+    assert main([*command, "--target", "dog"]) == 2
+    assert "--target 0:dog, for example" in capsys.readouterr().err
