@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .sample import Sample
     from .targets import At, Target, Top
 
-__version__ = "0.2.0"  # the one place: the package's metadata is read from here
+__version__ = "0.2.0"  # the only place: the package's metadata is read from here
 
 __all__ = [
     "PROBABILITY",
@@ -38,7 +38,7 @@ __all__ = [
     "explain",
 ]
 
-#: What is imported only when it is needed, and from where: `gbp --help` does without Numba and onnx.
+#: Public name → its module.  They are imported on first use, so that `gbp --help` needs no Numba and no onnx.
 _LAZY = {
     "PROBABILITY": "head",
     "At": "targets",

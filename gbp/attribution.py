@@ -1,4 +1,4 @@
-"""`Attribution`: what an explanation of N samples is."""
+"""`Attribution`: the explanation of N samples."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ _MAX_SHOWN = 16
 class Attribution(Drawable, Sequence[Sample]):
     """The relevance of every input number for one or more scores of N samples.
 
-    A sequence of `Sample`s: `len(result)`, `result[i]`, `for sample in result`.  Where N is 1 it draws and
-    saves by itself.
+    It is a sequence of `Sample`s: `len(result)`, `result[i]`, `for sample in result`.  An attribution of one
+    sample has the methods of `Sample` that draw and save.
 
     Parameters
     ----------
     map
-        float32, shaped like the network's input, (N, …), or (N, K, …) where K targets were asked for.
+        float32 (N, …), in the layout of the network's input; (N, K, …) where K targets were explained.
     scores
-        float32 (N, classes): the explained tensor, flattened.
+        float32 (N, classes): the scores, flattened.
     target
         int64 (N,) or (N, K): the classes that were explained.
     rule
         The name of the rule.
     notes
-        What a reader of the map should know.
+        Remarks for the reader of the map, one sentence each.
     layout
         The axes of the network's input.
     labels
         The names of the classes, or None.
     images
-        What the network saw of each sample, RGB or L and as large as the map (of series: their values, from
-        black to white); None where that is unknown.
+        Each sample as a picture, mode RGB or L, as large as the map.  A series is drawn in grey.  None where
+        the samples cannot be drawn.
     channels
         The order of the map's colours.
     head
-        How the model turns the scores into probabilities; None where it does not.
+        The op that turns the scores into probabilities; None where the model has none.
     score_shape
-        The shape of one sample's scores before they were flattened, (8400, 85) say; () where they were flat.
+        The shape of one sample's scores before they were flattened, such as (8400, 85); () where they were
+        flat.
     """
 
     map: NDArray[np.float32]
@@ -112,12 +113,12 @@ class Attribution(Drawable, Sequence[Sample]):
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the model has a head that makes probabilities of the scores."""
+        """Whether the model has a head that turns scores into probabilities."""
         return self.head is not None
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """What the model's own head makes of the scores: float32 (N, classes).
+        """The probabilities that the model's head computes: float32 (N, classes).
 
         Raises
         ------
@@ -129,18 +130,18 @@ class Attribution(Drawable, Sequence[Sample]):
         return self.head.probabilities(self.scores)
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
-        """One number a pixel of the channels m.
+        """Reduce the channels m of each pixel to one number.
 
         Parameters
         ----------
         how
             "abs-max" max |m|, "abs-mean" mean |m|, "norm" √Σm², "positive" Σ max(m, 0), "negative"
-            Σ max(-m, 0): all at least 0.  "sum" Σm keeps the sign.
+            Σ max(-m, 0): these five are at least 0.  "sum" Σm keeps the sign.
 
         Returns
         -------
-        float32 (N, H, W), or (N, K, H, W).  Rows of numbers count as planes (1, W) and series as planes
-        (C, L), of one channel each.
+        float32 (N, H, W), or (N, K, H, W) for K targets.  A row of numbers counts as a plane (1, W), and a
+        series as a plane (C, L); such planes have one channel.
 
         Raises
         ------
@@ -150,7 +151,7 @@ class Attribution(Drawable, Sequence[Sample]):
         return reduce(channels_first(self.map, self.layout, self.channels), how)
 
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
-        """Write a picture; or arrays: map, scores, target, rule, notes and layout of all samples.
+        """Write a picture, or an .npz of arrays: map, scores, target, rule, notes and layout of all samples.
 
         Parameters
         ----------
@@ -176,9 +177,9 @@ class Attribution(Drawable, Sequence[Sample]):
         write(file, lambda to: np.savez(to, **arrays), format)
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of several samples."""
+        """The pictures of several samples, for notebooks."""
         if len(self) == 1:
-            return None  # the PNG serves
+            return None  # a notebook shows the PNG
         rows = []
         for sample in self[:_MAX_SHOWN]:
             png = sample._repr_png_()

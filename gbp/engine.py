@@ -1,4 +1,4 @@
-"""`Engine`: one loaded model at work: images in, scores and maps out, slice by slice."""
+"""`Engine`: runs one loaded model on batches of images, slice by slice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settings:
-    """How plans are made and run; the fields are arguments of `Explainer`."""
+    """How plans are made and run.  The fields are arguments of `Explainer`, checked."""
 
     device: Device
     threads: int
@@ -44,7 +44,19 @@ class Settings:
 
 
 class Engine:
-    """A model and its sessions.  Safe to share between threads."""
+    """A model and its sessions.  Threads may share an engine.
+
+    Parameters
+    ----------
+    source
+        The model.
+    settings
+        How plans are made and run.
+    preprocess
+        How pictures become input, or None.
+    labels
+        The names of the classes, or None.
+    """
 
     def __init__(
         self,
@@ -58,7 +70,7 @@ class Engine:
         self.sessions = Sessions(self._session)
         if None not in source.input_shape[1:]:
             self.sessions.of(tuple(n for n in source.input_shape[1:] if n is not None))
-            # The plan has all of it.
+            # The plan holds everything that runs need, so the model is freed.
             source = replace(
                 self.inputs.source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={}
             )
@@ -67,6 +79,7 @@ class Engine:
     def _session(self, shape: Shape) -> Session:
         source, settings = self.inputs.source, self.settings
         with computing():
+            # Whether the file has a batch axis is known only now, so the inputs are replaced.
             source, graph = settled(source, (source.input_shape[0] or 1, *shape))
             self.inputs = Inputs(source, self.inputs.preprocess)
             plan = Plan.build(graph, settings.algorithm, clamp=settings.clamp, device=settings.device)
@@ -75,7 +88,7 @@ class Engine:
     def batches(
         self, images: Images, batch_size: int | None = None, targets: int = 1
     ) -> Iterator[tuple[Batch, Session]]:
-        """The samples, slice by slice, each with the session of its shape."""
+        """Cut images into slices; each comes with the session for its shape."""
         parts = self.inputs.batches(
             images, lambda count, shape: self.sessions.of(shape).slices(count, targets, batch_size)
         )
@@ -83,7 +96,7 @@ class Engine:
             yield batch, self.sessions.of(batch.x.shape[1:])
 
     def scores(self, images: Images) -> NDArray[np.float32]:
-        """The scores (N, classes)."""
+        """The scores of images, float32 (N, classes)."""
 
         def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
             with session.device.turn(), computing(), session.run(x) as tape:
@@ -95,7 +108,7 @@ class Engine:
         return joined(parts)
 
     def explain(self, images: Images, rule: Rule, target: Target, batch_size: int | None) -> Attribution:
-        """As `Explainer.explain`."""
+        """See `Explainer.explain`."""
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
@@ -131,7 +144,7 @@ class Engine:
         )
 
     def warmup(self, size: tuple[int, int] | None) -> int:
-        """As `Explainer.warmup`."""
+        """See `Explainer.warmup`."""
         preprocess, source = self.inputs.preprocess, self.inputs.source
         open_sizes = iter(size or (preprocess and preprocess.size) or ())
         shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
@@ -140,6 +153,8 @@ class Engine:
         plan = self.sessions.of(shape).plan
         noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
         before = len(compiled)
+        # Some kernels run for some values only, so they are compiled here; explaining noise compiles the
+        # others.
         for instruction in plan.instructions:
             for kernel in instruction.step.kernels:
                 kernel.compile()
@@ -163,11 +178,11 @@ class Engine:
 def _run(
     session: Session, batch: Batch, first: int, compute: Callable[[Session, NDArray[np.float32], int], T]
 ) -> list[T]:
-    """What `compute` makes of the batch, whose first sample is number `first` of all, part by part."""
+    """Run `compute` on a batch; in parts, where memory runs out.  `first`: the index of its first sample."""
     x = batch.x
     return list(session.fitting(slice(0, len(x)), lambda part: compute(session, x[part], first + part.start)))
 
 
 def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    """All in one array."""
+    """The arrays, joined along the batch axis."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

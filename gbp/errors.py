@@ -1,15 +1,25 @@
-"""One family of errors: everything gbp refuses, it refuses with a `GbpError`."""
+"""The family of errors: whatever gbp refuses, it raises a `GbpError`."""
 
 from __future__ import annotations
 
-_LONGEST = 8000  # characters of a message
+_MAX_MESSAGE = 8000  # characters
 
 
 class GbpError(Exception):
-    """Anything gbp refuses to do.
+    """The base of all errors that gbp raises.
 
-    The message says what was found, what is supported and what to do about it, and names the node and
-    the op where there is one.  The command line prints it on one line and exits with code 2.
+    The command line prints the message on one line and exits with code 2.
+
+    Parameters
+    ----------
+    found
+        The fact that gbp refuses, as a sentence.
+    node, op
+        The name and the ONNX op of the node, where there is one.
+    supported
+        The values that are supported.
+    hint
+        What the user can do about it, as a sentence.
     """
 
     def __init__(
@@ -36,24 +46,24 @@ class GbpError(Exception):
 
 
 def shown(text: str) -> str:
-    """On one line, as a terminal can show it: names come from files, and may hold anything.
+    """The text on one line, as a terminal can show it.  Names come from files and may hold anything.
 
-    White space of any kind becomes a space; control characters, and others without a shape of their own, such
-    as marks that turn the direction of writing, become U+FFFD; the middle of a long text is left out.
+    White space of any kind becomes a space.  Control characters, and others without a shape of their own,
+    such as marks that turn the direction of writing, become U+FFFD.  The middle of a long text is left out.
     """
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - _LONGEST // 4]} … {text[-_LONGEST // 4 :]}"
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE - _MAX_MESSAGE // 4]} … {text[-_MAX_MESSAGE // 4 :]}"
     return "".join(
         c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
 class ModelError(GbpError, ValueError):
-    """The file is not a model, is damaged, or contradicts itself."""
+    """The file is no model, is damaged, or contradicts itself."""
 
 
 class UnsupportedError(ModelError, NotImplementedError):
-    """The model is valid but holds something that gbp does not do."""
+    """The model is valid, but gbp does not support all of it."""
 
 
 class InputError(GbpError, ValueError):
@@ -61,4 +71,4 @@ class InputError(GbpError, ValueError):
 
 
 class OutOfMemoryError(InputError, MemoryError):
-    """A device has not the memory that so many samples at once take."""
+    """The device has too little memory for so many samples at once."""

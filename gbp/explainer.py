@@ -1,4 +1,4 @@
-"""`Explainer`: load and plan once, explain many."""
+"""`Explainer`: loads and plans a model once, then explains many images."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .plan.plan import Plan
 from .rules import Rule, rule_named
 from .targets import Target
 
-#: What becomes of activations for which the papers define no rule.
+#: Values of the argument `activations`.
 ACTIVATIONS = ("gradient", "clamp")
 
 
 class Explainer:
-    """Explains the decisions of one ONNX model.  Safe to share between threads; pickles as its arguments.
+    """Explains the decisions of one ONNX model.  Threads may share it.  It is pickled as its arguments.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class Explainer:
         A path, the bytes of a file, or a ModelProto.
     preprocess
         How images become input: a preset ("imagenet", "caffe", "tf", "unit", "raw"), a table, or a
-        `Preprocess`; by default what the file `<model>.toml` beside the model says.
+        `Preprocess`; by default from the file `<model>.toml` beside the model.
     labels
-        A file of class names or a sequence; by default from the same file.
+        A file of class names or a sequence of them; by default from the same .toml file.
     output
-        The tensor to explain: by default the logits of the model's only output; `PROBABILITY` for that output
-        itself; or a tensor's name.
+        The tensor to explain: None for the logits of the model's only output, `PROBABILITY` for that output
+        itself, or a tensor's name.
     input
         The input to explain, where there are several.
     given
@@ -57,23 +57,23 @@ class Explainer:
     device
         "cpu", or "cuda" (extra gbp-explain[cuda]).
     activations
-        What rules with a gradient gate do at activations for which the papers define none (Sigmoid, SiLU, …):
-        "gradient" takes their true gradient, "clamp" clamps the gradient to its positive part first, as
-        behind a rectifier.
+        How rules with a gradient gate treat activations that no paper's rule covers (Sigmoid, SiLU, …).
+        "gradient" takes their true gradient; "clamp" clamps the gradient to its positive part first.
     algorithm
-        How convolutions are computed on the CPU: "auto" goes forward directly, so that equal windows give
-        equal values; "fast" goes forward by Winograd's transforms where that costs less, which breaks ties;
-        "direct", "winograd" and "lists" (of the gradient's nonzero values) are taken wherever they can be.
+        How convolutions are computed on the CPU.  "auto" computes the forward pass directly, so that equal
+        windows give equal values.  "fast" uses Winograd's transforms there too where they cost less, which
+        breaks ties.  "direct", "winograd" and "lists" (of the gradient's nonzero values) are used wherever
+        they apply.
     memory
-        Bytes that activations and gradients of one slice of a batch may take, by default 160 MiB, on a card
-        half of what is free.  Weights and maps come on top; as much again is kept for the next call.
+        Bytes that activations and gradients of one slice of a batch may take; by default 160 MiB, or half of
+        the free memory of a card.  Weights and maps come on top, and as much may be kept for the next call.
 
     Raises
     ------
     ModelError
         For a damaged model.
     UnsupportedError
-        Lists all that gbp does not do.
+        Where the model holds something that gbp does not support; the message lists all of it.
     InputError
         For an argument that cannot be used.
     """
@@ -125,16 +125,16 @@ class Explainer:
         self.close()
 
     def close(self) -> None:
-        """Give up the plans and their memory.  Later calls raise InputError."""
+        """Free the plans and their memory.  Later calls raise InputError."""
         self._engine.sessions.close()
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The model's own input shape, batch first; None for each size that the file leaves open."""
+        """The shape of the model's input, batch first; None for each size that the file leaves open."""
         return self._engine.inputs.source.input_shape
 
     def prepare(self, images: Images) -> NDArray[np.float32]:
-        """What the model is fed for these images.
+        """Preprocess images as `explain` does.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class Explainer:
         return np.concatenate([batch.x for batch, _ in self._engine.batches(images)])
 
     def predict(self, images: Images) -> NDArray[np.float32]:
-        """The scores of each image: the explained tensor, by default the logits.
+        """Compute the scores of each image: the tensor to explain, by default the logits.
 
         Parameters
         ----------
@@ -184,10 +184,10 @@ class Explainer:
         Parameters
         ----------
         images
-            One `Picture` or a list of them: a path, the bytes of a file, a binary file object, a PIL image,
-            or pixels, uint8 (H, W, 3), (H, W, 4) or (H, W).  Or a float array (N, …) in the model's own input
-            layout, taken as preprocessed, also uint8 where the model takes bytes; or paths of .npy files with
-            a sample each.
+            One picture or a list of them: a path, the bytes of a file, a binary file object, a PIL image, or
+            pixels, uint8 (H, W, 3), (H, W, 4) or (H, W).  Or samples that are preprocessed already: a float
+            array (N, …) in the model's own input layout (uint8 where the model takes bytes), or paths of .npy
+            files with one sample each.
         rule
             "guided", "deconvnet", "vanilla", or a `Rule`.
         target
@@ -195,13 +195,13 @@ class Explainer:
             sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
             (N, K) of indices for several a sample; or one-hot (N, C), float or bool.
         batch_size
-            Samples at a time, by default as many as `memory` holds, up to 32 (on a card 256); and never more
-            than that, where the Explainer was given one.
+            Samples that are computed at a time; by default as many as `memory` holds, but at most 32 (on a
+            card 256).  Where the Explainer has an explicit `memory`, never more than that holds.
 
         Returns
         -------
-        An `Attribution` whose map is float32 of the input's shape, (N, K, …) for K targets.  The same input
-        gives the same bits whatever else is in the batch and however many threads run.
+        An `Attribution`.  Its map is float32 (N, …) in the layout of the input, or (N, K, …) for K targets.
+        One image gives the same bits in any batch and with any number of threads.
 
         Raises
         ------
@@ -214,36 +214,36 @@ class Explainer:
         return self._engine.explain(images, rule_named(rule), target, size)
 
     def warmup(self, size: tuple[int, int] | None = None) -> int:
-        """Have every kernel that this model needs, under any rule, compiled and kept on this machine.
+        """Compile every kernel that this model needs, under any rule, and store them on this machine.
 
         Parameters
         ----------
         size
-            (H, W) where the model leaves it open; by default what preprocess says.
+            (H, W) where the model leaves it open; by default the size in `preprocess`.
 
         Returns
         -------
-        How many kernels had to be compiled: none, where they were kept before.
+        How many kernels were compiled; 0 where all were stored before.
 
         Raises
         ------
         InputError
-            Where a size is missing, or where kernels cannot be kept.
+            Where a size is missing, or where kernels cannot be stored.
         """
         return self._engine.warmup(size)
 
     def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of one shape, and how many threads run it: for `diagnostics`.
+        """The plan for samples of one shape, and how many threads run it; for `diagnostics`.
 
         Parameters
         ----------
         shape
-            Of one sample, without the batch.
+            The shape of one sample, without the batch.
 
         Raises
         ------
         InputError
-            On another device than the CPU, where alone steps are looked at.
+            On another device than the CPU.
         """
         if not self._engine.settings.device.is_host:
             raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")

@@ -1,4 +1,4 @@
-"""Files that somebody else named: regular ones only, because a pipe or a device keeps its reader waiting."""
+"""Opens files that a user or a model names.  Only regular files: reading a pipe or a device may never end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from .limits import readable_bytes
 
-#: Of a file that is all text: labels, what lies beside a model.
+#: Most bytes of a text file: labels, or the sidecar of a model.
 MAX_TEXT = 2**26
 
 
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
-    """The file, open for reading; of at most so many bytes.
+    """Open a regular file of limited size for reading.
 
-    Raises OSError, also for what is no regular file or is larger, and ValueError for a NUL in the path.
+    Raises OSError, also if it is no regular file or is larger, and ValueError for a NUL in the path.
     """
     _check(os.stat(path), most)  # because to open a device may do something
     flags = (
@@ -42,18 +42,18 @@ def _check(status: os.stat_result, most: int | None) -> None:
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = MAX_TEXT) -> str:
-    """All text of the file.  Raises OSError, ValueError where it is no such text."""
+    """Read a text file.  Raises OSError, and ValueError if the bytes are no such text."""
     with open_regular(path, most) as file:
         return file.read().decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def beside(path: Path, location: str) -> Path:
-    """The file `location`, which `path` names: a relative path, beside or below it.
+    """The path of the file `location`, which the file `path` names, relative to its own folder.
 
-    Raises PermissionError where it lies outside of that folder, by way of links or not.
+    Raises PermissionError if the file is outside that folder, also if a link leads there.
     """
     found = (path.parent / location).resolve()
-    # Either may be a link, as in a cache of models, to files that lie together as well.
+    # Both may be links, as in a cache of models, to files in one other folder.
     folders = path.parent.resolve(), path.resolve().parent
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
         raise PermissionError(f"it lies outside the folder of {path.name!r}")

@@ -20,20 +20,20 @@ class Probability(Enum):
         return "gbp.PROBABILITY"
 
 
-#: As `output=`: explain what the model's head makes of the scores, and not the scores.
+#: A value for `output=`: explain the probabilities that the model's head computes, not the scores.
 PROBABILITY = Probability.PROBABILITY
 
 
 @dataclass(frozen=True)
 class Head:
-    """How the model turns its scores into probabilities.
+    """The last op of a model, which turns scores into probabilities.
 
     Parameters
     ----------
     op
         "Softmax", "LogSoftmax" or "Sigmoid"; "" where the scores are probabilities already.
     shape
-        One sample's scores as the head reads them, without the batch.
+        The shape of one sample's scores as the head reads them, without the batch.
     axes
         The axes of `shape` over which a softmax sums, counted from 0.
     """
@@ -43,7 +43,7 @@ class Head:
     axes: tuple[int, ...] = ()
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the head makes of scores (N, classes), in the same shape."""
+        """Apply the head to scores, float32 (N, classes).  The result has the same shape."""
         if not self.op:
             return scores
         x = scores.astype(np.float64)

@@ -1,4 +1,4 @@
-"""`Inputs`: what people pass as images → batches in the model's own layout."""
+"""`Inputs`: images in any form that users pass become batches in the model's own layout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | 
 #: Pictures, or one array of samples in the model's own input layout.
 Images: TypeAlias = Picture | Sequence[Picture] | NDArray[Any]
 
-#: How to cut so many samples of a shape into slices.
+#: A function that cuts a number of samples of a shape into slices.
 Slices: TypeAlias = Callable[[int, Shape], Iterator[slice]]
 
 _CHANNEL_COUNTS = (1, 3)
@@ -33,7 +33,15 @@ _CHANNEL_COUNTS = (1, 3)
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples in the model's own layout, and what they look like."""
+    """Samples of one slice.
+
+    Parameters
+    ----------
+    x
+        float32 (N, …) in the model's own layout.
+    pictures
+        The samples as pictures, or None where they are unknown.
+    """
 
     x: NDArray[np.float32]
     pictures: tuple[Image.Image, ...] | None
@@ -41,19 +49,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How samples reach one model: its input, and the preprocessing of pictures."""
+    """Prepares images for one model.
+
+    Parameters
+    ----------
+    source
+        The model, with the shape of its input.
+    preprocess
+        How pictures become input, or None.
+    """
 
     source: Source
     preprocess: Preprocess | None
 
     def count(self, images: Images) -> int:
-        """How many samples there are."""
+        """How many samples the images are."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
             return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
     def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
-        """The samples, slice by slice.  Raises InputError for what cannot be one."""
+        """Prepare images slice by slice.  Raises InputError for images that cannot be read or do not fit."""
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
             yield from self._array_batches(self._samples(images), slices)
             return
@@ -74,7 +90,11 @@ class Inputs:
             yield self._from_pictures(pictures[part])
 
     def layout(self, shape: Sequence[int | None]) -> Layout:
-        """What the nodes behind the input say; else NCHW, unless only the last axis can be the channels."""
+        """The meaning of the axes of an input of this shape, batch first.
+
+        Four axes are NHWC if the nodes behind the input say so.  If they say nothing, the axes are NHWC where
+        only the last axis has 1 or 3 elements, and NCHW otherwise.
+        """
         if len(shape) != 4:
             return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "ND"
         if self.source.channels_last is not None:
@@ -86,14 +106,14 @@ class Inputs:
         return x[None] if not self.source.has_batch and x.ndim == len(self.source.input_shape) - 1 else x
 
     def _is_pixels(self, array: NDArray[Any]) -> bool:
-        """Whether an array is one picture, and no array of samples."""
+        """Whether an array is one picture and not an array of samples."""
         is_sample = not self.source.has_batch and array.shape == self.source.input_shape[1:]
         return (
             array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3 and not is_sample
         )
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
-        """One sample a file, which may or may not have an axis of 1 for the batch."""
+        """Read one sample from each file.  A sample may have a batch axis of 1."""
         if not all(map(is_array_file, paths)):
             raise InputError(
                 "some images are pictures and some arrays.", hint="Explain them one kind at a time."
@@ -139,7 +159,7 @@ class Inputs:
             yield Batch(samples, self._looks(samples))
 
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
-        """What preprocessed samples look like, where that is known."""
+        """Preprocessed samples as pictures; None where that is impossible."""
         layout = self.layout(x.shape)
         if layout in ("NC", "NCL"):
             return tuple(map(_series_picture, x))
@@ -148,11 +168,11 @@ class Inputs:
         planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
         try:
             return tuple(self.preprocess.picture(sample) for sample in planes)
-        except InputError:  # such as five channels: an input that is no picture is an input all the same
+        except InputError:  # five channels, say: such samples can be explained, but not drawn
             return None
 
     def _picture_shape(self) -> Shape:
-        """The sample shape that pictures are made to fit."""
+        """The shape of the sample that a picture becomes."""
         shape = self.source.input_shape
         if len(shape) != 4:
             raise InputError(
@@ -199,14 +219,14 @@ def _is_picture(value: object) -> bool:
 
 
 def _opened(picture: Any) -> Any:
-    """A picture as `read_image` takes it."""
+    """A picture in a form that `read_image` accepts."""
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     return io.BytesIO(picture) if isinstance(picture, bytes) else picture
 
 
 def _series_picture(x: NDArray[np.float32]) -> Image.Image:
-    """The values of a series (C, L) or (W,) in grey, the least black and the largest white."""
+    """A series (C, L) or (W,) as a grey picture: the smallest value is black and the largest white."""
     plane = np.atleast_2d(x).astype(np.float64)
     least, span = plane.min(), np.ptp(plane)
     return Image.fromarray(np.rint(255 * (plane - least) / (span or 1)).astype(np.uint8))

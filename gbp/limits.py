@@ -1,5 +1,7 @@
-"""What a model may cost.  A file of a hundred bytes can ask for a petabyte or a year; each of these is far
-beyond any CNN that fits the purpose, and far below what would hurt the machine.
+"""Limits on what a model may cost in memory and time.
+
+A file of a hundred bytes can demand a petabyte or a year.  Each limit is far above any useful CNN, and far
+below what would harm the machine.
 """
 
 from __future__ import annotations
@@ -14,41 +16,61 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
-#: Tensors that the nodes of one file make, and names of all kinds.
+#: Most tensors that the nodes of one file make, and most names of any kind.
 MAX_NODES = 2**14
 MAX_NAMES = 2**17
-#: Elements of one tensor of one sample (512 MiB of float32), and of one tensor stored in the file.
+#: Most elements of one tensor for one sample (512 MiB of float32), and of one tensor that the file stores.
 MAX_ELEMENTS = 2**27
 MAX_STORED_ELEMENTS = 2**29
 MAX_AXES = 8
-#: Working memory of one sample, and of one slice of a batch whatever batch_size says.
+#: Most bytes of working memory for one sample; also for one slice of a batch, whatever batch_size is.
 MAX_BYTES_PER_SAMPLE = 2 * 2**30
-#: Of one sample forward and back, in multiply-adds: half a minute on two good cores.
+#: Most multiply-adds of one sample, forward and backward: half a minute on two good cores.
 MAX_WORK = 2**41
-#: What handling one element, or one operand, takes, in multiply-adds of a convolution.
+#: The time to handle one element, or one operand, in multiply-adds of a convolution.
 ELEMENT = 2**9
 OPERAND = 2**20
 
 
 def elements(shape: Sequence[int]) -> int:
-    """The elements of a tensor, exactly: NumPy's product wraps around at 2⁶³."""
+    """How many elements a tensor has.  Python's integers are exact; NumPy's product wraps around at 2⁶³."""
     return math.prod(int(n) for n in shape)
 
 
 def is_finite(values: NDArray[Any]) -> bool:
-    """Whether no number is NaN or infinite; a piece at a time, because answers take memory as well."""
+    """Whether no number is NaN or infinite.
+
+    It looks at a piece at a time, because `np.isfinite` of a large array would allocate as many booleans.
+    """
     flat, piece = values.reshape(-1), 2**20
     for i in range(0, flat.size, piece):
         part = flat[i : i + piece]
         with np.errstate(all="ignore"):
-            total = part.sum()  # which takes half the time, and NaN and infinity along
+            total = part.sum()  # NaN and infinity stay in a sum, which takes half as long as isfinite
         if not (np.isfinite(total) or np.isfinite(part).all()):
             return False
     return True
 
 
 def at_least_one(name: str, value: int | None) -> int | None:
-    """The value of an argument that counts something, or None.  Raises InputError."""
+    """Check an argument that counts something.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    value
+        Its value, or None.
+
+    Returns
+    -------
+    The value as an int, or None.
+
+    Raises
+    ------
+    InputError
+        Unless the value is None or a whole number of at least 1.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -57,15 +79,15 @@ def at_least_one(name: str, value: int | None) -> int | None:
 
 
 def readable_bytes(bytes_: float) -> str:
-    """1.5 GiB, 12 MiB."""
+    """The number of bytes with a unit, such as 1.5 GiB or 12 MiB."""
     gib = bytes_ / 2**30
     return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
 
 
-class computing(np.errstate):  # called like a function, as what it extends
-    """Arithmetic whose overflow is looked for in its results, within the memory that there is.
+class computing(np.errstate):  # lower case, like the context manager that it extends
+    """A context manager for arithmetic: NumPy does not warn of overflow, because callers check the results.
 
-    Raises InputError where the machine has less than the limits above assume.
+    Raises InputError where the machine runs out of memory.
     """
 
     def __init__(self) -> None:
@@ -80,17 +102,17 @@ class computing(np.errstate):  # called like a function, as what it extends
 
 
 def max_bytes_made_of(stored: int) -> int:
-    """Bytes that may be made of so many stored ones: tensors that share them, constants that are folded."""
+    """Most bytes of constants and shared tensors that a file with `stored` bytes of tensors may produce."""
     return 2**28 + 4 * stored
 
 
 @dataclass
 class Budget:
-    """What building one model may still use up; more where the file itself holds much."""
+    """How much more building one model may use.  Larger files get larger budgets."""
 
-    #: Bytes of constants that folding makes.
+    #: Bytes of constants that folding computes.
     folded: float
-    #: Elements that folding reads, writes or adds up.
+    #: Elements that folding reads, writes or adds.
     steps: float
     #: Bytes of weights, packed for the kernels.
     weights: float

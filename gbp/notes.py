@@ -1,4 +1,4 @@
-"""What a reader of a map should know, and where a rule means nothing."""
+"""Notes for the reader of a map; and the refusal of a rule that has no meaning for a network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .rules import Rule
 
 
 def refuse_meaningless(rule: Rule, plan: Plan) -> None:
+    """Raise InputError if the rule acts at rectifiers only and the network has none."""
     if rule.gradient_gate and not plan.rectifiers:
         raise InputError(
             f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
@@ -20,7 +21,17 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
 
 
 def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, ...]:
-    """What a reader of the map should know."""
+    """The notes for the reader of a map, one sentence each.
+
+    Parameters
+    ----------
+    plan, source
+        The network.
+    rule
+        The rule that made the map.
+    clamp
+        Whether rules with a gradient gate clamped the gradient of activations that are no rectifiers.
+    """
     notes = [*source.notes, *plan.notes]
     # A Clip from 0 that is no rectifier is part of an activation.
     others = sum(it.has_mask and not it.clip.is_rectifier and it.clip.lo != 0 for it in plan.instructions)
@@ -30,12 +41,12 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, 
         )
     if plan.other_activations:
         nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
-        how = (
+        treatment = (
             "their gradient was clamped to its positive part first (activations='clamp')"
             if clamp and rule.gradient_gate
             else "they take their true gradient"
         )
-        notes.append(f"{nodes} node(s): the papers define no rule for them; {how}.")
+        notes.append(f"{nodes} node(s): the papers define no rule for them; {treatment}.")
     quantized = plan.straight_through
     if quantized:
         notes.append(

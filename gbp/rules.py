@@ -1,4 +1,4 @@
-"""The rules, as data.  Kernels see the two gates of a row and never its name."""
+"""The rules, as data: two booleans each.  Kernels receive the booleans and never a rule's name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """How a rectifier passes the gradient g that arrives at its output.
+    """How a rectifier passes on the gradient g of its output.
 
     Parameters
     ----------
     name
-        By which results name it.
+        The rule's name.
     forward_gate
-        g passes only where the rectifier's input was in its linear range: x > 0, and x < b for Clip(0, b).
+        Whether g passes only where the input x was in the linear range: x > 0, and x < b for Clip(0, b).
     gradient_gate
-        g passes only where g > 0.
+        Whether g passes only where g > 0.
     source
-        The paper.
+        The paper that defines the rule.
     """
 
     name: str
@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
 
 
 def rule_named(name: str | Rule) -> Rule:
-    """The rule of that name; InputError where there is none."""
+    """Look a rule up by its name; a `Rule` is returned as it is.  Raises InputError for an unknown name."""
     if isinstance(name, Rule):
         return name
     if not isinstance(name, str) or name not in RULES:

@@ -1,4 +1,4 @@
-"""`Sample`: the explanation of one sample, its names and pictures."""
+"""`Sample`: the explanation of one sample, with its class names and pictures."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .targets import At, Classes
 
 
 class Drawable(ABC):
-    """What one sample can do, and an attribution that holds just one."""
+    """The methods that a sample shares with an attribution of one sample."""
 
     @abstractmethod
     def _sample(self) -> Sample:
-        """The sample; InputError where there are several."""
+        """The sample.  Raises `InputError` where there are several."""
 
     def label(self) -> str:
-        """The name of the class that was explained; "class 7" where there are no labels.
+        """The name of the explained class; "class 7" where there are no labels.
 
-        Raises `InputError` where several targets were explained: `only` chooses one.
+        Raises `InputError` where several targets were explained; `only` chooses one.
         """
         sample = self._sample()
         return sample.name_of(sample.the_target())
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
-        """The highest scores, best first, as (class, label, score); ties by class.
+        """The highest scores, best first, as (class, label, score).  Equal scores are ordered by class.
 
         Parameters
         ----------
@@ -50,7 +50,7 @@ class Drawable(ABC):
         return [(int(c), sample.name_of(int(c)), float(sample.scores[c])) for c in best]
 
     def gray(self, *, limit: float | None = None) -> Image.Image:
-        """Largest magnitude among the channels, white on black (mode "L").
+        """Draw the largest magnitude among the channels, white on black (mode "L").
 
         Parameters
         ----------
@@ -60,12 +60,12 @@ class Drawable(ABC):
         Raises
         ------
         InputError
-            Where the input is not an image, or several samples or targets are at hand.
+            Where the input is not an image, and where there are several samples or targets.
         """
         return self._sample().panel("gray", limit=limit)
 
     def diverging(self, *, limit: float | None = None) -> Image.Image:
-        """Sum of the channels with its sign: positive red, negative blue, on white.
+        """Draw the sum of the channels: positive red, negative blue, 0 white.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class Drawable(ABC):
         return self._sample().panel("diverging", limit=limit)
 
     def overlay(self, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """Largest magnitude among the channels as heat over the image.
+        """Draw the largest magnitude among the channels as heat over the image.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class Drawable(ABC):
         return self._sample().panel("overlay", limit=limit, alpha=alpha)
 
     def rgb(self, *, limit: float | None = None) -> Image.Image:
-        """The map's own colours around mid-grey, as in Springenberg et al. 2014.
+        """Draw the map in its own colours around mid-grey, as in Springenberg et al. 2014.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Drawable(ABC):
         return self._sample().panel("rgb", limit=limit)
 
     def strip(self) -> Image.Image:
-        """The input beside its maps, with captions: every style for one target, one style for K targets."""
+        """Draw the input beside its maps, with captions: one target in every style, K targets in one each."""
         sample = self._sample()
         images, captions = sample.input_panel()
         where, *others = sample.panels()
@@ -129,7 +129,7 @@ class Drawable(ABC):
         return render.strip(images, captions)
 
     def draw(self, style: Style = "overlay") -> Image.Image:
-        """Draw by the name of the style.
+        """Draw in the style of this name.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Drawable(ABC):
         Raises
         ------
         InputError
-            As the styles do.
+            As the method of that name.
         """
         return self.strip() if style == "strip" else self._sample().panel(style)
 
@@ -149,12 +149,12 @@ class Drawable(ABC):
         Parameters
         ----------
         file
-            A path (.png, .jpg, .jpeg, .npz), which is replaced, and appears complete or not at all; or a
-            binary file object.
+            A path (.png, .jpg, .jpeg, .npz) or a binary file object.  An existing file is replaced.  A path
+            gets the complete file or stays as it was.
         style
             By default "overlay" where the image is known, else "gray".
         format
-            "png", "jpg", "jpeg" or "npz"; by default by the path's suffix.
+            "png", "jpg", "jpeg" or "npz"; by default the path's suffix.
 
         Raises
         ------
@@ -166,10 +166,10 @@ class Drawable(ABC):
         save_picture(self.draw(style or sample.panels()[0]), file, format)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores and what was explained, in JSON's types: what `gbp explain --json` prints.
+        """The explained classes and the highest scores, in JSON's types.  `gbp explain --json` prints them.
 
-        Keys: "rule"; "explained", for each target its class, label, score and probability; "top", the same
-        for the five highest scores.  A probability is None where the model has no head.
+        Keys: "rule"; "explained", with class, label, score and probability of each target; "top", with the
+        same for the five highest scores.  A probability is None where the model has no head.
         """
         sample = self._sample()
         return {
@@ -179,7 +179,7 @@ class Drawable(ABC):
         }
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows; None where there is no picture to show."""
+        """The strip as PNG, for notebooks; None where the sample cannot be drawn."""
         try:
             buffer = io.BytesIO()
             save_picture(self.strip(), buffer, "png")
@@ -201,9 +201,9 @@ class Sample(Drawable):
     target
         The class that was explained, int; or int64 (K,).
     rule, layout, labels, channels, head, score_shape
-        As of the `Attribution`.
+        As in `Attribution`.
     image
-        What the network saw, RGB or L, as large as the map; None where that is unknown.
+        The sample as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
     """
 
     map: NDArray[np.float32]
@@ -231,7 +231,7 @@ class Sample(Drawable):
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """float32 (classes,).  Raises `InputError` where the model has no head."""
+        """The probabilities of all classes, float32 (classes,).  Raises `InputError` without a head."""
         if self.head is None:
             raise InputError("the model has no head that makes probabilities of these scores.")
         (chances,) = self.head.probabilities(self.scores[None])
@@ -245,16 +245,16 @@ class Sample(Drawable):
 
     @property
     def classes(self) -> Classes:
-        """How the scores are arranged, and what they are called."""
+        """The shape and the labels of the scores."""
         return Classes(self.score_shape or self.scores.shape, self.labels)
 
     def only(self, target: int | At) -> Sample:
-        """The sample with the map of one class alone.
+        """The same sample with the map of one class alone.
 
         Parameters
         ----------
         target
-            One of the classes that were explained.
+            One of the explained classes.
 
         Raises
         ------
@@ -269,13 +269,13 @@ class Sample(Drawable):
         raise InputError(f"class {target} was not explained.", supported=known)
 
     def the_target(self) -> int:
-        """The class, where only one was explained; else InputError."""
+        """The explained class.  Raises `InputError` where several were explained."""
         if self.targets != 1:
             raise InputError(f"{self.targets} classes were explained.", hint="Choose one: only(class).")
         return int(np.ravel(self.target)[0])
 
     def reduce(self, how: Reduction = "abs-max") -> NDArray[np.float32]:
-        """One number a pixel, float32 (H, W), of the one target.
+        """Reduce the channels of each pixel to one number, float32 (H, W), for the only target.
 
         Parameters
         ----------
@@ -290,13 +290,13 @@ class Sample(Drawable):
         return reduce(self.planes(), how)
 
     def planes(self) -> NDArray[np.float32]:
-        """The map of the one target as (C, H, W), colours red first."""
+        """The map of the only target as (C, H, W), colours red first."""
         self.the_target()
         m = self.map if np.ndim(self.target) == 0 else self.map[0]
         return channels_first(m, self.layout, self.channels)
 
     def panel(self, style: str, *, limit: float | None = None, alpha: float = 0.95) -> Image.Image:
-        """The map of the one target, in one of the styles but "strip".
+        """Draw the map of the only target, in any style but "strip".
 
         Parameters
         ----------
@@ -308,7 +308,7 @@ class Sample(Drawable):
         Raises
         ------
         InputError
-            As the styles do.
+            As the method of that name.
         """
         return draw_map(self.planes(), style, self.image, limit=limit, alpha=alpha)
 
@@ -343,7 +343,7 @@ class Sample(Drawable):
         }
 
     def caption(self, number: int | None = None) -> str:
-        """Score or probability and label of a class; the number first, because long names lose their ends.
+        """The score or probability and the label of a class.  The number comes first: long captions are cut.
 
         Parameters
         ----------
@@ -367,27 +367,27 @@ class Sample(Drawable):
         return [where, *coloured, "diverging"]
 
     def input_panel(self) -> tuple[list[Image.Image], list[str]]:
-        """The start of a strip: the image over what the network takes it for; nothing where it is unknown."""
+        """The first image of a strip, with its best class as caption; none where the image is unknown."""
         if self.image is None:
             return [], []
         return [self.image], [f"input\n{self.caption(self.top(1)[0][0])}"]
 
 
 def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.Image:
-    """One sample under several rules: the input, then the map of each, in their order.
+    """Draw one sample under several rules: the input, then the maps in the order of `samples`.
 
     Parameters
     ----------
     samples
-        The same sample of several attributions, one target each.
+        The same sample from several attributions, with one target each.
     style
         By default "rgb" where the map has three colours, else "gray".  Each map has its own limit, because
-        the rules differ by orders of magnitude.
+        the rules' magnitudes differ by orders.
 
     Raises
     ------
     InputError
-        Without samples, and as the pictures of `Sample`.
+        Without samples, and as `Sample.draw`.
     """
     if not samples:
         raise InputError("there are no attributions to show.")

@@ -1,4 +1,4 @@
-"""Which classes to explain: what a caller may say, resolved to indices into the scores."""
+"""Which classes to explain: the argument `target` becomes indices into the scores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .limits import at_least_one
 
 @dataclass(frozen=True)
 class Top:
-    """As `target=`: each sample's own best classes.
+    """A value for `target=`: the k classes with the highest scores, for each sample its own.
 
     Parameters
     ----------
     k
-        How many.
+        How many classes; all of them where the model has fewer.
 
     Raises
     ------
@@ -38,7 +38,7 @@ class Top:
 
 
 class At:
-    """As `target=`: one score of a detector's or a segmenter's many, by its index along each axis.
+    """A value for `target=`: one score of a detector or a segmenter, by its index along each axis.
 
     `At(8763, 1)` is score 1 of box 8763 where a sample's scores have the shape (8400, 85).
 
@@ -84,21 +84,21 @@ _MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class Classes:
-    """The scores of one sample: how they are arranged, and what they are called.
+    """The shape and the labels of one sample's scores.
 
     Parameters
     ----------
     shape
-        Of the explained tensor, without the batch.  A class is an index into it, flattened.
+        The shape of the explained tensor, without the batch.  A class is an index into it, flattened.
     labels
-        Names along one of the axes: the last one of as many elements as there are labels.
+        Names along one of the axes: the last axis whose size is the number of labels.
     """
 
     shape: tuple[int, ...]
     labels: tuple[str, ...] | None = None
 
     def check_labels(self) -> None:
-        """Raise InputError where no axis has as many elements as there are labels."""
+        """Raise InputError if there are labels and no axis has as many elements."""
         if self.labels is not None and self._labelled_axis is None:
             found = f"{self.count} scores" if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
             raise InputError(
@@ -113,23 +113,23 @@ class Classes:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The sizes of the axes along which there is a choice; a single one where labels name all scores."""
+        """The sizes of the axes with more than one element; one axis if the labels name all scores."""
         if self.labels is not None and len(self.labels) == self.count:
             return (self.count,)
         return tuple(n for n in self.shape if n != 1) or (1,)
 
     @property
     def _labelled_axis(self) -> int | None:
-        """Which of `axes` the labels name."""
+        """The position in `axes` of the axis that the labels name; None if there is none."""
         found = [i for i, n in enumerate(self.axes) if self.labels is not None and n == len(self.labels)]
         return found[-1] if found else None
 
     def position(self, number: int) -> str:
-        """Where a score is, as the command line takes it: "8763:1", or "7" along a single axis."""
+        """The position of a score in the form of the command line: "8763:1", or "7" with a single axis."""
         return ":".join(map(str, np.unravel_index(number, self.axes)))
 
     def name(self, number: int) -> str:
-        """The label of a score, with its position where there are more axes; else "class 7"."""
+        """The label of a score, with its position if there are several axes; "class 7" without labels."""
         place, axis = self.position(number), self._labelled_axis
         if self.labels is None or axis is None:
             return f"class {place}" if len(self.axes) == 1 else f"score {place}"
@@ -137,7 +137,7 @@ class Classes:
         return label if len(self.axes) == 1 else f"{label} ({place})"
 
     def number(self, target: At) -> int:
-        """Which score is meant, counted through all axes.  Raises InputError where there is none."""
+        """The class that `target` means, an index into the flattened scores.  Raises InputError for none."""
         sizes = self.axes if len(target.indices) == len(self.axes) else self.shape
         if len(target.indices) != len(sizes):
             raise InputError(
@@ -161,7 +161,7 @@ class Classes:
         return int(np.ravel_multi_index(indices, sizes))
 
     def labelled(self, name: str) -> int:
-        """The class of that label.  Raises InputError where there is none, or more than one."""
+        """The class with this label.  Raises InputError if there is none, or more than one."""
         found = _labelled(name, self.labels)
         if len(self.axes) > 1:
             at = At(*(name if i == self._labelled_axis else 0 for i in range(len(self.axes))))
@@ -175,9 +175,29 @@ class Classes:
 def resolve(
     target: Target, scores: NDArray[np.float32], classes: Classes, part: slice, count: int
 ) -> NDArray[np.int64]:
-    """Class indices int64 (n,) or (n, K) for the n samples `part` of a batch of `count`, with these scores.
+    """Resolve a target for one slice of a batch.
 
-    Raises InputError for an index or label that does not exist and for a shape that does not fit.
+    Parameters
+    ----------
+    target
+        See `Explainer.explain`.
+    scores
+        float32 (n, classes): the scores of the slice.
+    classes
+        The shape and the labels of the scores.
+    part
+        The slice of the batch: n samples.
+    count
+        Samples in the whole batch.
+
+    Returns
+    -------
+    Class indices, int64 (n,) or (n, K).
+
+    Raises
+    ------
+    InputError
+        For an index or a label that does not exist, and for an array whose shape does not fit.
     """
     n = len(scores)
     if target is None:
@@ -216,11 +236,11 @@ def _array(target: Any) -> NDArray[Any]:
 
 
 def _from_one_hot(given: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Indices as they are; (N, C) rows of one 1 and else 0, float or bool, as the position of the 1."""
+    """The positions of the ones, if `given` is one-hot: float or bool (N, C).  Else `given` itself."""
     if given.ndim != 2 or given.shape[1] != classes or given.dtype.kind not in "fb":
         return given
-    looks = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
-    return given.argmax(axis=1) if looks else given
+    is_one_hot = bool(((given == 0) | (given == 1)).all() and (given.sum(axis=1) == 1).all())
+    return given.argmax(axis=1) if is_one_hot else given
 
 
 def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:

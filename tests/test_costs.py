@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer
+from gbp.importer import subgraph
 from gbp.plan import plan
 
 Graph = Callable[[int], onnx.ModelProto]
@@ -109,6 +110,18 @@ def test_cost_is_linear_in_nodes(name: str) -> None:
     few, many = cost(make(1000)), cost(make(4000))
     assert many < 8 * few + 0.3  # 4 times as many
     assert many < 10
+
+
+def test_the_input_is_found_in_one_pass() -> None:
+    """Behind however many transposes, of which each is read by the next."""
+    n, real, looked_at = 2**11, subgraph._first_nodes, []
+
+    def counted(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
+        return real((looked_at.append(node.name) or node for node in nodes), image)
+
+    with mock.patch.object(subgraph, "_first_nodes", counted):
+        Explainer(GRAPHS["transposes"](n).SerializeToString())
+    assert n <= len(looked_at) <= 3 * n
 
 
 # ------------------------------------------------------------------------------------------ places in memory

@@ -478,3 +478,13 @@ def test_verified(
 
 def test_weights_in_other_files_are_verified(tmp_path: Path) -> None:
     assert verify(beside(valid(), tmp_path)).verified
+
+
+@pytest.mark.parametrize("c", [1.0, 3.0, 0.3])
+def test_what_is_the_image_again_has_its_gradient_everywhere(c: float) -> None:
+    """(x + c) - c is no Shrink because it is 0 where x is next to nothing."""
+    b = Builder()
+    x = b.input(1, 3, 8, 8)
+    constant = b.constant(np.float32(c))
+    model = b.model(b.gemm(b.flatten(b.node("Sub", b.node("Add", x, constant), constant)), 4))
+    assert Explainer(model).explain(np.zeros((1, 3, 8, 8), np.float32), rule="vanilla").map.all()

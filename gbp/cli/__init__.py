@@ -1,5 +1,5 @@
 """The command line, one file a command.
 
-In come arguments, out come printed tables, pictures and an exit code.  Whatever it can do the library can do.
-May import everything; what is slow to import is imported inside the command that needs it.
+Arguments come in; printed tables, pictures and an exit code come out.  The library can do all that the
+command line can.  It may import everything; modules that are slow to import are imported inside the commands.
 """

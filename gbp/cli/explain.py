@@ -1,4 +1,4 @@
-"""`gbp explain`: images in, pictures and a table of scores out."""
+"""`gbp explain`: explains images, writes pictures and prints the scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .options import (
     target,
 )
 
-if TYPE_CHECKING:  # at run time they are imported where they are used: `gbp --help` must not wait for Numba
+if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..sample import Sample
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
@@ -70,11 +70,12 @@ def add_command(commands: Any) -> None:
     add_preprocessing(command)
 
 
+#: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.
 CHUNK = 16
-#: Images explained together: enough to fill the kernels, few enough to hold their maps in memory.
 
 
 def explain(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
     from PIL import Image
@@ -85,7 +86,7 @@ def explain(arguments: argparse.Namespace) -> int:
     from ..targets import Top
     from .progress import compiling_shown
 
-    for image in arguments.images:  # a broken one is refused before a picture of another is written
+    for image in arguments.images:  # read all first, so that a broken image stops before anything is written
         only = read_array(image) if is_array_file(image) else read_image(image)
     explainer = Explainer(
         arguments.model,
@@ -127,7 +128,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def _output(arguments: argparse.Namespace, image: str) -> Path:
-    """Where the picture of an image goes; `InputError` while nothing has been computed yet."""
+    """The path of the picture of an image.  Raises `InputError` if it cannot be written."""
     from ..pictures.files import check_path
 
     path = Path(f"{Path(image).stem}_{arguments.rule}.png")
@@ -144,7 +145,7 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
 
 
 def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
-    """Raise `InputError` for options that contradict each other and for files that would be lost."""
+    """Raise `InputError` for options that contradict each other and for files that would be overwritten."""
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
     several = arguments.target == "top5"
     if arguments.rule == "all" and (arrays or several):
@@ -178,7 +179,7 @@ def _save(samples: Sequence[Sample], path: Path, style: Any) -> None:
 
 
 def _report(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The scores of one sample and what was explained, in JSON's types."""
+    """The scores and the explained classes of one sample, in JSON's types."""
     report = samples[0].to_dict()
     del report["rule"]
     return {"rules": [sample.rule for sample in samples]} | report

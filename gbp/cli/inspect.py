@@ -1,4 +1,4 @@
-"""`gbp inspect`: the layers of a model, how each is computed, and the ops that gbp does not do."""
+"""`gbp inspect`: prints the layers of a model, how each is computed, and the ops that are not supported."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def add_command(commands: Any) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
     from ..diagnostics.inspection import inspect as inspect_model
 
     inspection = inspect_model(arguments.model, arguments.size, arguments.algorithm, **ends_of(arguments))
@@ -39,7 +40,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_inspection(inspection: Inspection) -> None:
-    # Of a name less is told than others tell: the op has a column, and all may lie in one scope.
+    # Names are shortened: the op has its own column, and a scope that all names share says nothing.
     short = [layer.name.removesuffix(layer.op).rstrip("/_") or layer.name for layer in inspection.layers]
     scope = len(os.path.commonprefix(short).rpartition("/")[0])  # noqa: RUF071  # whole parts: rpartition
     header = ("layer", "op, plan", "output", "params", "MACs")
@@ -74,7 +75,7 @@ def _print_inspection(inspection: Inspection) -> None:
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """Column widths that fit 80 columns with a space between: names give way first, down to 20."""
+    """Widths of columns that fit into 80 characters with spaces between.  Names shrink first, down to 20."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(widths) - 1 > 80:
         widths[0 if widths[0] > 20 else widths.index(max(widths))] -= 1
@@ -82,7 +83,7 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _cut(text: str, width: int) -> str:
-    """Drop the middle: names differ at their ends."""
+    """Cut the middle out of a long text, because names differ at their ends."""
     if len(text) <= width:
         return text
     tail = width // 2
@@ -90,7 +91,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _count(number: float) -> str:
-    """Three digits and a unit: 1.24M."""
+    """A number with three digits and a unit, such as 1.24M."""
     for unit in ("", "k", "M", "G"):
         if number < 999.5:
             return f"{number:.3g}{unit}"

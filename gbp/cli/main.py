@@ -1,4 +1,4 @@
-"""The command line: parse arguments, call the library, print.  Everything it knows, the library knows too."""
+"""The command line: parses arguments, calls the library and prints."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .. import __version__
 from ..errors import GbpError, shown
 from . import explain, inspect, verify, warmup
 
-#: Arguments of the library that are options under the same name.
+#: Arguments of the library that are options of the same name.
 _OPTIONS = "activations|algorithm|device|given|input|labels|memory|output|preprocess|rule|size|target|threads"
 
-#: What the library says in Python that an option says otherwise.
+#: Text in messages of the library → its form on the command line.
 _SAID = {
     "output=PROBABILITY": "--output probability",
     "size=(H, W)": "--size HxW",
@@ -29,9 +29,9 @@ _SAID = {
 
 
 def run() -> int:
-    """The program: `main` in a process of its own.
+    """Run `main` as a whole process.
 
-    A collection of garbage among what the imports made takes a tenth of a second, and again at exit.
+    The garbage collector is off: it would take a tenth of a second after the imports, and again at exit.
     """
     gc.disable()
     code = main()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0; 1 where `verify` finds a mismatch; 2 for what gbp refuses; 130 when interrupted.
+    The exit code: 0; 1 if `verify` finds a mismatch; 2 if gbp refuses the input; 130 if interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
@@ -64,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough; the flush at exit needs a place to go
+    except BrokenPipeError:  # the reader, `head` say, is gone; the flush at exit needs another file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def in_options(text: str) -> str:
-    """A message of the library in the words of the command line: `target=3` → `--target 3`."""
+    """A message of the library with arguments written as options: `target=3` → `--target 3`."""
     for said, option in _SAID.items():
         text = text.replace(said, option)
     text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they say in Python."""
+"""Options that several commands share, and their values in Python."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..targets import At
 
 
 def add_ends(command: argparse.ArgumentParser) -> None:
+    """Add the options for the model's inputs and outputs."""
     command.add_argument(
         "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
     )
@@ -28,6 +29,7 @@ def add_ends(command: argparse.ArgumentParser) -> None:
 
 
 def add_preprocessing(command: argparse.ArgumentParser) -> None:
+    """Add the options for preprocessing."""
     pixels = command.add_argument_group(
         "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
     )
@@ -42,6 +44,7 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
 
 
 def add_algorithm(command: argparse.ArgumentParser) -> None:
+    """Add the option for the algorithm of convolutions."""
     command.add_argument(
         "--algorithm",
         default="auto",
@@ -85,14 +88,14 @@ def memory(text: str) -> int:
 
 
 def ends_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What an Explainer is told of the model's inputs and outputs."""
+    """The arguments of `Explainer` that choose inputs and outputs."""
     given = _given(arguments.given)
     output = PROBABILITY if arguments.output == "probability" else arguments.output
     return {"output": output, "input": arguments.input, "given": given}
 
 
 def _given(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE for inputs that are not explained: numbers, or the array in an .npy file."""
+    """Parse NAME=VALUE for each input that is not explained.  A value is numbers or an .npy file."""
     from ..pictures.image import is_array_file, read_array
 
     values: dict[str, Any] = {}
@@ -108,7 +111,7 @@ def _given(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, or a list of several, whole where all are."""
+    """A number, or an array of several.  They are integers if all are whole."""
     import numpy as np
 
     parts = [part.strip() for part in text.split(",")]
@@ -118,7 +121,7 @@ def _value(text: str) -> Any:
 
 
 def preprocess_of(arguments: argparse.Namespace) -> Any:
-    """Return what the options say, over the preset or the model's sidecar; None when they say nothing."""
+    """The preprocessing: the options on top of the preset or the model's sidecar; None without options."""
     from ..pictures.image import Preprocess
     from ..pictures.sidecar import read_sidecar
 

@@ -1,5 +1,6 @@
-"""A line on stderr while kernels are compiled, of which the library only logs, to the logger "gbp"; or while
-something else takes its time.
+"""Progress: a line on stderr while kernels are compiled or another long stage runs.
+
+The library itself prints nothing.  It logs each compiled kernel to the logger "gbp".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _CLEAR = "\r\x1b[K"
 
 
 class _Line(logging.Handler):
-    """On a terminal one line that counts, elsewhere one line at the first kernel."""
+    """On a terminal, one line that counts the kernels; elsewhere, one line at the first kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +24,7 @@ class _Line(logging.Handler):
         self.counts = sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno > logging.INFO:  # why kernels are not kept: told at the end
+        if record.levelno > logging.INFO:  # the reason why kernels are not stored is printed at the end
             return
         self.kernels += 1
         if self.counts:
@@ -35,7 +36,7 @@ class _Line(logging.Handler):
 
 @contextmanager
 def compiling_shown() -> Iterator[None]:
-    """Tell of every kernel that has to be compiled meanwhile."""
+    """Show every kernel that is compiled inside this context."""
     log, line = logging.getLogger("gbp"), _Line()
     level = log.level
     log.addHandler(line)
@@ -48,12 +49,12 @@ def compiling_shown() -> Iterator[None]:
         if line.counts and line.kernels:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
         if line.kernels:
-            _tell_what_is_lost()
+            _warn_of_lost_kernels()
 
 
 @contextmanager
 def reporting() -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done, on a terminal only and until the next."""
+    """Yields a function that shows the current stage.  It prints on a terminal only."""
     shows = sys.stderr.isatty()
 
     def report(text: str) -> None:
@@ -67,7 +68,8 @@ def reporting() -> Iterator[Callable[[str], None]]:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
-def _tell_what_is_lost() -> None:
+def _warn_of_lost_kernels() -> None:
+    """Print a warning if compiled kernels could not be stored."""
     from ..kernels.codegen.cache import CACHE_DIRECTORY
     from ..kernels.codegen.jit import not_kept
 

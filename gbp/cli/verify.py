@@ -1,4 +1,4 @@
-"""`gbp verify`: compare the plan's steps, the scores and the gradient with others."""
+"""`gbp verify`: compares steps, scores and the gradient with other runtimes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def add_command(commands: Any) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
     from ..diagnostics.verify import verify as verify_model
     from .progress import compiling_shown, reporting
 
@@ -52,8 +53,8 @@ def verify(arguments: argparse.Namespace) -> int:
             algorithm=arguments.algorithm,
         )
     if arguments.json:
-        told_too = {"verified": verification.verified, "verdict": verification.verdict}
-        print_json({"model": arguments.model} | dataclasses.asdict(verification) | told_too)
+        verdict = {"verified": verification.verified, "verdict": verification.verdict}
+        print_json({"model": arguments.model} | dataclasses.asdict(verification) | verdict)
     else:
         _print_verification(verification)
     return 0 if verification.verified else 1

@@ -1,4 +1,4 @@
-"""`gbp warmup`: compile all kernels that models need, ahead of use."""
+"""`gbp warmup`: compiles all kernels that models need, before they are used."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def add_command(commands: Any) -> None:
 
 
 def warmup(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
     from ..explainer import Explainer
     from ..kernels.codegen.cache import CACHE_DIRECTORY
     from ..kernels.codegen.jit import compiled

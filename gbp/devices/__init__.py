@@ -1,7 +1,7 @@
-"""Where arrays are stored and who runs the kernels on them.
+"""Devices: where arrays are stored and kernels run.
 
-In comes the name of a device, out comes a `Device`, which makes arrays, moves them, and runs what is given
-to it.  May import kernels, limits and errors; nothing of CUDA is imported before it is asked for.
+The name of a device comes in; a `Device` comes out, which makes arrays, moves them, and runs kernels on them.
+It may import kernels, limits and errors.  CUDA is imported only for the device "cuda".
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ DEVICES = ("cpu", "cuda")
 
 
 def device_named(name: str) -> Device:
-    """The device "cpu" or "cuda".  Raises InputError for others, and where there is no CUDA."""
+    """Look a device up by its name.
+
+    Parameters
+    ----------
+    name
+        "cpu" or "cuda".
+
+    Raises
+    ------
+    InputError
+        For another name, and for "cuda" on a machine without CUDA.
+    """
     if name == "cpu":
         return CPU
     if name != "cuda":
         raise InputError(f"device is {name!r}.", supported=", ".join(map(repr, DEVICES)))
-    from .cuda import cuda_device  # nothing of CUDA is imported before it is asked for
+    from .cuda import cuda_device  # here, because importing CUDA is slow and needs an extra
 
     return cuda_device()

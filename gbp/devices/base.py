@@ -1,4 +1,4 @@
-"""`Device`: whose memory tensors lie in, and so who runs the kernels on them."""
+"""`Device`: the memory that tensors are stored in, and the processor that runs kernels on them."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-#: An array on a device: NumPy's own, or one that answers to what steps do with those.
+#: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
 
+#: Runs the function that it is given.  The function must call the same kernels on the same arrays each time.
 Repeater = Callable[[Callable[[], None]], None]
 
 
 class Device(ABC):
-    """Makes arrays, moves them, and runs what is done over and over again on the same ones."""
+    """Makes arrays, moves them, and repeats runs on them."""
 
+    #: "cpu" or "cuda".
     name: str
-    #: Its arrays are NumPy's, so that steps may compute through NumPy.
+    #: Whether its arrays are NumPy arrays, so that steps may compute through NumPy.
     is_host: bool = False
-    #: What a batch may take of its memory at a time, in bytes, and how many samples it may have.
+    #: Bytes that a slice of a batch may take by default, and the most samples in it.
     slice_bytes: int
     max_slice: int
-    #: As much where the caller says how many samples.
+    #: Bytes that a slice may take where the caller chose the number of samples.
     max_bytes: int
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
-        """A C-contiguous array, not initialised.  Raises OutOfMemoryError."""
+        """A C-contiguous array with undefined values.  Raises OutOfMemoryError."""
 
     @abstractmethod
     def write(self, values: NDArray[Any], to: Array) -> None:
-        """Put values into an array of their shape."""
+        """Copy values from the host into an array of the same shape."""
 
     @abstractmethod
     def read(self, x: Array) -> NDArray[Any]:
-        """What it holds, in the host's memory; until something is written to x that may be x itself."""
+        """The values of x as a NumPy array.  It may be x itself, so read it before x is written again."""
 
     @abstractmethod
     def constant(self, values: NDArray[Any]) -> Array:
-        """The same values in this device's memory, for as long as the result lives."""
+        """The same values in this device's memory.  On the CPU this is the array itself."""
 
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
-        """What has to be entered to run kernels."""
+        """A context manager inside which kernels may be run."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """What has to be entered to explain: there others may have to be waited for."""
+        """A context manager inside which one caller explains.  Entering it may wait for other callers."""
         return nullcontext()
 
     @abstractmethod
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
-        """Write 1 at these indices of x, which is 0."""
+        """Write 1 at these indices of x; x is 0 everywhere."""
 
     @abstractmethod
     def repeater(self) -> Repeater:
-        """What runs the run that it is given, which must call the same kernels on the same arrays with the
-        same numbers each time.
-        """
+        """A new `Repeater`, which runs its function faster from the second time on."""
 
 
 @dataclass(frozen=True)
 class LoweringTarget:
-    """What steps are lowered for (`graph.op.Target`): a device, and an algorithm for convolutions."""
+    """The target of lowering (`graph.op.Target`): a device, and the algorithm for convolutions."""
 
     device: Device
     algorithm: str = "auto"

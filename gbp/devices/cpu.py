@@ -1,4 +1,4 @@
-"""The CPU: NumPy's arrays, kernels at once."""
+"""The CPU as a device: NumPy arrays, and kernels that run when they are called."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .base import Array, Device, Repeater
 
 
 class CpuDevice(Device):
+    """The CPU."""
+
     name = "cpu"
     is_host = True
     slice_bytes = 160 * 2**20

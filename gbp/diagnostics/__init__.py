@@ -1,5 +1,5 @@
-"""gbp looked at from outside: its steps, scores and gradient beside other runtimes', and the layer table.
+"""Diagnostics: gbp's steps, scores and gradient are compared with other runtimes; and the table of layers.
 
-In comes a model, out come a `Verification` or an `Inspection`.  May import the explainer and everything
+A model comes in; a `Verification` or an `Inspection` comes out.  It may import the explainer and everything
 below it.
 """

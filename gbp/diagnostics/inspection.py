@@ -1,4 +1,4 @@
-"""`inspect`: what a model is made of, how each layer would be computed, and which ops gbp does not do."""
+"""`inspect`: the layers of a model, how each would be computed, and the ops that gbp does not support."""
 
 from __future__ import annotations
 
@@ -23,7 +23,21 @@ from ..plan.plan import Plan
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: its output's logical shape, parameters, multiply-adds a sample, and how it is planned."""
+    """One row of the table of layers.
+
+    Parameters
+    ----------
+    name, op
+        The node's name and op in the file.
+    shape
+        The output's logical shape, without the batch.
+    parameters
+        How many weights it holds.
+    macs
+        Multiply-adds for one sample.
+    plan
+        How it is computed, or that it is fused, folded or a view.
+    """
 
     name: str
     op: str
@@ -35,13 +49,26 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
+    """The result of `inspect`.
+
+    Parameters
+    ----------
+    layers
+        The table of layers.
+    unsupported
+        The nodes that gbp does not support, one message each.
+    input, output
+        Name and shape of both ends.
+    hints
+        Advice about the unsupported nodes.
+    """
+
     layers: tuple[LayerRow, ...]
     unsupported: tuple[str, ...]
     input: str
     output: str
-    #: What to do about what is unsupported, where there is something to say.
     hints: tuple[str, ...] = ()
-    #: What a reader of the maps should know of the file.
+    #: Remarks about the file, for the reader of the maps.
     notes: tuple[str, ...] = ()
 
 
@@ -54,10 +81,27 @@ def inspect(
     input: str | None = None,
     given: Mapping[str, ArrayLike] | None = None,
 ) -> Inspection:
-    """The layer table of a model, for images of `size` = (H, W), by default 224, where it leaves that open.
+    """List the layers of a model.
 
-    All other arguments as for `Explainer`.  Raises ModelError for a damaged model and InputError for an
-    argument that cannot be used; what is merely unsupported is listed in the result.
+    Parameters
+    ----------
+    model
+        A path, the bytes of a file, or a ModelProto.
+    size
+        (H, W) where the model leaves it open; by default 224.
+    algorithm, output, input, given
+        As for `Explainer`.
+
+    Returns
+    -------
+    An `Inspection`, which lists unsupported nodes too.
+
+    Raises
+    ------
+    ModelError
+        For a damaged model.
+    InputError
+        For an argument that cannot be used.
     """
     check_algorithm(algorithm)
     proto, weights = read(model)
@@ -85,7 +129,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
     shape = graph.shapes[graph.input]
     with computing():
         plan = Plan.build(graph, algorithm)
-    how = _how(graph, plan)
+    cells = _plan_cells(graph, plan)
     rows = tuple(
         LayerRow(
             layer.name,
@@ -93,7 +137,7 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
             graph.shapes[layer.output][1:],
             layer.op.parameters,
             layer.op.macs(graph.shapes[layer.output]),
-            how[layer.name],
+            cells[layer.name],
         )
         for layer in graph.layers
     )
@@ -106,19 +150,19 @@ def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> In
     )
 
 
-def _how(graph: Graph, plan: Plan) -> dict[str, str]:
-    """For each layer: its kernel and what is fused with it, or that it became part of another."""
+def _plan_cells(graph: Graph, plan: Plan) -> dict[str, str]:
+    """For each layer: its algorithm and the layers fused with it, or "fused", "folded", "view", "reorder"."""
     # The plan has one layer that the file has not: the rectifier in a QuantizeLinear.
     kinds = {layer.name: layer.kind for layer in graph.layers}
-    how: dict[str, str] = {}
+    cells: dict[str, str] = {}
     for instruction in plan.instructions:
         first, *fused = instruction.layers
-        how[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
-        how.update(dict.fromkeys(fused, "fused"))
+        cells[first] = " + ".join([instruction.step.algorithm, *(kinds.get(name, "Relu") for name in fused)])
+        cells.update(dict.fromkeys(fused, "fused"))
     copied = {it.layers[0] for it in plan.instructions if it.step.algorithm == "reorder"}
     for layer in graph.layers:
-        if layer.name not in how:
+        if layer.name not in cells:
             moves = any(f"({name})" in copied for name in layer.inputs)
             is_view = layer.op.moves_only
-            how[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
-    return how
+            cells[layer.name] = "reorder" if is_view and moves else "view" if is_view else "folded"
+    return cells

@@ -31,7 +31,8 @@ from ..ops.written import Writer
 Doubles = NDArray[np.float64]
 Values = dict[str, NDArray[Any]]
 
-#: What onnxruntime reads, although it lags behind onnx; newer ones have more types of numbers.
+#: The IR version that onnxruntime reads even if it is older than onnx.  Newer versions have more number
+#: types.
 _IR_VERSION = 8
 
 
@@ -82,17 +83,17 @@ def _read_by(source: Source, model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdProto]:
-    """What the model imports, which files of IR version 1 and 2 do not say."""
+    """The opsets that the model imports.  Files of IR version 1 and 2 do not state them."""
     return list(model.opset_import) or [helper.make_opsetid("", source.opset)]
 
 
 def _batch(x: NDArray[Any], source: Source) -> NDArray[Any]:
-    """The sample as often as the file wants it: some files are made for one batch size alone, or for none."""
+    """The sample, repeated to the file's batch size; without the batch axis if the file has none."""
     return np.repeat(x, source.input_shape[0] or 1, axis=0) if source.has_batch else x[0]
 
 
 def _sample(y: NDArray[Any], source: Source) -> NDArray[Any]:
-    """What there is of the first sample: all, of a batch of one."""
+    """The part of y that belongs to the first sample; all of it for a batch of one."""
     batch = source.input_shape[0] or 1
     return y if batch == 1 else y[: max(1, len(y) // batch)]
 

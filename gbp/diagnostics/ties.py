@@ -1,7 +1,7 @@
-"""Ties: where an image is flat, a max-pool's window holds equal values, and its first pixel wins.
+"""Ties: where an image is flat, a max-pool's window holds equal values, and its first pixel must win.
 
-An engine that gives equal windows values that differ, if only by rounding, hands the gradient to other
-pixels: a map may be off by half its norm, where every value of the forward run is right to 1e-7.
+If an engine computes different values for equal windows, even by rounding only, another pixel wins and gets
+the gradient.  Then a map can be wrong by half its norm while every value of the forward run is right to 1e-7.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Ops whose output at a pixel is a function of the window that it sees, wherever that lies.
+#: Ops whose output at a pixel depends on the values in its window and not on the window's position.
 SLIDING = frozenset({"Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool"})
-#: So many pixels in a row have to be equal: two may be by chance.
+#: How many pixels in a row must be equal; two may be equal by chance.
 _RUN = 3
 
 
 def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """A copy of x (N, …) whose first half is bands of white, black and a saturated colour.
+    """A copy of x whose left half is replaced by bands of white, black and a saturated colour.
 
-    `channels`: the axis of the channels.  White is the largest value of x, black the least; the colour is
-    white in its first channel and black in the others.  The bands lie side by side along the last other axis;
-    rows of numbers have none.
+    Parameters
+    ----------
+    x
+        float32 (N, …).  With fewer than three axes it stays as it is.
+    channels
+        The axis of the channels.
+
+    Returns
+    -------
+    The copy.  White is the largest value of x and black the smallest.  The colour is white in the first
+    channel and black in the others.  The bands are side by side along the last axis besides the channels.
     """
     flat = x.copy()
     if x.ndim < 3:
@@ -38,14 +46,23 @@ def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32
 
 
 def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
-    """By how much neighbouring pixels differ in `got`, at most, that are equal in `true` (N, C, …).
+    """The largest difference in `got` between neighbouring pixels that are equal in `true`.
 
-    Relative to the largest value of `true`.  Pixels count where _RUN in a row are equal in all channels, and
-    not 0, which a rectifier makes of values that differ.
+    Pixels count as equal where _RUN of them in a row agree in all channels.  Zeros do not count, because a
+    rectifier maps different values to 0.
+
+    Parameters
+    ----------
+    got, true
+        (N, C, …).
+
+    Returns
+    -------
+    The difference over the largest value of `true`.
     """
     if true.ndim < 3 or got.shape != true.shape or not true.size:
         return 0.0
-    most = 0.0
+    largest = 0.0
     for axis in range(2, true.ndim):
         if true.shape[axis] < _RUN:
             continue
@@ -54,5 +71,5 @@ def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
         run = equal[..., 1:] & equal[..., :-1]  # of pixels i, i + 1, i + 2
         apart = np.abs(there[..., 1:] - there[..., :-1]).max(axis=1)
         pairs = np.maximum(apart[..., 1:], apart[..., :-1])
-        most = max(most, float(np.max(pairs, where=run, initial=0)))
-    return most / float(np.abs(true).max() or 1)
+        largest = max(largest, float(np.max(pairs, where=run, initial=0)))
+    return largest / float(np.abs(true).max() or 1)

@@ -1,18 +1,14 @@
-"""`verify`: whether gbp computes a model as others do, and whether the map is the gradient of its score.
+"""`verify`: compares gbp's computation of a model with other runtimes, and the map with finite differences.
 
-    steps      every step of the plan, fed the reference's own inputs, against the reference's output:
-               ‖y − ŷ‖ / ‖ŷ‖, for a rectifier over the norm of what it rectifies.  So errors do not add up,
-               and the worst step is the one to blame.  The image is given flat areas for this
-    ties       whether windows that are equal there, in the reference, gave equal values: see `ties`
-    scores     the run as it is, from image to scores, against float64: ‖s − ŝ‖ / ‖ŝ‖
-    gradient   √n · (⟨map, u⟩ − (f(x + hu) − f(x − hu)) / 2h) over random unit directions u in ℝⁿ, their root
-               mean square over ‖map‖; f is the explained score in float64
+    steps      Each step of the plan gets the reference's inputs and is compared with the reference's output:
+               ‖y − ŷ‖ / ‖ŷ‖.  A rectifier's error is divided by the norm of its input instead.  Errors do
+               not add up this way, so the worst step is the faulty one.  The image gets flat areas for this.
+    ties       Windows that are equal in the reference must give equal values; see `ties`.
+    scores     A whole run, from image to scores, is compared with float64: ‖s − ŝ‖ / ‖ŝ‖.
+    gradient   The map is compared with finite differences of the score in float64; see `gradient`.
 
-Of an error e of the map a random direction sees ⟨e, u⟩, whose mean square is ‖e‖² / n: so the last estimates
-the map's relative error.  f is smooth but for kinks, where a rectifier or a maximum switches.  Where one lies
-within h the differences to either side disagree, and a smaller h is tried.  Where one lies within rounding of
-x, float32 may rightly be on its other side: so the map may be off by a few times what it moves when x is
-rounded anew.
+The bound on the map's error is a few times the distance that the map moves when x is rounded differently.  At
+a kink, where a rectifier or a maximum switches, float32 may correctly be on the other side.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,36 +36,42 @@ from ..limits import computing, elements
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from ..runtime.tape import steps
+from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
 from .ties import SLIDING, told_apart, with_flat_areas
-
-Report = Callable[[str], None]
 
 _WRONG = 1e9
 #: Float32 errors add up from image to scores.
 _SCORES_BOUND = 1e-4
-#: Between integers one unit's rounding is the whole step to the next.
+#: In a quantized network, rounding to the other neighbour moves a unit by a whole step.
 _QUANTIZED_SCORES_BOUND = 3e-2
 _GRADIENT_BOUND, _MAX_GRADIENT_BOUND = 1e-3, 1e-1
-#: How often x is rounded anew, by how much, and how many times what that moves the map it may be off by.
+#: How often x is rounded differently, by how much, and how many times the map's motion its error may be.
 _ROUNDINGS, _ROUNDING, _TIMES = 8, 5e-7, 4
-_DIRECTIONS = 3
-#: h to try, of ‖x‖; and how far the differences to either side may disagree, as a relative error.
-_STEPS = (1e-7, 1e-8, 1e-9)
-_SMOOTH = 1e-3
-#: Noise on an image, in parts of its size: in flat areas the maxima of pools are ties, and each is a kink.
+#: Norm of the noise that is added to an image, over the image's norm.  Without noise, the flat areas of an
+#: image give max-pools ties, and each tie is a kink.
 _STIR = 1e-3
-#: Bytes of the reference's tensors that are held at once.
+#: Bytes of the reference's tensors that are in memory at once.
 _PART = 2**28
 
 
 @dataclass(frozen=True)
 class StepError:
-    """The relative error of a step of the plan in its output `tensor`.
+    """The error of one step of the plan.
 
-    `node` and `op` name the file's node that makes that; "first … last" where several became one step.
-    `told_apart`: by how much pixels differ, over the largest value, that equal windows made.
-    `shapes`: gbp's and the reference's, where they differ, so that there is no telling how far off it is.
+    Parameters
+    ----------
+    node, op
+        The name and op of the file's node; "first … last" where several nodes became one step.
+    tensor
+        The step's output.
+    error
+        The relative error of that tensor.
+    told_apart
+        The largest difference between two pixels that equal windows made, over the tensor's largest
+        value.
+    shapes
+        The shapes of gbp's and of the reference's tensor, if they differ; then there is no error to measure.
     """
 
     node: str
@@ -89,13 +91,35 @@ class StepError:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and how far off it was: relative L2 errors, each with the bound that it is held to.
+    """The result of `verify`: relative L2 errors, each with its bound.
 
-    `steps` compared with `reference`, and the `worst` of them: None where the plan has none.  `tie_breaker`:
-    the step that tells apart most what is equal, None where none does.  `scores`: the explained tensor, and
-    `target` the class whose gradient it was.  `directions` in which the score is smooth enough to compare;
-    where there are none, `gradient_error` is None.  `quantized`: the gradient passes straight through
-    roundings, of which differences see only the steps, and is not compared.
+    Parameters
+    ----------
+    input
+        The input's name, its shape and where its values came from.
+    reference
+        The runtime that the steps were compared with.
+    steps
+        How many steps were compared.
+    worst
+        The step with the largest error; None where the plan has no steps.
+    step_bound
+        The bound on a step's error.
+    tie_breaker
+        The step that breaks ties most; None where all keep them.
+    scores
+        The name of the explained tensor.
+    scores_error, scores_bound
+        The error of the scores, and its bound.
+    target
+        The class whose gradient was compared.
+    directions
+        In how many directions the score was smooth enough to compare.
+    gradient_error, gradient_bound
+        The error of the map, None where there was no such direction; and its bound.
+    quantized
+        Whether the model rounds to integers.  Then the gradient is not compared, because it ignores the
+        rounding and differences do not.
     """
 
     input: str
@@ -115,7 +139,7 @@ class Verification:
 
     @property
     def mismatches(self) -> tuple[str, ...]:
-        """What is off by more than its bound, in words."""
+        """The errors that exceed their bound, in words."""
         compared = [
             ("the scores are", self.scores_error, self.scores_bound),
             ("the gradient is", self.gradient_error or 0.0, self.gradient_bound),
@@ -137,11 +161,12 @@ class Verification:
 
     @property
     def verified(self) -> bool:
+        """Whether everything was compared and agrees."""
         return not self.mismatches and (self.quantized or self.gradient_error is not None)
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """The result in one line."""
         if self.mismatches:
             return f"MISMATCH: {'; '.join(self.mismatches)}."
         if self.quantized:
@@ -159,16 +184,29 @@ def verify(
     report: Report = lambda _: None,
     **options: Any,
 ) -> Verification:
-    """Compare a model's steps, its scores and the gradient of its best score on one image.
+    """Compare a model's steps, its scores and the gradient of its best score, for one image.
 
-    `image`: a picture, or an array of one sample, as for `Explainer.explain`, to which a little noise is
-    added; by default noise alone, of `size` = (H, W) where the model leaves that open and its preprocessing
-    does not say it, or of 224.  All noise is seeded.  Steps are compared with flat areas in it, white, black
-    and of one colour, where windows are equal.
-    `report` is called with what is being done.  `options` are those of `Explainer`.
+    Parameters
+    ----------
+    model
+        A path, the bytes of a file, or a ModelProto.
+    image
+        One picture, or an array of one sample, as for `Explainer.explain`.  A little seeded noise is added.
+        By default seeded noise alone.
+    size
+        (H, W) of the noise where the model leaves the size open; by default that of the preprocessing, or
+        224.
+    report
+        Called with a few words before each stage, for progress.
+    **options
+        Arguments of `Explainer`.
 
-    Raises GbpError for what gbp does not explain, and UnsupportedError naming the node where onnx's
-    reference evaluator does not compute it.
+    Raises
+    ------
+    GbpError
+        Where gbp cannot explain the model or the image.
+    UnsupportedError
+        Where onnx's reference evaluator does not support a node; the message names it.
     """
     explainer = Explainer(model, **options)
     source = open_model(
@@ -210,11 +248,11 @@ def verify(
         quantized = any(node.op_type == "QuantizeLinear" for node in source.nodes)
         scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
         if scores_error > scores_bound and all(step.error <= reference.bound for step in errors):
-            reference = exact  # which is to name the step where they part
+            reference = exact  # to name the step at which the scores part
             errors = list(_step_errors(explainer, source, flat, reference))
         gradient_error, directions = None, 0
         if not quantized:
-            gradient_error, directions = _gradient_error(
+            gradient_error, directions = gradient_error_of(
                 lambda x: float(scores(x)[target] - true_scores[target]), x, explained.map, rng, report
             )
     return Verification(
@@ -248,7 +286,7 @@ def _called(image: object) -> str:
 
 
 def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> float:
-    """‖got − true‖ / ‖scale‖, or a very large number where there is no telling."""
+    """‖got − true‖ / ‖scale‖; _WRONG where the shapes differ or the ratio is not finite."""
     if got.shape != true.shape:
         return _WRONG
     infinite = np.isinf(true)  # a mask's, or a padding's
@@ -271,7 +309,7 @@ def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> flo
 def _step_errors(
     explainer: Explainer, source: Source, x: NDArray[np.float32], reference: Reference
 ) -> Iterator[StepError]:
-    """The error of every tensor of the file that the plan makes, each made of the reference's own."""
+    """The error of every tensor that both the plan and the file compute, from the reference's inputs."""
     plan, threads = explainer.plan_for(x.shape[1:])
     run = steps(plan, x, threads)
     nodes = {name: node for node in source.nodes for name in node.output}
@@ -281,13 +319,13 @@ def _step_errors(
         for name, node in nodes.items()
         if node.op_type in ("Relu", "Clip") and node.input[0] in nodes
     }
-    for part in _parts(plan, _made(plan, nodes)):
+    for part in _parts(plan, _completed(plan, nodes)):
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
         values = reference.run(x, sorted(wanted)) if wanted else {}
         for names, (instruction, arrays) in zip(part, run, strict=False):
             for name in names:
-                if instruction.step.yields_positions:  # which count in another way
+                if instruction.step.yields_positions:  # ONNX counts positions differently
                     continue
                 tensor, true = plan.tensors[name], values[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
@@ -308,36 +346,36 @@ def _step_errors(
 def _title(
     instruction: Instruction, last: onnx.NodeProto, labelled: Mapping[str, onnx.NodeProto]
 ) -> tuple[str, str]:
-    """Name and op of what makes the output of `last`: all that the step computes, or `last` alone."""
+    """Name and op for the output of `last`: those of all nodes of the step, or of `last` alone."""
     first = labelled.get(instruction.layers[0], last)
     if instruction.output not in last.output or first is last:
         return label(last), last.op_type
     return f"{label(first)} … {label(last)}", f"{first.op_type} … {last.op_type}"
 
 
-def _made(plan: Plan, names: Container[str]) -> list[list[str]]:
-    """For each call those of the tensors that are there once it is done.
+def _completed(plan: Plan, names: Container[str]) -> list[list[str]]:
+    """For each instruction, the tensors in `names` that are complete after it.
 
-    They are its output, views of that, and wholes that it was the last to write a part of.
+    They are its output, views of it, and joined tensors whose last part it writes.
     """
     writes = defaultdict(list)
     for i, instruction in enumerate(plan.instructions):
         at = plan.slices[instruction.output]
         writes[at.root].append((i, at))
-    made: list[list[str]] = [[] for _ in plan.instructions]
+    completed: list[list[str]] = [[] for _ in plan.instructions]
     for name, tensor in plan.tensors.items():
         at = plan.slices[tensor.name]
         parts = [i for i, part in writes[at.root] if part.start < at.stop and at.start < part.stop]
         if parts and name in names:
-            made[parts[-1]].append(name)
-    return made
+            completed[parts[-1]].append(name)
+    return completed
 
 
-def _parts(plan: Plan, made: list[list[str]]) -> Iterator[list[list[str]]]:
-    """Runs of calls whose tensors, in float64 and with as much for what is rectified, may be held at once."""
+def _parts(plan: Plan, completed: list[list[str]]) -> Iterator[list[list[str]]]:
+    """Cut the instructions into runs whose tensors fit into _PART bytes, in float64 and with their inputs."""
     part: list[list[str]] = []
     room = _PART
-    for names in made:
+    for names in completed:
         need = sum(16 * elements(plan.tensors[name].shape) for name in names)
         if part and need > room:
             yield part
@@ -353,39 +391,7 @@ def _parts(plan: Plan, made: list[list[str]]) -> Iterator[list[list[str]]]:
 def _moved_by_rounding(
     explainer: Explainer, x: NDArray[np.float32], explained: Attribution, rng: np.random.Generator
 ) -> float:
-    """How far the map moves, at most, where the numbers of x are rounded in other ways."""
+    """The largest relative change of the map when the values of x are rounded differently."""
     noise = rng.standard_normal((_ROUNDINGS, *x.shape[1:]), np.float32)
     near = explainer.explain(x * (1 + _ROUNDING * noise), rule="vanilla", target=int(explained.target[0]))
     return max(_relative(moved, explained.map[0], explained.map[0]) for moved in near.map)
-
-
-def _gradient_error(
-    rise: Callable[[Doubles], float],
-    x: NDArray[np.float32],
-    gradient: NDArray[np.float32],
-    rng: np.random.Generator,
-    report: Report,
-) -> tuple[float | None, int]:
-    """The relative error of the gradient, estimated, and in how many random directions the score is smooth.
-
-    `rise`: how much higher the score is elsewhere than at x.
-    """
-    origin, root = x.astype(np.float64), math.sqrt(x.size)
-    length, norm = float(np.linalg.norm(origin)) or 1.0, float(np.linalg.norm(gradient))
-    found = []
-    for i in range(_DIRECTIONS):
-        report(f"finite differences, direction {i + 1} of {_DIRECTIONS}")
-        u = rng.standard_normal(x.shape)
-        u /= np.linalg.norm(u)
-        for relative in _STEPS:
-            h = relative * length
-            ahead, behind = rise(origin + h * u) / h, -rise(origin - h * u) / h
-            slope = (ahead + behind) / 2
-            if root * abs(ahead - behind) <= _SMOOTH * max(norm, root * abs(slope)):
-                found.append((float(np.vdot(gradient, u)), slope))
-                break
-    if not found:
-        return None, 0
-    projections, slopes = np.array(found).T
-    error, scale = (root * math.sqrt(np.mean(v**2)) for v in (projections - slopes, slopes))
-    return (error / max(norm, scale) if error else 0.0), len(found)

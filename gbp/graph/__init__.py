@@ -1,5 +1,5 @@
 """What a network means: `Graph`, `Op`, shapes and windows.
 
-Nothing runs here, and nothing knows of files, devices or memory.  In come ops and shapes, out come networks
-that others read and rewrite.  May import errors and limits.
+This folder computes nothing and knows no files, devices or memory.  Ops and shapes come in; networks that
+other folders read and rewrite come out.  It may import errors and limits.
 """

@@ -13,7 +13,10 @@ Pair = tuple[int, int]
 
 
 def _same_pads(size: int, kernel: int, stride: int, dilation: int, odd_at_end: bool) -> Pair:
-    """Pads that give ceil(size / stride) outputs; an odd one goes to the end (SAME_UPPER) or the start."""
+    """Pads that give ceil(size / stride) outputs.
+
+    An odd pad goes to the end (SAME_UPPER) or to the start (SAME_LOWER).
+    """
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
     small, large = total // 2, total - total // 2
@@ -22,7 +25,23 @@ def _same_pads(size: int, kernel: int, stride: int, dilation: int, odd_at_end: b
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a window: sizes in pixels, `outputs` positions."""
+    """A window along one axis.
+
+    Parameters
+    ----------
+    size
+        Pixels of the input along this axis, without padding.
+    kernel
+        Taps of the window.
+    stride
+        Pixels between two neighbouring positions of the window.
+    dilation
+        Pixels between two neighbouring taps.
+    begin, end
+        Padded pixels before and behind the input.  Negative values crop.
+    ceil_mode
+        Whether a last, incomplete window counts (ONNX MaxPool, attribute ceil_mode).
+    """
 
     size: int
     kernel: int
@@ -34,7 +53,7 @@ class Axis:
 
     @property
     def is_point(self) -> bool:
-        """Each position sees just its own pixel."""
+        """Whether each position reads its own pixel alone."""
         return self.kernel == self.stride == 1 and self.begin == self.end == 0
 
     @property
@@ -44,6 +63,7 @@ class Axis:
 
     @property
     def outputs(self) -> int:
+        """Positions of the window; 0 where it does not fit."""
         room = self.size + self.begin + self.end - self.extent
         if room < 0:
             return 0
@@ -64,7 +84,19 @@ def resolve_axes(
     auto_pad: str = "NOTSET",
     ceil_mode: bool = False,
 ) -> tuple[Axis, ...]:
-    """Fix a window on axes of `size`; `pads` = (begin of each, end of each)."""
+    """Fix a window on axes of known size.
+
+    Parameters
+    ----------
+    size, kernel, stride, dilation
+        One int for each axis.
+    pads
+        The begins of all axes, then their ends, as in ONNX.
+    auto_pad
+        "NOTSET", "VALID", "SAME_UPPER" or "SAME_LOWER"; all but the first replace `pads`.
+    ceil_mode
+        See `Axis`.
+    """
 
     def axis(i: int) -> Axis:
         begin, end = pads[i], pads[i + len(size)]
@@ -104,12 +136,13 @@ class Window:
 
     @classmethod
     def over_plane(cls, axes: Sequence[Axis]) -> Window:
-        """What the last two axes are; of a single axis, a plane of one row."""
+        """The window along the last two axes.  A single axis counts as a plane of one row."""
         height, width = (Axis(1, 1, 1, 1, 0, 0), *axes)[-2:]
         return cls(height, width)
 
     @property
     def size(self) -> Pair:
+        """(H, W) of the input plane."""
         return self.height.size, self.width.size
 
     @property
@@ -118,7 +151,7 @@ class Window:
 
     @property
     def output(self) -> Pair:
-        """(OH, OW)."""
+        """(OH, OW) of the output plane."""
         return self.height.outputs, self.width.outputs
 
     @property
@@ -127,7 +160,7 @@ class Window:
 
     @cached_property
     def is_pointwise(self) -> bool:
-        """One tap, every pixel, nothing padded: each output pixel sees just its own input pixel."""
+        """Whether each output pixel reads its own input pixel alone: one tap, stride 1, no padding."""
         return self.taps == 1 and self.is_dense and self.is_unpadded
 
     @property
@@ -140,5 +173,5 @@ class Window:
 
     @property
     def is_dense(self) -> bool:
-        """Stride 1: the input gradient is a convolution of the output gradient."""
+        """Whether both strides are 1: then the input gradient is a convolution of the output gradient."""
         return self.height.stride == self.width.stride == 1

@@ -1,4 +1,4 @@
-"""`Graph`: what the network means, in order of computation, with no word of ONNX, devices or layouts."""
+"""`Graph`: the layers of a network in order of computation.  It knows no ONNX, devices or memory orders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from .shapes import Shape
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of meaning: `output` = op(inputs).  Constants (weights) live in the op.
+    """One layer: `output` = op(`inputs`).
 
-    `kind` is what the file calls the op, for people.
+    Parameters
+    ----------
+    name
+        The node's name in the file, for messages.
+    op
+        What the layer computes.  It holds the constants (weights).
+    inputs, output
+        Names of tensors.
+    kind
+        The op's name in the file, for messages.
     """
 
     name: str
@@ -27,9 +36,17 @@ class Layer:
 class Graph:
     """A network from one float32 input to one tensor of scores.
 
-    `layers` are in order of computation and each tensor has one producer.  `shapes` gives every tensor's
-    logical shape, batch first; axis 0 is `batch` everywhere, so a plan may put any other number there.
-    `notes`: what a reader of the maps should know of the file.
+    Parameters
+    ----------
+    input, output
+        Names of the two tensors.
+    layers
+        In order of computation.  Each tensor has one producer.
+    shapes
+        The logical shape of every tensor.  Axis 0 is the batch everywhere, so a plan may put any other number
+        there.
+    notes
+        Remarks about the file, for the reader of the maps.
     """
 
     input: str
@@ -40,10 +57,11 @@ class Graph:
 
     @property
     def batch(self) -> int:
+        """Samples in the shapes of this graph."""
         return self.shapes[self.input][0]
 
     def consumers(self) -> dict[str, list[Layer]]:
-        """For each tensor the layers that read it, once per use."""
+        """For each tensor, the layers that read it: one entry per use."""
         found: dict[str, list[Layer]] = {name: [] for name in self.shapes}
         for layer in self.layers:
             for name in layer.inputs:
@@ -51,7 +69,7 @@ class Graph:
         return found
 
     def with_layers(self, layers: Iterable[Layer]) -> Graph:
-        """The same network computed by other layers; forgets the shapes of tensors that are gone."""
+        """The same network, computed by other layers.  Shapes of tensors that no layer makes are dropped."""
         layers = tuple(layers)
         kept = {self.input, self.output, *(layer.output for layer in layers)}
         shapes = {name: shape for name, shape in self.shapes.items() if name in kept}

@@ -1,7 +1,7 @@
 """`Op`: what a layer means.
 
-An op is one file of `gbp/ops`: its equations on top, then `parse` (ONNX node → `Op`), `shape`, and the `Step`
-that `lower` makes of it, with `forward` and `vjp` side by side.
+Each op (or family of ops) is one file of `gbp/ops`.  The file states the equations on top.  Then come `parse`
+(ONNX node → `Op`), `shape`, and the `Step` that `lower` makes, with `forward` and `vjp` side by side.
 """
 
 from __future__ import annotations
@@ -16,64 +16,86 @@ from .shapes import Order, Shape
 
 
 class Target(Protocol):
-    """What steps are lowered for: a device, and how convolutions are to be computed on it."""
+    """The target of lowering: a device, and the algorithm for convolutions on it."""
 
     @property
     def name(self) -> str:
-        """The device, "cpu" or "cuda"."""
+        """The name of the device, "cpu" or "cuda"."""
 
     @property
     def algorithm(self) -> str:
         """One of `ops.conv.ALGORITHMS`."""
 
     def constant(self, values: NDArray[Any]) -> Any:
-        """The array in the memory of the device; the same array on the CPU."""
+        """A copy of the array in the device's memory; on the CPU the array itself."""
 
 
 class Op(ABC):
-    """What a layer means.  Frozen; holds its weights."""
+    """What a layer means, with its weights.  Immutable."""
 
     @property
     def parameters(self) -> int:
+        """How many weights it holds."""
         return 0
 
     @property
     def is_activation(self) -> bool:
-        """Whether it serves as one and is no rectifier: the papers define no rule for it."""
+        """Whether it is an activation but no rectifier: then the papers define no rule for it."""
         return False
 
-    #: Moves no number through arithmetic: the plan may make its output a view, or part of another tensor.
+    #: The op copies numbers and computes none, so its output may be a view or a part of another tensor.
     moves_only: bool = False
-    #: Its gradient passes as though it did not round.
+    #: The op rounds, and its gradient ignores the rounding.
     is_straight_through: bool = False
 
     def macs(self, y: Shape) -> int:
-        """Multiply-adds a sample, for an output of shape y."""
+        """Multiply-adds for one sample, given the output's shape y."""
         return 0
 
     @property
     def nbytes(self) -> int:
-        """Memory that it holds together with its step: weights in float64, and packed in float32."""
+        """Bytes that the op and its step hold: weights in float64, and again packed in float32."""
         return 12 * self.parameters
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        """What one sample costs forward and back, in multiply-adds: an estimate, to refuse the absurd by."""
+        """Estimated multiply-adds of one sample, forward and backward.  Models of absurd cost are refused."""
         return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x))) + OPERAND * (1 + len(x))
 
     @abstractmethod
     def shape(self, *x: Shape) -> Shape:
-        """The output's shape."""
+        """The output's shape, given the inputs' shapes; batch first."""
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        """The memory orders that the step wants of its inputs, and that of its output.
+        """The memory orders that the step needs.
 
-        By default all tensors lie as the first one happens to.
+        Parameters
+        ----------
+        x
+            The inputs' shapes.
+        given
+            The orders in which the inputs are stored now.
+
+        Returns
+        -------
+        The order that each input must have, and the order of the output.  By default all take the first
+        input's order.
         """
         return tuple(given[0] for _ in given), given[0]
 
     @abstractmethod
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> object | None:
-        """The `ops.step.Step` for inputs of shapes x in memory `order`.
+        """Make the `ops.step.Step` that computes this op.
 
-        None where no byte moves, so that the output is a view of the input.
+        Parameters
+        ----------
+        x, y
+            Shapes of the inputs and of the output.
+        order
+            The memory order of the inputs.
+        target
+            The device, and the algorithm for convolutions.
+
+        Returns
+        -------
+        The step; None where the output is a view of the input and nothing has to be computed.
         """

@@ -308,7 +308,8 @@ def _lacks_batch(source: Source) -> bool:
     name = source.input
     if source.input_shape[0] == 1:  # a batch of one as well as a plane: either way one sample
         return False
-    while (node := next(_first_nodes(source.nodes, name), None)) is not None:
+    nodes = iter(source.nodes)  # in order of computation, so what reads a node's output comes later
+    while (node := next(_first_nodes(nodes, name), None)) is not None:
         if node.op_type != "Transpose":
             break
         name = node.output[0]

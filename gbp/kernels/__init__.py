@@ -1,8 +1,7 @@
-"""Numba kernels over SIMD vectors, one file an algorithm, their CUDA twins beside them in `*_cuda.py`.
+"""Numba kernels over SIMD vectors, one file for each algorithm, with its CUDA twin beside it in `*_cuda.py`.
 
-In come arrays of float32, packed weights, masks and sizes; results are written into arrays that the caller
-provides.  A kernel never allocates, and chooses nothing that changes a bit.  May import `codegen` and errors
-of gbp.
+Float32 arrays, packed weights, masks and sizes come in; results are written into arrays of the caller.  A
+kernel never allocates, and chooses nothing that changes a bit.  It may import `codegen`, and errors of gbp.
 """
 
-from .parallel import program  # noqa: F401  # calls of kernels go to it
+from .parallel import program  # noqa: F401  # it runs the calls of kernels

@@ -1,9 +1,10 @@
-"""Functions of two numbers, and choices among operands, under general broadcasting; plain loops.
+"""Functions of two numbers, and choices among operands, under general broadcasting, as plain loops.
 
     y = f(a, b)                               ga += ∂f/∂a · gy,   gb += ∂f/∂b · gy
-    y = x_i, the operand that is chosen       gx_i += gy where i is the one
+    y = x_i, the chosen operand               gx_i += gy where operand i was chosen
 
-Arrays have six axes, as in `elementwise`.  Operands of one row on axis 0, constants say, serve every sample.
+Arrays have six axes, as in `broadcast`.  An operand with one row on axis 0, such as a constant, is used for
+every sample.
 
 Source: ONNX Sub, Div, Pow, Greater, …, Max, Min, Where, and "Multidirectional Broadcasting".
 """
@@ -24,7 +25,7 @@ from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import targets_of
 from .functions import Pair
 
-#: Which operand was chosen, (N, elements of y in the order of its index).
+#: The index of the chosen operand, (N, elements of y in row-major order).
 SWITCHES = types.Array(types.uint8, 2, "C")
 
 #: Name → f(a, b), in float64.
@@ -42,7 +43,7 @@ VALUES: dict[str, Any] = {
     "Xor": lambda a, b: (a != 0) != (b != 0),
 }
 
-#: Name → (∂f/∂a, ∂f/∂b); a comparison has none.
+#: Name → (∂f/∂a, ∂f/∂b).  Comparisons have no derivative.
 SLOPES: dict[str, Pair] = {
     "Sub": (lambda a, b: 1.0, lambda a, b: -1.0),
     "Div": (lambda a, b: 1 / b, lambda a, b: -a / (b * b)),
@@ -52,7 +53,7 @@ SLOPES: dict[str, Pair] = {
     ),
 }
 
-#: Name → whether x takes the place of y, by which operands win; c is another operand's element.
+#: Name → whether operand x replaces the choice y so far.  c is the element of the condition.
 CHOICES: dict[str, Any] = {
     "First": lambda x, y, c: True,
     "Max": lambda x, y, c: x > y or np.isnan(x),
@@ -63,26 +64,26 @@ CHOICES: dict[str, Any] = {
 
 @cache
 def value_kernel(name: str) -> Kernel:
-    """fwd(a, b, y, threads)."""
+    """The kernel fwd(a, b, y, threads) of a function."""
     types_ = BROADCAST, BROADCAST, BROADCAST, INT
     return kernel_from(_binary_fwd, f"{name.lower()}_fwd", *types_, value=VALUES[name])
 
 
 @cache
 def slope_kernel(name: str, operand: int) -> Kernel:
-    """bwd(gy, a, b, gx, threads) of operand 0 or 1."""
+    """The kernel bwd(gy, a, b, gx, threads) of a function, for operand 0 or 1."""
     types_ = BROADCAST, BROADCAST, BROADCAST, BROADCAST, INT
     return kernel_from(_binary_bwd, f"{name.lower()}_bwd{operand}", *types_, slope=SLOPES[name][operand])
 
 
 @cache
 def choice_kernel(name: str) -> Kernel:
-    """fwd(x, c, i, y, switches, threads)."""
+    """The kernel fwd(x, c, i, y, switches, threads) of a choice."""
     types_ = BROADCAST, BROADCAST, INT, BROADCAST, SWITCHES, INT
     return kernel_from(_choice_fwd, f"{name.lower()}_choice", *types_, wins=CHOICES[name])
 
 
-#: What an entry of the tables is called in the templates below.
+#: Names for the entries of the tables in the templates below; `kernel_from` replaces them.
 value: Any = None
 slope: Any = None
 wins: Any = None

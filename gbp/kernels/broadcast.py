@@ -1,10 +1,10 @@
-"""Add and Mul under general broadcasting, for the cases too rare to deserve more than plain loops.
+"""Add and Mul under general broadcasting, as plain loops, because they are rare.
 
     add:  y = x0 + x1,   gx += gy              mul:  y = x0 · x1,   gx0 += gy · x1
 
-Arrays have six axes.  The caller broadcasts with strides of 0; writing through such a view of gx sums over
-the axes that were broadcast, in the order of the index.  Axis 0, the batch, is shared among threads, so gx
-must not be broadcast there.
+Arrays have six axes.  The caller broadcasts with strides of 0.  Adding to such a view of gx sums over the
+axes that were broadcast, in row-major order.  Threads share axis 0, the batch, so gx must not be broadcast
+there.
 
 Source: ONNX Add, Mul, and "Multidirectional Broadcasting".
 """

@@ -1,13 +1,14 @@
-"""The scatter half of a strided convolution's input gradient, written as a gather.
+"""The second half of a strided convolution's input gradient: each pixel sums its columns.
 
-A matrix product first makes columns[n, oh, ow, (i·KW + j)·C + c] = Σ_o gy[n, oh, ow, o] · w[o, c, i, j]; then
+The first half is a matrix product, columns[n, oh, ow, (i·KW + j)·C + c] = Σ_o gy[n, oh, ow, o] · w[o, c, i,
+j].  Then
 
     gx[n, h, w, c] = Σ_{i, j}  columns[n, oh, ow, (i·KW + j)·C + c],
                      oh·sh = h + top − i·dh,   ow·sw = w + left − j·dw
 
-Few channels (the first layer has three) would leave most lanes of a vector empty.  But without column
-dilation the taps (i, ·) of a window are one run of KW·C values that lies on a run of gx's row, so the row is
-summed as a line of W·C values, whatever pixel a lane falls in.
+With few channels (the first layer has three) most lanes of a vector of channels would be empty.  But without
+column dilation the taps (i, ·) of a window are one run of KW·C values, which belongs to a run of gx's row.
+So the row is summed as a line of W·C values, and a vector may cross pixels.
 
 Source: the transpose of ONNX Conv; "col2im" as in Caffe (Jia et al. 2014).
 """
@@ -37,12 +38,12 @@ def _gather_line(
     position: int,
     count: int,
 ) -> Any:
-    """Sum what falls on values position … position + count − 1 of a padded line of gx.
+    """Sum the columns of values position … position + count − 1 of a padded line of gx.
 
-    Window ow covers the values from ow · stride, run of them; `columns` is the address of window 0 of the
-    first of the `rows` rows of windows that see the line, at the tap that does.
+    Window ow covers `run` values from ow · stride on.  `rows` rows of windows read the line.  `columns` is
+    the address of window 0 of the first of them, at the tap that reads the line.
     """
-    # Most lines are long and few windows overlap: two divisions are cheap beside them.
+    # Lines are long and few windows overlap, so two divisions are cheap.
     first = max(0, (position - run) // stride + 1)
     last = min(windows - 1, (position + count - 1) // stride)
     v = zeros()
@@ -68,15 +69,15 @@ def col2im(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
+    """Write the sum of each pixel's columns (N, OH, OW, KH·KW·C) to gx (N, H, W, C).
 
-    Added to gx with `accumulate`; of that, what passes the gate.  Windows are added in row-major order.
+    With `accumulate` it is added.  Then the gate is applied.  Windows are added in row-major order.
     """
     OH, OW = columns.shape[1], columns.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(columns, mask)
     rows = N * H
-    # Mask bytes are per pixel, so a line of pixels has none; the first layer needs none.
+    # Bytes of a mask belong to one pixel, so a line that crosses pixels cannot be gated by it.
     as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):

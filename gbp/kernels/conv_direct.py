@@ -1,15 +1,14 @@
-"""Direct convolution, channels last: a tile of output pixels × output channels stays in registers.
+"""Direct convolution, channels last.  The sums of a tile of pixels × output channels stay in registers.
 
     y[n, oh, ow, o]  = Σ_{i, j, c}  x[n, oh·sh + i·dh, ow·sw + j·dw, c] · w[o, c, i, j]  +  b[o]
 
-Each scalar of x is broadcast against a vector of output channels, so x is read where it lies.  Padding is
-laid out in memory beforehand (`pad`).  The input gradient of a stride-1 convolution is the same sum over the
-padded output gradient with flipped, transposed weights; the others multiply into columns, which
-`columns.col2im` gathers.
+Each scalar of x is multiplied with a vector of weights of output channels, so x is read in place.  Padding is
+written to memory before (`pad`).  The input gradient of a convolution with stride 1 is the same sum over the
+padded output gradient, with flipped and transposed weights.  Other strides make columns, which
+`columns.col2im` sums.
 
-Every output is summed in the order (i, j, c), in chains of CHAIN multiply-adds,
-whatever tile it falls in.  So results do not depend on thread count, batch or tile size, and equal windows
-give equal outputs wherever they lie.
+Every output is summed in the order (i, j, c), in chains of CHAIN multiply-adds, in every tile.  So results do
+not depend on threads, batch or tile size, and equal windows give equal outputs at every position.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from .codegen.views import copy_run, zero_run
 from .epilogue import epilogue_bwd, epilogue_fwd, prefetch_epilogue
 from .taps import TAPS, Taps
 
-#: Bytes of weights that go together through a thread's second-level cache; some have 512 KiB.
+#: Bytes of weights that a thread keeps in its second-level cache; the smallest such caches have 512 KiB.
 CACHED = 2**18
 
 
 def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights (O, I, KH, KW) as tiles read them: [⌈O / TILE_CHANNELS⌉][KH][KW][I][TILE_CHANNELS]."""
+    """Pack weights (O, I, KH, KW) for tiles: [⌈O / TILE_CHANNELS⌉][KH][KW][I][TILE_CHANNELS]."""
     O, I, KH, KW = w.shape
     blocks = -(-O // TILE_CHANNELS)
     packed = aligned((blocks, KH, KW, I, TILE_CHANNELS))
@@ -45,8 +44,8 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1)
 
 
-# The functions below take numbers, not arrays: an array that is handed on has its references counted, by
-# atomic instructions on a line that all threads share.
+# The functions below take numbers, not arrays.  Numba would count the references of an array argument with
+# atomic instructions, on a cache line that all threads share.
 
 
 @device_function
@@ -58,7 +57,7 @@ def _locate(q: int, tiles: int, H: int) -> Any:
 
 @device_function
 def _next(tile: int, h: int, n: int, tiles: int, H: int) -> Any:
-    """The tile after this one; divisions would cost as much as a short reduction."""
+    """The next tile.  Divisions, as in `_locate`, would cost as much as a short sum."""
     tile += 1
     if tile == tiles:
         tile, h = 0, h + 1
@@ -71,9 +70,9 @@ def _next(tile: int, h: int, n: int, tiles: int, H: int) -> Any:
 def _convolve(
     count: int, channels: int, x: int, line: int, pixel: int, I: int, taps: Taps, w: int, out: int
 ) -> None:
-    """The plain sums of `count` pixels to `out`; x is their first tap, `line` and `pixel` its strides."""
+    """Write the plain sums of `count` pixels to `out`.  x: address of the first tap; line, pixel: strides."""
     taps_w, step_w, run = taps.columns, taps.dilation_w * pixel, I
-    if step_w == 4 * I:  # the taps of one row lie side by side in memory: one long run
+    if step_w == 4 * I:  # the taps of one row are adjacent in memory, so they are one run
         taps_w, run = 1, I * taps.columns
     pixel, line = taps.stride_w * pixel, taps.dilation_h * line
     multiply_tile(count, channels, x, pixel, taps.rows, line, taps_w, step_w, run, w, out)
@@ -86,10 +85,10 @@ def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
 
 @device_function
 def _share(tiles: int, blocks: int, together: int, by_rows: int, t: int, threads: int) -> Any:
-    """Thread t's part of the work, as (start, stop, its first and last block of channels, step of blocks).
+    """Part t of the work, as (start, stop, its first and last block of channels, step of blocks).
 
-    The work is all tiles, each of which goes through all blocks, so many together; or, not `by_rows`, the
-    tiles of one block after the other.
+    `by_rows`: the work is all tiles, and each tile runs through all blocks, `together` at a time.  Otherwise
+    it is the tiles of the first block, then those of the second, and so on.
     """
     work = tiles if by_rows else tiles * blocks
     start, stop = work * t // threads, work * (t + 1) // threads
@@ -100,7 +99,7 @@ def _share(tiles: int, blocks: int, together: int, by_rows: int, t: int, threads
 
 @device_function
 def _own_tiles(start: int, stop: int, tiles: int, block: int, by_rows: int) -> Any:
-    """The tiles of a block among the thread's part of the work."""
+    """The tiles of one block that are in the part [start, stop) of the work."""
     if by_rows:
         return start, stop
     return max(0, start - block * tiles), min(tiles, stop - block * tiles)
@@ -108,7 +107,7 @@ def _own_tiles(start: int, stop: int, tiles: int, block: int, by_rows: int) -> A
 
 @device_function
 def _together(I: int, taps: Taps) -> int:
-    """How many blocks of weights stay in a thread's cache while its tiles pass, each tile through all."""
+    """How many blocks of weights fit into CACHED bytes; each tile runs through them before the next tile."""
     return max(1, CACHED // (4 * taps.rows * taps.columns * I * TILE_CHANNELS))
 
 
@@ -131,10 +130,11 @@ def conv_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
+    """Write y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    r and mask may be empty.  w from `pack`; b padded with 0 to whole tiles; scratch: TILE_FLOATS a thread.
-    `by_rows`: each thread takes its rows for all channels; else, where there are few tiles, its channels.
+    r and mask may be empty.  w is packed by `pack`; b is padded with 0 to whole tiles; scratch holds
+    TILE_FLOATS for each thread.  `by_rows`: threads share the rows of y; otherwise, for few tiles, its
+    channels.
     """
     N, OH, OW, O = y.shape
     I = x.shape[3]
@@ -179,9 +179,9 @@ def conv_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
+    """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    gy is padded to the full correlation; w from `pack` of the flipped, transposed weights.
+    gy is padded to the full correlation.  w is packed by `pack` from the flipped, transposed weights.
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]

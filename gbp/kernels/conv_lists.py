@@ -2,11 +2,11 @@
 
     gx[n, h, w, c] = Σ_{i, j, o} gy[n, h + top − i, w + left − j, o] · w[o, c, i, j]
 
-`list_plane` lists one sample's gy, row by row of the plane.  Then, for a row of gx and one row of taps, the
-sums of three pixels slide along the listed row in registers: each nonzero value of gy meets the three pixels
-that it feeds.  A rectangle of pixels takes its turn with one row of taps and one group of channels after the
-other, so that these weights stay in the cache.  The order of additions is that of groups, taps, pixels and
-channels, whatever the rectangle.
+`list_plane` lists the nonzero values of one sample's gy, row by row.  Then, for a row of gx and one row of
+taps, the sums of three pixels are in registers and slide along the listed row: each nonzero value of gy is
+added to the three pixels that it contributes to.  A rectangle of pixels is computed for one row of taps and
+one group of channels after another, so that these weights stay in the cache.  Additions are in the order of
+groups, taps, pixels and channels, for every rectangle.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .epilogue import epilogue_bwd
 from .lists import GROUP, groups_of, list_pixel
 
 TAPS = 3
-#: Blocks of channels of the three pixels whose sums are in registers: twelve vectors.
+#: Blocks of channels of the three pixels whose sums are in registers: twelve vectors in all.
 BLOCKS = 2
 LISTED_CHANNELS = BLOCKS * TILE_CHANNELS
 ROWS = TAPS * BLOCKS
 #: Bytes of the sums of one pixel.
 PIXEL = 4 * LISTED_CHANNELS
-#: Pixels of gx that share a group of weights, with two more at either end of a row.
+#: Pixels of gx that are computed with one group of weights, with two more at both ends of each row.
 TOGETHER = 128
 
 FLOAT64 = types.float64
@@ -44,7 +44,7 @@ COUNTS = types.Array(types.int64, 1, "C")
 
 
 class Listing(NamedTuple):
-    """How the lists of a plane (H, W, O) lie: `capacity` values for each of its rows."""
+    """The layout of the lists of a plane (H, W, O): room for `capacity` values in each row."""
 
     H: int
     W: int
@@ -56,7 +56,10 @@ LISTING = types.NamedUniTuple(types.int64, 4, Listing)
 
 
 def listing_of(H: int, W: int, O: int, most: float) -> Listing:
-    """For planes of a density up to `most`, some rows twice as dense; and for what is written beyond."""
+    """The layout for planes with a density up to `most`.
+
+    Single rows may be twice as dense.  There is room for values that are written beyond the end.
+    """
     return Listing(H, W, O, int(W * O * min(1.0, 2 * most)) + O + LANES)
 
 
@@ -72,7 +75,7 @@ def sums_floats(threads: int) -> int:
 
 
 def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights (O, C, 3, 3) as a nonzero value meets them: [part of C][i][O][j][BLOCKS · TILE_CHANNELS]."""
+    """Pack weights (O, C, 3, 3) in the order of their use: [part of C][i][O][j][BLOCKS · TILE_CHANNELS]."""
     O, C = w.shape[:2]
     width = LISTED_CHANNELS
     parts = -(-C // width)
@@ -86,7 +89,7 @@ def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @kernel(ACTIVATION, DENSE, LISTING, COUNTS, INT)
 def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int, share: Share) -> None:
-    """List each row of gy (1, H, W, O); counts[h] = its nonzero values, or -1 where they do not fit."""
+    """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if they do not fit."""
     H, W, O, capacity = listing
     groups = (O + GROUP - 1) // GROUP
     for t in range(share.first, share.last):
@@ -106,7 +109,7 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
 
 @kernel(COUNTS, FLOAT64, COUNTS, INT, split=1)
 def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Share) -> None:
-    """Write to chosen (1,) whether all rows fit their lists and no more than `most` values are listed."""
+    """Write 1 to chosen (1,) if all rows fit their lists and at most `most` values are listed, else 0."""
     for _ in range(share.first, share.last):
         total, fit = 0, True
         for count in counts:
@@ -117,7 +120,7 @@ def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Sha
 
 @device_function
 def _rectangle(W: int) -> Any:
-    """(rows, columns) of gx that go together: whole rows where they are short, else even parts of one."""
+    """(rows, columns) of a rectangle of gx: whole rows if they are short, else equal parts of one row."""
     if W + 4 <= TOGETHER:
         return TOGETHER // (W + 4), W
     parts = (W + TOGETHER - 5) // (TOGETHER - 4)
@@ -126,9 +129,10 @@ def _rectangle(W: int) -> Any:
 
 @device_function
 def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, weights: int, sums: int) -> None:
-    """Add group g of row h of gy to the sums of `count` pixels of gx, the first fed by columns w − 2 … w.
+    """Add group g of row h of gy to the sums of `count` pixels of gx.
 
-    At `sums` lie two pixels that nobody needs, the `count`, and two more.
+    Columns w − 2 … w of gy contribute to the first of these pixels.  `sums` holds two unused pixels, then the
+    `count`, then two more unused ones.
     """
     groups = (listing.O + GROUP - 1) // GROUP
     values = lists + 4 * h * listing.capacity
@@ -165,9 +169,10 @@ def conv_lists_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """gx (1, H, W, C) of the listed gy, added with `accumulate`; of that, what passes gx's gate.
+    """Write gx (1, H, W, C), or add it with `accumulate`, from the lists of gy; then apply gx's gate.
 
-    w from `pack_lists`; (top, left) ≥ 0 are the pads of the convolution; scratch as `sums_floats` says.
+    w is packed by `pack_lists`.  (top, left) ≥ 0 are the pads of the convolution.  scratch holds
+    `sums_floats`.
     """
     H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
     rows, columns = _rectangle(W)

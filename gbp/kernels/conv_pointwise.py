@@ -2,9 +2,9 @@
 
     gx[n, h, w, c] = Σ_o gy[n, h, w, o] · w[o, c]
 
-Strip by strip of pixels: where few values of gy are not 0, by lists of them; where many are, the dense tiles
-of `conv_direct` are faster.  Both add in the order of o, in the same chains, and a product with 0 adds
-nothing, so the choice does not change a bit of gx, and a glance at some pixels of a strip may make it.
+Pixels are computed in strips.  If few values of gy are nonzero, lists of them are faster; if many are, the
+dense tiles of `conv_direct`.  Both add in the order of o, in the same chains, and a product with 0 adds
+nothing.  So the choice changes no bit of gx.  It is made from the density of a few pixels of the strip.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .codegen.views import targets_of, zero_run
 from .epilogue import epilogue_bwd, prefetch_epilogue
 from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
 
-#: Pixels whose lists meet a group of weights in turn.
+#: Pixels in a strip: their lists are multiplied with one group of weights before the next group.
 STRIP = 4 * TILE_ROWS
 
 
 def pointwise_scratch(O: int, threads: int) -> int:
-    """Floats of scratch: for each thread the sums of a strip, its lists, and where their groups end."""
+    """Floats of scratch: for each thread, the sums of a strip, its lists, and the ends of their groups."""
     return threads * STRIP * (SUMS // 4 + 2 * _room_of(O) + _room_of(groups_of(O)))
 
 
 def _room_of(count: int) -> int:
-    """Floats for `count` of them and a vector written beyond; whole vectors, so that the next is aligned."""
+    """Floats for `count` values and a vector that is written beyond; rounded up to keep the alignment."""
     return (count + 2 * LANES - 1) // LANES * LANES
 
 
@@ -41,7 +41,7 @@ _room = device_function(_room_of)
 
 @device_function
 def _density(gy: int, pixel: int, count: int, O: int) -> float:
-    """The nonzero share of gy at up to three of `count` pixels."""
+    """The part of gy that is nonzero, measured at up to three of `count` pixels."""
     found, seen = 0, 0
     for p in range(0, count, max(1, count // 2)):
         for o in range(0, O, LANES):
@@ -63,10 +63,10 @@ def conv_pointwise_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """gx = gy · w, added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
+    """Write gx = gy · w, or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    gy (N, H, W, O), gx (N, H, W, C); w from `pack` of the transposed weights (C, O, 1, 1); scratch as
-    `pointwise_scratch` says.  Strips whose density is up to `most` go by lists: 0 means none, 1 all.
+    gy (N, H, W, O), gx (N, H, W, C).  w is packed by `pack` from the transposed weights (C, O, 1, 1).
+    scratch holds `pointwise_scratch`.  Strips with a density up to `most` use lists: 0 means none, 1 all.
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]

@@ -4,16 +4,17 @@
     M = Σ_c V ⊙ U   36 matrix products over all patches: V[k] (patches, I) · U[k] (I, O)
     y = Aᵀ M A      a square of 4 × 4 pixels of y
 
-with the transforms of `winograd.py`, where U comes from.  For 3×3 windows of stride 1 without dilation; the
-input gradient is the same with flipped, transposed weights.  Padding is never laid out: a patch that hangs
-over the border is gathered into scratch first.
+`winograd.py` has the transforms and makes U.  Windows are 3×3 with stride 1 and without dilation.  The input
+gradient is the same with flipped and transposed weights.  No padded copy of x is made: a patch that crosses
+the border is first copied into scratch.
 
-Threads share the squares of y, each working through its own so that V and M stay in its cache; or, where the
-weights outweigh the plane, they share the output channels, so that each weight is read once.  Each output is
-one transform of chains in the order of c, whatever the share, so results do not depend on threads or batch.
+Threads share the squares of y, and each works on few squares at a time, so that V and M stay in its cache.
+If the weights are larger than the plane, threads share the output channels instead, so that each weight is
+read once.  Either way each output is one transform of chains in the order of c, so results do not depend on
+threads or batch.
 
-A pixel's rounding depends on where in its square it lies and on the rest of the square, so equal windows do
-not give equal outputs.  In the forward that breaks the ties of max-pools; the reverse has none.
+A pixel's rounding depends on its place in its square and on the rest of the square, so equal windows do not
+give equal outputs.  In the forward pass that breaks the ties of max-pools; the backward pass has no maxima.
 
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.3.
 """
@@ -35,8 +36,9 @@ from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, tr
 
 
 def winograd_scratch(together: int, width: int, I: int, by_squares: bool, threads: int) -> int:
-    """Floats of scratch for so many squares, and blocks of their channels, at a time: V, then for each thread
-    M, a patch and a square.
+    """Floats of scratch: V, and for each thread M, a patch and a square.
+
+    `together` squares are transformed at a time, and `width` blocks of channels have their products held.
     """
     whole = -(-I // LANES) * LANES
     patches = MATRICES * (together * whole + LANES)
@@ -46,7 +48,7 @@ def winograd_scratch(together: int, width: int, I: int, by_squares: bool, thread
 
 
 class Plane(NamedTuple):
-    """An activation as numbers: address of its first pixel, strides in bytes, sizes."""
+    """An activation as numbers: the address of its first pixel, strides in bytes, and sizes."""
 
     address: int
     image: int
@@ -58,8 +60,11 @@ class Plane(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What all threads share: how x is padded, U, the output's height, channels and squares, how many squares
-    and blocks of channels go together, where scratch is, and in how many parts the work goes.
+    """Numbers that are the same for all threads.
+
+    `top`, `left`: pads of x.  `u`: address of U.  `H`, `C`: height and channels of the output.  `down`,
+    `across`: squares in a column and in a row; `squares`: all of them.  `together`, `width`: see
+    `winograd_scratch`.  `scratch`: its address.  `parts`: into how many parts the work is cut.
     """
 
     top: int
@@ -77,9 +82,10 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Where the thread of one slot finds its scratch, in bytes, and how far the planes of V and M are apart.
+    """Addresses of one thread's scratch, and the steps in V and M, in bytes.
 
-    A row of V is one patch, `row` bytes; a block of M is what came of all of them, `block` bytes.
+    `v_step`, `m_step`: from plane to plane.  `row`: a row of V, which is one patch.  `block`: a block of M,
+    the products of all patches.
     """
 
     v: int
@@ -96,7 +102,7 @@ class Work(NamedTuple):
 def _work(x: Plane, job: Job, by_squares: int, slot: int) -> Work:
     row = (x.C + LANES - 1) // LANES * LANES * 4
     block = job.together * 4 * TILE_CHANNELS
-    # One vector more than they hold: a power of two apart, 36 planes would fall into few sets of the cache.
+    # One vector of room between planes: at a distance of a power of two, 36 planes would use few cache sets.
     v_step, m_step = job.together * row + VECTOR_BYTES, job.width * block + VECTOR_BYTES
     patch = MATRICES * m_step
     square = patch + MATRICES * row
@@ -144,7 +150,7 @@ def _pixel(x: Plane, n: int, h: int, w: int) -> int:
 
 @device_function
 def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: Work) -> None:
-    """The patches of squares [first, last) to the rows of V from v on."""
+    """Transform the patches of squares [first, last) into the rows of V from v on."""
     n, i, j = _locate(first, job.down, job.across)
     for _ in range(first, last):
         h, w = SQUARE * i - job.top, SQUARE * j - job.left
@@ -159,7 +165,7 @@ def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: 
 
 @device_function
 def _transform_share(x: Plane, job: Job, first: int, last: int, t: int, slot: int) -> None:
-    """Part t of the patches of squares [first, last), to the V of all threads."""
+    """Transform part t of the patches of squares [first, last) into the V that all threads share."""
     work, count = _work(x, job, 0, slot), last - first
     start, stop = count * t // job.parts, count * (t + 1) // job.parts
     _transform_patches(x, job, first + start, first + stop, work.v + start * work.row, work)
@@ -167,7 +173,7 @@ def _transform_share(x: Plane, job: Job, first: int, last: int, t: int, slot: in
 
 @device_function
 def _multiply(rows: int, c0: int, blocks: int, C: int, I: int, u: int, work: Work) -> None:
-    """M of so many blocks of the C output channels, from c0 on, for the first `rows` rows of V."""
+    """Compute M for `blocks` blocks of the C output channels, from c0 on, and the first `rows` rows of V."""
     groups, matrix = (rows + TILE_ROWS - 1) // TILE_ROWS, 4 * I * TILE_CHANNELS
     u += c0 // TILE_CHANNELS * MATRICES * matrix
     for k in range(MATRICES):
@@ -217,11 +223,14 @@ def _end_line_bwd(s: int, c0: int, n: int, h: int, w: int, end: EndingBwd) -> No
 
 
 def _shares_of(end_line: Any, name: str) -> Any:
-    """Make what one thread does, by squares and by channels; `end_line` ends each line of a square."""
+    """Make the functions for one part of the work, by squares and by channels.
+
+    `end_line` is the epilogue of one line of a square.
+    """
 
     @one_of_many(f"finish_{name}")
     def finish(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
-        """A range of the output's blocks of channels, of a range of squares whose patches lie in V."""
+        """Compute a range of blocks of channels for a range of squares whose patches are in V."""
         first, last = squares
         for group in range(blocks[0], blocks[1], job.width):
             width = min(job.width, blocks[1] - group)
@@ -238,7 +247,7 @@ def _shares_of(end_line: Any, name: str) -> Any:
 
     @one_of_many(f"by_squares_{name}")
     def by_squares(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
-        """Part t of the squares, all channels, so many at a time as go together."""
+        """Compute part t of the squares, for all channels, `together` squares at a time."""
         work = _work(x, job, 1, slot)
         start, stop = job.squares * t // job.parts, job.squares * (t + 1) // job.parts
         rounds = (stop - start + job.together - 1) // job.together
@@ -249,7 +258,7 @@ def _shares_of(end_line: Any, name: str) -> Any:
 
     @one_of_many(f"by_channels_{name}")
     def by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int, slot: int) -> None:
-        """Part t of the channels of squares [first, last), which all threads have transformed."""
+        """Compute part t of the channels, for squares [first, last), whose patches are in the shared V."""
         count = _blocks(job.C)
         blocks = count * t // job.parts, count * (t + 1) // job.parts
         finish(x, job, end, (first, last), blocks, _work(x, job, 0, slot))
@@ -262,8 +271,9 @@ _by_squares_bwd, _by_channels_bwd = _shares_of(_end_line_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:
-    """By squares all is done in one phase.  By channels each round of squares takes two: threads meet between
-    V and M, and before V is written anew.
+    """How many phases a call has.  Threads wait for each other between phases.
+
+    By squares there is one phase.  By channels each round of squares has two, one for V and one for M.
     """
     y = args[4]
     _, OH, OW, _ = y.shape
@@ -295,12 +305,12 @@ def conv_winograd_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
+    """Write y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    r and mask may be empty.  u from `pack_winograd`; b padded with 0 to whole tiles; scratch as
-    `winograd_scratch` says.  `by_squares`: each thread takes its squares of y for all channels, `together`
-    at a time; else they transform so many together and each takes its channels.  Either way products are held
-    of `width` blocks of channels.
+    r and mask may be empty.  u is packed by `pack_winograd`; b is padded with 0 to whole tiles; scratch holds
+    `winograd_scratch`.  `by_squares`: threads share the squares of y, and each transforms `together` at a
+    time.  Otherwise all threads transform `together` squares, then share the channels.  The products of
+    `width` blocks of channels are held at once.
     """
     N, H, W, I = x.shape
     OH, OW, O = y.shape[1], y.shape[2], y.shape[3]
@@ -347,9 +357,10 @@ def conv_winograd_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """gx = conv(gy, w), added to gx with `accumulate`; of that, what passes the gate of gx's own rectifier.
+    """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    u from `pack_winograd` of the flipped, transposed weights; top and left are the pads of that convolution.
+    u is packed by `pack_winograd` from the flipped, transposed weights.  top and left are the pads of that
+    convolution.
     """
     N, H, W, O = gy.shape
     GH, GW, C = gx.shape[1], gx.shape[2], gx.shape[3]

@@ -1,13 +1,13 @@
-"""Depthwise convolution: every channel has its own window, so a vector of channels is the unit of everything.
+"""Depthwise convolution: every channel has its own filter, so all work is on vectors of channels.
 
     y[n, oh, ow, c] = clip(Σ_{i, j} x[n, oh·sh + i·dh − top, ow·sw + j·dw − left, c] · w[i, j, c]
                            + b[c] + r[n, oh, ow, c], lo, hi)
     gx[n, h, w, c]  = Σ_{i, j} gy[n, oh, ow, c] · w[i, j, c],   oh·sh = h + top − i·dh,  ow·sw likewise
 
-There is little arithmetic in it, so x lies where it lies and borders clip the taps.  Away from the left and
-right border FOUR pixels share each load of a weight: neighbours in the forward; in the reverse pixels one
-stride apart, which see the same taps.  Each output is one chain of multiply-adds, alone or in a four: taps
-in row-major order in the forward, windows in row-major order in the reverse.
+There is little arithmetic, so x is read in place, and taps outside the image are left out.  Away from the
+left and right border, FOUR pixels share each load of a weight: neighbours in the forward pass; in the
+backward pass pixels one stride apart, which have the same taps.  Each output is one chain of multiply-adds,
+alone or among four: over taps in row-major order forward, over windows in row-major order backward.
 
 Source: ONNX Conv with group = C = O; Howard et al. 2017, "MobileNets", section 3.1.
 """
@@ -41,9 +41,10 @@ FOUR = 4
 
 
 def _sums_of(whole: bool) -> Any:
-    """Make the sums of x · w over rows × columns taps for one pixel and for FOUR, `pixel` bytes apart.
+    """Make the functions that sum x · w over rows × columns taps, for one pixel and for FOUR.
 
-    x and w walk their own steps.  Whole vectors and parts of one have machine code of their own.
+    The four pixels are `pixel` bytes apart.  x and w have their own steps.  Whole vectors and parts of
+    vectors have separate machine code.
     """
 
     @one_of_many(f"read_{'whole' if whole else 'part'}")
@@ -139,7 +140,7 @@ def _four(
 def _write_y(
     v: Any, c: int, ba: int, ra: int, ya: int, ma: int, given: Any, low: Any, high: Any, count: int
 ) -> None:
-    """Finish channels c … of the pixel at these addresses; `given` says which of b, r and mask there are."""
+    """Finish channels c … of the pixel at these addresses.  `given`: whether there are b, r and mask."""
     if given[0]:
         v = v + load_some(ba + 4 * c, count)
     if given[1]:
@@ -176,7 +177,7 @@ def depthwise_fwd(
     x_down, x_right, pixel = dh * x.strides[1], dw * x.strides[2], sw * x.strides[2]
     ba, given = address_of(b), (b.size > 0, r.size > 0, mask.size > 0)
     r_next, y_next, m_next = r.strides[2], y.strides[2], mask.strides[2]
-    # The windows [first, last) lie between the left and the right border.
+    # The windows [first, last) touch neither the left nor the right border.
     first, last = (left + sw - 1) // sw, min(OW, (W - 1 - (KW - 1) * dw + left) // sw + 1)
     rows = N * OH
     for t in range(share.first, share.last):
@@ -251,13 +252,13 @@ def depthwise_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
+    """Write the transposed convolution to gx, or add it with `accumulate`; then apply the gate."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
     KH, KW, sw, dw = taps.rows, taps.columns, taps.stride_w, taps.dilation_w
     x_next, m_next = sw * gx.strides[2], sw * mask.strides[2]
-    # Every window that has a tap on the pixels [first, last) exists.
+    # For the pixels [first, last), no window is missing at the borders.
     first, last = (KW - 1) * dw - left, min(W, OW * sw - left)
     rows = N * H
     for t in range(share.first, share.last):

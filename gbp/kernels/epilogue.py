@@ -1,10 +1,10 @@
-"""How a convolution ends: what becomes of the plain sums of a row of pixels in one block of TILE_CHANNELS.
+"""The epilogue of a convolution: it finishes the plain sums of a row of pixels in one block of TILE_CHANNELS.
 
-Forward:  y  = clip(sum + b + r, lo, hi), and the bit lo < · < hi of each unit to mask
-Reverse:  gx = sum, added to gx with `accumulate`; of that, what passes the gate
+Forward:   y  = clip(sum + b + r, lo, hi); mask = the bit lo < · < hi of each unit
+Backward:  gx = sum, or gx + sum with `accumulate`; then the gate is applied
 
-Addresses are those of the first pixel's channel 0, steps the bytes from pixel to pixel; the block starts at
-channel c0 of C.
+Addresses are those of channel 0 of the first pixel.  Steps are bytes from pixel to pixel.  The block starts
+at channel c0 of C.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .codegen.tile import TILE_CHANNELS
 
 @device_function
 def prefetch_epilogue(y: int, y_step: int, r: int, r_step: int, pixels: int) -> None:
-    """Have the lines of a whole block that an end writes, and those of r that it reads, on their way.
+    """Prefetch the cache lines of a whole block that the epilogue writes, and those of r that it reads.
 
-    y and r are the block's own, or r is 0.
+    y and r are the addresses of the block; r may be 0.
     """
     for _ in range(pixels):
         for line in range(0, 4 * TILE_CHANNELS, ALIGNMENT):
@@ -36,7 +36,7 @@ def prefetch_epilogue(y: int, y_step: int, r: int, r_step: int, pixels: int) -> 
 
 @device_function
 def _epilogue_vector_fwd(v: Any, lo: Any, hi: Any, r: int, mask: int, y: int, count: int) -> None:
-    """One vector of `count` channels; a constant LANES for it costs no branch."""
+    """Finish one vector of `count` channels.  If `count` is the constant LANES, there is no branch."""
     if r:
         v = v + load_some(r, count)
     if mask:
@@ -61,7 +61,7 @@ def epilogue_fwd(
     y: int,
     y_step: int,
 ) -> None:
-    """From the sums at `s`; the bias at `b` is padded to whole blocks; where r or mask is 0 there is none."""
+    """Finish the sums at `s`.  The bias at `b` is padded to whole blocks.  r and mask may be 0 for none."""
     low, high = broadcast(lo), broadcast(hi)
     b, y = b + 4 * c0, y + 4 * c0
     for _ in range(pixels):
@@ -102,7 +102,7 @@ def epilogue_bwd(
     gx: int,
     gx_step: int,
 ) -> None:
-    """From the sums at `s`; `forward` and `gradient` are the gate."""
+    """Finish the sums at `s`.  `forward` and `gradient` are the gate."""
     gate = Gate(forward, gradient)
     mask, gx = mask + c0 // 8, gx + 4 * c0
     for _ in range(pixels):

@@ -1,13 +1,13 @@
-"""Functions of one number: each a pair of a value and a slope, and the two kernels that apply them.
+"""Functions of one number: a pair (f, f') for each, and the two kernels that apply them.
 
     y = f(x),   gx = f'(x) · gy,   then the gate of gx's own rectifier
 
-`VECTORS` are arithmetic on whole vectors of float32, all of them on one exponential; `NUMBERS` go element by
-element in float64 through the C library.  p and q are the parameters that some have.  At a kink the slope is
-that of the left, as at a rectifier's 0; at Abs's 0 it is 0.
+`VECTORS` compute on whole vectors of float32 and share one exponential.  `NUMBERS` compute element by element
+in float64 through the C library.  Some functions have parameters p and q.  At a kink the slope is that on the
+left, as at a rectifier's 0; the slope of Abs at 0 is 0.
 
-None overflows where its value does not, none loses digits where it is small: e^−|x| is at most 1, and what is
-tiny is computed as such and not as a difference.
+No function overflows where its value does not, and none loses digits where its value is small: the
+exponentials inside are of −|x| and so at most 1, and small values are not computed as differences.
 
 Source: ONNX operator specifications; Cephes expf and tanhf; Press et al., Numerical Recipes, erfcc.
 """
@@ -139,7 +139,7 @@ def _expm1(x: Any) -> Any:
 
 @device_function
 def _normal(x: Any) -> Any:
-    """Φ(x) = ½ erfc(−x/√2), the smaller of Φ(x) and Φ(−x) exact to some digits of its own."""
+    """Φ(x) = ½ erfc(−x/√2).  The smaller of Φ(x) and Φ(−x) has a small relative error."""
     z = _absolute(x) * _ROOT_HALF
     t = 1.0 / (1.0 + 0.5 * z)
     tail = 0.5 * t * _exp(polynomial(t, _ERFC) - z * z)
@@ -284,9 +284,9 @@ NUMBERS: dict[str, Pair] = {
 
 @cache
 def function_kernels(name: str) -> tuple[Kernel, Kernel]:
-    """fwd(x, p, q, y, threads) and bwd(gy, x, p, q, mask, gate, gx, accumulate, threads) of a function.
+    """The kernels fwd(x, p, q, y, threads) and bwd(gy, x, p, q, mask, gate, gx, accumulate, threads).
 
-    y may be x, gx may be gy.
+    y may be x, and gx may be gy.
     """
     value, slope = VECTORS.get(name) or NUMBERS[name]
     fwd, bwd = (_vectors_fwd, _vectors_bwd) if name in VECTORS else (_numbers_fwd, _numbers_bwd)
@@ -299,7 +299,7 @@ def function_kernels(name: str) -> tuple[Kernel, Kernel]:
     )
 
 
-#: What a row of the tables is called in the templates below.
+#: Names for the entries of the tables in the templates below; `kernel_from` replaces them.
 value: Any = None
 slope: Any = None
 
@@ -329,7 +329,7 @@ def _vectors_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    """Write f'(x) · gy to gx, or add it with `accumulate`; then apply the gate."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
@@ -370,7 +370,7 @@ def _numbers_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    """Write f'(x) · gy to gx, or add it with `accumulate`; then apply the gate."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H

@@ -1,14 +1,15 @@
-"""Dense layers, bound by memory: each weight is read once from where it lies in the file.
+"""Dense layers.  Memory is the bottleneck: each weight is read once, in the order of the file.
 
     y[n, m]  = clip(Σ_k x[n, k] · w[m, k] + b[m] + r[n, m], lo, hi)        w (M, K), row-major
     gx[n, k] = Σ_m gy[n, m] · w[m, k],  then the gate of gx's own rectifier
 
-Matrices are activations (N, 1, 1, C).  Forward: dot products of TILE_VECTORS rows of w with up to SAMPLES
-rows of x at once; threads share the rows of w.  Reverse: multiples of rows of w are added up; threads share
-the columns, and rows whose gy is 0 for every sample are not read, which behind a gate on g is most.
+Matrices are activations (N, 1, 1, C).  Forward, a tile holds dot products of TILE_VECTORS rows of w with up
+to SAMPLES rows of x, and threads share the rows of w.  Backward, multiples of rows of w are added, and
+threads share the columns.  Rows whose gy is 0 for every sample are not read; behind a gate on g these are
+most rows.
 
-A dot product is LANES partial sums over each BLOCK of k, added up block by block; a reverse sum is one
-chain in the order of m.  Neither depends on N, on threads or on what the tiles hold.
+A dot product has LANES partial sums for each BLOCK of k, and the blocks are added one after another.  A
+backward sum is one chain in the order of m.  Neither depends on N, on threads or on the tile.
 
 Source: ONNX Gemm and MatMul.
 """
@@ -39,9 +40,9 @@ from .codegen.simd import (
 from .codegen.tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
 from .codegen.views import targets_of, zero_run
 
-#: Samples in registers: as many as the smallest register file holds.
+#: Samples in a tile: as many as the smallest register file holds.
 SAMPLES = 4
-#: Columns at a time, so that those of all samples stay in the cache while w streams by.
+#: Columns at a time: x's columns of all samples stay in the cache while w is read.
 BLOCK = 8192
 
 
@@ -109,13 +110,13 @@ def gemm_fwd(
     """
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
     low, high = broadcast(lo), broadcast(hi)
-    units = (M + LANES - 1) // LANES  # of rows of w: whole bytes of mask
+    units = (M + LANES - 1) // LANES  # each is LANES rows of w, so that threads write whole bytes of mask
     for t in range(share.first, share.last):
         m0, m1 = units * t // threads * LANES, min(M, units * (t + 1) // threads * LANES)
         for k in range(0, K, BLOCK):
             for m in range(m0, m1, TILE_VECTORS):
                 rows = min(TILE_VECTORS, m1 - m)
-                w_row = 4 * K if rows == TILE_VECTORS else 0  # a lone row stands in for its neighbours
+                w_row = 4 * K if rows == TILE_VECTORS else 0  # a last single row fills the whole tile
                 for n in range(0, N, SAMPLES):
                     _dots(
                         min(SAMPLES, N - n),
@@ -186,7 +187,7 @@ def _add_rows(
 def gemm_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write gy · w to gx, or add it with `accumulate`; then apply the gate.
 
     gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
     """
@@ -209,7 +210,7 @@ def gemm_bwd(
                 m3 = _next_row(first_gy, step, N, M, m2 + 1)
                 for n in range(N):
                     ga = at(gy, n, 0, 0)
-                    # Past the last row the factor is 0 and the last row stands in.
+                    # Beyond the last row the factor is 0, and the last row is read instead.
                     _add_rows(
                         at(gx, n, 0, 0) + 4 * k,
                         count,

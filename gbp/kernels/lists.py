@@ -1,8 +1,8 @@
-"""Lists of the nonzero values of a gradient's pixels, and sums of the rows of weights that they ask for.
+"""Lists of the nonzero values of a gradient's pixels, and sums of the rows of weights that belong to them.
 
-Behind a rule's gate a third or less of a gradient is not 0, and what is 0 adds nothing.  A pixel's list holds
-its nonzero values in the order of channels, and where each GROUP of channels ends: so many rows of BLOCKS
-blocks of weights about fill a first-level cache, and are worked through by many pixels in turn.
+Behind a rule's gate a third or less of a gradient is nonzero, and zeros add nothing.  A pixel's list holds
+its nonzero values in the order of channels, and the ends of each GROUP of channels.  GROUP rows of BLOCKS
+blocks of weights fill about a first-level cache, and many pixels use them in turn.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def groups_of(channels: int) -> int:
 
 @device_function
 def list_pixel(g: int, channels: int, n: int, values: int, indices: int, ends: int) -> int:
-    """Append the nonzero values at g with their channels to lists of n; return their new length.
+    """Append the nonzero values at g and their channels to lists of length n; return the new length.
 
     Up to LANES values behind the end of the lists may be overwritten.
     """
@@ -66,9 +66,9 @@ _add_1, _add_2, _add_3, _add_4 = (_add_listed_of(blocks) for blocks in range(1, 
 def add_listed(
     blocks: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
 ) -> None:
-    """Add the sum of entries start … stop − 1 of the lists, times their rows of `blocks` blocks, to the sums.
+    """Add entries start … stop − 1 of the lists, each times its row of weights, to the sums.
 
-    Row c of a block of w lies at `w + c · 4 · TILE_CHANNELS`, the next block `step` bytes on.
+    Row c of the first block of w is at `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
     """
     if blocks == 4:
         _add_4(values, indices, start, stop, w, step, sums)

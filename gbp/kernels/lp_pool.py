@@ -1,10 +1,10 @@
-"""The p-norm of each window, by plain loops: few networks ask.
+"""The p-norm of each window, as plain loops, because few networks use it.
 
     lp_pool:  y[o] = (Σ_k |x[p(o, k)]|^p)^(1/p)
               gx[q] = Σ_{o, k: p(o, k) = q}  gy[o] · sign(x[q]) · (|x[q]| / y[o])^(p−1),   0 where y[o] = 0
 
-p(o, k) as in `pool`; padding is 0.  Sums are of ratios to the largest of a window, in float64, so no power
-overflows.
+p(o, k) is as in `pool`, and padding is 0.  Values are divided by the largest of their window before they are
+raised to p, so no power overflows.  Sums are in float64.
 
 Source: ONNX LpPool, GlobalLpPool.
 """

@@ -4,8 +4,8 @@
     y[c]  = x[c] · d[c]^−β
     gx[i] = gy[i] · d[i]^−β  −  2αβ/size · x[i] · Σ_{c: i ∈ region(c)} gy[c] · x[c] · d[c]^(−β−1)
 
-A pixel's intermediate values go through lines in the thread's scratch, bordered by zeros so that a window
-needs no borders.
+A pixel's intermediate values are stored in lines of the thread's scratch.  Zeros on both sides of a line
+serve windows that reach beyond the channels.
 
 Source: ONNX LRN; Krizhevsky et al. 2012, section 3.3 (whose α is ONNX's α/size).
 """
@@ -128,7 +128,7 @@ def lrn_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.
 
     gx may be gy.  scratch holds `lrn_scratch_floats` a thread.
     """
@@ -137,7 +137,7 @@ def lrn_bwd(
     rows = N * H
     scale = np.float32(alpha / size)
     slope = np.float32(-2 * alpha * beta / size)
-    above = size - 1 - (size - 1) // 2  # region(c) reaches so far up, so what i takes part in so far down
+    above = size - 1 - (size - 1) // 2  # region(c) reaches this far up, so i is in regions of channels below
     line = 4 * (_whole(C) + 2 * _whole(size))
     for t in range(share.first, share.last):
         base = address_of(scratch) + share.slot * LINES * line
@@ -153,7 +153,7 @@ def lrn_bwd(
                 for c in range(0, C, LANES):
                     g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
                     term = g * load_some(xa + 4 * c, C - c) / load(d + 4 * c)
-                    store_some(terms + 4 * c, term, C - c)  # beyond C stays 0, whatever 0/0 gives
+                    store_some(terms + 4 * c, term, C - c)  # beyond C it stays 0, though 0/0 is NaN
                 for c in range(0, C, LANES):
                     g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
                     s = _window_sum(terms + 4 * (c - above), size) * broadcast(slope)

@@ -1,11 +1,11 @@
-"""Normalisation: a tensor seen as (N, A, R, B, S), over R and S (as in `reduce.py`), brought to one size.
+"""Normalisation of a tensor (N, A, R, B, S) over R and S, which are axes as in `reduce.py`.
 
-    d  = x − mean x, or x where nothing is centred
+    d  = x − mean x, or x without centring
     y  = d · i,     i = 1 / √(Σ d² / count + ε)          or   1 / Σ |d|    (power 1)
     gx = i · (gy − mean gy − y · Σ gy·y / count)         or   i · (gy − sign d · Σ gy·y)
 
-with `mean gy` only where centred.  count is R·S for a mean of squares and 1 for a norm.  A norm of 0 gives
-i = 0.  All statistics are in float64, and taken anew from x in the reverse pass.
+Without centring there is no `mean gy`.  count is R·S for a mean of squares and 1 for a norm.  A norm of 0
+gives i = 0.  All statistics are in float64.  The backward pass computes them again from x.
 
 Source: ONNX InstanceNormalization, LayerNormalization, GroupNormalization, MeanVarianceNormalization,
 RMSNormalization, LpNormalization.
@@ -115,7 +115,7 @@ def normalize_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the gradient to gx, added with `accumulate`; sums has NORMALIZE_SUMS a thread."""
+    """Write the gradient to gx, or add it with `accumulate`; sums has NORMALIZE_SUMS a thread."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     blocks = blocks_of(B)

@@ -1,4 +1,4 @@
-"""Per-channel affine maps: what is left of BatchNormalization, Add and a rectifier that no convolution took.
+"""Affine maps by channel, for BatchNormalization, Add and rectifiers that are not fused into another step.
 
     y[n, h, w, c]  = clip(a[c] · x[n, h, w, c] + b[c] + r[n, h, w, c], lo, hi)
     gx[n, h, w, c] = a[c] · gy[n, h, w, c],  then the gate of gx's own rectifier
@@ -38,9 +38,10 @@ def clear_pixels(x: Any, threads: int, share: Share) -> None:
 def pointwise_fwd(
     x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
 ) -> None:
-    """Write y = clip(a · x + b + r, lo, hi) and the bit lo < · < hi of each unit to mask; y may be x or r.
+    """Write y = clip(a · x + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.  y may be x or r.
 
-    a and b (C,), r and mask may each be empty: then a is 1, b and r are 0, and no bits are written.
+    a (C,), b (C,), r and mask may each be empty: without a it is 1, without b or r they are 0, and without
+    mask no bits are written.
     """
     N, H, W, C = x.shape
     low, high = broadcast(lo), broadcast(hi)
@@ -67,7 +68,7 @@ def pointwise_fwd(
 def pointwise_bwd(
     gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write a · gy to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy.
+    """Write a · gy to gx, or add it with `accumulate`; then apply the gate.  gx may be gy.
 
     a (C,) may be empty: then it is 1.
     """

@@ -1,14 +1,14 @@
-"""Pooling: the maximum of each window with the switch that remembers where it was, and the average.
+"""Pooling: the maximum of each window with a switch for its position, and the average.
 
     maxpool:      y[o] = max_k x[p(o, k)],   switches[o] = the first such k (row-major: i·KW + j)
                   gx[p] = Σ_{o, k: p(o, k) = p, switches[o] = k}  gy[o]
     averagepool:  y[o] = Σ_k x[p(o, k)] / divisor(o)
                   gx[p] = Σ_{o, k: p(o, k) = p}  gy[o] / divisor(o)
 
-p(o, k) = o · stride + k · dilation − begin along each axis; taps in the padding take no part, so padding
-never wins.  The divisor counts the taps on the plane, or with `include_pad` on the padded plane; what
-`ceil_mode` lets hang out beyond that never counts.  The reverse gathers over the pixels of gx, windows in
-row-major order.  Through switches, the vector-Jacobian product is the DeconvNet's unpooling.
+p(o, k) = o · stride + k · dilation − begin along each axis.  Taps in the padding are ignored, so padding
+never wins.  The divisor counts the taps on the plane, or with `include_pad` on the padded plane.  Taps that
+`ceil_mode` adds beyond that never count.  The backward pass computes each pixel of gx from its windows, in
+row-major order.  With switches, the vector-Jacobian product is the DeconvNet's unpooling.
 
 Source: ONNX MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool; Zeiler & Fergus 2013, section 2.1.
 """
@@ -29,10 +29,11 @@ from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, s
 from .codegen.views import targets_of
 from .taps import TAPS, Taps, inside, meeting
 
-#: A global pool has one output pixel, so threads share rows of the output by blocks of channels.
+#: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as
+#: well.
 BLOCK = 4 * LANES
 
-#: A byte tells 256 taps apart; a float32, which carries the tap inside the kernel, 2²⁴.
+#: A byte holds one of 256 taps.  Inside the kernel a float32 holds the tap, exactly up to 2²⁴.
 SWITCHES_U8 = types.Array(types.uint8, 4, "A")
 SWITCHES_U32 = types.Array(types.uint32, 4, "A")
 
@@ -44,7 +45,7 @@ def _blocks(channels: int) -> int:
 
 @device_function
 def _locate(unit: int, OH: int, C: int) -> Any:
-    """Unit of work of y (N, OH, OW, C): n, oh, and its channels [first, stop)."""
+    """A unit of work of y (N, OH, OW, C), as n, oh and its channels [first, stop)."""
     blocks = _blocks(C)
     row, block = unit // blocks, unit % blocks
     return row // OH, row % OH, block * BLOCK, min(C, (block + 1) * BLOCK)
@@ -102,7 +103,7 @@ def _maxpool_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
+    """Write to each pixel of gx the sum of gy of the windows that it won, or add it with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
@@ -181,7 +182,7 @@ def averagepool_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
+    """Write the average of each window to y (N, OH, OW, C).  Every divisor must be at least 1."""
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     units = N * OH * _blocks(C)
@@ -204,7 +205,7 @@ def averagepool_fwd(
                 for c in range(first, stop, LANES):
                     total = zeros()
                     for i in range(i1 - i0):
-                        # Rows are summed apart: a global pool adds thousands, and one chain would round more.
+                        # Each row has its own sum: one chain over a global pool's thousands would round more.
                         line = zeros()
                         a = xa + i * step_h + 4 * c
                         for _ in range(j0, j1):
@@ -217,7 +218,7 @@ def averagepool_fwd(
 
 @device_function
 def _all_whole(first: int, reach: int, kernel: int, dilation: int, low: int, high: int) -> Any:
-    """Tell whether all taps count of the windows whose tap 0 lies on `first` … `first` + `reach`."""
+    """Return whether all taps count, for the windows whose tap 0 is on `first` … `first` + `reach`."""
     return first >= low and first + reach + (kernel - 1) * dilation < high
 
 
@@ -236,7 +237,7 @@ def _add_shares(
     high: int,
     count: int,
 ) -> Any:
-    """Add to v the shares of a row of windows, tap 0 of the first on `first`, each by its own count."""
+    """Add to v the gradients of a row of windows, each over its own count.  `first`: its first tap."""
     for q in range(windows):
         keep_rolled()
         divisor = count_h * _count(first + q * step, kernel, dilation, low, high)
@@ -261,7 +262,7 @@ def averagepool_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)

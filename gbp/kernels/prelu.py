@@ -1,4 +1,4 @@
-"""Rectifiers with a slope for each place below 0.
+"""PRelu: below 0 each place of the input has its own slope.
 
     y = x where x ≥ 0, slopes · x elsewhere        gx = gy where x > 0, slopes · gy elsewhere
 
@@ -37,8 +37,9 @@ def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int, share: Share) -> None:
 def prelu_bwd(
     gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
-    the gate.  gx may be gy.
+    """Write gy where x > 0, slopes · gy elsewhere, to gx, or add it with `accumulate`; then apply the gate.
+
+    gx may be gy.
     """
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)

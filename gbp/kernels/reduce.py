@@ -1,8 +1,8 @@
 """Reductions over some axes, and their derivatives.
 
-Tensors are seen as (N, A, R, B, S), reduced over R and S: whatever the axes are, in memory they lie in one
-run or in two.  Sums are in float64, over r and then s.  They run for BLOCK neighbours of B at a time, so that
-lines of the cache are read once.
+Tensors have shape (N, A, R, B, S) and are reduced over R and S: in memory the reduced axes are one run or
+two.  Sums are in float64, over r and then s.  BLOCK neighbours of B are summed at a time, so that each cache
+line is read once.
 
     sum, mean          y = Σ x, Σ x / (R·S)             gx = gy, gy / (R·S)
     L1, L2, squares    y = Σ |x|, √Σ x², Σ x²           gx = gy · sign x, gy · x / y (0 at y = 0), gy · 2x
@@ -33,9 +33,9 @@ SUMS = types.Array(types.float64, 1, "C")
 
 SUM, MEAN, L1, L2, SUM_SQUARE, LOG_SUM, LOG_SUM_EXP, PROD = range(8)
 
-#: Neighbours that are reduced side by side: a line of the cache.
+#: Neighbours that are reduced together: one cache line.
 BLOCK = 16
-#: Float64 sums of a thread: the total of each, and the maximum or the count of zeros beside it.
+#: Float64 sums for each thread: the totals, and for each a second number, the maximum or the count of zeros.
 REDUCE_SUMS = 2 * BLOCK
 
 
@@ -46,7 +46,7 @@ def blocks_of(B: int) -> Any:
 
 @device_function
 def _reduce(x: Any, n: int, a: int, first: int, last: int, kind: int, sums: Any, at: int) -> None:
-    """Write the totals of neighbours first … last − 1 to sums[at:], and what is beside them."""
+    """Write the totals of neighbours first … last − 1 to sums[at:], and the second numbers BLOCK further."""
     R, S = x.shape[2], x.shape[4]
     for i in range(at, at + last - first):
         sums[i] = 1.0 if kind == PROD else 0.0
@@ -139,7 +139,7 @@ def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int, share: Share)
 def reduce_bwd(
     gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, threads: int, share: Share
 ) -> None:
-    """Write the gradient to gx, added with `accumulate`; for SUM and MEAN x is not read."""
+    """Write the gradient to gx, or add it with `accumulate`; for SUM and MEAN x is not read."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     blocks = blocks_of(B)
@@ -162,7 +162,7 @@ def reduce_bwd(
 
 @kernel(RUNS, REDUCED, SWITCHES, INT, INT)
 def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, share: Share) -> None:
-    """Write the first maximum, or the first minimum, to y (N, A, B), and r·S + s of it to switches."""
+    """Write the first maximum, or the first minimum, to y (N, A, B), and its position r·S + s to switches."""
     N, A, R, B, S = x.shape
     blocks = blocks_of(B)
     jobs = N * A * blocks
@@ -183,7 +183,7 @@ def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, shar
 
 @kernel(REDUCED, SWITCHES, RUNS, INT, INT)
 def extremum_bwd(gy: Any, switches: Any, gx: Any, accumulate: int, threads: int, share: Share) -> None:
-    """Write the gradient to gx, added with `accumulate`."""
+    """Write the gradient to gx, or add it with `accumulate`."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, switches)
     rows = N * A * R

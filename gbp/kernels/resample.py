@@ -2,8 +2,9 @@
 
     y[n, p, o, m, c] = Σ_k weights[k] · x[n, p, taps[k], m, c]      k from starts[o] to starts[o + 1] − 1
 
-The reverse is the same with the transposed matrix.  Sums run in the order of the table; long ones in parts,
-which are added with what their sum lost (Kahan 1965), so that rounding grows with the parts alone.
+The backward pass is the same with the transposed matrix.  Sums are in the order of the table.  Long sums are
+cut into parts, which are added with Kahan's compensation (1965), so that rounding does not grow with the
+number of parts.
 
 Source: ONNX Resize, Gather, Slice, Tile, Expand, Pad, CumSum.
 """
@@ -21,7 +22,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
 from .codegen.views import targets_of
 
-#: Any strides but a dense last axis.
+#: Any strides, with a dense last axis.
 AROUND = types.Array(types.float32, 5, "A")
 AROUND_MASK = types.Array(types.uint8, 5, "A")
 STARTS = types.Array(types.int64, 1, "C")
@@ -44,10 +45,10 @@ def resample(
     threads: int,
     share: Share,
 ) -> None:
-    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x.
+    """Write y, or add to y with `accumulate`; then apply the gate.  y is not x.
 
-    `anchored`, where the weights of each output add up to 1: y = x₀ + Σ_k w_k · (x_k − x₀), x₀ being the
-    first of its taps.  So what is flat stays flat to the last bit, whatever the weights.
+    `anchored`: the weights of each output add up to 1, and y = x₀ + Σ_k w_k · (x_k − x₀) is computed, where
+    x₀ is the first tap.  So a flat area stays flat to the last bit, for any weights.
     """
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)

@@ -3,7 +3,7 @@
     softmax:     y[c] = exp(x[c]) / Σ_k exp(x[k]),     gx[c] = y[c] · (gy[c] − Σ_k gy[k] · y[k])
     logsoftmax:  y[c] = x[c] − log Σ_k exp(x[k]),      gx[c] = gy[c] − exp(y[c]) · Σ_k gy[k]
 
-Plain loops: scores are few.  Sums are in float64, in the order of the channels.
+The loops are plain, because scores are few.  Sums are in float64, in the order of the channels.
 
 Source: ONNX Softmax, LogSoftmax (opset 13).
 """
@@ -65,7 +65,7 @@ def logsoftmax_fwd(x: Any, y: Any, threads: int, share: Share) -> None:
 def softmax_bwd(
     gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W
@@ -86,7 +86,7 @@ def softmax_bwd(
 def logsoftmax_bwd(
     gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
-    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     pixels = N * H * W

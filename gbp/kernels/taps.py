@@ -1,8 +1,8 @@
-"""Which taps of a sliding window meet which pixels, along one axis.
+"""Which taps of a sliding window read which pixels, along one axis.
 
-Tap k of window o lies on pixel  o·stride + k·dilation − begin.  `inside` asks a window for its taps on the
-plane (forward); `meeting` asks a pixel for the windows that see it (reverse), so that every kernel gathers
-and each output has one writer.
+Tap k of window o reads pixel  o·stride + k·dilation − begin.  `inside` finds a window's taps on the plane,
+for the forward pass.  `meeting` finds the windows that read a pixel, for the backward pass.  So every kernel
+loops over its outputs, and each output is written by one thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .codegen.jit import device_function
 
 
 class Taps(NamedTuple):
-    """The window of a convolution or pooling as the kernels see it; padding is an argument of its own."""
+    """The window of a convolution or pooling, as kernels take it.  Padding is a separate argument."""
 
     rows: int
     columns: int
@@ -40,7 +40,7 @@ def floor_div(a: int, b: int) -> int:
 
 @device_function
 def inside(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
-    """Return the taps [start, stop) whose pixels lie in [low, high); tap 0 lies on pixel `first`."""
+    """Return the taps [start, stop) that read pixels in [low, high); tap 0 reads pixel `first`."""
     start = max(0, -floor_div(first - low, dilation))
     stop = min(kernel, -floor_div(first - high, dilation))
     return start, max(start, stop)
@@ -56,7 +56,7 @@ def common_divisor(a: int, b: int) -> int:
 
 @device_function
 def meeting(position: int, kernel: int, stride: int, dilation: int, windows: int) -> Any:
-    """Return (count, o, o's step, k, k's step) of the windows o whose tap k lies on pixel position − begin.
+    """Return (count, o, o's step, k, k's step) of the windows o whose tap k reads pixel position − begin.
 
     o ascends, so k descends.  Stride and dilation together skip windows: o·stride + k·dilation = position
     has a solution only every dilation / gcd windows.

@@ -1,4 +1,4 @@
-"""Where the maxima of windows lie, and the way back there, by plain loops: few networks ask.
+"""Positions of the maxima of windows, and unpooling to them, as plain loops, because few networks use them.
 
     maxpool_indices:  y[o] = the position of the first maximum of window o, row-major, among the pixels of x
     unpool:           y[q] = x[s] for the last s with positions[s] = q, else 0;   owners[q] = s + 1, else 0
@@ -83,14 +83,14 @@ def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int, share:
             for s in range(S):
                 for c in range(first, min(C, first + LANES)):
                     q = np.int64(positions[n % len(positions), s, c])
-                    if 0 <= q < Q:  # they are data, and an address is made of them
+                    if 0 <= q < Q:  # positions are data and become addresses, so they are checked
                         y[n, q, c] = x[n, s, c]
                         owners[n, q, c] = s + 1
 
 
 @kernel(LINES, OWNERS, LINES, INT)
 def unpool_bwd(gy: Any, owners: Any, gx: Any, threads: int, share: Share) -> None:
-    """Add to gx (N·K, S, C) what its owners have of gy; owners of N samples."""
+    """Add gy at each owner's positions to gx (N·K, S, C).  owners has one row for each of N samples."""
     M, Q, C = gy.shape
     targets = M // len(owners)
     blocks = (C + LANES - 1) // LANES

@@ -1,7 +1,7 @@
 """The transforms of Winograd's F(4×4, 3×3), with the interpolation points 0, ±5/8, ±3/2, ∞.
 
-    V = Bᵀ x B      a patch of 6 × 6 pixels, vector by vector of channels, to 36 planes
-    y = Aᵀ M A      a square of 4 × 4 pixels from 36 planes
+    V = Bᵀ x B      from a patch of 6 × 6 pixels to 36 planes, one vector of channels after another
+    y = Aᵀ M A      from 36 planes to a square of 4 × 4 pixels
     U = G w Gᵀ      once, when the weights are packed, in float64
 
 With the usual points 0, ±1, ±2, ∞ the rounding errors are twice as large.
@@ -34,7 +34,7 @@ _P2, _Q2 = P * P, Q * Q
 
 
 def _rows_of(point: float, other: float) -> list[list[float]]:
-    """The two rows of G at ±point, `other` being the other pair's."""
+    """The two rows of G at ±point.  `other` is the point of the other pair."""
     scale = 2 * point**2 * (point**2 - other**2)  # ∏ (point − every other finite point)
     return [[1 / scale, sign * point / scale, point**2 / scale] for sign in (1, -1)]
 
@@ -45,7 +45,7 @@ _GG = np.kron(_G, _G)
 
 
 def pack_winograd(w: NDArray[Any]) -> NDArray[np.float32]:
-    """U of weights (O, I, 3, 3) as tiles read it: [⌈O / TILE_CHANNELS⌉][MATRICES][I][TILE_CHANNELS]."""
+    """Make U of weights (O, I, 3, 3), packed for tiles: [⌈O / TILE_CHANNELS⌉][MATRICES][I][TILE_CHANNELS]."""
     O, I = w.shape[:2]
     blocks = -(-O // TILE_CHANNELS)
     packed = aligned((blocks, MATRICES, I, TILE_CHANNELS))
@@ -92,7 +92,7 @@ def _output_1d(m0: Any, m1: Any, m2: Any, m3: Any, m4: Any, m5: Any) -> Any:
 
 @device_function
 def _transform_vector(x: int, line: int, pixel: int, v: int, step: int) -> None:
-    """Bᵀ x B of one vector of channels, to the 36 planes at v."""
+    """Write Bᵀ x B of one vector of channels to the 36 planes at v."""
     a = _input_1d(*load_each(x, line, 6))
     b = _input_1d(*load_each(x + pixel, line, 6))
     c = _input_1d(*load_each(x + 2 * pixel, line, 6))
@@ -109,14 +109,14 @@ def _transform_vector(x: int, line: int, pixel: int, v: int, step: int) -> None:
 
 @shared(INT, INT, INT, INT, INT, INT)
 def transform_patch(x: int, line: int, pixel: int, v: int, step: int, row: int) -> None:
-    """Bᵀ x B of the patch of `row` bytes a pixel at x to one row in each of the 36 planes at v."""
+    """Write Bᵀ x B of the patch at x to one row of each of the 36 planes at v.  A pixel has `row` bytes."""
     for c in range(0, row, VECTOR_BYTES):
         _transform_vector(x + c, line, pixel, v + c, step)
 
 
 @device_function
 def _transform_product(m: int, step: int, out: int) -> None:
-    """Aᵀ M A of one vector of channels, from the 36 planes at m to the square at `out`."""
+    """Write Aᵀ M A of one vector of channels, from the 36 planes at m, to the square at `out`."""
     down, right, line = 6 * step, 4 * TILE_CHANNELS, SQUARE * 4 * TILE_CHANNELS
     a = _output_1d(*load_each(m, down, 6))
     b = _output_1d(*load_each(m + step, down, 6))
@@ -132,7 +132,7 @@ def _transform_product(m: int, step: int, out: int) -> None:
 
 @shared(INT, INT, INT, INT)
 def transform_product(m: int, step: int, channels: int, out: int) -> None:
-    """Aᵀ M A, from one row in each of the 36 planes at m, of a block of which so many channels exist."""
+    """Write Aᵀ M A, from one row of each of the 36 planes at m, for a block with `channels` real channels."""
     for v in range(0, 4 * min(TILE_CHANNELS, channels), VECTOR_BYTES):
         _transform_product(m + v, step, out + v)
 
@@ -141,9 +141,9 @@ def transform_product(m: int, step: int, channels: int, out: int) -> None:
 def gather_patch(
     x: int, line: int, pixel: int, C: int, above: int, below: int, before: int, after: int, to: int, row: int
 ) -> None:
-    """Copy the pixels [above, below) × [before, after) of the patch whose first pixel would lie at x.
+    """Copy the pixels [above, below) × [before, after) of the patch whose first pixel is at x to `to`.
 
-    The others are 0, and so is what fills up the C channels of a pixel to `row` bytes.
+    All other pixels become 0, and so does the padding of a pixel's C channels to `row` bytes.
     """
     for i in range(PATCH):
         keep_rolled()

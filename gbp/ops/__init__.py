@@ -1,7 +1,7 @@
-"""The ops, one file a family: what each means, and the `Step` that computes it.
+"""The ops, one file for each family: the meaning of each op, and the `Step` that computes it.
 
-`PARSERS` says which ONNX ops gbp knows: all that files of this folder list under that name.  In comes a
-`Node`, out come an `Op` and later its `Step`.  May import kernels, graph, limits and errors.
+`PARSERS` lists the ONNX ops that gbp supports: all that the files of this folder list under that name.  A
+`Node` comes in; an `Op` comes out, and later its `Step`.  It may import kernels, graph, limits and errors.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .written import Rewriter
 
 
 def _listed(table: str) -> dict[str, Any]:
-    """What all files list in tables of that name."""
+    """The tables of this name of all files in the folder, as one."""
     listed: dict[str, Any] = {}
     for file in iter_modules(__path__):
         found = getattr(import_module(f"{__name__}.{file.name}"), table, {})

@@ -23,7 +23,10 @@ _MAX_CHANNELS = 2**23  # a constant is kept for each
 
 @dataclass(frozen=True, eq=False)
 class Affine(Op):
-    """y = a·x + b along `axis`; a and b (size of that axis,), float64 so that folding loses nothing."""
+    """y = a·x + b along `axis`.
+
+    `a`, `b`: one number for each index of the axis, in float64 so that folding loses nothing.
+    """
 
     a: NDArray[np.float64]
     b: NDArray[np.float64]
@@ -50,7 +53,7 @@ class Affine(Op):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Op):
-    """y = a·x + b with constants of any shape that broadcasts, of x's rank, their first axis 1."""
+    """y = a·x + b with constants that broadcast to x.  They have x's rank, and 1 on the batch axis."""
 
     a: NDArray[np.float64]
     b: NDArray[np.float64]
@@ -79,7 +82,7 @@ def one_row(c: NDArray[Any]) -> NDArray[Any]:
 
 
 def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
-    """Constant c with as many axes as x has, the first of them 1, where it broadcasts to x's shape."""
+    """Reshape constant c to x's rank.  It must broadcast to x's `shape`, with 1 on the batch axis."""
     extra, sides = (
         c.shape[: max(0, c.ndim - len(shape))],
         zip(reversed(c.shape), reversed(shape), strict=False),
@@ -96,7 +99,7 @@ def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
 
 
 def scale_and_shift(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) -> Op:
-    """a·x + b for x of `shape`; as `Affine` where a and b vary along one axis at most, and the same one."""
+    """The op a·x + b: an `Affine` if a and b vary along at most one common axis, else a `Scale`."""
     a, b = np.broadcast_arrays(*(at_rank(node, c.astype(np.float64), shape) for c in (a, b)))
     axes = [axis for axis, n in enumerate(a.shape) if n > 1]
     if len(axes) > 1:
@@ -144,7 +147,7 @@ PARSERS = {"BatchNormalization": parse_batchnorm}
 
 
 class PointwiseStep(Step):
-    """y = clip(a·x + b + r); with empty a and b the identity, which leaves residual and rectifier."""
+    """y = clip(a·x + b + r).  Without a and b it is a rectifier, or the sum of x and r."""
 
     algorithm = "pointwise"
     repeats = repeats_back = True

@@ -1,8 +1,8 @@
-"""Functions of two numbers and choices among several, of tensors and constants, under NumPy's broadcasting.
+"""Functions of two numbers, and choices among several, of tensors and constants with NumPy's broadcasting.
 
-Sub, Div, Pow      y = f(a, b)        ga = Σ ∂f/∂a · gy, gb = Σ ∂f/∂b · gy    over the axes of repeats
+Sub, Div, Pow      y = f(a, b)        ga = Σ ∂f/∂a · gy, gb = Σ ∂f/∂b · gy    over the broadcast axes
 Greater, And, …    y = 1 where true, 0 elsewhere;                             no gradient flows
-Max, Min, Where    y = x_i            gx_i = Σ gy where i was chosen          of equals, the first
+Max, Min, Where    y = x_i            gx_i = Σ gy where i was chosen          the first of equals
 
 With a constant Sub and Div are scale and shift, Max and Min with one number a Clip.
 """
@@ -34,7 +34,11 @@ Constants = tuple[NDArray[Any] | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Mixed(SameRank):
-    """`constants` (1, …) of the result's rank, one for each operand: None for a computed one."""
+    """An op on tensors and constants.
+
+    `constants`: one entry for each operand, None for a tensor.  Constants have the result's rank, and 1 on
+    the batch axis.
+    """
 
     name: str
     constants: Constants
@@ -58,7 +62,7 @@ class Binary(_Mixed):
 
 
 class Choice(_Mixed):
-    """Max or Min of the operands; or Where: the second where the first is not 0, else the third."""
+    """Max or Min of the operands; or Where, which is the second where the first is not 0, else the third."""
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return ChoiceStep(self, order, target)
@@ -141,7 +145,7 @@ def parse_extreme(node: Node) -> Op:
 
 
 def _is_number(c: NDArray[Any], shape: Shape) -> bool:
-    """Whether one number would do instead of c, which broadcasts to x's shape."""
+    """Whether c holds one value only and broadcasts to x's shape."""
     sides = zip(reversed(c.shape), reversed(shape), strict=False)
     fits = c.ndim <= len(shape) and all(n in (1, m) for n, m in sides)
     return bool(c.size and fits and (c == c.flat[0]).all())
@@ -179,7 +183,7 @@ class _MixedStep(Step):
         self.computed = [i for i, c in enumerate(op.constants) if c is None]
 
     def operands(self, x: tuple[Floats, ...], like: Floats) -> list[Floats]:
-        """All of them, computed and constant, with six axes."""
+        """All operands, tensors and constants, with six axes."""
         given = iter(x)
         return [six_axes(next(given) if c is None else c, like) for c in self.constants]
 

@@ -1,6 +1,6 @@
-"""Sums and products (ONNX Add, Sum, Mean, Mul) of tensors and constants, under NumPy's broadcasting.
+"""Sums and products (ONNX Add, Sum, Mean, Mul) of tensors and constants, with NumPy's broadcasting.
 
-y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was repeated
+y = Σ x_i        gx_i = Σ gy                over the axes along which x_i was broadcast
 y = x_0 · x_1    gx_0 = Σ gy · x_1          likewise, and gx_1 with the roles changed
 """
 
@@ -34,8 +34,8 @@ from .step import (
     strided,
 )
 
-RANK = 6  # of the broadcasting kernels
-#: Where a constant may be infinite: masks, bounds, neutral elements.
+RANK = 6  # the number of axes that broadcasting kernels take
+#: Ops that may have an infinite constant: a mask, a bound or a neutral element.
 _OF_INFINITY = (
     "Add",
     "Sum",
@@ -53,7 +53,7 @@ _OF_INFINITY = (
 
 
 class SameRank(Op):
-    """Tensors of one rank, with every axis equal or 1; all in one memory order."""
+    """An op on tensors of one rank that broadcast, all in one memory order."""
 
     def shape(self, *x: Shape) -> Shape:
         return tuple(int(n) for n in np.broadcast_shapes(*x))
@@ -174,9 +174,9 @@ class AddStep(Step):
 
 
 def six_axes(x: Floats, like: Floats) -> Floats:
-    """Writable x repeated by strides of 0 to the shape of `like`, its batch aside, with six axes.
+    """x, broadcast with strides of 0 to the shape of `like` except for the batch, with six axes.
 
-    Adding to it sums over the repeats.
+    The view is writable.  Adding to it sums over the broadcast axes.
     """
     sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
     strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))

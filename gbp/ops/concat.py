@@ -1,10 +1,10 @@
-"""Joining and parting along an axis (ONNX Concat, Split).
+"""Concatenating and splitting along an axis (ONNX Concat, Split).
 
-y = [x_0 | x_1 | …]     gx_i = the part of gy that x_i became
+y = [x_0 | x_1 | …]     gx_i = the part of gy at x_i's place
 y = x[start:stop]       gx   = gy at [start:stop], 0 elsewhere
 
-Along the innermost axis of memory the plan lets parts lie in the whole (`places.py`), and no byte moves; the
-steps here are for what is left.
+Along the innermost axis of memory the plan makes parts slices of the whole (`plan/aliasing.py`), and no byte
+moves.  The steps here are for the other cases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def _at(order: Order, axis: int, start: int, stop: int) -> tuple[slice, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Concat(Op):
-    """Along `axis`.  `constants`: those parts that are the same for all samples, by their place among all."""
+    """Joins tensors along `axis`.
+
+    `constants`: the parts that are constant, and so the same for all samples: position among all parts →
+    array.
+    """
 
     axis: int
     constants: Mapping[int, Floats] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Concat(Op):
         return ConcatWithConstantsStep(parts, along_rows, fixed) if fixed else ConcatStep(parts, along_rows)
 
     def _parts(self, x: tuple[Shape, ...]) -> list[Shape]:
-        """The shapes of all that is joined."""
+        """The shapes of all parts."""
         computed = iter(x)
         count = len(x) + len(self.constants)
         return [self.constants[i].shape if i in self.constants else next(computed) for i in range(count)]
@@ -86,7 +90,7 @@ def parse_concat(node: Node) -> Op:
         node.axis(node.integer("axis", 1), len(x))
         return Reshape(x)
     axis = node.axis_within(node.integer("axis", 1), len(x))
-    # Of a constant all samples have the same part.
+    # A constant is the same for all samples.
     if any(c.ndim != len(x) or c.shape[0] not in (1, x[0]) for c in constants.values()):
         node.invalid(f"a constant does not join {list(x)}.")
     if any((c != c[:1]).any() for c in constants.values()):
@@ -100,7 +104,7 @@ def parse_concat(node: Node) -> Op:
 
 
 def parse_split(node: Node) -> list[Op]:
-    """One `AxisSlice` an output; sizes an attribute before opset 13, an input since, or equal shares."""
+    """One `AxisSlice` for each output.  Sizes are an attribute before opset 13, an input since, or equal."""
     axis = node.axis_within(node.integer("axis", 0), len(node.shape(0)))
     size, count = node.shape(0)[axis], len(node.proto.output)
     sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
@@ -118,7 +122,7 @@ PARSERS = {"Concat": parse_concat, "Split": parse_split}
 
 
 class ConcatStep(Step):
-    """One copy of each part; along rows by kernels, which also gate on the way back."""
+    """Copies each part.  Along rows kernels do it, and apply the gate in the backward pass."""
 
     algorithm = "copy"
 
@@ -128,7 +132,7 @@ class ConcatStep(Step):
         self.part_starts = tuple(part[-1].start for part in parts) if along_rows else None
 
     def only(self, which: Sequence[int]) -> ConcatStep:
-        """The step that copies these parts; the others are in place already."""
+        """The step that copies these parts alone; the other parts are slices of y already."""
         return ConcatStep(tuple(self.parts[i] for i in which), self.along_rows)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -149,7 +153,7 @@ class ConcatStep(Step):
 
 
 class ConcatWithConstantsStep(ConcatStep):
-    """Writes the constants anew in each run, because others may have used the memory."""
+    """Writes the constants in each run again, because other tensors may have used the memory."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Transposed convolution (ONNX ConvTranspose): pixels apart by the stride, then a convolution of stride 1.
+"""Transposed convolution (ONNX ConvTranspose): pixels are spread by the stride, then convolved with stride 1.
 
 y[n, o, p] = Σ_{c, i: q·s + i·d = p + begin} x[n, c, q] · w[c, o, i] + b[o]      along each spatial axis
            = Conv(Spread(x), flipped w, transposed within each group)
@@ -26,7 +26,11 @@ from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
 
 @dataclass(frozen=True)
 class Spread(Op):
-    """`step`, `begin` and `end` by spatial axis."""
+    """Puts pixels at distances of `step` and fills the gaps with zeros.
+
+    `begin` and `end` are zeros before the first and behind the last pixel; negative numbers crop.  Each field
+    has one number for each spatial axis.
+    """
 
     step: tuple[int, ...]
     begin: tuple[int, ...]
@@ -45,7 +49,7 @@ class Spread(Op):
 
 
 def _cells(n: int, size: int, step: int, begin: int) -> tuple[slice, slice]:
-    """Of n pixels those that are not cropped, and where they go on an axis of `size`."""
+    """Which of n pixels are not cropped, and their places on an axis of `size`."""
     first = max(0, -(begin // step))
     last = min(n - 1, (size - 1 - begin) // step)
     if last < first:
@@ -85,7 +89,7 @@ def _axis(size: int, kernel: int, dilation: int, begin: int, end: int) -> Axis:
 
 
 def _as_convolution(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
-    """(C, O / group, …) as (O, C / group, …), flipped."""
+    """Weights (C, O / group, …) as those of a convolution: (O, C / group, …), flipped along spatial axes."""
     C, O, *kernel = w.shape
     parts = w.reshape(group, C // group, O, *kernel).swapaxes(1, 2)
     flipped = parts.reshape(group * O, C // group, *kernel)
@@ -93,10 +97,10 @@ def _as_convolution(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
 
 
 def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the convolution finds around the spread pixels, at the begin and the end of each axis.
+    """The padding around the spread pixels, at the begin and at the end of each axis.
 
-    An output_shape, and SAME, which asks for size · stride, say where to cut.  An odd cell is cut at the end
-    by SAME_UPPER, else at the begin; what the windows do not fill lies at the end.
+    An output_shape fixes how much is cut; SAME means an output_shape of size · stride.  An odd cell is cut at
+    the end by SAME_UPPER, else at the begin.  Cells that no window fills are at the end.
     """
     extra = node.integers("output_padding", (0,) * len(size))
     wanted = node.integers("output_shape")
@@ -113,17 +117,17 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
         wanted = tuple(n * step for n, step in zip(size, sliding.stride, strict=True))
     begins, ends = [], []
     for i, extent in enumerate(sliding.extents):
-        made = (size[i] - 1) * sliding.stride[i] + extent + extra[i]
+        full = (size[i] - 1) * sliding.stride[i] + extent + extra[i]
         if wanted is not None:
-            half = max(0, made - wanted[i]) / 2
+            half = max(0, full - wanted[i]) / 2
             begin = math.floor(half) if sliding.auto_pad == "SAME_UPPER" else math.ceil(half)
-            end = made - wanted[i] - begin
+            end = full - wanted[i] - begin
         elif sliding.auto_pad == "VALID":
             begin = end = 0
         else:
             begin, end = sliding.pads[i], sliding.pads[i + len(size)]
-        if made - begin - end < 1:
-            node.invalid(f"nothing is left of {made} pixels without pads of {begin} and {end}.")
+        if full - begin - end < 1:
+            node.invalid(f"nothing is left of {full} pixels without pads of {begin} and {end}.")
         begins.append(extent - 1 - begin)
         ends.append(extent - 1 - end + extra[i])
     return tuple(begins), tuple(ends)

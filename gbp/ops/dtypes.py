@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-#: Those of floats that gbp reads; it computes in float32.
+#: The floating-point types that gbp reads.  It computes in float32.
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 

@@ -1,15 +1,16 @@
-"""Sums of products that are written as letters (ONNX Einsum, opset 12), as products of matrices.
+"""Sums of products in index notation (ONNX Einsum, opset 12), computed as matrix products.
 
     "bchw,oc->bohw"     y[b, o, h, w] = Σ_c x[b, c, h, w] · w[o, c]
 
-One operand after the other is taken in.  Of two of them a letter is, by where it stands beside these two,
+Operands are multiplied one after another.  A letter's role in the product of two operands depends on where it
+is:
 
-    in both, and asked for later     a batch of products
-    in both alone                    what is summed over
-    in one, and asked for later      rows or columns
-    in one alone                     summed over first
+    in both, and needed later        an axis of the batch of products
+    in both, and not needed later    an axis that is summed over
+    in one, and needed later         an axis of rows or columns
+    in one, and not needed later     summed over before the product
 
-so that with each kind merged into one axis the product is a MatMul.
+Each role is merged into one axis, so the product is a MatMul.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Term:
 
 
 def _parsed(node: Node) -> tuple[list[str], str]:
-    """The letters of each operand and of the result, dots replaced by letters that are free."""
+    """The letters of each operand and of the result.  Dots are replaced by unused letters."""
     equation = node.text("equation", "").replace(" ", "")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
@@ -74,7 +75,7 @@ def _parsed(node: Node) -> tuple[list[str], str]:
 
 
 def _diagonal(term: _Term, w: Writer) -> _Term:
-    """With each letter once: of axes of one letter the diagonal."""
+    """The tensor with each letter once: the diagonal of axes that have the same letter."""
     letters = "".join(dict.fromkeys(term.letters))
     if letters == term.letters:
         return term
@@ -97,7 +98,7 @@ def _diagonal(term: _Term, w: Writer) -> _Term:
 
 
 def _without(term: _Term, wanted: str, w: Writer) -> _Term:
-    """Summed over the letters that nobody asks for."""
+    """The tensor, summed over the letters that are not needed later."""
     gone = [i for i, letter in enumerate(term.letters) if letter not in wanted]
     if not gone:
         return term
@@ -116,7 +117,7 @@ def _ordered(term: _Term, letters: str, w: Writer) -> str:
 
 
 def _product(a: _Term, b: _Term, wanted: str, w: Writer) -> _Term:
-    """Of two tensors, with the letters that are `wanted` later."""
+    """The product of two tensors, with the letters that are needed later (`wanted`)."""
     a, b = _without(a, wanted + b.letters, w), _without(b, wanted + a.letters, w)
     if a.is_constant and not b.is_constant:  # the batch comes first
         a, b = b, a

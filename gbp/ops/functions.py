@@ -3,9 +3,9 @@
     y  = f(x)
     gx = f'(x) · gy
 
-`kernels/functions.py` has the table of f and f'.  For those that serve as activations the papers define no
-rule.  They take their true gradient; or, where the caller asks for it, gy is clamped to its positive part
-first under rules with a gradient gate.
+`kernels/functions.py` has the table of f and f'.  The papers define no rule for functions that serve as
+activations.  They take their true gradient.  With `activations="clamp"`, gy is first clamped to its positive
+part under rules with a gradient gate.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Function(Op):
 
 @dataclass(frozen=True, eq=False)
 class PRelu(Op):
-    """y = x where x > 0, slopes · x elsewhere; slopes (size of that axis,) along `axis`, or with axis None
-    (1, …) of x's shape.
+    """y = x where x > 0, slopes · x elsewhere.
+
+    `slopes`: one for each index of `axis`; or, with axis None, an array (1, …) of the shape of one sample.
     """
 
     slopes: NDArray[np.float32]
@@ -211,7 +212,7 @@ class PReluStep(Step):
     saves_x = True
 
     def __init__(self, slopes: Floats) -> None:
-        """slopes (1, H, W, C), for pixels as kernels see them."""
+        """`slopes`: float32 (1, H, W, C)."""
         self.slopes = slopes
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Ops of onnxruntime and of WinML that say several of ONNX's at once, or one of them under another name.
+"""Ops of onnxruntime and WinML that stand for several ONNX ops, or for one under another name.
 
 com.microsoft.FusedConv       act(Conv(x, w, b) + z)
 com.microsoft.FusedGemm       act(α · A · B + β · C)
@@ -23,7 +23,7 @@ from .written import Rewriter, Writer
 
 
 def _copied(node: Node, w: Writer, op: str, *inputs: str, without: tuple[str, ...], to: str = "") -> str:
-    """A node of ONNX with the same attributes but some."""
+    """An ONNX node with the same attributes, except some."""
     made = w.write(op, *inputs, to=to)
     node.ignore(*(attribute.name for attribute in node.proto.attribute))
     w.nodes[-1].attribute.extend(a for a in node.proto.attribute if a.name not in without)
@@ -31,7 +31,7 @@ def _copied(node: Node, w: Writer, op: str, *inputs: str, without: tuple[str, ..
 
 
 def _activated(node: Node, w: Writer, x: str, parameters: tuple[float, ...]) -> None:
-    """The activation that the node names, of x."""
+    """Apply the activation that the node names to x."""
     name, to = node.text("activation", ""), node.proto.output[0]
     if name == "":
         w.write("Identity", x, to=to)
@@ -95,7 +95,7 @@ def fused_matmul(node: Node, w: Writer) -> None:
 
 
 def _gelu(x: str, w: Writer, to: str, tanh: bool) -> None:
-    """As parts that are recognised, because ONNX has the op since opset 20 alone."""
+    """GELU in parts, which a pass recognises.  ONNX has the op since opset 20 only."""
     if w.opset >= 20:
         w.write("Gelu", x, to=to, approximate="tanh" if tanh else "none")
         return

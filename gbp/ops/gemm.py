@@ -3,7 +3,7 @@
 y[n, m]  = Σ_k x[n, k] · w[m, k] + b[m]        Gemm: w = alpha · Bᵀ, b = beta · C
 gx[n, k] = Σ_m gy[n, m] · w[m, k]
 
-A computed C (N, M) is a residual, and gets gy.
+A computed C (N, M) is added like a residual, and its gradient is gy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from .step import NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixe
 
 @dataclass(frozen=True, eq=False)
 class Dense(Op):
-    """w (M, K) float32, the large one, as it lies in the file where it can; b (M,) float64."""
+    """A dense layer.
+
+    Parameters
+    ----------
+    w
+        float32 (M, K); the file's own memory where possible, because it may be large.
+    b
+        float64 (M,).
+    """
 
     w: NDArray[np.float32]
     b: NDArray[np.float64]
@@ -51,7 +59,7 @@ def _aligned(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def scaled(w: NDArray[np.float32], a: NDArray[np.float64]) -> NDArray[np.float32]:
-    """w · a, multiplied in float64, without the memory for all of it."""
+    """w · a, multiplied in float64 without a float64 copy of w."""
     product: NDArray[np.float32] = aligned(w.shape)
     np.multiply(w, a, out=product, dtype=np.float64, casting="same_kind")
     return product
@@ -59,7 +67,7 @@ def scaled(w: NDArray[np.float32], a: NDArray[np.float64]) -> NDArray[np.float32
 
 @dataclass(frozen=True)
 class DenseSum(Op):
-    """The dense layer of the first input, plus the second."""
+    """The dense layer of the first input, plus the second input."""
 
     dense: Dense
 
@@ -92,7 +100,7 @@ def _weights(node: Node) -> NDArray[np.float32]:
 def parse_gemm(node: Node) -> Op:
     if node.integer("transA", 0):
         node.refuse("transA is 1 on a computed tensor.", supported="transA = 0 there (axis 0 is the batch)")
-    node.ignore("broadcast")  # of C, before opset 7; its shape says as much
+    node.ignore("broadcast")  # for C, before opset 7; C's shape implies it
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
     w = _weights(node)
     w = w if alpha == 1 else scaled(w, np.array(alpha))
@@ -115,7 +123,7 @@ def parse_gemm(node: Node) -> Op:
 
 
 def dense_matmul(w: NDArray[np.float32]) -> Dense:
-    """x (N, K) @ w (K, M)."""
+    """The dense layer x (N, K) @ w (K, M)."""
     return Dense(_aligned(w.T), np.zeros(w.shape[1]))
 
 
@@ -123,7 +131,7 @@ PARSERS = {"Gemm": parse_gemm}
 
 
 class DenseStep(Step):
-    """Reads the weights once for all samples in hand; the time is that of reading them."""
+    """Reads the weights once for all samples of a slice.  Reading them takes most of the time."""
 
     algorithm = "dense"
     repeats = repeats_back = True

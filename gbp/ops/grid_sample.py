@@ -1,15 +1,16 @@
-"""Sampling at the positions that a grid gives (ONNX GridSample), in 1 to 3 dimensions.
+"""Sampling at the positions of a grid (ONNX GridSample), in 1 to 3 dimensions.
 
     y[n, c, o]  = Σ_t w[t] · x[n, c, i[t]]             w and i from the position s = grid[n, o]
     gx[n, c, a] = Σ_{o, t: i[t] = a} w[t] · gy[n, c, o]
     ggrid[n, o] = Σ_c gy[n, c, o] · Σ_t w'[t] · x[n, c, i[t]]
 
 Along each axis w is the kernel k(s − i) of Resize, and the weight of a tap is the product over the axes.  A
-coordinate g between −1 and 1 stands at s = (g + 1)/2 · (size − 1) with align_corners, else at
-s = ((g + 1) · size − 1)/2.  Positions are float32, as runtimes compute them: it decides what is nearest.
+coordinate g from −1 to 1 means position s = (g + 1)/2 · (size − 1) with align_corners, else
+s = ((g + 1) · size − 1)/2.  Positions are float32 as in other runtimes, because rounding decides which pixel
+is nearest.
 
-A constant grid is a linear map of all pixels, one `Resample`.  A computed grid is such a map of each sample,
-made when it runs.
+A constant grid is one linear map of all pixels, a `Resample`.  A computed grid is such a map for each sample,
+made in the run.
 
 Source: ONNX GridSample (opsets 16, 20, 22) and its reference implementation.
 """
@@ -57,11 +58,11 @@ class Sampling:
     align_corners: bool
 
     def taps(self, grid: NDArray[np.float32], sizes: Shape) -> tuple[Indices, Numbers, list[Numbers]]:
-        """The pixels of x that each output takes, their weights, and the slopes of these.
+        """The pixels of x that each output reads, their weights, and the slopes of the weights.
 
-        `grid`: (outputs, axes), the last axis first.  All results are (outputs, taps), and slopes are one
-        array for each number of the grid.  Where x is padded with 0, taps beyond it are one pixel behind its
-        last: so the weights of an output add up to 1, and what is flat stays flat to the last bit.
+        `grid`: (outputs, axes), the last axis first.  All results are (outputs, taps); there is one array of
+        slopes for each number of the grid.  If x is padded with 0, taps outside x read one extra pixel behind
+        its last.  So the weights of an output add up to 1, and flat areas stay flat to the last bit.
         """
         axes = [self._along(grid[:, ~d], size) for d, size in enumerate(sizes)]
         count = len(grid)
@@ -96,7 +97,7 @@ class Sampling:
         return pixels if self.padding == "zeros" else np.clip(pixels, 0, size - 1), weights, slopes
 
     def _inside(self, s: Numbers, size: int) -> tuple[Numbers, Numbers]:
-        """Positions with the padding applied, and how fast they move with those given: 1, −1 or 0."""
+        """Positions with the padding applied, and their derivative by the given positions: 1, −1 or 0."""
         lo, hi = self._ends(size)
         rise = np.ones(len(s))
         if self.padding == "zeros":
@@ -123,7 +124,7 @@ class Sampling:
 
 
 def _products(a: Numbers, b: Numbers) -> Numbers:
-    """All products of two numbers of a row."""
+    """All products of a number in a row of one array and a number in the same row of the other."""
     return np.asarray((a[:, :, None] * b[:, None]).reshape(len(a), -1))
 
 
@@ -149,7 +150,7 @@ def _kernel(mode: str, d: Numbers) -> tuple[Numbers, Numbers]:
 
 @dataclass(frozen=True)
 class GridSample(Op):
-    """Of x (N, C, …) and a computed grid (N, outputs …, axes)."""
+    """Samples x (N, C, …) at a computed grid (N, outputs …, axes)."""
 
     sampling: Sampling
 
@@ -223,7 +224,7 @@ PARSERS = {"GridSample": parse}
 
 
 class GridSampleStep(Step):
-    """Sample by sample, so that no sample's bits depend on the others."""
+    """Computes sample by sample, so that no sample's bits depend on the others."""
 
     needs_host = True
     wants_whole = True
@@ -274,7 +275,7 @@ class GridSampleStep(Step):
 def _apply(
     table: Table, x: Floats, y: Floats, threads: int, accumulate: bool = False, anchored: bool = False
 ) -> None:
-    """The table along all axes of x and y but the first and the last."""
+    """Apply the table along all axes of x and y except the first and the last."""
     x, y = (view(a, len(a), 1, -1, 1, a.shape[-1]) for a in (x, y))
     how = NO_MASK[..., None], OPEN, y, int(accumulate), int(anchored), threads
     resample(x, table.starts, table.taps, table.weights, *how)

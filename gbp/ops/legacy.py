@@ -1,9 +1,9 @@
-"""Ops that old exporters wrote and ONNX has dropped, or never had, expressed by those that it has.
+"""Ops of old exporters that ONNX dropped or never had, expressed by current ops.
 
 ImageScaler                     y = scale · x + bias by channel          (opset 1, experimental)
 Affine, Scale                   y = alpha · x + beta;  y = scale · x     (opset 1, experimental)
 FC                              y = x · wᵀ + b, both flattened           (opset 1, experimental)
-com.microsoft.LegacyPadding     x padded for Caffe's pools, whose last window may reach over the end
+com.microsoft.LegacyPadding     x padded for Caffe's pools, whose last window may reach beyond the end
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def parse_fc(node: Node) -> tuple[Op, ...]:
 
 
 def parse_legacy_padding(node: Node) -> Op:
-    """Windows from −pad on, a stride apart, until one covers the end (Caffe's PoolingLayer; WinMLTools)."""
+    """Pad for windows that start at −pad, a stride apart, until one covers the end.
+
+    Source: Caffe's PoolingLayer; WinMLTools.
+    """
     shape = node.shape(0, rank=4)
     kernel, strides = node.integers("kernel_shape", ()), node.integers("strides", ())
     pads, value = node.integers("pads", (0, 0)), node.number("value", 0.0)

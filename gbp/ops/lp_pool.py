@@ -2,7 +2,7 @@
 
     y = (Σ |x|^p)^(1/p) over the window     gx[each pixel] += gy · sign(x) · (|x| / y)^(p−1),  0 where y = 0
 
-Padding is 0.  The norm of a volume is that, along the depth, of the norms of its planes.
+Padding is 0.  The norm of a volume is the norm, along the depth, of the norms of its planes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import planes_of, reverse_work, spatial_outputs, taps_of
 
 _MAX_P = 2**10
-#: What a power takes, in multiply-adds.
+#: The cost of a power, in multiply-adds.
 _POWER = 2**8
 
 

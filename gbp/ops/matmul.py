@@ -3,9 +3,9 @@
     y[…, m, p]  = Σ_k a[…, m, k] · b[…, k, p]       leading axes broadcast; a vector lacks one of the last two
     ga = gy · bᵀ,   gb = aᵀ · gy                    summed over the axes along which a, or b, was repeated
 
-A computed tensor times a constant matrix is a dense layer where it has two axes; else a 1×1 convolution,
-whose pixels are all axes but the last.  From the other side both are transposed.  What is left, as in
-attention, goes sample by sample through NumPy.
+A computed tensor with two axes times a constant matrix is a dense layer.  With more axes it is a 1×1
+convolution whose pixels are all axes but the last.  If the constant is on the left, both are transposed.
+Other products, as in attention, are computed sample by sample through NumPy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .window import MAX_PIXELS
 
 @dataclass(frozen=True, eq=False)
 class MatMul(Op):
-    """Of two tensors of one rank; or of one and a constant, which has all its axes but the batch."""
+    """The product of two tensors of one rank; or of a tensor and a constant without a batch axis."""
 
     constant: NDArray[np.float32] | None = None
     constant_first: bool = False
@@ -65,7 +65,7 @@ class MatMul(Op):
 
 
 def _pixelwise(shape: Shape, w: NDArray[np.float32]) -> tuple[Op, ...]:
-    """(N, …, K) @ w (K, P), as a convolution over all other axes."""
+    """(N, …, K) @ w (K, P) as a 1×1 convolution over all axes but the last."""
     pixels = elements(shape[1:-1])
     conv = Conv(
         np.ascontiguousarray(w.T)[..., None, None],
@@ -83,7 +83,7 @@ def _pixelwise(shape: Shape, w: NDArray[np.float32]) -> tuple[Op, ...]:
 
 
 def _by_constant(node: Node, shape: Shape, c: NDArray[np.float32], constant_first: bool) -> tuple[Op, ...]:
-    """Computed (N, …, M, K) @ c (…, K, P), or c (…, M, K) @ computed (N, …, K, P)."""
+    """A tensor (N, …, M, K) @ c (…, K, P), or c (…, M, K) @ a tensor (N, …, K, P)."""
     if len(shape) < 3 and (constant_first or c.ndim > 2):
         node.refuse(
             f"shapes {list(shape)} and {list(c.shape)} of the constant would mix the batch.",
@@ -157,9 +157,9 @@ PARSERS = {"MatMul": parse}
 
 
 def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool) -> None:
-    """g (+)= a @ b, summed over the leading axes along which g was repeated.
+    """g (+)= a @ b, summed over the leading axes along which g's tensor was repeated.
 
-    There product by product, without the memory for all of them.
+    Such sums are computed one product at a time, because all products at once may not fit into memory.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     if g.shape[:-2] == lead:
@@ -178,7 +178,7 @@ def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool) -> None:
 
 
 class MatMulStep(Step):
-    """Sample by sample, so that no sample's bits depend on the others."""
+    """Multiplies sample by sample, so that no sample's bits depend on the others."""
 
     algorithm = "numpy"
     needs_host = True

@@ -1,4 +1,4 @@
-"""`Node`: one ONNX node as an op's `parse` sees it, with its operands resolved to shapes and constants."""
+"""`Node`: one ONNX node as parsers read it: its operands are shapes of tensors, or constants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Constant = NDArray[Any]
 
 @dataclass(frozen=True)
 class Positions:
-    """A computed tensor of places in planes of a size, as MaxPool's Indices; no value that has a gradient."""
+    """A computed tensor of positions in planes, such as MaxPool's Indices.  It has no gradient."""
 
     shape: Shape
     plane: Shape
@@ -60,11 +60,11 @@ class Node:
         return str(self.proto.name or next(filter(None, self.proto.output), "") or self.proto.op_type)
 
     def refuse(self, found: str, *, supported: str | None = None, hint: str | None = None) -> NoReturn:
-        """The node is valid, gbp does not do it."""
+        """Raise UnsupportedError: the node is valid, but gbp does not support it."""
         raise UnsupportedError(found, node=self.name, op=self.op, supported=supported, hint=hint)
 
     def invalid(self, found: str) -> NoReturn:
-        """The node contradicts the ONNX specification or the shapes that reach it."""
+        """Raise ModelError: the node contradicts the ONNX specification or the shapes of its operands."""
         raise ModelError(found, node=self.name, op=self.op)
 
     # Attributes.  Each is read through one of these, so that one which nobody reads is refused by name.
@@ -111,7 +111,7 @@ class Node:
         return tuple(float(v) for v in value)
 
     def ignore(self, *names: str) -> None:
-        """Attributes that say nothing about inference."""
+        """Accept attributes that have no meaning in inference."""
         self._read.update(names)
 
     def check_all_attributes_read(self) -> None:
@@ -125,14 +125,14 @@ class Node:
         return index < len(self.operands) and self.operands[index] is not None
 
     def is_read(self, index: int) -> bool:
-        """Whether anybody reads output `index`."""
+        """Whether another node reads output `index`."""
         return index < len(self.proto.output) and self.proto.output[index] in self.read
 
     def is_constant(self, index: int) -> bool:
         return self.has(index) and isinstance(self.operands[index], np.ndarray)
 
     def shape(self, index: int = 0, rank: int | None = None) -> Shape:
-        """The shape of computed operand `index`, of `rank` axes where given."""
+        """The shape of operand `index`, which must be a tensor, with `rank` axes where that is given."""
         operand = self.operands[index] if self.has(index) else None
         if operand is None:
             self.invalid(f"input {index} is missing.")
@@ -146,7 +146,7 @@ class Node:
         return operand
 
     def positions(self, index: int) -> Positions | None:
-        """What is known of operand `index` where it is the Indices of a MaxPool."""
+        """Operand `index` if it is the Indices of a MaxPool, else None."""
         operand = self.operands[index] if self.has(index) else None
         if not isinstance(operand, Positions):
             return None
@@ -187,7 +187,7 @@ class Node:
         return values
 
     def constant_integers(self, index: int) -> NDArray[Any]:
-        """Constant operand `index` as it is, which is integers."""
+        """Constant operand `index`, which must hold integers, in its own dtype."""
         operand = self.operands[index]
         if not isinstance(operand, np.ndarray) or operand.dtype.kind not in "iu":
             self.refuse(f"input {index} ({self.proto.input[index]!r}) is no constant of integers.")

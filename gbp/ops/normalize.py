@@ -1,10 +1,10 @@
-"""Normalisation by a sample's own statistics (ONNX InstanceNormalization and its kin).
+"""Normalisation by a sample's own statistics (ONNX InstanceNormalization and similar ops).
 
     y  = (x − mean) · i,   i = 1 / √(var + ε)         gx = i · (gy − mean gy − y · mean(gy · y))
 
-with mean and var over some axes of each sample; the means run through the derivative, for they depend on x.
-RMSNormalization leaves out the mean, LpNormalization divides by a norm: kernels/normalize.py has all of it.
-Scale and bias are an op of their own, which also passes fold.
+Mean and var are over some axes of each sample.  They depend on x, so the gradient contains their derivatives.
+RMSNormalization has no mean, and LpNormalization divides by a norm; kernels/normalize.py has the equations.
+Scale and bias become a separate `Affine` or `Scale`, which passes can fold.
 
     InstanceNormalization          over all axes behind the channels
     GroupNormalization             over these and the channels of a group
@@ -34,7 +34,21 @@ from .step import Clipped, Context, Floats, GradientSlot, Step
 
 @dataclass(frozen=True)
 class Normalize(Op):
-    """Over `axes`: by the mean of squares (`power` 2, `norm` False), or by the 1- or 2-norm."""
+    """Normalises over some axes.
+
+    Parameters
+    ----------
+    axes
+        The axes of the statistics.
+    epsilon
+        Is added to the variance.
+    centred
+        Whether the mean is subtracted.
+    norm
+        Whether x is divided by a norm; otherwise by the root of the mean of squares.
+    power
+        1 or 2: which norm.
+    """
 
     axes: tuple[int, ...]
     epsilon: float
@@ -86,7 +100,7 @@ def parse_instance(node: Node) -> tuple[Op, ...]:
 
 
 def parse_group(node: Node) -> tuple[Op, ...]:
-    """Scale and bias are by group at opset 18, by channel since 21."""
+    """Scale and bias have one value for each group at opset 18, and for each channel since opset 21."""
     node.ignore("stash_type")
     shape = _spatial_shape(node)
     (N, C, *plane), groups = shape, node.integer("num_groups", 0)

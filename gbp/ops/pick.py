@@ -1,11 +1,11 @@
-"""Elements picked and put by constant indices (ONNX GatherND, GatherElements, ScatterND, ScatterElements).
+"""Reads and writes at constant indices (ONNX GatherND, GatherElements, ScatterND, ScatterElements).
 
     Gather…     y[o] = x[i[o]]
     Scatter…    y[i[u]] = updates[u], elsewhere y = x;  with a reduction y[i[u]] = f(y[i[u]], updates[u])
 
-Positions are counted over all of one sample, in runs as long as can be.  So the first is a Gather along one
-axis, and the second a Where between x and such a Gather of the updates; one after another where several
-updates go to one place, of which without a reduction the last alone stays.
+Positions are counted through one sample, in the longest possible runs.  So Gather… is a Gather along one
+axis, and Scatter… is a Where between x and such a Gather of the updates.  If several updates go to one place,
+there is one Where after another; without a reduction the last update alone stays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REDUCTIONS = {"add": "Add", "mul": "Mul", "max": "Max", "min": "Min"}
 
 
 def _places(node: Node, shape: Shape) -> Positions:
-    """The number of each element of x, of all samples together."""
+    """The position of each element of x, counted through all samples."""
     if elements(shape[1:]) > MAX_TAPS or elements(shape) > _MAX_COUNTED:
         node.refuse(
             f"it picks of a tensor of shape {list(shape)}.",
@@ -54,7 +54,7 @@ def _indices(node: Node, index: int = 1) -> Positions:
 
 
 def _inside(node: Node, indices: Positions, sizes: Any) -> Positions:
-    """Counted from the front."""
+    """The indices, counted from the front."""
     sizes = np.asarray(sizes)
     if not indices.size or (indices < -sizes).any() or (indices >= sizes).any():
         node.invalid(f"indices of shape {list(indices.shape)} are not all inside {sizes.tolist()}.")
@@ -62,7 +62,7 @@ def _inside(node: Node, indices: Positions, sizes: Any) -> Positions:
 
 
 def _along(node: Node, shape: Shape) -> Positions:
-    """What …Elements points to: the positions in x that index 1 names, of its shape."""
+    """The positions in x that the indices of a …Elements node name, in the indices' shape."""
     indices = _indices(node)
     axis = node.axis(node.integer("axis", 0), len(shape))
     if indices.ndim != len(shape):
@@ -76,7 +76,7 @@ def _along(node: Node, shape: Shape) -> Positions:
 
 
 def _by_tuples(node: Node, shape: Shape) -> Positions:
-    """What …ND points to, of the shape of the updates."""
+    """The positions in x that the indices of a …ND node name, in the updates' shape."""
     indices, batch_dims = _indices(node), node.integer("batch_dims", 0)
     last = indices.shape[-1] if indices.ndim else 0
     fits = 0 <= batch_dims < indices.ndim and 1 <= last <= len(shape) - batch_dims
@@ -116,7 +116,7 @@ def _of_a_sample(node: Node, positions: Positions, shape: Shape) -> Positions:
 
 
 def _runs(positions: Positions, shape: Shape) -> tuple[Positions, int]:
-    """The same as positions of runs, and how long these are."""
+    """The positions as positions of runs, and the length of the runs."""
     for axis in range(1, len(shape)):
         length = elements(shape[axis:])
         if positions.size % length:
@@ -148,7 +148,7 @@ def gather_nd(node: Node, w: Writer) -> None:
 
 
 def _of_every_sample(node: Node, index: int, batch: int) -> NDArray[Any]:
-    """A constant operand as one sample has it."""
+    """A constant operand, for one sample."""
     values = node.constant(index, infinite=True)
     rows = values.reshape(batch, -1) if values.size % batch == 0 else values.reshape(1, -1)
     if rows.shape[0] != batch or (rows != rows[:1]).any():

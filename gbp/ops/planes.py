@@ -1,9 +1,9 @@
-"""Tensors of one or three spatial axes, for steps that know (N, H, W, C) only.
+"""Tensors of one or three spatial axes, for steps that compute on (N, H, W, C) only.
 
-    (N, L, C)          is one plane of one row a sample
-    (N, D, H, W, C)    is D planes a sample
+    (N, L, C)          counts as one plane of one row for each sample
+    (N, D, H, W, C)    counts as D planes for each sample
 
-In memory, that is: both are views.
+Both are views in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def volume(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def mask_planes(mask: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
-    """The mask of x, plane by plane as `planes(x)`."""
+    """The mask of x in the shape of `planes(x)`."""
     return view(mask, -1, *planes(x).shape[1:3], mask.shape[-1]) if mask.size else mask
 
 
 class Planes(Step):
-    """A step for (N, H, W, C) on each of the `count` planes of a sample."""
+    """Applies a step for (N, H, W, C) to each of the `count` planes of a sample."""
 
     def __init__(self, step: Step, count: int) -> None:
         self.step, self.count = step, count
@@ -52,11 +52,12 @@ class Planes(Step):
         self.step.forward(tuple(map(planes, x)), planes(r), planes(y), clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        # Of several targets a sample, the planes of one would lie between those of another.
+        # One row at a time: gy has a row for each target and the context one for each sample, so the planes
+        # of both would not match.
         for m in [slice(None)] if self.count == 1 else [slice(m, m + 1) for m in range(len(gy))]:
 
             def own(array: NDArray[Any], m: slice = m) -> NDArray[Any]:
-                """Of what has a row for each sample, that of these gradients."""
+                """The row of `array`, which has one row for each sample, for the gradients m."""
                 if m.start is None or not array.size:
                     return array
                 n = m.start * len(array) // len(gy)
@@ -75,5 +76,5 @@ class Planes(Step):
 
 
 def by_planes(step: Step, x: Shape) -> Step:
-    """`step`, which slides over the last two axes, or over a single one, for inputs of logical shape x."""
+    """Make `step`, which knows (N, H, W, C) only, work on inputs of logical shape x."""
     return step if len(x) == 4 else Planes(step, planes_of(x))

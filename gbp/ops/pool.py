@@ -4,8 +4,8 @@
                    gx[switch's pixel] += gy          (unpooling: overlapping windows accumulate)
     AveragePool    y = Σ window / count;             gx[each pixel of the window] += gy / count
 
-Padding never wins a maximum.  `count` is the window's pixels, with count_include_pad its padded cells too.
-Volumes are pooled plane by plane, then along the depth; counts are products of those of the axes.
+Padding never wins a maximum.  `count` is the number of real pixels in the window; with count_include_pad the
+padded cells count too.  Volumes are pooled plane by plane, then along the depth; their counts are products.
 Source: ONNX operator specification; switches after Zeiler & Fergus 2013, section 2.1.
 """
 
@@ -48,7 +48,7 @@ from .window import (
 
 @dataclass(frozen=True)
 class _Pool(Op):
-    """The window slides over the last two axes of x, or over a single one."""
+    """A pool whose window slides over the last two axes of x, or over the only spatial axis."""
 
     window: Window
 
@@ -79,7 +79,7 @@ class AveragePool(_Pool):
 
 
 def _has_an_empty_window(axis: Axis) -> bool:
-    """Whether some window has no tap on a real pixel."""
+    """Whether some window reads padding only."""
     starts = np.arange(axis.outputs) * axis.stride - axis.begin
     first_inside = np.where(starts < 0, starts + -(starts // axis.dilation) * axis.dilation, starts)
     return bool(
@@ -88,7 +88,7 @@ def _has_an_empty_window(axis: Axis) -> bool:
 
 
 def read_pool_axes(node: Node) -> tuple[Axis, ...]:
-    """The window of a pool along each spatial axis; every window sees a pixel."""
+    """The window of a pool along each spatial axis.  Windows that read padding only are refused."""
     kernel = node.integers("kernel_shape")
     if kernel is None:
         node.invalid("kernel_shape is missing.")
@@ -99,10 +99,9 @@ def read_pool_axes(node: Node) -> tuple[Axis, ...]:
 
 
 def separable(node: Node, axes: Sequence[Axis], pool: Callable[[Window], Op]) -> tuple[Op, ...]:
-    """`pool` over each plane; then, of three axes, over what that left along the depth.
+    """Pool each plane; and, with three axes, pool the results along the depth.
 
-    So the first maximum of a volume, row-major, is the first along the depth of those that come first in
-    their planes.
+    Both passes take the first maximum, so together they take the volume's first maximum in row-major order.
     """
     plane = Window.over_plane(axes)
     if len(axes) < 3 or axes[0].is_point:
@@ -115,7 +114,7 @@ def separable(node: Node, axes: Sequence[Axis], pool: Callable[[Window], Op]) ->
 
 
 def over_everything(node: Node, pool: Callable[[Window], Op]) -> tuple[Op, ...]:
-    """`pool` over all pixels; other than two axes are read as lines that are as long as they are many."""
+    """Pool over all pixels.  One or three spatial axes are reshaped to a plane that is nearly square."""
     shape, size = node.shape(0), spatial_sizes(node)
     if len(size) == 2:
         return (pool(_whole_plane(node)),)
@@ -139,7 +138,7 @@ def parse_maxpool(node: Node) -> tuple[Op, ...] | list[Any]:
 
 
 def _maxpool(node: Node, window: Window) -> MaxPool:
-    if window.taps > MAX_PIXELS:  # a switch has to be exact as a float32 for a while
+    if window.taps > MAX_PIXELS:  # the kernel holds a switch in a float32, which must be exact
         node.refuse(f"the window has {window.taps} taps.", supported=f"up to {MAX_PIXELS}")
     return MaxPool(window)
 

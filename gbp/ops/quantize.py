@@ -3,8 +3,9 @@
     QuantizeLinear     y = min(max(round(x / scale) + zero, lo), hi)     gx = gy / scale where not clipped
     DequantizeLinear   y = (x − zero) · scale                            gx = gy · scale
 
-Rounding has no gradient; it is passed straight through, as in training networks for it (Bengio et al. 2013).
-The integers between the two are whole float32 numbers here, so that other ops take them as they are.
+The gradient of rounding is 0 almost everywhere, so the rounding is ignored in the backward pass: the
+straight-through estimator (Bengio et al. 2013).  The integers between the two ops are whole float32 numbers,
+so that other ops can read them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .dtypes import type_name
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 
-#: Integers that a float32 holds exactly.
+#: Ranges of the integer types that a float32 holds exactly.
 _RANGES = {
     f"{sign}INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if not sign else (0, 2**bits - 1)
     for sign in ("", "U")
@@ -46,7 +47,7 @@ class _Linear(Op):
 
 @dataclass(frozen=True, eq=False)
 class Quantize(_Linear):
-    """To whole numbers from `lo` to `hi`."""
+    """Rounds to whole numbers from `lo` to `hi`."""
 
     lo: int
     hi: int
@@ -132,7 +133,7 @@ class QuantizeStep(Step):
         whole = np.empty_like(x)
         self._rounded(x, whole)
         inside = (whole >= self.lo) & (whole <= self.hi)
-        each = len(gy) // len(x)  # targets of a sample
+        each = len(gy) // len(x)  # targets for each sample
         g = (gy / self.scale).reshape(len(x), each, *x.shape[1:]) * inside[:, None]
         gx[0].put(g.reshape(gy.shape))
 

@@ -41,7 +41,7 @@ class Threshold(Rectifier):
     """y = min(x, hi) where x > lo, else 0."""
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        return ThresholdStep(self.clip.lo)
+        return ThresholdStep(self.clip)
 
 
 def parse_relu(node: Node) -> Op:
@@ -50,7 +50,7 @@ def parse_relu(node: Node) -> Op:
 
 
 def _bound(node: Node, name: str, index: int, default: float) -> float:
-    """A bound of Clip: an attribute before opset 11, an input since."""
+    """A bound of Clip, which is an attribute before opset 11 and an input since."""
     if node.opset < 11:
         return node.number(name, default, infinite=True)
     if not node.has(index):
@@ -76,9 +76,9 @@ class ThresholdStep(PointwiseStep):
     fuses_residual = False
     fuses_clip = False
 
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
+    def __init__(self, clip: Clipped) -> None:
+        super().__init__(clip=clip)
+        self.threshold = clip.lo
         self.cut, _ = function_kernels("ThresholdedRelu")
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:

@@ -1,9 +1,9 @@
 """Sums and extremes over axes (ONNX ReduceSum, ReduceMean, ReduceMax and the like).
 
-    y = f(all x along the axes)        gx = gy · ∂f/∂x,  as kernels/reduce.py says for each f
+    y = f(all x along the axes)        gx = gy · ∂f/∂x;  kernels/reduce.py has ∂f/∂x for each f
 
-ReduceMean over the plane is GlobalAveragePool.  ReduceMax and ReduceMin keep a switch: the first extremum,
-row-major, takes the gradient.
+ReduceMean over the plane becomes GlobalAveragePool.  ReduceMax and ReduceMin keep a switch: the first
+extremum in row-major order gets the gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .pool import AveragePool, over_everything
 from .shape import Reshape, or_identity
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
-#: Kept, reduced, kept, reduced: sizes of the four groups of axes behind the batch that kernels see.
+#: Sizes of the four groups of axes behind the batch that kernels know: kept, reduced, kept, reduced.
 Runs = tuple[int, int, int, int]
 
 _NO_X = np.empty((0, 0, 0, 0, 0), np.float32)
@@ -36,9 +36,16 @@ def _groups(order: Order, axes: tuple[int, ...]) -> re.Match[str] | None:
 
 
 def order_in_runs(given: Order, axes: tuple[int, ...], *, row_major: bool = False) -> Order:
-    """A memory order whose reduced axes lie in one run or in two, the second innermost: `given` if it is one.
+    """A memory order whose reduced axes form one run, or two of which the second is innermost.
 
-    `row_major`: and follow each other as in the file.
+    Parameters
+    ----------
+    given
+        The present order; it is returned if it is such an order.
+    axes
+        The reduced axes.
+    row_major
+        Whether the reduced axes must also follow each other as in the file.
     """
     ascending = [axis for axis in given if axis in axes] == sorted(axes)
     if _groups(given, axes) and (ascending or not row_major):
@@ -47,6 +54,7 @@ def order_in_runs(given: Order, axes: tuple[int, ...], *, row_major: bool = Fals
 
 
 def runs_of(x: Shape, order: Order, axes: tuple[int, ...]) -> Runs:
+    """The sizes (A, R, B, S) of the groups, for a tensor of shape x in an order of `order_in_runs`."""
     groups = _groups(order, axes)
     if groups is None:
         raise AssertionError(f"axes {axes} of {order} are not in two runs")
@@ -55,22 +63,23 @@ def runs_of(x: Shape, order: Order, axes: tuple[int, ...]) -> Runs:
 
 
 def in_runs(x: Floats, runs: Runs) -> Floats:
-    """(N, A, R, B, S)."""
+    """x as (N, A, R, B, S)."""
     return view(x, len(x), *runs)
 
 
 def without_runs(y: NDArray[Any], runs: Runs) -> NDArray[Any]:
-    """(N, A, B) of what has size 1 along the reduced axes."""
+    """y, which has size 1 along the reduced axes, as (N, A, B)."""
     return view(y, len(y), runs[0], runs[2])
 
 
 def sums_of(scratch: Floats, count: int) -> NDArray[np.float64]:
+    """The first `count` doubles of the scratch."""
     return scratch[: 2 * count].view(np.float64)
 
 
 @dataclass(frozen=True)
 class Reduce(Op):
-    """To size 1 along `axes`, by one of `kernels`' kinds."""
+    """Reduces `axes` to size 1.  `kind` is a constant of `kernels.reduce`."""
 
     axes: tuple[int, ...]
     kind: int
@@ -93,7 +102,7 @@ class Reduce(Op):
 
 @dataclass(frozen=True)
 class Extremum(Op):
-    """The maximum, or the minimum, to size 1 along `axes`."""
+    """The maximum, or the minimum, over `axes`, which become of size 1."""
 
     axes: tuple[int, ...]
     highest: bool
@@ -110,7 +119,7 @@ class Extremum(Op):
 
 
 def reduced_axes(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """`axes` counted from the front, which may not hold the batch."""
+    """`axes` counted from the front.  The batch is refused."""
     counted = tuple(sorted(node.axes(axes, len(node.shape(0)))))
     if 0 in counted:
         node.refuse(f"axes {list(counted)} hold the batch.", supported="axes from 1 on")
@@ -118,9 +127,9 @@ def reduced_axes(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _axes(node: Node) -> tuple[int, ...]:
-    """Axes are an attribute before opset 18 (ReduceSum: 13), an input since.
+    """The axes: an attribute before opset 18 (ReduceSum: 13), an input since.
 
-    Where there are none, all are reduced, or none with noop_with_empty_axes.
+    Without axes all are reduced, or with noop_with_empty_axes none.
     """
     axes = (node.constant_ints(1) if node.has(1) else node.integers("axes")) or ()
     may_do_nothing = node.integer("noop_with_empty_axes", 0)
@@ -166,7 +175,7 @@ PARSERS = {
 
 
 class ReduceStep(Step):
-    """A sum or a mean; what is not linear is a `CurvedReduceStep`, which wants x again."""
+    """A sum or a mean.  Other functions are a `CurvedReduceStep`, whose vjp reads x."""
 
     wants_whole = True
 

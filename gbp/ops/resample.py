@@ -1,18 +1,18 @@
-"""Linear maps along one axis, and what interpolates by them (ONNX Resize, Upsample; CumSum).
+"""Linear maps along one axis, and interpolation by them (ONNX Resize, Upsample; CumSum).
 
     y[…, o, …]  = Σ_t w[o, t] · x[…, i[o, t], …]
     gx[…, a, …] = Σ_{o, t: i[o, t] = a} w[o, t] · gy[…, o, …]
 
-Interpolation is separable: an op for each axis that changes.  Output o lies at coordinate s of the input,
-between ⌊s⌋ and ⌊s⌋ + 1, and takes of the pixels i around it as much as the kernel says:
+Interpolation is separable, so each axis that changes is one op.  Output o is at coordinate s of the input,
+between ⌊s⌋ and ⌊s⌋ + 1.  The kernel k gives the weights of the pixels i around it:
 
-    nearest    the pixel that nearest_mode says
+    nearest    1 for the pixel that nearest_mode chooses
     linear     k(s − i),  k(d) = 1 − |d|                                 for |d| < 1
     cubic      k(s − i),  k(d) = (a+2)|d|³ − (a+3)d² + 1                 for |d| ≤ 1
                           k(d) = a|d|³ − 5ad² + 8a|d| − 4a               for 1 < |d| < 2
 
-With `antialias` a kernel that shrinks is as much wider as the output is smaller.  Pixels beyond the edge are
-the edge's own, or with exclude_outside none.
+With `antialias` the kernel is wider by the factor by which the output is smaller.  Pixels beyond the edge
+have the value of the edge; with exclude_outside they have no weight.
 
 Source: ONNX Resize (opset 19) and its reference implementation; Upsample, and Resize at opset 10, as
 onnxruntime has them, because the specification says too little.  By scales the output has ⌊scale · size⌋
@@ -40,16 +40,16 @@ from .node import Node
 from .shape import or_identity
 from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
 
-#: Of one table: inputs that all outputs together look at.
+#: Most taps of one table, over all outputs.
 MAX_TAPS = 2**22
 
-#: A vector of taps loaded, multiplied and added, in multiply-adds of a convolution.
+#: The cost of a vector of taps (load, multiply, add), in multiply-adds of a convolution.
 _TAP = 2**7
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A sparse matrix: output o takes weights[k] of input taps[k], k from starts[o] to starts[o + 1] − 1."""
+    """A sparse matrix: y[o] = Σ weights[k] · x[taps[k]], for k from starts[o] to starts[o + 1] − 1."""
 
     starts: NDArray[np.int64]
     taps: NDArray[np.int32]
@@ -57,7 +57,7 @@ class Table:
 
     @classmethod
     def of(cls, indices: NDArray[Any], weights: NDArray[Any]) -> Table:
-        """From i and w (outputs, taps), without the weights that are 0."""
+        """Make a table from i and w (outputs, taps).  Weights of 0 are left out."""
         used = weights != 0
         starts = np.concatenate(([0], np.cumsum(used.sum(axis=1)))).astype(np.int64)
         return cls(starts, indices[used].astype(np.int32), weights[used].astype(np.float32))
@@ -72,7 +72,7 @@ class Table:
 
     @cached_property
     def averages(self) -> bool:
-        """Whether the weights of each output add up to 1, and some output has several."""
+        """Whether the weights of each output add up to 1, and some output has several weights."""
         counts = np.diff(self.starts)
         if not counts.size or counts.min() < 1 or counts.max() < 2:
             return False
@@ -87,7 +87,7 @@ class Table:
         )
 
     def transposed(self, size: int) -> Table:
-        """The same for gradients, where the input has `size` elements."""
+        """The transposed matrix, for gradients.  `size`: elements of the input."""
         outputs = np.repeat(np.arange(self.outputs, dtype=np.int32), np.diff(self.starts))
         order = np.argsort(self.taps, kind="stable")
         counts = np.bincount(self.taps, minlength=size)
@@ -97,7 +97,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Resample(Op):
-    """Along `axis`, which has `size` elements."""
+    """Applies a table along `axis`, which has `size` elements."""
 
     axis: int
     size: int
@@ -122,12 +122,13 @@ class ResampleStep(Step):
     def __init__(self, op: Resample, order: Order, target: Target) -> None:
         self.table, self.transposed = op.table.on(target), op.table.transposed(op.size).on(target)
         self.at = 1 + order.index(op.axis)
-        # Masks have whole bytes for the innermost axis: single elements of it have no such mask.
+        # A mask has whole bytes for each row of the innermost axis, so single elements have no mask to gate
+        # by.
         self.gates = self.at < len(order)
         self.algorithm = f"{op.size} to {op.table.outputs}"
 
     def _around(self, x: NDArray[Any]) -> NDArray[Any]:
-        """(N, …, axis, …, innermost) in five axes; 1 for the last two where the axis is itself innermost."""
+        """x as (batch, before, axis, behind, innermost).  The last two are 1 if the axis is innermost."""
         inner = x.shape[self.at + 1 :]
         after = (elements(inner[:-1]), inner[-1]) if inner else (1, 1)
         return view(x, len(x), elements(x.shape[1 : self.at]), x.shape[self.at], *after)
@@ -135,8 +136,8 @@ class ResampleStep(Step):
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         table, no_mask = self.table, NO_MASK[..., None]
         to = self._around(y)
-        how = OPEN, to, 0, int(table.averages), context.threads
-        resample(self._around(x[0]), table.starts, table.taps, table.weights, no_mask, *how)
+        rest = OPEN, to, 0, int(table.averages), context.threads
+        resample(self._around(x[0]), table.starts, table.taps, table.weights, no_mask, *rest)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), table = gx, self.transposed
@@ -157,7 +158,7 @@ class ResampleStep(Step):
 
 
 def refuse_unless_it_fits(node: Node, size: int, outputs: float, taps: float = 1) -> None:
-    """Refuse a table from `size` elements to `outputs` × `taps` before there is memory taken for it."""
+    """Refuse a table that is too large, before memory is allocated for it."""
     if size > MAX_TAPS:
         node.refuse(f"an axis of {size} elements.", supported=f"up to {MAX_TAPS} along one axis")
     if not outputs * max(1, taps) <= MAX_TAPS:
@@ -202,7 +203,7 @@ class _Way:
     antialias: bool
 
     def kernel(self, d: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What a pixel at distance d gives."""
+        """The weight of a pixel at distance d."""
         d = np.abs(d)
         if self.mode == "linear":
             return np.maximum(0, 1 - d)
@@ -212,7 +213,7 @@ class _Way:
         return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
     def taps(self, scale: float) -> int:
-        """How many pixels reach an output on either side."""
+        """How many pixels on each side contribute to an output."""
         if self.mode == "nearest":
             return 1
         reach = 1 if self.mode == "linear" else 2
@@ -236,7 +237,7 @@ class _Way:
         return Table.of(np.clip(pixels, 0, size - 1).astype(np.int64), w)
 
     def _coordinates(self, o: NDArray[Any], size: int, scale: Any) -> NDArray[Any]:
-        """Where outputs o lie in the input, in o's own precision."""
+        """The coordinates of outputs o in the input, in the precision of o."""
         number = o.dtype.type
         half = number(0.5)
         s: NDArray[Any]

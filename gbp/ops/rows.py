@@ -1,8 +1,8 @@
-"""Ops on several rows a sample: a batch of N samples and m rows each, as a file makes it of N frames by T.
+"""Ops on several rows of each sample: N samples with m rows each, such as the frames of N videos.
 
-y[n, i] = op(x[n, i])        gx[n, i] = op's, of gy[n, i]        for i in [0, m)
+y[n, i] = op(x[n, i])        gx[n, i] = the op's gradient for gy[n, i]        for i in [0, m)
 
-(N, m, …) in memory is (N·m, …), which the op's own step takes for its batch.
+(N, m, …) is (N·m, …) in memory.  The op's own step takes N·m as its batch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def _merged(shape: Shape) -> Shape:
 
 
 def _one(shape: Shape) -> Shape:
-    """One row, of one sample."""
+    """The shape of one row of one sample."""
     return (1, *shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
 class Rows(Op):
-    """`op` on each row of a sample, for inputs (N, m, …) with as many rows each."""
+    """Applies `op` to each row of a sample.  All inputs (N, m, …) have the same number of rows."""
 
     op: Op
 
@@ -62,7 +62,7 @@ class Rows(Op):
         return (x[0][0], y[0] // x[0][0], *y[1:])
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        """Those of the op, with the rows outermost."""
+        """The orders of the op, with the rows as outermost axis."""
         within = tuple(tuple(axis - 1 for axis in order if axis > 1) for order in given)
         wanted, result = self.op.orders(tuple(map(_merged, x)), within)
         outer = [(1, *(axis + 1 for axis in order)) for order in (*wanted, result)]
@@ -75,7 +75,7 @@ class Rows(Op):
 
 
 def over_rows(op: Op, samples: int) -> Op:
-    """The op that does to (N, m, …) what `op` does to (N·m, …), for N = `samples`."""
+    """The op on (N, m, …) that computes what `op` computes on (N·m, …), for N = `samples`."""
     match op:
         case Rectifier() | Function() | Add() | Mul():  # number by number: passes know them as they are
             return op
@@ -89,7 +89,7 @@ def over_rows(op: Op, samples: int) -> Op:
 
 
 class RowsStep(Step):
-    """A step for (N·m, …) on arrays (N, m, …)."""
+    """Applies a step for (N·m, …) to arrays (N, m, …)."""
 
     wants_whole = True
 
@@ -108,7 +108,7 @@ class RowsStep(Step):
         return view(x, len(x) * self.rows, *x.shape[2:]) if x.size else x
 
     def _mask(self, mask: NDArray[np.uint8], x: NDArray[Any]) -> NDArray[np.uint8]:
-        """The mask of x (N, m, …), row by row: (N·m, H, W, bytes)."""
+        """The mask of x (N, m, …) as (N·m, H, W, bytes)."""
         if not mask.size:
             return mask
         plane = x.shape[2:4] if x.ndim == 5 else (1, -1)  # as `op.pixels` sees a row
@@ -123,13 +123,14 @@ class RowsStep(Step):
         if all(len(a) == len(gy) for a in kept):
             self._vjp(slice(None), slice(None), gy, gx, context)
             return
-        # Of several targets a sample, the rows of one would lie between those of another.
+        # One gradient at a time: gy has rows for each target and the context for each sample, so they do not
+        # match.
         targets = len(gy) // len(kept[0])
         for m in range(len(gy)):
             self._vjp(slice(m, m + 1), slice(m // targets, m // targets + 1), gy, gx, context)
 
     def _vjp(self, m: slice, n: slice, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        """For the gradients `m`, of the samples `n`."""
+        """The vjp for gradients `m`, which belong to samples `n`."""
 
         def own(kept: NDArray[Any]) -> NDArray[Any]:
             return self._rows(kept[n]) if kept.size else kept

@@ -2,8 +2,8 @@
 
     y[…, o, …] = x[…, i[o], …]        gx[…, a, …] = Σ_{o: i[o] = a} gy[…, o, …]
 
-Each axis that changes is an op: `AxisSlice` for a run of neighbours, of which the plan can make a view, else
-`Resample` with one tap an output.  Pad with a constant has an op of its own, `shape.Pad`.
+Each axis that changes is one op: an `AxisSlice` for a run of neighbours, which the plan can make a view, else
+a `Resample` with one tap for each output.  Pad with a constant is a `shape.Pad`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_slice(node: Node) -> tuple[Op, ...]:
 
 
 def _picked(node: Node, axis: int, indices: NDArray[np.int64]) -> tuple[Op, ...]:
-    """x at these indices along an axis, none where that is all of it."""
+    """The ops that pick these indices along an axis; none if they are all of it."""
     size = node.shape(0)[axis]
     if (np.diff(indices) == 1).all():
         start, stop = int(indices[0]), int(indices[-1]) + 1
@@ -113,7 +113,7 @@ def parse_expand(node: Node) -> tuple[Op, ...]:
 
 
 def _pads(node: Node) -> tuple[list[int], list[int], float]:
-    """What is added before and behind each axis, below 0 what is cut off; and with which value."""
+    """The pads before and behind each axis (negative ones crop), and the value of padding."""
     shape = node.shape(0)
     if node.opset < 11:
         pads = node.integers("pads" if node.opset > 1 else "paddings", ())

@@ -1,11 +1,11 @@
-"""Ops that move no arithmetic: the same values under another shape, order or frame.
+"""Ops without arithmetic: the same values in another shape, in another order, or with padding.
 
     Reshape, Flatten, Squeeze, Unsqueeze, Identity, Cast, …     y = x, row-major     gx = gy
     Transpose                                                   y[p(i)] = x[i]       gx[i] = gy[p(i)]
     DepthToSpace, SpaceToDepth                                  reshaped, transposed, reshaped
     Pad (constant)                                              y = x inside, value outside; gx = gy inside
 
-The first two are views wherever the memory order allows; `orders` asks for the order that allows it.
+The first two are views where the memory order allows it; `orders` names an order that does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .step import Clipped, Context, Floats, GradientSlot, Step
 
 
 def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
-    """Part the axes after the batch into the finest pairs (axes of x, axes of y) with equal products."""
+    """Split the axes behind the batch into the smallest pairs (axes of x, axes of y) with equal products."""
     i = j = 1
     while i < len(x) or j < len(y):
         left, right, left_size, right_size = [], [], 1, 1
@@ -54,7 +54,7 @@ class Reshape(Op):
         return self.to
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        """Each block of axes that merges or parts has to lie together, in the file's order."""
+        """Axes that are merged or split together must be adjacent, in the file's order."""
         blocks = list(_blocks(x[0], self.to))
         if any(not left or not right for left, right in blocks):  # trailing axes of 1 on one side
             return (tuple(range(1, len(x[0]))),), tuple(range(1, len(self.to)))
@@ -72,7 +72,7 @@ class Reshape(Op):
 
 
 def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
-    """The ops one after another; where there is none, what does nothing."""
+    """The ops; if there is none, an op that does nothing."""
     return tuple(ops) or (Reshape(shape),)
 
 
@@ -94,7 +94,7 @@ class Transpose(Op):
 
 @dataclass(frozen=True)
 class Pad(Op):
-    """`begin` and `end` by logical axis; none on the batch."""
+    """Pads with a constant.  `begin` and `end` are by logical axis, and 0 on the batch."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
@@ -176,7 +176,7 @@ def _unsqueezed(node: Node) -> Shape:
     return tuple(1 if i in axes else next(rest) for i in range(len(shape) + count))
 
 
-#: What these make of the shape of their input.
+#: ONNX op → the function that computes the shape of its output.
 TARGETS: Mapping[str, Callable[[Node], Shape]] = {
     "Reshape": _reshaped,
     "Flatten": _flattened,
@@ -226,13 +226,13 @@ def parse_transpose(node: Node) -> Op:
 
 
 def _blocks_moved(node: Node, inside: Shape, perm: tuple[int, ...], result: Shape) -> tuple[Op, ...]:
-    """Part the axes, move the parts, join them again."""
+    """Split the axes to `inside`, transpose them by `perm`, and merge them to `result`."""
     batch = node.shape(0)[0]
     return Reshape((batch, *inside)), Transpose(perm), Reshape((batch, *result))
 
 
 def _blocks_of_depth(node: Node) -> tuple[int, bool]:
-    """The side of a block; whether its pixels come before the depth in a channel's number (DCR) or behind."""
+    """The side of a block; and whether channels are numbered by a block's pixels before the depth (DCR)."""
     mode = node.text("mode", "DCR")
     if mode not in ("DCR", "CRD"):
         node.invalid(f"mode is {mode!r}, not DCR or CRD.")
@@ -274,7 +274,7 @@ PARSERS = {
 
 
 class CopyStep(Step):
-    """The same tensor in another memory order; the plan puts it where an op wants one."""
+    """Copies a tensor to another memory order.  The plan inserts it where an op needs one."""
 
     algorithm = "reorder"
 

@@ -22,7 +22,7 @@ from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """Over axes [axis, end)."""
+    """Softmax, or its logarithm, over the axes [axis, end)."""
 
     axis: int
     end: int
@@ -41,7 +41,7 @@ class Softmax(Op):
         return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        # A mask has whole bytes for the innermost axis: rows that span several axes have no such mask.
+        # A mask has whole bytes for each row of the innermost axis, so longer rows have no mask to gate by.
         one_axis = self.end - self.axis == 1
         return SoftmaxStep(int(np.prod(y[self.axis : self.end])), self.logarithm, gates=one_axis)
 

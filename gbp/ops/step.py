@@ -1,4 +1,4 @@
-"""`Step`: an op with sizes fixed and weights packed, and what a run gives it.
+"""`Step`: an op with fixed sizes and packed weights; the `Context` and `GradientSlot`s that runs pass to it.
 
 `Op.lower` makes the step once the plan knows the memory order of the tensors.
 """
@@ -22,29 +22,36 @@ from ..kernels.pointwise import clear_pixels
 
 Floats = NDArray[np.float32]
 
+#: Empty arrays stand for "none", because kernels have typed arguments.
 NO_TENSOR: Floats = np.empty((0, 0, 0, 0), np.float32)
 NO_MASK: NDArray[np.uint8] = np.empty((0, 0, 0, 0), np.uint8)
 NO_WEIGHTS: Floats = np.empty(0, np.float32)
 
 
 def view(x: NDArray[Any], *shape: int) -> NDArray[Any]:
-    """x under another shape in the same memory; ValueError where it takes a copy, whose writes were lost."""
+    """x under another shape in the same memory.
+
+    Raises ValueError where that needs a copy: what a kernel writes into a copy would be lost.
+    """
     return x.reshape(shape, copy=False)
 
 
 def strided(x: NDArray[Any], shape: Shape, strides: tuple[int, ...]) -> NDArray[Any]:
     """A view of x with any strides, in bytes."""
-    # An array of another device makes views of its own kind.
+    # Arrays of other devices have a method for this.
     return as_strided(x, shape, strides) if isinstance(x, np.ndarray) else x.strided(shape, strides)
 
 
 def pixels(x: NDArray[Any]) -> NDArray[Any]:
-    """A physical tensor as kernels take it: (N, H, W, C), the last axis the innermost in memory."""
+    """A physical tensor as kernels take it: (N, H, W, C), the last axis innermost in memory."""
     return x if x.ndim == 4 else view(x, len(x), 1, -1, x.shape[-1])
 
 
 def clear(x: NDArray[Any], threads: int) -> None:
-    """Write zeros to a physical tensor, or rows of one, by a kernel: so it can be prepared with others."""
+    """Write zeros to a physical tensor or to rows of one.
+
+    A kernel does it, so that a program can repeat it together with other kernels.
+    """
     if isinstance(x, np.ndarray):
         clear_pixels(pixels(x if x.ndim > 1 else x[:, None]), threads)
     else:
@@ -53,9 +60,14 @@ def clear(x: NDArray[Any], threads: int) -> None:
 
 @dataclass(frozen=True)
 class Clipped:
-    """How a fused step ends: y = min(max(·, lo), hi).
+    """The bounds of an epilogue: y = min(max(·, lo), hi).
 
-    A rectifier obeys the rule; a Clip between other bounds has its true derivative under every rule.
+    Parameters
+    ----------
+    lo, hi
+        The bounds.
+    is_rectifier
+        Whether the rule acts here.  A Clip that is no rectifier has its true derivative under every rule.
     """
 
     lo: float = -np.inf
@@ -68,7 +80,21 @@ UNCLIPPED = Clipped()
 
 @dataclass
 class Context:
-    """What the tape keeps of one step from the forward run for its vjp, and the scratch of this run."""
+    """What one step needs in a run besides its inputs and outputs.  The forward run fills it for the vjp.
+
+    Parameters
+    ----------
+    threads
+        How many threads a kernel may use.
+    scratch
+        float32: memory for intermediate results, undefined before each step.
+    mask
+        uint8 (N, H, W, bytes): one bit for each unit of y, 1 where it is strictly between the clip's bounds.
+    switches
+        The choices of a maximum, one for each element of y; of the dtype `Step.switches`.
+    x, y
+        The inputs and the output, where the step saves them.
+    """
 
     threads: int
     scratch: Floats
@@ -78,13 +104,23 @@ class Context:
     y: Floats = field(default_factory=lambda: NO_TENSOR)
 
     def with_scratch(self, scratch: Floats) -> Context:
+        """The same context with other scratch."""
         return Context(self.threads, scratch, self.mask, self.switches, self.x, self.y)
 
 
 @dataclass
 class GradientSlot:
-    """Where a vjp puts the gradient of one input: written, or added with `accumulate`; then, where that
-    completes the gradient of a rectifier's output, kept only as far as the gate lets it pass.
+    """Where a vjp puts the gradient of one input.
+
+    Parameters
+    ----------
+    array
+        float32: the gradient's memory.
+    accumulate
+        Whether the vjp adds to the array.  Otherwise it overwrites it.
+    mask, gate
+        Where this contribution completes the gradient of a rectifier's output: the mask of that output and
+        the gate to apply to the sum.  Otherwise NO_MASK and OPEN.
     """
 
     array: Floats
@@ -94,27 +130,27 @@ class GradientSlot:
 
     @property
     def end(self) -> tuple[NDArray[np.uint8], Gate, Floats, int]:
-        """How every `*_bwd` kernel is told all this: mask, gate, gx (N, H, W, C), accumulate."""
+        """The slot as arguments of a `*_bwd` kernel: mask, gate, gx (N, H, W, C), accumulate."""
         return self.mask, self.gate, pixels(self.array), int(self.accumulate)
 
     @property
     def targets(self) -> int:
-        """How many rows share each sample's mask: targets a sample, or all rows where there is no mask."""
+        """How many rows share one sample's mask: the targets of a sample, or all rows if there is no mask."""
         return len(self.array) // max(1, len(self.mask))
 
     def rows(self, start: int, stop: int) -> GradientSlot:
-        """These rows alone; of several targets a sample, those of one sample."""
+        """The slot of these rows alone.  With several targets for each sample, they must be of one sample."""
         k = self.targets
         mask = self.mask[start:stop] if k == 1 else self.mask[start // k : start // k + 1]
         return GradientSlot(self.array[start:stop], self.accumulate, mask, self.gate)
 
     def begin(self, threads: int) -> None:
-        """For steps that only ever add: zeros, where nobody has contributed yet."""
+        """Clear the array unless it holds contributions.  Steps whose kernels only add call this first."""
         if not self.accumulate:
             clear(self.array, threads)
 
     def put(self, g: NDArray[Any]) -> None:
-        """For steps that move bytes only."""
+        """Write or add g through NumPy.  It applies no gate."""
         if self.accumulate:
             np.add(self.array, g, out=self.array)
         else:
@@ -124,63 +160,90 @@ class GradientSlot:
 class Step(ABC):
     """One op, lowered.  Arrays are physical: batch first, then the axes in memory order.
 
-    An array may be part of a larger one: runs of its rows, all equally far apart.  So the innermost axis is
-    dense, and all others merge into one without a copy (`pixels`).
+    An array may be a slice of a larger buffer: a run of elements in every row.  Its innermost axis is dense,
+    and all other axes merge into one without a copy (`pixels`).
+
+    The attributes tell the plan what the step needs and can do.
     """
 
     #: How it is computed, for `gbp inspect`.
     algorithm: str = ""
-    #: `vjp` obeys `GradientSlot.gate` itself; for others the plan gates in a pass of its own.
+    #: Whether `vjp` applies `GradientSlot.gate` itself.  If not, the plan applies the gate separately.
     gates: bool = False
-    #: `forward` adds the residual r and clips, writing the mask, in the same pass.
+    #: Whether `forward` adds the residual r in the same pass; and whether it clips and writes the mask.
     fuses_residual: bool = False
     fuses_clip: bool = False
-    #: Takes no such parts, but C-contiguous arrays only.
+    #: Whether all arrays must be C-contiguous, so that none may be a slice of a larger buffer.
     wants_whole: bool = False
-    #: Kernels that a run calls or not, by what values it meets; the others it calls always.
+    #: Kernels that a run may or may not call, depending on values.  `warmup` compiles them.
     kernels: tuple[Compiled, ...] = ()
-    #: What `vjp` reads again.
+    #: Whether `vjp` reads the inputs again, or the output.
     saves_x: bool = False
     saves_y: bool = False
-    #: It computes through NumPy on the host's arrays, so other devices refuse it.
+    #: Whether it computes through NumPy on the host's arrays.  Other devices refuse such steps.
     needs_host: bool = False
-    #: A sum of its inputs that another step can compute as its residual.
+    #: Whether it is a plain sum of its inputs, so that another step can add one of them as its residual.
     is_sum: bool = False
-    #: The clip that it ends with when nothing is fused.
+    #: The clip of its epilogue when nothing is fused.
     clip: Clipped = UNCLIPPED
-    #: y is a run of every row of x, from this element on; None where it is not.
+    #: The first element, if y is a run of elements in every row of x; else None.
     slice_start: int | None = None
-    #: The inputs are runs of every row of y, from these elements on; None where they are not.
+    #: The first element of each input, if the inputs are runs of elements in every row of y; else None.
     part_starts: tuple[int, ...] | None = None
-    #: y holds positions, which count as gbp counts them.
+    #: Whether y holds positions of maxima.  gbp counts them within a plane, ONNX through the whole tensor.
     yields_positions: bool = False
-    #: `forward`, and `vjp`, call the same kernels with the same arguments each time and do nothing else.
+    #: Whether `forward`, or `vjp`, calls the same kernels with the same arguments in each run and does
+    #: nothing else.  Then a program repeats the calls without Python.
     repeats: bool = False
     repeats_back: bool = False
-    #: `vjp` of a single row does.
+    #: Whether `vjp` does so for a gradient of a single row.
     repeats_back_alone: bool = False
-    #: Element type of the switches, one for each output, where there are any.
+    #: The dtype of the switches, one for each element of y; None without switches.
     switches: type[np.generic] | None = None
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        """Floats of scratch that a call needs: (fixed, for each sample)."""
+        """Floats of scratch that one call needs: (a fixed number, more for each sample)."""
         return 0, 0
 
     def only(self, which: Sequence[int]) -> Step:
-        """The step for these inputs alone; the others are in their place in y already."""
+        """The step for these inputs alone; the other inputs are slices of y and need no copy."""
         raise TypeError(f"{type(self).__name__} has no parts")
 
     @abstractmethod
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        """Write y.  r (the residual) is NO_TENSOR unless the step fuses it."""
+        """Compute the output.
+
+        Parameters
+        ----------
+        x
+            The inputs, float32.
+        r
+            The residual to add; NO_TENSOR without one.
+        y
+            The output, float32, to write.
+        clip
+            The bounds of the epilogue.
+        context
+            The mask and the switches to write, and scratch.
+        """
 
     @abstractmethod
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        """Put the gradient of every input, given gy behind the rectifier's gate."""
+        """Compute the gradient of every input (the vector-Jacobian product).
+
+        Parameters
+        ----------
+        gy
+            The gradient of the output, float32 (N·K, …), after the gate of the output's own rectifier.
+        gx
+            One slot for each input.
+        context
+            What the forward run saved, and scratch.
+        """
 
 
 def lower(op: Op, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step | None:
-    """`op.lower`, typed: the graph, which holds ops, knows no steps."""
+    """`op.lower` with a checked type.  The folder graph/, where `Op` is, does not know `Step`."""
     step = op.lower(x, y, order, target)
     if step is not None and not isinstance(step, Step):
         raise TypeError(f"{type(op).__name__}.lower returned a {type(step).__name__}")

@@ -1,12 +1,13 @@
-"""Where maxima lie, and the way back there (the Indices of ONNX MaxPool; MaxUnpool).
+"""Positions of maxima, and unpooling to them (the Indices of ONNX MaxPool; MaxUnpool).
 
-    Indices     y[n, c, o] = the position, within the channel's plane, of the first maximum;  gx = 0
+    Indices     y[n, c, o] = the position of the first maximum within the channel's plane;  gx = 0
     MaxUnpool   y[n, c, positions[n, c, s]] = x[n, c, s], 0 elsewhere
-                gx[n, c, s] = gy there; of positions that coincide the last, row-major, has both
+                gx[n, c, s] = gy at that position; where positions coincide, the last one in row-major order
+                is written and gets the gradient
 
-ONNX counts positions through the whole tensor, n and c first.  Here they are those within a plane, as float32
-numbers, and MaxUnpool alone may read them: the two agree where it writes to planes of the size that the
-MaxPool read, and elsewhere it is refused.
+ONNX counts positions through the whole tensor.  gbp counts them within a plane, as float32 numbers, and
+allows MaxUnpool alone to read them.  Both counts give the same result if MaxUnpool writes planes of the size
+that the MaxPool read; other sizes are refused.
 """
 
 from __future__ import annotations
@@ -26,20 +27,28 @@ from .planes import volume
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
 from .window import MAX_PIXELS, check_room, read_sliding, spatial_sizes
 
-#: What a tap of a plain loop takes, in multiply-adds.
+#: The cost of a tap in a plain loop, in multiply-adds.
 _TAP = 2**5
 
 
 @dataclass(frozen=True)
 class Indices(Op):
-    """`by_columns`: positions count along the first spatial axis first (ONNX: storage_order 1)."""
+    """The positions of the maxima of a MaxPool.
+
+    Parameters
+    ----------
+    axes
+        The pool's window along each spatial axis.
+    by_columns
+        Whether positions count along the first spatial axis first (ONNX: storage_order 1).
+    """
 
     axes: tuple[Axis, ...]
     by_columns: bool
 
     @property
     def plane(self) -> Shape:
-        """The spatial axes that positions refer to."""
+        """The spatial sizes that positions refer to."""
         return tuple(axis.size for axis in self.axes)
 
     def shape(self, *x: Shape) -> Shape:
@@ -58,7 +67,10 @@ class Indices(Op):
 
 @dataclass(frozen=True, eq=False)
 class MaxUnpool(Op):
-    """To `plane`; `positions` (1, C, …) float32 where they are constant, else they are the second input."""
+    """Unpools to planes of size `plane`.
+
+    `positions`: float32 (1, C, …) where they are constant; None where they are the second input.
+    """
 
     plane: Shape
     positions: NDArray[np.float32] | None = None
@@ -87,7 +99,7 @@ def parse(node: Node) -> Op:
     if elements(plane) > MAX_PIXELS:  # positions have to be exact as float32
         node.refuse(f"it unpools to {elements(plane)} pixels.", supported=f"up to {MAX_PIXELS}")
     if node.is_constant(1):
-        if plane != smallest:  # ONNX's own test takes indices for those in the smallest, engines do not
+        if plane != smallest:  # ONNX's own test counts them in the smallest plane, other runtimes do not
             node.refuse(
                 f"constant indices, and an output_shape of {list(plane)} pixels.",
                 supported=f"{list(smallest)}, as the windows say",
@@ -108,7 +120,7 @@ def parse(node: Node) -> Op:
 
 
 def _planes(node: Node) -> tuple[Shape, Shape]:
-    """The spatial axes that the windows fill, and those of the output, where output_shape says others."""
+    """The spatial sizes that the windows fill, and those of the output, which output_shape may change."""
     shape, size = node.shape(0), spatial_sizes(node)
     kernel = node.integers("kernel_shape")
     if kernel is None:

@@ -1,4 +1,4 @@
-"""The attributes that convolutions and pools share, read once into the `Axis` of each spatial axis."""
+"""Attributes that convolutions and pools share, read into one `Axis` for each spatial axis."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ from .node import Node
 
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
-#: Kernels, strides, dilations, pads and padded sides: beyond it kernels' addresses could overflow.
+#: Largest kernel, stride, dilation, pad and padded side.  Beyond it, addresses in kernels could overflow.
 MAX_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """ONNX's attributes of a sliding window: as many values as spatial axes, of `pads` twice as many."""
+    """ONNX's attributes of a sliding window.
+
+    Parameters
+    ----------
+    kernel, stride, dilation
+        One value for each spatial axis.
+    pads
+        The begins of all spatial axes, then their ends.
+    auto_pad
+        "NOTSET", "SAME_UPPER", "SAME_LOWER" or "VALID".
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -42,7 +52,7 @@ def spatial_sizes(node: Node) -> Shape:
 
 
 def read_sliding(node: Node, kernel: tuple[int, ...]) -> Sliding:
-    """The attributes strides, dilations, pads and auto_pad, each within bounds."""
+    """Read and check strides, dilations, pads and auto_pad."""
     rank = len(spatial_sizes(node))
     stride = node.integers("strides", (1,) * rank)
     dilation = node.integers("dilations", (1,) * rank)
@@ -95,7 +105,7 @@ def read_axes(node: Node, kernel: tuple[int, ...], *, ceil_mode: bool = False) -
 
 
 def check_room(node: Node, padded: Sequence[int]) -> None:
-    """Refuse a plane of so many pixels a side, padding counted, if kernels could not address it."""
+    """Refuse a plane that kernels could not address.  `padded`: its sides, with padding."""
     if max(padded) > MAX_PIXELS or elements(padded) > MAX_ELEMENTS:
         node.refuse(
             f"padded, the plane has {' × '.join(map(str, padded))} pixels.",
@@ -104,26 +114,26 @@ def check_room(node: Node, padded: Sequence[int]) -> None:
 
 
 def spatial_outputs(x: Shape, window: Window) -> Shape:
-    """The spatial axes of what `window` makes of x: it slides over the last two, or over a single one."""
+    """The spatial axes of the output for an input of shape x.  The window slides over the last one or two."""
     return (*x[2:-2], *window.output)[2 - len(x) :]
 
 
 def planes_of(x: Shape) -> int:
-    """How many planes of its last two axes each channel of a sample has."""
+    """How many (H, W) planes each channel of a sample has."""
     return elements(x[2:-2])
 
 
 def reverse_work(window: Window, channels: int) -> int:
-    """What a reverse pass that asks each pixel for the windows that see it costs, in multiply-adds."""
-    meets, searched = 1, 0
+    """The cost, in multiply-adds, of a backward kernel that finds the windows of each input pixel."""
+    windows, searched = 1, 0
     for axis in (window.height, window.width):
-        meets *= min(axis.outputs, -(-axis.kernel // axis.stride))
+        windows *= min(axis.outputs, -(-axis.kernel // axis.stride))
         if axis.dilation > 1:  # it looks for the first window that has a tap on the pixel
             searched += min(axis.outputs, axis.extent // axis.stride + 1, axis.dilation)
-    return window.size[0] * window.size[1] * (meets * (8 * channels + 4 * ELEMENT) + searched * ELEMENT)
+    return window.size[0] * window.size[1] * (windows * (8 * channels + 4 * ELEMENT) + searched * ELEMENT)
 
 
 def taps_of(window: Window) -> Taps:
-    """The window as kernels take it, padding apart."""
+    """The window as kernels take it, without the padding."""
     h, w = window.height, window.width
     return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)

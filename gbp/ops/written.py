@@ -1,7 +1,8 @@
-"""Nodes that say what several nodes of ONNX say: what to write instead of them.
+"""Rewriters: a node that stands for several ONNX nodes is replaced by them.
 
-A rewriter sees the node with the shapes and constants that reach it, and appends nodes to a `Writer`; these
-are then read in its place, as if the file had them.  So one op can have operands that go different ways.
+A rewriter gets the node with the shapes and constants of its operands, and appends nodes to a `Writer`.
+These are read in its place, as if they were in the file.  So the operands of one op can be inputs of
+different nodes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Writer:
     Parameters
     ----------
     node : Node
-        What is replaced; its name begins those of the new nodes, so that messages name it.
+        The node that is replaced.  The names of the new nodes begin with its name, so that messages name it.
     unused : callable
-        Makes of a name one that no tensor has yet.
+        Makes a name that no tensor has from a given one.
     """
 
     def __init__(self, node: Node, unused: Callable[[str], str]) -> None:
@@ -35,30 +36,30 @@ class Writer:
         self.constants: dict[str, NDArray[Any]] = {}
 
     def name(self) -> str:
-        """A name for a tensor that the file has none for."""
+        """A new name for a tensor."""
         return self._unused(f"{self.node.name}/{len(self.nodes) + len(self.constants)}")
 
     def constant(self, values: Any) -> str:
-        """A constant tensor: its name."""
+        """Add a constant tensor and return its name."""
         name = self.name()
         self.constants[name] = np.asarray(values)
         return name
 
     def write(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
-        """A node of one output, called `to` or by a new name, which is returned."""
+        """Add a node with one output, and return the output's name: `to`, or a new one."""
         name = self.node.name if to else f"{self.node.name}/{len(self.nodes)}"
         to = to or self.name()
         self.nodes.append(helper.make_node(op, inputs, [to], name=name, **attributes))
         return to
 
     def reshaped(self, x: str, shape: Sequence[int], to: str = "") -> str:
-        """x under another shape."""
+        """Reshape x; returns the name of the result."""
         if self.opset < 5:
             return self.write("Reshape", x, to=to, shape=list(map(int, shape)))
         return self.write("Reshape", x, self.constant(np.array(shape, np.int64)), to=to)
 
     def summed(self, x: str, axes: Sequence[int]) -> str:
-        """x summed over axes that go."""
+        """Sum x over axes and remove them; returns the name of the result."""
         if self.opset < 13:
             return self.write("ReduceSum", x, axes=list(axes), keepdims=0)
         return self.write("ReduceSum", x, self.constant(np.array(axes, np.int64)), keepdims=0)

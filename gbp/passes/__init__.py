@@ -1,8 +1,8 @@
-"""Graph → Graph, each of them leaving scores and maps as they are.
+"""Passes rewrite a graph without a change to scores or maps.
 
-`name_activations` and `rectify_quantized` alone change maps, under rules with gates: they decide what is a
-rectifier.  In comes the graph of a file, out comes the same network in fewer layers.  May import ops and
-graph.
+There are two exceptions: `name_activations` and `rectify_quantized` change maps under rules with gates,
+because they decide what is a rectifier.  The graph of a file comes in; the same network in fewer layers comes
+out.  It may import ops and graph.
 """
 
 from ..graph.graph import Graph
@@ -17,7 +17,7 @@ PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine,
 
 
 def simplify(graph: Graph) -> Graph:
-    """All passes in order."""
+    """Apply all passes in order."""
     for apply in PASSES:
         graph = apply(graph)
     return graph

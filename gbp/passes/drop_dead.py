@@ -4,7 +4,7 @@ from ..graph.graph import Graph
 
 
 def drop_dead(graph: Graph) -> Graph:
-    """The same graph without the layers whose output nobody on the way to the scores reads."""
+    """The same graph without the layers that the scores do not depend on."""
     wanted = {graph.output}
     kept = []
     for layer in reversed(graph.layers):

@@ -1,7 +1,7 @@
-"""Layers that take one tensor to one tensor, number by number, as functions of numbers.
+"""Layers that map one tensor to one tensor element by element, as functions of numbers.
 
-Where layers take only x to y, and nobody else reads what lies between, y is a function of one number, or of
-one number and its place where constants differ by place.  It is evaluated in float64.
+If layers map x alone to y, and no other layer reads the tensors between, then y is a function of one number;
+or of one number and its place, if constants differ by place.  It is evaluated in float64.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..ops.shape import Reshape
 
 Numbers = NDArray[np.float64]
 
-#: Softplus by parts that never overflow has seven, GELU by way of tanh nine, casts come on top; with a limit
-#: no file takes long.
+#: Most layers of a subgraph.  Softplus in parts that never overflow has seven, GELU with tanh has nine, and
+#: casts come on top.  The limit keeps the search short for any file.
 _MAX_LAYERS = 16
 
 
@@ -56,7 +56,7 @@ def _shrink(x: Numbers, bias: float, least: float) -> Numbers:
     return np.where(x < -least, x + bias, np.where(x > least, x - bias, 0))
 
 
-#: What `Function`s compute, of x and the parameters p and q; those that are no part of an activation lack.
+#: The functions of x and the parameters p and q that are parts of activations, by the name of the `Function`.
 _FUNCTIONS: dict[str, Callable[[Numbers, float, float], Numbers]] = {
     "Abs": lambda x, p, q: np.abs(x),
     "Celu": lambda x, p, q: _elu(x / p, 1, p),
@@ -101,9 +101,9 @@ _BINARY: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An op as a function of numbers: of its computed operands, then of its constants.
+    """An op as a function of numbers.  Its arguments are the computed operands, then the constants.
 
-    Each constant is () or has the tensor's rank, 1 on the batch axis.
+    Each constant is a scalar or has the tensor's rank, with 1 on the batch axis.
     """
 
     function: Callable[..., Any]
@@ -111,7 +111,7 @@ class Elementwise:
 
 
 def _constant(c: NDArray[Any]) -> Numbers:
-    """One number where one would do."""
+    """The constant; as a scalar if all its values are equal."""
     same = c.size == 1 or (c.size > 1 and bool((c == c.flat[0]).all()))
     return np.array(c.flat[0], np.float64) if same else c  # in its own type, as it may be large
 
@@ -121,7 +121,7 @@ def _along(c: NDArray[Any], axis: int, rank: int) -> Numbers:
 
 
 def _mixed(function: Callable[..., Any], constants: Sequence[NDArray[Any] | None]) -> Elementwise:
-    """Of operands of which some are constants, in their order."""
+    """The function of operands, some of which are constants, in the op's own order."""
     computed = [i for i, c in enumerate(constants) if c is None]
     given = [i for i, c in enumerate(constants) if c is not None]
     places = np.argsort([*computed, *given])
@@ -132,7 +132,7 @@ def _mixed(function: Callable[..., Any], constants: Sequence[NDArray[Any] | None
 
 
 def of_numbers(op: Op, rank: int) -> Elementwise | None:
-    """The op, on tensors of `rank` axes, as a function of numbers; None where it is not one."""
+    """The op on tensors of `rank` axes as a function of numbers; None if it is no such function."""
     match op:
         case Function(name, p, q) if name in _FUNCTIONS:
             return Elementwise(lambda x: _FUNCTIONS[name](x, p, q))
@@ -164,9 +164,9 @@ def of_numbers(op: Op, rank: int) -> Elementwise | None:
 
 
 class Subgraph:
-    """Layers in order of computation that take tensor `x` alone to `y`, number by number.
+    """Layers, in order of computation, that map tensor `x` alone to `y`, element by element.
 
-    `spread`: the shape of what its constants differ by, () where they are the same everywhere.
+    `spread`: the shape over which its constants vary; () if they are the same everywhere.
     """
 
     def __init__(self, x: str, shape: Shape, layers: Sequence[Layer], ops: Mapping[str, Elementwise]) -> None:
@@ -176,7 +176,7 @@ class Subgraph:
         self.spread: Shape = np.broadcast_shapes(*(np.shape(c) for c in constants))
 
     def until(self, name: str) -> Subgraph:
-        """The part of it that ends at one of its tensors."""
+        """The part of the subgraph that ends at one of its tensors."""
         wanted, layers = {name}, []
         for layer in reversed(self.layers):
             if layer.output in wanted:
@@ -187,14 +187,14 @@ class Subgraph:
 
     @cached_property
     def _constants(self) -> list[list[Numbers]]:
-        """Of each layer, flattened over `spread` where they differ."""
+        """The constants of each layer, flattened over `spread` if they vary."""
         return [
             [np.broadcast_to(c, self.spread).reshape(-1) if np.ndim(c) else c for c in op.constants]
             for op in self._ops
         ]
 
     def values(self, x: Numbers, places: slice = slice(None)) -> dict[str, Numbers]:
-        """All its tensors for numbers x (P,): each (P, 1), or (P, places) of `spread`, flattened."""
+        """The values of all its tensors for numbers x (P,): each (P, 1), or (P, places) over `spread`."""
         found: dict[str, Numbers] = {self.x: x[:, None]}
         with np.errstate(all="ignore"):
             for layer, op, constants in zip(self.layers, self._ops, self._constants, strict=True):
@@ -204,12 +204,12 @@ class Subgraph:
         return found
 
     def __call__(self, x: Numbers, places: slice = slice(None)) -> Numbers:
-        """y for numbers x (P,): (P, 1) or (P, places)."""
+        """The values of y for numbers x (P,): (P, 1) or (P, places)."""
         return self.values(x, places)[self.y]
 
 
 class Search:
-    """Finds the subgraphs of one number of a graph."""
+    """Finds all such subgraphs of a graph."""
 
     def __init__(self, graph: Graph) -> None:
         self._makers = {layer.output: layer for layer in graph.layers}
@@ -227,7 +227,7 @@ class Search:
         return self._ops[layer.output]
 
     def ending_at(self, y: str) -> Iterator[Subgraph]:
-        """Those that end at y, the smallest first."""
+        """The subgraphs that end at y, the smallest first."""
         inside: list[Layer] = []
         ops: dict[str, Elementwise] = {}
         edge = {y}

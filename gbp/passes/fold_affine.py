@@ -1,11 +1,11 @@
-"""Fold scale and shift (BatchNormalization, a bias added apart) into the Conv or dense layer beside it.
+"""Fold scale and shift (BatchNormalization, a separate bias) into the neighbouring Conv or dense layer.
 
     after    a·(w∗x + b) + c   = (a·w)∗x + (a·b + c)          always
     before   w∗(a·x + c) + b   = (w·a)∗x + (b + Σ w·c)        where no window sees padding, or c = 0:
                                                               padding is 0 after the shift, not before it
     twice    a₂·(a₁·x + c₁) + c₂
 
-All are linear, so every rule sees the same rectifiers with the same inputs.
+All these ops are linear.  So the rectifiers and their inputs stay the same, and so do the maps of every rule.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def _before(affine: Affine, op: object) -> Conv | Dense | None:
     if isinstance(op, Conv):
         if op.is_padded and np.any(affine.b != 0):
             return None
-        # Input channel c of group g is row g·C/group + c of a.
+        # Input channel c of group g is element g·C/group + c of a.
         a, b = (v.reshape(op.group, 1, -1, *(1,) * (op.w.ndim - 2)) for v in (affine.a, affine.b))
         w = op.w.reshape(op.group, -1, *op.w.shape[1:])
         shift = (w * b).sum(axis=tuple(range(2, w.ndim))).reshape(-1)
         return replace(op, w=(w * a).reshape(op.w.shape), b=op.b + shift)
     if isinstance(op, Dense):
-        # Row by row: a float64 copy of all could take a gigabyte.
+        # Row by row, because a float64 copy of all weights could take a gigabyte.
         shift = [row.astype(np.float64) @ affine.b for row in op.w]
         return replace(op, w=scaled(op.w, affine.a), b=op.b + np.array(shift))
     return None
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """The same graph with every `Affine` folded that can be."""
+    """The same graph; every `Affine` that can be folded is folded."""
     readers = {name: len(layers) for name, layers in graph.consumers().items()}
     readers[graph.output] += 1
     kept: dict[str, Layer] = {}  # by output, in order of computation
@@ -67,7 +67,7 @@ def fold_affine(graph: Graph) -> Graph:
 
 
 def _folded(first: Layer | None, second: Layer, readers: dict[str, int]) -> Layer | None:
-    """`second` with `first`, which makes its only input, in it."""
+    """`first` and `second` as one layer, or None.  `first` makes the only input of `second`."""
     if first is None or len(second.inputs) != 1 or readers[first.output] != 1:
         return None
     if isinstance(second.op, Affine) and (after := _after(first.op, second.op)) is not None:

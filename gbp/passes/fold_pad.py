@@ -1,4 +1,4 @@
-"""Fold a Pad of zeros into the Conv behind it, which pads for free."""
+"""Fold a Pad of zeros into the Conv that reads it.  A Conv pads without a pass over memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def _folded(pad: Pad, conv: Conv) -> Conv | None:
 
 
 def fold_pad(graph: Graph) -> Graph:
-    """The same graph with zero pads in the windows of the convolutions that are their only readers."""
+    """The same graph; a Pad of zeros whose only reader is a convolution becomes part of its window."""
     consumers = graph.consumers()
     pads = {layer.output: layer for layer in graph.layers if isinstance(layer.op, Pad)}
     layers = []
-    gone = set()
+    folded = set()
     for layer in graph.layers:
         pad = pads.get(layer.inputs[0])
         if pad and isinstance(pad.op, Pad) and isinstance(layer.op, Conv) and pad.output != graph.output:
             conv = _folded(pad.op, layer.op) if len(consumers[pad.output]) == 1 else None
             if conv is not None:
-                gone.add(pad.output)
+                folded.add(pad.output)
                 layers.append(Layer(layer.name, conv, pad.inputs, layer.output, layer.kind))
                 continue
         layers.append(layer)
-    return graph.with_layers(layer for layer in layers if layer.output not in gone)
+    return graph.with_layers(layer for layer in layers if layer.output not in folded)

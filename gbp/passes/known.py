@@ -1,11 +1,12 @@
-"""Functions of one number that are looked for, by their values.
+"""Known functions of one number, recognised by their values.
 
     rectifiers     Clip(x, lo, hi) with lo from 0 to 0.001;   x where x > θ, 0 elsewhere;   both up to hi
     activations    LeakyRelu and PRelu, Elu, Selu, Celu, Sigmoid, Tanh, HardSigmoid, HardSwish, Swish, Mish,
                    Gelu in both kinds, Softplus, Softsign, Shrink
 
-A few values say which parameters a function would have, and all of them whether it is the one.  Numbers
-between them decide nothing: functions bend at constants of theirs, and far from 0 at powers of 2 at most.
+A few values give the parameters that a function would have, and all values together decide whether it is that
+function.  Numbers between the tested ones need no test: functions bend only at their own constants, and far
+from 0 at powers of 2.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from ..ops.rectifier import MAX_FLOOR, Rectifier, Threshold
 from ..ops.step import Clipped
 from .elementwise import Numbers, Subgraph, of_numbers
 
-#: Farther out sums of parts would cancel, as Relu(x) − Relu(x − 6) does.
+#: The largest number that is tested.  Beyond it sums of parts would cancel, as Relu(x) − Relu(x − 6) does.
 _FAR = 1e9
-#: Few, to tell what a function may be; each family reads some.
+#: A few numbers, to find out what a function may be; each family of functions reads some of them.
 _FEW = np.array([-_FAR, -50.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 50.0, _FAR / 10, _FAR])
 _AT = {float(x): i for i, x in enumerate(_FEW)}
 _POWERS = 2.0 ** np.arange(-30, 31)
-#: All: close together around 0, at every size, far out.
+#: All numbers that are tested: dense around 0, at every magnitude, and far out.
 _GRID = np.unique(np.concatenate([np.linspace(-9, 9, 73), np.linspace(-100, 100, 61), _POWERS, -_POWERS]))
-#: Where constants differ by place.
+#: The numbers that are tested where constants differ by place.
 _SOME = np.array([-90.0, -7.0, -1.0, -0.3, -1e-3, -1e-6, 0.0, 1e-6, 1e-3, 0.4, 1.0, 3.0, 80.0])
 _PLACES, _MAX_PLACES = 2**16, 2**23
 
@@ -42,7 +43,7 @@ _SAFE = 100.0
 
 @dataclass(frozen=True)
 class Known:
-    """What a function is called, and the op that it is: `equal` to float32, or in float16 constants."""
+    """The name of a function, and its op.  `equal`: to float32; otherwise up to constants in float16."""
 
     kind: str
     op: Op
@@ -50,7 +51,7 @@ class Known:
 
 
 def known(f: Subgraph) -> Known | None:
-    """What `f` is, or None."""
+    """The known function that `f` is, or None."""
     with np.errstate(all="ignore"):
         return _by_place(f) if f.spread else _by_values(f)
 
@@ -58,6 +59,8 @@ def known(f: Subgraph) -> Known | None:
 def _by_values(f: Subgraph) -> Known | None:
     values = f.values(_FEW)
     few = values[f.y][:, 0]
+    if _same(few, _FEW) and _close(f(_GRID)[:, 0], _GRID, _GRID, _EQUAL, by_size=True):
+        return None  # x itself, which rounding may take to 0 where it is next to nothing
     alike = None
     for op in _candidates(f, few):
         g = _function(op)
@@ -95,7 +98,7 @@ def _kind(op: Op) -> str:
 
 
 def _grid(op: Op) -> Numbers:
-    """The grid, and numbers around where the function bends."""
+    """The numbers to test: the grid, and numbers near the points where the function bends."""
     bends = [0.0]
     if isinstance(op, Rectifier):
         bends += [op.clip.lo, op.clip.hi]
@@ -129,7 +132,7 @@ _NEAR_SIZES = np.maximum(1, np.abs(_NEAR_OF_FIXED))
 
 
 def _candidates(f: Subgraph, few: Numbers) -> Iterator[Rectifier | Function]:
-    """Ops that agree with the values at `_FEW` that tell their parameters."""
+    """The ops that agree with the values at `_FEW`, from which their parameters are read."""
 
     def at(x: float) -> float:
         return float(few[_AT[x]])
@@ -162,7 +165,7 @@ def _candidates(f: Subgraph, few: Numbers) -> Iterator[Rectifier | Function]:
 
 
 def _last_zero(f: Subgraph, low: float, high: float) -> float | None:
-    """The largest float32 up to which f is 0, between `low`, where it is, and `high`, where it is not."""
+    """The largest float32 at which f is still 0.  f is 0 at `low` and is not at `high`."""
 
     def number(place: int) -> float:
         """Float32s in order, number 0 the 0; x·(x > −1) is 0 there, but not beside it."""
@@ -187,7 +190,7 @@ def _last_zero(f: Subgraph, low: float, high: float) -> float | None:
 
 
 def _by_place(f: Subgraph) -> Known | None:
-    """A rectifier, or PRelu with slopes of f's spread."""
+    """A rectifier, or a PRelu with slopes that vary over f's spread."""
     size = math.prod(f.spread)
     if size > _MAX_PLACES:
         return None

@@ -1,8 +1,9 @@
-"""Build a Concat on an earlier one that it begins with: in DenseNets each layer joins all that came before.
+"""Nest a Concat in a later one that begins with the same inputs, as in DenseNets.
 
     y = [a, b],  z = [a, b, c]        becomes        y = [a, b],  z = [y, c]
 
-In memory a tensor can be part of one whole only.  So it is part of y, and y of z, and none is copied.
+A tensor can be a slice of one buffer only.  After this pass a is a slice of y, and y is a slice of z, so none
+of them is copied.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from ..ops.concat import Concat
 
 
 def nest_concat(graph: Graph) -> Graph:
-    """The same graph with every Concat built on the longest earlier one that it begins with."""
+    """The same graph; every Concat reads the longest earlier Concat whose inputs it begins with."""
     layers = []
-    # What a Concat begins with, part by part, has a number: that of (all but its last part, the last).
+    # Each sequence of inputs has a number, found by (the number of all but the last input, the last input).
     numbers: dict[tuple[int, str], int] = {}
     joined: dict[int, str] = {}
     for layer in graph.layers:

@@ -1,14 +1,14 @@
 """Put a rectifier before each QuantizeLinear that is one.
 
-Where its zero point is the least integer, numbers below 0 saturate: what comes out is Relu's, quantized.
-Quantizers know this, and leave out each Relu and Clip(0, b) before such a node.  So under every rule the map
-is the same with the rectifier in the file and without.
+If its zero point is the smallest integer, numbers below 0 saturate, so its output is that of a quantized
+Relu.  Quantizers use this and leave out a Relu or Clip(0, b) before such a node.  After this pass the map of
+every rule is the same whether the file has the rectifier or not.
 
     QuantizeLinear   =   the same after Clip(0, (hi − zero) · scale)       under one scale
                      =   the same after Relu                               under one scale a channel
 
-Where its input is never negative, as that of pooled or concatenated rectifiers, or the image, nothing is
-rectified.
+If its input is never negative, such as pooled or concatenated outputs of rectifiers, or if it is the image,
+nothing is inserted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rectify_quantized(graph: Graph) -> Graph:
 
 
 def _clip(op: Quantize) -> Clipped:
-    """The numbers that do not saturate, the largest of them among these."""
+    """The range of numbers that do not saturate, with its ends."""
     if op.scale.size > 1:
         return Clipped(0.0, np.inf, is_rectifier=True)
     largest = np.float32((op.hi - float(op.zero.flat[0])) * float(op.scale.flat[0]))

@@ -1,4 +1,4 @@
-"""Which tensors hold no negative number, whatever the image: so far as ops tell by themselves."""
+"""Which tensors hold no negative number for any image, as far as the ops alone imply it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..ops.shape import Pad, Reshape, Transpose
 from ..ops.softmax import Softmax
 from ..ops.unpool import MaxUnpool
 
-#: Functions that are never negative, and those that are not where their argument is not.
+#: Functions that are never negative; and functions that are not negative if their argument is not.
 _NEVER = {"Abs", "Exp", "HardSigmoid", "Sigmoid", "Softplus", "Sqrt", "Square", "ThresholdedRelu"}
 _KEEP = {
     "Ceil", "Celu", "Elu", "Erf", "Floor", "Gelu", "GeluTanh", "HardSwish", "LeakyRelu", "Mish", "Pow",
@@ -34,10 +34,10 @@ _MOVES = (
 
 
 def nonnegative(graph: Graph) -> set[str]:
-    """Names of tensors without negative numbers, the image taken for one of them, and the difference of two
-    of them, as of E[x²] and E[x]².
+    """The names of tensors that hold no negative number.
 
-    Of integers that QuantizeLinear makes it is the numbers they stand for that count.
+    The image counts as such a tensor, and so does the difference of two of them, as in E[x²] − E[x]².
+    Integers of a QuantizeLinear count as the numbers that they stand for.
     """
     found = {graph.input}
     for layer in graph.layers:
@@ -49,7 +49,7 @@ def nonnegative(graph: Graph) -> set[str]:
 
 
 def _keeps(op: Op, x: list[bool]) -> bool:
-    """Whether y is not negative, where that is known of some of the inputs."""
+    """Whether y is never negative, given the inputs of which that is known."""
     match op:
         case Rectifier(clip):
             return clip.lo >= 0 or x[0]

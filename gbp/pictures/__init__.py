@@ -1,5 +1,5 @@
-"""Files to arrays, and maps to pictures.
+"""Image files become arrays, and maps become pictures.
 
-In come image files, presets and maps; out come PIL images, arrays that networks take, and files.  Nothing
-here knows models.  May import errors.
+Image files, presets and maps come in; PIL images, input arrays for networks, and files come out.  This folder
+knows no models.  It may import errors.
 """

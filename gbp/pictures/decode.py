@@ -1,9 +1,9 @@
-"""An image file that anybody may have made → a PIL image of 8 bits a channel, upright, within limits.
+"""Decodes an untrusted image file to an upright PIL image with 8 bits for each channel, within limits.
 
-Pillow opens 40 formats, some of them by running other programs, or by opening what they hold in turn.  Those
-that photographs come in are enough; the bytes say which it is.  What decoding may take is limited for each by
-its pixels and by its bytes, and for all by what is read of the file: its headers are parsed in Python, and a
-small file can refer to its own bytes any number of times.
+Pillow opens 40 formats, some of them by running other programs or by opening files inside files.  Only
+formats of photographs are accepted, and the file's first bytes decide which it is.  The cost of decoding is
+limited for each format by pixels and by bytes, and for all formats by the number of bytes read: headers are
+parsed in Python, and a small file can refer to its own bytes any number of times.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Limit:
         return MAX_DECODED // self.pixel
 
 
-#: What is opened, by Pillow's names.  A larger JPEG is decoded at a half, a quarter or an eighth of its size.
-#: Of a GIF only so many bytes are looked at: they hold the first frame.
+#: The accepted formats, by Pillow's names.  A larger JPEG is decoded at a half, a quarter or an eighth of its
+#: size.  Only the first bytes of a GIF are read; they hold the first frame.
 FORMATS = {
     "PNG": Limit(),
     "JPEG": Limit(file=2**26),
@@ -119,7 +119,7 @@ def decode_image(image: Image.Image, name: str, mode: Mode) -> Image.Image:
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
-    """Whatever Pillow raises, which meets damage with exceptions of all kinds, becomes an `InputError`."""
+    """Turn all exceptions into `InputError`s.  Pillow raises many kinds for damaged files."""
     try:
         yield
     except InputError as error:
@@ -287,7 +287,7 @@ _TURNS = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """What EXIF, or else XMP, says of how the camera was held; 1 where they do not.
+    """The orientation of the camera from EXIF, or else from XMP; 1 if both have none.
 
     Pillow would read the value of every tag of the table, each of which may be as large as all of it.
     """

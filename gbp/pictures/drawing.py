@@ -1,4 +1,4 @@
-"""Maps (C, H, W) → pictures, by the name of a style."""
+"""Maps (C, H, W) become pictures in a named style."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_map(
     style
         One of `Panel`.
     image
-        What "overlay" lays the map over.
+        The image that "overlay" draws the map over.
     limit
         The magnitude that is drawn at full strength; by default `render.robust_limit`.
     alpha
@@ -42,7 +42,7 @@ def draw_map(
     Raises
     ------
     InputError
-        For another style, without an image for "overlay", and as the functions of `render`.
+        For another style, for "overlay" without an image, and as the functions of `render`.
     """
     if style == "gray":
         return Image.fromarray(render.gray(reduce(m, "abs-max"), limit=limit))
@@ -62,9 +62,9 @@ def draw_map(
 
 
 def reduce(m: NDArray[np.float32], how: Reduction) -> NDArray[np.float32]:
-    """Reduce axis -3, the channels, as `Attribution.reduce` says.
+    """Reduce axis -3, the channels; see `Attribution.reduce`.
 
-    In float64, because squares of small gradients underflow.
+    It is computed in float64, because squares of small gradients underflow in float32.
     """
     x = m.astype(np.float64)
     if how == "abs-max":

@@ -1,4 +1,4 @@
-"""Writing pictures and arrays: complete files or none."""
+"""Writes pictures and arrays.  A file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ File: TypeAlias = str | os.PathLike[str] | IO[bytes]
 #: Suffix → Pillow's name of the format, and its options.
 FORMATS: dict[str, tuple[str, dict[str, int]]] = {
     ".png": ("PNG", {"compress_type": zlib.Z_RLE}),  # a fifth of the usual time for 5 % more bytes
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),  # full colour resolution: maps are one pixel fine
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),  # full colour resolution, for details of one pixel
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
 ARRAYS = ".npz"
 
 
 def suffix_of(file: File, format: str | None = None) -> str:
-    """The suffix that says how to write `file`.
+    """The suffix of the format in which to write `file`.
 
     Parameters
     ----------
     file
         A path or a file object.
     format
-        "png", "jpg", "jpeg" or "npz"; by default what the path ends in, and "png" for a file object
-        without a name.
+        "png", "jpg", "jpeg" or "npz"; by default the path's suffix, and "png" for a file object without a
+        name.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def suffix_of(file: File, format: str | None = None) -> str:
 
 
 def check_path(path: str | os.PathLike[str], format: str | None = None) -> None:
-    """Raise `InputError` unless gbp can write the format of `path` and its folder exists."""
+    """Raise `InputError` unless gbp can write the format of `path` and the folder exists."""
     target = Path(path)
     suffix_of(path, format)
     if not os.path.isdir(target.parent):
@@ -67,10 +67,19 @@ def check_path(path: str | os.PathLike[str], format: str | None = None) -> None:
 def save_picture(image: Image.Image, file: File, format: str | None = None) -> None:
     """Write a PNG or JPEG, complete or not at all.
 
+    Parameters
+    ----------
+    image
+        The picture.
+    file
+        A path or a binary file object.
+    format
+        "png", "jpg" or "jpeg"; by default the path's suffix.
+
     Raises
     ------
     InputError
-        If the suffix is not that of a picture, or the file cannot be written.
+        For another format, or where the file cannot be written.
     """
     suffix = suffix_of(file, format)
     if suffix not in FORMATS:
@@ -82,10 +91,10 @@ def save_picture(image: Image.Image, file: File, format: str | None = None) -> N
 
 
 def write(file: File, fill: Callable[[IO[bytes]], object], format: str | None = None) -> None:
-    """Call `fill` with a file to write to.
+    """Call `fill` with a binary file to write to.
 
-    A path is written beside its place under another name and then renamed, so that readers never see half a
-    file.  A file object is written to as it is.
+    For a path it is a temporary file in the same folder, which is renamed at the end, so that nobody reads an
+    incomplete file.  For a file object it is the object itself.
     """
     if not isinstance(file, (str, os.PathLike)):
         fill(file)

@@ -1,4 +1,4 @@
-"""How the axes of a network's input lie, and maps of them as planes."""
+"""The meaning of the axes of a network's input, and maps as planes of pixels."""
 
 from __future__ import annotations
 

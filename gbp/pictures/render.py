@@ -1,8 +1,8 @@
-"""Array → picture: relevance maps as uint8 pixels, and panels on one canvas.  Pure functions, no files.
+"""Maps become uint8 pixels, and panels are put on one canvas.  The functions are pure and touch no files.
 
-Every map is divided by a limit and clipped to ±1 before it takes colour.  Gradient maps have long tails: one
-pixel may be ten times the rest and would leave everything else black, so the limit is by default the
-99.5th percentile of the map's magnitude (`robust_limit`).  To compare maps, give them one limit.
+Every map is divided by a limit and clipped to ±1 before it is coloured.  One pixel of a gradient map may be
+ten times larger than the rest; if it were the limit, everything else would be black.  So the default limit is
+the 99.5th percentile of the map's magnitude (`robust_limit`).  To compare maps, give them the same limit.
 """
 
 from __future__ import annotations
@@ -29,10 +29,21 @@ POSITIVE = ("#ffffff", "#f9d9cc", "#f2a98f", "#e06a56", "#bd2a38", "#a0182f")
 
 
 def robust_limit(m: NDArray[Any]) -> float:
-    """Return the magnitude that is drawn at full strength: the 99.5th percentile of |m|.
+    """The default limit of a map: the 99.5th percentile of |m|.
 
-    A map so sparse that this is 0 takes its maximum; a map of zeros takes 1, so that it draws as zeros.
-    Raises `InputError` for a map that is empty or holds NaN or infinity.
+    Parameters
+    ----------
+    m
+        Any shape.
+
+    Returns
+    -------
+    The percentile; the maximum of |m| if that is 0; 1 if all of m is 0.
+
+    Raises
+    ------
+    InputError
+        For a map that is empty or holds NaN or infinity.
     """
     _refuse_unfit(m)
     magnitude = np.abs(m.astype(np.float64))
@@ -40,14 +51,14 @@ def robust_limit(m: NDArray[Any]) -> float:
 
 
 def gray(m: NDArray[Any], *, limit: float | None = None) -> Pixels:
-    """Draw the magnitude of a map (H, W) in grey (H, W): 0 black, `limit` and above white."""
+    """Draw the magnitude of a map (H, W) in grey: uint8 (H, W).  0 is black; `limit` and above are white."""
     return _to_8bit(np.abs(_normalised(m, limit)))
 
 
 def diverging(m: NDArray[Any], *, limit: float | None = None) -> Pixels:
-    """Draw a signed map (H, W) as (H, W, 3): negative blue, 0 white, positive red.
+    """Draw a signed map (H, W) as uint8 (H, W, 3): negative blue, 0 white, positive red.
 
-    The scale is the same on both sides, so `-m` swaps the colours and changes nothing else.
+    Both signs have the same scale, so the picture of -m has swapped colours and is otherwise the same.
     """
     level = np.rint(_normalised(m, limit) * 127).astype(np.intp)
     pixels: Pixels = _diverging_palette()[level + 127]
@@ -55,11 +66,29 @@ def diverging(m: NDArray[Any], *, limit: float | None = None) -> Pixels:
 
 
 def overlay(m: NDArray[Any], base: Pixels, *, alpha: float = 0.95, limit: float | None = None) -> Pixels:
-    """Lay the magnitude of a map (H, W) as heat over the image `base` (H, W, 3); returns (H, W, 3).
+    """Draw the magnitude of a map as heat over an image.
 
-    The image is dimmed and half drained of colour, so that heat glows on it.  Opacity grows with
-    relevance from 0 to `alpha` (0..1): the image stays visible wherever little is relevant.
-    Raises `InputError` when the sizes differ or alpha is out of range.
+    The image is darkened and loses half of its colour, so that the heat stands out.
+
+    Parameters
+    ----------
+    m
+        The map (H, W).
+    base
+        The image, uint8 (H, W, 3).
+    alpha
+        The opacity of the heat at `limit`, 0 to 1.  The opacity is proportional to the map's magnitude.
+    limit
+        The magnitude that is drawn at full strength; by default `robust_limit`.
+
+    Returns
+    -------
+    uint8 (H, W, 3).
+
+    Raises
+    ------
+    InputError
+        Where the sizes differ or alpha is out of range.
     """
     if base.shape != (*m.shape, 3):
         raise InputError(f"a map of shape {m.shape} does not fit an image of shape {base.shape}.")
@@ -74,9 +103,9 @@ def overlay(m: NDArray[Any], base: Pixels, *, alpha: float = 0.95, limit: float 
 
 
 def rgb(m: NDArray[Any], *, limit: float | None = None) -> Pixels:
-    """Draw a map (C, H, W) in its own colours (H, W, 3): 0 is mid-grey, ±`limit` is full on or off.
+    """Draw a map (C, H, W) in its own colours, as the paper on guided backpropagation does.
 
-    C is 3, red first, or 1.  This is the picture of the guided backpropagation paper.
+    C is 3, red first, or 1.  The result is uint8 (H, W, 3): 0 is mid-grey, `limit` is 255 and -`limit` is 0.
     Raises `InputError` for another number of channels.
     """
     if m.ndim != 3 or m.shape[0] not in (1, 3):
@@ -130,11 +159,26 @@ INK, FRAME = "#222222", "#d0d0d0"
 
 
 def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Put images side by side on one white canvas, each over its caption; returns an RGB image.
+    """Put images side by side on one white canvas, each above its caption.
 
-    Small images are enlarged by a whole factor to at least 288 pixels, each pixel a sharp square, because
-    smoothing would invent detail.  A caption may have several lines; what is too wide ends in "…".
-    Raises `InputError` when there are no images or not as many captions.
+    Small images are enlarged by a whole factor to at least 288 pixels.  Each pixel becomes a sharp square,
+    because smoothing would add detail that is not there.
+
+    Parameters
+    ----------
+    images
+        At least one.
+    captions
+        One for each image.  A caption may have several lines; a line that is too wide is cut and ends in "…".
+
+    Returns
+    -------
+    An RGB image.
+
+    Raises
+    ------
+    InputError
+        Without images, or with another number of captions.
     """
     if not images or len(images) != len(captions):
         raise InputError(f"{len(captions)} captions do not fit {len(images)} images.")
@@ -150,7 +194,7 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
     left = MARGIN
     for panel, caption in zip(panels, captions, strict=True):
         frame = (left - 1, MARGIN - 1, left + panel.width, MARGIN + panel.height)
-        draw.rectangle(frame, outline=FRAME)  # tells a white panel from the paper
+        draw.rectangle(frame, outline=FRAME)  # so that a white panel shows on the white canvas
         canvas.paste(panel, (left, MARGIN))
         for row, line in enumerate(caption.split("\n")):
             text = _fitted(line, panel.width, font)
@@ -161,7 +205,7 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
 
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1, -(-PANEL // max(image.size)))
-    sides = (max(factor, -(-PANEL // (6 * side))) for side in image.size)  # a single row is to be seen
+    sides = (max(factor, -(-PANEL // (6 * side))) for side in image.size)  # a single row must be visible
     width, height = (side * factor for side, factor in zip(image.size, sides, strict=True))
     return image.resize((width, height), Image.Resampling.NEAREST)
 

@@ -1,4 +1,4 @@
-"""What an ONNX file does not say, preprocessing and class names: from a small TOML file beside the model."""
+"""The sidecar: a small TOML file beside a model, with the preprocessing and class names that ONNX lacks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _MAX_TOML = 2**16
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What `<model stem>.toml` beside a model says about it; None where it says nothing."""
+    """The contents of `<model stem>.toml` beside a model; None for each entry that is missing."""
 
     preprocess: Preprocess | None = None
     labels: tuple[str, ...] | None = None
 
 
 def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
-    """Read the TOML file named like the model, beside it; an empty `Sidecar` where there is none.
+    """Read the TOML file beside a model; an empty `Sidecar` where there is none.
 
-        labels = "labels.txt"            # or ["cat", "dog"]; a path from this file's folder, within it
+        labels = "labels.txt"            # or ["cat", "dog"]; a path within the sidecar's folder
         [preprocess]                     # or preprocess = "imagenet"
         preset = "imagenet"
         size = 224
 
-    Raises `InputError`, naming the file, for broken TOML, unknown keys and wrong values.
+    Raises
+    ------
+    InputError
+        For broken TOML, unknown keys and wrong values; the message names the file.
     """
     path = Path(model_path).with_suffix(".toml")
     try:
@@ -71,10 +74,22 @@ def _sidecar(table: Mapping[str, Any], path: Path) -> Sidecar:
 
 
 def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names in order, from a sequence or from a file; None stays None.
+    """Read class names.
 
-    A file ending in .json holds a list, or an object whose keys are the class indices 0, 1, …; any other
-    file is UTF-8 text, one name a line.  Raises `InputError`, naming the file, for anything else.
+    Parameters
+    ----------
+    value
+        A sequence of names, or a file.  A .json file holds a list, or an object whose keys are the class
+        indices 0, 1, ….  Any other file is UTF-8 text with one name a line.
+
+    Returns
+    -------
+    The names in the order of the classes; None for None.
+
+    Raises
+    ------
+    InputError
+        For anything else; the message names the file.
     """
     if value is None:
         return None

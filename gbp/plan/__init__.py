@@ -1,6 +1,6 @@
 """A `Graph` becomes a `Plan`: everything that is decided before the first image.
 
-Which step runs on which buffers, in which memory order, what is fused, and in what order gradients are
-written, added and gated.  In comes a graph, out comes a plan for any number of samples.  May import passes,
-ops, graph, devices, limits and errors.
+The plan fixes which step runs on which buffers, the memory orders, what is fused, and the order in which
+gradients are written, added and gated.  A graph comes in; a plan for any number of samples comes out.  It may
+import passes, ops, graph, devices, limits and errors.
 """

@@ -1,14 +1,15 @@
-"""Where each tensor lies: in memory of its own, or in another's.
+"""Buffer aliasing: each tensor has memory of its own, or is a slice of another tensor's memory.
 
-    y = x under another shape      lies where x does
-    y = x[..., start:stop]         (Split) lies in x
-    y = [x_0 | x_1 | …]            (Concat) x_i lies in y: the step that makes x_i writes it there
+    y = x under another shape      y shares x's memory
+    y = x[..., start:stop]         (Split) y is a slice of x
+    y = [x_0 | x_1 | …]            (Concat) x_i is a slice of y: the step that makes x_i writes it there
 
-Along the innermost axis only: there a part is a run of every row, which kernels take as it lies.
+Slices are cut along the innermost axis only.  There a slice is a run of elements in every row, and kernels
+can read and write it in place.
 
-A gradient lies as its tensor does.  What the readers of y contribute to a part of y's gradient is what they
-contribute to x_i's, so where several tensors lie, the contributions of all their readers just add up: such a
-view, Split or Concat has nothing left to do in either direction.
+Gradients are aliased as their tensors are.  If x_i is a slice of y, then what y's readers add to that part of
+y's gradient is added to x_i's gradient too, because both are the same memory.  So an aliased view, Split or
+Concat needs no step, neither forward nor backward.
 """
 
 from __future__ import annotations
@@ -26,7 +27,17 @@ Tensors = Mapping[str, PhysicalTensor]
 
 @dataclass(frozen=True)
 class BufferSlice:
-    """Elements [start, stop) of every row of `row` elements in the memory of tensor `root`."""
+    """A tensor's part of a buffer: elements [start, stop) of every row.
+
+    Parameters
+    ----------
+    root
+        The tensor that the buffer was made for.
+    row
+        Elements in a row of the buffer.
+    start, stop
+        The elements of each row that belong to the tensor.
+    """
 
     root: str
     row: int
@@ -38,23 +49,27 @@ class BufferSlice:
         return self.stop - self.start == self.row
 
     def of(self, memory: NDArray[Any]) -> NDArray[Any]:
-        """What lies here in the memory (n, rows, row)."""
+        """The slice of `memory`, which has shape (n, rows, row)."""
         return memory[:, :, self.start : self.stop]
 
 
 def alias_buffers(
     instructions: Iterable[Instruction], tensors: Tensors, views: Mapping[str, str]
 ) -> tuple[list[Instruction], dict[str, BufferSlice]]:
-    """The calls that are left to do, and the place of every tensor.
+    """Alias as many tensors as possible.
 
-    A part lies in one whole only; a second Concat copies it.
+    A tensor can be a slice of one Concat only.  A second Concat that reads it copies it.
+
+    Returns
+    -------
+    The instructions that still have to be computed, and the buffer slice of every tensor.
     """
-    undivided = set(views.values())  # whose rows may be others under another shape
+    undivided = set(views.values())  # a view under another shape has rows of another length
     for instruction in instructions:
         if instruction.step.wants_whole:
             undivided |= {instruction.output, *instruction.reads}
-    inside = {name: (source, 0) for name, source in views.items()}  # tensor → in which, from which element
-    rows: dict[str, int] = {}  # of memories that hold parts: one length for all of them
+    inside = {name: (source, 0) for name, source in views.items()}  # tensor → (its host, first element)
+    rows: dict[str, int] = {}  # row lengths of buffers that hold slices: one length a buffer
 
     def holds_parts(name: str) -> bool:
         row = tensors[name].row
@@ -83,10 +98,10 @@ def alias_buffers(
 def _resolved(
     inside: Mapping[str, tuple[str, int]], rows: Mapping[str, int], tensors: Tensors, views: Mapping[str, str]
 ) -> dict[str, BufferSlice]:
-    """Places in roots, given those in the next larger tensor."""
+    """Slices of the outermost buffers, given each tensor's place in the next larger one."""
     slices: dict[str, BufferSlice] = {}
     for name in {tensor.name: None for tensor in tensors.values()}:
-        path = [name]  # from the part outwards; a file may nest thousands
+        path = [name]  # from the slice outwards; no recursion, because a file may nest thousands
         while path[-1] not in slices and path[-1] in inside:
             path.append(inside[path[-1]][0])
         host = path.pop()
@@ -103,9 +118,10 @@ def _resolved(
 def mask_slices(
     instructions: Iterable[Instruction], tensors: Tensors, slices: Mapping[str, BufferSlice]
 ) -> dict[str, BufferSlice]:
-    """Which bytes of their memory's mask speak of tensors, where there is a mask and they are whole bytes.
+    """For each tensor that has a mask, its bytes of the mask of its buffer.
 
-    A mask has the rows of its root.  A rectifier's output that does not fit into that has a mask of its own.
+    One mask covers a whole buffer and has the buffer's rows.  A tensor uses it where its slice covers whole
+    bytes.  A rectifier's output that does not has a mask of its own.
     """
     masks = {}
     for name, at in slices.items():
@@ -114,9 +130,9 @@ def mask_slices(
             masks[name] = BufferSlice(at.root, -(-root // 8), at.start // 8, -(-at.stop // 8))
         elif at.is_whole and root % 8 == row % 8 == 0:  # the same bits in rows of another length
             masks[name] = BufferSlice(at.root, root // 8, 0, root // 8)
-    made = [instruction.output for instruction in instructions if instruction.has_mask]
-    for name in made:
+    masked = [instruction.output for instruction in instructions if instruction.has_mask]
+    for name in masked:
         row = -(-tensors[name].row // 8)
         masks.setdefault(name, BufferSlice(name, row, 0, row))
-    roots = {masks[name].root for name in made}
+    roots = {masks[name].root for name in masked}
     return {name: at for name, at in masks.items() if at.root in roots}

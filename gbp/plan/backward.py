@@ -1,8 +1,8 @@
-"""In what order gradients are written, added and gated, known before the first image.
+"""The order in which gradients are written, added and gated, fixed before the first image.
 
-A gradient is the sum of what its readers contribute.  Of every stretch of memory the plan counts how many
-contributions are still to come.  So it knows which one finds nothing there and writes, which ones add, and
-which is the last: where that completes the gradient of rectifiers' outputs, it applies their gates as well.
+A tensor's gradient is the sum of the contributions of its readers.  For every stretch of memory the plan
+counts the contributions that are still to come.  The first contribution writes, and the later ones add.  The
+last one completes the gradient; where the tensor is a rectifier's output, it applies the gate as well.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from .layout import Instruction
 
 @dataclass(frozen=True)
 class GradientWrite:
-    """One step's contribution to the gradient of `tensor`.
+    """One step's contribution to the gradient of a tensor.
 
-    `accumulate`: earlier ones are there already.  `gated_by`: where this is the last and can gate, the call
-    whose rectifier made `tensor`; or one of those that made it together, by gates that are alike.
+    Parameters
+    ----------
+    tensor
+        Its name.
+    accumulate
+        Whether earlier contributions are in memory already, so that this one adds.
+    gated_by
+        The index of the instruction whose gate this contribution applies, because it is the last one and its
+        kernel can gate; else None.  Where several instructions with equal gates made the tensor, one of them.
     """
 
     tensor: str
@@ -33,10 +40,21 @@ class GradientWrite:
 
 @dataclass(frozen=True)
 class BackwardInstruction:
-    """The reverse of call `call`, in this order.
+    """The backward pass of one instruction.  The fields are carried out in this order.
 
-    Zeros where nobody has contributed yet and nobody will write; the call's own gate, if no contribution
-    could apply it; the step's contributions to its inputs; that to the residual.
+    Parameters
+    ----------
+    instruction
+        The index of the forward instruction.
+    zeros
+        Slices of gradients to clear, because no contribution has written them.
+    gates_first
+        Whether the gradient of the output must pass the instruction's own gate first, because no contribution
+        could apply it.
+    inputs
+        The step's contributions to its inputs.
+    residual
+        The contribution to the residual, if there is one and it needs a copy.
     """
 
     instruction: int
@@ -58,15 +76,21 @@ def backward_order(
     image: str,
     output: str,
 ) -> tuple[tuple[BackwardInstruction, ...], dict[str, str]]:
-    """The reverse of each call, last call first; and which memories of gradients are handed on.
+    """Order the backward pass.
 
-    Once y = f(x) + r has contributed to x's gradient, nobody needs y's any more, and r's begins as the same.
-    Where r's memory is still empty, it is y's from then on, {r's root: y's root}, and no byte moves.
+    After y = f(x) + r has contributed to x's gradient, y's gradient is not needed any more, and r's gradient
+    begins as an equal copy of it.  If r's gradient has no contribution yet, it takes over y's memory and
+    nothing is copied.
+
+    Returns
+    -------
+    The backward pass of each instruction, the last instruction first; and the gradient buffers that are taken
+    over, {root of r: root of y}.
     """
     stretches, spans = _stretches(slices)
     pending = np.zeros(len(stretches), np.int64)
     written, gated = np.zeros((2, len(stretches)), np.bool_)
-    # Calls whose gates are alike and whose masks, if any, lie in one memory are one kind, named by the first.
+    # Instructions with equal gates, whose masks are in one buffer, are one kind: the index of the first.
     kinds: dict[tuple[str | None, bool], int] = {}
     kind = np.full(len(stretches), -1)
     for i, instruction in enumerate(instructions):
@@ -86,14 +110,14 @@ def backward_order(
         written[span] = True
 
     def gate_of(name: str) -> int | None:
-        """A call whose mask and gate are those of all of this tensor."""
+        """An instruction whose mask and gate are valid for the whole tensor; None where there is none."""
         span = spans[name]
         first = int(kind[span.start])
         if first < 0 or not (kind[span] == first).all():
             return None
-        made = instructions[first]
-        in_mask = name in masks and made.has_mask and masks[name].root == masks[made.output].root
-        return first if in_mask or not made.has_mask else None
+        maker = instructions[first]
+        in_mask = name in masks and maker.has_mask and masks[name].root == masks[maker.output].root
+        return first if in_mask or not maker.has_mask else None
 
     def write(name: str, can_gate: bool) -> GradientWrite:
         span = spans[name]
@@ -125,13 +149,13 @@ def backward_order(
         inputs = tuple(write(name, instruction.step.gates) for name in instruction.inputs)
         residual = None if r is None or hand_on(instruction.output, to=r) else write(r, can_gate=True)
         if i == 0:
-            clear(spans[image])  # of which nobody read these parts
+            clear(spans[image])  # parts of the image that no layer reads
         result.append(BackwardInstruction(i, tuple(zeros), gates_first, inputs, residual))
     return tuple(result), handed_on
 
 
 def _stretches(slices: Mapping[str, BufferSlice]) -> tuple[list[BufferSlice], dict[str, slice]]:
-    """All memories, cut wherever a tensor begins or ends; and the stretches of each tensor."""
+    """All buffers, cut wherever a tensor begins or ends; and each tensor's range of these stretches."""
     edges: dict[tuple[str, int], set[int]] = defaultdict(set)
     for at in slices.values():
         edges[at.root, at.row] |= {at.start, at.stop}

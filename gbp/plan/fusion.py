@@ -1,8 +1,8 @@
-"""Fusion: a sum and a rectifier move into the end of the step that made their input.
+"""Fusion: a sum and a rectifier become the epilogue of the step that makes their input.
 
     conv → Add(·, r) → Relu        becomes        conv with residual r, clipped, in one pass over y
 
-A tensor that anyone else reads, that has a view, or that is the result, stays.
+A tensor stays where it has another reader or a view, or where it holds the scores.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .layout import Instruction
 
 
 def fuse(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
-    """The same calls with sums and rectifiers fused; `remain` are tensors that others than calls need."""
+    """Fuse sums and rectifiers.  `remain`: tensors that something besides the instructions needs."""
     return _fuse_clips(_fuse_residuals(instructions, remain), remain)
 
 
 def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
-    """Tensors with a single reader, which is a call."""
+    """Tensors that one instruction reads, once, and nothing else."""
     counts = dict.fromkeys(remain, 2)
     for instruction in instructions:
         for name in instruction.reads:
@@ -29,48 +29,48 @@ def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
 
 def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
     once = _read_once(instructions, remain)
-    made = {instruction.output: i for i, instruction in enumerate(instructions)}
-    gone: set[int] = set()
+    makers = {instruction.output: i for i, instruction in enumerate(instructions)}
+    replaced: set[int] = set()
     result: dict[int, Instruction] = dict(enumerate(instructions))
     for i, instruction in enumerate(instructions):
         if not instruction.step.is_sum or len(instruction.inputs) != 2:
             continue
-        # The later of the two, so that less is alive while it waits for the other.
-        for name in sorted(instruction.inputs, key=lambda x: -made.get(x, -1)):
-            maker = result.get(made.get(name, -1))
+        # Prefer the input that is makers later: then fewer tensors are alive in between.
+        for name in sorted(instruction.inputs, key=lambda x: -makers.get(x, -1)):
+            maker = result.get(makers.get(name, -1))
             if maker is None or name not in once or not maker.step.fuses_residual:
                 continue
             if maker.residual is not None or maker.clip != UNCLIPPED:
                 continue
             (other,) = (x for x in instruction.inputs if x != name)
-            gone.add(made[name])
+            replaced.add(makers[name])
             result[i] = replace(
                 maker, layers=maker.layers + instruction.layers, output=instruction.output, residual=other
             )
             break
-    return [result[i] for i in range(len(instructions)) if i not in gone]
+    return [result[i] for i in range(len(instructions)) if i not in replaced]
 
 
 def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
     once = _read_once(instructions, remain)
-    made = {instruction.output: i for i, instruction in enumerate(instructions)}
+    makers = {instruction.output: i for i, instruction in enumerate(instructions)}
     result = list(instructions)
-    gone: set[int] = set()
+    replaced: set[int] = set()
     for i, instruction in enumerate(instructions):
         source = instruction.inputs[0]
         if not (instruction.has_mask and instruction.step.fuses_clip) or instruction.residual is not None:
             continue
-        if source not in once or source not in made:
+        if source not in once or source not in makers:
             continue
-        maker = result[made[source]]
+        maker = result[makers[source]]
         if maker.step.fuses_clip and maker.clip == UNCLIPPED:
-            gone.add(i)
+            replaced.add(i)
             merged = replace(
                 maker,
                 layers=maker.layers + instruction.layers,
                 output=instruction.output,
                 clip=instruction.clip,
             )
-            result[made[source]] = merged
-            made[instruction.output] = made[source]
-    return [instruction for i, instruction in enumerate(result) if i not in gone]
+            result[makers[source]] = merged
+            makers[instruction.output] = makers[source]
+    return [instruction for i, instruction in enumerate(result) if i not in replaced]

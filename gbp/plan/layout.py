@@ -1,7 +1,7 @@
-"""In which order of axes each tensor lies in memory: `Graph` → a list of `Instruction`s on physical tensors.
+"""Memory orders: a `Graph` becomes a list of `Instruction`s on physical tensors.
 
-Every op says which memory order it wants (`Op.orders`).  Where a tensor lies otherwise a copy is put in
-between; where only axes of size 1 differ, or an op moves no bytes, the result is a view.
+Every op names the memory order that it needs (`Op.orders`).  Where a tensor is stored in another order, a
+copy is inserted.  Where only axes of size 1 differ, or an op only renames axes, the result is a view.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from ..ops.step import UNCLIPPED, Clipped, Step, lower
 
 @dataclass(frozen=True)
 class PhysicalTensor:
-    """A tensor in memory: its axes in memory `order`, batch first; `shape` without the batch."""
+    """A tensor as it is stored.
+
+    Parameters
+    ----------
+    name
+        The tensor's name in the graph, or a name made for a copy.
+    shape
+        Sizes of the axes in memory order, without the batch.
+    order
+        The memory order of the axes.
+    """
 
     name: str
     shape: Shape
@@ -37,7 +47,7 @@ class PhysicalTensor:
 
     @property
     def mask_shape(self) -> Shape:
-        """One bit a unit, channels up to whole bytes, in the (H, W, C) that kernels see (`pixels`)."""
+        """(H, W, bytes) of the mask: one bit a unit, each pixel's channels padded to whole bytes."""
         *outer, channels = (1, *self.shape)
         rows = (outer[1], outer[2]) if len(outer) == 3 else (1, elements(outer))
         return *rows, -(-channels // 8)
@@ -45,11 +55,22 @@ class PhysicalTensor:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One step at work on physical tensors, by name.
+    """One step with the names of the tensors that it reads and writes.
 
-    Fusion may give it a `residual` to add and a `clip` to end with; `layers` are the names of those layers of
-    the graph that it computes.  `rectified`: it is an activation whose gradient the rule's gradient gate
-    clamps, though it is no rectifier.
+    Parameters
+    ----------
+    layers
+        Names of the graph's layers that it computes; several after fusion.
+    step
+        What computes it.
+    inputs, output
+        Names of physical tensors.
+    residual
+        A tensor that the epilogue adds, or None.
+    clip
+        The bounds to which the epilogue clips.
+    rectified
+        Whether it is an activation but no rectifier, and the rule's gradient gate clamps its gradient.
     """
 
     layers: tuple[str, ...]
@@ -62,39 +83,50 @@ class Instruction:
 
     @cached_property
     def has_mask(self) -> bool:
+        """Whether the forward run writes a mask: one bit a unit, 1 where the clip changed nothing."""
         return self.clip != UNCLIPPED
 
     @property
     def has_gate(self) -> bool:
+        """Whether the gradient of the output passes a gate."""
         return self.has_mask or self.rectified
 
     @property
     def saves(self) -> tuple[str, ...]:
-        """What the vjp reads again."""
+        """Tensors that the vjp reads again."""
         return (self.inputs if self.step.saves_x else ()) + ((self.output,) if self.step.saves_y else ())
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """Tensors that the forward run reads."""
         return self.inputs if self.residual is None else (*self.inputs, self.residual)
 
 
 @dataclass
 class Layout:
-    """Calls in order, and the physical tensors they run on.  `tensors` also knows logical names."""
+    """Instructions in order, and their physical tensors, which are found by logical names too."""
 
     instructions: list[Instruction] = field(default_factory=list)
     tensors: dict[str, PhysicalTensor] = field(default_factory=dict)
-    #: Tensors that are others under another shape: view → whose memory it is.
+    #: Tensors that share another tensor's memory under another shape: view → the tensor that owns the memory.
     views: dict[str, str] = field(default_factory=dict)
-    #: The graph's own names, and those of copies of a tensor in another order.
+    #: The names of the graph's tensors.
     named: frozenset[str] = frozenset()
+    #: (tensor, order) → the name of its copy in that order.
     ordered: dict[tuple[str, Order], str] = field(default_factory=dict)
 
 
 def lay_out(graph: Graph, target: Target, clamp: bool = False) -> Layout:
-    """Choose memory orders along the graph and lower every op for `target`.
+    """Choose memory orders along the graph and lower every op.
 
-    `clamp`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
+    Parameters
+    ----------
+    graph
+        The network.
+    target
+        The device, and the algorithm for convolutions.
+    clamp
+        Whether rules with a gradient gate clamp the gradient of activations that are no rectifiers.
     """
     layout = Layout(named=frozenset(graph.shapes))
     first = graph.shapes[graph.input]
@@ -136,7 +168,7 @@ def _add_tensor(layout: Layout, name: str, shape: Shape, order: Order) -> Physic
 
 
 def _add_view(layout: Layout, source: str, name: str, shape: Shape, order: Order) -> None:
-    """`name` as a view of `source`; the very same tensor where not even the physical shape differs."""
+    """Add `name` as a view of `source`; under the same physical shape it is the same tensor."""
     base = layout.tensors[source]
     physical = _physical_shape(shape, order)
     if physical == base.shape:
@@ -147,7 +179,7 @@ def _add_view(layout: Layout, source: str, name: str, shape: Shape, order: Order
 
 
 def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
-    """The physical tensor that holds `name` in memory `order`, copied there if need be."""
+    """The physical tensor that holds `name` in memory `order`.  Adds a copy where there is none."""
     tensor = layout.tensors[name]
     if tensor.order == order:
         return tensor.name
@@ -167,5 +199,5 @@ def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
 
 
 def _memory(shape: Shape, order: Order) -> Order:
-    """The order without the axes that take no room."""
+    """The order without axes of size 1, which make no difference in memory."""
     return tuple(axis for axis in order if shape[axis] > 1)

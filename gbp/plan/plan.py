@@ -1,7 +1,7 @@
-"""`Plan`: everything that can be decided before the first image, decided once and never changed.
+"""`Plan`: everything that can be decided before the first image.  A plan is immutable.
 
-Which step runs on which tensors, where each tensor lies, and in what order gradients are written, added and
-gated.  Sizes are for one sample; a run on N samples takes N times as much.
+It fixes which step runs on which tensors, the buffer slice of each tensor, and the order in which gradients
+are written, added and gated.  Sizes are for one sample; a run on N samples takes N times as much.
 """
 
 from __future__ import annotations
@@ -27,15 +27,23 @@ from .backward import BackwardInstruction, backward_order
 from .fusion import fuse
 from .layout import Instruction, PhysicalTensor, lay_out
 
-#: Memories that are packed as tightly as can be; the largest real networks have as many.
+#: Up to so many buffers are packed as tightly as possible; the largest real networks have as many.
 _MAX_PACKED = 2**11
-#: Floats that a tensor's place is rounded up to: one cache line.
+#: A tensor's size in an arena is rounded up to a multiple of this many floats: one cache line.
 _LINE = 16
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Room for memories that live at different times: where each begins, in floats, for one sample."""
+    """One block of memory that holds many buffers.  Buffers that are never alive together share bytes.
+
+    Parameters
+    ----------
+    begins
+        The first float of each buffer, for one sample.
+    size
+        Floats of the whole arena, for one sample.
+    """
 
     begins: dict[str, int]
     size: int
@@ -43,13 +51,16 @@ class Arena:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to compute and reverse a `Graph`, for any number of samples."""
+    """How to run a `Graph` forward and backward, for any number of samples."""
 
+    #: The forward pass, in order.
     instructions: tuple[Instruction, ...]
+    #: The backward pass, in order.
     backward: tuple[BackwardInstruction, ...]
     tensors: dict[str, PhysicalTensor]
-    #: Where each tensor lies in the memory of its root, its gradient likewise, and its bits in a mask.
+    #: The buffer slice of each tensor; that of its gradient is the same.
     slices: dict[str, BufferSlice]
+    #: For each tensor that has a mask, its bytes of it.
     masks: dict[str, BufferSlice]
     input: PhysicalTensor
     output: PhysicalTensor
@@ -57,27 +68,39 @@ class Plan:
     output_shape: Shape
     activations: Arena
     gradients: Arena
-    #: Calls at which the rules differ.
+    #: How many instructions the rules treat differently.
     rectifiers: int
-    #: How many activations there are for which the papers define no rule, by what the file calls them.
+    #: Activations for which the papers define no rule: the op's name in the file → how many.
     other_activations: dict[str, int]
-    #: How many layers round whose gradient passes as though they did not.
+    #: How many layers round while their gradient ignores the rounding.
     straight_through: int
-    #: What the file calls the op of each layer, for people.
+    #: Layer → the name of its op in the file, for messages.
     kinds: dict[str, str]
-    #: What a reader of the maps should know of the file.
+    #: Remarks about the file, for the reader of the maps.
     notes: tuple[str, ...]
 
     @classmethod
     def build(
         cls, graph: Graph, algorithm: str = "auto", *, clamp: bool = False, device: Device = CPU
     ) -> Plan:
-        """Plan the graph, its convolutions by one of `conv.ALGORITHMS`.
+        """Plan a graph.
 
-        `clamp`: rules with a gradient gate clamp the gradient of activations that are no rectifiers too.
+        Parameters
+        ----------
+        graph
+            The network, with the sizes of one kind of sample.
+        algorithm
+            How convolutions are computed: one of `ops.conv.conv.ALGORITHMS`.
+        clamp
+            Whether rules with a gradient gate clamp the gradient of activations that are no rectifiers.
+        device
+            Where the plan will run.
 
-        Raises UnsupportedError where one sample would not fit into memory, or where the device has no kernels
-        for a layer.
+        Raises
+        ------
+        UnsupportedError
+            Where one sample needs more than `limits.MAX_BYTES_PER_SAMPLE`, or where the device has no kernels
+            for a layer.
         """
         graph = simplify(graph)
         layout = lay_out(graph, LoweringTarget(device, algorithm), clamp)
@@ -122,12 +145,12 @@ class Plan:
 
     @cached_property
     def keeps_activations(self) -> bool:
-        """Whether the reverse reads activations; else it may take the memory that they lay in."""
+        """Whether the backward pass reads activations.  If not, gradients may overwrite them."""
         return any(instruction.saves for instruction in self.instructions)
 
     @cached_property
     def forward_bytes(self) -> int:
-        """Working memory of the forward run of each sample, with what it keeps for the reverse."""
+        """Bytes for each sample of a forward run, with all that it keeps for the backward pass."""
         masks = {at.root for at in self.masks.values()}
         kept = sum(elements(self.tensors[root].mask_shape) for root in masks)
         for instruction in self.instructions:
@@ -141,16 +164,16 @@ class Plan:
 
     @property
     def shared_size(self) -> int:
-        """Floats of each sample's memory where the reverse takes that of the activations."""
+        """Floats for each sample where activations and gradients share one arena."""
         return max(self.activations.size, self.gradients.size)
 
     @cached_property
     def backward_bytes(self) -> int:
-        """Working memory of the reverse run of each sample and target, with its map."""
+        """Bytes for each sample and target of a backward pass, with its map."""
         return 4 * (self.gradients.size + self._scratch[1] + elements(self.input_shape))
 
     def nbytes(self, samples: int, targets: int) -> int:
-        """Working memory of so many samples at once, explained for so many targets at once."""
+        """Bytes to explain `samples` at once, each for `targets` at once."""
         each, fixed = self.forward_bytes + targets * self.backward_bytes, 4 * self._scratch[0]
         if targets > 1 or self.keeps_activations:
             return samples * each + 2 * fixed
@@ -158,18 +181,18 @@ class Plan:
         return samples * (each - shared) + fixed
 
     def max_samples(self, nbytes: int, targets: int) -> int:
-        """How many samples at once fit into so many bytes; at least one."""
+        """How many samples at once fit into `nbytes`, each with `targets` at once; at least 1."""
         none = self.nbytes(0, targets)
         return max(1, (nbytes - none) // max(1, self.nbytes(1, targets) - none))
 
     def max_targets(self, nbytes: int, samples: int) -> int:
-        """How many targets at once fit into so many bytes beside so many samples; at least one."""
+        """How many targets at once fit into `nbytes` beside `samples` at once; at least 1."""
         two, three = self.nbytes(samples, 2), self.nbytes(samples, 3)
         return max(1, 2 + (nbytes - two) // max(1, three - two))
 
     @cached_property
     def _scratch(self) -> tuple[int, int]:
-        """Floats of scratch: fixed, for one thread; and for each sample."""
+        """The largest scratch of any step, in floats: (fixed, for one thread; more for each sample)."""
         sizes = [instruction.step.scratch(1) for instruction in self.instructions]
         return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
 
@@ -216,7 +239,15 @@ def _gradient_arena(
 
 
 def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
-    """Places for memories that live from their first use to their last: (name, when)."""
+    """Place buffers in an arena.
+
+    Parameters
+    ----------
+    uses
+        (buffer, time) of each use.  A buffer is alive from its first use to its last.
+    sizes
+        Floats of each buffer.
+    """
     lives: dict[str, tuple[int, int]] = {}
     for name, when in uses:
         first, last = lives.get(name, (when, when))
@@ -226,7 +257,7 @@ def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
 
 
 def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """The largest first, each where it fits first: tight, in time that is quadratic."""
+    """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
     begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
     for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
@@ -240,7 +271,7 @@ def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -
 
 
 def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """In the order of time, each in the smallest room that is large enough of those that others have left."""
+    """Place buffers in the order of their first use, each in the smallest free gap that is large enough."""
     offsets: dict[str, int] = {}
     free: list[tuple[int, int]] = []  # (size, where), sorted
     alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap

@@ -1,6 +1,6 @@
-"""Plans at work.
+"""Plans are run.
 
-A `Session` holds a plan and its memory, a `Tape` one forward run and the backward runs over it.  In come
-arrays of samples, out come scores and maps.  May import plan, devices, ops' steps, kernels, rules, limits
-and errors.
+A `Session` holds a plan and its memory.  A `Tape` holds one forward run, and runs backward passes over it.
+Arrays of samples come in; scores and maps come out.  It may import plan, devices, the steps of ops, kernels,
+rules, limits and errors.
 """

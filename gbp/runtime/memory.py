@@ -1,4 +1,4 @@
-"""Memory of runs: buffers cut out of an arena, and the pool that keeps them for the next call."""
+"""Memory of runs: buffers cut out of an arena, and the pool that keeps arenas for the next call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ T = TypeVar("T")
 
 
 class Buffers:
-    """Arrays of all tensors for `n` samples, cut out of one arena, and scratch."""
+    """The arrays of all tensors for `n` samples, cut out of one arena; and scratch.
+
+    Parameters
+    ----------
+    plan
+        Fixes the buffer slice of each tensor.
+    arena
+        `plan.activations` or `plan.gradients`.
+    n
+        Samples.
+    floats
+        The arena's memory, float32.
+    scratch
+        Memory for intermediate results of single steps, float32.
+    """
 
     def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
         self._plan, self.n, self._begins = plan, n, arena.begins
@@ -32,19 +46,19 @@ class Buffers:
 
     @classmethod
     def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int, device: Device) -> Buffers:
-        """In memory of its own, `size` floats a sample."""
+        """Buffers in newly allocated memory of `size` floats a sample."""
         scratch = device.empty((scratch_floats(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
 
     def at(self, part: BufferSlice) -> Floats:
-        """What lies there: (n, rows, elements)."""
+        """The memory of a buffer slice, (n, rows, elements)."""
         size = self.n * elements(self._plan.tensors[part.root].shape)
         start = self.n * self._begins[part.root]
         return part.of(self.floats[start : start + size].reshape(self.n, -1, part.row))
 
 
 def masks_of(plan: Plan, n: int, device: Device) -> dict[str, Array]:
-    """The mask of every tensor that has one, (n, H, W, bytes)."""
+    """The mask of every tensor that has one: uint8 (n, H, W, bytes)."""
     memories = {
         root: device.empty((n, *plan.tensors[root].mask_shape), np.uint8)
         for root in {part.root for part in plan.masks.values()}
@@ -56,15 +70,26 @@ def masks_of(plan: Plan, n: int, device: Device) -> dict[str, Array]:
 
 
 class MemoryPool:
-    """Memory that nobody uses now, kept for the next call: fresh pages cost as much as a small network."""
+    """Keeps memory that is not in use for the next call.
 
-    def __init__(self, most: int = 4) -> None:
+    Fresh pages from the system take as long as a small network.
+
+    Parameters
+    ----------
+    max_kept
+        How many memories of one kind and size are kept.
+    """
+
+    def __init__(self, max_kept: int = 4) -> None:
         self._free: dict[tuple[str, int], list[Any]] = defaultdict(list)
-        self._most = most
+        self._max_kept = max_kept
         self._lock = Lock()
 
     def acquire(self, kind: str, size: int, make: Callable[[], T]) -> T:
-        """Memory of this kind for `size` samples; what there is of other sizes is given up first."""
+        """Take a memory of this kind for `size` samples from the pool, or call `make`.
+
+        Kept memories of this kind for other numbers of samples are freed first.
+        """
         with self._lock:
             for other in [key for key in self._free if key[0] == kind and key[1] != size]:
                 del self._free[other]
@@ -74,18 +99,21 @@ class MemoryPool:
         return make()
 
     def clear(self) -> None:
+        """Free all that is kept."""
         with self._lock:
             self._free.clear()
 
     def release(self, kind: str, size: int, memory: Any) -> None:
+        """Put a memory back."""
         with self._lock:
-            if len(self._free[kind, size]) < self._most:
+            if len(self._free[kind, size]) < self._max_kept:
                 self._free[kind, size].append(memory)
 
 
 def scratch_floats(plan: Plan, n: int, threads: int) -> int:
-    most = 0
+    """Floats of scratch that a run of `n` samples needs: those of the step that needs most."""
+    largest = 0
     for instruction in plan.instructions:
         fixed, each = instruction.step.scratch(threads)
-        most = max(most, fixed + n * each)
-    return most
+        largest = max(largest, fixed + n * each)
+    return largest

@@ -1,4 +1,4 @@
-"""`Session`: one plan at work, with the memory that it runs in; `Sessions`: one for each shape of sample."""
+"""`Session`: one plan and the memory that it runs in.  `Sessions`: one session for each shape of sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tape import Tape, steps
 
 T = TypeVar("T")
 
-#: Shapes that a model of open size keeps a plan for, each with its own copy of the weights.
+#: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
 #: Ops that are not defined for all numbers.
 _UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
@@ -29,18 +29,18 @@ _UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin"
 
 @dataclass
 class Session:
-    """A plan, and what its runs share.  Safe to share between threads.
+    """A plan and the memory that its runs share.  Threads may share a session.
 
     Parameters
     ----------
     plan
-        What is computed.
+        How the network is computed.
     device
-        Where.
+        Where it is computed.
     threads
         How many threads a kernel may use.
     memory
-        Bytes that a slice of a batch may take; None: what the device says.
+        Bytes that a slice of a batch may take; None for the device's default.
     """
 
     plan: Plan
@@ -48,11 +48,22 @@ class Session:
     threads: int
     memory: int | None
     pool: MemoryPool = field(default_factory=MemoryPool)
-    #: Samples at once, where more were out of memory.
+    #: The largest slice that fitted, after a larger one ran out of memory; None before that.
     max_fitting: int | None = None
 
     def run(self, x: NDArray[np.float32]) -> Tape:
-        """Run samples x (N, …) forward, within `computing`.  Raises ModelError where scores overflow."""
+        """Run samples forward.  The caller must be within `limits.computing`.
+
+        Parameters
+        ----------
+        x
+            float32 (N, …) in the model's own layout.
+
+        Raises
+        ------
+        ModelError
+            Where a score is NaN or infinity.
+        """
         tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if not np.isfinite(tape.scores).all():
             raise self._not_finite(x, tape.scores)
@@ -81,7 +92,26 @@ class Session:
         return ModelError("the scores hold NaN or infinity.", hint=overflow)
 
     def backward(self, tape: Tape, rule: Rule, targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The maps (n, K, …) for targets (n, K), as many at a time as the memory holds."""
+        """The maps of a forward run, as many targets at a time as the memory holds.
+
+        Parameters
+        ----------
+        tape
+            The forward run of n samples.
+        rule
+            The rule.
+        targets
+            int64 (n, K): indices into the scores.
+
+        Returns
+        -------
+        float32 (n, K, …), each map in the shape of one input.
+
+        Raises
+        ------
+        InputError
+            Where the maps of one sample exceed `limits.MAX_BYTES_PER_SAMPLE`.
+        """
         count = targets.shape[1]
         nbytes = 4 * count * elements(self.plan.input_shape)
         if nbytes > MAX_BYTES_PER_SAMPLE:
@@ -95,17 +125,27 @@ class Session:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
-        """Samples at a time: what was asked for, or a modest number, as far as the memory holds them."""
+        """Cut a batch of `count` samples into slices that fit into memory.
+
+        Parameters
+        ----------
+        count
+            Samples in the batch.
+        targets
+            Targets for each sample.
+        batch_size
+            The largest slice; None for the device's default.
+        """
         device = self.device
         budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
-        most = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
-        most = min(most, self.max_fitting or most)
-        slices = -(-count // most)
-        for k in range(slices):  # all about as large: what is shared by a slice is shared by as many
+        size = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
+        size = min(size, self.max_fitting or size)
+        slices = -(-count // size)
+        for k in range(slices):  # of nearly equal size, because weights are read once a slice
             yield slice(count * k // slices, count * (k + 1) // slices)
 
     def fitting(self, part: slice, compute: Callable[[slice], T]) -> Iterator[T]:
-        """What `compute` makes of these samples, or of its halves where the device has too little memory."""
+        """The result of `compute` for these samples; where memory runs out, the results for its halves."""
         try:
             result = compute(part)
         except OutOfMemoryError:
@@ -114,7 +154,7 @@ class Session:
         else:
             yield result
             return
-        # Not while the error is handled, which holds on to what was there.
+        # Outside the handler: the error holds references to the memory.
         self.pool.clear()
         half = (part.stop - part.start) // 2
         self.max_fitting = half
@@ -135,12 +175,18 @@ class Sessions:
         self._closed = False
 
     def of(self, shape: Shape) -> Session:
-        """The session for samples of this shape, without the batch."""
+        """The session for samples of this shape, which is without the batch axis.
+
+        Raises
+        ------
+        InputError
+            After `close`.
+        """
         with self._lock:
             if self._closed:
                 raise InputError("the Explainer is closed.", hint="Make another one.")
             entry = self._entries.pop(shape, None) or _Entry()
-            self._entries[shape] = entry  # the one used last is last
+            self._entries[shape] = entry  # the order is that of use: the latest is last
             while len(self._entries) > _MAX_SESSIONS:
                 self._entries.pop(next(iter(self._entries)))
         with entry.lock:
@@ -158,7 +204,7 @@ class Sessions:
             return entry.session
 
     def close(self) -> None:
-        """Forget all of them, and make no others."""
+        """Drop all sessions.  Later calls of `of` raise InputError."""
         with self._lock:
             self._closed = True
             self._entries.clear()

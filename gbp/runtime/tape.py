@@ -1,7 +1,7 @@
-"""`Tape`: one forward run of a `Plan`, and what it kept for the reverse.
+"""`Tape`: one forward run of a `Plan`, with all that its backward passes need.
 
-It keeps one bit a rectifier unit, one byte a max-pool window, and whole activations only where a
-vector-Jacobian product needs them.
+It keeps one bit for each unit of a rectifier and one byte for each max-pool window.  It keeps whole
+activations only where a vector-Jacobian product needs them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Run:
-    """One call with its arrays: inputs, residual (or NO_TENSOR), output, and what it keeps."""
+    """One instruction with its arrays: inputs x, residual r (or NO_TENSOR), output y, and its context."""
 
     instruction: Instruction
     x: tuple[Floats, ...]
@@ -46,8 +46,10 @@ class _Run:
 
 @dataclass
 class _Forward:
-    """Arrays and saved bits of a forward run of n samples; and memory for their reverse, one target each,
-    where that may lie on the activations.
+    """The memory of a forward run of n samples.
+
+    `backward`: memory for a backward pass with one target for each sample, on top of the activations; None
+    where the backward pass reads activations.
     """
 
     plan: Plan
@@ -62,7 +64,7 @@ class _Forward:
 
     def __post_init__(self) -> None:
         self._again = self.device.repeater()
-        #: Of the memory that the last reverse ran in, and what runs it there again, by gate.
+        #: A weak reference to the memory of the last backward pass; and what repeats the pass there, by gate.
         self._backward_memory: Callable[[], Buffers | None] = lambda: None
         self._again_backward: dict[Gate, Repeater] = {}
 
@@ -111,11 +113,14 @@ class _Forward:
         return self._backward_memory()
 
     def forget_backward(self) -> None:
-        """Hold nothing of where the last reverse ran."""
+        """Drop all references to the memory of the last backward pass."""
         self._backward_memory, self._again_backward = (lambda: None), {}
 
     def run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
-        """From the gradient of the output in `memory` to that of the input, through these gates."""
+        """Run the backward pass in `memory`, from the output's gradient to the input's.
+
+        `rectifiers`: the gate of the rule.
+        """
         if self.backward_memory is not memory:
             self.forget_backward()
             self._backward_memory = ref(memory)
@@ -156,10 +161,22 @@ class _Forward:
 def steps(
     plan: Plan, x: NDArray[np.float32], threads: int
 ) -> Iterator[tuple[Instruction, Mapping[str, Floats]]]:
-    """Run `plan` on x (N, …) call by call; each comes when it is done, with all arrays as they lie in memory.
+    """Run `plan` on x, instruction by instruction.
 
-    Until the next call an array may be read, or written for that to read.  One that no call reads any more
-    may hold another tensor.
+    Parameters
+    ----------
+    plan
+        A plan for the CPU.
+    x
+        float32 (N, …) in the model's own layout.
+    threads
+        How many threads a kernel may use.
+
+    Yields
+    ------
+    Each instruction after it ran, and the arrays of all tensors in memory order.  The caller may read an
+    array, or overwrite it: later instructions read the new values.  The array of a tensor that no later
+    instruction reads may hold another tensor by now.
     """
     forward = _Forward.make(plan, len(x), threads, CPU)
     CPU.write(x.transpose(0, *plan.input.order), forward.x)
@@ -170,15 +187,30 @@ def steps(
 
 
 class Tape:
-    """A forward run on a batch; `reverse` may be called any number of times, under any rules, one at a time.
+    """One forward run on a batch.
 
-    Use as a context manager: leaving it hands the memory back.
+    `backward` may be called any number of times, under any rules, by one thread at a time.  A tape is a
+    context manager: leaving it gives the memory back to the pool.
     """
 
     def __init__(
         self, plan: Plan, x: NDArray[np.float32], pool: MemoryPool, threads: int, device: Device = CPU
     ) -> None:
-        """Run `plan` on x (N, …) float32 in the model's own layout."""
+        """Run the plan forward.
+
+        Parameters
+        ----------
+        plan
+            How the network is computed.
+        x
+            float32 (N, …) in the model's own layout.
+        pool
+            Where the memory comes from.
+        threads
+            How many threads a kernel may use.
+        device
+            Where the plan runs; the device that it was built for.
+        """
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
         with device.running():
@@ -189,7 +221,7 @@ class Tape:
             self._forward.run()
             scores = device.read(self._forward.y)
         logical = scores.transpose(plan.output.logical_axes)
-        #: float32 (N, classes): the explained tensor, flattened in the model's own layout.
+        #: float32 (N, classes): the scores, in the model's own layout, flattened.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
 
     def __enter__(self) -> Tape:
@@ -199,9 +231,20 @@ class Tape:
         self._pool.release("forward", self.n, self._forward)
 
     def backward(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
-        """The maps (N, K, …) in the input's own layout, for targets (N, K), indices into the scores.
+        """Run a backward pass for every target.
 
-        All K targets of a sample go back as one batch over its masks and switches.
+        All K targets of a sample are computed as one batch over the sample's masks and switches.
+
+        Parameters
+        ----------
+        rule
+            The rule; its two booleans make the gate.
+        targets
+            int64 (N, K): indices into the scores.
+
+        Returns
+        -------
+        The maps, float32 (N, K, …), in the model's own input layout.
         """
         plan, (n, k) = self._plan, targets.shape
         m = n * k
@@ -219,7 +262,7 @@ class Tape:
         arrays = memory.arrays
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         with self._device.running():
-            # All of it: there may be no call to do the rest.
+            # Clear the whole buffer: a network without instructions would never clear the rest.
             arrays[plan.slices[plan.output.name].root].fill(0)
             seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
             self._device.seed(seed, (np.arange(m), *where))
@@ -232,5 +275,5 @@ class Tape:
 
 
 def _through_gate(gy: Floats, gx: GradientSlot, threads: int) -> None:
-    """gx (+)= gy, and of the result what passes the gate."""
+    """gx (+)= gy; then the gate is applied to the result."""
     pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx.end, threads)

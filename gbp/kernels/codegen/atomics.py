@@ -1,7 +1,7 @@
-"""What threads say to each other: atomic operations on 64-bit words, and calls of machine code by address.
+"""Communication between threads: atomic operations on 64-bit words, and calls of machine code by address.
 
-All are sequentially consistent: a thread that announces its sleep and then looks for work needs no less.
-Addresses are int64.
+All operations are sequentially consistent.  A thread that announces its sleep and then looks for work once
+more needs that.  Addresses are int64.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_word(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def replace_word(typing: Any, address: Any, old: Any, new: Any) -> Any:
-    """Write `new` where the word is `old`; return whether it was."""
+    """Write `new` if the word is `old`; return whether it was."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = emit.pointer(builder, args[0], emit.I64)
@@ -84,7 +84,7 @@ def _call(context: Any, builder: Any, args: Any, result: Any) -> Any:
 def call_part(
     typing: Any, entry: Any, block: Any, first: Any, last: Any, parts: Any, slot: Any, phase: Any
 ) -> Any:
-    """Call a kernel's entry: parts [first, last) of `parts`, as thread `slot`."""
+    """Call a kernel's entry to compute parts [first, last) of `parts`, as thread `slot`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _call(context, builder, args, ir.VoidType())

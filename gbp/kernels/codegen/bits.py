@@ -1,4 +1,4 @@
-"""Bits and integers beside vectors of float32: masks, switches, and lists of what is not 0."""
+"""Bits and integers for kernels: masks, switches, and lists of nonzero values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store_integers(typing: Any, array: Any, address: Any, value: Any, count: Any
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, address, value, count = args
-        # By way of int32: narrowing is one instruction, float to byte is not.
+        # By way of int32, because narrowing is one instruction and float to byte is not.
         whole = builder.fptosi(value, emit.VECTOR_I32)
         if element.width < 32:
             whole = builder.trunc(whole, ir.VectorType(element, LANES))
@@ -49,8 +49,9 @@ def integers_equal(typing: Any, array: Any, address: Any, wanted: Any, count: An
 
 @intrinsic
 def store_nonzero(typing: Any, v: Any, index: Any, values: Any, indices: Any) -> Any:
-    """Write the lanes of v that are not 0 one after the other to `values`, and as int32 `index` + lane to
-    `indices`; return how many they are.  Whole vectors are written, whatever their number.
+    """Write the nonzero lanes of v, without gaps, to `values`, and `index` + lane as int32 to `indices`.
+
+    Returns how many they are.  Whole vectors are written for any number.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Where compiled kernels are kept, and how: in a folder that nobody else can write to, a file each.
+"""The cache of compiled kernels: one file for each, in a folder that no other user can write to.
 
-What lies there is run as code.  So a folder that others may write to, or whose place others may take, is not
-used, and a file counts only if its digest is that of what it holds.
+Its files are run as code.  So a folder that other users may write to or replace is not used, and a file is
+used only if its digest matches its contents.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CACHE_DIRECTORY = _cache_directory()
 
 @cache
 def refused() -> str | None:
-    """Why kernels are not kept in `CACHE_DIRECTORY`, which is logged once; None where they are."""
+    """The reason why kernels are not stored in `CACHE_DIRECTORY`, logged once; None if they are stored."""
     found = untrusted(CACHE_DIRECTORY)
     if found is not None:
         log.warning("kernels are not kept in %r: %s", CACHE_DIRECTORY, found)
@@ -61,10 +61,10 @@ def refused() -> str | None:
 
 
 def untrusted(folder: str) -> str | None:
-    """Why somebody else could have put there what lies in `folder`; None where only root or this user could.
+    """The reason why another user could have written into `folder`; None if only root or this user could.
 
-    The folder, if it exists, and all above it belong to one of these two, and nobody else may write to them.
-    Above the folder others may write to one that is sticky, as /tmp, where they cannot take its place.
+    The folder, if it exists, and all folders above it must belong to root or this user, and nobody else may
+    write to them.  Exception: a sticky folder above it, such as /tmp, where others cannot replace it.
     """
     if not os.path.isabs(folder):
         return "this user has no home folder"
@@ -124,7 +124,7 @@ class KernelFile(DataFile):
             file.write(_digest(path, content) + content)
 
     def load(self, key: Any) -> Any:
-        """What was saved; None where there is none, or not all of it, or somebody else's.  Raises OSError."""
+        """The stored kernel; None if it is missing, incomplete or another user's.  Raises OSError."""
         if refused():
             return None
         path = self._path(key)
@@ -137,5 +137,5 @@ class KernelFile(DataFile):
 
 
 def _digest(path: str, content: bytes) -> bytes:
-    """Of what a file holds and of its name, which stands for the kernel, its types and the machine."""
+    """The digest of a file's contents and of its name, which identifies kernel, types and machine."""
     return hashlib.sha256(os.path.basename(path).encode() + content).digest()

@@ -1,7 +1,8 @@
-"""LLVM IR of float32 vectors, as functions of an IR builder: what `simd` and `tile` are made of.
+"""LLVM IR of float32 vectors, as functions of an IR builder.  `simd`, `bits` and `tile` use them.
 
-The only file that looks at the host's features.  `LANES` float32 values fill one SIMD register (on hosts of
-narrow registers, two); `TILE_ROWS` is the most rows of a tile whose accumulators fit the register file.
+No other file depends on the processor's features.  `LANES` float32 values fill one SIMD register, or two on
+processors with narrow registers.  `TILE_ROWS` is the largest number of rows of a tile whose sums fit into the
+registers.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from .numba_private import get_or_insert_function
 
 
 def _host_features() -> str:
-    """What Numba compiles for: NUMBA_CPU_FEATURES where it is set, else what the processor says."""
+    """The features that Numba compiles for: NUMBA_CPU_FEATURES if it is set, else those of the processor."""
     if config.CPU_FEATURES is not None:
         return str(config.CPU_FEATURES)
     return ",".join(f"+{name}" for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def _vector_shape(features: str) -> tuple[int, int]:
-    """Lanes a vector, and rows a tile: two vectors of weights and one broadcast fill the other registers."""
+    """Lanes of a vector and rows of a tile.
+
+    A row of a tile takes two vectors of sums.  Two vectors of weights and one broadcast value must fit too.
+    """
     present = features.split(",")
     if "+avx512f" in present:
         return 16, 14  # 32 registers of 16 lanes
@@ -44,7 +48,7 @@ VECTOR_I1 = ir.VectorType(I1, LANES)
 VECTOR_I32 = ir.VectorType(I32, LANES)
 INT_LANES = ir.IntType(LANES)
 
-#: The intrinsic by which a thread that waits in a loop tells the processor so, and its arguments; or None.
+#: The intrinsic that signals to the processor that a thread waits in a loop, and its arguments; or None.
 WAITING_HINT = {
     "x86_64": ("llvm.x86.sse2.pause", ()),
     "aarch64": ("llvm.aarch64.isb", (15,)),
@@ -89,13 +93,13 @@ def broadcast_at(builder: Any, address: Any) -> Any:
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    # fmuladd, not fma: one instruction where the host has it, and no library call where it has not.
+    # fmuladd, not fma: one instruction where the processor has it, and never a library call.
     kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR])
     return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c])
 
 
 def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> Any:
-    """Load the vector at `address` where `lanes` is true, 0 elsewhere; touches nothing else."""
+    """Load the vector at `address` where `lanes` is true, 0 elsewhere.  Other memory is not touched."""
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.load.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(vec, [vec.as_pointer(), I32, VECTOR_I1, vec])
@@ -105,7 +109,7 @@ def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> A
 
 
 def masked_store(builder: Any, value: Any, address: Any, lanes: Any, element: Any = F32) -> None:
-    """Store the lanes of `value` where `lanes` is true; touches nothing else."""
+    """Store the lanes of `value` where `lanes` is true.  Other memory is not touched."""
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.store.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(ir.VoidType(), [vec, vec.as_pointer(), I32, VECTOR_I1])

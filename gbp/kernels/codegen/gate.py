@@ -1,10 +1,10 @@
-"""Rectifiers: y = min(max(x, lo), hi) with one bit a unit, and the gate that a rule makes of that bit.
+"""Rectifiers: y = min(max(x, lo), hi) with one bit for each unit, and the gate that uses these bits.
 
 Forward  (ReLU: lo = 0, hi = ∞):   bit = lo < x < hi;   y = x clipped to [lo, hi]
-Reverse, at the node:              gx  = gy where (bit or not forward gate) and (gy > 0 or not gradient gate)
+Backward:                          gx  = gy where (bit or not forward gate) and (gy > 0 or not gradient gate)
 
-NaN passes through both, so that a poisoned result shows.  Masks are (N, H, W, ⌈C/8⌉) bytes, channel c in
-bit c % 8 of byte c // 8; a gradient of N·K rows (K targets a sample) shares the masks of its N samples.
+NaN passes both, so that it shows in the result.  Masks are (N, H, W, ⌈C/8⌉) bytes; channel c is bit c % 8 of
+byte c // 8.  A gradient has N·K rows for K targets of each sample, and uses the masks of its N samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MASK = types.Array(types.uint8, 4, "A")
 
 
 class Gate(NamedTuple):
-    """All that a kernel knows of a rule: which of the two gates are shut at a rectifier (0 or 1)."""
+    """A rule, as kernels know it: for each of the two gates, 1 if it acts and 0 if everything passes."""
 
     forward: int
     gradient: int
@@ -40,7 +40,7 @@ def clip(x: Any, lo: Any, hi: Any) -> Any:
 
 @device_function
 def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
-    """The part of g that passes the gate; the mask is read only where the forward gate is shut."""
+    """g where it passes the gate, 0 elsewhere.  The mask is read only if the forward gate acts."""
     if gate.forward:
         g = select(load_bits(mask_address, count), g, zeros())
     if gate.gradient:
@@ -50,7 +50,7 @@ def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
 
 @device_function
 def gate_run(x: int, count: int, gate: Gate, mask_address: int) -> None:
-    """Gate `count` values at address x in place."""
+    """Apply the gate to `count` values at address x, in place."""
     if gate.forward or gate.gradient:
         for c in range(0, count, LANES):
             store_some(

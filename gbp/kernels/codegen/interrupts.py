@@ -1,4 +1,4 @@
-"""Compiling and linking, which nothing may interrupt."""
+"""Protects compiling and linking from signals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals wait until the block is done, then their Python handlers run: Ctrl-C raises KeyboardInterrupt.
+    """Delay the Python handlers of signals until the block is done.  Then Ctrl-C raises KeyboardInterrupt.
 
-    While LLVM links a kernel it calls back into Python through ctypes, which drops what is raised there.  A
-    handler that raises would leave LLVM without the kernel, and Numba writes to where it should be.  Python
-    runs handlers in the main thread only, so nothing waits in others.
+    While LLVM links a kernel it calls Python through ctypes, which drops exceptions.  If a handler raised
+    there, LLVM would have no kernel, and Numba would write to an invalid address.  Python runs handlers in
+    the main thread only, so other threads need no delay.
     """
     held: dict[int, Any] = {}
     waiting: dict[int, FrameType | None] = {}

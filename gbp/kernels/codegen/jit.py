@@ -1,4 +1,4 @@
-"""How a kernel is compiled: one signature, on first use, cached under a hash of all kernel sources."""
+"""Compiles kernels: for one signature, on first use, with a cache keyed by a hash of all kernel sources."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .interrupts import uninterrupted
 from .lock import only_one
 from .packing import packer_of, unpack_of
 
-#: Array arguments.  Activations are views (N, H, W, C) with any strides but a dense channel axis, so
-#: that a crop, a group of channels or one part of a concatenation is passed without a copy.
+#: Types of arguments.  An activation is (N, H, W, C) with any strides and a dense channel axis, so that a
+#: crop, a group of channels or a part of a concatenation is passed without a copy.
 ACTIVATION = types.Array(types.float32, 4, "A")
 DENSE = types.Array(types.float32, 1, "C")
-MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights as they lie in the file
+MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights in the memory of the file
 INT = types.int64
 FLOAT = types.float32
 
@@ -78,8 +78,9 @@ class _Format(numba_private.CacheFormat):
 
 
 class _Cache(numba_private.KernelCache):
-    """Numba's cache of one kernel: quicker to load, content with a read-only directory, and with a word
-    before it compiles.
+    """Numba's cache of one kernel.
+
+    It loads faster, accepts a read-only folder, and logs before it compiles.
     """
 
     _impl_class = _Format
@@ -92,8 +93,8 @@ class _Cache(numba_private.KernelCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached kernel, or None.
 
-        Numba would first load all that it knows of types and functions, which takes a tenth of a second and
-        serves compiling only.
+        Numba's own method first loads its registries, which takes a tenth of a second and only compiling
+        needs.
         """
         _name_runtime()
         found = self._found(sig, target_context)
@@ -113,26 +114,26 @@ class _Cache(numba_private.KernelCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except OSError as error:  # nowhere to write: every process compiles, as a last resort
+        except OSError as error:  # no place to write: then every process compiles
             not_kept.append(error.strerror or str(error))
 
 
 class Compiled(Protocol):
-    """What can be compiled ahead of use."""
+    """Something that can be compiled before it is used."""
 
     def compile(self) -> None: ...
 
 
-#: What a kernel's entry takes: the block of its arguments, parts [first, last) of `parts`, slot and phase.
+#: The signature of a kernel's entry: (block of arguments, first, last, parts, slot, phase).
 ENTRY = types.void(*[INT] * 6)
-#: Parts that a kernel's work is cut into for each thread: a thread that comes late finds less to do.
+#: Parts of a kernel's work for each thread.  With several, a thread that starts late computes fewer of them.
 SPLIT = 4
 #: Parameters that hold no data but room for some.
 _SCRATCH = ("scratch", "sums", "lists")
 
 
 def _entry(block: int, first: int, last: int, parts: int, slot: int, phase: int) -> None:
-    """What every kernel is called by; `_kernel` and `_unpack` stand for its own."""
+    """The entry of every kernel.  `_kernel` and `_unpack` are replaced by the kernel's own functions."""
     _kernel(*_unpack(block, first, last, parts, slot, phase))
 
 
@@ -166,7 +167,7 @@ class Native:
 
     @property
     def address(self) -> int:
-        """Of the machine code, for callers by C's convention."""
+        """The address of the machine code, which has C's calling convention."""
         if not self._address:
             self.compile()
         return self._address
@@ -193,14 +194,27 @@ class Native:
 
 
 class Kernel(Native):
-    """A function over arrays whose work can be cut into parts, which threads share.
+    """A function over arrays whose work is cut into parts, which threads share.
 
-    It takes arguments of `argument_types`, the last of them the number of parts, and a `Share`: which parts
-    to do.  It is called without that, and with the number of threads in place of the parts.  `split`: parts
-    for each thread.  `phases`: of the arguments, how many phases the work has; threads meet after each.
+    A caller passes the arguments, the last of which is the number of threads.  The function itself receives
+    the number of parts in its place, and a `Share`, which says which parts to compute.
+
+    Parameters
+    ----------
+    function
+        The function to compile.
+    argument_types
+        Numba types of the arguments, without the `Share`.
+    calls
+        The `shared` functions that it calls.
+    split
+        Parts for each thread.
+    phases
+        Computes the number of phases from the arguments; None for one.  Threads wait for each other after
+        each.
     """
 
-    #: Who runs a call; `program` puts itself here when the package `kernels` is imported.
+    #: The function that runs a call; `program` sets it when the package `kernels` is imported.
     submit: ClassVar[Callable[[Kernel, Sequence[Any]], None]]
 
     def __init__(
@@ -233,7 +247,7 @@ class Kernel(Native):
         return entry, ENTRY
 
     def __call__(self, *args: Any) -> None:
-        if not isinstance(args[0], np.ndarray):  # a kernel runs where its arrays lie
+        if not isinstance(args[0], np.ndarray):  # an array of another device runs the kernel's twin
             args[0].run_kernel(self, args)
             return
         Kernel.submit(self, args)
@@ -245,17 +259,17 @@ def kernel(
     split: int = SPLIT,
     phases: Callable[[Sequence[Any]], int] | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorate a function as a `Kernel` of these argument types; `calls`: the `shared` functions it needs."""
+    """Decorate a function as a `Kernel`.  The parameters are those of `Kernel`."""
     return lambda function: Kernel(function, argument_types, calls, split, phases)
 
 
 def kernel_from(
     template: Callable[..., Any], name: str, *argument_types: Any, **functions: Callable[..., Any]
 ) -> Kernel:
-    """`template` as a `Kernel` of its own in which these global names stand for other functions.
+    """Make a `Kernel` from a template in which these global names are replaced by the given functions.
 
-    As free variables of a closure they would keep it from ever being found in the cache: Numba takes a
-    captured function for a new one in every process.
+    A closure would do the same but would never be found in the cache: Numba takes a captured function for a
+    new one in every process.
     """
     named = {key: one_of_many(f"{name}_{key}")(function) for key, function in functions.items()}
     copy = FunctionType(template.__code__, template.__globals__ | named, name)
@@ -269,7 +283,7 @@ _shared: dict[str, Native] = {}
 def shared(*argument_types: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a function that kernels call and do not inline.
 
-    It is compiled once for all of them: a device function is compiled anew in each.
+    It is compiled once for all kernels.  A device function is compiled again in each kernel.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -1,4 +1,4 @@
-"""One process compiles a kernel while others that need it wait, then load what it kept."""
+"""A lock between processes: one compiles a kernel while others wait, and then they load the stored code."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ except ImportError:  # Windows: every process compiles; the cache's files are re
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
-    """Hold the lock on `name` that processes of this machine share.
+    """Hold a lock on `name`, which all processes of this machine share.
 
-    All names share one file, of which each locks a byte.  Where two names have the same byte, one waits for
-    nothing.  A process holds one lock at a time, because closing the file releases all of its locks.  Where
-    no file can be written or locked, there is no lock.
+    All names share one file, and each locks one byte of it.  If two names have the same byte, one waits
+    without need.  A process holds one lock at a time, because closing the file releases all of its locks.  If
+    the file cannot be written or locked, there is no lock.
     """
     file = -1
     try:

@@ -1,4 +1,4 @@
-"""Aligned memory: NumPy aligns to 16 bytes only, a vector across two cache lines costs two loads."""
+"""Aligned memory.  NumPy aligns to 16 bytes only, and a vector across two cache lines costs two loads."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Arguments of a kernel as 64-bit words, so that machine code may call it and no interpreter is needed.
+"""Packs the arguments of a kernel as 64-bit words, so that machine code can call it without the interpreter.
 
     array          address, sizes, strides in bytes
     tuple          its items
     whole number   itself
     float          its bits
 
-`pack` writes such a block; `unpack_of` makes what a kernel's entry reads it with.
+`packer_of` makes the function that writes such a block, and `unpack_of` the one that a kernel's entry reads
+it with.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from .numba_private import array_view, as_dtype, pack_array, populate_array
 
 
 class Share(NamedTuple):
-    """Which parts of a kernel's work a call does: [first, last), as thread `slot`, in phase `phase`.
+    """The parts of a kernel's work that one call computes.
 
-    Threads that work at the same time have different slots, below their number: so each finds scratch of its
-    own.  All parts of a phase are done before the next begins.
+    `first`, `last`: parts [first, last).  `slot`: the thread's number; threads that work at the same time
+    have different slots, so each has scratch of its own.  `phase`: all parts of a phase are done before the
+    next begins.
     """
 
     first: int
@@ -81,9 +83,9 @@ def _packer(kind: Any) -> Callable[[Any, _Words], None]:
 
 
 def packer_of(kinds: Sequence[Any]) -> Callable[[Sequence[Any]], NDArray[np.int64]]:
-    """Make what packs arguments of these types.
+    """Make the function that packs arguments of these types.
 
-    It raises TypeError for others.  The arrays must live as long as the block is used.
+    It raises TypeError for other arguments.  The arrays must live as long as the block is used.
     """
     packers = [_packer(kind) for kind in kinds]
 

@@ -1,8 +1,8 @@
 """Vectors of float32 for Numba kernels.
 
-A `Vector` holds `LANES` float32 values.  Kernels see it as a plain value with `+ - * /`, among themselves and
-with numbers (rounded to float32), loaded from and stored to byte addresses (int64).  Comparisons give *bits*:
-an int64 whose bit i speaks of lane i.
+A `Vector` holds `LANES` float32 values.  In kernels it is a value with `+ - * /`, among vectors and with
+numbers, which are rounded to float32.  It is loaded from and stored to byte addresses (int64).  Comparisons
+give *bits*: an int64 whose bit i belongs to lane i.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ for _function, _instruction in (
 def address_of(typing: Any, array: Any) -> Any:
     """Return the address of the array's first element.
 
-    Unlike `array.ctypes.data`, and unlike handing an array to a device function, it counts no reference: an
-    atomic instruction on a line that all threads write to, and a call that spills every vector.
+    `array.ctypes.data`, and passing an array to a device function, would count a reference: that is an atomic
+    instruction on a cache line that all threads write, and a call that spills every vector.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -89,7 +89,7 @@ def address_of(typing: Any, array: Any) -> Any:
 
 @intrinsic
 def at(typing: Any, array: Any, n: Any, h: Any, w: Any) -> Any:
-    """Return the address of pixel (n, h, w) of an array (N, H, W, C), and count no reference."""
+    """Return the address of pixel (n, h, w) of an array (N, H, W, C), without counting a reference."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         view = array_view(context, builder, sig.args[0], args[0])
@@ -149,7 +149,7 @@ def load_scalar(typing: Any, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def load_each(typing: Any, address: Any, step: Any, count: Any) -> Any:
-    """The `count` vectors, a constant, at `address`, `address + step`, … as a tuple."""
+    """The `count` vectors at `address`, `address + step`, … as a tuple.  `count` is a constant."""
     kind = types.UniTuple(vector, count.literal_value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -260,7 +260,7 @@ def above(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def exceeds(typing: Any, a: Any, b: Any) -> Any:
-    """Bits of the lanes where a beats b as a maximum: a > b, or a is NaN and b is not."""
+    """Bits of the lanes where a replaces b as a maximum: a > b, or a is NaN and b is not."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         a, b = args
@@ -310,7 +310,7 @@ def sum_lanes(typing: Any, a: Any) -> Any:
 
 @device_function
 def load_some(address: int, count: int) -> Any:
-    """`load` where `count` lanes or more are there, else `load_first`: the plain load is the fast one."""
+    """`load` if there are `LANES` values or more, else `load_first`, which is slower."""
     if count >= LANES:
         return load(address)
     return load_first(address, count)
@@ -318,7 +318,7 @@ def load_some(address: int, count: int) -> Any:
 
 @device_function
 def store_some(address: int, value: Any, count: int) -> None:
-    """`store` where `count` lanes or more may be written, else `store_first`."""
+    """`store` if `LANES` values or more may be written, else `store_first`."""
     if count >= LANES:
         store(address, value)
     else:
@@ -356,9 +356,9 @@ def prefetch_write(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def keep_rolled(typing: Any) -> Any:
-    """Forbid LLVM to unroll the enclosing loop: unrolled by two, a full tile spills its accumulators.
+    """Forbid LLVM to unroll the enclosing loop.  Unrolled by two, a full tile would spill its sums.
 
-    An empty instruction that may not be duplicated; costs nothing at run time.
+    It is an empty instruction that may not be duplicated, and costs nothing at run time.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Kernels of a card as plain Python, on the parts of Numba's CUDA simulator.
+"""Runs the kernels of a card as plain Python, with parts of Numba's CUDA simulator.
 
-Its own launcher watches the threads of a block in a loop that keeps them from working, and wraps every array.
-Here threads that never wait for each other run one after the other, and those that do take turns.
+Numba's own launcher polls the threads of a block in a loop, which slows them down, and wraps every array.
+Here threads that never wait for each other run one after another, and others take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _running = threading.RLock()  # kernels' modules are changed while they run
 
 
 class _Shared:
-    """A block's shared memory: what its threads declare in the same order is the same array."""
+    """A block's shared memory.  The arrays that its threads declare are matched by their order."""
 
     def __init__(self, nbytes: int) -> None:
         self._dynamic = np.zeros(nbytes, np.uint8)
@@ -41,7 +41,7 @@ class _Shared:
 
 
 class _Block(FakeCUDAModule):
-    """What `cuda` is to the threads of a block."""
+    """Replaces the module `cuda` for the threads of a block."""
 
     def __init__(self, blocks: Sequence[int], threads: Sequence[int], shared_bytes: int) -> None:
         super().__init__(_three(blocks), _three(threads), shared_bytes)
@@ -53,12 +53,12 @@ class _Block(FakeCUDAModule):
 
     def syncthreads(self) -> None:
         thread = threading.current_thread()
-        if isinstance(thread, _Cooperating):  # else there is but one
+        if isinstance(thread, _Cooperating):  # otherwise there is only one thread
             thread.syncthreads()
 
 
 class _Cooperating(threading.Thread):
-    """A thread of a block, which runs only in its turn: until it waits for the others, or is done."""
+    """A thread of a block.  It runs in its turn only, until it waits for the others or is done."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -95,7 +95,7 @@ def simulate(
     together: bool,
     args: tuple[Any, ...],
 ) -> None:
-    """Run a kernel; `together`: its threads wait for each other."""
+    """Run a kernel.  `together`: whether its threads wait for each other."""
     indices = list(product(*map(range, _three(threads))))
     for block in product(*map(range, _three(blocks))):
         module = _Block(blocks, threads, shared_bytes)

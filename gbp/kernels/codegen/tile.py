@@ -1,4 +1,4 @@
-"""Tiles: tuples of rows × `TILE_VECTORS` vectors that LLVM keeps in registers while a reduction runs."""
+"""Tiles: tuples of rows × `TILE_VECTORS` vectors, which LLVM keeps in registers during a sum."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .simd import keep_rolled, prefetch_read, vector
 TILE_VECTORS = 2
 TILE_CHANNELS = TILE_VECTORS * LANES
 TILE_FLOATS = TILE_ROWS * TILE_CHANNELS
-#: Multiply-adds after which a sum goes on in a new chain; the chains are added up.  One long chain would
-#: round more, and each gate or maximum that rounding tips moves the map.
+#: Multiply-adds in a chain.  A long sum is cut into chains, which are added.  One long chain would round
+#: more, and each gate or maximum that rounding changes moves the map.
 CHAIN = 64
-#: Bytes after which a first-level cache comes back to the same set.
+#: Addresses at this distance, in bytes, are in the same set of a first-level cache.
 PAGE = 4096
-#: Bytes of weights that are on their way while a tile is summed: memory answers that much later.
+#: How many bytes of weights are prefetched ahead, to hide the latency of memory.
 _AHEAD = 2048
 
 
@@ -38,7 +38,7 @@ def tile_zeros(typing: Any, rows: Any, vectors: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def tile_update(typing: Any, tile: Any, vectors: Any, x: Any, row_bytes: Any, w: Any) -> Any:
-    """tile[i][j] += x[i] · w[j]: one scalar a row, x[i] at `x + i·row_bytes`; the weights' vectors at `w`."""
+    """tile[i][j] += x[i] · w[j] with one scalar a row, at `x + i·row_bytes`, and weights at `w`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         accumulators, _, x, row_bytes, w = args
@@ -51,7 +51,7 @@ def tile_update(typing: Any, tile: Any, vectors: Any, x: Any, row_bytes: Any, w:
 
 
 def _add_products(builder: Any, accumulators: Any, xs: Any, ws: Any) -> Any:
-    """Add xs[i] · ws[j] to vector j of row i; xs are made one at a time, to need one register."""
+    """Add xs[i] · ws[j] to vector j of row i.  The xs are made one at a time, in one register."""
     for at, (x, w) in enumerate((x, w) for x in xs for w in ws):
         total = emit.multiply_add(builder, x, w, builder.extract_value(accumulators, at))
         accumulators = builder.insert_value(accumulators, total, at)
@@ -65,7 +65,7 @@ def _rows_at(builder: Any, address: Any, step: Any, count: int) -> Iterator[Any]
 
 @intrinsic
 def tile_dot(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any) -> Any:
-    """tile[i][j] += x[i] · w[j], lane by lane: vectors at `x + i·x_bytes` and `w + j·w_bytes`."""
+    """tile[i][j] += x[i] · w[j], lane by lane, with vectors at `x + i·x_bytes` and `w + j·w_bytes`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         accumulators, x, x_bytes, w, w_bytes = args
@@ -112,7 +112,7 @@ def tile_load(typing: Any, rows: Any, address: Any) -> Any:
 
 @intrinsic
 def tile_add_rows(typing: Any, tile: Any, x: Any, w: Any, step: Any) -> Any:
-    """tile[i] += x · w[i]: one scalar at address x for all rows; row i of the weights at `w + i·step`."""
+    """tile[i] += x · w[i] with one scalar at address x for all rows, and row i of weights at `w + i·step`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         accumulators, x, w, step = args
@@ -130,7 +130,7 @@ def tile_add_rows(typing: Any, tile: Any, x: Any, w: Any, step: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
-    """Write the first `rows` rows to `address`, move the others up, load what comes after them all there."""
+    """Write the first `rows` rows to `address`, move the other rows up, and load the rows behind the tile."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         count = rows.literal_value * TILE_VECTORS
@@ -152,7 +152,7 @@ def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def tile_plus(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
-    """The sum of the tile and what `tile_store` wrote to `address`."""
+    """The sum of the tile and the tile that `tile_store` wrote to `address`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         total, count = args[0], vectors.literal_value
@@ -180,7 +180,7 @@ def tile_store(typing: Any, tile: Any, vectors: Any, address: Any) -> Any:
 
 
 class Sweep(NamedTuple):
-    """What a tile sums over, as `multiply_tile` is told it."""
+    """The taps and channels that a tile sums over; the fields are arguments of `multiply_tile`."""
 
     x: int
     pixel: int
@@ -223,7 +223,7 @@ def _tile_of(rows: int, vectors: int) -> Any:
 
 
 def _tile_from(low: int, high: int, vectors: int) -> Any:
-    """The tiles of `low` … `high` rows, each with machine code of its own, behind a tree of branches."""
+    """A function that calls the tile of n rows, low ≤ n ≤ high, by a tree of branches."""
     if low == high:
         return _tile_of(low, vectors)
     middle = (low + high) // 2
@@ -257,12 +257,12 @@ def multiply_tile(
     w: int,
     out: int,
 ) -> None:
-    """The plain sums of `n` ≤ TILE_ROWS pixels to `out`, one row every TILE_CHANNELS float32.
+    """Write the plain sums of `n` ≤ TILE_ROWS pixels to `out`, one row every TILE_CHANNELS float32.
 
-    Over taps_h × taps_w taps, `step_h` and `step_w` bytes apart, a run of channels at x of the first of the
-    pixels, which are `pixel` bytes apart; the weights follow one another at w, TILE_CHANNELS for each value
-    of x.  Sums are in chains of CHAIN.  Of a block of which only `channels` exist, vectors without any are
-    not written.
+    x is the address of the first pixel; pixels are `pixel` bytes apart.  The sum is over taps_h × taps_w
+    taps, `step_h` and `step_w` bytes apart, each a run of `run` channels.  The weights are adjacent at w,
+    TILE_CHANNELS for each value of x.  Sums are in chains of CHAIN.  `channels`: how many channels of the
+    block exist; vectors without a real channel are not written.
     """
     sweep = Sweep(x, pixel, taps_h, step_h, taps_w, step_w, run, w)
     if channels > LANES:
@@ -273,9 +273,9 @@ def multiply_tile(
 
 @device_function
 def tiles_of(width: int, pixel: int) -> int:
-    """How many tiles a row of `width` pixels is parted into, as evenly as can be.
+    """How many tiles of nearly equal size a row of `width` pixels is cut into.
 
-    Pixels of x whole PAGEs apart share the few lines of one set of the first cache: fewer go together then.
+    Pixels at distances of whole PAGEs share one set of the first-level cache, so tiles are smaller then.
     """
     rows = TILE_ROWS if pixel % PAGE else (TILE_ROWS + 1) // 2
     return (width + rows - 1) // rows
@@ -283,5 +283,5 @@ def tiles_of(width: int, pixel: int) -> int:
 
 @device_function
 def first_pixel(tile: int, tiles: int, width: int) -> int:
-    """Where `tile` of a row starts."""
+    """The first pixel of a tile."""
     return tile * (width // tiles) + min(tile, width % tiles)

@@ -11,7 +11,7 @@ from .simd import load_some, store_some, zeros
 
 @device_function
 def targets_of(gradient: Any, saved: Any) -> Any:
-    """Return K: row n of a gradient of N·K rows belongs to row n // K of what was saved of N samples."""
+    """Return K, the targets of a sample: row n of a gradient of N·K rows uses row n // K of `saved`."""
     return gradient.shape[0] // max(1, saved.shape[0])
 
 

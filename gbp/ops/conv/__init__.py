@@ -1,7 +1,7 @@
 """Convolution: its meaning, the algorithms that compute it, and what they cost.
 
-In comes an ONNX node, out comes a `ConvStep` or `DepthwiseStep` with packed weights.  May import what every
-op may.
+An ONNX node comes in; a `ConvStep` or `DepthwiseStep` with packed weights comes out.  It may import what
+every op may.
 """
 
 from .conv import PARSERS

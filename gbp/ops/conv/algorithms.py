@@ -1,7 +1,8 @@
-"""The ways to compute a convolution and its input gradient; `ops.conv` says what they compute and picks one.
+"""Algorithms for a convolution and for its input gradient; `conv.py` has the equations and chooses.
 
-A way is made once, from the weights of one op; it packs them as its kernel reads them and says how much
-scratch it needs.  All ways of one direction give the same result up to rounding.
+An algorithm is made once, from the weights of one op.  It packs them in the order in which its kernel reads
+them, and states how much scratch it needs.  All algorithms of one direction give the same result up to
+rounding.
 """
 
 from __future__ import annotations
@@ -41,43 +42,49 @@ from ...limits import elements
 from ..step import NO_MASK, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, clear, view
 from ..window import taps_of
 
-#: Squares that a Winograd kernel transforms together: in a thread's own cache, or in that of all.
+#: Squares that a Winograd kernel transforms together: as many as fit a core's cache, or the shared cache.
 _SQUARES_A_THREAD = 2 * 14
 _SQUARES_OF_ALL = 4 * 14
-#: Blocks of channels whose products it holds, up to a MiB: so many times less is each patch read.
+#: Blocks of channels whose products a thread holds at once, up to a MiB.  Patches are read once for all of
+#: them.
 _BLOCKS = 4
 
 
 class Algorithm(ABC):
+    """One way to compute a convolution in one direction."""
+
+    #: Its name, for `gbp inspect`.
     algorithm: str
-    #: Calls the same kernels with the same arguments each time and does nothing else.
+    #: See `Step.repeats`.
     repeats = True
-    #: The same of a single row.
+    #: The same for a gradient of a single row.
     repeats_alone = True
-    #: As `Step.kernels`.
+    #: See `Step.kernels`.
     kernels: tuple[Compiled, ...] = ()
 
     @abstractmethod
     def scratch(self, threads: int) -> tuple[int, int]:
-        """Floats: (fixed, for each sample)."""
+        """Floats of scratch that one call needs: (a fixed number, more for each sample)."""
 
 
 class ForwardAlgorithm(Algorithm):
-    """y = clip(conv(x) + b + r)."""
+    """Computes y = clip(conv(x) + b + r)."""
 
     @abstractmethod
-    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None: ...
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        """See `Step.forward`."""
 
 
 class BackwardAlgorithm(Algorithm):
-    """gx from gy."""
+    """Computes gx from gy."""
 
     @abstractmethod
-    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None: ...
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        """See `Step.vjp`."""
 
 
 def _padded_bias(b: NDArray[Any]) -> Floats:
-    """b up to whole tiles."""
+    """b, padded with zeros to whole tiles."""
     padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
     padded[:] = 0
     padded[: len(b)] = b
@@ -85,18 +92,18 @@ def _padded_bias(b: NDArray[Any]) -> Floats:
 
 
 def _as_row(x: NDArray[Any]) -> NDArray[Any]:
-    """All pixels of (N, H, W, C) in one row, so that tiles are full."""
+    """(N, H, W, C) with all pixels of a sample in one row, so that tiles are full."""
     return view(x, len(x), 1, -1, x.shape[3]) if x.size else x
 
 
 def _scratch_of(context: Context) -> tuple[Floats, Floats]:
-    """Scratch for one tile a thread, and the rest."""
+    """The scratch, cut into one tile for each thread and the rest."""
     floats = context.threads * TILE_FLOATS
     return context.scratch[:floats], context.scratch[floats:]
 
 
 def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
-    """x laid into planes of zeros at (top, left), in scratch."""
+    """A copy of x in scratch, inside planes of zeros, with its first pixel at (top, left)."""
     shape = len(x), *plane, x.shape[3]
     framed = scratch[: elements(shape)].reshape(shape)
     pad(x, framed, top, left, threads)
@@ -104,17 +111,17 @@ def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Flo
 
 
 def _flipped(w: NDArray[Any]) -> NDArray[Any]:
-    """Weights (O, C, KH, KW) as the reverse of stride 1 convolves gy with them."""
+    """Weights (O, C, KH, KW) as the backward pass of stride 1 needs them: gx is gy convolved with these."""
     return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
 
 
 def _by_rows(plane: tuple[int, int]) -> int:
-    """Whether threads share the rows of a plane; of a few tiles they share the channels."""
+    """1 if threads share the rows of a plane; 0 if it has few tiles, so that they share the channels."""
     return int(elements(plane) >= 8 * TILE_ROWS)
 
 
 class DirectForward(ForwardAlgorithm):
-    """Tiles over x, which is framed with zeros where the window is padded."""
+    """Tiles of pixels × channels over x.  x is first copied into a frame of zeros if the window is padded."""
 
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
@@ -129,7 +136,7 @@ class DirectForward(ForwardAlgorithm):
         return bool(begins) or sees[0] > size[0] or sees[1] > size[1]
 
     def _plane(self) -> tuple[int, int]:
-        """What the windows see."""
+        """The sides of the plane that the windows read, with padding."""
         h, w = self.window.height, self.window.width
         return (h.outputs - 1) * h.stride + h.extent, (w.outputs - 1) * w.stride + w.extent
 
@@ -148,7 +155,7 @@ class DirectForward(ForwardAlgorithm):
 
 
 class DirectBackward(BackwardAlgorithm):
-    """Stride 1: the forward kernel over gy with flipped, transposed weights."""
+    """For stride 1: the forward kernel over gy, with flipped and transposed weights."""
 
     kernels = conv_bwd, pad
 
@@ -174,62 +181,67 @@ class DirectBackward(BackwardAlgorithm):
         conv_bwd(gy, self.w, *target, tile, self.taps, self.by_rows, context.threads)
 
 
-#: The density of gy up to which lists of its nonzero values beat dense tiles, by blocks of channels in gx.
+#: The density of gy up to which lists of its nonzero values are faster than dense tiles.  The index is the
+#: number of blocks of channels in gx.
 _MAX_LISTED = (0.0, 0.08, 0.45, 0.6)
-#: With so few channels to list, the work of listing tells.
+#: With fewer channels in gy than this, making the lists takes a notable share of the time.
 FEW_OUTPUTS, _MAX_OF_FEW = 48, 0.3
 
 
 def _max_listed(channels: int, outputs: int) -> float:
+    """The density of gy up to which lists are faster, for so many channels in gx and in gy."""
     if channels <= LANES:
         return 0.0
-    most = _MAX_LISTED[min(3, -(-channels // TILE_CHANNELS))]
-    return min(most, _MAX_OF_FEW) if outputs < FEW_OUTPUTS else most
+    density = _MAX_LISTED[min(3, -(-channels // TILE_CHANNELS))]
+    return min(density, _MAX_OF_FEW) if outputs < FEW_OUTPUTS else density
 
 
 class PointwiseBackward(BackwardAlgorithm):
-    """1×1, unpadded: each pixel of gy times the weights, of which a mostly empty pixel needs few.
+    """For 1×1 without padding: each pixel of gy times the weights.  Zeros in gy need no weights.
 
-    `most`: the density up to which it goes by lists; None: where that pays.
+    `max_density`: the density of gy up to which lists are used; None for the measured limit.
     """
 
-    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
+    def __init__(self, w: Floats, window: Window, max_density: float | None) -> None:
         self.window, self.w, self.outputs = window, pack(_flipped(w)), len(w)
-        self.most = _max_listed(w.shape[1], len(w)) if most is None else most
-        self.algorithm = "lists" if self.most else "direct"
+        self.max_density = _max_listed(w.shape[1], len(w)) if max_density is None else max_density
+        self.algorithm = "lists" if self.max_density else "direct"
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return pointwise_scratch(self.outputs, threads), 0
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
-        end = context.scratch, self.most, context.threads
+        end = context.scratch, self.max_density, context.threads
         if self.window.is_pointwise:
             target = _as_row(gx.mask), gx.gate, _as_row(gx.array), int(gx.accumulate)
             conv_pointwise_bwd(_as_row(gy), self.w, *target, *end)
         elif gx.accumulate:
             conv_pointwise_bwd(gy, self.w, NO_MASK, OPEN, self._seen(gx.array), 1, *end)
-            if gx.gate != OPEN:  # the pixels that no window sees have to pass it as well
+            if gx.gate != OPEN:  # here, because the gate applies to pixels that no window reads as well
                 pointwise_bwd(gx.array, NO_WEIGHTS, gx.mask, gx.gate, gx.array, 0, context.threads)
         else:
             clear(gx.array, context.threads)
             conv_pointwise_bwd(gy, self.w, self._seen(gx.mask), gx.gate, self._seen(gx.array), 0, *end)
 
     def _seen(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The pixels of (N, H, W, …) that the windows see."""
+        """The pixels of (N, H, W, …) that the windows read."""
         h, w = self.window.height, self.window.width
         return x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
 
 
 class ColumnsBackward(BackwardAlgorithm):
-    """Any stride, and few channels in gx: gy times the weights gives columns, which gx gathers."""
+    """For any stride, and for few channels in gx: gy times the weights gives columns, which gx sums up.
 
-    def __init__(self, w: Floats, window: Window, most: float | None) -> None:
+    `max_density`: see `PointwiseBackward`.
+    """
+
+    def __init__(self, w: Floats, window: Window, max_density: float | None) -> None:
         self.window, self.taps = window, taps_of(window)
         self.columns = 1, *window.output, window.taps * w.shape[1]
-        # Row (i·KW + j)·C + c of the columns.
+        # Row (i·KW + j)·C + c of the columns is tap (i, j) of channel c.
         columns = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(-1, len(w), 1, 1)
         self.w, self.outputs = pack(columns), len(w)
-        self.most = _max_listed(self.columns[-1], len(w)) if most is None else most
+        self.max_density = _max_listed(self.columns[-1], len(w)) if max_density is None else max_density
         self.algorithm = "columns"
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -242,23 +254,24 @@ class ColumnsBackward(BackwardAlgorithm):
         target = NO_MASK, OPEN, _as_row(columns), 0
         for n in range(len(gy)):
             row, own_gx = _as_row(gy[n : n + 1]), gx.rows(n, n + 1)
-            conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.most, context.threads)
+            conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.max_density, context.threads)
             end = own_gx.gate, own_gx.array, int(gx.accumulate), self.taps, *begin, context.threads
             col2im(columns, own_gx.mask, *end)
 
 
 @dataclass(frozen=True)
 class _Squares:
-    """How a Winograd kernel shares a plane of `size` out to threads."""
+    """How threads share an output plane of `size` in a Winograd kernel.  `inputs`, `outputs`: channels."""
 
     size: tuple[int, int]
     inputs: int
     outputs: int
 
     def choose(self, threads: int) -> tuple[int, int, int]:
-        """(together, width, by_squares): how many squares go together, and how many blocks of their products.
+        """(squares transformed together, blocks of channels held at once, 1 if threads share squares else 0).
 
-        The threads share the squares, or where the weights outweigh them and there are enough, the blocks.
+        Threads share the squares.  If the weights are larger than the plane and there are enough blocks of
+        channels, they share the blocks instead.
         """
         plane, blocks = elements(self.size) * self.inputs, -(-self.outputs // TILE_CHANNELS)
         if blocks >= 2 * threads and plane < 9 * self.inputs * self.outputs:
@@ -271,7 +284,7 @@ class _Squares:
 
 
 class WinogradForward(ForwardAlgorithm):
-    """3×3, stride 1: F(4×4, 3×3)."""
+    """For 3×3 and stride 1: Winograd's F(4×4, 3×3)."""
 
     def __init__(self, w: NDArray[np.float64], b: NDArray[Any], window: Window) -> None:
         self.begin = window.height.begin, window.width.begin
@@ -291,7 +304,7 @@ class WinogradForward(ForwardAlgorithm):
 
 
 class WinogradBackward(BackwardAlgorithm):
-    """The same with flipped, transposed weights."""
+    """`WinogradForward` over gy, with flipped and transposed weights."""
 
     kernels = (conv_winograd_bwd,)
 
@@ -313,18 +326,19 @@ class WinogradBackward(BackwardAlgorithm):
 
 
 class ListsBackward(BackwardAlgorithm):
-    """3×3, stride 1: samples whose gy is mostly zero by lists of what is not; the others as `dense` does it.
+    """For 3×3 and stride 1: lists of the nonzero values of gy, for samples whose gy is mostly zero.
 
-    The density of a sample alone decides, so that what else is in the batch changes no bit.
+    Samples with a density above `max_density` are computed by `dense`.  Each sample's own density decides, so
+    that the rest of the batch changes no bit.
     """
 
     repeats = False
 
-    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, most: float) -> None:
-        self.dense, self.most, self.w = dense, most, pack_lists(w)
+    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
+        self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
         self.kernels = conv_lists_bwd, *dense.kernels
         self.begin = window.height.begin, window.width.begin
-        self.listing = listing_of(*window.output, len(w), most)
+        self.listing = listing_of(*window.output, len(w), max_density)
         self.algorithm = "lists"
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -348,17 +362,17 @@ class ListsBackward(BackwardAlgorithm):
             self.dense(gy, gx, context)
 
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> bool:
-        """Do one sample, if its gy is mostly zero."""
+        """Compute one sample if its gy is mostly zero.  Returns whether it did."""
         listed = bool(self._choose(gy, context)[0])
         if listed:
             self._add_listed(gx, context)
         return listed
 
     def _choose(self, gy: Floats, context: Context) -> NDArray[np.int64]:
-        """List the nonzero values of one sample's gy; (1,), 1 where they are few enough."""
+        """List the nonzero values of one sample's gy.  Returns (1,), 1 if they are few enough, else 0."""
         counts, chosen = np.empty(self.listing.H, np.int64), np.zeros(1, np.int64)
         list_plane(gy, context.scratch[: lists_floats(self.listing)], self.listing, counts, context.threads)
-        choose_lists(counts, self.most * gy.size, chosen, 1)
+        choose_lists(counts, self.max_density * gy.size, chosen, 1)
         return chosen
 
     def _add_listed(self, gx: GradientSlot, context: Context) -> None:
@@ -369,7 +383,7 @@ class ListsBackward(BackwardAlgorithm):
 
 
 def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:
-    """Consecutive ascending numbers as (start, stop), none across a multiple of `group`."""
+    """Ranges (start, stop) of consecutive numbers.  No range crosses a multiple of `group`."""
     runs: list[tuple[int, int]] = []
     for n in numbers:
         if runs and runs[-1][1] == n and n % group:

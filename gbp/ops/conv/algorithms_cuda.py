@@ -1,11 +1,12 @@
-"""The way to compute a convolution on a card: tiles, in both directions.
+"""The algorithm for convolutions on a CUDA card: tiles, in both directions.
 
-A stride parts the pixels of gx into phases.  Pixel x = p + s·q of an axis meets tap k of window o where
+In the backward pass a stride s divides the pixels of gx into phases.  Tap k of window o reads pixel p + s·q
+of an axis if
 
     o·s + k·d − begin = p + s·q,    so  k = k₀ + t·s/g,  o = q + (p + begin − k₀·d)/s − t·d/g,  g = gcd(d, s)
 
-for the smallest k₀ that divides, if there is one: so each phase is a convolution of stride 1 with those taps,
-whose dilation is d/g.
+k₀ is the smallest tap for which the division has no remainder, if there is one.  So each phase p is a
+convolution of stride 1 with these taps and dilation d/g.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .algorithms import BackwardAlgorithm, ForwardAlgorithm
 
 
 class TiledForward(ForwardAlgorithm):
-    """Any window."""
+    """Tiles, for any window."""
 
     algorithm = "tiles"
     kernels = tuple(forward for forward, _ in KERNELS.values())
@@ -47,7 +48,10 @@ class TiledForward(ForwardAlgorithm):
 
 @dataclass(frozen=True)
 class _Phase:
-    """Pixels `start`, `start` + stride, … of an axis of gx: which taps meet them, the last first."""
+    """One phase of an axis of gx: pixels `start`, `start` + stride, … and the taps that read them.
+
+    `taps` is in descending order.  `dilation` and `begin` are those of the convolution of stride 1.
+    """
 
     start: int
     taps: range
@@ -70,7 +74,7 @@ def _phases(axis: Axis) -> list[_Phase]:
 
 
 class TiledBackward(BackwardAlgorithm):
-    """Any window: for each phase of its stride the forward's tiles, over gy."""
+    """For any window: the forward kernel over gy, once for each phase of the stride."""
 
     algorithm = "tiles"
     kernels = tuple(reverse for _, reverse in KERNELS.values())

@@ -1,10 +1,10 @@
-"""Convolution (ONNX Conv); here over two spatial axes, over one or three likewise.
+"""Convolution (ONNX Conv).  The equations are for two spatial axes; one or three are alike.
 
     y[n, o, oh, ow]  = Σ_{c, i, j} x[n, c, oh·sh + i·dh − top, ow·sw + j·dw − left] · w[o, c, i, j] + b[o]
     gx[n, c, h, w]   = Σ_{o, i, j} gy[n, o, (h + top − i·dh) / sh, (w + left − j·dw) / sw] · w[o, c, i, j]
-                       over the (i, j) that divide and lie inside
+                       over the (i, j) for which both divisions have no remainder and give a pixel of gy
 
-with o running over the channels of c's group.
+o runs over the output channels of c's group.
 """
 
 from __future__ import annotations
@@ -44,35 +44,48 @@ from .algorithms import (
 )
 from .volume import VolumeStep
 
-#: With so few channels in gx, vectors of channels would run nearly empty: columns run full.
+#: Up to this many channels in gx, vectors of channels would be half empty, so columns are used.
 _FEW_CHANNELS = LANES // 2
-#: The density of gy up to which lists of its nonzero values beat Winograd, and direct tiles; but not with
-#: channels mostly empty.
+#: The density of gy up to which lists are faster than Winograd, and than direct tiles.
 _MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT = 0.17, 0.3
-_MAX_EMPTY = 0.7
-#: Multiply-adds of vectors in the time that one vector takes to come from memory.
+#: Lists are used only where more than this part of the channels that they work on exists.
+_MIN_FULL = 0.7
+#: How many vector multiply-adds take as long as reading one vector from memory.
 _READ = 16
-#: Each group that is not one channel is a kernel call of its own, and each tap along the depth.
+#: Most kernel calls of one convolution: one for each group, unless it is depthwise, and each tap of the
+#: depth.
 _MAX_GROUPS = 2**12
 
 
 def _whole(count: int, tile: int) -> int:
+    """`count`, rounded up to whole tiles."""
     return -(-count // tile) * tile
 
 
-#: How to compute: "auto" goes forward directly, so that equal windows give equal outputs wherever they lie,
-#: and back by what costs least.  "fast" takes what costs least both ways.  The others are taken wherever they
-#: can be.  "direct": tiles, and columns for the reverse of strides.  "winograd": for 3×3 windows of stride 1.
-#: "lists": the reverse over lists of the gradient's nonzero values.
+#: How convolutions are computed.  "auto": forward directly, so that equal windows give equal outputs at every
+#: position; backward by the cheapest algorithm.  "fast": the cheapest in both directions.  The others are
+#: used wherever they apply.  "direct": tiles, and columns for the backward pass of strides.  "winograd": 3×3
+#: windows of stride 1.  "lists": the backward pass over lists of the gradient's nonzero values.
 ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
 
 
 @dataclass(frozen=True, eq=False)
 class Conv(Op):
-    """w (O, C / group, KH, KW), float32, or float64 where something was folded in; b (O,) float64.
+    """A convolution.
 
-    The window slides over the last two axes of x, or over a single one.  With `depth` it has taps along the
-    third last as well: w (O, C / group, KD, KH, KW).
+    Parameters
+    ----------
+    w
+        (O, C / group, KH, KW), or with `depth` (O, C / group, KD, KH, KW).  float32, or float64 after
+        folding.
+    b
+        float64 (O,).
+    window
+        The window over the last two axes of x, or over the only spatial axis.
+    group
+        The number of groups of channels.
+    depth
+        The window along the third last axis; None without it.
     """
 
     w: NDArray[Any]
@@ -99,11 +112,12 @@ class Conv(Op):
 
     @property
     def _deep(self) -> int:
+        """Taps along the depth."""
         return self.depth.kernel if self.depth else 1
 
     @property
     def _packed(self) -> tuple[int, int]:
-        """Weights of the forward and of the reverse kernel by tiles, with what fills up the tiles."""
+        """How many weights the forward and the backward kernel hold, padded to whole tiles."""
         O, C = len(self.w) // self.group, self.w.shape[1]
         each = self.group * self.window.taps * self._deep
         return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
@@ -114,12 +128,12 @@ class Conv(Op):
             return 12 * self.w.size
         if not _is_3x3(self.window):
             return 8 * self.w.size + 4 * sum(self._packed)
-        # Winograd's transform makes 36 of 9 weights, and lists want them once more.
+        # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
         listed = 9 * self._deep * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
-        pairs = planes_of(y) * self._deep  # planes of y and of x that meet
+        pairs = planes_of(y) * self._deep  # (plane of y, plane of x that it reads)
         backward = 0
         if self.is_depthwise or not self.window.is_dense:
             backward = pairs * reverse_work(self.window, x[0][1])
@@ -170,7 +184,7 @@ def parse(node: Node) -> Conv:
 
 
 def read_kernel(node: Node, w: NDArray[np.float32]) -> tuple[int, ...]:
-    """The spatial axes of weights w; kernel_shape, where there is one, may but repeat them."""
+    """The spatial sizes of weights w.  The attribute kernel_shape must agree, where there is one."""
     kernel = node.integers("kernel_shape", w.shape[2:])
     if kernel != w.shape[2:]:
         node.invalid(f"kernel_shape {kernel} differs from the weights' shape {list(w.shape)}.")
@@ -178,7 +192,7 @@ def read_kernel(node: Node, w: NDArray[np.float32]) -> tuple[int, ...]:
 
 
 def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group: int) -> Conv:
-    """Weights w (O, C / group, …) and the bias in input 2 over one to three `axes`."""
+    """The convolution with weights w (O, C / group, …) and the bias in input 2, over one to three `axes`."""
     O = len(w)
     b = node.constant(2) if node.has(2) else np.zeros(O, np.float32)
     if b.shape != (O,):
@@ -212,12 +226,23 @@ def _is_3x3(window: Window) -> bool:
 
 
 def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
-    """Whether to compute windows over O × C weights, to a plane of that size, by Winograd's transforms.
+    """Whether to use Winograd's transforms.
 
-    `free`: whether costs decide; else only the algorithm's name does.
+    Costs are in vector multiply-adds of a core: the products, reading the weights, and for each square the
+    measured time of the transforms.  They are for one sample, because the bits must not depend on the batch.
 
-    Costs are in vector multiply-adds of a core: the products, reading the weights, and per square the
-    transforms as measured.  They are those of one sample, as bits do not depend on how many there are.
+    Parameters
+    ----------
+    free
+        Whether costs decide.  Otherwise the name of the algorithm does.
+    algorithm
+        One of ALGORITHMS.
+    window
+        The window.
+    O, C
+        Channels of the output and of the input.
+    plane
+        The sides of the output plane.
     """
     blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
     squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
@@ -227,8 +252,10 @@ def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, pla
 
 
 def _by_columns(window: Window, C: int) -> bool:
-    """Whether columns take less than half the products of the direct sum: where that works on much padding,
-    as behind large windows on small planes, and in tiles of channels that C does not fill.
+    """Whether columns need less than half of the products of the direct sum.
+
+    They do where the direct sum works mostly on padding, as for large windows on small planes, or in tiles of
+    channels that C does not fill.
     """
     direct = elements(window.size) * window.taps * _whole(C, TILE_CHANNELS)
     return direct > 2 * elements(window.output) * _whole(window.taps * C, TILE_CHANNELS)
@@ -259,22 +286,22 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
-    # Lists work on this many channels of gx, full or not.
+    # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.
     full = C / _whole(C, LISTED_CHANNELS)
-    most = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
-    pays = full > _MAX_EMPTY and (by_winograd or O >= FEW_OUTPUTS)
+    max_density = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
+    pays = full > _MIN_FULL and (by_winograd or O >= FEW_OUTPUTS)
     if free and _is_3x3(window) and pays:
-        return ListsBackward(single, window, dense, most)
+        return ListsBackward(single, window, dense, max_density)
     return dense
 
 
 def _algorithms(
     target: Target,
 ) -> tuple[Callable[..., ForwardAlgorithm], Callable[..., BackwardAlgorithm]]:
-    """What makes the two algorithms: (w, b, window, target) and (w, window, target), for one group each."""
+    """Functions that make the algorithms of one group: (w, b, window, target) and (w, window, target)."""
     if target.name == "cpu":
         return _forward, _backward
-    from .algorithms_cuda import (  # nothing of CUDA is imported before it is asked for
+    from .algorithms_cuda import (  # here, because importing CUDA is slow and needs an extra
         TiledBackward,
         TiledForward,
     )
@@ -283,12 +310,12 @@ def _algorithms(
 
 
 class ConvStep(Step):
-    """One way forward and one way back for each group, on the channels that are its own."""
+    """A forward and a backward algorithm for each group, on the channels of that group."""
 
     fuses_residual = True
 
     def __init__(self, op: Conv, target: Target) -> None:
-        # The masks of a group can be addressed only where its channels fill whole bytes.
+        # A group's bits of a mask can be addressed only if its channels fill whole bytes.
         self.gates = op.group == 1 or op.w.shape[1] % 8 == 0
         self.fuses_clip = op.group == 1 or len(op.w) // op.group % 8 == 0
         parts = op.w.reshape(op.group, -1, *op.w.shape[1:])
@@ -311,7 +338,7 @@ class ConvStep(Step):
         return max(fwd[0], bwd[0]), max(fwd[1], bwd[1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        if len(self.groups) == 1:  # to cut slices takes as long as a small layer
+        if len(self.groups) == 1:  # making slices takes as long as a small layer
             self.fwd[0](x[0], r, y, clip, context)
             return
         for fwd, (ins, outs) in zip(self.fwd, self.groups, strict=True):
@@ -329,7 +356,7 @@ class ConvStep(Step):
 
 
 class DepthwiseStep(Step):
-    """One filter a channel: vectors of channels, no reduction over them, taps clipped at the border."""
+    """One filter for each channel.  Vectors run over channels, and taps outside the image are left out."""
 
     repeats = repeats_back = True
     gates = True

@@ -1,9 +1,10 @@
-"""Convolution of volumes: a step of `ops.conv` for each tap along the depth, on all planes that it meets.
+"""Convolution of volumes: a two-dimensional step for each tap along the depth, on all planes that it reads.
 
     y[:, od] = b + r + Σ_k conv₂(x[:, od·s + k·d − begin], w[:, :, k])
 
-The first tap finds b + r in y, the others what was added before them; the last one on each plane clips.  In
-the reverse likewise: the first tap on each plane of gx may write, the last one gates.
+At first y holds b + r.  Each tap adds to y, and the last tap on each plane clips.  In the backward pass the
+first tap on each plane of gx writes (unless the slot accumulates), the others add, and the last one applies
+the gate.
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ from ..step import (
 
 @dataclass(frozen=True)
 class _Run:
-    """Planes on which a tap is at work: `outs` of y, which it sees on `ins` of x.
+    """Consecutive planes for one tap.
 
-    `first`, `last`: no other tap is there before, or after, it.
+    Parameters
+    ----------
+    tap
+        Its index along the depth.
+    outs, ins
+        The planes of y, and the planes of x that the tap reads for them.
+    first, last
+        Whether no other tap works on these planes before it, or after it.
     """
 
     tap: int
@@ -46,8 +54,8 @@ class _Run:
     last: bool
 
 
-def _met(axis: Axis, tap: int) -> tuple[int, int, int]:
-    """(start, stop, shift): the outputs o that have this tap on the input, at o · stride + shift."""
+def _outputs_of(axis: Axis, tap: int) -> tuple[int, int, int]:
+    """(start, stop, shift): for outputs o in [start, stop) the tap reads input o · stride + shift."""
     shift = tap * axis.dilation - axis.begin
     start = max(0, -(shift // axis.stride))
     stop = min(axis.outputs, (axis.size - 1 - shift) // axis.stride + 1)
@@ -55,23 +63,24 @@ def _met(axis: Axis, tap: int) -> tuple[int, int, int]:
 
 
 def _runs(axis: Axis, of_inputs: bool) -> Iterator[_Run]:
-    """All taps in order, with `first` and `last` as planes of y see them, or those of x.
+    """Cut the planes of each tap into runs with the same `first` and `last`.  The taps are in order.
 
-    A run ends where one of the two changes.
+    `of_inputs`: whether `first` and `last` count the taps that read a plane of x, for the backward pass;
+    otherwise those that add to a plane of y.
     """
     size, stride = (axis.size if of_inputs else axis.outputs), axis.stride
     firsts, lasts = np.full(size, axis.kernel), np.full(size, -1)
 
-    def seen(start: int, stop: int, shift: int) -> slice:
+    def planes_at(start: int, stop: int, shift: int) -> slice:
         return _at(start, stop, stride, shift) if of_inputs else slice(start, stop)
 
-    for tap in range(axis.kernel):
-        here = seen(*_met(axis, tap))
+    for tap in range(axis.kernel):  # find the first and the last tap of each plane
+        here = planes_at(*_outputs_of(axis, tap))
         firsts[here] = np.minimum(firsts[here], tap)
         lasts[here] = tap
     for tap in range(axis.kernel):
-        start, stop, shift = _met(axis, tap)
-        here = seen(start, stop, shift)
+        start, stop, shift = _outputs_of(axis, tap)
+        here = planes_at(start, stop, shift)
         first, last = firsts[here] == tap, lasts[here] == tap
         changes = np.flatnonzero((first[1:] != first[:-1]) | (last[1:] != last[:-1])) + 1
         edges = [0, *map(int, changes), stop - start]
@@ -82,14 +91,14 @@ def _runs(axis: Axis, of_inputs: bool) -> Iterator[_Run]:
 
 
 def _at(start: int, stop: int, stride: int, shift: int) -> slice:
-    """The inputs that outputs [start, stop) see."""
+    """The inputs that outputs [start, stop) read."""
     if start == stop:
         return slice(0, 0)
     return slice(start * stride + shift, (stop - 1) * stride + shift + 1, stride)
 
 
 def _cover(runs: Sequence[_Run], size: int, of_inputs: bool) -> bool:
-    """Whether some tap is at work on every plane."""
+    """Whether every plane has a tap that works on it."""
     reached = np.zeros(size, np.bool_)
     for run in runs:
         reached[run.ins if of_inputs else run.outs] = True
@@ -97,12 +106,22 @@ def _cover(runs: Sequence[_Run], size: int, of_inputs: bool) -> bool:
 
 
 def _volumes(x: NDArray[np.generic], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mask of x (N, D, H, W, C), plane by plane: (N, D, H, W, bytes)."""
+    """The mask of x (N, D, H, W, C) as (N, D, H, W, bytes)."""
     return view(mask, len(mask), *x.shape[1:4], mask.shape[-1])
 
 
 class VolumeStep(Step):
-    """`taps`: a step without bias for each plane of the window, of which `depth` says where they are."""
+    """Convolves volumes.
+
+    Parameters
+    ----------
+    taps
+        A two-dimensional step without bias for each tap along the depth.
+    b
+        The bias, float32 (O,).
+    depth
+        The window along the depth.
+    """
 
     fuses_residual = True
 
