@@ -26,6 +26,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError, OutOfMemoryError
+from ..kernels.codegen import numba_private
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
 from ..limits import readable_bytes
 from .base import Device, Entry, Exit, Repeater
@@ -80,7 +81,7 @@ class CudaDevice(Device):
             return CudaArray(self, host, None, host.ctypes.data)
         try:
             memory = cuda.device_array(nbytes, np.uint8)
-        except cuda.cudadrv.driver.CudaAPIError as error:
+        except numba_private.cuda_api_error() as error:
             if error.code != _OUT_OF_MEMORY:
                 raise
             free, total = cuda.current_context().get_memory_info()
@@ -206,8 +207,8 @@ class CudaDevice(Device):
             )
         else:
             # Not by way of Numba's own syntax, which warns of small grids and keeps each that it has seen.
-            (compiled,) = kernel.dispatcher.overloads.values()
-            compiled.launch(args, _three(blocks), _three(threads), stream, kernel.shared_bytes)
+            shape = _three(blocks), _three(threads)
+            numba_private.launch(kernel.dispatcher, args, *shape, stream, kernel.shared_bytes)
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, CudaArray):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel_from
 from .codegen.lane_cuda import names_of_lane, of_lane
+from .codegen.numba_private import libdevice
 from .codegen.simd_cuda import at_pixel, gated, targets_of
 from .functions import NUMBERS, VECTORS
 
-_library: Any = np if SIMULATED else import_module("numba.cuda.libdevice")
+_library: Any = np if SIMULATED else libdevice()
 #: Those of `NUMBERS` that are NumPy's, which Numba has not for cards.
 _OWN: dict[str, Any] = {
     "Sign": lambda x, p, q: x if x == 0 or math.isnan(x) else math.copysign(1.0, x),

@@ -10,10 +10,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import emit
+from .numba_private import get_or_insert_function
 
 _ORDER = "seq_cst"
 
@@ -68,7 +68,7 @@ def pause(typing: Any) -> Any:
         if emit.WAITING_HINT is not None:
             name, numbers = emit.WAITING_HINT
             kind = ir.FunctionType(ir.VoidType(), [emit.I32] * len(numbers))
-            hint = cgutils.get_or_insert_function(builder.module, kind, name)
+            hint = get_or_insert_function(builder.module, kind, name)
             builder.call(hint, [ir.Constant(emit.I32, number) for number in numbers])
         return context.get_dummy_value()
 

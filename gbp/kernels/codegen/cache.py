@@ -18,7 +18,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-from numba.core.caching import IndexDataCacheFile, _CacheLocator, _SourceFileBackedLocatorMixin
+
+from .numba_private import CacheLocator, DataFile
 
 log = logging.getLogger("gbp")
 
@@ -97,16 +98,8 @@ def make_folder() -> None:
         raise OSError(found)
 
 
-class Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
+class Locator(CacheLocator):
     """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
-
-    def __init__(self, function: Any, file: str) -> None:
-        self._py_file = file
-        self._lineno = function.__code__.co_firstlineno
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Locator:
-        return cls(py_func, py_file)
 
     def get_cache_path(self) -> str:
         return CACHE_DIRECTORY
@@ -115,27 +108,19 @@ class Locator(_SourceFileBackedLocatorMixin, _CacheLocator):
         make_folder()
 
 
-class KernelFile(IndexDataCacheFile):
+class KernelFile(DataFile):
     """Takes the place of Numba's index and data files: a file for each key, whose digest comes first.
 
     No file is ever changed, so processes that compile the same kernels at once write the same files, the last
     of which stays.
     """
 
-    @classmethod
-    def instead_of(cls, numba_cache: Any) -> KernelFile:
-        """For the functions that Numba's `Cache` object keeps."""
-        implementation = numba_cache._impl
-        locator = implementation.locator
-        return cls(locator.get_cache_path(), implementation.filename_base, locator.get_source_stamp())
-
     def _path(self, key: Any) -> str:
-        name = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()[:16]
-        return self._data_path(f"{self._index_name.removesuffix('.nbi')}.{name}.nbc")
+        return self.path_of(hashlib.sha256(repr((self.source_stamp, key)).encode()).hexdigest()[:16])
 
     def save(self, key: Any, data: Any) -> None:
-        path, content = self._path(key), self._dump(data)
-        with self._open_for_write(path) as file:
+        path, content = self._path(key), self.dump(data)
+        with self.open_for_write(path) as file:
             file.write(_digest(path, content) + content)
 
     def load(self, key: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config
-from numba.core import cgutils
+
+from .numba_private import get_or_insert_function
 
 
 def _host_features() -> str:
@@ -77,7 +78,7 @@ def compress(builder: Any, value: Any, keep: Any) -> Any:
     """The lanes of `value` where `keep` is true, moved to the front; the others are undefined."""
     name = f"llvm.experimental.vector.compress.v{LANES}{'f' if value.type == VECTOR else 'i'}32"
     kind = ir.FunctionType(value.type, [value.type, VECTOR_I1, value.type])
-    front = cgutils.get_or_insert_function(builder.module, kind, name)
+    front = get_or_insert_function(builder.module, kind, name)
     return builder.call(front, [value, keep, ir.Constant(value.type, ir.Undefined)])
 
 
@@ -94,9 +95,7 @@ def broadcast_at(builder: Any, address: Any) -> Any:
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     # fmuladd, not fma: one instruction where the processor has it, and never a library call.
     kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, VECTOR])
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c]
-    )
+    return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c])
 
 
 def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> Any:
@@ -104,7 +103,7 @@ def masked_load(builder: Any, address: Any, lanes: Any, element: Any = F32) -> A
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.load.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(vec, [vec.as_pointer(), I32, VECTOR_I1, vec])
-    masked = cgutils.get_or_insert_function(builder.module, kind, name)
+    masked = get_or_insert_function(builder.module, kind, name)
     alignment = ir.Constant(I32, bits_of(element) // 8)
     return builder.call(masked, [pointer(builder, address, vec), alignment, lanes, ir.Constant(vec, None)])
 
@@ -114,7 +113,7 @@ def masked_store(builder: Any, value: Any, address: Any, lanes: Any, element: An
     vec = ir.VectorType(element, LANES)
     name = f"llvm.masked.store.v{LANES}{'f' if element is F32 else 'i'}{bits_of(element)}.p0"
     kind = ir.FunctionType(ir.VoidType(), [vec, vec.as_pointer(), I32, VECTOR_I1])
-    masked = cgutils.get_or_insert_function(builder.module, kind, name)
+    masked = get_or_insert_function(builder.module, kind, name)
     alignment = ir.Constant(I32, bits_of(element) // 8)
     builder.call(masked, [value, pointer(builder, address, vec), alignment, lanes])
 

@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Protocol
 import llvmlite.binding as llvm
 import numpy as np
 from numba import njit, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.runtime import _nrt_python
 
+from . import numba_private
 from .cache import KernelFile, Locator, log
 from .interrupts import uninterrupted
 from .lock import only_one
@@ -70,15 +69,15 @@ if hasattr(os, "register_at_fork"):
 @cache
 def _name_runtime() -> None:
     """Tell the linker where the functions of Numba's runtime are; machine code needs no more of it."""
-    for name, address in _nrt_python.c_helpers.items():
-        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+    for name, address in numba_private.runtime_symbols():
+        llvm.add_symbol(name, address)
 
 
-class _Format(CompileResultCacheImpl):
+class _Format(numba_private.CacheFormat):
     _locator_classes: ClassVar = [Locator]
 
 
-class _Cache(FunctionCache):
+class _Cache(numba_private.KernelCache):
     """Numba's cache of one kernel.
 
     It loads faster, accepts a read-only folder, and logs before it compiles.
@@ -89,7 +88,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        self._cache_file = KernelFile.instead_of(self)
+        numba_private.replace_file(self, KernelFile.instead_of(self))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached kernel, or None.
@@ -100,15 +99,15 @@ class _Cache(FunctionCache):
         _name_runtime()
         found = self._found(sig, target_context)
         if found is None:
-            log.info("compiling kernel %s", self._py_func.__name__)
-            name = f"{self._py_func.__module__}.{self._py_func.__qualname__}"
-            self.until_kept.enter_context(only_one(name))
+            function = numba_private.function_of(self)
+            log.info("compiling kernel %s", function.__name__)
+            self.until_kept.enter_context(only_one(f"{function.__module__}.{function.__qualname__}"))
             found = self._found(sig, target_context)  # another process may have compiled it meanwhile
         return found
 
     def _found(self, sig: Any, target_context: Any) -> Any:
         try:
-            return self._load_overload(sig, target_context)
+            return numba_private.load_only(self, sig, target_context)
         except Exception:  # there is none, or it cannot be read
             return None
 
@@ -183,16 +182,15 @@ class Native:
         dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
             function
         )
-        dispatcher._cache = _Cache(function)
-        with ExitStack() as dispatcher._cache.until_kept:
+        code_cache = _Cache(function)
+        numba_private.use_cache(dispatcher, code_cache)
+        with ExitStack() as code_cache.until_kept:
             dispatcher.compile(signature)
         dispatcher.disable_compile()
-        if dispatcher.stats.cache_misses:
+        if numba_private.was_compiled(dispatcher):
             compiled.append((self.name, perf_counter() - start))
         self._dispatcher = dispatcher  # owns the machine code
-        (compiled_code,) = dispatcher.overloads.values()
-        name = compiled_code.fndesc.llvm_cfunc_wrapper_name
-        return int(compiled_code.library.get_pointer_to_function(name))
+        return numba_private.address_of(dispatcher)
 
 
 class Kernel(Native):

@@ -18,13 +18,13 @@ from types import FunctionType, MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import cuda, types
-from numba.core import config
-from numba.np.numpy_support import as_dtype
+from numba import config, cuda, types
 
 from ...errors import GbpError
+from . import numba_private
 from .cache import KernelFile, Locator, log
 from .jit import compiled, not_kept
+from .numba_private import as_dtype
 
 #: Whether the simulator stands in for a card.
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -113,11 +113,10 @@ class CudaKernel:
     def _compiled(self) -> Any:
         start = perf_counter()
         dispatcher = cuda.jit(self.function, launch_bounds=self.bounds)
-        dispatcher._cache = _kept(self.function)
+        numba_private.use_cache(dispatcher, _kept(self.function))
         try:
             dispatcher.compile(tuple(self.argument_types))
-            (compiled_here,) = dispatcher.overloads.values()
-            compiled_here._codelibrary.get_cufunc()  # what the driver refuses, it refuses here
+            numba_private.card_function(dispatcher)  # what the driver refuses, it refuses here
         except Exception as error:
             raise GbpError(
                 f"kernel {self.name} does not compile: {type(error).__name__}: {str(error)[:300]}",
@@ -125,10 +124,10 @@ class CudaKernel:
                 hint="Install gbp-explain[cuda12] or [cuda13] again, or leave the device out.",
             ) from error
         dispatcher.disable_compile()
-        dispatcher._specialized = True  # it takes arrays of any strides as they are
+        numba_private.take_any_strides(dispatcher)
         if self.shared_bytes > _SHARED_BYTES:
             _allow(dispatcher, self.shared_bytes)
-        if dispatcher.stats.cache_misses:
+        if numba_private.was_compiled(dispatcher):
             compiled.append((self.name, perf_counter() - start))
         return dispatcher
 
@@ -136,27 +135,27 @@ class CudaKernel:
 def _allow(dispatcher: Any, nbytes: int) -> None:
     """Let a compiled kernel have more shared memory than a card gives unasked."""
     from cuda.bindings.driver import CUfunction_attribute
-    from numba.cuda.cudadrv.driver import driver
 
-    (compiled,) = dispatcher.overloads.values()
-    function = compiled._codelibrary.get_cufunc()
+    function, driver = numba_private.card_function(dispatcher), numba_private.cuda_driver()
     attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     driver.cuKernelSetAttribute(attribute, nbytes, function.handle, function.device.id)
 
 
 def _kept(function: Callable[..., None]) -> Any:
     """Numba's cache, in the directory in which no kernel can be stale."""
-    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
+    cuda_cache: Any
+    cuda_format: Any
+    cuda_cache, cuda_format = numba_private.cuda_cache_classes()
 
-    class Format(CUDACacheImpl):
+    class Format(cuda_format):
         _locator_classes: ClassVar = [Locator]
 
-    class Cache(CUDACache):
+    class Cache(cuda_cache):
         _impl_class = Format
 
         def __init__(self, function: Any) -> None:
             super().__init__(function)
-            self._cache_file = KernelFile.instead_of(self)
+            numba_private.replace_file(self, KernelFile.instead_of(self))
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:

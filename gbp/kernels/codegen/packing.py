@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.numpy_support import as_dtype
 from numpy.typing import NDArray
 
 from . import emit
+from .numba_private import array_view, as_dtype, pack_array, populate_array
 
 
 class Share(NamedTuple):
@@ -131,21 +130,17 @@ class _Reader:
     def read(self, kind: Any) -> Any:
         context, builder = self._context, self._builder
         if isinstance(kind, types.Array):
-            from numba.np.arrayobj import make_array, populate_array  # slow to load; only compiling needs it
-
             item = context.get_data_type(kind.dtype)
             data = emit.pointer(builder, self._next(), item)
             shape, strides = ([self._next() for _ in range(kind.ndim)] for _ in range(2))
-            array = make_array(kind)(context, builder)
-            populate_array(
-                array,
+            return populate_array(
+                array_view(context, builder, kind),
                 data=data,
-                shape=cgutils.pack_array(builder, shape),
-                strides=cgutils.pack_array(builder, strides),
+                shape=pack_array(builder, shape),
+                strides=pack_array(builder, strides),
                 itemsize=ir.Constant(emit.I64, kind.dtype.bitwidth // 8),
                 meminfo=None,
             )
-            return array._getvalue()
         if isinstance(kind, types.BaseTuple):
             return context.make_tuple(builder, kind, [self.read(item) for item in kind.types])
         word = self._next()

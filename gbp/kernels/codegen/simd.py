@@ -14,14 +14,20 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.datamodel.models import PrimitiveModel
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
 from . import emit
 from .emit import LANES
 from .jit import device_function
+from .numba_private import (
+    AbstractTemplate,
+    PrimitiveModel,
+    array_view,
+    get_or_insert_function,
+    infer_global,
+    signature,
+    unpack_tuple,
+)
 
 
 class Vector(types.Type):
@@ -67,13 +73,6 @@ for _function, _instruction in (
     _register_operator(_function, _instruction)
 
 
-def _view(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    """The fields of an array's struct."""
-    from numba.np.arrayobj import make_array  # slow to import; only compiling needs it
-
-    return make_array(kind)(context, builder, array)
-
-
 @intrinsic
 def address_of(typing: Any, array: Any) -> Any:
     """Return the address of the array's first element.
@@ -83,7 +82,7 @@ def address_of(typing: Any, array: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.ptrtoint(_view(context, builder, sig.args[0], args[0]).data, emit.I64)
+        return builder.ptrtoint(array_view(context, builder, sig.args[0], args[0]).data, emit.I64)
 
     return types.int64(array), codegen
 
@@ -93,9 +92,9 @@ def at(typing: Any, array: Any, n: Any, h: Any, w: Any) -> Any:
     """Return the address of pixel (n, h, w) of an array (N, H, W, C), without counting a reference."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        view = _view(context, builder, sig.args[0], args[0])
+        view = array_view(context, builder, sig.args[0], args[0])
         address = builder.ptrtoint(view.data, emit.I64)
-        for index, stride in zip(args[1:], cgutils.unpack_tuple(builder, view.strides, 3), strict=True):
+        for index, stride in zip(args[1:], unpack_tuple(builder, view.strides, 3), strict=True):
             address = builder.add(address, builder.mul(index, stride))
         return address
 
@@ -278,7 +277,7 @@ def square_root(typing: Any, a: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(emit.VECTOR, [emit.VECTOR])
-        root = cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32")
+        root = get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32")
         return builder.call(root, args)
 
     return vector(vector), codegen
@@ -328,7 +327,7 @@ def store_some(address: int, value: Any, count: int) -> None:
 
 def _prefetch(builder: Any, address: Any, write: int) -> None:
     kind = ir.FunctionType(ir.VoidType(), [emit.I8.as_pointer(), emit.I32, emit.I32, emit.I32])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    prefetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     hints = (ir.Constant(emit.I32, value) for value in (write, 3, 1))  # to the first cache, of data
     builder.call(prefetch, [emit.pointer(builder, address, emit.I8), *hints])
 

@@ -12,8 +12,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numba.cuda.simulator.kernelapi import Dim3, FakeCUDAModule, swapped_cuda_module
-from numba.np.numpy_support import as_dtype
+
+from .numba_private import as_dtype, simulator
+
+_parts = simulator()
+FakeCUDAModule: Any = _parts.FakeCUDAModule
 
 _running = threading.RLock()  # kernels' modules are changed while they run
 
@@ -96,7 +99,7 @@ def simulate(
     indices = list(product(*map(range, _three(threads))))
     for block in product(*map(range, _three(blocks))):
         module = _Block(blocks, threads, shared_bytes)
-        with _running, swapped_cuda_module(function, module), np.errstate(all="ignore"):
+        with _running, _parts.swapped_cuda_module(function, module), np.errstate(all="ignore"):
             if together and len(indices) > 1:
                 _together(function, block, indices, args)
             else:
@@ -124,7 +127,7 @@ def _together(function: Callable[..., None], block: Any, indices: list[Any], arg
 
 
 def _be(thread: Any, block: Any, index: Any) -> None:
-    thread.blockIdx, thread.threadIdx, thread.declared = Dim3(*block), Dim3(*index), 0
+    thread.blockIdx, thread.threadIdx, thread.declared = _parts.Dim3(*block), _parts.Dim3(*index), 0
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, ...]:

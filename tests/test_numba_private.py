@@ -1,0 +1,151 @@
+"""The private parts of Numba that gbp uses: one file names them, and they do what it says of them."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from numba import njit, types
+from test_cache import end, start
+
+from gbp.kernels.codegen import numba_private
+
+ROOT = Path(__file__).resolve().parent.parent
+PRIVATE = ROOT / "gbp" / "kernels" / "codegen" / "numba_private.py"
+#: Modules that Numba documents for others.
+PUBLIC = {"numba", "numba.cuda", "numba.extending", "numba.types", "numba.config"}
+#: Attributes of Numba's dispatchers and caches.
+ATTRIBUTES = {
+    "overloads",
+    "fndesc",
+    "get_pointer_to_function",
+    "cache_misses",
+    "_cache",
+    "_cache_file",
+    "_load_overload",
+    "_py_func",
+    "_specialized",
+    "_data_path",
+    "_dump",
+    "_open_for_write",
+    "c_helpers",
+    "cudadrv",
+}
+
+
+def _names_of(tree: ast.AST) -> set[str]:
+    """The modules that are imported, the attributes that are read, and texts, which may name modules."""
+    found = set()
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Import):
+            found |= {alias.name for alias in each.names}
+        elif isinstance(each, ast.ImportFrom) and not each.level:
+            assert each.module is not None
+            found |= {each.module}
+            found |= {f"{each.module}.{alias.name}" for alias in each.names if alias.name == "core"}
+        elif isinstance(each, ast.Attribute):
+            found.add(each.attr)
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str) and " " not in each.value:
+            found.add(each.value)
+    return found
+
+
+@pytest.mark.fast
+def test_one_file_names_them() -> None:
+    for path in sorted((ROOT / "gbp").rglob("*.py")):
+        names = _names_of(ast.parse(path.read_text()))
+        private = {name for name in names if name.startswith("numba.")} - PUBLIC | names & ATTRIBUTES
+        assert not private or path == PRIVATE, (path, private)
+    assert {"numba.core", "overloads"} <= _names_of(ast.parse(PRIVATE.read_text()))
+
+
+def _twice_and_one(x: float) -> float:
+    return np.sqrt(x) * 2 + 1  # type: ignore[no-any-return]
+
+
+def test_a_function_comes_from_the_cache_and_is_called_by_address(tmp_path: Path) -> None:
+    class Locator(numba_private.CacheLocator):
+        def get_cache_path(self) -> str:
+            return str(tmp_path)
+
+        def ensure_cache_path(self) -> None:
+            pass
+
+    class File(numba_private.DataFile):
+        def save(self, key: Any, data: Any) -> None:
+            assert self.source_stamp
+            with self.open_for_write(self.path_of("one")) as file:
+                file.write(self.dump((key, data)))
+
+        def load(self, key: Any) -> Any:
+            kept, data = pickle.loads(Path(self.path_of("one")).read_bytes())
+            assert kept == key
+            return data
+
+    class Format(numba_private.CacheFormat):
+        _locator_classes: ClassVar = [Locator]
+
+    class Cache(numba_private.KernelCache):
+        _impl_class = Format
+
+        def __init__(self, function: Any) -> None:
+            super().__init__(function)
+            numba_private.replace_file(self, File.instead_of(self))
+            assert numba_private.function_of(self) is function
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return numba_private.load_only(self, sig, target_context)
+            except FileNotFoundError:
+                return None
+
+    for name, address in numba_private.runtime_symbols():
+        assert address
+        llvm.add_symbol(name, address)
+    for was_compiled in (True, False):
+        dispatcher = njit(no_cpython_wrapper=True)(_twice_and_one)
+        numba_private.use_cache(dispatcher, Cache(_twice_and_one))
+        dispatcher.compile(types.float64(types.float64))
+        assert numba_private.was_compiled(dispatcher) == was_compiled
+        call = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(numba_private.address_of(dispatcher))
+        assert call(9.0) == 7.0
+        assert [path.suffix for path in tmp_path.iterdir()] == [".nbc"]
+
+
+#: Types and operators of vectors, the struct of an array read and made, functions of LLVM.
+KERNEL = """
+import numpy as np
+from gbp.kernels.codegen import simd
+from gbp.kernels.codegen.emit import LANES
+from gbp.kernels.codegen.jit import ACTIVATION, DENSE, INT, Kernel, compiled
+
+def work(x, y, parts, share):
+    vector = simd.load(simd.at(x, 0, 0, 1))
+    simd.store(simd.address_of(y), vector * 2.0 + simd.square_root(vector) - vector / vector)
+
+work = Kernel(work, (ACTIVATION, DENSE, INT))
+x = np.arange(1, 2 * LANES + 1, dtype=np.float32).reshape(1, 1, 2, LANES)
+y = np.zeros(LANES, np.float32)
+work(x, y, 1)
+assert "work" in [name for name, _ in compiled]
+assert np.allclose(y, x[0, 0, 1] * 2 + np.sqrt(x[0, 0, 1]) - 1)
+"""
+
+
+def test_vectors_and_arrays_compile(tmp_path: Path) -> None:
+    (tmp_path / "vectors.py").write_text(KERNEL)
+    end(start(tmp_path, "import vectors", tmp_path / "cache"))
+
+
+def test_the_parts_of_the_simulator() -> None:
+    parts = numba_private.simulator()
+    assert (parts.Dim3(1, 2, 3).x, parts.Dim3(1, 2, 3).z) == (1, 3)
+    assert callable(parts.swapped_cuda_module)
+    module = parts.FakeCUDAModule((1, 1, 1), (2, 1, 1), 0)
+    assert module.blockDim.x == 2
