@@ -52,6 +52,8 @@ class Known:
 
 def known(f: Subgraph) -> Known | None:
     """The known function that `f` is, or None."""
+    if f.is_straight:
+        return None
     with np.errstate(all="ignore"):
         return _by_place(f) if f.spread else _by_values(f)
 
