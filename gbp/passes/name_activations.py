@@ -113,19 +113,21 @@ class _Verdicts:
 
     def _is_news(self, parts: Subgraph, found: Known) -> bool:
         """Whether the layers are not that already."""
+        is_rectifier, several = isinstance(found.op, Rectifier), len(parts.layers) > 1
+        if isinstance(found.op, Rectifier) and self._is_guard(parts, found.op):
+            return False
         inner = [self._known_as(parts, layer.output) for layer in parts.layers[:-1]]
-        is_rectifier = isinstance(found.op, Rectifier)
         if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
             return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
-        if len(parts.layers) > 1 and _bends(found) and _holds_another(parts, inner):
+        if several and _bends(found) and _holds_another(parts, inner):
             return False
-        if not isinstance(found.op, Rectifier):
-            return len(parts.layers) > 1
+        return several or (is_rectifier and parts.layers[0].op != found.op)
+
+    def _is_guard(self, parts: Subgraph, op: Rectifier) -> bool:
+        """Whether it is a guard against 0, of a norm, a variance or a probability say."""
         rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
-        is_guard = found.op.clip.lo > 0 and not isinstance(found.op, Threshold)
-        if is_guard and parts.x in self._positive and not rectifies:
-            return False  # against 0, of a norm, a variance or a probability say
-        return len(parts.layers) > 1 or parts.layers[0].op != found.op
+        keeps_above = op.clip.lo > 0 and not isinstance(op, Threshold)
+        return keeps_above and parts.x in self._positive and not rectifies
 
 
 def _bends(found: Known) -> bool:
