@@ -26,7 +26,7 @@ import numpy as np
 from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
-from .elementwise import Subgraph
+from .elementwise import STRAIGHT, Subgraph
 from .known import Known, known
 from .search import Growth, Search
 from .signs import nonnegative
@@ -65,7 +65,8 @@ def _rename(graph: Graph) -> Graph:
     search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     layers = []
     for layer in graph.layers:
-        found = verdicts.largest(search.before(layer.output, most=1))
+        is_straight = isinstance(layer.op, STRAIGHT)
+        found = None if is_straight else verdicts.largest(search.before(layer.output, most=1))
         layers.append(layer if found is None else replace(layer, op=found.known.op))
     return graph.with_layers(layers)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,11 @@ from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
 #: casts come on top.  The limit keeps the search short for any file.
 _MAX_LAYERS = 16
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def signature(value: object) -> Hashable:
@@ -35,8 +42,8 @@ def signature(value: object) -> Hashable:
         return value.hex()  # −0 is another number than 0, as 1/x tells
     if isinstance(value, tuple):
         return tuple(map(signature, value))
-    if is_dataclass(value):
-        return type(value), *(signature(getattr(value, field.name)) for field in fields(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(signature(getattr(value, name)) for name in _names(type(value)))
     assert isinstance(value, Hashable)
     return value
 
