@@ -121,6 +121,7 @@ class Resample(Op):
 class ResampleStep(Step):
     def __init__(self, op: Resample, order: Order, target: Target) -> None:
         self.table, self.transposed = op.table.on(target), op.table.transposed(op.size).on(target)
+        self.anchored = int(op.table.averages)
         self.at = 1 + order.index(op.axis)
         # A mask has whole bytes for each row of the innermost axis, so single elements have no mask to gate
         # by.
@@ -136,7 +137,7 @@ class ResampleStep(Step):
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         table, no_mask = self.table, NO_MASK[..., None]
         to = self._around(y)
-        rest = OPEN, to, 0, int(table.averages), context.threads
+        rest = OPEN, to, 0, self.anchored, context.threads
         resample(self._around(x[0]), table.starts, table.taps, table.weights, no_mask, *rest)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
