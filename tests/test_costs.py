@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -13,16 +14,18 @@ import numpy as np
 import onnx
 import pytest
 from builder import Builder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer
 from gbp.importer import subgraph
+from gbp.importer.load import build, open_model
 from gbp.plan import plan
 
 Graph = Callable[[int], onnx.ModelProto]
 node = helper.make_node
+naming = importlib.import_module("gbp.passes.name_activations")  # the package has a function of that name
 
 
 def graph(nodes: list[onnx.NodeProto], output: str, channels: int = 3, **stored: object) -> onnx.ModelProto:
@@ -122,6 +125,69 @@ def test_the_input_is_found_in_one_pass() -> None:
     with mock.patch.object(subgraph, "_first_nodes", counted):
         Explainer(GRAPHS["transposes"](n).SerializeToString())
     assert n <= len(looked_at) <= 3 * n
+
+
+REPEATED: dict[str, Graph] = {
+    "rectifiers": GRAPHS["rectifiers"],
+    "almost activations": GRAPHS["almost activations"],
+    "activations in parts": twice,
+    "nothing": chain(lambda x, y: node("Identity", [x], [y])),
+    "shifts": chain(lambda x, y: node("Add", [x, "c"], [y]), c=np.float32(1e-6)),
+    "scales": chain(lambda x, y: node("Mul", [x, "c"], [y]), c=np.ones((3, 1, 1), np.float32)),
+    "guards": chain(lambda x, y: node("Max", [x, "c"], [y]), c=np.float32(1e-9)),
+}
+
+
+def judged(model: onnx.ModelProto) -> int:
+    """How many subgraphs are tested for what they are while the model is loaded."""
+    with mock.patch.object(naming, "known", wraps=naming.known) as known:
+        Explainer(model.SerializeToString())
+    return known.call_count
+
+
+def named(model: onnx.ModelProto) -> list[str]:
+    """The types of the layers once activations are named."""
+    found = build(open_model(model.SerializeToString()), (1, 3, 4, 4))
+    return [type(layer.op).__name__ for layer in naming.name_activations(found).layers]
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_layers_that_repeat_are_judged_once(name: str) -> None:
+    make = REPEATED[name]
+    assert judged(make(128)) == judged(make(256)) < 600
+
+
+def test_scales_and_shifts_of_any_constants_are_no_activation() -> None:
+    """Each has its own, so none repeats; they need no test to be known as straight lines."""
+    stored = {f"c{i}": np.float32(1 + i / 8) for i in range(64)}
+    ops = ("Add", "Mul", "Sub", "Div")
+    nodes = [node(ops[i % 4], [f"t{i}" if i else "x", f"c{i}"], [f"t{i + 1}"]) for i in range(64)]
+    assert judged(graph(nodes, "t64", **stored)) == 0
+
+
+def test_scales_that_nearly_cancel_are_no_prelu() -> None:
+    near = np.array([0.5, 0.5 + 2e-7, 0.5 - 2e-7], np.float32).reshape(3, 1, 1)
+    nodes = [node("Mul", ["x", "two"], ["t"]), node("Mul", ["t", "near"], ["y"])]
+    assert named(graph(nodes, "y", two=np.float32(2), near=near)) == ["Affine", "Affine"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["Relu", "Sigmoid", "LeakyRelu", "Add", "Mul", "Neg", "Abs"]), min_size=1))
+def test_a_verdict_does_not_depend_on_what_was_judged_before(ops: list[str]) -> None:
+    """The same layers twice, apart, and once: each time they are named alike."""
+
+    def kinds(times: int) -> list[str]:
+        nodes, last = [], "x"
+        for at in range(times):
+            nodes.append(node("Conv", [last, "w"], [f"c{at}"]))
+            last = f"c{at}"
+            for i, op in enumerate(ops):
+                nodes.append(node(op, [last] * (2 if op in ("Add", "Mul") else 1), [f"t{at}/{i}"]))
+                last = f"t{at}/{i}"
+        nodes.append(node("Conv", [last, "w"], ["y"]))
+        return named(graph(nodes, "y", w=np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)))
+
+    assert kinds(2) == [*kinds(1)[:-1] * 2, "Conv"]
 
 
 # ------------------------------------------------------------------------------------------ places in memory

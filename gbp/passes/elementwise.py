@@ -7,7 +7,7 @@ or of one number and its place, if constants differ by place.  It is evaluated i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.graph import Graph, Layer
+from ..graph.graph import Layer
 from ..graph.op import Op
 from ..graph.shapes import Shape
 from ..ops.affine import Affine, Scale
@@ -26,10 +26,6 @@ from ..ops.rectifier import Rectifier, Threshold
 from ..ops.shape import Reshape
 
 Numbers = NDArray[np.float64]
-
-#: Most layers of a subgraph.  Softplus in parts that never overflow has seven, GELU with tanh has nine, and
-#: casts come on top.  The limit keeps the search short for any file.
-_MAX_LAYERS = 16
 
 
 def sigmoid(x: Numbers) -> Numbers:
@@ -163,6 +159,10 @@ def of_numbers(op: Op, rank: int) -> Elementwise | None:
     return None
 
 
+#: A function of such layers alone is a straight line.
+STRAIGHT = (Affine, Scale, Add, Reshape)
+
+
 class Subgraph:
     """Layers, in order of computation, that map tensor `x` alone to `y`, element by element.
 
@@ -174,6 +174,11 @@ class Subgraph:
         self._ops = [ops[layer.output] for layer in layers]
         constants = [c for op in self._ops for c in op.constants if np.ndim(c)]
         self.spread: Shape = np.broadcast_shapes(*(np.shape(c) for c in constants))
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether it is a straight line, so no rectifier and no activation."""
+        return all(isinstance(layer.op, STRAIGHT) for layer in self.layers)
 
     def until(self, name: str) -> Subgraph:
         """The part of the subgraph that ends at one of its tensors."""
@@ -206,42 +211,3 @@ class Subgraph:
     def __call__(self, x: Numbers, places: slice = slice(None)) -> Numbers:
         """The values of y for numbers x (P,): (P, 1) or (P, places)."""
         return self.values(x, places)[self.y]
-
-
-class Search:
-    """Finds all such subgraphs of a graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._makers = {layer.output: layer for layer in graph.layers}
-        self._age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
-        self._readers = graph.consumers()
-        self._graph = graph
-        self._ops: dict[str, Elementwise | None] = {}
-
-    def _op(self, layer: Layer) -> Elementwise | None:
-        if layer.output not in self._ops:
-            shapes = self._graph.shapes
-            shape = shapes[layer.output]
-            same = all(shapes[name] == shape for name in layer.inputs)
-            self._ops[layer.output] = of_numbers(layer.op, len(shape)) if same else None
-        return self._ops[layer.output]
-
-    def ending_at(self, y: str) -> Iterator[Subgraph]:
-        """The subgraphs that end at y, the smallest first."""
-        inside: list[Layer] = []
-        ops: dict[str, Elementwise] = {}
-        edge = {y}
-        while len(inside) < _MAX_LAYERS:
-            last = max(edge, key=self._age.__getitem__)
-            layer = self._makers.get(last)
-            op = None if layer is None else self._op(layer)
-            if layer is None or op is None:
-                return
-            escapes = last == self._graph.output or any(r not in inside for r in self._readers[last])
-            if last != y and escapes:
-                return
-            inside.append(layer)
-            ops[last] = op
-            edge = edge - {last} | set(layer.inputs)
-            if len(edge) == 1:
-                yield Subgraph(min(edge), self._graph.shapes[y], tuple(reversed(inside)), ops)

@@ -17,34 +17,37 @@ it is written, and named where it ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
-from .elementwise import Search, Subgraph
+from .elementwise import STRAIGHT, Subgraph
 from .known import Known, known
+from .search import Growth, Search
 from .signs import nonnegative
 
 
 def name_activations(graph: Graph) -> Graph:
     """The same graph with every rectifier and activation as one layer, or as layers that end in `End`."""
     graph = _rename(graph)
-    search, positive = Search(graph), nonnegative(graph)
+    search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     taken = set(graph.shapes)
     replaced: set[str] = set()
     layers: list[Layer] = []
     for layer in reversed(graph.layers):
         if layer.output in replaced:
             continue
-        found = _largest(search, layer.output, positive)
+        growth = search.before(layer.output)
+        found = verdicts.largest(growth)
         if found is None:
             layers.append(layer)
             continue
-        parts, is_ = found
+        parts, is_ = growth.subgraph(found.size), found.known
         replaced |= {part.output for part in parts.layers}
         if is_.equal:
             layers.append(Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind))
@@ -59,41 +62,73 @@ def name_activations(graph: Graph) -> Graph:
 
 def _rename(graph: Graph) -> Graph:
     """The same graph with every layer that is a rectifier by itself as one, such as LeakyRelu of slope 0."""
-    search, positive = Search(graph), nonnegative(graph)
+    search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     layers = []
     for layer in graph.layers:
-        alone = next(search.ending_at(layer.output), None)
-        found = known(alone) if alone is not None and len(alone.layers) == 1 else None
-        if alone is not None and found is not None and _is_news(alone, found, positive):
-            layer = replace(layer, op=found.op)  # noqa: PLW2901  # it stands for the loop's
-        layers.append(layer)
+        is_straight = isinstance(layer.op, STRAIGHT)
+        found = None if is_straight else verdicts.largest(search.before(layer.output, most=1))
+        layers.append(layer if found is None else replace(layer, op=found.known.op))
     return graph.with_layers(layers)
 
 
-def _largest(search: Search, y: str, positive: set[str]) -> tuple[Subgraph, Known] | None:
-    """The largest subgraph that ends at y and is known."""
-    for parts in reversed(list(search.ending_at(y))):
-        found = known(parts)
-        if found is not None and _is_news(parts, found, positive):
-            return parts, found
-    return None
+class _Verdict(NamedTuple):
+    """How many of the layers are known, and as what."""
+
+    size: int
+    known: Known
 
 
-def _is_news(parts: Subgraph, found: Known, positive: set[str]) -> bool:
-    """Whether the layers are not that already."""
-    inner = [known(parts.until(layer.output)) for layer in parts.layers[:-1]]
-    is_rectifier = isinstance(found.op, Rectifier)
-    if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
-        return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
-    if len(parts.layers) > 1 and _bends(found) and _holds_another(parts, inner):
-        return False
-    if not isinstance(found.op, Rectifier):
-        return len(parts.layers) > 1
-    rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
-    is_guard = found.op.clip.lo > 0 and not isinstance(found.op, Threshold)
-    if is_guard and parts.x in positive and not rectifies:
-        return False  # against 0, of a norm, a variance or a probability say
-    return len(parts.layers) > 1 or parts.layers[0].op != found.op
+class _Verdicts:
+    """What layers are known as.  Layers that repeat are judged once.
+
+    `positive`: the tensors that hold no negative number.
+    """
+
+    def __init__(self, positive: set[str]) -> None:
+        self._positive = positive
+        self._found: dict[Hashable, _Verdict | None] = {}
+        self._known: dict[tuple[str, str], Known | None] = {}  # by the tensors x and y
+
+    def largest(self, growth: Growth) -> _Verdict | None:
+        """The largest subgraph among these that is known."""
+        if not growth.ends:
+            return None
+        key = growth.key, tuple(x in self._positive for x in growth.ends.values())
+        if key not in self._found:
+            self._found[key] = self._judge(growth)
+        return self._found[key]
+
+    def _judge(self, growth: Growth) -> _Verdict | None:
+        for size in reversed(growth.ends):
+            parts = growth.subgraph(size)
+            found = self._known_as(parts, parts.y)
+            if found is not None and self._is_news(parts, found):
+                return _Verdict(size, found)
+        return None
+
+    def _known_as(self, parts: Subgraph, y: str) -> Known | None:
+        """What the layers up to y are."""
+        if (parts.x, y) not in self._known:
+            self._known[parts.x, y] = known(parts if y == parts.y else parts.until(y))
+        return self._known[parts.x, y]
+
+    def _is_news(self, parts: Subgraph, found: Known) -> bool:
+        """Whether the layers are not that already."""
+        is_rectifier, several = isinstance(found.op, Rectifier), len(parts.layers) > 1
+        if isinstance(found.op, Rectifier) and self._is_guard(parts, found.op):
+            return False
+        inner = [self._known_as(parts, layer.output) for layer in parts.layers[:-1]]
+        if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
+            return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
+        if several and _bends(found) and _holds_another(parts, inner):
+            return False
+        return several or (is_rectifier and parts.layers[0].op != found.op)
+
+    def _is_guard(self, parts: Subgraph, op: Rectifier) -> bool:
+        """Whether it is a guard against 0, of a norm, a variance or a probability say."""
+        rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
+        keeps_above = op.clip.lo > 0 and not isinstance(op, Threshold)
+        return keeps_above and parts.x in self._positive and not rectifies
 
 
 def _bends(found: Known) -> bool:

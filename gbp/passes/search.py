@@ -1,0 +1,133 @@
+"""Where a graph maps one tensor to one tensor element by element.
+
+Graphs repeat layers.  So all that the verdict on some layers depends on is a key: their ops, their constants
+and how they are wired, but no names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..graph.graph import Graph, Layer
+from ..graph.shapes import Shape
+from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
+
+#: Most layers of a subgraph.  Softplus in parts that never overflow has seven, GELU with tanh has nine, and
+#: casts come on top.  The limit keeps the search short for any file.
+_MAX_LAYERS = 16
+_MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def signature(value: object) -> Hashable:
+    """A key that equals another only where ops have the same type and the same constants, bit by bit."""
+    if isinstance(value, np.ndarray):
+        data = value.tobytes()
+        return (
+            value.shape,
+            value.dtype.str,
+            data if len(data) <= _MAX_BYTES else hashlib.sha256(data).digest(),
+        )
+    if isinstance(value, float):
+        return value.hex()  # −0 is another number than 0, as 1/x tells
+    if isinstance(value, tuple):
+        return tuple(map(signature, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(signature(getattr(value, name)) for name in _names(type(value)))
+    assert isinstance(value, Hashable)
+    return value
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The subgraphs that end at one tensor.  Each is the first few of `layers`.
+
+    Parameters
+    ----------
+    shape
+        Of all tensors.
+    layers
+        The layers, the last one first.
+    ops
+        By the name of their output.
+    ends
+        {how many layers: the one tensor that they read}, the fewest first, without straight lines.
+    key
+        The same for layers that compute the same in the same way.
+    """
+
+    shape: Shape
+    layers: list[Layer]
+    ops: dict[str, Elementwise]
+    ends: dict[int, str]
+    key: Hashable
+
+    def subgraph(self, size: int) -> Subgraph:
+        """The subgraph of so many layers."""
+        return Subgraph(self.ends[size], self.shape, self.layers[:size][::-1], self.ops)
+
+
+class Search:
+    """Finds all such subgraphs of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._makers = {layer.output: layer for layer in graph.layers}
+        self._age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
+        self._uses = {name: len(readers) for name, readers in graph.consumers().items()}
+        self._uses[graph.output] += 1
+        self._shapes = graph.shapes
+        self._ops: dict[str, tuple[int, Elementwise] | None] = {}
+        self._numbers: dict[Hashable, int] = {}
+
+    def _op(self, layer: Layer) -> tuple[int, Elementwise] | None:
+        """The number of the layer's op, the same for equal ops, and the op as a function of numbers."""
+        if layer.output not in self._ops:
+            shape = self._shapes[layer.output]
+            same = all(self._shapes[name] == shape for name in layer.inputs)
+            op = of_numbers(layer.op, len(shape)) if same else None
+            if op is None:
+                self._ops[layer.output] = None
+            else:
+                key = signature(layer.op), len(layer.inputs)
+                self._ops[layer.output] = self._numbers.setdefault(key, len(self._numbers)), op
+        return self._ops[layer.output]
+
+    def before(self, y: str, most: int = _MAX_LAYERS) -> Growth:
+        """The subgraphs of at most so many layers that end at y."""
+        layers: list[Layer] = []
+        ops: dict[str, Elementwise] = {}
+        ends: dict[int, str] = {}
+        numbers, uses = (
+            {y: 0},
+            {y: self._uses[y]},
+        )  # of tensors: a name for the key, and how often they are read inside
+        edge, key, is_straight = {y}, list[int](), True
+        while len(layers) < most:
+            last = max(edge, key=self._age.__getitem__) if len(edge) > 1 else next(iter(edge))
+            layer = self._makers.get(last)
+            found = None if layer is None else self._op(layer)
+            if layer is None or found is None or uses[last] < self._uses[last]:
+                break
+            number, ops[last] = found
+            layers.append(layer)
+            key += number, numbers[last]
+            is_straight = is_straight and isinstance(layer.op, STRAIGHT)
+            edge.remove(last)
+            for name in layer.inputs:
+                key.append(numbers.setdefault(name, len(numbers)))
+                uses[name] = uses.get(name, 0) + 1
+                edge.add(name)
+            if len(edge) == 1 and not is_straight:
+                ends[len(layers)] = next(iter(edge))
+        shape = self._shapes[y]
+        return Growth(shape, layers, ops, ends, (shape, *key))
