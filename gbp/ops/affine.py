@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from .facts import Fact
 from .node import Node
 from .step import NO_WEIGHTS, UNCLIPPED, Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -144,6 +145,8 @@ def parse_batchnorm(node: Node) -> Op:
 
 
 PARSERS = {"BatchNormalization": parse_batchnorm}
+
+FACTS = {"BatchNormalization": Fact(reads_planes=True)}
 
 
 class PointwiseStep(Step):
