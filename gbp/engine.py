@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+from weakref import proxy
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from .attribution import Attribution
-from .devices.base import Device
+from .devices import Device, device_named
 from .errors import InputError, ModelError
 from .graph.shapes import Shape
 from .head import Head
@@ -21,8 +22,10 @@ from .importer.weights import Weights
 from .inputs import Batch, Images, Inputs
 from .kernels.codegen.cache import CACHE_DIRECTORY
 from .kernels.codegen.jit import compiled, not_kept
-from .limits import computing
+from .kernels.parallel.threads import thread_count
+from .limits import at_least_one, computing
 from .notes import notes_of, refuse_meaningless
+from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess
 from .plan.plan import Plan
 from .rules import RULES, Rule
@@ -30,6 +33,9 @@ from .runtime.session import Session, Sessions
 from .targets import Classes, Target, Top, resolve
 
 T = TypeVar("T")
+
+#: Values of the argument `activations`.
+ACTIVATIONS = ("gradient", "clamp")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,33 @@ class Settings:
     memory: int | None
     algorithm: str
     clamp: bool
+    tf32: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        device: str,
+        threads: int | None,
+        memory: int | None,
+        algorithm: str,
+        activations: str,
+        tf32: bool,
+    ) -> Settings:
+        """The settings for these arguments of `Explainer`.  Raises InputError."""
+        check_algorithm(algorithm)
+        if activations not in ACTIVATIONS:
+            raise InputError(f"activations is {activations!r}.", supported=", ".join(ACTIVATIONS))
+        place = device_named(device)
+        if not place.is_host and algorithm != "auto":
+            raise InputError(f"algorithm is {algorithm!r} on {device!r}.", supported="'auto'")
+        if tf32 and not place.has_tf32:
+            raise InputError(
+                f"tf32 is {tf32!r} on {device!r}.",
+                supported="a card of compute capability 8.0 and up",
+                hint="Leave it out to compute in float32.",
+            )
+        size, clamp = at_least_one("memory", memory), activations == "clamp"
+        return cls(place, thread_count(threads), size, algorithm, clamp, bool(tf32))
 
 
 class Engine:
@@ -66,23 +99,31 @@ class Engine:
         labels: tuple[str, ...] | None,
     ) -> None:
         self.settings, self.labels = settings, labels
-        self.inputs = Inputs(source, preprocess)
-        self.sessions = Sessions(self._session)
+        self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
+        engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
+
+        def build(shape: Shape) -> Session:
+            made: Session = engine._session(shape)
+            return made
+
+        self.sessions = Sessions(build)
         if None not in source.input_shape[1:]:
             self.sessions.of(tuple(n for n in source.input_shape[1:] if n is not None))
             # The plan holds everything that runs need, so the model is freed.
             source = replace(
                 self.inputs.source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={}
             )
-            self.inputs = Inputs(source, preprocess)
+            self.inputs = replace(self.inputs, source=source)
 
     def _session(self, shape: Shape) -> Session:
         source, settings = self.inputs.source, self.settings
         with computing():
             # Whether the file has a batch axis is known only now, so the inputs are replaced.
             source, graph = settled(source, (source.input_shape[0] or 1, *shape))
-            self.inputs = Inputs(source, self.inputs.preprocess)
-            plan = Plan.build(graph, settings.algorithm, clamp=settings.clamp, device=settings.device)
+            self.inputs = replace(self.inputs, source=source)
+            plan = Plan.build(
+                graph, settings.algorithm, clamp=settings.clamp, device=settings.device, tf32=settings.tf32
+            )
         return Session(plan, settings.device, settings.threads, settings.memory)
 
     def batches(
@@ -98,13 +139,15 @@ class Engine:
     def scores(self, images: Images) -> NDArray[np.float32]:
         """The scores of images, float32 (N, classes)."""
 
-        def scores_of(session: Session, x: NDArray[np.float32], _: int) -> NDArray[np.float32]:
-            with session.device.turn(), computing(), session.run(x) as tape:
+        def scores_of(session: Session, x: NDArray[np.float32], first: int) -> NDArray[np.float32]:
+            with session.device.turn(), computing(), session.run(x, first) as tape:
                 return tape.scores
 
-        parts = [
-            part for batch, session in self.batches(images) for part in _run(session, batch, 0, scores_of)
-        ]
+        parts: list[NDArray[np.float32]] = []
+        done = 0
+        for batch, session in self.batches(images):
+            parts += _run(session, batch, done, scores_of)
+            done += len(batch.x)
         return joined(parts)
 
     def explain(self, images: Images, rule: Rule, target: Target, batch_size: int | None) -> Attribution:
@@ -112,11 +155,14 @@ class Engine:
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
-            with session.device.turn(), computing(), session.run(x) as tape:
+            with session.device.turn(), computing(), session.run(x, first) as tape:
                 classes = Classes(session.plan.output_shape, self.labels)
                 classes.check_labels()
                 chosen = resolve(target, tape.scores, classes, slice(first, first + tape.n), count)
                 gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))
+                if not tape.is_finite:
+                    hint = "The network's values overflow float32."
+                    raise ModelError("the map holds NaN or infinity.", hint=hint)
                 return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
 
         parts: list[tuple[NDArray[Any], ...]] = []
@@ -127,14 +173,12 @@ class Engine:
             done += len(batch.x)
             pictures.extend(batch.pictures or ())
         maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
-        if not np.isfinite(maps).all():
-            raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
         return Attribution(
             map=maps,
             scores=scores,
             target=targets,
             rule=rule.name,
-            notes=notes_of(session.plan, self.inputs.source, rule, self.settings.clamp),
+            notes=notes_of(session.plan, self.inputs.source, rule, self.settings.clamp, self.settings.tf32),
             layout=self.inputs.layout(batch.x.shape),
             labels=self.labels,
             images=tuple(pictures) or None,
@@ -161,6 +205,8 @@ class Engine:
         for rule in RULES.values():
             if plan.rectifiers or not rule.gradient_gate:
                 self.explain(noise, rule, None, None)
+        if not self.settings.device.is_host:  # dense layers have other kernels for many samples there
+            self.explain(np.repeat(noise, 16, axis=0), RULES["vanilla"], None, None)
         if not_kept:
             raise InputError(
                 f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .attribution import Attribution
-from .devices import CPU, device_named
 from .engine import Engine, Settings
 from .errors import InputError
 from .graph.shapes import Shape
@@ -20,17 +19,12 @@ from .importer.load import open_model
 from .importer.proto import Model
 from .importer.subgraph import Choice
 from .inputs import Images
-from .kernels.parallel.threads import thread_count
 from .limits import at_least_one
-from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess
 from .pictures.sidecar import Sidecar, read_labels, read_sidecar
 from .plan.plan import Plan
 from .rules import Rule, rule_named
 from .targets import Target
-
-#: Values of the argument `activations`.
-ACTIVATIONS = ("gradient", "clamp")
 
 
 class Explainer:
@@ -55,7 +49,7 @@ class Explainer:
     threads
         How many threads a kernel may use; by default all cores.
     device
-        "cpu", or "cuda" (extra gbp-explain[cuda]).
+        "cpu", or "cuda" (extra gbp-explain[cuda12] or gbp-explain[cuda13]).
     activations
         How rules with a gradient gate treat activations that no paper's rule covers (Sigmoid, SiLU, …).
         "gradient" takes their true gradient; "clamp" clamps the gradient to its positive part first.
@@ -67,6 +61,9 @@ class Explainer:
     memory
         Bytes that activations and gradients of one slice of a batch may take; by default 160 MiB, or half of
         the free memory of a card.  Weights and maps come on top, and as much may be kept for the next call.
+    tf32
+        Whether convolutions multiply numbers of 11 bits, on a card of compute capability 8.0 and up: faster,
+        and a thousand times less exact.
 
     Raises
     ------
@@ -92,17 +89,10 @@ class Explainer:
         activations: str = "gradient",
         algorithm: str = "auto",
         memory: int | None = None,
+        tf32: bool = False,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        check_algorithm(algorithm)
-        if activations not in ACTIVATIONS:
-            raise InputError(f"activations is {activations!r}.", supported=", ".join(ACTIVATIONS))
-        place = device_named(device)
-        if place is not CPU and algorithm != "auto":
-            raise InputError(f"algorithm is {algorithm!r} on {device!r}.", supported="'auto'")
-        settings = Settings(
-            place, thread_count(threads), at_least_one("memory", memory), algorithm, activations == "clamp"
-        )
+        settings = Settings.checked(device, threads, memory, algorithm, activations, tf32)
         source = open_model(model, Choice(output, input, given or {}))
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .devices.base import all_finite, refuse_not_finite
 from .errors import InputError
 from .graph.shapes import Shape
 from .importer.subgraph import Source
@@ -57,10 +58,13 @@ class Inputs:
         The model, with the shape of its input.
     preprocess
         How pictures become input, or None.
+    looks_at_samples
+        Whether samples are searched for NaN and infinity here; not where the device searches them.
     """
 
     source: Source
     preprocess: Preprocess | None
+    looks_at_samples: bool = True
 
     def count(self, images: Images) -> int:
         """How many samples the images are."""
@@ -152,10 +156,9 @@ class Inputs:
             if samples.dtype != np.float32 or not samples.flags.c_contiguous:
                 with np.errstate(over="ignore"):
                     samples = np.ascontiguousarray(samples, np.float32)
-            finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
-            if not finite.all():
-                first = part.start + int(np.argmin(finite))
-                raise InputError(f"sample {first} of the array holds NaN or infinity.")
+            if self.looks_at_samples and not all_finite(samples):
+                finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+                refuse_not_finite(part.start + int(np.argmin(finite)))
             yield Batch(samples, self._looks(samples))
 
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:

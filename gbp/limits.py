@@ -87,7 +87,8 @@ def readable_bytes(bytes_: float) -> str:
 class computing(np.errstate):  # lower case, like the context manager that it extends
     """A context manager for arithmetic: NumPy does not warn of overflow, because callers check the results.
 
-    Raises InputError where the machine runs out of memory.
+    Raises InputError where the machine runs out of memory.  The error of a device passes, because who catches
+    it computes fewer samples at a time.
     """
 
     def __init__(self) -> None:
@@ -95,7 +96,7 @@ class computing(np.errstate):  # lower case, like the context manager that it ex
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         super().__exit__(kind, *rest)
-        if kind is not None and issubclass(kind, MemoryError):
+        if kind is not None and issubclass(kind, MemoryError) and not issubclass(kind, InputError):
             raise InputError(
                 "the machine has no memory left for this.", hint="Explain fewer at a time."
             ) from None

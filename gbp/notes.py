@@ -20,7 +20,7 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
         )
 
 
-def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, ...]:
+def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = False) -> tuple[str, ...]:
     """The notes for the reader of a map, one sentence each.
 
     Parameters
@@ -31,6 +31,8 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, 
         The rule that made the map.
     clamp
         Whether rules with a gradient gate clamped the gradient of activations that are no rectifiers.
+    tf32
+        Whether convolutions multiplied in TF32.
     """
     notes = [*source.notes, *plan.notes]
     # A Clip from 0 that is no rectifier is part of an activation.
@@ -52,6 +54,11 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool) -> tuple[str, 
         notes.append(
             f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "
             "stops where values saturate."
+        )
+    if tf32:
+        notes.append(
+            "Convolutions multiplied in TF32 (tf32=True), numbers of 11 bits: what a layer computes is off "
+            "by about 2e-4 of its size, where float32 is by 2e-7, and rectifiers near 0 may tip."
         )
     if source.dtype not in ("FLOAT", "UINT8"):
         notes.append(f"The file computes in {source.dtype.lower()}, gbp in float32.")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,17 @@ from test_ops import FRAMES, noise, safe_run
 from gbp import Explainer, GbpError, UnsupportedError
 from gbp.devices.cpu import CPU
 from gbp.devices.cuda import CudaDevice, cuda_device
-from gbp.errors import OutOfMemoryError
+from gbp.errors import InputError, OutOfMemoryError
 from gbp.importer.load import build as build_graph
 from gbp.importer.load import open_model
 from gbp.importer.subgraph import Choice
 from gbp.kernels import conv_direct_cuda as conv
+from gbp.kernels import conv_tiles_cuda as conv_tiles
+from gbp.kernels import gemm_cuda
 from gbp.kernels.codegen.gate import Gate
+from gbp.kernels.codegen.jit_cuda import tensor_cores
 from gbp.kernels.taps import Taps
+from gbp.ops.conv import algorithms_cuda
 from gbp.plan.plan import Plan
 from gbp.runtime.memory import MemoryPool
 from gbp.runtime.tape import Tape
@@ -141,46 +147,95 @@ def test_several_explainers_share_the_card() -> None:
     assert other.explain(-x).map.tobytes() == b.map.tobytes()
 
 
-@pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """[bytes]: what the card has for all arrays; more is out of memory, as a card would say it."""
-    limit, empty, used = [2**40], CudaDevice.empty, [0]
+def test_threads_share_an_explainer_on_the_card() -> None:
+    model, x = small_net(2)
+    explainer = Explainer(model, device="cuda")
+    expected = [explainer.explain(samples, target=1).map.tobytes() for samples in (x, -x)]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            got = threads.map(lambda samples: explainer.explain(samples, target=1).map.tobytes(), (x, -x))
+            assert list(got) == expected
 
-    def give_back(nbytes: int) -> None:
-        used[0] -= nbytes
+
+def test_maps_stay_when_others_are_made() -> None:
+    """Results lie in memory that is used again, but not while anything of them is left."""
+    model, x = small_net(2)
+    explainer = Explainer(model, device="cuda")
+    kept = explainer.explain(x, target=1).map
+    part, before = kept[1:, 0], kept[1:, 0].tobytes()
+    del kept
+    for target in (0, 2, 3):
+        explainer.explain(-x, target=target)
+    assert part.tobytes() == before
+
+
+@dataclass
+class Room:
+    """What the card has for all arrays, in bytes; more is out of memory, as a card would say it."""
+
+    limit: int = 2**40
+    used: int = 0
+    most_used: int = 0
+
+    def take(self, array: Any, nbytes: int) -> None:
+        self.used += nbytes
+        self.most_used = max(self.used, self.most_used)
+        weakref.finalize(array.shadow, self.give_back, nbytes)
+
+    def give_back(self, nbytes: int) -> None:
+        self.used -= nbytes
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    room, empty = Room(), CudaDevice.empty
 
     def limited(self: CudaDevice, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if used[0] + needed > limit[0]:
-            raise self.out_of_memory(needed, free=limit[0] - used[0], total=limit[0])
+        if room.used + needed > room.limit:
+            raise self.out_of_memory(needed, free=room.limit - room.used, total=room.limit)
         array = empty(self, shape, dtype)
-        used[0] += needed
-        weakref.finalize(array.shadow, give_back, needed)
+        room.take(array, needed)
         return array
 
     monkeypatch.setattr(CudaDevice, "empty", limited)
-    return limit
+    return room
 
 
-def test_smaller_slices_are_tried_before_memory_is_out(room: list[int]) -> None:
+def test_smaller_slices_are_tried_before_memory_is_out(room: Room) -> None:
     model, x = small_net(6)
     explainer = Explainer(model, device="cuda")
     whole = explainer.explain(x, rule="guided").map
     del explainer
     explainer = Explainer(model, device="cuda")
-    room[0] = 24_000  # for three samples, beside the weights
+    room.limit = room.used + (room.most_used - room.used) * 3 // 4  # beside the weights
     assert explainer.explain(x, rule="guided").map.tobytes() == whole.tobytes()
-    assert explainer._max_fitting in (1, 2, 3)  # what did not fit is not tried again
+    assert explainer._engine.sessions.of((3, 12, 12)).max_fitting in (
+        1,
+        2,
+        3,
+    )  # what did not fit is not tried again
     assert np.array_equal(explainer.predict(x), explainer.predict(x[:6]))
 
 
-def test_out_of_memory_says_what_was_needed(room: list[int]) -> None:
+def test_out_of_memory_says_what_was_needed(room: Room) -> None:
     model, x = small_net(2)
     explainer = Explainer(model, device="cuda")
-    room[0] = 4_000
+    room.limit = room.used + 100
     with pytest.raises(OutOfMemoryError, match=r"MiB are needed at once") as raised:
         explainer.explain(x)
     assert isinstance(raised.value, GbpError)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_card_looks_for_what_is_not_finite(bad: float) -> None:
+    model, x = small_net(3)
+    explainer = Explainer(model, device="cuda")
+    x[1, 2, 3, 4] = bad
+    for take in (slice(None), slice(1, 2)):
+        with pytest.raises(InputError, match=rf"sample {1 - (take.start or 0)} .* NaN or infinity"):
+            explainer.explain(x[take])
+    assert explainer.explain(x[:1]).map.shape == (1, 3, 12, 12)
 
 
 def test_arrays_never_leave_the_card_in_silence() -> None:
@@ -197,6 +252,39 @@ def test_arrays_never_leave_the_card_in_silence() -> None:
         x[np.array([0, 1])]
     with pytest.raises(TypeError):
         x[0] = np.ones((3, 4, 5), np.float32)
+
+
+def test_tf32_is_said_and_less_exact() -> None:
+    model, x = small_net()
+    exact, fast = Explainer(model, device="cuda"), Explainer(model, device="cuda", tf32=True)
+    expected, got = exact.explain(x, rule="vanilla", target=1), fast.explain(x, rule="vanilla", target=1)
+    error = np.linalg.norm(got.scores - expected.scores) / np.linalg.norm(expected.scores)
+    assert 1e-6 < error < 1e-2
+    assert any("TF32" in note for note in got.notes)
+    assert not any("TF32" in note for note in expected.notes)
+
+
+def test_cards_without_tensor_cores_multiply_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small_net()
+    expected = Explainer(model).explain(x, target=1).map
+    for module in (algorithms_cuda, gemm_cuda):
+        monkeypatch.setattr(module, "tensor_cores", lambda: "")
+    explainer = Explainer(model, device="cuda")
+    plan = explainer._engine.sessions.of((3, 12, 12)).plan
+    assert "3×3 tiles" in {instruction.step.algorithm for instruction in plan.instructions}
+    np.testing.assert_allclose(explainer.explain(x, target=1).map, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_tiles_and_blocks_of_tensor_cores_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of K by blocks of their own, or one after the other by the same; in tiles of each size."""
+    model, x = small_net(2)
+    maps = set()
+    for enough in (0, 2**14):
+        monkeypatch.setattr(conv_tiles, "_ENOUGH_SUMS", enough)
+        for only in conv_tiles.conv_of(tensor_cores(), 3).rates:
+            monkeypatch.setattr(conv_tiles.Conv, "tile_for", lambda self, pixels, channels, only=only: only)
+            maps.add(Explainer(model, device="cuda").explain(x, rule="guided", target=2).map.tobytes())
+    assert len(maps) == 1
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (64, 32), (64, 64), (128, 64), (128, 128)])

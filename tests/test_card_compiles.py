@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs numba-cuda, without the simulator",
 )
 
-#: Compute capability: what CUDA 12 still knows, and a recent one.
-CAPABILITIES = ((7, 5), (9, 0))
+#: Compute capability: what CUDA 12 still knows, the first with TF32, and a recent one.
+CAPABILITIES = ((7, 5), (8, 0), (9, 0))
 
 #: Kernels that are made when first asked for.
 ON_DEMAND = {
@@ -50,6 +50,11 @@ def kernels_of(name: str) -> Iterator[Any]:
         yield from pair
     for kernel in ON_DEMAND.get(name, ()):
         yield getattr(module, kernel)
+    if name == "conv_tiles_cuda":
+        for how in ("wgmma", "mma"):
+            for products in (3, 1):
+                for pair in module.conv_of(how, products).kernels.values():
+                    yield from pair
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -62,6 +67,8 @@ def test_compiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Device functions ask the card what it can do.
         monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda device=device: device)
         for kernel in kernels_of(name):
+            if capability < kernel.capability:
+                continue
             ptx, _ = cuda.compile_ptx(kernel.function, tuple(kernel.argument_types), cc=capability)
             assert ".visible .entry" in ptx, kernel.name
             assert ".local" not in ptx or "conv" not in kernel.name, f"{kernel.name} spills its sums"

@@ -143,7 +143,7 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert FakeExplainer.made == {
         "preprocess": None, "labels": None, "output": None, "input": None, "given": {},
         "threads": None, "device": "cpu", "memory": None,
-        "algorithm": "auto", "activations": "gradient",
+        "algorithm": "auto", "activations": "gradient", "tf32": False,
     }  # fmt: skip
     ((images, rule, target),) = FakeExplainer.instructions
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
@@ -239,11 +239,12 @@ def test_options_go_over_the_sidecar():
 def test_engine_options():
     Path("names.txt").write_text("a\nb\nc\nd\ne\nf\n")
     options = ("--labels", "names.txt", "--output", "probability", "--threads", "2", "--device", "cuda")
-    options += ("--memory", "512M", "--algorithm", "direct", "--activations", "clamp")
+    options += ("--memory", "512M", "--algorithm", "direct", "--activations", "clamp", "--tf32")
     assert run("explain", "net.onnx", "cat.jpg", *options) == 0
     assert FakeExplainer.made == {
         "preprocess": None, "labels": tuple("abcdef"), "output": PROBABILITY, "input": None, "given": {},
         "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct", "activations": "clamp",
+        "tf32": True,
     }  # fmt: skip
 
 

@@ -33,15 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": {"errors", "files", "limits"},
     "sample": {"errors", "head", "pictures", "targets"},
     "attribution": {"errors", "head", "pictures", "sample"},
-    "inputs": {"errors", "graph", "importer", "limits", "pictures"},
+    "inputs": {"devices", "errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
-        *("notes", "pictures", "plan", "rules", "runtime", "targets"),
+        *("notes", "ops", "pictures", "plan", "rules", "runtime", "targets"),
     },
     "explainer": {
-        *("attribution", "devices", "engine", "errors", "graph", "head", "importer", "inputs", "kernels"),
-        *("limits", "ops", "pictures", "plan", "rules", "targets"),
+        *("attribution", "engine", "errors", "graph", "head", "importer", "inputs"),
+        *("limits", "pictures", "plan", "rules", "targets"),
     },
     "diagnostics": {
         *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,8 +48,34 @@ def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert code == 2
     assert "there is no CUDA here" in error
-    assert "gbp-explain[cuda]" in error
+    assert "gbp-explain[cuda12]" in error
     assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("module 'numpy' has no attribute 'row_stack'"), OSError("no")]
+)
+def test_whatever_fails_while_cuda_starts_is_an_error_of_gbp(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "gbp.devices.cuda", SimpleNamespace(cuda_device=start))
+    with pytest.raises(InputError, match=r"CUDA does not start: \w+Error: .*gbp-explain\[cuda12\]") as raised:
+        Explainer(DEMO, device="cuda")
+    assert str(error) in str(raised.value)
+
+
+def test_a_module_of_cuda_that_cannot_be_imported_is_an_error_of_gbp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gbp.devices.cuda", None)
+    with pytest.raises(InputError, match="CUDA does not start: ModuleNotFoundError"):
+        Explainer(DEMO, device="cuda")
+
+
+def test_tf32_is_for_cards() -> None:
+    with pytest.raises(InputError, match="tf32 is True on 'cpu'"):
+        Explainer(DEMO, tf32=True)
 
 
 def test_other_devices_are_unknown() -> None:

@@ -38,6 +38,15 @@ def test_one_line(terminal: bool, log: logging.Logger, monkeypatch: pytest.Monke
         assert shown == stream.getvalue() == "gbp: compiling kernels, once on this machine\n"
 
 
+def test_it_says_that_a_card_takes_longer(log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(False)
+    monkeypatch.setattr("sys.stderr", stream)
+    with compiling_shown():
+        log.info("compiling kernel %s for the card", "conv_fwd")
+    reporting = "gbp: compiling kernels, which takes half a minute, once on this machine\n"
+    assert stream.getvalue() == reporting
+
+
 def test_outside_of_it_the_library_is_silent(
     log: logging.Logger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..rules import RULES
 from .options import (
     add_algorithm,
+    add_device,
     add_ends,
     add_preprocessing,
     ends_of,
@@ -66,7 +67,7 @@ def add_command(commands: Any) -> None:
         help="at SiLU and others that no paper's rule speaks of: gradient (default) or clamp",
     )
     add_algorithm(command)
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    add_device(command)
     add_preprocessing(command)
 
 
@@ -98,6 +99,7 @@ def explain(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         algorithm=arguments.algorithm,
         activations=arguments.activations,
+        tf32=arguments.tf32,
     )
     pictures = [only] if len(outputs) == 1 and isinstance(only, Image.Image) else arguments.images
     target = Top(5) if arguments.target == "top5" else arguments.target

@@ -52,6 +52,14 @@ def add_algorithm(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add the options for the device."""
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument(
+        "--tf32", action="store_true", help="on a card, convolutions of 11 bits: faster and less exact"
+    )
+
+
 # The type functions below have plain names because argparse prints them: "invalid fraction value: 'x'".
 
 

@@ -31,7 +31,8 @@ class _Line(logging.Handler):
             text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
             print(_CLEAR + text, end="", file=sys.stderr, flush=True)
         elif self.kernels == 1:
-            print("gbp: compiling kernels, once on this machine", file=sys.stderr, flush=True)
+            card = ", which takes half a minute" if record.getMessage().endswith("for the card") else ""
+            print(f"gbp: compiling kernels{card}, once on this machine", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_ends, ends_of, print_line, size
+from .options import add_device, add_ends, ends_of, print_line, size
 
 
 def add_command(commands: Any) -> None:
@@ -14,7 +14,7 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=warmup)
     command.add_argument("models", metavar="MODEL.onnx", nargs="+")
     add_ends(command)
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    add_device(command)
     command.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open"
     )
@@ -30,7 +30,8 @@ def warmup(arguments: argparse.Namespace) -> int:
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
-            kernels = Explainer(model, **ends_of(arguments), device=arguments.device).warmup(arguments.size)
+            chosen = {"device": arguments.device, "tf32": arguments.tf32}
+            kernels = Explainer(model, **ends_of(arguments), **chosen).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
         print_line(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
     print_line(f"All are kept in {CACHE_DIRECTORY}")

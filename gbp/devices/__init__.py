@@ -6,7 +6,7 @@ It may import kernels, limits and errors.  CUDA is imported only for the device 
 
 from __future__ import annotations
 
-from ..errors import InputError
+from ..errors import GbpError, InputError
 from .base import Device
 from .cpu import CPU
 
@@ -26,12 +26,22 @@ def device_named(name: str) -> Device:
     Raises
     ------
     InputError
-        For another name, and for "cuda" on a machine without CUDA.
+        For another name, and for "cuda" where CUDA does not start.
     """
     if name == "cpu":
         return CPU
     if name != "cuda":
         raise InputError(f"device is {name!r}.", supported=", ".join(map(repr, DEVICES)))
-    from .cuda import cuda_device  # here, because importing CUDA is slow and needs an extra
+    try:
+        from .cuda import cuda_device  # here, because importing CUDA is slow and needs an extra
 
-    return cuda_device()
+        return cuda_device()
+    except GbpError:
+        raise
+    except Exception as error:  # of a driver, numba-cuda and NumPy whose versions do not fit each other
+        found = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"device is 'cuda', and CUDA does not start: {type(error).__name__}: {found[0]:.300}",
+            supported="an NVIDIA card with its driver, and the extra gbp-explain[cuda12] or [cuda13]",
+            hint="Install that extra again, which brings versions that fit; or leave the device out.",
+        ) from error

@@ -6,16 +6,63 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from ..errors import InputError
 
 #: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
 
 #: Runs the function that it is given.  The function must call the same kernels on the same arrays each time.
 Repeater = Callable[[Callable[[], None]], None]
+
+
+class Entry:
+    """Where samples of the host come in.
+
+    Parameters
+    ----------
+    x
+        (N, …), the array that steps read.
+    order
+        The order in which the axes of a sample are stored in x.
+    """
+
+    def __init__(self, x: Array, order: tuple[int, ...]) -> None:
+        self.x, self.order = x, order
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        """Bring in samples (N, …) in the model's own layout, C-contiguous.  They may be gone by `settle`."""
+        np.copyto(self.x, values.transpose(0, *self.order))
+
+    def settle(self) -> None:
+        """Put what was written where steps read it.  This is a part of each run."""
+
+
+class Exit:
+    """Where results leave.
+
+    Parameters
+    ----------
+    x
+        (N, …), the array that steps write.
+    axes
+        The axes of x in the model's own layout.
+    """
+
+    def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
+        self.x, self.axes = x, axes
+
+    def settle(self) -> None:
+        """Prepare what `read` returns.  This is a part of each run."""
+
+    def read(self) -> tuple[NDArray[np.float32], bool]:
+        """All values, as the host's own array in the model's layout; and whether all are finite."""
+        values = np.array(self.x.transpose(self.axes), np.float32)
+        return values, all_finite(values)
 
 
 class Device(ABC):
@@ -43,6 +90,10 @@ class Device(ABC):
     def read(self, x: Array) -> NDArray[Any]:
         """The values of x as a NumPy array.  It may be x itself, so read it before x is written again."""
 
+    def read_all(self, *arrays: Array) -> list[NDArray[Any]]:
+        """`read` of each array."""
+        return list(map(self.read, arrays))
+
     @abstractmethod
     def constant(self, values: NDArray[Any]) -> Array:
         """The same values in this device's memory.  On the CPU this is the array itself."""
@@ -57,19 +108,61 @@ class Device(ABC):
 
     @abstractmethod
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
-        """Write 1 at these indices of x; x is 0 everywhere."""
+        """Write 1 at these indices of x, and 0 elsewhere."""
+
+    def pieces(self, n: int, nbytes: int) -> list[slice]:
+        """Cut n samples of `nbytes` bytes into pieces: one is brought in while the last one is computed."""
+        return [slice(0, n)]
+
+    def entry(self, x: Array, order: tuple[int, ...], marks: Array | None) -> Entry:
+        """The entry to x (N, …).
+
+        Parameters
+        ----------
+        x, order
+            As for `Entry`.
+        marks
+            (N,) where the device looks at samples, else None.  A run makes it 0 for samples that are finite.
+        """
+        return Entry(x, order)
+
+    def exit(self, x: Array, axes: tuple[int, ...]) -> Exit:
+        """The exit from x (N, …), which is read with these axes."""
+        return Exit(x, axes)
+
+    @property
+    def has_tf32(self) -> bool:
+        """Whether it can multiply in TF32."""
+        return False
+
+    @property
+    def looks_at_samples(self) -> bool:
+        """Whether its entries mark samples that hold NaN or infinity."""
+        return False
 
     @abstractmethod
     def repeater(self) -> Repeater:
         """A new `Repeater`, which runs its function faster from the second time on."""
 
 
+def all_finite(x: NDArray[np.float32]) -> bool:
+    """Whether x holds no NaN and no infinity.  Both show in the sum, which is found faster."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
+
+
+def refuse_not_finite(sample: int) -> NoReturn:
+    """Raise InputError for the sample of this index."""
+    raise InputError(f"sample {sample} of the array holds NaN or infinity.")
+
+
 @dataclass(frozen=True)
 class LoweringTarget:
-    """The target of lowering (`graph.op.Target`): a device, and the algorithm for convolutions."""
+    """The target of lowering (`graph.op.Target`): a device, and how it computes convolutions."""
 
     device: Device
     algorithm: str = "auto"
+    tf32: bool = False
 
     @property
     def name(self) -> str:

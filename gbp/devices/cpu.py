@@ -43,6 +43,7 @@ class CpuDevice(Device):
         return turn()
 
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
+        x.fill(0)
         x[where] = 1
 
     def repeater(self) -> Repeater:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -25,15 +26,18 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError, OutOfMemoryError
-from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel
+from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
 from ..limits import readable_bytes
-from .base import Device, Repeater
+from .base import Device, Entry, Exit, Repeater
 from .cuda_array import CudaArray, copyto, row_major_strides
+from .cuda_ends import CardEntry, CardExit
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
 
 _making = RLock()
+#: From so many bytes of samples on, the first samples are computed while others are on their way.
+_LARGE = 2**10 if SIMULATED else 2**22
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
@@ -56,6 +60,7 @@ class CudaDevice(Device):
         self._lock = RLock()  # whoever records must be alone
         self._recorded: list[Launch] | None = None
         self.numba_stream: Any = None if SIMULATED else cuda.stream()
+        self._pinned: Any = None if SIMULATED else _pinned()
         #: As kernels and graphs are launched into it.
         self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
         self.slice_bytes = self.max_bytes = (
@@ -104,34 +109,79 @@ class CudaDevice(Device):
             copyto(to, self.upload(values))
 
     def read(self, x: CudaArray) -> NDArray[Any]:
+        (values,) = self.read_all(x)
+        return values
+
+    def read_all(self, *arrays: CudaArray) -> list[NDArray[Any]]:
+        found = [self._on_the_way(x) for x in arrays]
+        if not SIMULATED:
+            self._wait()
+        return found
+
+    def _on_the_way(self, x: CudaArray) -> NDArray[Any]:
+        """An array of the host, which holds the values of x once all work in the stream is done."""
         if not x.shadow.flags.c_contiguous:
             dense = self.empty(x.shape, x.dtype)
             copyto(dense, x)
             x = dense
         if SIMULATED:
             return x.shadow.copy()
-        values = np.empty(x.shape, x.dtype)
+        pinned: NDArray[Any] | None = self._pinned.array(x.shape) if x.dtype == np.float32 else None
+        values = np.empty(x.shape, x.dtype) if pinned is None else pinned
         if values.size:
-            x.handle.copy_to_host(values, stream=self.numba_stream)
-            self.numba_stream.synchronize()
+            self._pinned.download(x.address, values, int(self.stream.handle))
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
+        """Copy values into the stream.  They may be gone when this returns."""
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
-            to.handle.copy_to_device(values, stream=self.numba_stream)
-            self.numba_stream.synchronize()  # the values may be gone by then
+            self._pinned.upload(values, to.address, int(self.stream.handle))
+
+    def copy_ahead(self, values: NDArray[Any], to: CudaArray) -> None:
+        """`_copy_in`, while the work in the stream goes on.  No work there may need `to`."""
+        if SIMULATED:
+            to.shadow[...] = values
+        elif values.size:
+            self._pinned.upload_ahead(values, to.address, int(self.stream.handle))
+
+    def _wait(self) -> None:
+        """Wait until all work in the stream is done."""
+        self.numba_stream.synchronize()
+        self._pinned.arrived()
+
+    def pieces(self, n: int, nbytes: int) -> list[slice]:
+        if n * nbytes < _LARGE or n < 2:
+            return [slice(0, n)]
+        ends = sorted({0, n // 4, n // 2, n})
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    def entry(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray | None) -> Entry:
+        return CardEntry(x, order, marks if marks is not None else self.empty((len(x),)))
+
+    def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
+        return CardExit(x, axes)
+
+    @property
+    def has_tf32(self) -> bool:
+        return bool(tensor_cores())
+
+    @property
+    def looks_at_samples(self) -> bool:
+        return True
 
     def constant(self, values: NDArray[Any]) -> Any:
         if not values.size:
             return values
-        with self._lock:
+        with self.running():
             return self.upload(values)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         with self._lock:
+            if not SIMULATED:
+                self._pinned.use()
             yield
 
     def launch(
@@ -175,7 +225,8 @@ class CudaDevice(Device):
     def seed(self, x: CudaArray, where: tuple[NDArray[np.int64], ...]) -> None:
         values = np.zeros(x.shape, x.dtype)
         values[where] = 1
-        copyto(x, self.upload(values))
+        outermost_first = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+        self.write(values.transpose(outermost_first), x.transpose(*outermost_first))
 
     def repeater(self) -> Repeater:
         recorded: list[Launch] = []
@@ -203,6 +254,12 @@ class CudaDevice(Device):
             return self._recorded
         finally:
             self._recorded = None
+
+
+def _pinned() -> Any:
+    from .pinned import Pinned
+
+    return Pinned()
 
 
 def _core_stream(stream: Any) -> Any:
@@ -246,7 +303,7 @@ def _cuda_device() -> CudaDevice:
     if why:
         raise InputError(
             f"device is 'cuda', and there is no CUDA here: {why.rstrip('.')}.",
-            supported="an NVIDIA card with its driver, and the extra gbp-explain[cuda]",
+            supported="an NVIDIA card with its driver, and the extra gbp-explain[cuda12] or [cuda13]",
             hint="Leave the device out to compute on the CPU.",
         )
     return CudaDevice()

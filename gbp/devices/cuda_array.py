@@ -53,15 +53,20 @@ class CudaArray(NDArrayOperatorsMixin):
 
     def _device_array(self) -> Any:
         """Numba's array, which keeps the memory alive and not this."""
-        start = self._memory.__cuda_array_interface__["data"][0] + self.shadow.ctypes.data - self._origin
         description = {
             "shape": self.shape,
             "typestr": self.dtype.str,
-            "data": (start, False),
+            "data": (self.address, False),
             "strides": self.strides,
             "version": 3,
         }
         return cuda.from_cuda_array_interface(description, owner=self._memory, sync=False)
+
+    @property
+    def address(self) -> int:
+        """The address of its first element on the card."""
+        start: int = self._memory.__cuda_array_interface__["data"][0]
+        return start + self.shadow.ctypes.data - self._origin
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from .shapes import Order, Shape
 
 
 class Target(Protocol):
-    """The target of lowering: a device, and the algorithm for convolutions on it."""
+    """The target of lowering: a device, and how it computes convolutions."""
 
     @property
     def name(self) -> str:
@@ -25,6 +25,10 @@ class Target(Protocol):
     @property
     def algorithm(self) -> str:
         """One of `ops.conv.ALGORITHMS`."""
+
+    @property
+    def tf32(self) -> bool:
+        """Whether convolutions multiply in TF32 alone, on a card."""
 
     def constant(self, values: NDArray[Any]) -> Any:
         """A copy of the array in the device's memory; on the CPU the array itself."""

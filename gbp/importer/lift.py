@@ -43,7 +43,7 @@ class Lifted:
 
 
 @dataclass(frozen=True)
-class BufferSlice:
+class SampleAxis:
     """How many samples there are; and whether axis 0 of a file's tensors is `bound` to hold them."""
 
     samples: int
@@ -62,7 +62,7 @@ class BufferSlice:
 class Reader:
     """One node of the file, whose operands have the file's shapes, as handlers see it."""
 
-    def __init__(self, node: Node, place: BufferSlice) -> None:
+    def __init__(self, node: Node, place: SampleAxis) -> None:
         self.node, self.place = node, place
         self.shapes = [o for o in node.operands if isinstance(o, tuple)]
         self.rank = max(map(len, self.shapes))
@@ -91,9 +91,11 @@ class Reader:
         kept = [a for a in self.node.proto.attribute if a.name not in attributes]
         del proto.attribute[:]
         proto.attribute.extend(kept)
-        proto.attribute.extend(
-            onnx.helper.make_attribute(name, value) for name, value in attributes.items() if value is not None
-        )
+        for name, value in attributes.items():
+            try:
+                proto.attribute.extend([] if value is None else [onnx.helper.make_attribute(name, value)])
+            except ValueError:  # one more than the largest number of an attribute
+                self.node.invalid(f"attribute {name!r} names an axis that no tensor has.")
         operands = list(self.operands() if operands is None else operands)
         while len(proto.input) < len(operands):
             proto.input.append(f"operand {len(proto.input)}")

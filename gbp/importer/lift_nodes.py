@@ -22,13 +22,13 @@ from ..ops.resample import refuse_unless_it_fits, select
 from ..ops.rows import over_rows
 from ..ops.shape import TARGETS, Reshape, Transpose
 from ..ops.unpool import Indices
-from .lift import BufferSlice, Lifted, Operand, Ops, Reader, one_after_another
+from .lift import SampleAxis, Lifted, Operand, Ops, Reader, one_after_another
 from .proto import qualified
 
 Handler = Callable[[Reader], Lifted | None]
 
 
-def in_front(node: Node, place: BufferSlice) -> Lifted | None:
+def in_front(node: Node, place: SampleAxis) -> Lifted | None:
     """Read a node, whose operands have the file's own shapes, with samples in front; None: it cannot be.
 
     Raises ModelError, UnsupportedError, also where the node would touch an axis that is bound.
@@ -39,7 +39,7 @@ def in_front(node: Node, place: BufferSlice) -> Lifted | None:
     return handler(Reader(node, place))
 
 
-def by_rows(node: Node, place: BufferSlice) -> Lifted | None:
+def by_rows(node: Node, place: SampleAxis) -> Lifted | None:
     """Read a node that takes axis 0 of the file's tensors for its batch: on each of the rows of a sample.
 
     None where its tensors have not as many rows.  Raises ModelError, UnsupportedError.

@@ -22,7 +22,7 @@ from ..ops.unpool import Indices
 from .branches import reads
 from .folding import FOLDABLE, evaluate
 from .functions import inlined
-from .lift import BufferSlice, Lifted, Parsed, one_after_another
+from .lift import SampleAxis, Lifted, Parsed, one_after_another
 from .lift_nodes import by_rows, in_front
 from .proto import (
     Model,
@@ -119,7 +119,7 @@ class _Builder:
         self.source = source
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
-        self.place = BufferSlice(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
+        self.place = SampleAxis(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
         #: Of every tensor that layers make; and of those that the file knows, what the file takes it for.
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.meant = {source.input: input_shape if source.has_batch else input_shape[1:]}

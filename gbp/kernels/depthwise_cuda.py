@@ -1,7 +1,4 @@
-"""The kernels of `depthwise.py` on a card: a thread for eight neighbouring channels, whose bits are a byte.
-
-In reverse, which writes no bits, a thread has a strand of channels.
-"""
+"""The kernels of `depthwise.py` on a card: a thread for eight channels, whose bits are a byte."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from numba import cuda, float32
 
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
-from .codegen.jit_cuda import device_function, kernel, octets_of
-from .codegen.simd_cuda import at_pixel, clipped, gated, load_channels, load_four, store_channels, targets_of
+from .codegen.jit_cuda import device_function, kernel
+from .codegen.simd_cuda import at_pixel, load_channels, load_four, quotient
+from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, epilogue_fwd
 from .taps import TAPS, Taps
-from .taps_cuda import inside, meeting, strands, strands_of
+from .taps_cuda import inside, meeting
 
 
 def depthwise_fwd(
@@ -35,8 +33,8 @@ def depthwise_fwd(
 
     w (KH·KW·C,) from [KH][KW][C]; b (C,), r and mask may be empty.
     """
-    fours = y.shape[3] % 4 == 0 and all(array.is_aligned(16) for array in (x, w, y))
-    _depthwise_fwd(x, w, b, r, y, mask, taps, top, left, lo, hi, int(fours))
+    fours = int(all_in_fours(x, y, r) and w.is_aligned(16))
+    _depthwise_fwd(x, w, b, r, y, mask, taps, top, left, lo, hi, fours)
 
 
 @device_function
@@ -59,7 +57,7 @@ def _add_tap(sums: Any, x: Any, n: int, h: int, v: int, c: int, w: Any, at: int,
 
 @kernel(
     *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT),
-    units=lambda *args: octets_of(args[4]),
+    units=lambda *args: eights_of(args[4]),
 )
 def _depthwise_fwd(
     x: Any,
@@ -79,10 +77,11 @@ def _depthwise_fwd(
     sums = cuda.local.array(8, float32)
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
-    octets = (C + 7) // 8
-    for unit in range(cuda.grid(1), N * OH * OW * octets, cuda.gridsize(1)):
-        n, oh, ow = at_pixel(unit // octets, OH, OW)
-        first = unit % octets * 8
+    eights = (C + 7) // 8
+    for unit in range(cuda.grid(1), N * OH * OW * eights, cuda.gridsize(1)):
+        pixel = quotient(unit, eights)
+        first = (unit - pixel * eights) * 8
+        n, oh, ow = at_pixel(pixel, OH, OW)
         h, v = oh * taps.stride_h - top, ow * taps.stride_w - left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(v, taps.columns, taps.dilation_w, 0, W)
@@ -92,51 +91,41 @@ def _depthwise_fwd(
             for j in range(j0, j1):
                 at = (i * taps.columns + j) * C + first
                 _add_tap(sums, x, n, h + i * taps.dilation_h, v + j * taps.dilation_w, first, w, at, fours)
-        bits = 0
-        for k in range(8):
-            c = first + k
-            if c < C:
-                total = sums[k]
-                if b.size:
-                    total += b[c]
-                if r.size:
-                    total += r[n, oh, ow, c]
-                if lo < total < hi:
-                    bits |= 1 << k
-                sums[k] = clipped(total, lo, hi)
-                if not fours:
-                    y[n, oh, ow, c] = sums[k]
-        if fours:
-            store_channels((sums[0], sums[1], sums[2], sums[3]), y, n, oh, ow, first)
-            if first + 4 < C:
-                store_channels((sums[4], sums[5], sums[6], sums[7]), y, n, oh, ow, first + 4)
-        if mask.size:
-            mask[n, oh, ow, first // 8] = bits
+        epilogue_fwd(sums, n, oh, ow, first, b, r, y, mask, lo, hi, fours)
 
 
-@kernel(
-    *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
-    units=lambda *args: strands_of(args[4]),
-)
 def depthwise_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
 ) -> None:
     """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
+    fours = int(all_in_fours(gy, gx) and w.is_aligned(16))
+    _depthwise_bwd(gy, w, mask, gate, gx, accumulate, taps, top, left, fours)
+
+
+@kernel(
+    *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def _depthwise_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper; `fours`: gy, w and gx may be read and written by fours."""
+    sums = cuda.local.array(8, float32)
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
-    targets = targets_of(gy, mask)
-    apart = strands(C)
-    for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
-        n, h, u = at_pixel(unit // apart, H, W)
+    eights = (C + 7) // 8
+    for unit in range(cuda.grid(1), N * H * W * eights, cuda.gridsize(1)):
+        pixel = quotient(unit, eights)
+        c = (unit - pixel * eights) * 8
+        n, h, u = at_pixel(pixel, H, W)
         count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
         count_w, ow, step_ow, j, step_j = meeting(u + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
-        for c in range(unit % apart, C, apart):
-            v = np.float32(0)
-            for p in range(count_h):
-                first = (i + p * step_i) * taps.columns + j
-                for q in range(count_w):
-                    weight = w[(first + q * step_j) * C + c]
-                    v += gy[n, oh + p * step_oh, ow + q * step_ow, c] * weight
-            if accumulate:
-                v += gx[n, h, u, c]
-            gx[n, h, u, c] = gated(v, gate, mask, n // targets, h, u, c)
+        for k in range(8):
+            sums[k] = np.float32(0)
+        for p in range(count_h):
+            first = (i + p * step_i) * taps.columns + j
+            for q in range(count_w):
+                at = (first + q * step_j) * C + c
+                _add_tap(sums, gy, n, oh + p * step_oh, ow + q * step_ow, c, w, at, fours)
+        epilogue_bwd(sums, n, h, u, c, mask, gate, gx, accumulate, fours)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32
 
+from . import gemm_tensor_cuda
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
-from .codegen.jit_cuda import SIMULATED, block_kernel
+from .codegen.jit_cuda import SIMULATED, block_kernel, tensor_cores
 from .codegen.simd_cuda import clipped, gated, targets_of
 
 #: Samples that a block handles together: so often are the weights read.
@@ -28,16 +29,31 @@ _SLICES = 2 if SIMULATED else 4
 _PARTS = _COLUMNS * _SLICES * SAMPLES
 
 
-@block_kernel(
-    *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT),
-    threads=(_THREADS,),
-    blocks=lambda *args: (-(-args[4].shape[3] // _ROWS) * -(-args[4].shape[0] // SAMPLES),),
-)
 def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float) -> None:
     """Write y = clip(x · wᵀ + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
     x (N, 1, 1, K), w (M·K,), b (M,) or empty, y (N, 1, 1, M); r and mask may be empty.
     """
+    forward = gemm_tensor_cuda.forward if tensor_cores() else _gemm_fwd
+    forward(x, w, b, r, y, mask, lo, hi)
+
+
+def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
+
+    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
+    """
+    reverse = gemm_tensor_cuda.reverse if tensor_cores() else _gemm_bwd
+    reverse(gy, w, mask, gate, gx, accumulate)
+
+
+@block_kernel(
+    *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT),
+    threads=(_THREADS,),
+    blocks=lambda *args: (-(-args[4].shape[3] // _ROWS) * -(-args[4].shape[0] // SAMPLES),),
+)
+def _gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float) -> None:
+    """As `gemm_fwd`, where there are no tensor cores."""
     sums = cuda.shared.array(_SUMS_OF_ALL, float32)
     own = cuda.local.array(_SUMS, float32)
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
@@ -80,11 +96,10 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
     threads=(_COLUMNS, _SLICES),
     blocks=lambda *args: (-(-args[4].shape[3] // _COLUMNS) * -(-args[4].shape[0] // SAMPLES),),
 )
-def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
+def _gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """As `gemm_bwd`, where there are no tensor cores.
 
-    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).  Rows of w that all samples in hand multiply by 0 are
-    not read.
+    Rows of w that all samples in hand multiply by 0 are not read.
     """
     parts = cuda.shared.array(_PARTS, float32)
     own = cuda.local.array(SAMPLES, float32)

@@ -9,7 +9,9 @@ from typing import Any
 
 from numba import cuda, types
 
+from .codegen.jit import DENSE
 from .codegen.jit_cuda import device_function, elements_of, kernel
+from .codegen.simd_cuda import quotient
 
 MOVED_AXES = 6
 MOVED = types.Array(types.float32, MOVED_AXES, "A")
@@ -18,11 +20,19 @@ MOVED = types.Array(types.float32, MOVED_AXES, "A")
 @device_function
 def index_of(i: int, shape: Any) -> Any:
     """Element i in the order of the index."""
-    f, i = i % shape[5], i // shape[5]
-    e, i = i % shape[4], i // shape[4]
-    d, i = i % shape[3], i // shape[3]
-    c, i = i % shape[2], i // shape[2]
-    return i // shape[1], i % shape[1], c, d, e, f
+    e = quotient(i, shape[5])
+    d = quotient(e, shape[4])
+    c = quotient(d, shape[3])
+    b = quotient(c, shape[2])
+    a = quotient(b, shape[1])
+    return (
+        a,
+        b - a * shape[1],
+        c - b * shape[2],
+        d - c * shape[3],
+        e - d * shape[4],
+        i - e * shape[5],
+    )
 
 
 @kernel(MOVED, types.float32, units=lambda y, value: elements_of(y))
@@ -30,6 +40,15 @@ def fill(y: Any, value: float) -> None:
     """Write the value to all of y."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[index_of(i, y.shape)] = value
+
+
+@kernel(DENSE, DENSE, units=lambda x, marks: elements_of(x))
+def mark_not_finite(x: Any, marks: Any) -> None:
+    """Write 1 to the mark of each sample of x, (N,) of whole samples, that holds NaN or infinity."""
+    each = x.size // marks.size
+    for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
+        if x[i] - x[i] != 0:
+            marks[i // each] = 1
 
 
 @kernel(MOVED, MOVED, units=lambda x, y: elements_of(y))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, int64
+from numba import cuda, float32, int32, int64
 
 from . import pool
 from .codegen.gate import GATE, MASK, Gate
@@ -25,7 +25,8 @@ from .codegen.jit_cuda import (
     kernel,
     specialised,
 )
-from .codegen.simd_cuda import at_pixel, gated, targets_of
+from .codegen.simd_cuda import at_pixel, gated, load_bytes, quotient, store_bytes, targets_of
+from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, load_eight_of, write_eight
 from .pool import SWITCHES_U8, SWITCHES_U32
 from .taps import TAPS, Taps
 from .taps_cuda import inside, meeting, strands, strands_of
@@ -145,6 +146,80 @@ def _maxpool_bwd(
             gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
 
 
+@kernel(
+    *(ACTIVATION, ACTIVATION, SWITCHES_U8, TAPS, INT, INT),
+    units=lambda x, y, *_: eights_of(y),
+)
+def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+    """`_maxpool_fwd` of whole eights of channels, which can be read and written by fours."""
+    best, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
+    winner = cuda.local.array(8, int32)
+    H, W = x.shape[1], x.shape[2]
+    N, OH, OW, C = y.shape
+    eights = C // 8
+    for unit in range(cuda.grid(1), N * OH * OW * eights, cuda.gridsize(1)):
+        pixel = quotient(unit, eights)
+        c = (unit - pixel * eights) * 8
+        n, oh, ow = at_pixel(pixel, OH, OW)
+        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        load_eight_of(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c, best, 1)
+        for k in range(8):
+            winner[k] = i0 * taps.columns + j0
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                load_eight_of(x, n, h + i * taps.dilation_h, w + j * taps.dilation_w, c, v, 1)
+                for k in range(8):
+                    if _exceeds(v[k], best[k]):
+                        best[k], winner[k] = v[k], i * taps.columns + j
+        write_eight(best, n, oh, ow, c, y, 1)
+        for half in range(0, 8, 4):
+            word = winner[half] | winner[half + 1] << 8 | winner[half + 2] << 16 | winner[half + 3] << 24
+            store_bytes(int32(word), switches, n, oh, ow, c + half)
+
+
+@kernel(
+    *(ACTIVATION, SWITCHES_U8, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def _maxpool_bwd_eights(
+    gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
+) -> None:
+    """`_maxpool_bwd` of whole eights of channels, which can be read and written by fours."""
+    total, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
+    OH, OW = gy.shape[1], gy.shape[2]
+    N, H, W, C = gx.shape
+    sharing, eights = targets_of(gy, switches), C // 8
+    for unit in range(cuda.grid(1), N * H * W * eights, cuda.gridsize(1)):
+        pixel = quotient(unit, eights)
+        c = (unit - pixel * eights) * 8
+        n, h, w = at_pixel(pixel, H, W)
+        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        for k in range(8):
+            total[k] = np.float32(0)
+        for p in range(count_h):
+            row = oh + p * step_oh
+            for q in range(count_w):
+                column = ow + q * step_ow
+                tap = int32((i + p * step_i) * taps.columns + j + q * step_j)
+                low = load_bytes(switches, quotient(n, sharing), row, column, c)
+                high = load_bytes(switches, quotient(n, sharing), row, column, c + 4)
+                load_eight_of(gy, n, row, column, c, v, 1)
+                for k in range(4):
+                    if (low >> (8 * k)) & 255 == tap:
+                        total[k] += v[k]
+                    if (high >> (8 * k)) & 255 == tap:
+                        total[k + 4] += v[k + 4]
+        epilogue_bwd(total, n, h, w, c, mask, gate, gx, accumulate, 1)
+
+
+def _by_eights(switches: Any, *arrays: Any) -> bool:
+    eights = all(x.shape[3] % 8 == 0 for x in arrays) and all_in_fours(*arrays)
+    return bool(eights) and switches.itemsize == 1 and switches.is_aligned(4)
+
+
 def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, CudaKernel]:
     """Forward, forward of large windows, reverse, for switches of this type."""
     given, window = (ACTIVATION, ACTIVATION, switches), (TAPS, INT, INT)
@@ -160,13 +235,18 @@ def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, 
 KERNELS = {"u8": _maxpool_kernels("u8", SWITCHES_U8), "u32": _maxpool_kernels("u32", SWITCHES_U32)}
 
 
-def _maxpool_of(name: str) -> tuple[Callable[..., None], CudaKernel]:
+def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
     small, large, reverse = KERNELS[name]
 
     def forward(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
-        (large if _is_large(taps) else small)(x, y, switches, taps, top, left)
+        fast = _maxpool_fwd_eights if _by_eights(switches, x, y) else small
+        (large if _is_large(taps) else fast)(x, y, switches, taps, top, left)
 
-    return forward, reverse
+    def backward(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, *rest: Any) -> None:
+        fast = _maxpool_bwd_eights if _by_eights(switches, gy, gx) else reverse
+        fast(gy, switches, mask, gate, gx, *rest)
+
+    return forward, backward
 
 
 maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_of("u8")

@@ -81,7 +81,13 @@ class Plan:
 
     @classmethod
     def build(
-        cls, graph: Graph, algorithm: str = "auto", *, clamp: bool = False, device: Device = CPU
+        cls,
+        graph: Graph,
+        algorithm: str = "auto",
+        *,
+        clamp: bool = False,
+        device: Device = CPU,
+        tf32: bool = False,
     ) -> Plan:
         """Plan a graph.
 
@@ -95,6 +101,8 @@ class Plan:
             Whether rules with a gradient gate clamp the gradient of activations that are no rectifiers.
         device
             Where the plan will run.
+        tf32
+            Whether convolutions multiply in TF32 alone, on a card.
 
         Raises
         ------
@@ -103,7 +111,7 @@ class Plan:
             for a layer.
         """
         graph = simplify(graph)
-        layout = lay_out(graph, LoweringTarget(device, algorithm), clamp)
+        layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
@@ -169,8 +177,9 @@ class Plan:
 
     @cached_property
     def backward_bytes(self) -> int:
-        """Bytes for each sample and target of a backward pass, with its map."""
-        return 4 * (self.gradients.size + self._scratch[1] + elements(self.input_shape))
+        """Bytes for each sample and target of a backward pass, with its map and what it starts from."""
+        ends = elements(self.input_shape) + elements(self.output_shape)
+        return 4 * (self.gradients.size + self._scratch[1] + ends)
 
     def nbytes(self, samples: int, targets: int) -> int:
         """Bytes to explain `samples` at once, each for `targets` at once."""

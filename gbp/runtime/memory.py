@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..devices.base import Array, Device
+from ..devices.base import Array, Device, Exit
 from ..limits import elements
 from ..ops.step import Floats, view
 from ..plan.aliasing import BufferSlice
@@ -37,6 +37,7 @@ class Buffers:
 
     def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
         self._plan, self.n, self._begins = plan, n, arena.begins
+        self._ends: tuple[Floats, Exit] | None = None
         self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
             name: view(self.at(part), n, *plan.tensors[name].shape)
@@ -49,6 +50,14 @@ class Buffers:
         """Buffers in newly allocated memory of `size` floats a sample."""
         scratch = device.empty((scratch_floats(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
+
+    def ends(self, device: Device) -> tuple[Floats, Exit]:
+        """The ends of a backward pass: the output's gradient, in memory order, and where the maps leave."""
+        if self._ends is None:
+            output, image = self._plan.output, self._plan.input
+            seed = device.empty((self.n, *output.shape))
+            self._ends = seed, device.exit(self.arrays[image.name], image.logical_axes)
+        return self._ends
 
     def at(self, part: BufferSlice) -> Floats:
         """The memory of a buffer slice, (n, rows, elements)."""

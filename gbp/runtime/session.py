@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device
+from ..devices.base import Device, refuse_not_finite
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
@@ -51,20 +51,26 @@ class Session:
     #: The largest slice that fitted, after a larger one ran out of memory; None before that.
     max_fitting: int | None = None
 
-    def run(self, x: NDArray[np.float32]) -> Tape:
+    def run(self, x: NDArray[np.float32], first: int = 0) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.
 
         Parameters
         ----------
         x
             float32 (N, …) in the model's own layout.
+        first
+            The index of the first of them among all samples, for messages.
 
         Raises
         ------
+        InputError
+            Where the device looks at samples and one holds NaN or infinity.
         ModelError
             Where a score is NaN or infinity.
         """
         tape = Tape(self.plan, x, self.pool, self.threads, self.device)
+        if tape.not_finite.size:
+            refuse_not_finite(first + int(tape.not_finite[0]))
         if not np.isfinite(tape.scores).all():
             raise self._not_finite(x, tape.scores)
         return tape

@@ -7,7 +7,7 @@ activations only where a vector-Jacobian product needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 from weakref import ref
@@ -15,11 +15,12 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device, Repeater
+from ..devices.base import Array, Device, Entry, Repeater
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
 from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
+from ..limits import elements
 from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, clear, pixels
 from ..plan.backward import GradientWrite
 from ..plan.layout import Instruction
@@ -44,6 +45,34 @@ class _Run:
         self.instruction.step.forward(self.x, self.r, self.y, self.instruction.clip, self.context)
 
 
+def _runs(plan: Plan, arrays: dict[str, Floats], contexts: list[Context]) -> list[_Run]:
+    """All instructions, on these arrays."""
+    runs = []
+    for instruction, context in zip(plan.instructions, contexts, strict=True):
+        x, r = tuple(arrays[name] for name in instruction.inputs), instruction.residual
+        runs.append(_Run(instruction, x, arrays[r] if r else NO_TENSOR, arrays[instruction.output], context))
+    return runs
+
+
+class _Piece:
+    """Some samples of a forward run, which are computed while others are on their way to the device.
+
+    A piece has activations of its own, because those of one tensor may take the memory of another's before.
+    """
+
+    def __init__(self, samples: slice, entry: Entry, y: Floats, runs: list[_Run], device: Device) -> None:
+        self.samples, self.entry, self.y, self.runs = samples, entry, y, runs
+        self._again = device.repeater()
+
+    def run(self) -> None:
+        self._again(self._run)
+
+    def _run(self) -> None:
+        self.entry.settle()
+        for run in self.runs:
+            perform(run.forward, run.instruction.step.repeats)
+
+
 @dataclass
 class _Forward:
     """The memory of a forward run of n samples.
@@ -55,15 +84,15 @@ class _Forward:
     plan: Plan
     threads: int
     device: Device
-    x: Floats
-    y: Floats
+    pieces: list[_Piece]
+    #: (n,), not 0 for samples that hold NaN or infinity; None where the device does not look for them.
+    marks: Array | None
     arrays: dict[str, Floats]
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
     backward: Buffers | None
 
     def __post_init__(self) -> None:
-        self._again = self.device.repeater()
         #: A weak reference to the memory of the last backward pass; and what repeats the pass there, by gate.
         self._backward_memory: Callable[[], Buffers | None] = lambda: None
         self._again_backward: dict[Gate, Repeater] = {}
@@ -76,7 +105,7 @@ class _Forward:
         if not plan.keeps_activations:
             backward = Buffers(plan, plan.gradients, n, memory.floats, memory.scratch)
         arrays = memory.arrays
-        runs = []
+        contexts = []
         for instruction in plan.instructions:
             x, y = tuple(arrays[name] for name in instruction.inputs), arrays[instruction.output]
             context = Context(
@@ -89,24 +118,38 @@ class _Forward:
                 x=x if instruction.step.saves_x else (),
                 y=y if instruction.step.saves_y else NO_TENSOR,
             )
-            runs.append(
-                _Run(
-                    instruction,
-                    x,
-                    arrays[instruction.residual] if instruction.residual else NO_TENSOR,
-                    y,
-                    context,
-                )
-            )
-        ends = arrays[plan.input.name], arrays[plan.output.name]
-        return cls(plan, threads, device, *ends, arrays, runs, masks, backward)
+            contexts.append(context)
+        runs = _runs(plan, arrays, contexts)
+        marks = device.empty((n,)) if device.looks_at_samples else None
+        samples, pieces = [slice(0, n)], []
+        if not plan.keeps_activations:
+            samples = device.pieces(n, 4 * elements(plan.input_shape))
+        for part in samples:
+            own, own_runs = arrays, runs
+            if len(samples) > 1:
+                floats = memory.floats[part.start * size : part.stop * size]
+                count = part.stop - part.start
+                own = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
+                own_contexts = [
+                    replace(context, mask=context.mask[part], switches=context.switches[part])
+                    for context in contexts
+                ]
+                own_runs = _runs(plan, own, own_contexts)
+            own_marks = None if marks is None else marks[part]
+            entry = device.entry(own[plan.input.name], plan.input.order, own_marks)
+            pieces.append(_Piece(part, entry, own[plan.output.name], own_runs, device))
+        return cls(plan, threads, device, pieces, marks, arrays, runs, masks, backward)
+
+    def feed(self, x: NDArray[np.float32]) -> None:
+        """Run on samples x (N, …) in the model's own layout."""
+        for piece in self.pieces:
+            piece.entry.write(x[piece.samples])
+            piece.run()
 
     def run(self) -> None:
-        self._again(self._run)
-
-    def _run(self) -> None:
-        for run in self.runs:
-            perform(run.forward, run.instruction.step.repeats)
+        """Run again on the samples that were fed last, where the device still has them."""
+        for piece in self.pieces:
+            piece.run()
 
     @property
     def backward_memory(self) -> Buffers | None:
@@ -130,6 +173,9 @@ class _Forward:
 
     def _run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
+        seed, leaving = memory.ends(self.device)
+        root = arrays[plan.slices[plan.output.name].root]
+        perform(partial(_start_backward, root, arrays[plan.output.name], seed), repeats=False)
 
         def gate_of(instruction: Instruction) -> Gate:
             if not instruction.has_mask:
@@ -156,6 +202,16 @@ class _Forward:
             perform(vjp, alone or instruction.step.repeats_back)
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
+        leaving.settle()
+
+
+def _start_backward(root: Floats, gy: Floats, seed: Floats) -> None:
+    """Write the output's gradient, and 0 to the rest of its buffer.
+
+    A network without instructions would never clear the rest.
+    """
+    root.fill(0)
+    np.copyto(gy, seed)
 
 
 def steps(
@@ -179,7 +235,8 @@ def steps(
     instruction reads may hold another tensor by now.
     """
     forward = _Forward.make(plan, len(x), threads, CPU)
-    CPU.write(x.transpose(0, *plan.input.order), forward.x)
+    for piece in forward.pieces:
+        piece.entry.write(x[piece.samples])
     for run in forward.runs:
         with CPU.running():
             run.forward()
@@ -217,9 +274,15 @@ class Tape:
             self._forward = pool.acquire(
                 "forward", self.n, lambda: _Forward.make(plan, self.n, threads, device)
             )
-            device.write(x.transpose(0, *plan.input.order), self._forward.x)
-            self._forward.run()
-            scores = device.read(self._forward.y)
+            self._forward.feed(x)
+            marks = [] if self._forward.marks is None else [self._forward.marks]
+            found = device.read_all(*(piece.y for piece in self._forward.pieces), *marks)
+        count = len(self._forward.pieces)
+        #: The samples that hold NaN or infinity, where the device looks for them.
+        self.not_finite = np.flatnonzero(found[count] if marks else ())
+        #: Whether all maps so far are finite.
+        self.is_finite = True
+        scores = np.concatenate(found[:count]) if count > 1 else found[0]
         logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the scores, in the model's own layout, flattened.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
@@ -259,16 +322,14 @@ class Tape:
                 m,
                 lambda: Buffers.new(plan, plan.gradients, m, size, self._threads, self._device),
             )
-        arrays = memory.arrays
         where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         with self._device.running():
-            # Clear the whole buffer: a network without instructions would never clear the rest.
-            arrays[plan.slices[plan.output.name].root].fill(0)
-            seed = arrays[plan.output.name].transpose(plan.output.logical_axes)
-            self._device.seed(seed, (np.arange(m), *where))
+            seed, leaving = memory.ends(self._device)
+            self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(m), *where))
             self._forward.run_backward(memory, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
-            gx = self._device.read(arrays[plan.input.name])
-        maps = np.array(gx.transpose(plan.input.logical_axes), np.float32).reshape(n, k, *plan.input_shape)
+            maps, finite = leaving.read()
+        self.is_finite &= finite
+        maps = maps.reshape(n, k, *plan.input_shape)
         if memory is not self._forward.backward:
             self._pool.release("reverse", m, memory)
         return maps

@@ -11,6 +11,7 @@ there is no card; then blocks are small, because a thread of the host stands for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from threading import Lock
 from time import perf_counter
 from types import FunctionType, MappingProxyType
@@ -21,6 +22,7 @@ from numba import cuda, types
 from numba.core import config
 from numba.np.numpy_support import as_dtype
 
+from ...errors import GbpError
 from .cache import KernelFile, Locator, log
 from .jit import compiled, not_kept
 
@@ -31,6 +33,22 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 _BLOCK = 4 if SIMULATED else 256
 #: Blocks at most; each thread goes on with the unit of work that is as many further as there are threads.
 _MAX_BLOCKS = 1 if SIMULATED else 2**16
+
+#: What kernels compute addresses with; those of the simulator are the host's, of 64 bits.
+int32, int64 = (int, int) if SIMULATED else (types.int32, types.int64)
+
+#: Bytes of shared memory that a block has without asking.
+_SHARED_BYTES = 48 * 1024
+
+
+@cache
+def tensor_cores() -> str:
+    """How this card's multiply float32 numbers: by "wgmma", by "mma", or "" where they cannot."""
+    if SIMULATED:
+        return "simulated"
+    major, _ = cuda.get_current_device().compute_capability
+    return "wgmma" if major == 9 else "mma" if major >= 8 else ""
+
 
 #: Called by kernels, and by nothing else.  It may name what is in its module, but nothing of `cuda`.
 device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
@@ -52,9 +70,13 @@ class CudaKernel:
         grid: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]],
         together: bool = False,
         shared_bytes: int = 0,
+        bounds: tuple[int, int] | None = None,
+        capability: tuple[int, int] = (0, 0),
     ) -> None:
-        """`together`: the threads of a block work together."""
-        self.together = together
+        """`together`: the threads of a block work together.  `bounds`: how many threads a block has, and how
+        many blocks a multiprocessor should hold.  `capability`: the least that a card must have.
+        """
+        self.together, self.bounds, self.capability = together, bounds, capability
         self.name, self.__doc__ = function.__name__, function.__doc__
         self.function, self.argument_types = function, argument_types
         self.shared_bytes, self._grid = shared_bytes, grid
@@ -90,14 +112,36 @@ class CudaKernel:
 
     def _compiled(self) -> Any:
         start = perf_counter()
-        dispatcher = cuda.jit(self.function)
+        dispatcher = cuda.jit(self.function, launch_bounds=self.bounds)
         dispatcher._cache = _kept(self.function)
-        dispatcher.compile(tuple(self.argument_types))
+        try:
+            dispatcher.compile(tuple(self.argument_types))
+            (compiled_here,) = dispatcher.overloads.values()
+            compiled_here._codelibrary.get_cufunc()  # what the driver refuses, it refuses here
+        except Exception as error:
+            raise GbpError(
+                f"kernel {self.name} does not compile: {type(error).__name__}: {str(error)[:300]}",
+                supported="numba-cuda 0.30, with the CUDA of the card's driver or an older one",
+                hint="Install gbp-explain[cuda12] or [cuda13] again, or leave the device out.",
+            ) from error
         dispatcher.disable_compile()
         dispatcher._specialized = True  # it takes arrays of any strides as they are
+        if self.shared_bytes > _SHARED_BYTES:
+            _allow(dispatcher, self.shared_bytes)
         if dispatcher.stats.cache_misses:
             compiled.append((self.name, perf_counter() - start))
         return dispatcher
+
+
+def _allow(dispatcher: Any, nbytes: int) -> None:
+    """Let a compiled kernel have more shared memory than a card gives unasked."""
+    from cuda.bindings.driver import CUfunction_attribute
+    from numba.cuda.cudadrv.driver import driver
+
+    (compiled,) = dispatcher.overloads.values()
+    function = compiled._codelibrary.get_cufunc()
+    attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.cuKernelSetAttribute(attribute, nbytes, function.handle, function.device.id)
 
 
 def _kept(function: Callable[..., None]) -> Any:
@@ -120,7 +164,7 @@ def _kept(function: Callable[..., None]) -> Any:
             except Exception:  # there is none, or it cannot be read
                 found = None
             if found is None:
-                log.info("compiling kernel %s", function.__name__)
+                log.info("compiling kernel %s for the card", function.__name__)
             return found
 
         def save_overload(self, sig: Any, data: Any) -> None:
@@ -135,10 +179,11 @@ def _kept(function: Callable[..., None]) -> Any:
 def specialised(
     name: str,
     kernels: Sequence[Callable[..., None]],
-    parts: Sequence[Callable[..., Any]] = (),
+    parts: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
     values: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Callable[..., None]]:
-    """Copies of functions in which these global names stand for other values; `parts` are what they call.
+    """Copies of functions in which these global names stand for other values; `parts` are what they call,
+    by their own names or by those of a mapping.
 
     As free variables of a closure the values would keep a kernel from ever being found in the cache: Numba
     takes a captured function for a new one in every process.
@@ -152,7 +197,8 @@ def specialised(
         return copy
 
     names.update(values)
-    copies = {part.__name__: device_function(copied(part)) for part in parts}
+    called = parts if isinstance(parts, Mapping) else {part.__name__: part for part in parts}
+    copies = {called_as: device_function(copied(part)) for called_as, part in called.items()}
     names.update(copies)
     return [copied(function) for function in kernels]
 
@@ -189,24 +235,22 @@ def block_kernel(
     threads: Sequence[int],
     blocks: Callable[..., tuple[int, ...]],
     shared_bytes: int = 0,
+    least_blocks: int = 0,
+    capability: tuple[int, int] = (0, 0),
 ) -> Callable[[Callable[..., None]], CudaKernel]:
     """Decorate a kernel whose blocks of `threads` work together, `blocks(*args)` of them.
 
-    Each has `shared_bytes` of shared memory besides what the kernel declares.
+    Each has `shared_bytes` of shared memory besides what the kernel declares.  `least_blocks`: how many of
+    them a multiprocessor should hold at a time.  `capability`: the least that a card must have.
     """
+    bounds = (int(np.prod(threads)), least_blocks) if least_blocks else None
 
     def grid(*args: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return blocks(*args), tuple(threads)
 
-    return lambda function: CudaKernel(function, argument_types, grid, True, shared_bytes)
+    return lambda function: CudaKernel(function, argument_types, grid, True, shared_bytes, bounds, capability)
 
 
 def elements_of(y: Any) -> int:
     """Units of work of a kernel that has one for each element of an array."""
     return int(np.prod(y.shape, dtype=np.int64))
-
-
-def octets_of(y: Any) -> int:
-    """Units of work of a kernel that has one for each byte of the mask of an array (N, H, W, C)."""
-    N, H, W, C = y.shape
-    return int(N * H * W * (-(-C // 8)))

@@ -47,6 +47,15 @@ def _pixel(context: Any, builder: Any, kind: Any, args: Any) -> Any:
     return builder.inttoptr(at, ir.FloatType().as_pointer())
 
 
+def _byte(context: Any, builder: Any, kind: Any, args: Any) -> Any:
+    """The address of x[n, h, w, c] of bytes, the last axis dense."""
+    array = context.make_array(kind)(context, builder, args[0])
+    at = builder.add(builder.ptrtoint(array.data, ir.IntType(64)), args[4])
+    for axis, index in enumerate(args[1:4]):
+        at = builder.add(at, builder.mul(index, builder.extract_value(array.strides, axis)))
+    return builder.inttoptr(at, ir.IntType(8).as_pointer())
+
+
 @intrinsic
 def _load_four(typing: Any, x: Any, i: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -100,7 +109,34 @@ def _store_channel(typing: Any, value: Any, x: Any, n: Any, h: Any, w: Any, c: A
     return types.void(types.float32, x, *(types.int64,) * 4), codegen
 
 
+@intrinsic
+def _load_bytes(typing: Any, x: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _byte(context, builder, signature.args[0], args)
+        word = builder.load(builder.bitcast(pointer, ir.IntType(32).as_pointer()))
+        word.align = 4
+        return word
+
+    return types.int32(x, *(types.int64,) * 4), codegen
+
+
+@intrinsic
+def _store_bytes(typing: Any, word: Any, x: Any, n: Any, h: Any, w: Any, c: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _byte(context, builder, signature.args[1], args[1:])
+        builder.store(args[0], builder.bitcast(pointer, ir.IntType(32).as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int32, x, *(types.int64,) * 4), codegen
+
+
 if SIMULATED:
+
+    def load_bytes(x: Any, n: int, h: int, w: int, c: int) -> int:
+        return int(x[n, h, w, c : c + 4].view(np.int32)[0])
+
+    def store_bytes(word: int, x: Any, n: int, h: int, w: int, c: int) -> None:
+        x[n, h, w, c : c + 4].view(np.uint32)[0] = int(word) & 0xFFFFFFFF
 
     def load_channel(x: Any, n: int, h: int, w: int, c: int) -> Any:
         return x[n, h, w, c]
@@ -128,6 +164,7 @@ if SIMULATED:
 
 else:
     load_four, store_four = _load_four, _store_four
+    load_bytes, store_bytes = _load_bytes, _store_bytes
     load_channel, store_channel = _load_channel, _store_channel
     load_channels, store_channels = _load_channels, _store_channels
 
@@ -169,7 +206,27 @@ def clipped(v: Any, lo: Any, hi: Any) -> Any:
     return hi if v > hi else v
 
 
+@intrinsic
+def _divide(typing: Any, a: Any, b: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b = (builder.trunc(value, ir.IntType(32)) for value in args)
+        return builder.zext(builder.udiv(a, b), ir.IntType(64))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+divide = (lambda a, b: a // b) if SIMULATED else _divide
+
+
+@device_function
+def quotient(a: int, b: int) -> Any:
+    """a // b of what is not negative; quicker than Numba's where both are below 2³²."""
+    return divide(a, b) if (a | b) < 2**32 else a // b
+
+
 @device_function
 def at_pixel(i: int, H: int, W: int) -> Any:
     """(n, h, w) of pixel i of (N, H, W)."""
-    return i // (H * W), i // W % H, i % W
+    line = quotient(i, W)
+    n = quotient(line, H)
+    return n, line - n * H, i - line * W

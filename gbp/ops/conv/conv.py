@@ -304,12 +304,9 @@ def _algorithms(
     """Functions that make the algorithms of one group: (w, b, window, target) and (w, window, target)."""
     if target.name == "cpu":
         return _forward, _backward
-    from .algorithms_cuda import (  # here, because importing CUDA is slow and needs an extra
-        TiledBackward,
-        TiledForward,
-    )
+    from .algorithms_cuda import algorithms_of  # here, because importing CUDA is slow and needs an extra
 
-    return TiledForward, TiledBackward
+    return algorithms_of(target)
 
 
 class ConvStep(Step):

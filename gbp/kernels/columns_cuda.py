@@ -1,0 +1,61 @@
+"""The kernel of `columns.py` on a card: a thread for a pixel of gx, of which there are few channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32
+
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, INT
+from .codegen.jit_cuda import kernel
+from .codegen.simd_cuda import at_pixel, gated, load_channel, store_channel, targets_of
+from .taps import TAPS, Taps
+from .taps_cuda import meeting
+
+#: Channels that a thread sums at a time.
+_TOGETHER = 4
+
+
+def _pixels_of(gx: Any) -> int:
+    N, H, W, _ = gx.shape
+    return int(N * H * W)
+
+
+@kernel(
+    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
+    units=lambda *args: _pixels_of(args[3]),
+)
+def col2im(
+    columns: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
+) -> None:
+    """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
+
+    Added to gx with `accumulate`; of that, what passes the gate.  Windows are added in row-major order.
+    """
+    v = cuda.local.array(_TOGETHER, float32)
+    OH, OW = columns.shape[1], columns.shape[2]
+    N, H, W, C = gx.shape
+    targets = targets_of(columns, mask)
+    for unit in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
+        n, h, w = at_pixel(unit, H, W)
+        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        for first in range(0, C, _TOGETHER):
+            for k in range(_TOGETHER):
+                v[k] = np.float32(0)
+            for p in range(count_h):
+                for q in range(count_w):
+                    tap = (i + p * step_i) * taps.columns + j + q * step_j
+                    for k in range(_TOGETHER):
+                        if first + k < C:
+                            c = tap * C + first + k
+                            v[k] += load_channel(columns, n, oh + p * step_oh, ow + q * step_ow, c)
+            for k in range(_TOGETHER):
+                c = first + k
+                if c < C:
+                    total = v[k]
+                    if accumulate:
+                        total += load_channel(gx, n, h, w, c)
+                    store_channel(gated(total, gate, mask, n // targets, h, w, c), gx, n, h, w, c)

@@ -1,0 +1,345 @@
+"""Convolution on a card's tensor cores, at float32's accuracy (`tensor_cuda`): implicit GEMM.
+
+    y[p, o] = Σ_k X[p, k] · w[k, o],   k = (i·KW + j)·C + c,   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
+
+A block computes a tile of pixels × channels.  Step by step it multiplies 32 columns of X with 32 rows of w,
+while those of the next steps are on their way to shared memory (`cp.async`, which writes zeros where a window
+hangs over the plane).  Weights come split into big and small, and in the order in which they lie there.
+
+K is cut into as many parts as fill a card with the blocks of one sample.  The parts' sums are added in order:
+by the block itself where there are enough of them, else each part has a block, and `sums_cuda` adds.  So
+the bits depend on neither, nor on the tile.
+
+The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, float32
+
+from .codegen import staging_cuda as staging
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, int32, int64, specialised
+from .codegen.staging_cuda import (
+    below,
+    commit,
+    copy_4,
+    copy_16,
+    divide,
+    global_address,
+    load_place,
+    shared_address,
+    store_place,
+)
+from .codegen.tensor_cuda import load_words_of, wgmma_of
+from .codegen.warps_cuda import TILES_BY
+from .eights_cuda import eight_of, epilogue_bwd, epilogue_fwd
+from .sums_cuda import keep_eight
+from .taps import TAPS, Taps
+
+#: Columns of X that a step multiplies, and bytes of a row of them.
+DEPTH = 32
+_ROW = 4 * DEPTH
+#: Bytes of eight channels of a tile of weights, big or small.
+_ATOM = 8 * _ROW
+_FAR = -(2**30)  # no window meets it
+
+
+class Tile(NamedTuple):
+    """What a block computes, how many steps are on their way, blocks of a multiprocessor; and by which
+    instruction.
+    """
+
+    pixels: int
+    channels: int
+    stages: int
+    blocks: int
+    how: str = "wgmma"
+    warps: int = 8
+    products: int = 3
+
+    @property
+    def threads(self) -> int:
+        return self.warps * (1 if SIMULATED else 32)
+
+    @property
+    def rows_bytes(self) -> int:
+        """Where windows begin, and a barrier for each stage."""
+        barriers = 8 * self.stages if self.how == "wgmma" else 0
+        return -(-(16 * self.pixels + barriers) // 1024) * 1024
+
+    @property
+    def stage_bytes(self) -> int:
+        return _ROW * (self.pixels + self.channels * (2 if self.products > 1 else 1))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Stages lie on whole 1024 bytes; at the end the sums take their place."""
+        sums = 4 * self.pixels * (self.channels + 8)
+        return 1024 + self.rows_bytes + max(self.stages * self.stage_bytes, sums)
+
+
+#: Of the tile that a copy of the functions below is made for; see `kernels_of`.
+PIXELS = CHANNELS = THREADS = STAGES = OWN = WORDS = EIGHTS = ACROSS = 1
+ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
+_begin: Any = None
+_copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _lay_down = _begin
+
+
+def _locate(x: Any, y: Any, taps: Taps, top: int, left: int, block: int, rows: int) -> None:
+    """Where the windows of the block's pixels begin: address, h and w of each."""
+    N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
+    for row in range(cuda.threadIdx.x, PIXELS, THREADS):
+        p = int32(block * PIXELS + row)
+        line = divide(p, OW)
+        n = divide(line, OH)
+        h = int64(line - n * OH) * taps.stride_h - top
+        w = int64(p - line * OW) * taps.stride_w - left
+        place = global_address(x) + n * x.strides[0] + h * x.strides[1] + w * x.strides[2]
+        store_place(int32(rows + 16 * row), place, int32(h if n < N else _FAR), int32(w))
+
+
+def _fetch(
+    x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int,
+    barrier: int,
+) -> None:  # fmt: skip
+    """A thread's part of a step on its way to a stage: chunks of X, and the weights."""
+    t = int32(cuda.threadIdx.x)
+    C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
+    _copy_weights(
+        int32(stage + X_BYTES),
+        w + (int64(step) * eights + first) * W_ATOM,
+        int32(min(EIGHTS, eights - first) * W_ATOM),
+        barrier,
+    )
+    if fours:
+        for q in range(X_UNITS):
+            unit = int32(q * THREADS + t)
+            row, chunk = unit >> 3, unit & 7
+            k = int32(step * DEPTH + chunk * 4)
+            tap = divide(int32(step * DEPTH) if fours > 1 else k, C)
+            i = divide(tap, KW)
+            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
+            place, h, v = load_place(int32(rows + row * 16))
+            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
+            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
+            to = int32(stage + row * _ROW + ((chunk ^ (row & 7)) << 4))
+            copy_16(to, source, int32(16 if inside else 0))
+    else:
+        for q in range(X_WORDS):
+            unit = int32(q * THREADS + t)
+            row, word = unit >> 5, unit & 31
+            k = int32(step * DEPTH + word)
+            tap = divide(k, C)
+            i = divide(tap, KW)
+            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
+            place, h, v = load_place(int32(rows + row * 16))
+            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
+            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
+            to = int32(stage + row * _ROW + (((word >> 2) ^ (row & 7)) << 4) + ((word & 3) << 2))
+            copy_4(to, source, int32(4 if inside else 0))
+
+
+def _add_up(own: Any, kept: Any, at: int, is_first: bool, is_last: bool) -> None:
+    """The sums of a part to those of the parts before it, which lie in memory meanwhile."""
+    start = at + cuda.threadIdx.x
+    for i in range(OWN):
+        v = own[i] if is_first else kept[start + i * THREADS] + own[i]
+        if is_last:
+            own[i] = v
+        else:
+            kept[start + i * THREADS] = v
+            own[i] = np.float32(0)
+
+
+def _product(
+    x: Any, w: Any, y: Any, taps: Taps, top: int, left: int, kept: Any, alone: int, part_steps: int,
+    fours: int, shared: Any,
+) -> int:  # fmt: skip
+    """The sums of a block to where the stages were, pixel by pixel; returns the index of the first."""
+    start = shared_address(shared)
+    rows = int32((start + 1023) // 1024 * 1024)
+    base, barriers = int32(rows + ROWS_BYTES), int32(rows + 16 * PIXELS)
+    across = (y.shape[3] + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * EIGHTS
+    K = taps.rows * taps.columns * x.shape[3]
+    eights, at = (y.shape[3] + 7) // 8, global_address(w)
+    begin, end = int32(0), int32((K + DEPTH - 1) // DEPTH)
+    boundary = int32(part_steps)
+    if alone:
+        begin = int32(cuda.blockIdx.y * part_steps)
+        end = int32(min(begin + part_steps, end))
+        boundary = end
+    own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
+    words, others = cuda.local.array(WORDS, float32), cuda.local.array(WORDS, float32)
+    for i in range(OWN):
+        own[i] = np.float32(0)
+    _begin(barriers)
+    _locate(x, y, taps, top, left, block, rows)
+    cuda.syncthreads()
+    for s in range(STAGES - 1):
+        if begin + s < end:
+            to, barrier = int32(base + s * STAGE_BYTES), int32(barriers + 8 * s)
+            _fetch(x, at, taps, K, begin + s, eights, first, fours, rows, to, barrier)
+        commit()
+    _first_wait()
+    cuda.syncthreads()
+    if begin < end:
+        _load(base, words)
+    stage, ahead, parity = int32(0), int32(STAGES - 1), int32(0)
+    step = begin
+    while step < end:
+        for turn in range(2):
+            if step < end:
+                _wait()
+                cuda.syncthreads()
+                if step + STAGES - 1 < end:
+                    to, barrier = int32(base + ahead * STAGE_BYTES), int32(barriers + 8 * ahead)
+                    _fetch(x, at, taps, K, step + STAGES - 1, eights, first, fours, rows, to, barrier)
+                commit()
+                _arrived(int32(barriers + 8 * stage), parity)
+                to = int32(base + stage * STAGE_BYTES)
+                following = int32(to + STAGE_BYTES if stage < STAGES - 1 else base)
+                if turn == 0:
+                    _multiply(to, following, part, words, others)
+                else:
+                    _multiply(to, following, part, others, words)
+                for i in range(OWN):
+                    own[i] += part[i]
+                ahead = stage
+                if stage < STAGES - 1:
+                    stage = int32(stage + 1)
+                else:
+                    stage, parity = int32(0), int32(parity ^ 1)
+                step = int32(step + 1)
+                if step == boundary and step < end:
+                    _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), step == part_steps, False)
+                    boundary = int32(boundary + part_steps)
+    if not alone and boundary > part_steps:
+        _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), False, True)
+    cuda.syncthreads()
+    _lay_down(base, own)
+    cuda.syncthreads()
+    return (base - start) // 4
+
+
+def _conv_fwd(
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
+    partial: Any, alone: int, part_steps: int, x_fours: int, y_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper.  `partial`: where sums of parts go, each part's of its own block if they are `alone`.
+
+    The flags say whether x, and r and y, may be read and written by fours; 2 that steps fill whole taps.
+    """
+    shared = cuda.shared.array(0, float32, alignment=16)
+    v = cuda.local.array(8, float32)
+    at = _product(x, w, y, taps, top, left, partial, alone, part_steps, x_fours, shared)
+    N, OH, OW, O = y.shape
+    across = (O + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
+    for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
+        p, o = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
+        line = divide(p, int32(OW))
+        n = divide(line, int32(OH))
+        if n < N and o < O:
+            eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
+            if alone:
+                keep_eight(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
+            else:
+                h, u = int64(line - n * int32(OH)), int64(p - line * int32(OW))
+                epilogue_fwd(v, int64(n), h, u, o, b, r, y, mask, lo, hi, y_fours)
+
+
+def _conv_bwd(
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    partial: Any, alone: int, part_steps: int, gy_fours: int, gx_fours: int,
+) -> None:  # fmt: skip
+    """As the wrapper, with what `_conv_fwd` is told besides."""
+    shared = cuda.shared.array(0, float32, alignment=16)
+    v = cuda.local.array(8, float32)
+    at = _product(gy, w, gx, taps, top, left, partial, alone, part_steps, gy_fours, shared)
+    N, H, W, C = gx.shape
+    across = (C + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
+    for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
+        p, c = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
+        line = divide(p, int32(W))
+        n = divide(line, int32(H))
+        if n < N and c < C:
+            eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
+            if alone:
+                keep_eight(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
+            else:
+                h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
+                epilogue_bwd(v, int64(n), h, u, c, mask, gate, gx, accumulate, gx_fours)
+
+
+def _constants(tile: Tile) -> dict[str, Any]:
+    """What a tile's copy of the kernels knows as numbers."""
+    halves = 2 if tile.products > 1 else 1
+    values: dict[str, Any] = {
+        "PIXELS": tile.pixels,
+        "CHANNELS": tile.channels,
+        "THREADS": tile.threads,
+        "STAGES": tile.stages,
+        "EIGHTS": tile.channels // 8,
+        "ACROSS": tile.channels + 8,
+        "ROWS_BYTES": tile.rows_bytes,
+        "X_BYTES": tile.pixels * _ROW,
+        "STAGE_BYTES": tile.stage_bytes,
+        "W_ATOM": _ATOM * halves,
+        "X_UNITS": tile.pixels * 8 // tile.threads,
+        "X_WORDS": tile.pixels * 32 // tile.threads,
+        "W_UNITS": tile.channels * 8 * halves // tile.threads,
+        "PRODUCTS": tile.products,
+        "OWN": tile.pixels * tile.channels // tile.threads,
+        "WORDS": 16 * halves if tile.how == "wgmma" else 1,
+    }
+    # Those of a warpgroup read the rows of a stage while they multiply those of the one before.
+    early = tile.how == "wgmma"
+    waits = staging.wait_0, staging.wait_1, staging.wait_2
+    values |= {"_first_wait": waits[tile.stages - 2], "_wait": waits[tile.stages - 2 - early]}
+    if tile.how == "wgmma":
+        values |= {"wgmma": wgmma_of(tile.channels, tile.products), "COLUMNS_OF_8": tile.channels // 8}
+        values |= {"load_words": load_words_of(tile.products)}
+    elif tile.how == "mma":
+        columns = min(tile.channels, 32)
+        across = tile.channels // columns
+        rows = tile.pixels // (tile.warps // across) // 16
+        values |= {"WARPS_ACROSS": across, "ROWS_OF_16": rows, "COLUMNS_OF_8": columns // 8}
+        values |= {"A_WORDS": 4 * rows, "B_WORDS": columns // 4, "SUMS": values["OWN"]}
+    return values
+
+
+def _parts(tile: Tile) -> dict[str, Any]:
+    own = {"_locate": _locate, "_fetch": _fetch, "_add_up": _add_up, "_product": _product}
+    return own | TILES_BY[tile.how]
+
+
+def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
+    """conv_fwd and conv_bwd that compute such tiles."""
+    name = f"{tile.how}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
+    conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _parts(tile), _constants(tile))
+
+    def blocks_of(y: Any, partial: Any, alone: int) -> tuple[int, int]:
+        N, H, W, C = y.shape
+        parts = partial.size // (N * H * W * (-(-C // 4) * 4)) if alone else 1
+        return -(-N * H * W // tile.pixels) * -(-C // tile.channels), parts
+
+    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT
+    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
+    options: dict[str, Any] = {
+        "threads": (tile.threads,),
+        "shared_bytes": tile.shared_bytes,
+        "least_blocks": tile.blocks,
+        "capability": {"wgmma": (9, 0), "mma": (8, 0)}.get(tile.how, (0, 0)),
+    }
+    more = DENSE, INT, INT, INT, INT
+    return (
+        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[12]), **options)(conv_fwd),
+        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_bwd),
+    )

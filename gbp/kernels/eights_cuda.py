@@ -1,0 +1,139 @@
+"""Eight neighbouring channels of a pixel, whose bits are a byte: what kernels of a card do with them.
+
+`v` is a thread's own array of eight.  `fours`: the arrays' channels are whole fours and lie on whole 16
+bytes, so that four at a time are read and written; `all_in_fours` says so of arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .codegen.gate import Gate
+from .codegen.jit_cuda import device_function, int32
+from .codegen.simd_cuda import (
+    clipped,
+    load_channel,
+    load_channels,
+    load_four,
+    store_channel,
+    store_channels,
+    targets_of,
+)
+
+
+def all_in_fours(*arrays: Any) -> int:
+    """Whether of all these (N, H, W, C) but empty ones four channels can be read and written at a time."""
+    return int(all(x.shape[3] % 4 == 0 and x.is_aligned(16) for x in arrays if x.size))
+
+
+def eights_of(y: Any) -> int:
+    """Units of work of a kernel that has one for eight channels of each pixel of (N, H, W, C)."""
+    N, H, W, C = y.shape
+    return int(N * H * W * (-(-C // 8)))
+
+
+@device_function
+def load_eight_of(x: Any, n: int, h: int, w: int, c: int, v: Any, fours: int) -> None:
+    """Eight channels of a pixel from c on to v; 0 where x has none."""
+    C = x.shape[3]
+    if fours and c + 4 < C:
+        v[0], v[1], v[2], v[3] = load_channels(x, n, h, w, c)
+        v[4], v[5], v[6], v[7] = load_channels(x, n, h, w, c + 4)
+    else:
+        for k in range(8):
+            v[k] = load_channel(x, n, h, w, c + k) if c + k < C else np.float32(0)
+
+
+@device_function
+def eight_of(sums: Any, i: int, v: Any) -> None:
+    """Eight of the sums, from i on, to v."""
+    v[0], v[1], v[2], v[3] = load_four(sums, i)
+    v[4], v[5], v[6], v[7] = load_four(sums, i + 4)
+
+
+@device_function
+def write_eight(v: Any, n: int, h: int, w: int, o: int, y: Any, fours: int) -> None:
+    """Eight channels of a pixel to y, as far as it has channels."""
+    O = y.shape[3]
+    if fours:
+        if o < O:
+            store_channels((v[0], v[1], v[2], v[3]), y, n, h, w, o)
+        if o + 4 < O:
+            store_channels((v[4], v[5], v[6], v[7]), y, n, h, w, o + 4)
+    else:
+        for k in range(8):
+            if o + k < O:
+                store_channel(v[k], y, n, h, w, o + k)
+
+
+@device_function
+def add_eight(v: Any, n: int, h: int, w: int, o: int, r: Any, fours: int) -> None:
+    """Add eight channels of a pixel of r to v, as far as it has channels."""
+    O = r.shape[3]
+    if fours:
+        if o < O:
+            first, second, third, fourth = load_channels(r, n, h, w, o)
+            v[0] += first
+            v[1] += second
+            v[2] += third
+            v[3] += fourth
+        if o + 4 < O:
+            first, second, third, fourth = load_channels(r, n, h, w, o + 4)
+            v[4] += first
+            v[5] += second
+            v[6] += third
+            v[7] += fourth
+    else:
+        for k in range(8):
+            if o + k < O:
+                v[k] += load_channel(r, n, h, w, o + k)
+
+
+@device_function
+def epilogue_fwd(
+    v: Any, n: int, h: int, w: int, o: int, b: Any, r: Any, y: Any, mask: Any, lo: Any, hi: Any, fours: int
+) -> None:
+    """Eight channels from o on of a pixel, whose sums are v."""
+    bits = 0
+    if fours and o + 4 < b.size:
+        first, second, third, fourth = load_four(b, o)
+        v[0] += first
+        v[1] += second
+        v[2] += third
+        v[3] += fourth
+        first, second, third, fourth = load_four(b, o + 4)
+        v[4] += first
+        v[5] += second
+        v[6] += third
+        v[7] += fourth
+    else:
+        for k in range(8):
+            if o + k < b.size:
+                v[k] += b[o + k]
+    if r.size:
+        add_eight(v, n, h, w, o, r, fours)
+    for k in range(8):
+        if lo < v[k] < hi and o + k < y.shape[3]:
+            bits |= 1 << k
+        v[k] = clipped(v[k], lo, hi)
+    write_eight(v, n, h, w, o, y, fours)
+    if mask.size:
+        mask[n, h, w, o // 8] = bits
+
+
+@device_function
+def epilogue_bwd(
+    v: Any, n: int, h: int, w: int, o: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int
+) -> None:
+    """Eight channels from o on of a pixel, whose sums are v."""
+    if accumulate:
+        add_eight(v, n, h, w, o, gx, fours)
+    bits = int32(255)
+    if gate.forward:
+        bits = int32(mask[n // targets_of(gx, mask), h, w, o // 8])
+    for k in range(8):
+        if not (bits >> k) & 1 or (gate.gradient and v[k] <= 0):
+            v[k] = np.float32(0)
+    write_eight(v, n, h, w, o, gx, fours)

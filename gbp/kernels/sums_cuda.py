@@ -1,0 +1,80 @@
+"""Sums that were cut into parts, each by blocks of its own: how they are kept, added and ended.
+
+The parts lie one after the other, (parts, pixels, channels up to whole fours), and are added in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32
+
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
+from .codegen.jit_cuda import device_function, kernel
+from .codegen.simd_cuda import at_pixel, load_four, store_four
+from .eights_cuda import eights_of, epilogue_bwd, epilogue_fwd
+
+
+@device_function
+def keep_eight(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
+    """Eight sums of a pixel to the partial sums, as far as there are channels."""
+    if o < channels:
+        store_four((v[0], v[1], v[2], v[3]), partial, p * channels + o)
+    if o + 4 < channels:
+        store_four((v[4], v[5], v[6], v[7]), partial, p * channels + o + 4)
+
+
+@device_function
+def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int, v: Any) -> None:
+    """The sums of all parts in order, of eight channels of a pixel."""
+    for k in range(8):
+        v[k] = np.float32(0)
+    for s in range(parts):
+        i = (s * pixels + p) * channels + o
+        first, second, third, fourth = load_four(partial, i)
+        v[0] += first
+        v[1] += second
+        v[2] += third
+        v[3] += fourth
+        if o + 4 < channels:
+            first, second, third, fourth = load_four(partial, i + 4)
+            v[4] += first
+            v[5] += second
+            v[6] += third
+            v[7] += fourth
+
+
+@kernel(
+    *(DENSE, INT, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def finish_fwd(
+    partial: Any, parts: int, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
+) -> None:
+    """What ends a forward whose parts of K had blocks of their own."""
+    v = cuda.local.array(8, float32)
+    N, OH, OW, O = y.shape
+    eights, pixels, channels = (O + 7) // 8, N * OH * OW, (O + 3) // 4 * 4
+    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
+        p, o = unit // eights, unit % eights * 8
+        n, h, w = at_pixel(p, OH, OW)
+        _added(partial, parts, pixels, p, o, channels, v)
+        epilogue_fwd(v, n, h, w, o, b, r, y, mask, lo, hi, fours)
+
+
+@kernel(
+    *(DENSE, INT, MASK, GATE, ACTIVATION, INT, INT),
+    units=lambda *args: eights_of(args[4]),
+)
+def finish_bwd(partial: Any, parts: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
+    """What ends a reverse whose parts of K had blocks of their own."""
+    v = cuda.local.array(8, float32)
+    N, H, W, C = gx.shape
+    eights, pixels, channels = (C + 7) // 8, N * H * W, (C + 3) // 4 * 4
+    for unit in range(cuda.grid(1), pixels * eights, cuda.gridsize(1)):
+        p, c = unit // eights, unit % eights * 8
+        n, h, w = at_pixel(p, H, W)
+        _added(partial, parts, pixels, p, c, channels, v)
+        epilogue_bwd(v, n, h, w, c, mask, gate, gx, accumulate, fours)
