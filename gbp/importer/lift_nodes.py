@@ -22,7 +22,7 @@ from ..ops.resample import refuse_unless_it_fits, select
 from ..ops.rows import over_rows
 from ..ops.shape import TARGETS, Reshape, Transpose
 from ..ops.unpool import Indices
-from .lift import SampleAxis, Lifted, Operand, Ops, Reader, one_after_another
+from .lift import Lifted, Operand, Ops, Reader, SampleAxis, one_after_another
 from .proto import qualified
 
 Handler = Callable[[Reader], Lifted | None]

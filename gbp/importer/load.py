@@ -22,7 +22,7 @@ from ..ops.unpool import Indices
 from .branches import reads
 from .folding import FOLDABLE, evaluate
 from .functions import inlined
-from .lift import SampleAxis, Lifted, Parsed, one_after_another
+from .lift import Lifted, Parsed, SampleAxis, one_after_another
 from .lift_nodes import by_rows, in_front
 from .proto import (
     Model,
