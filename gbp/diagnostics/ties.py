@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Ops whose output at a pixel depends on the values in its window and not on the window's position.
-SLIDING = frozenset({"Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool"})
 #: How many pixels in a row must be equal; two may be equal by chance.
 _RUN = 3
 

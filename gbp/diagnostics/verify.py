@@ -33,12 +33,13 @@ from ..importer.proto import Model, label
 from ..importer.subgraph import Choice, Source
 from ..inputs import Picture
 from ..limits import computing, elements
+from ..ops import fact
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from ..runtime.tape import steps
 from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
-from .ties import SLIDING, told_apart, with_flat_areas
+from .ties import told_apart, with_flat_areas
 
 _WRONG = 1e9
 #: Float32 errors add up from image to scores.
@@ -336,7 +337,7 @@ def _step_errors(
                 error = _relative(got, true, values[rectified.get(name, name)])
                 shapes = None if got.shape == true.shape else (got.shape, true.shape)
                 title = _title(instruction, nodes[name], labelled)
-                slides = not SLIDING.isdisjoint(title[1].split(" … "))
+                slides = any(fact(op).slides for op in title[1].split(" … "))
                 apart = told_apart(got, true) if slides and shapes is None else 0.0
                 yield StepError(*title, name, error, apart, shapes)
                 if shapes is None:

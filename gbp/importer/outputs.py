@@ -8,16 +8,13 @@ import onnx
 
 from ..errors import InputError, ModelError
 from ..head import PROBABILITY, Probability
+from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
 from .proto import declared_shape, label
 
 Producers = Mapping[str, onnx.NodeProto]
 
-#: Ops that only dress a result.
-DRESS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Transpose", "Cast", "ZipMap")
 #: Outputs that a message lists.
-#: Ops that end a classifier: what feeds them are the logits.
-_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 _MAX_LISTED = 12
 
 
@@ -25,7 +22,7 @@ def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
     """The node that makes a tensor, or what it only dresses: the first on the way back that does more."""
     node = producers.get(name)
     for _ in range(len(producers)):
-        if node is None or node.op_type not in DRESS or not node.input:
+        if node is None or not fact(node.op_type).only_dresses or not node.input:
             break
         node = producers.get(node.input[0])
     return node
@@ -133,9 +130,9 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.
         if node is None or not node.input:
             break
         name = node.input[0]
-        if node.op_type in _HEADS and name in producers:
+        if fact(node.op_type).is_head and name in producers:
             return name, node
-        if node.op_type not in DRESS:
+        if not fact(node.op_type).only_dresses:
             break
     return last, None
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
+from ..ops import fact
 from ..ops.dtypes import type_name
 from .weights import Piece, Store, Weights, open_beside, open_split
 
@@ -23,27 +24,6 @@ Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 _MAX_BYTES = 2**31 - 1  # protobuf's own limit
 _MAX_FILES = 2**10
-#: Ops that ONNX's registry does not know, or no more: least and most operands.
-_UNLISTED = {
-    **dict.fromkeys(("ImageScaler", "Affine", "Scale", "com.microsoft.LegacyPadding"), (1, 1)),
-    "FC": (3, 3),
-    "com.microsoft.FusedConv": (2, 4),
-    "com.microsoft.FusedGemm": (2, 3),
-    "com.microsoft.FusedMatMul": (2, 2),
-    "com.microsoft.Gelu": (1, 1),
-    "com.microsoft.BiasGelu": (2, 2),
-    "com.microsoft.FastGelu": (1, 2),
-    "com.microsoft.QuickGelu": (1, 1),
-    "com.microsoft.SkipLayerNormalization": (3, 5),
-    "com.microsoft.QuantizeLinear": (2, 3),
-    "com.microsoft.DequantizeLinear": (2, 3),
-    "ai.onnx.ml.Scaler": (1, 1),
-    "Crop": (1, 1),
-    "DynamicSlice": (3, 4),
-    "ScaledTanh": (1, 1),
-    "ParametricSoftplus": (1, 1),
-}
-#: Types of floating point; all are float32 inside.
 #: The types of tensors that may lie in files of their own.
 _STORED: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
@@ -355,8 +335,8 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
     def wrong(found: str) -> ModelError:
         return ModelError(found, node=label(node), op=node.op_type)
 
-    if qualified(node) in _UNLISTED:
-        least, most = _UNLISTED[qualified(node)]
+    if operands := fact(qualified(node)).operands:
+        least, most = operands
         if not least <= len(node.input) <= most or not all(node.input[:least]) or not node.output:
             inputs = f"{least}" if least == most else f"{least} to {most}"
             raise wrong(f"it has not {inputs} input(s) and one output.")

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from ..errors import InputError, ModelError, UnsupportedError
 from ..head import PROBABILITY, Probability
 from ..limits import MAX_AXES
+from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
 from .branches import reads
 from .outputs import axis_of, op_of, scores_of
@@ -23,25 +24,6 @@ from .weights import Weights
 OLDEST_OPSET = 1
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 
-#: Ops that read (N, C, H, W), and ops that do not care.
-_PLANAR = (
-    "Conv",
-    "ConvTranspose",
-    "MaxPool",
-    "AveragePool",
-    "LpPool",
-    "GlobalMaxPool",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "BatchNormalization",
-    "InstanceNormalization",
-    "LRN",
-    "ImageScaler",
-    "GroupNormalization",
-    "DepthToSpace",
-    "SpaceToDepth",
-)
-_PIXELWISE = ("Mul", "Add", "Sub", "Div", "Sum", "Identity", "Cast", "Dropout", "Relu", "Clip", "Pad")
 #: What an explained input may hold: images may come as bytes, which the network then makes numbers of.
 _EXPLAINED = (*FLOATS, TensorProto.UINT8)
 
@@ -271,7 +253,7 @@ def _reads_channels_last(
 ) -> bool | None:
     """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
     for node in _first_nodes(nodes, image):
-        if node.op_type in _PLANAR:
+        if fact(node.op_type).reads_planes:
             return False
         if node.op_type == "Unsqueeze" and not has_batch:
             return _reads_channels_last(nodes, node.output[0])
@@ -288,7 +270,7 @@ def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.N
     for node in nodes:
         if names.isdisjoint(node.input):
             continue
-        if node.op_type in _PIXELWISE:
+        if fact(node.op_type).is_pixelwise:
             names.update(node.output)
         else:
             yield node

@@ -1,7 +1,8 @@
 """The ops, one file for each family: the meaning of each op, and the `Step` that computes it.
 
-`PARSERS` lists the ONNX ops that gbp supports: all that the files of this folder list under that name.  A
-`Node` comes in; an `Op` comes out, and later its `Step`.  It may import kernels, graph, limits and errors.
+`PARSERS` lists the ONNX ops that gbp supports: all that the files of this folder list under that name.
+`FACTS` lists in the same way what must be known of an op before it is parsed.  A `Node` comes in; an `Op`
+comes out, and later its `Step`.  It may import kernels, graph, limits and errors.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from .facts import Fact
 from .node import Node
 from .written import Rewriter
 
@@ -30,3 +32,13 @@ PARSERS: dict[str, Callable[[Node], Any]] = _listed("PARSERS")
 
 #: ONNX op → what writes other nodes in its place.
 REWRITERS: dict[str, Rewriter] = _listed("REWRITERS")
+
+#: ONNX op → what is true of it.
+FACTS: dict[str, Fact] = _listed("FACTS")
+
+_PLAIN = Fact()
+
+
+def fact(op: str) -> Fact:
+    """What is true of an ONNX op, whether or not gbp supports it."""
+    return FACTS.get(op, _PLAIN)

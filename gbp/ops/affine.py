@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from ..limits import elements
+from .facts import Fact
 from .node import Node
 from .step import NO_WEIGHTS, UNCLIPPED, Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -73,7 +75,7 @@ class Scale(Op):
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         a, b = self.a.astype(np.float32), self.b.astype(np.float32)
-        return ScaleStep(target.constant(a), target.constant(b))
+        return ScaleStep(target.constant(a), target.constant(b), elements(x[0][1:]))
 
 
 def one_row(c: NDArray[Any]) -> NDArray[Any]:
@@ -145,6 +147,8 @@ def parse_batchnorm(node: Node) -> Op:
 
 PARSERS = {"BatchNormalization": parse_batchnorm}
 
+FACTS = {"BatchNormalization": Fact(reads_planes=True)}
+
 
 class PointwiseStep(Step):
     """y = clip(a·x + b + r).  Without a and b it is a rectifier, or the sum of x and r."""
@@ -172,12 +176,15 @@ class PointwiseStep(Step):
 class ScaleStep(Step):
     algorithm = "scale"
 
-    def __init__(self, a: Floats, b: Floats) -> None:
-        self.a, self.b = a, b
+    def __init__(self, a: Floats, b: Floats, size: int) -> None:
+        self.a, self.b, self.size = a, b, size
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.size, 0
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.multiply(x[0], self.a, out=y)
         np.add(y, self.b, out=y)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        gx[0].put(gy * self.a)
+        gx[0].put_product(gy, self.a, context.scratch)

@@ -21,6 +21,7 @@ from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, va
 from ..limits import ELEMENT, elements
 from .affine import one_row, plus, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
+from .facts import Fact
 from .functions import Function
 from .node import Node
 from .rectifier import Rectifier
@@ -169,6 +170,8 @@ PARSERS = {
     "Sub": parse_sub,
     "Where": parse_where,
 }
+
+FACTS = dict.fromkeys(("Sub", "Div"), Fact(is_pixelwise=True))
 
 
 class _MixedStep(Step):

@@ -19,6 +19,7 @@ from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank, plus, times
+from .facts import Fact
 from .node import Node
 from .shape import or_identity
 from .step import (
@@ -138,6 +139,8 @@ def parse_mean(node: Node) -> tuple[Op, ...]:
 
 
 PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_mean}
+
+FACTS = dict.fromkeys(("Add", "Sum", "Mul"), Fact(is_pixelwise=True))
 
 
 class AddStep(Step):

@@ -19,6 +19,7 @@ from ..graph.geometry import Axis
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost
 from .conv.conv import convolution, read_kernel
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
@@ -134,6 +135,8 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
 
 
 PARSERS = {"ConvTranspose": parse}
+
+FACTS = {"ConvTranspose": Fact(reads_planes=True, slides=True)}
 
 
 class SpreadStep(Step):

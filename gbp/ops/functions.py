@@ -21,6 +21,7 @@ from ..kernels.functions import NUMBERS, function_kernels
 from ..kernels.prelu import prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
 from .affine import PointwiseStep, at_rank
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels, strided
 
@@ -178,6 +179,8 @@ PARSERS = {
     "PRelu": parse_prelu,
     "Selu": parse_selu,
 }
+
+FACTS = {"Sigmoid": Fact(is_head=True)}
 
 
 class FunctionStep(Step):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .facts import Fact
 from .node import Node
 from .written import Rewriter, Writer
 
@@ -216,4 +217,22 @@ REWRITERS: dict[str, Rewriter] = {
     "DynamicSlice": dynamic_slice,
     "ScaledTanh": scaled_tanh,
     "ParametricSoftplus": parametric_softplus,
+}
+
+FACTS = {
+    "com.microsoft.FusedConv": Fact(operands=(2, 4)),
+    "com.microsoft.FusedGemm": Fact(operands=(2, 3)),
+    "com.microsoft.FusedMatMul": Fact(operands=(2, 2)),
+    "com.microsoft.Gelu": Fact(operands=(1, 1)),
+    "com.microsoft.BiasGelu": Fact(operands=(2, 2)),
+    "com.microsoft.FastGelu": Fact(operands=(1, 2)),
+    "com.microsoft.QuickGelu": Fact(operands=(1, 1)),
+    "com.microsoft.SkipLayerNormalization": Fact(operands=(3, 5)),
+    "com.microsoft.QuantizeLinear": Fact(operands=(2, 3)),
+    "com.microsoft.DequantizeLinear": Fact(operands=(2, 3)),
+    "ai.onnx.ml.Scaler": Fact(operands=(1, 1)),
+    "Crop": Fact(operands=(1, 1)),
+    "DynamicSlice": Fact(operands=(3, 4)),
+    "ScaledTanh": Fact(operands=(1, 1)),
+    "ParametricSoftplus": Fact(operands=(1, 1)),
 }

@@ -31,7 +31,7 @@ from ..limits import ELEMENT, elements
 from .node import Node
 from .resample import Resample, Table, refuse_unless_it_fits
 from .shape import Pad, Reshape
-from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
+from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, NumpyStep, Step, view
 
 #: Before opset 20, and since.
 _MODES = {
@@ -223,23 +223,21 @@ def parse(node: Node) -> Op | tuple[Op, ...]:
 PARSERS = {"GridSample": parse}
 
 
-class GridSampleStep(Step):
+class GridSampleStep(NumpyStep):
     """Computes sample by sample, so that no sample's bits depend on the others."""
 
-    needs_host = True
     wants_whole = True
     saves_x = True
 
     def __init__(self, sampling: Sampling, sizes: Shape, y: Shape) -> None:
         self.sampling, self.sizes = sampling, sizes
         self.pixels, self.outputs, self.channels = elements(sizes), elements(y[2:]), y[1]
+        super().__init__((max(self.outputs, self.pixels + 1), self.channels))
         self.algorithm = f"{sampling.mode}, {sampling.padding}"
 
-    def scratch(self, threads: int) -> tuple[int, int]:
-        return max(self.outputs, self.pixels + 1) * self.channels, 0
-
     def _scratch(self, context: Context, pixels: int) -> Floats:
-        return context.scratch[: pixels * self.channels].reshape(1, pixels, self.channels)
+        (moved,) = self.temporaries(context)
+        return moved[None, :pixels]
 
     def _taps(self, grid: Floats) -> tuple[Indices, Numbers, list[Numbers]]:
         return self.sampling.taps(view(grid, self.outputs, -1), self.sizes)

@@ -13,6 +13,7 @@ import numpy as np
 from ..graph.op import Op
 from ..limits import elements
 from .affine import scale_and_shift
+from .facts import Fact
 from .gemm import Dense
 from .node import Node
 from .shape import Pad, Reshape
@@ -71,4 +72,12 @@ PARSERS = {
     "Scale": lambda node: _affine(node, node.number("scale", 1.0), 0.0),
     "FC": parse_fc,
     "com.microsoft.LegacyPadding": parse_legacy_padding,
+}
+
+FACTS = {
+    "ImageScaler": Fact(operands=(1, 1), reads_planes=True),
+    "Affine": Fact(operands=(1, 1)),
+    "Scale": Fact(operands=(1, 1)),
+    "FC": Fact(operands=(3, 3)),
+    "com.microsoft.LegacyPadding": Fact(operands=(1, 1)),
 }

@@ -14,6 +14,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
+from .facts import Fact
 from .node import Node
 from .planes import by_planes
 from .pool import over_everything, read_pool_axes, separable
@@ -65,6 +66,8 @@ def parse_global_lp_pool(node: Node) -> tuple[Op, ...]:
 
 
 PARSERS = {"LpPool": parse_lp_pool, "GlobalLpPool": parse_global_lp_pool}
+
+FACTS = {"LpPool": Fact(reads_planes=True, slides=True), "GlobalLpPool": Fact(reads_planes=True)}
 
 
 class LpPoolStep(Step):

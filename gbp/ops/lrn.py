@@ -13,6 +13,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from ..limits import elements
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -57,6 +58,8 @@ def parse(node: Node) -> Op:
 
 
 PARSERS = {"LRN": parse}
+
+FACTS = {"LRN": Fact(reads_planes=True)}
 
 
 class LRNStep(Step):

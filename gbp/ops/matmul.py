@@ -23,7 +23,7 @@ from .conv.conv import Conv
 from .gemm import dense_matmul
 from .node import Node
 from .shape import Reshape, Transpose
-from .step import Clipped, Context, Floats, GradientSlot, Step
+from .step import Clipped, Context, Floats, GradientSlot, NumpyStep, Step, view
 from .window import MAX_PIXELS
 
 
@@ -60,8 +60,8 @@ class MatMul(Op):
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.constant is None:
-            return MatMulStep()
-        return ConstantMatMulStep(self.constant, self.constant_first)
+            return MatMulStep(x)
+        return ConstantMatMulStep(self.constant, self.constant_first, x[0])
 
 
 def _pixelwise(shape: Shape, w: NDArray[np.float32]) -> tuple[Op, ...]:
@@ -156,15 +156,17 @@ def parse(node: Node) -> tuple[Op, ...]:
 PARSERS = {"MatMul": parse}
 
 
-def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool) -> None:
+def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool, scratch: Floats) -> None:
     """g (+)= a @ b, summed over the leading axes along which g's tensor was repeated.
 
     Such sums are computed one product at a time, because all products at once may not fit into memory.
+    `scratch`: (floats,), at least as many as g has.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     if g.shape[:-2] == lead:
         if accumulate:
-            np.add(g, np.matmul(a, b), out=g)
+            product = np.matmul(a, b, out=view(scratch[: g.size], *g.shape))
+            np.add(g, product, out=g)
         else:
             np.matmul(a, b, out=g)
         return
@@ -173,17 +175,21 @@ def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool) -> None:
     a, b = (np.broadcast_to(f, (*lead, *f.shape[-2:])) for f in (a, b))
     g = np.broadcast_to(g, (*lead, *g.shape[-2:]))
     g.flags.writeable = True
+    product = view(scratch[: elements(g.shape[-2:])], *g.shape[-2:])
     for index in np.ndindex(lead):
-        g[index] += a[index] @ b[index]
+        np.matmul(a[index], b[index], out=product)
+        np.add(g[index], product, out=g[index])
 
 
-class MatMulStep(Step):
-    """Multiplies sample by sample, so that no sample's bits depend on the others."""
+class MatMulStep(NumpyStep):
+    """`x`: the shapes of the inputs.  Multiplies each sample alone, so that its bits depend on no other."""
 
     algorithm = "numpy"
-    needs_host = True
     wants_whole = True
     saves_x = True
+
+    def __init__(self, x: tuple[Shape, ...]) -> None:
+        super().__init__((max(elements(shape[1:]) for shape in x),))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         a, b = x
@@ -192,19 +198,22 @@ class MatMulStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         a, b = context.x
+        (scratch,) = self.temporaries(context)
         targets = len(gy) // len(a)
         for n, g in enumerate(gy):
             m = n // targets
-            _put_product(gx[0].array[n], g, b[m].swapaxes(-1, -2), gx[0].accumulate)
-            _put_product(gx[1].array[n], a[m].swapaxes(-1, -2), g, gx[1].accumulate)
+            _put_product(gx[0].array[n], g, b[m].swapaxes(-1, -2), gx[0].accumulate, scratch)
+            _put_product(gx[1].array[n], a[m].swapaxes(-1, -2), g, gx[1].accumulate, scratch)
 
 
-class ConstantMatMulStep(Step):
+class ConstantMatMulStep(NumpyStep):
+    """`x`: the shape of the input."""
+
     algorithm = "numpy"
-    needs_host = True
     wants_whole = True
 
-    def __init__(self, constant: NDArray[np.float32], constant_first: bool) -> None:
+    def __init__(self, constant: NDArray[np.float32], constant_first: bool, x: Shape) -> None:
+        super().__init__((elements(x[1:]),))
         self.constant, self.constant_first = constant, constant_first
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
@@ -214,6 +223,7 @@ class ConstantMatMulStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), transposed = gx, self.constant.swapaxes(-1, -2)
+        (scratch,) = self.temporaries(context)
         for n, given in enumerate(gy):
             a, b = (transposed, given) if self.constant_first else (given, transposed)
-            _put_product(g.array[n], a, b, g.accumulate)
+            _put_product(g.array[n], a, b, g.accumulate, scratch)

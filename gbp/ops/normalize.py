@@ -26,6 +26,7 @@ from ..graph.shapes import Order, Shape
 from ..kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
 from ..limits import ELEMENT, elements
 from .affine import Affine, scale_and_shift
+from .facts import Fact
 from .node import Node
 from .reduce import Runs, in_runs, order_in_runs, reduced_axes, runs_of, sums_of
 from .shape import Reshape
@@ -146,6 +147,11 @@ PARSERS = {
     "LpNormalization": parse_lp,
     "MeanVarianceNormalization": parse_mean_variance,
     "RMSNormalization": lambda node: _parse_last_axes(node, centred=False),
+}
+
+FACTS = {
+    "GroupNormalization": Fact(reads_planes=True),
+    "InstanceNormalization": Fact(reads_planes=True),
 }
 
 

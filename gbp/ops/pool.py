@@ -30,6 +30,7 @@ from ..kernels.pool import (
     maxpool_fwd_u32,
 )
 from ..limits import elements
+from .facts import Fact
 from .node import Node
 from .planes import by_planes
 from .shape import Reshape
@@ -153,6 +154,13 @@ PARSERS = {
     "AveragePool": parse_averagepool,
     "GlobalMaxPool": lambda node: over_everything(node, lambda window: _maxpool(node, window)),
     "GlobalAveragePool": lambda node: over_everything(node, AveragePool),
+}
+
+FACTS = {
+    "MaxPool": Fact(reads_planes=True, slides=True),
+    "AveragePool": Fact(reads_planes=True, slides=True),
+    "GlobalMaxPool": Fact(reads_planes=True),
+    "GlobalAveragePool": Fact(reads_planes=True),
 }
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
+from ..limits import elements
 from .dtypes import type_name
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Step
+from .step import Clipped, Context, Floats, GradientSlot, NumpyStep, Step
 
 #: Ranges of the integer types that a float32 holds exactly.
 _RANGES = {
@@ -55,13 +56,13 @@ class Quantize(_Linear):
     is_straight_through = True
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        return QuantizeStep(*self._physical(order), self.lo, self.hi)
+        return QuantizeStep(*self._physical(order), self.lo, self.hi, tuple(x[0][axis] for axis in order))
 
 
 @dataclass(frozen=True, eq=False)
 class Dequantize(_Linear):
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        return DequantizeStep(*self._physical(order))
+        return DequantizeStep(*self._physical(order), elements(x[0][1:]))
 
 
 def _along(node: Node, values: NDArray[Any]) -> NDArray[np.float32]:
@@ -111,12 +112,14 @@ def parse_dequantize(node: Node) -> Op:
 PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantize}
 
 
-class QuantizeStep(Step):
+class QuantizeStep(NumpyStep):
+    """`row`: the physical shape of one sample."""
+
     algorithm = "quantize"
-    needs_host = True
     saves_x = True
 
-    def __init__(self, scale: Floats, zero: Floats, lo: int, hi: int) -> None:
+    def __init__(self, scale: Floats, zero: Floats, lo: int, hi: int, row: Shape) -> None:
+        super().__init__((1, *row), (1, *row))
         self.scale, self.zero, self.lo, self.hi = scale, zero, lo, hi
 
     def _rounded(self, x: Floats, y: Floats) -> None:
@@ -130,23 +133,32 @@ class QuantizeStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (x,) = context.x
-        whole = np.empty_like(x)
-        self._rounded(x, whole)
-        inside = (whole >= self.lo) & (whole <= self.hi)
-        each = len(gy) // len(x)  # targets for each sample
-        g = (gy / self.scale).reshape(len(x), each, *x.shape[1:]) * inside[:, None]
-        gx[0].put(g.reshape(gy.shape))
+        whole, inside = self.temporaries(context)
+        targets = len(gy) // len(x)
+        for row in range(len(gy)):
+            if row % targets == 0:
+                self._rounded(x[row // targets : row // targets + 1], whole)
+                np.clip(whole, self.lo, self.hi, out=inside)
+                np.subtract(whole, inside, out=whole)  # how far the clip moves it
+                np.equal(whole, 0, out=inside)
+            g = whole  # its numbers are not needed any more
+            np.divide(gy[row : row + 1], self.scale, out=g)
+            np.multiply(g, inside, out=g)
+            gx[0].rows(row, row + 1).put(g)
 
 
 class DequantizeStep(Step):
     algorithm = "dequantize"
 
-    def __init__(self, scale: Floats, zero: Floats) -> None:
-        self.scale, self.zero = scale, zero
+    def __init__(self, scale: Floats, zero: Floats, size: int) -> None:
+        self.scale, self.zero, self.size = scale, zero, size
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.size, 0
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         np.subtract(x[0], self.zero, out=y)
         np.multiply(y, self.scale, out=y)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        gx[0].put(gy * self.scale)
+        gx[0].put_product(gy, self.scale, context.scratch)

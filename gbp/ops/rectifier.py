@@ -19,6 +19,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.functions import function_kernels
 from .affine import PointwiseStep
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, Step, pixels
 
@@ -67,6 +68,8 @@ def parse_clip(node: Node) -> Op:
 
 
 PARSERS = {"Relu": parse_relu, "Clip": parse_clip}
+
+FACTS = dict.fromkeys(("Relu", "Clip"), Fact(is_pixelwise=True))
 
 
 class ThresholdStep(PointwiseStep):

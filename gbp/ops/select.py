@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..graph.op import Op
 from .concat import AxisSlice
+from .facts import Fact
 from .node import Node
 from .resample import refuse_unless_it_fits, select
 from .shape import Pad, Reshape, or_identity
@@ -169,3 +170,5 @@ PARSERS = {
     "Slice": parse_slice,
     "Tile": parse_tile,
 }
+
+FACTS = {"Pad": Fact(is_pixelwise=True)}

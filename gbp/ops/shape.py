@@ -19,6 +19,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..limits import MAX_AXES, elements
 from .dtypes import FLOATS, type_name
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 
@@ -270,6 +271,13 @@ PARSERS = {
     "Transpose": parse_transpose,
     "DepthToSpace": parse_depth_to_space,
     "SpaceToDepth": parse_space_to_depth,
+}
+
+FACTS = {
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), Fact(only_dresses=True)),
+    **dict.fromkeys(("Identity", "Dropout", "Cast"), Fact(only_dresses=True, is_pixelwise=True)),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact(reads_planes=True)),
+    "ZipMap": Fact(only_dresses=True),  # gives names to scores; no parser ever reads it
 }
 
 

@@ -16,6 +16,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 from ..limits import ELEMENT, elements
+from .facts import Fact
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
@@ -55,6 +56,8 @@ def _parse(node: Node, logarithm: bool) -> Op:
 
 
 PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda node: _parse(node, True)}
+
+FACTS = {"Softmax": Fact(is_head=True), "LogSoftmax": Fact(is_head=True)}
 
 
 class SoftmaxStep(Step):

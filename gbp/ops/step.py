@@ -19,6 +19,7 @@ from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN, Gate
 from ..kernels.codegen.jit import Compiled
 from ..kernels.pointwise import clear_pixels
+from ..limits import elements
 
 Floats = NDArray[np.float32]
 
@@ -156,6 +157,27 @@ class GradientSlot:
         else:
             np.copyto(self.array, g)
 
+    def put_product(self, g: Floats, factor: Floats, scratch: Floats) -> None:
+        """Write or add g · factor through NumPy.  It applies no gate.
+
+        Parameters
+        ----------
+        g
+            float32, of the array's shape.
+        factor
+            float32; it broadcasts to g and has one row.
+        scratch
+            float32: at least as many floats as one row of g has.
+        """
+        if not self.accumulate:
+            np.multiply(g, factor, out=self.array)
+            return
+        product = view(scratch[: elements(g.shape[1:])], 1, *g.shape[1:])
+        for n in range(len(g)):
+            row = self.array[n : n + 1]
+            np.multiply(g[n : n + 1], factor, out=product)
+            np.add(row, product, out=row)
+
 
 class Step(ABC):
     """One op, lowered.  Arrays are physical: batch first, then the axes in memory order.
@@ -240,6 +262,34 @@ class Step(ABC):
         context
             What the forward run saved, and scratch.
         """
+
+
+class NumpyStep(Step):
+    """A step that computes through NumPy on the host: a first version, which has no kernel yet.
+
+    Parameters
+    ----------
+    temporaries
+        The shapes of the float32 arrays that one call needs for intermediate results.  They are cut out of
+        the scratch, so the plan counts them.
+    """
+
+    needs_host = True
+
+    def __init__(self, *temporaries: Shape) -> None:
+        self._temporaries = temporaries
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return sum(map(elements, self._temporaries)), 0
+
+    def temporaries(self, context: Context) -> tuple[Floats, ...]:
+        """The arrays for intermediate results, in the order of their shapes.  They hold anything."""
+        arrays, start = [], 0
+        for shape in self._temporaries:
+            size = elements(shape)
+            arrays.append(view(context.scratch[start : start + size], *shape))
+            start += size
+        return tuple(arrays)
 
 
 def lower(op: Op, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step | None:

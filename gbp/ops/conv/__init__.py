@@ -4,6 +4,6 @@ An ONNX node comes in; a `ConvStep` or `DepthwiseStep` with packed weights comes
 every op may.
 """
 
-from .conv import PARSERS
+from .conv import FACTS, PARSERS
 
-__all__ = ["PARSERS"]
+__all__ = ["FACTS", "PARSERS"]

@@ -26,6 +26,7 @@ from ...kernels.conv_lists import LISTED_CHANNELS
 from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import ELEMENT, OPERAND, elements
+from ..facts import Fact
 from ..node import Node
 from ..planes import by_planes
 from ..step import Clipped, Context, Floats, GradientSlot, Step
@@ -213,6 +214,8 @@ def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group:
 
 
 PARSERS = {"Conv": parse}
+
+FACTS = {"Conv": Fact(reads_planes=True, slides=True)}
 
 
 def check_algorithm(algorithm: str) -> None:

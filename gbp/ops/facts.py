@@ -1,0 +1,36 @@
+"""`Fact`: what the importer and `verify` must know of an op before anything parses it.
+
+Each file of ops lists the facts of its own ops as `FACTS`, beside `PARSERS`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is true of one ONNX op.  The defaults hold for most ops.
+
+    Parameters
+    ----------
+    operands
+        The least and the most inputs of an op that ONNX dropped or never had.  None where ONNX's registry
+        knows the op and its operands.
+    is_head
+        Whether the op turns scores into probabilities when it ends a classifier.
+    only_dresses
+        Whether the op changes the shape or type of a result and not the result itself.
+    reads_planes
+        Whether the op reads a tensor with four axes as (N, C, H, W).
+    is_pixelwise
+        Whether the op treats the pixels of an image alike and leaves each one in its place, or moves all of
+        them together.  So it does not say which axis holds the channels.
+    slides
+        Whether the output at a pixel depends on the values in its window and not on the window's position.
+    """
+
+    operands: tuple[int, int] | None = None
+    is_head: bool = False
+    only_dresses: bool = False
+    reads_planes: bool = False
+    is_pixelwise: bool = False
+    slides: bool = False

@@ -1,0 +1,60 @@
+"""What the importer knows of ops is listed at the ops, once."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import onnx
+import pytest
+
+import gbp
+from gbp.ops import FACTS, PARSERS, REWRITERS, fact
+from gbp.ops.facts import Fact
+
+IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
+#: Files that still list ops for other questions: how to fold constants, and how to lift a node over a batch.
+LISTING = {"dated.py", "folding.py", "lift_nodes.py", "moved.py"}
+#: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
+#: give probabilities.
+OTHER = {("subgraph.py", ("Softmax", "LogSoftmax")), ("outputs.py", ("Softmax", "Sigmoid"))}
+
+
+def listed(path: Path) -> set[tuple[str, ...]]:
+    """The ops with facts that a file names in tuples, lists, sets and dicts: the names in each of these."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Dict(keys=parts):
+                parts = [part for part in parts if part is not None]
+            case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts):
+                pass
+            case _:
+                continue
+        names = [part.value for part in parts if isinstance(part, ast.Constant) and part.value in FACTS]
+        if names:
+            found.add(tuple(names))
+    return found
+
+
+def test_the_importer_lists_no_op_that_has_facts() -> None:
+    found = {(path.name, names) for path in IMPORTER if path.name not in LISTING for names in listed(path)}
+    assert found == OTHER
+    assert {path.name for path in IMPORTER if path.name in LISTING and listed(path)} == LISTING
+
+
+@pytest.mark.parametrize("op", FACTS)
+def test_facts_say_something_of_an_op_that_is_read(op: str) -> None:
+    assert fact(op) == FACTS[op] != Fact()
+    assert op in PARSERS or op in REWRITERS or op == "ZipMap"
+
+
+@pytest.mark.parametrize("op", sorted({*PARSERS, *REWRITERS}))
+def test_operands_are_listed_where_onnx_does_not_know_the_op(op: str) -> None:
+    domain, _, name = op.rpartition(".")
+    known = not domain and onnx.defs.has(name)
+    assert known == (fact(op).operands is None)
+
+
+def test_an_op_without_facts_has_the_defaults() -> None:
+    assert fact("NoSuchOp") == Fact()
