@@ -72,7 +72,12 @@ _MOVES = frozenset((
 
 
 def _product(shape: Any) -> float:
-    return float(np.prod(np.abs(np.asarray(shape, np.float64)))) if np.size(shape) else 1.0
+    """The elements of a shape, where an axis of 0 counts as 1.
+
+    NumPy computes sizes axis by axis, and the others may be beyond what it can count before it comes to the 0.
+    """
+    sizes = np.abs(np.asarray(shape, np.float64))
+    return float(np.prod(np.maximum(sizes, 1))) if sizes.size else 1.0
 
 
 def _broadcast(*shapes: Any) -> float:
@@ -126,7 +131,7 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int
         case "Expand":
             size = _broadcast(shapes[0], np.abs(values[1].astype(np.float64)))
         case "Tile":
-            size = values[0].size * _product(values[1])
+            size = _product(shapes[0]) * _product(values[1])
         case "Range":
             start, limit, delta = (float(v.reshape(-1)[0]) for v in values)
             size = abs((limit - start) / delta) if delta else np.inf

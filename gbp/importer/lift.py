@@ -94,8 +94,8 @@ class Reader:
         for name, value in attributes.items():
             try:
                 proto.attribute.extend([] if value is None else [onnx.helper.make_attribute(name, value)])
-            except ValueError:  # one more than the largest number of an attribute
-                self.node.invalid(f"attribute {name!r} names an axis that no tensor has.")
+            except ValueError:  # an empty list, or one more than the largest number of an attribute
+                self.node.invalid(f"attribute {name!r} is empty, or names an axis that no tensor has.")
         operands = list(self.operands() if operands is None else operands)
         while len(proto.input) < len(operands):
             proto.input.append(f"operand {len(proto.input)}")
