@@ -246,8 +246,8 @@ def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
     assert float(peak.split()[5]) < MAX_CPU
 
 
-#: What earlier runs found: an attribute of 2⁶³ − 1, to which one was added; an empty list of axes; a constant tiled
-#: by (100, 2⁶², 0, 2⁴⁰), on which NumPy crashes.
+#: What earlier runs found: an attribute of 2⁶³ − 1, to which one was added; an empty list of axes; a constant
+#: tiled by (100, 2⁶², 0, 2⁴⁰), on which NumPy crashes.
 FOUND = (34647, 29465, 37307)
 
 

@@ -74,7 +74,7 @@ _MOVES = frozenset((
 def _product(shape: Any) -> float:
     """The elements of a shape, where an axis of 0 counts as 1.
 
-    NumPy computes sizes axis by axis, and the others may be beyond what it can count before it comes to the 0.
+    NumPy multiplies sizes axis by axis, and can overflow at the others before it comes to the 0.
     """
     sizes = np.abs(np.asarray(shape, np.float64))
     return float(np.prod(np.maximum(sizes, 1))) if sizes.size else 1.0
