@@ -1,8 +1,8 @@
 """Random small networks in the dialects of exporters, against another runtime and against themselves.
 
-Scores are onnxruntime's where that is installed; maps in parts and in ops are compared in any case.  The vanilla map is the
-derivative of the scores.  And under every rule a network has one map, whether its rectifiers and activations
-are ops or written in parts.
+Scores are onnxruntime's where that is installed.  In any case the vanilla map is the derivative of the
+scores, and under every rule a network has one map, whether its rectifiers and activations are ops or written
+in parts.
 
 By hand, on more: GBP_DIALECTS=20000 pytest tests/test_dialect_networks.py, or
 python tests/test_dialect_networks.py 20000 [the first seed].
