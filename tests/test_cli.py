@@ -108,6 +108,8 @@ def folder(monkeypatch, tmp_path):
     Path("net.onnx").write_bytes(b"")
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (9, 9)).save(name)
+    Path("sub").mkdir()
+    Image.new("RGB", (9, 9)).save("sub/cat.png")
     return tmp_path
 
 
@@ -204,6 +206,45 @@ def test_many_images_are_explained_in_chunks():
     assert all(Path(f"{i}_guided.png").exists() for i in range(CHUNK + 1))
 
 
+@pytest.mark.parametrize("name", ["photos", "photos/*", "@list.txt"])
+def test_folders_patterns_and_lists(name):
+    Path("photos").mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9)).save(f"photos/{i}.png")
+    Path("list.txt").write_text("photos/0.png\nphotos/1.png\nphotos/2.png\n")
+    assert run("explain", "net.onnx", name, "-o", "sub") == 0
+    assert FakeExplainer.instructions[0][0] == [str(Path("photos", f"{i}.png")) for i in range(3)]
+    assert all(Path(f"sub/{i}_guided.png").exists() for i in range(3))
+
+
+@pytest.mark.parametrize("others", [[], ["dog.jpg"]])
+def test_a_picture_from_stdin(monkeypatch, capsys, others):
+    with open("cat.jpg", "rb") as file:
+        monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=file))
+        assert run("explain", "net.onnx", "-", *others) == 0
+    assert FakeExplainer.instructions[0][0][0].size == (9, 9)
+    assert "wrote stdin_guided.png" in capsys.readouterr().out
+    assert Path("stdin_guided.png").exists()
+    with open("net.onnx", "rb") as file:
+        monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=file))
+        assert "is not an image" in refused(capsys, "explain", "net.onnx", "-", *others)
+
+
+def test_quiet_prints_nothing_but_errors(capsys):
+    assert run("explain", "net.onnx", "cat.jpg", "-q") == 0
+    assert capsys.readouterr() == ("", "")
+    assert Path("cat_guided.png").exists()
+    assert run("explain", "net.onnx", "cat.jpg", "-q", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"]
+    refused(capsys, "explain", "net.onnx", "nowhere.jpg", "-q")
+
+
+def test_progress_in_a_log(capsys, monkeypatch):
+    monkeypatch.setattr("gbp.cli.progress._SELDOM", 0.0)
+    assert run("explain", "net.onnx", "cat.jpg", "dog.jpg", "--progress") == 0
+    assert capsys.readouterr().err.startswith("gbp: 2 of 2 images")
+
+
 def test_a_broken_image_is_refused_before_any_picture_is_written(capsys):
     Path("broken.png").write_bytes(b"no image")
     refused(capsys, "explain", "net.onnx", "cat.jpg", "broken.png")
@@ -258,8 +299,8 @@ def test_arrays_instead_of_pictures(capsys):
     assert Path("b_guided.png").exists()
     capsys.readouterr()
     Path("c.npy").write_bytes(b"no array")
-    for name in ("c.npy", "nowhere.npy"):
-        assert f"cannot read the array {name!r}" in refused(capsys, "explain", "net.onnx", "a.npy", name)
+    assert "cannot read the array 'c.npy'" in refused(capsys, "explain", "net.onnx", "a.npy", "c.npy")
+    assert "no file or folder 'd.npy'" in refused(capsys, "explain", "net.onnx", "a.npy", "d.npy")
 
 
 def test_other_inputs_are_given():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
+import sys
 
 import pytest
 
-from gbp.cli.progress import compiling_shown, reporting
+from gbp.cli import progress
+from gbp.cli.progress import FEW, compiling_shown, reporting
 
 
 class Stream(io.StringIO):
@@ -61,6 +64,14 @@ def test_outside_of_it_the_library_is_silent(
     assert caplog.messages == ["compiling kernel pad"]
 
 
+def test_quiet(log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(True)
+    monkeypatch.setattr("sys.stderr", stream)
+    with compiling_shown(quiet=True):
+        log.info("compiling kernel pad")
+    assert stream.getvalue() == ""
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_is_done_is_told_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(terminal)
@@ -70,3 +81,79 @@ def test_what_is_done_is_told_on_a_terminal(terminal: bool, monkeypatch: pytest.
         report("two")
     clear = "\r\x1b[K"
     assert stream.getvalue() == (f"{clear}gbp: one{clear}gbp: two{clear}" if terminal else "")
+
+
+# ---------------------------------------------------------------------------------------- many images
+
+
+def options(**given: bool) -> argparse.Namespace:
+    return argparse.Namespace(**{"quiet": False, "progress": False} | given)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "total", "given", "shown"),
+    [
+        (True, FEW + 1, {}, True),
+        (True, FEW, {}, False),
+        (True, FEW, {"progress": True}, True),
+        (True, 1000, {"quiet": True}, False),
+        (True, 1000, {"quiet": True, "progress": True}, False),
+        (False, 1000, {}, False),
+        (False, 1000, {"progress": True}, True),
+    ],
+)
+@pytest.mark.parametrize("has_tqdm", [False, True])
+def test_when_progress_is_shown(
+    terminal: bool,
+    total: int,
+    given: dict[str, bool],
+    shown: bool,
+    has_tqdm: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream(terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(progress, "_SELDOM", 0.0)
+    if not has_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    elif terminal:
+        pytest.importorskip("tqdm", reason="the bar is tqdm's: extra batch")
+    with progress.advancing(options(**given), total) as bar:
+        assert (bar is not None) == shown
+        if bar is not None:
+            bar.advance(total // 2)
+            bar.clear()
+            bar.advance(1)
+    assert (stream.getvalue() != "") == shown
+
+
+def test_the_line_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = Stream(True), [0.0]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with progress.advancing(options(), 4100, done=100) as bar:
+        assert bar is not None
+        now[0] = 2.0
+        bar.advance(20)
+        shown = stream.getvalue()
+        now[0] = 2.1
+        bar.advance(20)  # too soon to be read
+        assert stream.getvalue() == shown
+    assert shown == "\r\x1b[Kgbp: 120 of 4100 images, 10 a second, 6:38 left"
+    assert stream.getvalue() == shown + "\r\x1b[K"
+
+
+def test_in_a_log_it_is_one_line_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = Stream(False), [0.0]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with progress.advancing(options(progress=True), 100_000) as bar:
+        assert bar is not None
+        for second in range(1, 22):
+            now[0] = float(second)
+            bar.advance(2)
+    assert stream.getvalue() == (
+        "gbp: 20 of 100000 images, 2 a second, 13:53:10 left\n"
+        "gbp: 40 of 100000 images, 2 a second, 13:53:00 left\n"
+    )

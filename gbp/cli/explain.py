@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .options import (
     print_paragraph,
     target,
 )
+from .progress import add_progress, advancing, compiling_shown
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..sample import Sample
@@ -36,7 +38,11 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=explain)
     command.add_argument("model", metavar="MODEL.onnx")
     command.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="pictures; or .npy files, a sample each, preprocessed"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="pictures, or .npy files, a sample each, preprocessed; folders of them; patterns; @FILE, which "
+        "lists paths; - is a picture from stdin",
     )
     command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
     command.add_argument(
@@ -68,6 +74,7 @@ def add_command(commands: Any) -> None:
     )
     add_algorithm(command)
     add_device(command)
+    add_progress(command)
     add_preprocessing(command)
 
 
@@ -77,6 +84,9 @@ CHUNK = 16
 
 def explain(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
+    from ..pictures.paths import STDIN, find_images
+
+    arguments.images = find_images(arguments.images)
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
     from PIL import Image
@@ -85,10 +95,14 @@ def explain(arguments: argparse.Namespace) -> int:
     from ..pictures.image import is_array_file, read_array, read_image
     from ..pictures.sidecar import read_labels
     from ..targets import Top
-    from .progress import compiling_shown
 
+    opened: dict[str, Any] = {}
+    only: Any = None
     for image in arguments.images:  # read all first, so that a broken image stops before anything is written
-        only = read_array(image) if is_array_file(image) else read_image(image)
+        if image == STDIN:
+            only = opened[image] = read_image(sys.stdin.buffer)
+        else:
+            only = read_array(image) if is_array_file(image) else read_image(image)
     explainer = Explainer(
         arguments.model,
         preprocess=preprocess_of(arguments),
@@ -101,29 +115,38 @@ def explain(arguments: argparse.Namespace) -> int:
         activations=arguments.activations,
         tf32=arguments.tf32,
     )
-    pictures = [only] if len(outputs) == 1 and isinstance(only, Image.Image) else arguments.images
+    if len(outputs) == 1 and isinstance(only, Image.Image):
+        opened[arguments.images[0]] = only
+    pictures = [opened.get(image, image) for image in arguments.images]
     target = Top(5) if arguments.target == "top5" else arguments.target
     rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    for start in range(0, len(outputs), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        with compiling_shown():
-            attributions = [explainer.explain(pictures[chunk], rule=rule, target=target) for rule in rules]
-        notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
-        for index, image in enumerate(arguments.images[chunk]):
-            path = outputs[start + index]
-            samples = [attribution[index] for attribution in attributions]
-            if path.suffix.lower() == ".npz":
-                attributions[0].save(path)
-            else:
-                _save(samples, path, arguments.style)
-            reports.append({"image": image, "file": str(path)} | _report(samples))
-            if not arguments.json:
-                _print_report(reports[-1])
+    with advancing(arguments, len(outputs)) as progress:
+        for start in range(0, len(outputs), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            with compiling_shown(arguments.quiet):
+                attributions = [
+                    explainer.explain(pictures[chunk], rule=rule, target=target) for rule in rules
+                ]
+            notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
+            if progress is not None:
+                progress.clear()
+            for index, image in enumerate(arguments.images[chunk]):
+                path = outputs[start + index]
+                samples = [attribution[index] for attribution in attributions]
+                if path.suffix.lower() == ".npz":
+                    attributions[0].save(path)
+                else:
+                    _save(samples, path, arguments.style)
+                reports.append({"image": image, "file": str(path)} | _report(samples))
+                if not (arguments.json or arguments.quiet):
+                    _print_report(reports[-1])
+            if progress is not None:
+                progress.advance(len(outputs[chunk]))
     if arguments.json:
         print_json({"model": arguments.model, "notes": list(notes), "images": reports})
-    else:
+    elif not arguments.quiet:
         for note in notes:
             print_paragraph(f"note: {note}", 6)
     return 0
@@ -132,8 +155,10 @@ def explain(arguments: argparse.Namespace) -> int:
 def _output(arguments: argparse.Namespace, image: str) -> Path:
     """The path of the picture of an image.  Raises `InputError` if it cannot be written."""
     from ..pictures.files import check_path
+    from ..pictures.paths import STDIN
 
-    path = Path(f"{Path(image).stem}_{arguments.rule}.png")
+    stem = "stdin" if image == STDIN else Path(image).stem
+    path = Path(f"{stem}_{arguments.rule}.png")
     if arguments.out is not None and os.path.isdir(arguments.out):
         path = Path(arguments.out) / path
     elif arguments.out is not None:

@@ -1,18 +1,25 @@
-"""Progress: a line on stderr while kernels are compiled or another long stage runs.
+"""Progress on stderr: of kernels that are compiled, of long stages, and of many images.
 
 The library itself prints nothing.  It logs each compiled kernel to the logger "gbp".
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..errors import shown
 
 _CLEAR = "\r\x1b[K"
+#: So many images are done before anybody looks.
+FEW = 16
+#: Seconds between two reports: on a terminal, and elsewhere.
+_OFTEN, _SELDOM = 0.2, 10.0
 
 
 class _Line(logging.Handler):
@@ -36,8 +43,11 @@ class _Line(logging.Handler):
 
 
 @contextmanager
-def compiling_shown() -> Iterator[None]:
-    """Show every kernel that is compiled inside this context."""
+def compiling_shown(quiet: bool = False) -> Iterator[None]:
+    """Show every kernel that is compiled inside this context, unless `quiet`."""
+    if quiet:
+        yield
+        return
     log, line = logging.getLogger("gbp"), _Line()
     level = log.level
     log.addHandler(line)
@@ -67,6 +77,109 @@ def reporting() -> Iterator[Callable[[str], None]]:
     finally:
         if shows:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
+
+
+def add_progress(command: argparse.ArgumentParser) -> None:
+    """Add the options for progress."""
+    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    command.add_argument(
+        "--progress", action="store_true", help="show progress where stderr is no terminal too"
+    )
+
+
+class Progress:
+    """How many images are done, with the rate and the time left: a bar by tqdm, or a line without it.
+
+    Where stderr is no terminal, it is a line of its own every ten seconds.
+
+    Parameters
+    ----------
+    total
+        How many images there are in all.
+    done
+        How many of them were done before.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done, self._before = total, done, done
+        self._in_place = sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._last = self._start if not self._in_place else float("-inf")
+        self._bar = self._tqdm() if self._in_place else None
+
+    def advance(self, count: int = 1) -> None:
+        """Count images that are done now, and show it."""
+        self.done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(count)
+        elif now - self._last >= (_OFTEN if self._in_place else _SELDOM):
+            self._last = now
+            text = f"gbp: {self._text(now - self._start)}"
+            print(_CLEAR + text if self._in_place else text, end=self._end, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Make way for other lines on the terminal; the next `advance` shows progress again."""
+        if self._bar is not None:
+            self._bar.clear()
+        elif self._in_place:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
+            self._last = float("-inf")
+
+    def close(self) -> None:
+        """Remove the bar or the line from the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._in_place:
+            self.clear()
+
+    @property
+    def _end(self) -> str:
+        return "" if self._in_place else "\n"
+
+    def _tqdm(self) -> Any:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+        options = {"unit": "image", "dynamic_ncols": True, "leave": False, "file": sys.stderr}
+        return tqdm(desc="gbp", total=self.total, initial=self.done, smoothing=0.05, **options)
+
+    def _text(self, seconds: float) -> str:
+        text = f"{self.done} of {self.total} images"
+        new = self.done - self._before
+        if new and seconds > 0:
+            rate = new / seconds
+            text += f", {rate:.3g} a second, {_duration((self.total - self.done) / rate)} left"
+        return text
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def advancing(arguments: argparse.Namespace, total: int, done: int = 0) -> Iterator[Progress | None]:
+    """Yield a `Progress`, or None where nothing is to be shown.
+
+    It is shown on a terminal for more than `FEW` images, elsewhere with --progress, and never with -q.
+
+    Parameters
+    ----------
+    arguments
+        With the options of `add_progress`.
+    total, done
+        As for `Progress`.
+    """
+    asked = arguments.progress or (sys.stderr.isatty() and total - done > FEW)
+    progress = Progress(total, done) if asked and not arguments.quiet else None
+    try:
+        yield progress
+    finally:
+        if progress is not None:
+            progress.close()
 
 
 def _warn_of_lost_kernels() -> None:
