@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, overload
 
@@ -20,6 +21,7 @@ from .pictures.files import ARRAYS, File, suffix_of, write
 from .pictures.image import Channels
 from .pictures.layout import Layout, channels_first
 from .sample import Drawable, Sample
+from .titles import plain, title_of
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
@@ -58,6 +60,10 @@ class Attribution(Drawable, Sequence[Sample]):
     score_shape
         The shape of one sample's scores before they were flattened, such as (8400, 85); () where they were
         flat.
+    method
+        The name of the method of `gbp.methods` that made the map, or "" for the rule alone.
+    details
+        What the method says of this run, such as {"samples": 25}.  An array has one row for each sample.
     """
 
     map: NDArray[np.float32]
@@ -71,6 +77,8 @@ class Attribution(Drawable, Sequence[Sample]):
     channels: Channels = "RGB"
     head: Head | None = None
     score_shape: tuple[int, ...] = ()
+    method: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -97,6 +105,8 @@ class Attribution(Drawable, Sequence[Sample]):
             self.channels,
             self.head,
             self.score_shape,
+            method=self.method,
+            details={k: v[i] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -104,7 +114,8 @@ class Attribution(Drawable, Sequence[Sample]):
 
     def __repr__(self) -> str:
         k = f", {self.target.shape[1]} targets each" if self.target.ndim == 2 else ""
-        return f"<Attribution of {len(self)} sample(s){k}, {self.rule}, map {self.map.shape}>"
+        title = title_of(self.method, self.rule, self.details)
+        return f"<Attribution of {len(self)} sample(s){k}, {title}, map {self.map.shape}>"
 
     def _sample(self) -> Sample:
         if len(self) != 1:
@@ -153,6 +164,8 @@ class Attribution(Drawable, Sequence[Sample]):
     def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
         """Write a picture, or an .npz of arrays: map, scores, target, rule, notes and layout of all samples.
 
+        A method adds its name, and its details as JSON.
+
         Parameters
         ----------
         file, style, format
@@ -174,6 +187,9 @@ class Attribution(Drawable, Sequence[Sample]):
             "notes": np.array(self.notes, dtype=np.str_),
             "layout": np.array(self.layout),
         }
+        if self.method:
+            details = {key: plain(value) for key, value in self.details.items()}
+            arrays |= {"method": np.array(self.method), "details": np.array(json.dumps(details))}
         write(file, lambda to: np.savez(to, **arrays), format)
 
     def _repr_html_(self) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
 from .pictures.layout import Layout, channels_first
 from .targets import At, Classes
+from .titles import plain, title_of
 
 
 class Drawable(ABC):
@@ -116,16 +117,16 @@ class Drawable(ABC):
         sample = self._sample()
         images, captions = sample.input_panel()
         where, *others = sample.panels()
-        rule = sample.rule
+        title = sample.title
         if sample.targets > 1:
             for one in sample.each_target():
                 images.append(one.draw(where))
-                captions.append(f"{rule}\n{one.caption()}")
+                captions.append(f"{title}\n{one.caption()}")
             return render.strip(images, captions)
         shown = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
         for style in (where, *others):
             images.append(self.draw(style))
-            captions.append(f"{rule}: {shown[style]}\n{sample.caption()}")
+            captions.append(f"{title}: {shown[style]}\n{sample.caption()}")
         return render.strip(images, captions)
 
     def draw(self, style: Style = "overlay") -> Image.Image:
@@ -168,12 +169,14 @@ class Drawable(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The explained classes and the highest scores, in JSON's types.  `gbp explain --json` prints them.
 
-        Keys: "rule"; "explained", with class, label, score and probability of each target; "top", with the
-        same for the five highest scores.  A probability is None where the model has no head.
+        Keys: "rule"; "method" and "details", where a method made the map; "explained", with class, label,
+        score and probability of each target; "top", with the same for the five highest scores.  A probability
+        is None where the model has no head.
         """
         sample = self._sample()
         return {
             "rule": sample.rule,
+            **sample.made_by(),
             "explained": [sample.row(int(c)) for c in np.atleast_1d(sample.target)],
             "top": [sample.row(c) for c, _, _ in self.top(5)],
         }
@@ -200,10 +203,12 @@ class Sample(Drawable):
         float32 (classes,).
     target
         The class that was explained, int; or int64 (K,).
-    rule, layout, labels, channels, head, score_shape
+    rule, layout, labels, channels, head, score_shape, method
         As in `Attribution`.
     image
         The sample as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
+    details
+        What the method says of this sample.
     """
 
     map: NDArray[np.float32]
@@ -216,13 +221,25 @@ class Sample(Drawable):
     channels: Channels = "RGB"
     head: Head | None = None
     score_shape: tuple[int, ...] = ()
+    method: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
-        return f"<Sample: {names}, {self.rule}>"
+        return f"<Sample: {names}, {self.title}>"
 
     def _sample(self) -> Sample:
         return self
+
+    @property
+    def title(self) -> str:
+        """The rule or the method, as captions call it."""
+        return title_of(self.method, self.rule, self.details)
+
+    def made_by(self) -> dict[str, Any]:
+        """The method and its details, in JSON's types; empty where the rule alone made the map."""
+        details = {key: plain(value) for key, value in self.details.items()}
+        return {"method": self.method, "details": details} if self.method else {}
 
     @property
     def targets(self) -> int:
@@ -371,29 +388,3 @@ class Sample(Drawable):
         if self.image is None:
             return [], []
         return [self.image], [f"input\n{self.caption(self.top(1)[0][0])}"]
-
-
-def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.Image:
-    """Draw one sample under several rules: the input, then the maps in the order of `samples`.
-
-    Parameters
-    ----------
-    samples
-        The same sample from several attributions, with one target each.
-    style
-        By default "rgb" where the map has three colours, else "gray".  Each map has its own limit, because
-        the rules' magnitudes differ by orders.
-
-    Raises
-    ------
-    InputError
-        Without samples, and as `Sample.draw`.
-    """
-    if not samples:
-        raise InputError("there are no attributions to show.")
-    chosen: Panel = style or ("rgb" if "rgb" in samples[0].panels() else "gray")
-    images, captions = samples[0].input_panel()
-    for sample in samples:
-        images.append(sample.draw(chosen))
-        captions.append(f"{sample.rule}\n{sample.caption()}")
-    return render.strip(images, captions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gbp.attribution import Attribution
 from gbp.errors import InputError
 from gbp.head import Head
 from gbp.pictures.files import check_path, save_picture
-from gbp.sample import strip_rules
+from gbp.strips import strip_rules
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
@@ -272,6 +273,32 @@ def test_save_arrays(tmp_path):
     make().save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         assert arrays["notes"].shape == (0,)
+
+
+def test_a_method_is_named_and_its_details_are_kept(tmp_path):
+    a = make(method="smoothgrad", details={"samples": 25, "kept": np.array([0.5, 1.0])})
+    assert a[1].title == "smoothgrad, guided"
+    assert "smoothgrad, guided" in repr(a)
+    assert a[1].to_dict()["method"] == "smoothgrad"
+    assert a[1].to_dict()["details"] == {"samples": 25, "kept": 1.0}
+    assert json.loads(json.dumps(a[1].to_dict())) == a[1].to_dict()
+    a.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        assert arrays["method"].item() == "smoothgrad"
+        assert json.loads(arrays["details"].item()) == {"samples": 25, "kept": [0.5, 1.0]}
+    assert make(method="grad-cam", details={"layer": "relu4"})[0].title == "grad-cam at relu4"
+    assert make()[0].title == "guided"
+    assert "method" not in make()[0].to_dict()
+
+
+def test_a_map_of_an_inner_layer_is_drawn_in_squares_over_the_whole_image():
+    a = make(1, 4, h=2, w=3)
+    a = replace(a, images=(Image.new("RGB", (30, 20), (90, 90, 200)),))
+    heat = np.asarray(a.overlay())
+    assert heat.shape == (20, 30, 3)
+    squares = heat.reshape(2, 10, 3, 10, 3)
+    assert (squares == squares[:, :1, :, :1]).all()
+    assert len({tuple(colour) for colour in squares[:, 0, :, 0].reshape(6, 3)}) > 3
 
 
 def test_save_to_a_file_object():

@@ -31,8 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"devices", "errors", "graph", "limits", "ops", "passes"},
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "ops", "plan", "rules"},
     "pictures": {"errors", "files", "limits"},
-    "sample": {"errors", "head", "pictures", "targets"},
-    "attribution": {"errors", "head", "pictures", "sample"},
+    "titles": set(),
+    "sample": {"errors", "head", "pictures", "targets", "titles"},
+    "strips": {"errors", "pictures", "sample"},
+    "attribution": {"errors", "head", "pictures", "sample", "titles"},
     "inputs": {"devices", "errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
@@ -48,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime",
     },
     "cli": {
-        *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "sample"),
+        *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "strips"),
         "targets",
     },
     "gbp": {"errors", "explainer", "rules"},

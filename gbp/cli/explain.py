@@ -197,7 +197,7 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
 
 def _save(samples: Sequence[Sample], path: Path, style: Any) -> None:
     from ..pictures.files import save_picture
-    from ..sample import strip_rules
+    from ..strips import strip_rules
 
     if len(samples) == 1:
         samples[0].save(path, style)

@@ -56,9 +56,11 @@ def draw_map(
         raise InputError(
             "there is no image to lay the map over.", hint="The styles gray and diverging do without."
         )
-    base = image.convert("RGB").resize(m.shape[:0:-1], Image.Resampling.BILINEAR)
-    heat = render.overlay(reduce(m, "abs-max"), np.asarray(base), alpha=alpha, limit=limit)
-    return Image.fromarray(heat)
+    magnitude, base = reduce(m, "abs-max"), image.convert("RGB")
+    if magnitude.size < base.width * base.height:  # of an inner layer: its pixels become squares
+        magnitude = np.asarray(Image.fromarray(magnitude).resize(base.size, Image.Resampling.NEAREST))
+    base = base.resize(magnitude.shape[::-1], Image.Resampling.BILINEAR)
+    return Image.fromarray(render.overlay(magnitude, np.asarray(base), alpha=alpha, limit=limit))
 
 
 def reduce(m: NDArray[np.float32], how: Reduction) -> NDArray[np.float32]:

@@ -1,0 +1,32 @@
+"""What pictures and files call a map: its rule, or the method that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
+    """What captions call a map: its rule; a method and its rule; or a method and its layer.
+
+    Parameters
+    ----------
+    method, rule, details
+        As in `Attribution`.
+    """
+    if not method:
+        return rule
+    return f"{method} at {details['layer']}" if "layer" in details else f"{method}, {rule}"
+
+
+def plain(value: Any) -> Any:
+    """A detail in JSON's types.
+
+    Parameters
+    ----------
+    value
+        An array, a NumPy scalar, or what JSON has.
+    """
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
