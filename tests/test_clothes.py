@@ -267,6 +267,18 @@ def _newest(part: Part) -> int:
     return {"Swish": 24, "Gelu": 20, "HardSwish": 14}.get(part[0], 7)
 
 
+@pytest.mark.parametrize("rectifier", [RELU, RELU6])
+def test_shrink_of_a_rectifier_is_two_things(rectifier: Part) -> None:
+    """In parts, too, although the two have the values of one rectifier with a threshold."""
+
+    def of(shrink: Part) -> onnx.ModelProto:
+        b = Builder(opset=12)
+        y = _mixed(b, b.input(*SHAPES[4]))
+        return b.model(b.head(_mixed(b, say(b, shrink, say(b, rectifier, y)))))
+
+    assert_one_map(of(("Where", ("Greater", ("Abs", x), 0.5), x, 0)), of(("Shrink", x)))
+
+
 @pytest.mark.parametrize("spread", [(6, 1, 1), (1, 6, 1, 1), (6, 5, 4), (1, 5, 1), (1, 1, 4)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_prelu_of_keras(spread: tuple[int, ...], turned: bool) -> None:

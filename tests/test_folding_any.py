@@ -52,7 +52,7 @@ OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     "GroupNormalization": ([X, noise(4), noise(4)], {"num_groups": 2, "epsilon": 0.1}, 21),
     "RMSNormalization": ([X, noise(5)], {"epsilon": 0.1}, 23),
     "LpNormalization": ([X], {"axis": 1, "p": 2}, 7),
-    "LRN": ([X[:1].repeat(4, 0)], {"size": 3, "alpha": 0.5}, 7),
+    "LRN": ([X], {"size": 3, "alpha": 0.5}, 7),
     **{op: ([ROWS], {"axis": 1}, 7) for op in ("LogSoftmax", "Hardmax")},
     "TopK": ([X, ints(2)], {"axis": 1}, 10),
     "Compress": ([X, np.array([True, False, True])], {"axis": 1}, 9),
@@ -146,6 +146,18 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
     for y, truth in zip(found, truths, strict=True):
         assert (y.shape, y.dtype) == (truth.shape, truth.dtype)
         np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (2, 7, 4), (1, 7, 3, 2), (3, 7, 2, 3, 2)])
+@pytest.mark.parametrize("size", [1, 2, 4, 20])
+def test_lrn_of_any_rank_and_size(shape: tuple[int, ...], size: int) -> None:
+    """onnx's reference takes four axes only, and the batch for the number of channels."""
+    x = noise(*shape)
+    (y,) = folded("LRN", [x], 13, size=size, alpha=2.0, beta=0.6, bias=1.5)
+    for c in range(shape[1]):
+        window = x[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1].astype(np.float64)
+        wanted = x[:, c] / (1.5 + 2.0 / size * (window**2).sum(axis=1)) ** 0.6
+        np.testing.assert_allclose(y[:, c], wanted, rtol=1e-6)
 
 
 #: onnx's reference implementation is as good as the specification of these, and onnxruntime lacks them or

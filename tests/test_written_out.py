@@ -109,6 +109,18 @@ def test_a_branch_may_hand_on_what_lies_around() -> None:
     check(model(by_shape(then, then), sizes(5)))
 
 
+def test_a_branch_may_read_a_moved_batch() -> None:
+    """x[:, order] as torch writes it, of which the middle is in an If."""
+    order = {"order": np.array([[2], [0], [1]])}
+    then, other = branch("then", [node("GatherND", ["moved", "order"], ["t"])], "t"), branch("e", [], "moved")
+    nodes = [
+        node("Transpose", ["x"], ["moved"], perm=[1, 0, 2, 3]),
+        *by_shape(then, branch("e", [], "moved")),
+    ]
+    nodes[-1:] = [node("Transpose", ["z"], ["back"], perm=[1, 0, 2, 3]), node("Relu", ["back"], ["y"])]
+    check(model(nodes, sizes(5) | order))
+
+
 def test_branches_within_branches_read_what_lies_around() -> None:
     inner = node(
         "If",

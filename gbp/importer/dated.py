@@ -5,6 +5,7 @@ than runtimes have it: such nodes are computed here, as the opset of the file sa
     Resize, Upsample                               as `ops.resample` has them, whose tables are applied
     BatchNormalization before opset 14             in inference
     GroupNormalization                             scaled by channel, before opset 21 by group
+    LRN                                            of any rank, its windows centred as runtimes centre them
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
     Add, Pow, And and so on before opset 7         the second one's axes are the first one's from `axis` on
 """
@@ -75,8 +76,8 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
     Raises ModelError where the node contradicts the specification, UnsupportedError where its result would
     be too large, ValueError and the like where its inputs do not fit.
 
-    Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21;
-    Resize-19 and Upsample-9.
+    Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21,
+    LRN-13; Resize-19 and Upsample-9.
     """
     if node.op_type in _SOFTMAX and opset < 13:
         return _softmax(node, values[node.input[0]])
@@ -87,6 +88,8 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         return _batchnorm(node, *given)
     if node.op_type == "GroupNormalization":
         return _groupnorm(node, *given)
+    if node.op_type == "LRN":
+        return _lrn(node, *given)
     if node.op_type == "QuantizeLinear":
         return quantized(node, *given)
     if node.op_type == "DequantizeLinear":
@@ -113,6 +116,21 @@ def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Arr
     shape = (-1, *(1,) * (x.ndim - 2))
     a, b = (np.repeat(v, C // len(v)).reshape(shape) for v in (scale, bias))
     return np.asarray(rows.reshape(x.shape) * a + b, x.dtype)
+
+
+def _lrn(node: onnx.NodeProto, x: Array) -> Array:
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    size, alpha = int(given["size"]), given.get("alpha", 1e-4)
+    if x.ndim < 2 or size < 1:
+        raise ValueError(f"size {size} does not fit {list(x.shape)}")
+    before, C = min((size - 1) // 2, x.shape[1]), x.shape[1]
+    after = min(size - 1 - (size - 1) // 2, C)
+    sums = np.zeros((len(x), 1 + C, *x.shape[2:]))
+    np.cumsum(x.astype(np.float64) ** 2, axis=1, out=sums[:, 1:])
+    first, stop = np.maximum(np.arange(C) - before, 0), np.minimum(np.arange(C) + after + 1, C)
+    window = sums[:, stop] - sums[:, first]
+    scale = (given.get("bias", 1.0) + alpha / size * window) ** given.get("beta", 0.75)
+    return np.asarray(x / scale, x.dtype)
 
 
 def _softmax(node: onnx.NodeProto, x: Array) -> Array:

@@ -152,8 +152,14 @@ def scattered(node: Node, w: Writer, x: Moved | NDArray[Any], updates: Moved | N
     return Moved(w.reshaped(made, original), original, order, like.node)
 
 
+def unchanged(node: Node, w: Writer, x: Moved) -> Moved:
+    """Identity, which also stands for the branch that an If takes."""
+    return x
+
+
 #: What may read a moved tensor, with its operands.
 READERS: dict[str, Callable[..., Moved | None]] = {
+    "Identity": unchanged,
     "Transpose": transposed,
     "GatherND": gathered,
     "Gather": gathered_along,

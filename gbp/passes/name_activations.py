@@ -102,9 +102,18 @@ class _Verdicts:
         for size in reversed(growth.ends):
             parts = growth.subgraph(size)
             found = self._known_as(parts, parts.y)
-            if found is not None and self._is_news(parts, found):
-                return _Verdict(size, found)
+            if found is None or not self._is_news(parts, found):
+                continue
+            if _bends(found) and any(self._is_activation(growth, end) for end in growth.ends if end < size):
+                continue
+            return _Verdict(size, found)
         return None
+
+    def _is_activation(self, growth: Growth, size: int) -> bool:
+        """Whether the last few layers are an activation of what comes before, which Shrink of Relu is."""
+        parts = growth.subgraph(size)
+        found = self._known_as(parts, parts.y)
+        return found is not None and not isinstance(found.op, Rectifier) and self._is_news(parts, found)
 
     def _known_as(self, parts: Subgraph, y: str) -> Known | None:
         """What the layers up to y are."""
