@@ -115,7 +115,7 @@ def test_a_branch_may_read_a_moved_batch() -> None:
     then, other = branch("then", [node("GatherND", ["moved", "order"], ["t"])], "t"), branch("e", [], "moved")
     nodes = [
         node("Transpose", ["x"], ["moved"], perm=[1, 0, 2, 3]),
-        *by_shape(then, branch("e", [], "moved")),
+        *by_shape(then, other),
     ]
     nodes[-1:] = [node("Transpose", ["z"], ["back"], perm=[1, 0, 2, 3]), node("Relu", ["back"], ["y"])]
     check(model(nodes, sizes(5) | order))
