@@ -17,7 +17,7 @@ it is written, and named where it ends.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -126,11 +126,14 @@ class _Verdicts:
         is_rectifier, several = isinstance(found.op, Rectifier), len(parts.layers) > 1
         if isinstance(found.op, Rectifier) and self._is_guard(parts, found.op):
             return False
-        inner = [self._known_as(parts, layer.output) for layer in parts.layers[:-1]]
-        if not is_rectifier and any(other is not None and other.kind == found.kind for other in inner):
-            return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
-        if several and _bends(found) and _holds_another(parts, inner):
+        if several and _bends(found) and _has_another(parts):
             return False
+        inner = [self._known_as(parts, layer.output) for layer in parts.layers[:-1]]
+        activations = [other for other in inner if other is not None and not isinstance(other.op, Rectifier)]
+        if activations and _bends(found):
+            return False
+        if not is_rectifier and any(other.kind == found.kind for other in activations):
+            return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
         return several or (is_rectifier and parts.layers[0].op != found.op)
 
     def _is_guard(self, parts: Subgraph, op: Rectifier) -> bool:
@@ -145,8 +148,8 @@ def _bends(found: Known) -> bool:
     return isinstance(found.op, (Rectifier, PRelu)) or found.kind in ("LeakyRelu", "Shrink")
 
 
-def _holds_another(parts: Subgraph, inner: Sequence[Known | None]) -> bool:
-    """Whether among the layers is an activation, in parts or not, or a Clip around 0.
+def _has_another(parts: Subgraph) -> bool:
+    """Whether one of the layers is an activation, or a Clip around 0.
 
     Relu of LeakyRelu has Relu's values, but here each node has its own gate or slope.
     """
@@ -155,7 +158,7 @@ def _holds_another(parts: Subgraph, inner: Sequence[Known | None]) -> bool:
             return True
         if isinstance(layer.op, Rectifier) and -np.inf < layer.op.clip.lo < 0 and layer.op.clip.hi < np.inf:
             return True
-    return any(found is not None and not isinstance(found.op, Rectifier) for found in inner)
+    return False
 
 
 def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
