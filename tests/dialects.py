@@ -31,7 +31,8 @@ class Writer:
         self.case: Case | None = None
         opset = int(self.rng.choice([9, 10, 11, 12, 13, 15, 17, 18, 20, 22]))
         if self.one_of(True, False):
-            name = str(self.one_of(*sorted(CASES)))
+            # Where runtimes overflow, they are no reference.
+            name = str(self.one_of(*sorted(name for name in CASES if CASES[name].reference != "overflows")))
             self.case = CASES[name]
             opset = self.case.opset
             self.said.append(f"case {name}")

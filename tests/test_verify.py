@@ -276,6 +276,22 @@ def test_an_error_in_what_no_step_makes_is_found(monkeypatch: pytest.MonkeyPatch
     assert worst.op == "Concat"
 
 
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_a_softmax_of_an_old_opset_in_float64(op: str, axis: int) -> None:
+    """Over all axes from `axis` on."""
+    b = Builder(opset=11)
+    b.node(op, b.input(1, 3, 4, 5), axis=axis)
+    net = b.model(f"{op.lower()}0")
+    x = np.random.default_rng(0).standard_normal((1, 3, 4, 5))
+    (y,) = others.Exact(net, open_model(net)).run(x, [f"{op.lower()}0"]).values()
+    rows = x.reshape(*x.shape[:axis], -1)
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    soft = powers / powers.sum(axis=-1, keepdims=True)
+    wanted = {"Softmax": soft, "LogSoftmax": np.log(soft)}
+    np.testing.assert_allclose(y, wanted[op].reshape(x.shape), rtol=1e-12)
+
+
 def test_where_the_references_part_float64_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(others.LRN, "_run", lambda self, x, **_: (1.1 * x,))

@@ -28,7 +28,8 @@ from .quantized import dequantized, quantized
 
 Array = NDArray[Any]
 
-_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
+#: Ops whose meaning changed at opset 13.
+SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 _RESIZE = {"Resize": parse_resize, "Upsample": parse_upsample}
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
 
@@ -79,7 +80,7 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
     Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21,
     LRN-13; Resize-19 and Upsample-9.
     """
-    if node.op_type in _SOFTMAX and opset < 13:
+    if node.op_type in SOFTMAX and opset < 13:
         return _softmax(node, values[node.input[0]])
     if node.op_type in _RESIZE:
         return _resized(node, values, opset)
