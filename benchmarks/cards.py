@@ -178,7 +178,7 @@ class OnCard:
         """What `Tape` does between upload and download."""
         forward = self.tape._forward
         forward.run()
-        forward.run_backward(forward.backward_memory, GUIDED)
+        forward.run_backward(forward.backward_memory, forward.plan.backward, GUIDED)
 
     def check(self, model: onnx.ModelProto) -> NDArray[np.float64]:
         """The relative distance of each map from that of the CPU."""

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .importer.proto import Model
     from .inputs import Images
     from .pictures.image import Preprocess
+    from .run import Run
     from .sample import Sample
     from .targets import At, Target, Top
+    from .tensors import Tensor
 
 __version__ = "0.2.0"  # the only place: the package's metadata is read from here
 
@@ -31,7 +33,9 @@ __all__ = [
     "OutOfMemoryError",
     "Preprocess",
     "Rule",
+    "Run",
     "Sample",
+    "Tensor",
     "Top",
     "UnsupportedError",
     "__version__",
@@ -45,7 +49,9 @@ _LAZY = {
     "Attribution": "attribution",
     "Explainer": "explainer",
     "Preprocess": "pictures.image",
+    "Run": "run",
     "Sample": "sample",
+    "Tensor": "tensors",
     "Top": "targets",
 }
 

@@ -29,8 +29,9 @@ from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess
 from .plan.plan import Plan
 from .rules import RULES, Rule
-from .runtime.session import Session, Sessions
+from .runtime.session import Kept, Session, Sessions
 from .targets import Classes, Target, Top, resolve
+from .tensors import Tensor
 
 T = TypeVar("T")
 
@@ -89,6 +90,8 @@ class Engine:
         How pictures become input, or None.
     labels
         The names of the classes, or None.
+    reopen
+        Reads the model again.
     """
 
     def __init__(
@@ -97,13 +100,14 @@ class Engine:
         settings: Settings,
         preprocess: Preprocess | None,
         labels: tuple[str, ...] | None,
+        reopen: Callable[[], Source],
     ) -> None:
-        self.settings, self.labels = settings, labels
+        self.settings, self.labels, self._reopen = settings, labels, reopen
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
-        def build(shape: Shape) -> Session:
-            made: Session = engine._session(shape)
+        def build(shape: Shape, keep: Kept) -> Session:
+            made: Session = engine._session(shape, keep)
             return made
 
         self.sessions = Sessions(build)
@@ -115,26 +119,55 @@ class Engine:
             )
             self.inputs = replace(self.inputs, source=source)
 
-    def _session(self, shape: Shape) -> Session:
-        source, settings = self.inputs.source, self.settings
+    def _session(self, shape: Shape, keep: Kept) -> Session:
+        source, settings = self._source(), self.settings
         with computing():
-            # Whether the file has a batch axis is known only now, so the inputs are replaced.
             source, graph = settled(source, (source.input_shape[0] or 1, *shape))
-            self.inputs = replace(self.inputs, source=source)
+            if not self._is_freed:  # whether the file has a batch axis is known only now
+                self.inputs = replace(self.inputs, source=source)
             plan = Plan.build(
-                graph, settings.algorithm, clamp=settings.clamp, device=settings.device, tf32=settings.tf32
+                graph,
+                settings.algorithm,
+                clamp=settings.clamp,
+                device=settings.device,
+                tf32=settings.tf32,
+                keep=keep,
             )
         return Session(plan, settings.device, settings.threads, settings.memory)
 
+    @property
+    def _is_freed(self) -> bool:
+        return not self.inputs.source.nodes
+
+    def _source(self) -> Source:
+        """The model.  Where it was freed, it is read again."""
+        known = self.inputs.source
+        if not self._is_freed:
+            return known
+        source = self._reopen()
+        if source.has_batch and not known.has_batch:
+            source = source.without_batch()
+        return source
+
     def batches(
-        self, images: Images, batch_size: int | None = None, targets: int = 1
+        self, images: Images, batch_size: int | None = None, targets: int = 1, keep: Kept = ()
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape."""
         parts = self.inputs.batches(
-            images, lambda count, shape: self.sessions.of(shape).slices(count, targets, batch_size)
+            images, lambda count, shape: self.sessions.of(shape, keep).slices(count, targets, batch_size)
         )
         for batch in parts:
-            yield batch, self.sessions.of(batch.x.shape[1:])
+            yield batch, self.sessions.of(batch.x.shape[1:], keep)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Network.tensors`."""
+        shape = self.inputs.source.input_shape[1:]
+        if None in shape:
+            last = self.sessions.last()
+            if last is not None:
+                return last.plan.named
+            shape = self.inputs.picture_shape()
+        return self.sessions.of(tuple(n for n in shape if n is not None)).plan.named
 
     def scores(self, images: Images) -> NDArray[np.float32]:
         """The scores of images, float32 (N, classes)."""

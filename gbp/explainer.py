@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .attribution import Attribution
 from .engine import Engine, Settings
@@ -17,9 +16,11 @@ from .graph.shapes import Shape
 from .head import Probability
 from .importer.load import open_model
 from .importer.proto import Model
+from .importer.reader import Reader
 from .importer.subgraph import Choice
 from .inputs import Images
 from .limits import at_least_one
+from .network import Network
 from .pictures.image import Preprocess
 from .pictures.sidecar import Sidecar, read_labels, read_sidecar
 from .plan.plan import Plan
@@ -27,7 +28,7 @@ from .rules import Rule, rule_named
 from .targets import Target
 
 
-class Explainer:
+class Explainer(Network):
     """Explains the decisions of one ONNX model.  Threads may share it.  It is pickled as its arguments.
 
     Parameters
@@ -93,12 +94,13 @@ class Explainer:
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         settings = Settings.checked(device, threads, memory, algorithm, activations, tf32)
-        source = open_model(model, Choice(output, input, given or {}))
+        choice = Choice(output, input, given or {})
+        source = open_model(model, choice)
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
         # The sidecar's labels name the model's own scores alone.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
-        self._engine = Engine(source, settings, self.preprocess, self.labels)
+        self._engine = Engine(source, settings, self.preprocess, self.labels, Reader.of(model, choice))
 
     def __repr__(self) -> str:
         model = self._arguments["model"]
@@ -117,49 +119,6 @@ class Explainer:
     def close(self) -> None:
         """Free the plans and their memory.  Later calls raise InputError."""
         self._engine.sessions.close()
-
-    @property
-    def input_shape(self) -> tuple[int | None, ...]:
-        """The shape of the model's input, batch first; None for each size that the file leaves open."""
-        return self._engine.inputs.source.input_shape
-
-    def prepare(self, images: Images) -> NDArray[np.float32]:
-        """Preprocess images as `explain` does.
-
-        Parameters
-        ----------
-        images
-            As for `explain`.
-
-        Returns
-        -------
-        float32 (N, …) in the model's own input layout.
-
-        Raises
-        ------
-        InputError
-            For what is no image.
-        """
-        return np.concatenate([batch.x for batch, _ in self._engine.batches(images)])
-
-    def predict(self, images: Images) -> NDArray[np.float32]:
-        """Compute the scores of each image: the tensor to explain, by default the logits.
-
-        Parameters
-        ----------
-        images
-            As for `explain`.
-
-        Returns
-        -------
-        float32 (N, classes).
-
-        Raises
-        ------
-        InputError
-            For what is no image.
-        """
-        return self._engine.scores(images)
 
     def explain(
         self,

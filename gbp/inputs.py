@@ -90,7 +90,7 @@ class Inputs:
                     supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W, 3), or one "
                     "float array (N, …) for all",
                 )
-        for part in slices(len(pictures), self._picture_shape()):
+        for part in slices(len(pictures), self.picture_shape()):
             yield self._from_pictures(pictures[part])
 
     def layout(self, shape: Sequence[int | None]) -> Layout:
@@ -174,7 +174,7 @@ class Inputs:
         except InputError:  # five channels, say: such samples can be explained, but not drawn
             return None
 
-    def _picture_shape(self) -> Shape:
+    def picture_shape(self) -> Shape:
         """The shape of the sample that a picture becomes."""
         shape = self.source.input_shape
         if len(shape) != 4:
@@ -197,7 +197,7 @@ class Inputs:
         return (height, width, channels) if layout == "NHWC" else (channels, height, width)
 
     def _from_pictures(self, pictures: Sequence[Any]) -> Batch:
-        shape = self._picture_shape()
+        shape = self.picture_shape()
         if self.preprocess is None:
             raise InputError(
                 "nothing says how this model wants its images.",

@@ -18,6 +18,7 @@ import onnx
 import oracle
 import pytest
 import test_one_sample as one_sample
+import test_run as runs
 from agreement import RULES, assert_agree
 from builder import Builder
 from cases import CASES
@@ -308,3 +309,9 @@ def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
         reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 1, 1, 0, 0)
         results.append(b"".join(cuda_device().read(array).tobytes() for array in (y, mask, gx)))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["a rectifier's output with two readers", "wholes in one another", "views"])
+def test_kept_tensors_on_a_card(name: str) -> None:
+    model, truth = runs.safe(runs.NETS[name])
+    runs.check(model, truth, "guided", "cuda")

@@ -206,7 +206,12 @@ def test_memory_for_other_batches_is_given_up() -> None:
     for count in (2, 3, 4):
         explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
     pool = explainer._engine.sessions.of((3, 8, 9)).pool
-    assert {key: len(free) for key, free in pool._free.items()} == {("forward", 4): 1, ("reverse", 8): 1}
+    assert {
+        (kind, n if kind == "forward" else n[0]): len(free) for (kind, n), free in pool._free.items()
+    } == {
+        ("forward", 4): 1,
+        ("reverse", 8): 1,
+    }
 
 
 def test_it_pickles_as_what_it_was_made_from() -> None:
@@ -238,7 +243,7 @@ def test_planning_one_size_does_not_wait_for_another() -> None:
     """While the plan of one shape is made, samples of another that has one are explained."""
     building, done = threading.Event(), threading.Event()
 
-    def build(shape: tuple[int, ...]) -> Any:
+    def build(shape: tuple[int, ...], keep: tuple[str, ...]) -> Any:
         if shape == (2,):
             building.set()
             assert done.wait(20)

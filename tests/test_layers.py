@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"limits"},
     "rules": {"errors"},
     "targets": {"errors", "limits"},
+    "tensors": {"errors"},
     "graph": {"limits"},
     "kernels": {"errors"},
     "devices": {"errors", "kernels", "limits"},
@@ -28,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"graph", "kernels", "ops"},
     "head": {"graph"},
     "importer": {"errors", "files", "graph", "head", "kernels", "limits", "ops"},
-    "plan": {"devices", "errors", "graph", "limits", "ops", "passes"},
+    "plan": {"devices", "errors", "graph", "limits", "ops", "passes", "tensors"},
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "ops", "plan", "rules"},
     "pictures": {"errors", "files", "limits"},
     "titles": set(),
@@ -39,11 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
-        *("notes", "ops", "pictures", "plan", "rules", "runtime", "targets"),
+        *("notes", "ops", "pictures", "plan", "rules", "runtime", "targets", "tensors"),
     },
+    "run": {"devices", "errors", "inputs", "limits", "notes", "rules", "runtime", "tensors"},
+    "network": {"engine", "errors", "inputs", "limits", "run", "tensors"},
     "explainer": {
         *("attribution", "engine", "errors", "graph", "head", "importer", "inputs"),
-        *("limits", "pictures", "plan", "rules", "targets"),
+        *("limits", "network", "pictures", "plan", "rules", "targets"),
     },
     "diagnostics": {
         *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),

@@ -230,7 +230,7 @@ GATES: dict[str, tuple[Net, int]] = {
 @pytest.mark.parametrize("name", GATES)
 def test_gates_are_applied_by_whoever_completes_the_gradient(name: str) -> None:
     net, passes = GATES[name]
-    assert sum(reverse.gates_first for reverse in plan_of(net).backward) == passes
+    assert sum(reverse.gates_first for reverse in plan_of(net).backward.instructions) == passes
 
 
 def residual_block(b: Builder, x: str) -> str:
@@ -258,7 +258,9 @@ SUMS: dict[str, tuple[Net, int]] = {
 def test_the_gradient_of_a_sum_becomes_that_of_what_was_added(name: str) -> None:
     net, copied = SUMS[name]
     plan = plan_of(net)
-    sums = [reverse for reverse in plan.backward if plan.instructions[reverse.instruction].residual]
+    sums = [
+        reverse for reverse in plan.backward.instructions if plan.instructions[reverse.instruction].residual
+    ]
     assert sums
     assert sum(reverse.residual is not None for reverse in sums) == copied
 

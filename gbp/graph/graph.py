@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .op import Op
 from .shapes import Shape
@@ -47,6 +47,8 @@ class Graph:
         there.
     notes
         Remarks about the file, for the reader of the maps.
+    of_file
+        Tensors that have their name in the file.  The importer and passes make others.
     """
 
     input: str
@@ -54,6 +56,7 @@ class Graph:
     layers: tuple[Layer, ...]
     shapes: dict[str, Shape]
     notes: tuple[str, ...] = ()
+    of_file: frozenset[str] = frozenset()
 
     @property
     def batch(self) -> int:
@@ -73,4 +76,4 @@ class Graph:
         layers = tuple(layers)
         kept = {self.input, self.output, *(layer.output for layer in layers)}
         shapes = {name: shape for name, shape in self.shapes.items() if name in kept}
-        return Graph(self.input, self.output, layers, shapes, self.notes)
+        return replace(self, layers=layers, shapes=shapes)

@@ -172,7 +172,12 @@ class _Builder:
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
         return Graph(
-            self.source.input, self.source.scores, tuple(self.layers), self.shapes, tuple(self._notes())
+            self.source.input,
+            self.source.scores,
+            tuple(self.layers),
+            self.shapes,
+            tuple(self._notes()),
+            self.waiting.of_file,
         )
 
     def _notes(self) -> Iterator[str]:

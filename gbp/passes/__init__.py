@@ -14,10 +14,19 @@ from .nest_concat import nest_concat
 from .rectify_quantized import rectify_quantized
 
 PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine, nest_concat)
+#: Those that decide what is a rectifier or an activation, which is one layer then, with no tensors inside.
+NAMING = (drop_dead, name_activations, rectify_quantized)
 
 
-def simplify(graph: Graph) -> Graph:
-    """Apply all passes in order."""
+def named(graph: Graph) -> Graph:
+    """Apply the passes of `NAMING`, in order."""
     for apply in PASSES:
-        graph = apply(graph)
+        graph = apply(graph) if apply in NAMING else graph
+    return graph
+
+
+def folded(graph: Graph) -> Graph:
+    """Apply the other passes, in order: they fold layers into others."""
+    for apply in PASSES:
+        graph = graph if apply in NAMING else apply(graph)
     return graph

@@ -34,6 +34,7 @@ def rectify_quantized(graph: Graph) -> Graph:
     shapes = dict(graph.shapes)
     layers: list[Layer] = []
     made: dict[str, int] = {}  # which of `layers` makes a tensor
+    narrowed: set[str] = set()  # tensors that hold other numbers than the file's
     for layer in graph.layers:
         op, x = layer.op, layer.inputs[0]
         if isinstance(op, Quantize) and (op.zero == op.lo).all():
@@ -42,6 +43,7 @@ def rectify_quantized(graph: Graph) -> Graph:
             if maker is not None and before is not None and before.is_rectifier and readers[x] == 1:
                 both = Clipped(before.lo, min(before.hi, clip.hi), is_rectifier=True)
                 layers[made[x]] = replace(maker, op=Rectifier(both))
+                narrowed.add(x)
             elif x not in positive:
                 rectified = f"{x}/rectified"
                 while rectified in shapes:
@@ -51,7 +53,7 @@ def rectify_quantized(graph: Graph) -> Graph:
                 layer = replace(layer, inputs=(rectified,))  # noqa: PLW2901  # it stands for the loop's
         made[layer.output] = len(layers)
         layers.append(layer)
-    return replace(graph, shapes=shapes).with_layers(layers)
+    return replace(graph, shapes=shapes, of_file=graph.of_file - narrowed).with_layers(layers)
 
 
 def _clip(op: Quantize) -> Clipped:

@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from .aliasing import BufferSlice
-from .layout import Instruction
+from .arena import Arena, pack
+from .layout import Instruction, PhysicalTensor
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,75 @@ class BackwardInstruction:
         return tuple(write.tensor for write in (*self.inputs, self.residual) if write)
 
 
-def backward_order(
+@dataclass(frozen=True)
+class Route:
+    """A backward pass from one tensor to another.
+
+    Parameters
+    ----------
+    instructions
+        In the order in which they are carried out.
+    zeros
+        Slices of the end's gradient to clear after them, because no contribution has written them.
+    start
+        The tensor whose gradient is given.
+    end
+        The tensor whose gradient is wanted: the sum of its readers' contributions.
+    arena
+        The memory of the gradients.
+    """
+
+    instructions: tuple[BackwardInstruction, ...]
+    zeros: tuple[BufferSlice, ...]
+    start: PhysicalTensor
+    end: PhysicalTensor
+    arena: Arena
+
+
+def route_between(
     instructions: Sequence[Instruction],
     slices: Mapping[str, BufferSlice],
     masks: Mapping[str, BufferSlice],
-    image: str,
+    sizes: Mapping[str, int],
+    start: PhysicalTensor,
+    end: PhysicalTensor,
+) -> Route | None:
+    """The backward pass between two tensors of a plan; None where `start` is made before `end`.
+
+    Only what is computed after `end` and up to `start` is part of it.
+
+    Parameters
+    ----------
+    instructions, slices, masks
+        Those of the plan.
+    sizes
+        Floats of each buffer.
+    start, end
+        See `Route`.
+    """
+    made = {instruction.output: i for i, instruction in enumerate(instructions)}
+    first, last = made.get(end.name, -1) + 1, made.get(start.name, len(instructions) - 1) + 1
+    if first > last:
+        return None
+    order, zeros, handed_on = _order(instructions[:last], first, slices, masks, start.name, end.name)
+    uses = [(start.name, -1), (end.name, len(order))]
+    for i, back in enumerate(order):
+        uses += [(name, i) for name in (instructions[back.instruction].output, *back.writes)]
+    roots = ((slices[name].root, when) for name, when in uses)
+    arena = pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
+    begins = arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}
+    return Route(order, zeros, start, end, Arena(begins, arena.size))
+
+
+def _order(
+    instructions: Sequence[Instruction],
+    first: int,
+    slices: Mapping[str, BufferSlice],
+    masks: Mapping[str, BufferSlice],
     output: str,
-) -> tuple[tuple[BackwardInstruction, ...], dict[str, str]]:
-    """Order the backward pass.
+    image: str,
+) -> tuple[tuple[BackwardInstruction, ...], tuple[BufferSlice, ...], dict[str, str]]:
+    """Order the backward pass of the instructions from number `first` on, from `output` to `image`.
 
     After y = f(x) + r has contributed to x's gradient, y's gradient is not needed any more, and r's gradient
     begins as an equal copy of it.  If r's gradient has no contribution yet, it takes over y's memory and
@@ -84,8 +146,8 @@ def backward_order(
 
     Returns
     -------
-    The backward pass of each instruction, the last instruction first; and the gradient buffers that are taken
-    over, {root of r: root of y}.
+    The backward pass of each instruction, the last instruction first; what to clear after it; and the
+    gradient buffers that are taken over, {root of r: root of y}.
     """
     stretches, spans = _stretches(slices)
     pending = np.zeros(len(stretches), np.int64)
@@ -141,17 +203,17 @@ def backward_order(
 
     written[spans[output]] = True  # by the seed
     result = []
-    for i in reversed(range(len(instructions))):
+    for i in reversed(range(first, len(instructions))):
         instruction, r = instructions[i], instructions[i].residual
         zeros = []
         clear(spans[instruction.output])
         gates_first = instruction.has_gate and not gated[spans[instruction.output]].all()
         inputs = tuple(write(name, instruction.step.gates) for name in instruction.inputs)
         residual = None if r is None or hand_on(instruction.output, to=r) else write(r, can_gate=True)
-        if i == 0:
-            clear(spans[image])  # parts of the image that no layer reads
         result.append(BackwardInstruction(i, tuple(zeros), gates_first, inputs, residual))
-    return tuple(result), handed_on
+    zeros = []
+    clear(spans[image])  # parts that no layer reads
+    return tuple(result), tuple(zeros), handed_on
 
 
 def _stretches(slices: Mapping[str, BufferSlice]) -> tuple[list[BufferSlice], dict[str, slice]]:

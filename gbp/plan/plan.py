@@ -6,12 +6,10 @@ are written, added and gated.  Sizes are for one sample; a run on N samples take
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import heappop, heappush
 
 import numpy as np
 
@@ -21,32 +19,15 @@ from ..errors import UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, elements
-from ..passes import simplify
+from ..ops.unpool import Indices
+from ..passes import folded, named
+from ..passes.tap import tap
+from ..tensors import Tensor, find
 from .aliasing import BufferSlice, alias_buffers, mask_slices
-from .backward import BackwardInstruction, backward_order
+from .arena import Arena, pack
+from .backward import Route, route_between
 from .fusion import fuse
 from .layout import Instruction, PhysicalTensor, lay_out
-
-#: Up to so many buffers are packed as tightly as possible; the largest real networks have as many.
-_MAX_PACKED = 2**11
-#: A tensor's size in an arena is rounded up to a multiple of this many floats: one cache line.
-_LINE = 16
-
-
-@dataclass(frozen=True)
-class Arena:
-    """One block of memory that holds many buffers.  Buffers that are never alive together share bytes.
-
-    Parameters
-    ----------
-    begins
-        The first float of each buffer, for one sample.
-    size
-        Floats of the whole arena, for one sample.
-    """
-
-    begins: dict[str, int]
-    size: int
 
 
 @dataclass(frozen=True)
@@ -55,8 +36,8 @@ class Plan:
 
     #: The forward pass, in order.
     instructions: tuple[Instruction, ...]
-    #: The backward pass, in order.
-    backward: tuple[BackwardInstruction, ...]
+    #: The backward pass from the scores to the input.
+    backward: Route
     tensors: dict[str, PhysicalTensor]
     #: The buffer slice of each tensor; that of its gradient is the same.
     slices: dict[str, BufferSlice]
@@ -67,7 +48,12 @@ class Plan:
     input_shape: Shape
     output_shape: Shape
     activations: Arena
-    gradients: Arena
+    #: The scores' name in the file.
+    scores: str
+    #: The file's tensors that can be kept.
+    named: tuple[Tensor, ...]
+    #: A kept tensor's name in the file → its tap, which has its value, and its gradient before any gate.
+    kept: dict[str, PhysicalTensor]
     #: How many instructions the rules treat differently.
     rectifiers: int
     #: Activations for which the papers define no rule: the op's name in the file → how many.
@@ -88,6 +74,7 @@ class Plan:
         clamp: bool = False,
         device: Device = CPU,
         tf32: bool = False,
+        keep: Sequence[str] = (),
     ) -> Plan:
         """Plan a graph.
 
@@ -103,14 +90,22 @@ class Plan:
             Where the plan will run.
         tf32
             Whether convolutions multiply in TF32 alone, on a card.
+        keep
+            Tensors whose values and gradients are read after a run, by names that `tensors.find` knows.
 
         Raises
         ------
+        InputError
+            For a name in `keep` that no tensor has, or several.
         UnsupportedError
             Where one sample needs more than `limits.MAX_BYTES_PER_SAMPLE`, or where the device has no kernels
             for a layer.
         """
-        graph = simplify(graph)
+        graph = named(graph)
+        of_file = _of_file(graph)
+        wanted = {find(of_file, name).name for name in keep if name != graph.input} - {graph.output}
+        graph, taps = tap(graph, sorted(wanted))
+        graph = folded(graph)
         layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
@@ -119,8 +114,10 @@ class Plan:
         if not device.is_host:
             _refuse_steps_of_the_host(instructions)
         masks = mask_slices(instructions, tensors, slices)
-        backward, handed_on = backward_order(instructions, slices, masks, image.name, scores.name)
-        sizes = {at.root: elements(tensors[at.root].shape) for at in slices.values()}
+        sizes = _buffer_sizes(tensors, slices)
+        kept = {name: tensors[made] for name, made in taps.items()}
+        backward = route_between(instructions, slices, masks, sizes, scores, image)
+        assert backward is not None  # everything is made after the image
         plan = cls(
             instructions=tuple(instructions),
             backward=backward,
@@ -131,10 +128,12 @@ class Plan:
             output=scores,
             input_shape=graph.shapes[graph.input][1:],
             output_shape=graph.shapes[graph.output][1:],
-            activations=_activation_arena(instructions, slices, sizes, image.name, scores.name),
-            gradients=_gradient_arena(
-                backward, instructions, slices, sizes, handed_on, image.name, scores.name
+            activations=_activation_arena(
+                instructions, slices, sizes, image.name, (scores.name, *(t.name for t in kept.values()))
             ),
+            scores=graph.output,
+            named=of_file,
+            kept=kept,
             rectifiers=sum(
                 instruction.clip.is_rectifier or instruction.rectified for instruction in instructions
             ),
@@ -153,8 +152,8 @@ class Plan:
 
     @cached_property
     def keeps_activations(self) -> bool:
-        """Whether the backward pass reads activations.  If not, gradients may overwrite them."""
-        return any(instruction.saves for instruction in self.instructions)
+        """Whether activations are read after the forward pass.  If not, gradients may overwrite them."""
+        return bool(self.kept) or any(instruction.saves for instruction in self.instructions)
 
     @cached_property
     def forward_bytes(self) -> int:
@@ -173,20 +172,51 @@ class Plan:
     @property
     def shared_size(self) -> int:
         """Floats for each sample where activations and gradients share one arena."""
-        return max(self.activations.size, self.gradients.size)
+        return max(self.activations.size, self.backward.arena.size)
 
-    @cached_property
+    @property
     def backward_bytes(self) -> int:
         """Bytes for each sample and target of a backward pass, with its map and what it starts from."""
-        ends = elements(self.input_shape) + elements(self.output_shape)
-        return 4 * (self.gradients.size + self._scratch[1] + ends)
+        return self._bytes_of(self.backward)
+
+    def _bytes_of(self, route: Route) -> int:
+        ends = elements(route.start.shape) + elements(route.end.shape)
+        return 4 * (route.arena.size + self._scratch[1] + ends)
+
+    def shape_of(self, name: str | None) -> Shape:
+        """The shape of one sample of a kept tensor, in the file's order of axes; None is the input."""
+        if name is None:
+            return self.input_shape
+        tensor = self.kept[name]
+        return tuple(tensor.shape[axis - 1] for axis in tensor.logical_axes[1:])
+
+    def route(self, of: str | None, wrt: str | None) -> Route | None:
+        """The backward pass from one tensor to another; None where `of` does not depend on `wrt`.
+
+        Parameters
+        ----------
+        of
+            A kept tensor; None for the scores.
+        wrt
+            A kept tensor; None for the input.
+        """
+        if of is None and wrt is None:
+            return self.backward
+        start = self.output if of is None else self.kept[of]
+        end = self.input if wrt is None else self.kept[wrt]
+        return route_between(self.instructions, self.slices, self.masks, self._sizes, start, end)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        """Floats of each buffer."""
+        return _buffer_sizes(self.tensors, self.slices)
 
     def nbytes(self, samples: int, targets: int) -> int:
         """Bytes to explain `samples` at once, each for `targets` at once."""
         each, fixed = self.forward_bytes + targets * self.backward_bytes, 4 * self._scratch[0]
         if targets > 1 or self.keeps_activations:
             return samples * each + 2 * fixed
-        shared = 4 * (self.gradients.size + self._scratch[1])
+        shared = 4 * (self.backward.arena.size + self._scratch[1])
         return samples * (each - shared) + fixed
 
     def max_samples(self, nbytes: int, targets: int) -> int:
@@ -194,16 +224,32 @@ class Plan:
         none = self.nbytes(0, targets)
         return max(1, (nbytes - none) // max(1, self.nbytes(1, targets) - none))
 
-    def max_targets(self, nbytes: int, samples: int) -> int:
-        """How many targets at once fit into `nbytes` beside `samples` at once; at least 1."""
-        two, three = self.nbytes(samples, 2), self.nbytes(samples, 3)
-        return max(1, 2 + (nbytes - two) // max(1, three - two))
+    def max_targets(self, nbytes: int, samples: int, route: Route | None = None) -> int:
+        """How many targets at once fit into `nbytes` beside `samples` at once; at least 1.
+
+        `route`: the backward pass; by default that from the scores to the input.
+        """
+        forward = samples * self.forward_bytes + 2 * 4 * self._scratch[0]
+        return max(1, (nbytes - forward) // max(1, samples * self._bytes_of(route or self.backward)))
 
     @cached_property
     def _scratch(self) -> tuple[int, int]:
         """The largest scratch of any step, in floats: (fixed, for one thread; more for each sample)."""
         sizes = [instruction.step.scratch(1) for instruction in self.instructions]
         return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
+
+
+def _of_file(graph: Graph) -> tuple[Tensor, ...]:
+    """The file's tensors that layers make."""
+    return tuple(
+        Tensor(layer.output, layer.name, layer.kind, graph.shapes[layer.output][1:])
+        for layer in graph.layers
+        if layer.output in graph.of_file and not isinstance(layer.op, Indices)
+    )
+
+
+def _buffer_sizes(tensors: Mapping[str, PhysicalTensor], slices: Mapping[str, BufferSlice]) -> dict[str, int]:
+    return {at.root: elements(tensors[at.root].shape) for at in slices.values()}
 
 
 def _refuse_steps_of_the_host(instructions: Sequence[Instruction]) -> None:
@@ -221,77 +267,10 @@ def _activation_arena(
     slices: Mapping[str, BufferSlice],
     sizes: Mapping[str, int],
     image: str,
-    scores: str,
+    read: Sequence[str],
 ) -> Arena:
-    uses = [(image, -1), (scores, len(instructions))]
+    uses = [(image, -1), *((name, len(instructions)) for name in read)]
     for i, instruction in enumerate(instructions):
         uses += [(name, i) for name in (*instruction.reads, instruction.output)]
         uses += [(name, len(instructions)) for name in instruction.saves]
-    return _pack(((slices[name].root, when) for name, when in uses), sizes)
-
-
-def _gradient_arena(
-    backward: Sequence[BackwardInstruction],
-    instructions: Sequence[Instruction],
-    slices: Mapping[str, BufferSlice],
-    sizes: Mapping[str, int],
-    handed_on: Mapping[str, str],
-    image: str,
-    scores: str,
-) -> Arena:
-    uses = [(scores, -1), (image, len(backward))]
-    for i, back in enumerate(backward):
-        uses += [(name, i) for name in (instructions[back.instruction].output, *back.writes)]
-    roots = ((slices[name].root, when) for name, when in uses)
-    arena = _pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
-    return Arena(arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}, arena.size)
-
-
-def _pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
-    """Place buffers in an arena.
-
-    Parameters
-    ----------
-    uses
-        (buffer, time) of each use.  A buffer is alive from its first use to its last.
-    sizes
-        Floats of each buffer.
-    """
-    lives: dict[str, tuple[int, int]] = {}
-    for name, when in uses:
-        first, last = lives.get(name, (when, when))
-        lives[name] = min(first, when), max(last, when)
-    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lives}
-    return _first_fit(lives, rounded) if len(lives) <= _MAX_PACKED else _in_time(lives, rounded)
-
-
-def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
-    begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
-    offsets: dict[str, int] = {}
-    for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
-        others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
-        others = others[np.argsort(begins[others], kind="stable")]
-        gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
-        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= sizes[name])
-        offsets[name] = int(gaps[fitting[0]] if len(fitting) else gaps[-1])
-        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + sizes[name], first, last
-    return Arena(offsets, int(ends.max(initial=0)))
-
-
-def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
-    """Place buffers in the order of their first use, each in the smallest free gap that is large enough."""
-    offsets: dict[str, int] = {}
-    free: list[tuple[int, int]] = []  # (size, where), sorted
-    alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap
-    end = 0
-    for name, (first, last) in sorted(lives.items(), key=lambda item: item[1]):
-        while alive and alive[0][0] < first:
-            _, where, size = heappop(alive)
-            insort(free, (size, where))
-        i = bisect_left(free, (sizes[name], 0))
-        size, where = free.pop(i) if i < len(free) else (sizes[name], end)
-        end = max(end, where + size)
-        offsets[name] = where
-        heappush(alive, (last, where, size))
-    return Arena(offsets, end)
+    return pack(((slices[name].root, when) for name, when in uses), sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from ..devices.base import Array, Device, Exit
 from ..limits import elements
 from ..ops.step import Floats, view
 from ..plan.aliasing import BufferSlice
-from ..plan.plan import Arena, Plan
+from ..plan.arena import Arena
+from ..plan.backward import Route
+from ..plan.plan import Plan
 
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ class Buffers:
     plan
         Fixes the buffer slice of each tensor.
     arena
-        `plan.activations` or `plan.gradients`.
+        `plan.activations`, or that of a route.
     n
         Samples.
     floats
@@ -36,7 +38,7 @@ class Buffers:
     """
 
     def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
-        self._plan, self.n, self._begins = plan, n, arena.begins
+        self._plan, self.n, self.arena = plan, n, arena
         self._ends: tuple[Floats, Exit] | None = None
         self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
@@ -51,18 +53,21 @@ class Buffers:
         scratch = device.empty((scratch_floats(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
 
-    def ends(self, device: Device) -> tuple[Floats, Exit]:
-        """The ends of a backward pass: the output's gradient, in memory order, and where the maps leave."""
+    def ends(self, route: Route, device: Device) -> tuple[Floats, Exit]:
+        """The ends of a backward pass: the start's gradient, in memory order, and where the end's leaves.
+
+        `route`: the one whose arena this is.
+        """
         if self._ends is None:
-            output, image = self._plan.output, self._plan.input
-            seed = device.empty((self.n, *output.shape))
-            self._ends = seed, device.exit(self.arrays[image.name], image.logical_axes)
+            start, end = route.start, route.end
+            seed = device.empty((self.n, *start.shape))
+            self._ends = seed, device.exit(self.arrays[end.name], end.logical_axes)
         return self._ends
 
     def at(self, part: BufferSlice) -> Floats:
         """The memory of a buffer slice, (n, rows, elements)."""
         size = self.n * elements(self._plan.tensors[part.root].shape)
-        start = self.n * self._begins[part.root]
+        start = self.n * self.arena.begins[part.root]
         return part.of(self.floats[start : start + size].reshape(self.n, -1, part.row))
 
 
@@ -90,14 +95,14 @@ class MemoryPool:
     """
 
     def __init__(self, max_kept: int = 4) -> None:
-        self._free: dict[tuple[str, int], list[Any]] = defaultdict(list)
+        self._free: dict[tuple[str, Hashable], list[Any]] = defaultdict(list)
         self._max_kept = max_kept
         self._lock = Lock()
 
-    def acquire(self, kind: str, size: int, make: Callable[[], T]) -> T:
-        """Take a memory of this kind for `size` samples from the pool, or call `make`.
+    def acquire(self, kind: str, size: Hashable, make: Callable[[], T]) -> T:
+        """Take a memory of this kind and size from the pool, or call `make`.
 
-        Kept memories of this kind for other numbers of samples are freed first.
+        Kept memories of this kind and of another size are freed first.
         """
         with self._lock:
             for other in [key for key in self._free if key[0] == kind and key[1] != size]:
@@ -112,7 +117,7 @@ class MemoryPool:
         with self._lock:
             self._free.clear()
 
-    def release(self, kind: str, size: int, memory: Any) -> None:
+    def release(self, kind: str, size: Hashable, memory: Any) -> None:
         """Put a memory back."""
         with self._lock:
             if len(self._free[kind, size]) < self._max_kept:

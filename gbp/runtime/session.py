@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,16 @@ from ..devices.base import Device, refuse_not_finite
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
+from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rule
 from .memory import MemoryPool
 from .tape import Tape, steps
 
 T = TypeVar("T")
+
+#: Names of tensors to keep.
+Kept: TypeAlias = tuple[str, ...]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
@@ -48,6 +52,8 @@ class Session:
     threads: int
     memory: int | None
     pool: MemoryPool = field(default_factory=MemoryPool)
+    #: The backward passes between other tensors than scores and input, made on first use.
+    routes: dict[tuple[str | None, str | None], Route | None] = field(default_factory=dict)
     #: The largest slice that fitted, after a larger one ran out of memory; None before that.
     max_fitting: int | None = None
 
@@ -130,6 +136,37 @@ class Session:
         parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
+    def vjp(
+        self, tape: Tape, rule: Rule, seeds: NDArray[np.float32], of: str | None, wrt: str | None
+    ) -> NDArray[np.float32]:
+        """Gradients of Σ seed · tensor, as many seeds at a time as the memory holds.
+
+        Parameters
+        ----------
+        tape
+            The forward run of n samples.
+        rule
+            The rule.
+        seeds
+            float32 (n, K, …): K seeds for each sample.
+        of, wrt
+            As for `Plan.route`.
+
+        Returns
+        -------
+        float32 (n, K, …), each in the shape of `wrt`.
+        """
+        if (of, wrt) not in self.routes:
+            self.routes[of, wrt] = self.plan.route(of, wrt)
+        route, (n, count) = self.routes[of, wrt], seeds.shape[:2]
+        if of == wrt is not None:
+            return seeds
+        if route is None:
+            return np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
+        step = self.plan.max_targets(self.memory or self.device.slice_bytes, n, route)
+        parts = [tape.vjp(rule, route, seeds[:, k : k + step]) for k in range(0, count, step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Cut a batch of `count` samples into slices that fit into memory.
 
@@ -169,45 +206,58 @@ class Session:
 
 
 class Sessions:
-    """A session for each shape of sample, made on first use.
+    """A session for each shape of sample and each choice of kept tensors, made on first use.
 
     Building the plan for one shape does not block those who use another.
     """
 
-    def __init__(self, build: Callable[[Shape], Session]) -> None:
+    def __init__(self, build: Callable[[Shape, Kept], Session]) -> None:
         self._build = build
         self._lock = Lock()
-        self._entries: dict[Shape, _Entry] = {}
+        self._entries: dict[tuple[Shape, Kept], _Entry] = {}
         self._closed = False
 
-    def of(self, shape: Shape) -> Session:
+    def of(self, shape: Shape, keep: Kept = ()) -> Session:
         """The session for samples of this shape, which is without the batch axis.
+
+        Parameters
+        ----------
+        shape
+            The shape of a sample, without the batch.
+        keep
+            As for `Plan.build`.
 
         Raises
         ------
         InputError
             After `close`.
         """
+        key = shape, tuple(sorted(set(keep)))
         with self._lock:
             if self._closed:
                 raise InputError("the Explainer is closed.", hint="Make another one.")
-            entry = self._entries.pop(shape, None) or _Entry()
-            self._entries[shape] = entry  # the order is that of use: the latest is last
+            entry = self._entries.pop(key, None) or _Entry()
+            self._entries[key] = entry  # the order is that of use: the latest is last
             while len(self._entries) > _MAX_SESSIONS:
                 self._entries.pop(next(iter(self._entries)))
         with entry.lock:
             if entry.session is None:
                 try:
-                    entry.session = self._build(shape)
+                    entry.session = self._build(*key)
                 except BaseException:
                     with self._lock:
-                        if self._entries.get(shape) is entry:
-                            del self._entries[shape]
+                        if self._entries.get(key) is entry:
+                            del self._entries[key]
                     raise
                 # A file without a batch axis has samples of another shape than its input's other axes.
                 with self._lock:
-                    self._entries.setdefault(entry.session.plan.input_shape, entry)
+                    self._entries.setdefault((entry.session.plan.input_shape, key[1]), entry)
             return entry.session
+
+    def last(self) -> Session | None:
+        """The session that was used last; None where none is made."""
+        with self._lock:
+            return next((e.session for e in reversed(self._entries.values()) if e.session is not None), None)
 
     def close(self) -> None:
         """Drop all sessions.  Later calls of `of` raise InputError."""

@@ -22,8 +22,8 @@ from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
 from ..limits import elements
 from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, clear, pixels
-from ..plan.backward import GradientWrite
-from ..plan.layout import Instruction
+from ..plan.backward import GradientWrite, Route
+from ..plan.layout import Instruction, PhysicalTensor
 from ..plan.plan import Plan
 from ..rules import Rule
 from .memory import Buffers, MemoryPool, masks_of
@@ -103,7 +103,7 @@ class _Forward:
         memory = Buffers.new(plan, plan.activations, n, size, threads, device)
         masks = masks_of(plan, n, device)
         if not plan.keeps_activations:
-            backward = Buffers(plan, plan.gradients, n, memory.floats, memory.scratch)
+            backward = Buffers(plan, plan.backward.arena, n, memory.floats, memory.scratch)
         arrays = memory.arrays
         contexts = []
         for instruction in plan.instructions:
@@ -159,8 +159,8 @@ class _Forward:
         """Drop all references to the memory of the last backward pass."""
         self._backward_memory, self._again_backward = (lambda: None), {}
 
-    def run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
-        """Run the backward pass in `memory`, from the output's gradient to the input's.
+    def run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
+        """Run a backward pass in `memory`, which has the route's arena.
 
         `rectifiers`: the gate of the rule.
         """
@@ -169,13 +169,13 @@ class _Forward:
             self._backward_memory = ref(memory)
         if rectifiers not in self._again_backward:
             self._again_backward[rectifiers] = self.device.repeater()
-        self._again_backward[rectifiers](lambda: self._run_backward(memory, rectifiers))
+        self._again_backward[rectifiers](lambda: self._run_backward(memory, route, rectifiers))
 
-    def _run_backward(self, memory: Buffers, rectifiers: Gate) -> None:
+    def _run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
-        seed, leaving = memory.ends(self.device)
-        root = arrays[plan.slices[plan.output.name].root]
-        perform(partial(_start_backward, root, arrays[plan.output.name], seed), repeats=False)
+        seed, leaving = memory.ends(route, self.device)
+        root = arrays[plan.slices[route.start.name].root]
+        perform(partial(_start_backward, root, arrays[route.start.name], seed), repeats=False)
 
         def gate_of(instruction: Instruction) -> Gate:
             if not instruction.has_mask:
@@ -189,7 +189,7 @@ class _Forward:
             mask = self.masks[write.tensor] if instruction.has_mask else NO_MASK
             return GradientSlot(arrays[write.tensor], write.accumulate, mask, gate_of(instruction))
 
-        for backward in plan.backward:
+        for backward in route.instructions:
             run = self.runs[backward.instruction]
             instruction, context, gy = run.instruction, run.context, arrays[run.instruction.output]
             for part in backward.zeros:
@@ -202,6 +202,8 @@ class _Forward:
             perform(vjp, alone or instruction.step.repeats_back)
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
+        for part in route.zeros:
+            clear(memory.at(part), self.threads)
         leaving.settle()
 
 
@@ -310,29 +312,69 @@ class Tape:
         The maps, float32 (N, K, …), in the model's own input layout.
         """
         plan, (n, k) = self._plan, targets.shape
-        m = n * k
-        memory = self._forward.backward if k == 1 else None
+        where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
+
+        def write(seed: Floats) -> None:
+            self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(n * k), *where))
+
+        return self._backward(rule, plan.backward, k, write)
+
+    def vjp(self, rule: Rule, route: Route, seeds: Floats) -> Floats:
+        """Run a backward pass for every seed, all K of a sample as one batch.
+
+        Parameters
+        ----------
+        rule
+            The rule.
+        route
+            Between which tensors of the plan.
+        seeds
+            float32 (N, K, …): gradients of the route's start, in the file's order of axes.
+
+        Returns
+        -------
+        The gradients of its end, float32 (N, K, …), in the file's order of axes.
+        """
+        k, order = seeds.shape[1], (0, *route.start.order)
+
+        def write(seed: Floats) -> None:
+            self._device.write(seeds.reshape(-1, *seeds.shape[2:]).transpose(order), seed)
+
+        return self._backward(rule, route, k, write)
+
+    def _backward(self, rule: Rule, route: Route, k: int, write: Callable[[Floats], None]) -> Floats:
+        """One backward pass for k seeds a sample, which `write` writes in memory order."""
+        plan, m = self._plan, self.n * k
+        own = k == 1 and route is plan.backward
+        memory = self._forward.backward if own else None
+        size = m, route.start.name, route.end.name
         if memory is None:
-            size, last = plan.gradients.size, self._forward.backward_memory
-            if last is not None and last.n != m:
+            last = self._forward.backward_memory
+            if last is not None and (last.n != m or last.arena is not route.arena):
                 self._forward.forget_backward()  # the pool gives it up
             del last
+            floats = route.arena.size
             memory = self._pool.acquire(
                 "reverse",
-                m,
-                lambda: Buffers.new(plan, plan.gradients, m, size, self._threads, self._device),
+                size,
+                lambda: Buffers.new(plan, route.arena, m, floats, self._threads, self._device),
             )
-        where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
         with self._device.running():
-            seed, leaving = memory.ends(self._device)
-            self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(m), *where))
-            self._forward.run_backward(memory, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
+            seed, leaving = memory.ends(route, self._device)
+            write(seed)
+            self._forward.run_backward(memory, route, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
             maps, finite = leaving.read()
         self.is_finite &= finite
-        maps = maps.reshape(n, k, *plan.input_shape)
+        maps = maps.reshape(self.n, k, *maps.shape[1:])
         if memory is not self._forward.backward:
-            self._pool.release("reverse", m, memory)
+            self._pool.release("reverse", size, memory)
         return maps
+
+    def value(self, tensor: PhysicalTensor) -> Floats:
+        """What a kept tensor holds, float32 (N, …), in the file's order of axes."""
+        with self._device.running():
+            found = self._device.read(self._forward.arrays[tensor.name])
+        return np.array(found.transpose(tensor.logical_axes), np.float32)
 
 
 def _through_gate(gy: Floats, gx: GradientSlot, threads: int) -> None:

@@ -97,8 +97,11 @@ class Run:
         seed[np.arange(len(seed)), target] = 1
         return scores, self.reverse(rule, name, seed.reshape(self.values[name].shape))
 
-    def reverse(self, rule: str, output: str, seed: Array) -> Array:
-        """The image's gradient under the rule, given that of tensor `output`."""
+    def reverse(self, rule: str, output: str, seed: Array, wrt: str | None = None) -> Array:
+        """The gradient of the image, or of tensor `wrt`, under the rule, given that of tensor `output`.
+
+        For a rectifier's output it is the gradient before the rectifier's gate.
+        """
         gradients = {output: seed}
         for node, reverse in reversed(self.steps):
             if not gradients.keys() & set(node.outputs):
@@ -118,7 +121,8 @@ class Run:
                 gxs = vjp(*gys)
             for name, gx in zip(node.inputs, gxs, strict=False):
                 gradients[name] = self._disturbed(gradients.get(name, 0) + gx)
-        return gradients[self.image]
+        wrt = wrt or self.image
+        return gradients.get(wrt, np.zeros(self.values[wrt].shape))
 
     def _disturbed(self, x: Array) -> Array:
         if not self._noise or x.dtype.kind != "f":

@@ -1,0 +1,159 @@
+"""`Network`: what a loaded model computes besides maps: prepared input, scores, and runs to ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine import Engine
+from .errors import InputError
+from .inputs import Images
+from .limits import at_least_one
+from .run import Run, opened
+from .tensors import Tensor
+
+
+class Network:
+    """A loaded model.  `Explainer` is one."""
+
+    _engine: Engine
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape of the model's input, batch first; None for each size that the file leaves open."""
+        return self._engine.inputs.source.input_shape
+
+    def prepare(self, images: Images) -> NDArray[np.float32]:
+        """Preprocess images as `explain` does.
+
+        Parameters
+        ----------
+        images
+            As for `explain`.
+
+        Returns
+        -------
+        float32 (N, …) in the model's own input layout.
+
+        Raises
+        ------
+        InputError
+            For what is no image.
+        """
+        return np.concatenate([batch.x for batch, _ in self._engine.batches(images)])
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """Compute the scores of each image: the tensor to explain, by default the logits.
+
+        Parameters
+        ----------
+        images
+            As for `explain`.
+
+        Returns
+        -------
+        float32 (N, classes).
+
+        Raises
+        ------
+        InputError
+            For what is no image.
+        """
+        return self._engine.scores(images)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors between the input and the scores: those that `run` can keep, in order of computation.
+
+        A tensor inside a rectifier or an activation that is written in parts is none of them, because gbp
+        computes such parts as one.
+
+        Raises
+        ------
+        InputError
+            Where the model leaves its sizes open and nothing says them: no image was explained yet, and
+            `preprocess` has no size.
+        """
+        return self._engine.tensors()
+
+    @contextmanager
+    def run(self, images: Images, keep: Sequence[str] = ()) -> Iterator[Run]:
+        """Run images forward, and hold the run for any number of questions.
+
+            with explainer.run("cat.jpg", keep=["relu3"]) as run:
+                value = run.value("relu3")                       # what the tensor holds
+                maps = run.vjp(value, rule="guided", of="relu3")  # what moved it
+
+        Parameters
+        ----------
+        images
+            As for `explain`.  All are computed at once; `runs` takes any number.
+        keep
+            Tensors to ask about: names of tensors or of nodes, or a part of one that no other has.
+
+        Yields
+        ------
+        The `Run`.  It holds memory until the `with` block ends.
+
+        Raises
+        ------
+        InputError
+            For what is no image, for a name that no tensor has, and where so many images do not fit into
+            `memory` at once.
+        ModelError
+            Where the network's values overflow.
+        """
+        count = self._engine.inputs.count(images)
+        for batch, session in self._engine.batches(images, count, keep=names(keep)):
+            if len(batch.x) < count:
+                raise InputError(
+                    f"{count} images do not fit into one run; {len(batch.x)} do.",
+                    hint="`runs` takes them slice by slice; or give the Explainer more `memory`.",
+                )
+            with opened(session, batch, slice(0, count), 0) as run:
+                yield run
+
+    def runs(
+        self, images: Images, keep: Sequence[str] = (), *, batch_size: int | None = None
+    ) -> Iterator[Run]:
+        """Run any number of images forward, slice by slice.
+
+        Parameters
+        ----------
+        images, keep
+            As for `run`.
+        batch_size
+            As for `explain`.
+
+        Yields
+        ------
+        A `Run` for each slice, in order; `run.samples` says which images it is of.  It is closed when the
+        next is asked for.
+
+        Raises
+        ------
+        InputError
+            As `run`.
+        ModelError
+            As `run`.
+        """
+        done, size = 0, at_least_one("batch_size", batch_size)
+        for batch, session in self._engine.batches(images, size, keep=names(keep)):
+            open_part = partial(opened, session, batch, first=done)
+            for run in session.fitting(slice(0, len(batch.x)), open_part):
+                with run:
+                    yield run
+            done += len(batch.x)
+
+
+def names(keep: Sequence[str]) -> tuple[str, ...]:
+    """The argument `keep`.  Raises InputError unless it is a sequence of names."""
+    given = (keep,) if isinstance(keep, str) else tuple(keep)
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"keep holds {name!r}.", supported="names of tensors or of nodes")
+    return given

@@ -1,0 +1,81 @@
+"""`Arena`: one block of memory for many buffers, which share bytes where they are never alive together."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
+
+#: Up to so many buffers are packed as tightly as possible; the largest real networks have as many.
+_MAX_PACKED = 2**11
+#: A tensor's size in an arena is rounded up to a multiple of this many floats: one cache line.
+_LINE = 16
+
+
+@dataclass(frozen=True)
+class Arena:
+    """One block of memory that holds many buffers.  Buffers that are never alive together share bytes.
+
+    Parameters
+    ----------
+    begins
+        The first float of each buffer, for one sample.
+    size
+        Floats of the whole arena, for one sample.
+    """
+
+    begins: dict[str, int]
+    size: int
+
+
+def pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
+    """Place buffers in an arena.
+
+    Parameters
+    ----------
+    uses
+        (buffer, time) of each use.  A buffer is alive from its first use to its last.
+    sizes
+        Floats of each buffer.
+    """
+    lives: dict[str, tuple[int, int]] = {}
+    for name, when in uses:
+        first, last = lives.get(name, (when, when))
+        lives[name] = min(first, when), max(last, when)
+    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lives}
+    return _first_fit(lives, rounded) if len(lives) <= _MAX_PACKED else _in_time(lives, rounded)
+
+
+def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+    """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
+    begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
+    offsets: dict[str, int] = {}
+    for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
+        others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
+        others = others[np.argsort(begins[others], kind="stable")]
+        gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
+        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= sizes[name])
+        offsets[name] = int(gaps[fitting[0]] if len(fitting) else gaps[-1])
+        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + sizes[name], first, last
+    return Arena(offsets, int(ends.max(initial=0)))
+
+
+def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+    """Place buffers in the order of their first use, each in the smallest free gap that is large enough."""
+    offsets: dict[str, int] = {}
+    free: list[tuple[int, int]] = []  # (size, where), sorted
+    alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap
+    end = 0
+    for name, (first, last) in sorted(lives.items(), key=lambda item: item[1]):
+        while alive and alive[0][0] < first:
+            _, where, size = heappop(alive)
+            insort(free, (size, where))
+        i = bisect_left(free, (sizes[name], 0))
+        size, where = free.pop(i) if i < len(free) else (sizes[name], end)
+        end = max(end, where + size)
+        offsets[name] = where
+        heappush(alive, (last, where, size))
+    return Arena(offsets, end)

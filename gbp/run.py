@@ -1,0 +1,204 @@
+"""`Run`: one forward run of some samples, of which any gradient can be asked."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from .devices.base import all_finite
+from .errors import InputError, ModelError
+from .inputs import Batch
+from .limits import computing
+from .notes import refuse_meaningless
+from .rules import Rule, rule_named
+from .runtime.session import Session
+from .runtime.tape import Tape
+from .tensors import find
+
+
+class Run:
+    """One forward run of N samples.  One thread at a time may ask it.
+
+    It is a context manager.  Leaving it gives its memory back; then `value` and `vjp` raise InputError.
+
+    Parameters
+    ----------
+    session, tape
+        The plan with its memory, and the forward run.
+    x
+        float32 (N, …): the prepared samples, in the model's own input layout.
+    samples
+        Which of the given images these are.
+    pictures
+        The samples as pictures, or None where they are unknown.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tape: Tape,
+        x: NDArray[np.float32],
+        samples: slice,
+        pictures: tuple[Image.Image, ...] | None,
+    ) -> None:
+        self._session, self._tape, self._is_open = session, tape, True
+        self.x, self.samples, self.pictures = x, samples, pictures
+        #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
+        self.scores: NDArray[np.float32] = tape.scores
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._is_open:
+            self._is_open = False
+            self._tape.__exit__()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        kept = ", ".join(self._session.plan.kept) or "nothing"
+        return f"<Run of {len(self)} sample(s), {kept} kept>"
+
+    def value(self, name: str) -> NDArray[np.float32]:
+        """What a kept tensor holds.
+
+        Parameters
+        ----------
+        name
+            As in `keep`; or the name of the input or of the scores.
+
+        Returns
+        -------
+        float32 (N, …), in the file's shape and order of axes, before gbp fuses anything.
+
+        Raises
+        ------
+        InputError
+            For a tensor that was not kept, and where the run is closed.
+        """
+        name, plan = self._known(name), self._session.plan
+        if name == plan.input.name:
+            return self.x
+        if name == plan.scores:
+            return self.scores.reshape(-1, *plan.output_shape)
+        with self._session.device.turn(), computing():
+            return self._tape.value(plan.kept[name])
+
+    def vjp(
+        self, seed: ArrayLike, rule: str | Rule = "vanilla", of: str | None = None, wrt: str | None = None
+    ) -> NDArray[np.float32]:
+        """The gradient of Σ seed · tensor, under a rule (a vector-Jacobian product).
+
+        A kept tensor's gradient is the sum of what its readers pass back.  For the output of a rectifier this
+        is the gradient before the rectifier's own gate, which acts on the way to the rectifier's input.  A
+        seed of such an output passes the gate on its way to `wrt`, as gradients from above do.
+
+        Parameters
+        ----------
+        seed
+            float32 (N, …), one for each number of `of`; for the scores (N, classes).  Or (N, K, …): K seeds
+            for each sample, which are computed as one batch.
+        rule
+            "vanilla", "deconvnet", "guided", or a `Rule`.
+        of
+            The tensor that the seed is of: a kept one, or None for the scores.  Nothing behind it is
+            computed.
+        wrt
+            The tensor whose gradient is wanted: a kept one, or None for the input.  Nothing before it is
+            computed.
+
+        Returns
+        -------
+        float32 (N, …), or (N, K, …), in the shape of `wrt`.  It is 0 where `of` does not depend on `wrt`.
+
+        Raises
+        ------
+        InputError
+            For a seed of another shape, a tensor that was not kept, and where the run is closed.
+        ModelError
+            Where the gradient overflows.
+        """
+        rule, session, plan = rule_named(rule), self._session, self._session.plan
+        refuse_meaningless(rule, plan)
+        start = plan.scores if of is None else self._known(of)
+        end = plan.input.name if wrt is None else self._known(wrt)
+        if start == plan.input.name:
+            raise InputError(f"of is {of!r}, the input.", supported="the scores, and kept tensors")
+        if end == plan.scores:
+            raise InputError(f"wrt is {wrt!r}, the scores.", supported="the input, and kept tensors")
+        is_inner = start != plan.scores
+        shape = plan.shape_of(start) if is_inner else self.scores.shape[1:]
+        seeds, is_one = _seeds(seed, len(self), shape)
+        if not is_inner:
+            seeds = seeds.reshape(*seeds.shape[:2], *plan.output_shape)
+        with session.device.turn(), computing():
+            of_kept, wrt_kept = start if is_inner else None, end if end in plan.kept else None
+            gradient = session.vjp(self._tape, rule, seeds, of_kept, wrt_kept)
+            is_finite, self._tape.is_finite = self._tape.is_finite, True
+        if not is_finite:
+            hint = "The network's values overflow float32."
+            raise ModelError("the gradient holds NaN or infinity.", hint=hint)
+        return gradient[:, 0] if is_one else gradient
+
+    def _known(self, name: str) -> str:
+        """The name in the file of the input, of the scores or of a kept tensor."""
+        if not self._is_open:
+            raise InputError("the run is closed.", hint="Ask it inside its `with` block.")
+        plan = self._session.plan
+        if name == plan.input.name:
+            return name
+        found = find(plan.named, name).name
+        if found != plan.scores and found not in plan.kept:
+            raise InputError(f"tensor {found!r} was not kept.", hint=f"Say keep=[{found!r}] for the run.")
+        return found
+
+
+def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], bool]:
+    """The seeds (n, K, *shape), and whether one for each sample was given."""
+    try:
+        given = np.asarray(seed)
+    except ValueError:
+        given = np.empty(0, object)
+    is_one = given.shape == (n, *shape)
+    is_many = given.ndim == len(shape) + 2 and (*given.shape[:1], *given.shape[2:]) == (n, *shape)
+    if given.dtype.kind not in "fiub" or not (is_one or is_many) or not given.size:
+        sizes = ", ".join(map(str, shape))
+        raise InputError(
+            f"the seed has shape {list(given.shape)} and holds {given.dtype}.",
+            supported=f"numbers of shape [{n}, {sizes}], or [{n}, K, {sizes}] for K seeds a sample",
+        )
+    seeds = given.astype(np.float32)
+    if not all_finite(seeds):
+        raise InputError("the seed holds NaN or infinity.")
+    return seeds[:, None] if is_one else seeds, is_one
+
+
+def opened(session: Session, batch: Batch, part: slice, first: int) -> Run:
+    """Run samples forward.
+
+    Parameters
+    ----------
+    session
+        The session for their shape and for the kept tensors.
+    batch
+        Prepared samples.
+    part
+        Which of them to run.
+    first
+        The index of the batch's first sample among all.
+    """
+    x, start = batch.x[part], first + part.start
+    with session.device.turn(), computing():
+        tape = session.run(x, start)
+    return Run(session, tape, x, slice(start, start + len(x)), batch.pictures and batch.pictures[part])

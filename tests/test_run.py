@@ -1,0 +1,305 @@
+"""`Explainer.run`: values and gradients of any tensor, compared with the oracle in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import oracle
+import pytest
+from agreement import RULES, assert_close
+from builder import Builder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
+
+from gbp import Explainer, InputError, ModelError
+from gbp.devices import cpu as device
+from gbp.tensors import Tensor, find
+
+DEMO = Path(__file__).parents[1] / "models" / "demo.onnx"
+Net = Callable[[Builder, str], str]
+#: Networks in which tensors share memory, steps and gates.
+NETS: dict[str, Net] = {
+    "a rectifier's output with two readers": lambda b, x: residual(b, b.relu(b.conv(x, 8, 1))),
+    "a chain": lambda b, x: b.relu(b.batchnorm(b.conv(b.relu(b.conv(x, 8, 3)), 8, 3))),
+    "parts of a whole": lambda b, x: b.concat(b.relu(b.conv(x, 8, 1)), b.relu(b.conv(x, 5, 1)), x),
+    "wholes in one another": lambda b, x: dense(b, b.relu(b.conv(x, 4, 1))),
+    "a split": lambda b, x: b.concat(*b.split(b.relu(b.conv(x, 9, 1)), (4, 5))[::-1], x),
+    "views": lambda b, x: b.reshape(b.relu(b.reshape(b.relu(b.conv(x, 8, 1)), 0, 4, 2, -1)), 0, 8, 1, -1),
+    "a clip": lambda b, x: b.clip(b.conv(b.clip(b.conv(x, 8, 1), 0, 1), 8, 1), -0.5, 0.5),
+    "a max-pool": lambda b, x: b.node("MaxPool", b.relu(b.conv(x, 8, 1)), kernel_shape=[2, 2]),
+    "a product": lambda b, x: b.mul(b.relu(b.conv(x, 8, 1)), b.node("Sigmoid", b.conv(x, 8, 1))),
+}
+
+
+def residual(b: Builder, x: str) -> str:
+    y = b.relu(b.add(b.conv(b.relu(b.conv(x, 8, 1)), 8, 1), x))
+    return b.relu(b.add(y, b.conv(y, 8, 1)))
+
+
+def dense(b: Builder, x: str) -> str:
+    for _ in range(3):
+        x = b.concat(x, b.relu(b.conv(x, 3, 1)))
+    return x
+
+
+def built(net: Net, seed: int = 0) -> onnx.ModelProto:
+    b = Builder(seed=seed)
+    return b.model(b.head(net(b, b.input(2, 3, 6, 7))))
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def safe(net: Net) -> tuple[onnx.ModelProto, oracle.Run]:
+    for seed in range(20):
+        model = built(net, seed)
+        run = oracle.Run(model, noise((2, 3, 6, 7), seed))
+        if run.margin > 1e-5:
+            return model, run
+    raise AssertionError("every seed is near a gate")
+
+
+def check_tensor(run: Any, truth: oracle.Run, tensor: Tensor, rule: str) -> None:
+    """Value, gradient with respect to it, and gradient of it, with two seeds a sample."""
+    name = tensor.name
+    shape = truth.values[name].shape
+    assert (len(run), *tensor.shape) == shape
+    assert_close(run.value(name), truth.values[name], f"value of {name}")
+    scores = truth._logits()
+    seed = noise(run.scores.shape, 1)
+    found = run.vjp(seed, rule, wrt=name)
+    expected = truth.reverse(rule, scores, seed.reshape(truth.values[scores].shape), name)
+    assert_close(found, expected, f"{rule} gradient at {name}")
+    if name == scores:
+        return
+    seeds = noise((shape[0], 2, *shape[1:]), 2)
+    found = run.vjp(seeds, rule, of=name)
+    expected = np.stack([truth.reverse(rule, name, seeds[:, k]) for k in range(2)], axis=1)
+    assert_close(found, expected, f"{rule} gradient of {name}")
+
+
+def check(model: onnx.ModelProto, truth: oracle.Run, rule: str, device: str = "cpu", most: int = 99) -> None:
+    explainer = Explainer(model, device=device)
+    scores = truth._logits()
+    tensors = [t for t in explainer.tensors if t.name != scores][:most]
+    with explainer.run(truth.values[truth.image].astype(np.float32), [t.name for t in tensors]) as run:
+        assert_close(run.scores, truth.values[scores].reshape(len(run), -1), "scores")
+        for tensor in tensors:
+            check_tensor(run, truth, tensor, rule)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_values_and_gradients_at_every_tensor(name: str) -> None:
+    model, truth = safe(NETS[name])
+    for rule in RULES:
+        check(model, truth, rule)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_one_kept_tensor_leaves_the_others_fused(name: str) -> None:
+    """Each tensor alone is right too: what surrounds it is folded and fused."""
+    model, truth = safe(NETS[name])
+    explainer = Explainer(model)
+    x = truth.values[truth.image].astype(np.float32)
+    for tensor in explainer.tensors:
+        if tensor.name != truth._logits():
+            with explainer.run(x, [tensor.name]) as run:
+                check_tensor(run, truth, tensor, "guided")
+
+
+@given(net=networks(), rule=st.sampled_from(RULES))
+@settings(REPRODUCIBLE, max_examples=40)
+def test_of_any_network(net: Network, rule: str) -> None:
+    truth = safe_run(net)
+    with mock.patch.object(device, "aligned", poisoned):
+        check(net.model, truth, rule)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_between_two_inner_tensors(name: str) -> None:
+    model, truth = safe(NETS[name])
+    explainer = Explainer(model)
+    kept = [t.name for t in explainer.tensors if t.name != truth._logits()]
+    x = truth.values[truth.image].astype(np.float32)
+    with mock.patch.object(device, "aligned", poisoned), explainer.run(x, kept) as run:
+        for of in kept:
+            seed = noise(truth.values[of].shape, 3)
+            for wrt in kept:
+                found = run.vjp(seed, "guided", of=of, wrt=wrt)
+                expected = truth.reverse("guided", of, seed, wrt)
+                assert_close(found, expected, f"{of} to {wrt}")
+
+
+# --- What a run costs, and its errors -----------------------------------------------------------------------
+
+
+def test_a_run_without_kept_tensors_is_that_of_explain() -> None:
+    explainer, x = Explainer(built(residual_net)), noise((3, 3, 6, 7))
+    result = explainer.explain(x, rule="guided", target=[[0, 1]] * 3)
+    with explainer.run(x) as run:
+        assert run.scores.tobytes() == result.scores.tobytes()
+        seeds = np.zeros((3, 2, 4), np.float32)
+        seeds[:, 0, 0] = seeds[:, 1, 1] = 1
+        assert run.vjp(seeds, "guided").tobytes() == result.map.tobytes()
+        assert run.vjp(seeds[:, 1], "guided").tobytes() == result.map[:, 1].tobytes()
+    assert len(explainer._engine.sessions._entries) == 1
+
+
+def residual_net(b: Builder, x: str) -> str:
+    return residual(b, b.relu(b.conv(x, 8, 1)))
+
+
+def test_kept_tensors_change_no_map_and_leave_the_plan_of_others_alone() -> None:
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    before = explainer.explain(x, rule="guided")
+    plan, _ = explainer.plan_for((3, 6, 7))
+    nbytes = plan.nbytes(1, 1)
+    with explainer.run(x, ["relu1"]) as run:
+        seed = np.eye(4, dtype=np.float32)[before.target]
+        np.testing.assert_allclose(run.vjp(seed, "guided"), before.map, rtol=1e-4, atol=1e-6)
+        assert run.value("relu1").min() == 0
+    assert explainer.plan_for((3, 6, 7))[0] is plan
+    assert plan.nbytes(1, 1) == nbytes
+    assert explainer.explain(x, rule="guided").map.tobytes() == before.map.tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_has_the_bits_of_its_samples(threads: int) -> None:
+    explainer, x = Explainer(built(residual_net), threads=threads), noise((5, 3, 6, 7))
+    seeds = noise((5, 3, 4), 1)
+    with explainer.run(x, ["relu1"]) as run:
+        value, gradient = run.value("relu1"), run.vjp(seeds, "deconvnet", wrt="relu1")
+        maps = run.vjp(value, "guided", of="relu1")
+    for n in range(5):
+        with explainer.run(x[n : n + 1], ["relu1"]) as one:
+            assert one.value("relu1").tobytes() == value[n].tobytes()
+            found = one.vjp(seeds[n : n + 1, 2], "deconvnet", wrt="relu1")
+            assert found.tobytes() == gradient[n, 2].tobytes()
+            assert one.vjp(value[n : n + 1], "guided", of="relu1").tobytes() == maps[n].tobytes()
+
+
+def test_many_seeds_are_computed_in_parts_that_fit_into_memory() -> None:
+    x, seeds = noise((2, 3, 6, 7)), noise((2, 9, 4), 1)
+    model = built(residual_net)
+    with Explainer(model).run(x, ["relu1"]) as run:
+        whole = run.vjp(seeds, "guided")
+    explainer = Explainer(model, memory=1)
+    with pytest.raises(InputError, match="2 images do not fit into one run; 1 do"):
+        explainer.run(x, ["relu1"]).__enter__()
+    parts = [(run.samples, run.vjp(seeds[run.samples], "guided")) for run in explainer.runs(x, ["relu1"])]
+    assert [samples for samples, _ in parts] == [slice(0, 1), slice(1, 2)]
+    assert np.concatenate([part for _, part in parts]).tobytes() == whole.tobytes()
+
+
+def test_runs_are_of_all_images_in_order() -> None:
+    explainer, x = Explainer(built(residual_net)), noise((70, 3, 6, 7))
+    scores, lengths = [], []
+    for run in explainer.runs(x, batch_size=32):
+        scores.append(run.scores)
+        lengths.append(len(run))
+        assert run.x.tobytes() == x[run.samples].tobytes()
+    assert lengths == [23, 23, 24]
+    assert np.concatenate(scores).tobytes() == explainer.predict(x).tobytes()
+
+
+def test_tensors_are_listed_and_found_by_parts_of_their_names() -> None:
+    explainer = Explainer(DEMO)
+    tensors = {tensor.name: tensor for tensor in explainer.tensors}
+    assert tensors["relu1"].op == "Relu"
+    assert tensors["relu1"].shape == (16, 96, 96)
+    x = np.zeros((1, *explainer.input_shape[1:]), np.float32)
+    with explainer.run(x, keep=["RELU3"]) as run:
+        assert run.value("relu3").tobytes() == run.value("Relu3").tobytes()
+        assert run.value("image").tobytes() == x.tobytes()
+        with pytest.raises(InputError, match=r"'relu1' was not kept. Say keep=\['relu1'\]"):
+            run.value("relu1")
+        with pytest.raises(InputError, match=r"no tensor .* is called 'rleu3'. Did you mean 'relu3'"):
+            run.value("rleu3")
+    with pytest.raises(InputError, match="the run is closed"):
+        run.value("relu3")
+    with pytest.raises(InputError, match=r"'relu' is a part of 5 tensors' names: 'relu1', "):
+        explainer.run(x, keep=["relu"]).__enter__()
+    with pytest.raises(InputError, match="keep holds 3"):
+        explainer.run(x, keep=[3]).__enter__()  # type: ignore[list-item]
+
+
+def test_a_part_that_is_a_word_counts_more() -> None:
+    def tensor(name: str) -> Tensor:
+        return Tensor(f"{name}:0", f"{name}/Relu", "Relu", (1,))
+
+    tensors = [tensor("block/relu_1"), tensor("block/relu_10"), tensor("relu_1")]
+    assert find(tensors, "relu_10") is tensors[1]
+    assert find(tensors, "relu_1/Relu") is tensors[2]
+    assert find(tensors, "relu_1:0") is tensors[2]
+    assert find(tensors, "block/relu_1") is tensors[0]
+    with pytest.raises(InputError, match="a part of 2 tensors' names"):
+        find(tensors, "relu_1")
+
+
+def test_seeds_of_other_shapes_and_of_the_input_are_refused() -> None:
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    with explainer.run(x, ["relu1"]) as run:
+        for seed in (np.ones(4), np.ones((1, 4)), np.ones((2, 5)), np.ones((2, 0, 4)), "a", [[1], [1, 2]]):
+            with pytest.raises(InputError, match=r"supported: numbers of shape \[2, 4\]|Supported"):
+                run.vjp(seed)
+        with pytest.raises(InputError, match="NaN"):
+            run.vjp(np.full((2, 4), np.nan))
+        with pytest.raises(InputError, match="the input"):
+            run.vjp(np.ones((2, 3, 6, 7)), of="x")
+        with pytest.raises(InputError, match="the scores"):
+            run.vjp(np.ones((2, 4)), wrt=explainer.tensors[-1].name)
+        with pytest.raises(ModelError, match="the gradient holds NaN or infinity"):
+            run.vjp(np.full((2, 8, 6, 7), 3e38), of="relu1")
+        assert np.isfinite(run.vjp(np.ones((2, 4)))).all()
+
+
+def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
+    path, x = tmp_path / "net.onnx", noise((1, 3, 6, 7))
+    onnx.save(built(residual_net), path)
+    explainer = Explainer(path)
+    with explainer.run(x, ["relu1"]) as run:
+        assert run.value("relu1").shape == (1, 8, 6, 7)
+    onnx.save(built(NETS["a chain"]), path)
+    with explainer.run(x, ["relu1"]) as run:  # is planned already
+        assert run.value("relu1").shape == (1, 8, 6, 7)
+    with pytest.raises(InputError, match="has changed since it was loaded"):
+        explainer.run(x, ["relu3"]).__enter__()
+
+
+def test_open_sizes_are_listed_once_they_are_known() -> None:
+    b = Builder()
+    x = b.input(1, 3, 6, 7)
+    y = b.relu(b.conv(x, 8, 1))
+    model = b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", y)), 4))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].ClearField("dim_value")
+    explainer = Explainer(model)
+    with pytest.raises(InputError, match="size"):
+        _ = explainer.tensors
+    with explainer.run(noise((1, 3, 5, 5)), [y]) as run:
+        assert run.value(y).shape == (1, 8, 5, 5)
+    assert next(t for t in explainer.tensors if t.name == y).shape == (8, 5, 5)
+    assert next(t for t in Explainer(model, preprocess={"preset": "unit", "size": (4, 9)}).tensors).shape == (
+        8,
+        4,
+        9,
+    )
+
+
+def test_inside_a_rectifier_in_parts_there_is_no_tensor() -> None:
+    b = Builder()
+    x = b.conv(b.input(2, 3, 6, 7), 8, 1)
+    above = b.node("Greater", x, b.constant(0.0))
+    y = b.node("Where", above, x, b.constant(np.zeros(1)))
+    model = b.model(b.head(b.conv(y, 4, 1)))
+    explainer = Explainer(model)
+    names = [tensor.name for tensor in explainer.tensors]
+    assert above not in names
+    assert {x, y} <= set(names)
