@@ -80,6 +80,8 @@ _SUPPORTED = (
 )
 #: Labels that a message shows.
 _MAX_SHOWN = 5
+#: Digits of an index; Python refuses to read 5,000.
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,17 @@ class Classes:
                 hint=f"Say which one: target={at!r}, for example.",
             )
         return found
+
+
+def target_of(text: str) -> int | str | At:
+    """A target that is written as text: "7" is an index, "8763:1" or "8763:dog" an `At`, all else a label."""
+    if text.removeprefix("-").isdecimal() and len(text) <= _MAX_DIGITS:
+        return int(text)
+    parts = text.split(":")
+    named = [part for part in parts if not (part.isdecimal() and len(part) <= _MAX_DIGITS)]
+    if len(parts) > 1 and len(named) <= 1 and all(parts):
+        return At(*(part if part in named else int(part) for part in parts))
+    return text
 
 
 def resolve(

@@ -52,9 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),
         "runtime",
     },
+    "serve": {
+        *("attribution", "errors", "explainer", "gbp", "kernels", "limits", "pictures", "rules", "targets"),
+    },
     "cli": {
-        *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "strips"),
-        "targets",
+        *("gbp", "diagnostics", "errors", "explainer", "head", "kernels", "pictures", "rules", "serve"),
+        *("strips", "targets"),
     },
     "gbp": {"errors", "explainer", "rules"},
     "__main__": {"cli"},

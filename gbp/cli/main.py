@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import GbpError, shown
-from . import explain, inspect, verify, warmup
+from . import explain, inspect, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = "activations|algorithm|device|given|input|labels|memory|output|preprocess|rule|size|target|threads"
@@ -89,6 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (explain, warmup, inspect, verify):
+    for command in (explain, warmup, inspect, verify, serve):
         command.add_command(commands)
     return parser

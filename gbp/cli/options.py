@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError, shown
 from ..head import PROBABILITY
-from ..targets import At
+from ..targets import At, target_of
 
 
 def add_ends(command: argparse.ArgumentParser) -> None:
@@ -64,14 +64,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def target(text: str) -> int | str | At:
-    """A class index; indices along axes, as 8763:1 or 8763:dog; anything else is a label."""
-    if text.removeprefix("-").isdecimal():
-        return int(text)
-    parts = text.split(":")
-    named = [part for part in parts if not part.isdecimal()]
-    if len(parts) > 1 and len(named) <= 1 and all(parts):
-        return At(*(int(part) if part.isdecimal() else part for part in parts))
-    return text
+    return target_of(text)
 
 
 def fraction(text: str) -> float:

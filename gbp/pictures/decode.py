@@ -71,8 +71,10 @@ _LIKE = {"MPO": "JPEG"}
 SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, binary PPM, PGM and PBM"
 
 
-def decode_file(file: BufferedReader, size: int, name: str, mode: Mode) -> Image.Image:
-    """Decode an open file of so many bytes.  Raises InputError naming it."""
+def decode_file(
+    file: BufferedReader, size: int, name: str, mode: Mode, max_pixels: int | None = None
+) -> Image.Image:
+    """Decode an open file of so many bytes, and of up to `max_pixels`.  Raises InputError naming it."""
     with _refusals(name):
         start = file.read(16)
         file.seek(0)
@@ -94,6 +96,12 @@ def decode_file(file: BufferedReader, size: int, name: str, mode: Mode) -> Image
             raise InputError(
                 f"it has {readable_bytes(size)}.",
                 supported=f"up to {readable_bytes(limit.file)} of {image.format}",
+            )
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise InputError(
+                f"it has {image.width} × {image.height} pixels.",
+                supported=f"up to {max_pixels / 1e6:g} million here",
+                hint="Scale it down.",
             )
         _check_size(image, limit, _COEFFICIENTS if has_several else 0)
         if scans > _MANY_SCANS and scans * image.width * image.height > _MAX_SCANNED:

@@ -11,9 +11,8 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from io import BufferedReader
 from numbers import Real
-from typing import IO, Any, Literal, get_args, overload
+from typing import IO, Any, BinaryIO, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +40,19 @@ MAX_ARRAY = 2**31
 # ---------------------------------------------------------------------------------------------- decode
 
 
-def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, channels: int = 3) -> Image.Image:
+def read_image(
+    source: str | os.PathLike[str] | IO[bytes] | Image.Image,
+    *,
+    channels: int = 3,
+    max_pixels: int | None = None,
+) -> Image.Image:
     """Decode an image, turn it upright and bring it to 8 bits a channel.
 
     `source` is a path, a binary file object or an open PIL image; of an animation the first frame is taken.
     `channels` is 3 for mode "RGB" or 1 for mode "L".  EXIF orientation is applied, transparency is composited
     on white, palettes and CMYK are converted, 16-bit greyscale is scaled down by 257.  A JPEG of more than 33
     million pixels, or 19 million in several scans, is decoded at a half, a quarter or an eighth of its size.
+    `max_pixels` is a limit on top of gbp's own, for files.
 
     Raises `InputError`, naming the file, when it is missing, no regular file, not an image of a format in
     `decode.FORMATS`, damaged, larger than what is said there or than `PIL.Image.MAX_IMAGE_PIXELS`, or of a
@@ -61,13 +66,13 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, *, chan
         name, content = str(getattr(source, "name", "the given image")), source.read(MAX_FILE + 1)
         if not isinstance(content, bytes) or len(content) > MAX_FILE:
             raise InputError(f"{name!r} holds no bytes, or more than {readable_bytes(MAX_FILE)}.")
-        return decode_file(io.BufferedReader(io.BytesIO(content)), len(content), name, mode)
+        return decode_file(io.BufferedReader(io.BytesIO(content)), len(content), name, mode, max_pixels)
     if not isinstance(source, (str, bytes, os.PathLike)):
         raise InputError(f"an image is of type {type(source).__name__}.", supported="a path or a PIL image")
     name = os.fspath(source)
     try:
         with open_regular(name, MAX_FILE) as file:
-            return decode_file(file, os.fstat(file.fileno()).st_size, name, mode)
+            return decode_file(file, os.fstat(file.fileno()).st_size, name, mode, max_pixels)
     except IsADirectoryError as error:
         raise InputError(f"{name!r} is a directory, not an image.") from error
     except InputError:  # a ValueError too
@@ -82,24 +87,31 @@ def is_array_file(source: object) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source)[-4:].lower() == ".npy"
 
 
-def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The array in an .npy file, whole numbers as float32.  Raises `InputError`, naming the file."""
+def read_array(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
+    """The array in an .npy file, whole numbers as float32.  Raises `InputError`, naming the file.
+
+    `source` is a path, or the bytes of the file.
+    """
+    name = "the given array" if isinstance(source, bytes) else os.fspath(source)
     try:
-        with open_regular(path, MAX_ARRAY) as file:
-            array = _array(file)
+        if isinstance(source, bytes):
+            array = _array(io.BytesIO(source), len(source))
+        else:
+            with open_regular(source, MAX_ARRAY) as file:
+                array = _array(file, os.fstat(file.fileno()).st_size)
     except MemoryError:
         raise
     except Exception as error:  # the header is Python's text, on which NumPy raises what its parser does
-        raise InputError(f"cannot read the array {os.fspath(path)!r}: {error}.") from None
+        raise InputError(f"cannot read the array {name!r}: {error}.") from None
     return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 
-def _array(file: BufferedReader) -> NDArray[Any]:
-    """What the file holds, once it is certain that it holds as much as its header says."""
+def _array(file: BinaryIO, size: int) -> NDArray[Any]:
+    """What the file of `size` bytes holds, once it is certain that it holds as much as its header says."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
-    if dtype.itemsize * math.prod(shape) > os.fstat(file.fileno()).st_size:
+    if dtype.itemsize * math.prod(shape) > size:
         raise ValueError(f"the file is shorter than {dtype} of shape {list(shape)}")
     file.seek(0)
     array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

@@ -1,0 +1,148 @@
+"""`gbp serve`: explains over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .options import (
+    add_algorithm,
+    add_device,
+    add_ends,
+    add_preprocessing,
+    ends_of,
+    memory,
+    preprocess_of,
+    print_line,
+)
+
+#: Modules of the extra → the names of their distributions.
+_NEEDED = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
+}
+
+
+def add_command(commands: Any) -> None:
+    """Add `serve` to the parser's commands."""
+    command = commands.add_parser("serve", help="explain over HTTP")
+    command.set_defaults(run=serve)
+    command.add_argument(
+        "models",
+        metavar="[NAME=]MODEL.onnx",
+        nargs="+",
+        help="the name is part of the path; default: the file's, without its suffix",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
+    command.add_argument("--port", type=int, default=8000, help="default: 8000; 0: any that is free")
+    command.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that requests may call the server by, besides localhost; with another --host any may",
+    )
+    command.add_argument(
+        "--warmup", action="store_true", help="compile all kernels before /readyz says ready"
+    )
+    limits = command.add_argument_group("limits", "requests beyond them are refused")
+    limits.add_argument("--max-body", type=memory, metavar="BYTES", default="32M", help="default: 32M")
+    limits.add_argument("--max-pixels", type=memory, metavar="N", help="of a picture; default: 50 million")
+    limits.add_argument("--max-targets", type=int, metavar="N", default=5, help="of a request; default: 5")
+    limits.add_argument("--queue", type=int, metavar="N", default=64, help="requests that wait; default: 64")
+    limits.add_argument("--seconds", type=float, metavar="S", default=30, help="of a request; default: 30")
+    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
+    add_ends(command)
+    command.add_argument("--threads", type=int, help="of one explanation; default: all cores")
+    command.add_argument("--memory", type=memory, metavar="BYTES", help="of one batch; default: 160M")
+    command.add_argument("--activations", default="gradient", help="gradient (default) or clamp")
+    add_algorithm(command)
+    add_device(command)
+    add_preprocessing(command)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
+    missing = _missing()
+    if missing:
+        raise InputError(
+            f"gbp serve needs {', '.join(missing)}.",
+            hint="Install the extra: pip install 'gbp-explain[serve]'.",
+        )
+    from ..explainer import Explainer
+    from ..pictures.sidecar import read_labels
+    from ..serve.limits import Limits
+    from ..serve.models import Served
+    from ..serve.server import LOOPBACK, listening
+    from ..serve.server import serve as run
+    from .progress import compiling_shown
+
+    limits = Limits(
+        body=arguments.max_body,
+        pixels=arguments.max_pixels or Limits.pixels,
+        targets=arguments.max_targets,
+        queue=arguments.queue,
+        seconds=arguments.seconds,
+    )
+    labels, models = read_labels(arguments.labels), []
+    for name, path in _named(arguments.models).items():
+        explainer = Explainer(
+            path,
+            preprocess=preprocess_of(argparse.Namespace(**vars(arguments), model=path)),
+            labels=labels,
+            **ends_of(arguments),
+            threads=arguments.threads,
+            device=arguments.device,
+            memory=arguments.memory,
+            algorithm=arguments.algorithm,
+            activations=arguments.activations,
+            tf32=arguments.tf32,
+        )
+        models.append(Served(name, explainer, limits))
+    listener = listening(arguments.host, arguments.port)
+    host, port = listener.getsockname()[:2]
+    is_loopback = host.startswith("127.") or host == "::1"
+    shown = f"[{host}]" if ":" in host else host
+    print_line(f"gbp: serving {', '.join(model.name for model in models)} at http://{shown}:{port}/")
+    print_line(f"gbp: limits: {limits}")
+    sys.stdout.flush()
+
+    def prepare() -> None:
+        with compiling_shown():
+            for model in models:
+                model.explainer.warmup()
+
+    hosts = (*LOOPBACK, shown, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
+    run(models, limits, listener, hosts=hosts, prepare=prepare if arguments.warmup else None)
+    return 0
+
+
+def _missing() -> list[str]:
+    from importlib.util import find_spec
+
+    return [name for module, name in _NEEDED.items() if find_spec(module) is None]
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """Name → path.  Raises InputError for a name that is there twice."""
+    named: dict[str, str] = {}
+    for text in models:
+        name, equals, path = text.partition("=")
+        if not equals or os.path.exists(text):
+            name, path = Path(text).stem, text
+        if name in named:
+            raise InputError(
+                f"two models are called {name!r}: {named[name]!r} and {path!r}.",
+                hint=f"Name one: other={path}.",
+            )
+        if not name or "/" in name:
+            raise InputError(f"the name of a model is {name!r}.", supported="a name without '/'")
+        named[name] = path
+    return named

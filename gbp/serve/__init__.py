@@ -1,0 +1,6 @@
+"""The server: `Explainer`s behind HTTP.
+
+Explainers and limits come in; an ASGI application comes out, which `gbp serve` runs.  It may import what a
+user may (`Explainer`, its results, targets, rules, errors), what decodes pictures, and the number of threads.
+It also imports Starlette, uvicorn, prometheus-client and python-multipart, the extra `serve`.
+"""

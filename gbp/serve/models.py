@@ -1,0 +1,212 @@
+"""`Served`: one model of the server, which explains requests and writes the answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..attribution import Attribution
+from ..errors import GbpError, InputError
+from ..explainer import Explainer
+from ..pictures.files import save_picture
+from ..pictures.image import read_array, read_image
+from ..rules import RULES
+from .limits import Limits
+from .requests import FORMATS, STYLES, Ask
+
+#: How an .npy file begins.
+_ARRAY = b"\x93NUMPY"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the client."""
+
+    content: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One accepted request.
+
+    Parameters
+    ----------
+    model
+        The model.
+    ask
+        What to explain, and how to answer.
+    content
+        A picture or an array, as the bytes of its file.
+    received
+        When the request came, on `time.perf_counter`'s clock.
+    """
+
+    model: Served
+    ask: Ask
+    content: bytes = field(repr=False)
+    received: float
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for jobs that one batch may hold.
+
+        Arrays may differ in shape, and notes on several targets speak of the whole batch, so these are alone.
+        """
+        if self.content.startswith(_ARRAY) or self.ask.several:
+            return self
+        return (self.model, self.ask.key)
+
+
+class Served:
+    """One model of the server.  Threads may share it.
+
+    Parameters
+    ----------
+    name
+        Its name in paths.
+    explainer
+        The model.
+    limits
+        What a request may cost.
+    """
+
+    def __init__(self, name: str, explainer: Explainer, limits: Limits) -> None:
+        self.name, self.explainer, self._limits = name, explainer, limits
+
+    def describe(self) -> dict[str, Any]:
+        """What `GET /v1/models` says, in JSON's types."""
+        shape = list(self.explainer.input_shape)
+        return {
+            "name": self.name,
+            "input_shape": shape,
+            "pictures": len(shape) == 4 and self.explainer.preprocess is not None,
+            "labels": None if self.explainer.labels is None else len(self.explainer.labels),
+            "rules": [
+                {"name": rule.name, "source": rule.source, "caution": rule.caution} for rule in RULES.values()
+            ],
+            "styles": list(STYLES),
+        }
+
+    def answer(self, jobs: Sequence[Job]) -> list[Answer | BaseException]:
+        """Explain jobs with equal keys as one batch: an answer or an error for each."""
+        samples: list[Any] = []
+        good: list[Job] = []
+        answers: dict[Job, Answer | BaseException] = {}
+        began = time.perf_counter()
+        for job in jobs:
+            try:
+                samples.append(self._sample(job.content))
+                good.append(job)
+            except (GbpError, MemoryError) as error:
+                answers[job] = error
+        if good:
+            try:
+                answers.update(zip(good, self._explained(good, samples, began), strict=True))
+            except (GbpError, MemoryError) as error:
+                if len(good) == 1:
+                    answers[good[0]] = error
+                else:  # it may be the fault of one of them
+                    answers.update((job, self.answer([job])[0]) for job in good)
+        return [answers[job] for job in jobs]
+
+    def _sample(self, content: bytes) -> Image.Image | NDArray[Any]:
+        """The picture, or the array (1, …), that a file holds."""
+        if not content.startswith(_ARRAY):
+            return read_image(io.BytesIO(content), max_pixels=self._limits.pixels)
+        array, rank = read_array(content), len(self.explainer.input_shape)
+        if array.ndim == rank and len(array) != 1:
+            raise InputError(f"the array holds {len(array)} samples.", supported="one a request")
+        return array if array.ndim == rank else array[None]
+
+    def _explained(
+        self, jobs: Sequence[Job], samples: Sequence[Any], began: float
+    ) -> list[Answer | BaseException]:
+        ask = jobs[0].ask
+        images = samples[0] if isinstance(samples[0], np.ndarray) else list(samples)
+        result = self.explainer.explain(images, rule=ask.rule, target=ask.target)
+        took = time.perf_counter() - began
+        answers: list[Answer | BaseException] = []
+        for i, job in enumerate(jobs):
+            timing = {
+                "waited_ms": round(1e3 * (began - job.received), 3),
+                "explained_ms": round(1e3 * took, 3),
+                "together": len(jobs),
+            }
+            try:
+                answers.append(_answer(job, only(result, i), timing))
+            except (GbpError, MemoryError) as error:
+                answers.append(error)
+        return answers
+
+
+def only(result: Attribution, i: int) -> Attribution:
+    """The attribution of sample i alone."""
+    part = slice(i, i + 1)
+    return replace(
+        result,
+        map=result.map[part],
+        scores=result.scores[part],
+        target=result.target[part],
+        images=result.images[part] if result.images else None,
+    )
+
+
+def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
+    ask = job.ask
+    if ask.format == "npz":
+        content = _arrays(result)
+    elif ask.format == "json":
+        content = as_json(_report(job, result, timing))
+    else:
+        picture = result.draw(ask.style or result[0].panels()[0])
+        content = _encoded(picture, ask.format)
+    return Answer(content, FORMATS[ask.format])
+
+
+def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str, Any]:
+    report = {
+        "model": job.model.name,
+        **result.to_dict(),
+        "notes": list(result.notes),
+        "caution": RULES[result.rule].caution,
+        "timing": timing,
+    }
+    if "map" in job.ask.include:
+        report["map"] = base64.b64encode(_arrays(result)).decode()
+    if "input" in job.ask.include:
+        image = result[0].image
+        report["input"] = None if image is None else base64.b64encode(_encoded(image, "png")).decode()
+    return report
+
+
+def as_json(content: Any) -> bytes:
+    """JSON in which no label looks like HTML, to whatever shows it."""
+    text = json.dumps(content, allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text.encode()
+
+
+def _arrays(result: Attribution) -> bytes:
+    buffer = io.BytesIO()
+    result.save(buffer, format="npz")
+    return buffer.getvalue()
+
+
+def _encoded(picture: Image.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    if format == "webp":
+        picture.save(buffer, "WEBP", quality=95, method=2)
+    else:
+        save_picture(picture, buffer, format)
+    return buffer.getvalue()

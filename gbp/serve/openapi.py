@@ -1,0 +1,191 @@
+"""The OpenAPI document, which `GET /openapi.json` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..rules import RULES
+from .limits import Limits
+from .requests import EXTRAS, FORMATS, MAX_TARGET, STYLES
+
+_ERRORS = {
+    400: "The query, the form or the body is not as described here.",
+    404: "There is no such path or model.",
+    405: "The path has no such method.",
+    406: "No accepted format can be written.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    422: "gbp refuses the picture, the array or the target.",
+    503: "The server is busy or not ready yet; Retry-After says for how many seconds.",
+}
+
+
+def document(names: Sequence[str], limits: Limits) -> dict[str, Any]:
+    """The document for models of these names."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "gbp",
+            "version": __version__,
+            "summary": "Explains the decisions of CNNs.",
+            "description": f"Limits: {limits}.",
+        },
+        "paths": {
+            "/v1/models": {
+                "get": {
+                    "operationId": "models",
+                    "summary": "The models, their rules and styles.",
+                    "responses": {"200": _json("The models.", {"$ref": "#/components/schemas/Models"})},
+                }
+            },
+            "/v1/models/{name}/explain": {"post": _explain(names, limits)},
+            "/healthz": {"get": _plain("healthz", "Whether the process lives.")},
+            "/readyz": {"get": _plain("readyz", "Whether the models are ready.", 503)},
+            "/metrics": {"get": _plain("metrics", "Figures for Prometheus.")},
+            "/openapi.json": {
+                "get": {
+                    "operationId": "openapi",
+                    "summary": "This document.",
+                    "responses": {"200": _json("This document.", {"type": "object"})},
+                }
+            },
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "properties": {"file": file}, "required": ["file"]}
+    answers = {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Explanation"}},
+        **{media: {"schema": file} for media in FORMATS.values() if media != "application/json"},
+    }
+    return {
+        "operationId": "explain",
+        "summary": "Explains one picture, or one array.",
+        "description": "The header Accept chooses the format of the answer, unless the query does.",
+        "parameters": [
+            {"name": "name", "in": "path", "required": True, "schema": _enum(names)},
+            _query("rule", {**_enum(tuple(RULES)), "default": "guided"}, "Which gradient."),
+            _query(
+                "target",
+                {"type": "string", "maxLength": MAX_TARGET},
+                "A class index, a label, an index for each axis of the scores (8763:1), or top1 to "
+                f"top{limits.targets}.  By default what the picture is taken for.",
+            ),
+            _query("style", _enum(STYLES), "How a picture is drawn."),
+            _query("format", _enum(tuple(FORMATS)), "The format of the answer, whatever Accept says."),
+            {
+                **_query(
+                    "include",
+                    {"type": "array", "items": _enum(EXTRAS)},
+                    "What an answer in JSON holds besides: the map as an .npz file, and what the network "
+                    "sees of the picture as a PNG, both in base64.",
+                ),
+                "style": "form",
+                "explode": False,
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "description": "A picture or an .npy file, told by its content; alone or in a form.",
+            "content": {
+                **{media: {"schema": file} for media in ("image/*", "application/octet-stream")},
+                "multipart/form-data": {"schema": form},
+            },
+        },
+        "responses": {
+            "200": {"description": "The explanation.", "content": answers},
+            **{
+                str(status): _json(text, {"$ref": "#/components/schemas/Error"})
+                for status, text in _ERRORS.items()
+            },
+        },
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    text, number, texts = (
+        {"type": "string"},
+        {"type": "number"},
+        {"type": "array", "items": {"type": "string"}},
+    )
+    chosen = {
+        "class": {"type": "integer"},
+        "position": text,
+        "label": text,
+        "score": number,
+        "probability": {"type": ["number", "null"]},
+    }
+    model = {
+        "name": text,
+        "input_shape": {"type": "array", "items": {"type": ["integer", "null"]}},
+        "pictures": {"type": "boolean", "description": "Whether it takes pictures, or arrays alone."},
+        "labels": {"type": ["integer", "null"], "description": "How many labels there are."},
+        "rules": {
+            "type": "array",
+            "items": _object({"name": text, "source": text, "caution": text}),
+        },
+        "styles": texts,
+    }
+    timing = {"waited_ms": number, "explained_ms": number, "together": {"type": "integer"}}
+    base64 = {"type": "string", "contentEncoding": "base64"}
+    scores = {"type": "array", "items": {"$ref": "#/components/schemas/Score"}}
+    explanation = {
+        "model": text,
+        "rule": text,
+        "explained": scores,
+        "top": scores,
+        "notes": texts,
+        "caution": text,
+        "timing": _object(timing),
+    }
+    extras = {
+        "map": {**base64, "description": "An .npz file: map, scores, target, rule, notes, layout."},
+        "input": {"type": ["string", "null"], "contentEncoding": "base64", "contentMediaType": "image/png"},
+    }
+    error = {name: {"type": ["string", "null"]} for name in ("found", "supported", "hint", "node", "op")}
+    return {
+        "Models": _object(
+            {
+                "models": {"type": "array", "items": _object(model)},
+                "limits": {"type": "object", "additionalProperties": number},
+                "version": text,
+            }
+        ),
+        "Score": {**_object(chosen), "required": ["class", "label", "score", "probability"]},
+        "Explanation": {
+            "type": "object",
+            "properties": explanation | extras,
+            "required": list(explanation),
+        },
+        "Error": _object({"error": _object({"type": text, "message": text} | error)}),
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _enum(values: Sequence[str]) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _plain(name: str, summary: str, *others: int) -> dict[str, Any]:
+    text = {"description": "Text.", "content": {"text/plain": {}}}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {str(status): text for status in (200, *others)},
+    }

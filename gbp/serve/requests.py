@@ -1,0 +1,261 @@
+"""Requests: the query, the header Accept and the body, read within limits and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from starlette.datastructures import Headers, QueryParams, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from ..errors import InputError
+from ..pictures.drawing import Style
+from ..rules import RULES
+from ..targets import Target, Top, target_of
+from .limits import Limits
+from .work import BusyError
+
+#: Name of a format → its media type.  The first is the default.
+FORMATS = {
+    "json": "application/json",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "npz": "application/x-npz",
+}
+STYLES = get_args(Style)
+#: What an answer in JSON holds on request.
+EXTRAS = ("map", "input")
+#: Characters of a target: labels are searched for what is like it.
+MAX_TARGET = 200
+PARAMETERS = ("rule", "target", "style", "format", "include")
+
+
+class RequestError(InputError):
+    """A request that HTTP has a status code for.
+
+    Parameters
+    ----------
+    status
+        The code.
+    found, supported, hint
+        As for `GbpError`.
+    """
+
+    def __init__(self, status: int, found: str, **more: str) -> None:
+        super().__init__(found, **more)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks for.
+
+    Parameters
+    ----------
+    rule
+        The name of a rule.
+    target
+        As for `Explainer.explain`.
+    style
+        How pictures are drawn; None for the default.
+    format
+        One of `FORMATS`.
+    include
+        Those of `EXTRAS` that an answer in JSON holds.
+    """
+
+    rule: str = "guided"
+    target: Target = None
+    style: Style | None = None
+    format: str = "json"
+    include: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, query: QueryParams, accept: str, limits: Limits) -> Ask:
+        """Read the query and the header Accept.
+
+        Raises
+        ------
+        RequestError
+            For parameters that do not exist or have no such value, and if no accepted format can be written.
+        """
+        given = query.multi_items()
+        values = dict(given)
+        if len(values) < len(given):
+            raise RequestError(400, "a parameter of the query is there twice.")
+        unknown = sorted(values.keys() - set(PARAMETERS))
+        if unknown:
+            raise RequestError(
+                400, f"no parameter is called {unknown[0]!r:.80}.", supported=", ".join(PARAMETERS)
+            )
+        rule = _one_of("rule", values.get("rule", "guided"), tuple(RULES))
+        style: Any = _one_of("style", values["style"], STYLES) if "style" in values else None
+        if "format" in values:
+            format = _one_of("format", values["format"], tuple(FORMATS))
+        else:
+            format = accepted(accept)
+        extras = tuple(part for part in values.get("include", "").split(",") if part)
+        for extra in extras:
+            _one_of("include", extra, EXTRAS)
+        if extras and format != "json":
+            raise RequestError(400, "include is for answers in JSON.", hint="Say format=json.")
+        target = _target(values.get("target", ""), limits)
+        return cls(rule, target, style, format, tuple(dict.fromkeys(extras)))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for requests that can be computed as one batch."""
+        return (self.rule, type(self.target), self.target)
+
+    @property
+    def several(self) -> bool:
+        """Whether it asks for several targets."""
+        return isinstance(self.target, Top)
+
+
+def _target(text: str, limits: Limits) -> Target:
+    """None for nothing, `Top(5)` for "top5", else as on the command line."""
+    if len(text) > MAX_TARGET:
+        raise RequestError(400, f"target has {len(text)} characters.", supported=f"up to {MAX_TARGET}")
+    top = re.fullmatch("top([0-9]{1,9})", text)
+    if top is None:
+        return target_of(text) if text else None
+    if not 1 <= int(top[1]) <= limits.targets:
+        raise RequestError(400, f"target is {text!r}.", supported=f"top1 to top{limits.targets}")
+    return Top(int(top[1]))
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise RequestError(400, f"{name} is {value!r:.80}.", supported=", ".join(known))
+    return value
+
+
+def accepted(accept: str) -> str:
+    """The format that the header Accept prefers (RFC 9110, section 12.5.1).
+
+    Raises
+    ------
+    RequestError
+        406 if it accepts none.
+    """
+    ranges: dict[str, float] = {}
+    for part in accept.split(",") if accept.strip() else ["*/*"]:
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            ranges[kind] = min(1.0, max(0.0, float(weight)))
+        except ValueError:
+            ranges[kind] = 0.0
+
+    def weight_of(media: str) -> tuple[float, int]:
+        forms = (media, media.partition("/")[0] + "/*", "*/*")
+        return next(((ranges[form], -i) for i, form in enumerate(forms) if form in ranges), (0.0, 0))
+
+    best = max(FORMATS, key=lambda name: weight_of(FORMATS[name]))
+    if not weight_of(FORMATS[best])[0] > 0:
+        raise RequestError(
+            406, "nothing that is accepted can be written.", supported=", ".join(FORMATS.values())
+        )
+    return best
+
+
+class Held:
+    """How many bytes of bodies are held by all requests.  It is used by the event loop's thread alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.bytes = most, 0
+
+    def take(self, count: int) -> None:
+        """Count bytes in.  Raises `BusyError` if there are too many."""
+        if self.bytes + count > self._most:
+            raise BusyError(1)
+        self.bytes += count
+
+    def give_back(self, count: int) -> None:
+        """Count bytes out."""
+        self.bytes -= count
+
+
+class Body:
+    """The bytes of one request, counted as long as it is held.
+
+    Parameters
+    ----------
+    held
+        Where the bytes are counted.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held, self._counted = held, 0
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.give_back(self._counted)
+
+    async def read(self, request: Request, limits: Limits) -> bytes:
+        """Read the file that a request sends: its whole body, or the only file of a form.
+
+        Raises
+        ------
+        RequestError
+            413 for too large a body, 400 for an empty one or a broken form.
+        BusyError
+            If all requests together hold too many bytes.
+        """
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and len(announced) < 20 and int(announced) > limits.body:
+            raise _too_large(limits)
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.body:
+                    raise _too_large(limits)
+                self._held.take(len(chunk))
+                self._counted += len(chunk)
+                body += chunk
+        except ClientDisconnect:
+            raise RequestError(400, "the body is not complete.") from None
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            return await _file_of(request.headers, bytes(body))
+        if not body:
+            raise RequestError(400, "the body is empty.", hint="Send a picture, or an array in an .npy file.")
+        return bytes(body)
+
+
+def _too_large(limits: Limits) -> RequestError:
+    return RequestError(413, f"the body has more than {limits.body} bytes.")
+
+
+class _Form(MultiPartParser):
+    spool_max_size = 2**40  # in memory: the body is there already, and has a limit
+
+
+async def _file_of(headers: Mapping[str, str], body: bytes) -> bytes:
+    """The only file of a form."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    raw = Headers(dict(headers))
+    try:
+        form = await _Form(raw, stream(), max_files=1, max_fields=0).parse()  # type: ignore[arg-type]
+    except (MultiPartException, ValueError, LookupError) as error:
+        raise RequestError(
+            400,
+            f"the form cannot be read: {str(error).rstrip('.')}.",
+            hint="Send one file in it; all else goes into the query.",
+        ) from None
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if len(files) != 1:
+        raise RequestError(400, f"the form holds {len(files)} files.", supported="one")
+    content = await files[0].read()
+    if not content:
+        raise RequestError(400, "the file in the form is empty.")
+    return content

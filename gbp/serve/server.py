@@ -1,0 +1,131 @@
+"""Runs the application with uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import GbpError, InputError
+from .app import application
+from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, Limits
+from .models import Served
+
+#: Names by which this machine calls itself.
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which closes connections that begin no request in time.
+
+    uvicorn alone would wait for ever for the headers of a request, and for the rest of a body that nobody
+    reads.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._expect_request()
+        super().on_response_complete()
+
+    def _expect_request(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_idle, self.cycle)
+
+    def _close_if_idle(self, cycle: Any) -> None:
+        if self.cycle is cycle:
+            self.transport.abort()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.  Raises `InputError` if the address cannot be used."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+            made.listen(2048)
+        except OSError:
+            made.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}.") from None
+    return made
+
+
+def serve(
+    models: Sequence[Served],
+    limits: Limits,
+    listener: socket.socket,
+    *,
+    hosts: Sequence[str] | None,
+    prepare: Callable[[], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, and finish what was accepted by then.
+
+    Parameters
+    ----------
+    models, limits, hosts
+        As for `application`.
+    listener
+        The socket to listen on.
+    prepare
+        Is called in a thread of its own; explanations are refused until it returns.
+
+    Raises
+    ------
+    GbpError
+        As `prepare`.
+    """
+    ready, failures = threading.Event(), list[GbpError]()
+
+    def get_ready() -> None:
+        try:
+            if prepare is not None:
+                prepare()
+            ready.set()
+        except GbpError as error:
+            failures.append(error)
+            server.should_exit = True
+
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for each broken request
+    config = uvicorn.Config(
+        application(models, limits, hosts=hosts, ready=ready),
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=round(limits.seconds) + 5,
+    )
+    gc.enable()  # the command line turns it off for its short life
+    gc.freeze()
+    server = uvicorn.Server(config)
+    threading.Thread(target=get_ready, name="gbp-serve-ready", daemon=True).start()
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
