@@ -21,6 +21,7 @@ from .pictures.files import ARRAYS, File, suffix_of, write
 from .pictures.image import Channels
 from .pictures.layout import Layout, channels_first
 from .sample import Drawable, Sample
+from .similarity import ALIKE, likeness, rounded_down
 from .titles import plain, title_of
 
 #: Samples that a notebook shows of one attribution.
@@ -64,6 +65,8 @@ class Attribution(Drawable, Sequence[Sample]):
         The name of the method of `gbp.methods` that made the map, or "" for the rule alone.
     details
         What the method says of this run, such as {"samples": 25}.  An array has one row for each sample.
+    depends_on_image
+        Whether the map of a class can differ between images.
     """
 
     map: NDArray[np.float32]
@@ -79,6 +82,7 @@ class Attribution(Drawable, Sequence[Sample]):
     score_shape: tuple[int, ...] = ()
     method: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    depends_on_image: bool = True
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -107,6 +111,7 @@ class Attribution(Drawable, Sequence[Sample]):
             self.score_shape,
             method=self.method,
             details={k: v[i] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
+            depends_on_image=self.depends_on_image,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -121,6 +126,19 @@ class Attribution(Drawable, Sequence[Sample]):
         if len(self) != 1:
             raise InputError(f"there are {len(self)} samples.", hint="Take one: result[0].")
         return self[0]
+
+    def likeness_notes(self) -> tuple[str, ...]:
+        """A note, where the maps of a sample's targets are nearly the same; else none."""
+        if self.target.ndim < 2 or self.target.shape[1] < 2:
+            return ()
+        alike = [c for c in map(likeness, self.map) if c >= ALIKE]
+        if not alike:
+            return ()
+        where = f" in {len(alike)} of {len(self)} samples" if len(self) > 1 else ""
+        return (
+            f"The maps of the {self.target.shape[1]} targets are nearly the same{where} (cosine of at least "
+            f"{rounded_down(min(alike))}): they do not tell what speaks for one and not for another.",
+        )
 
     @property
     def has_probabilities(self) -> bool:

@@ -24,7 +24,7 @@ from .kernels.codegen.cache import CACHE_DIRECTORY
 from .kernels.codegen.jit import compiled, not_kept
 from .kernels.parallel.threads import thread_count
 from .limits import at_least_one, computing
-from .notes import notes_of, refuse_meaningless
+from .notes import depends_on_image, notes_of, refuse_meaningless
 from .ops.conv.conv import check_algorithm
 from .pictures.image import Preprocess
 from .plan.plan import Plan
@@ -206,7 +206,7 @@ class Engine:
             done += len(batch.x)
             pictures.extend(batch.pictures or ())
         maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
-        return Attribution(
+        found = Attribution(
             map=maps,
             scores=scores,
             target=targets,
@@ -218,7 +218,9 @@ class Engine:
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
             head=self._head(session.plan),
             score_shape=session.plan.output_shape,
+            depends_on_image=depends_on_image(session.plan, rule),
         )
+        return replace(found, notes=(*found.notes, *found.likeness_notes()))
 
     def warmup(self, size: tuple[int, int] | None) -> int:
         """See `Explainer.warmup`."""

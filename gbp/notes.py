@@ -20,6 +20,20 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
         )
 
 
+def depends_on_image(plan: Plan, rule: Rule) -> bool:
+    """Whether the map of a class can differ between images.
+
+    The reverse pass is the same for every image where it reads nothing of the forward run: no mask, no
+    switches and no tensor.  A mask of a rectifier counts only under a rule with a forward gate.
+    """
+    return any(
+        it.saves
+        or it.step.switches is not None
+        or (it.has_mask and (rule.forward_gate or not it.clip.is_rectifier))
+        for it in plan.instructions
+    )
+
+
 def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = False) -> tuple[str, ...]:
     """The notes for the reader of a map, one sentence each.
 
@@ -35,6 +49,11 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = F
         Whether convolutions multiplied in TF32.
     """
     notes = [*source.notes, *plan.notes]
+    if not depends_on_image(plan, rule):
+        notes.append(
+            f"Under {rule.name!r} this network gives a class the same map for any image: the reverse pass "
+            "reads nothing of the image, such as the switches of a max-pool."
+        )
     # A Clip from 0 that is no rectifier is part of an activation.
     others = sum(it.has_mask and not it.clip.is_rectifier and it.clip.lo != 0 for it in plan.instructions)
     if others:

@@ -19,6 +19,7 @@ from .pictures.drawing import Panel, Reduction, Style, draw_map, reduce
 from .pictures.files import File, save_picture, suffix_of
 from .pictures.image import Channels
 from .pictures.layout import Layout, channels_first
+from .similarity import remark
 from .targets import At, Classes
 from .titles import plain, title_of
 
@@ -122,12 +123,12 @@ class Drawable(ABC):
             for one in sample.each_target():
                 images.append(one.draw(where))
                 captions.append(f"{title}\n{one.caption()}")
-            return render.strip(images, captions)
+            return render.strip(images, captions, sample.doubts())
         shown = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
         for style in (where, *others):
             images.append(self.draw(style))
             captions.append(f"{title}: {shown[style]}\n{sample.caption()}")
-        return render.strip(images, captions)
+        return render.strip(images, captions, sample.doubts())
 
     def draw(self, style: Style = "overlay") -> Image.Image:
         """Draw in the style of this name.
@@ -203,7 +204,7 @@ class Sample(Drawable):
         float32 (classes,).
     target
         The class that was explained, int; or int64 (K,).
-    rule, layout, labels, channels, head, score_shape, method
+    rule, layout, labels, channels, head, score_shape, method, depends_on_image
         As in `Attribution`.
     image
         The sample as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
@@ -223,6 +224,7 @@ class Sample(Drawable):
     score_shape: tuple[int, ...] = ()
     method: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    depends_on_image: bool = True
 
     def __repr__(self) -> str:
         names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
@@ -259,6 +261,12 @@ class Sample(Drawable):
         if np.ndim(self.target) == 0:
             return [self]
         return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
+
+    def doubts(self) -> list[str]:
+        """What a picture of this map must not hide, one short sentence each."""
+        alike = remark(self.map if np.ndim(self.target) else self.map[None])
+        same = None if self.depends_on_image else "the same map for any image."
+        return [f"{self.title}: {doubt}" for doubt in (same, alike) if doubt]
 
     @property
     def classes(self) -> Classes:

@@ -35,4 +35,4 @@ def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.
     for sample in samples:
         images.append(sample.draw(chosen))
         captions.append(f"{sample.title}\n{sample.caption()}")
-    return render.strip(images, captions)
+    return render.strip(images, captions, [doubt for sample in samples for doubt in sample.doubts()])

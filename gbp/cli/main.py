@@ -14,10 +14,12 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import GbpError, shown
-from . import explain, inspect, serve, verify, warmup
+from . import explain, inspect, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
-_OPTIONS = "activations|algorithm|device|given|input|labels|memory|output|preprocess|rule|size|target|threads"
+_OPTIONS = (
+    "activations|algorithm|device|given|input|labels|layers|memory|output|preprocess|rule|size|target|threads"
+)
 
 #: Text in messages of the library → its form on the command line.
 _SAID = {
@@ -89,6 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (explain, warmup, inspect, verify, serve):
+    for command in (explain, warmup, inspect, verify, sanity, serve):
         command.add_command(commands)
     return parser

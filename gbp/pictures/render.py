@@ -155,10 +155,10 @@ def _diverging_palette() -> Pixels:
 
 PANEL = 288
 MARGIN = 12
-INK, FRAME = "#222222", "#d0d0d0"
+INK, FRAME, WARNING = "#222222", "#d0d0d0", "#a0182f"
 
 
-def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+def strip(images: Sequence[Image.Image], captions: Sequence[str], remarks: Sequence[str] = ()) -> Image.Image:
     """Put images side by side on one white canvas, each above its caption.
 
     Small images are enlarged by a whole factor to at least 288 pixels.  Each pixel becomes a sharp square,
@@ -170,6 +170,8 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
         At least one.
     captions
         One for each image.  A caption may have several lines; a line that is too wide is cut and ends in "…".
+    remarks
+        Lines in red below all captions.
 
     Returns
     -------
@@ -189,7 +191,8 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
     line_height = round(sum(font.getmetrics()) * 1.1)  # type: ignore[union-attr]
     top = MARGIN + max(panel.height for panel in panels) + MARGIN // 2
     width = sum(panel.width + MARGIN for panel in panels) + MARGIN
-    canvas = Image.new("RGB", (width, top + lines * line_height + MARGIN), "white")
+    bottom = top + (lines + len(remarks)) * line_height
+    canvas = Image.new("RGB", (width, bottom + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     left = MARGIN
     for panel, caption in zip(panels, captions, strict=True):
@@ -200,6 +203,25 @@ def strip(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image
             text = _fitted(line, panel.width, font)
             draw.text((left, top + row * line_height), text, fill=INK, font=font)
         left += panel.width + MARGIN
+    for row, remark in enumerate(remarks, start=lines):
+        text = _fitted(remark, width - 2 * MARGIN, font)
+        draw.text((MARGIN, top + row * line_height), text, fill=WARNING, font=font)
+    return canvas
+
+
+def stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures one below the other, on white, at the left.
+
+    Parameters
+    ----------
+    rows
+        RGB images, at least one.
+    """
+    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height
     return canvas
 
 

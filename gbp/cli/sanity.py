@@ -1,0 +1,103 @@
+"""`gbp sanity`: randomises a model's weights and shows whether the maps notice."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..rules import RULES
+from .options import (
+    add_algorithm,
+    add_device,
+    add_ends,
+    add_preprocessing,
+    ends_of,
+    preprocess_of,
+    print_json,
+    print_line,
+    print_paragraph,
+    target,
+)
+
+if TYPE_CHECKING:
+    from ..doubt.sanity import Sanity
+
+
+def add_command(commands: Any) -> None:
+    """Add `sanity` to the parser's commands."""
+    command = commands.add_parser(
+        "sanity",
+        help="randomise the weights and see whether the maps notice",
+        description="Draw the weights anew, from the last layer to the first, and of one layer at a time. "
+        "Compare the maps with the model's own (Adebayo et al. 2018).",
+    )
+    command.set_defaults(run=sanity)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("image", metavar="IMAGE", help="a picture; or an .npy file, a sample, preprocessed")
+    command.add_argument("--rule", choices=(*RULES, "all"), default="all", help="default: all")
+    command.add_argument("--target", type=target, help="class index or label; default: the best class")
+    command.add_argument("--layers", type=int, default=24, help="stages at most; default: 24")
+    command.add_argument("--seed", type=int, default=0, help="of the draws; default: 0")
+    command.add_argument("-o", "--out", metavar="FILE", help="picture; default: IMAGE_sanity.png, here")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
+    add_ends(command)
+    add_algorithm(command)
+    add_device(command)
+    add_preprocessing(command)
+
+
+def sanity(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
+    from ..pictures.files import check_path, save_picture
+
+    path = Path(arguments.out or f"{Path(arguments.image).stem}_sanity.png")
+    check_path(path)
+    if path.resolve() in (Path(arguments.model).resolve(), Path(arguments.image).resolve()):
+        raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
+    from ..doubt.sanity import sanity as sanity_of
+    from ..pictures.sidecar import read_labels
+    from .progress import compiling_shown, reporting
+
+    with compiling_shown(), reporting() as report:
+        found = sanity_of(
+            arguments.model,
+            arguments.image,
+            rules=tuple(RULES) if arguments.rule == "all" else (arguments.rule,),
+            target=arguments.target,
+            layers=arguments.layers,
+            seed=arguments.seed,
+            report=report,
+            preprocess=preprocess_of(arguments),
+            labels=read_labels(arguments.labels),
+            **ends_of(arguments),
+            algorithm=arguments.algorithm,
+            device=arguments.device,
+            tf32=arguments.tf32,
+        )
+    save_picture(found.picture(), path)
+    if arguments.json:
+        print_json({"model": arguments.model, "image": arguments.image, "file": str(path)} | found.to_dict())
+    else:
+        _print_sanity(found)
+        print_line(f"wrote {path}")
+    return 0
+
+
+def _print_sanity(found: Sanity) -> None:
+    for mode, rules in found.likeness.items():
+        print_line(f"{mode}: SSIM and rank correlation of |map| with the model's own")
+        print_line(f"{'':36}" + "".join(f"{rule:>14}" for rule in rules))
+        for k, (name, _) in enumerate(found.layers):
+            cells = []
+            for values in rules.values():
+                value = values[k]
+                cell = "no map" if value is None else f"{value.ssim:.2f} {value.rank_magnitude:5.2f}"
+                cells.append(f"{cell:>14}")
+            print_line(f"{name[-34:]:36}" + "".join(cells))
+    for rule, cosine in found.class_cosine.items():
+        print_line(f"{rule}: mean cosine with the maps of other classes {cosine:.2f}")
+    for rule, verdict in found.verdicts.items():
+        print_paragraph(f"{rule}: {verdict}", 2)

@@ -1,0 +1,321 @@
+"""`sanity`: whether a map depends on the weights and on the class.
+
+    cascading     The weights of the layers are drawn anew, from the last layer to the first; after each the
+                  image is explained again.  Where no gradient reaches the image, because the last unit of
+                  the class is dead, the last layer is drawn again.
+    independent   The weights of one layer at a time are drawn anew; all others are the model's own.
+
+Each map is compared with that of the model itself.  A map that stays the same shows the image, and not what
+the network has learned.  Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt & Kim 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..attribution import Attribution
+from ..errors import InputError, ModelError
+from ..explainer import Explainer
+from ..importer.proto import Model
+from ..importer.subgraph import Choice
+from ..inputs import Picture
+from ..limits import at_least_one
+from ..pictures import render
+from ..pictures.chart import Chart, draw_charts
+from ..rules import RULES
+from ..similarity import rank_correlation, ssim
+from ..targets import Target
+from .classes import class_sensitivity
+from .randomise import Randomised
+
+Mode = Literal["cascading", "independent"]
+MODES: tuple[Mode, ...] = ("cascading", "independent")
+#: Measure → its title.
+MEASURES = {
+    "ssim": "SSIM of |map|",
+    "rank_magnitude": "rank correlation of |map|",
+    "rank": "rank correlation, signed",
+}
+#: A map that keeps this structural similarity is said to depend little on the random weights.
+_SAME = 0.5
+#: How often weights are drawn at most, until there is a map.
+_DRAWS = 8
+#: Rows of maps in the picture have so many randomised models at most.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike a map is to the model's own.
+
+    Parameters
+    ----------
+    ssim
+        The structural similarity of the magnitudes.
+    rank_magnitude, rank
+        Spearman's rank correlation of the magnitudes, and of the signed sums over the channels.
+    """
+
+    ssim: float
+    rank_magnitude: float
+    rank: float
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """The result of `sanity`.
+
+    Parameters
+    ----------
+    target
+        The class that was explained.
+    seed
+        The seed of the draws.
+    layers
+        (name, op) of the layers that were randomised, the last one of the network first.
+    every_layer
+        Whether these are all layers with weights; else those between them were randomised with the next.
+    likeness
+        Mode → rule → one `Likeness` for each layer; None where the randomised network has no map:
+        it overflows, or the map is 0 everywhere.
+    class_cosine
+        Rule → the mean cosine of the map with the maps of other classes; empty for a model of one score.
+    pictures
+        Rule → captions and pictures: the map, and those of the cascade, in part.
+    """
+
+    target: int
+    seed: int
+    layers: tuple[tuple[str, str], ...]
+    every_layer: bool
+    likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]]
+    class_cosine: dict[str, float]
+    pictures: dict[str, tuple[tuple[str, Image.Image], ...]]
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """For each rule a sentence on the cascade: half of its stages, and all of them."""
+        said = {}
+        for rule, values in self.likeness["cascading"].items():
+            half, last = values[len(values) // 2 - 1], values[-1]
+            said[rule] = f"with the upper half of the layers random {_said(half)}, with all {_said(last)}."
+            if len(values) > 1 and half is not None and half.ssim >= _SAME:
+                said[rule] += " The map hardly depends on what the upper layers have learned."
+            if last is not None and last.ssim >= _SAME:
+                said[rule] += " It hardly depends on any weights."
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, in JSON's types.  `gbp sanity --json` prints them."""
+
+        def column(values: Sequence[Likeness | None], name: str) -> list[float | None]:
+            return [None if value is None else getattr(value, name) for value in values]
+
+        return {
+            "target": self.target,
+            "seed": self.seed,
+            "layers": [{"name": name, "op": op} for name, op in self.layers],
+            "every_layer": self.every_layer,
+            **{
+                mode: {
+                    rule: {name: column(values, name) for name in MEASURES} for rule, values in rules.items()
+                }
+                for mode, rules in self.likeness.items()
+            },
+            "class_cosine": self.class_cosine,
+            "verdicts": self.verdicts,
+        }
+
+    def picture(self) -> Image.Image:
+        """The likeness layer by layer as charts, and under them the maps of the cascade, in part."""
+        names = [name for name, _ in self.layers]
+        charts = [
+            Chart(
+                f"{mode}: {title}",
+                names,
+                {
+                    rule: [None if v is None else getattr(v, name) for v in values]
+                    for rule, values in self.likeness[mode].items()
+                },
+            )
+            for mode in MODES
+            for name, title in MEASURES.items()
+        ]
+        rows = [
+            render.strip([image for _, image in row], [caption for caption, _ in row])
+            for row in self.pictures.values()
+        ]
+        width = max((row.width for row in rows), default=render.PANEL * len(MEASURES))
+        return render.stacked([draw_charts(charts, columns=len(MEASURES), width=width), *rows])
+
+
+def sanity(
+    model: Model,
+    image: Picture | NDArray[Any],
+    *,
+    rules: Sequence[str] = tuple(RULES),
+    target: Target = None,
+    layers: int = 24,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Sanity:
+    """Randomise a model's weights and compare the maps of one image with the model's own.
+
+    Parameters
+    ----------
+    model
+        A path, the bytes of a file, or a ModelProto.
+    image
+        One picture, or an array of one sample, as for `Explainer.explain`.
+    rules
+        The rules to compare.  Those that have no meaning for the network are left out.
+    target
+        The class, as for `Explainer.explain`, one; by default what the model takes the image for.  It stays
+        the same for all randomised models.
+    layers
+        How many stages there are at most.  In a network of more layers the stages are spread evenly, and a
+        stage of the cascade randomises all layers from there on.
+    seed
+        The seed of the draws.
+    report
+        Called with a few words before each stage, for progress.
+    **options
+        Arguments of `Explainer`.
+
+    Returns
+    -------
+    A `Sanity`.
+
+    Raises
+    ------
+    GbpError
+        Where gbp cannot explain the model or the image, or finds no weights.
+    """
+    at_least_one("layers", layers)
+    explainer = Explainer(model, **options)
+    x = explainer.prepare(image)
+    if len(x) != 1:
+        raise InputError(f"there are {len(x)} images.", supported="one at a time")
+    own, rules = _own_maps(explainer, x, rules, target)
+    first = next(iter(own.values()))
+    if first.target.ndim > 1:
+        raise InputError(f"target names {first.target.size} classes.", supported="one")
+    target = int(first.target[0])
+    choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
+    weights = Randomised(model, choice, seed)
+    count = len(weights.layers)
+    stages = np.unique(np.linspace(count - 1, 0, min(layers, count)).round().astype(int))[::-1].tolist()
+    options |= {"preprocess": explainer.preprocess, "labels": explainer.labels}
+
+    def explained() -> dict[str, Attribution | None]:
+        found: dict[str, Attribution | None] = dict.fromkeys(rules)
+        with Explainer(weights.model, **options) as random:
+            for rule in rules:
+                try:
+                    made = random.explain(x, rule=rule, target=target)
+                except ModelError:  # values overflow
+                    continue
+                found[rule] = made if made.map.any() else None
+        return found
+
+    likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
+    pictures = {rule: [("the model's own", own[rule][0].panel("gray"))] for rule in rules if _is_drawn(first)}
+    shown = {stages[k] for k in np.linspace(0, len(stages) - 1, min(_SHOWN, len(stages))).round().astype(int)}
+    for mode in MODES:
+        values: dict[str, list[Likeness | None]] = {rule: [] for rule in rules}
+        for stage in _randomised(weights, mode, stages):
+            name = weights.layers[stage].name
+            report(f"{mode}: {name}")
+            maps = explained()
+            for draw in range(1, _DRAWS):
+                if None not in maps.values():
+                    break
+                weights.randomise(count - 1 if mode == "cascading" else stage, draw)
+                maps = explained()
+            for rule, found in maps.items():
+                values[rule].append(None if found is None else _likeness(own[rule], found))
+                if mode == "cascading" and stage in shown and rule in pictures and found is not None:
+                    pictures[rule].append((f"random down to\n{name}", found[0].panel("gray")))
+        likeness[mode] = {rule: tuple(found) for rule, found in values.items()}
+    report("other classes")
+    cosines = {}
+    if first.scores.shape[1] > 1:
+        for rule in rules:
+            cosines[rule] = float(
+                class_sensitivity(
+                    lambda t, rule=rule: explainer.explain(x, rule=rule, target=t).map,  # type: ignore[misc]
+                    first.scores,
+                    seed=seed,
+                ).mean()
+            )
+    return Sanity(
+        target,
+        seed,
+        tuple((weights.layers[k].name, weights.layers[k].op) for k in stages),
+        len(stages) == count,
+        likeness,
+        cosines,
+        {
+            rule: tuple((f"{rule}: {caption}", picture) for caption, picture in row)
+            for rule, row in pictures.items()
+        },
+    )
+
+
+def _own_maps(
+    explainer: Explainer, x: NDArray[np.float32], rules: Sequence[str], target: Target
+) -> tuple[dict[str, Attribution], list[str]]:
+    """The model's own map under each rule that has a meaning for it."""
+    found: dict[str, Attribution] = {}
+    refused: InputError | None = None
+    for rule in rules:
+        try:
+            found[rule] = explainer.explain(x, rule=rule, target=target)
+        except InputError as error:
+            refused = error
+    if not found:
+        raise refused or InputError("there are no rules.", supported=", ".join(RULES))
+    return found, list(found)
+
+
+def _randomised(weights: Randomised, mode: Mode, stages: Sequence[int]) -> Iterator[int]:
+    """Randomise what a mode says, and restore it in the end.  Yields each stage."""
+    done = len(weights.layers)
+    for stage in stages:
+        if mode == "cascading":
+            for k in range(stage, done):
+                weights.randomise(k)
+            done = stage
+        else:
+            weights.randomise(stage)
+        yield stage
+        if mode == "independent":
+            weights.restore(stage)
+    for k in range(done, len(weights.layers)):
+        weights.restore(k)
+
+
+def _said(value: Likeness | None) -> str:
+    if value is None:
+        return "there is no map"
+    return f"SSIM is {value.ssim:.2f} and rank correlation {value.rank_magnitude:.2f}"
+
+
+def _is_drawn(found: Attribution) -> bool:
+    return found.layout != "ND"
+
+
+def _likeness(own: Attribution, other: Attribution) -> Likeness:
+    if _is_drawn(own):
+        (a, b), (sa, sb) = ([m.reduce(how)[0] for m in (own, other)] for how in ("abs-max", "sum"))
+    else:
+        sa, sb = (m.map[0].reshape(len(m.map[0]), -1) for m in (own, other))
+        a, b = np.abs(sa), np.abs(sb)
+    return Likeness(ssim(a, b), rank_correlation(a, b), rank_correlation(sa, sb))
