@@ -12,6 +12,8 @@
 # One has every kernel call's arrays between pages that nobody may touch, on three kinds of processor; GUARD takes
 # options (--help lists them):
 #   make guard GUARD="--every 20"
+# One makes the pages of the documentation, in out/site:
+#   make docs
 # And one compares gbp with other libraries, those that are installed; BENCH_PYTHON names an environment that has
 # numba and them, BENCH takes options (--help lists them):
 #   make bench BENCH_PYTHON=python BENCH=--bars
@@ -29,7 +31,7 @@ BESIDE := $(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEA
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test check cpu cudasim matrix conformance guard lint bench clean
+.PHONY: demo test check cpu cudasim matrix conformance guard docs lint bench clean
 
 # OpenMP's threads spin while they wait, which slows whatever else the machine does.
 test check cpu cudasim matrix conformance guard: export OMP_WAIT_POLICY = passive
@@ -59,6 +61,10 @@ conformance: .venv/installed-dev
 
 guard: .venv/installed-dev
 	$(BIN)/python tests/guard.py $(GUARD)
+
+docs: .venv/installed-dev
+	$(BIN)/python -m mkdocs build --strict
+	@echo "The documentation begins at $(CURDIR)/out/site/index.html"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from gbp.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [
-    ROOT / "README.md",
-    *(ROOT / part / "README.md" for part in ("gbp", "models")),
-    *(ROOT / "docs").glob("*.md"),
-]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", *(ROOT / part / "README.md" for part in ("gbp", "models")), *PAGES]
+
+
+#: A block of code that is taken from a file.
+_QUOTE = re.compile(r"From `([^`]+)`:\n\n```python\n(.*?)```", re.DOTALL)
+#: A block that is run: Python, or lines of the shell.
+_BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """The language and the text of each block of a page that is to run."""
+    return _BLOCK.findall(_QUOTE.sub("", path.read_text()))
 
 
 def without_indent(text: str) -> str:
@@ -21,9 +40,8 @@ def without_indent(text: str) -> str:
 
 
 def test_quoted_code_is_the_code() -> None:
-    text = (ROOT / "docs/adding-an-op.md").read_text()
-    quotes = re.findall(r"From `([^`]+)`:\n\n```python\n(.*?)```", text, re.DOTALL)
-    assert len(quotes) == text.count("```python")
+    quotes = [quote for page in PAGES for quote in _QUOTE.findall(page.read_text())]
+    assert len(quotes) > 5
     for file, quote in quotes:
         code = (ROOT / file).read_text()
         assert without_indent(quote) in without_indent(code), f"{file} has no longer:\n{quote}"
@@ -37,6 +55,66 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_index_names_every_document() -> None:
-    index = (ROOT / "docs/README.md").read_text()
-    for path in (ROOT / "docs").glob("*.md"):
-        assert path.name == "README.md" or f"]({path.name})" in index
+    index = (ROOT / "docs/index.md").read_text()
+    for path in PAGES:
+        assert path.name == "index.md" or f"]({path.name})" in index
+
+
+@pytest.fixture
+def a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documents name: the demo's under other names."""
+    shutil.copy(ROOT / "models/demo.onnx", tmp_path / "model.onnx")
+    labels = tomllib.loads((ROOT / "models/demo.toml").read_text())["labels"]
+    for name in ("labels.txt", "imagenet.txt"):
+        (tmp_path / name).write_text("\n".join(["dog", *labels[1:]]))
+    scenes = sorted(path for path in (ROOT / "models/scenes").glob("*.png") if "mask" not in path.name)
+    photos = ("cat.jpg", "dog.jpg", "photos/a.jpg", "photos/b.jpg", "more/c.jpg")
+    for name, scene in zip(photos, scenes[:5], strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.open(scene).convert("RGB").save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("dog.jpg\n")
+    np.save(tmp_path / "sample.npy", np.zeros((3, 96, 96), np.float32))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if blocks(path)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_blocks_of_code_run(path: Path, a_users_folder: Path) -> None:
+    """Those of Python in turn, with the names of the ones before; of the shell, what calls gbp."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for language, text in blocks(path):
+        if language == "python":
+            exec(compile(text, str(path), "exec"), names)
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            command = shlex.split(line, comments=True)
+            if command[:1] == ["gbp"]:
+                assert main(command[1:]) == 0, line
+
+
+def test_every_page_is_in_the_site_and_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    config = (ROOT / "mkdocs.yml").read_text()
+    assert all(f": {page.name}" in config for page in PAGES)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gbp explain" in (tmp_path / "site/commands.html").read_text()
