@@ -114,10 +114,13 @@ def _resize(w: Writer, y: str) -> str:
     if rank != 4:
         return y
     scales = [1.0, 1.0, float(w.one_of(0.7, 1.4, 0.9, 2.3, 1.3, 2.0)), float(w.one_of(0.7, 1.5, 1.0, 2.0))]
+    if b.opset < 10:
+        scales = [max(1.0, scale) for scale in scales]
+    if _sizes(b, y, scales) == list(b.shapes[y]):
+        scales[2] = 2.0  # onnxruntime copies what keeps its size, whatever the scale says
     mode = w.one_of("nearest", "linear")
     if b.opset < 10:
         w.said.append("upsample")
-        scales = [max(1.0, scale) for scale in scales]
         return _sized(b, b.node("Upsample", y, b.constant(scales), mode=mode), y, scales)
     w.said.append(f"resize {mode} by {scales}")
     if b.opset < 11:
@@ -132,9 +135,12 @@ def _resize(w: Writer, y: str) -> str:
 
 def _sized(b: Builder, y: str, x: str, scales: list[float]) -> str:
     """With the shape that runtimes give it, which shape inference may not."""
-    shape = [int(np.float32(n) * np.float32(s)) for n, s in zip(b.shapes[x], scales, strict=True)]
-    b._know(y, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape))
+    b._know(y, helper.make_tensor_type_proto(TensorProto.FLOAT, _sizes(b, x, scales)))
     return y
+
+
+def _sizes(b: Builder, x: str, scales: list[float]) -> list[int]:
+    return [int(np.float32(n) * np.float32(s)) for n, s in zip(b.shapes[x], scales, strict=True)]
 
 
 def _constant(w: Writer, y: str) -> str:

@@ -279,6 +279,19 @@ def test_shrink_of_a_rectifier_is_two_things(rectifier: Part) -> None:
     assert_one_map(of(("Where", ("Greater", ("Abs", x), 0.5), x, 0)), of(("Shrink", x)))
 
 
+@pytest.mark.parametrize("activations", ["gradient", "clamp"])
+def test_softplus_of_tensorflow_beyond_its_bound(activations: str) -> None:
+    """The bound guards against overflow; it is no second activation."""
+
+    def of(softplus: Part) -> onnx.ModelProto:
+        b = Builder(opset=12)
+        large = b.mul(_mixed(b, b.input(*SHAPES[4])), b.constant(30.0))
+        return b.model(b.head(b.relu(_mixed(b, say(b, softplus, large)))))
+
+    written, known, _ = ACTIVATIONS["softplus of tensorflow"]
+    assert_one_map(of(written), of(known), activations=activations)
+
+
 @pytest.mark.parametrize("spread", [(6, 1, 1), (1, 6, 1, 1), (6, 5, 4), (1, 5, 1), (1, 1, 4)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_prelu_of_keras(spread: tuple[int, ...], turned: bool) -> None:

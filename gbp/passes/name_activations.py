@@ -128,12 +128,18 @@ class _Verdicts:
             return False
         if several and _bends(found) and _has_another(parts):
             return False
-        inner = [self._known_as(parts, layer.output) for layer in parts.layers[:-1]]
-        activations = [other for other in inner if other is not None and not isinstance(other.op, Rectifier)]
+        inner = {layer.output: self._known_as(parts, layer.output) for layer in parts.layers[:-1]}
+        activations = {
+            y: other.kind
+            for y, other in inner.items()
+            if other is not None and not isinstance(other.op, Rectifier)
+        }
         if activations and _bends(found):
             return False
-        if not is_rectifier and any(other.kind == found.kind for other in activations):
-            return False  # what comes behind is another thing, as a guard against 0 behind a Sigmoid
+        # What comes behind is another thing, as a guard against 0 behind a Sigmoid.  Where it also reads x it
+        # is not, as a guard against overflow.
+        if any(kind == found.kind and _reads_only(parts, y) for y, kind in activations.items()):
+            return False
         return several or (is_rectifier and parts.layers[0].op != found.op)
 
     def _is_guard(self, parts: Subgraph, op: Rectifier) -> bool:
@@ -159,6 +165,14 @@ def _has_another(parts: Subgraph) -> bool:
         if isinstance(layer.op, Rectifier) and -np.inf < layer.op.clip.lo < 0 and layer.op.clip.hi < np.inf:
             return True
     return False
+
+
+def _reads_only(parts: Subgraph, y: str) -> bool:
+    """Whether the layers that y does not need read nothing but y."""
+    needed = {layer.output for layer in parts.until(y).layers}
+    behind = [layer for layer in parts.layers if layer.output not in needed]
+    made = {layer.output for layer in behind}
+    return all(x == y or x in made for layer in behind for x in layer.inputs)
 
 
 def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
