@@ -1,4 +1,4 @@
-"""`gbp serve`: explains over HTTP."""
+"""`gbp serve`: explains over HTTP, and shows a page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NEEDED = {
 
 def add_command(commands: Any) -> None:
     """Add `serve` to the parser's commands."""
-    command = commands.add_parser("serve", help="explain over HTTP")
+    command = commands.add_parser("serve", help="explain over HTTP, and on a page in the browser")
     command.set_defaults(run=serve)
     command.add_argument(
         "models",

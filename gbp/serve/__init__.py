@@ -1,4 +1,4 @@
-"""The server: `Explainer`s behind HTTP.
+"""The server: `Explainer`s behind HTTP, and one page for people.
 
 Explainers and limits come in; an ASGI application comes out, which `gbp serve` runs.  It may import what a
 user may (`Explainer`, its results, targets, rules, errors), what decodes pictures, and the number of threads.

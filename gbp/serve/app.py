@@ -25,6 +25,7 @@ from .limits import Limits
 from .metrics import MEDIA_TYPE, Metrics
 from .models import Answer, Job, Served, as_json
 from .openapi import document
+from .page import page, policy
 from .requests import Ask, Body, Held, RequestError
 from .work import BusyError, Workers
 
@@ -138,6 +139,10 @@ class Server:
         """`GET /openapi.json`."""
         return _Json(document(tuple(self.models), self.limits))
 
+    async def page(self, _: Request) -> Response:
+        """`GET /`."""
+        return Response(page(), media_type="text/html", headers={"content-security-policy": policy()})
+
 
 class _Json(Response):
     media_type = "application/json"
@@ -198,6 +203,7 @@ def routes_of(server: Server) -> list[Route]:
         Route("/readyz", server.readyz),
         Route("/metrics", server.metrics_text),
         Route("/openapi.json", server.openapi),
+        Route("/", server.page),
     ]
 
 

@@ -90,6 +90,7 @@ class Served:
             "name": self.name,
             "input_shape": shape,
             "pictures": len(shape) == 4 and self.explainer.preprocess is not None,
+            "channels": None if self.explainer.preprocess is None else self.explainer.preprocess.channels,
             "labels": None if self.explainer.labels is None else len(self.explainer.labels),
             "rules": [
                 {"name": rule.name, "source": rule.source, "caution": rule.caution} for rule in RULES.values()

@@ -51,6 +51,13 @@ def document(names: Sequence[str], limits: Limits) -> dict[str, Any]:
                     "responses": {"200": _json("This document.", {"type": "object"})},
                 }
             },
+            "/": {
+                "get": {
+                    "operationId": "page",
+                    "summary": "The page for people.",
+                    "responses": {"200": {"description": "HTML.", "content": {"text/html": {}}}},
+                }
+            },
         },
         "components": {"schemas": _schemas()},
     }
@@ -124,6 +131,7 @@ def _schemas() -> dict[str, Any]:
         "name": text,
         "input_shape": {"type": "array", "items": {"type": ["integer", "null"]}},
         "pictures": {"type": "boolean", "description": "Whether it takes pictures, or arrays alone."},
+        "channels": {"type": ["string", "null"], "description": "The order of colours in the map."},
         "labels": {"type": ["integer", "null"], "description": "How many labels there are."},
         "rules": {
             "type": "array",
