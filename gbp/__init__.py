@@ -9,6 +9,7 @@ from .rules import RULES, Rule
 
 if TYPE_CHECKING:
     from .attribution import Attribution
+    from .bulk.run import batch
     from .explainer import Explainer
     from .head import PROBABILITY
     from .importer.proto import Model
@@ -39,6 +40,7 @@ __all__ = [
     "Top",
     "UnsupportedError",
     "__version__",
+    "batch",
     "explain",
 ]
 
@@ -53,6 +55,7 @@ _LAZY = {
     "Sample": "sample",
     "Tensor": "tensors",
     "Top": "targets",
+    "batch": "bulk.run",
 }
 
 

@@ -19,7 +19,7 @@ from .head import Head
 from .importer.load import settled
 from .importer.subgraph import Source
 from .importer.weights import Weights
-from .inputs import Batch, Images, Inputs
+from .inputs import Batch, Images, Inputs, together
 from .kernels.codegen.cache import CACHE_DIRECTORY
 from .kernels.codegen.jit import compiled, not_kept
 from .kernels.parallel.threads import thread_count
@@ -168,6 +168,10 @@ class Engine:
                 return last.plan.named
             shape = self.inputs.picture_shape()
         return self.sessions.of(tuple(n for n in shape if n is not None)).plan.named
+
+    def ready(self, images: Images) -> Batch:
+        """Images as one batch, which `explain` takes: a thread may prepare what another one explains."""
+        return together([batch for batch, _ in self.batches(images)])
 
     def scores(self, images: Images) -> NDArray[np.float32]:
         """The scores of images, float32 (N, classes)."""

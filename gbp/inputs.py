@@ -23,9 +23,6 @@ from .pictures.layout import Layout
 #: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
 #: (H, W, 3), (H, W, 4) or (H, W).
 Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.uint8]
-#: Pictures, or one array of samples in the model's own input layout.
-Images: TypeAlias = Picture | Sequence[Picture] | NDArray[Any]
-
 #: A function that cuts a number of samples of a shape into slices.
 Slices: TypeAlias = Callable[[int, Shape], Iterator[slice]]
 
@@ -48,6 +45,10 @@ class Batch:
     pictures: tuple[Image.Image, ...] | None
 
 
+#: Pictures, one array of samples in the model's own input layout, or samples that `Engine.ready` prepared.
+Images: TypeAlias = Picture | Sequence[Picture] | NDArray[Any] | Batch
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Prepares images for one model.
@@ -68,12 +69,18 @@ class Inputs:
 
     def count(self, images: Images) -> int:
         """How many samples the images are."""
+        if isinstance(images, Batch):
+            return len(images.x)
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
             return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
     def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
         """Prepare images slice by slice.  Raises InputError for images that cannot be read or do not fit."""
+        if isinstance(images, Batch):
+            for part in slices(len(images.x), tuple(images.x.shape[1:])):
+                yield Batch(images.x[part], images.pictures and images.pictures[part])
+            return
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
             yield from self._array_batches(self._samples(images), slices)
             return
@@ -213,6 +220,12 @@ class Inputs:
             seen.append(self.preprocess.seen(image, size))
         x = np.stack(samples)
         return Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """Several batches of samples of one shape as one.  All of them have pictures, or none has."""
+    pictures = [picture for batch in batches for picture in batch.pictures or ()]
+    return Batch(np.concatenate([batch.x for batch in batches]), tuple(pictures) or None)
 
 
 def _is_picture(value: object) -> bool:

@@ -44,7 +44,7 @@ class Network:
         InputError
             For what is no image.
         """
-        return np.concatenate([batch.x for batch, _ in self._engine.batches(images)])
+        return self._engine.ready(images).x
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """Compute the scores of each image: the tensor to explain, by default the logits.

@@ -60,8 +60,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "errors", "explainer", "importer", "inputs", "limits", "pictures", "rules"),
         *("similarity", "targets"),
     },
+    "bulk": {
+        *("attribution", "errors", "explainer", "files", "gbp", "importer", "inputs", "limits", "pictures"),
+        *("rules", "strips", "targets"),
+    },
     "cli": {
         *(
+            "bulk",
             "gbp",
             "diagnostics",
             "doubt",

@@ -156,4 +156,5 @@ def test_in_a_log_it_is_one_line_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert stream.getvalue() == (
         "gbp: 20 of 100000 images, 2 a second, 13:53:10 left\n"
         "gbp: 40 of 100000 images, 2 a second, 13:53:00 left\n"
+        "gbp: 42 of 100000 images, 2 a second, 13:52:59 left\n"
     )

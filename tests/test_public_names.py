@@ -25,6 +25,7 @@ NAMES = (
         "Top",
         "UnsupportedError",
         "__version__",
+        "batch",
         "explain",
     ),
 )

@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..rules import RULES
 from .options import (
-    add_algorithm,
-    add_device,
-    add_ends,
+    add_explainer,
     add_preprocessing,
-    ends_of,
-    memory,
-    preprocess_of,
+    explainer_options,
     print_json,
     print_line,
     print_paragraph,
@@ -58,22 +54,7 @@ def add_command(commands: Any) -> None:
         help="file (.png, .jpg, or .npz for the arrays), or a folder; default: IMAGE_RULE.png, here",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
-    add_ends(command)
-    command.add_argument("--threads", type=int, help="default: all cores")
-    command.add_argument(
-        "--memory",
-        type=memory,
-        metavar="BYTES",
-        help="of working memory, 512M say; images in excess wait; default: 160M",
-    )
-    command.add_argument(
-        "--activations",
-        default="gradient",
-        help="at SiLU and others that no paper's rule speaks of: gradient (default) or clamp",
-    )
-    add_algorithm(command)
-    add_device(command)
+    add_explainer(command)
     add_progress(command)
     add_preprocessing(command)
 
@@ -93,7 +74,6 @@ def explain(arguments: argparse.Namespace) -> int:
 
     from ..explainer import Explainer
     from ..pictures.image import is_array_file, read_array, read_image
-    from ..pictures.sidecar import read_labels
     from ..targets import Top
 
     opened: dict[str, Any] = {}
@@ -103,18 +83,7 @@ def explain(arguments: argparse.Namespace) -> int:
             only = opened[image] = read_image(sys.stdin.buffer)
         else:
             only = read_array(image) if is_array_file(image) else read_image(image)
-    explainer = Explainer(
-        arguments.model,
-        preprocess=preprocess_of(arguments),
-        labels=read_labels(arguments.labels),
-        **ends_of(arguments),
-        threads=arguments.threads,
-        device=arguments.device,
-        memory=arguments.memory,
-        algorithm=arguments.algorithm,
-        activations=arguments.activations,
-        tf32=arguments.tf32,
-    )
+    explainer = Explainer(arguments.model, **explainer_options(arguments))
     if len(outputs) == 1 and isinstance(only, Image.Image):
         opened[arguments.images[0]] = only
     pictures = [opened.get(image, image) for image in arguments.images]

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import GbpError, shown
-from . import explain, inspect, sanity, serve, verify, warmup
+from . import batch, explain, inspect, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
@@ -91,6 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (explain, warmup, inspect, verify, sanity, serve):
+    for command in (explain, batch, warmup, inspect, verify, sanity, serve):
         command.add_command(commands)
     return parser

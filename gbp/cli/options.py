@@ -43,6 +43,26 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_explainer(command: argparse.ArgumentParser) -> None:
+    """Add the options that are arguments of `Explainer`; `explainer_options` reads them."""
+    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
+    add_ends(command)
+    command.add_argument("--threads", type=int, help="default: all cores")
+    command.add_argument(
+        "--memory",
+        type=memory,
+        metavar="BYTES",
+        help="of working memory, 512M say; images in excess wait; default: 160M",
+    )
+    command.add_argument(
+        "--activations",
+        default="gradient",
+        help="at SiLU and others that no paper's rule speaks of: gradient (default) or clamp",
+    )
+    add_algorithm(command)
+    add_device(command)
+
+
 def add_algorithm(command: argparse.ArgumentParser) -> None:
     """Add the option for the algorithm of convolutions."""
     command.add_argument(
@@ -93,6 +113,19 @@ def ends_of(arguments: argparse.Namespace) -> dict[str, Any]:
     given = _given(arguments.given)
     output = PROBABILITY if arguments.output == "probability" else arguments.output
     return {"output": output, "input": arguments.input, "given": given}
+
+
+def explainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Explainer` that `add_explainer` and `add_preprocessing` gave options for."""
+    from ..pictures.sidecar import read_labels
+
+    named = ("threads", "device", "memory", "algorithm", "activations", "tf32")
+    return {
+        "preprocess": preprocess_of(arguments),
+        "labels": read_labels(arguments.labels),
+        **ends_of(arguments),
+        **{name: getattr(arguments, name) for name in named},
+    }
 
 
 def _given(texts: Sequence[str]) -> dict[str, Any]:

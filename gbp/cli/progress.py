@@ -132,6 +132,8 @@ class Progress:
             self._bar.close()
         elif self._in_place:
             self.clear()
+        else:
+            print(f"gbp: {self._text(time.monotonic() - self._start)}", file=sys.stderr, flush=True)
 
     @property
     def _end(self) -> str:

@@ -1,0 +1,133 @@
+"""The engines: who reads, explains and writes the images, here or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..errors import GbpError, InputError
+from .folder import Folder
+from .index import Row
+from .job import Job, Task
+from .worker import Explained, Read, Worker
+from .zarrs import Maps
+
+#: Images that are explained together.
+CHUNK = 16
+#: Threads that read, and threads that write: they wait for the disk, and Python's lock is free meanwhile.
+_READERS, _WRITERS = 2, 4
+
+
+def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
+    """Explain in this process.  Threads read the next images and write the last ones meanwhile.
+
+    Parameters
+    ----------
+    worker
+        Does it.
+    tasks
+        The images.
+
+    Yields
+    ------
+    The rows of images whose files are written, in order.
+    """
+    chunks = deque(tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK))
+    reading: deque[list[Future[Read]]] = deque()
+    writing: deque[list[Future[Row]]] = deque()
+    readers, writers = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
+    try:
+        while chunks or reading or writing:
+            while chunks and len(reading) < 2:
+                reading.append([readers.submit(worker.read, task) for task in chunks.popleft()])
+            if reading:
+                explained = worker.explain([read.result() for read in reading.popleft()])
+                writing.append([writers.submit(worker.write, one) for one in explained])
+            while writing and (len(writing) > 1 or not reading):
+                yield [row.result() for row in writing.popleft()]
+    finally:
+        for pool in (readers, writers):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def on_ray(
+    job: Job, folder: Folder, maps: Maps | None, tasks: Sequence[Task], actors: int, address: str | None
+) -> Iterator[list[Row]]:
+    """Explain on a Ray cluster, by a pool of actors, each with an `Explainer` of one thread.
+
+    Parameters
+    ----------
+    job, folder, maps
+        Of each actor's `Worker`.
+    tasks
+        The images; all nodes find them under the same paths.
+    actors
+        How many actors there are.
+    address
+        The cluster's address; by default a cluster on this machine, which ends with the run.
+
+    Yields
+    ------
+    The rows of images whose files are written, in any order.
+
+    Raises
+    ------
+    InputError
+        Where Ray is missing or does not start, and whatever an actor raises.
+    """
+    ray = _ray()
+    mine = not ray.is_initialized()
+    try:
+        if mine:
+            ray.init(address=address, num_cpus=None if address else actors, log_to_driver=False)
+        items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
+        blocks = -(-len(items) // CHUNK)
+        explained = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
+            _Actor,
+            fn_constructor_args=(job, folder, maps),
+            batch_size=CHUNK,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=1 if job.options.get("device", "cpu") != "cpu" else None,
+        )
+        for batch in explained.iter_batches(batch_size=None, batch_format="numpy"):
+            yield [json.loads(str(row)) for row in batch["row"]]
+    except GbpError:
+        raise
+    except Exception as error:  # of many kinds, each of which may hold what an actor raised
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GbpError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise (cause or InputError(f"Ray stopped: {error}")) from error
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+class _Actor:
+    """What Ray keeps in each of its processes."""
+
+    def __init__(self, job: Job, folder: Folder, maps: Maps | None) -> None:
+        self._worker = Worker(replace(job, options={"threads": 1, **job.options}), folder)
+        self._worker.maps = maps
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows: list[Explained | Row] = list(
+            self._worker([Task(**json.loads(str(task))) for task in batch["task"]])
+        )
+        return {"row": [json.dumps(row) for row in rows]}
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise InputError("Ray is not installed.", hint="Install gbp-explain[ray].") from None
+    return ray

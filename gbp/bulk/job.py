@@ -1,0 +1,167 @@
+"""`Job`: all that the result for an image depends on, but the image; and `Task`, one image to explain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..errors import InputError
+from ..explainer import Explainer
+from ..importer.proto import read
+from ..pictures.files import FORMATS
+from ..rules import RULES
+from ..targets import At, Top
+
+Arrays = Literal["npz", "zarr"]
+#: Arguments of `Explainer` that change no bit, and those that `settings` looks at by themselves.
+_FREE = ("model", "threads", "memory", "preprocess", "labels")
+STYLES = ("overlay", "diverging", "gray", "rgb", "strip", "none")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with each image.  It is pickled to other processes.
+
+    Parameters
+    ----------
+    model
+        The path of the model.
+    out
+        The folder that files are written to.
+    rule
+        The name of a rule, or "all".
+    target
+        A class for all images, `Top`, or None for each image's own best class.
+    style, format
+        How pictures are drawn, or "none"; the suffix of their files, without the dot.
+    arrays
+        Whether maps are also written as numbers, and how.
+    options
+        Arguments of `Explainer`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used, or contradict each other.
+    """
+
+    model: str
+    out: str
+    rule: str
+    target: int | str | At | Top | None
+    style: str
+    format: str
+    arrays: Arrays | None
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        formats = [suffix[1:] for suffix in FORMATS]
+        for name, value, known in (
+            ("rule", self.rule, [*RULES, "all"]),
+            ("style", self.style, STYLES),
+            ("format", self.format, formats),
+            ("arrays", self.arrays, [None, "npz", "zarr"]),
+        ):
+            if value not in known:
+                raise InputError(f"{name} is {value!r}.", supported=", ".join(map(str, known)))
+        if not (self.target is None or isinstance(self.target, (int, np.integer, str, At, Top))):
+            raise InputError(
+                f"target is {self.target!r:.80}.", supported="one for all images: an index, a label, Top, At"
+            )
+        several = isinstance(self.target, Top)
+        if self.rule == "all" and (self.arrays or several):
+            raise InputError("rule 'all' draws one target.", hint="For Top(k) or arrays, choose one rule.")
+        if several and self.style not in ("strip", "none"):
+            raise InputError(f"{self.target} is drawn as a strip.", hint="Leave the style out.")
+        if self.style == "none" and self.arrays is None:
+            raise InputError("style is 'none' without arrays.", hint="There would be nothing to write.")
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that are computed."""
+        return tuple(RULES) if self.rule == "all" else (self.rule,)
+
+    def settings(self, explainer: Explainer) -> dict[str, Any]:
+        """All that decides what the files hold, in JSON's types.  Threads, memory and engines do not."""
+        options = {key: value for key, value in explainer._arguments.items() if key not in _FREE}
+        given = options.pop("given") or {}
+        settings = {
+            "gbp": __version__,
+            "model": model_digest(self.model),
+            "rule": self.rule,
+            "target": None if self.target is None else repr(self.target),
+            "style": self.style,
+            "format": self.format,
+            "arrays": self.arrays,
+            "preprocess": asdict(explainer.preprocess) if explainer.preprocess else None,
+            "labels": digest_of(json.dumps(explainer.labels)) if explainer.labels else None,
+            "given": {name: _digest_of_array(value) for name, value in given.items()},
+            **{key: None if value is None else str(value) for key, value in options.items()},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to explain.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    name
+        The path as the index has it; by default as `name_of` makes it.
+    row
+        Its row in the arrays of all maps, where there are such.
+    """
+
+    path: str
+    name: str = ""
+    row: int | None = None
+
+    def file(self, folder: str, suffix: str) -> str:
+        """The path of a file for this image within the output folder.  256 folders share the files.
+
+        It ends in 16 hexadecimal digits of the name's SHA-256, so it never changes, whatever other images
+        there are.
+        """
+        stem = re.sub(r"[^\w.-]", "_", os.path.splitext(os.path.basename(self.name))[0])[:40].lstrip(".")
+        key = digest_of(self.name)[:16]
+        return f"{folder}/{key[:2]}/{stem or '_'}-{key}.{suffix}"
+
+
+def name_of(path: str) -> str:
+    """A path as the index has it: as it was given, without "./" and the like, and valid Unicode."""
+    short = path if ".." in path else os.path.normpath(path)
+    return short.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def model_digest(model: str) -> str:
+    """The SHA-256 of a model's file and of the files that hold its weights."""
+    _, weights = read(model)
+    others = {str(store.file) for store in weights.stores.values() if isinstance(store.file, Path)}
+    digest = hashlib.sha256()
+    for path in (model, *sorted(others - {str(Path(model))})):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def digest_of(text: str) -> str:
+    """The SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_of_array(value: Any) -> str:
+    array = np.asarray(value)
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()

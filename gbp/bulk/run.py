@@ -1,0 +1,179 @@
+"""`batch`: explains images in any number, and goes on where a run stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ..errors import InputError
+from ..limits import at_least_one
+from ..pictures.paths import find_images
+from ..pictures.sidecar import read_labels
+from ..targets import At, Top
+from .engines import locally, on_ray
+from .folder import Folder
+from .index import Index
+from .job import Arrays, Job, Task, digest_of, name_of
+from .worker import Worker
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Parameters
+    ----------
+    explained, before
+        How many images this run explained, and how many were explained before.
+    failed
+        How many images could not be explained, now or before; the index says why.
+    index
+        The path of the index.
+    notes
+        Remarks for the reader of the maps, one sentence each.
+    """
+
+    explained: int
+    before: int
+    failed: int
+    index: Path
+    notes: tuple[str, ...] = ()
+
+
+def batch(
+    model: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    rule: str = "guided",
+    target: int | str | At | Top | None = None,
+    style: str = "strip",
+    format: str = "png",
+    arrays: Arrays | None = None,
+    shard: tuple[int, int] | None = None,
+    retry: bool = False,
+    engine: Engine = "local",
+    actors: int | None = None,
+    ray_address: str | None = None,
+    stdin: IO[bytes] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> Summary:
+    """Explain images in any number, into a folder with an index (extra gbp-explain[batch]).
+
+    A run that was killed at any moment goes on where it stopped when it is started again with the same
+    arguments.  A file is there complete or not at all, and a row of the index only after its files.  An image
+    that cannot be explained is a row with an error.
+
+    Parameters
+    ----------
+    model
+        The path of the model.
+    images
+        Paths of pictures or .npy files, folders of them, patterns such as "photos/**/*.jpg", and "@list.txt",
+        a file that lists paths; one or several of these.
+    out
+        The folder for "pictures", "arrays" and "index.parquet"; it is made where it is missing.
+    rule
+        "guided", "deconvnet", "vanilla", or "all" in one picture.
+    target
+        One for all images: None for each one's own best class, a class index, a label, `Top(5)`, or `At`.
+    style, format
+        "strip", "overlay", "diverging", "gray", "rgb", or "none" for no pictures; "png" or "jpg".
+    arrays
+        "npz" for a file of arrays for each image; "zarr" for one group with the maps of all.
+    shard
+        (i, n), i from 1 to n: explain the i-th of n parts, and index it in "index-i-of-n.parquet".  A run
+        without `shard` brings all parts together.
+    retry
+        Whether to try again what failed before.
+    engine
+        "local" for this process; "ray" for actors of Ray Data (extra gbp-explain[ray]).
+    actors
+        How many actors Ray runs; by default as many as this machine has processors.
+    ray_address
+        The address of a Ray cluster; by default one is started on this machine for the run.
+    stdin
+        What "-" among the images stands for: a file with a list of paths.
+    progress
+        A function of (images done, images in all), called at the start and whenever some are done.
+    options
+        As for `Explainer`.
+
+    Returns
+    -------
+    A `Summary`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used, a folder that was begun with other ones, and a disk that is full.
+    ModelError, UnsupportedError
+        As `Explainer`.
+    """
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine is {engine!r}.", supported="local, ray")
+    names = [images] if isinstance(images, (str, os.PathLike)) else images
+    options = options | {"labels": read_labels(options.get("labels"))}
+    root = os.path.abspath(out)
+    job = Job(os.path.abspath(model), root, rule, target, style, format, arrays, options)
+    folder = Folder(root, _part(shard))
+    index = Index(folder)
+    tasks = _tasks(names, stdin, root)
+    worker = Worker(job, folder)
+    worker.probe(tasks)
+    settings = job.settings(worker.explainer)
+    if worker.maps is not None:
+        # A row of the arrays is a place in this list, so it must not change.
+        tasks = [Task(t.path, t.name, i) for i, t in enumerate(sorted(tasks, key=lambda task: task.name))]
+        settings["images"] = f"{len(tasks)}: {digest_of(chr(0).join(task.name for task in tasks))[:16]}"
+    rows = len(tasks)
+    if shard is not None:
+        tasks = [task for task in tasks if int(digest_of(task.name)[:16], 16) % shard[1] == shard[0] - 1]
+    folder.open(settings)
+    try:
+        if worker.maps is not None:
+            worker.maps.create(rows)
+        done = index.done()
+        left = [task for task in tasks if task.name not in done or (retry and not done[task.name])]
+        finished = len(tasks) - len(left)
+        before = sum(done.get(task.name, False) for task in tasks)
+        failed = finished - before
+        if progress is not None:
+            progress(finished, len(tasks))
+        if engine == "ray" and left:
+            count = at_least_one("actors", actors) or os.cpu_count() or 1
+            parts = on_ray(job, folder, worker.maps, left, count, ray_address)
+        else:
+            parts = locally(worker, left)
+        for part in parts:
+            index.append(part)
+            finished += len(part)
+            failed += sum(row["error"] is not None for row in part)
+            if progress is not None:
+                progress(finished, len(tasks))
+        index.finish(settings)
+    finally:
+        folder.close()
+    return Summary(finished - before - failed, before, failed, index.path, tuple(worker.notes))
+
+
+def _part(shard: tuple[int, int] | None) -> str:
+    if shard is None:
+        return ""
+    i, n = shard
+    if not (isinstance(i, int) and isinstance(n, int) and 1 <= i <= n):
+        raise InputError(f"shard is {shard!r}.", supported="(i, n) with i from 1 to n")
+    return f"-{i}-of-{n}"
+
+
+def _tasks(names: Sequence[str | os.PathLike[str]], stdin: IO[bytes] | None, out: str) -> list[Task]:
+    """The images of these names, without what a batch has written."""
+    inside = os.path.join(out, "")
+    paths = [path for path in find_images(names, stdin) if not os.path.abspath(path).startswith(inside)]
+    return [Task(path, name_of(path)) for path in paths]

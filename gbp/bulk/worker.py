@@ -1,0 +1,248 @@
+"""`Worker`: explains images for a `Job`, in three steps that may overlap: read, explain, write.
+
+Whatever is wrong with an image becomes the error in its row.  Whatever is wrong with the job, or with the
+disk, is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..attribution import Attribution
+from ..errors import GbpError, InputError, OutOfMemoryError
+from ..explainer import Explainer
+from ..files import open_regular
+from ..inputs import Batch, together
+from ..pictures.decode import MAX_FILE
+from ..pictures.files import save_picture
+from ..pictures.image import MAX_ARRAY, is_array_file, read_array, read_image
+from ..strips import strip_rules
+from .folder import Folder
+from .index import Row
+from .job import Job, Task
+from .zarrs import Maps
+
+
+@dataclass(frozen=True)
+class Read:
+    """An image that was read, or why it was not.
+
+    Parameters
+    ----------
+    task
+        The image.
+    row
+        What its row of the index says already.
+    batch
+        The image as the network takes it; None where there is an error.
+    """
+
+    task: Task
+    row: Row
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An image with its attributions, one for each rule; none where there is an error."""
+
+    task: Task
+    row: Row
+    attributions: tuple[Attribution, ...] = ()
+
+
+class Worker:
+    """Explains images.  Threads may call `read` and `write` while another one calls `explain`.
+
+    Parameters
+    ----------
+    job
+        What is done with each image.
+    folder
+        Where files are written.
+    explainer
+        Explains them; by default one that is made for the job.
+    """
+
+    def __init__(self, job: Job, folder: Folder, explainer: Explainer | None = None) -> None:
+        self.job, self.folder = job, folder
+        self.explainer = explainer or Explainer(job.model, **job.options)
+        self.maps: Maps | None = None
+        self.notes: dict[str, None] = {}
+
+    def __call__(self, tasks: Sequence[Task]) -> list[Row]:
+        """Read, explain and write some images.  Returns their rows."""
+        return [self.write(explained) for explained in self.explain([self.read(task) for task in tasks])]
+
+    def probe(self, tasks: Sequence[Task]) -> None:
+        """Explain and draw noise as the job says, so that what is wrong with the job is raised at once.
+
+        Parameters
+        ----------
+        tasks
+            The images, which decide whether the noise is a picture or an array.
+
+        Raises
+        ------
+        GbpError
+            Whatever `Explainer.explain` raises.
+        """
+        shape = self.explainer.input_shape[1:]
+        noise: Any = np.random.default_rng(0)
+        if not all(is_array_file(task.path) for task in tasks):
+            noise = noise.integers(0, 256, (64, 64, 3), np.uint8)
+        elif None not in shape:
+            noise = noise.standard_normal((1, *(n or 1 for n in shape)), np.float32)
+        else:
+            noise = next((read.batch for read in map(self.read, tasks) if read.batch), None)
+        if noise is None:  # there is not one good array, which the rows will say
+            return
+        attributions = self._attributions(noise)
+        self._pictures(attributions)
+        one = attributions[0]
+        if self.job.arrays == "zarr":
+            self.maps = Maps(self.folder, {"map": one.map.shape[1:], "scores": one.scores.shape[1:]})
+
+    def read(self, task: Task) -> Read:
+        """Read and preprocess one image."""
+        row: Row = dict.fromkeys(("path", "hash", "bytes", "width", "height", "top", "target", "rule"))
+        row |= dict.fromkeys(("file", "arrays", "row", "error"))
+        row |= {"path": task.name, "rule": self.job.rule, "row": task.row}
+        try:
+            is_array = is_array_file(task.path)
+            data = _content(task.path, MAX_ARRAY if is_array else MAX_FILE)
+            row |= {"hash": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            image: Any
+            if is_array:
+                image = read_array(task.path)
+                if image.ndim == len(self.explainer.input_shape) - 1:
+                    image = image[None]
+                if len(image) != 1:
+                    raise InputError(f"{task.path!r} holds {len(image)} samples.", supported="one in a file")
+            else:
+                image = read_image(_Named(data, task.path))
+                row |= {"width": image.width, "height": image.height}
+            return Read(task, row, self.explainer._engine.ready(image))
+        except GbpError as error:
+            said = str(error).replace(repr(task.path), repr(task.name))  # the same wherever it is read
+            return Read(task, row | {"error": said})
+
+    def explain(self, reads: Sequence[Read]) -> list[Explained]:
+        """Explain images together; alone, where together some fail."""
+        explained: dict[int, Explained] = {}
+        groups: dict[Any, list[int]] = {}
+        for i, read in enumerate(reads):
+            if read.batch is None:
+                explained[i] = Explained(read.task, read.row)
+            else:
+                groups.setdefault((read.batch.x.shape, read.batch.pictures is None), []).append(i)
+        for group in groups.values():
+            for i, result in zip(group, self._group([reads[i] for i in group]), strict=True):
+                explained[i] = result
+        return [explained[i] for i in range(len(reads))]
+
+    def write(self, explained: Explained) -> Row:
+        """Draw one image and write its files.  Returns its row.  Raises InputError if it cannot write."""
+        row, task, attributions = explained.row, explained.task, explained.attributions
+        if not attributions:
+            return row
+        values = {"map": attributions[0].map[0], "scores": attributions[0].scores[0]}
+        try:
+            report = attributions[0][0].to_dict()
+            picture = self._pictures(attributions)
+            if self.maps is not None:
+                self.maps.check(values)
+        except GbpError as error:
+            return row | {"error": str(error)}
+        row |= {"top": _valid(report["top"]), "target": _valid(report["explained"])}
+        if picture is not None:
+            row["file"] = task.file("pictures", self.job.format)
+            self.folder.put(row["file"], picture)
+        if self.job.arrays == "npz":
+            row["arrays"] = task.file("arrays", "npz")
+            self.folder.put(row["arrays"], _bytes(lambda to: attributions[0].save(to, format="npz")))
+        elif self.maps is not None and task.row is not None:
+            self.maps.put(task.row, values)
+        return row
+
+    def _attributions(self, images: Any) -> tuple[Attribution, ...]:
+        job = self.job
+        found = tuple(self.explainer.explain(images, rule=rule, target=job.target) for rule in job.rules)
+        self.notes.update(dict.fromkeys(note for attribution in found for note in attribution.notes))
+        return found
+
+    def _group(self, reads: Sequence[Read]) -> list[Explained]:
+        """Explain images of one shape."""
+        try:
+            attributions = self._attributions(together([read.batch for read in reads if read.batch]))
+        except OutOfMemoryError:
+            raise
+        except GbpError as error:
+            if len(reads) == 1:
+                return [Explained(reads[0].task, reads[0].row | {"error": str(error)})]
+            return [explained for read in reads for explained in self._group([read])]
+        return [
+            Explained(read.task, read.row, tuple(_only(attribution, i) for attribution in attributions))
+            for i, read in enumerate(reads)
+        ]
+
+    def _pictures(self, attributions: Sequence[Attribution]) -> bytes | None:
+        """The picture of one image as a file's bytes, or None where none is drawn."""
+        style: Any = self.job.style
+        if style == "none":
+            return None
+        samples = [attribution[0] for attribution in attributions]
+        if len(samples) > 1:
+            drawn = strip_rules(samples, style=None if style == "strip" else style)
+        else:
+            drawn = samples[0].draw(style)
+        return _bytes(lambda to: save_picture(drawn, to, self.job.format))
+
+
+class _Named(io.BytesIO):
+    """Bytes of a file, with its name for messages."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
+
+
+def _content(path: str, most: int) -> bytes:
+    try:
+        with open_regular(path, most) as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot open {path!r}: {reason}.") from error
+
+
+def _bytes(fill: Callable[[io.BytesIO], object]) -> bytes:
+    to = io.BytesIO()
+    fill(to)
+    return to.getvalue()
+
+
+def _valid(classes: list[Row]) -> list[Row]:
+    """Classes with labels that are valid Unicode: those of a JSON file may hold half a character."""
+    return [c | {"label": c["label"].encode("utf-8", "backslashreplace").decode()} for c in classes]
+
+
+def _only(attribution: Attribution, i: int) -> Attribution:
+    """The attribution of one sample of several."""
+    part = slice(i, i + 1)
+    details = {k: v[part] if isinstance(v, np.ndarray) else v for k, v in attribution.details.items()}
+    images = attribution.images
+    return replace(
+        attribution,
+        map=attribution.map[part],
+        scores=attribution.scores[part],
+        target=attribution.target[part],
+        images=images and images[part],
+        details=details,
+    )

@@ -1,0 +1,130 @@
+"""`gbp batch`: explains images in any number into a folder, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from ..rules import RULES
+from .explain import STYLES
+from .options import (
+    add_explainer,
+    add_preprocessing,
+    explainer_options,
+    print_json,
+    print_line,
+    print_paragraph,
+    target,
+)
+from .progress import Progress, add_progress, advancing, compiling_shown
+
+
+def add_command(commands: Any) -> None:
+    """Add `batch` to the parser's commands."""
+    command = commands.add_parser(
+        "batch",
+        help="explain images in any number, with an index; goes on where it was stopped",
+        description="Explain images in any number into a folder with an index. A run that was stopped, "
+        "however it was, goes on when it is started again with the same options. An image that cannot be "
+        "explained is a row with an error in the index. Exit code 1: there are such rows. It needs "
+        "gbp-explain[batch].",
+    )
+    command.set_defaults(run=batch)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="pictures, or .npy files, a sample each, preprocessed; folders of them; patterns; @FILE, which "
+        "lists paths; - is such a list from stdin",
+    )
+    command.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="folder for the files and the index"
+    )
+    command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
+    command.add_argument(
+        "--target",
+        type=target,
+        help='one for all images: class index, label, "top5", or an index for each axis of the scores, as '
+        "8763:1; default: what each image is taken for",
+    )
+    command.add_argument(
+        "--style", choices=(*STYLES, "none"), default="strip", help="none: no pictures; default: strip"
+    )
+    command.add_argument("--format", choices=("png", "jpg"), default="png", help="of pictures; default: png")
+    command.add_argument(
+        "--arrays", choices=("npz", "zarr"), help="write maps as numbers: a file each, or one group for all"
+    )
+    command.add_argument(
+        "--shard", type=shard, metavar="I/N", help="explain the I-th of N parts, I from 1 to N, beside others"
+    )
+    command.add_argument("--retry", action="store_true", help="try again what failed before")
+    command.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: actors of Ray; default: local"
+    )
+    command.add_argument(
+        "--actors", type=int, metavar="N", help="of Ray; default: as many as processors here"
+    )
+    command.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a Ray cluster; default: one on this machine for the run"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    add_explainer(command)
+    add_progress(command)
+    add_preprocessing(command)
+
+
+# Its name is plain because argparse prints it: "invalid shard value: 'x'".
+def shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not 1 <= int(i) <= int(n):
+        raise ValueError(text)
+    return int(i), int(n)
+
+
+def batch(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
+    from ..bulk.run import batch as explain_all
+    from ..targets import Top
+
+    with ExitStack() as stack:
+        bar: list[Progress | None] = []
+
+        def progress(done: int, total: int) -> None:
+            if not bar:
+                bar.append(stack.enter_context(advancing(arguments, total, done)))
+            elif bar[0] is not None:
+                bar[0].advance(done - bar[0].done)
+
+        stack.enter_context(compiling_shown(arguments.quiet))
+        summary = explain_all(
+            arguments.model,
+            arguments.images,
+            arguments.out,
+            rule=arguments.rule,
+            target=Top(5) if arguments.target == "top5" else arguments.target,
+            style=arguments.style,
+            format=arguments.format,
+            arrays=arguments.arrays,
+            shard=arguments.shard,
+            retry=arguments.retry,
+            engine=arguments.engine,
+            actors=arguments.actors,
+            ray_address=arguments.ray_address,
+            stdin=sys.stdin.buffer,
+            progress=progress,
+            **explainer_options(arguments),
+        )
+    if arguments.json:
+        print_json(dataclasses.asdict(summary) | {"index": str(summary.index)})
+    elif not arguments.quiet:
+        before = f", {summary.before} before" if summary.before else ""
+        failed = f"; {summary.failed} failed, see their rows" if summary.failed else ""
+        print_line(f"explained {summary.explained}{before}{failed}")
+        print_line(f"wrote {summary.index}")
+        for note in summary.notes:
+            print_paragraph(f"note: {note}", 6)
+    return 1 if summary.failed else 0
