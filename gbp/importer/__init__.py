@@ -1,7 +1,6 @@
-"""A file becomes a `Graph`.
+"""The importer: a file becomes a `Graph`.
 
-In come the path, bytes or ModelProto of an ONNX model, and which input and output to take; out comes a
-`Source`, checked as far as it can be without sizes, and for given sizes a `Graph`.  Nothing behind this
-folder knows ONNX files.  May import ops (whose parsers it calls), graph, kernels' memory, limits and
-errors.
+The path, bytes or ModelProto of an ONNX model come in, with the choice of input and output.  A `Source`
+comes out, checked as far as it can be without sizes; and for given sizes a `Graph`.  No other folder knows
+ONNX files.  It may import ops (it calls their parsers), graph, the memory of kernels, limits and errors.
 """

@@ -1,7 +1,7 @@
-"""Nodes that hold graphs of their own, and what is taken of an If once its condition is known.
+"""Nodes that hold graphs: which tensors they read, and the branch of an If once its condition is known.
 
-A graph within a node reads tensors of the graph around it by name (ONNX IR, "Name Scoping").  The branch that
-is taken joins the nodes around: its own tensors get names that nobody has.
+A graph inside a node reads tensors of the graph around it by name (ONNX IR, "Name Scoping").  The branch that
+is taken joins the nodes around it; its own tensors get new names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node reads: its inputs, and what its graphs read of those around it."""
+    """The tensors that a node reads: its inputs, and outer tensors that its graphs read."""
     names = [name for name in node.input if name]
     for graph in graphs(node):
         names += _outer(graph)
@@ -41,9 +41,9 @@ def _outer(graph: onnx.GraphProto) -> list[str]:
 def taken(
     node: onnx.NodeProto, condition: bool, unused: Callable[[str], str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes of the branch that an If takes, which make its outputs, and the branch's own tensors.
+    """The nodes of the branch that an If takes, which make the If's outputs, and the branch's initializers.
 
-    Raises ModelError, or UnsupportedError where the branch is no plain graph.
+    Raises ModelError, or UnsupportedError if the branch is no plain graph.
     """
     name = "then_branch" if condition else "else_branch"
     branch = next((a.g for a in node.attribute if a.name == name and a.HasField("g")), None)

@@ -1,13 +1,12 @@
-"""Constant folding of what onnx's reference implementation knows in its newest meaning only, or otherwise
-than runtimes have it: such nodes are computed here, as the opset of the file says.
+"""Constant folding where onnx's reference implementation knows only an op's newest meaning, or differs from
+runtimes.
 
-    Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row
-    Resize, Upsample                               as `ops.resample` has them, whose tables are applied
-    BatchNormalization before opset 14             in inference
-    GroupNormalization                             scaled by channel, before opset 21 by group
-    LRN                                            of any rank, its windows centred as runtimes centre them
-    QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
-    Add, Pow, And and so on before opset 7         the second one's axes are the first one's from `axis` on
+    Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row Resize, Upsample
+    by the tables of `ops.resample` BatchNormalization before opset 14             in inference
+    GroupNormalization                             scaled by channel; before opset 21 by group LRN
+    of any rank, with the windows of runtimes QuantizeLinear, DequantizeLinear               at any opset:
+    `quantized.py` Add, Pow, And and so on before opset 7         the second operand's axes are the first
+    one's from `axis` on
 """
 
 from __future__ import annotations
@@ -37,18 +36,19 @@ _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "G
 def modern(
     node: onnx.NodeProto, values: Mapping[str, Array], opset: int
 ) -> tuple[onnx.NodeProto, dict[str, Array]]:
-    """An equal node of today's and its inputs, where `node` broadcasts as before opset 7; else both as given.
+    """An equivalent node of the newest opset and its inputs, if `node` broadcasts as before opset 7; else
+    both unchanged.
 
     Parameters
     ----------
     node
-        The node, whose inputs are all constant.
+        The node.  All its inputs are constant.
     values
         Its inputs by name, of any shape and type.
     opset
-        That of the file.
+        The file's opset.
 
-    Source: ONNX Add-6 and the like, attributes `broadcast` and `axis`.
+    Source: ONNX Add-6 and its like, attributes `broadcast` and `axis`.
     """
     given = dict(values)
     old = [attribute for attribute in node.attribute if attribute.name in ("axis", "broadcast")]
@@ -63,19 +63,25 @@ def modern(
 
 
 def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:
-    """The output of a node of constants; None where onnx's reference implementation computes it right.
+    """The output of a node of constants; None if onnx's reference implementation computes it correctly.
 
     Parameters
     ----------
     node
-        The node, whose inputs are all constant.
+        The node.  All its inputs are constant.
     values
         Its inputs by name, of any shape and type.
     opset
-        That of the file.
+        The file's opset.
 
-    Raises ModelError where the node contradicts the specification, UnsupportedError where its result would
-    be too large, ValueError and the like where its inputs do not fit.
+    Raises
+    ------
+    ModelError
+        If the node contradicts the specification.
+    UnsupportedError
+        If the result would be too large.
+    ValueError
+        If its inputs do not fit.  Other exceptions of NumPy are possible.
 
     Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21,
     LRN-13; Resize-19 and Upsample-9.

@@ -1,8 +1,7 @@
 """Constant folding: nodes that do not depend on the image are computed once, at load.
 
-The arithmetic is onnx's own reference implementation, and that of `dated.py` where the file's opset means
-something else.  Only ops on a list are folded, and only while their result stays small enough to be a
-constant of a CNN.
+onnx's reference implementation computes them, or `dated.py` where that computes something else at the file's
+opset. Only listed ops are folded, and only if the result is small enough to be a constant of a CNN.
 """
 
 from __future__ import annotations
@@ -34,22 +33,23 @@ FOLDABLE = frozenset((
     "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
 ))  # fmt: skip
 
-#: Those with a result of the size that their operands broadcast to.
+#: The result has the size that the operands broadcast to.
 _FUNCTIONS = frozenset((
     "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot",
     "BitwiseOr", "BitwiseXor", "Celu", "Cos", "Cosh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "IsInf",
     "IsNaN", "LeakyRelu", "Mean", "Mish", "PRelu", "Selu", "Shrink", "Sin", "Sinh", "Softplus", "Softsign",
     "Swish", "Tan", "ThresholdedRelu",
 ))  # fmt: skip
-#: Those with a result no larger than what they read.
+#: The result is no larger than the operands.
 _NORMS = frozenset((
     "ArgMax", "ArgMin", "BatchNormalization", "Compress", "CumProd", "Det", "EyeLike", "GlobalAveragePool",
     "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
     "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
     "ReverseSequence", "TopK",
 ))  # fmt: skip
-#: Those whose result has the size that onnx infers.  For each of its elements a window, or all that is read,
-#: is looked at, one at a time in Python.
+#: The result has the size that onnx infers.  The reference implementation visits a window, or all operands,
+#: for
+#: each element of it, in Python.
 _WINDOWS = frozenset(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"))
 _INFERRED = frozenset((
     "AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
@@ -59,10 +59,10 @@ _INFERRED = frozenset((
 ))  # fmt: skip
 FOLDABLE |= _FUNCTIONS | _NORMS | _WINDOWS | _INFERRED | {"NonZero", "Unique"}
 
-# Of each of these the reference implementation handles one element at a time, in Python.
+# The reference implementation computes these one element at a time, in Python.
 _SLOW = 500
 _SLOW_OPS = ("Erf", "Gelu", "GatherND", "Resize", "ReverseSequence", "ScatterElements", "ScatterND")
-# Operands side by side; all others broadcast.
+# Their operands do not broadcast.
 _MOVES = frozenset((
     "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
     "Identity", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
@@ -72,21 +72,21 @@ _MOVES = frozenset((
 
 
 def _product(shape: Any) -> float:
-    """The elements of a shape, where an axis of 0 counts as 1.
+    """The number of elements of a shape, where an axis of 0 counts as 1.
 
-    NumPy multiplies sizes axis by axis, and can overflow at the others before it comes to the 0.
+    NumPy multiplies sizes axis by axis.  It can overflow before it reaches the 0.
     """
     sizes = np.abs(np.asarray(shape, np.float64))
     return float(np.prod(np.maximum(sizes, 1))) if sizes.size else 1.0
 
 
 def _broadcast(*shapes: Any) -> float:
-    """At most so many elements has what these shapes broadcast to."""
+    """An upper bound on the elements of what these shapes broadcast to."""
     return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
 
 
 def _inferred(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> float:
-    """The elements of all outputs, as onnx's shape inference has them.  Raises where it has none."""
+    """The elements of all outputs by onnx's shape inference.  Raises if it infers none."""
     known = dict(zip((name for name in node.input if name), values, strict=True))
     kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in known.items()}
     made = onnx.shape_inference.infer_node_outputs(
@@ -106,7 +106,9 @@ def _inferred(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> f
 
 
 def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[float, float]:
-    """The elements of the result and the products to it, both at most what all letters span."""
+    """The elements of the result and the number of products.  Both are at most the product of all letters'
+    sizes.
+    """
     sizes: dict[str, int] = {}
     for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
         letters = term.replace("...", ".")
@@ -120,7 +122,7 @@ def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[float, float]
 
 
 def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> tuple[float, float]:
-    """Upper bounds on the elements of the result and on the steps to it, before it is computed."""
+    """Upper bounds on the elements of the result and on the steps to compute it, before it is computed."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
     match node.op_type:
@@ -184,7 +186,7 @@ def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int
 
 
 def _makes_text(node: onnx.NodeProto) -> bool:
-    """Text is of no use in a CNN, and a few letters repeated fill the memory."""
+    """Whether the node makes text.  A CNN has no use for it, and a few letters repeated fill the memory."""
     for attribute in node.attribute:
         casts = node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.STRING
         if casts or attribute.name in ("value_string", "value_strings"):
@@ -195,7 +197,7 @@ def _makes_text(node: onnx.NodeProto) -> bool:
 
 
 def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
-    """What a Constant node holds as a tensor; None where it holds something else."""
+    """The tensor in a Constant node; None if it holds something else."""
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.HasField("t"):
             return tensor_values(attribute.t, attribute.t.name or label(node), node)
@@ -203,7 +205,9 @@ def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
 
 
 def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
-    """Reshape before opset 5, whose target is an attribute; onnx's reference implementation is younger."""
+    """Reshape before opset 5, whose target is an attribute, which onnx's reference implementation does not
+    know.
+    """
     target = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
     try:
         return value.reshape([value.shape[i] if n == 0 else n for i, n in enumerate(target)])
@@ -213,14 +217,14 @@ def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_number(value: NDArray[Any]) -> bool:
-    """Floats, integers, booleans; and those of few bits, which NumPy knows through ml_dtypes."""
+    """Whether values are floats, integers or booleans, also of the few bits that ml_dtypes defines."""
     return value.dtype.kind in "fiub" or value.dtype.name.startswith(
         ("float8", "int4", "uint4", "int2", "uint2")
     )
 
 
 def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int) -> list[Any]:
-    """The outputs that are not left out, as onnx's reference implementation computes them."""
+    """The outputs by onnx's reference implementation, without those that the node leaves out."""
     from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
 
     inputs = [name for name in node.input if name]
@@ -239,10 +243,10 @@ def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opse
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
-    """The outputs of `node` for constant inputs, by name; what that took is taken off `budget`.
+    """The outputs of `node` for constant inputs, by name.  The cost is taken off `budget`.
 
-    Raises ModelError where onnx's reference implementation cannot compute it, UnsupportedError where the op
-    is not folded or the result is larger than the budget.
+    Raises ModelError if the reference implementation cannot compute it, UnsupportedError if the op is not
+    folded or the result exceeds the budget.
     """
 
     def refuse(found: str) -> ModelError:

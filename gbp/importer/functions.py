@@ -1,7 +1,7 @@
-"""Functions that a model defines for itself (ONNX FunctionProto), written out where they are called.
+"""Functions that a model defines (ONNX FunctionProto) are inlined by onnx.inliner.
 
-onnx.inliner does it.  What it would make is counted first: a file of a kilobyte can call its way to a billion
-nodes, or in circles.
+The nodes that this would make are counted first.  A file of one kilobyte can call its way to a billion nodes,
+or in circles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _key(node: onnx.NodeProto) -> _Key:
 
 
 class _Counter:
-    """How many nodes a node becomes."""
+    """Counts the nodes that a node becomes."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.functions = {(str(f.domain), str(f.name), str(f.overload)): f for f in proto.functions}
@@ -43,7 +43,7 @@ class _Counter:
 
 
 def _at_opset(function: onnx.FunctionProto, model: onnx.ModelProto) -> onnx.FunctionProto:
-    """The function, said to be of the model's opset where all its ops mean the same there.
+    """The function, declared for the model's opset if all its ops have the same version there.
 
     onnx.inliner leaves a call to a function of another opset as it is.
     """
@@ -65,7 +65,7 @@ def _at_opset(function: onnx.FunctionProto, model: onnx.ModelProto) -> onnx.Func
 
 
 def _is_same(op: str, *opsets: int) -> bool:
-    """Whether an op is of one version at these opsets."""
+    """Whether an op has the same version at both opsets."""
     try:
         versions = {onnx.defs.get_schema(op, opset, "").since_version for opset in opsets}
     except onnx.defs.SchemaError:
@@ -74,10 +74,10 @@ def _is_same(op: str, *opsets: int) -> bool:
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model without functions; `proto` itself where it calls none.
+    """The same model without functions; `proto` itself if it calls none.
 
-    Raises ModelError where functions call each other in circles or cannot be written out, UnsupportedError
-    where that makes too many nodes.
+    Raises ModelError if functions call each other in circles or cannot be inlined, UnsupportedError if that
+    would make too many nodes.
     """
     if not proto.functions:
         return proto
@@ -88,11 +88,12 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"with the functions of the model written out the graph has {count} nodes.",
             supported=f"up to {MAX_NODES}",
         )
-    # Only names and types matter; weights would be copied, and may take more than protobuf can.
+    # onnx.inliner needs names and types only.  Weights would be copied, and may exceed what protobuf can
+    # hold.
     bare = onnx.ModelProto(ir_version=proto.ir_version)
     bare.opset_import.extend(proto.opset_import)
     bare.functions.extend(_at_opset(function, proto) for function in proto.functions)
-    bare.graph.name = "graph"  # whose own may be no text
+    bare.graph.name = "graph"  # The message of this error may be no text.
     bare.graph.node.extend(proto.graph.node)
     for mine, its in ((bare.graph.input, proto.graph.input), (bare.graph.output, proto.graph.output)):
         mine.extend(its)
@@ -100,7 +101,7 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in proto.graph.initializer
     )
     bare.graph.initializer.extend(stored)
-    from onnx import inliner  # slow to load, and few models have functions
+    from onnx import inliner  # Slow to import, and few models have functions.
 
     try:
         flat = inliner.inline_local_functions(bare, convert_version=False)

@@ -1,7 +1,8 @@
-"""How each op is read with an axis of samples in front: `lift.py` says when, and what for.
+"""One handler for each op that can be read with an axis of samples in front; `lift.py` says when that is
+needed.
 
-A handler makes the file's node one whose axes and sizes are one further on, which the op's own parser reads.
-It calls `touch` where the node would do something to axis 0.
+A handler moves the node's axes and sizes one place.  The op's own parser reads the result.  A handler calls
+`touch` if the node would work along axis 0.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ Handler = Callable[[Reader], Lifted | None]
 
 
 def in_front(node: Node, place: SampleAxis) -> Lifted | None:
-    """Read a node, whose operands have the file's own shapes, with samples in front; None: it cannot be.
+    """Read a node, whose operands have the file's shapes, with samples in front.  None if that is not
+    possible.
 
-    Raises ModelError, UnsupportedError, also where the node would touch an axis that is bound.
+    Raises ModelError, UnsupportedError, also if the node would work along an axis that is bound.
     """
     handler = HANDLERS.get(qualified(node.proto))
     if handler is None or any(isinstance(operand, Positions) for operand in node.operands):
@@ -40,9 +42,9 @@ def in_front(node: Node, place: SampleAxis) -> Lifted | None:
 
 
 def by_rows(node: Node, place: SampleAxis) -> Lifted | None:
-    """Read a node that takes axis 0 of the file's tensors for its batch: on each of the rows of a sample.
+    """Read a node that takes axis 0 of the file's tensors for its batch: each row is then a sample.
 
-    None where its tensors have not as many rows.  Raises ModelError, UnsupportedError.
+    None if its tensors have different numbers of rows.  Raises ModelError, UnsupportedError.
     """
     shapes = [operand for operand in node.operands if isinstance(operand, tuple)]
     rows = {shape[:1] for shape in shapes}
@@ -67,7 +69,7 @@ def _unary(reader: Reader) -> Lifted | None:
 
 
 def _broadcast(reader: Reader) -> Lifted | None:
-    """Operands align at their ends, so all get the rank of the longest."""
+    """Operands align at their last axes, so all get the rank of the longest."""
     node, rank = reader.node, reader.rank
     ragged = any(len(shape) != rank for shape in reader.shapes)
     constants = [o for o in node.operands if isinstance(o, np.ndarray)]
@@ -78,14 +80,14 @@ def _broadcast(reader: Reader) -> Lifted | None:
     operands = reader.operands(max([rank, 1, *(c.ndim for c in constants)]))
     if node.opset >= 7:
         return _widened(reader, operands) or reader.again(operands)
-    axis = node.integer("axis", -1)  # the second operand's axes are those of the first from there on
+    axis = node.integer("axis", -1)  # Before opset 7 the second operand begins at `axis`.
     if ragged or (axis == 0 and reader.place.bound):
         return None
     return reader.again(operands, axis=axis + 1 if axis >= 0 else None)
 
 
 def _widened(reader: Reader, operands: list[Operand]) -> Lifted | None:
-    """Where a constant is wider than the only computed operand, that is repeated first."""
+    """If a constant is wider than the only computed operand, that operand is repeated first."""
     shape, *others = {operand for operand in operands if isinstance(operand, tuple)}
     if others or reader.node.op not in ("Add", "Sub", "Mul", "Div", "Sum", "Mean"):
         return None
@@ -106,7 +108,7 @@ def _widened(reader: Reader, operands: list[Operand]) -> Lifted | None:
 
 
 def _prelu(reader: Reader) -> Lifted | None:
-    return reader.again() if reader.node.opset >= 7 else None  # where slopes are those of axis 1
+    return reader.again() if reader.node.opset >= 7 else None  # Slopes belong to axis 1.
 
 
 # ---------------------------------------------------------------------------------------- along one axis
@@ -136,7 +138,7 @@ def _gather(reader: Reader) -> Lifted | None:
 
 
 def _gather_of_each(reader: Reader, indices: NDArray[np.integer[Any]]) -> Lifted | None:
-    """Along axis 0, where each sample has the same of its own rows picked, as torch's as_strided does."""
+    """Gather along axis 0 that picks the same of each sample's rows, as torch's as_strided is exported."""
     k, rows = reader.place.samples, reader.shapes[0][0]
     if indices.ndim and len(indices) % k == 0 and rows % k == 0:
         picked = np.where(indices < 0, indices + rows, indices).reshape(
@@ -252,7 +254,7 @@ def _expand(reader: Reader) -> Lifted | None:
 
 
 def _resize(reader: Reader) -> Lifted | None:
-    """By scales or sizes of all axes, or of `axes`, which are set: then scales and sizes stay as they are."""
+    """Scales or sizes for all axes get one more in front.  Where the node has `axes`, only these move."""
     if reader.place.bound:
         return None
     axes = reader.node.integers("axes", range(reader.rank))
@@ -272,7 +274,7 @@ def _upsample(reader: Reader) -> Lifted | None:
 
 
 def _reshape(reader: Reader) -> Lifted | None:
-    """Samples lie one after another, so any shape will do whose first axis holds as many rows of each."""
+    """Samples are stored one after another, so any shape fits whose first axis holds as many rows of each."""
     place, node, shape = reader.place, reader.node, reader.shapes[0]
     target = TARGETS[node.op](node)
     moves = node.op in ("Squeeze", "Unsqueeze") and target[:1] != shape[:1]
@@ -293,7 +295,7 @@ def _transpose(reader: Reader) -> Lifted | None:
 
 
 def _matmul(reader: Reader) -> Lifted | None:
-    """Vectors become matrices of one row, or of one column, whose axis is dropped at the end."""
+    """A vector becomes a matrix of one row or one column.  That axis is dropped at the end."""
     a, b = operands = cast(list[Operand], reader.node.operands)
     shapes: list[Shape] = [o.shape if isinstance(o, np.ndarray) else o for o in (a, b)]
     ranks = list(map(len, shapes))
@@ -301,7 +303,7 @@ def _matmul(reader: Reader) -> Lifted | None:
         return None
     if min(ranks) < 2 or _moves_rows(reader):
         reader.touch("it multiplies along axis 0")
-    if ranks == [1, 2] and isinstance(b, np.ndarray):  # a row of a dense layer as it is
+    if ranks == [1, 2] and isinstance(b, np.ndarray):  # It is a row of a dense layer.
         return reader.again()
     matrices = [
         (1, *shapes[0]) if ranks[0] == 1 else shapes[0],
@@ -323,7 +325,7 @@ def _matmul(reader: Reader) -> Lifted | None:
 
 
 def _gemm(reader: Reader) -> Lifted | None:
-    """With transA alone: without it axis 0 counts rows, and the op is on each of them."""
+    """With transA only.  Without it axis 0 counts rows, and the node is read by rows."""
     node, operands = reader.node, list(reader.node.operands)
     if not node.integer("transA", 0) or list(map(len, reader.shapes)) != [2] or node.is_constant(0):
         return None
@@ -340,7 +342,7 @@ def _gemm(reader: Reader) -> Lifted | None:
 
 
 def _moves_rows(reader: Reader) -> bool:
-    """Whether axis 0 of a computed factor is one that is summed over, or becomes another one."""
+    """Whether axis 0 of a computed factor is summed over or becomes another axis."""
     a, b = cast(list[Operand], reader.node.operands)
     if len(reader.shapes) == 2:
         return not len(a) == len(b) >= 3

@@ -1,4 +1,6 @@
-"""ModelProto → `Graph`.  What gbp cannot do is refused here, as much of it at once as can be, by name."""
+"""ModelProto → `Graph`.  Nodes that gbp does not support are refused here by name, as many as possible at
+once.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ from .refusals import instead, refusal, unsupported_nodes, with_hint, with_way_o
 from .subgraph import Choice, Source, locate
 from .waiting import Waiting
 
-#: A batch of a size that no file says by chance.
+#: A batch size that no file has by chance.
 _MANY = 61
 
 
@@ -59,17 +61,26 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
         raise refusal(unsupported, (op for op in (*PARSERS, *REWRITERS) if "." not in op))
     if None not in source.input_shape[1:]:
         return source
-    try:  # the file may be gone when an image of another size comes
+    try:  # The file may be gone when an image of another size comes.
         return replace(source, weights=source.weights.kept())
     except OSError:
         raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
-    """The graph for images of `input_shape`, and the source that it is of: as a rule that which is given.
+    """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
 
-    Where the file fixes all sizes and its nodes do with the first axis what no batch allows, that is no
-    batch: the source is of one sample without it.  Raises what `build` raises.
+    A file that fixes all its sizes may use its first axis in a way that a batch does not allow.  Then it
+    holds one sample and no batch.
+
+    Returns
+    -------
+    The source, with the decision; and the graph.
+
+    Raises
+    ------
+    ModelError, UnsupportedError
+        As `build` does.
     """
     try:
         return source, build(source, input_shape)
@@ -77,7 +88,7 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
         first = source.input_shape[0] if source.has_batch else 1
         if isinstance(error, UnsupportedError) and first is None:
             graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
-            # What keeps so many samples apart does so with any number of them.
+            # Samples that stay apart in a batch of this size stay apart in any batch.
             if isinstance(graph, Graph) and isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
                 return source, graph
             if isinstance(graph, Graph):
@@ -100,9 +111,9 @@ def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
 
 
 def build(source: Source, input_shape: Shape) -> Graph:
-    """The graph of `source` for images of `input_shape`, its first axis the batch.
+    """The graph of `source` for images of `input_shape`, batch first.
 
-    Raises ModelError or UnsupportedError naming the node.
+    Raises ModelError or UnsupportedError, which names the node.
     """
     if min(input_shape) < 1 or elements(input_shape[1:]) > MAX_ELEMENTS:
         raise UnsupportedError(
@@ -120,18 +131,18 @@ class _Builder:
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
         self.place = SampleAxis(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
-        #: Of every tensor that layers make; and of those that the file knows, what the file takes it for.
+        #: `shapes`: the shape of each tensor that layers make.  `meant`: the shape that the file gives it.
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.meant = {source.input: input_shape if source.has_batch else input_shape[1:]}
         self.views: dict[tuple[str, Shape], str] = {}
         self.positions: dict[str, Positions] = {}
         self.layers: list[Layer] = []
         self.lost: set[str] = set()
-        #: Made behind a refused node: its shape is the file's word.
+        #: Tensors behind a refused node.  Their shapes are the declared ones.
         self.guessed: set[str] = set()
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
         self.stale: list[str] = []
-        #: Why the first node was read with samples in front, where the batch is bound.
+        #: Why the first lifted node could not be read as it stands, where the batch is open.
         self.moved: UnsupportedError | None = None
         self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
         taken = self.read | {name for proto in graph.node for name in proto.output}
@@ -151,7 +162,7 @@ class _Builder:
                     self._take(proto)
             except UnsupportedError as error:
                 refused.append(self._with_way_out(error, proto))
-                if self.budget.is_spent:  # to go on would take time as well
+                if self.budget.is_spent:  # Reading on would cost time as well.
                     break
                 self._lose(proto)
             except ModelError:
@@ -191,9 +202,10 @@ class _Builder:
         return error if self.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:
-        """Go on behind a refused node, to list what else is refused, where the file says its shape.
+        """Continue behind a refused node, so that the error lists other refusals too.
 
-        That is a guess, which is good for more refusals and for nothing else: see `guessed`.
+        The output's shape is taken from the file.  It may be wrong, so it is used for nothing else: see
+        `guessed`.
         """
         for name in filter(None, proto.output):
             shape = self._declared_by_sample(name)
@@ -204,7 +216,7 @@ class _Builder:
                 self.lost.add(name)
 
     def _declared_by_sample(self, name: str) -> Shape | None:
-        """The declared shape of a tensor, where it is complete and begins with the batch, as the input's."""
+        """The declared shape of a tensor, if it is complete and begins with the input's batch."""
         if name not in self.declared or not self.source.has_batch:
             return None
         image = next(value for value in self.source.model.graph.input if value.name == self.source.input)
@@ -238,7 +250,7 @@ class _Builder:
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        if op == "CastLike" and proto.input[1] in self.meant:  # it is floating point
+        if op == "CastLike" and proto.input[1] in self.meant:  # `meant` holds tensors of floating point only.
             if (value := self.constants.get(proto.input[0])) is not None:
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
@@ -251,11 +263,14 @@ class _Builder:
             self.waiting.rewrite(self._node(proto))
         elif op in PARSERS:
             self._parse(proto)
-        else:  # in the branch of an If
+        else:  # The op is in the branch of an If, which `open_model` has not seen.
             self._node(proto).refuse("gbp does not do this op.", hint=instead(op, None))
 
     def _parse(self, proto: onnx.NodeProto) -> None:
-        """Add the layers of a node, its tensors (N, …); where it touches their axis 0, as `lift` reads it."""
+        """Add the layers of a node.
+
+        Its tensors are read as (N, …).  Where that is not possible, they are read as `lift.py` says.
+        """
         first: ModelError | None = None
         for way in (self._by_sample, self._in_front, self._by_rows):
             before = len(self.layers), replace(self.budget)
@@ -284,7 +299,7 @@ class _Builder:
                 self.stale.append(f"{name!r} as {sizes}, which is {list(self.meant[name])}")
 
     def _undo(self, layers: int, budget: Budget) -> None:
-        """Forget what a way of reading a node has added."""
+        """Remove what a failed attempt at reading a node has added."""
         for layer in self.layers[layers:]:
             self.views.pop((layer.inputs[0], self.shapes.pop(layer.output)), None)
             self.meant.pop(layer.output, None)
@@ -293,7 +308,7 @@ class _Builder:
         self.budget = budget
 
     def _by_sample(self, proto: onnx.NodeProto) -> bool:
-        """Read the node as it stands: the first axis of its tensors is the batch."""
+        """Read the node as it is in the file: the first axis of its tensors is the batch."""
         shapes = [self.meant[name] for name in proto.input if name in self.meant]
         if any(shape[:1] != (self.place.samples,) for shape in shapes):
             return False
@@ -302,11 +317,11 @@ class _Builder:
         return True
 
     def _in_front(self, proto: onnx.NodeProto) -> bool:
-        """Read the node with samples in front."""
+        """Read the node with an axis of samples in front of its tensors."""
         return self._add_lifted(in_front(self._node(proto), self.place))
 
     def _by_rows(self, proto: onnx.NodeProto) -> bool:
-        """Read the node on as many samples as its tensors have rows."""
+        """Read the node with each row of its tensors as a sample."""
         return self._add_lifted(by_rows(self._node(proto), self.place))
 
     def _add_lifted(self, read: Lifted | None) -> bool:
@@ -316,7 +331,7 @@ class _Builder:
         return True
 
     def _node(self, proto: onnx.NodeProto) -> Node:
-        """The node, its operands of the shapes that the file takes them for."""
+        """The node, with the shapes that its operands have in the file."""
         operands = [self._operand(name) for name in proto.input]
         return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.place.bound)
 
@@ -327,7 +342,10 @@ class _Builder:
         return None
 
     def _add_all(self, node: Node, parsed: Parsed, meant: Callable[[Shape], Shape]) -> None:
-        """Add what a node was parsed into; `meant`: what the file takes an output of some shape for."""
+        """Add the layers of a parsed node.
+
+        `meant` returns the shape that the file gives to an output, from the shape that the layers make.
+        """
         node.check_all_attributes_read()
         computed = tuple(self._viewed(node.proto.input[i], node.operands[i]) for i in node.computed())
         if isinstance(parsed, list):
@@ -342,7 +360,7 @@ class _Builder:
                 self.meant[name] = meant(self.shapes[name])
 
     def _viewed(self, name: str, operand: Any) -> str:
-        """The tensor `name` under the shape in which a node reads it."""
+        """The name of tensor `name` in the shape in which a node reads it."""
         shape: Shape = operand.shape if isinstance(operand, Positions) else operand
         if self.shapes[name] == shape:
             return name
@@ -354,13 +372,13 @@ class _Builder:
         return self.views[name, shape]
 
     def _refuse_other_outputs(self, node: Node) -> None:
-        """Dropout's mask, MaxPool's indices, BatchNormalization's statistics: fine if never read."""
+        """Refuse a node whose second output is read: Dropout's mask, say, or MaxPool's indices."""
         others = self.read.intersection(filter(None, node.proto.output[1:]))
         if others or not node.proto.output[0]:
             node.refuse(f"output {min(others, default='')!r} is used.", supported="the first output")
 
     def _add(self, node: Node, name: str, ops: tuple[Op, ...], inputs: tuple[str, ...], output: str) -> None:
-        """Layers that apply `ops` one after another."""
+        """Add layers that apply `ops` one after another."""
         for i, op in enumerate(ops):
             result = output if i == len(ops) - 1 else self.waiting.unused(f"{output}/{i}")
             given = tuple(self.shapes[x] for x in inputs)
@@ -385,7 +403,11 @@ class _Builder:
             inputs = (result,)
 
     def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
-        """Weights that the file holds once and many layers read are packed for each; work adds up."""
+        """Charge the node's weights and work to the budget.
+
+        Layers that share weights in the file each pack their own copy, so a small file could take much
+        memory.
+        """
         self.budget.weights -= op.nbytes
         self.budget.work -= op.work(tuple((1, *shape[1:]) for shape in x), (1, *y[1:]))
         if self.budget.weights < 0:

@@ -1,8 +1,9 @@
-"""Tensors whose batch is not their first axis, between two Transposes that move it there and back.
+"""Tensors whose batch is not the first axis, between two Transposes that move it away and back.
 
-So torch's newer exporter writes an index of inner axes: x[:, perm] is Transpose, GatherND, Transpose, and
-x[:, 1:3] = v is two Transposes, ScatterND, Transpose.  Such a tensor is not computed.  It is known as another
-one and an order of its axes, and what reads it is written anew with the batch in front.
+PyTorch's newer exporter writes an index of inner axes in this way: x[:, perm] becomes Transpose, GatherND,
+Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  Such a tensor is never computed.
+It is described as another tensor and an order of its axes, and its readers are rewritten with the batch in
+front.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from ..ops.written import Writer
 
 @dataclass(frozen=True)
 class Moved:
-    """Tensor `name`, of `shape` and the batch first, with its axes in the order `perm`.
+    """Tensor `name` with its axes in the order `perm`.
 
-    `node`: the name of the Transpose that moved the batch.
+    Parameters
+    ----------
+    name
+        A tensor whose first axis is the batch.
+    shape
+        Its shape.
+    perm
+        The order of axes in which the file's nodes see it.
+    node
+        The name of the Transpose that moved the batch.
     """
 
     name: str
@@ -40,7 +50,7 @@ class Moved:
         return tuple(self.shape[axis] for axis in self.perm)
 
     def refused(self) -> UnsupportedError:
-        """What to say where somebody would compute with it."""
+        """The error for a node that would compute with the tensor."""
         return UnsupportedError(
             f"perm {list(self.perm)} moves the batch axis.",
             node=self.node,
@@ -49,14 +59,16 @@ class Moved:
         )
 
     def in_order(self, w: Writer, front: tuple[int, ...]) -> str:
-        """The tensor with the batch in front, then the axes `front`, then the rest as it is seen."""
+        """Write the tensor with the batch first, then the axes `front`, then the others in the order that
+        nodes see.
+        """
         rest = (axis for axis in self.perm if axis not in (0, *front))
         perm = (0, *front, *rest)
         return self.name if perm == tuple(range(len(perm))) else w.write("Transpose", self.name, perm=perm)
 
 
 def transposed(node: Node, w: Writer, x: Moved) -> Moved | None:
-    """Write a Transpose of x; where that moves the batch again, return what it is instead."""
+    """Write a Transpose of x.  If the batch is not in front behind it, return the description instead."""
     rank = len(x.perm)
     perm = node.integers("perm", tuple(reversed(range(rank))))
     if sorted(perm) != list(range(rank)):
@@ -69,7 +81,7 @@ def transposed(node: Node, w: Writer, x: Moved) -> Moved | None:
 
 
 def _indexed(node: Node, x: Moved, indices: NDArray[Any]) -> tuple[tuple[int, ...], NDArray[np.int64]]:
-    """The axes of x.name that (…, k) `indices` are of, and where they point to, these merged into one."""
+    """The axes of x.name that `indices` (…, k) index, and the indices into these axes merged into one."""
     if indices.ndim < 1 or not 1 <= indices.shape[-1] <= len(x.perm) or not indices.size:
         node.invalid(f"indices of shape {list(indices.shape)} do not fit {list(x.seen)}.")
     axes = x.perm[: indices.shape[-1]]
@@ -85,7 +97,9 @@ def _indexed(node: Node, x: Moved, indices: NDArray[Any]) -> tuple[tuple[int, ..
 
 
 def _behind(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...], Shape]:
-    """With `lead` axes instead of `axes`: the order in which they are seen, and the sizes of the rest."""
+    """The result's axes, where `lead` new axes replace `axes`: the order in which nodes see them; sizes of
+    the rest.
+    """
     rest = [axis for axis in x.perm if axis not in axes]
     others = [axis for axis in rest if axis]
     order = [0 if axis == 0 else 1 + lead + others.index(axis) for axis in rest]
@@ -93,7 +107,7 @@ def _behind(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...]
 
 
 def gathered(node: Node, w: Writer, x: Moved) -> Moved:
-    """GatherND with constant indices, none of them of the batch."""
+    """GatherND with constant indices that do not index the batch."""
     if node.integer("batch_dims", 0):
         node.refuse(f"batch_dims is set, and {x.node!r} moves the batch.", supported="0")
     indices = node.constant_integers(1).astype(np.int64)
@@ -122,7 +136,7 @@ def gathered_along(node: Node, w: Writer, x: Moved) -> Moved:
 
 
 def scattered(node: Node, w: Writer, x: Moved | NDArray[Any], updates: Moved | NDArray[Any]) -> Moved:
-    """ScatterND with constant indices, none of them of the batch; either operand may be constant."""
+    """ScatterND with constant indices that do not index the batch.  Either operand may be constant."""
     like = x if isinstance(x, Moved) else None
     if like is None:
         node.refuse("its data are constant and the batch of its updates is moved.", supported="computed data")
@@ -157,7 +171,7 @@ def unchanged(node: Node, w: Writer, x: Moved) -> Moved:
     return x
 
 
-#: What may read a moved tensor, with its operands.
+#: Ops that may read a moved tensor.
 READERS: dict[str, Callable[..., Moved | None]] = {
     "Identity": unchanged,
     "Transpose": transposed,

@@ -1,4 +1,4 @@
-"""What a model's outputs are, where it is not plain which of them to explain."""
+"""Choose the tensor to explain from a model's outputs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .proto import declared_shape, label
 
 Producers = Mapping[str, onnx.NodeProto]
 
-#: Outputs that a message lists.
+#: How many outputs a message lists.
 _MAX_LISTED = 12
 
 
 def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
-    """The node that makes a tensor, or what it only dresses: the first on the way back that does more."""
+    """The node that computes a tensor: the first one, going back, that does more than reshape or cast."""
     node = producers.get(name)
     for _ in range(len(producers)):
         if node is None or not fact(node.op_type).only_dresses or not node.input:
@@ -29,7 +29,7 @@ def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
 
 
 def fed_to_argmax(producers: Producers, name: str) -> str | None:
-    """The tensor whose maximum an output is the index of, where it is that of an ArgMax."""
+    """The tensor that an output's ArgMax reads; None if the output is no ArgMax's index."""
     node = dressed(producers, name)
     if node is None or node.op_type != "ArgMax" or not node.input or node.input[0] not in producers:
         return None
@@ -37,7 +37,7 @@ def fed_to_argmax(producers: Producers, name: str) -> str | None:
 
 
 def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
-    """The error that says what the outputs hold instead, and what feeds them."""
+    """The error for a model without scores.  It says what the outputs hold, and which tensors feed them."""
     told, before = [], None
     for value in outputs:
         node = dressed(producers, value.name)
@@ -54,7 +54,7 @@ def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Produce
 
 
 def several(outputs: Sequence[onnx.ValueInfoProto], heads: Sequence[str | None]) -> InputError:
-    """The error that lists outputs of which one is to be chosen; `heads`: what each ends in."""
+    """The error for a model with several outputs.  It lists them.  `heads`: the op that ends each."""
     told, likely = [], []
     for value, head in zip(outputs, heads, strict=True):
         shape = declared_shape(value)
@@ -78,7 +78,7 @@ def _joined(told: Sequence[str]) -> str:
 def scores_of(
     proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | Probability | None
 ) -> tuple[str, onnx.NodeProto | str | None, tuple[str, ...]]:
-    """The tensor to be explained, its head ("" where it holds probabilities), and notes on the choice."""
+    """The tensor to explain, its head ("" if it holds probabilities), and notes on the choice."""
     if output is not None and output is not PROBABILITY:
         if not isinstance(output, str) or output not in producers:
             raise InputError(
@@ -116,14 +116,14 @@ def scores_of(
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether an output is a tensor of floats or may be one, or a table made of one; and no label."""
+    """Whether an output is, or may be, a tensor of floats, or a table made of one, and is no label."""
     made_by = producers[value.name].op_type if value.name in producers else ""
     kind = value.type.tensor_type.elem_type
     return made_by == "ZipMap" or kind in FLOATS or not kind
 
 
 def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.NodeProto | None]:
-    """What feeds the final Softmax, LogSoftmax or Sigmoid, and that node; `last` where there is none."""
+    """The input of the final Softmax, LogSoftmax or Sigmoid, and that node; `last` if there is none."""
     name = last
     for _ in range(len(producers)):
         node = producers.get(name)

@@ -1,4 +1,4 @@
-"""File or bytes → ModelProto whose names, counts and tensors can be relied on."""
+"""File or bytes → ModelProto with checked names, counts and tensors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
-_MAX_BYTES = 2**31 - 1  # protobuf's own limit
+_MAX_BYTES = 2**31 - 1  # The limit of protobuf itself.
 _MAX_FILES = 2**10
-#: The types of tensors that may lie in files of their own.
+#: Types of tensors that may be stored in other files.
 _STORED: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
@@ -43,9 +43,9 @@ _STORED: dict[int, str] = {
 
 
 def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
-    """The ModelProto in a file or in bytes, without the large weights, and these.
+    """Read the ModelProto in a file or in bytes; its large weights are returned apart.
 
-    Raises InputError where a file cannot be read, ModelError where it holds no model.
+    Raises InputError if a file cannot be read, ModelError if it holds no model.
     """
     stores: dict[str, Store] = {}
     pieces: dict[str, Piece] = {}
@@ -61,7 +61,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
             proto = onnx.load_model_from_string(data)
             named = zip(proto.graph.initializer, spans, strict=bool(spans))
             pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
-        except Exception:  # protobuf raises whatever its backend does
+        except Exception:  # The exception depends on protobuf's backend.
             raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
         stores = {"": store} if pieces else {}
     if not proto.graph.node:
@@ -78,15 +78,17 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
 
 
 def _is_outside(tensor: onnx.TensorProto) -> bool:
-    return bool(tensor.data_location == TensorProto.EXTERNAL)  # else external_data counts for nothing
+    return bool(tensor.data_location == TensorProto.EXTERNAL)  # Other tensors ignore external_data.
 
 
 def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
-    """Where a tensor lies in a file beside the model (ONNX: external data); that file joins `stores`."""
+    """Where a tensor is stored in a file beside the model (ONNX: external data).  The file is added to
+    `stores`.
+    """
     given = {entry.key: entry.value for entry in tensor.external_data}
     if not all(
         isinstance(text, str) for entry in given.items() for text in entry
-    ):  # protobuf hands out bytes
+    ):  # protobuf returns invalid text as bytes.
         raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
     location = given.get("location", "")
     if not location:
@@ -115,7 +117,7 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
         start, length = int(given.get("offset", 0)), int(given.get("length", expected))
     except OSError as error:
         raise refuse(error.strerror or str(error)) from None
-    except ValueError:  # offset or length is no number; a NUL in the path
+    except ValueError:  # Offset or length is no number, or the path holds a NUL.
         raise refuse("location, offset or length makes no sense") from None
     if start < 0 or length != expected or start + length > stores[location].size:
         raise refuse(
@@ -126,7 +128,7 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
 
 
 def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
-    """A file of bearable size, or bytes, and what to call it."""
+    """A file of acceptable size, or bytes; and its name in messages."""
     if isinstance(model, bytes):
         return model, "the data"
     try:
@@ -138,7 +140,7 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
     name = repr(str(path))
     try:
         status = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL byte.
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {name}: {reason}.") from None
     if stat.S_ISDIR(status.st_mode):
@@ -151,7 +153,9 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
 
 
 def _check_names(proto: onnx.ModelProto, name: str) -> None:
-    """Every name is text, and there are not too many.  protobuf hands out other bytes as `bytes`."""
+    """Check that every name is text and that there are not too many.  protobuf returns invalid text as
+    `bytes`.
+    """
     graph = proto.graph
     made = sum(max(1, len(node.output)) for node in graph.node)
     if made > MAX_NODES:
@@ -196,7 +200,7 @@ def _names_of(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Each has a value of its own, and a name that is no other's, in subgraphs as well."""
+    """Check that each attribute has its own value and a unique name, in subgraphs too."""
     for node in nodes:
         seen: set[str] = set()
         for attribute in node.attribute:
@@ -217,7 +221,7 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def check_tensors(proto: onnx.ModelProto) -> None:
-    """All are dense and of different names.  Raises ModelError, UnsupportedError."""
+    """Check that all tensors are dense and have unique names.  Raises ModelError, UnsupportedError."""
     seen: set[str] = set()
     for tensor in proto.graph.initializer:
         if tensor.name in seen:
@@ -230,7 +234,7 @@ def check_tensors(proto: onnx.ModelProto) -> None:
 
 
 def _check_tensors_of(node: onnx.NodeProto) -> None:
-    """No tensor of the node, or of a graph within it, lies in another file."""
+    """Check that no tensor in the node's attributes or graphs is stored in another file."""
     graphs = [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
     inside = [tensor for graph in graphs for tensor in graph.initializer]
     if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
@@ -246,32 +250,32 @@ def _check_tensors_of(node: onnx.NodeProto) -> None:
 
 
 def label(node: onnx.NodeProto) -> str:
-    """What to call a node: its name, or its output where it has none."""
+    """The node's name in messages: its own, or that of its output if it has none."""
     return node.name or next(filter(None, node.output), "")
 
 
 def qualified(node: onnx.NodeProto) -> str:
-    """The op, with its domain where that is not ONNX's own."""
+    """The op, with its domain unless that is ONNX's own."""
     return str(node.op_type) if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def stored_bytes(proto: onnx.ModelProto, weights: Weights) -> int:
-    """What the file's tensors take, in bytes."""
+    """Bytes of all tensors in the file."""
     tensors = [attribute.t for node in proto.graph.node for attribute in node.attribute]
     return weights.nbytes + sum(int(tensor.ByteSize()) for tensor in (*proto.graph.initializer, *tensors))
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
-    """The declared shape, None for each open size; None where nothing is declared."""
+    """The declared shape, with None for each open size; None if nothing is declared."""
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
     shape = (int(d.dim_value) if d.HasField("dim_value") else 0 for d in kind.shape.dim)
-    return tuple(n if n > 0 else None for n in shape)  # some exporters write 0, or -1, for an open size
+    return tuple(n if n > 0 else None for n in shape)  # Some exporters write 0 or -1 for an open size.
 
 
 def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a tensor that is declared so may have this shape, whatever the batch."""
+    """Whether a tensor declared in this shape may have `shape`, for some batch."""
     pairs = zip(declared[1:], shape[1:], strict=False)
     return len(declared) == len(shape) and all(n in (None, m) for n, m in pairs)
 
@@ -279,9 +283,9 @@ def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
 def tensor_values(
     tensor: onnx.TensorProto, name: str, reader: onnx.NodeProto, weights: Weights | None = None
 ) -> NDArray[Any]:
-    """The values of a stored tensor, no NaN among them, which may lie among `weights`.
+    """The values of a stored tensor, which hold no NaN.  They may be in `weights`.
 
-    `reader` is the node to name where they cannot be had.
+    `reader`: the node that messages name.
     """
 
     def damaged(found: str) -> ModelError:
@@ -297,11 +301,11 @@ def tensor_values(
     try:
         if weights is not None and name in weights.pieces:
             values: NDArray[Any] = weights.read(name, tuple(tensor.dims))
-            if tensor.data_type == TensorProto.BFLOAT16:  # the upper half of a float32
+            if tensor.data_type == TensorProto.BFLOAT16:  # bfloat16 is the upper half of a float32.
                 return _known(np.left_shift(values, 16, dtype=np.uint32).view(np.float32), damaged)
             if tensor.data_type == TensorProto.BOOL:
                 values = values != 0
-        elif _is_outside(tensor):  # in a graph within a node; to read it here would open any file
+        elif _is_outside(tensor):  # It is in a graph inside a node.  Reading it here could open any file.
             raise damaged("lies in another file.")
         else:
             values = numpy_helper.to_array(tensor)
@@ -309,27 +313,27 @@ def tensor_values(
         raise damaged("cannot be read any more; has the file changed?") from None
     except ModelError:
         raise
-    except Exception:  # the bytes do not fit the shape, the type is unknown, …
+    except Exception:  # The bytes do not fit the shape, or the type is unknown.
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
-    if tensor.data_type == TensorProto.BFLOAT16:  # which NumPy does not know
+    if tensor.data_type == TensorProto.BFLOAT16:  # NumPy lacks the type.
         values = values.astype(np.float32)
     return _known(values, damaged)
 
 
 def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArray[Any]:
-    """The values, without NaN; infinity is a bound, a mask, or what an op refuses."""
+    """The values, without NaN.  Infinity may be a bound or a mask; ops that cannot use it refuse it."""
     if values.dtype.kind == "f" and not is_finite(values) and np.isnan(values).any():
         raise damaged("holds NaN.")
     return values
 
 
-_schema = lru_cache(maxsize=2**10)(onnx.defs.get_schema)  # a call takes as long as all else that is checked
+_schema = lru_cache(maxsize=2**10)(onnx.defs.get_schema)  # A call takes as long as all the other checks.
 
 
 def check_arity(node: onnx.NodeProto, opset: int) -> None:
-    """The op exists at this opset and has as many operands and results as it should.
+    """Check that the op exists at this opset and has as many inputs and outputs as its schema says.
 
-    Raises ModelError naming the node.
+    Raises ModelError, which names the node.
     """
 
     def wrong(found: str) -> ModelError:
@@ -360,7 +364,7 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
 
 
 def shape_constant(node: onnx.NodeProto, shape: tuple[int, ...]) -> NDArray[Any]:
-    """What Shape or Size gives for a tensor of `shape`."""
+    """The result of Shape or Size for a tensor of `shape`."""
     given = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Size":
         return np.array(elements(shape), np.int64)

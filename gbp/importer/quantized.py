@@ -1,10 +1,11 @@
-"""Quantized constants, at any opset: QuantizeLinear and DequantizeLinear of weights (ONNX, opsets 10 to 25).
+"""Quantized constants at any opset: QuantizeLinear and DequantizeLinear of weights (ONNX, opsets 10 to 25).
 
     QuantizeLinear     y = min(max(round(x / scale) + zero, lo), hi)
     DequantizeLinear   y = (x − zero) · scale
 
-with one scale and zero for all of x; since opset 13 one for each index of `axis`; since opset 21 one for each
-block of `block_size` along it.  onnx's reference implementation knows neither before opset 19.
+There is one scale and zero point for all of x; since opset 13 one for each index of `axis`; since opset 21
+one for each block of `block_size` along it.  onnx's reference implementation knows neither at an opset before
+19.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Array = NDArray[Any]
 
 
 def _along(node: onnx.NodeProto, values: Array, x: Array) -> Array:
-    """A scale or zero point, to broadcast to x.  Raises ValueError where it does not fit."""
+    """A scale or zero point in a shape that broadcasts to x.  Raises ValueError if it does not fit."""
     given = {attribute.name: int(attribute.i) for attribute in node.attribute}
     if values.size == 1:
         return values.reshape(())
@@ -41,21 +42,21 @@ def _along(node: onnx.NodeProto, values: Array, x: Array) -> Array:
 
 
 def dequantized(node: onnx.NodeProto, x: Array, scale: Array, zero: Array | None = None) -> Array:
-    """DequantizeLinear of a constant, of the type of its scale.
+    """DequantizeLinear of a constant.  The result has the type of its scale.
 
     Parameters
     ----------
-    node : onnx.NodeProto
-        Its attributes count: axis, block_size.
-    x : ndarray
-        Integers, or 8 bits of floating point, of any shape.
-    scale, zero : ndarray
-        Of one element, (size of axis,), or of x's shape but for blocks along `axis`.
+    node
+        The node, for its attributes axis and block_size.
+    x
+        Integers or 8-bit floating point, of any shape.
+    scale, zero
+        One element; or (size of axis,); or x's shape except for blocks along `axis`.
 
     Raises
     ------
     ValueError
-        Where shapes do not fit.
+        If shapes do not fit.
     """
     y: Array = x.astype(np.float32)
     if zero is not None and zero.astype(np.float32).any():
@@ -66,9 +67,10 @@ def dequantized(node: onnx.NodeProto, x: Array, scale: Array, zero: Array | None
 
 
 def quantized(node: onnx.NodeProto, x: Array, scale: Array, zero: Array | None = None) -> Array | None:
-    """QuantizeLinear of a constant to integers; None where it makes other numbers.
+    """QuantizeLinear of a constant to integers; None for other result types.
 
-    Parameters and errors are those of `dequantized`; the type is that of `zero`, or `output_dtype`, or uint8.
+    Parameters and errors are those of `dequantized`.  The type is that of `zero`, or `output_dtype`, or
+    uint8.
     """
     kind = next((int(a.i) for a in node.attribute if a.name == "output_dtype" and a.i), 0)
     dtype = np.dtype(np.uint8) if zero is None else zero.dtype

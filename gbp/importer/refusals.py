@@ -1,4 +1,4 @@
-"""How nodes that gbp does not do are told: counted by op, and with what to do instead."""
+"""Messages about nodes that gbp does not support: counted by op, with advice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .folding import FOLDABLE
 from .proto import label, qualified
 from .subgraph import Source
 
-#: Ops that a message lists before it only counts nodes.
+#: How many ops a message lists before it only counts nodes.
 _MAX_LISTED = 50
 _SENSELESS = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
 _RECURRENT = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
@@ -21,7 +21,9 @@ _INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node on the way from the input to the scores that gbp does not do: the `place`-th of `count`."""
+    """A node between the input and the scores that gbp does not support.  It is number `place` of `count`
+    nodes.
+    """
 
     op: str
     name: str
@@ -34,7 +36,7 @@ class Unsupported:
 
 
 def instead(op: str, before: str | None) -> str | None:
-    """What to do about an op that gbp does not do; `before`: a tensor that feeds it and can be explained."""
+    """Advice about an unsupported op.  `before`: a tensor that feeds it and can be explained."""
     if "QLinear" in op or op in _INTEGER:
         return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
     reason = None
@@ -47,16 +49,16 @@ def instead(op: str, before: str | None) -> str | None:
 
 
 def unsupported_nodes(source: Source) -> list[Unsupported]:
-    """Every node on the way that neither a parser nor constant folding can take."""
+    """All nodes between input and scores that neither a parser nor constant folding can handle."""
     constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
     constant.discard(source.input)
-    computed = {source.input}  # from the image, by nodes that gbp does
+    computed = {source.input}  # Tensors that depend on the image only through nodes that gbp supports.
     found = []
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
         behind = any(name not in constant and name not in computed for name in reads(node))
         folds = op in FOLDABLE or op in REWRITERS
-        is_known = op == "If" and node.input and node.input[0] in constant  # once sizes are
+        is_known = op == "If" and node.input and node.input[0] in constant  # It folds once sizes are known.
         if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
             constant.update(node.output)
         elif op in PARSERS or op in REWRITERS or is_known:
@@ -69,7 +71,7 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
 
 
 def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> UnsupportedError:
-    """The error that tells of all these nodes, which are some."""
+    """The error about these nodes, of which there is at least one."""
     groups: dict[str, list[Unsupported]] = {}
     for node in nodes:
         groups.setdefault(node.op, []).append(node)
@@ -91,13 +93,13 @@ def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> Unsupport
 
 
 def with_way_out(error: UnsupportedError, before: str | None) -> UnsupportedError:
-    """The error, which says what to do about it: by default to explain the tensor `before` the node."""
+    """The error with advice: by default to explain the tensor `before` the node."""
     if error.hint or before is None:
         return error
     return with_hint(error, f"To explain what feeds it, say output={before!r}.")
 
 
 def with_hint(error: UnsupportedError, more: str) -> UnsupportedError:
-    """The error, which says this too."""
+    """The error with this advice added."""
     hint = f"{error.hint} {more}" if error.hint else more
     return UnsupportedError(error.found, node=error.node, op=error.op, supported=error.supported, hint=hint)

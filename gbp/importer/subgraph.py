@@ -1,4 +1,4 @@
-"""What is to be explained in a ModelProto: its image input, its scores, and the nodes between them."""
+"""Find what is to be explained in a ModelProto: the input, the scores and the nodes between them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,22 @@ from .weights import Weights
 OLDEST_OPSET = 1
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 
-#: What an explained input may hold: images may come as bytes, which the network then makes numbers of.
+#: Types of an explained input.  Images may come as bytes; the network then casts them.
 _EXPLAINED = (*FLOATS, TensorProto.UINT8)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a caller says of a model with several inputs or outputs.
+    """The caller's choice, for models with several inputs or outputs.
 
-    `output`: None for the logits of the only output, "probability" for that output itself, or the name of a
-    tensor.  `input`: the one to explain.  `given`: values of other inputs, the same for all samples.
+    Parameters
+    ----------
+    output
+        None for the logits of the only output, "probability" for that output itself, or a tensor's name.
+    input
+        The input to explain.
+    given
+        Values of the other inputs, the same for all samples.
     """
 
     output: str | Probability | None = None
@@ -43,15 +49,30 @@ class Choice:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was read and checked as far as it can be without the size of an image.
+    """A model that was read, and checked as far as possible without the size of an image.
 
-    `input_shape` has None where the file leaves a size open; `scores` is the tensor to be explained, and
-    `head` the op that makes probabilities of it: None where there is none, "" where it holds them itself.
-    `given`: what the model's other inputs hold.  `dtype`: the type in which the file expects the input.
-    `channels_last`: whether the nodes behind a four-dimensional input read it so; None where they do not say.
-    `labels`: the names of the classes, where the file has them.  `has_batch`: whether the first axis of the
-    file's input is the batch; else the file takes one sample, and `input_shape` has a batch of 1 in front of
-    that.  `notes`: what a reader of the maps should know.
+    Parameters
+    ----------
+    input_shape
+        The input's shape; None for each size that the file leaves open.
+    scores
+        The tensor to explain.
+    head
+        The op that turns the scores into probabilities.  None if there is none, "" if the scores are
+        probabilities.
+    given
+        Values of the model's other inputs.
+    dtype
+        The type that the file declares for the input.
+    channels_last
+        Whether the network reads a four-dimensional input as (N, H, W, C).  None if its nodes do not show it.
+    labels
+        The names of the classes, if the file has them.
+    has_batch
+        Whether the first axis of the file's input is the batch.  If not, the file takes one sample, and
+        `input_shape` has a batch of 1 in front.
+    notes
+        What a reader of the maps should know.
     """
 
     model: onnx.ModelProto
@@ -62,9 +83,9 @@ class Source:
     opset: int
     nodes: tuple[onnx.NodeProto, ...]
     head: str | None
-    #: The axis attribute of a softmax; None where the file leaves it out.
+    #: The axis of the head's softmax; None if the file does not give one.
     head_axis: int | None
-    #: Whether `scores` are the model's own, and no tensor that was asked for by name.
+    #: Whether `scores` are the model's own scores, and not a tensor that the caller named.
     is_output: bool
     given: Mapping[str, NDArray[Any]]
     dtype: str
@@ -74,7 +95,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def without_batch(self) -> Source:
-        """The same file, whose input is a single sample that has no axis for the batch."""
+        """The same file, read as one sample without a batch axis."""
         sizes = ["?" if n is None else n for n in self.input_shape]
         note = f"The file has no batch axis: its input {self.input!r} of {sizes} is one sample."
         return replace(
@@ -86,9 +107,9 @@ class Source:
         )
 
     def head_axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of one sample's scores, of `rank` with the batch, over which the head's softmax sums.
+        """The axes of one sample's scores over which the head's softmax sums.  `rank` counts the batch axis.
 
-        Source: ONNX Softmax, which before opset 13 flattens the axes from `axis` on.
+        Source: ONNX Softmax.  Before opset 13 it flattens all axes from `axis` on.
         """
         if self.head not in ("Softmax", "LogSoftmax"):
             return ()
@@ -96,16 +117,18 @@ class Source:
         file_rank = rank - 1 + batch
         axis = ((-1 if new else 1) if self.head_axis is None else self.head_axis) % file_rank
         axes = tuple(k - batch for k in ((axis,) if new else range(axis, file_rank)) if k >= batch)
-        return axes or tuple(range(rank - 1))  # the batch of 1 was the file's only other axis
+        return axes or tuple(range(rank - 1))  # The batch of 1 was the only other axis.
 
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        """Without the batch; `size` = (H, W), by default 224, where the file leaves that open."""
+        """The shape of one sample.  `size` = (H, W), by default 224, replaces sizes that the file leaves
+        open.
+        """
         sizes = iter(size or (224, 224))
         return tuple(n or next(sizes, 1) for n in self.input_shape[1:])
 
 
 def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = None) -> Source:
-    """Find input, explained tensor and the nodes between them, whether or not gbp does them."""
+    """Find the input, the scores and the nodes between them, whether or not gbp supports these nodes."""
     choice = choice or Choice()
     opset = _opset(proto)
     producers = _producers(proto)
@@ -136,7 +159,7 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
 def _opset(proto: onnx.ModelProto) -> int:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions and proto.ir_version < 3 and not proto.opset_import:
-        versions = [1]  # which such files could not say (ONNX IR, "Opset Version")
+        versions = [1]  # Files of IR version 1 and 2 name no opset (ONNX IR, "Opset Version").
     if not versions:
         raise ModelError("the model imports no version of the ONNX operators.")
     opset = int(max(versions))
@@ -150,7 +173,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 
 def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """The values of inputs, in the types that the file declares."""
+    """The values of the other inputs, cast to the types that the file declares."""
     declared = {value.name: value for value in proto.graph.input}
     result = {}
     for name, value in given.items():
@@ -188,14 +211,14 @@ def _explained_input(
     chosen: str | None,
     given: Mapping[str, NDArray[Any]],
 ) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
-    """The input to explain, the only one that nobody gives a value, and its declared shape."""
+    """The input to explain, which is the only one without a value, and its declared shape."""
     stored = {tensor.name for tensor in proto.graph.initializer}
     read = {name for node in nodes for name in reads(node)}
     declared = {value.name: value for value in proto.graph.input}
     if chosen is not None and (chosen not in declared or chosen in given):
         inputs = ", ".join(repr(name) for name in declared if name not in stored)
         raise InputError(f"{chosen!r} is no input to explain.", supported=inputs)
-    # An initializer that is listed as an input too is that input's default.
+    # An initializer that is also listed as an input is the default of that input.
     open_ = [n for n in declared if n not in given and (n not in stored or n == chosen)]
     free = [n for n in open_ if n in read] or open_[:1]
     if not free:
@@ -228,7 +251,7 @@ def _explained_input(
 
 
 def _labels(proto: onnx.ModelProto) -> tuple[str, ...] | None:
-    """The names that a ZipMap in the file gives to the classes."""
+    """The class names in the file's ZipMap node."""
     for node in proto.graph.node:
         for attribute in node.attribute:
             if node.op_type == "ZipMap" and attribute.name == "classlabels_strings":
@@ -251,7 +274,7 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 def _reads_channels_last(
     nodes: tuple[onnx.NodeProto, ...], image: str, has_batch: bool = True
 ) -> bool | None:
-    """Whether the first node that tells channels from pixels reads the image as (N, H, W, C)."""
+    """Whether the first node that treats axes differently reads the image as (N, H, W, C)."""
     for node in _first_nodes(nodes, image):
         if fact(node.op_type).reads_planes:
             return False
@@ -265,7 +288,7 @@ def _reads_channels_last(
 
 
 def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
-    """The nodes that read the image, or what others have made of it pixel by pixel."""
+    """The nodes that read the image, directly or through nodes that work pixel by pixel."""
     names = {image}
     for node in nodes:
         if names.isdisjoint(node.input):
@@ -277,7 +300,9 @@ def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.N
 
 
 def _lacks_batch(source: Source) -> bool:
-    """Whether the first node that is not pixelwise puts an axis in front of the image: that of the batch."""
+    """Whether the first node that is not pixelwise adds an axis in front of the image, which is then the
+    batch.
+    """
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
     stored |= {
         node.output[0]: attribute.t
@@ -288,9 +313,9 @@ def _lacks_batch(source: Source) -> bool:
     }
     rank = len(source.input_shape)
     name = source.input
-    if source.input_shape[0] == 1:  # a batch of one as well as a plane: either way one sample
+    if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
         return False
-    nodes = iter(source.nodes)  # in order of computation, so what reads a node's output comes later
+    nodes = iter(source.nodes)  # Nodes are in order of computation, so readers of a node's output come later.
     while (node := next(_first_nodes(nodes, name), None)) is not None:
         if node.op_type != "Transpose":
             break
@@ -304,9 +329,9 @@ def _lacks_batch(source: Source) -> bool:
 
 
 def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:
-    """The nodes that `last` depends on, in order of computation, whatever order the file has."""
+    """The nodes that `last` depends on, in order of computation.  The file may have any order."""
     ordered: list[onnx.NodeProto] = []
-    state: dict[int, bool] = {}  # id of node → finished
+    state: dict[int, bool] = {}  # {id of a node: whether all that it depends on is in the list}
     stack: list[tuple[onnx.NodeProto, bool]] = [(producers[last], False)]
     while stack:
         node, finished = stack.pop()

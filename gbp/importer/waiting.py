@@ -1,7 +1,8 @@
-"""The nodes that are still to be read, of which some say others: those come in their place.
+"""The queue of nodes that are still to be read.  Some nodes are replaced by others before they are read.
 
-An If whose condition is known is the branch that it takes; an op with a rewriter is what that writes; what
-reads a tensor whose batch is moved is what `moved.py` makes of it.
+- An If with a known condition is replaced by the branch that it takes.
+- An op with a rewriter is replaced by the nodes that the rewriter writes.
+- A reader of a tensor whose batch axis is moved is replaced by what `moved.py` writes.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ class Waiting:
 
     Parameters
     ----------
-    nodes : iterable of onnx.NodeProto
-        Those of the file.
-    constants, stored : dict
-        The values of constant tensors and the file's tensors, by name, which grow as nodes are replaced.
-    read : set of str
-        The tensors that anybody reads, which grow likewise.
-    taken : set of str
-        Names that tensors of the file have.
+    nodes
+        The nodes of the file.
+    constants, stored
+        Constant tensors and the file's initializers, by name.  Both grow as nodes are replaced.
+    read
+        Tensors that some node reads.  It grows likewise.
+    taken
+        Names that are in use.
     """
 
     def __init__(
@@ -49,18 +50,18 @@ class Waiting:
         self.nodes = deque(nodes)
         self.constants, self.stored, self.read, self.taken = constants, stored, read, taken
         self.of_file = frozenset(taken)
-        #: Tensors whose batch is moved from the front, which nobody has computed.
+        #: Tensors whose batch is not the first axis.  They are never computed.
         self.moved: dict[str, Moved] = {}
 
     def unused(self, name: str) -> str:
-        """A name for a tensor that the file has none for."""
+        """A name that no tensor has."""
         while name in self.taken:
             name += "'"
         self.taken.add(name)
         return name
 
     def source_of(self, name: str) -> str:
-        """The tensor of the file that a moved one is, or else `name`."""
+        """For a moved tensor the tensor of the file that it comes from; otherwise `name`."""
         moved = self.moved.get(name)
         return name if moved is None or moved.name not in self.of_file else moved.name
 
@@ -69,9 +70,9 @@ class Waiting:
         self.nodes.extendleft(reversed(nodes))
 
     def takes_branch(self, proto: onnx.NodeProto) -> bool:
-        """Whether a node is an If with a known condition, whose branch then comes next.
+        """Replace an If whose condition is known by its branch.  Returns whether it did.
 
-        Raises ModelError or UnsupportedError where that is no plain graph.
+        Raises ModelError or UnsupportedError if the branch is no plain graph.
         """
         if qualified(proto) != "If" or proto.input[0] not in self.constants:
             return False
@@ -86,10 +87,9 @@ class Waiting:
         return True
 
     def moves_batch(self, node: Node) -> bool:
-        """Whether a node moves the batch from the front, or reads a tensor where that is moved.
+        """Replace a node that moves the batch from the front, or that reads a tensor whose batch is moved.
 
-        What it says then comes next, where it says something.  Raises UnsupportedError where it would compute
-        with such a tensor.
+        Returns whether it did.  Raises UnsupportedError if the node would compute with such a tensor.
         """
         proto, op = node.proto, qualified(node.proto)
         here = [name for name in proto.input if name in self.moved]
@@ -122,9 +122,9 @@ class Waiting:
         return True
 
     def rewrite(self, node: Node) -> None:
-        """Let what a rewriter writes come next.
+        """Replace a node by what its rewriter writes.
 
-        Raises what the rewriter does, and UnsupportedError where an output is read that it does not write.
+        Raises what the rewriter raises, and UnsupportedError if an output is read that it does not write.
         """
         writer = Writer(node, self.unused)
         REWRITERS[qualified(node.proto)](node, writer)
@@ -140,6 +140,6 @@ class Waiting:
         self._put(writer.nodes)
 
     def check(self, scores: str) -> None:
-        """Raise UnsupportedError where the scores themselves are not computed."""
+        """Raise UnsupportedError if the scores are a tensor whose batch is moved, and so not computed."""
         if scores in self.moved:
             raise self.moved[scores].refused()

@@ -1,8 +1,8 @@
-"""The weights of an ONNX file, left where they lie until a layer wants them: in it, or in files beside it.
+"""Weights stay where they are stored, in the ONNX file or in files beside it, until a layer needs them.
 
-protobuf copies all that it parses and copies it again for whoever asks; a model is nearly all weights.  So
-`split` cuts them out of the file first, and protobuf parses what is left.  A message is a row of fields, each
-a tag (its number and kind) and a payload, whose length comes first where the payload may be a message itself.
+protobuf copies everything that it parses, and copies it again for every reader.  Nearly all of a model is
+weights. So `split` cuts them out first, and protobuf parses the rest.  A message is a sequence of fields.
+Each field is a tag (number and kind) and a payload; a payload that may be a message begins with its length.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from ..kernels.codegen.memory import aligned
 from ..limits import elements
 
 Buffer = bytes | mmap.mmap
-#: First byte of a tensor's data, and their number.
+#: The position of a tensor's data in the file, and its length.
 Span = tuple[int, int]
 
-#: The numbers, in onnx.proto, of the fields that lead to a tensor's data.
+#: Field numbers in onnx.proto on the way to a tensor's data.
 _GRAPH, _INITIALIZER, _DATA_TYPE, _RAW_DATA = 7, 5, 2, 9
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-#: Bytes that are not worth a visit to the file.
+#: Tensors of fewer bytes are left in the message.
 _SMALL = 4096
 
 
 @dataclass(frozen=True)
 class Store:
-    """A file that holds tensors, or the bytes of one."""
+    """A file that holds tensors, or its bytes."""
 
     file: Path | bytes
-    #: What tells the file from another one of the same name.
+    #: Identifies the file, so that another one of the same name is noticed.
     identity: tuple[int, ...] = ()
     size: int = 0
-    #: Bytes on disk: a file with holes is longer than it holds.
+    #: Bytes on disk.  A file with holes is longer than that.
     held: int = 0
 
     def read(self, start: int, memory: NDArray[np.uint8]) -> None:
-        """Fill `memory` with bytes from `start` on.  Raises OSError where the file is gone or has changed."""
+        """Fill `memory` with bytes from `start` on.  Raises OSError if the file is gone or has changed."""
         if isinstance(self.file, bytes):
             memory[:] = np.frombuffer(self.file, np.uint8, memory.size, start)
             return
@@ -66,7 +66,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where the data of a tensor lie: key of the store, first byte, number of bytes; little-endian type."""
+    """The place of a tensor's data: key of the store, first byte, number of bytes, little-endian type."""
 
     store: str
     start: int
@@ -76,14 +76,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors, by name, and the files that they lie in, by the name the model has for these."""
+    """Tensors by name, and the files that hold them by the model's names for these files."""
 
     stores: Mapping[str, Store] = field(default_factory=dict)
     pieces: Mapping[str, Piece] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """What they take, in bytes; a file whose parts many tensors share counts once."""
+        """Bytes of all tensors.  A file that several tensors share counts once."""
         taken = dict.fromkeys(self.stores, 0)
         for piece in self.pieces.values():
             taken[piece.store] += piece.length
@@ -92,7 +92,7 @@ class Weights:
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """The tensor, in aligned memory of its own.
 
-        Raises ValueError where it has not the size of `shape`, OSError where the file is gone or has changed.
+        Raises ValueError if its size is not that of `shape`, OSError if the file is gone or has changed.
         """
         piece = self.pieces[name]
         if piece.length != piece.dtype.itemsize * elements(shape):
@@ -102,7 +102,7 @@ class Weights:
         return values.astype(piece.dtype.newbyteorder("="), copy=False)
 
     def kept(self) -> Weights:
-        """The same, independent of files.  Raises OSError where one is gone or has changed."""
+        """The same tensors in memory.  Raises OSError if a file is gone or has changed."""
         stores, pieces = {}, {}
         for name, piece in self.pieces.items():
             data = np.empty(piece.length, np.uint8)
@@ -123,34 +123,35 @@ def _store(path: Path, file: BufferedReader) -> Store:
 
 
 def open_split(file: Path | bytes) -> tuple[bytes, list[Span | None], Store]:
-    """`split` of a file or of bytes, and where that was.  Raises OSError."""
+    """Apply `split` to a file or to bytes.  Returns also the store.  Raises OSError."""
     if isinstance(file, bytes):
         return *split(file), Store(file, size=len(file), held=len(file))
     with open_regular(file) as opened:
         store = _store(file, opened)
-        if not store.size:  # nothing to map
+        if not store.size:  # An empty file cannot be mapped.
             return b"", [], store
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return *split(data), store
 
 
 def open_beside(model: Path, location: str) -> Store:
-    """The file `location`, a relative path, beside or below a model.
+    """Open the file `location`, a relative path, beside or below a model.
 
-    Raises OSError where it cannot be read, and PermissionError where it lies outside the model's folder, by
-    way of links or not.
+    Raises OSError if it cannot be read, and PermissionError if it is outside the model's folder, with or
+    without links.
     """
     path = beside(model, location)
-    if not path.is_file():  # a pipe would keep us waiting
+    if not path.is_file():  # Opening a pipe would block.
         raise FileNotFoundError(f"there is no file {location!r} beside the model")
     with open_regular(path) as opened:
         return _store(path, opened)
 
 
 def split(data: Buffer) -> tuple[bytes, list[Span | None]]:
-    """A ModelProto's bytes without the weights, and for each initializer where these lie, None if left in.
+    """Cut the weights out of a ModelProto's bytes.
 
-    What is no well-formed message is returned whole, without spans, for protobuf to judge.
+    Returns the remaining bytes, and for each initializer the span of its data, or None if it was left in.
+    Bytes that are no well-formed message are returned whole, without spans; protobuf judges them.
     """
     spans: list[Span | None] = []
     try:
@@ -162,7 +163,7 @@ def split(data: Buffer) -> tuple[bytes, list[Span | None]]:
 def _without_weights(
     data: Buffer, start: int, stop: int, path: tuple[int, ...], spans: list[Span | None]
 ) -> bytes:
-    """The message in data[start:stop]; `path` leads from its fields down to the tensors."""
+    """The message in data[start:stop] without weights.  `path`: the fields that lead down to the tensors."""
     if not path:
         return _without_data(data, start, stop, spans)
     parts = []
@@ -176,7 +177,7 @@ def _without_weights(
 
 
 def _without_data(data: Buffer, start: int, stop: int, spans: list[Span | None]) -> bytes:
-    """The TensorProto in data[start:stop] without its raw data, where these are many float32."""
+    """The TensorProto in data[start:stop] without its raw data, if these are many float32 numbers."""
     kept, span, data_type = [], None, 0
     for number, kind, begin, payload, end in _fields(data, start, stop):
         if (number, kind) == (_DATA_TYPE, _VARINT):
@@ -211,7 +212,7 @@ def _fields(data: Buffer, at: int, stop: int) -> Iterator[tuple[int, int, int, i
 
 
 def _read_varint(data: Buffer, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits a byte, least first, and where it ends."""
+    """The number at `at`, of seven bits a byte, least significant first; and the position behind it."""
     value = 0
     for shift in range(0, 64, 7):
         byte = data[at]
