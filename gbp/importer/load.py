@@ -71,16 +71,8 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
 
     A file that fixes all its sizes may use its first axis in a way that a batch does not allow.  Then it
-    holds one sample and no batch.
-
-    Returns
-    -------
-    The source, with the decision; and the graph.
-
-    Raises
-    ------
-    ModelError, UnsupportedError
-        As `build` does.
+    holds one sample and no batch.  Returns the source, with that decision, and the graph.  Raises what
+    `build` raises.
     """
     try:
         return source, build(source, input_shape)
@@ -202,10 +194,9 @@ class _Builder:
         return error if self.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:
-        """Continue behind a refused node, so that the error lists other refusals too.
+        """Continue behind a refused node whose output the file declares, to list other refusals too.
 
-        The output's shape is taken from the file.  It may be wrong, so it is used for nothing else: see
-        `guessed`.
+        The declared shape may be wrong, so it is used for nothing else: see `guessed`.
         """
         for name in filter(None, proto.output):
             shape = self._declared_by_sample(name)
@@ -267,10 +258,7 @@ class _Builder:
             self._node(proto).refuse("gbp does not do this op.", hint=instead(op, None))
 
     def _parse(self, proto: onnx.NodeProto) -> None:
-        """Add the layers of a node.
-
-        Its tensors are read as (N, …).  Where that is not possible, they are read as `lift.py` says.
-        """
+        """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""
         first: ModelError | None = None
         for way in (self._by_sample, self._in_front, self._by_rows):
             before = len(self.layers), replace(self.budget)
@@ -342,10 +330,7 @@ class _Builder:
         return None
 
     def _add_all(self, node: Node, parsed: Parsed, meant: Callable[[Shape], Shape]) -> None:
-        """Add the layers of a parsed node.
-
-        `meant` returns the shape that the file gives to an output, from the shape that the layers make.
-        """
+        """Add the layers of a node.  `meant`: an output's shape in the file, from its computed shape."""
         node.check_all_attributes_read()
         computed = tuple(self._viewed(node.proto.input[i], node.operands[i]) for i in node.computed())
         if isinstance(parsed, list):
@@ -403,11 +388,7 @@ class _Builder:
             inputs = (result,)
 
     def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
-        """Charge the node's weights and work to the budget.
-
-        Layers that share weights in the file each pack their own copy, so a small file could take much
-        memory.
-        """
+        """Charge weights and work to the budget.  Layers that share weights in the file each pack a copy."""
         self.budget.weights -= op.nbytes
         self.budget.work -= op.work(tuple((1, *shape[1:]) for shape in x), (1, *y[1:]))
         if self.budget.weights < 0:

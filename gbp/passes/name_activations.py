@@ -7,12 +7,12 @@
     Mish           x · Tanh(Softplus(x))               PReLU          Relu(x) − a · Relu(−x)
                    and so on, in any order and grouping
 
-What is recognised is the function, not how it is written: layers that take one tensor to one tensor, number
-by number, compute a function of one number, and its values tell which it is.  So under every rule the map is
-that of the function as one op: a rectifier obeys the rule, and a Clip that is part of an activation does not.
+The function is recognised, not the way in which it is written.  Layers that map one tensor to one tensor,
+element by element, compute a function of one number, and its values identify it.  So under every rule the map
+is that of the function as one op: a rectifier obeys the rule, and a Clip inside an activation does not.
 
-An activation in float16 constants differs from the function by what these were rounded by.  It is computed as
-it is written, and named where it ends.
+Constants in float16 are rounded, so such an activation differs from the function.  It is computed as it is
+written, and an `End` names it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def name_activations(graph: Graph) -> Graph:
 
 
 def _rename(graph: Graph) -> Graph:
-    """The same graph with every layer that is a rectifier by itself as one, such as LeakyRelu of slope 0."""
+    """Replace every layer that is a rectifier under another name, such as LeakyRelu of slope 0."""
     search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     layers = []
     for layer in graph.layers:
@@ -72,25 +72,25 @@ def _rename(graph: Graph) -> Graph:
 
 
 class _Verdict(NamedTuple):
-    """How many of the layers are known, and as what."""
+    """The number of layers that are recognised, and what they are."""
 
     size: int
     known: Known
 
 
 class _Verdicts:
-    """What layers are known as.  Layers that repeat are judged once.
+    """Judges subgraphs.  Equal ones are judged once.
 
-    `positive`: the tensors that hold no negative number.
+    `positive`: tensors that hold no negative number.
     """
 
     def __init__(self, positive: set[str]) -> None:
         self._positive = positive
         self._found: dict[Hashable, _Verdict | None] = {}
-        self._known: dict[tuple[str, str], Known | None] = {}  # by the tensors x and y
+        self._known: dict[tuple[str, str], Known | None] = {}  # by x and y
 
     def largest(self, growth: Growth) -> _Verdict | None:
-        """The largest subgraph among these that is known."""
+        """The largest of these subgraphs that is recognised."""
         if not growth.ends:
             return None
         key = growth.key, tuple(x in self._positive for x in growth.ends.values())
@@ -110,19 +110,19 @@ class _Verdicts:
         return None
 
     def _is_activation(self, growth: Growth, size: int) -> bool:
-        """Whether the last few layers are an activation of what comes before, which Shrink of Relu is."""
+        """Whether the last `size` layers alone are an activation, as Shrink is in Shrink(Relu(x))."""
         parts = growth.subgraph(size)
         found = self._known_as(parts, parts.y)
         return found is not None and not isinstance(found.op, Rectifier) and self._is_news(parts, found)
 
     def _known_as(self, parts: Subgraph, y: str) -> Known | None:
-        """What the layers up to y are."""
+        """What the layers up to tensor y are."""
         if (parts.x, y) not in self._known:
             self._known[parts.x, y] = known(parts if y == parts.y else parts.until(y))
         return self._known[parts.x, y]
 
     def _is_news(self, parts: Subgraph, found: Known) -> bool:
-        """Whether the layers are not that already."""
+        """Whether naming the layers changes anything, and is right."""
         is_rectifier, several = isinstance(found.op, Rectifier), len(parts.layers) > 1
         if isinstance(found.op, Rectifier) and self._is_guard(parts, found.op):
             return False
@@ -136,28 +136,29 @@ class _Verdicts:
         }
         if activations and _bends(found):
             return False
-        # What comes behind is another thing, as a guard against 0 behind a Sigmoid.  Where it also reads x it
-        # is not, as a guard against overflow.
+        # Layers behind an activation are something else, such as a guard against 0.  If they also read x,
+        # they
+        # are part of it, such as a guard against overflow.
         if any(kind == found.kind and _reads_only(parts, y) for y, kind in activations.items()):
             return False
         return several or (is_rectifier and parts.layers[0].op != found.op)
 
     def _is_guard(self, parts: Subgraph, op: Rectifier) -> bool:
-        """Whether it is a guard against 0, of a norm, a variance or a probability say."""
+        """Whether the rectifier only keeps a norm, a variance or a probability away from 0."""
         rectifies = any(isinstance(part.op, Rectifier) and part.op.clip.is_rectifier for part in parts.layers)
         keeps_above = op.clip.lo > 0 and not isinstance(op, Threshold)
         return keeps_above and parts.x in self._positive and not rectifies
 
 
 def _bends(found: Known) -> bool:
-    """Whether it is straight but for bends, as some functions of another that bends are."""
+    """Whether the function is piecewise linear.  Then other functions of activations can have its values."""
     return isinstance(found.op, (Rectifier, PRelu)) or found.kind in ("LeakyRelu", "Shrink")
 
 
 def _has_another(parts: Subgraph) -> bool:
     """Whether one of the layers is an activation, or a Clip around 0.
 
-    Relu of LeakyRelu has Relu's values, but here each node has its own gate or slope.
+    Relu(LeakyRelu(x)) has the values of Relu(x), but each of the two nodes has its own gate or slope.
     """
     for layer in parts.layers:
         if layer.op.is_activation:
@@ -168,7 +169,7 @@ def _has_another(parts: Subgraph) -> bool:
 
 
 def _reads_only(parts: Subgraph, y: str) -> bool:
-    """Whether the layers that y does not need read nothing but y."""
+    """Whether all layers that y does not depend on read only y, or each other."""
     needed = {layer.output for layer in parts.until(y).layers}
     behind = [layer for layer in parts.layers if layer.output not in needed]
     made = {layer.output for layer in behind}
@@ -176,7 +177,7 @@ def _reads_only(parts: Subgraph, y: str) -> bool:
 
 
 def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
-    """The layers as they are, none of them a rectifier or an activation by itself, and their end."""
+    """The layers as they are, with no rectifier or activation among them, followed by an `End`."""
     y = f"{parts.y}/in parts"
     while y in taken:
         y += "'"

@@ -1,7 +1,7 @@
-"""Where a graph maps one tensor to one tensor element by element.
+"""Find where a graph maps one tensor to one tensor element by element.
 
-Graphs repeat layers.  So all that the verdict on some layers depends on is a key: their ops, their constants
-and how they are wired, but no names.
+Graphs repeat layers.  So a verdict is kept under a key that holds all that it depends on: the ops, their
+constants and their wiring, but no names.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
 
-#: Most layers of a subgraph.  Softplus in parts that never overflow has seven, GELU with tanh has nine, and
-#: casts come on top.  The limit keeps the search short for any file.
+#: The most layers of a subgraph.  Softplus with a guard against overflow has seven and GELU by Tanh nine;
+#: casts
+#: may be added.  The limit keeps the search short for any file.
 _MAX_LAYERS = 16
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
 
@@ -30,7 +31,7 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 
 
 def signature(value: object) -> Hashable:
-    """A key that equals another only where ops have the same type and the same constants, bit by bit."""
+    """A key that is equal for ops of the same type with the same constants, bit by bit, and for no others."""
     if isinstance(value, np.ndarray):
         data = value.tobytes()
         return (
