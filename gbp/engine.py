@@ -26,6 +26,7 @@ from .kernels.parallel.threads import thread_count
 from .limits import at_least_one, computing
 from .notes import depends_on_image, notes_of, refuse_meaningless
 from .ops.conv.conv import check_algorithm
+from .packed.plans import Plans
 from .pictures.image import Preprocess
 from .plan.plan import Plan
 from .rules import RULES, Rule
@@ -49,6 +50,8 @@ class Settings:
     algorithm: str
     clamp: bool
     tf32: bool = False
+    #: Whether plans are kept on this machine.
+    cache: bool = True
 
     @classmethod
     def checked(
@@ -59,6 +62,7 @@ class Settings:
         algorithm: str,
         activations: str,
         tf32: bool,
+        cache: bool,
     ) -> Settings:
         """The settings for these arguments of `Explainer`.  Raises InputError."""
         check_algorithm(algorithm)
@@ -74,7 +78,8 @@ class Settings:
                 hint="Leave it out to compute in float32.",
             )
         size, clamp = at_least_one("memory", memory), activations == "clamp"
-        return cls(place, thread_count(threads), size, algorithm, clamp, bool(tf32))
+        keeps = bool(cache) and place.is_host
+        return cls(place, thread_count(threads), size, algorithm, clamp, bool(tf32), keeps)
 
 
 class Engine:
@@ -103,6 +108,9 @@ class Engine:
         reopen: Callable[[], Source],
     ) -> None:
         self.settings, self.labels, self._reopen = settings, labels, reopen
+        facts = source.input, source.scores, source.given, settings.algorithm, settings.clamp
+        self._plans = Plans(source.weights.files if settings.cache else (), facts, settings.threads)
+        source = replace(source, weights=replace(source.weights, files=()))  # a model's bytes may be freed
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
@@ -120,19 +128,26 @@ class Engine:
             self.inputs = replace(self.inputs, source=source)
 
     def _session(self, shape: Shape, keep: Kept) -> Session:
-        source, settings = self._source(), self.settings
-        with computing():
-            source, graph = settled(source, (source.input_shape[0] or 1, *shape))
-            if not self._is_freed:  # whether the file has a batch axis is known only now
-                self.inputs = replace(self.inputs, source=source)
-            plan = Plan.build(
-                graph,
-                settings.algorithm,
-                clamp=settings.clamp,
-                device=settings.device,
-                tf32=settings.tf32,
-                keep=keep,
-            )
+        known, settings = self.inputs.source, self.settings
+
+        def build() -> tuple[Plan, bool]:
+            source = self._source()
+            with computing():
+                source, graph = settled(source, (source.input_shape[0] or 1, *shape))
+                plan = Plan.build(
+                    graph,
+                    settings.algorithm,
+                    clamp=settings.clamp,
+                    device=settings.device,
+                    tf32=settings.tf32,
+                    keep=keep,
+                )
+            return plan, source.has_batch
+
+        # Each choice of inner tensors has a plan of its own, with all the weights: those are not worth it.
+        plan, has_batch = build() if keep else self._plans.of((shape, known.has_batch), build)
+        if known.has_batch and not has_batch and not self._is_freed:  # which is known only now
+            self.inputs = replace(self.inputs, source=known.without_batch())
         return Session(plan, settings.device, settings.threads, settings.memory)
 
     @property

@@ -65,6 +65,9 @@ class Explainer(Network):
     tf32
         Whether convolutions multiply numbers of 11 bits, on a card of compute capability 8.0 and up: faster,
         and a thousand times less exact.
+    cache
+        Whether the plan with its packed weights is kept on this machine, so that the next process opens the
+        model in a blink and shares the memory.  It is on the CPU, for files and bytes of a MiB or more.
 
     Raises
     ------
@@ -91,9 +94,10 @@ class Explainer(Network):
         algorithm: str = "auto",
         memory: int | None = None,
         tf32: bool = False,
+        cache: bool = True,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        settings = Settings.checked(device, threads, memory, algorithm, activations, tf32)
+        settings = Settings.checked(device, threads, memory, algorithm, activations, tf32, cache)
         choice = Choice(output, input, given or {})
         source = open_model(model, choice)
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()

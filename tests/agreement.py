@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import oracle
 from numpy.typing import NDArray
 
 from gbp import Explainer
+from gbp.packed.entry import Pickled
 
 RULES = tuple(oracle.naive.RULES)
 
@@ -38,3 +40,12 @@ def assert_agree(
     scores, truth = run.explain(rule, target, output)
     assert_close(result.scores, scores, f"{rule} scores")
     assert_close(result.map, truth, f"{rule} map")
+
+
+def as_kept(explainer: Explainer) -> Explainer:
+    """The same Explainer with its plan as another process finds it in the cache: weights are read-only."""
+    for entry in explainer._engine.sessions._entries.values():
+        assert entry.session
+        kept = Pickled(entry.session.plan)
+        entry.session.plan = pickle.loads(kept._pickled, buffers=map(bytes, kept._arrays))
+    return explainer

@@ -37,11 +37,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sample": {"errors", "head", "pictures", "similarity", "targets", "titles"},
     "strips": {"errors", "pictures", "sample"},
     "attribution": {"errors", "head", "pictures", "sample", "similarity", "titles"},
+    "packed": {"kernels", "limits"},
     "inputs": {"devices", "errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
-        *("notes", "ops", "pictures", "plan", "rules", "runtime", "targets", "tensors"),
+        *("notes", "ops", "packed", "pictures", "plan", "rules", "runtime", "targets", "tensors"),
     },
     "run": {"devices", "errors", "inputs", "limits", "notes", "rules", "runtime", "tensors"},
     "network": {"engine", "errors", "inputs", "limits", "run", "tensors"},

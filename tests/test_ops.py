@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from agreement import RULES, SAFE, assert_agree
+from agreement import RULES, SAFE, as_kept, assert_agree
 from builder import Builder
 from cases import CASES, Case, Net, chain, node, pool, relu
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from gbp import PROBABILITY, Explainer
 from gbp.ops.conv.conv import ALGORITHMS
+from gbp.packed import entry
 
 Frame = Callable[[Builder, str, Net, Net], str]
 
@@ -67,13 +68,22 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 
 def check(model: onnx.ModelProto, run: oracle.Run, algorithm: str = "auto") -> None:
-    """Engine and oracle agree on two targets a sample; without a rectifier only vanilla has a meaning."""
-    explainer = Explainer(model, output=run.output, algorithm=algorithm)
+    """Engine and oracle agree on two targets a sample; without a rectifier only vanilla has a meaning.
+
+    The engine runs the plan as another process would find it in the cache.
+    """
+    explainer = as_kept(Explainer(model, output=run.output, algorithm=algorithm))
     scores = run.values[run.output]
     target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) and vjp.obeys for _, vjp in run.steps)
     for rule in RULES if rectifies else ("vanilla",):
         assert_agree(explainer, run, rule, target, run.output)
+
+
+@pytest.fixture(autouse=True)
+def _keep_small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of any size are read-only, as large ones are in a plan that was kept."""
+    monkeypatch.setattr(entry, "_SMALL", 0)
 
 
 @pytest.mark.parametrize("frame", FRAMES)

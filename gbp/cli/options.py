@@ -61,6 +61,7 @@ def add_explainer(command: argparse.ArgumentParser) -> None:
     )
     add_algorithm(command)
     add_device(command)
+    add_cache(command)
 
 
 def add_algorithm(command: argparse.ArgumentParser) -> None:
@@ -77,6 +78,16 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument(
         "--tf32", action="store_true", help="on a card, convolutions of 11 bits: faster and less exact"
+    )
+
+
+def add_cache(command: argparse.ArgumentParser) -> None:
+    """Add the option that keeps nothing."""
+    command.add_argument(
+        "--no-cache",
+        action="store_false",
+        dest="cache",
+        help="neither keep the model's packed weights for the next process nor use what is kept",
     )
 
 
@@ -119,7 +130,7 @@ def explainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Explainer` that `add_explainer` and `add_preprocessing` gave options for."""
     from ..pictures.sidecar import read_labels
 
-    named = ("threads", "device", "memory", "algorithm", "activations", "tf32")
+    named = ("threads", "device", "memory", "algorithm", "activations", "tf32", "cache")
     return {
         "preprocess": preprocess_of(arguments),
         "labels": read_labels(arguments.labels),

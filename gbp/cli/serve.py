@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import InputError
 from .options import (
     add_algorithm,
+    add_cache,
     add_device,
     add_ends,
     add_preprocessing,
@@ -65,6 +66,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--activations", default="gradient", help="gradient (default) or clamp")
     add_algorithm(command)
     add_device(command)
+    add_cache(command)
     add_preprocessing(command)
 
 
@@ -104,6 +106,7 @@ def serve(arguments: argparse.Namespace) -> int:
             algorithm=arguments.algorithm,
             activations=arguments.activations,
             tf32=arguments.tf32,
+            cache=arguments.cache,
         )
         models.append(Served(name, explainer, limits))
     listener = listening(arguments.host, arguments.port)

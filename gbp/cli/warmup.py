@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_device, add_ends, ends_of, print_line, size
+from .options import add_cache, add_device, add_ends, ends_of, print_line, size
 
 
 def add_command(commands: Any) -> None:
@@ -15,6 +15,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("models", metavar="MODEL.onnx", nargs="+")
     add_ends(command)
     add_device(command)
+    add_cache(command)
     command.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open"
     )
@@ -30,7 +31,7 @@ def warmup(arguments: argparse.Namespace) -> int:
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
-            chosen = {"device": arguments.device, "tf32": arguments.tf32}
+            chosen = {"device": arguments.device, "tf32": arguments.tf32, "cache": arguments.cache}
             kernels = Explainer(model, **ends_of(arguments), **chosen).warmup(arguments.size)
         seconds = sum(seconds for _, seconds in compiled[before:])
         print_line(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")

@@ -49,6 +49,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     """
     stores: dict[str, Store] = {}
     pieces: dict[str, Piece] = {}
+    own: tuple[Store, ...] = ()
     if isinstance(model, onnx.ModelProto):
         proto, name, file = model, "the model", None
     else:
@@ -63,6 +64,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
             pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
         except Exception:  # The exception depends on protobuf's backend.
             raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
+        own = (store,)
         stores = {"": store} if pieces else {}
     if not proto.graph.node:
         raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
@@ -71,7 +73,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
     for tensor in proto.graph.initializer:
         if _is_outside(tensor):
             pieces[tensor.name] = _piece_outside(tensor, file, stores)
-    weights = Weights(stores, pieces)
+    weights = Weights(stores, pieces, (*own, *(store for name, store in stores.items() if name)))
     if sum(piece.length for piece in pieces.values()) > max_bytes_made_of(weights.nbytes):
         raise ModelError("its tensors take many times what the files hold that they lie in.")
     return proto, weights

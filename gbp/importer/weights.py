@@ -51,14 +51,16 @@ class Store:
         if isinstance(self.file, bytes):
             memory[:] = np.frombuffer(self.file, np.uint8, memory.size, start)
             return
-        with self._opened(self.file) as file:
+        with self.opened() as file:
             file.seek(start)
             if file.readinto(memory.data) != memory.size:
                 raise OSError("the file has changed")
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[BufferedReader]:
-        with open_regular(path) as file:
+    def opened(self) -> Iterator[BufferedReader]:
+        """The file, which must not be bytes.  Raises OSError where it is gone or has changed."""
+        assert not isinstance(self.file, bytes)
+        with open_regular(self.file) as file:
             if _identity(file) != self.identity:
                 raise OSError("the file has changed")
             yield file
@@ -76,10 +78,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and the files that hold them by the model's names for these files."""
+    """Tensors by name, and the files that hold them by the model's names for these files.
+
+    `files`: all files that the model was read from, also where no tensor is left in them.
+    """
 
     stores: Mapping[str, Store] = field(default_factory=dict)
     pieces: Mapping[str, Piece] = field(default_factory=dict)
+    files: tuple[Store, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +115,7 @@ class Weights:
             self.stores[piece.store].read(piece.start, data)
             stores[name] = Store(data.tobytes(), size=piece.length, held=self.stores[piece.store].held)
             pieces[name] = replace(piece, store=name, start=0)
-        return Weights(stores, pieces)
+        return Weights(stores, pieces, self.files)
 
 
 def _identity(file: BufferedReader) -> tuple[int, ...]:

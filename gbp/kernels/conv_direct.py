@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at
@@ -112,7 +112,7 @@ def _together(I: int, taps: Taps) -> int:
 
 
 @kernel(
-    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT,
+    ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, INT, INT,
     calls=[multiply_tile],
 )  # fmt: skip
 def conv_fwd(
@@ -165,7 +165,7 @@ def conv_fwd(
                 tile, oh, n = _next(tile, oh, n, tiles, OH)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT, calls=[multiply_tile])
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT, calls=[multiply_tile])
 def conv_bwd(
     gy: Any,
     w: Any,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .codegen.bits import load_index
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, DENSE, INT, WEIGHTS, device_function, kernel
 from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, keep_rolled
@@ -154,7 +154,7 @@ def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, wei
     tile_store(t, TILE_VECTORS, sums)
 
 
-@kernel(DENSE, LISTING, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT)
+@kernel(DENSE, LISTING, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT)
 def conv_lists_bwd(
     lists: Any,
     listing: Listing,

@@ -14,7 +14,7 @@ from typing import Any
 from .codegen.bits import load_index, nonzero
 from .codegen.emit import LANES, TILE_ROWS
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, load_some
 from .codegen.tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
@@ -50,7 +50,7 @@ def _density(gy: int, pixel: int, count: int, O: int) -> float:
     return found / seen
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
 def conv_pointwise_bwd(
     gy: Any,
     w: Any,

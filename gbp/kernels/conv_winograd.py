@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
@@ -282,7 +282,7 @@ def _phases(args: Sequence[Any]) -> int:
 
 
 @kernel(
-    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, INT, INT, INT, INT,
+    ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, *[INT] * 4,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
     split=1,
     phases=_phases,
@@ -336,7 +336,7 @@ def conv_winograd_fwd(
 
 
 @kernel(
-    ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT, INT,
+    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT, INT,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
     split=1,
     phases=_phases,

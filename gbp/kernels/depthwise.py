@@ -19,7 +19,7 @@ from typing import Any
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, clip, gated
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import (
     above,
@@ -150,7 +150,7 @@ def _write_y(
     store_some(ya + 4 * c, clip(v, low, high), count)
 
 
-@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT)
+@kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT)
 def depthwise_fwd(
     x: Any,
     w: Any,
@@ -238,7 +238,7 @@ def _write_gx(v: Any, c: int, gate: Gate, accumulate: int, xa: int, ma: int, cou
     store_some(xa + 4 * c, gated(v, gate, ma + c // 8, count), count)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
 def depthwise_bwd(
     gy: Any,
     w: Any,

@@ -23,7 +23,7 @@ import numpy as np
 from .codegen.bits import store_bits
 from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate, clip, gate_run
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, MAPPED, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import (
     above,
@@ -99,7 +99,7 @@ def _dots(
         _dot_4(x, x_row, w, w_row, count, y, y_row, rows, first)
 
 
-@kernel(ACTIVATION, MAPPED, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
+@kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
 def gemm_fwd(
     x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
 ) -> None:
@@ -183,7 +183,7 @@ def _add_rows(
         store_some(gx + 4 * k, v, c)
 
 
-@kernel(ACTIVATION, MAPPED, MASK, GATE, ACTIVATION, INT, INT)
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, INT)
 def gemm_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:

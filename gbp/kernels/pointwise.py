@@ -13,7 +13,7 @@ from typing import Any
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, clip, gated
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, kernel
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
 from .codegen.views import targets_of, zero_run
@@ -34,7 +34,7 @@ def clear_pixels(x: Any, threads: int, share: Share) -> None:
                     zero_run(at(x, n, h, w), C)
 
 
-@kernel(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
+@kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
 def pointwise_fwd(
     x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int, share: Share
 ) -> None:
@@ -64,7 +64,7 @@ def pointwise_fwd(
                     store_some(ya + 4 * c, clip(v, low, high), C - c)
 
 
-@kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, INT)
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, INT)
 def pointwise_bwd(
     gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:

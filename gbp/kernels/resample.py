@@ -17,7 +17,7 @@ from numba import types
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, Gate, gated
-from .codegen.jit import DENSE, INT, kernel
+from .codegen.jit import INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
 from .codegen.views import targets_of
@@ -31,7 +31,7 @@ TAPS = types.Array(types.int32, 1, "C")
 _PART = 64
 
 
-@kernel(AROUND, STARTS, TAPS, DENSE, AROUND_MASK, GATE, AROUND, INT, INT, INT)
+@kernel(AROUND, STARTS, TAPS, WEIGHTS, AROUND_MASK, GATE, AROUND, INT, INT, INT)
 def resample(
     x: Any,
     starts: Any,

@@ -190,14 +190,15 @@ class FunctionStep(Step):
 
     def __init__(self, function: Function) -> None:
         self.algorithm = "by number" if function.name in NUMBERS else "by vector"
-        self.p, self.q = function.p, function.q
-        self.fwd, self.bwd = function_kernels(function.name)
+        self.name, self.p, self.q = function.name, function.p, function.q
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        self.fwd(pixels(x[0]), self.p, self.q, pixels(y), context.threads)
+        fwd, _ = function_kernels(self.name)
+        fwd(pixels(x[0]), self.p, self.q, pixels(y), context.threads)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        self.bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].end, context.threads)
+        _, bwd = function_kernels(self.name)
+        bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].end, context.threads)
 
 
 class EndStep(PointwiseStep):

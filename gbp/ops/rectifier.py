@@ -82,8 +82,8 @@ class ThresholdStep(PointwiseStep):
     def __init__(self, clip: Clipped) -> None:
         super().__init__(clip=clip)
         self.threshold = clip.lo
-        self.cut, _ = function_kernels("ThresholdedRelu")
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         super().forward(x, r, y, clip, context)  # clipped from the threshold on, and the mask
-        self.cut(pixels(y), self.threshold, 0.0, pixels(y), context.threads)
+        cut, _ = function_kernels("ThresholdedRelu")
+        cut(pixels(y), self.threshold, 0.0, pixels(y), context.threads)

@@ -1,6 +1,10 @@
 """The cache of compiled kernels: one file for each, in a folder that no other user can write to.
 
-Its files are run as code.  So a folder that other users may write to or replace is not used, and a file is
+    ROOT/                   GBP_CACHE_DIR, or ~/.cache/gbp
+        0123456789abcdef/   the kernels of one version of gbp, for one processor
+        packed/             the plans of `gbp.packed`, of all versions
+
+The files are run as code.  So a folder that other users may write to or replace is not used, and a file is
 used only if its digest matches its contents.
 """
 
@@ -14,7 +18,7 @@ import stat
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import llvmlite.binding as llvm
 import numba
@@ -35,8 +39,10 @@ def _root() -> str:
 
 
 def _cache_directory() -> str:
-    """Numba keys its cache on the kernel's own file alone and would run stale code after an edit of a
-    file that the kernel inlines; a directory named by a hash of them all cannot hit stale code.
+    """The folder for the kernels of these sources, this Numba and this processor.
+
+    Numba looks at the file of a kernel alone, and would run stale code after an edit of another file that the
+    kernel inlines.  A folder that is named by a hash of all files holds no stale code.
     """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
@@ -44,20 +50,26 @@ def _cache_directory() -> str:
     # Processes for different targets would race for the numbers of files in one index.
     target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
     digest.update(f"{numba.__version__} {sys.version} {target}".encode())
-    return os.path.join(_root(), digest.hexdigest()[:16])
+    return os.path.join(ROOT, digest.hexdigest()[:16])
 
 
+ROOT = _root()
 #: Where this version's kernels are kept on this machine.
 CACHE_DIRECTORY = _cache_directory()
 
 
 @cache
-def refused() -> str | None:
-    """The reason why kernels are not stored in `CACHE_DIRECTORY`, logged once; None if they are stored."""
-    found = untrusted(CACHE_DIRECTORY)
+def refused(folder: str = CACHE_DIRECTORY, what: str = "kernels") -> str | None:
+    """The reason why nothing is kept in a folder, logged once; None if it may be used."""
+    found = untrusted(folder)
     if found is not None:
-        log.warning("kernels are not kept in %r: %s", CACHE_DIRECTORY, found)
+        log.warning("%s are not kept in %r: %s", what, folder, found)
     return found
+
+
+def is_own(file: BinaryIO) -> bool:
+    """Whether an open file belongs to this user or root."""
+    return not hasattr(os, "geteuid") or os.fstat(file.fileno()).st_uid in (0, os.geteuid())
 
 
 def untrusted(folder: str) -> str | None:
@@ -86,15 +98,14 @@ def untrusted(folder: str) -> str | None:
     return None
 
 
-def make_folder() -> None:
-    """Make `CACHE_DIRECTORY`, this user's alone.  Raises OSError where it cannot be, or is not trusted."""
-    if found := refused():
+def make_folder(path: str = CACHE_DIRECTORY) -> None:
+    """Make a folder, this user's alone.  Raises OSError where it cannot be made, or is not trusted."""
+    if found := untrusted(path):
         raise OSError(found)
-    path = Path(CACHE_DIRECTORY)
-    for folder in (*reversed(path.parents), path):
+    for folder in (*reversed(Path(path).parents), Path(path)):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
-    if found := untrusted(CACHE_DIRECTORY):  # somebody made it just now
+    if found := untrusted(path):  # somebody made it just now
         raise OSError(found)
 
 
@@ -129,7 +140,7 @@ class KernelFile(DataFile):
             return None
         path = self._path(key)
         with open(path, "rb") as file:
-            if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+            if not is_own(file):
                 return None
             data = file.read()
         digest, content = data[:32], data[32:]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from threading import Lock
 from time import perf_counter
 from types import FunctionType
@@ -25,7 +26,7 @@ from .packing import packer_of, unpack_of
 #: crop, a group of channels or a part of a concatenation is passed without a copy.
 ACTIVATION = types.Array(types.float32, 4, "A")
 DENSE = types.Array(types.float32, 1, "C")
-MAPPED = types.Array(types.float32, 1, "C", readonly=True)  # weights in the memory of the file
+WEIGHTS = types.Array(types.float32, 1, "C", readonly=True)  # which may lie in a file that is mapped
 INT = types.int64
 FLOAT = types.float32
 
@@ -156,6 +157,9 @@ class Native:
         self.argument_types = tuple(argument_types)
         self._address = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _find, (self.module, self.name)
+
     def compile(self) -> None:
         with uninterrupted():
             for callee in self._calls:
@@ -191,6 +195,12 @@ class Native:
             compiled.append((self.name, perf_counter() - start))
         self._dispatcher = dispatcher  # owns the machine code
         return numba_private.address_of(dispatcher)
+
+
+def _find(module: str, name: str) -> Native:
+    """The function of this name in a module, for what is pickled with a reference to it."""
+    found: Native = getattr(import_module(module), name)
+    return found
 
 
 class Kernel(Native):

@@ -1,4 +1,4 @@
-"""A lock between processes: one compiles a kernel while others wait, and then they load the stored code."""
+"""A lock between processes: one makes what a cache will keep while others wait, and then they load it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ except ImportError:  # Windows: every process compiles; the cache's files are re
 
 
 @contextmanager
-def only_one(name: str) -> Iterator[None]:
-    """Hold a lock on `name`, which all processes of this machine share.
+def only_one(name: str, folder: str = CACHE_DIRECTORY) -> Iterator[None]:
+    """Hold a lock on `name` in a folder of the cache, which all processes of this machine share.
 
     All names share one file, and each locks one byte of it.  If two names have the same byte, one waits
-    without need.  A process holds one lock at a time, because closing the file releases all of its locks.  If
-    the file cannot be written or locked, there is no lock.
+    without need.  A process that closes the file loses all of its locks there, also those of other threads:
+    then two processes make the same, which costs time and nothing else.  If the file cannot be written or
+    locked, there is no lock.
     """
     file = -1
     try:
         if fcntl is not None:
-            make_folder()
-            file = os.open(os.path.join(CACHE_DIRECTORY, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            make_folder(folder)
+            file = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.lockf(file, fcntl.LOCK_EX, 1, crc32(name.encode()))
     except OSError:
         pass

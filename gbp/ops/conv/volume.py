@@ -127,7 +127,7 @@ class VolumeStep(Step):
 
     def __init__(self, taps: Sequence[Step], b: Floats, depth: Axis) -> None:
         self.taps, self.depth = taps, depth
-        self.b = b
+        self.b = view(b, 1, 1, 1, -1)  # kernels read it as they do tensors
         self.runs, self.runs_back = list(_runs(depth, of_inputs=False)), list(_runs(depth, of_inputs=True))
         self.fuses_clip = taps[0].fuses_clip and _cover(self.runs, depth.outputs, of_inputs=False)
         self.reaches_all = _cover(self.runs_back, depth.size, of_inputs=True)
