@@ -6,7 +6,7 @@ import base64
 import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, overload
 
@@ -221,3 +221,30 @@ class Attribution(Drawable, Sequence[Sample]):
                 return f"<pre>{escape(repr(self))}</pre>"
             rows.append(f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">')
         return "<br>".join([escape(repr(self)), *rows])
+
+
+def joined(parts: Sequence[Attribution]) -> Attribution:
+    """Attributions of some samples each, as one of all; of the same model, rule and method.
+
+    Parameters
+    ----------
+    parts
+        At least one, with as many targets each.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    images = [part.images for part in parts]
+    details = {
+        key: np.concatenate([part.details[key] for part in parts]) if isinstance(value, np.ndarray) else value
+        for key, value in first.details.items()
+    }
+    return replace(
+        first,
+        map=np.concatenate([part.map for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        images=None if None in images else tuple(image for part in images for image in part or ()),
+        details=details,
+    )

@@ -10,6 +10,7 @@ from weakref import proxy
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from .attribution import Attribution
 from .devices import Device, device_named
@@ -208,9 +209,8 @@ class Engine:
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
             with session.device.turn(), computing(), session.run(x, first) as tape:
-                classes = Classes(session.plan.output_shape, self.labels)
-                classes.check_labels()
-                chosen = resolve(target, tape.scores, classes, slice(first, first + tape.n), count)
+                part = slice(first, first + tape.n)
+                chosen = self.resolve(target, session.plan, tape.scores, part, count)
                 gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))
                 if not tape.is_finite:
                     hint = "The network's values overflow float32."
@@ -225,21 +225,43 @@ class Engine:
             done += len(batch.x)
             pictures.extend(batch.pictures or ())
         maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
-        found = Attribution(
+        shape, seen = batch.x.shape, tuple(pictures)
+        found = self.attribution(session.plan, shape, rule, maps, scores, targets, seen)
+        return replace(found, notes=(*found.notes, *found.likeness_notes()))
+
+    def attribution(
+        self,
+        plan: Plan,
+        shape: Shape,
+        rule: Rule,
+        maps: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        targets: NDArray[np.int64],
+        pictures: tuple[Image, ...] | None,
+    ) -> Attribution:
+        """The result for samples of this input shape, batch first, with what is known of the model."""
+        return Attribution(
             map=maps,
             scores=scores,
             target=targets,
             rule=rule.name,
-            notes=notes_of(session.plan, self.inputs.source, rule, self.settings.clamp, self.settings.tf32),
-            layout=self.inputs.layout(batch.x.shape),
+            notes=notes_of(plan, self.inputs.source, rule, self.settings.clamp, self.settings.tf32),
+            layout=self.inputs.layout(shape),
             labels=self.labels,
-            images=tuple(pictures) or None,
+            images=pictures or None,
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
-            head=self._head(session.plan),
-            score_shape=session.plan.output_shape,
-            depends_on_image=depends_on_image(session.plan, rule),
+            head=self._head(plan),
+            score_shape=plan.output_shape,
+            depends_on_image=depends_on_image(plan, rule),
         )
-        return replace(found, notes=(*found.notes, *found.likeness_notes()))
+
+    def resolve(
+        self, target: Target, plan: Plan, scores: NDArray[np.float32], part: slice, count: int
+    ) -> NDArray[np.int64]:
+        """The classes that a target means; see `targets.resolve`."""
+        classes = Classes(plan.output_shape, self.labels)
+        classes.check_labels()
+        return resolve(target, scores, classes, part, count)
 
     def warmup(self, size: tuple[int, int] | None) -> int:
         """See `Explainer.warmup`."""

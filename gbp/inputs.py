@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -37,12 +38,21 @@ class Batch:
     ----------
     x
         float32 (N, …) in the model's own layout.
-    pictures
-        The samples as pictures, or None where they are unknown.
+    look
+        Makes the samples as pictures, or None where they are unknown.
     """
 
     x: NDArray[np.float32]
-    pictures: tuple[Image.Image, ...] | None
+    look: Callable[[], tuple[Image.Image, ...] | None]
+
+    @cached_property
+    def pictures(self) -> tuple[Image.Image, ...] | None:
+        """The samples as pictures, or None where they are unknown.  They are made when they are asked for."""
+        return self.look()
+
+    def __getitem__(self, part: slice) -> Batch:
+        """Some of the samples."""
+        return Batch(self.x[part], lambda: self.pictures and self.pictures[part])
 
 
 #: Pictures, one array of samples in the model's own input layout, or samples that `Engine.ready` prepared.
@@ -79,7 +89,7 @@ class Inputs:
         """Prepare images slice by slice.  Raises InputError for images that cannot be read or do not fit."""
         if isinstance(images, Batch):
             for part in slices(len(images.x), tuple(images.x.shape[1:])):
-                yield Batch(images.x[part], images.pictures and images.pictures[part])
+                yield images[part]
             return
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
             yield from self._array_batches(self._samples(images), slices)
@@ -166,7 +176,7 @@ class Inputs:
             if self.looks_at_samples and not all_finite(samples):
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
                 refuse_not_finite(part.start + int(np.argmin(finite)))
-            yield Batch(samples, self._looks(samples))
+            yield Batch(samples, partial(self._looks, samples))
 
     def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
         """Preprocessed samples as pictures; None where that is impossible."""
@@ -219,13 +229,16 @@ class Inputs:
             samples.append(self.preprocess.apply(image, channels=channels, size=size))
             seen.append(self.preprocess.seen(image, size))
         x = np.stack(samples)
-        return Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), tuple(seen))
+        return Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), lambda: tuple(seen))
 
 
 def together(batches: Sequence[Batch]) -> Batch:
     """Several batches of samples of one shape as one.  All of them have pictures, or none has."""
-    pictures = [picture for batch in batches for picture in batch.pictures or ()]
-    return Batch(np.concatenate([batch.x for batch in batches]), tuple(pictures) or None)
+
+    def look() -> tuple[Image.Image, ...] | None:
+        return tuple(picture for batch in batches for picture in batch.pictures or ()) or None
+
+    return Batch(np.concatenate([batch.x for batch in batches]), look)
 
 
 def _is_picture(value: object) -> bool:

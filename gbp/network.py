@@ -114,7 +114,7 @@ class Network:
                     f"{count} images do not fit into one run; {len(batch.x)} do.",
                     hint="`runs` takes them slice by slice; or give the Explainer more `memory`.",
                 )
-            with opened(session, batch, slice(0, count), 0) as run:
+            with opened(self._engine, session, batch, slice(0, count), 0, count) as run:
                 yield run
 
     def runs(
@@ -141,9 +141,10 @@ class Network:
         ModelError
             As `run`.
         """
-        done, size = 0, at_least_one("batch_size", batch_size)
+        count, done = self._engine.inputs.count(images), 0
+        size = at_least_one("batch_size", batch_size)
         for batch, session in self._engine.batches(images, size, keep=names(keep)):
-            open_part = partial(opened, session, batch, first=done)
+            open_part = partial(opened, self._engine, session, batch, first=done, count=count)
             for run in session.fitting(slice(0, len(batch.x)), open_part):
                 with run:
                     yield run

@@ -8,15 +8,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from .attribution import Attribution
 from .devices.base import all_finite
+from .engine import Engine
 from .errors import InputError, ModelError
 from .inputs import Batch
 from .limits import computing
 from .notes import refuse_meaningless
+from .pictures.layout import Layout
 from .rules import Rule, rule_named
 from .runtime.session import Session
 from .runtime.tape import Tape
-from .tensors import find
+from .targets import Target
+from .tensors import Tensor, find
 
 
 class Run:
@@ -26,28 +30,31 @@ class Run:
 
     Parameters
     ----------
-    session, tape
-        The plan with its memory, and the forward run.
-    x
-        float32 (N, …): the prepared samples, in the model's own input layout.
-    samples
-        Which of the given images these are.
-    pictures
-        The samples as pictures, or None where they are unknown.
+    engine, session, tape
+        The model, its plan with memory, and the forward run.
+    batch, part
+        Prepared samples, and which of them ran.
+    first, count
+        The index of the batch's first sample among all, and how many samples there are in all.
     """
 
     def __init__(
-        self,
-        session: Session,
-        tape: Tape,
-        x: NDArray[np.float32],
-        samples: slice,
-        pictures: tuple[Image.Image, ...] | None,
+        self, engine: Engine, session: Session, tape: Tape, batch: Batch, part: slice, first: int, count: int
     ) -> None:
-        self._session, self._tape, self._is_open = session, tape, True
-        self.x, self.samples, self.pictures = x, samples, pictures
+        self._engine, self._session, self._tape, self._is_open = engine, session, tape, True
+        self._batch, self._part, self._count = batch, part, count
+        #: float32 (N, …): the prepared samples, in the model's own input layout.
+        self.x = batch.x[part]
+        #: Which of the given images these are.
+        self.samples = slice(first + part.start, first + part.start + len(self.x))
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
         self.scores: NDArray[np.float32] = tape.scores
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...] | None:
+        """The samples as pictures, or None where they are unknown."""
+        pictures = self._batch.pictures
+        return pictures and pictures[self._part]
 
     def __enter__(self) -> Run:
         return self
@@ -151,6 +158,62 @@ class Run:
             raise ModelError("the gradient holds NaN or infinity.", hint=hint)
         return gradient[:, 0] if is_one else gradient
 
+    @property
+    def layout(self) -> Layout:
+        """The axes of the network's input."""
+        return self._engine.inputs.layout(self.x.shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor between the input and the scores, by a name as in `keep`.
+
+        Parameters
+        ----------
+        name
+            As in `keep`.
+
+        Raises
+        ------
+        InputError
+            For a name that no tensor has, or several.
+        """
+        return find(self._session.plan.named, name)
+
+    def targets(self, target: Target = None) -> NDArray[np.int64]:
+        """The classes that a target means for these samples.
+
+        Parameters
+        ----------
+        target
+            As for `Explainer.explain`.
+
+        Returns
+        -------
+        Indices into the scores, int64 (N,); or (N, K), where K classes are meant.
+
+        Raises
+        ------
+        InputError
+            As `Explainer.explain`.
+        """
+        return self._engine.resolve(target, self._session.plan, self.scores, self.samples, self._count)
+
+    def attribution(
+        self, map: NDArray[np.float32], target: NDArray[np.int64], rule: str | Rule = "vanilla"
+    ) -> Attribution:
+        """A map that was made of this run as an `Attribution`, which draws and saves it.
+
+        Parameters
+        ----------
+        map
+            float32 (N, …), or (N, K, …) for K targets.
+        target
+            int64 (N,) or (N, K): the classes that were explained.
+        rule
+            The rule of the backward passes.
+        """
+        plan, of = self._session.plan, rule_named(rule)
+        return self._engine.attribution(plan, self.x.shape, of, map, self.scores, target, self.pictures)
+
     def _known(self, name: str) -> str:
         """The name in the file of the input, of the scores or of a kept tensor."""
         if not self._is_open:
@@ -184,11 +247,13 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
     return seeds[:, None] if is_one else seeds, is_one
 
 
-def opened(session: Session, batch: Batch, part: slice, first: int) -> Run:
+def opened(engine: Engine, session: Session, batch: Batch, part: slice, first: int, count: int) -> Run:
     """Run samples forward.
 
     Parameters
     ----------
+    engine
+        The model.
     session
         The session for their shape and for the kept tensors.
     batch
@@ -197,8 +262,9 @@ def opened(session: Session, batch: Batch, part: slice, first: int) -> Run:
         Which of them to run.
     first
         The index of the batch's first sample among all.
+    count
+        How many samples there are in all.
     """
-    x, start = batch.x[part], first + part.start
     with session.device.turn(), computing():
-        tape = session.run(x, start)
-    return Run(session, tape, x, slice(start, start + len(x)), batch.pictures and batch.pictures[part])
+        tape = session.run(batch.x[part], first + part.start)
+    return Run(engine, session, tape, batch, part, first, count)

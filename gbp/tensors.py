@@ -27,12 +27,15 @@ class Tensor:
         The op of that node, as the file has it.
     shape
         The shape of one sample, without the batch, in the file's order of axes.
+    channels
+        The axis of `shape` that has the channels; None where the ops do not say.
     """
 
     name: str
     node: str
     op: str
     shape: tuple[int, ...]
+    channels: int | None = None
 
 
 def find(tensors: Sequence[Tensor], name: str) -> Tensor:

@@ -26,6 +26,7 @@ from ..tensors import Tensor, find
 from .aliasing import BufferSlice, alias_buffers, mask_slices
 from .arena import Arena, pack
 from .backward import Route, route_between
+from .channels import channel_axes
 from .fusion import fuse
 from .layout import Instruction, PhysicalTensor, lay_out
 
@@ -241,8 +242,9 @@ class Plan:
 
 def _of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
+    axes = channel_axes(graph)
     return tuple(
-        Tensor(layer.output, layer.name, layer.kind, graph.shapes[layer.output][1:])
+        Tensor(layer.output, layer.name, layer.kind, graph.shapes[layer.output][1:], axes.get(layer.output))
         for layer in graph.layers
         if layer.output in graph.of_file and not isinstance(layer.op, Indices)
     )

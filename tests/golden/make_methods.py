@@ -22,6 +22,9 @@ What a file holds, the maps being float64 and flattened in C order:
     <method>_positions   int32; where the map is sampled, ascending
     <method>_norm        float64; ‖m‖₂
     <method>_projections float64 (4,); ⟨sᵢ, m⟩, sᵢ = default_rng(1234 + i).integers(0, 2, m.size) * 2 - 1
+    <method>_yardstick   float64; the largest relative L2 error of `TRIALS` runs in which the inputs of
+                         rectifiers are disturbed as float32 disturbs them, but ties stay ties: what rounding
+                         may do to the map, see `make_golden.py`
     <method>_delta       float64 (N,); of Integrated Gradients, Σ m minus the difference of the scores; the
                          trapezoid has none
 """
@@ -38,7 +41,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F  # noqa: N812
-from make_golden import GOLDEN, OPERATORS, zoo
+from make_golden import GOLDEN, OPERATORS, Noise, disturbed, of_values, relative_error, zoo
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
@@ -49,6 +52,7 @@ SCENES = ("02_fish.png", "08_mushroom.png")
 POSITIONS = 1024
 PROJECTIONS = 4
 PROJECTION_SEED = 1234
+TRIALS = 2
 SAMPLES = 6
 NOISE = 0.15
 NOISE_SEED = 7
@@ -59,10 +63,14 @@ LAYERS = {"demo": ("relu4", "relu2"), "squeezenet": ("r59", "r43")}
 
 
 class Network(nn.Module):
-    """An ONNX model up to its logits, in float64, with a module for each Relu."""
+    """An ONNX model up to its logits, in float64, with a module for each Relu.
+
+    `noise` disturbs the input of each Relu, as in `make_golden.py`.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
+        self.noise: Noise | None = None
         self.nodes = list(model.graph.node)
         output = model.graph.output[0].name
         if self.nodes[-1].op_type == "Softmax":
@@ -78,7 +86,7 @@ class Network(nn.Module):
         for node in self.nodes:
             inputs = [tensors[name] for name in node.input]
             if node.op_type == "Relu":
-                made = self.relus[node.output[0]](*inputs)
+                made = self.relus[node.output[0]](disturbed(*inputs, self.noise))
             else:
                 attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
                 made = OPERATORS[node.op_type](*inputs, **_known(node, attributes))
@@ -233,8 +241,14 @@ def main() -> None:
         model, x = make()
         network = Network(model).eval()
         maps, entries = maps_of(network, x, *LAYERS[name])
+        errors: dict[str, list[float]] = {key: [] for key in maps}
+        for trial in range(TRIALS):
+            network.noise = of_values(trial)
+            for key, m in maps_of(network, x, *LAYERS[name])[0].items():
+                errors[key].append(relative_error(m, maps[key]))
         for key, m in maps.items():
-            entries |= digest_of(key, m.detach().numpy())
+            entries |= digest_of(key, m.detach().numpy()) | {f"{key}_yardstick": max(errors[key])}
+        print({key: f"{max(found):.0e}" for key, found in errors.items()})
         np.savez_compressed(GOLDEN / f"methods_{name}.npz", **entries)
         print(name, entries["target"], entries["layer"], entries["inner_layer"], entries["unit"])
 

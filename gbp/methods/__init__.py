@@ -1,0 +1,56 @@
+"""Methods that are built of explanations: SmoothGrad, Integrated Gradients, Grad-CAM and others.
+
+An `Explainer` and images come in; an `Attribution` comes out, which names the method and says in its notes
+what the method does not tell.  A file is one method or one family; it states the equations on top.  It may
+import the explainer, its results, rules and targets, and nothing below them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .table import METHODS, Method
+
+if TYPE_CHECKING:
+    from .cam import grad_cam, guided_grad_cam, layer_grad_cam
+    from .gradient import layer_gradient, saliency
+    from .noise import smoothgrad, smoothgrad_squared, vargrad
+    from .path import integrated_gradients
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "grad_cam",
+    "guided_grad_cam",
+    "integrated_gradients",
+    "layer_grad_cam",
+    "layer_gradient",
+    "saliency",
+    "smoothgrad",
+    "smoothgrad_squared",
+    "vargrad",
+]
+
+#: Name → its module.  They are imported on first use, so that `gbp --help` needs no Numba.
+_LAZY = {
+    "grad_cam": "cam",
+    "guided_grad_cam": "cam",
+    "integrated_gradients": "path",
+    "layer_grad_cam": "cam",
+    "layer_gradient": "gradient",
+    "saliency": "gradient",
+    "smoothgrad": "noise",
+    "smoothgrad_squared": "noise",
+    "vargrad": "noise",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gbp.methods' has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

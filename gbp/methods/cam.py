@@ -1,0 +1,161 @@
+"""Grad-CAM and Guided Grad-CAM: where a class is seen in the last planes.
+
+With planes A_c of a layer, and s the score (Selvaraju et al. 2016, arXiv:1610.02391, section 3):
+
+w_c = mean over the plane of ∂s/∂A_c
+Grad-CAM          m = max(Σ_c w_c · A_c, 0), enlarged to the input by linear interpolation
+Guided Grad-CAM   m · (the map of guided backpropagation)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attribution import Attribution
+from ..errors import InputError
+from ..explainer import Explainer
+from ..inputs import Images
+from ..run import Run
+from ..targets import Target
+from ..tensors import Tensor
+from .common import explained, one_hot, with_details
+from .planes import enlarged, layer_named, of_layer, spatial
+
+
+def grad_cam(
+    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+) -> Attribution:
+    """Grad-CAM: where a class is seen in a layer's planes (Selvaraju et al. 2016, arXiv:1610.02391).
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    images, target
+        As for `Explainer.explain`.
+    layer
+        A tensor with planes, by a name that `Explainer.run` takes; by default the last convolution with more
+        than one pixel, or the normalization, rectifier or sum that follows it.
+
+    Returns
+    -------
+    An `Attribution` with a map of at least 0 and one channel, as large as the input.  Its details hold
+    "layer" and "layer_shape".
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used, and where there is no plane.
+    """
+    tensor = layer_named(explainer, images, layer)
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return _enlarged_cam(run, targets, run.tensor(tensor.name)), {}
+
+    found = explained(explainer, images, target, "vanilla", "grad-cam", compute, (tensor.name,))
+    return _with_layer(found, tensor)
+
+
+def layer_grad_cam(
+    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+) -> Attribution:
+    """Grad-CAM as large as the layer's planes, and with both signs.
+
+    Parameters
+    ----------
+    explainer, images, target, layer
+        As for `grad_cam`.
+
+    Returns
+    -------
+    An `Attribution` with one channel, as large as the layer's planes.  Its details hold "layer" and
+    "layer_shape".
+
+    Raises
+    ------
+    InputError
+        As `grad_cam`.
+    """
+    tensor = layer_named(explainer, images, layer)
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return _cam(run, targets, run.tensor(tensor.name))[:, :, None], {}
+
+    found = explained(explainer, images, target, "vanilla", "layer-grad-cam", compute, (tensor.name,))
+    layout = of_layer(replace(tensor, channels=0))
+    return _with_layer(replace(found, layout=layout, channels="RGB"), tensor)
+
+
+def guided_grad_cam(
+    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+) -> Attribution:
+    """Guided Grad-CAM: guided backpropagation, times Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391).
+
+    Parameters
+    ----------
+    explainer, images, target, layer
+        As for `grad_cam`.
+
+    Returns
+    -------
+    An `Attribution` with a map like the input.  Its details hold "layer" and "layer_shape".
+
+    Raises
+    ------
+    InputError
+        As `grad_cam`, and for a network without a rectifier.
+    """
+    tensor = layer_named(explainer, images, layer)
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        cam = _enlarged_cam(run, targets, run.tensor(tensor.name))
+        return cam * run.vjp(one_hot(targets, run.scores.shape[1]), "guided"), {}
+
+    found = explained(explainer, images, target, "guided", "guided-grad-cam", compute, (tensor.name,))
+    return _with_layer(found, tensor)
+
+
+def _cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:
+    """Σ_c w_c · A_c: float64 (n, K, *sides)."""
+    assert tensor.channels is not None  # it has planes
+    planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, 1).astype(np.float64)
+    gradient = run.vjp(one_hot(targets, run.scores.shape[1]), wrt=tensor.name)
+    gradient = np.moveaxis(gradient, 2 + tensor.channels, 2)
+    weights = gradient.reshape(*gradient.shape[:3], -1).mean(axis=3, dtype=np.float64)
+    return np.stack([np.tensordot(w, a, axes=(1, 0)) for w, a in zip(weights, planes, strict=True)])
+
+
+def _enlarged_cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:
+    """Grad-CAM with one channel, in the layout of the input: float64 (n, K, 1, *sides)."""
+    last = run.layout == "NHWC"
+    sides = run.x.shape[1:-1] if last else run.x.shape[2:]
+    if len(sides) != len(tensor.shape) - 1:
+        raise InputError(
+            f"layer {tensor.name!r} has planes with {len(tensor.shape) - 1} sides, and the input "
+            f"{len(sides)}."
+        )
+    cam = enlarged(np.maximum(_cam(run, targets, tensor), 0), sides)
+    return cam[..., None] if last else cam[:, :, None]
+
+
+_NOTES = {
+    "grad-cam": "one of its pixels stands for a region of the image.  It shows what speaks for the class, "
+    "and nothing that speaks against it",
+    "layer-grad-cam": "one of its pixels stands for a region of the image",
+    "guided-grad-cam": "it tells roughly where.  The detail is that of guided backpropagation, which hardly "
+    "depends on the class",
+}
+
+
+def _with_layer(found: Attribution, tensor: Tensor) -> Attribution:
+    """The result, which says which layer it is of."""
+    size = " × ".join(map(str, spatial(tensor)))
+    notes = [f"Grad-CAM is of the tensor {tensor.name!r} ({size}): {_NOTES[found.method]}."]
+    empty = int(sum(not one.any() for one in found.map.reshape(-1, *found.map.shape[found.target.ndim :])))
+    if empty:
+        notes.append(f"{empty} map(s) are 0: nothing in this tensor speaks for the class.")
+    return with_details(found, notes, layer=tensor.name, layer_shape=list(tensor.shape))

@@ -1,0 +1,109 @@
+"""Gradients as they are: Saliency, and the gradient with respect to an inner tensor.
+
+saliency        m = |∂s/∂x|           Simonyan, Vedaldi & Zisserman 2013, section 3
+layer-gradient  m = ∂s/∂a, or a · ∂s/∂a, for an inner tensor a under any rule
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attribution import Attribution
+from ..explainer import Explainer
+from ..inputs import Images
+from ..pictures.layout import Layout
+from ..rules import Rule
+from ..run import Run
+from ..targets import Target
+from .common import explained, one_hot, with_details
+from .planes import layer_named, of_layer
+
+
+def saliency(explainer: Explainer, images: Images, *, target: Target = None) -> Attribution:
+    """Saliency: the magnitude of the gradient (Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034).
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    images, target
+        As for `Explainer.explain`.
+
+    Returns
+    -------
+    An `Attribution` with a map of at least 0.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used.
+    """
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return np.abs(run.vjp(one_hot(targets, run.scores.shape[1]))), {}
+
+    found = explained(explainer, images, target, "vanilla", "saliency", compute)
+    return with_details(
+        found,
+        (
+            "Saliency drops the sign: it tells what would change the score, and not whether up or down. "
+            "What the score rests on may be flat, and then gets 0.",
+        ),
+    )
+
+
+def layer_gradient(
+    explainer: Explainer,
+    images: Images,
+    *,
+    rule: str | Rule = "vanilla",
+    target: Target = None,
+    layer: str | None = None,
+    times_activation: bool = False,
+) -> Attribution:
+    """The gradient of a score with respect to an inner tensor.
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    images, target
+        As for `Explainer.explain`.
+    rule
+        The rule of the backward pass, which ends at the tensor.
+    layer
+        The tensor, by a name that `Explainer.run` takes; by default that of `grad_cam`.
+    times_activation
+        Whether the gradient is multiplied by the tensor's values.
+
+    Returns
+    -------
+    An `Attribution` whose map has the tensor's shape, (N, …) in the file's order of axes, or (N, K, …).  Its
+    details hold "layer" and "times_activation".
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used.
+    """
+    tensor = layer_named(explainer, images, layer, needs_plane=layer is None)
+    name, layouts = tensor.name, set[Layout]()
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        layouts.add(of_layer(run.tensor(name)))
+        gradient = run.vjp(one_hot(targets, run.scores.shape[1]), rule, wrt=name)
+        return gradient * run.value(name)[:, None] if times_activation else gradient, {}
+
+    found = explained(explainer, images, target, rule, "layer-gradient", compute, (name,))
+    (layout,) = layouts
+    is_plane = layout in ("NCHW", "NHWC")
+    found = replace(found, layout=layout, channels="RGB", images=found.images if is_plane else None)
+    note = (
+        f"The map is of the tensor {name!r}, and not of the image: one of its pixels sees a region of the "
+        "image, which may be larger than its square in the picture."
+    )
+    return with_details(found, (note,) if is_plane else (), layer=name, times_activation=times_activation)

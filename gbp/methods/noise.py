@@ -1,0 +1,241 @@
+"""SmoothGrad and its kin: maps of noisy copies of a sample.
+
+With m_i the map of x + n_i, n_i ~ N(0, σ²), σ = noise · (max x - min x), and S copies:
+
+SmoothGrad   1/S · Σ m_i                        Smilkov et al. 2017, section 3
+SmoothGrad²  1/S · Σ m_i²                       Hooker et al. 2018, section 2.2
+VarGrad      1/S · Σ m_i² - (1/S · Σ m_i)²      Adebayo et al. 2018
+
+The class is fixed before noise is added.  All samples get the same draws, scaled by their own range, so that
+a sample's map does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attribution import Attribution
+from ..errors import InputError
+from ..explainer import Explainer
+from ..inputs import Images
+from ..limits import at_least_one
+from ..rules import Rule
+from ..run import Run
+from ..targets import Target
+from .common import each_copy, explained, with_details
+
+#: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
+Noise: TypeAlias = float | NDArray[Any]
+_Made: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+
+def smoothgrad(
+    explainer: Explainer,
+    images: Images,
+    *,
+    rule: str | Rule = "vanilla",
+    target: Target = None,
+    samples: int = 25,
+    noise: Noise = 0.15,
+    seed: int = 0,
+) -> Attribution:
+    """SmoothGrad: the mean map of noisy copies (Smilkov et al. 2017, arXiv:1706.03825).
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    images, target
+        As for `Explainer.explain`.
+    rule
+        The rule that explains each copy.
+    samples
+        How many copies; as many as there is noise, where `noise` is an array.
+    noise
+        The deviation of the noise, as a share of the range of the prepared sample: its largest number minus
+        its smallest.  Or the noise itself: float (samples, …) for every sample, or (samples, N, …).
+    seed
+        Of NumPy's default generator.
+
+    Returns
+    -------
+    An `Attribution`.  Its details hold "samples", "noise" and "seed" (both None where the noise was given),
+    and "same_class", float (N,): the share of the copies in which the sample's best class stayed the best.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used.
+    """
+    return _noisy("smoothgrad", explainer, images, rule, target, samples, noise, seed)
+
+
+def smoothgrad_squared(
+    explainer: Explainer,
+    images: Images,
+    *,
+    rule: str | Rule = "vanilla",
+    target: Target = None,
+    samples: int = 25,
+    noise: Noise = 0.15,
+    seed: int = 0,
+) -> Attribution:
+    """SmoothGrad²: the mean of the squared maps of noisy copies (Hooker et al. 2018, arXiv:1806.10758).
+
+    Parameters
+    ----------
+    explainer, images, rule, target, samples, noise, seed
+        As for `smoothgrad`.
+
+    Returns
+    -------
+    As `smoothgrad`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used.
+    """
+    return _noisy("smoothgrad-squared", explainer, images, rule, target, samples, noise, seed)
+
+
+def vargrad(
+    explainer: Explainer,
+    images: Images,
+    *,
+    rule: str | Rule = "vanilla",
+    target: Target = None,
+    samples: int = 25,
+    noise: Noise = 0.15,
+    seed: int = 0,
+) -> Attribution:
+    """VarGrad: the variance of the maps of noisy copies (Adebayo et al. 2018, arXiv:1810.03307).
+
+    Parameters
+    ----------
+    explainer, images, rule, target, samples, noise, seed
+        As for `smoothgrad`.
+
+    Returns
+    -------
+    As `smoothgrad`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used, and for a single copy.
+    """
+    return _noisy("vargrad", explainer, images, rule, target, samples, noise, seed)
+
+
+#: From the mean of maps and the mean of their squares to the method's map, and what the map does not tell.
+_METHODS: dict[str, tuple[_Made, str]] = {
+    "smoothgrad": (
+        lambda mean, square: mean,
+        "SmoothGrad explains the neighbourhood of an image, and not the image itself",
+    ),
+    "smoothgrad-squared": (
+        lambda mean, square: square,
+        "SmoothGrad² has no sign: it tells where the score is sensitive, and not what speaks for the class",
+    ),
+    "vargrad": (
+        lambda mean, square: np.maximum(square - mean * mean, 0),
+        "VarGrad tells where the map changes under noise: a pixel that matters equally in all copies gets 0",
+    ),
+}
+
+
+def _noisy(
+    method: str,
+    explainer: Explainer,
+    images: Images,
+    rule: str | Rule,
+    target: Target,
+    samples: int,
+    noise: Noise,
+    seed: int,
+) -> Attribution:
+    made, remark = _METHODS[method]
+    share = float(noise) if isinstance(noise, Real) and not isinstance(noise, bool) else None
+    if share is not None and not 0 <= share < np.inf:
+        raise InputError(f"noise is {share}.", supported="a share of the image's range, 0.15 say")
+    given = _array(noise) if share is None else np.empty(0, np.float32)
+    count = (at_least_one("samples", samples) or 1) if share is not None else len(given)
+    if method == "vargrad" and count < 2:
+        raise InputError(f"samples is {count}.", supported="at least 2, for a variance")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
+
+    def of_sample(
+        x: NDArray[np.float32], scores: NDArray[np.float32], targets: NDArray[np.int64], index: int
+    ) -> tuple[NDArray[np.float64], float]:
+        copies = _given(x, given, index) if share is None else _drawn(x, share, int(seed))
+        total = np.zeros((len(targets), *x.shape))
+        squares = np.zeros_like(total)
+        best, kept = scores.argmax(), 0
+        for maps, copy_scores in each_copy(explainer, x, copies, count, targets, scores.size, rule):
+            total += maps
+            if method != "smoothgrad":
+                squares += np.square(maps, dtype=np.float64)
+            kept += int(copy_scores.argmax() == best)
+        return made(total / count, squares / count), kept / count
+
+    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        run.close()  # its memory serves the copies
+        first = run.samples.start
+        each = enumerate(zip(run.x, run.scores, targets, strict=True), start=first)
+        found = [of_sample(x, scores, of, index) for index, (x, scores, of) in each]
+        return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
+
+    found = explained(explainer, images, target, rule, method, compute)
+    how = "given noise" if share is None else f"noise of {share:.3g} of an image's range"
+    note = (
+        f"{remark}. {count} copies, {how}: the best class stayed the best in "
+        f"{found.details['same_class'].mean():.0%} of them."
+    )
+    return with_details(found, (note,), samples=count, noise=share, seed=None if share is None else int(seed))
+
+
+def _drawn(x: NDArray[np.float32], share: float, seed: int) -> Callable[[slice], NDArray[np.float32]]:
+    """Copies of a sample with drawn noise, which are asked for in order."""
+    draws = np.random.Generator(np.random.SFC64(seed))
+    deviation = np.float32(share * (float(x.max()) - float(x.min())))
+
+    def copies(part: slice) -> NDArray[np.float32]:
+        noise = draws.standard_normal((part.stop - part.start, *x.shape), np.float32)
+        noise *= deviation
+        noise += x
+        return noise
+
+    return copies
+
+
+def _given(
+    x: NDArray[np.float32], noise: NDArray[np.float32], index: int
+) -> Callable[[slice], NDArray[np.float32]]:
+    """Copies of a sample with the caller's noise."""
+    one = noise[:, index] if noise.ndim == x.ndim + 2 and index < noise.shape[1] else noise
+    if one.shape[1:] != x.shape:
+        sizes = ", ".join(map(str, x.shape))
+        raise InputError(
+            f"noise has shape {list(noise.shape)}.",
+            supported=f"one number, or an array of shape [S, {sizes}] or [S, N, {sizes}]",
+        )
+    return lambda part: x + one[part]
+
+
+def _array(noise: Any) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(noise)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiu" or array.ndim < 2 or not array.size or not np.isfinite(array).all():
+        raise InputError(
+            f"noise is {noise!r:.80}.", supported="a share of the image's range, or an array (samples, …)"
+        )
+    return array.astype(np.float32)

@@ -1,0 +1,125 @@
+"""The planes of inner tensors: which tensor has them, and planes of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..explainer import Explainer
+from ..inputs import Images
+from ..limits import elements
+from ..pictures.layout import Layout
+from ..tensors import Tensor, find
+
+#: Ops that slide a window over a plane.
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
+#: Ops that compute each pixel of a plane of the same size, or put planes together.
+_POINTWISE = (
+    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "Affine", "Scale"),
+    *("Relu", "Clip", "ThresholdedRelu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "Tanh"),
+    *("HardSigmoid", "HardSwish", "Swish", "Mish", "Gelu", "Softplus", "Softsign", "Max", "Min"),
+    *("Add", "Sub", "Sum", "Mean", "Mul", "Div", "Concat"),
+)
+
+
+def spatial(tensor: Tensor) -> tuple[int, ...]:
+    """The sides of a tensor's planes."""
+    return tuple(n for axis, n in enumerate(tensor.shape) if axis != tensor.channels)
+
+
+def has_plane(tensor: Tensor) -> bool:
+    """Whether a tensor has planes of several pixels."""
+    return tensor.channels is not None and len(tensor.shape) > 1 and elements(spatial(tensor)) > 1
+
+
+def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
+    """The last convolution with a plane of several pixels, or what follows it pixel by pixel.
+
+    Parameters
+    ----------
+    tensors
+        In order of computation.
+    rank
+        Axes of a sample of the input.
+    """
+    found: Tensor | None = None
+    for tensor in tensors:
+        if len(tensor.shape) != rank or not has_plane(tensor):
+            continue
+        follows = found is not None and tensor.op in _POINTWISE and spatial(tensor) == spatial(found)
+        if tensor.op in _CONVOLUTIONS or follows:
+            found = tensor
+    return found
+
+
+def layer_named(
+    explainer: Explainer, images: Images, layer: str | None, *, needs_plane: bool = True
+) -> Tensor:
+    """The tensor that `layer` means; by default of the last with a plane.
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    images
+        What will be explained, from which the sizes of a model of open size are known.
+    layer
+        A name that `tensors.find` knows, or None.
+    needs_plane
+        Whether a tensor without a plane is refused.
+
+    Raises
+    ------
+    InputError
+        For a name that no tensor has, and where there is no plane.
+    """
+    if None in explainer.input_shape[1:] and isinstance(images, np.ndarray):
+        explainer.predict(images[:1])  # now the sizes are known
+    tensors = explainer.tensors
+    last = last_plane(tensors, len(explainer.input_shape) - 1)
+    if layer is None:
+        if last is None:
+            raise InputError(
+                "the network has no convolution with a plane of several pixels.",
+                hint="Name a tensor with planes: layer='…'.",
+            )
+        return last
+    named = find(tensors, layer)
+    if needs_plane and not has_plane(named):
+        raise InputError(
+            f"layer {named.name!r} has no plane, its shape is {list(named.shape)}.",
+            hint=f"The last one with a plane is layer={last.name!r}." if last else None,
+        )
+    return named
+
+
+def of_layer(tensor: Tensor) -> Layout:
+    """The meaning of a tensor's axes."""
+    rank = len(tensor.shape)
+    if rank == 3 and tensor.channels in (0, 2):
+        return "NCHW" if tensor.channels == 0 else "NHWC"
+    return "NC" if rank == 1 else "NCL" if rank == 2 else "ND"
+
+
+def enlarged(plane: NDArray[np.float64], sides: Sequence[int]) -> NDArray[np.float64]:
+    """Planes of another size, by linear interpolation between the centres of pixels along each axis.
+
+    Parameters
+    ----------
+    plane
+        (…, *old sides), as many as there are new ones.
+    sides
+        The new sides.
+    """
+    first = plane.ndim - len(sides)
+    for axis, size in enumerate(sides, start=first):
+        old = plane.shape[axis]
+        at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        below = np.minimum(at.astype(np.intp), old - 1)
+        above, part = np.minimum(below + 1, old - 1), at - below
+        part = part.reshape(-1, *(1,) * (plane.ndim - axis - 1))
+        plane = plane.take(below, axis) * (1 - part) + plane.take(above, axis) * part
+    return plane

@@ -1,0 +1,55 @@
+"""The methods by name, as the command line has them: what each needs, and where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Parameters
+    ----------
+    name
+        Its name on the command line.
+    source
+        The paper.
+    rule
+        The rule that it takes by default; None where it has a rule of its own.
+    options
+        Its arguments that are options of the command line.
+    """
+
+    name: str
+    source: str
+    rule: str | None = None
+    options: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """Its function's name in `gbp.methods`."""
+        return self.name.replace("-", "_")
+
+
+_NOISE = ("samples", "noise", "seed")
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("saliency", "Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034"),
+        Method("smoothgrad", "Smilkov et al. 2017, arXiv:1706.03825", "vanilla", _NOISE),
+        Method("smoothgrad-squared", "Hooker et al. 2018, arXiv:1806.10758", "vanilla", _NOISE),
+        Method("vargrad", "Adebayo et al. 2018, arXiv:1810.03307", "vanilla", _NOISE),
+        Method(
+            "integrated-gradients",
+            "Sundararajan, Taly & Yan 2017, arXiv:1703.01365",
+            "vanilla",
+            ("steps", "baseline"),
+        ),
+        Method("grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
+        Method("guided-grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
+        Method("layer-grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
+        Method("layer-gradient", "the gradient with respect to an inner tensor", "vanilla", ("layer",)),
+    )
+}
