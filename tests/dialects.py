@@ -116,6 +116,7 @@ def _resize(w: Writer, y: str) -> str:
     scales = [1.0, 1.0, float(w.one_of(0.7, 1.4, 0.9, 2.3, 1.3, 2.0)), float(w.one_of(0.7, 1.5, 1.0, 2.0))]
     if b.opset < 10:
         scales = [max(1.0, scale) for scale in scales]
+    scales = [scale if size else 1.0 for scale, size in zip(scales, _sizes(b, y, scales), strict=True)]
     if _sizes(b, y, scales) == list(b.shapes[y]):
         scales[2] = 2.0  # onnxruntime copies what keeps its size, whatever the scale says
     mode = w.one_of("nearest", "linear")
@@ -311,9 +312,11 @@ def _as_function(model: onnx.ModelProto, rng: np.random.Generator) -> None:
 
 
 def _as_branch(model: onnx.ModelProto, rng: np.random.Generator) -> None:
-    """A node is a branch of an If whose condition is constant."""
-    at = int(rng.integers(len(model.graph.node)))
-    node = model.graph.node[at]
+    """A node before the last one is a branch of an If whose condition is constant.
+
+    A head is looked for among the file's own nodes.
+    """
+    node = model.graph.node[int(rng.integers(max(1, len(model.graph.node) - 1)))]
     if len(node.output) > 1 or node.domain or model.opset_import[0].version < 11:
         return
     inner, other = onnx.NodeProto(), helper.make_node("Identity", [node.input[0]], ["else_y"])
