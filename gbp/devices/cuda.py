@@ -1,12 +1,11 @@
-"""A CUDA card: its memory, arrays in it, and the launching of kernels.
+"""A CUDA card: its memory, its arrays, and the launching of kernels.
 
-Steps do not know of it.  An array of the card speaks NumPy's protocols for the few functions that steps call
-on arrays, and a kernel that is given one hands over to its twin in `kernels/*_cuda.py`.  What has no twin is
-an error and never computed elsewhere.
+Steps do not know that there is a card.  An array on the card supports the few NumPy functions that steps
+call.  A kernel that is given such an array runs its twin in `kernels/*_cuda.py` instead.  A kernel without a
+twin is an error; nothing is computed elsewhere.
 
-All work of a card goes into one stream, in order, and the host waits only where it reads a result.  What is
-run over and over on the same arrays is recorded the first time; from then on it is one launch of a CUDA
-graph.
+All work of a card goes into one stream, in order.  The host waits only where it reads a result.  What is
+repeated on the same arrays is recorded the first time; from then on it is one launch of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ if SIMULATED:
     from ..kernels.codegen.simulation import simulate
 
 _making = RLock()
-#: From so many bytes of samples on, the first samples are computed while others are on their way.
+#: With at least so many bytes of samples, the first samples are computed while the others are copied.
 _LARGE = 2**10 if SIMULATED else 2**22
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
 class Launch(NamedTuple):
-    """A kernel with all that it is called with; `args` as Numba takes them."""
+    """A kernel and its arguments; `args` in the form that Numba expects."""
 
     kernel: CudaKernel
     blocks: tuple[int, ...]
@@ -52,17 +51,17 @@ class Launch(NamedTuple):
 
 
 class CudaDevice(Device):
-    """The first CUDA device, or Numba's simulator.  One a process."""
+    """The first CUDA device, or Numba's simulator.  There is one in a process."""
 
     name = "cuda"
     max_slice = 256
 
     def __init__(self) -> None:
-        self._lock = RLock()  # whoever records must be alone
+        self._lock = RLock()  # Only one thread may record.
         self._recorded: list[Launch] | None = None
         self.numba_stream: Any = None if SIMULATED else cuda.stream()
         self._pinned: Any = None if SIMULATED else _pinned()
-        #: As kernels and graphs are launched into it.
+        #: The stream of all kernels and graphs.
         self.stream: Any = 0 if SIMULATED else _core_stream(self.numba_stream)
         self.slice_bytes = self.max_bytes = (
             2**28 if SIMULATED else cuda.current_context().get_memory_info().free // 2
@@ -70,7 +69,7 @@ class CudaDevice(Device):
 
     @property
     def full_name(self) -> str:
-        """Of the card, as its maker has it."""
+        """The card's name, as its maker gives it."""
         return "simulator" if SIMULATED else str(cuda.get_current_device().name)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> CudaArray:
@@ -86,7 +85,7 @@ class CudaDevice(Device):
                 raise
             free, total = cuda.current_context().get_memory_info()
             raise self.out_of_memory(nbytes, free, total) from None
-        # Only NumPy's arithmetic of shapes and strides is wanted: nobody ever looks at what is there.
+        # The shadow is used for its shape and strides.  Its elements are never read.
         shadow = as_strided(np.empty(1, dtype), shape, row_major_strides(shape, dtype.itemsize))
         return CudaArray(self, shadow, memory, shadow.ctypes.data)
 
@@ -98,7 +97,7 @@ class CudaDevice(Device):
         )
 
     def upload(self, values: NDArray[Any]) -> CudaArray:
-        """A copy of an array of the host, C-contiguous."""
+        """A C-contiguous copy of an array of the host."""
         to = self.empty(values.shape, values.dtype)
         self._copy_in(np.ascontiguousarray(values), to)
         return to
@@ -120,7 +119,7 @@ class CudaDevice(Device):
         return found
 
     def _on_the_way(self, x: CudaArray) -> NDArray[Any]:
-        """An array of the host, which holds the values of x once all work in the stream is done."""
+        """An array of the host that will hold the values of x once all work in the stream is done."""
         if not x.shadow.flags.c_contiguous:
             dense = self.empty(x.shape, x.dtype)
             copyto(dense, x)
@@ -134,14 +133,14 @@ class CudaDevice(Device):
         return values
 
     def _copy_in(self, values: NDArray[Any], to: CudaArray) -> None:
-        """Copy values into the stream.  They may be gone when this returns."""
+        """Copy values to the card in the stream.  The caller may overwrite them when this returns."""
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
             self._pinned.upload(values, to.address, int(self.stream.handle))
 
     def copy_ahead(self, values: NDArray[Any], to: CudaArray) -> None:
-        """`_copy_in`, while the work in the stream goes on.  No work there may need `to`."""
+        """Like `_copy_in`, beside the work in the stream.  No work there may use `to`."""
         if SIMULATED:
             to.shadow[...] = values
         elif values.size:
@@ -188,7 +187,7 @@ class CudaDevice(Device):
     def launch(
         self, kernel: CudaKernel, blocks: tuple[int, ...], threads: tuple[int, ...], args: tuple[Any, ...]
     ) -> None:
-        """Put a kernel into the stream.  Empty arrays may be the host's: no kernel looks into them."""
+        """Put a kernel into the stream.  Empty arrays may be the host's: no kernel reads them."""
         launch = Launch(kernel, blocks, threads, tuple(map(self._argument, args)))
         if self._recorded is not None:
             self._recorded.append(launch)
@@ -206,7 +205,7 @@ class CudaDevice(Device):
                 args,
             )
         else:
-            # Not by way of Numba's own syntax, which warns of small grids and keeps each that it has seen.
+            # Numba's own syntax warns about small grids, and keeps every configuration that it has seen.
             shape = _three(blocks), _three(threads)
             numba_private.launch(kernel.dispatcher, args, *shape, stream, kernel.shared_bytes)
 
@@ -248,7 +247,7 @@ class CudaDevice(Device):
         return repeat
 
     def _recording(self, run: Callable[[], None]) -> list[Launch]:
-        """Run it, and return what it launched."""
+        """Run the function, and return the launches that it made."""
         self._recorded = []
         try:
             run()
@@ -270,7 +269,9 @@ def _core_stream(stream: Any) -> Any:
 
 
 def _graph_of(launches: list[Launch], put: Callable[[Launch, Any], None]) -> Any:
-    """One graph of all of them, captured on a stream of its own: that of the card may be in use meanwhile."""
+    """One CUDA graph of these launches.  It is captured on another stream, because the card's own may be in
+    use.
+    """
     from cuda.core import Device as CoreDevice
 
     device = CoreDevice(cuda.get_current_device().id)
@@ -289,7 +290,7 @@ def _three(sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def cuda_device() -> CudaDevice:
-    """The card of this process.  Raises InputError where there is none."""
+    """The card of this process.  Raises InputError if there is none."""
     with _making:
         return _cuda_device()
 

@@ -1,4 +1,4 @@
-"""An array in a card's memory, which speaks NumPy's protocols for what steps do with arrays."""
+"""An array in a card's memory.  It supports the NumPy functions that steps call on arrays."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class Allocator(Protocol):
 class CudaArray(NDArrayOperatorsMixin):
     """An array in the memory of a card.
 
-    `shadow` has its shape and strides; except in the simulator there is nothing behind it.
+    `shadow` is a NumPy array of the same shape and strides.  It has no memory of its own, except in the
+    simulator.
     """
 
     def __init__(self, device: Allocator, shadow: NDArray[Any], memory: Any, origin: int) -> None:
-        """`memory` holds it; a view whose shadow starts at `origin` starts where the memory does."""
+        """Make an array in `memory`.  A view whose shadow starts at `origin` starts where the memory does."""
         self.device, self.shadow, self._memory, self._origin = device, shadow, memory, origin
         self._handle: Any = None
 
@@ -46,13 +47,13 @@ class CudaArray(NDArrayOperatorsMixin):
 
     @property
     def handle(self) -> Any:
-        """What Numba takes for it."""
+        """The form in which Numba takes the array."""
         if self._handle is None:
             self._handle = self.shadow if SIMULATED else self._device_array()
         return self._handle
 
     def _device_array(self) -> Any:
-        """Numba's array, which keeps the memory alive and not this."""
+        """Numba's array.  It keeps the memory alive, and not this object."""
         description = {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -64,7 +65,7 @@ class CudaArray(NDArrayOperatorsMixin):
 
     @property
     def address(self) -> int:
-        """The address of its first element on the card."""
+        """The address of the first element on the card."""
         start: int = self._memory.__cuda_array_interface__["data"][0]
         return start + self.shadow.ctypes.data - self._origin
 
@@ -111,12 +112,12 @@ class CudaArray(NDArrayOperatorsMixin):
         return bool(mine == its and self._memory is other._memory)
 
     def reshape(self, *shape: Any, copy: bool | None = None) -> CudaArray:
-        """A view; raises ValueError where that takes a copy."""
+        """A view in another shape.  Raises ValueError if that takes a copy."""
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         return self._view(self.shadow.reshape(wanted, copy=False))
 
     def is_aligned(self, nbytes: int) -> bool:
-        """Whether all rows along the last axis start at multiples of so many bytes."""
+        """Whether all rows along the last axis begin at multiples of so many bytes."""
         start = self.shadow.ctypes.data - self._origin
         outer = zip(self.strides[:-1], self.shape[:-1], strict=True)
         return start % nbytes == 0 and all(step % nbytes == 0 or size == 1 for step, size in outer)
@@ -126,7 +127,7 @@ class CudaArray(NDArrayOperatorsMixin):
         return self._view(as_strided(self.shadow, shape, strides))
 
     def view(self, dtype: DTypeLike) -> CudaArray:
-        """The same bytes as elements of another type."""
+        """The same bytes with elements of another type."""
         return self._view(self.shadow.view(dtype))
 
     def transpose(self, *axes: Any) -> CudaArray:
@@ -139,7 +140,7 @@ class CudaArray(NDArrayOperatorsMixin):
         fill(_merged(zeros)[0], value)
 
     def run_kernel(self, kernel: Kernel, args: tuple[Any, ...]) -> None:
-        """Run the twin of a CPU's kernel.  The last argument, the number of threads, means nothing to it."""
+        """Run the twin of a CPU's kernel.  It ignores the last argument, the number of threads."""
         twin_of(kernel)(*args[:-1])
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
@@ -169,7 +170,7 @@ def row_major_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 def _merged(*arrays: CudaArray) -> list[CudaArray]:
-    """The same arrays of one shape with MOVED_AXES axes: those that lie alike in all are made one."""
+    """Views of the same arrays with MOVED_AXES axes.  Axes that are adjacent in all arrays are merged."""
     shape = arrays[0].shape
     axes: list[list[int]] = []  # runs of neighbours
     for axis, size in enumerate(shape):
@@ -208,7 +209,7 @@ def copyto(to: CudaArray, values: Any) -> None:
         raise TypeError("only an array on the card, or a number, can be copied into one")
 
 
-#: What steps may do with arrays besides calling kernels, and what it is here.
+#: The functions that steps may call on arrays, and what they do here.
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.broadcast_to: _broadcast_to,
     np.copyto: copyto,
@@ -219,6 +220,6 @@ _UFUNCS: dict[Any, Callable[..., None]] = {np.add: add, np.multiply: multiply, n
 
 @cache
 def twin_of(kernel: Kernel) -> Callable[..., None]:
-    """The kernel of the same name in the module `…_cuda` beside its own."""
+    """The kernel of the same name in the module `…_cuda` of the kernel's own module."""
     twin: Callable[..., None] = getattr(import_module(f"{kernel.module}_cuda"), kernel.name)
     return twin

@@ -1,4 +1,4 @@
-"""Where samples come to a card, and where maps leave it."""
+"""The two ends of a card: where samples come in, and where maps leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import Array, Entry, Exit
 
 
 class CardEntry(Entry):
-    """Samples come up as they lie, and the card puts their axes in order and looks for what is not finite."""
+    """Samples are copied as they are.  The card orders their axes and looks for NaN and infinity."""
 
     def __init__(self, x: Array, order: tuple[int, ...], marks: Array) -> None:
         super().__init__(x, order)
@@ -28,7 +28,7 @@ class CardEntry(Entry):
 
 
 class CardExit(Exit):
-    """The card puts the axes in order, and looks for what is not finite."""
+    """The card orders the axes and looks for NaN and infinity."""
 
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         super().__init__(x, axes)
@@ -46,7 +46,7 @@ class CardExit(Exit):
 
 
 def _in_order(x: Array, axes: Any) -> Array:
-    """x itself where it lies in this order of its axes, dense; else an array for that."""
+    """x itself if it is dense in this order of its axes; otherwise an array that is."""
     if list(axes) == list(range(x.ndim)) and x.shadow.flags.c_contiguous:
         return x
     return x.device.empty(tuple(x.shape[axis] for axis in axes))

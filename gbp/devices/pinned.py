@@ -1,7 +1,7 @@
-"""Memory of the host that a card copies from and to by itself: twice as quick, and while it computes.
+"""Pinned memory of the host.  A card copies from and to it directly, twice as fast, and while it computes.
 
-To pin memory takes long, so it is kept.  Results lie in it, and it comes back when the last array of them is
-gone.
+Pinning is slow, so pinned memory is kept.  Results are stored in it; it is free again once the last array in
+it is deleted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from ..errors import GbpError
 
-#: What results may keep pinned in all; more of them lie in ordinary memory.
+#: The most bytes of results that are pinned; further ones are in ordinary memory.
 MAX_LENT = 2**30
-#: Bytes of the way in, and of what a thread copies at a time.
+#: Bytes of the stage, through which samples are copied, and of the piece that one thread copies at a time.
 STAGE, _PIECE = 2**26, 2**21
 _THREADS = 4
 _ROUND = 2**12
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a call of the driver returned.  Raises GbpError."""
+    """Check what a call of the driver returned.  Raises GbpError."""
     error, *values = result
     if error != driver.CUresult.CUDA_SUCCESS:
         raise GbpError(f"the card's driver says {error.name}.", hint="Look at nvidia-smi.")
@@ -37,7 +37,7 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 class _Lent:
-    """Pinned memory as NumPy knows memory; arrays of it keep this alive."""
+    """Pinned memory in a form that NumPy accepts.  Arrays in it keep this object alive."""
 
     def __init__(self, address: int, nbytes: int) -> None:
         self.__array_interface__ = {
@@ -55,15 +55,15 @@ class Pinned:
         self._context = check(driver.cuCtxGetCurrent())
         self._free: dict[int, list[int]] = defaultdict(list)
         self._lent = 0
-        self._used = 0  # bytes of the stage that may be on their way
-        self._lock = RLock()  # an array may go, and give back, at any moment
+        self._used = 0  # Bytes of the stage whose copy to the card may not be finished.
+        self._lock = RLock()  # An array may be deleted, and return its memory, at any moment.
 
     def use(self) -> None:
-        """Let the thread that calls this use the card."""
+        """Make the card current for the calling thread."""
         check(driver.cuCtxSetCurrent(self._context))
 
     def array(self, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-        """Float32 to copy results to; None where enough of it is in use."""
+        """A float32 array for results; None if too much is in use."""
         floats = int(np.prod(shape, dtype=np.int64))
         size = -(-4 * floats // _ROUND) * _ROUND
         with self._lock:
@@ -97,7 +97,9 @@ class Pinned:
         return ThreadPoolExecutor(_THREADS, "gbp-copy")
 
     def upload(self, values: NDArray[Any], to: int, stream: int) -> None:
-        """Copy C-contiguous values to the card's address `to`; they may be gone when this returns."""
+        """Copy C-contiguous values to the card's address `to`.  The caller may overwrite them when this
+        returns.
+        """
         source = values.ctypes.data
         for start in range(0, values.nbytes, STAGE):
             nbytes = min(STAGE, values.nbytes - start)
@@ -108,7 +110,7 @@ class Pinned:
             self._used += -(-nbytes // _ROUND) * _ROUND
 
     def _copy(self, source: int, to: int, nbytes: int, stage: int, stream: int) -> None:
-        """By way of the stage; threads copy pieces there, and have the card take each at once."""
+        """Copy through the stage: threads fill it piece by piece, and the card fetches each piece."""
         pieces = range(0, nbytes, _PIECE)
 
         def move(some: range) -> None:
@@ -124,13 +126,13 @@ class Pinned:
             list(self._threads.map(move, (pieces[i::_THREADS] for i in range(_THREADS))))
 
     def upload_ahead(self, values: NDArray[Any], to: int, stream: int) -> None:
-        """`upload` in a stream of its own; what comes into `stream` from now on waits for it."""
+        """`upload` in another stream.  Later work in `stream` waits for it."""
         self.upload(values, to, self._ahead)
         check(driver.cuEventRecord(self._event, self._ahead))
         check(driver.cuStreamWaitEvent(stream, self._event, 0))
 
     def arrived(self) -> None:
-        """Nothing is on its way: the stage is free."""
+        """Note that no copy is under way, so the stage is free."""
         self._used = 0
 
     @cached_property
@@ -143,7 +145,7 @@ class Pinned:
 
     @staticmethod
     def download(source: int, to: NDArray[Any], stream: int) -> None:
-        """Have the card copy from its address to an array, as soon as the stream is there."""
+        """Let the card copy from its address to an array once the stream gets there."""
         check(driver.cuMemcpyDtoHAsync(to.ctypes.data, source, to.nbytes, stream))
 
 

@@ -1,11 +1,10 @@
-"""How a CUDA kernel is compiled and launched: the twin of `jit.py`.
+"""Compile and launch CUDA kernels: the twin of `jit.py`.
 
-A twin has the name and the arguments of the kernel that it stands for, without the number of threads, and
-lies in the module of that name with `_cuda` behind it.  Nothing here is imported before a device is asked
-for.
+The twin of a kernel has its name and its arguments without the number of threads, and is in the module of the
+same name with `_cuda` added.  Nothing here is imported before a card is asked for.
 
-Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so that they are tested where
-there is no card; then blocks are small, because a thread of the host stands for each of the card's.
+Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so they are tested without a
+card.  Blocks are small there, because a thread of the host stands for each thread of the card.
 """
 
 from __future__ import annotations
@@ -26,42 +25,45 @@ from .cache import KernelFile, Locator, log
 from .jit import compiled, not_kept
 from .numba_private import as_dtype
 
-#: Whether the simulator stands in for a card.
+#: Whether the simulator replaces a card.
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-#: Threads of a block where they do not work together.
+#: Threads of a block whose threads work independently.
 _BLOCK = 4 if SIMULATED else 256
-#: Blocks at most; each thread goes on with the unit of work that is as many further as there are threads.
+#: The most blocks.  A thread takes every unit of work whose number differs by a multiple of the number of
+#: threads.
 _MAX_BLOCKS = 1 if SIMULATED else 2**16
 
-#: What kernels compute addresses with; those of the simulator are the host's, of 64 bits.
+#: The type of addresses in kernels.  In the simulator they are the host's, of 64 bits.
 int32, int64 = (int, int) if SIMULATED else (types.int32, types.int64)
 
-#: Bytes of shared memory that a block has without asking.
+#: Bytes of shared memory that a block has by default.
 _SHARED_BYTES = 48 * 1024
 
 
 @cache
 def tensor_cores() -> str:
-    """How this card's multiply float32 numbers: by "wgmma", by "mma", or "" where they cannot."""
+    """How this card's tensor cores multiply float32 numbers: "wgmma", "mma", or "" if they cannot."""
     if SIMULATED:
         return "simulated"
     major, _ = cuda.get_current_device().compute_capability
     return "wgmma" if major == 9 else "mma" if major >= 8 else ""
 
 
-#: Called by kernels, and by nothing else.  It may name what is in its module, but nothing of `cuda`.
+#: A function that only kernels call.  It may use names of its module, except `cuda`.
 device_function: Callable[[Any], Any] = (lambda function: function) if SIMULATED else cuda.jit(device=True)
 
 
 def device_function_of(function: Any, **named: Any) -> Any:
-    """A device function of the CPU for the card, in which these global names stand for other functions."""
+    """A device function of the CPU, compiled for the card, with these global names replaced."""
     source = function.py_func
     return device_function(FunctionType(source.__code__, source.__globals__ | named, source.__name__))
 
 
 class CudaKernel:
-    """A function of fixed argument types; compiles on first call, runs on the card of its first argument."""
+    """A kernel with fixed argument types.  It compiles on the first call and runs on the card of its first
+    argument.
+    """
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class CudaKernel:
         bounds: tuple[int, int] | None = None,
         capability: tuple[int, int] = (0, 0),
     ) -> None:
-        """`together`: the threads of a block work together.  `bounds`: how many threads a block has, and how
-        many blocks a multiprocessor should hold.  `capability`: the least that a card must have.
+        """Make a kernel from a Python function.
+
+        `together`: whether the threads of a block work together.  `bounds`: the threads of a block, and how
+        many blocks a multiprocessor should hold.  `capability`: the least compute capability.
         """
         self.together, self.bounds, self.capability = together, bounds, capability
         self.name, self.__doc__ = function.__name__, function.__doc__
@@ -84,7 +88,7 @@ class CudaKernel:
         self._lock = Lock()
 
     def _check(self, args: tuple[Any, ...]) -> None:
-        """Raise TypeError for arrays that a card would misread, as it knows them by these types alone."""
+        """Raise TypeError for arrays of other types, which a card would misread."""
         for kind, value in zip(self.argument_types, args, strict=True):
             if isinstance(kind, types.Array):
                 if value.dtype != as_dtype(kind.dtype) or value.ndim != kind.ndim:
@@ -104,7 +108,7 @@ class CudaKernel:
 
     @property
     def dispatcher(self) -> Any:
-        """Numba's, compiled for the card in use."""
+        """Numba's dispatcher, for the card in use."""
         with self._lock:
             if self._dispatcher is None:
                 self._dispatcher = self._compiled()
@@ -116,7 +120,7 @@ class CudaKernel:
         numba_private.use_cache(dispatcher, _kept(self.function))
         try:
             dispatcher.compile(tuple(self.argument_types))
-            numba_private.card_function(dispatcher)  # what the driver refuses, it refuses here
+            numba_private.card_function(dispatcher)  # The simulator refuses what the driver refuses.
         except Exception as error:
             raise GbpError(
                 f"kernel {self.name} does not compile: {type(error).__name__}: {str(error)[:300]}",
@@ -133,7 +137,7 @@ class CudaKernel:
 
 
 def _allow(dispatcher: Any, nbytes: int) -> None:
-    """Let a compiled kernel have more shared memory than a card gives unasked."""
+    """Allow a compiled kernel more shared memory than the default."""
     from cuda.bindings.driver import CUfunction_attribute
 
     function, driver = numba_private.card_function(dispatcher), numba_private.cuda_driver()
@@ -142,7 +146,7 @@ def _allow(dispatcher: Any, nbytes: int) -> None:
 
 
 def _kept(function: Callable[..., None]) -> Any:
-    """Numba's cache, in the directory in which no kernel can be stale."""
+    """Numba's cache, in a directory that changes with the kernels' sources."""
     cuda_cache: Any
     cuda_format: Any
     cuda_cache, cuda_format = numba_private.cuda_cache_classes()
@@ -181,11 +185,11 @@ def specialised(
     parts: Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] = (),
     values: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Callable[..., None]]:
-    """Copies of functions in which these global names stand for other values; `parts` are what they call,
-    by their own names or by those of a mapping.
+    """Copies of functions in which these global names have other values.
 
-    As free variables of a closure the values would keep a kernel from ever being found in the cache: Numba
-    takes a captured function for a new one in every process.
+    `parts`: functions that they call, by their own names or by those of a mapping.  As free variables of a
+    closure the values would prevent caching, because Numba takes a captured function for a new one in every
+    process.
     """
     names: dict[str, Any] = {}
 
@@ -203,7 +207,7 @@ def specialised(
 
 
 def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callable[..., None]], CudaKernel]:
-    """Decorate a kernel whose threads share `units(*args)` units of work, each those of `mine(units)`."""
+    """Decorate a kernel whose threads share `units(*args)` units of work.  Each takes `mine(units)`."""
 
     def grid(*args: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (min(_MAX_BLOCKS, -(-units(*args) // _BLOCK)),), (_BLOCK,)
@@ -214,12 +218,12 @@ def kernel(*argument_types: Any, units: Callable[..., int]) -> Callable[[Callabl
 def kernel_from(
     template: Any, name: str, *argument_types: Any, units: Callable[..., int], **others: Any
 ) -> CudaKernel:
-    """`template` as a kernel of its own in which these global names stand for others."""
+    """A kernel from `template`, with these global names replaced."""
     return kernel(*argument_types, units=units)(_renamed(template, name, others))
 
 
 def device_copy(function: Any, name: str) -> Any:
-    """A device function of the same code under a name of its own: by names Numba tells machine code apart."""
+    """A device function with the same code and another name.  Numba distinguishes machine code by names."""
     return device_function(_renamed(function, name, {}))
 
 
@@ -237,10 +241,10 @@ def block_kernel(
     least_blocks: int = 0,
     capability: tuple[int, int] = (0, 0),
 ) -> Callable[[Callable[..., None]], CudaKernel]:
-    """Decorate a kernel whose blocks of `threads` work together, `blocks(*args)` of them.
+    """Decorate a kernel whose blocks of `threads` threads work together.  There are `blocks(*args)` blocks.
 
-    Each has `shared_bytes` of shared memory besides what the kernel declares.  `least_blocks`: how many of
-    them a multiprocessor should hold at a time.  `capability`: the least that a card must have.
+    `shared_bytes`: shared memory of a block, besides what the kernel declares.  `least_blocks`: how many
+    blocks a multiprocessor should hold at a time.  `capability`: the least compute capability.
     """
     bounds = (int(np.prod(threads)), least_blocks) if least_blocks else None
 
@@ -251,5 +255,5 @@ def block_kernel(
 
 
 def elements_of(y: Any) -> int:
-    """Units of work of a kernel that has one for each element of an array."""
+    """The units of work of a kernel with one for each element of an array."""
     return int(np.prod(y.shape, dtype=np.int64))

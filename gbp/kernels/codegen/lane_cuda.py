@@ -1,7 +1,7 @@
-"""Formulas of vectors, as formulas of one float32: a thread of a card is one lane.
+"""Formulas of vectors as formulas of one float32: a thread of a card is one lane.
 
-What kernels of the CPU compose of the operations of `simd.py` is composed anew of those here, and not written
-twice.
+Formulas that kernels of the CPU compose of `simd.py`'s operations are composed again of the operations here,
+so that they are not written twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from .jit_cuda import device_function
 
-# Each rounds what it is given to float32, as vectors do with numbers.
+# Each rounds its operands to float32, as vectors do with numbers.
 
 
 @device_function
@@ -29,7 +29,7 @@ def broadcast(value: Any) -> Any:
 
 @device_function
 def above(a: Any, b: Any) -> Any:
-    """Whether a > b; false where either is NaN."""
+    """Whether a > b; false if either is NaN."""
     return np.float32(a) > np.float32(b)
 
 
@@ -71,7 +71,7 @@ _OPERATIONS = {
 
 
 def names_of_lane(module: Any) -> dict[str, Any]:
-    """The global names of a module of formulas, as they are to those of one lane."""
+    """The global names of a module of formulas, with the values that they have for one lane."""
     names = dict(vars(module))
     for name, value in vars(module).items():
         if name in _OPERATIONS:
@@ -84,9 +84,9 @@ def names_of_lane(module: Any) -> dict[str, Any]:
 
 
 def of_lane(formula: Any, name: str, names: dict[str, Any]) -> Any:
-    """A formula of vectors as a device function of that name, with its global names."""
+    """A formula of vectors as a device function of one lane, with the same name."""
     code = formula.__code__
-    # A number in it would make a double of whatever it meets.
+    # A Python number would turn float32 operands into doubles.
     code = code.replace(co_consts=tuple(map(_rounded, code.co_consts)))
     copy = FunctionType(code, names, name)
     copy.__qualname__ = name
@@ -94,7 +94,7 @@ def of_lane(formula: Any, name: str, names: dict[str, Any]) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """A number as float32, and a tuple of such; anything else as it is."""
+    """A number as float32; a tuple of numbers likewise; anything else unchanged."""
     if isinstance(value, tuple):
         return tuple(map(_rounded, value))
     return np.float32(value) if isinstance(value, float) else value

@@ -1,7 +1,7 @@
-"""Four floats at a time, and the gate: what kernels of a card call.
+"""Loads and stores of four floats, and the gate, for kernels of a card.
 
-Numba emits loads and stores of single floats only, and looks at every index whether it is negative.  Those
-here do neither; fours must lie on whole 16 bytes.  In the simulator they are what they mean.
+Numba loads and stores single floats, and checks every index for being negative.  These functions do neither.
+Groups of four must be aligned to 16 bytes.  In the simulator they are plain Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _store(builder: Any, values: Any, pointer: Any) -> None:
 
 
 def _pixel(context: Any, builder: Any, kind: Any, args: Any) -> Any:
-    """The address of x[n, h, w, c], the last axis dense."""
+    """The address of x[n, h, w, c], where the last axis is dense."""
     array = context.make_array(kind)(context, builder, args[0])
     at = builder.ptrtoint(array.data, ir.IntType(64))
     for axis, index in enumerate(args[1:4]):
@@ -48,7 +48,7 @@ def _pixel(context: Any, builder: Any, kind: Any, args: Any) -> Any:
 
 
 def _byte(context: Any, builder: Any, kind: Any, args: Any) -> Any:
-    """The address of x[n, h, w, c] of bytes, the last axis dense."""
+    """The address of x[n, h, w, c] in an array of bytes whose last axis is dense."""
     array = context.make_array(kind)(context, builder, args[0])
     at = builder.add(builder.ptrtoint(array.data, ir.IntType(64)), args[4])
     for axis, index in enumerate(args[1:4]):
@@ -170,13 +170,13 @@ else:
 
     @device_function
     def load_eight(x: Any, i: int, step: int, a: Any) -> None:
-        """Two fours, `step` apart, to a."""
+        """Load two groups of four, `step` apart, into a."""
         a[0], a[1], a[2], a[3] = load_four(x, i)
         a[4], a[5], a[6], a[7] = load_four(x, i + step)
 
     @device_function
     def add_products(a: Any, b: Any, own: Any) -> None:
-        """own[i, j] += a[i] · b[j], of eight each."""
+        """own[i, j] += a[i] · b[j], for eight of each."""
         for i in range(8):
             for j in range(8):
                 own[8 * i + j] += a[i] * b[j]
@@ -184,7 +184,7 @@ else:
 
 @device_function
 def gated(g: Any, gate: Gate, mask: Any, n: int, h: int, w: int, c: int) -> Any:
-    """The part of g, at (n, h, w, c), that passes; the mask is read only where the forward gate is shut."""
+    """What passes of g at (n, h, w, c).  The mask is read only if the forward gate is in use."""
     if gate.forward and not (mask[n, h, w, c // 8] >> (c % 8)) & 1:
         return np.float32(0)
     if gate.gradient and g <= 0:
@@ -194,13 +194,13 @@ def gated(g: Any, gate: Gate, mask: Any, n: int, h: int, w: int, c: int) -> Any:
 
 @device_function
 def targets_of(gradient: Any, saved: Any) -> Any:
-    """K: row n of a gradient of N·K rows belongs to row n // K of what was saved of N samples."""
+    """K, where row n of a gradient of N·K rows belongs to row n // K of what was saved of N samples."""
     return gradient.shape[0] // max(1, saved.shape[0])
 
 
 @device_function
 def clipped(v: Any, lo: Any, hi: Any) -> Any:
-    """v within [lo, hi]; NaN stays."""
+    """v within [lo, hi]; NaN stays NaN."""
     if lo > v:
         return lo
     return hi if v > hi else v
@@ -220,7 +220,7 @@ divide = (lambda a, b: a // b) if SIMULATED else _divide
 
 @device_function
 def quotient(a: int, b: int) -> Any:
-    """a // b of what is not negative; quicker than Numba's where both are below 2³²."""
+    """a // b of non-negative numbers.  It is faster than Numba's where both are below 2³²."""
     return divide(a, b) if (a | b) < 2**32 else a // b
 
 

@@ -1,7 +1,7 @@
-"""Runs the kernels of a card as plain Python, with parts of Numba's CUDA simulator.
+"""Run the kernels of a card as plain Python, with parts of Numba's CUDA simulator.
 
-Numba's own launcher polls the threads of a block in a loop, which slows them down, and wraps every array.
-Here threads that never wait for each other run one after another, and others take turns.
+Numba's own launcher polls the threads of a block, which slows them down, and wraps every array.  Here threads
+that never wait for each other run one after another; others take turns.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .numba_private import as_dtype, simulator
 _parts = simulator()
 FakeCUDAModule: Any = _parts.FakeCUDAModule
 
-_running = threading.RLock()  # kernels' modules are changed while they run
+_running = threading.RLock()  # The globals of kernels' modules are changed while a kernel runs.
 
 
 class _Shared:
-    """A block's shared memory.  The arrays that its threads declare are matched by their order."""
+    """The shared memory of a block.  Arrays that its threads declare are matched by their order."""
 
     def __init__(self, nbytes: int) -> None:
         self._dynamic = np.zeros(nbytes, np.uint8)
@@ -58,7 +58,7 @@ class _Block(FakeCUDAModule):
 
 
 class _Cooperating(threading.Thread):
-    """A thread of a block.  It runs in its turn only, until it waits for the others or is done."""
+    """A thread of a block.  It runs in its turn, until it waits for the others or ends."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         super().__init__(daemon=True)
