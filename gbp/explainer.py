@@ -13,7 +13,7 @@ from .attribution import Attribution
 from .engine import Engine, Settings
 from .errors import InputError
 from .graph.shapes import Shape
-from .head import Probability
+from .head import PROBABILITY, Probability
 from .importer.load import open_model
 from .importer.proto import Model
 from .importer.reader import Reader
@@ -119,6 +119,23 @@ class Explainer(Network):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def with_output(self, output: str | Probability | None) -> Explainer:
+        """Another Explainer of the same model, which explains another tensor.
+
+        Parameters
+        ----------
+        output
+            As for `Explainer`.  Labels are kept for the model's own scores alone.
+
+        Raises
+        ------
+        GbpError
+            As `Explainer`.
+        """
+        own = output is None or output is PROBABILITY
+        labels = self._arguments["labels"] if own else None
+        return Explainer(**self._arguments | {"output": output, "labels": labels})
 
     def close(self) -> None:
         """Free the plans and their memory.  Later calls raise InputError."""

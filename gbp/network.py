@@ -13,6 +13,7 @@ from .engine import Engine
 from .errors import InputError
 from .inputs import Images
 from .limits import at_least_one
+from .pictures.layout import Layout
 from .run import Run, opened
 from .tensors import Tensor
 
@@ -26,6 +27,11 @@ class Network:
     def input_shape(self) -> tuple[int | None, ...]:
         """The shape of the model's input, batch first; None for each size that the file leaves open."""
         return self._engine.inputs.source.input_shape
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of the model's input: "NCHW" or "NHWC" images, "NC" rows, "NCL" series, "ND" others."""
+        return self._engine.inputs.layout(self.input_shape)
 
     def prepare(self, images: Images) -> NDArray[np.float32]:
         """Preprocess images as `explain` does.

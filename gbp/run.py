@@ -56,6 +56,11 @@ class Run:
         pictures = self._batch.pictures
         return pictures and pictures[self._part]
 
+    @property
+    def score_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's scores before they were flattened, such as (8400, 85)."""
+        return self._session.plan.output_shape
+
     def __enter__(self) -> Run:
         return self
 

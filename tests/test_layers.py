@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "devices", "engine", "errors", "inputs", "limits", "notes", "pictures", "rules"),
         *("runtime", "targets", "tensors"),
     },
-    "network": {"engine", "errors", "inputs", "limits", "run", "tensors"},
+    "network": {"engine", "errors", "inputs", "limits", "pictures", "run", "tensors"},
     "explainer": {
         *("attribution", "engine", "errors", "graph", "head", "importer", "inputs"),
         *("limits", "network", "pictures", "plan", "rules", "targets"),
@@ -67,6 +67,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doubt": {
         *("attribution", "errors", "explainer", "importer", "inputs", "limits", "pictures", "rules"),
         *("similarity", "targets"),
+    },
+    "compat": {
+        *("errors", "explainer", "head", "importer", "limits", "pictures", "run", "tensors"),
     },
     "bulk": {
         *("attribution", "errors", "explainer", "files", "gbp", "importer", "inputs", "limits", "pictures"),

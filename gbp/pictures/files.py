@@ -46,7 +46,7 @@ def suffix_of(file: File, format: str | None = None) -> str:
     if format is not None:
         suffix = "." + str(format).lower().removeprefix(".")
     else:
-        name = file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", ".png")
+        name = file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", "unnamed.png")
         suffix = Path(str(name)).suffix.lower()
     if suffix not in known:
         what = repr(format if format is not None else str(file))

@@ -102,6 +102,13 @@ def overlay(m: NDArray[Any], base: Pixels, *, alpha: float = 0.95, limit: float 
     return _rounded((1 - opacity) * dimmed + opacity * heat)
 
 
+def heat(m: NDArray[Any]) -> Pixels:
+    """Draw a map (H, W) as heat, from its least value to its largest: uint8 (H, W, 3)."""
+    _refuse_unfit(m)
+    plane = m.astype(np.float64) - float(m.min())
+    return _palette(("#000000", *HEAT), 256)[_to_8bit(plane / (plane.max() or 1.0))]
+
+
 def rgb(m: NDArray[Any], *, limit: float | None = None) -> Pixels:
     """Draw a map (C, H, W) in its own colours, as the paper on guided backpropagation does.
 

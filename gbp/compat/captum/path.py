@@ -1,0 +1,67 @@
+"""The mean gradient on the way from a baseline to a sample, by the quadratures of Captum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...limits import at_least_one
+from ..core import Floats
+
+
+def points_of(method: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The points of a quadrature in 0..1 and their weights, as Captum has them."""
+    if (at_least_one("n_steps", steps) or 0) < 2 and method != "gausslegendre":
+        raise InputError(f"n_steps is {steps}.", supported="at least 2")
+    weights = np.full(steps, 1.0 / steps)
+    if method == "gausslegendre":
+        points, weights = np.polynomial.legendre.leggauss(steps)
+        return (1 + points) / 2, weights / 2
+    if method == "riemann_trapezoid":  # its weights add up to 1 - 1 / steps, as in Captum
+        weights[[0, -1]] /= 2
+        return np.linspace(0, 1, steps), weights
+    firsts = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}
+    if method not in firsts:
+        raise InputError(
+            f"method is {method!r}.", supported=f"gausslegendre, riemann_trapezoid, {', '.join(firsts)}"
+        )
+    return (np.arange(steps) + firsts[method]) / steps, weights
+
+
+def path_integral(
+    gradient: Callable[[Floats, int], Floats],
+    x: Floats,
+    start: Floats,
+    steps: int,
+    method: str,
+    multiply: bool,
+    at_once: int | None,
+) -> Floats:
+    """The weighted mean of the gradient on the way from `start` to `x`.
+
+    Parameters
+    ----------
+    gradient
+        A function of points, float32 (m, …), of one sample and that sample's index.
+    x, start
+        float32 (N, …).
+    steps, method
+        As for `points_of`.
+    multiply
+        Whether the mean is multiplied by x - start.
+    at_once
+        How many points are computed at once.
+    """
+    points, weights = points_of(method, steps)
+    maps, size = [], min(at_once or 32, 32)
+    for i, (a, b) in enumerate(zip(start.astype(np.float64), x.astype(np.float64), strict=True)):
+        mean = np.zeros(a.shape)
+        for k in range(0, steps, size):
+            at = points[k : k + size].reshape(-1, *(1,) * a.ndim)
+            gradients = gradient((a + at * (b - a)).astype(np.float32), i).astype(np.float64)
+            mean += np.tensordot(weights[k : k + size], gradients, 1)
+        maps.append(mean * (b - a) if multiply else mean)
+    return np.array(maps, np.float32)
