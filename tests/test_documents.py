@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -94,6 +95,20 @@ def test_blocks_of_code_run(path: Path, a_users_folder: Path) -> None:
             command = shlex.split(line, comments=True)
             if command[:1] == ["gbp"]:
                 assert main(command[1:]) == 0, line
+
+
+#: Cells with these tags need a framework that the tests do not have.
+FRAMEWORKS = {"needs-torch", "needs-keras"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    names: dict[str, Any] = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not cell.get("outputs"), "outputs are not committed"
+        if cell["cell_type"] == "code" and FRAMEWORKS.isdisjoint(cell["metadata"].get("tags", ())):
+            exec(compile("".join(cell["source"]), f"{path.name}, {cell['id']}", "exec"), names)
 
 
 def test_every_page_is_in_the_site_and_the_site_builds(tmp_path: Path) -> None:
