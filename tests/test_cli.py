@@ -145,7 +145,7 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert FakeExplainer.made == {
         "preprocess": None, "labels": None, "output": None, "input": None, "given": {},
         "threads": None, "device": "cpu", "memory": None,
-        "algorithm": "auto", "activations": "gradient", "tf32": False,
+        "algorithm": "auto", "activations": "gradient", "tf32": False, "cache": True,
     }  # fmt: skip
     ((images, rule, target),) = FakeExplainer.instructions
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
@@ -285,7 +285,7 @@ def test_engine_options():
     assert FakeExplainer.made == {
         "preprocess": None, "labels": tuple("abcdef"), "output": PROBABILITY, "input": None, "given": {},
         "threads": 2, "device": "cuda", "memory": 2**29, "algorithm": "direct", "activations": "clamp",
-        "tf32": True,
+        "tf32": True, "cache": True,
     }  # fmt: skip
 
 

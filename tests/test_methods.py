@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -203,7 +204,7 @@ def test_there_is_one_forward_run_for_each_copy(tiny: Explainer) -> None:
         (methods.saliency, {}, 1),
         (methods.grad_cam, {}, 1),
         (methods.guided_grad_cam, {}, 1),
-        (methods.layer_gradient, {}, 1),
+        (methods.layer_gradient, {"layer": "flatten"}, 1),
     ):
         with mock.patch.object(Session, "run", autospec=True, side_effect=Session.run) as run:
             method(tiny, samples_of(2), target=Top(3), **options)
@@ -214,7 +215,7 @@ def test_each_of_several_targets_is_as_alone(tiny: Explainer) -> None:
     x = samples_of(2)
     for method in (
         *(methods.saliency, smoothgrad, vargrad, integrated_gradients, methods.grad_cam),
-        *(methods.guided_grad_cam, methods.layer_grad_cam, methods.layer_gradient),
+        *(methods.guided_grad_cam, methods.layer_grad_cam, partial(methods.layer_gradient, layer="maxpool")),
     ):
         many = method(tiny, x, target=[[2, 0], [1, 3]])
         for k, classes in enumerate(([2, 1], [0, 3])):
@@ -428,7 +429,8 @@ def test_networks_without_planes_or_rectifiers_are_refused() -> None:
 def test_the_table_is_what_is_exported() -> None:
     for method in methods.METHODS.values():
         function = getattr(methods, method.function)
-        assert {*method.options} <= {*function.__kwdefaults__}
+        assert {*method.options} - {method.needs} <= {*function.__kwdefaults__}
+        assert method.needs not in function.__kwdefaults__
         assert ("rule" in function.__kwdefaults__) == (method.rule is not None)
         assert function.__kwdefaults__.get("rule", method.rule) == method.rule
         assert function.__name__ in methods.__all__

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..rules import RULES
+from ..titles import title_of
+from .methods import Explaining, add_methods, refuse_misplaced, rules_of, suffix_of
 from .options import (
     add_explainer,
     add_preprocessing,
@@ -40,7 +42,11 @@ def add_command(commands: Any) -> None:
         help="pictures, or .npy files, a sample each, preprocessed; folders of them; patterns; @FILE, which "
         "lists paths; - is a picture from stdin",
     )
-    command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
+    command.add_argument(
+        "--rule",
+        choices=(*RULES, "all"),
+        help="default: guided; that of a --method: vanilla",
+    )
     command.add_argument(
         "--target",
         type=target,
@@ -56,6 +62,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     add_explainer(command)
     add_progress(command)
+    add_methods(command)
     add_preprocessing(command)
 
 
@@ -88,16 +95,14 @@ def explain(arguments: argparse.Namespace) -> int:
         opened[arguments.images[0]] = only
     pictures = [opened.get(image, image) for image in arguments.images]
     target = Top(5) if arguments.target == "top5" else arguments.target
-    rules = tuple(RULES) if arguments.rule == "all" else (arguments.rule,)
+    explaining, rules = Explaining(explainer, arguments), rules_of(arguments)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     with advancing(arguments, len(outputs)) as progress:
         for start in range(0, len(outputs), CHUNK):
             chunk = slice(start, start + CHUNK)
             with compiling_shown(arguments.quiet):
-                attributions = [
-                    explainer.explain(pictures[chunk], rule=rule, target=target) for rule in rules
-                ]
+                attributions = [explaining(pictures[chunk], rule, target) for rule in rules]
             notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
             if progress is not None:
                 progress.clear()
@@ -127,7 +132,7 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
     from ..pictures.paths import STDIN
 
     stem = "stdin" if image == STDIN else Path(image).stem
-    path = Path(f"{stem}_{arguments.rule}.png")
+    path = Path(f"{stem}_{suffix_of(arguments)}.png")
     if arguments.out is not None and os.path.isdir(arguments.out):
         path = Path(arguments.out) / path
     elif arguments.out is not None:
@@ -142,6 +147,7 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
 
 def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
     """Raise `InputError` for options that contradict each other and for files that would be overwritten."""
+    refuse_misplaced(arguments)
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
     several = arguments.target == "top5"
     if arguments.rule == "all" and (arrays or several):
@@ -190,5 +196,7 @@ def _print_report(report: dict[str, Any]) -> None:
         row["label"] if "position" in row else f"{row['label']} ({row['class']})"
         for row in report["explained"]
     )
-    print_line(f"  explained by {', '.join(report['rules'])}: {explained}")
+    method, details = report.get("method", ""), report.get("details", {})
+    titles = ", ".join(title_of(method, rule, details) for rule in report["rules"])
+    print_line(f"  explained by {titles}: {explained}")
     print_line(f"  wrote {report['file']}")

@@ -18,7 +18,8 @@ from . import batch, explain, inspect, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|algorithm|device|given|input|labels|layers|memory|output|preprocess|rule|size|target|threads"
+    "activations|algorithm|baseline|device|given|input|labels|layers?|memory|noise|output|preprocess|rule|"
+    "samples|seed|size|steps|target|threads"
 )
 
 #: Text in messages of the library → its form on the command line.
@@ -77,7 +78,7 @@ def in_options(text: str) -> str:
         text = text.replace(said, option)
     text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
     text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
-    return re.sub(rf"^(target(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
+    return re.sub(rf"^((target|layer)(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
 
 
 class _Parser(argparse.ArgumentParser):

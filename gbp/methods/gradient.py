@@ -60,9 +60,9 @@ def layer_gradient(
     explainer: Explainer,
     images: Images,
     *,
+    layer: str,
     rule: str | Rule = "vanilla",
     target: Target = None,
-    layer: str | None = None,
     times_activation: bool = False,
 ) -> Attribution:
     """The gradient of a score with respect to an inner tensor.
@@ -73,10 +73,10 @@ def layer_gradient(
         The model.
     images, target
         As for `Explainer.explain`.
+    layer
+        The tensor, by a name that `Explainer.run` takes.
     rule
         The rule of the backward pass, which ends at the tensor.
-    layer
-        The tensor, by a name that `Explainer.run` takes; by default that of `grad_cam`.
     times_activation
         Whether the gradient is multiplied by the tensor's values.
 
@@ -90,7 +90,7 @@ def layer_gradient(
     InputError
         For arguments that cannot be used.
     """
-    tensor = layer_named(explainer, images, layer, needs_plane=layer is None)
+    tensor = layer_named(explainer, images, layer, needs_plane=False)
     name, layouts = tensor.name, set[Layout]()
 
     def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:

@@ -19,12 +19,15 @@ class Method:
         The rule that it takes by default; None where it has a rule of its own.
     options
         Its arguments that are options of the command line.
+    needs
+        The option that has no default, or "".
     """
 
     name: str
     source: str
     rule: str | None = None
     options: tuple[str, ...] = ()
+    needs: str = ""
 
     @property
     def function(self) -> str:
@@ -50,6 +53,8 @@ METHODS: dict[str, Method] = {
         Method("grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
         Method("guided-grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
         Method("layer-grad-cam", "Selvaraju et al. 2016, arXiv:1610.02391", options=("layer",)),
-        Method("layer-gradient", "the gradient with respect to an inner tensor", "vanilla", ("layer",)),
+        Method(
+            "layer-gradient", "the gradient with respect to an inner tensor", "vanilla", ("layer",), "layer"
+        ),
     )
 }

@@ -1,0 +1,117 @@
+"""The options for methods: which one, and its arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..methods import METHODS
+from ..rules import RULES
+
+if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
+    from ..attribution import Attribution
+    from ..explainer import Explainer
+
+#: Options that are arguments of methods.
+_OPTIONS = ("samples", "noise", "seed", "steps", "baseline", "layer")
+
+
+def add_methods(command: argparse.ArgumentParser) -> None:
+    """Add the method and its options."""
+    methods = command.add_argument_group(
+        "methods", "built of explanations; each says in a note what it does not tell"
+    )
+    add = methods.add_argument
+    add("--method", choices=(*METHODS,), metavar="NAME", help=f"one of {', '.join(METHODS)}")
+    add("--samples", type=int, metavar="S", help="noisy copies of smoothgrad and its kin; default: 25")
+    add(
+        "--noise",
+        type=float,
+        metavar="SHARE",
+        help="their noise, as a share of the prepared image's range; default: 0.15",
+    )
+    add("--seed", type=int, help="of their noise; default: 0")
+    add("--steps", type=int, metavar="S", help="points of integrated-gradients; default: 50")
+    add(
+        "--baseline",
+        type=baseline,
+        help="of integrated-gradients: zero (default), mean, blur, a number, or an .npy file",
+    )
+    add(
+        "--layer",
+        metavar="TENSOR",
+        help="of grad-cam and its kin: a tensor or node, or a part of its name; default: the last "
+        "convolution with a plane of several pixels",
+    )
+
+
+def baseline(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
+    """The rules to explain with; None stands for the rule of the method itself."""
+    if arguments.rule == "all":
+        return tuple(RULES)
+    if arguments.rule is None:
+        return (None if arguments.method else "guided",)
+    return (arguments.rule,)
+
+
+def suffix_of(arguments: argparse.Namespace) -> str:
+    """What the name of a picture says of how it was made."""
+    parts = (arguments.method, arguments.rule) if arguments.method else (arguments.rule or "guided",)
+    return "_".join(part for part in parts if part)
+
+
+def refuse_misplaced(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for an option that the method does not take."""
+    method = METHODS.get(arguments.method)
+    for option in _OPTIONS:
+        if getattr(arguments, option) is not None and (method is None or option not in method.options):
+            takers = ", ".join(name for name, each in METHODS.items() if option in each.options)
+            raise InputError(f"--{option} belongs to another method.", supported=f"with --method {takers}")
+    if method is not None and method.needs and getattr(arguments, method.needs) is None:
+        raise InputError(f"--method {method.name} needs --{method.needs}.")
+    if method is not None and method.rule is None and arguments.rule is not None:
+        raise InputError(
+            f"--method {method.name} has a rule of its own.", hint="Leave --rule out, or choose smoothgrad."
+        )
+
+
+class Explaining:
+    """Explains images by the method of the arguments, or by a rule alone.
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    arguments
+        Those of the command, checked.
+    """
+
+    def __init__(self, explainer: Explainer, arguments: argparse.Namespace) -> None:
+        from ..pictures.image import is_array_file, read_array
+
+        self._call: Any = explainer.explain
+        if arguments.method:
+            from .. import methods
+
+            options = {name: getattr(arguments, name) for name in _OPTIONS}
+            options = {name: value for name, value in options.items() if value is not None}
+            if is_array_file(options.get("baseline")):
+                options["baseline"] = read_array(options["baseline"])
+            function = getattr(methods, METHODS[arguments.method].function)
+            self._call = partial(function, explainer, **options)
+
+    def __call__(self, images: Sequence[Any], rule: str | None, target: Any) -> Attribution:
+        """Explain images; `rule` as `rules_of` returns it."""
+        given = {} if rule is None else {"rule": rule}
+        found: Attribution = self._call(images, target=target, **given)
+        return found
