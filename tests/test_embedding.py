@@ -1,4 +1,4 @@
-"""Within somebody else's process: signals, exceptions in the middle, forks, its end, a full disk.
+"""Within somebody else's process: signals, exceptions in the middle, forks, its end, its disk, its settings.
 
 Each in a process of its own: after what went wrong the same Explainer gives the same bits, and no file is
 left half written.
@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from builder import Builder
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "models" / "demo.onnx"
 BEGIN = f"""
 import os, resource, signal, sys, threading, time
 import numpy as np
 from pathlib import Path
 from gbp import Explainer, GbpError, InputError
-explainer = Explainer({str(ROOT / "models" / "demo.onnx")!r}, preprocess="raw")
+explainer = Explainer({str(DEMO)!r}, preprocess="raw")
 x = np.random.default_rng(0).standard_normal((2, 3, 96, 96), np.float32)
 expected = explainer.explain(x).map.tobytes()
 
@@ -112,6 +114,95 @@ for thread in threads:
     thread.join()
 """
 
+HELD = """
+# A child has one thread.  Locks that other threads held when it was forked nobody would ever free.
+from gbp.kernels.codegen import jit
+from gbp.kernels.parallel import threads
+
+sessions = explainer._engine.sessions
+(entry,) = {id(each): each for each in sessions._entries.values()}.values()
+
+def child(check):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # a child that waits for ever is killed
+        code = 1
+        try:
+            code = 0 if check() else 3
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def works():
+    fresh = Explainer(model, preprocess="raw")
+    return same() and fresh.explain(x).map.tobytes() == expected and in_threads()
+
+def in_threads():
+    found = []
+    both = [threading.Thread(target=lambda: found.append(same())) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    return found == [True, True]
+
+held = {
+    "sessions": sessions.lock,
+    "a session that is made": entry.lock,
+    "memory": entry.session.pool.lock,
+    "helpers": threads._team.free,
+    "callers": threads._counting,
+}
+for name, lock in held.items():
+    has, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            has.set()
+            may_go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has.wait()
+    assert child(works) == 0, name
+    may_go.set()
+    thread.join()
+    assert same()
+
+for _ in range(2 * threads.available()):  # all explain
+    threads._turns().get()
+assert child(works) == 0, "turns"
+for _ in range(2 * threads.available()):
+    threads._turns().put(None)
+
+# While a thread compiles, a fork waits.
+has, done = threading.Event(), []
+
+def compile():
+    with jit._compiling:
+        has.set()
+        time.sleep(0.5)
+        done.append(1)
+
+thread = threading.Thread(target=compile)
+thread.start()
+has.wait()
+
+def compiles():
+    from gbp.kernels.codegen.jit import DENSE, INT, Kernel
+
+    def one(x, parts, share):
+        x[0] = 1
+
+    values = np.zeros(1, np.float32)
+    Kernel(one, (DENSE, INT))(values, 1)
+    return done == [1] and values[0] == 1
+
+assert child(compiles) == 0, "compiling"
+thread.join()
+assert compiles()
+"""
+
 ENDS = """
 def explain():
     while True:
@@ -158,30 +249,119 @@ for i in range(400):
 assert held() - before < 8000, held() - before
 """
 
+SIZES = """
+# Of an open size: each call has another one, or another batch; sometimes a plan is given up and made again.
+def held():
+    return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+
+calls = int(os.environ.get("GBP_TEST_CALLS", "300"))
+changing = Explainer(open_model)
+rng = np.random.default_rng(0)
+before = 0
+for i in range(calls):
+    n, h, w = rng.integers(1, 5), 16 + 4 * rng.integers(0, 4), 16 + 4 * rng.integers(0, 4)
+    changing.explain(rng.standard_normal((n, 3, h, w)).astype(np.float32), rule=("vanilla", "guided")[i % 2])
+    if i == calls // 3:
+        before = held()
+assert held() - before < 8000, held() - before
+"""
+
+SETTINGS = """
+# What belongs to the whole process stays as it was: after the import, a compilation, and an explanation.
+import locale, logging, random, warnings
+import numba
+import PIL.Image, PIL.ImageFile
+
+def settings():
+    return {
+        "NumPy's errors": np.geterr(),
+        "NumPy's printing": str(np.get_printoptions()),
+        "NumPy's seed": np.random.get_state()[1].tobytes(),
+        "Python's seed": random.getstate(),
+        "Numba": {k: repr(v) for k, v in vars(numba.config).items() if k.isupper()},
+        "Numba's threads": numba.get_num_threads(),
+        "Pillow": [PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, sorted(PIL.Image.OPEN)],
+        "warnings": list(warnings.filters),
+        "logging": [logging.root.level, list(logging.root.handlers), logging.getLogger("gbp").handlers],
+        "signals": {n: signal.getsignal(n) for n in signal.valid_signals()},
+        "the environment": dict(os.environ),
+        "paths": [os.getcwd(), list(sys.path)],
+        "the locale": locale.setlocale(locale.LC_ALL),
+        "hooks": [sys.excepthook, threading.excepthook, sys.unraisablehook],
+        "threads": threading.active_count(),
+        "the mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "limits": [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK)],
+    }
+
+"""
+BARE = f"""
+import os, resource, signal, sys, threading
+import numpy as np
+{SETTINGS}
+PIL.Image.init()
+before = settings()
+files = sorted(os.listdir())
+import gbp
+assert not {{"gbp.explainer", "gbp.engine", "gbp.kernels", "onnx"}} & set(sys.modules)
+explainer = gbp.Explainer(sys.argv[1], preprocess="raw")
+result = explainer.explain(PIL.Image.new("RGB", (96, 96), "red"))
+result[0].overlay()
+after = settings()
+# One filter, behind all that there are: a damaged picture could have Pillow warn of each of 65 535 tags.
+assert after["warnings"].pop()[3].pattern.startswith("PIL")
+for name, value in before.items():
+    assert after[name] == value, (name, value, after[name])
+assert sorted(os.listdir()) == files
+"""
+
 PROGRAMS = {
     "signals": SIGNALS,
     "exceptions in the middle": IN_THE_MIDDLE,
     "forks while threads explain": FORKS,
+    "forks while threads hold locks": HELD,
     "the interpreter ends while threads explain": ENDS,
     "the disk is full": FULL,
     "memory": GROWTH,
+    "memory of calls of changing sizes": SIZES,
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and limits as Linux has them")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_within_another_process(tmp_path: Path, name: str) -> None:
-    model = str(ROOT / "models" / "demo.onnx")
+    files = f"\nmodel = {str(DEMO)!r}\nopen_model = {str(of_open_size(tmp_path))!r}\n"
+    run(tmp_path, BEGIN + files + PROGRAMS[name])
+
+
+def run(folder: Path, program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"{BEGIN}\nmodel = {model!r}\n{PROGRAMS[name]}"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", program, str(DEMO)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GBP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def of_open_size(folder: Path) -> Path:
+    """The file of a small network whose height and width are open."""
+    b = Builder()
+    x = b.relu(b.conv(b.input(1, 3, 16, 16), 16))
+    x = b.node("GlobalAveragePool", b.relu(b.conv(x, 24, strides=[2, 2])))
+    proto = b.model(b.gemm(b.flatten(x), 10))
+    for axis in (2, 3):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    path = folder / "open.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and masks as Linux has them")
+def test_settings_of_the_process_stay(tmp_path: Path) -> None:
+    run(tmp_path, BARE)
 
 
 def test_a_cache_on_a_full_disk(tmp_path: Path) -> None:

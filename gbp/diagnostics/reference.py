@@ -6,7 +6,6 @@ Both take the weights from the file again, and compute the file's own nodes: not
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -160,8 +159,7 @@ class _Node:
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with np.errstate(all="ignore"):
                 given = {name: _double(values[name]) for name in self.inputs}
                 # Before opset 13 a softmax runs over all axes from one on; the evaluator knows the newest.
                 is_dated = self._proto.op_type in dated.SOFTMAX

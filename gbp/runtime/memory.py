@@ -11,6 +11,7 @@ import numpy as np
 
 from ..devices.base import Array, Device, Exit
 from ..limits import elements
+from ..locks import give_lock
 from ..ops.step import Floats, view
 from ..plan.aliasing import BufferSlice
 from ..plan.arena import Arena
@@ -94,17 +95,19 @@ class MemoryPool:
         How many memories of one kind and size are kept.
     """
 
+    lock: Lock
+
     def __init__(self, max_kept: int = 4) -> None:
         self._free: dict[tuple[str, Hashable], list[Any]] = defaultdict(list)
         self._max_kept = max_kept
-        self._lock = Lock()
+        give_lock(self)
 
     def acquire(self, kind: str, size: Hashable, make: Callable[[], T]) -> T:
         """Take a memory of this kind and size from the pool, or call `make`.
 
         Kept memories of this kind and of another size are freed first.
         """
-        with self._lock:
+        with self.lock:
             for other in [key for key in self._free if key[0] == kind and key[1] != size]:
                 del self._free[other]
             if self._free[kind, size]:
@@ -114,12 +117,12 @@ class MemoryPool:
 
     def clear(self) -> None:
         """Free all that is kept."""
-        with self._lock:
+        with self.lock:
             self._free.clear()
 
     def release(self, kind: str, size: Hashable, memory: Any) -> None:
         """Put a memory back."""
-        with self._lock:
+        with self.lock:
             if len(self._free[kind, size]) < self._max_kept:
                 self._free[kind, size].append(memory)
 

@@ -14,6 +14,7 @@ from ..devices.base import Device, refuse_not_finite
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
+from ..locks import give_lock
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rule
@@ -211,9 +212,11 @@ class Sessions:
     Building the plan for one shape does not block those who use another.
     """
 
+    lock: Lock
+
     def __init__(self, build: Callable[[Shape, Kept], Session]) -> None:
         self._build = build
-        self._lock = Lock()
+        give_lock(self)
         self._entries: dict[tuple[Shape, Kept], _Entry] = {}
         self._closed = False
 
@@ -233,7 +236,7 @@ class Sessions:
             After `close`.
         """
         key = shape, tuple(sorted(set(keep)))
-        with self._lock:
+        with self.lock:
             if self._closed:
                 raise InputError("the Explainer is closed.", hint="Make another one.")
             entry = self._entries.pop(key, None) or _Entry()
@@ -245,28 +248,32 @@ class Sessions:
                 try:
                     entry.session = self._build(*key)
                 except BaseException:
-                    with self._lock:
+                    with self.lock:
                         if self._entries.get(key) is entry:
                             del self._entries[key]
                     raise
                 # A file without a batch axis has samples of another shape than its input's other axes.
-                with self._lock:
+                with self.lock:
                     self._entries.setdefault((entry.session.plan.input_shape, key[1]), entry)
             return entry.session
 
     def last(self) -> Session | None:
         """The session that was used last; None where none is made."""
-        with self._lock:
+        with self.lock:
             return next((e.session for e in reversed(self._entries.values()) if e.session is not None), None)
 
     def close(self) -> None:
         """Drop all sessions.  Later calls of `of` raise InputError."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             self._entries.clear()
 
 
-@dataclass
 class _Entry:
-    lock: Lock = field(default_factory=Lock)
-    session: Session | None = None
+    """A session, or the lock of who makes it."""
+
+    lock: Lock
+
+    def __init__(self) -> None:
+        give_lock(self)
+        self.session: Session | None = None

@@ -47,7 +47,7 @@ def _cache_directory() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(str(source.relative_to(Path(__file__).parents[1])).encode() + source.read_bytes())
-    # Processes for different targets would race for the numbers of files in one index.
+    # Each kind of processor has a folder of its own.
     target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
     digest.update(f"{numba.__version__} {sys.version} {target}".encode())
     return os.path.join(ROOT, digest.hexdigest()[:16])
@@ -110,7 +110,10 @@ def make_folder(path: str = CACHE_DIRECTORY) -> None:
 
 
 class Locator(CacheLocator):
-    """Every kernel in one directory, which may be read-only: Numba's own would look elsewhere then."""
+    """Says that every kernel is in one folder.
+
+    That folder may be read-only.  Numba's own locators would then choose another folder.
+    """
 
     def get_cache_path(self) -> str:
         return CACHE_DIRECTORY
@@ -120,10 +123,11 @@ class Locator(CacheLocator):
 
 
 class KernelFile(DataFile):
-    """Takes the place of Numba's index and data files: a file for each key, whose digest comes first.
+    """One file for each kernel and signature: a digest, then the code.  It replaces Numba's index and data
+    files.
 
-    No file is ever changed, so processes that compile the same kernels at once write the same files, the last
-    of which stays.
+    A file is never changed, only replaced as a whole.  If two processes compile the same kernel at once, both
+    write the same file, and the last one stays.
     """
 
     def _path(self, key: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from importlib import import_module
-from threading import Lock
+from threading import RLock
 from time import perf_counter
 from types import FunctionType
 from typing import Any, ClassVar, Protocol
@@ -54,17 +54,14 @@ compiled: list[tuple[str, float]] = []
 #: Why kernels that it compiled could not be kept; empty where all is well.
 not_kept: list[str] = []
 
-_compiling = Lock()
-
-
-def _begin_anew() -> None:
-    """In a forked child: the thread that compiled at that moment is not there to let go."""
-    global _compiling  # noqa: PLW0603  # a child's own
-    _compiling = Lock()
+_compiling = RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    # A fork waits until no other thread compiles: the child could not free the locks of Numba and of LLVM.
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+    )
 
 
 @cache

@@ -1,7 +1,7 @@
-"""How the work of kernels is shared out to threads.
+"""Shares the work of kernels among threads.
 
-`cores` counts the processors that the process may use, `team` is the native code by which threads take
-parts of the work and sleep in between, `threads` knows callers and helpers, `program` holds the calls of a
-run that are made over and over.  In come calls of kernels, packed; they run without the interpreter.  May
-import `codegen` and errors.
+Calls of kernels with packed arguments come in.  They run without the interpreter, and results lie in the
+caller's arrays.  `cores` counts the processors that the process may use.  `team` is the native code with
+which threads take parts of the work, and sleep when there is none.  `threads` manages callers and helpers.
+`program` records the calls of a run and repeats them.  It may import `codegen` and errors.
 """

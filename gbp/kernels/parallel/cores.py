@@ -18,9 +18,9 @@ MAX_THREADS = 1024
 
 
 def usable_cores() -> int:
-    """How many threads to use where nobody says: `GBP_NUM_THREADS`, else as many as can run at once.
+    """The default number of threads: `GBP_NUM_THREADS`, or as many as can run at once.
 
-    Raises InputError where the variable holds no whole number from 1 to `MAX_THREADS`.
+    Raises InputError if the variable is set and is no whole number from 1 to `MAX_THREADS`.
     """
     said = os.environ.get(VARIABLE, "").strip()
     if said:
@@ -31,15 +31,15 @@ def usable_cores() -> int:
         return int(said)
     present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
-    # A part of a processor is used by a thread more, as other runtimes do: rounding down would leave it idle.
+    # Rounded up, as other runtimes do: rounded down, a quota of 1.5 processors would leave half of one idle.
     return min(present, MAX_THREADS) if quota is None else max(1, min(present, math.ceil(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """How many processors the control groups of this process allow it, None where they set no bound.
+    """How many processors the control groups of this process allow; None if they set no limit.
 
-    A group's own bound and those of all groups around it hold together.  `root`: where /proc and /sys lie,
-    for tests.
+    Groups are nested, and the smallest limit of a group and all groups around it counts.  Tests set `root`,
+    the folder that contains proc and sys.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -60,14 +60,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _folders(path: str, mounts: list[str], unified: bool) -> Iterator[PurePosixPath]:
-    """Where the group at `path` and those around it lie, relative to the root of files."""
+    """The folders of the group at `path` and of the groups around it, relative to the root folder."""
     for line in mounts:
         fields, _, rest = line.partition(" - ")
         kind, _, options = [*rest.split(" "), "", ""][:3]
         if kind != ("cgroup2" if unified else "cgroup") or not (unified or "cpu" in options.split(",")):
             continue
         shown, at = (_unescaped(field) for field in fields.split(" ")[3:5])
-        # A container sees its own group as the root of the mount, whatever path it has outside.
+        # Inside a container, the container's own group is the root of the mount.
         inside = PurePosixPath(path)
         inside = inside.relative_to(shown) if inside.is_relative_to(shown) else PurePosixPath()
         if ".." in inside.parts:

@@ -1,8 +1,9 @@
-"""`Program`: what a run calls over and over again on the same arrays, prepared once and run without Python.
+"""`Program`: the kernel calls of a run, recorded the first time and then repeated without Python.
 
-While a run is recorded each kernel that it calls leaves an instruction: where the machine code is, its packed
-arguments, parts and phases.  Steps that do more than call the same kernels with the same arguments are kept
-as they are, between the rows of instructions before and after them.
+A run on the same arrays makes the same calls each time.  While the first run is recorded, each call becomes
+an instruction: the address of the machine code, the packed arguments, the numbers of parts and phases.
+Neighbouring instructions form a row, which native code runs at once.  Some steps do more than call the same
+kernels with the same arguments.  They are recorded as Python functions, between the rows.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from .threads import run
 
 Work = Callable[[], None]
 
-#: Instructions that are run at once: between them the interpreter can be interrupted.
+#: Most instructions that native code runs at once.  In between, the interpreter can handle Ctrl-C.
 _AT_ONCE = 32
 _BYTES = 8 * INSTRUCTION
-#: Elements below which a prepared call is not cut into parts: it would be done before a helper came.
+#: A recorded call on fewer elements is not cut into parts: it is done before a helper wakes up.
 _SMALL = 2**14
 
 
 class _Where(NamedTuple):
+    """A condition: the word (1,) holds the value."""
+
     word: NDArray[np.int64]
     value: int
 
@@ -43,7 +46,7 @@ class _Instruction:
         if not cuts_small and kernel.elements(args) < _SMALL:
             parts = 1
         phases = kernel.phases(args) if kernel.phases else 1
-        self._where = where  # its word must live
+        self._where = where  # keeps the word's memory alive
         condition = (0, 0) if where is None else (where.word.ctypes.data, where.value)
         self.row = kernel.address, self.block.ctypes.data, parts, phases, *condition
 
@@ -52,7 +55,7 @@ class _Row:
     """Instructions one after another."""
 
     def __init__(self, instructions: Sequence[_Instruction]) -> None:
-        self._instructions = instructions  # their arrays and blocks must live
+        self._instructions = instructions  # keeps their arrays and blocks alive
         self._words: NDArray[np.int64] = np.array([each.row for each in instructions], np.int64)
         self._threads = max(each.threads for each in instructions)
         first = self._words.ctypes.data
@@ -67,7 +70,10 @@ class _Row:
 
 
 class Program:
-    """Runs the work that it is first given, which must do the same on the same arrays each time."""
+    """Runs work: the first time it records what the work does, and later it repeats the record.
+
+    The work must make the same calls on the same arrays each time.
+    """
 
     def __init__(self) -> None:
         self._prepared: list[Work] | None = None
@@ -84,7 +90,7 @@ class Program:
         self._recorded.append(what)
 
     def _record(self, work: Work) -> None:
-        self._recorded = []  # there may be what a run left that was interrupted
+        self._recorded = []  # an earlier run may have been interrupted while it was recorded
         before, _recording.program = _recording.program, self
         try:
             work()
@@ -114,7 +120,7 @@ _recording = _Recording()
 
 
 def submit(kernel: Kernel, args: Sequence[Any]) -> None:
-    """Run one kernel; where a program is recorded on this thread, it will again."""
+    """Run one kernel.  If this thread records a program, the call becomes a part of it."""
     instruction = _Instruction(kernel, args, _recording.where, cuts_small=_recording.program is None)
     if _recording.program is not None:
         _recording.program.add(instruction)
@@ -123,9 +129,11 @@ def submit(kernel: Kernel, args: Sequence[Any]) -> None:
 
 @contextmanager
 def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
-    """Run the kernels that are called within only where the word (1,) holds this value when their turn comes.
+    """A context manager: kernels called inside run only if the word (1,) holds this value when their turn
+    comes.
 
-    So a run that decides by what it computed is prepared as well: both ways, each under its condition.
+    So a run that decides by a computed value can be recorded.  Both of its ways are, each under its
+    condition.
     """
     before, _recording.where = _recording.where, _Where(word, value)
     try:
@@ -135,10 +143,15 @@ def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
 
 
 def perform(work: Work, repeats: bool) -> None:
-    """Do `work`.
+    """Do `work`, and record it if this thread records a program.
 
-    `repeats`: it calls kernels with the same arguments each time and does nothing else.  Where it does more,
-    a program that is recorded keeps it whole.
+    Parameters
+    ----------
+    work
+        What to do.
+    repeats
+        Whether it calls the same kernels with the same arguments each time and does nothing else.  Then its
+        calls are recorded.  If not, the function itself is.
     """
     program = _recording.program
     if repeats or program is None:

@@ -1,20 +1,24 @@
-"""Threads that work through a program together, without the interpreter, and wait asleep.
+"""Native code with which threads work through a row of instructions together.  It needs no interpreter.
 
-A program is a row of instructions: a kernel's entry, its packed arguments, how many parts its work has, and
-how many phases; and perhaps a word that must hold some value, else the instruction is passed over.  The parts
-of a phase are handed out one by one as threads come.  So nobody waits for a thread that is late, but only for
-one that holds a part.  Whoever finishes the last part of a phase publishes the next: no thread has to be
-there but those that work.
+An instruction is one call of a kernel: the address of the kernel's entry, its packed arguments, the number of
+parts of its work, and the number of phases.  It may have a condition: a word that must hold some value.
+Otherwise the instruction is skipped.
 
-One word, the ticket, says all that a thread needs to take a part: a number that grows with each phase that is
-published, and how many parts are left to hand out.  A part is taken by replacing the ticket by one with a
-part less.  So a thread that comes with an old ticket takes nothing, and reads nothing that may be gone.
+Each thread that asks gets the next part of the current phase.  A thread that comes late finds fewer parts
+left, and nobody waits for it; others wait only for a thread that holds a part.  The thread that finishes the
+last part of a phase publishes the next phase.
 
-A thread without work looks at the ticket for some microseconds, about what it takes to be woken.  Then it
-announces that it sleeps, looks once more, and sleeps on a lock until somebody publishes more.
+To take a part, a thread needs one word, the ticket.  Its upper bits are a number that grows with each
+published phase; its lower bits say how many parts are left.  A thread takes a part by a compare-and-swap of
+the ticket for one with a part less.  With an old ticket the swap fails, so the thread takes nothing and reads
+nothing that may have been freed.
 
-Member 0 is whoever called `run_team`; the others run `work`, which never ends.  A member's number is its
-slot: kernels find their scratch by it.
+A thread without work looks at the ticket for some microseconds, about as long as waking up takes.  Then it
+announces that it sleeps, looks once more, and waits for a lock, which the thread that publishes the next
+phase releases.
+
+Member 0 of a team is the thread that called `run_team`.  The other members run `work`, which never ends.  A
+member's number is its slot, by which kernels find the member's scratch.
 """
 
 from __future__ import annotations
@@ -22,20 +26,23 @@ from __future__ import annotations
 from ..codegen.atomics import add_word, call_part, call_two, load_word, pause, replace_word, store_word
 from ..codegen.jit import INT, Native, device_function
 
-#: Words of an instruction: entry, block, parts, phases, address of a word or 0, what that must hold.
+#: Words of an instruction: entry, block of arguments, parts, phases, address of the condition's word or 0,
+#: its value.
 INSTRUCTION = 6
 _BYTES = 8 * INSTRUCTION
 
-# Words of a team, in bytes; what different threads write lies on different lines of the cache.
+# Offsets of a team's words, in bytes.  Words that different threads write lie on different cache lines.
 _LINE = 128
 TICKET = 0
 LEFT = _LINE  # parts of this phase that are not done yet
-AT, STOP, PHASE, PARTS, LIMIT = range(2 * _LINE, 2 * _LINE + 40, 8)  # this instruction, the end, members
-RUN = 3 * _LINE  # grows with each run
-DONE = 4 * _LINE  # the last run that was finished
-ACQUIRE, RELEASE, SPINS = range(5 * _LINE, 5 * _LINE + 24, 8)  # functions of a lock; looks before it sleeps
+# The current instruction, the end of the row, the current phase, its parts, how many members may work.
+AT, STOP, PHASE, PARTS, LIMIT = range(2 * _LINE, 2 * _LINE + 40, 8)
+RUN = 3 * _LINE  # the number of this run; each has a higher one
+DONE = 4 * _LINE  # the number of the last run that is finished
+# Addresses of the functions that acquire and release a lock; how often a thread looks before it sleeps.
+ACQUIRE, RELEASE, SPINS = range(5 * _LINE, 5 * _LINE + 24, 8)
 MEMBERS = 6 * _LINE
-# Words of a member.
+# Offsets of a member's words.
 ASLEEP, LOCK, TEAM, SLOT = range(0, 32, 8)
 MEMBER_BYTES = _LINE
 
@@ -52,14 +59,14 @@ def _wake(team: int, slot: int) -> None:
 
 @device_function
 def _is_off(at: int) -> bool:
-    """Whether this instruction is passed over."""
+    """Whether this instruction is skipped."""
     word = load_word(at + 32)
     return word != 0 and load_word(word) != load_word(at + 40)
 
 
 @device_function
 def _publish_next(team: int, slot: int) -> None:
-    """Go on after a phase that is done: what has one part is done at once, more are published."""
+    """Go on after a finished phase: compute phases of one part here, and publish the next larger one."""
     at, phase, stop = load_word(team + AT), load_word(team + PHASE) + 1, load_word(team + STOP)
     parts = 0
     while True:
@@ -89,12 +96,12 @@ def _publish_next(team: int, slot: int) -> None:
 
 @device_function
 def _work_once(team: int, slot: int) -> bool:
-    """Take a part and do it, if there is one."""
+    """Take a part and compute it.  Returns False if there is none."""
     ticket = load_word(team + TICKET)
     if ticket & MAX_PARTS == 0 or slot >= load_word(team + LIMIT):
         return False
     if replace_word(team + TICKET, ticket, ticket - 1):
-        # Until this part is done nobody writes what is read here.
+        # Nobody changes the words that are read here until this part is done.
         at, parts = load_word(team + AT), load_word(team + PARTS)
         part = parts - (ticket & MAX_PARTS)
         call_part(load_word(at), load_word(at + 8), part, part + 1, parts, slot, load_word(team + PHASE))
@@ -108,7 +115,7 @@ def _sleep(team: int, slot: int, run: int) -> None:
     """Sleep until somebody publishes parts, or for member 0 until the run is done."""
     member = team + MEMBERS + slot * MEMBER_BYTES
     store_word(member + ASLEEP, 1)
-    # Whoever published before could not see the announcement, so it must be seen here.
+    # A thread that published before the announcement woke nobody, so look for its parts.
     ready = load_word(team + TICKET) & MAX_PARTS != 0 and slot < load_word(team + LIMIT)
     if slot == 0:
         ready = ready or load_word(team + DONE) == run
@@ -119,7 +126,7 @@ def _sleep(team: int, slot: int, run: int) -> None:
 
 @device_function
 def _member_loop(team: int, slot: int, run: int) -> None:
-    """Work until `run` is done; member 0 alone ever stops."""
+    """Work.  Member 0 returns when this run is done; the others never return."""
     looks, most = 0, load_word(team + SPINS)
     while slot != 0 or load_word(team + DONE) != run:
         if _work_once(team, slot):
@@ -133,7 +140,7 @@ def _member_loop(team: int, slot: int, run: int) -> None:
 
 
 def _run(team: int, first: int, stop: int, members: int) -> None:
-    """Run the instructions from address `first` to `stop` as member 0 of so many."""
+    """Run the instructions from address `first` to `stop` as member 0 of a team of `members`."""
     run = load_word(team + RUN) + 1
     store_word(team + RUN, run)
     store_word(team + AT, first)
@@ -145,7 +152,7 @@ def _run(team: int, first: int, stop: int, members: int) -> None:
 
 
 def _work(member: int) -> None:
-    """Work for the team whenever there is work, for ever."""
+    """Work as a helper: whenever there is work, for ever."""
     _member_loop(load_word(member + TEAM), load_word(member + SLOT), -1)
 
 
@@ -161,7 +168,7 @@ def _run_alone(first: int, stop: int) -> None:
 
 
 def _look(times: int) -> None:
-    """Wait as a thread does that looks for work so many times."""
+    """Wait as long as a thread that looks for work so many times."""
     for _ in range(times):
         pause()
 

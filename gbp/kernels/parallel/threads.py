@@ -1,11 +1,14 @@
-"""Who works: the callers, and helpers that sleep while nobody needs them.
+"""Callers, and the helpers that work with them.
 
-There is one team of helpers (`kernels.team`), made on first use.  Whoever holds it has them; another caller
-works alone meanwhile.  Callers and helpers together are no more than the processors that the process may use,
-so callers share them and do not multiply them.  Where a machine is busy with other work, helpers make one
-wait for them: who notices that works alone for a while.
+A caller is a thread that runs kernels.  A process has one team of helpers (`team`), which is made on first
+use.  One caller at a time has the team; meanwhile the others work alone.  Callers and working helpers
+together are no more than the processors that the process may use: each further caller takes the place of a
+helper.
 
-A forked child has none of its parent's threads and makes a team of its own.
+On a busy machine a caller may wait long for a helper that the system does not run.  A caller that waited too
+long works alone for a while.
+
+A forked child has none of its parent's threads, so it makes a team of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ from ..codegen.memory import aligned
 from . import team as native
 from .cores import MAX_THREADS, usable_cores
 
-#: Seconds that a thread looks for work before it sleeps: about what it takes to be woken.
+#: Seconds that a thread looks for work before it sleeps: about as long as waking up takes.
 _LOOKING = 50e-6
-#: A run that waited for more than this share of its time, and so many seconds, met a busy machine.
+#: A run met a busy machine if it waited for more than this share of its time, and for so many seconds.
 _WAITED, _LEAST_WAIT = 0.3, 1e-3
-#: Seconds that a caller then works alone, at first and after many times.
+#: Seconds that callers then work alone: the first time, and at most, as each time in a row doubles them.
 _ALONE, _MAX_ALONE = 0.05, 1.0
 
 
@@ -55,7 +58,10 @@ def thread_count(threads: int | None) -> int:
 
 
 class _Team:
-    """The helpers of this process, and who has them."""
+    """The helpers of this process.
+
+    `free` is held by the caller that has them.
+    """
 
     def __init__(self) -> None:
         self.free = threading.Lock()
@@ -66,7 +72,7 @@ class _Team:
         self._address = self._memory.ctypes.data
 
     def run(self, first: int, stop: int, threads: int) -> None:
-        """Run the instructions from address `first` to `stop`, with the helpers that are free for that."""
+        """Run the instructions from address `first` to `stop`, with as many helpers as may work."""
         members = min(threads, 1 + available() - max(1, self.callers))
         if members > 1 and time.monotonic() >= self._alone_until and self.free.acquire(blocking=False):
             try:
@@ -94,7 +100,7 @@ class _Team:
             return
         if not self._helpers:
             self._begin()
-        # What is meant for the process is for the threads of its user.
+        # Helpers inherit this mask, so that the process's signals go to other threads.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if _SIGMASK else None
         try:
             for slot in range(self._helpers + 1, helpers + 1):
@@ -114,7 +120,7 @@ class _Team:
         self._new_member(0)
 
     def _new_member(self, slot: int) -> int:
-        """The address of a member with a lock that it holds already: to take it once more is to sleep."""
+        """Make a member and return its address.  Its lock is locked, so taking the lock means to sleep."""
         lock = _PYTHON.PyThread_allocate_lock()
         _PYTHON.PyThread_acquire_lock(lock, 1)
         member = native.MEMBERS + slot * native.MEMBER_BYTES
@@ -123,7 +129,7 @@ class _Team:
         return self._address + member
 
 
-# The interpreter's own threads and locks are there on every system; machine code may use them without it.
+# The interpreter's C functions for threads and locks exist on every system.  They do not need its own lock.
 _PYTHON = ctypes.pythonapi
 _PYTHON.PyThread_allocate_lock.restype = ctypes.c_void_p
 _PYTHON.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -139,7 +145,7 @@ def _address_of(function: object) -> int:
 
 
 class _Functions:
-    """The machine code of `kernels.team`, as Python calls it: without the interpreter's lock."""
+    """The machine code of `team` as Python calls it: without the interpreter's lock."""
 
     def __init__(self) -> None:
         self.run_team = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(native.run_team.address)
@@ -156,7 +162,7 @@ def _functions() -> _Functions:
 def _looks() -> int:
     """How many looks take `_LOOKING` seconds."""
     times, seconds = 1000, []
-    for _ in range(5):  # the shortest: a thread may have been interrupted
+    for _ in range(5):  # the shortest counts, because other work may interrupt the thread
         began = time.perf_counter()
         _functions().look(times)
         seconds.append(time.perf_counter() - began)
@@ -168,18 +174,18 @@ _counting = threading.Lock()
 
 
 def run(first: int, stop: int, threads: int) -> None:
-    """Run the instructions from address `first` to `stop` of a program, on up to so many threads."""
+    """Run the instructions from address `first` to `stop` on at most so many threads."""
     if threads == 1:
         _functions().run_alone(first, stop)
     else:
         _team.run(first, stop, threads)
 
 
-class turn:  # called like a function; a generator would cost a small network its while
-    """Wait until few enough others explain.
+class turn:  # named like a function; as a generator it would take a notable part of a small network's time
+    """A context manager that waits until few enough other threads explain.
 
-    Twice as many as there are processors: so one computes while another is in the interpreter.  With more
-    they would hold more memory, and gain nothing.
+    Twice as many as there are processors may explain: one computes while another is in the interpreter.  More
+    would take more memory and not be faster.
     """
 
     def __enter__(self) -> None:
@@ -198,8 +204,8 @@ def _turns() -> SimpleQueue[None]:
     return turns
 
 
-class parallel:  # called like a function; a generator would cost a small network its while
-    """Count as a caller: as long as there are others, helpers make way for them."""
+class parallel:  # named like a function, as `turn`
+    """A context manager inside which a thread counts as a caller, and so takes the place of a helper."""
 
     def __enter__(self) -> None:
         self._team = _team
