@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import GbpError, InputError, ModelError, OutOfMemoryError, UnsupportedError
 from .rules import RULES, Rule
+from .version import VERSION
 
 if TYPE_CHECKING:
     from .attribution import Attribution
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from .head import PROBABILITY
     from .importer.proto import Model
     from .inputs import Images
-    from .pictures.image import Preprocess
+    from .pictures.preprocess import Preprocess
     from .run import Run
     from .sample import Sample
     from .targets import At, Target, Top
     from .tensors import Tensor
 
-__version__ = "0.2.0"  # the only place: the package's metadata is read from here
+__version__ = VERSION
 
 __all__ = [
     "PROBABILITY",
@@ -50,7 +51,7 @@ _LAZY = {
     "At": "targets",
     "Attribution": "attribution",
     "Explainer": "explainer",
-    "Preprocess": "pictures.image",
+    "Preprocess": "pictures.preprocess",
     "Run": "run",
     "Sample": "sample",
     "Tensor": "tensors",

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,11 @@ from .errors import InputError
 from .head import Head
 from .pictures.drawing import Reduction, Style, reduce
 from .pictures.files import ARRAYS, File, suffix_of, write
-from .pictures.image import Channels
 from .pictures.layout import Layout, channels_first
+from .pictures.look import LookOptions
+from .pictures.photo import Photo
+from .pictures.preprocess import Channels
+from .provenance import Provenance
 from .sample import Drawable, Sample
 from .similarity import ALIKE, likeness, rounded_down
 from .titles import plain, title_of
@@ -67,6 +70,10 @@ class Attribution(Drawable, Sequence[Sample]):
         What the method says of this run, such as {"samples": 25}.  An array has one row for each sample.
     depends_on_image
         Whether the map of a class can differ between images.
+    photos
+        The whole photo of each sample, as large as it came; None where samples came as arrays.
+    provenance
+        Which model made the maps, and how; None where that is unknown.
     """
 
     map: NDArray[np.float32]
@@ -83,6 +90,8 @@ class Attribution(Drawable, Sequence[Sample]):
     method: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     depends_on_image: bool = True
+    photos: tuple[Photo, ...] | None = None
+    provenance: Provenance | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -112,6 +121,9 @@ class Attribution(Drawable, Sequence[Sample]):
             method=self.method,
             details={k: v[i] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
             depends_on_image=self.depends_on_image,
+            photo=self.photos[i] if self.photos else None,
+            provenance=self.provenance,
+            notes=self.notes,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -126,6 +138,25 @@ class Attribution(Drawable, Sequence[Sample]):
         if len(self) != 1:
             raise InputError(f"there are {len(self)} samples.", hint="Take one: result[0].")
         return self[0]
+
+    def alone(self, i: int) -> Attribution:
+        """The attribution of one sample alone.
+
+        Parameters
+        ----------
+        i
+            Its index, 0 or more.
+        """
+        part = slice(i, i + 1)
+        return replace(
+            self,
+            map=self.map[part],
+            scores=self.scores[part],
+            target=self.target[part],
+            images=self.images and self.images[part],
+            photos=self.photos and self.photos[part],
+            details={k: v[part] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
+        )
 
     def likeness_notes(self) -> tuple[str, ...]:
         """A note, where the maps of a sample's targets are nearly the same; else none."""
@@ -179,14 +210,23 @@ class Attribution(Drawable, Sequence[Sample]):
         """
         return reduce(channels_first(self.map, self.layout, self.channels), how)
 
-    def save(self, file: File, style: Style | None = None, *, format: str | None = None) -> None:
+    def save(
+        self,
+        file: File,
+        style: Style | None = None,
+        *,
+        format: str | None = None,
+        bare: bool = False,
+        **look: Unpack[LookOptions],
+    ) -> None:
         """Write a picture, or an .npz of arrays: map, scores, target, rule, notes and layout of all samples.
 
-        A method adds its name, and its details as JSON.
+        A method adds its name, and its details as JSON.  The array "provenance" is JSON too: the model, its
+        digest, the version of gbp and the preprocessing.
 
         Parameters
         ----------
-        file, style, format
+        file, style, format, bare, look
             As for `Sample.save`.
 
         Raises
@@ -195,7 +235,7 @@ class Attribution(Drawable, Sequence[Sample]):
             As `Sample.save`, and for a picture of several samples.
         """
         if suffix_of(file, format) != ARRAYS:
-            super().save(file, style, format=format)
+            super().save(file, style, format=format, bare=bare, **look)
             return
         arrays: dict[str, Any] = {
             "map": self.map,
@@ -204,6 +244,7 @@ class Attribution(Drawable, Sequence[Sample]):
             "rule": np.array(self.rule),
             "notes": np.array(self.notes, dtype=np.str_),
             "layout": np.array(self.layout),
+            "provenance": np.array(json.dumps(self.provenance.to_dict() if self.provenance else None)),
         }
         if self.method:
             details = {key: plain(value) for key, value in self.details.items()}

@@ -28,8 +28,10 @@ from .limits import at_least_one, computing
 from .notes import depends_on_image, notes_of, refuse_meaningless
 from .ops.conv.conv import check_algorithm
 from .packed.plans import Plans
-from .pictures.image import Preprocess
+from .pictures.photo import Photo
+from .pictures.preprocess import Preprocess
 from .plan.plan import Plan
+from .provenance import Provenance
 from .rules import RULES, Rule
 from .runtime.session import Kept, Session, Sessions
 from .targets import Classes, Target, Top, resolve
@@ -112,6 +114,7 @@ class Engine:
         facts = source.input, source.scores, source.given, settings.algorithm, settings.clamp
         self._plans = Plans(source.weights.files if settings.cache else (), facts, settings.threads)
         source = replace(source, weights=replace(source.weights, files=()))  # a model's bytes may be freed
+        self.provenance: Provenance | None = None
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
@@ -219,14 +222,16 @@ class Engine:
 
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Any] = []
+        photos: list[Any] = []
         for batch, session in self.batches(images, batch_size, target.k if isinstance(target, Top) else 1):
             refuse_meaningless(rule, session.plan)
             parts += _run(session, batch, done, explained)
             done += len(batch.x)
             pictures.extend(batch.pictures or ())
+            photos.extend(batch.photos or ())
         maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
-        shape, seen = batch.x.shape, tuple(pictures)
-        found = self.attribution(session.plan, shape, rule, maps, scores, targets, seen)
+        shape, seen = batch.x.shape, (tuple(pictures), tuple(photos))
+        found = self.attribution(session.plan, shape, rule, maps, scores, targets, *seen)
         return replace(found, notes=(*found.notes, *found.likeness_notes()))
 
     def attribution(
@@ -238,6 +243,7 @@ class Engine:
         scores: NDArray[np.float32],
         targets: NDArray[np.int64],
         pictures: tuple[Image, ...] | None,
+        photos: tuple[Photo, ...] | None,
     ) -> Attribution:
         """The result for samples of this input shape, batch first, with what is known of the model."""
         return Attribution(
@@ -253,6 +259,8 @@ class Engine:
             head=self._head(plan),
             score_shape=plan.output_shape,
             depends_on_image=depends_on_image(plan, rule),
+            photos=photos or None,
+            provenance=self.provenance,
         )
 
     def resolve(

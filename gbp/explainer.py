@@ -21,9 +21,10 @@ from .importer.subgraph import Choice
 from .inputs import Images
 from .limits import at_least_one
 from .network import Network
-from .pictures.image import Preprocess
+from .pictures.preprocess import Preprocess
 from .pictures.sidecar import Sidecar, read_labels, read_sidecar
 from .plan.plan import Plan
+from .provenance import Provenance
 from .rules import Rule, rule_named
 from .targets import Target
 
@@ -105,6 +106,7 @@ class Explainer(Network):
         # The sidecar's labels name the model's own scores alone.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
         self._engine = Engine(source, settings, self.preprocess, self.labels, Reader.of(model, choice))
+        self._engine.provenance = Provenance.of(model, self.preprocess, self._arguments)
 
     def __repr__(self) -> str:
         model = self._arguments["model"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import IO, Any, TypeAlias
 
@@ -18,8 +17,10 @@ from .errors import InputError
 from .graph.shapes import Shape
 from .importer.subgraph import Source
 from .limits import MAX_ELEMENTS, elements
-from .pictures.image import Preprocess, is_array_file, read_array, read_image
+from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
 from .pictures.layout import Layout
+from .pictures.photo import Photo
+from .pictures.preprocess import Preprocess
 
 #: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
 #: (H, W, 3), (H, W, 4) or (H, W).
@@ -40,10 +41,13 @@ class Batch:
         float32 (N, …) in the model's own layout.
     look
         Makes the samples as pictures, or None where they are unknown.
+    photos
+        The whole photos that the samples were cut of; None where the samples came as arrays.
     """
 
     x: NDArray[np.float32]
     look: Callable[[], tuple[Image.Image, ...] | None]
+    photos: tuple[Photo, ...] | None = None
 
     @cached_property
     def pictures(self) -> tuple[Image.Image, ...] | None:
@@ -52,7 +56,12 @@ class Batch:
 
     def __getitem__(self, part: slice) -> Batch:
         """Some of the samples."""
-        return Batch(self.x[part], lambda: self.pictures and self.pictures[part])
+        photos = self.photos and self.photos[part]
+        return Batch(self.x[part], lambda: self.pictures and self.pictures[part], photos)
+
+    def from_file(self, path: str) -> Batch:
+        """The same, whose only photo is read from this file when it is drawn, and not kept."""
+        return replace(self, photos=self.photos and (self.photos[0].from_file(path),))
 
 
 #: Pictures, one array of samples in the model's own input layout, or samples that `Engine.ready` prepared.
@@ -223,13 +232,18 @@ class Inputs:
             )
         last = self.layout((1, *shape)) == "NHWC"
         channels, size = (shape[2], (shape[0], shape[1])) if last else (shape[0], (shape[1], shape[2]))
-        samples, seen = [], []
-        for picture in pictures:
-            image = read_image(_opened(picture), channels=channels)
+        samples, seen, photos = [], [], []
+        for given in pictures:
+            picture = _kept(given)
+            is_content = isinstance(picture, bytes)
+            source = NamedBytes(picture, getattr(given, "name", "the given image")) if is_content else picture
+            image = read_image(source, channels=channels)
             samples.append(self.preprocess.apply(image, channels=channels, size=size))
             seen.append(self.preprocess.seen(image, size))
+            photos.append(Photo.of(picture, image, self.preprocess, size))
         x = np.stack(samples)
-        return Batch(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x), lambda: tuple(seen))
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x)
+        return Batch(x, lambda: tuple(seen), tuple(photos))
 
 
 def together(batches: Sequence[Batch]) -> Batch:
@@ -238,7 +252,8 @@ def together(batches: Sequence[Batch]) -> Batch:
     def look() -> tuple[Image.Image, ...] | None:
         return tuple(picture for batch in batches for picture in batch.pictures or ()) or None
 
-    return Batch(np.concatenate([batch.x for batch in batches]), look)
+    photos = tuple(photo for batch in batches for photo in batch.photos or ())
+    return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)
 
 
 def _is_picture(value: object) -> bool:
@@ -247,11 +262,13 @@ def _is_picture(value: object) -> bool:
     return isinstance(value, (str, os.PathLike, bytes, Image.Image)) or hasattr(value, "read")
 
 
-def _opened(picture: Any) -> Any:
-    """A picture in a form that `read_image` accepts."""
+def _kept(picture: Any) -> Any:
+    """A picture in a form that can be read twice: a path, bytes, or a PIL image."""
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture)
-    return io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        return Image.fromarray(picture).copy()  # else it would change with an array that is used again
+    return (
+        read_bytes(picture) if hasattr(picture, "read") and not isinstance(picture, Image.Image) else picture
+    )
 
 
 def _series_picture(x: NDArray[np.float32]) -> Image.Image:

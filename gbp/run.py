@@ -16,6 +16,7 @@ from .inputs import Batch
 from .limits import computing
 from .notes import refuse_meaningless
 from .pictures.layout import Layout
+from .pictures.photo import Photo
 from .rules import Rule, rule_named
 from .runtime.session import Session
 from .runtime.tape import Tape
@@ -49,6 +50,12 @@ class Run:
         self.samples = slice(first + part.start, first + part.start + len(self.x))
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
         self.scores: NDArray[np.float32] = tape.scores
+
+    @property
+    def photos(self) -> tuple[Photo, ...] | None:
+        """The whole photos that the samples were cut of; None where the samples came as arrays."""
+        photos = self._batch.photos
+        return photos and photos[self._part]
 
     @property
     def pictures(self) -> tuple[Image.Image, ...] | None:
@@ -217,7 +224,9 @@ class Run:
             The rule of the backward passes.
         """
         plan, of = self._session.plan, rule_named(rule)
-        return self._engine.attribution(plan, self.x.shape, of, map, self.scores, target, self.pictures)
+        return self._engine.attribution(
+            plan, self.x.shape, of, map, self.scores, target, self.pictures, self.photos
+        )
 
     def _known(self, name: str) -> str:
         """The name in the file of the input, of the scores or of a kept tensor."""

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from PIL import Image
-
-from .errors import InputError
-from .pictures import render
+from .figures import metadata_of, rules_figure
 from .pictures.drawing import Panel
+from .pictures.files import File, save_figure
+from .pictures.look import Look, LookOptions
 from .sample import Sample
 
 
-def strip_rules(samples: Sequence[Sample], style: Panel | None = None) -> Image.Image:
-    """Draw one sample under several rules: the input, then the maps in the order of `samples`.
+def save_rules(
+    samples: Sequence[Sample],
+    file: File,
+    style: Panel | None = None,
+    *,
+    format: str | None = None,
+    **look: Unpack[LookOptions],
+) -> None:
+    """Write one sample under several rules as a figure: the photo, then the maps in the order of `samples`.
 
     Parameters
     ----------
     samples
         The same sample from several attributions, with one target each.
+    file, format
+        As for `Sample.save`.
     style
-        By default "rgb" where the map has three colours, else "gray".  Each map has its own limit, because
-        the rules' magnitudes differ by orders.
+        By default "rgb" where the map has three colours, else "gray".
+    look
+        As for `Sample.gray`.
 
     Raises
     ------
     InputError
-        Without samples, and as `Sample.draw`.
+        Without samples, and as `Sample.save`.
     """
-    if not samples:
-        raise InputError("there are no attributions to show.")
-    chosen: Panel = style or ("rgb" if "rgb" in samples[0].panels() else "gray")
-    images, captions = samples[0].input_panel()
-    for sample in samples:
-        images.append(sample.draw(chosen))
-        captions.append(f"{sample.title}\n{sample.caption()}")
-    return render.strip(images, captions, [doubt for sample in samples for doubt in sample.doubts()])
+    how = Look(**look)
+    save_figure(rules_figure(samples, style, how), file, format, metadata_of(samples, how))

@@ -127,7 +127,8 @@ def hostile(seed: int) -> tuple[str, bytes]:
 
 def main(first: int, count: int) -> None:
     from gbp.errors import InputError
-    from gbp.pictures.image import Preprocess, read_image
+    from gbp.pictures.image import read_image
+    from gbp.pictures.preprocess import Preprocess
 
     made = bases()
     started: list[str] = []

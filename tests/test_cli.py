@@ -18,12 +18,12 @@ from gbp import PROBABILITY, Top, __version__
 from gbp.attribution import Attribution
 from gbp.cli import main as cli
 from gbp.cli import options
-from gbp.cli.explain import CHUNK, STYLES
+from gbp.cli.explain import CHUNK
 from gbp.cli.inspect import _count
 from gbp.errors import InputError, UnsupportedError
 from gbp.head import Head
 from gbp.pictures.drawing import Style
-from gbp.pictures.image import PRESETS, Preprocess
+from gbp.pictures.preprocess import PRESETS, Preprocess
 from gbp.rules import RULES
 
 LABELS = ("tench", "goldfish", "great white shark", "hen", "ostrich", "brambling")
@@ -183,9 +183,40 @@ def test_single_score(capsys, monkeypatch):
 @pytest.mark.parametrize("style", get_args(Style))
 @pytest.mark.parametrize("rule", [*RULES, "all"])
 def test_styles_and_rules(style, rule):
-    assert run("explain", "net.onnx", "cat.jpg", "--style", style, "--rule", rule, "-o", "out.jpg") == 0
+    command = ("explain", "net.onnx", "cat.jpg", "--style", style, "--rule", rule, "-o", "out.jpg")
+    assert run(*command) == 0
+    assert min(Image.open("out.jpg").size) > 300
     single = rule != "all" and style != "strip"
+    assert (run(*command, "--bare") == 0) == single
     assert (Image.open("out.jpg").size == (8, 8)) == single
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--smooth", "-1"], "--smooth is -1.0"),
+        (["--alpha", "2"], "--alpha is 2.0"),
+        (["--percentile", "0"], "--percentile is 0.0"),
+        (["--max-side", "1"], "--max-side is 1"),
+        (["--palette", "no such one"], "--palette is 'no such one'"),
+        (["--canvas", "photo"], "there is no photo"),
+    ],
+)
+def test_drawing_options(capsys, options, says):
+    assert run("explain", "net.onnx", "cat.jpg", *options) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_drawing_options_reach_the_picture():
+    pixels = {}
+    for given in ((), ("--smooth", "3"), ("--alpha", "0.2"), ("--percentile", "50"), ("--palette", "gray")):
+        assert (
+            run("explain", "net.onnx", "cat.jpg", "--style", "overlay", "--bare", *given, "-o", "out.png")
+            == 0
+        )
+        with Image.open("out.png") as image:
+            pixels[given] = image.convert("RGB").tobytes()
+    assert len(set(pixels.values())) == len(pixels)
 
 
 def test_output_folder_and_arrays():
@@ -433,7 +464,7 @@ def test_counts(number, text):
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(Style) == STYLES
+    assert get_args(Style) == options.STYLES
 
 
 def test_version(capsys):

@@ -27,7 +27,7 @@ from gbp.doubt.randomise import Randomised, drawn_like
 from gbp.doubt.sanity import MEASURES, MODES, sanity
 from gbp.importer.subgraph import Choice
 from gbp.pictures.chart import Chart, draw_charts
-from gbp.pictures.render import WARNING
+from gbp.pictures.figure import WARNING_PAPER as WARNING
 from gbp.similarity import cosine, rank_correlation, ssim
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -137,12 +137,12 @@ def test_maps_of_several_classes_that_are_nearly_the_same_say_so(scale: float, a
     found = Explainer(shared(scale)).explain(np.abs(noise(2, 1, 4, 4)), target=Top(3), rule="vanilla")
     assert any("nearly the same in 2 of 2 samples" in note for note in found.notes) is alike
     assert all(any("nearly the same" in d for d in sample.doubts()) is alike for sample in found)
-    red = np.array([int(WARNING[i : i + 2], 16) for i in (1, 3, 5)])
+    ground = np.array([int(WARNING[i : i + 2], 16) for i in (1, 3, 5)])
     explainer = Explainer(shared(scale), preprocess="unit")
     strip = np.asarray(
         explainer.explain(np.full((4, 4, 3), 200, np.uint8), target=Top(3), rule="vanilla").strip()
     )
-    assert bool((strip == red).all(axis=-1).any()) is alike
+    assert bool((strip == ground).all(axis=-1).any()) is alike
 
 
 def test_one_class_is_not_compared() -> None:

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from gbp.errors import InputError
 from gbp.pictures import decode
-from gbp.pictures.image import Preprocess, read_array, read_image
+from gbp.pictures.image import read_array, read_image
+from gbp.pictures.preprocess import Preprocess
 from gbp.pictures.sidecar import read_labels, read_sidecar
 
 MEMORY, SECONDS = 400, 5  # MiB beyond what the imports took; CPU time
@@ -169,7 +170,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
 OPEN = """
 import json, os, subprocess, sys, time
 from gbp import InputError
-from gbp.pictures.image import Preprocess, read_image
+from gbp.pictures.image import read_image
+from gbp.pictures.preprocess import Preprocess
 
 ran = []
 sys.addaudithook(lambda name, given: ran.append(name) if name in (

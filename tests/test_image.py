@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp.errors import InputError
-from gbp.pictures.image import KEYS, PRESETS, Preprocess, read_image
+from gbp.pictures.image import read_image
+from gbp.pictures.preprocess import KEYS, PRESETS, Preprocess
 from gbp.pictures.sidecar import Sidecar, read_labels, read_sidecar
 
 

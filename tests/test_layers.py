@@ -35,15 +35,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "locks", "ops", "plan", "rules"},
     "pictures": {"errors", "files", "limits"},
     "titles": set(),
-    "sample": {"errors", "head", "pictures", "similarity", "targets", "titles"},
-    "strips": {"errors", "pictures", "sample"},
-    "attribution": {"errors", "head", "pictures", "sample", "similarity", "titles"},
+    "version": set(),
+    "provenance": {"files", "pictures", "version"},
+    "explained": {"errors", "head", "pictures", "provenance", "similarity", "targets", "titles"},
+    "figures": {"errors", "explained", "pictures", "version"},
+    "sample": {"errors", "explained", "figures", "pictures", "targets"},
+    "strips": {"figures", "pictures", "sample"},
+    "attribution": {"errors", "head", "pictures", "provenance", "sample", "similarity", "titles"},
     "packed": {"kernels", "limits"},
     "inputs": {"devices", "errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},
     "engine": {
         *("attribution", "devices", "errors", "graph", "head", "importer", "inputs", "kernels", "limits"),
-        *("notes", "ops", "packed", "pictures", "plan", "rules", "runtime", "targets", "tensors"),
+        *(
+            "notes",
+            "ops",
+            "packed",
+            "pictures",
+            "plan",
+            "provenance",
+            "rules",
+            "runtime",
+            "targets",
+            "tensors",
+        ),
     },
     "run": {
         *("attribution", "devices", "engine", "errors", "inputs", "limits", "notes", "pictures", "rules"),
@@ -52,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"engine", "errors", "inputs", "limits", "pictures", "run", "tensors"},
     "explainer": {
         *("attribution", "engine", "errors", "graph", "head", "importer", "inputs"),
-        *("limits", "network", "pictures", "plan", "rules", "targets"),
+        *("limits", "network", "pictures", "plan", "provenance", "rules", "targets"),
     },
     "methods": {
         *("attribution", "errors", "explainer", "inputs", "limits", "pictures", "rules", "run", "targets"),
@@ -93,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         *("strips", "targets", "titles"),
     },
-    "gbp": {"errors", "explainer", "rules"},
+    "gbp": {"errors", "explainer", "rules", "version"},
     "__main__": {"cli"},
 }
 

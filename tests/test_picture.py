@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 
 from gbp.errors import InputError
+from gbp.pictures import palettes
 from gbp.pictures import render as picture
 
 floats = st.floats(-(2.0**120), 2.0**120, width=32)
@@ -19,7 +19,7 @@ LUMA = np.array([0.2126, 0.7152, 0.0722])
 
 def levels(pixels: np.ndarray) -> np.ndarray:
     """Undo the diverging palette: colours back to -127 … 127."""
-    table = [tuple(colour) for colour in picture._diverging_palette().tolist()]
+    table = [tuple(colour) for colour in palettes.DIVERGING.tolist()]
     assert len(set(table)) == 255, "every level has its own colour"
     return np.array([[table.index(tuple(colour)) - 127 for colour in row] for row in pixels.tolist()])
 
@@ -93,9 +93,9 @@ def test_limits_that_make_no_sense(limit):
 
 def test_lightness_is_monotone():
     """Both palettes must still read when printed in grey."""
-    heat = picture._palette(picture.HEAT, 32) @ LUMA
+    heat = palettes.palette("heat", 32) @ LUMA
     assert (np.diff(heat) > 0).all()
-    arms = picture._diverging_palette() @ LUMA
+    arms = palettes.DIVERGING @ LUMA
     assert (np.diff(arms[:128]) > 0).all()
     assert (np.diff(arms[127:]) < 0).all()
     assert np.abs(arms - arms[::-1]).max() < 10, "no sign looks stronger"
@@ -111,9 +111,9 @@ def test_diverging_signs():
 def test_overlay_keeps_the_image_where_relevance_is_low():
     base = np.zeros((1, 2, 3), np.uint8)
     base[:] = 240, 120, 60
-    low, high = picture.overlay(np.array([[0.0, 1.0]]), base)[0].astype(int)
+    low, high = picture.overlay(np.array([[0.0, 1.0]]), base, alpha=0.95)[0].astype(int)
     assert low[0] > low[1] > low[2], "the image's own hue"
-    assert np.abs(high - picture._palette(picture.HEAT, 256)[-1]).max() < 12
+    assert np.abs(high - palettes.HEAT[-1]).max() < 12
     with pytest.raises(InputError, match="fit"):
         picture.overlay(np.zeros((2, 2)), base)
     with pytest.raises(InputError, match="alpha"):
@@ -128,35 +128,3 @@ def test_rgb_channels():
         picture.rgb(np.zeros((4, 2, 2)))
     with pytest.raises(InputError, match="colours"):
         picture.rgb(np.zeros((3, 2)))
-
-
-# ----------------------------------------------------------------------------------------------- panels
-
-
-@pytest.mark.parametrize(
-    ("side", "panel"), [(1, 288), (28, 308), (96, 288), (224, 448), (288, 288), (600, 600)]
-)
-def test_panels_are_whole_multiples(side, panel):
-    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    canvas = picture.strip([Image.fromarray(pixels)] * 2, ["left", "right"])
-    assert canvas.mode == "RGB"
-    assert canvas.width == 2 * panel + 3 * picture.MARGIN
-    for left in (picture.MARGIN, 2 * picture.MARGIN + panel):
-        cut = np.asarray(canvas)[picture.MARGIN : picture.MARGIN + panel, left : left + panel]
-        assert (cut == np.kron(pixels, np.ones((panel // side, panel // side, 1), np.uint8))).all()
-
-
-def test_captions_stay_below_their_panel():
-    white = Image.new("L", (288, 288), 255)
-    canvas = np.asarray(picture.strip([white, white], ["a very long caption " * 9 + "\nsecond", ""]))
-    below = canvas[picture.MARGIN + 288 + 1 :].min(axis=2)
-    right_of_first = picture.MARGIN + 288
-    assert below[:, :right_of_first].min() < 100
-    assert below[:, right_of_first:].min() == 255
-
-
-def test_strip_refuses():
-    with pytest.raises(InputError):
-        picture.strip([], [])
-    with pytest.raises(InputError):
-        picture.strip([Image.new("L", (2, 2))], [])

@@ -89,7 +89,7 @@ def test_the_map_is_the_librarys(
 def test_json_says_what_the_command_line_says(app: Any, explainer: Explainer) -> None:
     answer = post(app, rule="vanilla", target="star").json()
     expected = explainer.explain(PHOTO, rule="vanilla", target="star")
-    assert {key: answer[key] for key in ("rule", "explained", "top")} == expected.to_dict()
+    assert {key: answer[key] for key in ("rule", "explained", "top", "provenance")} == expected.to_dict()
     assert answer["model"] == "demo"
     assert answer["notes"] == list(expected.notes)
     assert answer["caution"] == RULES["vanilla"].caution != ""
@@ -109,7 +109,7 @@ def test_json_holds_the_map_and_what_the_network_sees_on_request(app: Any, expla
 @pytest.mark.parametrize("style", ["overlay", "gray", "diverging", "rgb", "strip"])
 def test_a_picture_is_the_librarys(app: Any, explainer: Explainer, style: Any) -> None:
     answer = post(app, accept="image/png", style=style)
-    expected = explainer.explain(PHOTO).draw(style)
+    expected = getattr(explainer.explain(PHOTO), style)()
     assert Image.open(io.BytesIO(answer.content)).tobytes() == expected.tobytes()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,8 @@ from ..explainer import Explainer
 from ..files import open_regular
 from ..inputs import Batch, together
 from ..pictures.decode import MAX_FILE
-from ..pictures.files import save_picture
-from ..pictures.image import MAX_ARRAY, is_array_file, read_array, read_image
-from ..strips import strip_rules
+from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_array, read_image
+from ..strips import save_rules
 from .folder import Folder
 from .index import Row
 from .job import Job, Task
@@ -126,9 +125,10 @@ class Worker:
                 if len(image) != 1:
                     raise InputError(f"{task.path!r} holds {len(image)} samples.", supported="one in a file")
             else:
-                image = read_image(_Named(data, task.path))
+                image = read_image(NamedBytes(data, task.path))
                 row |= {"width": image.width, "height": image.height}
-            return Read(task, row, self.explainer._engine.ready(image))
+            batch = self.explainer._engine.ready(image)
+            return Read(task, row, batch if is_array else batch.from_file(task.path))
         except GbpError as error:
             said = str(error).replace(repr(task.path), repr(task.name))  # the same wherever it is read
             return Read(task, row | {"error": said})
@@ -188,7 +188,7 @@ class Worker:
                 return [Explained(reads[0].task, reads[0].row | {"error": str(error)})]
             return [explained for read in reads for explained in self._group([read])]
         return [
-            Explained(read.task, read.row, tuple(_only(attribution, i) for attribution in attributions))
+            Explained(read.task, read.row, tuple(attribution.alone(i) for attribution in attributions))
             for i, read in enumerate(reads)
         ]
 
@@ -199,18 +199,9 @@ class Worker:
             return None
         samples = [attribution[0] for attribution in attributions]
         if len(samples) > 1:
-            drawn = strip_rules(samples, style=None if style == "strip" else style)
-        else:
-            drawn = samples[0].draw(style)
-        return _bytes(lambda to: save_picture(drawn, to, self.job.format))
-
-
-class _Named(io.BytesIO):
-    """Bytes of a file, with its name for messages."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
+            chosen = None if style == "strip" else style
+            return _bytes(lambda to: save_rules(samples, to, chosen, format=self.job.format))
+        return _bytes(lambda to: samples[0].save(to, style, format=self.job.format))
 
 
 def _content(path: str, most: int) -> bytes:
@@ -231,18 +222,3 @@ def _bytes(fill: Callable[[io.BytesIO], object]) -> bytes:
 def _valid(classes: list[Row]) -> list[Row]:
     """Classes with labels that are valid Unicode: those of a JSON file may hold half a character."""
     return [c | {"label": c["label"].encode("utf-8", "backslashreplace").decode()} for c in classes]
-
-
-def _only(attribution: Attribution, i: int) -> Attribution:
-    """The attribution of one sample of several."""
-    part = slice(i, i + 1)
-    details = {k: v[part] if isinstance(v, np.ndarray) else v for k, v in attribution.details.items()}
-    images = attribution.images
-    return replace(
-        attribution,
-        map=attribution.map[part],
-        scores=attribution.scores[part],
-        target=attribution.target[part],
-        images=images and images[part],
-        details=details,
-    )

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..rules import RULES
-from .explain import STYLES
 from .options import (
+    STYLES,
     add_explainer,
     add_preprocessing,
     explainer_options,

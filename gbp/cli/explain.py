@@ -14,9 +14,11 @@ from ..rules import RULES
 from ..titles import title_of
 from .methods import Explaining, add_methods, refuse_misplaced, rules_of, suffix_of
 from .options import (
+    add_drawing,
     add_explainer,
     add_preprocessing,
     explainer_options,
+    look_of,
     print_json,
     print_line,
     print_paragraph,
@@ -26,8 +28,6 @@ from .progress import add_progress, advancing, compiling_shown
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..sample import Sample
-
-STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
 def add_command(commands: Any) -> None:
@@ -53,17 +53,18 @@ def add_command(commands: Any) -> None:
         help='class index, label, "top5", or an index for each axis of the scores, as 8763:1; '
         "default: what each image is taken for",
     )
-    command.add_argument("--style", choices=STYLES, default="strip", help="default: strip")
     command.add_argument(
         "-o",
         "--out",
-        help="file (.png, .jpg, or .npz for the arrays), or a folder; default: IMAGE_RULE.png, here",
+        help="file (.png, .jpg, .webp, .pdf, .svg, or .npz for the arrays), or a folder; "
+        "default: IMAGE_RULE.png, here",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     add_explainer(command)
     add_progress(command)
     add_methods(command)
     add_preprocessing(command)
+    add_drawing(command)
 
 
 #: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.
@@ -77,6 +78,7 @@ def explain(arguments: argparse.Namespace) -> int:
     arguments.images = find_images(arguments.images)
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
+    look = look_of(arguments)
     from PIL import Image
 
     from ..explainer import Explainer
@@ -112,7 +114,7 @@ def explain(arguments: argparse.Namespace) -> int:
                 if path.suffix.lower() == ".npz":
                     attributions[0].save(path)
                 else:
-                    _save(samples, path, arguments.style)
+                    _save(samples, path, arguments, look)
                 reports.append({"image": image, "file": str(path)} | _report(samples))
                 if not (arguments.json or arguments.quiet):
                     _print_report(reports[-1])
@@ -152,6 +154,8 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
     several = arguments.target == "top5"
     if arguments.rule == "all" and (arrays or several):
         raise InputError("--rule all draws one target.", hint="For top5 or .npz, choose one rule.")
+    if arguments.bare and (arguments.style == "strip" or arguments.rule == "all"):
+        raise InputError("--bare writes one picture.", hint="Choose a --style and one rule.")
     if several and arguments.style != "strip" and not arrays:
         raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
     read = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
@@ -170,14 +174,14 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
             )
 
 
-def _save(samples: Sequence[Sample], path: Path, style: Any) -> None:
-    from ..pictures.files import save_picture
-    from ..strips import strip_rules
+def _save(samples: Sequence[Sample], path: Path, arguments: argparse.Namespace, look: dict[str, Any]) -> None:
+    from ..strips import save_rules
 
+    style = arguments.style
     if len(samples) == 1:
-        samples[0].save(path, style)
+        samples[0].save(path, style, bare=arguments.bare, **look)
     else:
-        save_picture(strip_rules(samples, style=None if style == "strip" else style), path)
+        save_rules(samples, path, None if style == "strip" else style, **look)
 
 
 def _report(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from . import batch, explain, inspect, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|algorithm|baseline|device|given|input|labels|layers?|memory|noise|output|preprocess|rule|"
-    "samples|seed|size|steps|target|threads"
+    "activations|algorithm|alpha|bare|baseline|canvas|device|given|input|labels|layers?|limits|memory|noise|"
+    "output|palette|percentile|preprocess|rule|samples|seed|size|smooth|steps|style|target|threads"
 )
 
 #: Text in messages of the library → its form on the command line.
@@ -27,6 +27,7 @@ _SAID = {
     "output=PROBABILITY": "--output probability",
     "size=(H, W)": "--size HxW",
     "Give labels.": "Give --labels.",
+    "max_side is": "--max-side is",
     "Top(k)": "top5",
 }
 

@@ -6,11 +6,14 @@ import argparse
 import json
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import InputError, shown
 from ..head import PROBABILITY
+from ..pictures.look import Canvas, Limits
 from ..targets import At, target_of
+
+STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
 def add_ends(command: argparse.ArgumentParser) -> None:
@@ -62,6 +65,48 @@ def add_explainer(command: argparse.ArgumentParser) -> None:
     add_algorithm(command)
     add_device(command)
     add_cache(command)
+
+
+def add_drawing(command: argparse.ArgumentParser) -> None:
+    """Add the options for how maps are drawn."""
+    drawing = command.add_argument_group("drawing")
+    add = drawing.add_argument
+    add("--style", choices=STYLES, default="strip", help="one picture, or a strip of all; default: strip")
+    add(
+        "--smooth",
+        type=float,
+        metavar="PX",
+        help="σ of the Gaussian that smooths a map, in pixels of the input; default: 2.5 for 224 in overlays",
+    )
+    add("--alpha", type=float, metavar="A", help="opacity of the strongest heat; default: 0.85")
+    add(
+        "--percentile",
+        type=float,
+        metavar="P",
+        help="of a map's magnitude, which is drawn at full strength; default: 99.5",
+    )
+    add("--palette", metavar="NAME", help="heat, gray, red-blue, or a colour map of Matplotlib")
+    add("--limits", choices=get_args(Limits), help="of a strip's maps: own (default), or shared")
+    add(
+        "--canvas",
+        choices=get_args(Canvas),
+        help="draw on the whole photo (default of overlays), or on what the network saw",
+    )
+    add("--max-side", type=int, metavar="PX", help="of a photo, at most; default: 1600")
+    add("--bare", action="store_true", help="the picture alone, without captions and colour bar")
+
+
+def look_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of methods that draw.  Raises InputError for those out of range."""
+    from ..pictures.look import Look
+    from ..pictures.palettes import palette
+
+    names = ("smooth", "alpha", "percentile", "palette", "limits", "canvas", "max_side")
+    look = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    Look(**look)
+    if arguments.palette is not None:
+        palette(arguments.palette, 2)
+    return look
 
 
 def add_algorithm(command: argparse.ArgumentParser) -> None:
@@ -167,7 +212,7 @@ def _value(text: str) -> Any:
 
 def preprocess_of(arguments: argparse.Namespace) -> Any:
     """The preprocessing: the options on top of the preset or the model's sidecar; None without options."""
-    from ..pictures.image import Preprocess
+    from ..pictures.preprocess import Preprocess
     from ..pictures.sidecar import read_sidecar
 
     given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}

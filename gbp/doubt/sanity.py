@@ -26,8 +26,8 @@ from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
 from ..limits import at_least_one
-from ..pictures import render
 from ..pictures.chart import Chart, draw_charts
+from ..pictures.figure import Panel, enlarged, figure, stacked
 from ..rules import RULES
 from ..similarity import rank_correlation, ssim
 from ..targets import Target
@@ -48,6 +48,8 @@ _SAME = 0.5
 _DRAWS = 8
 #: Rows of maps in the picture have so many randomised models at most.
 _SHOWN = 5
+#: Pixels of each chart in a picture without maps.
+_WIDTH = 288
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,11 @@ class Sanity:
             for name, title in MEASURES.items()
         ]
         rows = [
-            render.strip([image for _, image in row], [caption for caption, _ in row])
+            figure([Panel(enlarged(image), title) for title, image in row]).image()
             for row in self.pictures.values()
         ]
-        width = max((row.width for row in rows), default=render.PANEL * len(MEASURES))
-        return render.stacked([draw_charts(charts, columns=len(MEASURES), width=width), *rows])
+        width = max((row.width for row in rows), default=_WIDTH * len(MEASURES))
+        return stacked([draw_charts(charts, columns=len(MEASURES), width=width), *rows])
 
 
 def sanity(
@@ -226,7 +228,9 @@ def sanity(
         return found
 
     likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
-    pictures = {rule: [("the model's own", own[rule][0].panel("gray"))] for rule in rules if _is_drawn(first)}
+    pictures = {
+        rule: [("the model's own", own[rule][0].gray(smooth=0))] for rule in rules if _is_drawn(first)
+    }
     shown = {stages[k] for k in np.linspace(0, len(stages) - 1, min(_SHOWN, len(stages))).round().astype(int)}
     for mode in MODES:
         values: dict[str, list[Likeness | None]] = {rule: [] for rule in rules}
@@ -242,7 +246,7 @@ def sanity(
             for rule, found in maps.items():
                 values[rule].append(None if found is None else _likeness(own[rule], found))
                 if mode == "cascading" and stage in shown and rule in pictures and found is not None:
-                    pictures[rule].append((f"random down to\n{name}", found[0].panel("gray")))
+                    pictures[rule].append((f"random down to {name}", found[0].gray(smooth=0)))
         likeness[mode] = {rule: tuple(found) for rule, found in values.items()}
     report("other classes")
     cosines = {}

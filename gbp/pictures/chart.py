@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .render import FRAME, INK
+from .figure import FRAME, INK
 
 #: Line colours in order; they differ in lightness too.
 COLOURS = ("#113a85", "#dd4a5d", "#f2a12e", "#4f8f5b", "#7b4fa3", "#555555")

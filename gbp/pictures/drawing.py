@@ -1,29 +1,102 @@
-"""Maps (C, H, W) become pictures in a named style."""
+"""Maps (C, H, W) become pictures in a named style, with what one must know to read them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..errors import InputError
 from . import render
+from .look import Look
+from .palettes import Pixels, palette
+from .photo import MAX_SIDE, Photo
 
 Reduction = Literal["abs-max", "abs-mean", "positive", "negative", "norm", "sum"]
 Panel = Literal["overlay", "diverging", "gray", "rgb"]
 Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
+
+#: Maps of fewer pixels a side are enlarged by whole factors, each pixel to a square.
+SHARP = 96
+_PALETTES = {"overlay": "heat", "gray": "gray", "diverging": "red-blue"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of a map.
+
+    Parameters
+    ----------
+    image
+        The picture.
+    limit
+        The magnitude that is drawn at full strength.
+    sigma
+        σ of the Gaussian that smoothed the map, in pixels of the network's input.
+    colours
+        The colours (n, 3), from 0 to `limit`; from -`limit` to `limit` where `signed`.
+    signed
+        Whether colours tell the sign.
+    on_photo
+        Whether it shows the whole photo.
+    """
+
+    image: Image.Image
+    limit: float
+    sigma: float
+    colours: Pixels
+    signed: bool
+    on_photo: bool
+
+
+def sigma_of(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, int]) -> float:
+    """σ in pixels of an input of `size` = (width, height); by default 0 for maps of inner layers."""
+    if look.smooth is not None:
+        return float(look.smooth)
+    if style == "rgb" or m.shape[1:] != size[::-1]:
+        return 0.0
+    return round(sum(size) / (180 if style == "overlay" else 300), 1)
+
+
+def prepared(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, int]) -> NDArray[np.float64]:
+    """The planes (1 or C, H, W) that a style draws, smoothed.
+
+    "overlay" and "gray" draw the norm over the channels, "diverging" their sum, "rgb" each.  `size` is the
+    (width, height) of the network's input; a map of an inner layer is smaller.
+    """
+    if style not in get_args(Panel):
+        raise InputError(f"unknown style {style!r}.", supported=", ".join(get_args(Style)))
+    sigma = sigma_of(m, style, look, size) * m.shape[2] / size[0]
+    planes = m if style == "rgb" else reduce(m, "sum" if style == "diverging" else "norm")[None]
+    return np.stack([render.smoothed(plane, sigma) for plane in planes])
+
+
+def limit_of(maps: list[NDArray[np.float32]], style: str, look: Look, size: tuple[int, int]) -> float:
+    """One limit for several maps in the same style; see `prepared`."""
+    planes = [prepared(m, style, look, size).ravel() for m in maps]
+    return render.robust_limit(np.concatenate(planes), look.percentile)
+
+
+def uses_photo(style: str, look: Look, photo: Photo | None) -> bool:
+    """Whether a style is drawn on the whole photo.  Raises `InputError` where it is wanted and unknown."""
+    if look.canvas == "photo" and photo is None:
+        raise InputError("there is no photo: the sample came as an array.", supported="canvas='network'")
+    if look.canvas is not None:
+        return look.canvas == "photo"
+    return style == "overlay" and photo is not None and photo.is_there()
 
 
 def draw_map(
     m: NDArray[np.float32],
     style: str,
     image: Image.Image | None = None,
-    *,
-    limit: float | None = None,
-    alpha: float = 0.95,
-) -> Image.Image:
+    photo: Photo | None = None,
+    look: Look | None = None,
+    height: int | None = None,
+) -> Drawn:
     """Draw one map.
 
     Parameters
@@ -33,34 +106,94 @@ def draw_map(
     style
         One of `Panel`.
     image
-        The image that "overlay" draws the map over.
-    limit
-        The magnitude that is drawn at full strength; by default `render.robust_limit`.
-    alpha
-        The opacity of the strongest heat of "overlay", 0 to 1.
+        What the network saw, which "overlay" draws the map over.
+    photo
+        The whole photo of which that is a part.
+    look
+        How it is drawn.
+    height
+        The picture's height in pixels; by default the photo's, up to `look.max_side`, or the map's.
 
     Raises
     ------
     InputError
         For another style, for "overlay" without an image, and as the functions of `render`.
     """
-    if style == "gray":
-        return Image.fromarray(render.gray(reduce(m, "abs-max"), limit=limit))
-    if style == "diverging":
-        return Image.fromarray(render.diverging(reduce(m, "sum"), limit=limit))
-    if style == "rgb":
-        return Image.fromarray(render.rgb(m, limit=limit))
-    if style != "overlay":
-        raise InputError(f"unknown style {style!r}.", supported=", ".join(get_args(Style)))
-    if image is None:
+    look = look or Look()
+    given = image.size if image else (m.shape[2], m.shape[1])
+    planes = prepared(m, style, look, given)
+    limit = look.limit or render.robust_limit(planes, look.percentile)
+    sharp = max(given) < SHARP
+    frame = None
+    if uses_photo(style, look, photo) and photo is not None:
+        size = photo_size(photo, look, height)
+        scale = size[0] / photo.size[0], size[1] / photo.size[1]
+        left, top, right, bottom = (round(edge * scale[i % 2]) for i, edge in enumerate(photo.box))
+        box = left, top, max(right, left + 1), max(bottom, top + 1)
+        frame = None if photo.is_whole else box
+        base = photo.open(size) if style == "overlay" else None
+    else:
+        photo = None
+        factor = 1 if height is None else height / given[1]
+        size = (max(1, round(given[0] * factor)), max(1, round(given[1] * factor)))
+        box = (0, 0, *size)
+        base = seen(image, size, sharp) if image and style == "overlay" else None
+    if style == "overlay" and base is None:
         raise InputError(
             "there is no image to lay the map over.", hint="The styles gray and diverging do without."
         )
-    magnitude, base = reduce(m, "abs-max"), image.convert("RGB")
-    if magnitude.size < base.width * base.height:  # of an inner layer: its pixels become squares
-        magnitude = np.asarray(Image.fromarray(magnitude).resize(base.size, Image.Resampling.NEAREST))
-    base = base.resize(magnitude.shape[::-1], Image.Resampling.BILINEAR)
-    return Image.fromarray(render.overlay(magnitude, np.asarray(base), alpha=alpha, limit=limit))
+    if box != (0, 0, m.shape[2], m.shape[1]) or size != (m.shape[2], m.shape[1]):
+        planes = np.stack([render.placed(plane / limit, box, size, sharp=sharp) for plane in planes])
+    else:
+        planes = planes / limit
+    name = look.palette or _PALETTES.get(style, "gray")
+    colours = palette(name, 255 if style == "diverging" else 256)
+    if style == "rgb":
+        pixels = render.rgb(planes, limit=1)
+    elif style == "diverging":
+        pixels = render.diverging(planes[0], limit=1, colours=colours)
+    elif base is not None:
+        over = np.asarray(base.convert("RGB"))
+        pixels = render.overlay(planes[0], over, alpha=look.alpha, limit=1, colours=colours)
+    elif name == "gray":
+        pixels = render.gray(planes[0], limit=1)
+    else:
+        pixels = render.coloured(planes[0], colours, limit=1)
+    picture = Image.fromarray(pixels)
+    if frame is not None:
+        picture = framed(picture, frame)
+    sigma = sigma_of(m, style, look, given)
+    return Drawn(picture, limit, sigma, colours, style in ("diverging", "rgb"), photo is not None)
+
+
+def photo_size(photo: Photo, look: Look, height: int | None = None) -> tuple[int, int]:
+    """The (width, height) at which a photo is drawn."""
+    width, tall = photo.size
+    if height is not None:
+        return max(1, round(width * height / tall)), height
+    factor = min(1.0, (look.max_side or MAX_SIDE) / max(photo.size))
+    return max(1, round(width * factor)), max(1, round(tall * factor))
+
+
+def seen(image: Image.Image, size: tuple[int, int], sharp: bool) -> Image.Image:
+    """What the network saw, enlarged to `size` = (width, height)."""
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC)
+
+
+def framed(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A picture with a white frame, and a thin dark line on either side of it, on any ground."""
+    picture = picture.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(max(picture.size) / 500))
+    left, top, right, bottom = box
+    left, top = max(left, line), max(top, line)
+    right, bottom = min(right, picture.width - line), min(bottom, picture.height - line)
+    for out, colour in ((line, "#303030"), (0, "#ffffff"), (-line, "#303030")):
+        edge = (left - out, top - out, right + out - 1, bottom + out - 1)
+        draw.rectangle(edge, outline=colour, width=line)
+    return picture
 
 
 def reduce(m: NDArray[np.float32], how: Reduction) -> NDArray[np.float32]:

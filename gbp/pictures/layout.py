@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .image import Channels
+from .preprocess import Channels
 
 #: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
 Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import beside, read_text
-from .image import Preprocess
+from .preprocess import Preprocess
 
 #: Bytes of TOML: Python's parser takes time that is quadratic in the parts of a key.
 _MAX_TOML = 2**16

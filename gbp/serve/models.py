@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -144,22 +144,10 @@ class Served:
                 "together": len(jobs),
             }
             try:
-                answers.append(_answer(job, only(result, i), timing))
+                answers.append(_answer(job, result.alone(i), timing))
             except (GbpError, MemoryError) as error:
                 answers.append(error)
         return answers
-
-
-def only(result: Attribution, i: int) -> Attribution:
-    """The attribution of sample i alone."""
-    part = slice(i, i + 1)
-    return replace(
-        result,
-        map=result.map[part],
-        scores=result.scores[part],
-        target=result.target[part],
-        images=result.images[part] if result.images else None,
-    )
 
 
 def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
@@ -169,7 +157,8 @@ def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
     elif ask.format == "json":
         content = as_json(_report(job, result, timing))
     else:
-        picture = result.draw(ask.style or result[0].panels()[0])
+        style = ask.style or result[0].panels()[0]
+        picture = result.strip() if style == "strip" else getattr(result, style)()
         content = _encoded(picture, ask.format)
     return Answer(content, FORMATS[ask.format])
 

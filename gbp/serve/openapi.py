@@ -142,6 +142,8 @@ def _schemas() -> dict[str, Any]:
     timing = {"waited_ms": number, "explained_ms": number, "together": {"type": "integer"}}
     base64 = {"type": "string", "contentEncoding": "base64"}
     scores = {"type": "array", "items": {"$ref": "#/components/schemas/Score"}}
+    setting = {"type": ["object", "array", "string", "number", "boolean", "null"], "items": number}
+    settings = {"type": ["object", "null"], "additionalProperties": setting}
     explanation = {
         "model": text,
         "rule": text,
@@ -150,6 +152,9 @@ def _schemas() -> dict[str, Any]:
         "notes": texts,
         "caution": text,
         "timing": _object(timing),
+        "provenance": _object(
+            {"gbp": text, "model": text, "sha256": text, "preprocess": settings, "options": settings}
+        ),
     }
     extras = {
         "map": {**base64, "description": "An .npz file: map, scores, target, rule, notes, layout."},

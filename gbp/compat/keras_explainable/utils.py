@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...errors import InputError
 from ...pictures import render
+from ...pictures.figure import Panel, enlarged, figure, stacked
 from ...pictures.files import File, save_picture
 from ..core import refuse
 
@@ -80,8 +81,8 @@ def visualize(
     blank = Image.new("RGB", size, "white")
     named = [*(titles or ()), *[""] * len(panels)][: len(panels)]
     drawn = [panel or blank for panel in panels]
-    lines = [render.strip(drawn[k : k + across], named[k : k + across]) for k in range(0, len(drawn), across)]
-    grid = render.stacked(lines)
+    shown = [Panel(enlarged(image), name) for image, name in zip(drawn, named, strict=True)]
+    grid = stacked([figure(shown[k : k + across]).image() for k in range(0, len(shown), across)])
     for file in (to_file, to_buffer):
         if file is not None:
             save_picture(grid, file)

@@ -1,0 +1,165 @@
+"""`Explained`: the map and the scores of one sample, and what its classes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import InputError
+from .head import Head
+from .pictures.drawing import Panel
+from .pictures.layout import Layout, channels_first
+from .pictures.legend import percent
+from .pictures.photo import Photo
+from .pictures.preprocess import Channels
+from .provenance import Provenance
+from .similarity import remark
+from .targets import Classes
+from .titles import plain, title_of
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What `Sample` holds; see there."""
+
+    map: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    target: Any
+    rule: str
+    layout: Layout = "NCHW"
+    labels: tuple[str, ...] | None = None
+    image: Image.Image | None = None
+    channels: Channels = "RGB"
+    head: Head | None = None
+    score_shape: tuple[int, ...] = ()
+    method: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    depends_on_image: bool = True
+    photo: Photo | None = None
+    provenance: Provenance | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The rule or the method, as captions call it."""
+        return title_of(self.method, self.rule, self.details)
+
+    def made_by(self) -> dict[str, Any]:
+        """The method and its details, in JSON's types; empty where the rule alone made the map."""
+        details = {key: plain(value) for key, value in self.details.items()}
+        return {"method": self.method, "details": details} if self.method else {}
+
+    @property
+    def targets(self) -> int:
+        """How many targets were explained."""
+        return int(np.size(self.target))
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The probabilities of all classes, float32 (classes,).  Raises `InputError` without a head."""
+        if self.head is None:
+            raise InputError("the model has no head that makes probabilities of these scores.")
+        (chances,) = self.head.probabilities(self.scores[None])
+        return np.asarray(chances)
+
+    def each_target(self) -> list[Self]:
+        """One sample for each target, in their order."""
+        if np.ndim(self.target) == 0:
+            return [self]
+        return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
+
+    def doubts(self) -> list[str]:
+        """What a picture of this map must not hide, one short sentence each."""
+        alike = remark(self.map if np.ndim(self.target) else self.map[None])
+        same = None if self.depends_on_image else "the same map for any image."
+        return [f"{self.title}: {doubt}" for doubt in (same, alike) if doubt]
+
+    @property
+    def classes(self) -> Classes:
+        """The shape and the labels of the scores."""
+        return Classes(self.score_shape or self.scores.shape, self.labels)
+
+    def the_target(self) -> int:
+        """The explained class.  Raises `InputError` where several were explained."""
+        if self.targets != 1:
+            raise InputError(f"{self.targets} classes were explained.", hint="Choose one: only(class).")
+        return int(np.ravel(self.target)[0])
+
+    def planes(self) -> NDArray[np.float32]:
+        """The map of the only target as (C, H, W), colours red first."""
+        self.the_target()
+        m = self.map if np.ndim(self.target) == 0 else self.map[0]
+        return channels_first(m, self.layout, self.channels)
+
+    def name_of(self, number: int) -> str:
+        """The label of a class, or "class 7"; with its position where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        return self.classes.name(number)
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Class, label, score and probability of one class, in JSON's types.
+
+        Also "position", as "8763:1", where the scores have several axes.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        classes = self.classes
+        several = len(classes.axes) > 1
+        return {
+            "class": number,
+            **({"position": classes.position(number)} if several else {}),
+            "label": self.name_of(number),
+            "score": float(self.scores[number]),
+            "probability": None if self.head is None else float(self.probabilities[number]),
+        }
+
+    def panels(self) -> list[Panel]:
+        """The styles that this map can be drawn in, the most useful first."""
+        where: Panel = "overlay" if self.image else "gray"
+        coloured: list[Panel] = ["rgb"] if self.each_target()[0].planes().shape[0] == 3 else []
+        return [where, *coloured, "diverging"]
+
+    def best(self) -> int:
+        """The class with the highest score."""
+        return int(np.argmax(self.scores))
+
+    def chance(self, number: int) -> float | None:
+        """The probability of a class; None where the model has no head.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores.
+        """
+        return None if self.head is None else float(self.probabilities[number])
+
+    def caption(self, number: int | None = None) -> str:
+        """The label of a class, and its probability or score.
+
+        Parameters
+        ----------
+        number
+            The class: an index into the scores; by default the one that was explained.
+
+        Raises
+        ------
+        InputError
+            Where several were explained, and none is named.
+        """
+        number = self.the_target() if number is None else number
+        chance = self.chance(number)
+        value = f"score {self.scores[number]:.2f}" if chance is None else percent(chance)
+        return f"{self.name_of(number)}: {value}"

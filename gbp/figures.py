@@ -1,0 +1,220 @@
+"""Explained samples become figures: which panels they have, and what is said beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .errors import InputError
+from .explained import Explained
+from .pictures import legend
+from .pictures.drawing import SHARP, Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
+from .pictures.figure import Figure, figure
+from .pictures.figure import Panel as FigurePanel
+from .pictures.look import Look
+from .version import VERSION
+
+#: The height of the panels of a strip, and the least of a single one.
+STRIP_HEIGHT, LEAST_HEIGHT = 448, 320
+#: How many times as wide as high a strip's panel may be before it becomes lower.
+_WIDEST = 2
+
+
+def draw_panel(sample: Explained, style: str, look: Look, height: int | None = None) -> Drawn:
+    """Draw the map of the only target, in any style but "strip", without captions.
+
+    Parameters
+    ----------
+    sample
+        The sample.
+    style
+        The name of the style.
+    look
+        How it is drawn.
+    height
+        The picture's height in pixels; by default its own.
+    """
+    return draw_map(sample.planes(), style, sample.image, sample.photo, look, height)
+
+
+def figure_of(sample: Explained, style: Style | None, look: Look) -> Figure:
+    """The figure of one sample.
+
+    Parameters
+    ----------
+    sample
+        The sample, with one target, or several where the style is "strip".
+    style
+        By default the first of `Explained.panels`.
+    look
+        How maps are drawn.
+    """
+    if style == "strip":
+        return _strip(sample, look)
+    chosen: Panel = style or sample.panels()[0]
+    own = draw_panel(sample, chosen, look)
+    height = own.image.height
+    if max(own.image.size) < LEAST_HEIGHT or min(own.image.size) < 48:
+        height = _enlarged(*own.image.size)
+    drawn = own if height == own.image.height else draw_panel(sample, chosen, look, height)
+    title = f"{sample.title}: {legend.SHOWN[chosen]}"
+    return _composed([(sample, chosen, drawn, title)], [], look, sample.doubts())
+
+
+def _strip(sample: Explained, look: Look) -> Figure:
+    """The photo beside its maps: one target in every style, K targets in one each."""
+    height = _strip_height(sample, look)
+    where, *others = sample.panels()
+    if sample.targets > 1:
+        ones = sample.each_target()
+        look = _shared([(one, where) for one in ones], look)
+        shown = [(one, where, draw_panel(one, where, look, height), one.title) for one in ones]
+    else:
+        shown = [
+            (sample, style, draw_panel(sample, style, look, height), f"{sample.title}: {legend.SHOWN[style]}")
+            for style in (where, *others)
+        ]
+    return _composed(shown, _input_panel(sample, look, height), look, sample.doubts())
+
+
+def rules_figure(samples: Sequence[Explained], style: Panel | None, look: Look) -> Figure:
+    """Draw one sample under several rules: the photo, then the maps in the order of `samples`.
+
+    Parameters
+    ----------
+    samples
+        The same sample from several attributions, with one target each.
+    style
+        By default "rgb" where the map has three colours, else "gray".
+    look
+        How maps are drawn.
+
+    Raises
+    ------
+    InputError
+        Without samples, and as `draw_panel`.
+    """
+    if not samples:
+        raise InputError("there are no attributions to show.")
+    first = samples[0]
+    chosen: Panel = style or ("rgb" if "rgb" in first.panels() else "gray")
+    height = _strip_height(first, look)
+    look = _shared([(sample, chosen) for sample in samples], look)
+    shown = [
+        (sample, chosen, draw_panel(sample, chosen, look, height), f"{sample.title}: {legend.SHOWN[chosen]}")
+        for sample in samples
+    ]
+    doubts = [doubt for sample in samples for doubt in sample.doubts()]
+    return _composed(shown, _input_panel(first, look, height), look, doubts)
+
+
+def _shared(maps: Sequence[tuple[Explained, Panel]], look: Look) -> Look:
+    """The look with the limit of all maps, where they share it."""
+    if look.limits == "own" or look.limit is not None:
+        return look
+    first = maps[0][0]
+    height, width = _plane_size(first)
+    size = first.image.size if first.image else (width, height)
+    return look.but(limit=limit_of([one.planes() for one, _ in maps], maps[0][1], look, size))
+
+
+def _composed(
+    shown: Sequence[tuple[Explained, Panel, Drawn, str]],
+    panels: list[FigurePanel],
+    look: Look,
+    doubts: Sequence[str],
+) -> Figure:
+    """The figure of drawn maps, each with its sample, style and title, behind other panels."""
+    unlikely: dict[str, str] = {}
+    for sample, style, drawn, title in shown:
+        doubt = _doubt(sample)
+        if doubt:
+            unlikely[sample.name_of(sample.the_target())] = doubt
+        key = legend.key_of(drawn, style, sample.rule, look, sample.method)
+        panels.append(FigurePanel(drawn.image, title, sample.caption(), key, bool(doubt)))
+    sample, all_drawn = shown[0][0], [drawn for _, _, drawn, _ in shown]
+    told = [sample.provenance.model if sample.provenance else ""]
+    if sample.photo is not None:
+        told.append(sample.photo.how())
+    told += [legend.smoothing_of(all_drawn), f"gbp {VERSION}"]
+    return figure(panels, " · ".join(filter(None, told)), [*legend.warning_of(unlikely), *doubts])
+
+
+def _doubt(sample: Explained) -> str:
+    """Why the explained class is hardly there: its probability, or how many classes score higher; or ""."""
+    number = sample.the_target()
+    chance, higher = sample.chance(number), int((sample.scores > sample.scores[number]).sum())
+    if chance is not None:
+        return legend.percent(chance) if chance < legend.UNLIKELY else ""
+    is_low = len(sample.classes.axes) == 1 and higher >= max(5, len(sample.scores) // 20)
+    return f"{higher} of {len(sample.scores)} classes score higher" if is_low else ""
+
+
+def _input_panel(sample: Explained, look: Look, height: int) -> list[FigurePanel]:
+    """The first panel of a strip, with the best class as caption; none where the image is unknown."""
+    caption = sample.caption(sample.best())
+    if sample.photo is not None and sample.photo.is_there() and look.canvas != "network":
+        photo, size = sample.photo, photo_size(sample.photo, look, height)
+        image, scale = photo.open(size), size[0] / photo.size[0]
+        if not photo.is_whole:
+            left, top, right, bottom = (round(edge * scale) for edge in photo.box)
+            image = framed(image, (left, top, right, bottom))
+        return [FigurePanel(image, "photo", caption)]
+    if sample.image is None:
+        return []
+    width = round(sample.image.width * height / sample.image.height)
+    image = seen(sample.image, (width, height), max(sample.image.size) < SHARP)
+    return [FigurePanel(image, "input", caption)]
+
+
+def _strip_height(sample: Explained, look: Look) -> int:
+    """The height of a strip's panels."""
+    height, width = _plane_size(sample)
+    if sample.photo is not None and sample.photo.is_there() and look.canvas != "network":
+        across, down = sample.photo.size
+        tall = STRIP_HEIGHT if look.max_side is None else round(look.max_side * down / max(across, down))
+        if max(height, width) < SHARP and look.max_side is None:
+            tall = _enlarged(width, height)
+        return max(16, min(tall, round(tall * _WIDEST * down / across)))
+    if look.max_side is not None:
+        return max(16, round(look.max_side * height / max(width, height)))
+    return _enlarged(width, height)
+
+
+def _plane_size(sample: Explained) -> tuple[int, int]:
+    """The (height, width) of what the network saw, or of the map where that is unknown."""
+    if sample.image is not None:
+        return sample.image.height, sample.image.width
+    height, width = sample.each_target()[0].planes().shape[1:]
+    return int(height), int(width)
+
+
+def _enlarged(width: int, height: int) -> int:
+    """The height of a small picture enlarged by a whole factor; a single row must be visible."""
+    factor = max(1, -(-LEAST_HEIGHT // max(width, height)))
+    return max(factor, -(-48 // height)) * height
+
+
+def metadata_of(samples: Sequence[Explained], look: Look) -> dict[str, Any]:
+    """What a picture's file says about itself, in JSON's types.
+
+    Parameters
+    ----------
+    samples
+        The sample, under one rule or several.
+    look
+        How maps are drawn; what is as by default is left out.
+    """
+    first, usual = samples[0], asdict(Look())
+    targets = [first.the_target()] if first.targets == 1 else [int(one) for one in first.target]
+    photo = first.photo
+    seen_of = {"size": list(photo.size), "seen": [round(edge, 2) for edge in photo.box]} if photo else None
+    return {
+        "provenance": first.provenance.to_dict() if first.provenance else {"gbp": VERSION},
+        "maps": [{"rule": sample.rule} | sample.made_by() for sample in samples],
+        "explained": [first.row(number) for number in targets],
+        "photo": seen_of,
+        "look": {key: value for key, value in asdict(look).items() if value != usual[key]},
+        "notes": list(first.notes),
+    }

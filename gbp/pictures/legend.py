@@ -1,0 +1,86 @@
+"""The words of a figure: how to read a style's colours, and when to doubt a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .drawing import Drawn, Panel
+from .figure import Key
+from .look import Look
+
+#: Below this probability of the explained class a picture says that it is no evidence.
+UNLIKELY = 0.01
+
+SHOWN: dict[str, str] = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
+
+#: Rules whose maps leave out what lowers the score on the way: they are no gradient.
+_POSITIVE_RULES = ("guided", "deconvnet")
+#: Methods that share the score out among pixels, and those that weigh the places of an inner layer.
+_SHARES = ("input-x-gradient", "integrated-gradients", "layer-gradient-x-activation")
+_PLACES = ("grad-cam", "layer-grad-cam")
+
+
+def meaning(style: Panel, rule: str, method: str = "") -> str:
+    """How to read the colours of a style, a sentence.
+
+    Parameters
+    ----------
+    style
+        The style.
+    rule, method
+        What made the map, as in `Attribution`.
+    """
+    method = method.replace("_", "-")
+    if style == "diverging" and method in (*_SHARES, *_PLACES):
+        return "red: speaks for the class; blue: speaks against it"
+    if method in _SHARES:
+        return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
+    if method in _PLACES:
+        return "brighter: what the layer finds here counts more for the class"
+    if method == "vargrad":
+        return "brighter: the gradient changes more here when noise is added"
+    paths = "; only paths that raise it count" if rule in _POSITIVE_RULES else ""
+    if style in ("overlay", "gray"):
+        return f"brighter: a small change here moves the score more{paths}"
+    if style == "diverging":
+        return f"red: brighter here raises the score; blue: darker here does{paths}"
+    return f"a colour: more of it here raises the score; grey: no effect{paths}"
+
+
+def key_of(drawn: Drawn, style: Panel, rule: str, look: Look, method: str = "") -> Key:
+    """The colour bar of a picture."""
+    at = f"{drawn.limit:.2g}"
+    over = " and above" if look.limit is not None else f" ({look.percentile:g} % are below)"
+    colours = drawn.colours
+    if drawn.signed:
+        return Key(colours, (f"-{at}", "0", at), meaning(style, rule, method))
+    return Key(colours, ("0", "", at + over), meaning(style, rule, method))
+
+
+def percent(chance: float) -> str:
+    """A probability in per cent with one decimal; "<0.1 %" and ">99.9 %" at the ends."""
+    if chance < 0.001:
+        return "<0.1 %"
+    return f"{100 * chance:.1f} %" if chance <= 0.999 else ">99.9 %"
+
+
+def warning_of(unlikely: Mapping[str, str]) -> list[str]:
+    """What to say where explained classes are improbable, given as {name: why}; nothing for none."""
+    if not unlikely:
+        return []
+    names = " and ".join(f"“{name}” ({why})" for name, why in list(unlikely.items())[:2])
+    more = f" and {len(unlikely) - 2} more" if len(unlikely) > 2 else ""
+    return [
+        f"The network does not see {names}{more} here. A map can look convincing for any class: "
+        "it shows what would move the score, and is no evidence that the class is there."
+    ]
+
+
+def smoothing_of(drawn: Sequence[Drawn]) -> str:
+    """How the maps were smoothed, in words."""
+    sigmas = {one.sigma for one in drawn}
+    least, most = min(sigmas), max(sigmas)
+    if most == 0:
+        return "maps not smoothed"
+    words = " and ".join(f"{sigma:g}" for sigma in sorted(sigmas - {0.0}, reverse=True))
+    return f"maps smoothed, σ = {words} pixels of the input" + (" (in colour: not)" if least == 0 else "")
