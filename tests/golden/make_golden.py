@@ -231,10 +231,12 @@ class Network:
         (gx,) = torch.autograd.grad(self._run(x, rule, noise).flatten()[target], x)
         return gx
 
-    def _run(self, x: Tensor, rule: Rule, noise: Noise | None = None) -> Tensor:
-        """What feeds the final Softmax, or the output where there is none."""
+    def _run(
+        self, x: Tensor, rule: Rule, noise: Noise | None = None, table: type[dict[str, Tensor]] = dict
+    ) -> Tensor:
+        """What feeds the final Softmax, or the output where there is none; `table` holds the tensors."""
         (picture,), (output,) = self._graph.input, self._graph.output
-        tensors = {**self._constants, picture.name: x}
+        tensors = table({**self._constants, picture.name: x})
         for node in self._graph.node:
             inputs = [tensors[name] for name in node.input]
             if node.op_type == "Softmax" and node.output[0] == output.name:

@@ -1,0 +1,196 @@
+"""Gradients of and at inner tensors of whole networks, in float64 by torch autograd.
+
+    python tests/golden/make_inner.py                       writes inner.npz, which the tests read
+    python tests/golden/make_inner.py --check [NAME ...]    compares gbp at every tensor of these networks
+
+Needs torch, as `make_golden.py`, whose networks, pictures and rules these are; --check needs gbp as well.
+
+For some tensors t of each network `inner.npz` holds, under `<network>/<tensor>/`:
+
+    value                  a digest of t
+    <rule>/at              a digest of the gradient of the explained logit with respect to t
+    <rule>/of              a digest of the gradient of Σ seed · t with respect to the picture; see `seed_of`
+    <rule>/at_yardstick    as `<rule>_yardstick` in `make_golden.py`, for that gradient
+    <rule>/of_yardstick    the same for the other gradient
+
+A digest of m is float64 (72,): m at `SAMPLES` places, ‖m‖₂, and `PROJECTIONS` projections on random signs.
+The gradient at a rectifier's output is that before its gate.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from make_golden import NOISE, RULES, TRIALS, Network, Noise, Rule, gaussian, relative_error
+from numpy.typing import NDArray
+from torch import Tensor
+
+GOLDEN = Path(__file__).resolve().parent
+sys.path.insert(0, str(GOLDEN.parents[1] / "models"))
+import zoo  # noqa: E402
+
+#: Five architectures: plain, with branches, residual, shuffled, dense.
+NETWORKS = ("squeezenet", "inception_v1", "resnet50", "shufflenet", "densenet121")
+#: Tensors of each that are stored, evenly over its depth.
+STORED = 7
+SAMPLES, PROJECTIONS = 64, 7
+#: Below this error nothing is a matter of rounding.
+FLOOR, MARGIN = 1e-5, 4
+
+
+class Inner(Network):
+    """A network whose tensors stay."""
+
+    def tensors(self, x: Tensor, rule: Rule, noise: Noise | None = None) -> dict[str, Tensor]:
+        """Every tensor by name, those of the picture and the logits included, as a graph of autograd."""
+        self.kept: dict[str, Tensor] = {}
+        outer = self
+
+        class Keeping(dict[str, Tensor]):
+            def __setitem__(self, name: str, value: Tensor) -> None:
+                super().__setitem__(name, value)
+                outer.kept[name] = value
+
+        picture = x.detach().requires_grad_()
+        self.kept[self._graph.input[0].name] = picture
+        self.output = self._run(picture, rule, noise, Keeping)
+        return self.kept
+
+
+def seed_of(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The seed of a tensor: normal noise, the same for every tensor of this shape."""
+    return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+def digest(m: NDArray[Any]) -> NDArray[np.float64]:
+    """See above; `m` of any shape."""
+    flat, rng = m.astype(np.float64).ravel(), np.random.default_rng(5)
+    places = rng.choice(flat.size, SAMPLES)
+    signs = [(rng.integers(0, 2, flat.size) * 2 - 1) @ flat for _ in range(PROJECTIONS)]
+    return np.concatenate([flat[places], [np.linalg.norm(flat)], signs])
+
+
+class Truth:
+    """One network and picture under one rule: the gradients, and what rounding may do to them."""
+
+    def __init__(self, network: Inner, x: Tensor, rule: str, noise: Noise | None = None) -> None:
+        self.kept = network.tensors(x, RULES[rule], noise)
+        self.picture, self.output = next(iter(self.kept.values())), network.output
+
+    def at(self, target: int) -> dict[str, Tensor]:
+        """The gradient of a logit at every tensor that it depends on."""
+        moved = {name: tensor for name, tensor in self.kept.items() if tensor.requires_grad}
+        found = torch.autograd.grad(
+            self.output.flatten()[target], list(moved.values()), retain_graph=True, allow_unused=True
+        )
+        return {name: g for name, g in zip(moved, found, strict=True) if g is not None}
+
+    def of(self, name: str) -> Tensor:
+        """The gradient of Σ seed · tensor with respect to the picture."""
+        tensor = self.kept[name]
+        seed = torch.from_numpy(seed_of(tuple(tensor.shape))).double()
+        (found,) = torch.autograd.grad(tensor, self.picture, seed, retain_graph=True)
+        return found
+
+
+def made(network: str) -> tuple[Any, Inner, Tensor, int]:
+    """The model, its float64 network, the picture and the explained class."""
+    model, x = zoo.build(network, 0), torch.from_numpy(zoo.picture(0)).double()
+    exact = Inner(model, torch.float64)
+    return model, exact, x, int(exact.logits(x).argmax())
+
+
+def trials(network: Inner, x: Tensor, rule: str) -> Iterator[Truth]:
+    return (Truth(network, x, rule, gaussian(trial)) for trial in range(TRIALS))
+
+
+def store() -> None:
+    """Write inner.npz."""
+    entries: dict[str, Any] = {}
+    for name in NETWORKS:
+        _, network, x, target = made(name)
+        for rule in RULES:
+            truth = Truth(network, x, rule)
+            at = truth.at(target)
+            inner = list(at)[1:-1]
+            chosen = [inner[i] for i in np.linspace(0, len(inner) - 1, STORED).astype(int)]
+            of = {t: truth.of(t) for t in chosen}
+            off: dict[str, list[float]] = {}
+            for other in trials(network, x, rule):
+                others = other.at(target)
+                for t in chosen:
+                    off.setdefault(f"{t}/{rule}/at", []).append(relative_error(others[t], at[t]))
+                    off.setdefault(f"{t}/{rule}/of", []).append(relative_error(other.of(t), of[t]))
+            for t in chosen:
+                entries[f"{name}/{t}/value"] = digest(truth.kept[t].detach().numpy())
+                entries[f"{name}/{t}/{rule}/at"] = digest(at[t].numpy())
+                entries[f"{name}/{t}/{rule}/of"] = digest(of[t].numpy())
+            entries |= {f"{name}/{key}_yardstick": max(errors) for key, errors in off.items()}
+        print(name, flush=True)
+    np.savez_compressed(GOLDEN / "inner.npz", **entries)
+
+
+def check(names: list[str]) -> bool:
+    """Compare gbp with the truth at every tensor; prints what is off by more than is allowed."""
+    from gbp import Explainer
+
+    well = True
+    for name in names:
+        model, network, x, target = made(name)
+        explainer = Explainer(model)
+        kept = [tensor.name for tensor in explainer.tensors][:-1]
+        seed = np.eye(1000, dtype=np.float32)[[target]]
+        worst, count, rounding = {"value": 0.0, "at": 0.0, "of": 0.0}, 0, 0
+        with explainer.run(x.numpy().astype(np.float32), kept) as run:
+            for rule in RULES:
+                truth = Truth(network, x, rule)
+                at = truth.at(target)
+                others: list[Truth] = []
+                for tensor in kept:
+                    value = truth.kept[tensor].detach()
+                    pairs = {
+                        "value": (run.value(tensor), value),
+                        "at": (run.vjp(seed, rule, wrt=tensor), at[tensor]),
+                        "of": (run.vjp(seed_of(tuple(value.shape)), rule, of=tensor), truth.of(tensor)),
+                    }
+                    for what, (got, exact) in pairs.items():
+                        error = relative_error(torch.from_numpy(got), exact)
+                        count += 1
+                        if error > FLOOR:  # may be a gate that rounding tips
+                            rounding += 1
+                            others = others or list(trials(network, x, rule))[:3]
+                            again = [
+                                o.kept[tensor].detach()
+                                if what == "value"
+                                else o.at(target)[tensor]
+                                if what == "at"
+                                else o.of(tensor)
+                                for o in others
+                            ]
+                            allowed = MARGIN * max(relative_error(o, exact) for o in again)
+                            if error > allowed:
+                                well = False
+                                print(f"{name} {tensor} {rule} {what}: {error:.1e}, allowed {allowed:.1e}")
+                            continue
+                        worst[what] = max(worst[what], error)
+        figures = ", ".join(f"{what} {error:.1e}" for what, error in worst.items())
+        print(
+            f"{name}: {len(kept)} tensors, {count} comparisons, worst {figures}; {rounding} above {FLOOR:g}, "
+            f"each within {MARGIN} times what noise of {NOISE:g} does"
+            if well
+            else f"{name}: not within",
+            flush=True,
+        )
+    return well
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--check"]:
+        sys.exit(not check(sys.argv[2:] or list(NETWORKS)))
+    store()
