@@ -32,7 +32,7 @@ from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
 from .plan.plan import Plan
 from .provenance import Provenance
-from .rules import RULES, Rule
+from .rules import RULES, Rewrite, Rule, finished
 from .runtime.session import Kept, Session, Sessions
 from .targets import Classes, Target, Top, resolve
 from .tensors import Tensor
@@ -118,8 +118,8 @@ class Engine:
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
-        def build(shape: Shape, keep: Kept) -> Session:
-            made: Session = engine._session(shape, keep)
+        def build(shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:
+            made: Session = engine._session(shape, keep, rewrite)
             return made
 
         self.sessions = Sessions(build)
@@ -131,7 +131,7 @@ class Engine:
             )
             self.inputs = replace(self.inputs, source=source)
 
-    def _session(self, shape: Shape, keep: Kept) -> Session:
+    def _session(self, shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:
         known, settings = self.inputs.source, self.settings
 
         def build() -> tuple[Plan, bool]:
@@ -145,11 +145,13 @@ class Engine:
                     device=settings.device,
                     tf32=settings.tf32,
                     keep=keep,
+                    rewrite=rewrite,
                 )
             return plan, source.has_batch
 
-        # Each choice of inner tensors has a plan of its own, with all the weights: those are not worth it.
-        plan, has_batch = build() if keep else self._plans.of((shape, known.has_batch), build)
+        # Each choice of inner tensors, and each rewrite, has a plan of its own, with all the weights: those
+        # are not worth it.
+        plan, has_batch = build() if keep or rewrite else self._plans.of((shape, known.has_batch), build)
         if known.has_batch and not has_batch and not self._is_freed:  # which is known only now
             self.inputs = replace(self.inputs, source=known.without_batch())
         return Session(plan, settings.device, settings.threads, settings.memory)
@@ -169,14 +171,23 @@ class Engine:
         return source
 
     def batches(
-        self, images: Images, batch_size: int | None = None, targets: int = 1, keep: Kept = ()
+        self,
+        images: Images,
+        batch_size: int | None = None,
+        targets: int = 1,
+        keep: Kept = (),
+        rewrite: Rewrite | None = None,
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape."""
-        parts = self.inputs.batches(
-            images, lambda count, shape: self.sessions.of(shape, keep).slices(count, targets, batch_size)
+
+        def session(shape: Shape) -> Session:
+            return self.sessions.of(shape, keep, rewrite)
+
+        slices = self.inputs.batches(
+            images, lambda count, shape: session(shape).slices(count, targets, batch_size)
         )
-        for batch in parts:
-            yield batch, self.sessions.of(batch.x.shape[1:], keep)
+        for batch in slices:
+            yield batch, session(batch.x.shape[1:])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Network.tensors`."""
@@ -214,7 +225,7 @@ class Engine:
             with session.device.turn(), computing(), session.run(x, first) as tape:
                 part = slice(first, first + tape.n)
                 chosen = self.resolve(target, session.plan, tape.scores, part, count)
-                gx = session.backward(tape, rule, chosen.reshape(tape.n, -1))
+                gx = finished(rule, session.backward(tape, rule, chosen.reshape(tape.n, -1)), x)
                 if not tape.is_finite:
                     hint = "The network's values overflow float32."
                     raise ModelError("the map holds NaN or infinity.", hint=hint)
@@ -223,7 +234,8 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Any] = []
         photos: list[Any] = []
-        for batch, session in self.batches(images, batch_size, target.k if isinstance(target, Top) else 1):
+        each = target.k if isinstance(target, Top) else 1
+        for batch, session in self.batches(images, batch_size, each, rewrite=rule.rewrite):
             refuse_meaningless(rule, session.plan)
             parts += _run(session, batch, done, explained)
             done += len(batch.x)

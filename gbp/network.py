@@ -14,7 +14,7 @@ from .errors import InputError
 from .inputs import Images
 from .limits import at_least_one
 from .pictures.layout import Layout
-from .run import Run, opened
+from .run import Run
 from .tensors import Tensor
 
 
@@ -113,14 +113,15 @@ class Network:
         ModelError
             Where the network's values overflow.
         """
-        count = self._engine.inputs.count(images)
-        for batch, session in self._engine.batches(images, count, keep=names(keep)):
+        count, kept = self._engine.inputs.count(images), names(keep)
+        for batch, _ in self._engine.batches(images, count, keep=kept):
             if len(batch.x) < count:
                 raise InputError(
                     f"{count} images do not fit into one run; {len(batch.x)} do.",
                     hint="`runs` takes them slice by slice; or give the Explainer more `memory`.",
                 )
-            with opened(self._engine, session, batch, slice(0, count), 0, count) as run:
+            session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
+            with Run(self._engine, session_for, batch, slice(0, count), 0, count) as run:
                 yield run
 
     def runs(
@@ -147,10 +148,11 @@ class Network:
         ModelError
             As `run`.
         """
-        count, done = self._engine.inputs.count(images), 0
+        count, done, kept = self._engine.inputs.count(images), 0, names(keep)
         size = at_least_one("batch_size", batch_size)
-        for batch, session in self._engine.batches(images, size, keep=names(keep)):
-            open_part = partial(opened, self._engine, session, batch, first=done, count=count)
+        for batch, session in self._engine.batches(images, size, keep=kept):
+            session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
+            open_part = partial(Run, self._engine, session_for, batch, first=done, count=count)
             for run in session.fitting(slice(0, len(batch.x)), open_part):
                 with run:
                     yield run

@@ -55,10 +55,10 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = F
             "reads nothing of the image, such as the switches of a max-pool."
         )
     # A Clip from 0 that is no rectifier is part of an activation.
-    others = sum(it.has_mask and not it.clip.is_rectifier and it.clip.lo != 0 for it in plan.instructions)
-    if others:
+    if plan.other_clips:
         notes.append(
-            f"{others} Clip node(s) with a minimum other than 0 take their true gradient under any rule."
+            f"{plan.other_clips} Clip node(s) with a minimum other than 0 take their true gradient under any "
+            "rule."
         )
     if plan.other_activations:
         nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())

@@ -1,10 +1,24 @@
-"""The rules, as data: two booleans each.  Kernels receive the booleans and never a rule's name."""
+"""The rules, as data.  Kernels receive a rule's two booleans and never its name.
+
+A rule of two booleans is a gate at rectifiers.  What a gate cannot say, a rule says by another graph, in
+which layers have other local slopes (`rewrite`), or by what it makes of the gradient (`finish`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InputError
+
+#: A graph → the same network, whose layers pass gradients on in another way.
+Rewrite: TypeAlias = Callable[[Any], Any]
+#: (gradient, values) → map, both (N, K, …), or values (N, 1, …).
+Finish: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,12 @@ class Rule:
         The paper that defines the rule.
     caution
         What a reader of its maps should know, as a sentence.
+    rewrite
+        A function that returns a `Graph` of the same values with other slopes; None for the graph as it is.
+        A plan is kept for each rewrite, so two equal rewrites should compare equal.
+    finish
+        A function (gradient, values) → map of the gradient at a tensor and what that tensor holds, by default
+        the input; None for the gradient itself.
     """
 
     name: str
@@ -30,8 +50,37 @@ class Rule:
     gradient_gate: bool
     source: str
     caution: str = ""
+    rewrite: Rewrite | None = None
+    finish: Finish | None = None
 
 
+def times_values(gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The gradient times the values."""
+    return gradient * values
+
+
+# They import the rewrites when they are used, so that `gbp --help` imports neither Numba nor onnx.
+
+
+def _epsilon(graph: Any) -> Any:
+    from .rewrites.lrp import Relevance
+
+    return Relevance()(graph)
+
+
+def _epsilon_plus(graph: Any) -> Any:
+    from .rewrites.lrp import Relevance
+
+    return Relevance(plus=True)(graph)
+
+
+def _rectified(graph: Any) -> Any:
+    from .rewrites.rectgrad import Rectified
+
+    return Rectified()(graph)
+
+
+#: The rules that are gates.
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
@@ -63,10 +112,61 @@ RULES: dict[str, Rule] = {
 }
 
 
+_BY_VALUE = "It divides a score among the numbers of the input, and a number that is 0 gets nothing."
+
+#: The rules that finish the gradient or rewrite the graph.
+OTHER_RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            "input-x-gradient",
+            True,
+            False,
+            "Shrikumar et al. 2016, arXiv:1605.01713",
+            _BY_VALUE,
+            finish=times_values,
+        ),
+        Rule(
+            "lrp-epsilon",
+            True,
+            False,
+            "Bach et al. 2015, doi:10.1371/journal.pone.0130140",
+            _BY_VALUE,
+            _epsilon,
+            times_values,
+        ),
+        Rule(
+            "lrp-epsilon-plus",
+            True,
+            False,
+            "Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10",
+            "In convolutions it counts what raises an output, and not what lowers it.",
+            _epsilon_plus,
+            times_values,
+        ),
+        Rule(
+            "rectgrad",
+            False,
+            False,
+            "Kim et al. 2019, arXiv:1902.04893",
+            "Of each layer only the two units in a hundred that matter most pass the gradient on.",
+            _rectified,
+            times_values,
+        ),
+    )
+}
+
+
+def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a rule makes of a gradient (N, K, …) at a tensor that holds `values` (N, …)."""
+    return gradient if rule.finish is None else rule.finish(gradient, values[:, None])
+
+
 def rule_named(name: str | Rule) -> Rule:
     """Look a rule up by its name; a `Rule` is returned as it is.  Raises InputError for an unknown name."""
     if isinstance(name, Rule):
         return name
-    if not isinstance(name, str) or name not in RULES:
-        raise InputError(f"no rule is called {name!r}.", supported=", ".join(RULES))
-    return RULES[name]
+    rule = (RULES.get(name) or OTHER_RULES.get(name)) if isinstance(name, str) else None
+    if rule is None:
+        raise InputError(f"no rule is called {name!r}.", supported=", ".join((*RULES, *OTHER_RULES)))
+    return rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 import numpy as np
@@ -17,7 +18,7 @@ from .limits import computing
 from .notes import refuse_meaningless
 from .pictures.layout import Layout
 from .pictures.photo import Photo
-from .rules import Rule, rule_named
+from .rules import Rewrite, Rule, finished, rule_named
 from .runtime.session import Session
 from .runtime.tape import Tape
 from .targets import Target
@@ -31,25 +32,33 @@ class Run:
 
     Parameters
     ----------
-    engine, session, tape
-        The model, its plan with memory, and the forward run.
+    engine, session_for
+        The model, and its session for a rule's rewrite, or for None.
     batch, part
-        Prepared samples, and which of them ran.
+        Prepared samples, and which of them to run.
     first, count
         The index of the batch's first sample among all, and how many samples there are in all.
     """
 
     def __init__(
-        self, engine: Engine, session: Session, tape: Tape, batch: Batch, part: slice, first: int, count: int
+        self,
+        engine: Engine,
+        session_for: Callable[[Rewrite | None], Session],
+        batch: Batch,
+        part: slice,
+        first: int,
+        count: int,
     ) -> None:
-        self._engine, self._session, self._tape, self._is_open = engine, session, tape, True
+        self._engine, self._session_for, self._is_open = engine, session_for, True
         self._batch, self._part, self._count = batch, part, count
+        self._tapes: dict[Rewrite | None, Tape] = {}
         #: float32 (N, …): the prepared samples, in the model's own input layout.
         self.x = batch.x[part]
         #: Which of the given images these are.
         self.samples = slice(first + part.start, first + part.start + len(self.x))
+        self._session, self._tape = self._on(None)
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
-        self.scores: NDArray[np.float32] = tape.scores
+        self.scores: NDArray[np.float32] = self._tape.scores
 
     @property
     def photos(self) -> tuple[Photo, ...] | None:
@@ -80,7 +89,16 @@ class Run:
         """Give the memory back."""
         if self._is_open:
             self._is_open = False
-            self._tape.__exit__()
+            for tape in self._tapes.values():
+                tape.__exit__()
+
+    def _on(self, rewrite: Rewrite | None) -> tuple[Session, Tape]:
+        """The session for a rewrite, and the forward run of its plan: one for each that is asked for."""
+        session = self._session_for(rewrite)
+        if rewrite not in self._tapes:
+            with session.device.turn(), computing():
+                self._tapes[rewrite] = session.run(self.x, self.samples.start)
+        return session, self._tapes[rewrite]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -117,7 +135,7 @@ class Run:
     def vjp(
         self, seed: ArrayLike, rule: str | Rule = "vanilla", of: str | None = None, wrt: str | None = None
     ) -> NDArray[np.float32]:
-        """The gradient of Σ seed · tensor, under a rule (a vector-Jacobian product).
+        """The gradient of Σ seed · tensor under a rule: a vector-Jacobian product, and the rule's finish.
 
         A kept tensor's gradient is the sum of what its readers pass back.  For the output of a rectifier this
         is the gradient before the rectifier's own gate, which acts on the way to the rectifier's input.  A
@@ -148,7 +166,7 @@ class Run:
         ModelError
             Where the gradient overflows.
         """
-        rule, session, plan = rule_named(rule), self._session, self._session.plan
+        rule, plan = rule_named(rule), self._session.plan
         refuse_meaningless(rule, plan)
         start = plan.scores if of is None else self._known(of)
         end = plan.input.name if wrt is None else self._known(wrt)
@@ -161,10 +179,18 @@ class Run:
         seeds, is_one = _seeds(seed, len(self), shape)
         if not is_inner:
             seeds = seeds.reshape(*seeds.shape[:2], *plan.output_shape)
+        session, tape = self._on(rule.rewrite)
+        of_kept, wrt_kept = start if is_inner else None, end if end in plan.kept else None
+        for name in (of_kept, wrt_kept):
+            if name is not None and name not in session.plan.kept:
+                raise InputError(
+                    f"{rule.name!r} has no tensor {name!r}, which lies between layers that it folds into one."
+                )
         with session.device.turn(), computing():
-            of_kept, wrt_kept = start if is_inner else None, end if end in plan.kept else None
-            gradient = session.vjp(self._tape, rule, seeds, of_kept, wrt_kept)
-            is_finite, self._tape.is_finite = self._tape.is_finite, True
+            gradient = session.vjp(tape, rule, seeds, of_kept, wrt_kept)
+            is_finite, tape.is_finite = tape.is_finite, True
+        if rule.finish is not None:
+            gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
         if not is_finite:
             hint = "The network's values overflow float32."
             raise ModelError("the gradient holds NaN or infinity.", hint=hint)
@@ -259,26 +285,3 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
     if not all_finite(seeds):
         raise InputError("the seed holds NaN or infinity.")
     return seeds[:, None] if is_one else seeds, is_one
-
-
-def opened(engine: Engine, session: Session, batch: Batch, part: slice, first: int, count: int) -> Run:
-    """Run samples forward.
-
-    Parameters
-    ----------
-    engine
-        The model.
-    session
-        The session for their shape and for the kept tensors.
-    batch
-        Prepared samples.
-    part
-        Which of them to run.
-    first
-        The index of the batch's first sample among all.
-    count
-        How many samples there are in all.
-    """
-    with session.device.turn(), computing():
-        tape = session.run(batch.x[part], first + part.start)
-    return Run(engine, session, tape, batch, part, first, count)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
+import relevance_networks
 import test_one_sample as one_sample
 import test_run as runs
 from agreement import RULES, assert_agree
@@ -315,3 +316,14 @@ def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
 def test_kept_tensors_on_a_card(name: str) -> None:
     model, truth = runs.safe(runs.NETS[name])
     runs.check(model, truth, "guided", "cuda")
+
+
+@pytest.mark.parametrize("name", relevance_networks.NETWORKS)
+def test_relevance_on_a_card(name: str) -> None:
+    model, x = relevance_networks.model_of(name), relevance_networks.samples()
+    for rule in ("lrp-epsilon", "lrp-epsilon-plus"):
+        expected = Explainer(model).explain(x, rule=rule).map
+        found = Explainer(model, device="cuda").explain(x, rule=rule).map
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(UnsupportedError, match="no CUDA kernels"):
+        Explainer(model, device="cuda").explain(x, rule="rectgrad")

@@ -243,7 +243,7 @@ def test_planning_one_size_does_not_wait_for_another() -> None:
     """While the plan of one shape is made, samples of another that has one are explained."""
     building, done = threading.Event(), threading.Event()
 
-    def build(shape: tuple[int, ...], keep: tuple[str, ...]) -> Any:
+    def build(shape: tuple[int, ...], *_: Any) -> Any:
         if shape == (2,):
             building.set()
             assert done.wait(20)

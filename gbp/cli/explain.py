@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 from ..titles import title_of
 from .methods import Explaining, add_methods, refuse_misplaced, rules_of, suffix_of
 from .options import (
@@ -44,8 +44,8 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--rule",
-        choices=(*RULES, "all"),
-        help="default: guided; that of a --method: vanilla",
+        choices=(*RULES, *OTHER_RULES, "all"),
+        help="default: guided; that of a --method: vanilla; all: the first three",
     )
     command.add_argument(
         "--target",

@@ -28,6 +28,9 @@ from .functions import Pair
 #: The index of the chosen operand, (N, elements of y in row-major order).
 SWITCHES = types.Array(types.uint8, 2, "C")
 
+#: What keeps a denominator of "Redistribute" from 0: that function is a, and its gradient goes to b alone.
+STABILIZER = 1e-6
+
 #: Name → f(a, b), in float64.
 VALUES: dict[str, Any] = {
     "Sub": lambda a, b: a - b,
@@ -41,6 +44,7 @@ VALUES: dict[str, Any] = {
     "And": lambda a, b: a != 0 and b != 0,
     "Or": lambda a, b: a != 0 or b != 0,
     "Xor": lambda a, b: (a != 0) != (b != 0),
+    "Redistribute": lambda a, b: a,
 }
 
 #: Name → (∂f/∂a, ∂f/∂b).  Comparisons have no derivative.
@@ -51,6 +55,7 @@ SLOPES: dict[str, Pair] = {
         lambda a, b: 0.0 if b == 0 else b * math.pow(a, b - 1),
         lambda a, b: 0.0 if a == 0 else math.pow(a, b) * math.log(a),
     ),
+    "Redistribute": (lambda a, b: 0.0, lambda a, b: a / (b + (STABILIZER if b >= 0 else -STABILIZER))),
 }
 
 #: Name → whether operand x replaces the choice y so far.  c is the element of the condition.

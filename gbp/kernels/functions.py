@@ -251,6 +251,18 @@ VECTORS: dict[str, Pair] = {
     "Sqrt": (lambda x, p, q: square_root(x), lambda x, p, q: 0.5 / square_root(x)),
     "Reciprocal": (lambda x, p, q: 1.0 / x, lambda x, p, q: -1.0 / (x * x)),
     "Square": (lambda x, p, q: x * x, lambda x, p, q: 2.0 * x),
+    # With the slopes of relevance propagation: see `rewrites.lrp`.
+    "Stabilized": (  # p: epsilon
+        lambda x, p, q: x + zeros(),
+        lambda x, p, q: x / (x + select(above(zeros(), x), broadcast(-p), broadcast(p))),
+    ),
+    "ClipPassed": (  # p: from, q: to; 0 is between them
+        lambda x, p, q: _smaller(_larger(x, broadcast(p)), broadcast(q)),
+        lambda x, p, q: select(
+            above(_absolute(x), zeros()), _smaller(_larger(x, broadcast(p)), broadcast(q)) / x, zeros()
+        ),
+    ),
+    "SwishPassed": (lambda x, p, q: x * _sigmoid(x * p), lambda x, p, q: _sigmoid(x * p)),
 }
 
 #: Name → (f, f') of float64 numbers.

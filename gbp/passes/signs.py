@@ -33,13 +33,13 @@ _MOVES = (
 )  # fmt: skip
 
 
-def nonnegative(graph: Graph) -> set[str]:
+def nonnegative(graph: Graph, image: bool = True) -> set[str]:
     """The names of tensors that hold no negative number.
 
-    The image counts as such a tensor, and so does the difference of two of them, as in E[x²] − E[x]².
-    Integers of a QuantizeLinear count as the numbers that they stand for.
+    The difference of two of them counts as such a tensor, as in E[x²] − E[x]².  Integers of a QuantizeLinear
+    count as the numbers that they stand for.  `image`: whether the image counts as such a tensor.
     """
-    found = {graph.input}
+    found = {graph.input} if image else set()
     for layer in graph.layers:
         inputs = [name in found for name in layer.inputs]
         square = isinstance(layer.op, Mul) and len(inputs) == 2 and layer.inputs[0] == layer.inputs[1]

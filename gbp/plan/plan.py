@@ -7,7 +7,7 @@ are written, added and gated.  Sizes are for one sample; a run on N samples take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from ..errors import UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, elements
+from ..ops.rectifier import Rectifier
 from ..ops.unpool import Indices
 from ..passes import folded, named
 from ..passes.tap import tap
@@ -59,6 +60,8 @@ class Plan:
     rectifiers: int
     #: Activations for which the papers define no rule: the op's name in the file → how many.
     other_activations: dict[str, int]
+    #: How many Clips of the file are no rectifiers and do not begin at 0.
+    other_clips: int
     #: How many layers round while their gradient ignores the rounding.
     straight_through: int
     #: Layer → the name of its op in the file, for messages.
@@ -76,6 +79,7 @@ class Plan:
         device: Device = CPU,
         tf32: bool = False,
         keep: Sequence[str] = (),
+        rewrite: Callable[[Graph], Graph] | None = None,
     ) -> Plan:
         """Plan a graph.
 
@@ -93,6 +97,9 @@ class Plan:
             Whether convolutions multiply in TF32 alone, on a card.
         keep
             Tensors whose values and gradients are read after a run, by names that `tensors.find` knows.
+        rewrite
+            That of a rule, or None.  Layers are folded before it, and a tensor of `keep` between such layers
+            is not kept.
 
         Raises
         ------
@@ -104,8 +111,14 @@ class Plan:
         """
         graph = named(graph)
         of_file = _of_file(graph)
+        clips = sum(
+            isinstance(layer.op, Rectifier) and not layer.op.clip.is_rectifier and layer.op.clip.lo != 0
+            for layer in graph.layers
+        )
         wanted = {find(of_file, name).name for name in keep if name != graph.input} - {graph.output}
-        graph, taps = tap(graph, sorted(wanted))
+        if rewrite is not None:
+            graph = rewrite(folded(graph))
+        graph, taps = tap(graph, sorted(wanted.intersection(graph.shapes)))
         graph = folded(graph)
         layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
         tensors = layout.tensors
@@ -138,6 +151,7 @@ class Plan:
             rectifiers=sum(
                 instruction.clip.is_rectifier or instruction.rectified for instruction in instructions
             ),
+            other_clips=clips,
             straight_through=sum(layer.op.is_straight_through for layer in graph.layers),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
             kinds={layer.name: layer.kind for layer in graph.layers},

@@ -17,7 +17,7 @@ from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
 from ..locks import give_lock
 from ..plan.backward import Route
 from ..plan.plan import Plan
-from ..rules import Rule
+from ..rules import Rewrite, Rule
 from .memory import MemoryPool
 from .tape import Tape, steps
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Names of tensors to keep.
 Kept: TypeAlias = tuple[str, ...]
+#: What plans differ in: the shape of a sample without the batch, what is kept, and the rule's rewrite.
+Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
@@ -207,27 +209,27 @@ class Session:
 
 
 class Sessions:
-    """A session for each shape of sample and each choice of kept tensors, made on first use.
+    """A session for each shape of sample, choice of kept tensors and rewrite, made on first use.
 
     Building the plan for one shape does not block those who use another.
     """
 
     lock: Lock
 
-    def __init__(self, build: Callable[[Shape, Kept], Session]) -> None:
+    def __init__(self, build: Callable[[Shape, Kept, Rewrite | None], Session]) -> None:
         self._build = build
         give_lock(self)
-        self._entries: dict[tuple[Shape, Kept], _Entry] = {}
+        self._entries: dict[Key, _Entry] = {}
         self._closed = False
 
-    def of(self, shape: Shape, keep: Kept = ()) -> Session:
+    def of(self, shape: Shape, keep: Kept = (), rewrite: Rewrite | None = None) -> Session:
         """The session for samples of this shape, which is without the batch axis.
 
         Parameters
         ----------
         shape
             The shape of a sample, without the batch.
-        keep
+        keep, rewrite
             As for `Plan.build`.
 
         Raises
@@ -235,7 +237,7 @@ class Sessions:
         InputError
             After `close`.
         """
-        key = shape, tuple(sorted(set(keep)))
+        key = shape, tuple(sorted(set(keep))), rewrite
         with self.lock:
             if self._closed:
                 raise InputError("the Explainer is closed.", hint="Make another one.")
@@ -254,7 +256,7 @@ class Sessions:
                     raise
                 # A file without a batch axis has samples of another shape than its input's other axes.
                 with self.lock:
-                    self._entries.setdefault((entry.session.plan.input_shape, key[1]), entry)
+                    self._entries.setdefault((entry.session.plan.input_shape, *key[1:]), entry)
             return entry.session
 
     def last(self) -> Session | None:

@@ -19,7 +19,7 @@ from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..pictures.files import save_picture
 from ..pictures.image import read_array, read_image
-from ..rules import RULES
+from ..rules import RULES, rule_named
 from .limits import Limits
 from .requests import FORMATS, STYLES, Ask
 
@@ -168,7 +168,7 @@ def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str
         "model": job.model.name,
         **result.to_dict(),
         "notes": list(result.notes),
-        "caution": RULES[result.rule].caution,
+        "caution": rule_named(result.rule).caution,
         "timing": timing,
     }
     if "map" in job.ask.include:
