@@ -14,7 +14,7 @@ from .errors import InputError
 from .head import Head
 from .pictures.drawing import Panel
 from .pictures.layout import Layout, channels_first
-from .pictures.legend import percent
+from .pictures.percent import percent
 from .pictures.photo import Photo
 from .pictures.preprocess import Channels
 from .provenance import Provenance

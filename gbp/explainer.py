@@ -21,8 +21,9 @@ from .importer.subgraph import Choice
 from .inputs import Images
 from .limits import at_least_one
 from .network import Network
+from .pictures.labels import read_labels
 from .pictures.preprocess import Preprocess
-from .pictures.sidecar import Sidecar, read_labels, read_sidecar
+from .pictures.sidecar import Sidecar, read_sidecar
 from .plan.plan import Plan
 from .provenance import Provenance
 from .rules import Rule, rule_named

@@ -13,6 +13,7 @@ from .pictures.drawing import SHARP, Drawn, Panel, Style, draw_map, framed, limi
 from .pictures.figure import Figure, figure
 from .pictures.figure import Panel as FigurePanel
 from .pictures.look import Look
+from .pictures.percent import percent
 from .version import VERSION
 
 #: The height of the panels of a strip, and the least of a single one.
@@ -125,7 +126,8 @@ def _composed(
     look: Look,
     doubts: Sequence[str],
 ) -> Figure:
-    """The figure of drawn maps, each with its sample, style and title, behind other panels."""
+    """The figure of drawn maps, each with its sample, style and title, behind the photo's panel."""
+    has_photo = any(panel.title == "photo" for panel in panels)
     unlikely: dict[str, str] = {}
     for sample, style, drawn, title in shown:
         doubt = _doubt(sample)
@@ -134,9 +136,10 @@ def _composed(
         key = legend.key_of(drawn, style, sample.rule, look, sample.method)
         panels.append(FigurePanel(drawn.image, title, sample.caption(), key, bool(doubt)))
     sample, all_drawn = shown[0][0], [drawn for _, _, drawn, _ in shown]
+    is_framed = has_photo or any(drawn.on_photo for drawn in all_drawn)
     told = [sample.provenance.model if sample.provenance else ""]
     if sample.photo is not None:
-        told.append(sample.photo.how())
+        told.append(sample.photo.how(framed=is_framed))
     told += [legend.smoothing_of(all_drawn), f"gbp {VERSION}"]
     return figure(panels, " · ".join(filter(None, told)), [*legend.warning_of(unlikely), *doubts])
 
@@ -146,7 +149,7 @@ def _doubt(sample: Explained) -> str:
     number = sample.the_target()
     chance, higher = sample.chance(number), int((sample.scores > sample.scores[number]).sum())
     if chance is not None:
-        return legend.percent(chance) if chance < legend.UNLIKELY else ""
+        return percent(chance) if chance < legend.UNLIKELY else ""
     is_low = len(sample.classes.axes) == 1 and higher >= max(5, len(sample.scores) // 20)
     return f"{higher} of {len(sample.scores)} classes score higher" if is_low else ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -19,6 +21,7 @@ from gbp.attribution import Attribution
 from gbp.cli import main as cli
 from gbp.cli import options
 from gbp.cli.explain import CHUNK
+from gbp.cli.help import EXAMPLES
 from gbp.cli.inspect import _count
 from gbp.errors import InputError, UnsupportedError
 from gbp.head import Head
@@ -137,7 +140,8 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     out = capsys.readouterr().out
     assert "cat.jpg" in out
     assert out.index("goldfish") < out.index("great white shark") < out.index("tench")
-    assert "82.13%" in out
+    assert "82.1 %" in out
+    assert ["class", "probability", "score", "label"] in [line.split() for line in out.splitlines()]
     assert "explained by guided: goldfish (1)" in out
     assert "wrote cat_guided.png" in out
     assert "note: SiLU takes its true derivative." in out
@@ -295,6 +299,9 @@ def test_a_broken_image_is_refused_before_any_picture_is_written(capsys):
             Preprocess(1 / 255, (0.5,), (0.1, 0.2, 0.3)),
         ),
         (["--scale", "2", "--size", "32x48"], Preprocess(2, size=(32, 48))),
+        (["--preprocess", "unit", "--crop", "auto"], Preprocess(1 / 255, crop="auto")),
+        (["--preprocess", "unit", "--crop", "7/8"], Preprocess(1 / 255, crop=0.875)),
+        (["--preprocess", "unit", "--resize", "fit"], Preprocess(1 / 255, resize="fit")),
     ],
 )
 def test_preprocessing_options(options, want):
@@ -367,7 +374,6 @@ def test_memory_has_units(text, size):
         (["gone.onnx", "cat.jpg"], "no model"),
         (["net.onnx", "cat.jpg", "--target", "unicorn"], "no label 'unicorn'. The labels are these."),
         (["net.onnx", "cat.jpg", "-o", "out.gif"], "format"),
-        (["net.onnx", "cat.jpg", "-o", "nowhere/out.png"], "no folder"),
         (["net.onnx", "cat.jpg", "dog.jpg", "-o", "out.png"], "Several images need"),
         (["net.onnx", "cat.jpg", "-o", "cat.jpg"], "would be overwritten"),
         (
@@ -375,6 +381,8 @@ def test_memory_has_units(text, size):
             "'cat.jpg' and 'sub/cat.png' would both be written to 'cat_guided.png'",
         ),
         (["net.onnx", "cat.jpg", "--rule", "all", "--target", "top5"], "one target"),
+        (["net.onnx", "cat.jpg", "--rule", "guided,vanilla", "--bare", "--style", "rgb"], "--bare"),
+        (["net.onnx", "cat.jpg", "-o", "net.onnx/x.png"], "net.onnx"),
         (["net.onnx", "cat.jpg", "--rule", "all", "-o", "out.npz"], "one target"),
         (["net.onnx", "cat.jpg", "--target", "top5", "--style", "rgb"], "strip"),
         (["net.onnx", "cat.jpg", "--labels", "gone.txt"], "gone.txt"),
@@ -387,6 +395,94 @@ def test_explain_refuses_on_one_line(capsys, options, says):
     assert says in refused(capsys, "explain", *options)
 
 
+def test_several_rules():
+    assert run("explain", "net.onnx", "cat.jpg", "--rule", "vanilla,guided") == 0
+    assert [rule for _, rule, _ in FakeExplainer.instructions] == ["vanilla", "guided"]
+    assert Path("cat_vanilla_guided.png").exists()
+
+
+def test_folders_are_made(capsys):
+    assert run("explain", "net.onnx", "cat.jpg", "dog.jpg", "-o", "new/maps") == 0
+    assert sorted(path.name for path in Path("new/maps").iterdir()) == ["cat_guided.png", "dog_guided.png"]
+    assert run("explain", "net.onnx", "cat.jpg", "-o", "other/one.webp") == 0
+    assert Path("other/one.webp").exists()
+    assert run("explain", "net.onnx", "cat.jpg", "-o", "third.d/") == 0
+    assert Path("third.d/cat_guided.png").exists()
+    capsys.readouterr()
+    refused(capsys, "explain", "gone.onnx", "cat.jpg", "-o", "never")
+
+
+def test_broken_images_are_skipped_on_demand(capsys):
+    Path("broken.png").write_bytes(b"no image")
+    assert run("explain", "net.onnx", "cat.jpg", "broken.png", "dog.jpg", "--skip-broken") == 1
+    out, err = capsys.readouterr()
+    assert "cat_guided.png" in out
+    assert "dog_guided.png" in out
+    assert "skipped" in err
+    assert "'broken.png'" in err
+    assert "1 of 3 images were skipped" in err
+    assert Path("dog_guided.png").exists()
+    assert not Path("broken_guided.png").exists()
+    assert run("explain", "net.onnx", "broken.png", "cat.jpg", "--skip-broken", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["skipped"]) == ["broken.png"]
+    assert [image["image"] for image in told["images"]] == ["cat.jpg"]
+    assert run("explain", "net.onnx", "cat.jpg", "--skip-broken") == 0
+
+
+def test_the_explained_class_has_its_own_row(capsys):
+    assert run("explain", "net.onnx", "cat.jpg", "--target", "5") == 0
+    out = capsys.readouterr().out
+    assert ["5", "0.6", "%", "0.0000", "brambling"] in [line.split() for line in out.splitlines()]
+    assert "explained by guided: brambling (5)" in out
+
+
+# ------------------------------------------------------------------------------------------------ help
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def test_every_command_has_examples_that_parse():
+    assert set(EXAMPLES) == set(commands())
+    for name, lines in EXAMPLES.items():
+        assert len(lines) >= 2
+        for line in lines:
+            program, *arguments = shlex.split(line)
+            assert program == "gbp"
+            assert arguments[0] == name
+            cli._parser().parse_args(arguments)
+            assert line in commands()[name].format_help()
+
+
+def test_every_option_says_what_it_is():
+    for name, command in commands().items():
+        for action in command._actions:
+            assert action.help or action.dest in ("model", "models", "image"), (name, action)
+
+
+def test_help_promises_no_more_than_is_true(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rests on" not in text
+    assert "hardly depend on the class" in text
+
+
+def test_completion(capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed; the extra completion has it")
+    for shell in ("bash", "zsh"):
+        with pytest.raises(SystemExit) as error:
+            run("--print-completion", shell)
+        assert error.value.code == 0
+        assert "--skip-broken" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        run("--print-completion", "dos")
+    assert error.value.code == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -394,6 +490,9 @@ def test_explain_refuses_on_one_line(capsys, options, says):
         ["explain"],
         ["explain", "net.onnx"],
         ["explain", "net.onnx", "cat.jpg", "--rule", "best"],
+        ["explain", "net.onnx", "cat.jpg", "--rule", "guided,best"],
+        ["explain", "net.onnx", "cat.jpg", "--resize", "squeeze"],
+        ["explain", "net.onnx", "cat.jpg", "--crop", "much"],
         ["explain", "net.onnx", "cat.jpg", "--scale", "1/0"],
         ["explain", "net.onnx", "cat.jpg", "--mean", "a,b"],
         ["explain", "net.onnx", "cat.jpg", "--size", "4x"],

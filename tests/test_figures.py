@@ -22,8 +22,8 @@ from gbp.pictures import figure as layout
 from gbp.pictures import render, text
 from gbp.pictures.drawing import Panel
 from gbp.pictures.figure import Figure, Picture, Rectangle, Text
-from gbp.pictures.legend import percent
 from gbp.pictures.look import Look
+from gbp.pictures.percent import percent
 from gbp.pictures.photo import Photo
 from gbp.pictures.preprocess import PRESETS, Preprocess
 from gbp.sample import Sample

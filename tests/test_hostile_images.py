@@ -23,8 +23,9 @@ from PIL import Image, ImageOps
 from gbp.errors import InputError
 from gbp.pictures import decode
 from gbp.pictures.image import read_array, read_image
+from gbp.pictures.labels import read_labels
 from gbp.pictures.preprocess import Preprocess
-from gbp.pictures.sidecar import read_labels, read_sidecar
+from gbp.pictures.sidecar import read_sidecar
 
 MEMORY, SECONDS = 400, 5  # MiB beyond what the imports took; CPU time
 

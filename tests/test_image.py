@@ -15,8 +15,9 @@ from PIL import Image
 
 from gbp.errors import InputError
 from gbp.pictures.image import read_image
+from gbp.pictures.labels import read_labels
 from gbp.pictures.preprocess import KEYS, PRESETS, Preprocess
-from gbp.pictures.sidecar import Sidecar, read_labels, read_sidecar
+from gbp.pictures.sidecar import Sidecar, read_sidecar
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Image:

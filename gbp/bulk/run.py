@@ -10,8 +10,8 @@ from typing import IO, Any, Literal
 
 from ..errors import InputError
 from ..limits import at_least_one
+from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
-from ..pictures.sidecar import read_labels
 from ..targets import At, Top
 from .engines import locally, on_ray
 from .folder import Folder

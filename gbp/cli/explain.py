@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
+from ..pictures.percent import percent
 from ..rules import OTHER_RULES, RULES
 from ..titles import title_of
-from .methods import Explaining, add_methods, refuse_misplaced, rules_of, suffix_of
+from .methods import Explaining, add_methods, refuse_misplaced, rules, rules_of
+from .methods import suffix_of as name_of
 from .options import (
     add_drawing,
     add_explainer,
@@ -44,8 +46,10 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--rule",
-        choices=(*RULES, *OTHER_RULES, "all"),
-        help="default: guided; that of a --method: vanilla; all: the first three",
+        type=rules,
+        metavar="RULE[,RULE]",
+        help=f"{', '.join((*RULES, *OTHER_RULES))}; several with commas between; all: the first three; "
+        "default: guided; that of a --method: vanilla",
     )
     command.add_argument(
         "--target",
@@ -60,6 +64,11 @@ def add_command(commands: Any) -> None:
         "default: IMAGE_RULE.png, here",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that cannot be read, and say so; exit code 1",
+    )
     add_explainer(command)
     add_progress(command)
     add_methods(command)
@@ -72,79 +81,114 @@ CHUNK = 16
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Run the command.  Returns the exit code."""
-    from ..pictures.paths import STDIN, find_images
+    """Run the command.  Returns the exit code: 1 where --skip-broken left images out."""
+    from ..pictures.paths import find_images
 
     arguments.images = find_images(arguments.images)
     outputs = [_output(arguments, image) for image in arguments.images]
     _refuse_conflicts(arguments, outputs)
     look = look_of(arguments)
-    from PIL import Image
-
+    opened, skipped = _read(arguments)
     from ..explainer import Explainer
-    from ..pictures.image import is_array_file, read_array, read_image
     from ..targets import Top
 
-    opened: dict[str, Any] = {}
-    only: Any = None
-    for image in arguments.images:  # read all first, so that a broken image stops before anything is written
-        if image == STDIN:
-            only = opened[image] = read_image(sys.stdin.buffer)
-        else:
-            only = read_array(image) if is_array_file(image) else read_image(image)
+    images = [image for image in arguments.images if image not in skipped]
+    paths = [path for path, image in zip(outputs, arguments.images, strict=True) if image not in skipped]
     explainer = Explainer(arguments.model, **explainer_options(arguments))
-    if len(outputs) == 1 and isinstance(only, Image.Image):
-        opened[arguments.images[0]] = only
-    pictures = [opened.get(image, image) for image in arguments.images]
+    pictures = [opened.get(image, image) for image in images]
     target = Top(5) if arguments.target == "top5" else arguments.target
-    explaining, rules = Explaining(explainer, arguments), rules_of(arguments)
+    explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    with advancing(arguments, len(outputs)) as progress:
-        for start in range(0, len(outputs), CHUNK):
+    with advancing(arguments, len(images)) as progress:
+        for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
             with compiling_shown(arguments.quiet):
-                attributions = [explaining(pictures[chunk], rule, target) for rule in rules]
+                attributions = [explaining(pictures[chunk], rule, target) for rule in chosen]
             notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
             if progress is not None:
                 progress.clear()
-            for index, image in enumerate(arguments.images[chunk]):
-                path = outputs[start + index]
+            for index, image in enumerate(images[chunk]):
+                path = paths[start + index]
                 samples = [attribution[index] for attribution in attributions]
+                _make_folder(path)
                 if path.suffix.lower() == ".npz":
-                    attributions[0].save(path)
+                    attributions[0].alone(index).save(path)
                 else:
                     _save(samples, path, arguments, look)
                 reports.append({"image": image, "file": str(path)} | _report(samples))
                 if not (arguments.json or arguments.quiet):
-                    _print_report(reports[-1])
+                    _print_report(reports[-1], samples[0])
             if progress is not None:
-                progress.advance(len(outputs[chunk]))
+                progress.advance(len(images[chunk]))
     if arguments.json:
-        print_json({"model": arguments.model, "notes": list(notes), "images": reports})
+        told = {"model": arguments.model, "notes": list(notes), "images": reports}
+        print_json(told | ({"skipped": skipped} if arguments.skip_broken else {}))
     elif not arguments.quiet:
         for note in notes:
             print_paragraph(f"note: {note}", 6)
-    return 0
+    if skipped:
+        print(shown(f"gbp: {len(skipped)} of {len(outputs)} images were skipped"), file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read all images, so that a broken one stops before anything is written, or is skipped.
+
+    Returns the decoded pictures that need not be read again, by their names, and why others are skipped.
+    """
+    from PIL import Image
+
+    from ..pictures.image import is_array_file, read_array, read_image
+    from ..pictures.paths import STDIN
+
+    opened: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for image in arguments.images:
+        try:
+            if image == STDIN:
+                opened[image] = read_image(sys.stdin.buffer)
+                continue
+            only: Any = read_array(image) if is_array_file(image) else read_image(image)
+            if len(arguments.images) == 1 and isinstance(only, Image.Image):
+                opened[image] = only
+        except InputError as error:
+            if not arguments.skip_broken:
+                raise
+            skipped[image] = str(error)
+            print(shown(f"gbp: skipped: {error}"), file=sys.stderr)
+    return opened, skipped
 
 
 def _output(arguments: argparse.Namespace, image: str) -> Path:
-    """The path of the picture of an image.  Raises `InputError` if it cannot be written."""
-    from ..pictures.files import check_path
+    """The path of the picture of an image.  Raises `InputError` if it cannot be written.
+
+    A place with the suffix of a file is one, unless it is a folder already; any other is a folder, which is
+    made when the first picture is written.
+    """
+    from ..pictures.files import check_path, suffix_of
     from ..pictures.paths import STDIN
 
     stem = "stdin" if image == STDIN else Path(image).stem
-    path = Path(f"{stem}_{suffix_of(arguments)}.png")
-    if arguments.out is not None and os.path.isdir(arguments.out):
-        path = Path(arguments.out) / path
-    elif arguments.out is not None:
-        if len(arguments.images) > 1:
-            raise InputError(
-                f"-o {arguments.out!r} is no folder.", hint="Several images need one that exists."
-            )
-        path = Path(arguments.out)
-    check_path(path)
+    path = Path(f"{stem}_{name_of(arguments)}.png")
+    if arguments.out is not None:
+        out = Path(arguments.out)
+        is_folder = out.is_dir() or not out.suffix or arguments.out.endswith(("/", os.sep))
+        if not is_folder and len(arguments.images) > 1:
+            raise InputError(f"-o {arguments.out!r} is no folder.", hint="Several images need one.")
+        path = out / path if is_folder else out
+    if path.parent.is_dir():
+        check_path(path)
+    else:
+        suffix_of(path)
     return path
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {str(path.parent)!r}: {error.strerror}.") from error
 
 
 def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
@@ -152,9 +196,10 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
     refuse_misplaced(arguments)
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
     several = arguments.target == "top5"
-    if arguments.rule == "all" and (arrays or several):
-        raise InputError("--rule all draws one target.", hint="For top5 or .npz, choose one rule.")
-    if arguments.bare and (arguments.style == "strip" or arguments.rule == "all"):
+    together = len(rules_of(arguments)) > 1
+    if together and (arrays or several):
+        raise InputError("several rules draw one target.", hint="For top5 or .npz, choose one --rule.")
+    if arguments.bare and (arguments.style == "strip" or together):
         raise InputError("--bare writes one picture.", hint="Choose a --style and one rule.")
     if several and arguments.style != "strip" and not arrays:
         raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
@@ -191,11 +236,17 @@ def _report(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"rules": [sample.rule for sample in samples]} | report
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any], sample: Sample) -> None:
+    """Print the scores as a table, and what was explained with its own score."""
     print_line(report["image"])
-    for row in report["top"]:
-        chance = "" if row["probability"] is None else f"{row['probability']:8.2%}"
-        print_line(f"  {row.get('position', row['class']):>6} {chance} {row['score']:10.4f}  {row['label']}")
+    has_chance = any(row["probability"] is not None for row in report["top"])
+    chance = "probability" if has_chance else ""
+    print_line(f"  {'class':>8} {chance:>11} {'score':>10}  label")
+    shown_before = [row["class"] for row in report["top"]]
+    for row in [*report["top"], *(row for row in report["explained"] if row["class"] not in shown_before)]:
+        chance = "" if row["probability"] is None else percent(row["probability"])
+        place = row.get("position", row["class"])
+        print_line(f"  {place:>8} {chance:>11} {row['score']:10.4f}  {row['label']}")
     explained = "; ".join(
         row["label"] if "position" in row else f"{row['label']} ({row['class']})"
         for row in report["explained"]
@@ -203,4 +254,6 @@ def _print_report(report: dict[str, Any]) -> None:
     method, details = report.get("method", ""), report.get("details", {})
     titles = ", ".join(title_of(method, rule, details) for rule in report["rules"])
     print_line(f"  explained by {titles}: {explained}")
+    if sample.photo is not None and not sample.photo.is_whole:
+        print_line(f"  {sample.photo.how(framed=False)}")
     print_line(f"  wrote {report['file']}")

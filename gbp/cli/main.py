@@ -10,11 +10,11 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import GbpError, shown
-from . import batch, explain, inspect, sanity, serve, verify, warmup
+from . import batch, explain, help, inspect, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
@@ -83,16 +83,46 @@ def in_options(text: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": help.Formatter} | options)
+
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))  # it repeats arguments, which may be names of files
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="gbp", description="Explain an ONNX CNN: gradient, DeconvNet and guided backpropagation."
+        prog="gbp",
+        description="Explain a trained CNN from its ONNX file. A map shows where a small change of the "
+        "picture would move a score: the gradient, or the variant of it that a DeconvNet or guided "
+        "backpropagation makes, which hardly depend on the class.",
+        epilog="Each command has its own --help, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
+    parser.add_argument(
+        "--print-completion", action=_Completion, metavar="SHELL", help="for bash, zsh or tcsh, and exit"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (explain, batch, warmup, inspect, verify, sanity, serve):
         command.add_command(commands)
+    for name, parser_of in commands.choices.items():
+        parser_of.epilog = help.epilog(name)
     return parser
+
+
+class _Completion(argparse.Action):
+    """Prints a script that lets a shell complete commands and options."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, values: object, option: object = None
+    ) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.exit(2, "gbp: error: --print-completion needs gbp-explain[completion].\n")
+        if values not in shtab.SUPPORTED_SHELLS:
+            parser.error(
+                f"there is no completion for {values} (choose of {', '.join(shtab.SUPPORTED_SHELLS)})"
+            )
+        print(shtab.complete(parser, values))
+        parser.exit()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..methods import METHODS
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..attribution import Attribution
@@ -55,19 +55,26 @@ def baseline(text: str) -> str | float:
         return text
 
 
+# Its name is plain because argparse prints it: "invalid rules value: 'x'".
+def rules(text: str) -> tuple[str, ...]:
+    chosen = tuple(RULES) if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    known = (*RULES, *OTHER_RULES)
+    if not all(rule in known for rule in chosen):
+        raise argparse.ArgumentTypeError(f"{text!r} (choose of {', '.join(known)}, or all)")
+    return chosen
+
+
 def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
     """The rules to explain with; None stands for the rule of the method itself."""
-    if arguments.rule == "all":
-        return tuple(RULES)
-    if arguments.rule is None:
-        return (None if arguments.method else "guided",)
-    return (arguments.rule,)
+    return arguments.rule or (None if arguments.method else "guided",)
 
 
 def suffix_of(arguments: argparse.Namespace) -> str:
     """What the name of a picture says of how it was made."""
-    parts = (arguments.method, arguments.rule) if arguments.method else (arguments.rule or "guided",)
-    return "_".join(part for part in parts if part)
+    said = arguments.rule or (() if arguments.method else ("guided",))
+    if said == tuple(RULES):
+        said = ("all",)
+    return "_".join((*((arguments.method,) if arguments.method else ()), *said))
 
 
 def refuse_misplaced(arguments: argparse.Namespace) -> None:

@@ -6,17 +6,20 @@ import argparse
 import json
 import textwrap
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from ..errors import InputError, shown
 from ..head import PROBABILITY
 from ..pictures.look import Canvas, Limits
 from ..targets import At, target_of
 
+#: A parser, or a group of its options.
+Options: TypeAlias = argparse._ActionsContainer
+
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
-def add_ends(command: argparse.ArgumentParser) -> None:
+def add_ends(command: Options) -> None:
     """Add the options for the model's inputs and outputs."""
     command.add_argument(
         "--output", metavar="TENSOR", help='tensor to explain, or "probability"; default: logits'
@@ -37,34 +40,52 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
         "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
     )
     pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
-    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]")
-    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]")
-    pixels.add_argument("--scale", type=fraction, help="a number, or a fraction such as 1/255")
+    pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]", help="one number, or one a channel")
+    pixels.add_argument("--std", type=numbers, metavar="S[,S,S]", help="one number, or one a channel")
+    pixels.add_argument("--scale", type=fraction, metavar="S", help="a number, or a fraction such as 1/255")
     pixels.add_argument("--bgr", action="store_true", default=None, help="blue first")
     pixels.add_argument(
         "--size", type=size, metavar="N|HxW", help="input size, where the model leaves it open"
+    )
+    pixels.add_argument(
+        "--crop",
+        type=crop,
+        metavar="SHARE",
+        help="of the shorter side, 1 for all; auto: 0.875, but 1 where the size fits or is under 64",
+    )
+    pixels.add_argument(
+        "--resize",
+        choices=("crop", "stretch", "fit"),
+        help="crop (default): keep the aspect and crop; stretch: to the size; fit: keep the aspect and pad",
     )
 
 
 def add_explainer(command: argparse.ArgumentParser) -> None:
     """Add the options that are arguments of `Explainer`; `explainer_options` reads them."""
-    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
-    add_ends(command)
-    command.add_argument("--threads", type=int, help="default: all cores")
-    command.add_argument(
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="class names: a line each, JSON or CSV; or imagenet, imagenet1001, cifar10, mnist",
+    )
+    add_ends(model)
+    computing = command.add_argument_group("computing")
+    computing.add_argument("--threads", type=int, metavar="N", help="at most; default: all cores")
+    computing.add_argument(
         "--memory",
         type=memory,
         metavar="BYTES",
         help="of working memory, 512M say; images in excess wait; default: 160M",
     )
-    command.add_argument(
+    computing.add_argument(
         "--activations",
         default="gradient",
+        metavar="HOW",
         help="at SiLU and others that no paper's rule speaks of: gradient (default) or clamp",
     )
-    add_algorithm(command)
-    add_device(command)
-    add_cache(command)
+    add_algorithm(computing)
+    add_device(computing)
+    add_cache(computing)
 
 
 def add_drawing(command: argparse.ArgumentParser) -> None:
@@ -109,24 +130,25 @@ def look_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return look
 
 
-def add_algorithm(command: argparse.ArgumentParser) -> None:
+def add_algorithm(command: Options) -> None:
     """Add the option for the algorithm of convolutions."""
     command.add_argument(
         "--algorithm",
         default="auto",
+        metavar="HOW",
         help="of convolutions: auto (default), fast (breaks ties), direct, winograd or lists",
     )
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
+def add_device(command: Options) -> None:
     """Add the options for the device."""
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     command.add_argument(
         "--tf32", action="store_true", help="on a card, convolutions of 11 bits: faster and less exact"
     )
 
 
-def add_cache(command: argparse.ArgumentParser) -> None:
+def add_cache(command: Options) -> None:
     """Add the option that keeps nothing."""
     command.add_argument(
         "--no-cache",
@@ -154,6 +176,10 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(fraction(part) for part in text.split(","))
 
 
+def crop(text: str) -> float | str:
+    return text if text == "auto" else fraction(text)
+
+
 def size(text: str) -> tuple[int, int]:
     height, x, width = text.partition("x")
     return int(height), int(width if x else height)
@@ -173,7 +199,7 @@ def ends_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def explainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Explainer` that `add_explainer` and `add_preprocessing` gave options for."""
-    from ..pictures.sidecar import read_labels
+    from ..pictures.labels import read_labels
 
     named = ("threads", "device", "memory", "algorithm", "activations", "tf32", "cache")
     return {
@@ -215,7 +241,9 @@ def preprocess_of(arguments: argparse.Namespace) -> Any:
     from ..pictures.preprocess import Preprocess
     from ..pictures.sidecar import read_sidecar
 
-    given = {key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size")}
+    given = {
+        key: getattr(arguments, key) for key in ("mean", "std", "scale", "bgr", "size", "crop", "resize")
+    }
     given = {key: value for key, value in given.items() if value is not None}
     if not given or arguments.preprocess is not None:
         return Preprocess.parse(given | {"preset": arguments.preprocess} if given else arguments.preprocess)

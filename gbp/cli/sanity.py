@@ -58,7 +58,7 @@ def sanity(arguments: argparse.Namespace) -> int:
     if path.resolve() in (Path(arguments.model).resolve(), Path(arguments.image).resolve()):
         raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
     from ..doubt.sanity import sanity as sanity_of
-    from ..pictures.sidecar import read_labels
+    from ..pictures.labels import read_labels
     from .progress import compiling_shown, reporting
 
     with compiling_shown(), reporting() as report:

@@ -79,7 +79,7 @@ def serve(arguments: argparse.Namespace) -> int:
             hint="Install the extra: pip install 'gbp-explain[serve]'.",
         )
     from ..explainer import Explainer
-    from ..pictures.sidecar import read_labels
+    from ..pictures.labels import read_labels
     from ..serve.limits import Limits
     from ..serve.models import Served
     from ..serve.server import LOOPBACK, listening

@@ -14,9 +14,10 @@ UNLIKELY = 0.01
 SHOWN: dict[str, str] = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
 
 #: Rules whose maps leave out what lowers the score on the way: they are no gradient.
-_POSITIVE_RULES = ("guided", "deconvnet")
+_POSITIVE_RULES = ("guided", "deconvnet", "rectgrad")
 #: Methods that share the score out among pixels, and those that weigh the places of an inner layer.
-_SHARES = ("input-x-gradient", "integrated-gradients", "layer-gradient-x-activation")
+_SHARES = ("integrated-gradients", "layer-gradient-x-activation")
+_SHARING_RULES = ("lrp", "input-x-gradient")
 _PLACES = ("grad-cam", "layer-grad-cam")
 
 
@@ -30,10 +31,10 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     rule, method
         What made the map, as in `Attribution`.
     """
-    method = method.replace("_", "-")
-    if style == "diverging" and method in (*_SHARES, *_PLACES):
+    is_share = method in _SHARES or (not method and rule.startswith(_SHARING_RULES))
+    if style == "diverging" and (is_share or method in _PLACES):
         return "red: speaks for the class; blue: speaks against it"
-    if method in _SHARES:
+    if is_share:
         return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
     if method in _PLACES:
         return "brighter: what the layer finds here counts more for the class"
@@ -55,13 +56,6 @@ def key_of(drawn: Drawn, style: Panel, rule: str, look: Look, method: str = "") 
     if drawn.signed:
         return Key(colours, (f"-{at}", "0", at), meaning(style, rule, method))
     return Key(colours, ("0", "", at + over), meaning(style, rule, method))
-
-
-def percent(chance: float) -> str:
-    """A probability in per cent with one decimal; "<0.1 %" and ">99.9 %" at the ends."""
-    if chance < 0.001:
-        return "<0.1 %"
-    return f"{100 * chance:.1f} %" if chance <= 0.999 else ">99.9 %"
 
 
 def warning_of(unlikely: Mapping[str, str]) -> list[str]:

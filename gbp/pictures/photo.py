@@ -65,8 +65,8 @@ class Photo:
         left, top, right, bottom = self.box
         return left <= 0.5 and top <= 0.5 and right >= self.size[0] - 0.5 and bottom >= self.size[1] - 0.5
 
-    def how(self) -> str:
-        """What the network saw, in words."""
+    def how(self, framed: bool = True) -> str:
+        """What the network saw, in words; `framed`: whether a frame shows it."""
         width, height = self.window.size
         size = f"{width} × {height}"
         if self.resize == "fit" and (self.window.left < 0 or self.window.top < 0):
@@ -75,7 +75,11 @@ class Photo:
             return f"the network saw the whole photo, resized to {size}"
         if self.is_whole:
             return f"the network saw the whole photo at {size}"
-        return f"the network saw the centre crop in the frame, at {size}"
+        if framed:
+            return f"the network saw the centre crop in the frame, at {size}"
+        left, top, right, bottom = self.box
+        share = (right - left) * (bottom - top) / (self.size[0] * self.size[1])
+        return f"the network saw the centre crop, {share:.0%} of the photo, at {size}"
 
     def is_there(self) -> bool:
         """Whether the photo can still be read, and its file is the same as when it was explained."""

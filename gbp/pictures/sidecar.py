@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import beside, read_text
+from .labels import SHIPPED, read_labels
 from .preprocess import Preprocess
 
 #: Bytes of TOML: Python's parser takes time that is quadratic in the parts of a key.
@@ -29,7 +29,7 @@ class Sidecar:
 def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     """Read the TOML file beside a model; an empty `Sidecar` where there is none.
 
-        labels = "labels.txt"            # or ["cat", "dog"]; a path within the sidecar's folder
+        labels = "labels.txt"            # or ["cat", "dog"], or "imagenet"; a path in its folder
         [preprocess]                     # or preprocess = "imagenet"
         preset = "imagenet"
         size = 224
@@ -60,7 +60,7 @@ def _sidecar(table: Mapping[str, Any], path: Path) -> Sidecar:
     if unknown:
         raise InputError(f"unknown key {', '.join(map(repr, unknown))}.", supported=", ".join(known))
     labels = table.get("labels")
-    if isinstance(labels, str):
+    if isinstance(labels, str) and labels not in SHIPPED:
         try:
             labels = beside(path, labels)
         except (OSError, ValueError) as error:  # whoever gave the model does not choose among all files
@@ -71,49 +71,3 @@ def _sidecar(table: Mapping[str, Any], path: Path) -> Sidecar:
         Preprocess.parse(table["preprocess"]) if "preprocess" in table else None,
         read_labels(labels),
     )
-
-
-def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Read class names.
-
-    Parameters
-    ----------
-    value
-        A sequence of names, or a file.  A .json file holds a list, or an object whose keys are the class
-        indices 0, 1, ….  Any other file is UTF-8 text with one name a line.
-
-    Returns
-    -------
-    The names in the order of the classes; None for None.
-
-    Raises
-    ------
-    InputError
-        For anything else; the message names the file.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        return _labels(value, "labels")
-    path = Path(value)
-    try:
-        text = read_text(path, "utf-8-sig")
-        if path.suffix.lower() != ".json":
-            return _labels([line.strip() for line in text.rstrip().split("\n")], repr(str(path)))
-        return _labels(json.loads(text), repr(str(path)))
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, a NUL in the path
-        raise InputError(f"cannot read the labels {str(path)!r}: {error}.") from error
-
-
-def _labels(names: Any, origin: str) -> tuple[str, ...]:
-    if isinstance(names, Mapping):
-        indices = [str(index) for index in range(len(names))]
-        if set(names) != set(indices):
-            raise InputError(f"{origin}: the keys are not the class indices 0 to {len(names) - 1}.")
-        names = [names[index] for index in indices]
-    good = isinstance(names, Sequence) and not isinstance(names, str)
-    if not good or not all(isinstance(name, str) for name in names) or not any(names):
-        raise InputError(f"{origin}: wanted a list of class names.")
-    return tuple(names)

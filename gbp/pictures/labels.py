@@ -1,0 +1,132 @@
+"""Reads the names of classes, in the forms in which they are found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import read_text
+
+#: Names that are shipped; `names/SOURCES.md` says where they are from.  The last has a class "background"
+#: in front, as TensorFlow's networks do.
+SHIPPED = ("imagenet", "cifar10", "mnist", "imagenet1001")
+_FOLDER = Path(__file__).parent / "names"
+#: What the columns of a table with names may be called.
+_NAME_COLUMNS, _INDEX_COLUMNS = (
+    ("label", "name", "class", "class_name", "display_name"),
+    ("index", "id", "mid"),
+)
+
+
+def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Read class names.
+
+    Parameters
+    ----------
+    value
+        A sequence of names; one of `SHIPPED`; or a file.  A .json file holds a list, or an object: of class
+        indices to names, {"0": "tench"}, or of names to indices, {"tench": 0}; Keras'
+        imagenet_class_index.json, {"0": ["n01440764", "tench"]}; or Hugging Face's config.json with its
+        "id2label".  A .csv or .tsv file has a name in each row, or a column of indices and one of names.  Any
+        other file is UTF-8 text with one name a line.
+
+    Returns
+    -------
+    The names in the order of the classes; None for None.
+
+    Raises
+    ------
+    InputError
+        For anything else; the message names the file.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        return _checked(value, "labels")
+    if isinstance(value, str) and value in SHIPPED:
+        names = _lines(read_text(_FOLDER / f"{value.removesuffix('1001')}.txt"))
+        return ("background", *names) if value.endswith("1001") else tuple(names)
+    path, suffix = Path(value), Path(value).suffix.lower()
+    try:
+        text = read_text(path, "utf-8-sig")
+        if suffix == ".json":
+            return _from_json(json.loads(text), repr(str(path)))
+        if suffix in (".csv", ".tsv"):
+            return _from_table(text, "\t" if suffix == ".tsv" else ",", repr(str(path)))
+        return _checked(_lines(text), repr(str(path)))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(
+            f"there are no labels {str(path)!r}.", supported=f"a file, or one of {', '.join(SHIPPED)}"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        csv.Error,
+    ) as error:  # not UTF-8, not JSON, a NUL in the path
+        raise InputError(f"cannot read the labels {str(path)!r}: {error}.") from error
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.rstrip().split("\n")]
+
+
+def _from_json(found: Any, origin: str) -> tuple[str, ...]:
+    if isinstance(found, Mapping) and isinstance(found.get("id2label"), Mapping):
+        found = found["id2label"]
+    if not isinstance(found, Mapping):
+        return _checked(found, origin)
+    if all(isinstance(number, int) and not isinstance(number, bool) for number in found.values()):
+        found = {str(number): name for name, number in found.items()}
+    named = {
+        key: value[1] if isinstance(value, list) and len(value) == 2 else value
+        for key, value in found.items()
+    }
+    return _by_index(named, origin)
+
+
+def _by_index(named: Mapping[str, Any], origin: str) -> tuple[str, ...]:
+    indices = [str(index) for index in range(len(named))]
+    if set(named) != set(indices):
+        raise InputError(f"{origin}: the indices of the classes are not 0 to {len(named) - 1}, one each.")
+    return _checked([named[index] for index in indices], origin)
+
+
+def _from_table(text: str, delimiter: str, origin: str) -> tuple[str, ...]:
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(map(str.strip, row))]
+    if not rows:
+        return _checked([], origin)
+    head = [cell.strip().casefold() for cell in rows[0]]
+    names = [k for k, cell in enumerate(head) if cell in _NAME_COLUMNS]
+    if names:
+        numbers = [k for k, cell in enumerate(head) if cell in _INDEX_COLUMNS and k != names[0]]
+        at, by, rows = names[-1], (numbers[0] if numbers else None), rows[1:]
+    else:  # no head: one column of names, or two of which one holds numbers
+        digits = [k for k in range(len(rows[0])) if rows[0][k].strip().isdecimal()]
+        by = digits[0] if len(rows[0]) > 1 and len(digits) == 1 else None
+        at = next((k for k in range(len(rows[0])) if k != by), 0)
+        if len(rows[0]) > 1 and by is None:
+            raise InputError(f"{origin} has {len(rows[0])} columns.", hint="Name them: index, label.")
+    if any(len(row) <= max(at, by or 0) for row in rows):
+        raise InputError(f"{origin}: a row is shorter than the others.")
+    if by is None:
+        return _checked([row[at].strip() for row in rows], origin)
+    named = {row[by].strip(): row[at].strip() for row in rows}
+    if len(named) < len(rows):
+        raise InputError(f"{origin}: an index is there twice.")
+    return _by_index(named, origin)
+
+
+def _checked(names: Any, origin: str) -> tuple[str, ...]:
+    good = isinstance(names, Sequence) and not isinstance(names, str)
+    if not good or not all(isinstance(name, str) for name in names) or not any(names):
+        raise InputError(f"{origin}: wanted a list of class names.")
+    return tuple(names)
