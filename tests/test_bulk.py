@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,37 @@ def test_progress_is_counted(photos: Path, out: Path) -> None:
     seen: list[tuple[int, int]] = []
     gbp.batch(MODEL, photos, out, style="gray", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, IMAGES), (16, IMAGES), (32, IMAGES), (IMAGES, IMAGES)]
+
+
+def test_reading_explaining_and_writing_overlap(
+    photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written before the second chunk is explained and an image of the third one is read."""
+    paths = sorted(map(str, photos.iterdir()))
+    explain, write, read = Worker.explain, Worker.write, Worker.read
+    was_explained, was_read = threading.Event(), threading.Event()
+    waited = []
+
+    def reading(self: Worker, task: Task) -> Any:
+        if task.path == paths[35]:
+            was_read.set()
+        return read(self, task)
+
+    def explaining(self: Worker, reads: Any) -> Any:
+        explained = explain(self, reads)
+        if paths[20] in {read.task.path for read in reads}:
+            was_explained.set()
+        return explained
+
+    def writing(self: Worker, one: Any) -> Any:
+        waited.append(was_explained.wait(60) and was_read.wait(60))
+        return write(self, one)
+
+    for name, method in (("read", reading), ("explain", explaining), ("write", writing)):
+        monkeypatch.setattr(Worker, name, method)
+    gbp.batch(MODEL, paths, out, style="gray")
+    assert len(waited) == IMAGES
+    assert all(waited)
 
 
 # ------------------------------------------------------------------------------------------------------ Ray

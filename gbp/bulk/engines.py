@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,16 +15,20 @@ from ..errors import GbpError, InputError
 from .folder import Folder
 from .index import Row
 from .job import Job, Task
-from .worker import Explained, Read, Worker
+from .worker import Read, Worker
 from .zarrs import Maps
 
 #: Images that are explained together.
 CHUNK = 16
 #: Threads that read, and threads that write: they wait for the disk, and Python's lock is free meanwhile.
 _READERS, _WRITERS = 2, 4
+#: Of an actor, which is to use one processor.
+_ACTORS_WRITERS = 2
 
 
-def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
+def locally(
+    worker: Worker, tasks: Sequence[Task], readers: int = _READERS, writers: int = _WRITERS
+) -> Iterator[list[Row]]:
     """Explain in this process.  Threads read the next images and write the last ones meanwhile.
 
     Parameters
@@ -32,6 +37,8 @@ def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
         Does it.
     tasks
         The images.
+    readers, writers
+        How many threads there are of each.
 
     Yields
     ------
@@ -40,18 +47,18 @@ def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
     chunks = deque(tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK))
     reading: deque[list[Future[Read]]] = deque()
     writing: deque[list[Future[Row]]] = deque()
-    readers, writers = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
+    read_by, write_by = ThreadPoolExecutor(readers), ThreadPoolExecutor(writers)
     try:
         while chunks or reading or writing:
             while chunks and len(reading) < 2:
-                reading.append([readers.submit(worker.read, task) for task in chunks.popleft()])
+                reading.append([read_by.submit(worker.read, task) for task in chunks.popleft()])
             if reading:
                 explained = worker.explain([read.result() for read in reading.popleft()])
-                writing.append([writers.submit(worker.write, one) for one in explained])
+                writing.append([write_by.submit(worker.write, one) for one in explained])
             while writing and (len(writing) > 1 or not reading):
                 yield [row.result() for row in writing.popleft()]
     finally:
-        for pool in (readers, writers):
+        for pool in (read_by, write_by):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -81,15 +88,31 @@ def on_ray(
         Where Ray is missing or does not start, and whatever an actor raises.
     """
     ray = _ray()
+
+    class Actor:
+        """What each of Ray's processes keeps.  Defined here, it takes what it needs along."""
+
+        def __init__(self) -> None:
+            options = {**job.options, "threads": job.options.get("threads") or 1}
+            self._worker = Worker(replace(job, options=options), folder)
+            self._worker.maps = maps
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            tasks = [Task(**json.loads(str(task))) for task in batch["task"]]
+            chunks = locally(self._worker, tasks, readers=1, writers=_ACTORS_WRITERS)
+            return {"row": [json.dumps(row) for rows in chunks for row in rows]}
+
     mine = not ray.is_initialized()
     try:
         if mine:
-            ray.init(address=address, num_cpus=None if address else actors, log_to_driver=False)
+            cpus = None if address else actors
+            ray.init(address=address, num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its progress there
+        ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
         blocks = -(-len(items) // CHUNK)
         explained = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-            _Actor,
-            fn_constructor_args=(job, folder, maps),
+            Actor,
             batch_size=CHUNK,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=actors),
@@ -108,20 +131,6 @@ def on_ray(
     finally:
         if mine:
             ray.shutdown()
-
-
-class _Actor:
-    """What Ray keeps in each of its processes."""
-
-    def __init__(self, job: Job, folder: Folder, maps: Maps | None) -> None:
-        self._worker = Worker(replace(job, options={"threads": 1, **job.options}), folder)
-        self._worker.maps = maps
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows: list[Explained | Row] = list(
-            self._worker([Task(**json.loads(str(task))) for task in batch["task"]])
-        )
-        return {"row": [json.dumps(row) for row in rows]}
 
 
 def _ray() -> Any:

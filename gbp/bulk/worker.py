@@ -75,10 +75,6 @@ class Worker:
         self.maps: Maps | None = None
         self.notes: dict[str, None] = {}
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Row]:
-        """Read, explain and write some images.  Returns their rows."""
-        return [self.write(explained) for explained in self.explain([self.read(task) for task in tasks])]
-
     def probe(self, tasks: Sequence[Task]) -> None:
         """Explain and draw noise as the job says, so that what is wrong with the job is raised at once.
 
