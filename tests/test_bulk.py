@@ -20,7 +20,7 @@ from kills import MODEL, ROOT, files_of, make_images, run_with_kills
 from PIL import Image
 
 import gbp
-from gbp import Explainer, InputError, Top
+from gbp import Explainer, InputError, Top, methods
 from gbp.bulk.job import Task, name_of
 from gbp.bulk.worker import Worker
 from gbp.cli import main as cli
@@ -137,6 +137,42 @@ def test_array_files_and_all_rules(photos: Path, out: Path, tmp_path: Path) -> N
     assert rows["0.npy"]["width"] is None
     assert Image.open(out / rows["0.npy"]["file"]).format == "JPEG"
     assert rows["3.png"]["rule"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("options", "explain"),
+    [
+        (
+            {"method": "smoothgrad", "method_options": {"samples": 3}, "style": "overlay", "bare": True},
+            lambda explainer, path: methods.smoothgrad(explainer, path, samples=3),
+        ),
+        (
+            {"method": "grad-cam", "target": 3, "look": {"palette": "gray", "canvas": "network"}},
+            lambda explainer, path: methods.grad_cam(explainer, path, target=3),
+        ),
+        (
+            {"method": "integrated-gradients", "method_options": {"steps": 4}, "rule": "vanilla"},
+            lambda explainer, path: methods.integrated_gradients(explainer, path, steps=4),
+        ),
+        ({"target": Top(2), "format": "svg"}, lambda explainer, path: explainer.explain(path, target=Top(2))),
+        ({"format": "webp", "bare": True, "style": "gray"}, lambda explainer, path: explainer.explain(path)),
+    ],
+)
+def test_an_image_has_the_files_that_it_has_alone(
+    options: dict[str, Any], explain: Any, photos: Path, out: Path
+) -> None:
+    """Bytes, notes too, whatever else is explained with it."""
+    gbp.batch(MODEL, [photos / f"{i}.png" for i in range(4)], out, arrays="npz", **options)
+    explainer, files = Explainer(MODEL), files_of(out)
+    for row in rows_of(out):
+        result = explain(explainer, row["path"])
+        saved = [io.BytesIO(), io.BytesIO()]
+        look = {"bare": options.get("bare", False)} | options.get("look", {})
+        result.save(saved[0], options.get("style", "strip"), format=options.get("format", "png"), **look)
+        result.save(saved[1], format="npz")
+        assert files[row["file"]] == saved[0].getvalue()
+        assert files[row["arrays"]] == saved[1].getvalue()
+        assert row["method"] == options.get("method")
 
 
 def test_images_that_fail_only_when_they_are_computed(
@@ -336,6 +372,13 @@ def test_two_runs_at_once_are_refused_unless_they_share(photos: Path, out: Path)
         ({"target": "unicorn"}, "no class is called"),
         ({"target": [1, 2]}, "one for all images"),
         ({"rule": "best"}, "rule is 'best'"),
+        ({"method": "magic"}, "method is 'magic'"),
+        ({"method": "grad-cam", "rule": "guided"}, "has a rule of its own"),
+        ({"method": "grad-cam", "method_options": {"steps": 3}}, "steps is no argument of method 'grad-cam'"),
+        ({"method": "layer-gradient"}, "needs layer"),
+        ({"look": {"alpha": 2}}, "alpha is 2"),
+        ({"bare": True}, "one picture"),
+        ({"format": "pdf"}, "format is 'pdf'"),
         ({"rule": "all", "arrays": "npz"}, "one target"),
         ({"target": Top(3), "style": "gray"}, "drawn as a strip"),
         ({"style": "none"}, "nothing to write"),
@@ -432,7 +475,18 @@ def test_the_command(
 ) -> None:
     lines = io.BytesIO(f"{photos / '1.png'}\n{photos / 'broken.jpg'}\n".encode())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
-    options = ["--target", "top5", "--shard", "1/1", "--format", "jpg"]
+    options = [
+        "--target",
+        "top5",
+        "--shard",
+        "1/1",
+        "--format",
+        "jpg",
+        "--method",
+        "vargrad",
+        "--samples",
+        "2",
+    ]
     assert cli.main(["batch", str(MODEL), "-", "-o", str(out), *options]) == 1
     printed = capsys.readouterr().out
     assert "explained 1; 1 failed, see their rows" in printed
@@ -440,12 +494,13 @@ def test_the_command(
     assert cli.main(["batch", str(MODEL), str(photos / "1.png"), "-o", str(out), "--json", *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["explained"], report["before"], report["failed"]) == (0, 1, 0)
-    assert cli.main(["batch", str(MODEL), str(photos), "-o", str(out), "--rule", "vanilla"]) == 2
+    assert cli.main(["batch", str(MODEL), str(photos), "-o", str(out), "--rule", "guided"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(
-        "gbp: error: --rule is vanilla and was guided; target is none and was Top(k=5)"
+        "gbp: error: --rule is guided and was vanilla; target is none and was Top(k=5)"
     )
+    assert "method is none and was vargrad; samples is none and was 2; format is png and" in captured.err
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b"])

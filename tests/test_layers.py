@@ -89,8 +89,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("errors", "explainer", "head", "importer", "limits", "pictures", "run", "tensors"),
     },
     "bulk": {
-        *("attribution", "errors", "explainer", "files", "gbp", "importer", "inputs", "limits", "pictures"),
-        *("rules", "strips", "targets"),
+        *("attribution", "errors", "explainer", "files", "importer", "inputs", "limits", "methods"),
+        *("pictures", "rules", "strips", "targets", "version"),
     },
     "cli": {
         *(

@@ -18,6 +18,11 @@ from .folder import Folder
 
 Row = dict[str, Any]
 
+COLUMNS = (
+    *("path", "hash", "bytes", "width", "height", "top", "target", "rule", "method", "file", "arrays", "row"),
+    "error",
+)
+
 #: Rows that become Parquet at a time.
 _ROWS = 2**14
 
@@ -111,10 +116,9 @@ def _schema(pa: Any) -> Any:
     text, number = pa.string(), pa.float32()
     classes = {"class": pa.int64(), "position": text, "label": text, "score": number, "probability": number}
     several = pa.list_(pa.struct(list(classes.items())))
-    columns = {"path": text, "hash": text, "bytes": pa.int64(), "width": pa.int32(), "height": pa.int32()}
-    columns |= {"top": several, "target": several, "rule": text}
-    columns |= {"file": text, "arrays": text, "row": pa.int64(), "error": text}
-    return pa.schema(list(columns.items()))
+    kinds = {"bytes": pa.int64(), "width": pa.int32(), "height": pa.int32(), "row": pa.int64()}
+    kinds |= {"top": several, "target": several}
+    return pa.schema([(name, kinds.get(name, text)) for name in COLUMNS])
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -8,22 +8,27 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from .. import __version__
+from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..importer.proto import read
-from ..pictures.files import FORMATS
+from ..methods import METHODS
+from ..pictures.look import Look
 from ..rules import RULES
 from ..targets import At, Top
+from ..version import VERSION
 
 Arrays = Literal["npz", "zarr"]
 #: Arguments of `Explainer` that change no bit, and those that `settings` looks at by themselves.
-_FREE = ("model", "threads", "memory", "preprocess", "labels")
+_FREE = ("model", "threads", "memory", "cache", "preprocess", "labels")
+#: Formats whose files hold no time at which they were written.
+PICTURES = ("png", "jpg", "webp", "svg")
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip", "none")
 
 
@@ -38,11 +43,15 @@ class Job:
     out
         The folder that files are written to.
     rule
-        The name of a rule, or "all".
+        The name of a rule, "all", or None for "guided" or the method's own.
     target
         A class for all images, `Top`, or None for each image's own best class.
+    method, method_options
+        The name of a method or None, and its arguments.
     style, format
         How pictures are drawn, or "none"; the suffix of their files, without the dot.
+    look, bare
+        Arguments of `Sample.save`.
     arrays
         Whether maps are also written as numbers, and how.
     options
@@ -56,23 +65,28 @@ class Job:
 
     model: str
     out: str
-    rule: str
+    rule: str | None
     target: int | str | At | Top | None
+    method: str | None
+    method_options: Mapping[str, Any]
     style: str
     format: str
+    look: Mapping[str, Any]
+    bare: bool
     arrays: Arrays | None
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        formats = [suffix[1:] for suffix in FORMATS]
         for name, value, known in (
-            ("rule", self.rule, [*RULES, "all"]),
+            ("rule", self.rule, [None, *RULES, "all"]),
+            ("method", self.method, [None, *METHODS]),
             ("style", self.style, STYLES),
-            ("format", self.format, formats),
+            ("format", self.format, PICTURES),
             ("arrays", self.arrays, [None, "npz", "zarr"]),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}.", supported=", ".join(map(str, known)))
+        Look(**self.look)
         if not (self.target is None or isinstance(self.target, (int, np.integer, str, At, Top))):
             raise InputError(
                 f"target is {self.target!r:.80}.", supported="one for all images: an index, a label, Top, At"
@@ -82,29 +96,59 @@ class Job:
             raise InputError("rule 'all' draws one target.", hint="For Top(k) or arrays, choose one rule.")
         if several and self.style not in ("strip", "none"):
             raise InputError(f"{self.target} is drawn as a strip.", hint="Leave the style out.")
+        if self.bare and (self.style in ("strip", "none") or self.rule == "all"):
+            raise InputError("bare writes one picture.", hint="Choose a style and one rule.")
         if self.style == "none" and self.arrays is None:
             raise InputError("style is 'none' without arrays.", hint="There would be nothing to write.")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        method = METHODS[self.method] if self.method else None
+        strange = sorted(self.method_options.keys() - {*(method.options if method else ())})
+        if strange:
+            raise InputError(f"{strange[0]} is no argument of method {self.method!r}.")
+        if method is not None and method.needs and method.needs not in self.method_options:
+            raise InputError(f"method {method.name!r} needs {method.needs}.")
+        if method is not None and method.rule is None and self.rule is not None:
+            raise InputError(f"method {method.name!r} has a rule of its own.", hint="Leave the rule out.")
 
     @property
-    def rules(self) -> tuple[str, ...]:
-        """The rules that are computed."""
-        return tuple(RULES) if self.rule == "all" else (self.rule,)
+    def rules(self) -> tuple[str | None, ...]:
+        """The rules that are computed; None is the method's own."""
+        if self.rule == "all":
+            return tuple(RULES)
+        return (self.rule or (METHODS[self.method].rule if self.method else "guided"),)
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether what is said of an image would depend on others that are explained with it."""
+        return self.method is not None or isinstance(self.target, Top)
+
+    def explain(self, explainer: Explainer, images: Any) -> tuple[Attribution, ...]:
+        """Explain images under each rule."""
+        call = partial(METHODS[self.method].call, explainer) if self.method else explainer.explain
+        rules: list[dict[str, Any]] = [{} if rule is None else {"rule": rule} for rule in self.rules]
+        return tuple(call(images, target=self.target, **self.method_options, **rule) for rule in rules)
 
     def settings(self, explainer: Explainer) -> dict[str, Any]:
         """All that decides what the files hold, in JSON's types.  Threads, memory and engines do not."""
         options = {key: value for key, value in explainer._arguments.items() if key not in _FREE}
         given = options.pop("given") or {}
         settings = {
-            "gbp": __version__,
+            "gbp": VERSION,
             "model": model_digest(self.model),
-            "rule": self.rule,
+            "rule": self.rule or self.rules[0],
             "target": None if self.target is None else repr(self.target),
+            "method": self.method,
+            **{name: _plain(value) for name, value in self.method_options.items()},
             "style": self.style,
             "format": self.format,
+            **self.look,
+            "bare": self.bare,
             "arrays": self.arrays,
             "preprocess": asdict(explainer.preprocess) if explainer.preprocess else None,
             "labels": digest_of(json.dumps(explainer.labels)) if explainer.labels else None,
-            "given": {name: _digest_of_array(value) for name, value in given.items()},
+            "given": {name: _plain(np.asarray(value)) for name, value in given.items()},
             **{key: None if value is None else str(value) for key, value in options.items()},
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -162,6 +206,8 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest_of_array(value: Any) -> str:
-    array = np.asarray(value)
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+def _plain(value: Any) -> Any:
+    """A value in JSON's types: of an array, its digest."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return hashlib.sha256(f"{value.dtype} {value.shape} ".encode() + value.tobytes()).hexdigest()

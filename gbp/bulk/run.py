@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -50,10 +50,14 @@ def batch(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    rule: str = "guided",
+    rule: str | None = None,
     target: int | str | At | Top | None = None,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
     style: str = "strip",
     format: str = "png",
+    look: Mapping[str, Any] | None = None,
+    bare: bool = False,
     arrays: Arrays | None = None,
     shard: tuple[int, int] | None = None,
     retry: bool = False,
@@ -80,11 +84,16 @@ def batch(
     out
         The folder for "pictures", "arrays" and "index.parquet"; it is made where it is missing.
     rule
-        "guided", "deconvnet", "vanilla", or "all" in one picture.
+        "guided", "deconvnet", "vanilla", or "all" in one picture; by default "guided", or the method's.
     target
         One for all images: None for each one's own best class, a class index, a label, `Top(5)`, or `At`.
+    method, method_options
+        The name of a method in `gbp.methods`, as the command line has it, and its arguments.
     style, format
-        "strip", "overlay", "diverging", "gray", "rgb", or "none" for no pictures; "png" or "jpg".
+        "strip", "overlay", "diverging", "gray", "rgb", or "none" for no pictures; "png", "jpg", "webp" or
+        "svg".
+    look, bare
+        As for `Sample.save`; `look` has the arguments of `Sample.gray` by name.
     arrays
         "npz" for a file of arrays for each image; "zarr" for one group with the maps of all.
     shard
@@ -121,7 +130,20 @@ def batch(
     names = [images] if isinstance(images, (str, os.PathLike)) else images
     options = options | {"labels": read_labels(options.get("labels"))}
     root = os.path.abspath(out)
-    job = Job(os.path.abspath(model), root, rule, target, style, format, arrays, options)
+    job = Job(
+        model=os.path.abspath(model),
+        out=root,
+        rule=rule,
+        target=target,
+        method=method,
+        method_options=method_options or {},
+        style=style,
+        format=format,
+        look=look or {},
+        bare=bare,
+        arrays=arrays,
+        options=options,
+    )
     folder = Folder(root, _part(shard))
     index = Index(folder)
     tasks = _tasks(names, stdin, root)

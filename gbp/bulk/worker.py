@@ -23,7 +23,7 @@ from ..pictures.decode import MAX_FILE
 from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_array, read_image
 from ..strips import save_rules
 from .folder import Folder
-from .index import Row
+from .index import COLUMNS, Row
 from .job import Job, Task
 from .zarrs import Maps
 
@@ -106,9 +106,9 @@ class Worker:
 
     def read(self, task: Task) -> Read:
         """Read and preprocess one image."""
-        row: Row = dict.fromkeys(("path", "hash", "bytes", "width", "height", "top", "target", "rule"))
-        row |= dict.fromkeys(("file", "arrays", "row", "error"))
-        row |= {"path": task.name, "rule": self.job.rule, "row": task.row}
+        row: Row = dict.fromkeys(COLUMNS)
+        row |= {"path": task.name, "method": self.job.method, "row": task.row}
+        row["rule"] = "all" if self.job.rule == "all" else self.job.rules[0]
         try:
             is_array = is_array_file(task.path)
             data = _content(task.path, MAX_ARRAY if is_array else MAX_FILE)
@@ -137,7 +137,8 @@ class Worker:
             if read.batch is None:
                 explained[i] = Explained(read.task, read.row)
             else:
-                groups.setdefault((read.batch.x.shape, read.batch.pictures is None), []).append(i)
+                kind = i if self.job.is_of_one else (read.batch.x.shape, read.batch.pictures is None)
+                groups.setdefault(kind, []).append(i)
         for group in groups.values():
             for i, result in zip(group, self._group([reads[i] for i in group]), strict=True):
                 explained[i] = result
@@ -168,8 +169,7 @@ class Worker:
         return row
 
     def _attributions(self, images: Any) -> tuple[Attribution, ...]:
-        job = self.job
-        found = tuple(self.explainer.explain(images, rule=rule, target=job.target) for rule in job.rules)
+        found = self.job.explain(self.explainer, images)
         self.notes.update(dict.fromkeys(note for attribution in found for note in attribution.notes))
         return found
 
@@ -193,11 +193,15 @@ class Worker:
         style: Any = self.job.style
         if style == "none":
             return None
-        samples = [attribution[0] for attribution in attributions]
+        samples, format, look = (
+            [attribution[0] for attribution in attributions],
+            self.job.format,
+            self.job.look,
+        )
         if len(samples) > 1:
             chosen = None if style == "strip" else style
-            return _bytes(lambda to: save_rules(samples, to, chosen, format=self.job.format))
-        return _bytes(lambda to: samples[0].save(to, style, format=self.job.format))
+            return _bytes(lambda to: save_rules(samples, to, chosen, format=format, **look))
+        return _bytes(lambda to: samples[0].save(to, style, format=format, bare=self.job.bare, **look))
 
 
 def _content(path: str, most: int) -> bytes:

@@ -9,11 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..rules import RULES
+from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
-    STYLES,
+    add_drawing,
     add_explainer,
     add_preprocessing,
     explainer_options,
+    look_of,
     print_json,
     print_line,
     print_paragraph,
@@ -44,7 +46,9 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="folder for the files and the index"
     )
-    command.add_argument("--rule", choices=(*RULES, "all"), default="guided", help="default: guided")
+    command.add_argument(
+        "--rule", choices=(*RULES, "all"), help="default: guided; that of a --method: vanilla"
+    )
     command.add_argument(
         "--target",
         type=target,
@@ -52,9 +56,8 @@ def add_command(commands: Any) -> None:
         "8763:1; default: what each image is taken for",
     )
     command.add_argument(
-        "--style", choices=(*STYLES, "none"), default="strip", help="none: no pictures; default: strip"
+        "--format", choices=("png", "jpg", "webp", "svg"), default="png", help="of pictures; default: png"
     )
-    command.add_argument("--format", choices=("png", "jpg"), default="png", help="of pictures; default: png")
     command.add_argument(
         "--arrays", choices=("npz", "zarr"), help="write maps as numbers: a file each, or one group for all"
     )
@@ -74,7 +77,9 @@ def add_command(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     add_explainer(command)
     add_progress(command)
+    add_methods(command)
     add_preprocessing(command)
+    add_drawing(command, "none")
 
 
 # Its name is plain because argparse prints it: "invalid shard value: 'x'".
@@ -89,6 +94,8 @@ def batch(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..bulk.run import batch as explain_all
     from ..targets import Top
+
+    refuse_misplaced(arguments)
 
     with ExitStack() as stack:
         bar: list[Progress | None] = []
@@ -106,8 +113,12 @@ def batch(arguments: argparse.Namespace) -> int:
             arguments.out,
             rule=arguments.rule,
             target=Top(5) if arguments.target == "top5" else arguments.target,
+            method=arguments.method,
+            method_options=method_options(arguments),
             style=arguments.style,
             format=arguments.format,
+            look=look_of(arguments),
+            bare=arguments.bare,
             arrays=arguments.arrays,
             shard=arguments.shard,
             retry=arguments.retry,

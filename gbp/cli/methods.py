@@ -92,6 +92,17 @@ def refuse_misplaced(arguments: argparse.Namespace) -> None:
         )
 
 
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The method's arguments that the options say."""
+    from ..pictures.image import is_array_file, read_array
+
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
+    if is_array_file(options.get("baseline")):
+        options["baseline"] = read_array(options["baseline"])
+    return options
+
+
 class Explaining:
     """Explains images by the method of the arguments, or by a rule alone.
 
@@ -104,18 +115,9 @@ class Explaining:
     """
 
     def __init__(self, explainer: Explainer, arguments: argparse.Namespace) -> None:
-        from ..pictures.image import is_array_file, read_array
-
         self._call: Any = explainer.explain
         if arguments.method:
-            from .. import methods
-
-            options = {name: getattr(arguments, name) for name in _OPTIONS}
-            options = {name: value for name, value in options.items() if value is not None}
-            if is_array_file(options.get("baseline")):
-                options["baseline"] = read_array(options["baseline"])
-            function = getattr(methods, METHODS[arguments.method].function)
-            self._call = partial(function, explainer, **options)
+            self._call = partial(METHODS[arguments.method].call, explainer, **method_options(arguments))
 
     def __call__(self, images: Sequence[Any], rule: str | None, target: Any) -> Attribution:
         """Explain images; `rule` as `rules_of` returns it."""

@@ -88,11 +88,16 @@ def add_explainer(command: argparse.ArgumentParser) -> None:
     add_cache(computing)
 
 
-def add_drawing(command: argparse.ArgumentParser) -> None:
-    """Add the options for how maps are drawn."""
+def add_drawing(command: argparse.ArgumentParser, *others: str) -> None:
+    """Add the options for how maps are drawn; `others` are values of --style besides `STYLES`."""
     drawing = command.add_argument_group("drawing")
     add = drawing.add_argument
-    add("--style", choices=STYLES, default="strip", help="one picture, or a strip of all; default: strip")
+    add(
+        "--style",
+        choices=(*STYLES, *others),
+        default="strip",
+        help="one picture, or a strip of all; default: strip",
+    )
     add(
         "--smooth",
         type=float,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Method:
     def function(self) -> str:
         """Its function's name in `gbp.methods`."""
         return self.name.replace("-", "_")
+
+    @property
+    def call(self) -> Any:
+        """That function; its module is imported now."""
+        return getattr(import_module(__package__), self.function)
 
 
 _NOISE = ("samples", "noise", "seed")
