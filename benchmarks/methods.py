@@ -5,7 +5,7 @@
     python benchmarks/methods.py --model model.onnx
 
 Calls are timed in turns in one process, so that a noisy moment meets them all; printed are the medians and
-their ratios.  The bars: SmoothGrad of 25 copies costs at most 20 explanations, and Grad-CAM 1.15 forward runs.
+their ratios.  The bars: SmoothGrad of 25 copies costs at most 20 explanations, Grad-CAM 1.15 forward runs.
 """
 
 from __future__ import annotations

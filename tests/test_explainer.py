@@ -21,6 +21,7 @@ from PIL import Image
 from gbp import PROBABILITY, Explainer, InputError, UnsupportedError
 from gbp.devices.base import all_finite
 from gbp.diagnostics.inspection import inspect
+from gbp.runtime.memory import MemoryPool
 from gbp.runtime.session import Sessions
 from gbp.runtime.tape import Tape
 
@@ -201,17 +202,35 @@ def test_memory_bounds_what_runs_together(
     assert found.scores.tobytes() == whole.scores.tobytes()
 
 
-def test_memory_for_other_batches_is_given_up() -> None:
+@pytest.mark.parametrize("room", [0, None])
+def test_memory_for_other_batches_is_kept_where_there_is_room(room: int | None) -> None:
     explainer = Explainer(classifier(None))
+    pool = explainer._engine.sessions.of((3, 8, 9)).pool
+    pool._max_bytes = pool._max_bytes if room is None else room
     for count in (2, 3, 4):
         explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
-    pool = explainer._engine.sessions.of((3, 8, 9)).pool
+    kept = (2, 3, 4) if room is None else (4,)
     assert {
         (kind, n if kind == "forward" else n[0]): len(free) for (kind, n), free in pool._free.items()
-    } == {
-        ("forward", 4): 1,
-        ("reverse", 8): 1,
-    }
+    } == {("forward", n): 1 for n in kept} | {("reverse", 2 * n): 1 for n in kept}
+
+
+def test_the_pool_gives_up_what_was_used_longest_ago_and_no_more_than_it_must() -> None:
+    pool = MemoryPool(max_bytes=100)
+
+    def use(kind: str, size: int, nbytes: int) -> str:
+        memory = pool.acquire(kind, size, nbytes, lambda: "new")
+        pool.release(kind, size, nbytes, "kept")
+        return memory
+
+    assert [use("a", size, 30) for size in (1, 2, 3)] == ["new"] * 3
+    assert use("b", 1, 90) == "new"  # another kind has room of its own
+    assert use("a", 1, 30) == "kept"
+    assert use("a", 4, 30) == "new"  # in the place of 2
+    assert [use("a", size, 30) for size in (1, 3, 4)] == ["kept"] * 3
+    assert use("a", 2, 30) == "new"
+    assert use("a", 5, 200) == "new"  # in the place of all
+    assert [use("a", size, 30) for size in (3, 4)] == ["new"] * 2
 
 
 def test_it_pickles_as_what_it_was_made_from() -> None:
@@ -306,6 +325,7 @@ def test_memory_of_another_size_is_given_up_at_once(targets: int) -> None:
     """And not when the garbage collector comes by: arenas are large."""
     explainer = Explainer(DEMO)
     x = np.zeros((3, *explainer.input_shape[1:]), np.float32)
+    explainer._engine.sessions.of(explainer.input_shape[1:]).pool._max_bytes = 0
     explainer.explain(x[:1], target=np.zeros((1, targets), np.int64))  # compiling leaves all sorts of things
     gc.collect()
     gc.disable()

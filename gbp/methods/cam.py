@@ -122,11 +122,12 @@ def guided_grad_cam(
 def _cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:
     """Σ_c w_c · A_c: float64 (n, K, *sides)."""
     assert tensor.channels is not None  # it has planes
-    planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, 1).astype(np.float64)
+    planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, 1)
     gradient = run.vjp(one_hot(targets, run.scores.shape[1]), wrt=tensor.name)
     gradient = np.moveaxis(gradient, 2 + tensor.channels, 2)
-    weights = gradient.reshape(*gradient.shape[:3], -1).mean(axis=3, dtype=np.float64)
-    return np.stack([np.tensordot(w, a, axes=(1, 0)) for w, a in zip(weights, planes, strict=True)])
+    weights = gradient.reshape(*gradient.shape[:3], -1).mean(axis=3)
+    cam = weights @ planes.reshape(*planes.shape[:2], -1)
+    return np.asarray(cam.reshape(*targets.shape, *planes.shape[2:]), np.float64)
 
 
 def _enlarged_cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +46,16 @@ def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
     rank
         Axes of a sample of the input.
     """
-    found: Tensor | None = None
-    for tensor in tensors:
-        if len(tensor.shape) != rank or not has_plane(tensor):
+    later: list[Tensor] = []  # what was computed later and may follow pixel by pixel, the last first
+    for tensor in reversed(tensors):
+        if len(tensor.shape) != rank or not (tensor.op in _CONVOLUTIONS or tensor.op in _POINTWISE):
             continue
-        follows = found is not None and tensor.op in _POINTWISE and spatial(tensor) == spatial(found)
-        if tensor.op in _CONVOLUTIONS or follows:
-            found = tensor
-    return found
+        if not has_plane(tensor):
+            continue
+        if tensor.op in _CONVOLUTIONS:
+            return next((each for each in later if spatial(each) == spatial(tensor)), tensor)
+        later.append(tensor)
+    return None
 
 
 def layer_named(
@@ -114,12 +117,14 @@ def enlarged(plane: NDArray[np.float64], sides: Sequence[int]) -> NDArray[np.flo
     sides
         The new sides.
     """
-    first = plane.ndim - len(sides)
-    for axis, size in enumerate(sides, start=first):
-        old = plane.shape[axis]
-        at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
-        below = np.minimum(at.astype(np.intp), old - 1)
-        above, part = np.minimum(below + 1, old - 1), at - below
-        part = part.reshape(-1, *(1,) * (plane.ndim - axis - 1))
-        plane = plane.take(below, axis) * (1 - part) + plane.take(above, axis) * part
+    for axis, size in zip(range(-1, -len(sides) - 1, -1), reversed(sides), strict=True):
+        plane = np.moveaxis(np.moveaxis(plane, axis, -1) @ _linear(plane.shape[axis], size), -1, axis)
     return plane
+
+
+@lru_cache(maxsize=32)
+def _linear(old: int, new: int) -> NDArray[np.float64]:
+    """The matrix (old, new) that interpolates a row of numbers."""
+    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(at - np.arange(old)[:, None]))
+    return weights

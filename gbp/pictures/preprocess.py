@@ -302,11 +302,15 @@ class Preprocess:
         if not np.isfinite(array).all():
             raise InputError("the array holds NaN or infinity.")
         mean, std = self._statistics(array.shape[0])
-        x = (array.transpose(1, 2, 0).astype(np.float64) * std + mean) / self.scale
-        pixels = np.round(np.clip(x, 0, 255)).astype(np.uint8)
+        factor, offset = np.broadcast_arrays(std / self.scale, mean / self.scale)
+        x = array * factor.reshape(-1, 1, 1).astype(np.float32)
+        x += offset.reshape(-1, 1, 1).astype(np.float32)
+        pixels = np.rint(np.clip(x, 0, 255, out=x), out=x).astype(np.uint8)
         if self.channels == "BGR":
-            pixels = pixels[:, :, ::-1]
-        return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if array.shape[0] == 1 else pixels))
+            pixels = pixels[::-1]
+        return Image.fromarray(
+            pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        )
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         chosen = size or self.size

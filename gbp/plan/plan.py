@@ -192,9 +192,10 @@ class Plan:
     @property
     def backward_bytes(self) -> int:
         """Bytes for each sample and target of a backward pass, with its map and what it starts from."""
-        return self._bytes_of(self.backward)
+        return self.route_bytes(self.backward)
 
-    def _bytes_of(self, route: Route) -> int:
+    def route_bytes(self, route: Route) -> int:
+        """Bytes for each sample and seed of a backward pass, with its map and what it starts from."""
         ends = elements(route.start.shape) + elements(route.end.shape)
         return 4 * (route.arena.size + self._scratch[1] + ends)
 
@@ -245,7 +246,7 @@ class Plan:
         `route`: the backward pass; by default that from the scores to the input.
         """
         forward = samples * self.forward_bytes + 2 * 4 * self._scratch[0]
-        return max(1, (nbytes - forward) // max(1, samples * self._bytes_of(route or self.backward)))
+        return max(1, (nbytes - forward) // max(1, samples * self.route_bytes(route or self.backward)))
 
     @cached_property
     def _scratch(self) -> tuple[int, int]:

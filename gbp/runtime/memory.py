@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any, TypeVar
@@ -91,27 +90,37 @@ class MemoryPool:
 
     Parameters
     ----------
+    max_bytes
+        Bytes that kept memories of one kind and of different sizes may take together.
     max_kept
         How many memories of one kind and size are kept.
     """
 
     lock: Lock
 
-    def __init__(self, max_kept: int = 4) -> None:
-        self._free: dict[tuple[str, Hashable], list[Any]] = defaultdict(list)
-        self._max_kept = max_kept
+    def __init__(self, max_bytes: int = 0, max_kept: int = 4) -> None:
+        self._free: dict[tuple[str, Hashable], list[Any]] = {}
+        self._bytes: dict[tuple[str, Hashable], int] = {}
+        self._max_bytes, self._max_kept = max_bytes, max_kept
         give_lock(self)
 
-    def acquire(self, kind: str, size: Hashable, make: Callable[[], T]) -> T:
-        """Take a memory of this kind and size from the pool, or call `make`.
+    def acquire(self, kind: str, size: Hashable, nbytes: int, make: Callable[[], T]) -> T:
+        """Take a memory of this kind, size and number of bytes from the pool, or call `make`.
 
-        Kept memories of this kind and of another size are freed first.
+        Kept memories of this kind and of other sizes are freed first, if they take more than `max_bytes`
+        together with this one: those that were used longest ago, and no more than it takes.
         """
         with self.lock:
-            for other in [key for key in self._free if key[0] == kind and key[1] != size]:
+            others = [key for key in self._free if key[0] == kind and key[1] != size]
+            excess = nbytes + sum(self._bytes[key] for key in others) - self._max_bytes
+            for other in others:
+                if excess <= 0:
+                    break
+                excess -= self._bytes.pop(other)
                 del self._free[other]
-            if self._free[kind, size]:
-                memory: T = self._free[kind, size].pop()
+            kept = self._free.get((kind, size))
+            if kept:
+                memory: T = kept.pop()
                 return memory
         return make()
 
@@ -120,11 +129,13 @@ class MemoryPool:
         with self.lock:
             self._free.clear()
 
-    def release(self, kind: str, size: Hashable, memory: Any) -> None:
+    def release(self, kind: str, size: Hashable, nbytes: int, memory: Any) -> None:
         """Put a memory back."""
         with self.lock:
-            if len(self._free[kind, size]) < self._max_kept:
-                self._free[kind, size].append(memory)
+            kept = self._free.pop((kind, size), [])
+            self._free[kind, size], self._bytes[kind, size] = kept, nbytes  # the last is what was used last
+            if len(kept) < self._max_kept:
+                kept.append(memory)
 
 
 def scratch_floats(plan: Plan, n: int, threads: int) -> int:

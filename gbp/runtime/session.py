@@ -54,11 +54,14 @@ class Session:
     device: Device
     threads: int
     memory: int | None
-    pool: MemoryPool = field(default_factory=MemoryPool)
+    pool: MemoryPool = field(init=False)
     #: The backward passes between other tensors than scores and input, made on first use.
     routes: dict[tuple[str | None, str | None], Route | None] = field(default_factory=dict)
     #: The largest slice that fitted, after a larger one ran out of memory; None before that.
     max_fitting: int | None = None
+
+    def __post_init__(self) -> None:
+        self.pool = MemoryPool(self.memory or self.device.slice_bytes)
 
     def run(self, x: NDArray[np.float32], first: int = 0) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.

@@ -272,9 +272,10 @@ class Tape:
         """
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
+        self._nbytes = self.n * plan.forward_bytes
         with device.running():
             self._forward = pool.acquire(
-                "forward", self.n, lambda: _Forward.make(plan, self.n, threads, device)
+                "forward", self.n, self._nbytes, lambda: _Forward.make(plan, self.n, threads, device)
             )
             self._forward.feed(x)
             marks = [] if self._forward.marks is None else [self._forward.marks]
@@ -293,7 +294,7 @@ class Tape:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.release("forward", self.n, self._forward)
+        self._pool.release("forward", self.n, self._nbytes, self._forward)
 
     def backward(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
         """Run a backward pass for every target.
@@ -347,7 +348,7 @@ class Tape:
         plan, m = self._plan, self.n * k
         own = k == 1 and route is plan.backward
         memory = self._forward.backward if own else None
-        size = m, route.start.name, route.end.name
+        size, nbytes = (m, route.start.name, route.end.name), m * plan.route_bytes(route)
         if memory is None:
             last = self._forward.backward_memory
             if last is not None and (last.n != m or last.arena is not route.arena):
@@ -357,6 +358,7 @@ class Tape:
             memory = self._pool.acquire(
                 "reverse",
                 size,
+                nbytes,
                 lambda: Buffers.new(plan, route.arena, m, floats, self._threads, self._device),
             )
         with self._device.running():
@@ -367,7 +369,7 @@ class Tape:
         self.is_finite &= finite
         maps = maps.reshape(self.n, k, *maps.shape[1:])
         if memory is not self._forward.backward:
-            self._pool.release("reverse", size, memory)
+            self._pool.release("reverse", size, nbytes, memory)
         return maps
 
     def value(self, tensor: PhysicalTensor) -> Floats:
