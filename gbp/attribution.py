@@ -275,7 +275,7 @@ def joined(parts: Sequence[Attribution]) -> Attribution:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    images = [part.images for part in parts]
+    images, photos = [part.images for part in parts], [part.photos for part in parts]
     details = {
         key: np.concatenate([part.details[key] for part in parts]) if isinstance(value, np.ndarray) else value
         for key, value in first.details.items()
@@ -288,4 +288,5 @@ def joined(parts: Sequence[Attribution]) -> Attribution:
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         images=None if None in images else tuple(image for part in images for image in part or ()),
         details=details,
+        photos=None if None in photos else tuple(photo for part in photos for photo in part or ()),
     )

@@ -352,7 +352,7 @@ def test_layer_gradients_have_the_shape_of_the_layer(demo: Explainer) -> None:
     assert both.map.tobytes() == (want * values).tobytes()
     row = methods.layer_gradient(demo, SCENES, layer="fc1")
     assert row.map.tobytes() == dense.tobytes()
-    assert (row.layout, row.images) == ("NC", None)
+    assert (row.layout, row.images, row.photos) == ("NC", None, None)
     assert row[0].strip().width > 0
 
 
@@ -454,6 +454,8 @@ def test_samples_join_as_they_were(demo: Explainer) -> None:
     for name, value in whole.items():
         if isinstance(value, np.ndarray):
             assert value.tobytes() == parts[name].tobytes(), name
+        elif name == "photos":
+            assert [photo.source for photo in value] == [photo.source for photo in parts[name]]
         elif name != "images":
             assert value == parts[name], name
     assert [image.tobytes() for image in whole["images"]] == [image.tobytes() for image in parts["images"]]

@@ -101,7 +101,9 @@ def layer_gradient(
     found = explained(explainer, images, target, rule, "layer-gradient", compute, (name,))
     (layout,) = layouts
     is_plane = layout in ("NCHW", "NHWC")
-    found = replace(found, layout=layout, channels="RGB", images=found.images if is_plane else None)
+    found = replace(found, layout=layout, channels="RGB")
+    if not is_plane:
+        found = replace(found, images=None, photos=None)
     note = (
         f"The map is of the tensor {name!r}, and not of the image: one of its pixels sees a region of the "
         "image, which may be larger than its square in the picture."
