@@ -92,6 +92,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attribution", "errors", "explainer", "files", "importer", "inputs", "limits", "methods"),
         *("pictures", "rules", "strips", "targets", "version"),
     },
+    "features": {
+        *(
+            "bulk",
+            "errors",
+            "explainer",
+            "graph",
+            "importer",
+            "limits",
+            "ops",
+            "pictures",
+            "rules",
+            "tensors",
+        ),
+    },
     "cli": {
         *(
             "bulk",
@@ -100,6 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "doubt",
             "errors",
             "explainer",
+            "features",
             "head",
             "kernels",
             "methods",

@@ -132,27 +132,19 @@ class Job:
 
     def settings(self, explainer: Explainer) -> dict[str, Any]:
         """All that decides what the files hold, in JSON's types.  Threads, memory and engines do not."""
-        options = {key: value for key, value in explainer._arguments.items() if key not in _FREE}
-        given = options.pop("given") or {}
-        settings = {
-            "gbp": VERSION,
-            "model": model_digest(self.model),
-            "rule": self.rule or self.rules[0],
-            "target": None if self.target is None else repr(self.target),
-            "method": self.method,
+        return settings_of(
+            self.model,
+            explainer,
+            rule=self.rule or self.rules[0],
+            target=None if self.target is None else repr(self.target),
+            method=self.method,
             **{name: _plain(value) for name, value in self.method_options.items()},
-            "style": self.style,
-            "format": self.format,
+            style=self.style,
+            format=self.format,
             **self.look,
-            "bare": self.bare,
-            "arrays": self.arrays,
-            "preprocess": asdict(explainer.preprocess) if explainer.preprocess else None,
-            "labels": digest_of(json.dumps(explainer.labels)) if explainer.labels else None,
-            "given": {name: _plain(np.asarray(value)) for name, value in given.items()},
-            **{key: None if value is None else str(value) for key, value in options.items()},
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(settings))
-        return plain
+            bare=self.bare,
+            arrays=self.arrays,
+        )
 
 
 @dataclass(frozen=True)
@@ -182,6 +174,23 @@ class Task:
         stem = re.sub(r"[^\w.-]", "_", os.path.splitext(os.path.basename(self.name))[0])[:40].lstrip(".")
         key = digest_of(self.name)[:16]
         return f"{folder}/{key[:2]}/{stem or '_'}-{key}.{suffix}"
+
+
+def settings_of(model: str, explainer: Explainer, **others: Any) -> dict[str, Any]:
+    """All that decides what maps hold, in JSON's types: the model, arguments of `Explainer`, and others."""
+    options = {key: value for key, value in explainer._arguments.items() if key not in _FREE}
+    given = options.pop("given") or {}
+    settings = {
+        "gbp": VERSION,
+        "model": model_digest(model),
+        **others,
+        "preprocess": asdict(explainer.preprocess) if explainer.preprocess else None,
+        "labels": digest_of(json.dumps(explainer.labels)) if explainer.labels else None,
+        "given": {name: _plain(np.asarray(value)) for name, value in given.items()},
+        **{key: None if value is None else str(value) for key, value in options.items()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
 
 
 def name_of(path: str) -> str:

@@ -1,0 +1,233 @@
+"""`features`: the strongest activations of a layer's channels over many images, and what caused each.
+
+    scan      Every image is run forward.  Of each channel the strongest unit counts, once an image; the
+              strongest of all images are kept.  The state is written now and then, so that a run that was
+              stopped goes on.
+    project   For each of these units all others are set to zero, and its activation is projected back to the
+              image under a rule.  It is cut to the unit's receptive field, or to the part of it that counts,
+              beside the same part of the image.
+
+Source: Zeiler & Fergus 2013, section 4 and Figure 2.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bulk.folder import Folder
+from ..bulk.job import settings_of
+from ..errors import GbpError, InputError
+from ..explainer import Explainer
+from ..graph.graph import Graph
+from ..importer.load import open_model, settled
+from ..importer.subgraph import Choice
+from ..limits import at_least_one, computing
+from ..pictures.files import save_picture
+from ..pictures.paths import find_images
+from ..rules import rule_named
+from ..tensors import Tensor, find
+from .page import index_page
+from .project import CROPS, Projector
+from .scan import CHUNK, Scan
+from .strongest import Hit
+
+#: Channels where none are named.
+_FEW = 16
+
+
+@dataclass(frozen=True)
+class Features:
+    """The result of `features`.
+
+    Parameters
+    ----------
+    layer
+        The tensor's name.
+    images
+        How many images were looked at.
+    before
+        How many of these by an earlier run.
+    failed
+        Image → why it could not be read.
+    hits
+        Channel → its strongest hits, the strongest first.
+    field
+        (H, W): how many pixels a unit sees; more than the image has where windows reach beyond it.
+    index
+        The page.
+    """
+
+    layer: str
+    images: int
+    before: int
+    failed: dict[str, str]
+    hits: dict[int, list[Hit]]
+    field: tuple[int, int]
+    index: Path
+
+
+def features(
+    model: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    layer: str,
+    channels: Sequence[int] | None = None,
+    top: int = 9,
+    rule: str = "deconvnet",
+    crop: str = "effective",
+    stdin: IO[bytes] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Features:
+    """Find what the channels of a layer respond to, and write a picture of each and a page of all.
+
+    Parameters
+    ----------
+    model
+        The path of the model.
+    images
+        Names as for `pictures.paths.find_images`: files, folders, patterns, lists.  Any number.
+    out
+        The folder to write to: "channel-N.png" for each channel, "index.html" and "features.json".  A run
+        that was stopped goes on there.
+    layer
+        The tensor, or its node, or a part of a name that no other has.
+    channels
+        Which of its channels; by default the first 16.
+    top
+        How many images of each channel.
+    rule
+        The rule of the projection.
+    crop
+        "effective": pictures show the middle of what a unit sees, the smallest square that holds nine tenths
+        of the projections' magnitude, as the median of a channel's hits (after Luo et al. 2016).  "field":
+        they show all that it sees.
+    stdin
+        The file that "-" among the images stands for.
+    progress
+        Called with the images done and their number.
+    report
+        Called with a few words before each channel is drawn.
+    **options
+        Arguments of `Explainer`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be used; where the model takes no images; and where `out` was begun with
+        other settings, or for other images.
+    GbpError
+        Where the model cannot be explained.
+    """
+    at_least_one("top", top)
+    if crop not in CROPS:
+        raise InputError(f"crop is {crop!r}.", supported=", ".join(CROPS))
+    rule_named(rule)
+    path = os.fspath(model)
+    names = [images] if isinstance(images, (str, os.PathLike)) else images
+    files = find_images(names, stdin)
+    explainer = Explainer(path, **options)
+    if explainer.layout not in ("NCHW", "NHWC"):
+        raise InputError("the model takes no images.", supported="(N, C, H, W) and (N, H, W, C)")
+    first = _first_sample(explainer, files)
+    explainer.predict(first)  # now all sizes are known
+    tensor = find(explainer.tensors, layer)
+    chosen = _channels(tensor, channels)
+    folder = Folder(os.fspath(out))
+    folder.open(
+        settings_of(
+            path,
+            explainer,
+            command="features",
+            layer=tensor.name,
+            channels=list(chosen),
+            top=top,
+            rule=rule,
+            crop=crop,
+        )
+    )
+    try:
+        scan = Scan(explainer, tensor, folder, files, chosen, top)
+        before = scan.done
+        progress(before, len(files))
+        for done in scan.run():
+            progress(done, len(files))
+        graph = _graph(path, options, first.shape)
+        project = Projector(explainer, tensor, graph, rule, crop)
+        made: dict[int, tuple[str, Sequence[Hit]]] = {}
+        for channel, hits in scan.strongest.hits.items():
+            report(f"drawing channel {channel}")
+            file = f"channel-{channel}.png"
+            if hits:
+                title = f"{tensor.name}, channel {channel}: {len(hits)} strongest of {len(files)} images"
+                drawn = io.BytesIO()
+                save_picture(project.picture(title, channel, hits), drawn, "png")
+                folder.put(file, drawn.getvalue())
+            made[channel] = (file, hits)
+        shown = ""
+        if crop == "effective":
+            shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
+        about = (
+            f"Of each channel of {tensor.name}, the strongest unit of each of {len(files)} images; "
+            f"{f'{len(scan.failed)} more could not be read. ' if scan.failed else ''}"
+            f"on the left what the unit responds to, projected back under the rule {rule}, on the right the "
+            f"same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
+            "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",
+        )
+        folder.put("index.html", index_page(f"Features of {tensor.name}", about, made).encode())
+    finally:
+        folder.close()
+    return Features(
+        tensor.name,
+        len(files),
+        before,
+        scan.failed,
+        scan.strongest.hits,
+        project.field,
+        Path(out) / "index.html",
+    )
+
+
+def _first_sample(explainer: Explainer, files: Sequence[str]) -> NDArray[np.float32]:
+    """The first image that can be read, prepared.  Raises the error of the first where none can be."""
+    error: GbpError | None = None
+    for file in files[:CHUNK]:
+        try:
+            return explainer.prepare([file])
+        except GbpError as found:
+            error = error or found
+    raise error or InputError("there are no images.")
+
+
+def _channels(tensor: Tensor, channels: Sequence[int] | None) -> tuple[int, ...]:
+    count = tensor.shape[tensor.channels or 0]
+    if tensor.channels is None and len(tensor.shape) > 1:
+        raise InputError(
+            f"layer {tensor.name!r} has shape {list(tensor.shape)}, and its channels are not known."
+        )
+    chosen = tuple(dict.fromkeys(range(min(_FEW, count)) if channels is None else channels))
+    wrong = [
+        c for c in chosen if isinstance(c, bool) or not isinstance(c, (int, np.integer)) or not 0 <= c < count
+    ]
+    if wrong or not chosen:
+        found = f"{wrong[0]!r} is no channel of {tensor.name!r}." if wrong else "there are no channels."
+        raise InputError(found, supported=f"0 to {count - 1}")
+    return tuple(map(int, chosen))
+
+
+def _graph(model: str, options: dict[str, Any], shape: tuple[int, ...]) -> Graph:
+    """The graph of the network for samples of this shape."""
+    choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
+    source = open_model(model, choice)
+    with computing():
+        return settled(source, (source.input_shape[0] or 1, *shape[1:]))[1]

@@ -1,0 +1,94 @@
+"""The picture of a channel, and the page that shows all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..pictures.render import FRAME, INK, MARGIN
+from .strongest import Hit
+
+#: Pixels of a cell, between cells, and of the title's letters.
+_CELL, _BETWEEN, _FONT = 176, 4, 16
+
+
+def draw_channel(
+    title: str, maps: Sequence[Image.Image], patches: Sequence[Image.Image | None]
+) -> Image.Image:
+    """Reconstructions in a square, beside the patches of the images in another.
+
+    Parameters
+    ----------
+    title
+        The line on top.
+    maps
+        The reconstructions, the strongest first.
+    patches
+        The patches of their images, in the same order; None where an image is unknown.
+    """
+    columns = max(1, math.ceil(math.sqrt(max(len(maps), len(patches)))))
+    rows = max(1, math.ceil(len(maps) / columns))
+    side, top = columns * (_CELL + _BETWEEN), MARGIN + 2 * _FONT
+    size = (2 * side + 3 * MARGIN, top + rows * (_CELL + _BETWEEN) + MARGIN)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN), title, fill=INK, font=ImageFont.load_default(_FONT))
+    for block, pictures in enumerate((maps, patches)):
+        for k, picture in enumerate(pictures):
+            x = MARGIN + block * (side + MARGIN) + k % columns * (_CELL + _BETWEEN)
+            y = top + k // columns * (_CELL + _BETWEEN)
+            draw.rectangle((x - 1, y - 1, x + _CELL, y + _CELL), outline=FRAME)
+            if picture is not None:
+                cell = _fitted(picture)
+                canvas.paste(cell, (x + (_CELL - cell.width) // 2, y + (_CELL - cell.height) // 2))
+    return canvas
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """As large as a cell.  Enlarged pixels become sharp squares, because smoothing would add detail."""
+    scale = _CELL / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, how)
+
+
+def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[str, Sequence[Hit]]]) -> str:
+    """The page of all channels, as HTML.
+
+    Parameters
+    ----------
+    title
+        Its title.
+    about
+        Paragraphs on what is shown.
+    channels
+        Channel → the name of its picture's file, and its hits.
+    """
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><meta charset="utf-8">',
+        f"<title>{escape(title)}</title>",
+        "<style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:900px;padding:0 1em}"
+        "img{max-width:100%;height:auto}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
+        "summary{cursor:pointer}</style>",
+        f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(text)}</p>" for text in about),
+    ]
+    for channel, (file, hits) in channels.items():
+        parts.append(f'<figure id="channel-{channel}">')
+        if not hits:
+            parts.append(f"<figcaption>Channel {channel}: no image activates it.</figcaption></figure>")
+            continue
+        rows = "".join(
+            f"<tr><td>{hit.value:.4g}<td>{', '.join(map(str, hit.at)) or '–'}<td>{escape(hit.image)}"
+            for hit in hits
+        )
+        parts.append(
+            f'<img src="{escape(file)}" alt="Channel {channel}" loading="lazy">'
+            f"<figcaption><details><summary>Channel {channel}: images</summary>"
+            f"<table><tr><th>activation<th>place<th>image{rows}</table></details></figcaption></figure>"
+        )
+    return "\n".join(parts) + "\n"
