@@ -24,9 +24,10 @@ def depends_on_image(plan: Plan, rule: Rule) -> bool:
     """Whether the map of a class can differ between images.
 
     The reverse pass is the same for every image where it reads nothing of the forward run: no mask, no
-    switches and no tensor.  A mask of a rectifier counts only under a rule with a forward gate.
+    switches and no tensor.  A mask of a rectifier counts only under a rule with a forward gate.  A rule that
+    finishes the gradient looks at the image itself.
     """
-    return any(
+    return rule.finish is not None or any(
         it.saves
         or it.step.switches is not None
         or (it.has_mask and (rule.forward_gate or not it.clip.is_rectifier))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 from .options import (
     add_algorithm,
     add_device,
@@ -36,7 +36,9 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=sanity)
     command.add_argument("model", metavar="MODEL.onnx")
     command.add_argument("image", metavar="IMAGE", help="a picture; or an .npy file, a sample, preprocessed")
-    command.add_argument("--rule", choices=(*RULES, "all"), default="all", help="default: all")
+    command.add_argument(
+        "--rule", choices=(*RULES, *OTHER_RULES, "all"), default="all", help="default: the first three"
+    )
     command.add_argument("--target", type=target, help="class index or label; default: the best class")
     command.add_argument("--layers", type=int, default=24, help="stages at most; default: 24")
     command.add_argument("--seed", type=int, default=0, help="of the draws; default: 0")

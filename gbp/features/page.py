@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..pictures.render import FRAME, INK, MARGIN
+from ..pictures import text
+from ..pictures.figure import FRAME, INK, PAPER
 from .strongest import Hit
 
 #: Pixels of a cell, between cells, and of the title's letters.
-_CELL, _BETWEEN, _FONT = 176, 4, 16
+_CELL, _BETWEEN, _MARGIN, _FONT = 176, 4, 12, 16
 
 
 def draw_channel(
@@ -31,14 +32,15 @@ def draw_channel(
     """
     columns = max(1, math.ceil(math.sqrt(max(len(maps), len(patches)))))
     rows = max(1, math.ceil(len(maps) / columns))
-    side, top = columns * (_CELL + _BETWEEN), MARGIN + 2 * _FONT
-    size = (2 * side + 3 * MARGIN, top + rows * (_CELL + _BETWEEN) + MARGIN)
-    canvas = Image.new("RGB", size, "white")
+    side, top = columns * (_CELL + _BETWEEN), _MARGIN + 2 * _FONT
+    size = (2 * side + 3 * _MARGIN, top + rows * (_CELL + _BETWEEN) + _MARGIN)
+    canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, fill=INK, font=ImageFont.load_default(_FONT))
+    (line, *_) = text.wrapped(title, _FONT, size[0] - 2 * _MARGIN, most=1)
+    text.write(canvas, (_MARGIN, _MARGIN), line, _FONT, INK)
     for block, pictures in enumerate((maps, patches)):
         for k, picture in enumerate(pictures):
-            x = MARGIN + block * (side + MARGIN) + k % columns * (_CELL + _BETWEEN)
+            x = _MARGIN + block * (side + _MARGIN) + k % columns * (_CELL + _BETWEEN)
             y = top + k // columns * (_CELL + _BETWEEN)
             draw.rectangle((x - 1, y - 1, x + _CELL, y + _CELL), outline=FRAME)
             if picture is not None:
@@ -75,7 +77,7 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
         "img{max-width:100%;height:auto}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
         "summary{cursor:pointer}</style>",
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(text)}</p>" for text in about),
+        *(f"<p>{escape(line)}</p>" for line in about),
     ]
     for channel, (file, hits) in channels.items():
         parts.append(f'<figure id="channel-{channel}">')

@@ -54,7 +54,7 @@ class Projector:
         if self.crop == "effective":
             share = float(np.median([_share(m) for m in maps]))
             size = tuple(max(1, round(share * n)) for n in size)
-            values += f", {size[0]} x {size[1]} of {maps[0].shape[1]} x {maps[0].shape[2]} pixels"
+            values += f", {size[0]} × {size[1]} of {maps[0].shape[1]} × {maps[0].shape[2]} pixels"
         drawn = [Image.fromarray(render.rgb(_middle(m, size))) for m in maps]
         seen = [None if p is None else Image.fromarray(_middle(p, size).transpose(1, 2, 0)) for p in patches]
         return draw_channel(title + values, drawn, seen)
