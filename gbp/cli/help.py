@@ -33,6 +33,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gbp sanity model.onnx cat.jpg --preprocess imagenet",
         "gbp sanity model.onnx cat.jpg --rule vanilla --layers 8 -o sanity.png",
     ),
+    "features": (
+        "gbp features model.onnx --layer relu3 --channels 0-7 --images photos --preprocess imagenet -o out",
+        "gbp features model.onnx --layer relu3 --images @list.txt --top 16 --crop field -o out",
+    ),
     "serve": (
         "gbp serve model.onnx --preprocess imagenet --labels imagenet",
         "gbp serve cats=model.onnx --host 0.0.0.0 --port 80 --max-pixels 12M",
