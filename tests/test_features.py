@@ -193,7 +193,7 @@ def test_pictures_an_index_and_numbers(
 
 
 def test_a_projection_is_the_reverse_pass_of_one_unit_cut_to_its_field(photos: Path, tmp_path: Path) -> None:
-    found = features(DEMO, photos, tmp_path / "out", layer="relu3", channels=[6], top=1, crop="field")
+    found = features(DEMO, photos, tmp_path / "out", layer="relu3", channels=[6], top=1, part="field")
     (hit,) = found.hits[6]
     explainer = Explainer(DEMO)
     with explainer.run([hit.image], keep=["relu3"]) as one:
@@ -268,7 +268,7 @@ def test_a_dense_layer_has_channels_too(photos: Path, tmp_path: Path) -> None:
         ({"channels": []}, "no channels"),
         ({"top": 0}, "top is 0"),
         ({"rule": "inverse"}, "no rule"),
-        ({"crop": "round"}, "crop is 'round'"),
+        ({"part": "round"}, "part is 'round'"),
     ],
 )
 def test_what_cannot_be_done_is_refused(

@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--top", type=int, default=9, help="images of each channel; default: 9")
     command.add_argument("--rule", choices=RULES, default="deconvnet", help="default: deconvnet")
     command.add_argument(
-        "--crop",
+        "--part",
         choices=("effective", "field"),
         default="effective",
         help="show all that a unit sees, or the middle of it that holds nine tenths of what is projected; "
@@ -85,7 +85,7 @@ def features(arguments: argparse.Namespace) -> int:
             channels=arguments.channels,
             top=arguments.top,
             rule=arguments.rule,
-            crop=arguments.crop,
+            part=arguments.part,
             stdin=sys.stdin.buffer,
             progress=progress,
             report=(lambda _: None) if arguments.quiet else report,

@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "features": (
         "gbp features model.onnx --layer relu3 --channels 0-7 --images photos --preprocess imagenet -o out",
-        "gbp features model.onnx --layer relu3 --images @list.txt --top 16 --crop field -o out",
+        "gbp features model.onnx --layer relu3 --images @list.txt --top 16 --part field -o out",
     ),
     "serve": (
         "gbp serve model.onnx --preprocess imagenet --labels imagenet",

@@ -18,8 +18,8 @@ from . import batch, explain, features, help, inspect, sanity, serve, verify, wa
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|algorithm|alpha|bare|baseline|canvas|channels|crop|device|given|input|labels|layers?|limits|"
-    "memory|noise|output|palette|percentile|preprocess|rule|samples|seed|size|smooth|steps|style|target|threads|top"
+    "activations|algorithm|alpha|bare|baseline|canvas|channels|device|given|input|labels|layers?|limits|"
+    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|seed|size|smooth|steps|style|target|threads|top"
 )
 
 #: Text in messages of the library → its form on the command line.

@@ -35,7 +35,7 @@ from ..pictures.paths import find_images
 from ..rules import rule_named
 from ..tensors import Tensor, find
 from .page import index_page
-from .project import CROPS, Projector
+from .project import PARTS, Projector
 from .scan import CHUNK, Scan
 from .strongest import Hit
 
@@ -83,7 +83,7 @@ def features(
     channels: Sequence[int] | None = None,
     top: int = 9,
     rule: str = "deconvnet",
-    crop: str = "effective",
+    part: str = "effective",
     stdin: IO[bytes] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda _: None,
@@ -108,7 +108,7 @@ def features(
         How many images of each channel.
     rule
         The rule of the projection.
-    crop
+    part
         "effective": pictures show the middle of what a unit sees, the smallest square that holds nine tenths
         of the projections' magnitude, as the median of a channel's hits (after Luo et al. 2016).  "field":
         they show all that it sees.
@@ -130,8 +130,8 @@ def features(
         Where the model cannot be explained.
     """
     at_least_one("top", top)
-    if crop not in CROPS:
-        raise InputError(f"crop is {crop!r}.", supported=", ".join(CROPS))
+    if part not in PARTS:
+        raise InputError(f"part is {part!r}.", supported=", ".join(PARTS))
     rule_named(rule)
     path = os.fspath(model)
     names = [images] if isinstance(images, (str, os.PathLike)) else images
@@ -153,7 +153,7 @@ def features(
             channels=list(chosen),
             top=top,
             rule=rule,
-            crop=crop,
+            part=part,
         )
     )
     try:
@@ -163,7 +163,7 @@ def features(
         for done in scan.run():
             progress(done, len(files))
         graph = _graph(path, options, first.shape)
-        project = Projector(explainer, tensor, graph, rule, crop)
+        project = Projector(explainer, tensor, graph, rule, part)
         made: dict[int, tuple[str, Sequence[Hit]]] = {}
         for channel, hits in scan.strongest.hits.items():
             report(f"drawing channel {channel}")
@@ -175,7 +175,7 @@ def features(
                 folder.put(file, drawn.getvalue())
             made[channel] = (file, hits)
         shown = ""
-        if crop == "effective":
+        if part == "effective":
             shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
         about = (
             f"Of each channel of {tensor.name}, the strongest unit of each of {len(files)} images; "

@@ -18,7 +18,7 @@ from .field import field_of
 from .page import draw_channel
 from .strongest import Hit
 
-CROPS = ("effective", "field")
+PARTS = ("effective", "field")
 #: The share of a map's magnitude that an effective field holds; and the grey beyond an image.
 _MOST, _BEYOND = 0.9, 128
 
@@ -34,13 +34,13 @@ class Projector:
         The network, for receptive fields.
     rule
         The rule of the projection.
-    crop
-        One of `CROPS`.
+    part
+        One of `PARTS`.
     """
 
-    def __init__(self, explainer: Explainer, tensor: Tensor, graph: Graph, rule: str, crop: str) -> None:
+    def __init__(self, explainer: Explainer, tensor: Tensor, graph: Graph, rule: str, part: str) -> None:
         self.explainer, self.tensor, self.graph = explainer, tensor, graph
-        self.rule, self.crop = rule, crop
+        self.rule, self.part = rule, part
         middle = tuple(n // 2 for n in self._plane())
         top, bottom, left, right = self._box(0, middle)
         #: (H, W) of the receptive field of a unit in the middle.
@@ -51,7 +51,7 @@ class Projector:
         values = f", activations {hits[0].value:.3g} to {hits[-1].value:.3g}"
         maps, patches = zip(*(self._project(channel, hit) for hit in hits), strict=True)
         size = maps[0].shape[1:]
-        if self.crop == "effective":
+        if self.part == "effective":
             share = float(np.median([_share(m) for m in maps]))
             size = tuple(max(1, round(share * n)) for n in size)
             values += f", {size[0]} × {size[1]} of {maps[0].shape[1]} × {maps[0].shape[2]} pixels"
