@@ -31,7 +31,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import targets_of
-from .epilogue import epilogue_bwd, epilogue_fwd
+from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, pixel_of
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
 
 
@@ -47,22 +47,10 @@ def winograd_scratch(together: int, width: int, I: int, by_squares: bool, thread
     return (threads if by_squares else 1) * patches + threads * own
 
 
-class Plane(NamedTuple):
-    """An activation as numbers: the address of its first pixel, strides in bytes, and sizes."""
-
-    address: int
-    image: int
-    line: int
-    pixel: int
-    H: int
-    W: int
-    C: int
-
-
 class Job(NamedTuple):
     """Numbers that are the same for all threads.
 
-    `top`, `left`: pads of x.  `u`: address of U.  `H`, `C`: height and channels of the output.  `down`,
+    `top`, `left`: pads of x.  `u`: address of U.  `H`, `W`, `C`: sizes of the output.  `down`,
     `across`: squares in a column and in a row; `squares`: all of them.  `together`, `width`: see
     `winograd_scratch`.  `scratch`: its address.  `parts`: into how many parts the work is cut.
     """
@@ -71,6 +59,7 @@ class Job(NamedTuple):
     left: int
     u: int
     H: int
+    W: int
     C: int
     down: int
     across: int
@@ -144,17 +133,12 @@ def _next(n: int, i: int, j: int, down: int, across: int) -> Any:
 
 
 @device_function
-def _pixel(x: Plane, n: int, h: int, w: int) -> int:
-    return x.address + n * x.image + h * x.line + w * x.pixel
-
-
-@device_function
 def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: Work) -> None:
     """Transform the patches of squares [first, last) into the rows of V from v on."""
     n, i, j = _locate(first, job.down, job.across)
     for _ in range(first, last):
         h, w = SQUARE * i - job.top, SQUARE * j - job.left
-        a, line, pixel = _pixel(x, n, h, w), x.line, x.pixel
+        a, line, pixel = pixel_of(x, n, h, w), x.line, x.pixel
         if h < 0 or w < 0 or h + PATCH > x.H or w + PATCH > x.W or work.row != 4 * x.C:
             gather_patch(a, line, pixel, x.C, -h, x.H - h, -w, x.W - w, work.patch, work.row)
             a, line, pixel = work.patch, PATCH * work.row, work.row
@@ -186,46 +170,10 @@ def _multiply(rows: int, c0: int, blocks: int, C: int, I: int, u: int, work: Wor
                 multiply_tile(last - first, channels, x, work.row, 1, 0, 1, 0, I, own_u, out)
 
 
-class EndingFwd(NamedTuple):
-    b: int
-    lo: float
-    hi: float
-    r: Plane
-    mask: Plane
-    y: Plane
-
-
-class EndingBwd(NamedTuple):
-    accumulate: int
-    gate: Gate
-    targets: int
-    mask: Plane
-    gx: Plane
-
-
-@device_function
-def _end_line_fwd(s: int, c0: int, n: int, h: int, w: int, end: EndingFwd) -> None:
-    r = _pixel(end.r, n, h, w) if end.r.C else 0
-    mask = _pixel(end.mask, n, h, w) if end.mask.C else 0
-    epilogue_fwd(
-        s, 4 * TILE_CHANNELS, min(SQUARE, end.y.W - w), c0, end.y.C, end.b, end.lo, end.hi,
-        r, end.r.pixel, mask, end.mask.pixel, _pixel(end.y, n, h, w), end.y.pixel,
-    )  # fmt: skip
-
-
-@device_function
-def _end_line_bwd(s: int, c0: int, n: int, h: int, w: int, end: EndingBwd) -> None:
-    epilogue_bwd(
-        s, 4 * TILE_CHANNELS, min(SQUARE, end.gx.W - w), c0, end.gx.C,
-        end.accumulate, end.gate.forward, end.gate.gradient,
-        _pixel(end.mask, n // end.targets, h, w), end.mask.pixel, _pixel(end.gx, n, h, w), end.gx.pixel,
-    )  # fmt: skip
-
-
-def _shares_of(end_line: Any, name: str) -> Any:
+def _shares_of(end_run: Any, name: str) -> Any:
     """Make the functions for one part of the work, by squares and by channels.
 
-    `end_line` is the epilogue of one line of a square.
+    `end_run` is the epilogue of one line of a square.
     """
 
     @one_of_many(f"finish_{name}")
@@ -242,7 +190,7 @@ def _shares_of(end_line: Any, name: str) -> Any:
                     transform_product(m, work.m_step, job.C - c0, work.square)
                     for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
                         s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-                        end_line(s, c0, n, h, SQUARE * j, end)
+                        end_run(s, min(SQUARE, job.W - SQUARE * j), c0, n, h, SQUARE * j, end)
                 n, i, j = _next(n, i, j, job.down, job.across)
 
     @one_of_many(f"by_squares_{name}")
@@ -266,8 +214,8 @@ def _shares_of(end_line: Any, name: str) -> Any:
     return by_squares, by_channels
 
 
-_by_squares_fwd, _by_channels_fwd = _shares_of(_end_line_fwd, "fwd")
-_by_squares_bwd, _by_channels_bwd = _shares_of(_end_line_bwd, "bwd")
+_by_squares_fwd, _by_channels_fwd = _shares_of(end_run_fwd, "fwd")
+_by_squares_bwd, _by_channels_bwd = _shares_of(end_run_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:
@@ -320,10 +268,10 @@ def conv_winograd_fwd(
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
     down, across = _across(OH), _across(OW)
     job = Job(
-        top, left, address_of(u), OH, O, down, across, N * down * across, together, width,
+        top, left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    end = EndingFwd(address_of(b), lo, hi, residual, bits, out)
+    end = EndFwd(address_of(b), lo, hi, residual, bits, out)
     rounds, k = (job.squares + together - 1) // together, share.phase // 2
     first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
     for t in range(share.first, share.last):
@@ -370,10 +318,10 @@ def conv_winograd_bwd(
     targets = targets_of(gx, mask)
     down, across = _across(GH), _across(GW)
     job = Job(
-        top, left, address_of(u), GH, C, down, across, N * down * across, together, width,
+        top, left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    end = EndingBwd(accumulate, gate, targets, bits, out)
+    end = EndBwd(accumulate, gate, targets, bits, out)
     rounds, k = (job.squares + together - 1) // together, share.phase // 2
     first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
     for t in range(share.first, share.last):

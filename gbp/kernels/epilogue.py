@@ -9,7 +9,7 @@ at channel c0 of C.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
@@ -114,3 +114,75 @@ def epilogue_bwd(
         s += s_step
         gx += gx_step
         mask += mask_step
+
+
+class Plane(NamedTuple):
+    """An activation as numbers: the address of its first pixel, strides in bytes, and sizes."""
+
+    address: int
+    image: int
+    line: int
+    pixel: int
+    H: int
+    W: int
+    C: int
+
+
+@device_function
+def pixel_of(x: Plane, n: int, h: int, w: int) -> int:
+    """Return the address of a pixel."""
+    return x.address + n * x.image + h * x.line + w * x.pixel
+
+
+class EndFwd(NamedTuple):
+    """What `epilogue_fwd` needs of a whole layer.  r and mask are empty for none."""
+
+    b: int
+    lo: float
+    hi: float
+    r: Plane
+    mask: Plane
+    y: Plane
+
+
+class EndBwd(NamedTuple):
+    """What `epilogue_bwd` needs of a whole layer.  `targets`: rows of gx that share a row of the mask."""
+
+    accumulate: int
+    gate: Gate
+    targets: int
+    mask: Plane
+    gx: Plane
+
+
+@device_function
+def end_run_fwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndFwd) -> None:
+    """Finish the sums at `s` of a run of pixels of one row, from (n, h, w) on."""
+    r = pixel_of(end.r, n, h, w) if end.r.C else 0
+    mask = pixel_of(end.mask, n, h, w) if end.mask.C else 0
+    epilogue_fwd(
+        s, 4 * TILE_CHANNELS, pixels, c0, end.y.C, end.b, end.lo, end.hi,
+        r, end.r.pixel, mask, end.mask.pixel, pixel_of(end.y, n, h, w), end.y.pixel,
+    )  # fmt: skip
+
+
+@device_function
+def prefetch_run_fwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndFwd) -> None:
+    """`prefetch_epilogue` for `end_run_fwd` with these arguments."""
+    r = pixel_of(end.r, n, h, w) + 4 * c0 if end.r.C else 0
+    prefetch_epilogue(pixel_of(end.y, n, h, w) + 4 * c0, end.y.pixel, r, end.r.pixel, pixels)
+
+
+@device_function
+def end_run_bwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndBwd) -> None:
+    """`end_run_fwd` of a gradient."""
+    epilogue_bwd(
+        s, 4 * TILE_CHANNELS, pixels, c0, end.gx.C, end.accumulate, end.gate.forward, end.gate.gradient,
+        pixel_of(end.mask, n // end.targets, h, w), end.mask.pixel, pixel_of(end.gx, n, h, w), end.gx.pixel,
+    )  # fmt: skip
+
+
+@device_function
+def prefetch_run_bwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndBwd) -> None:
+    """`prefetch_epilogue` for `end_run_bwd` with these arguments."""
+    prefetch_epilogue(pixel_of(end.gx, n, h, w) + 4 * c0, end.gx.pixel, 0, 0, pixels)

@@ -83,7 +83,7 @@ class BackwardAlgorithm(Algorithm):
         """See `Step.vjp`."""
 
 
-def _padded_bias(b: NDArray[Any]) -> Floats:
+def padded_bias(b: NDArray[Any]) -> Floats:
     """b, padded with zeros to whole tiles."""
     padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
     padded[:] = 0
@@ -110,7 +110,7 @@ def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Flo
     return framed
 
 
-def _flipped(w: NDArray[Any]) -> NDArray[Any]:
+def flipped(w: NDArray[Any]) -> NDArray[Any]:
     """Weights (O, C, KH, KW) as the backward pass of stride 1 needs them: gx is gy convolved with these."""
     return w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
 
@@ -125,7 +125,7 @@ class DirectForward(ForwardAlgorithm):
 
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), w.shape[1]
-        self.w, self.b = pack(w), _padded_bias(b)
+        self.w, self.b = pack(w), padded_bias(b)
         self.by_rows = _by_rows(window.output)
         self.algorithm = "direct"
 
@@ -161,7 +161,7 @@ class DirectBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window) -> None:
         self.window, self.taps, self.channels = window, taps_of(window), len(w)
-        self.w = pack(_flipped(w))
+        self.w = pack(flipped(w))
         self.by_rows = _by_rows(window.size)
         self.algorithm = "direct"
 
@@ -203,7 +203,7 @@ class PointwiseBackward(BackwardAlgorithm):
     """
 
     def __init__(self, w: Floats, window: Window, max_density: float | None) -> None:
-        self.window, self.w, self.outputs = window, pack(_flipped(w)), len(w)
+        self.window, self.w, self.outputs = window, pack(flipped(w)), len(w)
         self.max_density = _max_listed(w.shape[1], len(w)) if max_density is None else max_density
         self.algorithm = "lists" if self.max_density else "direct"
 
@@ -288,7 +288,7 @@ class WinogradForward(ForwardAlgorithm):
 
     def __init__(self, w: NDArray[np.float64], b: NDArray[Any], window: Window) -> None:
         self.begin = window.height.begin, window.width.begin
-        self.u, self.b = pack_winograd(w), _padded_bias(b)
+        self.u, self.b = pack_winograd(w), padded_bias(b)
         self.squares = _Squares(window.output, w.shape[1], len(w))
         self.algorithm = "winograd"
 
@@ -310,7 +310,7 @@ class WinogradBackward(BackwardAlgorithm):
 
     def __init__(self, w: NDArray[np.float64], window: Window) -> None:
         self.begin = 2 - window.height.begin, 2 - window.width.begin
-        self.u = pack_winograd(_flipped(w))
+        self.u = pack_winograd(flipped(w))
         self.squares = _Squares(window.size, len(w), w.shape[1])
         self.algorithm = "winograd"
 

@@ -43,6 +43,7 @@ from .algorithms import (
     WinogradBackward,
     WinogradForward,
 )
+from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
 from .volume import VolumeStep
 
 #: Up to this many channels in gx, vectors of channels would be half empty, so columns are used.
@@ -267,6 +268,8 @@ def _by_columns(window: Window, C: int) -> bool:
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
 ) -> ForwardAlgorithm:
+    if target.algorithm in ("auto", "fast") and AmxLayer.forward(*w.shape[:2], window).pays:
+        return AmxForward(w.astype(np.float32), b, window)
     free = target.algorithm == "fast"
     if _by_winograd(free, target.algorithm, window, len(w), w.shape[1], window.output):
         return WinogradForward(w, b, window)
@@ -278,6 +281,13 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
+    if (
+        algorithm in ("auto", "fast")
+        and window.is_dense
+        and not _is_3x3(window)
+        and AmxLayer.backward(O, C, window).pays
+    ):
+        return AmxBackward(single, window)
     if window.taps == 1 and window.is_unpadded:
         return PointwiseBackward(single, window, forced)
     if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):

@@ -1,0 +1,123 @@
+"""Algorithms for convolutions on Intel's AMX (`kernels.conv_amx`): windows in, arguments of the kernels out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ...graph.geometry import Window
+from ...kernels.codegen import amx
+from ...kernels.codegen.emit import LANES
+from ...kernels.codegen.tile import TILE_CHANNELS
+from ...kernels.conv_amx import Frame, amx_scratch, band_of, chunks_of, conv_amx_bwd, conv_amx_fwd, pack_amx
+from ...kernels.taps import Taps
+from ...limits import elements
+from ..step import Clipped, Context, Floats, GradientSlot
+from ..window import taps_of
+from .algorithms import BackwardAlgorithm, ForwardAlgorithm, flipped, padded_bias
+
+#: Products of float32 values that a core adds in a cycle, by vectors and by AMX: measured.
+_BY_VECTORS, _BY_AMX = 27, 85
+#: Cycles to split a value, and to bring a sum from a tile to the epilogue.
+_SPLIT, _STORE = 0.5, 0.6
+#: By how much AMX must be faster: measured times differ by as much.
+_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class AmxLayer:
+    """O channels of a plane of `size` from C channels of a frame.  It chooses how threads share the work."""
+
+    C: int
+    O: int
+    taps: Taps
+    frame: Frame
+    size: tuple[int, int]
+
+    @classmethod
+    def forward(cls, O: int, C: int, window: Window) -> AmxLayer:
+        h, w = window.height, window.width
+        if window.taps == 1 and window.is_unpadded:  # no other pixels are read
+            return cls(C, O, Taps(1, 1, 1, 1, 1, 1), Frame(*window.output, 0, 0), window.output)
+        rows, columns = ((axis.outputs - 1) * axis.stride + axis.extent for axis in (h, w))
+        return cls(C, O, taps_of(window), Frame(rows, columns, h.begin, w.begin), window.output)
+
+    @classmethod
+    def backward(cls, O: int, C: int, window: Window) -> AmxLayer:
+        """The convolution of gy, O channels, that gives gx, C channels, where the window has stride 1."""
+        h, w = window.height, window.width
+        rows, columns = (axis.size + axis.extent - 1 for axis in (h, w))
+        frame = Frame(rows, columns, h.extent - 1 - h.begin, w.extent - 1 - w.begin)
+        return cls(O, C, taps_of(window), frame, window.size)
+
+    @property
+    def pays(self) -> bool:
+        """Whether this machine has AMX, and is faster with it than with vectors.
+
+        Costs are in cycles for each pixel of one sample, because the bits must not depend on the batch.
+        """
+        taps, (H, W), whole = self.taps, self.size, amx.DEPTH * chunks_of(self.C)
+        if not amx.is_usable():
+            return False
+        lines, length = H, W
+        if taps.stride_h == taps.stride_w == 1:
+            lines, length = 1, (H - 1) * self.frame.columns + W
+        computed = lines * -(-length // amx.ROWS) * amx.ROWS / max(1, H * W)  # for each pixel that is wanted
+        products = taps.rows * taps.columns * -(-self.O // LANES) * LANES
+        cost = computed * products * whole / _BY_AMX + _SPLIT * whole + _STORE * self.O
+        return _MARGIN * cost < products * self.C / _BY_VECTORS
+
+    def _band(self, threads: int) -> int:
+        """Rows of the output that a thread computes at once; 0 if threads share the channels."""
+        weights_are_larger = elements(self.size) < self.taps.rows * self.taps.columns * self.O
+        if weights_are_larger and -(-self.O // TILE_CHANNELS) >= 2 * threads:
+            return 0
+        return band_of(self.C, self.frame, self.taps)
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return amx_scratch(self.C, self.frame, self.taps, self._band(threads), threads)
+
+    def arguments(self, context: Context) -> tuple[Any, ...]:
+        """The last arguments of a kernel, from its scratch on."""
+        threads = context.threads
+        return context.scratch, self.taps, self.frame, self._band(threads), threads, threads
+
+
+class AmxForward(ForwardAlgorithm):
+    """Sums of products of bfloat16 parts."""
+
+    algorithm = "amx"
+
+    def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
+        self.window, self.layer = window, AmxLayer.forward(*w.shape[:2], window)
+        self.w, self.b = pack_amx(w), padded_bias(b)
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.layer.scratch(threads)
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        if self.window.taps == 1 and self.window.is_unpadded:
+            h, w = self.window.height, self.window.width
+            x = x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
+        end = clip.lo, clip.hi, *self.layer.arguments(context)
+        conv_amx_fwd(x, self.w, self.b, r, y, context.mask, *end)
+
+
+class AmxBackward(BackwardAlgorithm):
+    """For stride 1: `AmxForward` over gy, with flipped and transposed weights."""
+
+    algorithm = "amx"
+    kernels = (conv_amx_bwd,)
+
+    def __init__(self, w: Floats, window: Window) -> None:
+        self.layer = AmxLayer.backward(*w.shape[:2], window)
+        self.w = pack_amx(flipped(w))
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return self.layer.scratch(threads)
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        conv_amx_bwd(gy, self.w, *target, *self.layer.arguments(context))

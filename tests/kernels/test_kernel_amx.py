@@ -1,0 +1,91 @@
+"""Convolutions on Intel's AMX; skipped where the machine has none."""
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from harness import Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
+from test_kernel_conv import GEOMETRIES, whole_tiles, window
+
+from gbp.kernels.codegen import amx
+from gbp.kernels.codegen.memory import aligned
+from gbp.kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd, pack_amx
+from gbp.kernels.taps import Taps
+
+pytestmark = pytest.mark.skipif(not amx.is_usable(), reason="this machine has no AMX, or may not use it")
+
+#: Channels in and out: one chunk and several, whole and in part; half a block of channels, a block, several.
+CHANNELS = [(16, 16), (33, 70), (64, 17)]
+
+
+def frame_of(size: Any, taps: Taps, pads: Any) -> Frame:
+    top, left, bottom, right = pads
+    return Frame(size[0] + top + bottom, size[1] + left + right, top, left)
+
+
+def share(C: int, frame: Frame, taps: Taps, rows: int, threads: int) -> tuple[Any, ...]:
+    """Scratch, geometry and a way to share the work: by channels, row by row, or in bands."""
+    band = (0, 1, band_of(C, frame, taps))[(rows + threads) % 3]
+    fixed, each = amx_scratch(C, frame, taps, band, threads)
+    return aligned((fixed + rows * each,)), taps, frame, band, threads, threads
+
+
+@pytest.mark.parametrize(("C", "O"), CHANNELS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_forward(name: str, C: int, O: int) -> None:
+    size, geometry = GEOMETRIES[name]
+    x, w, b = noise(3, *size, C), noise(O, C, *geometry["kernel"], seed=1), noise(O, seed=2)
+    linear = nhwc(naive.conv_fwd(nchw(x), w, b, **window(geometry)))
+    taps, packed, bias = taps_of(geometry), pack_amx(w), whole_tiles(b)
+    frame = frame_of(size, taps, pads_of(geometry))
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        end = share(C, frame, taps, len(y), threads)
+        conv_amx_fwd(Guarded.of(x[samples]), packed, bias, r, y, mask, lo, hi, *end)
+
+    check_epilogue(fused, linear)
+
+
+@pytest.mark.parametrize(("C", "O"), CHANNELS)
+@pytest.mark.parametrize("name", ["1x1", "3x3", "asymmetric", "dilated", "one pixel"])
+def test_backward(name: str, C: int, O: int) -> None:
+    size, geometry = GEOMETRIES[name]
+    geometry = {**geometry, "stride": (1, 1)}
+    taps, (top, left, bottom, right) = taps_of(geometry), pads_of(geometry)
+    extent = (taps.rows - 1) * taps.dilation_h + 1, (taps.columns - 1) * taps.dilation_w + 1
+    out = size[0] + top + bottom - extent[0] + 1, size[1] + left + right - extent[1] + 1
+    w, gy = noise(O, C, *geometry["kernel"], seed=1), noise(6, *out, O)
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), **window(geometry)))
+    packed = pack_amx(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+    frame = Frame(
+        size[0] + extent[0] - 1, size[1] + extent[1] - 1, extent[0] - 1 - top, extent[1] - 1 - left
+    )
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        end = share(O, frame, taps, len(gx), threads)
+        conv_amx_bwd(gy, packed, mask, gate, gx, accumulate, *end)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+def test_parts_are_the_whole() -> None:
+    """The three parts of a weight add up to it, bit for bit."""
+    w = noise(32, 32, 1, 1) * np.float32(10) ** noise(32, 32, 1, 1, seed=1)
+    parts = pack_amx(w).view(np.uint16).reshape(amx.PARTS, 2, 16, 16, 2).astype(np.uint32) << 16
+    total = np.add.reduce(parts.view(np.float32).astype(np.float64))
+    pairs = w[:, :, 0, 0].reshape(2, 16, 2, 16)  # half, output, second of the pair, pair
+    np.testing.assert_array_equal(total, pairs.transpose(0, 3, 1, 2))
+
+
+def test_long_sums_round_as_float32_does() -> None:
+    """Products are as exact as those of float32, and a long sum rounds as little as in chains."""
+    C, O, P = 2048, 32, 48
+    x, w = abs(noise(1, 1, P, C)), noise(O, C, 1, 1, seed=1)
+    taps, frame = Taps(1, 1, 1, 1, 1, 1), Frame(1, P, 0, 0)
+    y, none = np.empty((1, 1, P, O), np.float32), np.empty((0, 0, 0, 0), np.float32)
+    no_mask = np.empty((0, 0, 0, 0), np.uint8)
+    end = share(C, frame, taps, 1, 1)
+    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, *end)
+    exact = x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)
+    assert np.linalg.norm(y - exact) < 4e-7 * np.linalg.norm(exact)
