@@ -50,7 +50,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, load, load_some
 from .codegen.tile import TILE_CHANNELS
 from .codegen.views import targets_of, zero_run
-from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, prefetch_run_bwd, prefetch_run_fwd
+from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd
 from .taps import TAPS, Taps
 
 #: Bytes of the weights of one chunk and tap: PARTS for each half of a block of TILE_CHANNELS channels.
@@ -343,11 +343,11 @@ def _split_share(x: Plane, job: Job, to: int, t: int) -> None:
         _split_rows(x, n, frame, row, 1, out, positions)
 
 
-def _tiles_of(run: Any, name: str) -> Any:
-    """Make the function that calls `run` for each run of pixels of the output in a tile."""
+def _shares_of(end_run: Any, name: str) -> Any:
+    """Make the functions for one part of the work, by rows and by channels.  `end_run` is the epilogue."""
 
-    @one_of_many(f"tile_of_{name}")
-    def each_run(
+    @one_of_many(f"end_tile_{name}")
+    def end_tile(
         s: int, tile: int, across: int, length: int, columns: int, c0: int, n: int, h: int, W: int, end: Any
     ) -> None:
         """A line has `length` pixels in `across` tiles; rows begin at its multiples of `columns`, W pixels each.
@@ -360,19 +360,9 @@ def _tiles_of(run: Any, name: str) -> Any:
         while start < stop:
             count = min(stop - start, columns - column)
             if column < W:
-                run(s, min(count, W - column), c0, n, row, column, end)
+                end_run(s, min(count, W - column), c0, n, row, column, end)
             s, start = s + count * _SUMS_ROW, start + count
             row, column = row + 1, 0
-
-    return each_run
-
-
-def _shares_of(end_run: Any, prefetch_run: Any, name: str) -> Any:
-    """Make the functions for one part of the work, by rows and by channels.
-
-    `end_run` is the epilogue, `prefetch_run` fetches what it works on.
-    """
-    end_tile, prefetch_tile = _tiles_of(end_run, f"end_{name}"), _tiles_of(prefetch_run, f"prefetch_{name}")
 
     @one_of_many(f"finish_{name}")
     def finish(
@@ -393,8 +383,6 @@ def _shares_of(end_run: Any, prefetch_run: Any, name: str) -> Any:
             b = split + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
             for block in range(blocks[0], blocks[1]):
                 c0 = block * TILE_CHANNELS
-                for tile in range(k, k + 1 + two):
-                    prefetch_tile(0, tile, across, length, columns_out, c0, n, h, job.W, end)
                 multiply_parts(
                     two, job.C - c0, a, b, pixel, part, PARTS * part, chunks,
                     taps.rows, taps.dilation_h * columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
@@ -453,8 +441,7 @@ def _shares_of(end_run: Any, prefetch_run: Any, name: str) -> Any:
     return parts
 
 
-_parts_fwd = _shares_of(end_run_fwd, prefetch_run_fwd, "fwd")
-_parts_bwd = _shares_of(end_run_bwd, prefetch_run_bwd, "bwd")
+_parts_fwd, _parts_bwd = _shares_of(end_run_fwd, "fwd"), _shares_of(end_run_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:

@@ -167,22 +167,9 @@ def end_run_fwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndFw
 
 
 @device_function
-def prefetch_run_fwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndFwd) -> None:
-    """`prefetch_epilogue` for `end_run_fwd` with these arguments."""
-    r = pixel_of(end.r, n, h, w) + 4 * c0 if end.r.C else 0
-    prefetch_epilogue(pixel_of(end.y, n, h, w) + 4 * c0, end.y.pixel, r, end.r.pixel, pixels)
-
-
-@device_function
 def end_run_bwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndBwd) -> None:
     """`end_run_fwd` of a gradient."""
     epilogue_bwd(
         s, 4 * TILE_CHANNELS, pixels, c0, end.gx.C, end.accumulate, end.gate.forward, end.gate.gradient,
         pixel_of(end.mask, n // end.targets, h, w), end.mask.pixel, pixel_of(end.gx, n, h, w), end.gx.pixel,
     )  # fmt: skip
-
-
-@device_function
-def prefetch_run_bwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndBwd) -> None:
-    """`prefetch_epilogue` for `end_run_bwd` with these arguments."""
-    prefetch_epilogue(pixel_of(end.gx, n, h, w) + 4 * c0, end.gx.pixel, 0, 0, pixels)
