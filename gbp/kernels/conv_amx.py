@@ -9,10 +9,8 @@ neighbouring pixels is read in place, for every tap.  The weights are split when
 Where the stride is 1, all pixels of a frame are one line, and a tile may go on in the next row of it: the few
 sums that belong to padding are not written.  With other strides each row of the output is a line.
 
-A sum has two passes over (chunk, i, j).  The first adds the five small products of parts, the second the
-largest, so the small ones are not rounded as much as the sum is.  (Chains of sums would have to leave the
-tiles, which takes longer.)  All outputs are summed in the same order, whatever the threads, the batch or the
-pixel's place in a tile: equal windows give equal outputs at every position.
+All outputs are summed in the same order (`amx_sums`), whatever the threads, the batch or the pixel's place in
+a tile: equal windows give equal outputs at every position.
 
 Threads share the rows of the output, and each splits the pixels that it needs, few enough for its cache.  If
 the weights are larger than the plane, one phase splits all pixels, and in the next threads share the output
@@ -24,28 +22,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
-from .codegen.amx import (
-    DEPTH,
-    PARTS,
-    ROW_BYTES,
-    ROWS,
-    TILE_BYTES,
-    amx_begin,
-    amx_end,
-    amx_load,
-    amx_multiply,
-    amx_store,
-    amx_zero,
-    store_parts,
-)
+from .amx_sums import STEP, SUMS, SUMS_ROW, chunks, chunks_of, multiply_parts
+from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end, store_parts
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel, one_of_many, shared
-from .codegen.memory import aligned
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import address_of, load, load_some
 from .codegen.tile import TILE_CHANNELS
@@ -53,14 +36,10 @@ from .codegen.views import targets_of, zero_run
 from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd
 from .taps import TAPS, Taps
 
-#: Bytes of the weights of one chunk and tap: PARTS for each half of a block of TILE_CHANNELS channels.
-_STEP = PARTS * 2 * TILE_BYTES
 #: Bytes of split pixels that a thread holds at once; the cores with AMX have 2 MiB of second-level cache.
 _HELD = 3 * 2**18
 #: Bytes of weights that it keeps there; a tile of pixels runs through them before the next.
 _WEIGHTS = 2**20
-#: Floats of the sums of two tiles of pixels, and bytes of those of one pixel.
-_SUMS, _SUMS_ROW = 2 * ROWS * TILE_CHANNELS, 4 * TILE_CHANNELS
 _ROW = ROW_BYTES // 4
 
 
@@ -74,33 +53,6 @@ class Frame(NamedTuple):
 
 
 FRAME = types.NamedUniTuple(types.int64, 4, Frame)
-
-
-def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Split and pack weights (O, C, KH, KW): [block][chunk][KH][KW][part][half][DEPTH / 2][16][2] bfloat16.
-
-    A pair holds channels k and k + DEPTH / 2 of a chunk, as `store_parts` pairs them.  The bits are returned
-    as float32.
-    """
-    O, C, KH, KW = w.shape
-    blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
-    packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS, 2), np.uint16)
-    for block in range(blocks):
-        rest = np.zeros((chunks, 2, DEPTH // 2, 2, ROWS, KH, KW), np.float32)  # c chunk, pair, o half
-        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS].transpose(1, 0, 2, 3)
-        whole = rest.reshape(chunks * DEPTH, TILE_CHANNELS, KH, KW)
-        whole[:C, : part.shape[1]] = part
-        for k in range(PARTS):
-            bits = rest.view(np.uint32)
-            rounded = bits + np.uint32(0x8000) & np.uint32(0xFFFF0000)
-            high = (rounded >> np.uint32(16)).astype(np.uint16)
-            packed[block, :, :, :, k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
-            rest = rest - rounded.view(np.float32)
-    return packed.reshape(-1).view(np.float32)
-
-
-def chunks_of(channels: int) -> int:
-    return -(-channels // DEPTH)
 
 
 def band_of(C: int, frame: Frame, taps: Taps) -> int:
@@ -124,7 +76,7 @@ _positions = device_function(_positions_of)
 
 def amx_scratch(C: int, frame: Frame, taps: Taps, band: int, threads: int) -> tuple[int, int]:
     """Floats of scratch: (a fixed number, more for each sample).  `band`: 0 if threads share channels."""
-    sums, split = threads * _SUMS, chunks_of(C) * PARTS * _ROW
+    sums, split = threads * SUMS, chunks_of(C) * PARTS * _ROW
     if not band:
         return sums, split * _positions_of(frame.rows, frame.columns, taps.stride_w)
     rows = (band - 1) * taps.stride_h + (taps.rows - 1) * taps.dilation_h + 1
@@ -175,130 +127,11 @@ def _split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, 
             _split_pixels(line + (first - low) * x.pixel, x, last - first, out + first * ROW_BYTES, part)
 
 
-class Sum(NamedTuple):
-    """The terms of a sum, as steps in bytes: from pixel to pixel, part to part, chunk to chunk and tap to tap."""
-
-    pixel: int
-    part: int
-    chunk: int
-    chunks: int
-    taps_h: int
-    step_h: int
-    taps_w: int
-    step_w: int
-
-
-def _sums_of(pixels: int, halves: int) -> Any:
-    """A function that computes the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels."""
-    two, whole = pixels == 2, halves == 2
-
-    @one_of_many(f"load_pixels_{pixels}_{halves}")
-    def load_pixels(a: int, b: int, pixel: int) -> None:
-        amx_load(4, a, pixel)
-        if two:
-            amx_load(5, b, pixel)
-
-    @one_of_many(f"load_weights_{pixels}_{halves}")
-    def load_weights(w: int) -> None:
-        amx_load(6, w, ROW_BYTES)
-        if whole:
-            amx_load(7, w + TILE_BYTES, ROW_BYTES)
-
-    @one_of_many(f"multiply_{pixels}_{halves}")
-    def multiply() -> None:
-        amx_multiply(0, 4, 6)
-        if whole:
-            amx_multiply(1, 4, 7)
-        if two:
-            amx_multiply(2, 5, 6)
-            if whole:
-                amx_multiply(3, 5, 7)
-
-    @one_of_many(f"sums_{pixels}_{halves}")
-    def sums(a: int, b: int, s: Sum, w: int, out: int) -> None:
-        amx_zero(0)
-        amx_zero(1)
-        amx_zero(2)
-        amx_zero(3)
-        at = w
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at + 4 * TILE_BYTES)
-                    multiply()
-                    load_weights(at + 2 * TILE_BYTES)
-                    multiply()
-                    load_pixels(a + to + s.part, b + to + s.part, s.pixel)
-                    multiply()
-                    load_weights(at)
-                    multiply()
-                    load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
-                    multiply()
-                    at, to = at + _STEP, to + s.step_w
-        at = w
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at)
-                    multiply()
-                    at, to = at + _STEP, to + s.step_w
-        amx_store(0, out, _SUMS_ROW)
-        if whole:
-            amx_store(1, out + ROW_BYTES, _SUMS_ROW)
-        if two:
-            amx_store(2, out + ROWS * _SUMS_ROW, _SUMS_ROW)
-            if whole:
-                amx_store(3, out + ROWS * _SUMS_ROW + ROW_BYTES, _SUMS_ROW)
-
-    return sums
-
-
-_one_half, _one_whole, _two_half, _two_whole = (_sums_of(m, n) for m in (1, 2) for n in (1, 2))
-
-
-@shared(*[INT] * 14)
-def multiply_parts(
-    two: int,
-    channels: int,
-    a: int,
-    b: int,
-    pixel: int,
-    part: int,
-    chunk: int,
-    chunks: int,
-    taps_h: int,
-    step_h: int,
-    taps_w: int,
-    step_w: int,
-    w: int,
-    out: int,
-) -> None:
-    """Write the plain sums of ROWS pixels from address a on, and with `two` of ROWS from b on, to `out`.
-
-    There is a row for each pixel, one every TILE_CHANNELS float32.  `channels`: how many channels of the block
-    exist.  The other arguments are those of `Sum`; w: the weights of the block.
-    """
-    terms = Sum(pixel, part, chunk, chunks, taps_h, step_h, taps_w, step_w)
-    if two:
-        if channels > LANES:
-            _two_whole(a, b, terms, w, out)
-        else:
-            _two_half(a, b, terms, w, out)
-    elif channels > LANES:
-        _one_whole(a, b, terms, w, out)
-    else:
-        _one_half(a, b, terms, w, out)
-
-
 class Job(NamedTuple):
     """Numbers that are the same for all threads.
 
-    `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads share
-    channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.
+    `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads
+    share channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.
     """
 
     w: int
@@ -315,11 +148,6 @@ class Job(NamedTuple):
 
 
 @device_function
-def _chunks(channels: int) -> int:
-    return (channels + DEPTH - 1) // DEPTH
-
-
-@device_function
 def _rows_read(rows: int, taps: Taps) -> int:
     """How many rows of the frame so many rows of the output read."""
     return (rows - 1) * taps.stride_h + (taps.rows - 1) * taps.dilation_h + 1
@@ -328,7 +156,7 @@ def _rows_read(rows: int, taps: Taps) -> int:
 @device_function
 def _together(channels: int, taps: Taps) -> int:
     """How many blocks of weights stay in a cache; a tile of pixels runs through them before the next tile."""
-    return max(1, _WEIGHTS // (_chunks(channels) * taps.rows * taps.columns * _STEP))
+    return max(1, _WEIGHTS // (chunks(channels) * taps.rows * taps.columns * STEP))
 
 
 @device_function
@@ -336,7 +164,7 @@ def _split_share(x: Plane, job: Job, to: int, t: int) -> None:
     """Split part t of the rows of all frames."""
     frame = job.frame
     positions = _positions(frame.rows, frame.columns, job.taps.stride_w)
-    rows, sample = job.N * frame.rows, _chunks(x.C) * PARTS * positions * ROW_BYTES
+    rows, sample = job.N * frame.rows, chunks(x.C) * PARTS * positions * ROW_BYTES
     for q in range(rows * t // job.parts, rows * (t + 1) // job.parts):
         n, row = q // frame.rows, q % frame.rows
         out = to + n * sample + row * frame.columns * ROW_BYTES
@@ -350,7 +178,7 @@ def _shares_of(end_run: Any, name: str) -> Any:
     def end_tile(
         s: int, tile: int, across: int, length: int, columns: int, c0: int, n: int, h: int, W: int, end: Any
     ) -> None:
-        """A line has `length` pixels in `across` tiles; rows begin at its multiples of `columns`, W pixels each.
+        """A line has `length` pixels in `across` tiles; rows, W pixels each, begin every `columns` of them.
 
         The pixels of a tile are those of rows h, h + 1, … of sample n; s is the address of its sums.
         """
@@ -361,22 +189,31 @@ def _shares_of(end_run: Any, name: str) -> Any:
             count = min(stop - start, columns - column)
             if column < W:
                 end_run(s, min(count, W - column), c0, n, row, column, end)
-            s, start = s + count * _SUMS_ROW, start + count
+            s, start = s + count * SUMS_ROW, start + count
             row, column = row + 1, 0
 
     @one_of_many(f"finish_{name}")
     def finish(
-        split: int, positions: int, I: int, job: Job, end: Any, n: int, h: int, rows: int, blocks: Any, sums: int
+        split: int,
+        positions: int,
+        I: int,
+        job: Job,
+        end: Any,
+        n: int,
+        h: int,
+        rows: int,
+        blocks: Any,
+        sums: int,
     ) -> None:
-        """Compute blocks of channels of rows [h, h + rows) of sample n, whose split pixels begin at `split`."""
+        """Compute blocks of channels of rows [h, h + rows) of sample n, whose pixels are at `split`."""
         taps, columns = job.taps, job.frame.columns
         line, pixel = taps.stride_h * columns * ROW_BYTES, taps.stride_w * ROW_BYTES
         lines, length, columns_out = rows, job.W, job.W
         if taps.stride_h == 1 and taps.stride_w == 1:  # one line through the whole frame
             lines, length, columns_out = 1, (rows - 1) * columns + job.W, columns
         across = (length + ROWS - 1) // ROWS
-        part, chunks = positions * ROW_BYTES, _chunks(I)
-        weights = chunks * taps.rows * taps.columns * _STEP
+        part, count = positions * ROW_BYTES, chunks(I)
+        weights = count * taps.rows * taps.columns * STEP
         for k in range(0, lines * across, 2):
             two = 1 if k + 1 < lines * across else 0
             a = split + k // across * line + k % across * ROWS * pixel
@@ -384,21 +221,22 @@ def _shares_of(end_run: Any, name: str) -> Any:
             for block in range(blocks[0], blocks[1]):
                 c0 = block * TILE_CHANNELS
                 multiply_parts(
-                    two, job.C - c0, a, b, pixel, part, PARTS * part, chunks,
-                    taps.rows, taps.dilation_h * columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
+                    two, job.C - c0, a, b, pixel, part, PARTS * part, count,
+                    taps.rows, taps.dilation_h * columns * ROW_BYTES,
+                    taps.columns, taps.dilation_w * ROW_BYTES,
                     job.w + block * weights, sums,
                 )  # fmt: skip
                 for tile in range(k, k + 1 + two):
-                    s = sums + (tile - k) * ROWS * _SUMS_ROW
+                    s = sums + (tile - k) * ROWS * SUMS_ROW
                     end_tile(s, tile, across, length, columns_out, c0, n, h, job.W, end)
 
     @one_of_many(f"by_rows_{name}")
     def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the rows of all samples, a band at a time."""
-        sums = job.scratch + slot * 4 * _SUMS
+        sums = job.scratch + slot * 4 * SUMS
         positions = _positions(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
-        split = job.scratch + job.threads * 4 * _SUMS
-        split += slot * _chunks(x.C) * PARTS * positions * ROW_BYTES
+        split = job.scratch + job.threads * 4 * SUMS
+        split += slot * chunks(x.C) * PARTS * positions * ROW_BYTES
         blocks, together = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS, _together(x.C, job.taps)
         q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
         while q < stop:
@@ -416,14 +254,17 @@ def _shares_of(end_run: Any, name: str) -> Any:
     @one_of_many(f"by_channels_{name}")
     def by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the channels of all samples, whose pixels are split."""
-        sums = job.scratch + slot * 4 * _SUMS
+        sums = job.scratch + slot * 4 * SUMS
         positions = _positions(job.frame.rows, job.frame.columns, job.taps.stride_w)
-        sample = _chunks(x.C) * PARTS * positions * ROW_BYTES
+        sample = chunks(x.C) * PARTS * positions * ROW_BYTES
         blocks = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS
         stop, together = blocks * (t + 1) // job.parts, _together(x.C, job.taps)
         for block in range(blocks * t // job.parts, stop, together):
             for n in range(job.N):
-                split, own = job.scratch + job.threads * 4 * _SUMS + n * sample, (block, min(stop, block + together))
+                split, own = (
+                    job.scratch + job.threads * 4 * SUMS + n * sample,
+                    (block, min(stop, block + together)),
+                )
                 finish(split, positions, x.C, job, end, n, 0, job.H, own, sums)
 
     @one_of_many(f"amx_parts_{name}")
@@ -433,7 +274,7 @@ def _shares_of(end_run: Any, name: str) -> Any:
             if job.band:
                 by_rows(x, job, end, t, share.slot)
             elif share.phase == 0:
-                _split_share(x, job, job.scratch + job.threads * 4 * _SUMS, t)
+                _split_share(x, job, job.scratch + job.threads * 4 * SUMS, t)
             else:
                 by_channels(x, job, end, t, share.slot)
         amx_end()
@@ -450,7 +291,8 @@ def _phases(args: Sequence[Any]) -> int:
 
 
 @kernel(
-    ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, DENSE, TAPS, FRAME, INT, INT, INT,
+    ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, DENSE, TAPS, FRAME,
+    INT, INT, INT,
     calls=[multiply_parts],
     phases=_phases,
 )  # fmt: skip
@@ -488,7 +330,7 @@ def conv_amx_fwd(
 
 
 @kernel(
-    ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, FRAME, INT, INT, INT,
+    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, FRAME, INT, INT, INT,
     calls=[multiply_parts],
     phases=_phases,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from ..kernels.codegen.amx import is_usable
 from ..kernels.codegen.cache import CACHE_DIRECTORY, ROOT, log, make_folder, refused
 from ..kernels.codegen.lock import only_one
 from ..limits import readable_bytes
@@ -167,7 +168,8 @@ def _remove_oldest(files: list[tuple[float, int, Path]], most: int) -> None:
 def _sources() -> str:
     """A digest of gbp's own sources and of what they run on: other ones may pack otherwise."""
     package = Path(__file__).parents[1]
-    digest = hashlib.sha256(f"{CACHE_DIRECTORY} {sys.version} {np.__version__}".encode())
+    # A plan that uses AMX is no good where it may not be used; to ask is also to ask for it.
+    digest = hashlib.sha256(f"{CACHE_DIRECTORY} {sys.version} {np.__version__} {is_usable()}".encode())
     for source in sorted(package.rglob("*.py")):
         digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
     return digest.hexdigest()

@@ -8,9 +8,10 @@ import pytest
 from harness import Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
 from test_kernel_conv import GEOMETRIES, whole_tiles, window
 
+from gbp.kernels.amx_sums import pack_amx
 from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
-from gbp.kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd, pack_amx
+from gbp.kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
 
 pytestmark = pytest.mark.skipif(not amx.is_usable(), reason="this machine has no AMX, or may not use it")
@@ -58,9 +59,7 @@ def test_backward(name: str, C: int, O: int) -> None:
     w, gy = noise(O, C, *geometry["kernel"], seed=1), noise(6, *out, O)
     expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), **window(geometry)))
     packed = pack_amx(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
-    frame = Frame(
-        size[0] + extent[0] - 1, size[1] + extent[1] - 1, extent[0] - 1 - top, extent[1] - 1 - left
-    )
+    frame = Frame(size[0] + extent[0] - 1, size[1] + extent[1] - 1, extent[0] - 1 - top, extent[1] - 1 - left)
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         end = share(O, frame, taps, len(gx), threads)

@@ -1,4 +1,4 @@
-"""Intel's AMX: eight tiles of 16 rows × 64 bytes, and an instruction that multiplies two of them into a third.
+"""Intel's AMX: eight tiles of 16 rows × 64 bytes, and an instruction that multiplies two of them.
 
 `amx_multiply` adds the product of a tile of 16 × 32 bfloat16 and one of 32 × 16 to a tile of 16 × 16 float32.
 A float32 is the sum of three bfloat16 numbers, its *parts*, of 8 bits each.  The products of parts are exact
@@ -121,8 +121,8 @@ def amx_store(typing: Any, tile: Any, address: Any, step: Any) -> Any:
 def amx_multiply(typing: Any, out: Any, a: Any, b: Any) -> Any:
     """out[i, j] += Σ_k a[i, k] · b[k, j] with float32 out, and bfloat16 a, b.
 
-    Bytes 4j … 4j + 3 of row k of tile b hold b[2k, j] and b[2k + 1, j].  Even and odd terms have sums of their
-    own, which begin at 0; their sum is added to out.
+    Bytes 4j … 4j + 3 of row k of tile b hold b[2k, j] and b[2k + 1, j].  Even and odd terms have sums of
+    their own, which begin at 0; their sum is added to out.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

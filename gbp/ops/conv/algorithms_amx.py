@@ -1,4 +1,4 @@
-"""Algorithms for convolutions on Intel's AMX (`kernels.conv_amx`): windows in, arguments of the kernels out."""
+"""Algorithms for convolutions on Intel's AMX (`kernels.conv_amx`): windows in, calls of kernels out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
+from ...kernels.amx_sums import chunks_of, pack_amx
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
-from ...kernels.conv_amx import Frame, amx_scratch, band_of, chunks_of, conv_amx_bwd, conv_amx_fwd, pack_amx
+from ...kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import Clipped, Context, Floats, GradientSlot
@@ -72,7 +73,7 @@ class AmxLayer:
     def _band(self, threads: int) -> int:
         """Rows of the output that a thread computes at once; 0 if threads share the channels."""
         weights_are_larger = elements(self.size) < self.taps.rows * self.taps.columns * self.O
-        if weights_are_larger and -(-self.O // TILE_CHANNELS) >= 2 * threads:
+        if weights_are_larger and 2 * threads <= -(-self.O // TILE_CHANNELS):
             return 0
         return band_of(self.C, self.frame, self.taps)
 
@@ -91,7 +92,7 @@ class AmxForward(ForwardAlgorithm):
     algorithm = "amx"
 
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
-        self.window, self.layer = window, AmxLayer.forward(*w.shape[:2], window)
+        self.window, self.layer = window, AmxLayer.forward(len(w), w.shape[1], window)
         self.w, self.b = pack_amx(w), padded_bias(b)
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -112,7 +113,7 @@ class AmxBackward(BackwardAlgorithm):
     kernels = (conv_amx_bwd,)
 
     def __init__(self, w: Floats, window: Window) -> None:
-        self.layer = AmxLayer.backward(*w.shape[:2], window)
+        self.layer = AmxLayer.backward(len(w), w.shape[1], window)
         self.w = pack_amx(flipped(w))
 
     def scratch(self, threads: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ o runs over the output channels of c's group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,50 +20,22 @@ from ...errors import InputError
 from ...graph.geometry import Axis, Window
 from ...graph.op import Op, Target
 from ...graph.shapes import Order, Shape, innermost
-from ...kernels.codegen.emit import LANES, TILE_ROWS
+from ...kernels.codegen.emit import TILE_ROWS
 from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_lists import LISTED_CHANNELS
 from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
-from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import ELEMENT, OPERAND, elements
 from ..facts import Fact
 from ..node import Node
 from ..planes import by_planes
 from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
-from .algorithms import (
-    FEW_OUTPUTS,
-    BackwardAlgorithm,
-    ColumnsBackward,
-    DirectBackward,
-    DirectForward,
-    ForwardAlgorithm,
-    ListsBackward,
-    PointwiseBackward,
-    WinogradBackward,
-    WinogradForward,
-)
-from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
+from .choice import algorithms_for, is_3x3, packed_bytes, whole
 from .volume import VolumeStep
 
-#: Up to this many channels in gx, vectors of channels would be half empty, so columns are used.
-_FEW_CHANNELS = LANES // 2
-#: The density of gy up to which lists are faster than Winograd, and than direct tiles.
-_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT = 0.17, 0.3
-#: Lists are used only where more than this part of the channels that they work on exists.
-_MIN_FULL = 0.7
-#: How many vector multiply-adds take as long as reading one vector from memory.
-_READ = 16
 #: Most kernel calls of one convolution: one for each group, unless it is depthwise, and each tap of the
 #: depth.
 _MAX_GROUPS = 2**12
-
-
-def _whole(count: int, tile: int) -> int:
-    """`count`, rounded up to whole tiles."""
-    return -(-count // tile) * tile
-
-
 #: How convolutions are computed.  "auto": forward directly, so that equal windows give equal outputs at every
 #: position; backward by the cheapest algorithm.  "fast": the cheapest in both directions.  The others are
 #: used wherever they apply.  "direct": tiles, and columns for the backward pass of strides.  "winograd": 3×3
@@ -122,16 +94,18 @@ class Conv(Op):
         """How many weights the forward and the backward kernel hold, padded to whole tiles."""
         O, C = len(self.w) // self.group, self.w.shape[1]
         each = self.group * self.window.taps * self._deep
-        return each * _whole(O, TILE_CHANNELS) * C, each * O * _whole(C, TILE_CHANNELS)
+        return each * whole(O, TILE_CHANNELS) * C, each * O * whole(C, TILE_CHANNELS)
 
     @property
     def nbytes(self) -> int:
         if self.is_depthwise:
             return 12 * self.w.size
-        if not _is_3x3(self.window):
-            return 8 * self.w.size + 4 * sum(self._packed)
+        if not is_3x3(self.window):
+            O, C = len(self.w) // self.group, self.w.shape[1]
+            taps = self.group * self.window.taps * self._deep
+            return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O))
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
-        listed = 9 * self._deep * len(self.w) * _whole(self.w.shape[1], LISTED_CHANNELS)
+        listed = 9 * self._deep * len(self.w) * whole(self.w.shape[1], LISTED_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
@@ -144,7 +118,7 @@ class Conv(Op):
             moved = ELEMENT * self._deep * elements(y)
             return super().work(x, y) + 8 * self.macs(y) + backward + moved + calls
         h, w = self.window.height, self.window.width
-        rows = (y[-2] if len(y) > 3 else 1) * _whole(y[-1], TILE_ROWS), h.size * _whole(w.size, TILE_ROWS)
+        rows = (y[-2] if len(y) > 3 else 1) * whole(y[-1], TILE_ROWS), h.size * whole(w.size, TILE_ROWS)
         padded = x[0][1] * (h.size + h.begin + h.end) * (w.size + w.begin + w.end)
         tiles = planes_of(y) * sum(
             weights * pixels for weights, pixels in zip(self._packed, rows, strict=True)
@@ -225,100 +199,6 @@ def check_algorithm(algorithm: str) -> None:
         raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
-def _is_3x3(window: Window) -> bool:
-    return window.kernel == (3, 3) and window.is_dense and window.is_undilated
-
-
-def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
-    """Whether to use Winograd's transforms.
-
-    Costs are in vector multiply-adds of a core: the products, reading the weights, and for each square the
-    measured time of the transforms.  They are for one sample, because the bits must not depend on the batch.
-
-    Parameters
-    ----------
-    free
-        Whether costs decide.  Otherwise the name of the algorithm does.
-    algorithm
-        One of ALGORITHMS.
-    window
-        The window.
-    O, C
-        Channels of the output and of the input.
-    plane
-        The sides of the output plane.
-    """
-    blocks, vectors = _whole(O, TILE_CHANNELS) // LANES, _whole(C, LANES) // LANES
-    squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
-    winograd = MATRICES * C * blocks * (squares + _READ) + squares * (440 * vectors + 380 * blocks)
-    direct = 9 * C * blocks * (pixels + _READ) + 6 * pixels * blocks
-    return _is_3x3(window) and (algorithm == "winograd" or (free and winograd < direct))
-
-
-def _by_columns(window: Window, C: int) -> bool:
-    """Whether columns need less than half of the products of the direct sum.
-
-    They do where the direct sum works mostly on padding, as for large windows on small planes, or in tiles of
-    channels that C does not fill.
-    """
-    direct = elements(window.size) * window.taps * _whole(C, TILE_CHANNELS)
-    return direct > 2 * elements(window.output) * _whole(window.taps * C, TILE_CHANNELS)
-
-
-def _forward(
-    w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
-) -> ForwardAlgorithm:
-    if target.algorithm in ("auto", "fast") and AmxLayer.forward(*w.shape[:2], window).pays:
-        return AmxForward(w.astype(np.float32), b, window)
-    free = target.algorithm == "fast"
-    if _by_winograd(free, target.algorithm, window, len(w), w.shape[1], window.output):
-        return WinogradForward(w, b, window)
-    return DirectForward(w.astype(np.float32), b, window)
-
-
-def _backward(w: NDArray[np.float64], window: Window, target: Target) -> BackwardAlgorithm:
-    O, C = w.shape[:2]
-    algorithm = target.algorithm
-    forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
-    single = w.astype(np.float32)
-    if (
-        algorithm in ("auto", "fast")
-        and window.is_dense
-        and not _is_3x3(window)
-        and AmxLayer.backward(O, C, window).pays
-    ):
-        return AmxBackward(single, window)
-    if window.taps == 1 and window.is_unpadded:
-        return PointwiseBackward(single, window, forced)
-    if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not _is_3x3(window)):
-        return ColumnsBackward(single, window, forced)
-    free = algorithm in ("auto", "fast")
-    by_winograd = _by_winograd(free, algorithm, window, C, O, window.size)
-    if free and not by_winograd and _by_columns(window, C):
-        return ColumnsBackward(single, window, forced)
-    dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
-    if algorithm == "lists":
-        return ListsBackward(single, window, dense, 1.0)
-    # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.
-    full = C / _whole(C, LISTED_CHANNELS)
-    max_density = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
-    pays = full > _MIN_FULL and (by_winograd or O >= FEW_OUTPUTS)
-    if free and _is_3x3(window) and pays:
-        return ListsBackward(single, window, dense, max_density)
-    return dense
-
-
-def _algorithms(
-    target: Target,
-) -> tuple[Callable[..., ForwardAlgorithm], Callable[..., BackwardAlgorithm]]:
-    """Functions that make the algorithms of one group: (w, b, window, target) and (w, window, target)."""
-    if target.name == "cpu":
-        return _forward, _backward
-    from .algorithms_cuda import algorithms_of  # here, because importing CUDA is slow and needs an extra
-
-    return algorithms_of(target)
-
-
 class ConvStep(Step):
     """A forward and a backward algorithm for each group, on the channels of that group."""
 
@@ -332,7 +212,7 @@ class ConvStep(Step):
         C, O = op.w.shape[1], len(op.w) // op.group
         self.groups = [(slice(g * C, (g + 1) * C), slice(g * O, (g + 1) * O)) for g in range(op.group)]
         biases = op.b.reshape(op.group, -1)
-        forward, backward = _algorithms(target)
+        forward, backward = algorithms_for(target)
         self.fwd = [forward(w, b, op.window, target) for w, b in zip(parts, biases, strict=True)]
         self.bwd = [backward(w, op.window, target) for w in parts]
         self.kernels = *self.fwd[0].kernels, *self.bwd[0].kernels

@@ -1,0 +1,189 @@
+"""Matrix products on Intel's AMX at float32's accuracy: sums over chunks of DEPTH channels and over taps.
+
+Both sides are split into three parts of bfloat16 (`codegen.amx`).  A row of the left side has, for each chunk
+and each part, 64 bytes; the right side is weights, packed for blocks of TILE_CHANNELS channels.
+
+A sum has two passes over (chunk, tap).  The first adds the five small products of parts, the second the
+largest, so the small ones are not rounded as much as the sum is.  (Chains of sums would have to leave the
+tiles, which takes longer.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codegen.amx import (
+    DEPTH,
+    PARTS,
+    ROW_BYTES,
+    ROWS,
+    TILE_BYTES,
+    amx_load,
+    amx_multiply,
+    amx_store,
+    amx_zero,
+)
+from .codegen.emit import LANES
+from .codegen.jit import INT, device_function, one_of_many, shared
+from .codegen.memory import aligned
+from .codegen.tile import TILE_CHANNELS
+
+#: Bytes of the weights of one chunk and tap: PARTS for each half of a block of TILE_CHANNELS channels.
+STEP = PARTS * 2 * TILE_BYTES
+#: Floats of the sums of two tiles of pixels, and bytes of those of one pixel.
+SUMS, SUMS_ROW = 2 * ROWS * TILE_CHANNELS, 4 * TILE_CHANNELS
+
+
+def chunks_of(channels: int) -> int:
+    return -(-channels // DEPTH)
+
+
+@device_function
+def chunks(channels: int) -> int:
+    """`chunks_of`, for kernels."""
+    return (channels + DEPTH - 1) // DEPTH
+
+
+def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Split and pack weights (O, C, KH, KW): [block][chunk][KH][KW][part][half][DEPTH / 2][16][2] bfloat16.
+
+    A pair holds channels k and k + DEPTH / 2 of a chunk, as `store_parts` pairs them.  The bits are returned
+    as float32.
+    """
+    O, C, KH, KW = w.shape
+    blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
+    packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS, 2), np.uint16)
+    for block in range(blocks):
+        rest = np.zeros((chunks, 2, DEPTH // 2, 2, ROWS, KH, KW), np.float32)  # c chunk, pair, o half
+        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS].transpose(1, 0, 2, 3)
+        whole = rest.reshape(chunks * DEPTH, TILE_CHANNELS, KH, KW)
+        whole[:C, : part.shape[1]] = part
+        for k in range(PARTS):
+            bits = rest.view(np.uint32)
+            rounded = bits + np.uint32(0x8000) & np.uint32(0xFFFF0000)
+            high = (rounded >> np.uint32(16)).astype(np.uint16)
+            packed[block, :, :, :, k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
+            rest = rest - rounded.view(np.float32)
+    return packed.reshape(-1).view(np.float32)
+
+
+class Sum(NamedTuple):
+    """The terms of a sum, as steps in bytes from pixel to pixel, part to part, chunk to chunk, tap to tap."""
+
+    pixel: int
+    part: int
+    chunk: int
+    chunks: int
+    taps_h: int
+    step_h: int
+    taps_w: int
+    step_w: int
+
+
+def _sums_of(pixels: int, halves: int) -> Any:
+    """A function that computes the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels."""
+    two, whole = pixels == 2, halves == 2
+
+    @one_of_many(f"load_pixels_{pixels}_{halves}")
+    def load_pixels(a: int, b: int, pixel: int) -> None:
+        amx_load(4, a, pixel)
+        if two:
+            amx_load(5, b, pixel)
+
+    @one_of_many(f"load_weights_{pixels}_{halves}")
+    def load_weights(w: int) -> None:
+        amx_load(6, w, ROW_BYTES)
+        if whole:
+            amx_load(7, w + TILE_BYTES, ROW_BYTES)
+
+    @one_of_many(f"multiply_{pixels}_{halves}")
+    def multiply() -> None:
+        amx_multiply(0, 4, 6)
+        if whole:
+            amx_multiply(1, 4, 7)
+        if two:
+            amx_multiply(2, 5, 6)
+            if whole:
+                amx_multiply(3, 5, 7)
+
+    @one_of_many(f"sums_{pixels}_{halves}")
+    def sums(a: int, b: int, s: Sum, w: int, out: int) -> None:
+        amx_zero(0)
+        amx_zero(1)
+        amx_zero(2)
+        amx_zero(3)
+        at = w
+        for c in range(s.chunks):
+            for i in range(s.taps_h):
+                to = c * s.chunk + i * s.step_h
+                for _ in range(s.taps_w):
+                    load_pixels(a + to, b + to, s.pixel)
+                    load_weights(at + 4 * TILE_BYTES)
+                    multiply()
+                    load_weights(at + 2 * TILE_BYTES)
+                    multiply()
+                    load_pixels(a + to + s.part, b + to + s.part, s.pixel)
+                    multiply()
+                    load_weights(at)
+                    multiply()
+                    load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
+                    multiply()
+                    at, to = at + STEP, to + s.step_w
+        at = w
+        for c in range(s.chunks):
+            for i in range(s.taps_h):
+                to = c * s.chunk + i * s.step_h
+                for _ in range(s.taps_w):
+                    load_pixels(a + to, b + to, s.pixel)
+                    load_weights(at)
+                    multiply()
+                    at, to = at + STEP, to + s.step_w
+        amx_store(0, out, SUMS_ROW)
+        if whole:
+            amx_store(1, out + ROW_BYTES, SUMS_ROW)
+        if two:
+            amx_store(2, out + ROWS * SUMS_ROW, SUMS_ROW)
+            if whole:
+                amx_store(3, out + ROWS * SUMS_ROW + ROW_BYTES, SUMS_ROW)
+
+    return sums
+
+
+_one_half, _one_whole, _two_half, _two_whole = (_sums_of(m, n) for m in (1, 2) for n in (1, 2))
+
+
+@shared(*[INT] * 14)
+def multiply_parts(
+    two: int,
+    channels: int,
+    a: int,
+    b: int,
+    pixel: int,
+    part: int,
+    chunk: int,
+    chunks: int,
+    taps_h: int,
+    step_h: int,
+    taps_w: int,
+    step_w: int,
+    w: int,
+    out: int,
+) -> None:
+    """Write the plain sums of ROWS pixels from address a on, and with `two` of ROWS from b on, to `out`.
+
+    There is a row for each pixel, one every TILE_CHANNELS float32.  `channels`: how many channels of the
+    block exist.  The other arguments are those of `Sum`; w: the weights of the block.
+    """
+    terms = Sum(pixel, part, chunk, chunks, taps_h, step_h, taps_w, step_w)
+    if two:
+        if channels > LANES:
+            _two_whole(a, b, terms, w, out)
+        else:
+            _two_half(a, b, terms, w, out)
+    elif channels > LANES:
+        _one_whole(a, b, terms, w, out)
+    else:
+        _one_half(a, b, terms, w, out)
