@@ -11,14 +11,31 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from gbp import RULES, Explainer, Top
+from gbp import RULES, Attribution, Explainer, Top, methods
+from gbp.methods import METHODS
+from gbp.rules import OTHER_RULES
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SCENES = sorted(p for p in (MODELS / "scenes").glob("*.png") if not p.stem.endswith("_mask"))
 
 #: The least mean share of positive relevance inside the object, and of pointing-game hits.  A map spread
 #: evenly would have 0.06 and 0.1.
-LEAST = {"vanilla": (0.3, 0.9), "deconvnet": (0.45, 0.9), "guided": (0.5, 0.9)}
+LEAST = {
+    "vanilla": (0.3, 0.9),
+    "deconvnet": (0.45, 0.9),
+    "guided": (0.5, 0.9),
+    "input-x-gradient": (0.5, 0.9),
+    "lrp-epsilon": (0.5, 0.9),
+    "lrp-epsilon-plus": (0.65, 0.9),
+    "rectgrad": (0.6, 0.9),
+    "saliency": (0.3, 0.9),
+    "smoothgrad": (0.45, 0.9),
+    "smoothgrad-squared": (0.6, 0.8),
+    "vargrad": (0.6, 0.8),
+    "integrated-gradients": (0.55, 0.9),
+    "grad-cam": (0.25, 0.8),
+    "guided-grad-cam": (0.7, 0.9),
+}
 #: The pointing game's tolerance in pixels: maps trace outlines, and an outline has two sides.
 TOLERANCE = 3
 
@@ -48,20 +65,31 @@ def test_every_scene_is_classified(explainer: Explainer) -> None:
     assert found.probabilities.max(axis=1).min() > 0.9
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_relevance_lies_on_the_object(explainer: Explainer, rule: str, report: Callable[[str], None]) -> None:
-    found = explainer.explain(SCENES, rule=rule)
+def check_location(found: Attribution, least: tuple[float, float], report: Callable[[str], None]) -> None:
+    """The positive relevance lies inside the object, and the strongest pixel on it."""
     positive, magnitude = found.reduce("positive"), found.reduce("abs-max")
     shares = [m[inside(scene)].sum() / m.sum() for m, scene in zip(positive, SCENES, strict=True)]
     hits = [inside(scene, TOLERANCE).flat[m.argmax()] for m, scene in zip(magnitude, SCENES, strict=True)]
-    even = np.mean([inside(scene).mean() for scene in SCENES])
+    share, hit = (np.mean([inside(scene, around).mean() for scene in SCENES]) for around in (0, TOLERANCE))
     report(
-        f"{rule:10s} positive relevance inside the object {np.mean(shares):.2f} (evenly spread: {even:.2f}), "
-        f"pointing game {sum(map(int, hits))} of {len(hits)}"
+        f"{found[0].title:29s} positive relevance inside the object {np.mean(shares):.2f} (by chance "
+        f"{share:.2f}), pointing game {sum(map(int, hits))} of {len(hits)} (by chance {hit * len(hits):.1f})"
     )
-    least_share, least_hits = LEAST[rule]
-    assert np.mean(shares) >= least_share
-    assert np.mean(hits) >= least_hits
+    assert np.mean(shares) >= least[0]
+    assert np.mean(hits) >= least[1]
+
+
+@pytest.mark.parametrize("rule", [*RULES, *OTHER_RULES])
+def test_relevance_lies_on_the_object(explainer: Explainer, rule: str, report: Callable[[str], None]) -> None:
+    check_location(explainer.explain(SCENES, rule=rule), LEAST[rule], report)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("layer-")])
+def test_methods_lie_on_the_object_too(
+    explainer: Explainer, method: str, report: Callable[[str], None]
+) -> None:
+    found = getattr(methods, METHODS[method].function)(explainer, SCENES)
+    check_location(found, LEAST[method], report)
 
 
 def test_another_class_is_explained_elsewhere(explainer: Explainer) -> None:

@@ -19,6 +19,8 @@ _POSITIVE_RULES = ("guided", "deconvnet", "rectgrad")
 _SHARES = ("integrated-gradients", "layer-gradient-x-activation")
 _SHARING_RULES = ("lrp", "input-x-gradient")
 _PLACES = ("grad-cam", "layer-grad-cam")
+#: Methods whose maps have no sign.
+_UNSIGNED = ("saliency", "smoothgrad-squared")
 
 
 def meaning(style: Panel, rule: str, method: str = "") -> str:
@@ -31,17 +33,21 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     rule, method
         What made the map, as in `Attribution`.
     """
-    is_share = method in _SHARES or (not method and rule.startswith(_SHARING_RULES))
+    is_share = method in _SHARES or (method in ("", "smoothgrad") and rule.startswith(_SHARING_RULES))
     if style == "diverging" and (is_share or method in _PLACES):
         return "red: speaks for the class; blue: speaks against it"
     if is_share:
         return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
     if method in _PLACES:
         return "brighter: what the layer finds here counts more for the class"
+    if method == "layer-gradient":
+        if style == "diverging":
+            return "red: more of what the layer finds here raises the score; blue: less does"
+        return "brighter: a small change of the layer here moves the score more"
     if method == "vargrad":
         return "brighter: the gradient changes more here when noise is added"
     paths = "; only paths that raise it count" if rule in _POSITIVE_RULES else ""
-    if style in ("overlay", "gray"):
+    if style in ("overlay", "gray") or method in _UNSIGNED:
         return f"brighter: a small change here moves the score more{paths}"
     if style == "diverging":
         return f"red: brighter here raises the score; blue: darker here does{paths}"
