@@ -35,7 +35,7 @@ class Summary:
     index
         The path of the index.
     notes
-        Remarks for the reader of the maps, one sentence each.
+        Remarks for the reader of the maps, one sentence each; those that hold for one image are in its files.
     """
 
     explained: int
@@ -148,7 +148,7 @@ def batch(
     index = Index(folder)
     tasks = _tasks(names, stdin, root)
     worker = Worker(job, folder)
-    worker.probe(tasks)
+    notes = worker.probe(tasks)
     settings = job.settings(worker.explainer)
     if worker.maps is not None:
         # A row of the arrays is a place in this list, so it must not change.
@@ -182,7 +182,7 @@ def batch(
         index.finish(settings)
     finally:
         folder.close()
-    return Summary(finished - before - failed, before, failed, index.path, tuple(worker.notes))
+    return Summary(finished - before - failed, before, failed, index.path, notes)
 
 
 def _part(shard: tuple[int, int] | None) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -65,17 +66,14 @@ class Worker:
         What is done with each image.
     folder
         Where files are written.
-    explainer
-        Explains them; by default one that is made for the job.
     """
 
-    def __init__(self, job: Job, folder: Folder, explainer: Explainer | None = None) -> None:
+    def __init__(self, job: Job, folder: Folder) -> None:
         self.job, self.folder = job, folder
-        self.explainer = explainer or Explainer(job.model, **job.options)
+        self.explainer = Explainer(job.model, **job.options)
         self.maps: Maps | None = None
-        self.notes: dict[str, None] = {}
 
-    def probe(self, tasks: Sequence[Task]) -> None:
+    def probe(self, tasks: Sequence[Task]) -> tuple[str, ...]:
         """Explain and draw noise as the job says, so that what is wrong with the job is raised at once.
 
         Parameters
@@ -83,26 +81,33 @@ class Worker:
         tasks
             The images, which decide whether the noise is a picture or an array.
 
+        Returns
+        -------
+        The notes that hold for any image.
+
         Raises
         ------
         GbpError
             Whatever `Explainer.explain` raises.
         """
         shape = self.explainer.input_shape[1:]
-        noise: Any = np.random.default_rng(0)
+        draw, noise = np.random.default_rng(0), list[Any]()
         if not all(is_array_file(task.path) for task in tasks):
-            noise = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            noise = [draw.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
         elif None not in shape:
-            noise = noise.standard_normal((1, *(n or 1 for n in shape)), np.float32)
-        else:
-            noise = next((read.batch for read in map(self.read, tasks) if read.batch), None)
-        if noise is None:  # there is not one good array, which the rows will say
-            return
-        attributions = self._attributions(noise)
-        self._pictures(attributions)
-        one = attributions[0]
-        if self.job.arrays == "zarr":
-            self.maps = Maps(self.folder, {"map": one.map.shape[1:], "scores": one.scores.shape[1:]})
+            noise = [draw.standard_normal((1, *(n or 1 for n in shape)), np.float32) for _ in range(2)]
+        else:  # where there is not one good array, the rows will say so
+            noise = list(islice((read.batch for read in map(self.read, tasks) if read.batch), 1))
+        notes: list[tuple[str, ...]] = []
+        for sample in noise[: 2 if self.job.is_of_one else 1]:
+            attributions = self.job.explain(self.explainer, sample)
+            notes.append(tuple(dict.fromkeys(note for found in attributions for note in found.notes)))
+            if len(notes) == 1:
+                self._pictures(attributions)
+                one = attributions[0]
+                if self.job.arrays == "zarr":
+                    self.maps = Maps(self.folder, {"map": one.map.shape[1:], "scores": one.scores.shape[1:]})
+        return tuple(note for note in notes[0] if note in notes[-1]) if notes else ()
 
     def read(self, task: Task) -> Read:
         """Read and preprocess one image."""
@@ -126,8 +131,7 @@ class Worker:
             batch = self.explainer._engine.ready(image)
             return Read(task, row, batch if is_array else batch.from_file(task.path))
         except GbpError as error:
-            said = str(error).replace(repr(task.path), repr(task.name))  # the same wherever it is read
-            return Read(task, row | {"error": said})
+            return Read(task, row | {"error": _said(error, task)})
 
     def explain(self, reads: Sequence[Read]) -> list[Explained]:
         """Explain images together; alone, where together some fail."""
@@ -156,7 +160,7 @@ class Worker:
             if self.maps is not None:
                 self.maps.check(values)
         except GbpError as error:
-            return row | {"error": str(error)}
+            return row | {"error": _said(error, task)}
         row |= {"top": _valid(report["top"]), "target": _valid(report["explained"])}
         if picture is not None:
             row["file"] = task.file("pictures", self.job.format)
@@ -168,20 +172,17 @@ class Worker:
             self.maps.put(task.row, values)
         return row
 
-    def _attributions(self, images: Any) -> tuple[Attribution, ...]:
-        found = self.job.explain(self.explainer, images)
-        self.notes.update(dict.fromkeys(note for attribution in found for note in attribution.notes))
-        return found
-
     def _group(self, reads: Sequence[Read]) -> list[Explained]:
         """Explain images of one shape."""
         try:
-            attributions = self._attributions(together([read.batch for read in reads if read.batch]))
+            batch = together([read.batch for read in reads if read.batch])
+            attributions = self.job.explain(self.explainer, batch)
         except OutOfMemoryError:
             raise
         except GbpError as error:
             if len(reads) == 1:
-                return [Explained(reads[0].task, reads[0].row | {"error": str(error)})]
+                (read,) = reads
+                return [Explained(read.task, read.row | {"error": _said(error, read.task)})]
             return [explained for read in reads for explained in self._group([read])]
         return [
             Explained(read.task, read.row, tuple(attribution.alone(i) for attribution in attributions))
@@ -202,6 +203,11 @@ class Worker:
             chosen = None if style == "strip" else style
             return _bytes(lambda to: save_rules(samples, to, chosen, format=format, **look))
         return _bytes(lambda to: samples[0].save(to, style, format=format, bare=self.job.bare, **look))
+
+
+def _said(error: GbpError, task: Task) -> str:
+    """An error as the index has it: the same wherever the image was read."""
+    return str(error).replace(repr(task.path), repr(task.name))
 
 
 def _content(path: str, most: int) -> bytes:
