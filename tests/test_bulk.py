@@ -550,6 +550,17 @@ def test_reading_explaining_and_writing_overlap(
 # ------------------------------------------------------------------------------------------------------ Ray
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_what_cannot_be_written_stops_the_run(engine: Any, photos: Path, out: Path) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray", reason="--engine ray needs the extra ray")
+    gbp.batch(MODEL, photos / "1.png", out, style="gray")
+    shutil.rmtree(out / "pictures")
+    (out / "pictures").write_bytes(b"no folder")
+    with pytest.raises(InputError, match="cannot write"):
+        gbp.batch(MODEL, photos, out, style="gray", engine=engine, actors=1)
+
+
 def test_ray_makes_the_same_files(photos: Path, quiet: Path, out: Path) -> None:
     pytest.importorskip("ray", reason="--engine ray needs the extra ray")
     summary = gbp.batch(MODEL, photos, out, arrays="npz", style="overlay", engine="ray", actors=2)

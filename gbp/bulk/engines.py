@@ -102,13 +102,14 @@ def on_ray(
             chunks = locally(self._worker, tasks, readers=1, writers=_ACTORS_WRITERS)
             return {"row": [json.dumps(row) for rows in chunks for row in rows]}
 
-    mine = not ray.is_initialized()
+    mine, context = not ray.is_initialized(), ray.data.DataContext.get_current()
+    had_bars = context.enable_progress_bars
     try:
         if mine:
             cpus = None if address else actors
             ray.init(address=address, num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its progress there
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context.enable_progress_bars = False
         items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
         blocks = -(-len(items) // CHUNK)
         explained = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
@@ -129,6 +130,7 @@ def on_ray(
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise (cause or InputError(f"Ray stopped: {error}")) from error
     finally:
+        context.enable_progress_bars = had_bars
         if mine:
             ray.shutdown()
 
