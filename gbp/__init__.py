@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .importer.proto import Model
     from .inputs import Images
     from .pictures.preprocess import Preprocess
+    from .questions import Channel, Contrast, Question, Several, Unit
     from .run import Run
     from .sample import Sample
-    from .targets import At, Target, Top
+    from .targets import At, Top
     from .tensors import Tensor
 
 __version__ = VERSION
@@ -28,6 +29,8 @@ __all__ = [
     "RULES",
     "At",
     "Attribution",
+    "Channel",
+    "Contrast",
     "Explainer",
     "GbpError",
     "InputError",
@@ -37,8 +40,10 @@ __all__ = [
     "Rule",
     "Run",
     "Sample",
+    "Several",
     "Tensor",
     "Top",
+    "Unit",
     "UnsupportedError",
     "__version__",
     "batch",
@@ -50,12 +55,16 @@ _LAZY = {
     "PROBABILITY": "head",
     "At": "targets",
     "Attribution": "attribution",
+    "Channel": "questions",
+    "Contrast": "questions",
     "Explainer": "explainer",
     "Preprocess": "pictures.preprocess",
     "Run": "run",
     "Sample": "sample",
+    "Several": "questions",
     "Tensor": "tensors",
     "Top": "targets",
+    "Unit": "questions",
     "batch": "bulk.run",
 }
 
@@ -69,7 +78,7 @@ def __getattr__(name: str) -> Any:
 
 
 def explain(
-    model: Model, images: Images, *, rule: str | Rule = "guided", target: Target = None, **options: Any
+    model: Model, images: Images, *, rule: str | Rule = "guided", target: Question = None, **options: Any
 ) -> Attribution:
     """Explain once: `Explainer(model, **options).explain(images, rule=rule, target=target)`.
 

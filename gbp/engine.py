@@ -32,9 +32,10 @@ from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
 from .plan.plan import Plan
 from .provenance import Provenance
+from .questions import Question, Several
 from .rules import RULES, Rewrite, Rule, finished
 from .runtime.session import Kept, Session, Sessions
-from .targets import Classes, Target, Top, resolve
+from .targets import Classes, Top, resolve
 from .tensors import Tensor
 
 T = TypeVar("T")
@@ -217,7 +218,7 @@ class Engine:
             done += len(batch.x)
         return joined(parts)
 
-    def explain(self, images: Images, rule: Rule, target: Target, batch_size: int | None) -> Attribution:
+    def explain(self, images: Images, rule: Rule, target: Question, batch_size: int | None) -> Attribution:
         """See `Explainer.explain`."""
         count, done = self.inputs.count(images), 0
 
@@ -234,7 +235,9 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Any] = []
         photos: list[Any] = []
-        each = target.k if isinstance(target, Top) else 1
+        each = (
+            target.k if isinstance(target, Top) else len(target.targets) if isinstance(target, Several) else 1
+        )
         for batch, session in self.batches(images, batch_size, each, rewrite=rule.rewrite):
             refuse_meaningless(rule, session.plan)
             parts += _run(session, batch, done, explained)
@@ -268,7 +271,7 @@ class Engine:
             labels=self.labels,
             images=pictures or None,
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
-            head=self._head(plan),
+            head=self.head(plan),
             score_shape=plan.output_shape,
             depends_on_image=depends_on_image(plan, rule),
             photos=photos or None,
@@ -276,11 +279,14 @@ class Engine:
         )
 
     def resolve(
-        self, target: Target, plan: Plan, scores: NDArray[np.float32], part: slice, count: int
+        self, target: Question, plan: Plan, scores: NDArray[np.float32], part: slice, count: int
     ) -> NDArray[np.int64]:
         """The classes that a target means; see `targets.resolve`."""
         classes = Classes(plan.output_shape, self.labels)
         classes.check_labels()
+        if isinstance(target, Several):
+            columns = [resolve(one, scores, classes, part, count) for one in target.targets]
+            return np.concatenate([column.reshape(len(scores), -1) for column in columns], axis=1)
         return resolve(target, scores, classes, part, count)
 
     def warmup(self, size: tuple[int, int] | None) -> int:
@@ -310,7 +316,8 @@ class Engine:
             )
         return len(compiled) - before
 
-    def _head(self, plan: Plan) -> Head | None:
+    def head(self, plan: Plan) -> Head | None:
+        """How the model turns scores into probabilities; None where it does not."""
         source = self.inputs.source
         if source.head is None:
             return None

@@ -71,7 +71,31 @@ class Explained:
         """One sample for each target, in their order."""
         if np.ndim(self.target) == 0:
             return [self]
-        return [replace(self, map=m, target=int(c)) for m, c in zip(self.map, self.target, strict=True)]
+        asked = {key: self.details[key] for key in ("question", "value") if key in self.details}
+        return [
+            replace(
+                self,
+                map=m,
+                target=int(c),
+                details={**self.details, **{key: rows[k] for key, rows in asked.items()}},
+            )
+            for k, (m, c) in enumerate(zip(self.map, self.target, strict=True))
+        ]
+
+    @property
+    def question(self) -> str | None:
+        """What was asked, if it is more than a class.  Raises `InputError` where several were explained."""
+        if "question" not in self.details:
+            return None
+        self.the_target()
+        return str(np.ravel(self.details["question"])[0])
+
+    def explained_rows(self) -> list[dict[str, Any]]:
+        """What was explained, in JSON's types: `row` of each class, or label and value of each question."""
+        if "question" not in self.details:
+            return [self.row(int(number)) for number in np.atleast_1d(self.target)]
+        pairs = zip(np.ravel(self.details["question"]), np.ravel(self.details["value"]), strict=True)
+        return [{"class": None, "label": str(q), "score": float(v), "probability": None} for q, v in pairs]
 
     def doubts(self) -> list[str]:
         """What a picture of this map must not hide, one short sentence each."""
@@ -159,6 +183,8 @@ class Explained:
         InputError
             Where several were explained, and none is named.
         """
+        if number is None and self.question is not None:
+            return f"{self.question}: {float(np.ravel(self.details['value'])[0]):.3g}"
         number = self.the_target() if number is None else number
         chance = self.chance(number)
         value = f"score {self.scores[number]:.2f}" if chance is None else percent(chance)

@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from .asking import explained
 from .attribution import Attribution
 from .engine import Engine, Settings
 from .errors import InputError
@@ -26,8 +27,8 @@ from .pictures.preprocess import Preprocess
 from .pictures.sidecar import Sidecar, read_sidecar
 from .plan.plan import Plan
 from .provenance import Provenance
+from .questions import Question, Score, checked_score, is_hidden
 from .rules import Rule, rule_named
-from .targets import Target
 
 
 class Explainer(Network):
@@ -149,10 +150,11 @@ class Explainer(Network):
         images: Images,
         *,
         rule: str | Rule = "guided",
-        target: Target = None,
+        target: Question = None,
+        score: Score | None = None,
         batch_size: int | None = None,
     ) -> Attribution:
-        """Explain one class, or several, of each image.
+        """Explain one class of each image, or several, or a hidden unit.
 
         Parameters
         ----------
@@ -166,7 +168,13 @@ class Explainer(Network):
         target
             None for each sample's own best class; a class index; a label; `Top(5)`; `At(8763, 1)` where a
             sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
-            (N, K) of indices for several a sample; or one-hot (N, C), float or bool.
+            (N, K) of indices for several a sample; one-hot (N, C), float or bool; a `Unit` or `Channel` of a
+            hidden tensor; `Contrast("lion", "chow")`; or `Several(…)` of these, the same for each sample.
+        score
+            What of a class is explained: "logit" (default), the score itself; "probability" or
+            "log-probability", by the model's head; "margin" to the best other class; "sum" over the targets.
+            Or a function of the scores, float64 (N, classes), that returns (values (N,), gradient (N,
+            classes)), which is compared with finite differences.
         batch_size
             Samples that are computed at a time; by default as many as `memory` holds, but at most 32 (on a
             card 256).  Where the Explainer has an explicit `memory`, never more than that holds.
@@ -183,8 +191,10 @@ class Explainer(Network):
         ModelError
             Where the network's values overflow.
         """
-        size = at_least_one("batch_size", batch_size)
-        return self._engine.explain(images, rule_named(rule), target, size)
+        size, score, how = at_least_one("batch_size", batch_size), checked_score(score), rule_named(rule)
+        if score is not None or is_hidden(target):
+            return explained(self, images, how, target, score, size)
+        return self._engine.explain(images, how, target, size)
 
     def warmup(self, size: tuple[int, int] | None = None) -> int:
         """Compile every kernel that this model needs, under any rule, and store them on this machine.

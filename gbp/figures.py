@@ -146,6 +146,8 @@ def _composed(
 
 def _doubt(sample: Explained) -> str:
     """Why the explained class is hardly there: its probability, or how many classes score higher; or ""."""
+    if sample.question is not None:
+        return ""
     number = sample.the_target()
     chance, higher = sample.chance(number), int((sample.scores > sample.scores[number]).sum())
     if chance is not None:
@@ -210,13 +212,12 @@ def metadata_of(samples: Sequence[Explained], look: Look) -> dict[str, Any]:
         How maps are drawn; what is as by default is left out.
     """
     first, usual = samples[0], asdict(Look())
-    targets = [first.the_target()] if first.targets == 1 else [int(one) for one in first.target]
     photo = first.photo
     seen_of = {"size": list(photo.size), "seen": [round(edge, 2) for edge in photo.box]} if photo else None
     return {
         "provenance": first.provenance.to_dict() if first.provenance else {"gbp": VERSION},
         "maps": [{"rule": sample.rule} | sample.made_by() for sample in samples],
-        "explained": [first.row(number) for number in targets],
+        "explained": first.explained_rows(),
         "photo": seen_of,
         "look": {key: value for key, value in asdict(look).items() if value != usual[key]},
         "notes": list(first.notes),

@@ -13,15 +13,16 @@ from .attribution import Attribution
 from .devices.base import all_finite
 from .engine import Engine
 from .errors import InputError, ModelError
+from .head import Head
 from .inputs import Batch
 from .limits import computing
 from .notes import refuse_meaningless
 from .pictures.layout import Layout
 from .pictures.photo import Photo
+from .questions import Question
 from .rules import Rewrite, Rule, finished, rule_named
 from .runtime.session import Session
 from .runtime.tape import Tape
-from .targets import Target
 from .tensors import Tensor, find
 
 
@@ -71,6 +72,21 @@ class Run:
         """The samples as pictures, or None where they are unknown."""
         pictures = self._batch.pictures
         return pictures and pictures[self._part]
+
+    @property
+    def scores_name(self) -> str:
+        """The name of the scores in the file."""
+        return self._session.plan.scores
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, or None."""
+        return self._engine.labels
+
+    @property
+    def head(self) -> Head | None:
+        """The op that turns the scores into probabilities; None where the model has none."""
+        return self._engine.head(self._session.plan)
 
     @property
     def score_shape(self) -> tuple[int, ...]:
@@ -216,13 +232,13 @@ class Run:
         """
         return find(self._session.plan.named, name)
 
-    def targets(self, target: Target = None) -> NDArray[np.int64]:
+    def targets(self, target: Question = None) -> NDArray[np.int64]:
         """The classes that a target means for these samples.
 
         Parameters
         ----------
         target
-            As for `Explainer.explain`.
+            Classes, as for `Explainer.explain`.
 
         Returns
         -------

@@ -28,12 +28,12 @@ class Drawable(ABC):
         """The sample.  Raises `InputError` where there are several."""
 
     def label(self) -> str:
-        """The name of the explained class; "class 7" where there are no labels.
+        """The name of the explained class, "class 7" where there are no labels; or of what else was asked.
 
         Raises `InputError` where several targets were explained; `only` chooses one.
         """
         sample = self._sample()
-        return sample.name_of(sample.the_target())
+        return sample.question or sample.name_of(sample.the_target())
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
         """The highest scores, best first, as (class, label, score).  Equal scores are ordered by class.
@@ -254,7 +254,7 @@ class Drawable(ABC):
         return {
             "rule": sample.rule,
             **sample.made_by(),
-            "explained": [sample.row(int(c)) for c in np.atleast_1d(sample.target)],
+            "explained": sample.explained_rows(),
             "top": [sample.row(c) for c, _, _ in self.top(5)],
             "provenance": sample.provenance.to_dict() if sample.provenance else None,
         }
@@ -292,7 +292,7 @@ class Sample(Explained, Drawable):
     """
 
     def __repr__(self) -> str:
-        names = ", ".join(self.name_of(int(c)) for c in np.atleast_1d(self.target))
+        names = ", ".join(row["label"] for row in self.explained_rows())
         return f"<Sample: {names}, {self.title}>"
 
     def _sample(self) -> Sample:

@@ -186,7 +186,7 @@ def target_of(text: str) -> int | str | At:
 
 
 def resolve(
-    target: Target, scores: NDArray[np.float32], classes: Classes, part: slice, count: int
+    target: Any, scores: NDArray[np.float32], classes: Classes, part: slice, count: int
 ) -> NDArray[np.int64]:
     """Resolve a target for one slice of a batch.
 

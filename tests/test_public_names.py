@@ -14,15 +14,18 @@ import pytest
 import gbp
 
 NAMES = (
-    *("PROBABILITY", "RULES", "At", "Attribution", "Explainer", "GbpError", "InputError", "ModelError"),
+    *("PROBABILITY", "RULES", "At", "Attribution", "Channel", "Contrast", "Explainer", "GbpError"),
+    *("InputError", "ModelError"),
     *(
         "OutOfMemoryError",
         "Preprocess",
         "Rule",
         "Run",
         "Sample",
+        "Several",
         "Tensor",
         "Top",
+        "Unit",
         "UnsupportedError",
         "__version__",
         "batch",

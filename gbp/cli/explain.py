@@ -13,6 +13,7 @@ from ..errors import InputError, shown
 from ..pictures.percent import percent
 from ..rules import OTHER_RULES, RULES
 from ..titles import title_of
+from .asking import add_questions, is_several, question_of, refuse_contradictions
 from .methods import Explaining, add_methods, refuse_misplaced, rules, rules_of
 from .methods import suffix_of as name_of
 from .options import (
@@ -24,7 +25,6 @@ from .options import (
     print_json,
     print_line,
     print_paragraph,
-    target,
 )
 from .progress import add_progress, advancing, compiling_shown
 
@@ -51,12 +51,7 @@ def add_command(commands: Any) -> None:
         help=f"{', '.join((*RULES, *OTHER_RULES))}; several with commas between; all: the first three; "
         "default: guided; that of a --method: vanilla",
     )
-    command.add_argument(
-        "--target",
-        type=target,
-        help='class index, label, "top5", or an index for each axis of the scores, as 8763:1; '
-        "default: what each image is taken for",
-    )
+    add_questions(command)
     command.add_argument(
         "-o",
         "--out",
@@ -90,13 +85,12 @@ def explain(arguments: argparse.Namespace) -> int:
     look = look_of(arguments)
     opened, skipped = _read(arguments)
     from ..explainer import Explainer
-    from ..targets import Top
 
     images = [image for image in arguments.images if image not in skipped]
     paths = [path for path, image in zip(outputs, arguments.images, strict=True) if image not in skipped]
     explainer = Explainer(arguments.model, **explainer_options(arguments))
     pictures = [opened.get(image, image) for image in images]
-    target = Top(5) if arguments.target == "top5" else arguments.target
+    target = question_of(arguments, explainer.labels)
     explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -195,14 +189,14 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
     """Raise `InputError` for options that contradict each other and for files that would be overwritten."""
     refuse_misplaced(arguments)
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
-    several = arguments.target == "top5"
-    together = len(rules_of(arguments)) > 1
+    refuse_contradictions(arguments)
+    several, together = is_several(arguments), len(rules_of(arguments)) > 1
     if together and (arrays or several):
-        raise InputError("several rules draw one target.", hint="For top5 or .npz, choose one --rule.")
+        raise InputError("several rules draw one target.", hint="For several or .npz, choose one --rule.")
     if arguments.bare and (arguments.style == "strip" or together):
         raise InputError("--bare writes one picture.", hint="Choose a --style and one rule.")
     if several and arguments.style != "strip" and not arrays:
-        raise InputError("--target top5 is drawn as a strip.", hint="Leave --style out, or write an .npz.")
+        raise InputError("several targets are drawn as a strip.", hint="Leave --style out, or write an .npz.")
     read = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
     written: dict[Path, int] = {}
     for index, path in enumerate(outputs):
@@ -242,13 +236,17 @@ def _print_report(report: dict[str, Any], sample: Sample) -> None:
     has_chance = any(row["probability"] is not None for row in report["top"])
     chance = "probability" if has_chance else ""
     print_line(f"  {'class':>8} {chance:>11} {'score':>10}  label")
-    shown_before = [row["class"] for row in report["top"]]
+    shown_before = [None, *(row["class"] for row in report["top"])]
     for row in [*report["top"], *(row for row in report["explained"] if row["class"] not in shown_before)]:
         chance = "" if row["probability"] is None else percent(row["probability"])
         place = row.get("position", row["class"])
         print_line(f"  {place:>8} {chance:>11} {row['score']:10.4f}  {row['label']}")
     explained = "; ".join(
-        row["label"] if "position" in row else f"{row['label']} ({row['class']})"
+        f"{row['label']}: {row['score']:.4f}"
+        if row["class"] is None
+        else row["label"]
+        if "position" in row
+        else f"{row['label']} ({row['class']})"
         for row in report["explained"]
     )
     method, details = report.get("method", ""), report.get("details", {})

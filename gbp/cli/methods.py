@@ -116,6 +116,8 @@ class Explaining:
 
     def __init__(self, explainer: Explainer, arguments: argparse.Namespace) -> None:
         self._call: Any = explainer.explain
+        if arguments.score:
+            self._call = partial(explainer.explain, score=arguments.score)
         if arguments.method:
             self._call = partial(METHODS[arguments.method].call, explainer, **method_options(arguments))
 

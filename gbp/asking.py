@@ -1,0 +1,211 @@
+"""Explains what is more than classes: hidden units, contrasts, and scores made of the class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .attribution import Attribution, joined
+from .errors import InputError
+from .inputs import Images
+from .limits import elements
+from .network import Network
+from .questions import Channel, Contrast, Question, Score, Several, Unit
+from .rules import Rule
+from .run import Run
+from .score import Value, of_classes, of_function
+from .targets import Classes
+
+#: Bytes of seeds that are made at a time.
+_MAX_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question, asked of each sample of a run.
+
+    Parameters
+    ----------
+    of
+        A kept tensor, or None for the scores.
+    seed
+        float32 (N, …): where the backward pass starts.
+    value
+        float32 (N,): what is explained.
+    names
+        What captions call it, for each sample.
+    classes
+        int64 (N,): the class that it is about; that of the highest score for a hidden unit.
+    """
+
+    of: str | None
+    seed: NDArray[np.float32]
+    value: NDArray[np.float32]
+    names: Sequence[str]
+    classes: NDArray[np.int64]
+
+
+def explained(
+    network: Network,
+    images: Images,
+    rule: Rule,
+    question: Question,
+    score: Score | None,
+    batch_size: int | None,
+) -> Attribution:
+    """See `Explainer.explain`."""
+    items = question.targets if isinstance(question, Several) else (question,)
+    keep = [item.tensor for item in items if isinstance(item, (Unit, Channel))]
+    if keep and score is not None:
+        raise InputError("a hidden unit has no score.", hint="Leave the score out.")
+    parts: list[Attribution] = []
+    for run in network.runs(images, keep, batch_size=batch_size):
+        asked, is_one = _ask(run, items, score, first=not parts)
+        maps = _maps(run, asked, rule)
+        classes = np.stack([each.classes for each in asked], axis=1)
+        found = run.attribution(maps[:, 0] if is_one else maps, classes[:, 0] if is_one else classes, rule)
+        names = np.array([each.names for each in asked]).T
+        values = np.stack([each.value for each in asked], axis=1)
+        details: dict[str, Any] = {
+            "question": names[:, 0] if is_one else names,
+            "value": values[:, 0] if is_one else values,
+        }
+        parts.append(replace(found, details=details))
+    found = joined(parts)
+    return replace(found, notes=(*found.notes, *_dead(found, bool(keep)), *found.likeness_notes()))
+
+
+def _ask(run: Run, items: Sequence[Any], score: Score | None, first: bool) -> tuple[list[Asked], bool]:
+    """The questions about a run; and whether there is one for each sample, without an axis for K."""
+    if callable(score):
+        if list(items) != [None]:
+            raise InputError("the score is a function of all scores.", hint="Leave the target out.")
+        name = getattr(score, "__name__", "function")
+        best = run.scores.argmax(axis=1)
+        return [_of_scores(of_function(score, run.scores, first), [name] * len(run), best)], True
+    asked: list[Asked] = []
+    is_one = len(items) == 1
+    for item in items:
+        if isinstance(item, (Unit, Channel)):
+            asked.append(_hidden(run, item))
+        elif isinstance(item, Contrast):
+            ends = [_classes_of(run, end) for end in (item.for_, item.against)]
+            a, b = (of_classes(_named(score), run.scores, end, run.head) for end in ends)
+            names = [f"{x} - {y}" for x, y in zip(*(_names(run, end, "logit") for end in ends), strict=True)]
+            prefix = "" if score is None else f"{score} of "
+            asked.append(_of_scores(a - b, [prefix + name for name in names], ends[0]))
+        else:
+            targets = run.targets(item)
+            is_one &= targets.ndim == 1
+            for column in targets.reshape(len(run), -1).T:
+                value = of_classes(_named(score), run.scores, column, run.head)
+                asked.append(_of_scores(value, _names(run, column, _named(score)), column))
+    if score != "sum":
+        return asked, is_one
+    if any(isinstance(item, Contrast) for item in items):
+        raise InputError("score is 'sum', and the target a contrast.", hint="Leave the score out.")
+    together = Value(
+        np.sum([each.value for each in asked], axis=0, dtype=np.float64),
+        np.sum([each.seed for each in asked], axis=0, dtype=np.float64),
+    )
+    names = [" + ".join(row) for row in zip(*(each.names for each in asked), strict=True)]
+    return [_of_scores(together, names, asked[0].classes)], True
+
+
+def _named(score: Any) -> Any:
+    return "logit" if score in (None, "sum") else score
+
+
+def _of_scores(value: Value, names: Sequence[str], classes: NDArray[np.int64]) -> Asked:
+    return Asked(None, value.gradient.astype(np.float32), value.value.astype(np.float32), names, classes)
+
+
+def _classes_of(run: Run, target: Any) -> NDArray[np.int64]:
+    found = run.targets(target)
+    if found.ndim != 1:
+        raise InputError(f"a contrast holds {target!r}.", supported="a class index, a label, or At(…)")
+    return found
+
+
+def _names(run: Run, targets: NDArray[np.int64], score: str) -> list[str]:
+    classes = Classes(run.score_shape, run.labels)
+    names = [classes.name(int(number)) for number in targets]
+    return names if score == "logit" else [f"{score} of {name}" for name in names]
+
+
+def _hidden(run: Run, item: Unit | Channel) -> Asked:
+    """A unit or a channel of a kept tensor."""
+    tensor = run.tensor(item.tensor)
+    value = run.value(tensor.name)
+    n, flat = len(run), value.reshape(len(run), -1)
+    where = np.zeros(tensor.shape, np.bool_)
+    where[_place(item, tensor.shape)] = True
+    chosen = np.broadcast_to(where.reshape(-1), flat.shape)
+    if isinstance(item, Unit) or item.how == "max":
+        best = np.where(chosen, flat, -np.inf).argmax(axis=1)
+        chosen = np.arange(flat.shape[1]) == best[:, None]
+        units = [":".join(map(str, np.unravel_index(int(i), tensor.shape))) for i in best]
+        names = [f"{tensor.name} {unit}" for unit in units]
+    else:
+        names = [f"{tensor.name} channel {item.channel}"] * n
+    seed = (chosen * (flat if item.seed == "activation" else np.float32(1))).astype(np.float32)
+    is_scores = tensor.name == run.scores_name
+    return Asked(
+        None if is_scores else tensor.name,
+        seed if is_scores else seed.reshape(value.shape),
+        np.where(chosen, flat, 0).sum(axis=1, dtype=np.float64).astype(np.float32),
+        names,
+        run.scores.argmax(axis=1),
+    )
+
+
+def _place(item: Unit | Channel, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index of a unit or a channel into a sample's tensor.  Raises InputError where there is none."""
+    if isinstance(item, Channel):
+        if item.axis >= len(shape) or item.channel >= shape[item.axis]:
+            raise InputError(
+                f"{item!r}: the tensor has shape {list(shape)}, and no channel {item.channel} along axis "
+                f"{item.axis}."
+            )
+        return (slice(None),) * item.axis + (item.channel,)
+    if not item.position:
+        return (...,)
+    real = [axis for axis, size in enumerate(shape) if size > 1]
+    axes = real if len(item.position) == len(real) else list(range(len(shape)))
+    if len(item.position) != len(axes) or any(
+        i >= shape[axis] for i, axis in zip(item.position, axes, strict=True)
+    ):
+        raise InputError(f"{item!r}: the tensor has shape {list(shape)}.", supported="an index for each axis")
+    index = [0] * len(shape)
+    for i, axis in zip(item.position, axes, strict=True):
+        index[axis] = i
+    return tuple(index)
+
+
+def _maps(run: Run, asked: Sequence[Asked], rule: Rule) -> NDArray[np.float32]:
+    """The maps (N, K, …): neighbours that are of the same tensor as one batch."""
+    parts: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(asked):
+        first = asked[start]
+        most = start + max(1, _MAX_BYTES // (4 * elements(first.seed.shape)))
+        stop = start + 1
+        while stop < min(most, len(asked)) and asked[stop].of == first.of:
+            stop += 1
+        seeds = np.stack([each.seed for each in asked[start:stop]], axis=1)
+        parts.append(run.vjp(seeds, rule, of=first.of))
+        start = stop
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _dead(found: Attribution, hidden: bool) -> list[str]:
+    """A note where hidden units are 0."""
+    count = int((found.details["value"] == 0).sum()) if hidden else 0
+    if not count:
+        return []
+    total = found.details["value"].size
+    return [f"{count} of {total} explained units are 0: nothing in the image excites them."]

@@ -1,0 +1,100 @@
+"""The options for what is explained: a class, several, a contrast, a score of theirs, or a hidden unit."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from .options import target
+
+SCORES = ("logit", "probability", "log-probability", "margin", "sum")
+
+
+def add_questions(command: argparse.ArgumentParser) -> None:
+    """Add the target and the options beside it."""
+    command.add_argument(
+        "--target",
+        help='class index, label, "top5", or an index for each axis of the scores, as 8763:1; several, as '
+        "lion,chow; default: what each image is taken for",
+    )
+    add = command.add_argument_group("other questions").add_argument
+    add("--top", type=int, metavar="K", help="the K classes of the highest scores, a map for each")
+    add("--against", metavar="CLASS", help="the score of --target minus that of this class")
+    add("--score", choices=SCORES, help="what of a class is explained; default: logit, the score itself")
+    add(
+        "--at",
+        metavar="TENSOR",
+        help="a hidden tensor or its node, or a part of its name: its strongest unit",
+    )
+    add("--channel", type=int, metavar="C", help="with --at: the strongest unit of this channel")
+    add("--unit", metavar="C,Y,X", help="with --at: this unit")
+    add("--sum", action="store_true", help="with --channel: the sum of its units")
+    add("--activation", action="store_true", help="with --at: start with the activation, in place of 1")
+
+
+def is_several(arguments: argparse.Namespace) -> bool:
+    """Whether there is a map for each of several targets, as far as can be told before labels are read."""
+    if arguments.score == "sum":
+        return False
+    return arguments.top is not None or bool(re.fullmatch(r"top\d+", arguments.target or ""))
+
+
+def refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` for options of questions that contradict each other."""
+    given = [name for name in ("target", "top", "at") if getattr(arguments, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"--{' and --'.join(given)} ask different questions.", hint="Choose one.")
+    of_tensor = (arguments.channel is not None, arguments.unit, arguments.sum, arguments.activation)
+    if arguments.at is None and any(of_tensor):
+        raise InputError("--channel, --unit, --sum and --activation belong to --at.", hint="Name the tensor.")
+    if arguments.channel is not None and arguments.unit:
+        raise InputError("--channel and --unit ask different questions.", hint="Choose one.")
+    if arguments.sum and arguments.channel is None:
+        raise InputError("--sum belongs to --channel.")
+    if arguments.against is not None and arguments.target is None:
+        raise InputError("--against needs --target.")
+    if arguments.at is not None and arguments.score is not None:
+        raise InputError("--score is of classes, and --at asks for a hidden unit.")
+    if arguments.method and (arguments.at or arguments.score or arguments.against):
+        raise InputError("--method explains classes.", hint="Leave --at, --score and --against out.")
+
+
+def question_of(arguments: argparse.Namespace, labels: Sequence[str] | None) -> Any:
+    """The target in Python.
+
+    Parameters
+    ----------
+    arguments
+        Those of the command, checked.
+    labels
+        The names of the classes, or None.
+    """
+    from ..questions import Channel, Contrast, Several, Unit
+    from ..targets import Top
+
+    if arguments.at is not None:
+        seed: Any = "activation" if arguments.activation else "one"
+        if arguments.channel is not None:
+            return Channel(arguments.at, arguments.channel, "sum" if arguments.sum else "max", seed=seed)
+        return Unit(arguments.at, *_position(arguments.unit), seed=seed)
+    text, known = arguments.target, {label.casefold() for label in labels or ()}
+    if arguments.top is not None or text is None:
+        return None if text is None and arguments.top is None else Top(arguments.top)
+    if re.fullmatch(r"top\d+", text) and text not in known:
+        return Top(int(text[3:]))
+    if arguments.against is not None:
+        return Contrast(target(text), target(arguments.against))
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and all(parts) and text.casefold() not in known:  # labels of ImageNet hold commas
+        return Several(*map(target, parts))
+    return target(text)
+
+
+def _position(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in re.split("[,:]", text)) if text else ()
+    except ValueError:
+        raise InputError(f"--unit is {text!r}.", supported="an index for each axis, as 17,5,7") from None

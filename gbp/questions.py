@@ -1,0 +1,173 @@
+"""Values for `target=` and `score=` that ask for more than one class's score: units, contrasts, functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .targets import At, Target
+
+#: What a hidden unit starts the backward pass with: 1, or its activation.
+Seed: TypeAlias = Literal["one", "activation"]
+#: A function of the scores, float64 (N, classes), that returns its values (N,) and its gradient (N, classes).
+ScoreFunction: TypeAlias = Callable[[NDArray[np.float64]], tuple[Any, Any]]
+ScoreName: TypeAlias = Literal["logit", "probability", "log-probability", "margin", "sum"]
+Score: TypeAlias = ScoreName | ScoreFunction
+
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+
+def _index(what: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{what} is {value!r}.", supported="whole numbers of at least 0")
+    return int(value)
+
+
+def _checked_seed(seed: str) -> Seed:
+    if seed == "one":
+        return "one"
+    if seed == "activation":
+        return "activation"
+    raise InputError(f"seed is {seed!r}.", supported=", ".join(get_args(Seed)))
+
+
+class _Question:
+    """Equal where all fields are."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *map(str, vars(self).items())))
+
+
+class Unit(_Question):
+    """A value for `target=`: one unit of a hidden tensor, or its strongest.
+
+    `Unit("relu3", 17, 5, 7)` is the unit of channel 17 in row 5 and column 7.
+
+    Parameters
+    ----------
+    tensor
+        The name of a tensor or node, or a part of it that no other has; `Explainer.tensors` lists them.
+    *position
+        Its index along each axis of a sample's tensor, in the file's order; axes of size 1 may be left out.
+        Without any: each sample's strongest unit.
+    seed
+        "one", or "activation": the gradient times the unit's activation, as DeconvNets have it.
+
+    Raises
+    ------
+    InputError
+        For what is no index or no seed.
+    """
+
+    def __init__(self, tensor: str, *position: int, seed: Seed = "one") -> None:
+        self.tensor, self.seed = tensor, _checked_seed(seed)
+        self.position = tuple(_index("an index of a unit", i) for i in position)
+
+    def __repr__(self) -> str:
+        return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))})"
+
+
+class Channel(_Question):
+    """A value for `target=`: one channel of a hidden tensor.
+
+    Parameters
+    ----------
+    tensor
+        As for `Unit`.
+    channel
+        Its index.
+    how
+        "max": each sample's strongest unit of the channel; "sum": the sum of its units.
+    seed
+        As for `Unit`.
+    axis
+        The axis of a sample's tensor that holds the channels: 0 in (C, H, W).
+
+    Raises
+    ------
+    InputError
+        For what is no index, no seed, or no other of these values.
+    """
+
+    def __init__(
+        self,
+        tensor: str,
+        channel: int,
+        how: Literal["max", "sum"] = "max",
+        *,
+        seed: Seed = "one",
+        axis: int = 0,
+    ) -> None:
+        if how not in ("max", "sum"):
+            raise InputError(f"how is {how!r}.", supported="max, sum")
+        self.tensor, self.channel, self.how = tensor, _index("channel", channel), how
+        self.seed, self.axis = _checked_seed(seed), _index("axis", axis)
+
+    def __repr__(self) -> str:
+        return f"Channel({self.tensor!r}, {self.channel}, {self.how!r})"
+
+
+class Contrast(_Question):
+    """A value for `target=`: the score of one class minus that of another.
+
+    Parameters
+    ----------
+    for_
+        A class: an index, a label, or `At(…)`.
+    against
+        Another class.
+    """
+
+    def __init__(self, for_: int | str | At, against: int | str | At) -> None:
+        self.for_, self.against = for_, against
+
+    def __repr__(self) -> str:
+        return f"Contrast({self.for_!r}, {self.against!r})"
+
+
+class Several(_Question):
+    """A value for `target=`: several questions, the same for each sample, with a map for each.
+
+    Parameters
+    ----------
+    *targets
+        Class indices, labels, `At`, `Unit`, `Channel` and `Contrast`, in any mixture.
+
+    Raises
+    ------
+    InputError
+        Without any.
+    """
+
+    def __init__(self, *targets: Any) -> None:
+        if not targets:
+            raise InputError("Several() has no target.", supported="at least one")
+        self.targets = targets
+
+    def __repr__(self) -> str:
+        return f"Several({', '.join(map(repr, self.targets))})"
+
+
+def is_hidden(target: object) -> bool:
+    """Whether a target is more than classes."""
+    several = target.targets if isinstance(target, Several) else (target,)
+    return any(isinstance(one, (Unit, Channel, Contrast)) for one in several)
+
+
+Question: TypeAlias = Target | Unit | Channel | Contrast | Several
+
+
+def checked_score(score: Score | None) -> Score | None:
+    """`score`, None for "logit".  Raises InputError for another name."""
+    if score is not None and not callable(score) and score not in SCORES:
+        raise InputError(
+            f"score is {score!r}.", supported=f"{', '.join(SCORES)}, or a function of the scores"
+        )
+    return None if score == "logit" else score
