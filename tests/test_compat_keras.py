@@ -21,8 +21,8 @@ from test_compat_captum import network
 from gbp import PROBABILITY, Explainer, InputError
 from gbp.compat import keras_explainable as ke
 from gbp.compat import saliency, xplique
-from gbp.compat.core import interpolated
 from gbp.compat.operators import gradient_of
+from gbp.interpolation import interpolated
 
 GOLDEN = Path(__file__).parent / "golden"
 STORED = dict(np.load(GOLDEN / "keras.npz"))

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "limits": {"errors"},
     "files": {"limits"},
     "similarity": {"errors"},
+    "interpolation": {"errors"},
     "rules": {"errors", "rewrites"},
     "targets": {"errors", "limits"},
     "tensors": {"errors"},
@@ -78,7 +79,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("asking", "limits", "network", "pictures", "plan", "provenance", "questions", "rules"),
     },
     "methods": {
-        *("attribution", "errors", "explainer", "inputs", "limits", "pictures", "rules", "run", "targets"),
+        *(
+            "attribution",
+            "errors",
+            "explainer",
+            "inputs",
+            "interpolation",
+            "limits",
+            "pictures",
+            "rules",
+            "run",
+            "targets",
+        ),
         "tensors",
     },
     "diagnostics": {
@@ -93,7 +105,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("similarity", "targets"),
     },
     "compat": {
-        *("errors", "explainer", "head", "importer", "limits", "pictures", "run", "tensors"),
+        *("errors", "explainer", "head", "importer", "interpolation", "limits", "pictures", "run"),
+        "tensors",
     },
     "bulk": {
         *("attribution", "errors", "explainer", "files", "importer", "inputs", "limits", "methods"),

@@ -22,9 +22,9 @@ from PIL import Image
 
 from gbp import Attribution, Explainer, Top, methods
 from gbp.errors import InputError
+from gbp.interpolation import interpolated
 from gbp.methods.noise import smoothgrad, smoothgrad_squared, vargrad
 from gbp.methods.path import QUADRATURES, integrated_gradients
-from gbp.methods.planes import enlarged
 from gbp.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,11 +270,11 @@ def test_baselines(tiny: Explainer) -> None:
 
 def test_enlarging_is_linear_between_the_centres_of_pixels() -> None:
     image = np.arange(6.0).reshape(1, 2, 3)
-    assert enlarged(image, (2, 3)).tolist() == image.tolist()
-    assert enlarged(np.array([0.0, 1.0]), (4,)).tolist() == [0, 0.25, 0.75, 1]
-    assert enlarged(np.array([3.0]), (2,)).tolist() == [3, 3]
+    assert interpolated(image, (2, 3), "bilinear").tolist() == image.tolist()
+    assert interpolated(np.array([0.0, 1.0]), (4,), "bilinear").tolist() == [0, 0.25, 0.75, 1]
+    assert interpolated(np.array([3.0]), (2,), "bilinear").tolist() == [3, 3]
     shrunk = Image.fromarray(image[0].astype(np.float32)).resize((7, 5), Image.Resampling.BILINEAR)
-    np.testing.assert_allclose(enlarged(image, (5, 7))[0], np.asarray(shrunk), atol=1e-5)
+    np.testing.assert_allclose(interpolated(image, (5, 7), "bilinear")[0], np.asarray(shrunk), atol=1e-5)
 
 
 def test_grad_cam_says_which_layer(demo: Explainer) -> None:

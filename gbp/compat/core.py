@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -183,49 +183,3 @@ class ChannelsLast:
             The axis of the channels.
         """
         return np.ascontiguousarray(np.moveaxis(y, axis, -1)) if self.moves and y.ndim >= 4 else y
-
-
-def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArray[np.float64]:
-    """Planes of another size, without antialiasing.
-
-    Parameters
-    ----------
-    planes
-        (…, H, W).
-    size
-        The new (H, W).
-    mode
-        "nearest": the pixel under ⌊i · old / new⌋.  "bilinear" and "bicubic" (Keys, a = -0.5): pixels are
-        squares with their value in the middle.  Taps outside the plane count nothing.
-
-    Raises
-    ------
-    InputError
-        For another mode.
-    """
-    if mode not in ("nearest", "bilinear", "bicubic"):
-        raise InputError(
-            f"gbp does not do the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"
-        )
-    y = planes.astype(np.float64)
-    for axis, new in zip((-2, -1), size, strict=True):
-        old = y.shape[axis]
-        if mode == "nearest":
-            y = y.take(np.arange(new) * old // new, axis)
-            continue
-        at = (np.arange(new) + 0.5) * old / new - 0.5
-        weight = _kernel(at[:, None] - np.arange(old), mode)
-        if mode == "bilinear":  # the border pixel reaches to the edge
-            weight = _kernel(np.clip(at, 0, old - 1)[:, None] - np.arange(old), mode)
-        weight /= weight.sum(axis=1, keepdims=True)
-        y = np.moveaxis(np.moveaxis(y, axis, -1) @ weight.T, -1, axis)
-    return y
-
-
-def _kernel(distance: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
-    d = np.abs(distance)
-    if mode == "bilinear":
-        return np.asarray(np.maximum(0, 1 - d))
-    near = (1.5 * d - 2.5) * d * d + 1
-    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return np.asarray(np.where(d < 1, near, np.where(d < 2, far, 0.0)))

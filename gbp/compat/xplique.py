@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..explainer import Explainer
+from ..interpolation import interpolated
 from ..limits import at_least_one
 from ..run import Run
-from .core import AnyModel, ChannelsLast, Floats, floats, interpolated, last_output, layer_of, vjps
+from .core import AnyModel, ChannelsLast, Floats, floats, last_output, layer_of, vjps
 from .operators import Operator, gradient_of
 
 Reducer = Literal["min", "mean", "max", "sum"]

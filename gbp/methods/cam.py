@@ -19,11 +19,12 @@ from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
+from ..interpolation import interpolated
 from ..run import Run
 from ..targets import Target
 from ..tensors import Tensor
 from .common import explained, one_hot, with_details
-from .planes import enlarged, layer_named, of_layer, spatial
+from .planes import layer_named, of_layer, spatial
 
 
 def grad_cam(
@@ -139,7 +140,7 @@ def _enlarged_cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArr
             f"layer {tensor.name!r} has planes with {len(tensor.shape) - 1} sides, and the input "
             f"{len(sides)}."
         )
-    cam = enlarged(np.maximum(_cam(run, targets, tensor), 0), sides)
+    cam = interpolated(np.maximum(_cam(run, targets, tensor), 0), sides, "bilinear")
     return cam[..., None] if last else cam[:, :, None]
 
 

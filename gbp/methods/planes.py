@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..explainer import Explainer
@@ -105,26 +103,3 @@ def of_layer(tensor: Tensor) -> Layout:
     if rank == 3 and tensor.channels in (0, 2):
         return "NCHW" if tensor.channels == 0 else "NHWC"
     return "NC" if rank == 1 else "NCL" if rank == 2 else "ND"
-
-
-def enlarged(plane: NDArray[np.float64], sides: Sequence[int]) -> NDArray[np.float64]:
-    """Planes of another size, by linear interpolation between the centres of pixels along each axis.
-
-    Parameters
-    ----------
-    plane
-        (…, *old sides), as many as there are new ones.
-    sides
-        The new sides.
-    """
-    for axis, size in zip(range(-1, -len(sides) - 1, -1), reversed(sides), strict=True):
-        plane = np.moveaxis(np.moveaxis(plane, axis, -1) @ _linear(plane.shape[axis], size), -1, axis)
-    return plane
-
-
-@lru_cache(maxsize=32)
-def _linear(old: int, new: int) -> NDArray[np.float64]:
-    """The matrix (old, new) that interpolates a row of numbers."""
-    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(at - np.arange(old)[:, None]))
-    return weights

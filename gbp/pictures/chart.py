@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from . import text
 from .figure import FRAME, INK
 
 #: Line colours in order; they differ in lightness too.
@@ -57,8 +58,10 @@ def draw_charts(charts: Sequence[Chart], columns: int, width: int) -> Image.Imag
         Pixels of the whole picture.
     """
     rows = -(-len(charts) // columns)
-    font = ImageFont.load_default(_OVER * _FONT)
-    labels = max(font.getlength(_shortened(name, font)) for chart in charts for name in chart.places)
+    font = text.font_of(text.SHIPPED, _OVER * _FONT)
+    labels = max(
+        font.getlength(_shortened(text.legible(name), font)) for chart in charts for name in chart.places
+    )
     across = (_WIDTH - _GAP) // columns
     each = (across, _TOP + _HEIGHT + int(labels / _OVER) + 2 * _GAP)
     canvas = Image.new(
@@ -108,7 +111,7 @@ def _draw(
     every = -(-len(chart.places) // _MAX_LABELS)
     for k, (x, name) in enumerate(zip(xs, chart.places, strict=True)):
         if k % every == 0:
-            _vertical(canvas, _shortened(name, font), int(x), top + height + _OVER * 6, font)
+            _vertical(canvas, _shortened(text.legible(name), font), int(x), top + height + _OVER * 6, font)
     for colour, line in zip(_colours(chart), chart.lines.values(), strict=True):
         points = [None if v is None else (x, at(max(low, v))) for x, v in zip(xs, line, strict=True)]
         for a, b in pairwise(points):
@@ -130,9 +133,9 @@ def _shortened(name: str, font: Font) -> str:
     return "…" + name
 
 
-def _vertical(canvas: Image.Image, text: str, x: int, top: int, font: Font) -> None:
+def _vertical(canvas: Image.Image, name: str, x: int, top: int, font: Font) -> None:
     """Write text from top to bottom, reading upwards, centred at x."""
-    size = int(font.getlength(text)) + 2, _OVER * (_FONT + 5)
+    size = int(font.getlength(name)) + 2, _OVER * (_FONT + 5)
     line = Image.new("RGB", size, "white")
-    ImageDraw.Draw(line).text((size[0] - 1, size[1] // 2), text, fill=INK, font=font, anchor="rm")
+    ImageDraw.Draw(line).text((size[0] - 1, size[1] // 2), name, fill=INK, font=font, anchor="rm")
     canvas.paste(line.rotate(90, expand=True), (x - size[1] // 2, top))

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
+from ...interpolation import interpolated
 from ...limits import at_least_one
-from ..core import AnyModel, ChannelsLast, Floats, floats, interpolated, loaded, refuse
+from ..core import AnyModel, ChannelsLast, Floats, floats, loaded, refuse
 from . import filters, utils
 
 __all__ = ["explain", "filters", "gradients", "methods", "partial_explain", "utils"]
