@@ -98,7 +98,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime",
     },
     "serve": {
-        *("attribution", "errors", "explainer", "gbp", "kernels", "limits", "pictures", "rules", "targets"),
+        *("attribution", "errors", "explainer", "gbp", "kernels", "limits", "methods", "pictures", "rules"),
+        "targets",
     },
     "doubt": {
         *("attribution", "errors", "explainer", "importer", "inputs", "limits", "pictures", "rules"),

@@ -31,8 +31,6 @@ from .work import BusyError, Workers
 
 _log = logging.getLogger("gbp.serve")
 
-#: Requests that are explained as one batch.
-TOGETHER = 4
 #: Seconds after which a client may try again while models are prepared.
 _NOT_READY = 5
 _HEADERS = (
@@ -73,7 +71,6 @@ class Server:
             lambda jobs: jobs[0].model.answer(jobs),
             threads=available(),
             length=limits.queue,
-            together=TOGETHER,
         )
         self.metrics = Metrics(lambda: len(self.workers))
 
@@ -97,7 +94,7 @@ class Server:
 
     async def _answered(self, request: Request, job: Job) -> Answer:
         """The answer, unless the client goes away first."""
-        future = self.workers.submit(job, job.key)
+        future = self.workers.submit(job, job.key, job.model.together)
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(_gone(request))
         try:

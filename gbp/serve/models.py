@@ -17,9 +17,10 @@ from PIL import Image
 from ..attribution import Attribution
 from ..errors import GbpError, InputError
 from ..explainer import Explainer
+from ..methods import METHODS
 from ..pictures.files import save_picture
 from ..pictures.image import read_array, read_image
-from ..rules import RULES, rule_named
+from ..rules import OTHER_RULES, RULES, rule_named
 from .limits import Limits
 from .requests import FORMATS, STYLES, Ask
 
@@ -62,7 +63,7 @@ class Job:
 
         Arrays may differ in shape, and notes on several targets speak of the whole batch, so these are alone.
         """
-        if self.content.startswith(_ARRAY) or self.ask.several:
+        if self.content.startswith(_ARRAY) or not self.ask.is_plain:
             return self
         return (self.model, self.ask.key)
 
@@ -78,10 +79,12 @@ class Served:
         The model.
     limits
         What a request may cost.
+    together
+        How many pictures may be explained as one batch.
     """
 
-    def __init__(self, name: str, explainer: Explainer, limits: Limits) -> None:
-        self.name, self.explainer, self._limits = name, explainer, limits
+    def __init__(self, name: str, explainer: Explainer, limits: Limits, together: int = 1) -> None:
+        self.name, self.explainer, self._limits, self.together = name, explainer, limits, together
 
     def describe(self) -> dict[str, Any]:
         """What `GET /v1/models` says, in JSON's types."""
@@ -93,7 +96,17 @@ class Served:
             "channels": None if self.explainer.preprocess is None else self.explainer.preprocess.channels,
             "labels": None if self.explainer.labels is None else len(self.explainer.labels),
             "rules": [
-                {"name": rule.name, "source": rule.source, "caution": rule.caution} for rule in RULES.values()
+                {"name": name, "source": rule.source, "caution": rule.caution, "gate": name in RULES}
+                for name, rule in (RULES | OTHER_RULES).items()
+            ],
+            "methods": [
+                {
+                    "name": method.name,
+                    "source": method.source,
+                    "rule": method.rule,
+                    "layer": "layer" in method.options,
+                }
+                for method in METHODS.values()
             ],
             "styles": list(STYLES),
         }
@@ -134,7 +147,7 @@ class Served:
     ) -> list[Answer | BaseException]:
         ask = jobs[0].ask
         images = samples[0] if isinstance(samples[0], np.ndarray) else list(samples)
-        result = self.explainer.explain(images, rule=ask.rule, target=ask.target)
+        result = _explain(self.explainer, images, ask)
         took = time.perf_counter() - began
         answers: list[Answer | BaseException] = []
         for i, job in enumerate(jobs):
@@ -148,6 +161,16 @@ class Served:
             except (GbpError, MemoryError) as error:
                 answers.append(error)
         return answers
+
+
+def _explain(explainer: Explainer, images: Any, ask: Ask) -> Attribution:
+    if ask.method is None:
+        return explainer.explain(images, rule=ask.rule, target=ask.target)
+    method, options = METHODS[ask.method], {} if ask.layer is None else {"layer": ask.layer}
+    if method.rule is not None:
+        options["rule"] = ask.rule
+    result: Attribution = method.call(explainer, images, target=ask.target, **options)
+    return result
 
 
 def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
@@ -168,7 +191,7 @@ def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str
         "model": job.model.name,
         **result.to_dict(),
         "notes": list(result.notes),
-        "caution": rule_named(result.rule).caution,
+        "caution": "" if result.method else rule_named(result.rule).caution,
         "timing": timing,
     }
     if "map" in job.ask.include:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from ..methods import METHODS
 from ..rules import RULES
 from .limits import Limits
-from .requests import EXTRAS, FORMATS, MAX_TARGET, STYLES
+from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES
 
 _ERRORS = {
     400: "The query, the form or the body is not as described here.",
@@ -78,8 +79,18 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
             {"name": "name", "in": "path", "required": True, "schema": _enum(names)},
             _query("rule", {**_enum(tuple(RULES)), "default": "guided"}, "Which gradient."),
             _query(
+                "method",
+                _enum(tuple(METHODS)),
+                "What is built of gradients; by default the rule's map alone.",
+            ),
+            _query(
+                "layer",
+                {"type": "string", "maxLength": MAX_TEXT},
+                "The tensor that the method looks at, where it looks at one.",
+            ),
+            _query(
                 "target",
-                {"type": "string", "maxLength": MAX_TARGET},
+                {"type": "string", "maxLength": MAX_TEXT},
                 "A class index, a label, an index for each axis of the scores (8763:1), or top1 to "
                 f"top{limits.targets}.  By default what the picture is taken for.",
             ),
@@ -137,6 +148,20 @@ def _schemas() -> dict[str, Any]:
             "type": "array",
             "items": _object({"name": text, "source": text, "caution": text}),
         },
+        "methods": {
+            "type": "array",
+            "items": _object(
+                {
+                    "name": text,
+                    "source": text,
+                    "rule": {
+                        "type": ["string", "null"],
+                        "description": "Its default; null where it has a rule of its own.",
+                    },
+                    "layer": {"type": "boolean", "description": "Whether it looks at a layer."},
+                }
+            ),
+        },
         "styles": texts,
     }
     timing = {"waited_ms": number, "explained_ms": number, "together": {"type": "integer"}}
@@ -147,6 +172,8 @@ def _schemas() -> dict[str, Any]:
     explanation = {
         "model": text,
         "rule": text,
+        "method": text,
+        "details": {"type": "object", "additionalProperties": True},
         "explained": scores,
         "top": scores,
         "notes": texts,
@@ -173,7 +200,7 @@ def _schemas() -> dict[str, Any]:
         "Explanation": {
             "type": "object",
             "properties": explanation | extras,
-            "required": list(explanation),
+            "required": [name for name in explanation if name not in ("method", "details")],
         },
         "Error": _object({"error": _object({"type": text, "message": text} | error)}),
     }

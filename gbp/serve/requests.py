@@ -12,6 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import InputError
+from ..methods import METHODS
 from ..pictures.drawing import Style
 from ..rules import RULES
 from ..targets import Target, Top, target_of
@@ -29,9 +30,9 @@ FORMATS = {
 STYLES = get_args(Style)
 #: What an answer in JSON holds on request.
 EXTRAS = ("map", "input")
-#: Characters of a target: labels are searched for what is like it.
-MAX_TARGET = 200
-PARAMETERS = ("rule", "target", "style", "format", "include")
+#: Characters of a target or of a layer's name: labels and names are searched for what is like it.
+MAX_TEXT = 200
+PARAMETERS = ("rule", "method", "layer", "target", "style", "format", "include")
 
 
 class RequestError(InputError):
@@ -58,6 +59,10 @@ class Ask:
     ----------
     rule
         The name of a rule.
+    method
+        The name of a method of `gbp.methods`, or None for the rule alone.
+    layer
+        The tensor that the method is to look at, or None for its default.
     target
         As for `Explainer.explain`.
     style
@@ -69,6 +74,8 @@ class Ask:
     """
 
     rule: str = "guided"
+    method: str | None = None
+    layer: str | None = None
     target: Target = None
     style: Style | None = None
     format: str = "json"
@@ -92,7 +99,14 @@ class Ask:
             raise RequestError(
                 400, f"no parameter is called {unknown[0]!r:.80}.", supported=", ".join(PARAMETERS)
             )
-        rule = _one_of("rule", values.get("rule", "guided"), tuple(RULES))
+        method = _one_of("method", values["method"], tuple(METHODS)) if "method" in values else None
+        rule = _one_of("rule", values.get("rule", _rule_of(method)), tuple(RULES))
+        if method is not None and METHODS[method].rule is None and "rule" in values:
+            raise RequestError(400, f"{method} has a rule of its own.", hint="Leave rule out.")
+        layer = _short("layer", values["layer"]) if "layer" in values else None
+        if layer is not None and (method is None or "layer" not in METHODS[method].options):
+            supported = ", ".join(name for name in METHODS if "layer" in METHODS[name].options)
+            raise RequestError(400, "layer is for methods that look at one.", supported=supported)
         style: Any = _one_of("style", values["style"], STYLES) if "style" in values else None
         if "format" in values:
             format = _one_of("format", values["format"], tuple(FORMATS))
@@ -103,8 +117,8 @@ class Ask:
             _one_of("include", extra, EXTRAS)
         if extras and format != "json":
             raise RequestError(400, "include is for answers in JSON.", hint="Say format=json.")
-        target = _target(values.get("target", ""), limits)
-        return cls(rule, target, style, format, tuple(dict.fromkeys(extras)))
+        target = _target(_short("target", values.get("target", "")), limits)
+        return cls(rule, method, layer, target, style, format, tuple(dict.fromkeys(extras)))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -112,15 +126,24 @@ class Ask:
         return (self.rule, type(self.target), self.target)
 
     @property
-    def several(self) -> bool:
-        """Whether it asks for several targets."""
-        return isinstance(self.target, Top)
+    def is_plain(self) -> bool:
+        """Whether it asks for the rule's map of one target, as most do."""
+        return self.method is None and not isinstance(self.target, Top)
+
+
+def _rule_of(method: str | None) -> str:
+    """The rule by default."""
+    return "guided" if method is None else METHODS[method].rule or "vanilla"
+
+
+def _short(name: str, text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise RequestError(400, f"{name} has {len(text)} characters.", supported=f"up to {MAX_TEXT}")
+    return text
 
 
 def _target(text: str, limits: Limits) -> Target:
     """None for nothing, `Top(5)` for "top5", else as on the command line."""
-    if len(text) > MAX_TARGET:
-        raise RequestError(400, f"target has {len(text)} characters.", supported=f"up to {MAX_TARGET}")
     top = re.fullmatch("top([0-9]{1,9})", text)
     if top is None:
         return target_of(text) if text else None

@@ -36,6 +36,7 @@ class BusyError(Exception):
 class _Entry(Generic[Task, Result]):
     task: Task
     key: Hashable
+    together: int
     future: Future[Result] = field(default_factory=Future)
 
 
@@ -50,8 +51,6 @@ class Workers(Generic[Task, Result]):
         How many threads.
     length
         Tasks that may wait.
-    together
-        Tasks that one call of `run` gets at most.
     """
 
     def __init__(
@@ -60,9 +59,8 @@ class Workers(Generic[Task, Result]):
         *,
         threads: int,
         length: int,
-        together: int,
     ) -> None:
-        self._run, self._length, self._together = run, length, together
+        self._run, self._length = run, length
         self._waiting: deque[_Entry[Task, Result]] = deque()
         self._changed = threading.Condition()
         self._idle, self._closed, self._seconds = 0, False, 0.0
@@ -81,7 +79,7 @@ class Workers(Generic[Task, Result]):
         if self._closed or len(self._waiting) >= self._length:
             raise BusyError(self._seconds_until_room())
 
-    def submit(self, task: Task, key: Hashable) -> Future[Result]:
+    def submit(self, task: Task, key: Hashable, together: int = 1) -> Future[Result]:
         """Have a task done.
 
         Parameters
@@ -90,13 +88,15 @@ class Workers(Generic[Task, Result]):
             For `run`.
         key
             Tasks with equal keys may be done together.
+        together
+            How many of these at most.
 
         Raises
         ------
         BusyError
             If the queue is full, or closed.
         """
-        entry: _Entry[Task, Result] = _Entry(task, key)
+        entry: _Entry[Task, Result] = _Entry(task, key, together)
         with self._changed:
             self.check_room()
             self._waiting.append(entry)
@@ -130,12 +130,13 @@ class Workers(Generic[Task, Result]):
             while not self._waiting and not self._closed:
                 self._changed.wait()
             # So many that the other idle threads get as many.
-            share = min(self._together, math.ceil(len(self._waiting) / self._idle))
+            share = math.ceil(len(self._waiting) / self._idle)
             self._idle -= 1
             if not self._waiting:
                 return []
-            key = self._waiting[0].key
-            taken = [entry for entry in self._waiting if entry.key == key][:share]
+            first = self._waiting[0]
+            alike = [entry for entry in self._waiting if entry.key == first.key]
+            taken = alike[: min(share, first.together)]
             for entry in taken:
                 self._waiting.remove(entry)
         return taken
