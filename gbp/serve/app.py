@@ -230,7 +230,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:  # uvicorn's connection takes no more
+                raise _ClientGoneError from error
 
         scope.setdefault("state", {})["read"] = False
         try:

@@ -22,7 +22,7 @@ from .models import Served
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-class _Protocol(H11Protocol):
+class Protocol(H11Protocol):
     """uvicorn's, which closes connections that begin no request in time.
 
     uvicorn alone would wait for ever for the headers of a request, and for the rest of a body that nobody
@@ -56,6 +56,8 @@ class _Protocol(H11Protocol):
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.  Raises `InputError` if the address cannot be used."""
+    if not 0 <= port < 2**16:  # getaddrinfo would take its last 16 bits
+        raise InputError(f"the port is {port}.", supported="0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -68,7 +70,7 @@ def listening(host: str, port: int) -> socket.socket:
         except OSError:
             made.close()
             raise
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}.") from None
     return made
 
@@ -111,7 +113,7 @@ def serve(
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for each broken request
     config = uvicorn.Config(
         application(models, limits, hosts=hosts, ready=ready),
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
