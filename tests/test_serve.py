@@ -27,6 +27,7 @@ import httpx
 
 from gbp import RULES, At, Explainer, GbpError, InputError, Top, methods
 from gbp.methods import METHODS
+from gbp.rules import OTHER_RULES, rule_named
 from gbp.serve.app import Server, application, routes_of
 from gbp.serve.limits import Limits
 from gbp.serve.models import Job, Served
@@ -72,7 +73,7 @@ def arrays(content: bytes) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, "lrp-epsilon"])
 @pytest.mark.parametrize(("said", "target"), [(None, None), ("star", "star"), ("3", 3), ("top3", Top(3))])
 def test_the_map_is_the_librarys(
     app: Any, explainer: Explainer, rule: str, said: str | None, target: Any
@@ -109,9 +110,9 @@ def test_json_holds_the_map_and_what_the_network_sees_on_request(app: Any, expla
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_the_librarys(app: Any, explainer: Explainer, name: str) -> None:
-    answer = post(app, method=name, target="star", include="map").json()
-    function = getattr(methods, METHODS[name].function)
-    expected = function(explainer, PHOTO, target="star")
+    options = {"layer": explainer.tensors[2].name} if METHODS[name].needs else {}
+    answer = post(app, method=name, target="star", include="map", **options).json()
+    expected = METHODS[name].call(explainer, PHOTO, target="star", **options)
     assert (answer["method"], answer["rule"]) == (name, expected.rule)
     assert answer["notes"] == list(expected.notes)
     assert arrays(base64.b64decode(answer["map"]))["map"].tobytes() == expected.map.tobytes()
@@ -237,6 +238,7 @@ REFUSED: list[tuple[int, dict[str, Any]]] = [
     (400, {"content": b""}),
     (400, {"params": {"rule": "lrp"}}),
     (400, {"params": {"method": "lime"}}),
+    (400, {"params": {"method": "layer-gradient"}}),
     (400, {"params": {"method": "grad-cam", "rule": "guided"}}),
     (400, {"params": {"method": "smoothgrad", "layer": "conv1"}}),
     (400, {"params": {"layer": "conv1"}}),
@@ -639,9 +641,8 @@ def test_the_models_are_listed(app: Any) -> None:
     (model,) = answer["models"]
     assert (model["name"], model["input_shape"], model["labels"]) == ("demo", [None, 3, 96, 96], 12)
     assert model["pictures"] is True
-    assert {rule["name"]: rule["caution"] for rule in model["rules"]} == {
-        rule.name: rule.caution for rule in RULES.values()
-    }
+    assert [rule["name"] for rule in model["rules"]] == [*RULES, *OTHER_RULES]
+    assert all(rule["caution"] == rule_named(rule["name"]).caution for rule in model["rules"])
     assert answer["limits"]["queue"] == LIMITS.queue
 
 

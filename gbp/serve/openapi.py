@@ -7,9 +7,8 @@ from typing import Any
 
 from .. import __version__
 from ..methods import METHODS
-from ..rules import RULES
 from .limits import Limits
-from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES
+from .requests import EXTRAS, FORMATS, MAX_TEXT, RULE_NAMES, STYLES
 
 _ERRORS = {
     400: "The query, the form or the body is not as described here.",
@@ -77,7 +76,7 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
         "description": "The header Accept chooses the format of the answer, unless the query does.",
         "parameters": [
             {"name": "name", "in": "path", "required": True, "schema": _enum(names)},
-            _query("rule", {**_enum(tuple(RULES)), "default": "guided"}, "Which gradient."),
+            _query("rule", {**_enum(RULE_NAMES), "default": "guided"}, "Which gradient."),
             _query(
                 "method",
                 _enum(tuple(METHODS)),
@@ -146,7 +145,7 @@ def _schemas() -> dict[str, Any]:
         "labels": {"type": ["integer", "null"], "description": "How many labels there are."},
         "rules": {
             "type": "array",
-            "items": _object({"name": text, "source": text, "caution": text}),
+            "items": _object({"name": text, "source": text, "caution": text, "gate": {"type": "boolean"}}),
         },
         "methods": {
             "type": "array",

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from ..errors import InputError
 from ..methods import METHODS
 from ..pictures.drawing import Style
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 from ..targets import Target, Top, target_of
 from .limits import Limits
 from .work import BusyError
@@ -28,6 +28,7 @@ FORMATS = {
     "npz": "application/x-npz",
 }
 STYLES = get_args(Style)
+RULE_NAMES = (*RULES, *OTHER_RULES)
 #: What an answer in JSON holds on request.
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.
@@ -100,10 +101,12 @@ class Ask:
                 400, f"no parameter is called {unknown[0]!r:.80}.", supported=", ".join(PARAMETERS)
             )
         method = _one_of("method", values["method"], tuple(METHODS)) if "method" in values else None
-        rule = _one_of("rule", values.get("rule", _rule_of(method)), tuple(RULES))
+        rule = _one_of("rule", values.get("rule", _rule_of(method)), RULE_NAMES)
         if method is not None and METHODS[method].rule is None and "rule" in values:
             raise RequestError(400, f"{method} has a rule of its own.", hint="Leave rule out.")
         layer = _short("layer", values["layer"]) if "layer" in values else None
+        if layer is None and method is not None and METHODS[method].needs:
+            raise RequestError(400, f"{method} needs a layer.", hint="Name one: layer=.")
         if layer is not None and (method is None or "layer" not in METHODS[method].options):
             supported = ", ".join(name for name in METHODS if "layer" in METHODS[name].options)
             raise RequestError(400, "layer is for methods that look at one.", supported=supported)
