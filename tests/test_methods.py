@@ -84,10 +84,17 @@ class Case:
                     integrated_gradients,
                     {"steps": STEPS, "baseline": baseline, "quadrature": quadrature},
                 )
-        return {
+        arguments["input_x_gradient"] = Explainer.explain, {"rule": "input-x-gradient"}
+        found = {
             name: method(self.explainer, self.x, target=self.target, **options)
             for name, (method, options) in arguments.items()
         }
+        with self.explainer.run(self.x, keep=[inner]) as run:
+            seed = np.zeros_like(run.value(inner))
+            seed[:, *self.stored["unit"]] = 1
+            for name, rule in (("neuron_gradient", "vanilla"), ("neuron_guided", "guided")):
+                found[name] = run.attribution(run.vjp(seed, rule, of=inner), self.target, rule)
+        return found
 
 
 @pytest.fixture(scope="module", params=("demo", "squeezenet"))
@@ -146,7 +153,7 @@ def samples_of(n: int, seed: int = 0, shape: tuple[int, ...] = (3, 8, 9)) -> NDA
 NOISY = {"smoothgrad": smoothgrad, "smoothgrad-squared": smoothgrad_squared, "vargrad": vargrad}
 
 
-@pytest.mark.parametrize("rule", ["vanilla", "guided"])
+@pytest.mark.parametrize("rule", ["vanilla", "guided", "input-x-gradient", "lrp-epsilon-plus"])
 def test_noisy_methods_are_moments_of_the_maps_of_copies(tiny: Explainer, rule: str) -> None:
     x, noise = samples_of(2), samples_of(10, 1).reshape(5, 2, 3, 8, 9)
     best = tiny.predict(x).argmax(axis=1)
@@ -200,6 +207,7 @@ def test_there_is_one_forward_run_for_each_copy(tiny: Explainer) -> None:
     for method, options, count in (
         (smoothgrad, {"samples": 7}, 1 + 7),
         (vargrad, {"samples": 7}, 1 + 7),
+        (smoothgrad, {"samples": 7, "rule": "lrp-epsilon"}, 1 + 7),
         (integrated_gradients, {"steps": 7}, 2 + 7),
         (methods.saliency, {}, 1),
         (methods.grad_cam, {}, 1),

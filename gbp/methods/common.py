@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import elements
-from ..rules import Rule
+from ..rules import Rule, rule_named
 from ..run import Run
 from ..targets import Target
 
@@ -121,8 +121,14 @@ def each_copy(
     k, size = len(targets), elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * (size + classes)))))
     step = _even(count, most)
+    rewrites = rule_named(rule).rewrite is not None
     for start in range(0, count, step):
-        for run in explainer.runs(copies(slice(start, min(start + step, count)))):
+        some = copies(slice(start, min(start + step, count)))
+        if rewrites:  # a run would compute the network as it is, too
+            found = explainer.explain(some, rule=rule, target=np.tile(targets, (len(some), 1)))
+            yield from zip(found.map, found.scores, strict=True)
+            continue
+        for run in explainer.runs(some):
             seeds = one_hot(np.broadcast_to(targets, (len(run), k)), classes)
             yield from zip(run.vjp(seeds, rule), run.scores, strict=True)
 
