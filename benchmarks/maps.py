@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from gbp.doubt.classes import class_sensitivity
 from gbp.doubt.localise import pointing_game, relevance_mass
 from gbp.methods import METHODS
 from gbp.rules import OTHER_RULES
+from gbp.similarity import cosine
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TOLERANCE, OTHERS = 3, 4
@@ -69,13 +71,15 @@ def masks_of(scenes: Sequence[Path]) -> NDArray[np.bool_]:
     return np.stack([np.asarray(Image.open(file).convert("L")) > 127 for file in files])
 
 
-def by_chance(scenes: Sequence[Path]) -> tuple[float, float]:
-    """The same of maps of random numbers."""
+def by_chance(scenes: Sequence[Path], has_sign: bool) -> tuple[float, float, float]:
+    """The same of maps of random numbers, or of their magnitudes; and the mean cosine between two of them."""
     masks, rng = masks_of(scenes), np.random.default_rng(0)
-    maps = [rng.random(masks.shape) for _ in range(RANDOM)]
-    masses = [relevance_mass(m, masks).mean() for m in maps]
-    hits = [pointing_game(m, masks, tolerance=TOLERANCE).mean() for m in maps]
-    return float(np.mean(masses)), float(np.mean(hits))
+    maps = [rng.standard_normal(masks.shape) for _ in range(RANDOM)]
+    maps = maps if has_sign else [np.abs(m) for m in maps]
+    masses = [relevance_mass(np.maximum(m, 0), masks).mean() for m in maps]
+    hits = [pointing_game(np.abs(m), masks, tolerance=TOLERANCE).mean() for m in maps]
+    cosines = [cosine(a, b) for a, b in pairwise(maps)]
+    return float(np.mean(masses)), float(np.mean(hits)), float(np.mean(cosines))
 
 
 def sensitivity(explain: Explain, explainer: Explainer, photos: Sequence[str]) -> float:
@@ -104,8 +108,12 @@ def main() -> None:
     names = "".join(f" {Path(file).stem} |" for file in arguments.networks)
     print(f"| map | mass in the mask | strongest pixel on it |{names}")
     print("|---|--:|--:|" + "--:|" * len(networks))
-    mass, hits = by_chance(scenes)
-    print(f"| random numbers | {mass:.1%} | {hits:.0%} |" + " 0.00 |" * len(networks), flush=True)
+    for name, has_sign in (("random numbers", True), ("their magnitudes", False)):
+        mass, hits, alike = by_chance(scenes, has_sign)
+        print(
+            f"| {name} | {mass:.1%} | {hits:.0%} |" + f" {round(alike, 2) + 0:.2f} |" * len(networks),
+            flush=True,
+        )
     for name, explain in explained().items():
         if arguments.only and name.strip("`") not in arguments.only:
             continue
