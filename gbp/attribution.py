@@ -252,7 +252,7 @@ class Attribution(Drawable, Sequence[Sample]):
         if self.method:
             details = {key: plain(value) for key, value in self.details.items()}
             arrays |= {"method": np.array(self.method), "details": np.array(json.dumps(details))}
-        write(file, lambda to: np.savez(to, **arrays), format)
+        write(file, lambda to: np.savez(to, **arrays))
 
     def _repr_html_(self) -> str | None:
         """The pictures of several samples, for notebooks."""

@@ -127,6 +127,19 @@ MAY_IMPORT: dict[str, set[str]] = {
             "tensors",
         ),
     },
+    "report": {
+        *(
+            "attribution",
+            "errors",
+            "explainer",
+            "methods",
+            "pictures",
+            "rules",
+            "sample",
+            "targets",
+            "version",
+        ),
+    },
     "cli": {
         *(
             "bulk",
@@ -141,6 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "methods",
             "pictures",
             "questions",
+            "report",
             "rules",
             "serve",
         ),

@@ -105,7 +105,7 @@ def explain(arguments: argparse.Namespace) -> int:
             for index, image in enumerate(images[chunk]):
                 path = paths[start + index]
                 samples = [attribution[index] for attribution in attributions]
-                _make_folder(path)
+                make_folder(path)
                 if path.suffix.lower() == ".npz":
                     attributions[0].alone(index).save(path)
                 else:
@@ -178,7 +178,8 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
     return path
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make the folder of a file.  Raises `InputError` if it cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,6 +13,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gbp explain model.onnx photos -o maps --rule vanilla,guided --style overlay",
         "gbp explain model.onnx cat.jpg --method smoothgrad --target 281 -o cat.pdf",
     ),
+    "report": (
+        "gbp report model.onnx photos --preprocess imagenet --labels imagenet",
+        "gbp report model.onnx photos -o cats.html --rule vanilla --method grad-cam,smoothgrad",
+    ),
     "batch": (
         "gbp batch model.onnx photos -o maps --preprocess imagenet",
         "gbp batch model.onnx photos -o maps --style none --arrays npz --shard 1/4",

@@ -65,8 +65,12 @@ def suffix_of(file: File, format: str | None = None) -> str:
 
 def check_path(path: str | os.PathLike[str], format: str | None = None) -> None:
     """Raise `InputError` unless gbp can write the format of `path` and the folder exists."""
-    target = Path(path)
     suffix_of(path, format)
+    _check_folder(path)
+
+
+def _check_folder(path: str | os.PathLike[str]) -> None:
+    target = Path(path)
     if not os.path.isdir(target.parent):
         raise InputError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to.")
     if os.path.isdir(path):
@@ -94,7 +98,7 @@ def save_figure(
         save_picture(figure.image(), file, format, told)
         return
     text = figure.svg(_json(told)).encode()
-    write(file, lambda to: to.write(text), format)
+    write(file, lambda to: to.write(text))
 
 
 def save_picture(
@@ -128,7 +132,7 @@ def save_picture(
     options = options | _metadata(suffix, told)
     encoded = io.BytesIO()  # Pillow writes to a file itself, and ignores that a full disk takes only a part
     image.save(encoded, format=name, **options)
-    write(file, lambda to: to.write(encoded.getvalue()), format)
+    write(file, lambda to: to.write(encoded.getvalue()))
 
 
 def _json(told: dict[str, Any] | None) -> str:
@@ -152,7 +156,7 @@ def _metadata(suffix: str, told: dict[str, Any] | None) -> dict[str, Any]:
     return {"exif": exif.tobytes()}
 
 
-def write(file: File, fill: Callable[[IO[bytes]], object], format: str | None = None) -> None:
+def write(file: File, fill: Callable[[IO[bytes]], object]) -> None:
     """Call `fill` with a binary file to write to.
 
     For a path it is a temporary file in the same folder, which is renamed at the end, so that nobody reads an
@@ -161,7 +165,7 @@ def write(file: File, fill: Callable[[IO[bytes]], object], format: str | None = 
     if not isinstance(file, (str, os.PathLike)):
         fill(file)
         return
-    check_path(file, format)
+    _check_folder(file)
     temporary = Path(file).with_name(f".gbp-{secrets.token_hex(8)}.tmp")
     try:
         try:
