@@ -260,6 +260,24 @@ def test_a_dense_layer_has_channels_too(photos: Path, tmp_path: Path) -> None:
     assert hits[0].at == ()
 
 
+def test_fields_larger_than_the_image_are_drawn_alike(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.input(1, 3, 12, 12)
+    for _ in range(2):
+        x = b.relu(b.conv(x, 4, 9, pads=[4] * 4))
+    onnx.save(b.model(b.head(x)), tmp_path / "wide.onnx")
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / f"{k}.png")
+    for part in ("effective", "field"):
+        found = features(
+            tmp_path / "wide.onnx", tmp_path, tmp_path / part, layer=x, top=6, part=part, preprocess="unit"
+        )
+        assert found.field == (17, 17)
+        assert len({hit.at for hits in found.hits.values() for hit in hits}) > 3
+        assert list((tmp_path / part).glob("channel-*.png"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

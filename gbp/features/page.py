@@ -32,12 +32,14 @@ def draw_channel(
     """
     columns = max(1, math.ceil(math.sqrt(max(len(maps), len(patches)))))
     rows = max(1, math.ceil(len(maps) / columns))
-    side, top = columns * (_CELL + _BETWEEN), _MARGIN + 2 * _FONT
+    side = columns * (_CELL + _BETWEEN)
+    lines = text.wrapped(title, _FONT, 2 * side + _MARGIN, most=2)
+    top = _MARGIN + round((1.4 * len(lines) + 0.6) * _FONT)
     size = (2 * side + 3 * _MARGIN, top + rows * (_CELL + _BETWEEN) + _MARGIN)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    (line, *_) = text.wrapped(title, _FONT, size[0] - 2 * _MARGIN, most=1)
-    text.write(canvas, (_MARGIN, _MARGIN), line, _FONT, INK)
+    for k, line in enumerate(lines):
+        text.write(canvas, (_MARGIN, _MARGIN + round(1.4 * k * _FONT)), line, _FONT, INK)
     for block, pictures in enumerate((maps, patches)):
         for k, picture in enumerate(pictures):
             x = _MARGIN + block * (side + _MARGIN) + k % columns * (_CELL + _BETWEEN)

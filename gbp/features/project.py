@@ -89,12 +89,10 @@ class Projector:
         seen = field_of(self.graph, self.tensor.name, self._unit(channel, at))
         sizes = self.graph.shapes[self.graph.input][1:]
         where = slice(0, 2) if self.explainer.layout == "NHWC" else slice(1, 3)
-        # What sees padding on both sides sees all of the image, and no more of interest.
-        ranges = [
-            (0, n) if a <= 0 and z >= n else (a, z)
-            for (a, z), n in zip(seen[where], sizes[where], strict=True)
-        ]
-        return *ranges[0], *ranges[1]
+        height, width = seen[where]
+        if set(self._plane()) <= {1}:  # the only unit of its channel: padding around it is of no interest
+            height, width = ((0, n) for n in sizes[where])
+        return *height, *width
 
 
 def _cut(planes: NDArray[Any], box: tuple[int, int, int, int], beyond: int) -> NDArray[Any]:
