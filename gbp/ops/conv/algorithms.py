@@ -50,6 +50,10 @@ _SQUARES_OF_ALL = 4 * 14
 _BLOCKS = 4
 
 
+#: How many vector multiply-adds take as long as reading one vector of weights from memory.
+READ = 16
+
+
 class Algorithm(ABC):
     """One way to compute a convolution in one direction."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,11 @@ from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import Clipped, Context, Floats, GradientSlot
 from ..window import taps_of
-from .algorithms import BackwardAlgorithm, ForwardAlgorithm, flipped, padded_bias
+from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padded_bias
 
-#: Products of float32 values that a core adds in a cycle, by vectors and by AMX: measured.
-_BY_VECTORS, _BY_AMX = 27, 85
-#: Cycles to split a value, and to bring a sum from a tile to the epilogue.
-_SPLIT, _STORE = 0.5, 0.6
-#: By how much AMX must be faster: measured times differ by as much.
-_MARGIN = 1.1
+#: Costs in vector multiply-adds of a core, measured: of LANES products of float32; to split a value; to bring
+#: a sum from its tile to the epilogue.
+_PRODUCTS, _SPLIT, _STORE = 0.38, 0.85, 1.0
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,18 @@ class AmxLayer:
         return cls(O, C, taps_of(window), frame, window.size)
 
     @property
-    def pays(self) -> bool:
-        """Whether this machine has AMX, and is faster with it than with vectors.
-
-        Costs are in cycles for each pixel of one sample, because the bits must not depend on the batch.
-        """
-        taps, (H, W), whole = self.taps, self.size, amx.DEPTH * chunks_of(self.C)
+    def cost(self) -> float:
+        """Its time for one sample, in vector multiply-adds of a core; infinite where AMX may not be used."""
         if not amx.is_usable():
-            return False
+            return math.inf
+        taps, (H, W), depth = self.taps, self.size, amx.DEPTH * chunks_of(self.C)
         lines, length = H, W
-        if taps.stride_h == taps.stride_w == 1:
+        if taps.stride_h == taps.stride_w == 1:  # one line, through the padding at the sides too
             lines, length = 1, (H - 1) * self.frame.columns + W
-        computed = lines * -(-length // amx.ROWS) * amx.ROWS / max(1, H * W)  # for each pixel that is wanted
-        products = taps.rows * taps.columns * -(-self.O // LANES) * LANES
-        cost = computed * products * whole / _BY_AMX + _SPLIT * whole + _STORE * self.O
-        return _MARGIN * cost < products * self.C / _BY_VECTORS
+        computed = lines * -(-length // amx.ROWS) * amx.ROWS
+        weights = taps.rows * taps.columns * depth * -(-self.O // LANES)
+        reading = 1.5 * READ * weights  # six bytes, not four
+        return _PRODUCTS * computed * weights + reading + H * W * (_SPLIT * depth + _STORE * self.O)
 
     def _band(self, threads: int) -> int:
         """Rows of the output that a thread computes at once; 0 if threads share the channels."""

@@ -17,6 +17,7 @@ from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import elements
 from .algorithms import (
     FEW_OUTPUTS,
+    READ,
     BackwardAlgorithm,
     ColumnsBackward,
     DirectBackward,
@@ -31,12 +32,10 @@ from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
 
 #: Up to this many channels in gx, vectors of channels would be half empty, so columns are used.
 _FEW_CHANNELS = LANES // 2
-#: The density of gy up to which lists are faster than Winograd, and than direct tiles.
-_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT = 0.17, 0.3
+#: The density of gy up to which lists are faster than Winograd, than direct tiles, and than AMX.
+_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX = 0.17, 0.3, 0.12
 #: Lists are used only where more than this part of the channels that they work on exists.
 _MIN_FULL = 0.7
-#: How many vector multiply-adds take as long as reading one vector from memory.
-_READ = 16
 
 
 def whole(count: int, tile: int) -> int:
@@ -55,30 +54,35 @@ def is_3x3(window: Window) -> bool:
     return window.kernel == (3, 3) and window.is_dense and window.is_undilated
 
 
-def _by_winograd(free: bool, algorithm: str, window: Window, O: int, C: int, plane: tuple[int, int]) -> bool:
-    """Whether to use Winograd's transforms.
+# Costs are in vector multiply-adds of a core.  They are for one sample, because the bits must not depend on
+# the batch.
 
-    Costs are in vector multiply-adds of a core: the products, reading the weights, and for each square the
-    measured time of the transforms.  They are for one sample, because the bits must not depend on the batch.
 
-    Parameters
-    ----------
-    free
-        Whether costs decide.  Otherwise the name of the algorithm does.
-    algorithm
-        One of ALGORITHMS.
-    window
-        The window.
-    O, C
-        Channels of the output and of the input.
-    plane
-        The sides of the output plane.
+def _cost_of_direct(O: int, C: int, taps: int, plane: tuple[int, int]) -> float:
+    """The products, reading the weights, and the epilogue of O channels of a plane from C."""
+    vectors, pixels = whole(O, TILE_CHANNELS) // LANES, elements(plane)
+    return vectors * (taps * C * (pixels + READ) + 6 * pixels)
+
+
+def _cost_of_winograd(O: int, C: int, plane: tuple[int, int]) -> float:
+    """The products, reading the weights, and for each square the measured time of the transforms."""
+    outputs, inputs = whole(O, TILE_CHANNELS) // LANES, whole(C, LANES) // LANES
+    squares = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE)
+    return MATRICES * C * outputs * (squares + READ) + squares * (440 * inputs + 380 * outputs)
+
+
+def _cheapest(layer: AmxLayer, window: Window, algorithm: str, winograd: bool) -> str:
+    """The algorithm that `algorithm` names, or the one that costs least: "direct", "amx" or "winograd".
+
+    `winograd`: whether that may be chosen by its cost.
     """
-    blocks, vectors = whole(O, TILE_CHANNELS) // LANES, whole(C, LANES) // LANES
-    squares, pixels = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE), elements(plane)
-    winograd = MATRICES * C * blocks * (squares + _READ) + squares * (440 * vectors + 380 * blocks)
-    direct = 9 * C * blocks * (pixels + _READ) + 6 * pixels * blocks
-    return is_3x3(window) and (algorithm == "winograd" or (free and winograd < direct))
+    if algorithm not in ("auto", "fast"):
+        return "winograd" if algorithm == "winograd" and is_3x3(window) else "direct"
+    O, C, plane = layer.O, layer.C, layer.size
+    costs = {"direct": _cost_of_direct(O, C, window.taps, plane), "amx": layer.cost}
+    if winograd and is_3x3(window):
+        costs["winograd"] = _cost_of_winograd(O, C, plane)
+    return min(costs, key=costs.__getitem__)
 
 
 def _by_columns(window: Window, C: int) -> bool:
@@ -94,12 +98,12 @@ def _by_columns(window: Window, C: int) -> bool:
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
 ) -> ForwardAlgorithm:
-    if target.algorithm in ("auto", "fast") and AmxLayer.forward(len(w), w.shape[1], window).pays:
-        return AmxForward(w.astype(np.float32), b, window)
-    free = target.algorithm == "fast"
-    if _by_winograd(free, target.algorithm, window, len(w), w.shape[1], window.output):
+    layer = AmxLayer.forward(len(w), w.shape[1], window)
+    chosen = _cheapest(layer, window, target.algorithm, winograd=target.algorithm == "fast")
+    if chosen == "winograd":
         return WinogradForward(w, b, window)
-    return DirectForward(w.astype(np.float32), b, window)
+    single = w.astype(np.float32)
+    return AmxForward(single, b, window) if chosen == "amx" else DirectForward(single, b, window)
 
 
 def _backward(w: NDArray[np.float64], window: Window, target: Target) -> BackwardAlgorithm:
@@ -107,30 +111,32 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
-    if (
-        algorithm in ("auto", "fast")
-        and window.is_dense
-        and not is_3x3(window)
-        and AmxLayer.backward(O, C, window).pays
-    ):
+    chosen = "direct"
+    if window.is_dense:
+        chosen = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, winograd=True)
+    if chosen == "amx" and not is_3x3(window):
         return AmxBackward(single, window)
     if window.taps == 1 and window.is_unpadded:
         return PointwiseBackward(single, window, forced)
     if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not is_3x3(window)):
         return ColumnsBackward(single, window, forced)
     free = algorithm in ("auto", "fast")
-    by_winograd = _by_winograd(free, algorithm, window, C, O, window.size)
-    if free and not by_winograd and _by_columns(window, C):
+    if free and chosen == "direct" and _by_columns(window, C):
         return ColumnsBackward(single, window, forced)
-    dense = WinogradBackward(w, window) if by_winograd else DirectBackward(single, window)
+    dense: BackwardAlgorithm
+    if chosen == "winograd":
+        dense, max_density = WinogradBackward(w, window), _MAX_BEFORE_WINOGRAD
+    elif chosen == "amx":
+        dense, max_density = AmxBackward(single, window), _MAX_BEFORE_AMX
+    else:
+        dense, max_density = DirectBackward(single, window), _MAX_BEFORE_DIRECT
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
     # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.
     full = C / whole(C, LISTED_CHANNELS)
-    max_density = full * (_MAX_BEFORE_WINOGRAD if by_winograd else _MAX_BEFORE_DIRECT)
-    pays = full > _MIN_FULL and (by_winograd or O >= FEW_OUTPUTS)
+    pays = full > _MIN_FULL and (chosen != "direct" or O >= FEW_OUTPUTS)
     if free and is_3x3(window) and pays:
-        return ListsBackward(single, window, dense, max_density)
+        return ListsBackward(single, window, dense, full * max_density)
     return dense
 
 
