@@ -113,6 +113,8 @@ def load(path: Path, threads: int) -> Any:
     if head.size and checksum(data, threads) != head.checksum:
         raise DamagedError
     view = memoryview(data)
+    if hasattr(mmap, "MADV_DONTNEED") and head.size:  # weights that no run reads are then not in memory
+        data.madvise(mmap.MADV_DONTNEED)
     return pickle.loads(head.pickled, buffers=[view[start : start + n] for start, n in head.spans])
 
 
