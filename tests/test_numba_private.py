@@ -12,9 +12,12 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from numba import njit, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from test_cache import end, start
 
 from gbp.kernels.codegen import numba_private
+from gbp.kernels.codegen.cache import MachineCode
+from gbp.kernels.codegen.jit import _linked
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = ROOT / "gbp" / "kernels" / "codegen" / "numba_private.py"
@@ -24,12 +27,10 @@ PUBLIC = {"numba", "numba.cuda", "numba.extending", "numba.types", "numba.config
 ATTRIBUTES = {
     "overloads",
     "fndesc",
-    "get_pointer_to_function",
+    "serialize_using_object_code",
     "cache_misses",
     "_cache",
     "_cache_file",
-    "_load_overload",
-    "_py_func",
     "_specialized",
     "_data_path",
     "_dump",
@@ -69,7 +70,21 @@ def _twice_and_one(x: float) -> float:
     return np.sqrt(x) * 2 + 1  # type: ignore[no-any-return]
 
 
-def test_a_function_comes_from_the_cache_and_is_called_by_address(tmp_path: Path) -> None:
+def test_machine_code_is_linked_and_called_by_address() -> None:
+    for name, address in numba_private.runtime_symbols():
+        assert address
+        llvm.add_symbol(name, address)
+    dispatcher = njit(no_cpython_wrapper=True)(_twice_and_one)
+    dispatcher.compile(types.float64(types.float64))
+    symbol, objects = numba_private.machine_code(dispatcher)
+    engine, address = _linked(MachineCode(symbol, objects))
+    assert engine
+    assert ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(address)(9.0) == 7.0
+
+
+def test_files_of_numbas_cache_are_replaced(tmp_path: Path) -> None:
+    """As those of kernels for cards are."""
+
     class Locator(numba_private.CacheLocator):
         def get_cache_path(self) -> str:
             return str(tmp_path)
@@ -88,33 +103,28 @@ def test_a_function_comes_from_the_cache_and_is_called_by_address(tmp_path: Path
             assert kept == key
             return data
 
-    class Format(numba_private.CacheFormat):
+    class Format(CompileResultCacheImpl):
         _locator_classes: ClassVar = [Locator]
 
-    class Cache(numba_private.KernelCache):
+    class Cache(FunctionCache):
         _impl_class = Format
 
         def __init__(self, function: Any) -> None:
             super().__init__(function)
             numba_private.replace_file(self, File.instead_of(self))
-            assert numba_private.function_of(self) is function
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
-                return numba_private.load_only(self, sig, target_context)
+                return super().load_overload(sig, target_context)
             except FileNotFoundError:
                 return None
 
-    for name, address in numba_private.runtime_symbols():
-        assert address
-        llvm.add_symbol(name, address)
     for was_compiled in (True, False):
-        dispatcher = njit(no_cpython_wrapper=True)(_twice_and_one)
+        dispatcher = njit(_twice_and_one)
         numba_private.use_cache(dispatcher, Cache(_twice_and_one))
         dispatcher.compile(types.float64(types.float64))
         assert numba_private.was_compiled(dispatcher) == was_compiled
-        call = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(numba_private.address_of(dispatcher))
-        assert call(9.0) == 7.0
+        assert dispatcher(9.0) == 7.0
         assert [path.suffix for path in tmp_path.iterdir()] == [".nbc"]
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gbp import Explainer
 from gbp.cli.main import main
 from gbp.kernels.checksum import BLOCK, LANES, checksum
+from gbp.kernels.codegen.cache import PART
 from gbp.packed import content, entry, plans
 from gbp.plan.plan import Plan
 
@@ -57,7 +58,7 @@ def file(tmp_path: Path) -> Path:
 
 def kept(folder: Path) -> list[Path]:
     """The plans in a folder."""
-    return sorted(p for p in folder.glob("*") if p.suffix not in (".seen", entry.PART) and p.name != "lock")
+    return sorted(p for p in folder.glob("*") if p.suffix not in (".seen", PART) and p.name != "lock")
 
 
 def explain(source: Any, **options: Any) -> NDArray[np.float32]:
@@ -367,7 +368,7 @@ def test_who_is_stopped_while_writing_leaves_nothing_half(folder: Path, file: Pa
     )
     assert done.returncode == {"killed": -9, "interrupted": -2, "full": 0}[how], done.stderr[-2000:]
     assert not kept(folder)
-    parts = list(folder.glob(f"*{entry.PART}"))
+    parts = list(folder.glob(f"*{PART}"))
     assert len(parts) == (how == "killed")
     np.testing.assert_array_equal(explain(file), explain(file, cache=False))
     assert len(kept(folder)) == 1

@@ -18,8 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ..kernels.codegen.cache import make_folder
-from .entry import written
+from ..kernels.codegen.cache import make_folder, replacing
 
 #: An open file.
 Opened = AbstractContextManager[BufferedReader]
@@ -81,7 +80,7 @@ def digest_of_file(path: Path, opened: Callable[[], Opened], folder: str, thread
     if before is not None and before == after and max(after[-2:]) < time.time_ns() - _SETTLED:
         try:
             make_folder(folder)
-            with written(where) as to:
+            with replacing(where) as to:
                 to.write(json.dumps([*after, found]).encode())
         except OSError:  # then it is read again next time
             pass

@@ -15,22 +15,17 @@ import mmap
 import os
 import pickle
 import struct
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..kernels.checksum import checksum
-from ..kernels.codegen.cache import is_own
+from ..kernels.codegen.cache import is_own, replacing
 from ..kernels.codegen.memory import ALIGNMENT
 
 _MAGIC = b"gbp\0kept1"
 _TAIL = struct.Struct(f"<32sq{len(_MAGIC)}s")
 #: Arrays of fewer bytes are not worth a place of their own.
 _SMALL = 2**12
-#: How the names of files end that are not complete.
-PART = ".part"
 
 
 class DamagedError(Exception):
@@ -42,20 +37,6 @@ class _Head(NamedTuple):
     size: int
     checksum: bytes
     pickled: bytes
-
-
-@contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, for this user alone, that takes its place when it is complete.  Raises OSError."""
-    handle, name = tempfile.mkstemp(suffix=PART, dir=path.parent)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 class Pickled:
@@ -80,7 +61,7 @@ class Pickled:
 
     def save(self, path: Path, threads: int) -> None:
         """Write it into a file.  Raises OSError."""
-        with written(path) as file:
+        with replacing(path) as file:
             spans = []
             for array in self._arrays:
                 spans.append((file.tell(), array.nbytes))
@@ -113,7 +94,8 @@ def load(path: Path, threads: int) -> Any:
     if head.size and checksum(data, threads) != head.checksum:
         raise DamagedError
     view = memoryview(data)
-    if hasattr(mmap, "MADV_DONTNEED") and head.size:  # weights that no run reads are then not in memory
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        # Weights that no run reads are then not in memory.
         data.madvise(mmap.MADV_DONTNEED)
     return pickle.loads(head.pickled, buffers=[view[start : start + n] for start, n in head.spans])
 

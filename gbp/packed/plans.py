@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from ..kernels.codegen.amx import is_usable
-from ..kernels.codegen.cache import CACHE_DIRECTORY, ROOT, log, make_folder, refused
+from ..kernels.codegen.cache import CACHE_DIRECTORY, PART, ROOT, log, make_folder, refused
 from ..kernels.codegen.lock import only_one
 from ..limits import readable_bytes
 from . import entry
@@ -141,7 +141,7 @@ def _make_room(folder: Path, size: int) -> bool:
     for path in folder.iterdir():
         with suppress(OSError):  # another process may remove it
             status = path.stat()
-            if path.suffix == entry.PART:
+            if path.suffix == PART:
                 if now - status.st_mtime > _LEFT:
                     path.unlink()
             elif path.suffix == ".seen":

@@ -16,9 +16,12 @@ import os
 import pickle
 import stat
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -48,7 +51,10 @@ def _cache_directory() -> str:
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(str(source.relative_to(Path(__file__).parents[1])).encode() + source.read_bytes())
     # Each kind of processor has a folder of its own.
-    target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), numba.config.CPU_FEATURES
+    features = numba.config.CPU_FEATURES
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten()
+    target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), features
     digest.update(f"{numba.__version__} {sys.version} {target}".encode())
     return os.path.join(ROOT, digest.hexdigest()[:16])
 
@@ -107,6 +113,76 @@ def make_folder(path: str = CACHE_DIRECTORY) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
     if found := untrusted(path):  # somebody made it just now
         raise OSError(found)
+
+
+#: How the names of files end that are not complete.
+PART = ".part"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file, for this user alone, which takes its place when it is complete.  Raises OSError."""
+    handle, name = tempfile.mkstemp(suffix=PART, dir=path.parent)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+class MachineCode(NamedTuple):
+    """An object file in memory, and the symbol in it to call."""
+
+    symbol: str
+    objects: bytes
+
+
+class CodeFile:
+    """The file of one kernel's machine code: a digest, then the code.
+
+    A file is never changed, only replaced as a whole.  If two processes compile the same kernel at once, both
+    write the same file, and the last one stays.
+
+    Parameters
+    ----------
+    module, name
+        The module and the name of the kernel.
+    signature
+        What else tells it from other kernels.
+    """
+
+    def __init__(self, module: str, name: str, signature: str) -> None:
+        digest = hashlib.sha256(f"{module} {signature}".encode()).hexdigest()[:16]
+        self.name = f"{module.rpartition('.')[2]}_{name}.{digest}"
+        self.path = Path(CACHE_DIRECTORY, f"{self.name}.nbc")
+
+    def save(self, code: MachineCode) -> None:
+        """Write the file.  Raises OSError."""
+        make_folder()
+        content = code.symbol.encode() + b"\0" + code.objects
+        with replacing(self.path) as file:
+            file.write(_digest(str(self.path), content) + content)
+
+    def load(self) -> MachineCode | None:
+        """The stored code; None if it is missing, damaged or another user's."""
+        if refused():
+            return None
+        try:
+            with self.path.open("rb") as file:
+                data = file.read() if is_own(file) else b""
+        except OSError:
+            return None
+        digest, content = data[:32], data[32:]
+        if digest != _digest(str(self.path), content):
+            return None
+        symbol, _, objects = content.partition(b"\0")
+        return MachineCode(symbol.decode(), objects)
+
+
+# For the kernels of cards, which Numba loads and keeps itself.
 
 
 class Locator(CacheLocator):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import cache
 from importlib import import_module
 from threading import RLock
@@ -17,7 +16,7 @@ import numpy as np
 from numba import njit, types
 
 from . import numba_private
-from .cache import KernelFile, Locator, log
+from .cache import CodeFile, MachineCode, log
 from .interrupts import uninterrupted
 from .lock import only_one
 from .packing import packer_of, unpack_of
@@ -71,51 +70,6 @@ def _name_runtime() -> None:
         llvm.add_symbol(name, address)
 
 
-class _Format(numba_private.CacheFormat):
-    _locator_classes: ClassVar = [Locator]
-
-
-class _Cache(numba_private.KernelCache):
-    """Numba's cache of one kernel.
-
-    It loads faster, accepts a read-only folder, and logs before it compiles.
-    """
-
-    _impl_class = _Format
-    until_kept: ExitStack  # closed when the kernel has been loaded, or compiled and kept
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(function)
-        numba_private.replace_file(self, KernelFile.instead_of(self))
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The cached kernel, or None.
-
-        Numba's own method first loads its registries, which takes a tenth of a second and only compiling
-        needs.
-        """
-        _name_runtime()
-        found = self._found(sig, target_context)
-        if found is None:
-            function = numba_private.function_of(self)
-            log.info("compiling kernel %s", function.__name__)
-            self.until_kept.enter_context(only_one(f"{function.__module__}.{function.__qualname__}"))
-            found = self._found(sig, target_context)  # another process may have compiled it meanwhile
-        return found
-
-    def _found(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return numba_private.load_only(self, sig, target_context)
-        except Exception:  # there is none, or it cannot be read
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except OSError as error:  # no place to write: then every process compiles
-            not_kept.append(error.strerror or str(error))
-
-
 class Compiled(Protocol):
     """Something that can be compiled before it is used."""
 
@@ -162,9 +116,9 @@ class Native:
             for callee in self._calls:
                 # The linker looks here for the symbol by which the kernel calls it.
                 llvm.add_symbol(f"gbp_{callee.name}", callee.address)
-            with _compiling:  # a thread that waited would find compilation disabled
+            with _compiling:
                 if not self._address:
-                    self._address = self._compiled()
+                    self._address = self._loaded()
 
     @property
     def address(self) -> int:
@@ -177,21 +131,52 @@ class Native:
         """The function to compile, and its signature."""
         return self._function, types.void(*self.argument_types)
 
-    def _compiled(self) -> int:
+    def _loaded(self) -> int:
+        """Load the machine code from the cache, or compile and keep it.  Returns its address."""
+        file = CodeFile(self.module, self.name, repr((self.argument_types, _words_of(self._function))))
+        code = file.load()
+        if code is None:
+            log.info("compiling kernel %s", self.name)
+            with only_one(file.name):
+                code = file.load()  # another process may have compiled it meanwhile
+                if code is None:
+                    code = self._compiled()
+                    try:
+                        file.save(code)
+                    except OSError as error:  # no place to write: then every process compiles
+                        not_kept.append(error.strerror or str(error))
+        self._engine, address = _linked(code)  # the engine owns the memory of the code
+        return address
+
+    def _compiled(self) -> MachineCode:
         start = perf_counter()
         function, signature = self._source()
         dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
             function
         )
-        code_cache = _Cache(function)
-        numba_private.use_cache(dispatcher, code_cache)
-        with ExitStack() as code_cache.until_kept:
-            dispatcher.compile(signature)
-        dispatcher.disable_compile()
-        if numba_private.was_compiled(dispatcher):
-            compiled.append((self.name, perf_counter() - start))
-        self._dispatcher = dispatcher  # owns the machine code
-        return numba_private.address_of(dispatcher)
+        dispatcher.compile(signature)
+        compiled.append((self.name, perf_counter() - start))
+        return MachineCode(*numba_private.machine_code(dispatcher))
+
+
+def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What tells a function from others of its name.  The folder's name tells gbp's sources apart."""
+    code = function.__code__
+    return code.co_code, code.co_names, [each for each in code.co_consts if isinstance(each, (int, float))]
+
+
+def _linked(code: MachineCode) -> tuple[Any, int]:
+    """An engine of LLVM that has loaded the code, and the address of its symbol.
+
+    Each has an engine of its own, so that no other code can stand in for its functions.  Numba would also
+    parse the code's source, which takes longer than all the rest.
+    """
+    _name_runtime()
+    target = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code.objects))
+    engine.finalize_object()
+    return engine, engine.get_function_address(code.symbol)
 
 
 def _find(module: str, name: str) -> Native:

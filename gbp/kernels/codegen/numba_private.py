@@ -12,13 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from numba.core import cgutils
-from numba.core.caching import (
-    CompileResultCacheImpl,
-    FunctionCache,
-    IndexDataCacheFile,
-    _CacheLocator,
-    _SourceFileBackedLocatorMixin,
-)
+from numba.core.caching import IndexDataCacheFile, _CacheLocator, _SourceFileBackedLocatorMixin
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.runtime import _nrt_python
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -26,10 +20,8 @@ from numba.np.numpy_support import as_dtype
 
 __all__ = [
     "AbstractTemplate",
-    "CacheFormat",
     "CacheLocator",
     "DataFile",
-    "KernelCache",
     "PrimitiveModel",
     "as_dtype",
     "infer_global",
@@ -74,10 +66,11 @@ def compiled_with(dispatcher: Any) -> Any:
     return compiled
 
 
-def address_of(dispatcher: Any) -> int:
-    """Of the machine code for callers by C's convention, of a dispatcher that has compiled one signature."""
+def machine_code(dispatcher: Any) -> tuple[str, bytes]:
+    """The symbol to call by C's convention, and the object file, of a dispatcher that has one signature."""
     compiled = compiled_with(dispatcher)
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
+    _, _, (objects, _) = compiled.library.serialize_using_object_code()
+    return compiled.fndesc.llvm_cfunc_wrapper_name, objects
 
 
 def was_compiled(dispatcher: Any) -> bool:
@@ -126,24 +119,9 @@ class DataFile(IndexDataCacheFile):
         return self._open_for_write(path)
 
 
-#: Numba's caches, as bases: of what they set `_locator_classes` and `_impl_class`, and override both methods.
-CacheFormat = CompileResultCacheImpl
-KernelCache = FunctionCache
-
-
 def replace_file(cache: Any, file: Any) -> None:
     """Have a cache keep its code by way of a `DataFile`."""
     cache._cache_file = file
-
-
-def function_of(cache: Any) -> Any:
-    """The function whose code a cache keeps."""
-    return cache._py_func
-
-
-def load_only(cache: Any, sig: Any, target_context: Any) -> Any:
-    """What a cache finds, without loading first all that compiling needs.  May raise anything."""
-    return cache._load_overload(sig, target_context)
 
 
 def use_cache(dispatcher: Any, cache: Any) -> None:
@@ -154,7 +132,7 @@ def use_cache(dispatcher: Any, cache: Any) -> None:
 
 
 def cuda_cache_classes() -> tuple[Any, Any]:
-    """As `KernelCache` and `CacheFormat`, for kernels of a card."""
+    """Numba's caches for kernels of a card, as bases of classes with other locators and files."""
     dispatcher = import_module("numba.cuda.dispatcher")
     return dispatcher.CUDACache, dispatcher.CUDACacheImpl
 
