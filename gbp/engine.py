@@ -17,6 +17,7 @@ from .devices import Device, device_named
 from .errors import InputError, ModelError
 from .graph.shapes import Shape
 from .head import Head
+from .importer.hints import suggestion
 from .importer.load import settled
 from .importer.subgraph import Source
 from .importer.weights import Weights
@@ -116,7 +117,7 @@ class Engine:
         self._plans = Plans(source.weights.files if settings.cache else (), facts, settings.threads)
         source = replace(source, weights=replace(source.weights, files=()))  # a model's bytes may be freed
         self.provenance: Provenance | None = None
-        self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples)
+        self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples, suggestion(source))
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
         def build(shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:

@@ -110,6 +110,11 @@ class Explainer(Network):
         self._engine = Engine(source, settings, self.preprocess, self.labels, Reader.of(model, choice))
         self._engine.provenance = Provenance.of(model, self.preprocess, self._arguments)
 
+    @property
+    def suggestion(self) -> str:
+        """What the model's file suggests of preprocessing, a sentence; "" where it tells nothing."""
+        return self._engine.inputs.suggestion
+
     def __repr__(self) -> str:
         model = self._arguments["model"]
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else "a model in memory"

@@ -29,6 +29,9 @@ Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | 
 Slices: TypeAlias = Callable[[int, Shape], Iterator[slice]]
 
 _CHANNEL_COUNTS = (1, 3)
+_HOW_TO_SAY = (
+    "Give preprocess (--preprocess), or write it once into a .toml file beside the model, as `gbp init` does."
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,14 @@ class Inputs:
         How pictures become input, or None.
     looks_at_samples
         Whether samples are searched for NaN and infinity here; not where the device searches them.
+    suggestion
+        What the model's file suggests of preprocessing, a sentence, or "".
     """
 
     source: Source
     preprocess: Preprocess | None
     looks_at_samples: bool = True
+    suggestion: str = ""
 
     def count(self, images: Images) -> int:
         """How many samples the images are."""
@@ -228,7 +234,7 @@ class Inputs:
             raise InputError(
                 "nothing says how this model wants its images.",
                 supported="preprocess 'imagenet', 'caffe', 'tf', 'unit' (0..1), 'raw' (0..255), or a table",
-                hint="Give preprocess (--preprocess), or write it once into a .toml file beside the model.",
+                hint=" ".join((self.suggestion, _HOW_TO_SAY)).strip(),
             )
         last = self.layout((1, *shape)) == "NHWC"
         channels, size = (shape[2], (shape[0], shape[1])) if last else (shape[0], (shape[1], shape[2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp.errors import InputError
+from gbp.pictures import decode
 from gbp.pictures.image import read_image
 from gbp.pictures.labels import read_labels
 from gbp.pictures.preprocess import KEYS, PRESETS, Preprocess
@@ -424,3 +426,32 @@ def test_pixels_of_16_bits_are_scaled(dtype: type[np.generic]) -> None:
         pixels = np.linspace(0, white, 12).astype(dtype).reshape(3, 4)
         grey = np.asarray(read_image(Image.fromarray(pixels), channels=1))
         assert np.abs(grey - pixels / 257).max() <= 0.5
+
+
+# ------------------------------------------------------------------------------------------------- HEIC
+
+
+def test_photos_of_phones(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed; the extra heif has it")
+    heif.register_heif_opener()
+    image = Image.new("RGB", (64, 48), (200, 60, 30))
+    image.paste((10, 20, 200), (0, 0, 32, 48))
+    image.save(tmp_path / "a.heic", quality=95)
+    read = read_image(tmp_path / "a.heic")
+    assert (read.size, read.mode) == ((64, 48), "RGB")
+    assert np.abs(np.asarray(read, int) - np.asarray(image, int)).mean() < 8
+    content = (tmp_path / "a.heic").read_bytes()
+    for damaged in (content[:200], content[:40] + b"\0" * 400):
+        (tmp_path / "b.heic").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"b\.heic"):
+            read_image(tmp_path / "b.heic")
+    with pytest.raises(InputError, match="pixels"):
+        read_image(tmp_path / "a.heic", max_pixels=100)
+
+
+def test_without_pillow_heif_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(decode, "_opens_heif", lambda: False)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(InputError, match=r"gbp-explain\[heif\]"):
+        read_image(tmp_path / "a.heic")

@@ -8,6 +8,10 @@ _BEGINS = "examples:"
 
 #: Command → two examples or more.
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "init": (
+        "gbp init model.onnx cat.jpg --labels imagenet",
+        "gbp init model.onnx cat.jpg --labels imagenet --preprocess caffe --force",
+    ),
     "explain": (
         "gbp explain model.onnx cat.jpg --preprocess imagenet --labels imagenet",
         "gbp explain model.onnx photos -o maps --rule vanilla,guided --style overlay",

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import GbpError, shown
-from . import batch, explain, features, help, inspect, report, sanity, serve, verify, warmup
+from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--print-completion", action=_Completion, metavar="SHELL", help="for bash, zsh or tcsh, and exit"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (explain, report, batch, warmup, inspect, verify, sanity, features, serve):
+    for command in (init, explain, report, batch, warmup, inspect, verify, sanity, features, serve):
         command.add_command(commands)
     for name, parser_of in commands.choices.items():
         parser_of.epilog = help.epilog(name)

@@ -65,10 +65,13 @@ FORMATS = {
     "WEBP": Limit(pixel=16, file=2**26),
     "JPEG2000": Limit(pixel=32, file=2**23),
     "PPM": Limit(),
+    "HEIF": Limit(pixel=16, file=2**25),
 }
+#: Brands of HEIC files, of phones; pillow-heif opens them where it is installed.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 #: A JPEG with further images behind it.
 _LIKE = {"MPO": "JPEG"}
-SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, binary PPM, PGM and PBM"
+SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, binary PPM, PGM and PBM, HEIC with gbp-explain[heif]"
 
 
 def decode_file(
@@ -90,7 +93,9 @@ def decode_file(
             file.seek(0)
         if re.match(rb"P[123]\s", start):
             raise InputError("it writes its pixels as text.", hint="Save it as binary PPM, or as PNG.")
-        image = Image.open(source, formats=tuple(FORMATS))
+        if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+            _register_heif()
+        image = Image.open(source, formats=[name for name in FORMATS if name != "HEIF" or _opens_heif()])
         limit = FORMATS[_LIKE.get(image.format or "", image.format or "")]
         if size > limit.file and image.format != "GIF":
             raise InputError(
@@ -110,6 +115,23 @@ def decode_file(
         image.load()
         result = upright(image, mode)
     return result
+
+
+def _register_heif() -> None:
+    """Let Pillow open HEIC files.  Raises InputError where that is not installed."""
+    if _opens_heif():
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise InputError(
+            "it is a HEIC photo.", hint="Install gbp-explain[heif], or save it as JPEG."
+        ) from None
+    register_heif_opener(thumbnails=False)
+
+
+def _opens_heif() -> bool:
+    return "HEIF" in Image.OPEN
 
 
 def decode_image(image: Image.Image, name: str, mode: Mode) -> Image.Image:

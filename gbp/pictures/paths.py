@@ -14,9 +14,10 @@ from ..errors import InputError
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
     | {".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
+    | {".heic", ".heif"}
 )
 STDIN = "-"
-_SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, PPM and .npy files, told by their suffix"
+_SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, PPM, HEIC and .npy files, told by their suffix"
 
 
 def find_images(names: Iterable[str | os.PathLike[str]], stdin: IO[bytes] | None = None) -> list[str]:

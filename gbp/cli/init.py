@@ -1,0 +1,131 @@
+"""`gbp init`: tries how a model may want its images, and writes the choice into a file beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..pictures.percent import percent
+from .explain import make_folder
+from .options import add_ends, ends_of, print_line, print_paragraph, size
+
+
+def add_command(commands: Any) -> None:
+    """Add `init` to the parser's commands."""
+    command = commands.add_parser(
+        "init",
+        help="try how a model may want its images, and write it down",
+        description="Print the best classes of a photo under each preset, so that you see which one fits, "
+        "and write the one that you choose into MODEL.toml, which the other commands read. On a terminal it "
+        "asks.",
+    )
+    command.set_defaults(run=init)
+    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("image", metavar="IMAGE", help="a photo whose class you know")
+    command.add_argument("--preprocess", metavar="PRESET", help="the choice; default: ask, on a terminal")
+    command.add_argument(
+        "--resize",
+        choices=("crop", "stretch", "fit"),
+        help="crop (default): keep the aspect and crop; stretch: to the size; fit: keep the aspect and pad",
+    )
+    command.add_argument("--size", type=size, metavar="N|HxW", help="where the model leaves it open")
+    command.add_argument(
+        "--labels", metavar="FILE", help="class names: a file; or imagenet, imagenet1001, cifar10, mnist"
+    )
+    command.add_argument("--force", action="store_true", help="replace MODEL.toml")
+    add_ends(command)
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Run the command.  Returns the exit code."""
+    from ..explainer import Explainer
+    from ..pictures.preprocess import PRESETS, Preprocess
+    from .progress import compiling_shown
+
+    path = Path(arguments.model).with_suffix(".toml")
+    if path.exists() and not arguments.force:
+        raise InputError(f"{str(path)!r} is there already.", hint="Replace it with --force.")
+    if arguments.preprocess is not None and arguments.preprocess not in PRESETS:
+        Preprocess.parse(arguments.preprocess)  # refuses it
+    more = {key: getattr(arguments, key) for key in ("resize", "size") if getattr(arguments, key) is not None}
+    labels = _labels(arguments.labels, path.parent)
+    suggestion = ""
+    for preset in PRESETS:
+        try:
+            explainer = Explainer(
+                arguments.model,
+                preprocess=Preprocess.parse({"preset": preset} | more),
+                labels=arguments.labels,
+                **ends_of(arguments),
+                cache=False,
+            )
+            suggestion = explainer.suggestion
+            with compiling_shown():
+                found = explainer.explain(arguments.image, rule="vanilla")[0]
+        except InputError as error:
+            if "channels" not in str(error):
+                raise
+            print_line(f"{preset}: the network does not take its channels")
+            continue
+        print_line(f"{preset}:")
+        for number, name, score in found.top(5):
+            chance = found.chance(number)
+            value = f"{score:12.4f}" if chance is None else f"{percent(chance):>12}"
+            print_line(f"  {number:>6} {value}  {name}")
+    if suggestion:
+        print_paragraph(suggestion, 2)
+    choice = arguments.preprocess or _asked(tuple(PRESETS))
+    if choice is None:
+        raise InputError(
+            "nothing was chosen, and nothing is written.",
+            hint="Choose the preset whose classes are right: --preprocess.",
+        )
+    lines = [*([f"labels = {json.dumps(labels, ensure_ascii=False)}", ""] if labels else []), "[preprocess]"]
+    lines += [f"preset = {json.dumps(choice)}"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in more.items()]
+    _write(path, "\n".join(lines) + "\n")
+    print_line(f"wrote {path}")
+    return 0
+
+
+def _labels(given: str | None, folder: Path) -> str | None:
+    """How the sidecar names a file of labels.  Raises InputError for one in another folder."""
+    from ..pictures.labels import SHIPPED, read_labels
+
+    if given is None or given in SHIPPED:
+        return given
+    read_labels(given)
+    try:
+        return Path(given).resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        raise InputError(
+            f"the labels {given!r} lie outside the model's folder.",
+            hint="Copy them there: the file names them.",
+        ) from None
+
+
+def _asked(presets: tuple[str, ...]) -> str | None:
+    """The preset that the user types; None where there is no terminal or nothing is typed."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    while True:
+        try:
+            answer = input(f"which classes are right? ({', '.join(presets)}; empty: none) ").strip()
+        except EOFError:
+            return None
+        if answer in presets:
+            return answer
+        if not answer:
+            return None
+
+
+def _write(path: Path, text: str) -> None:
+    from ..pictures.files import write
+
+    make_folder(path)
+    write(os.fspath(path), lambda to: to.write(text.encode()))

@@ -1,0 +1,82 @@
+"""What a file tells of how it wants its images: its metadata, and nodes that normalise its input.
+
+It is offered as a suggestion, and never taken: a wrong guess gives wrong scores without any error.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from .subgraph import Source
+
+#: Values of the metadata "Image.NominalPixelRange", of ONNX's image denotation, and their presets.
+_RANGES = {"NominalRange_0_255": "raw", "Normalized_0_1": "unit", "Normalized_1_1": "tf"}
+#: Numbers that a node of a normalisation has: one for each channel.
+_MOST = 8
+_LOOKED_THROUGH = ("Identity", "Cast", "Transpose", "Dropout")
+
+
+def suggestion(source: Source) -> str:
+    """A sentence that suggests a preset, with the reason; "" where the file tells nothing."""
+    told = {entry.key: entry.value for entry in source.model.metadata_props}
+    preset = _RANGES.get(told.get("Image.NominalPixelRange", ""))
+    if preset:
+        blue = told.get("Image.BitmapPixelFormat", "").startswith("Bgr")
+        order = " with blue first (bgr)" if blue else ""
+        return f"The file's metadata suggest preprocess={preset!r}{order}."
+    if {"stride", "names", "imgsz"} <= told.keys():
+        return "The file's metadata are those of a YOLO: they suggest preprocess='unit' with resize='fit'."
+    if source.dtype == "UINT8":
+        return "The file takes bytes, which suggests preprocess='raw'."
+    return _of_nodes(source)
+
+
+def _of_nodes(source: Source) -> str:
+    """What the first node that computes with the input suggests."""
+    constants = {tensor.name: tensor for tensor in source.model.graph.initializer}
+    at = source.input
+    for node in source.nodes:
+        if at not in node.input:
+            continue
+        if node.op_type in _LOOKED_THROUGH:
+            at = node.output[0]
+            continue
+        number = _number(node, at, constants)
+        if number is None:
+            return ""
+        does, size = number
+        preset = "raw" if size > 2 else "unit"
+        return f"The file's first node {does} by itself, which suggests preprocess={preset!r}."
+    return ""
+
+
+def _number(
+    node: onnx.NodeProto, image: str, constants: dict[str, onnx.TensorProto]
+) -> tuple[str, float] | None:
+    """What a node does to pixels, and a number that is above 2 where pixels run to 255; else None."""
+
+    def value(k: int) -> NDArray[np.float64] | None:
+        tensor = constants.get(node.input[k]) if k < len(node.input) else None
+        if tensor is None or not 0 < math.prod(tensor.dims) <= _MOST:  # larger ones are not read yet
+            return None
+        array = numpy_helper.to_array(tensor)
+        return array.astype(np.float64) if array.dtype.kind in "fiu" else None
+
+    if node.op_type not in ("Sub", "Div", "Mul", "BatchNormalization"):
+        return None
+    other = value(1 if node.input[0] == image else 0)
+    if node.op_type == "Sub" and node.input[0] == image and other is not None:
+        return f"subtracts {other.mean():.4g}", float(np.abs(other).mean())
+    if node.op_type == "Div" and node.input[0] == image and other is not None:
+        return f"divides by {other.mean():.4g}", float(np.abs(other).mean())
+    if node.op_type == "Mul" and other is not None and 0 < np.abs(other).mean() < 0.1:
+        return f"multiplies by {other.mean():.4g}", 255.0
+    mean = value(3) if node.op_type == "BatchNormalization" and node.input[0] == image else None
+    if mean is not None and np.abs(mean).mean() > 0.1:
+        return f"normalises around {mean.mean():.4g}", float(np.abs(mean).mean())
+    return None

@@ -1,0 +1,105 @@
+"""`gbp init`, and what a file suggests of how it wants its images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+from PIL import Image
+
+from gbp import Explainer, InputError
+from gbp.cli import main as cli
+from gbp.pictures.sidecar import read_sidecar
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+def model(*nodes: tuple[str, Any], **metadata: str) -> onnx.ModelProto:
+    """A network whose first nodes are these, each with a constant, and that has this metadata."""
+    b = Builder(opset=13)
+    x = b.input(1, 3, 8, 8)
+    for op, value in nodes:
+        x = b.node(op, x, b.constant(np.float32(value)))
+    made = b.model(b.gemm(b.flatten(b.relu(b.conv(x, 4))), 3))
+    for key, value in metadata.items():
+        made.metadata_props.add(key=key.replace("__", "."), value=value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (model(), ""),
+        (model(("Sub", 123.7)), "subtracts 123.7.*'raw'"),
+        (model(("Sub", [[[0.485]], [[0.456]], [[0.406]]])), "subtracts 0.449.*'unit'"),
+        (model(("Div", 255.0)), "divides by 255.*'raw'"),
+        (model(("Mul", 1 / 255)), "multiplies by 0.003922.*'raw'"),
+        (model(("Mul", 2.0)), ""),
+        (model(Image__NominalPixelRange="Normalized_0_1"), "metadata suggest preprocess='unit'"),
+        (
+            model(Image__NominalPixelRange="NominalRange_0_255", Image__BitmapPixelFormat="Bgr8"),
+            r"'raw' with blue first \(bgr\)",
+        ),
+        (model(stride="32", names="{}", imgsz="[640, 640]"), "YOLO.*'unit'.*'fit'"),
+    ],
+)
+def test_what_a_file_suggests(made: onnx.ModelProto, says: str) -> None:
+    explainer = Explainer(made)
+    if not says:
+        assert explainer.suggestion == ""
+        return
+    with pytest.raises(InputError, match=says):  # offered, and not taken
+        explainer.explain(Image.new("RGB", (8, 8)))
+    assert Explainer(made, preprocess="unit").explain(Image.new("RGB", (8, 8))).scores.shape == (1, 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(MODELS / "demo.onnx", "net.onnx")
+    shutil.copy(MODELS / "demo.png", "a.png")
+    return tmp_path
+
+
+def test_every_preset_is_tried_and_the_choice_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("names.txt").write_text("\n".join(f"thing {i}" for i in range(12)))
+    options = ["--labels", "names.txt", "--preprocess", "unit", "--resize", "fit"]
+    assert cli.main(["init", "net.onnx", "a.png", *options]) == 0
+    out = capsys.readouterr().out
+    for preset in ("imagenet", "caffe", "tf", "unit", "raw"):
+        assert f"{preset}:" in out
+    assert out.count("thing") == 5 * 5
+    sidecar = read_sidecar("net.onnx")
+    assert sidecar.preprocess is not None
+    assert sidecar.preprocess.resize == "fit"
+    assert sidecar.preprocess.scale == 1 / 255
+    assert sidecar.labels is not None
+    assert sidecar.labels[3] == "thing 3"
+    assert cli.main(["explain", "net.onnx", "a.png"]) == 0
+    before = Path("net.toml").read_text()
+    assert cli.main(["init", "net.onnx", "a.png", "--preprocess", "tf"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert Path("net.toml").read_text() == before
+    assert cli.main(["init", "net.onnx", "a.png", "--preprocess", "tf", "--force"]) == 0
+    assert 'preset = "tf"' in Path("net.toml").read_text()
+
+
+def test_nothing_is_chosen_in_silence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "net.onnx", "a.png"]) == 2
+    assert "nothing was chosen" in capsys.readouterr().err
+    assert not Path("net.toml").exists()
+    assert cli.main(["init", "net.onnx", "a.png", "--preprocess", "best"]) == 2
+    Path("elsewhere").mkdir()
+    shutil.move("net.onnx", "elsewhere")
+    Path("names.txt").write_text("a\nb")
+    assert (
+        cli.main(["init", "elsewhere/net.onnx", "a.png", "--labels", "names.txt", "--preprocess", "tf"]) == 2
+    )
+    assert "outside" in capsys.readouterr().err
