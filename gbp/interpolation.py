@@ -30,6 +30,8 @@ def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArra
     InputError
         For another mode.
     """
+    if min(size, default=1) < 1:
+        raise InputError(f"planes of size {list(size)} are empty.", supported="sides of at least 1")
     if mode not in ("nearest", "bilinear", "bicubic"):
         raise InputError(
             f"gbp does not do the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"

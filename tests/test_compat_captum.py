@@ -164,6 +164,8 @@ def test_scores_of_several_axes_and_of_one() -> None:
         (lambda: captum.NeuronGradient(MODEL, "conv2").attribute(X, 1), r"no neuron of 'conv2'"),
         (lambda: captum.NeuronGradient(MODEL, "conv2").attribute(X, lambda t: t), "neuron_selector"),
         (lambda: captum.NoiseTunnel(captum.Saliency(MODEL)).attribute(X, "median"), "nt_type is 'median'"),
+        (lambda: captum.NoiseTunnel(captum.Saliency(MODEL)).attribute(X, stdevs=-1.0), "stdevs is -1.0"),
+        (lambda: captum.IntegratedGradients(MODEL).attribute(X, target=1, n_steps=0), "n_steps is 0"),
         (
             lambda: captum.NoiseTunnel(captum.Saliency(MODEL)).attribute(X, draw_baseline_from_distrib=True),
             "draw_baseline_from_distrib=True",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from builder import Builder
 from numpy.typing import NDArray
 from onnx import helper
 from PIL import Image
@@ -49,6 +50,12 @@ def channels_last() -> onnx.ModelProto:
 
 
 LOGITS, SOFTMAX = Explainer(network()), Explainer(with_softmax(), output=PROBABILITY)
+
+
+def rows() -> onnx.ModelProto:
+    """A network on rows of numbers."""
+    b = Builder()
+    return b.model(b.gemm(b.relu(b.gemm(b.input(1, 9), 6)), 3))
 
 
 def margin(f: Any, x: Any, y: Any) -> Any:
@@ -100,6 +107,25 @@ def segmenter() -> onnx.ModelProto:
     model.graph.node.extend(kept)
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("conv2", 1, ["N", 8, 8, 8]))
     return model
+
+
+@pytest.mark.parametrize("shape", [(9,), (5, 8)], ids=["rows", "series"])
+def test_rows_and_series_keep_their_shape(shape: tuple[int, ...]) -> None:
+    """(N, W) and (N, T, W), whose maps have the inputs' shape."""
+    b = Builder()
+    h = b.input(1, *shape)
+    h = b.gemm(h, 6) if len(shape) == 1 else b.conv(b.transpose(h, 0, 2, 1), 6)
+    explainer = Explainer(b.model(b.head(b.relu(h), 3)))
+    x = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
+    y = np.eye(3)[[0, 2, 1, 0]]
+    true = explainer.explain(x, rule="guided", target=y.astype(np.float32)).map
+    close(xplique.GuidedBackprop(explainer, batch_size=3)(x, y), true)
+    close(
+        xplique.GradientInput(explainer)(x, y),
+        explainer.explain(x, rule="vanilla", target=[0, 2, 1, 0]).map * x,
+    )
+    assert xplique.IntegratedGradients(explainer, steps=3)(x, y).shape == x.shape
+    assert xplique.SmoothGrad(explainer, nb_samples=2)(x, y).shape == x.shape
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -186,6 +212,7 @@ def test_output_layer_names_what_is_explained() -> None:
         (lambda: xplique.Saliency(LOGITS, operator=lambda f, x, y: f(x))(X, ONEHOT), "returns shape"),
         (lambda: xplique.Saliency(LOGITS, operator=lambda f, x, y: f(x + 1))(X, ONEHOT), "another point"),
         (lambda: xplique.IntegratedGradients(LOGITS, steps=1), "steps is 1"),
+        (lambda: xplique.SmoothGrad(LOGITS, noise="much"), "noise is 'much'"),
         (lambda: xplique.VarGrad(LOGITS, nb_samples=1)(X, ONEHOT), "nb_samples is 1"),
     ],
 )
@@ -281,6 +308,8 @@ def test_a_grid_of_images_and_maps(tmp_path: Path) -> None:
         (lambda: ke.gradients(LOGITS, X, [[9]] * 3), "no unit"),
         (lambda: ke.gradients(LOGITS, X, [1, 2, 3]), r"y has shape \[3\]"),
         (lambda: ke.gradients(LOGITS, X, callbacks=[1]), "callbacks"),
+        (lambda: ke.gradients(LOGITS, X, [[1]] * 3, resizing=(0, 5)), "are empty"),
+        (lambda: ke.gradients(rows(), np.zeros((2, 9))), "takes 2 axes"),
         (lambda: ke.gradients(LOGITS, X, spatial_axis=(1,)), "spatial_axis"),
         (lambda: ke.methods.gradient.gradients(LOGITS, X, indices_axis=1), "indices_axis=1"),
     ],

@@ -122,6 +122,14 @@ def vjps(
     return np.concatenate([run.vjp(seeds(run), rule, of=of, wrt=wrt) for run in runs])
 
 
+def deviation(name: str, value: Any) -> float:
+    """A standard deviation.  Raises InputError unless it is a finite number of at least 0."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < np.inf:
+        raise InputError(f"{name} is {value!r:.80}.", supported="numbers of at least 0")
+    return float(value)
+
+
 def refuse(**given: Any) -> None:
     """Raise InputError for the first argument that has another value than its default, which is given too.
 

@@ -22,7 +22,7 @@ from ..explainer import Explainer
 from ..interpolation import interpolated
 from ..limits import at_least_one
 from ..run import Run
-from .core import AnyModel, ChannelsLast, Floats, floats, last_output, layer_of, vjps
+from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps
 from .operators import Operator, gradient_of
 
 Reducer = Literal["min", "mean", "max", "sum"]
@@ -286,7 +286,7 @@ class Statistic(WhiteBox):
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
         at_least_one("nb_samples", nb_samples)
-        self.nb_samples, self.noise, self.seed = nb_samples, noise, seed
+        self.nb_samples, self.noise, self.seed = nb_samples, deviation("noise", noise), seed
 
     def _explain(self, x: Floats, targets: Floats) -> Floats:
         rng, maps = np.random.default_rng(self.seed), []

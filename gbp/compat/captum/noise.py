@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...limits import at_least_one
-from ..core import refuse
+from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
 
 NOISE_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
@@ -75,7 +75,7 @@ class NoiseTunnel:
             return_convergence_delta=(options.pop("return_convergence_delta", False), False),
         )
         count, at_once = at_least_one("nt_samples", nt_samples) or 1, nt_samples_batch_size or nt_samples
-        deviation = stdevs[0] if isinstance(stdevs, tuple) else stdevs
+        scale = deviation("stdevs", stdevs[0] if isinstance(stdevs, tuple) else stdevs)
         x, wrap = opened(inputs, None)
         target, n = options.pop("target", None), len(x)
         total: Any = 0.0
@@ -83,7 +83,7 @@ class NoiseTunnel:
         rng = np.random.default_rng(seed)
         for start in range(0, count, at_once):
             copies = min(at_once, count - start)
-            noise = np.stack([rng.normal(0, deviation, x.shape) for _ in range(copies)], axis=1)
+            noise = np.stack([rng.normal(0, scale, x.shape) for _ in range(copies)], axis=1)
             noisy = (x[:, None] + noise).astype(np.float32).reshape(n * copies, *x.shape[1:])
             if target is not None:
                 options["target"] = repeated(target, n, copies)

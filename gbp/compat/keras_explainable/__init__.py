@@ -201,24 +201,28 @@ def _explained(
     explainer = loaded(model)
     layout = ChannelsLast(explainer)
     samples = layout.into(floats(x))
+    if samples.ndim != 4:
+        raise InputError(f"the model takes {samples.ndim} axes.", supported="images, (N, H, W, C)")
     units = None if y is None else _units(y, len(samples))
-    all_logits, all_maps = [], []
+    all_logits: list[Floats] = []
+    all_maps = np.empty(0, np.float32)  # may be most of the memory, so it is filled in place
     for run in explainer.runs(samples, batch_size=batch_size):
         n, classes = run.scores.shape
         of = np.tile(np.arange(classes), (n, 1)) if units is None else units[run.samples]
         if of.min() < 0 or of.max() >= classes:
             raise InputError("y holds an index that is no unit.", supported=f"0 to {classes - 1}")
-        parts = []
+        if not all_maps.size:
+            all_maps = np.empty((len(samples), *layout.back(run.x).shape[1:-1], of.shape[1]), np.float32)
         for start in range(0, of.shape[1], _UNITS):
             some = of[:, start : start + _UNITS]
             seeds = np.zeros((*some.shape, classes), np.float32)
             np.put_along_axis(seeds, some[..., None], 1, axis=-1)
             gradient = layout.back(run.vjp(seeds), axis=2)
             maps = np.moveaxis(gradient_filter(gradient).mean(axis=-1), 1, -1)
-            parts.append(maps if postprocessing is None else postprocessing(maps, axis=_SPATIAL))
+            maps = maps if postprocessing is None else postprocessing(maps, axis=_SPATIAL)
+            all_maps[run.samples, ..., start : start + maps.shape[-1]] = maps
         all_logits.append(np.take_along_axis(run.scores, of, 1))
-        all_maps.append(np.concatenate(parts, axis=-1, dtype=np.float32))
-    return np.concatenate(all_logits), np.concatenate(all_maps)
+    return np.concatenate(all_logits), all_maps
 
 
 def _units(y: ArrayLike, n: int) -> NDArray[np.int64]:
