@@ -64,7 +64,7 @@ def explained(
         raise InputError("a hidden unit has no score.", hint="Leave the score out.")
     parts: list[Attribution] = []
     for run in network.runs(images, keep, batch_size=batch_size):
-        asked, is_one = _ask(run, items, score, first=not parts)
+        asked, is_one = ask(run, items, score, first=not parts)
         maps = _maps(run, asked, rule)
         classes = np.stack([each.classes for each in asked], axis=1)
         found = run.attribution(maps[:, 0] if is_one else maps, classes[:, 0] if is_one else classes, rule)
@@ -79,8 +79,22 @@ def explained(
     return replace(found, notes=(*found.notes, *_dead(found, bool(keep)), *found.likeness_notes()))
 
 
-def _ask(run: Run, items: Sequence[Any], score: Score | None, first: bool) -> tuple[list[Asked], bool]:
-    """The questions about a run; and whether there is one for each sample, without an axis for K."""
+def ask(
+    run: Run, items: Sequence[Any], score: Score | None = None, first: bool = False
+) -> tuple[list[Asked], bool]:
+    """The questions about a run; and whether there is one for each sample, without an axis for K.
+
+    Parameters
+    ----------
+    run
+        The run, which keeps the tensors of `Unit` and `Channel`.
+    items
+        The values of `target`.
+    score
+        As for `Explainer.explain`.
+    first
+        Whether a function of the scores is compared with finite differences.
+    """
     if callable(score):
         if list(items) != [None]:
             raise InputError("the score is a function of all scores.", hint="Leave the target out.")

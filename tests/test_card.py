@@ -26,7 +26,7 @@ from cases import CASES
 from numpy.typing import NDArray
 from test_ops import FRAMES, noise, safe_run
 
-from gbp import Explainer, GbpError, UnsupportedError
+from gbp import Explainer, GbpError, UnsupportedError, methods
 from gbp.devices.cpu import CPU
 from gbp.devices.cuda import CudaDevice, cuda_device
 from gbp.errors import InputError, OutOfMemoryError
@@ -327,3 +327,20 @@ def test_relevance_on_a_card(name: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     with pytest.raises(UnsupportedError, match="no CUDA kernels"):
         Explainer(model, device="cuda").explain(x, rule="rectgrad")
+
+
+def test_methods_on_a_card() -> None:
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 6, 6), 4, pads=[1, 1, 1, 1]))
+    model = b.model(b.head(b.relu(b.conv(y, 3, pads=[1, 1, 1, 1], strides=[2, 2]))))
+    x = noise((2, 3, 6, 6))
+    for name, options in (
+        ("smoothgrad", {"samples": 2}),
+        ("integrated_gradients", {"steps": 2}),
+        ("grad_cam", {}),
+    ):
+        expected, found = (
+            getattr(methods, name)(Explainer(model, device=device), x, target=[1, 2], **options).map
+            for device in ("cpu", "cuda")
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

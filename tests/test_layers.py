@@ -79,19 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("asking", "limits", "network", "pictures", "plan", "provenance", "questions", "rules"),
     },
     "methods": {
-        *(
-            "attribution",
-            "errors",
-            "explainer",
-            "inputs",
-            "interpolation",
-            "limits",
-            "pictures",
-            "rules",
-            "run",
-            "targets",
-        ),
-        "tensors",
+        *("asking", "attribution", "errors", "explainer", "inputs", "interpolation", "limits", "pictures"),
+        *("questions", "rules", "run", "tensors"),
     },
     "diagnostics": {
         *("attribution", "errors", "explainer", "graph", "importer", "inputs", "limits", "ops", "plan"),

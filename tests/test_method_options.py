@@ -89,6 +89,16 @@ def test_the_layer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["details"] == {"layer": "relu3", "layer_shape": [64, 24, 24]}
 
 
+def test_methods_of_hidden_units_and_contrasts(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--at", "relu3", "--channel", "7", "--json")
+    assert explain("--method", "smoothgrad", "--samples", "2", *options) == 0
+    (report,) = json.loads(capsys.readouterr().out)["images"]
+    assert report["details"]["question"].startswith("relu3 7:")
+    assert explain("--method", "grad-cam", "--target", "fish", "--against", "heart", "--json") == 0
+    (report,) = json.loads(capsys.readouterr().out)["images"]
+    assert report["details"]["question"] == "fish - heart"
+
+
 def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("--method", "vargrad", "--samples", "2", "--rule", "all") == 0
     assert "vargrad, vanilla, vargrad, deconvnet, vargrad, guided: fish" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from builder import Builder
 from numpy.typing import NDArray
 from PIL import Image
 
-from gbp import Attribution, Explainer, Top, methods
+from gbp import Attribution, Channel, Contrast, Explainer, Several, Top, Unit, methods
 from gbp.errors import InputError
 from gbp.interpolation import interpolated
 from gbp.methods.noise import smoothgrad, smoothgrad_squared, vargrad
@@ -233,6 +233,36 @@ def test_each_of_several_targets_is_as_alone(tiny: Explainer) -> None:
     assert integrated_gradients(tiny, x, target=Top(3)).details["completeness_error"].shape == (2, 3)
 
 
+def test_hidden_units_and_contrasts_have_methods_too(tiny: Explainer) -> None:
+    x, noise = samples_of(2), samples_of(6, 1).reshape(3, 2, 3, 8, 9)
+    hidden = next(tensor for tensor in reversed(tiny.tensors) if tensor.op == "Relu").name
+    unit, contrast = Unit(hidden, 2, 1, 3), Contrast(1, 3)
+    for target in (unit, Channel(hidden, 1, "sum"), contrast):
+        maps = np.stack([tiny.explain(x + n, rule="guided", target=target).map for n in noise])
+        found = smoothgrad(tiny, x, noise=noise, rule="guided", target=target)
+        np.testing.assert_allclose(found.map, maps.mean(0), rtol=1e-4, atol=1e-5 * np.abs(maps).max())
+        assert found.details["question"].shape == (2,)
+        path = integrated_gradients(tiny, x, target=target, steps=80)
+        value = tiny.explain(x, rule="vanilla", target=target).details["value"]
+        before = tiny.explain(np.zeros_like(x), rule="vanilla", target=target).details["value"]
+        np.testing.assert_allclose(path.details["score_difference"], value - before, rtol=1e-4, atol=1e-5)
+        assert np.abs(path.details["completeness_error"]).max() < 0.05
+    strongest = smoothgrad(tiny, x, noise=noise, target=Unit(hidden))
+    assert strongest.map.tobytes() != smoothgrad(tiny, x, noise=noise, target=unit).map.tobytes()
+    many = methods.saliency(tiny, x, target=Several(unit, Unit(hidden, 0, 0, 0)))
+    assert many.map.shape == (2, 2, 3, 8, 9)
+    assert many.map[:, 0].tobytes() == methods.saliency(tiny, x, target=unit).map.tobytes()
+    with pytest.raises(InputError, match="units of one tensor at a time"):
+        methods.saliency(tiny, x, target=Several(unit, 1))
+
+
+def test_grad_cam_of_a_hidden_unit_looks_before_it(demo: Explainer) -> None:
+    found = methods.grad_cam(demo, SCENES, target=Unit("relu2"))
+    assert found.details["layer"] == "relu2"
+    found = methods.grad_cam(demo, SCENES, target=Channel("bn3", 4), layer="relu2")
+    assert found.map.any()
+
+
 # ---------------------------------------------------------------------------------- integrated gradients
 
 
@@ -265,9 +295,9 @@ def test_baselines(tiny: Explainer) -> None:
     zeros = integrated_gradients(tiny, x, baseline=np.zeros((3, 8, 9))).map
     assert integrated_gradients(tiny, x).map.tobytes() == zeros.tobytes()
     assert not integrated_gradients(tiny, x, baseline=x).map.any()
-    with mock.patch.object(tiny, "predict", wraps=tiny.predict) as predict:
+    with mock.patch.object(tiny, "runs", wraps=tiny.runs) as runs:
         integrated_gradients(tiny, x, baseline="blur", steps=1)
-    blurred = predict.call_args.args[0]
+    blurred = runs.call_args_list[1].args[0]
     assert (blurred.std(axis=(2, 3)) < 0.7 * x.std(axis=(2, 3))).all()
     flat = np.full((1, 3, 8, 9), 0.7, np.float32)
     assert np.abs(integrated_gradients(tiny, flat, baseline="blur").map).max() < 1e-5

@@ -264,7 +264,7 @@ def test_the_command_line_asks(
         (("--against", "key"), "--against needs --target."),
         (("--at", "relu3", "--score", "margin"), "--score is of classes"),
         (("--at", "relu3", "--unit", "a"), "--unit is 'a'."),
-        (("--at", "relu3", "--method", "smoothgrad"), "--method explains classes."),
+        (("--score", "margin", "--method", "smoothgrad"), "--method explains logits."),
     ],
 )
 def test_contradictions_are_refused(

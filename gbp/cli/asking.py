@@ -58,8 +58,8 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise InputError("--against needs --target.")
     if arguments.at is not None and arguments.score is not None:
         raise InputError("--score is of classes, and --at asks for a hidden unit.")
-    if arguments.method and (arguments.at or arguments.score or arguments.against):
-        raise InputError("--method explains classes.", hint="Leave --at, --score and --against out.")
+    if arguments.method and arguments.score:
+        raise InputError("--method explains logits.", hint="Leave --score out.")
 
 
 def question_of(arguments: argparse.Namespace, labels: Sequence[str] | None) -> Any:

@@ -20,15 +20,15 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..interpolation import interpolated
+from ..questions import Question
 from ..run import Run
-from ..targets import Target
 from ..tensors import Tensor
-from .common import explained, one_hot, with_details
+from .common import Questions, explained, with_details
 from .planes import layer_named, of_layer, spatial
 
 
 def grad_cam(
-    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+    explainer: Explainer, images: Images, *, target: Question = None, layer: str | None = None
 ) -> Attribution:
     """Grad-CAM: where a class is seen in a layer's planes (Selvaraju et al. 2016, arXiv:1610.02391).
 
@@ -52,17 +52,17 @@ def grad_cam(
     InputError
         For arguments that cannot be used, and where there is no plane.
     """
-    tensor = layer_named(explainer, images, layer)
+    tensor = layer_named(explainer, images, layer, target)
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _enlarged_cam(run, targets, run.tensor(tensor.name)), {}
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return _enlarged_cam(run, questions, run.tensor(tensor.name)), {}
 
     found = explained(explainer, images, target, "vanilla", "grad-cam", compute, (tensor.name,))
     return _with_layer(found, tensor)
 
 
 def layer_grad_cam(
-    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+    explainer: Explainer, images: Images, *, target: Question = None, layer: str | None = None
 ) -> Attribution:
     """Grad-CAM as large as the layer's planes, and with both signs.
 
@@ -81,10 +81,10 @@ def layer_grad_cam(
     InputError
         As `grad_cam`.
     """
-    tensor = layer_named(explainer, images, layer)
+    tensor = layer_named(explainer, images, layer, target)
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _cam(run, targets, run.tensor(tensor.name))[:, :, None], {}
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return _cam(run, questions, run.tensor(tensor.name))[:, :, None], {}
 
     found = explained(explainer, images, target, "vanilla", "layer-grad-cam", compute, (tensor.name,))
     layout = of_layer(replace(tensor, channels=0))
@@ -92,7 +92,7 @@ def layer_grad_cam(
 
 
 def guided_grad_cam(
-    explainer: Explainer, images: Images, *, target: Target = None, layer: str | None = None
+    explainer: Explainer, images: Images, *, target: Question = None, layer: str | None = None
 ) -> Attribution:
     """Guided Grad-CAM: guided backpropagation, times Grad-CAM (Selvaraju et al. 2016, arXiv:1610.02391).
 
@@ -110,28 +110,28 @@ def guided_grad_cam(
     InputError
         As `grad_cam`, and for a network without a rectifier.
     """
-    tensor = layer_named(explainer, images, layer)
+    tensor = layer_named(explainer, images, layer, target)
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        cam = _enlarged_cam(run, targets, run.tensor(tensor.name))
-        return cam * run.vjp(one_hot(targets, run.scores.shape[1]), "guided"), {}
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        cam = _enlarged_cam(run, questions, run.tensor(tensor.name))
+        return cam * questions.gradient(run, "guided"), {}
 
     found = explained(explainer, images, target, "guided", "guided-grad-cam", compute, (tensor.name,))
     return _with_layer(found, tensor)
 
 
-def _cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:
+def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
     """Σ_c w_c · A_c: float64 (n, K, *sides)."""
     assert tensor.channels is not None  # it has planes
     planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, 1)
-    gradient = run.vjp(one_hot(targets, run.scores.shape[1]), wrt=tensor.name)
+    gradient = questions.gradient(run, wrt=tensor.name)
     gradient = np.moveaxis(gradient, 2 + tensor.channels, 2)
     weights = gradient.reshape(*gradient.shape[:3], -1).mean(axis=3)
     cam = weights @ planes.reshape(*planes.shape[:2], -1)
-    return np.asarray(cam.reshape(*targets.shape, *planes.shape[2:]), np.float64)
+    return np.asarray(cam.reshape(*questions.targets.shape, *planes.shape[2:]), np.float64)
 
 
-def _enlarged_cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArray[np.float64]:
+def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
     """Grad-CAM with one channel, in the layout of the input: float64 (n, K, 1, *sides)."""
     last = run.layout == "NHWC"
     sides = run.x.shape[1:-1] if last else run.x.shape[2:]
@@ -140,7 +140,7 @@ def _enlarged_cam(run: Run, targets: NDArray[np.int64], tensor: Tensor) -> NDArr
             f"layer {tensor.name!r} has planes with {len(tensor.shape) - 1} sides, and the input "
             f"{len(sides)}."
         )
-    cam = interpolated(np.maximum(_cam(run, targets, tensor), 0), sides, "bilinear")
+    cam = interpolated(np.maximum(_cam(run, questions, tensor), 0), sides, "bilinear")
     return cam[..., None] if last else cam[:, :, None]
 
 

@@ -3,34 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..asking import ask
 from ..attribution import Attribution, joined
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import elements
+from ..questions import Channel, Question, Several, Unit, is_hidden
 from ..rules import Rule, rule_named
 from ..run import Run
-from ..targets import Target
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.
 _MAX_COPIES = 32
 _MAX_BYTES = 7 * 2**20
 
-#: From a run and its targets (n, K) to maps (n, K, …), and details with one row for each sample.
-Compute = Callable[[Run, NDArray[np.int64]], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of the samples of a run: K classes, contrasts or hidden units each.
+
+    Parameters
+    ----------
+    of
+        The tensor of the seeds, kept; None for the scores.
+    seeds
+        float32 (n, K, …): where backward passes start.  They stay the same for copies of a sample.
+    targets
+        int64 (n, K): the classes that they are about.
+    is_plain
+        Whether they are classes and no more.
+    """
+
+    of: str | None
+    seeds: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    is_plain: bool
+
+    def __getitem__(self, part: slice) -> Questions:
+        """Those of some samples."""
+        return replace(self, seeds=self.seeds[part], targets=self.targets[part])
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The tensors that a run must keep."""
+        return () if self.of is None else (self.of,)
+
+    def gradient(self, run: Run, rule: str | Rule = "vanilla", wrt: str | None = None) -> NDArray[np.float32]:
+        """Their gradients (n, K, …) in a run of these samples, with respect to the input or a kept tensor."""
+        return run.vjp(self.seeds, rule, of=self.of, wrt=wrt)
+
+    def values(self, run: Run) -> NDArray[np.float64]:
+        """What they ask for, Σ seed · tensor, in a run of these samples or of others: float64 (n, K)."""
+        tensor = run.scores if self.of is None else run.value(self.of)
+        seeds = self.seeds.reshape(*self.targets.shape, -1).astype(np.float64)
+        flat = tensor.reshape(len(tensor), -1, 1).astype(np.float64)
+        return np.asarray((seeds @ flat)[..., 0])
+
+
+#: From a run and its questions to maps (n, K, …), and details with one row for each sample.
+Compute = Callable[[Run, Questions], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+
+
+def tensors_of(target: Question) -> tuple[str, ...]:
+    """The hidden tensors that a target names."""
+    items = target.targets if isinstance(target, Several) else (target,)
+    return tuple(item.tensor for item in items if isinstance(item, (Unit, Channel)))
+
+
+def _questions(run: Run, target: Question) -> tuple[Questions, bool, dict[str, NDArray[Any]]]:
+    """The questions about a run; whether there is one for each sample; and their names and values."""
+    if not is_hidden(target):
+        targets = run.targets(target)
+        columns = targets.reshape(len(run), -1)
+        seeds = np.zeros((*columns.shape, run.scores.shape[1]), np.float32)
+        np.put_along_axis(seeds, columns[..., None], 1, axis=-1)
+        return Questions(None, seeds, columns, True), targets.ndim == 1, {}
+    asked, is_one = ask(run, target.targets if isinstance(target, Several) else (target,))
+    if len({each.of for each in asked}) > 1:
+        raise InputError("a method explains units of one tensor at a time.", hint="Ask one after the other.")
+    seeds = np.stack([each.seed for each in asked], axis=1)
+    targets = np.stack([each.classes for each in asked], axis=1)
+    details: dict[str, NDArray[Any]] = {
+        "question": np.array([each.names for each in asked]).T,
+        "value": np.stack([each.value for each in asked], axis=1),
+    }
+    return Questions(asked[0].of, seeds, targets, False), is_one, details
 
 
 def explained(
     explainer: Explainer,
     images: Images,
-    target: Target,
+    target: Question,
     rule: str | Rule,
     method: str,
     compute: Compute,
@@ -59,16 +129,17 @@ def explained(
         Where a map overflows float32.
     """
     parts: list[Attribution] = []
-    for run in explainer.runs(images, keep):
-        targets = run.targets(target)
-        maps, details = compute(run, targets.reshape(len(run), -1))
+    for run in explainer.runs(images, (*keep, *tensors_of(target))):
+        questions, one, names = _questions(run, target)
+        maps, details = compute(run, questions)
         with np.errstate(over="ignore"):
             single = maps.astype(np.float32)
         if not np.isfinite(single).all():
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
-        one = targets.ndim == 1
+        targets = questions.targets[:, 0] if one else questions.targets
         found = run.attribution(single[:, 0] if one else single, targets, rule)
-        rows = {key: row[:, 0] if one and row.ndim == 2 else row for key, row in details.items()}
+        rows = {**details, **names}
+        rows = {key: row[:, 0] if one and row.ndim == 2 else row for key, row in rows.items()}
         parts.append(replace(found, method=method, details=rows))
     found = joined(parts)
     return replace(found, notes=(*found.notes, *found.likeness_notes()))
@@ -79,20 +150,12 @@ def with_details(found: Attribution, notes: Sequence[str], **details: Any) -> At
     return replace(found, notes=(*found.notes, *notes), details={**details, **found.details})
 
 
-def one_hot(targets: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """The seeds of classes, float32 (…, classes): 1 at the target."""
-    seeds = np.zeros((*targets.shape, classes), np.float32)
-    np.put_along_axis(seeds, targets[..., None], 1, axis=-1)
-    return seeds
-
-
 def each_copy(
     explainer: Explainer,
     x: NDArray[np.float32],
     copies: Callable[[slice], NDArray[np.float32]],
     count: int,
-    targets: NDArray[np.int64],
-    classes: int,
+    questions: Questions,
     rule: str | Rule,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Explain copies of one sample, one forward run each.
@@ -107,10 +170,8 @@ def each_copy(
         Makes some of the copies, float32 (m, …).
     count
         How many there are.
-    targets
-        int64 (K,): the classes, the same for all copies.
-    classes
-        How many scores there are.
+    questions
+        Those of the sample, the same for all copies.
     rule
         The rule.
 
@@ -118,19 +179,19 @@ def each_copy(
     ------
     The maps (K, …) and the scores (classes,) of each copy, in order.
     """
-    k, size = len(targets), elements(x.shape)
-    most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * (size + classes)))))
+    k, size = questions.targets.shape[1], elements(x.shape)
+    most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
     step = _even(count, most)
     rewrites = rule_named(rule).rewrite is not None
     for start in range(0, count, step):
         some = copies(slice(start, min(start + step, count)))
-        if rewrites:  # a run would compute the network as it is, too
-            found = explainer.explain(some, rule=rule, target=np.tile(targets, (len(some), 1)))
+        if rewrites and questions.is_plain:  # a run would compute the network as it is, too
+            found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some), 1)))
             yield from zip(found.map, found.scores, strict=True)
             continue
-        for run in explainer.runs(some):
-            seeds = one_hot(np.broadcast_to(targets, (len(run), k)), classes)
-            yield from zip(run.vjp(seeds, rule), run.scores, strict=True)
+        for run in explainer.runs(some, questions.kept):
+            seeds = np.broadcast_to(questions.seeds, (len(run), *questions.seeds.shape[1:]))
+            yield from zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
 
 
 def _even(count: int, most: int) -> int:

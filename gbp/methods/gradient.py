@@ -16,14 +16,14 @@ from ..attribution import Attribution
 from ..explainer import Explainer
 from ..inputs import Images
 from ..pictures.layout import Layout
+from ..questions import Question
 from ..rules import Rule
 from ..run import Run
-from ..targets import Target
-from .common import explained, one_hot, with_details
+from .common import Questions, explained, with_details
 from .planes import layer_named, of_layer
 
 
-def saliency(explainer: Explainer, images: Images, *, target: Target = None) -> Attribution:
+def saliency(explainer: Explainer, images: Images, *, target: Question = None) -> Attribution:
     """Saliency: the magnitude of the gradient (Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034).
 
     Parameters
@@ -43,8 +43,8 @@ def saliency(explainer: Explainer, images: Images, *, target: Target = None) -> 
         For arguments that cannot be used.
     """
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return np.abs(run.vjp(one_hot(targets, run.scores.shape[1]))), {}
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return np.abs(questions.gradient(run)), {}
 
     found = explained(explainer, images, target, "vanilla", "saliency", compute)
     return with_details(
@@ -62,7 +62,7 @@ def layer_gradient(
     *,
     layer: str,
     rule: str | Rule = "vanilla",
-    target: Target = None,
+    target: Question = None,
     times_activation: bool = False,
 ) -> Attribution:
     """The gradient of a score with respect to an inner tensor.
@@ -90,12 +90,12 @@ def layer_gradient(
     InputError
         For arguments that cannot be used.
     """
-    tensor = layer_named(explainer, images, layer, needs_plane=False)
+    tensor = layer_named(explainer, images, layer, target, needs_plane=False)
     name, layouts = tensor.name, set[Layout]()
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         layouts.add(of_layer(run.tensor(name)))
-        gradient = run.vjp(one_hot(targets, run.scores.shape[1]), rule, wrt=name)
+        gradient = questions.gradient(run, rule, name)
         return gradient * run.value(name)[:, None] if times_activation else gradient, {}
 
     found = explained(explainer, images, target, rule, "layer-gradient", compute, (name,))

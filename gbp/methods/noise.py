@@ -25,10 +25,10 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import at_least_one
+from ..questions import Question
 from ..rules import Rule
 from ..run import Run
-from ..targets import Target
-from .common import each_copy, explained, with_details
+from .common import Questions, each_copy, explained, with_details
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
 Noise: TypeAlias = float | NDArray[Any]
@@ -42,7 +42,7 @@ def smoothgrad(
     images: Images,
     *,
     rule: str | Rule = "vanilla",
-    target: Target = None,
+    target: Question = None,
     samples: int = 25,
     noise: Noise = 0.15,
     seed: int = 0,
@@ -83,7 +83,7 @@ def smoothgrad_squared(
     images: Images,
     *,
     rule: str | Rule = "vanilla",
-    target: Target = None,
+    target: Question = None,
     samples: int = 25,
     noise: Noise = 0.15,
     seed: int = 0,
@@ -112,7 +112,7 @@ def vargrad(
     images: Images,
     *,
     rule: str | Rule = "vanilla",
-    target: Target = None,
+    target: Question = None,
     samples: int = 25,
     noise: Noise = 0.15,
     seed: int = 0,
@@ -158,7 +158,7 @@ def _noisy(
     explainer: Explainer,
     images: Images,
     rule: str | Rule,
-    target: Target,
+    target: Question,
     samples: int,
     noise: Noise,
     seed: int,
@@ -175,24 +175,24 @@ def _noisy(
         raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
 
     def of_sample(
-        x: NDArray[np.float32], scores: NDArray[np.float32], targets: NDArray[np.int64], index: int
+        x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int
     ) -> tuple[NDArray[np.float64], float]:
         copies = _given(x, given, index) if share is None else _drawn(x, share, count, int(seed))
-        total = np.zeros((len(targets), *x.shape))
+        total = np.zeros((questions.targets.shape[1], *x.shape))
         squares = np.zeros_like(total)
         best, kept = scores.argmax(), 0
-        for maps, copy_scores in each_copy(explainer, x, copies, count, targets, scores.size, rule):
+        for maps, copy_scores in each_copy(explainer, x, copies, count, questions, rule):
             total += maps
             if method != "smoothgrad":
                 squares += np.square(maps, dtype=np.float64)
             kept += int(copy_scores.argmax() == best)
         return made(total / count, squares / count), kept / count
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         run.close()  # its memory serves the copies
         first = run.samples.start
-        each = enumerate(zip(run.x, run.scores, targets, strict=True), start=first)
-        found = [of_sample(x, scores, of, index) for index, (x, scores, of) in each]
+        each = enumerate(zip(run.x, run.scores, strict=True))
+        found = [of_sample(x, scores, questions[i : i + 1], first + i) for i, (x, scores) in each]
         return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
 
     found = explained(explainer, images, target, rule, method, compute)

@@ -21,10 +21,10 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import at_least_one
+from ..questions import Question
 from ..rules import Rule, rule_named
 from ..run import Run
-from ..targets import Target
-from .common import each_copy, explained, with_details
+from .common import Questions, each_copy, explained, with_details
 
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -60,7 +60,7 @@ def integrated_gradients(
     images: Images,
     *,
     rule: str | Rule = "vanilla",
-    target: Target = None,
+    target: Question = None,
     steps: int = 50,
     baseline: str | ArrayLike = "zero",
     quadrature: str = "gauss-legendre",
@@ -106,7 +106,7 @@ def integrated_gradients(
     points, weights = QUADRATURES[quadrature](count)
 
     def of_sample(
-        x: NDArray[np.float32], start: NDArray[np.float64], targets: NDArray[np.int64], classes: int
+        x: NDArray[np.float32], start: NDArray[np.float64], questions: Questions
     ) -> NDArray[np.float64]:
         way = x - start
 
@@ -114,21 +114,22 @@ def integrated_gradients(
             at = points[part].reshape(-1, *(1,) * x.ndim)
             return (start + at * way).astype(np.float32)
 
-        mean = np.zeros((len(targets), *x.shape))
-        each = each_copy(explainer, x, copies, count, targets, classes, rule)
+        mean = np.zeros((questions.targets.shape[1], *x.shape))
+        each = each_copy(explainer, x, copies, count, questions, rule)
         for weight, (maps, _) in zip(weights, each, strict=True):
             mean += weight * maps
         return way * mean
 
-    def compute(run: Run, targets: NDArray[np.int64]) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        after = questions.values(run)
         run.close()  # its memory serves the points
         starts = _starts(baseline, run)
-        before = explainer.predict(starts.astype(np.float32))
-        at, after = np.take_along_axis, run.scores
-        difference = at(after.astype(np.float64), targets, 1) - at(before.astype(np.float64), targets, 1)
-        each = zip(run.x, starts, targets, strict=True)
-        maps = np.stack([of_sample(x, start, of, after.shape[1]) for x, start, of in each])
-        total = maps.reshape(*targets.shape, -1).sum(axis=2)
+        runs = explainer.runs(starts.astype(np.float32), questions.kept)
+        before = np.concatenate([questions[each.samples].values(each) for each in runs])
+        difference = after - before
+        each = enumerate(zip(run.x, starts, strict=True))
+        maps = np.stack([of_sample(x, start, questions[i : i + 1]) for i, (x, start) in each])
+        total = maps.reshape(*difference.shape, -1).sum(axis=2)
         return maps, {"score_difference": difference, "completeness_error": total - difference}
 
     found = explained(explainer, images, target, rule, "integrated-gradients", compute)

@@ -11,7 +11,9 @@ from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import elements
 from ..pictures.layout import Layout
+from ..questions import Question
 from ..tensors import Tensor, find
+from .common import tensors_of
 
 #: Ops that slide a window over a plane.
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
@@ -57,7 +59,12 @@ def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
 
 
 def layer_named(
-    explainer: Explainer, images: Images, layer: str | None, *, needs_plane: bool = True
+    explainer: Explainer,
+    images: Images,
+    layer: str | None,
+    target: Question = None,
+    *,
+    needs_plane: bool = True,
 ) -> Tensor:
     """The tensor that `layer` means; by default of the last with a plane.
 
@@ -69,6 +76,8 @@ def layer_named(
         What will be explained, from which the sizes of a model of open size are known.
     layer
         A name that `tensors.find` knows, or None.
+    target
+        What is explained; of a hidden tensor, only what is computed before it can be the last plane.
     needs_plane
         Whether a tensor without a plane is refused.
 
@@ -79,8 +88,10 @@ def layer_named(
     """
     if None in explainer.input_shape[1:] and isinstance(images, np.ndarray):
         explainer.predict(images[:1])  # now the sizes are known
-    tensors = explainer.tensors
-    last = last_plane(tensors, len(explainer.input_shape) - 1)
+    tensors = before = explainer.tensors
+    for hidden in tensors_of(target):
+        before = before[: tensors.index(find(tensors, hidden)) + 1]
+    last = last_plane(before, len(explainer.input_shape) - 1)
     if layer is None:
         if last is None:
             raise InputError(
