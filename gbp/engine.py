@@ -116,6 +116,8 @@ class Engine:
         facts = source.input, source.scores, source.given, settings.algorithm, settings.clamp
         self._plans = Plans(source.weights.files if settings.cache else (), facts, settings.threads)
         source = replace(source, weights=replace(source.weights, files=()))  # a model's bytes may be freed
+        #: The SHA-256 of the model's file, where it is known; "" elsewhere.
+        self.digest = self._plans.digest
         self.provenance: Provenance | None = None
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples, suggestion(source))
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too

@@ -15,7 +15,7 @@ from .version import VERSION
 
 _CHUNK = 2**20
 #: Arguments of an Explainer that are told in other words, or that change no bit of a map.
-_TOLD_APART = ("model", "preprocess", "labels", "threads", "memory")
+_TOLD_APART = ("model", "preprocess", "labels", "threads", "memory", "cache")
 #: What the arguments are by default.
 _DEFAULTS = ("cpu", "gradient", "auto")
 
@@ -37,7 +37,8 @@ class Provenance:
     path
         Where the model's file is; "" for a model in memory.
     digest
-        The SHA-256 of the bytes of a model in memory; that of a file is computed when it is asked for.
+        The SHA-256 of the model's bytes, where it is known.  That of a file is else computed when it is
+        asked for.
     """
 
     model: str
@@ -48,8 +49,18 @@ class Provenance:
     digest: str = ""
 
     @classmethod
-    def of(cls, model: Any, preprocess: Preprocess | None, arguments: Mapping[str, Any]) -> Provenance:
-        """The provenance of a model as `Explainer` takes it, with the Explainer's arguments."""
+    def of(
+        cls, model: Any, preprocess: Preprocess | None, arguments: Mapping[str, Any], digest: str = ""
+    ) -> Provenance:
+        """The provenance of a model as `Explainer` takes it, with the Explainer's arguments.
+
+        Parameters
+        ----------
+        model, preprocess, arguments
+            What an Explainer is made from.
+        digest
+            The SHA-256 of the model's bytes, where it is known.
+        """
         told = {
             name: _told(value)
             for name, value in arguments.items()
@@ -58,8 +69,8 @@ class Provenance:
         gbp, preprocess_told = VERSION, preprocess.to_dict() if preprocess else None
         if isinstance(model, (str, os.PathLike)):
             path = os.path.abspath(os.fspath(model))
-            return cls(os.path.basename(path), gbp, preprocess_told, told, path)
-        digest = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else ""
+            return cls(os.path.basename(path), gbp, preprocess_told, told, path, digest)
+        digest = digest or (hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else "")
         return cls("", gbp, preprocess_told, told, digest=digest)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import mmap
 import os
@@ -237,8 +238,13 @@ def test_a_digest_is_remembered_while_the_file_stays(
 ) -> None:
     """One that changed just now is not: it might change once more within the same tick of the clock."""
     hashed: list[int] = []
-    real = content._digest
-    monkeypatch.setattr(content, "_digest", lambda *given: hashed.append(1) or real(*given))
+    real = hashlib.file_digest
+
+    def digest(*given: Any) -> Any:
+        hashed.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(content.hashlib, "file_digest", digest)
     monkeypatch.setattr(content, "_SETTLED", 10**12)
     for _ in range(2):
         Explainer(file)
@@ -255,22 +261,15 @@ def test_a_digest_is_remembered_while_the_file_stays(
     assert len(kept(folder)) == 1
 
 
-def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many threads compute it, and of pieces of any size."""
-    monkeypatch.setattr(content, "_PIECE", 1000)
-    monkeypatch.setattr(content, "_AT_ONCE", 300)
-    path = tmp_path / "file"
-    digests = set()
-    for size in (0, 1, 999, 1000, 1001, 5432):
-        data = np.random.default_rng(size).bytes(size)
-        path.write_bytes(data)
-        found = {
-            content.digest_of_file(path, lambda: path.open("rb"), str(tmp_path / "no"), threads)
-            for threads in (1, 3)
-        } | {content.digest_of_bytes(data, threads) for threads in (1, 3)}
-        assert len(found) == 1
-        digests |= found
-    assert len(digests) == 6
+def test_the_digest_is_told_with_the_maps(folder: Path, file: Path) -> None:
+    """It is the SHA-256 that others compute too, and not computed twice."""
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    for source in (file, file.read_bytes()):
+        explainer = Explainer(source)
+        assert explainer._engine.digest == expected
+        assert explainer.explain(X).provenance.to_dict()["sha256"] == expected
+        assert explainer.explain(X).provenance.to_dict()["options"] == {}
+    assert Explainer(file, cache=False).explain(X).provenance.to_dict()["sha256"] == expected
 
 
 def test_other_sources_of_gbp_pack_anew(folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from ..kernels.codegen.cache import CACHE_DIRECTORY, PART, ROOT, log, make_folde
 from ..kernels.codegen.lock import only_one
 from ..limits import readable_bytes
 from . import entry
-from .content import Opened, digest_of_bytes, digest_of_file
+from .content import Opened, digest_of_file
 
 T = TypeVar("T")
 
@@ -61,17 +61,17 @@ class Plans:
     """
 
     def __init__(self, files: Sequence[File], facts: Sequence[Any], threads: int) -> None:
-        self._threads, self._facts, self._content = threads, "", ""
+        self._threads, self._facts, self._digests = threads, "", list[str]()
         if sum(file.size for file in files) < _LEAST or refused() or refused(FOLDER, "packed weights"):
             return
         with suppress(OSError):  # a file is gone or has changed: who reads its weights will say so
-            self._content = "\n".join(self._digest(file) for file in files)
+            self._digests = list(map(_digest, files))
             self._facts = "\n".join(map(_word, facts))
 
-    def _digest(self, file: File) -> str:
-        if isinstance(file.file, bytes):
-            return digest_of_bytes(file.file, self._threads)
-        return digest_of_file(file.file, file.opened, FOLDER, self._threads)
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the model's own file, hexadecimal; "" where no plan is kept."""
+        return self._digests[0] if self._digests else ""
 
     def of(self, facts: Sequence[Any], build: Callable[[], T]) -> T:
         """The plan that `build` makes.
@@ -83,9 +83,9 @@ class Plans:
         build
             Makes the plan, where none is kept.
         """
-        if not self._content:
+        if not self._digests:
             return build()
-        words = "\n".join((_sources(), self._content, self._facts, *map(_word, facts)))
+        words = "\n".join((_sources(), *self._digests, self._facts, *map(_word, facts)))
         path = Path(FOLDER, hashlib.sha256(words.encode()).hexdigest()[:32])
         found: T | None = self._load(path)
         if found is not None:
@@ -131,6 +131,12 @@ class Plans:
             log.info("packed weights are not kept in %r: %s", FOLDER, error.strerror or error)
             return False
         return True
+
+
+def _digest(file: File) -> str:
+    if isinstance(file.file, bytes):
+        return hashlib.sha256(file.file).hexdigest()
+    return digest_of_file(file.file, file.opened, FOLDER)
 
 
 def _make_room(folder: Path, size: int) -> bool:
