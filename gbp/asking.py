@@ -76,7 +76,9 @@ def explained(
         }
         parts.append(replace(found, details=details))
     found = joined(parts)
-    return replace(found, notes=(*found.notes, *_dead(found, bool(keep)), *found.likeness_notes()))
+    # Seeds of other scores and of hidden units depend on the image themselves.
+    looks = bool(keep) or score not in (None, "logit", "sum")
+    return replace(found, notes=(*found.notes, *_dead(found, bool(keep)))).doubted(looks)
 
 
 def ask(

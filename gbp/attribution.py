@@ -161,6 +161,22 @@ class Attribution(Drawable, Sequence[Sample]):
             details={k: v[part] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
         )
 
+    def doubted(self, looks_at_image: bool = False) -> Attribution:
+        """The same with notes on what the maps do not tell: of the image, and of one class.
+
+        Parameters
+        ----------
+        looks_at_image
+            Whether the map was made of the image beside the reverse pass, as a product with it is.
+        """
+        found = replace(self, depends_on_image=True) if looks_at_image else self
+        same = (
+            f"Under {self.rule!r} this network gives a class the same map for any image: the reverse pass "
+            "reads nothing of the image, such as the switches of a max-pool.",
+        )
+        notes = (*found.notes, *(() if found.depends_on_image else same), *found.likeness_notes())
+        return replace(found, notes=notes)
+
     def likeness_notes(self) -> tuple[str, ...]:
         """A note, where the maps of a sample's targets are nearly the same; else none."""
         if self.target.ndim < 2 or self.target.shape[1] < 2:

@@ -249,8 +249,7 @@ class Engine:
             photos.extend(batch.photos or ())
         maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
         shape, seen = batch.x.shape, (tuple(pictures), tuple(photos))
-        found = self.attribution(session.plan, shape, rule, maps, scores, targets, *seen)
-        return replace(found, notes=(*found.notes, *found.likeness_notes()))
+        return self.attribution(session.plan, shape, rule, maps, scores, targets, *seen).doubted()
 
     def attribution(
         self,

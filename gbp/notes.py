@@ -50,11 +50,6 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = F
         Whether convolutions multiplied in TF32.
     """
     notes = [*source.notes, *plan.notes]
-    if not depends_on_image(plan, rule):
-        notes.append(
-            f"Under {rule.name!r} this network gives a class the same map for any image: the reverse pass "
-            "reads nothing of the image, such as the switches of a max-pool."
-        )
     # A Clip from 0 that is no rectifier is part of an activation.
     if plan.other_clips:
         notes.append(

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from gbp import RULES, Explainer, InputError, Top
+from gbp import RULES, Attribution, Contrast, Explainer, InputError, Top, methods
 from gbp.cli import main as cli
 from gbp.doubt.classes import class_sensitivity
 from gbp.doubt.faithful import deletion, infidelity, insertion, max_sensitivity
@@ -122,6 +122,28 @@ def test_a_map_that_is_the_same_for_any_image_says_so(name: str) -> None:
         assert found.depends_on_image is not same, (name, rule)
         assert any("the same map for any image" in note for note in found.notes) is same
         assert all(bool(sample.doubts()) is same for sample in found)
+
+
+def test_a_map_that_is_made_of_the_image_says_no_such_thing() -> None:
+    b = Builder()
+    explainer = Explainer(b.model(b.head(b.relu(b.conv(b.input(1, 3, 8, 8), 5)), 3)))
+    x = noise(2, 3, 8, 8)
+    same = "the same map for any image"
+
+    def says(found: Attribution) -> bool:
+        assert any(same in note for note in found.notes) is not found.depends_on_image
+        return any(same in note for note in found.notes)
+
+    rule = "deconvnet"
+    assert says(explainer.explain(x, rule=rule))
+    assert says(explainer.explain(x, rule=rule, target=Contrast(1, 0)))
+    assert says(methods.smoothgrad(explainer, x, rule=rule, samples=2))
+    assert not says(explainer.explain(x, rule=rule, score="margin"))
+    assert not says(methods.integrated_gradients(explainer, x, rule=rule, steps=2))
+    assert not says(methods.grad_cam(explainer, x))
+    layer = {"layer": "conv0", "rule": rule}
+    assert says(methods.layer_gradient(explainer, x, **layer))
+    assert not says(methods.layer_gradient(explainer, x, **layer, times_activation=True))
 
 
 def shared(scale: float) -> onnx.ModelProto:

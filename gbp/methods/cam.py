@@ -57,7 +57,9 @@ def grad_cam(
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         return _enlarged_cam(run, questions, run.tensor(tensor.name)), {}
 
-    found = explained(explainer, images, target, "vanilla", "grad-cam", compute, (tensor.name,))
+    found = explained(
+        explainer, images, target, "vanilla", "grad-cam", compute, (tensor.name,), looks_at_image=True
+    )
     return _with_layer(found, tensor)
 
 
@@ -86,7 +88,9 @@ def layer_grad_cam(
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         return _cam(run, questions, run.tensor(tensor.name))[:, :, None], {}
 
-    found = explained(explainer, images, target, "vanilla", "layer-grad-cam", compute, (tensor.name,))
+    found = explained(
+        explainer, images, target, "vanilla", "layer-grad-cam", compute, (tensor.name,), looks_at_image=True
+    )
     layout = of_layer(replace(tensor, channels=0))
     return _with_layer(replace(found, layout=layout, channels="RGB"), tensor)
 
@@ -116,7 +120,9 @@ def guided_grad_cam(
         cam = _enlarged_cam(run, questions, run.tensor(tensor.name))
         return cam * questions.gradient(run, "guided"), {}
 
-    found = explained(explainer, images, target, "guided", "guided-grad-cam", compute, (tensor.name,))
+    found = explained(
+        explainer, images, target, "guided", "guided-grad-cam", compute, (tensor.name,), looks_at_image=True
+    )
     return _with_layer(found, tensor)
 
 

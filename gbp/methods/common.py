@@ -105,6 +105,8 @@ def explained(
     method: str,
     compute: Compute,
     keep: Sequence[str] = (),
+    *,
+    looks_at_image: bool = False,
 ) -> Attribution:
     """Run images slice by slice, and join what `compute` makes of the runs.
 
@@ -120,6 +122,8 @@ def explained(
         Makes the maps of a run, and the details of its samples.
     keep
         As for `Explainer.runs`.
+    looks_at_image
+        Whether the maps are made of the image, or of activations, beside backward passes.
 
     Raises
     ------
@@ -141,8 +145,7 @@ def explained(
         rows = {**details, **names}
         rows = {key: row[:, 0] if one and row.ndim == 2 else row for key, row in rows.items()}
         parts.append(replace(found, method=method, details=rows))
-    found = joined(parts)
-    return replace(found, notes=(*found.notes, *found.likeness_notes()))
+    return joined(parts).doubted(looks_at_image)
 
 
 def with_details(found: Attribution, notes: Sequence[str], **details: Any) -> Attribution:

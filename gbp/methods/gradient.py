@@ -98,7 +98,16 @@ def layer_gradient(
         gradient = questions.gradient(run, rule, name)
         return gradient * run.value(name)[:, None] if times_activation else gradient, {}
 
-    found = explained(explainer, images, target, rule, "layer-gradient", compute, (name,))
+    found = explained(
+        explainer,
+        images,
+        target,
+        rule,
+        "layer-gradient",
+        compute,
+        (name,),
+        looks_at_image=times_activation,
+    )
     (layout,) = layouts
     is_plane = layout in ("NCHW", "NHWC")
     found = replace(found, layout=layout, channels="RGB")

@@ -132,7 +132,7 @@ def integrated_gradients(
         total = maps.reshape(*difference.shape, -1).sum(axis=2)
         return maps, {"score_difference": difference, "completeness_error": total - difference}
 
-    found = explained(explainer, images, target, rule, "integrated-gradients", compute)
+    found = explained(explainer, images, target, rule, "integrated-gradients", compute, looks_at_image=True)
     name = baseline if isinstance(baseline, str) else "given"
     return with_details(
         found,
