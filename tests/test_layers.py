@@ -87,8 +87,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime",
     },
     "serve": {
-        *("attribution", "errors", "explainer", "gbp", "kernels", "limits", "methods", "pictures", "rules"),
-        "targets",
+        *("attribution", "errors", "explainer", "gbp", "kernels", "limits", "methods", "pictures"),
+        *("questions", "rules", "targets"),
     },
     "doubt": {
         *("attribution", "errors", "explainer", "importer", "inputs", "limits", "pictures", "rules"),

@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from gbp import RULES, Explainer
+from gbp import RULES, Channel, Explainer
 from gbp.serve.app import application
 from gbp.serve.limits import Limits
 from gbp.serve.models import Served
@@ -182,6 +182,28 @@ def test_a_dropped_photo_is_explained_and_a_click_explains_another_class(
     expected = explainer.explain(photo, rule="vanilla", target="key").reduce("abs-max")[0]
     expected = np.minimum(expected / np.percentile(expected, 99.5), 1) * 255
     assert np.abs(pixels(browser, canvas_of("vanilla"))[:, :, 0] - expected).max() <= 1
+
+
+@needs_browser
+def test_a_hidden_unit_is_explained(browser: Any, explainer: Explainer) -> None:
+    browser.find_element(By.ID, "demo").click()
+    wait(browser, lambda: status(browser).startswith("Explained: ring"))
+    browser.find_element(By.CSS_SELECTOR, "#layer [value=relu2]").click()
+    channel = browser.find_element(By.ID, "channel")
+    assert channel.get_attribute("max") == "31"
+    channel.clear()
+    channel.send_keys("5", Keys.ENTER)
+    wait(browser, lambda: status(browser).startswith("Explained: relu2"))
+    assert pressed(browser) == []
+    for name in ("opacity", "smooth"):
+        slide(browser, name, 0)
+    browser.find_element(By.CSS_SELECTOR, "[value=gray]").click()
+    photo = (MODELS / "demo.png").read_bytes()
+    expected = explainer.explain(photo, rule="deconvnet", target=Channel("relu2", 5)).reduce("abs-max")[0]
+    expected = np.minimum(expected / (np.percentile(expected, 99.5) or expected.max()), 1) * 255
+    assert np.abs(pixels(browser, canvas_of("deconvnet"))[:, :, 0] - expected).max() <= 1
+    browser.find_element(By.CSS_SELECTOR, "#classes button").click()
+    wait(browser, lambda: status(browser).startswith("Explained: ring"))
 
 
 @needs_browser

@@ -25,7 +25,7 @@ for _module in ("starlette", "uvicorn", "prometheus_client", "python_multipart",
 
 import httpx
 
-from gbp import RULES, At, Explainer, GbpError, InputError, Top, methods
+from gbp import RULES, At, Channel, Explainer, GbpError, InputError, Top, Unit, methods
 from gbp.methods import METHODS
 from gbp.rules import OTHER_RULES, rule_named
 from gbp.serve.app import Server, application, routes_of
@@ -106,6 +106,23 @@ def test_json_holds_the_map_and_what_the_network_sees_on_request(app: Any, expla
     assert arrays(base64.b64decode(answer["map"]))["map"].tobytes() == expected.map.tobytes()
     seen = Image.open(io.BytesIO(base64.b64decode(answer["input"])))
     assert seen.tobytes() == expected[0].image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("query", "target"),
+    [
+        ({"at": "relu1"}, Unit("relu1")),
+        ({"at": "relu1", "channel": "3"}, Channel("relu1", 3)),
+        ({"at": "relu1", "unit": "3,20,30"}, Unit("relu1", 3, 20, 30)),
+    ],
+)
+def test_a_hidden_unit_is_explained(
+    app: Any, explainer: Explainer, query: dict[str, str], target: Any
+) -> None:
+    answer = post(app, rule="deconvnet", include="map", **query).json()
+    expected = explainer.explain(PHOTO, rule="deconvnet", target=target)
+    assert arrays(base64.b64decode(answer["map"]))["map"].tobytes() == expected.map.tobytes()
+    assert answer["explained"] == expected.to_dict()["explained"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -239,6 +256,15 @@ REFUSED: list[tuple[int, dict[str, Any]]] = [
     (400, {"params": {"rule": "lrp"}}),
     (400, {"params": {"method": "lime"}}),
     (400, {"params": {"method": "layer-gradient"}}),
+    (400, {"params": {"channel": "1"}}),
+    (400, {"params": {"at": "relu1", "channel": "x"}}),
+    (400, {"params": {"at": "relu1", "channel": "1,2"}}),
+    (400, {"params": {"at": "relu1", "unit": "1,2,-3"}}),
+    (400, {"params": {"at": "relu1", "unit": "1,2,3", "channel": "1"}}),
+    (400, {"params": {"at": "relu1", "target": "star"}}),
+    (400, {"params": {"at": "relu1", "method": "smoothgrad"}}),
+    (422, {"params": {"at": "/etc/passwd"}}),
+    (422, {"params": {"at": "relu1", "channel": "99"}}),
     (400, {"params": {"method": "grad-cam", "rule": "guided"}}),
     (400, {"params": {"method": "smoothgrad", "layer": "conv1"}}),
     (400, {"params": {"layer": "conv1"}}),

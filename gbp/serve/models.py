@@ -99,6 +99,7 @@ class Served:
                 {"name": name, "source": rule.source, "caution": rule.caution, "gate": name in RULES}
                 for name, rule in (RULES | OTHER_RULES).items()
             ],
+            "tensors": self._tensors(),
             "methods": [
                 {
                     "name": method.name,
@@ -110,6 +111,13 @@ class Served:
             ],
             "styles": list(STYLES),
         }
+
+    def _tensors(self) -> list[dict[str, Any]]:
+        """The hidden tensors; none where they are unknown until a first picture."""
+        try:
+            return [{"name": t.name, "op": t.op, "shape": list(t.shape)} for t in self.explainer.tensors]
+        except InputError:
+            return []
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer | BaseException]:
         """Explain jobs with equal keys as one batch: an answer or an error for each."""

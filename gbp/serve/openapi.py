@@ -93,6 +93,9 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
                 "A class index, a label, an index for each axis of the scores (8763:1), or top1 to "
                 f"top{limits.targets}.  By default what the picture is taken for.",
             ),
+            _query("at", {"type": "string", "maxLength": MAX_TEXT}, "A hidden tensor: its strongest unit."),
+            _query("channel", {"type": "integer"}, "With at: the strongest unit of this channel."),
+            _query("unit", {"type": "string"}, "With at: this unit, an index for each axis, as 17,5,7."),
             _query("style", _enum(STYLES), "How a picture is drawn."),
             _query("format", _enum(tuple(FORMATS)), "The format of the answer, whatever Accept says."),
             {
@@ -131,7 +134,7 @@ def _schemas() -> dict[str, Any]:
         {"type": "array", "items": {"type": "string"}},
     )
     chosen = {
-        "class": {"type": "integer"},
+        "class": {"type": ["integer", "null"], "description": "Null for a hidden unit."},
         "position": text,
         "label": text,
         "score": number,
@@ -146,6 +149,12 @@ def _schemas() -> dict[str, Any]:
         "rules": {
             "type": "array",
             "items": _object({"name": text, "source": text, "caution": text, "gate": {"type": "boolean"}}),
+        },
+        "tensors": {
+            "type": "array",
+            "items": _object(
+                {"name": text, "op": text, "shape": {"type": "array", "items": {"type": "integer"}}}
+            ),
         },
         "methods": {
             "type": "array",

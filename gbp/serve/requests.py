@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from ..errors import InputError
 from ..methods import METHODS
 from ..pictures.drawing import Style
+from ..questions import Channel, Question, Unit
 from ..rules import OTHER_RULES, RULES
-from ..targets import Target, Top, target_of
+from ..targets import At, Target, Top, target_of
 from .limits import Limits
 from .work import BusyError
 
@@ -33,7 +34,7 @@ RULE_NAMES = (*RULES, *OTHER_RULES)
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.
 MAX_TEXT = 200
-PARAMETERS = ("rule", "method", "layer", "target", "style", "format", "include")
+PARAMETERS = (*("rule", "method", "layer", "target", "at", "channel", "unit", "style", "format", "include"),)
 
 
 class RequestError(InputError):
@@ -65,7 +66,7 @@ class Ask:
     layer
         The tensor that the method is to look at, or None for its default.
     target
-        As for `Explainer.explain`.
+        As for `Explainer.explain`; a `Channel` or a `Unit` by the parameters at, channel and unit.
     style
         How pictures are drawn; None for the default.
     format
@@ -77,7 +78,7 @@ class Ask:
     rule: str = "guided"
     method: str | None = None
     layer: str | None = None
-    target: Target = None
+    target: Question = None
     style: Style | None = None
     format: str = "json"
     include: tuple[str, ...] = ()
@@ -120,7 +121,7 @@ class Ask:
             _one_of("include", extra, EXTRAS)
         if extras and format != "json":
             raise RequestError(400, "include is for answers in JSON.", hint="Say format=json.")
-        target = _target(_short("target", values.get("target", "")), limits)
+        target = _question(values, method, limits)
         return cls(rule, method, layer, target, style, format, tuple(dict.fromkeys(extras)))
 
     @property
@@ -131,7 +132,7 @@ class Ask:
     @property
     def is_plain(self) -> bool:
         """Whether it asks for the rule's map of one target, as most do."""
-        return self.method is None and not isinstance(self.target, Top)
+        return self.method is None and (self.target is None or isinstance(self.target, (int, str, At)))
 
 
 def _rule_of(method: str | None) -> str:
@@ -143,6 +144,30 @@ def _short(name: str, text: str) -> str:
     if len(text) > MAX_TEXT:
         raise RequestError(400, f"{name} has {len(text)} characters.", supported=f"up to {MAX_TEXT}")
     return text
+
+
+def _question(values: Mapping[str, str], method: str | None, limits: Limits) -> Question:
+    """What to explain: a class, or a hidden unit by "at", "channel" and "unit"."""
+    if "at" not in values:
+        if "channel" in values or "unit" in values:
+            raise RequestError(400, "channel and unit are of a tensor.", hint="Name it: at=.")
+        return _target(_short("target", values.get("target", "")), limits)
+    if method is not None or "target" in values or ("channel" in values and "unit" in values):
+        found = "at asks for a hidden unit, with channel, with unit or with neither."
+        raise RequestError(400, found, hint="Leave out target, method and one of these.")
+    tensor = _short("at", values["at"])
+    if "channel" in values:
+        (channel,) = _indices("channel", values["channel"], 1)
+        return Channel(tensor, channel)
+    return Unit(tensor, *(_indices("unit", values["unit"]) if "unit" in values else ()))
+
+
+def _indices(name: str, text: str, count: int | None = None) -> tuple[int, ...]:
+    """Indices with commas between them."""
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){0,7}", text) or count not in (None, text.count(",") + 1):
+        supported = "an index" if count == 1 else "an index for each axis, as 17,5,7"
+        raise RequestError(400, f"{name} is {text!r:.80}.", supported=supported)
+    return tuple(map(int, text.split(",")))
 
 
 def _target(text: str, limits: Limits) -> Target:
