@@ -81,7 +81,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from ..explainer import Explainer
     from ..pictures.labels import read_labels
     from ..serve.limits import Limits
-    from ..serve.models import Served
+    from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
     from ..serve.server import serve as run
     from .progress import compiling_shown
@@ -108,7 +108,8 @@ def serve(arguments: argparse.Namespace) -> int:
             tf32=arguments.tf32,
             cache=arguments.cache,
         )
-        models.append(Served(name, explainer, limits))
+        together = 1 if arguments.device == "cpu" else TOGETHER_ON_A_CARD
+        models.append(Served(name, explainer, limits, together))
     listener = listening(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     is_loopback = host.startswith("127.") or host == "::1"

@@ -24,6 +24,8 @@ from ..rules import OTHER_RULES, RULES, rule_named
 from .limits import Limits
 from .requests import FORMATS, STYLES, Ask
 
+#: How many pictures are one batch on a card.  On a processor a batch is hardly faster, see docs/serve.md.
+TOGETHER_ON_A_CARD = 16
 #: How an .npy file begins.
 _ARRAY = b"\x93NUMPY"
 
