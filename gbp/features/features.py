@@ -162,6 +162,7 @@ def features(
         progress(before, len(files))
         for done in scan.run():
             progress(done, len(files))
+        read = len(files) - len(scan.failed)
         graph = _graph(path, options, first.shape)
         project = Projector(explainer, tensor, graph, rule, part)
         made: dict[int, tuple[str, Sequence[Hit]]] = {}
@@ -169,7 +170,7 @@ def features(
             report(f"drawing channel {channel}")
             file = f"channel-{channel}.png"
             if hits:
-                title = f"{tensor.name}, channel {channel}: {len(hits)} strongest of {len(files)} images"
+                title = f"{tensor.name}, channel {channel}: {len(hits)} strongest of {read} images"
                 drawn = io.BytesIO()
                 save_picture(project.picture(title, channel, hits), drawn, "png")
                 folder.put(file, drawn.getvalue())
@@ -177,9 +178,9 @@ def features(
         shown = ""
         if part == "effective":
             shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
+        more = f" ({len(scan.failed)} more could not be read)" if scan.failed else ""
         about = (
-            f"Of each channel of {tensor.name}, the strongest unit of each of {len(files)} images; "
-            f"{f'{len(scan.failed)} more could not be read. ' if scan.failed else ''}"
+            f"Of each channel of {tensor.name}, the strongest unit of each of {read} images{more}: "
             f"on the left what the unit responds to, projected back under the rule {rule}, on the right the "
             f"same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
             "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",

@@ -73,9 +73,9 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
     """
     parts = [
         "<!doctype html>",
-        '<html lang="en"><meta charset="utf-8">',
+        '<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>{escape(title)}</title>",
-        "<style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:900px;padding:0 1em}"
+        "<style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:1116px;padding:0 1em}"
         "img{max-width:100%;height:auto}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
         "summary{cursor:pointer}</style>",
         f"<h1>{escape(title)}</h1>",
