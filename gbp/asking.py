@@ -19,6 +19,7 @@ from .rules import Rule
 from .run import Run
 from .score import Value, of_classes, of_function
 from .targets import Classes
+from .tensors import Tensor
 
 #: Bytes of seeds that are made at a time.
 _MAX_BYTES = 2**26
@@ -159,7 +160,7 @@ def _hidden(run: Run, item: Unit | Channel) -> Asked:
     value = run.value(tensor.name)
     n, flat = len(run), value.reshape(len(run), -1)
     where = np.zeros(tensor.shape, np.bool_)
-    where[_place(item, tensor.shape)] = True
+    where[_place(item, tensor)] = True
     chosen = np.broadcast_to(where.reshape(-1), flat.shape)
     if isinstance(item, Unit) or item.how == "max":
         best = np.where(chosen, flat, -np.inf).argmax(axis=1)
@@ -179,23 +180,28 @@ def _hidden(run: Run, item: Unit | Channel) -> Asked:
     )
 
 
-def _place(item: Unit | Channel, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def _place(item: Unit | Channel, tensor: Tensor) -> tuple[Any, ...]:
     """The index of a unit or a channel into a sample's tensor.  Raises InputError where there is none."""
+    shape = tensor.shape
     if isinstance(item, Channel):
-        if item.axis >= len(shape) or item.channel >= shape[item.axis]:
+        axis = (tensor.channels or 0) if item.axis is None else item.axis
+        if axis >= len(shape) or item.channel >= shape[axis]:
             raise InputError(
-                f"{item!r}: the tensor has shape {list(shape)}, and no channel {item.channel} along axis "
-                f"{item.axis}."
+                f"{item.tensor!r} has shape {list(shape)}, and no channel {item.channel} along axis {axis}."
             )
-        return (slice(None),) * item.axis + (item.channel,)
+        return (slice(None),) * axis + (item.channel,)
     if not item.position:
         return (...,)
-    real = [axis for axis, size in enumerate(shape) if size > 1]
+    real = [i for i, size in enumerate(shape) if size > 1]
     axes = real if len(item.position) == len(real) else list(range(len(shape)))
     if len(item.position) != len(axes) or any(
         i >= shape[axis] for i, axis in zip(item.position, axes, strict=True)
     ):
-        raise InputError(f"{item!r}: the tensor has shape {list(shape)}.", supported="an index for each axis")
+        place = ":".join(map(str, item.position))
+        raise InputError(
+            f"{item.tensor!r} has shape {list(shape)}, and no unit {place}.",
+            supported="an index for each axis",
+        )
     index = [0] * len(shape)
     for i, axis in zip(item.position, axes, strict=True):
         index[axis] = i

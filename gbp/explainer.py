@@ -45,7 +45,7 @@ class Explainer(Network):
         A file of class names or a sequence of them; by default from the same .toml file.
     output
         The tensor to explain: None for the logits of the model's only output, `PROBABILITY` for that output
-        itself, or a tensor's name.
+        itself, or a tensor: its name, its node's, or a part of either that no other has.
     input
         The input to explain, where there are several.
     given

@@ -88,7 +88,8 @@ class Channel(_Question):
     seed
         As for `Unit`.
     axis
-        The axis of a sample's tensor that holds the channels: 0 in (C, H, W).
+        The axis of a sample's tensor that holds the channels; by default what the ops say of it
+        (`Tensor.channels`), else 0.
 
     Raises
     ------
@@ -103,12 +104,12 @@ class Channel(_Question):
         how: Literal["max", "sum"] = "max",
         *,
         seed: Seed = "one",
-        axis: int = 0,
+        axis: int | None = None,
     ) -> None:
         if how not in ("max", "sum"):
             raise InputError(f"how is {how!r}.", supported="max, sum")
         self.tensor, self.channel, self.how = tensor, _index("channel", channel), how
-        self.seed, self.axis = _checked_seed(seed), _index("axis", axis)
+        self.seed, self.axis = _checked_seed(seed), None if axis is None else _index("axis", axis)
 
     def __repr__(self) -> str:
         return f"Channel({self.tensor!r}, {self.channel}, {self.how!r})"

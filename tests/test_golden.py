@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import zoo
+from inner_digest import SAMPLES, digest, seed_of
 from numpy.typing import NDArray
 
 from gbp import RULES, Explainer
@@ -100,3 +102,40 @@ def test_without_a_target_the_largest_logit_is_explained(case: Case) -> None:
     a = case.explainer.explain(PICTURES[""], rule="vanilla")
     b = case.explainer.explain(PICTURES[""], rule="vanilla", target=int(case.golden[""]["target"]))
     assert np.array_equal(a.map, b.map)
+
+
+# --- Inner tensors ------------------------------------------------------------------------------------------
+
+INNER = np.load(TESTS / "golden" / "inner.npz")
+#: Network → its tensors in inner.npz, which `golden/make_inner.py` made.
+STORED: dict[str, list[str]] = {}
+for key in INNER:
+    network, _, rest = key.partition("/")
+    if rest.endswith("/value"):
+        STORED.setdefault(network, []).append(rest.removesuffix("/value"))
+
+
+def assert_digest(got: NDArray[Any], truth: NDArray[np.float64], allowed: float, what: str) -> None:
+    """Samples and projections are off by what an error of `allowed` times the norm may make them."""
+    found, norm = digest(got), float(truth[SAMPLES])
+    samples, exact = found[:SAMPLES], truth[:SAMPLES]
+    assert np.abs(samples - exact).max() <= allowed * norm, what
+    assert abs(found[SAMPLES] - norm) <= allowed * norm, what
+    assert np.abs(found[SAMPLES + 1 :] - truth[SAMPLES + 1 :]).max() <= DEVIATIONS * allowed * norm, what
+
+
+@pytest.mark.parametrize("case", STORED, indirect=True)
+def test_gradients_of_and_at_inner_tensors(case: Case, request: pytest.FixtureRequest) -> None:
+    """Under each rule in turn; `golden/make_inner.py --check` compares every tensor under every rule."""
+    name = request.node.callspec.params["case"]
+    golden = case.golden[""]
+    seed = np.eye(1000, dtype=np.float32)[[int(golden["target"])]]
+    with case.explainer.run(PICTURES[""], STORED[name]) as run:
+        for tensor, rule in zip(STORED[name], cycle(RULES)):
+            value = run.value(tensor)
+            assert_digest(value, INNER[f"{name}/{tensor}/value"], FLOOR, f"value of {tensor}")
+            at, of = f"{name}/{tensor}/{rule}/at", f"{name}/{tensor}/{rule}/of"
+            found = run.vjp(seed, rule, wrt=tensor)
+            assert_digest(found, INNER[at], bound(INNER[f"{at}_yardstick"]), at)
+            found = run.vjp(seed_of(value.shape), rule, of=tensor)
+            assert_digest(found, INNER[of], bound(INNER[f"{of}_yardstick"]), of)

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"graph", "kernels", "ops"},
     "rewrites": {"errors", "graph", "kernels", "limits", "ops", "passes"},
     "head": {"graph"},
-    "importer": {"errors", "files", "graph", "head", "kernels", "limits", "ops"},
+    "importer": {"errors", "files", "graph", "head", "kernels", "limits", "ops", "tensors"},
     "plan": {"devices", "errors", "graph", "limits", "ops", "passes", "tensors"},
     "locks": set(),
     "runtime": {"devices", "errors", "graph", "kernels", "limits", "locks", "ops", "plan", "rules"},
@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score": {"errors", "head", "questions"},
     "asking": {
         *("attribution", "errors", "inputs", "limits", "network", "questions", "rules", "run", "score"),
-        "targets",
+        *("targets", "tensors"),
     },
     "network": {"engine", "errors", "inputs", "limits", "pictures", "run", "tensors"},
     "explainer": {

@@ -190,7 +190,7 @@ def test_what_cannot_be_asked(explainer: Explainer) -> None:
     headless = Explainer(DEMO, output="relu_fc")
     x = np.zeros((1, *headless.input_shape[1:]), np.float32)
     for target, score, message in [
-        (Unit("relu1", 5, 0, 0), None, r"shape \[5, 4, 5\]"),
+        (Unit("relu1", 5, 0, 0), None, r"'relu1' has shape \[5, 4, 5\], and no unit 5:0:0"),
         (Unit("relu1", 1), None, r"shape \[5, 4, 5\]"),
         (Channel("relu1", 5), None, "no channel 5 along axis 0"),
         (Unit("relu9"), None, "no tensor .* is called 'relu9'"),
@@ -274,3 +274,13 @@ def test_contradictions_are_refused(
     assert main(["explain", str(DEMO), str(MODELS / "demo.png"), "-o", str(out), *options]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_an_output_is_found_as_other_tensors_are() -> None:
+    x = np.zeros((1, 3, 96, 96), np.float32)
+    exact = Explainer(DEMO, output="relu_fc").predict(x)
+    assert Explainer(DEMO, output="RELU_FC").predict(x).tobytes() == exact.tobytes()
+    with pytest.raises(InputError, match=r"'relu' is a part of 5 tensors' names: 'relu1', "):
+        Explainer(DEMO, output="relu")
+    with pytest.raises(InputError, match=r"no tensor is called 'rleu_fc'.* Did you mean 'relu_fc'"):
+        Explainer(DEMO, output="rleu_fc")

@@ -303,3 +303,13 @@ def test_inside_a_rectifier_in_parts_there_is_no_tensor() -> None:
     names = [tensor.name for tensor in explainer.tensors]
     assert above not in names
     assert {x, y} <= set(names)
+
+
+def test_the_demo_model_at_two_tensors() -> None:
+    """All twenty of them agree too, which takes the oracle minutes."""
+    model, explainer = onnx.load(DEMO), Explainer(DEMO)
+    truth = oracle.Run(model, explainer.prepare(str(DEMO.with_suffix(".png"))))
+    tensors = [tensor for tensor in explainer.tensors if tensor.name in ("bn3", "relu4")]
+    with explainer.run(truth.values[truth.image].astype(np.float32), ["bn3", "relu4"]) as run:
+        for tensor in tensors:
+            check_tensor(run, truth, tensor, "guided")

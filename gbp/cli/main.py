@@ -19,7 +19,7 @@ from . import batch, explain, features, help, init, inspect, report, sanity, ser
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
     "activations|algorithm|alpha|bare|baseline|canvas|channels|device|given|input|labels|layers?|limits|"
-    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|seed|size|smooth|steps|style|target|threads|top"
+    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|steps|style|target|threads|top"
 )
 
 #: Text in messages of the library → its form on the command line.
@@ -29,6 +29,7 @@ _SAID = {
     "Give labels.": "Give --labels.",
     "max_side is": "--max-side is",
     "Top(k)": "top5",
+    "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
 }
 
 

@@ -10,6 +10,7 @@ from ..errors import InputError, ModelError
 from ..head import PROBABILITY, Probability
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
+from ..tensors import Tensor, find
 from .proto import declared_shape, label
 
 Producers = Mapping[str, onnx.NodeProto]
@@ -80,12 +81,7 @@ def scores_of(
 ) -> tuple[str, onnx.NodeProto | str | None, tuple[str, ...]]:
     """The tensor to explain, its head ("" if it holds probabilities), and notes on the choice."""
     if output is not None and output is not PROBABILITY:
-        if not isinstance(output, str) or output not in producers:
-            raise InputError(
-                f"no tensor is called {output!r}.",
-                supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
-            )
-        return output, None, ()
+        return _named(proto, producers, output), None, ()
     outputs = [value for value in proto.graph.output if _holds_scores(value, producers)]
     if len(outputs) > 1:
         raise several(outputs, [op_of(_logits(producers, value.name)[1]) for value in outputs])
@@ -113,6 +109,26 @@ def scores_of(
         f"Output {found[0]!r} is the index of a maximum; what it is the maximum of is explained: {scores!r}."
     )
     return scores, "" if output is PROBABILITY else head, (note,) if is_index else ()
+
+
+def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:
+    """The tensor that a caller means by its name, its node's, or a part of either that no other has."""
+    if isinstance(output, str) and output in producers:
+        return output
+    tensors = [Tensor(name, node.name, node.op_type, ()) for name, node in producers.items()]
+    try:
+        if isinstance(output, str) and len(output) > 1:  # one letter is a part of any name
+            return find(tensors, output).name
+        hint = None
+    except InputError as error:
+        if error.found.startswith(repr(output)):  # a part of several names
+            raise
+        hint = error.hint if error.hint and error.hint.startswith("Did") else None
+    raise InputError(
+        f"no tensor is called {output!r}.",
+        supported=f"outputs {[value.name for value in proto.graph.output]}, or any node's output",
+        hint=hint,
+    )
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
