@@ -30,7 +30,7 @@ _FEW = np.array([-_FAR, -50.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 50.0, _FAR 
 _AT = {float(x): i for i, x in enumerate(_FEW)}
 _POWERS = 2.0 ** np.arange(-30, 31)
 #: All numbers that are tested: dense around 0, at every magnitude, and far out.
-_GRID = np.unique(np.concatenate([np.linspace(-9, 9, 73), np.linspace(-100, 100, 61), _POWERS, -_POWERS]))
+_GRID = np.array(sorted({*np.linspace(-9, 9, 73), *np.linspace(-100, 100, 61), *_POWERS, *-_POWERS}))
 #: The numbers that are tested where constants differ by place.
 _SOME = np.array([-90.0, -7.0, -1.0, -0.3, -1e-3, -1e-6, 0.0, 1e-6, 1e-3, 0.4, 1.0, 3.0, 80.0])
 _PLACES, _MAX_PLACES = 2**16, 2**23
