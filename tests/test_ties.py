@@ -16,6 +16,7 @@ from builder import Builder
 from numpy.typing import NDArray
 
 from gbp import Explainer
+from gbp.kernels.codegen import amx
 
 #: Those that promise it.
 EXACT = ("auto", "direct", "lists")
@@ -105,6 +106,19 @@ def test_convolutions(name: str, algorithm: str) -> None:
         seen = windows(kinds, kernel, **taps)
         # Padding is pixels of 0.
         assert_equal_windows_agree(model, image(rng, kinds, C), np.maximum(seen, 0), algorithm=algorithm)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_vectors_are_used_where_amx_may_not_be(usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then "auto" goes forward as "direct" does, bit for bit; with AMX it differs by rounding."""
+    if not usable:
+        monkeypatch.setattr(amx, "is_usable", lambda: False)
+    b = Builder()
+    model = b.model(b.conv(b.input(1, 64, 20, 21), 64, (3, 3), pads=(1, 1, 1, 1)))
+    x = np.random.default_rng(0).standard_normal((1, 64, 20, 21)).astype(np.float32)
+    auto, direct = (Explainer(model, algorithm=name).predict(x) for name in ("auto", "direct"))
+    assert np.linalg.norm(auto - direct) < 1e-6 * np.linalg.norm(direct)
+    assert (auto.tobytes() == direct.tobytes()) == (not amx.is_usable())
 
 
 @pytest.mark.parametrize("group", [1, 8])
