@@ -107,7 +107,7 @@ async def client(
         elif status == "503":
             tally.refused_after.append(took)
             wait = float(re.findall(r"retry-after: (\d+)", text)[0])
-            await asyncio.sleep(wait * random.uniform(1, 1.5))
+            await asyncio.sleep(min(wait * random.uniform(1, 1.5), max(0, until - time.perf_counter())))
     if connection is not None:
         connection[1].close()
 

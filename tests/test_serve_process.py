@@ -156,6 +156,16 @@ def test_who_sends_no_headers_after_an_answer_is_cut_off(port: int) -> None:
         assert answer.count(b"HTTP/1.1 200") == 1
 
 
+def test_who_goes_on_with_a_body_after_the_answer_is_cut_off(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 404"
+        with suppress(ConnectionError):
+            while True:
+                connection.sendall(b"x")
+                threading.Event().wait(0.05)
+
+
 def test_a_slow_body_is_no_idle_connection(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(START + b"Content-Length: %d\r\n\r\n" % len(PHOTO))

@@ -9,8 +9,10 @@ from ..limits import readable_bytes
 
 #: Bodies of the largest size that are held at a time, read or being read.
 _BODIES = 8
-#: Seconds in which the headers of a request must arrive, and a connection may do nothing.
+#: Seconds in which the headers of a request must arrive.
 HEADER_SECONDS = 10
+#: Seconds that a connection may wait between two requests: longer than most Retry-After say.
+KEEP_ALIVE_SECONDS = 30
 #: Bytes of a request's line and headers.
 HEADER_BYTES = 2**15
 #: Connections at a time.

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import GbpError, InputError
 from .app import application
-from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, Limits
+from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, KEEP_ALIVE_SECONDS, Limits
 from .models import Served
 
 #: Names by which this machine calls itself.
@@ -30,6 +30,7 @@ class Protocol(H11Protocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _last: Any = None  # the request before the one that is waited for
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,13 +41,16 @@ class Protocol(H11Protocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def on_response_complete(self) -> None:
-        self._expect_request()
-        super().on_response_complete()
+    def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete and self._last is not cycle:
+            self._expect_request()  # its first bytes, or the rest of a body that nobody reads
+        super().data_received(data)
 
     def _expect_request(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._last = self.cycle
         self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_idle, self.cycle)
 
     def _close_if_idle(self, cycle: Any) -> None:
@@ -119,6 +123,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         proxy_headers=False,
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADER_BYTES,
