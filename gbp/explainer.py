@@ -169,7 +169,8 @@ class Explainer(Network):
             array (N, …) in the model's own input layout (uint8 where the model takes bytes), or paths of .npy
             files with one sample each.
         rule
-            "guided", "deconvnet", "vanilla", or a `Rule`.
+            "guided", "deconvnet", "vanilla", "input-x-gradient", "lrp-epsilon", "lrp-epsilon-plus" or
+            "rectgrad"; or a `Rule`.
         target
             None for each sample's own best class; a class index; a label; `Top(5)`; `At(8763, 1)` where a
             sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;

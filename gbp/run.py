@@ -163,7 +163,8 @@ class Run:
             float32 (N, …), one for each number of `of`; for the scores (N, classes).  Or (N, K, …): K seeds
             for each sample, which are computed as one batch.
         rule
-            "vanilla", "deconvnet", "guided", or a `Rule`.
+            The name of a rule, or a `Rule`.  One that rewrites the graph runs forward once more, in memory of
+            its own, which is held until the run is closed.
         of
             The tensor that the seed is of: a kept one, or None for the scores.  Nothing behind it is
             computed.
