@@ -2,7 +2,7 @@
 
     python benchmarks/actors.py models/demo.onnx --images 640
 
-Runs take turns, and one without Ray is among them.  A rate is counted over the last two thirds of the images,
+Runs take turns.  A rate is counted over the last two thirds of the images,
 so that it holds no start of Ray and no loading of the model.  The files of all runs are compared.
 """
 
@@ -30,7 +30,8 @@ def rate(model: str, images: Path, out: Path, **options: object) -> float:
         model,
         images,
         out,
-        style="overlay",
+        style="gray",
+        bare=True,
         progress=lambda done, total: times.append((time.perf_counter(), done)),
         **options,  # type: ignore[arg-type]
     )
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preprocess")
     arguments = parser.parse_args()
-    rates: dict[str, list[float]] = {"local, one thread": [], "one actor": [], "two actors": []}
+    rates: dict[str, list[float]] = {"one actor": [], "two actors": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_images(root / "images", arguments.images)
@@ -54,10 +55,8 @@ def main() -> None:
         for turn in range(arguments.rounds):
             for i, name in enumerate(rates):
                 out = root / f"{turn}-{i}"
-                engine = {"engine": "ray", "actors": i} if i else {"threads": 1}
-                if arguments.preprocess:
-                    engine["preprocess"] = arguments.preprocess
-                rates[name].append(rate(arguments.model, root / "images", out, **engine))
+                options = {"preprocess": arguments.preprocess, "engine": "ray", "actors": i + 1}
+                rates[name].append(rate(arguments.model, root / "images", out, **options))
                 results.append(files_of(out))
                 load = os.getloadavg()[0]
                 print(f"{name}: {rates[name][-1]:.1f} images a second, load {load:.1f}", flush=True)

@@ -24,6 +24,8 @@ CHUNK = 16
 _READERS, _WRITERS = 2, 4
 #: Of an actor, which is to use one processor.
 _ACTORS_WRITERS = 2
+#: Images that an actor gets at a time, where there are many: each time costs Ray some 80 ms of a processor.
+_LARGE = 64
 
 
 def locally(
@@ -111,10 +113,10 @@ def on_ray(
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its progress there
         context.enable_progress_bars = False
         items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
-        blocks = -(-len(items) // CHUNK)
-        explained = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
+        size = min(max(CHUNK, len(items) // (8 * actors)), _LARGE)
+        explained = ray.data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
             Actor,
-            batch_size=CHUNK,
+            batch_size=None,  # a whole block
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
