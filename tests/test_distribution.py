@@ -162,3 +162,11 @@ def test_numba_has_an_upper_bound() -> None:
     """Private parts of it are used: a new minor version may lack them."""
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert any(re.fullmatch(r"numba>=[\d.]+,<[\d.]+", dependency) for dependency in dependencies)
+
+
+def test_every_constraint_is_one_version_of_one_package() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert [line for line in pinned if not re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    names = [re.sub("[-_.]+", "-", line.partition("==")[0]).lower() for line in pinned]
+    assert len(set(names)) == len(names)
