@@ -352,7 +352,18 @@ def labelled(chance_logit: float = 0.0, name: str = "cat", head: bool = True) ->
 @pytest.mark.parametrize("style", [*PANELS, "strip"])
 @pytest.mark.parametrize("name", ["cat", "a very long name of a class " * 12, "x" * 300])
 def test_nothing_is_outside_or_on_top_of_each_other(style: Panel, name: str) -> None:
-    figure = figure_of(labelled(name=name), style, Look())
+    check_apart(figure_of(labelled(name=name), style, Look()))
+
+
+@pytest.mark.parametrize("size", [(1200, 200), (200, 900)])
+def test_photos_of_any_aspect(size: tuple[int, int]) -> None:
+    found = Explainer(MODELS / "demo.onnx").explain(Image.new("RGB", size, "gray"))[0]
+    for style in ("strip", "overlay"):
+        check_apart(figure_of(found, style, Look()))
+
+
+def check_apart(figure: Figure) -> None:
+    """All pictures and texts are on the paper, and none is on another."""
     boxes: list[tuple[float, float, float, float]] = []
     for item in figure.items:
         if isinstance(item, Rectangle):

@@ -270,8 +270,9 @@ def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int) -
     line = text.line_height(size)
     ticks = [text.legible(tick) for tick in key.ticks]
     lengths = [text.width_of(tick, size) for tick in ticks]
-    if sum(lengths) > width - size:  # too narrow for a tick in the middle
-        ticks[1], lengths[1] = "", 0
+    if sum(lengths) > width - size:  # too narrow for a tick in the middle, and for what a number means
+        ticks = [ticks[0], "", ticks[2].partition(" ")[0]]
+        lengths = [text.width_of(tick, size) for tick in ticks]
     for place, (tick, length) in enumerate(zip(ticks, lengths, strict=True)):
         if tick:
             result.items.append(Text((left + place / 2 * (width - length), top), tick, size, FAINT))
