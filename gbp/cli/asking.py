@@ -35,11 +35,12 @@ def add_questions(command: argparse.ArgumentParser) -> None:
     add("--activation", action="store_true", help="with --at: start with the activation, in place of 1")
 
 
-def is_several(arguments: argparse.Namespace) -> bool:
-    """Whether there is a map for each of several targets, as far as can be told before labels are read."""
-    if arguments.score == "sum":
-        return False
-    return arguments.top is not None or bool(re.fullmatch(r"top\d+", arguments.target or ""))
+def is_several(arguments: argparse.Namespace, target: Any) -> bool:
+    """Whether there is a map for each of several targets; `target` as `question_of` returns it."""
+    from ..questions import Several
+    from ..targets import Top
+
+    return arguments.score != "sum" and isinstance(target, (Several, Top))
 
 
 def refuse_contradictions(arguments: argparse.Namespace) -> None:

@@ -91,6 +91,7 @@ def explain(arguments: argparse.Namespace) -> int:
     explainer = Explainer(arguments.model, **explainer_options(arguments))
     pictures = [opened.get(image, image) for image in images]
     target = question_of(arguments, explainer.labels)
+    _refuse_several(arguments, target, outputs)
     explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -191,13 +192,11 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
     refuse_misplaced(arguments)
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
     refuse_contradictions(arguments)
-    several, together = is_several(arguments), len(rules_of(arguments)) > 1
-    if together and (arrays or several):
+    together = len(rules_of(arguments)) > 1
+    if together and arrays:
         raise InputError("several rules draw one target.", hint="For several or .npz, choose one --rule.")
     if arguments.bare and (arguments.style == "strip" or together):
         raise InputError("--bare writes one picture.", hint="Choose a --style and one rule.")
-    if several and arguments.style != "strip" and not arrays:
-        raise InputError("several targets are drawn as a strip.", hint="Leave --style out, or write an .npz.")
     read = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
     written: dict[Path, int] = {}
     for index, path in enumerate(outputs):
@@ -212,6 +211,16 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
                 f"{both} would both be written to {str(path)!r}.",
                 hint="Explain them one after the other, each with its own -o.",
             )
+
+
+def _refuse_several(arguments: argparse.Namespace, target: Any, outputs: Sequence[Path]) -> None:
+    """Raise `InputError` where several targets cannot be drawn as the options say."""
+    if not is_several(arguments, target):
+        return
+    if len(rules_of(arguments)) > 1:
+        raise InputError("several rules draw one target.", hint="For several or .npz, choose one --rule.")
+    if arguments.style != "strip" and not all(path.suffix.lower() == ".npz" for path in outputs):
+        raise InputError("several targets are drawn as a strip.", hint="Leave --style out, or write an .npz.")
 
 
 def _save(samples: Sequence[Sample], path: Path, arguments: argparse.Namespace, look: dict[str, Any]) -> None:
