@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, ModelError
+from .limits import is_finite
 
 #: A graph → the same network, whose layers pass gradients on in another way.
 Rewrite: TypeAlias = Callable[[Any], Any]
@@ -158,8 +159,26 @@ OTHER_RULES: dict[str, Rule] = {
 
 
 def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a rule makes of a gradient (N, K, …) at a tensor that holds `values` (N, …)."""
-    return gradient if rule.finish is None else rule.finish(gradient, values[:, None])
+    """What a rule makes of a gradient (N, K, …) at a tensor that holds `values` (N, …).
+
+    Raises InputError for a finish that changes the shape, and ModelError where the map overflows.
+    """
+    if rule.finish is None:
+        return gradient
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.asarray(rule.finish(gradient, values[:, None]))
+        if found.dtype.kind not in "fiu" or found.shape != gradient.shape:
+            raise InputError(
+                f"the finish of {rule.name!r} returned {found.dtype} of shape {list(found.shape)}.",
+                supported=f"numbers of the gradient's shape {list(gradient.shape)}",
+            )
+        found = found.astype(np.float32, copy=False)
+    if not is_finite(found):
+        raise ModelError(
+            f"the map holds NaN or infinity, which the finish of {rule.name!r} made.",
+            hint="The network's values overflow float32.",
+        )
+    return found
 
 
 def rule_named(name: str | Rule) -> Rule:

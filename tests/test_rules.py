@@ -11,7 +11,7 @@ import pytest
 import relevance_networks as networks
 from builder import Builder
 
-from gbp import RULES, Explainer, InputError, Rule, UnsupportedError
+from gbp import RULES, Explainer, InputError, ModelError, Rule, Unit, UnsupportedError
 from gbp.rewrites.lrp import Relevance
 from gbp.rewrites.rectgrad import Rectified
 from gbp.rules import OTHER_RULES, rule_named, times_values
@@ -148,6 +148,22 @@ def test_every_rule_names_its_source_and_caution() -> None:
         assert rule.name == name
         assert rule.source
         assert rule.caution
+
+
+@pytest.mark.parametrize("target", [None, Unit("relu1")])
+def test_what_a_finish_returns_is_checked(target: Any) -> None:
+    explainer = Explainer(networks.model_of("plain"))
+
+    def explain(finish: Any) -> Any:
+        return explainer.explain(X, rule=Rule("own", True, False, "", finish=finish), target=target)
+
+    assert explain(lambda g, v: (g * v).astype(np.float64)).map.dtype == np.float32
+    for wrong in (lambda g, v: g[:, 0], lambda g, v: None, lambda g, v: g * 1j):
+        with pytest.raises(InputError, match="the finish of 'own' returned"):
+            explain(wrong)
+    for wrong in (lambda g, v: g * np.nan, lambda g, v: np.full(g.shape, 1e60)):
+        with pytest.raises(ModelError, match="the map holds NaN or infinity, which the finish of 'own' made"):
+            explain(wrong)
 
 
 def test_a_rewrite_has_a_plan_of_its_own() -> None:
