@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -161,6 +161,8 @@ class Network:
 
 def names(keep: Sequence[str]) -> tuple[str, ...]:
     """The argument `keep`.  Raises InputError unless it is a sequence of names."""
+    if not isinstance(keep, Iterable):
+        raise InputError(f"keep is {keep!r:.80}.", supported='names of tensors or of nodes, as ["relu3"]')
     given = (keep,) if isinstance(keep, str) else tuple(keep)
     for name in given:
         if not isinstance(name, str):

@@ -167,8 +167,8 @@ Question: TypeAlias = Target | Unit | Channel | Contrast | Several
 
 def checked_score(score: Score | None) -> Score | None:
     """`score`, None for "logit".  Raises InputError for another name."""
-    if score is not None and not callable(score) and score not in SCORES:
+    if score is not None and not callable(score) and not (isinstance(score, str) and score in SCORES):
         raise InputError(
-            f"score is {score!r}.", supported=f"{', '.join(SCORES)}, or a function of the scores"
+            f"score is {score!r:.80}.", supported=f"{', '.join(SCORES)}, or a function of the scores"
         )
     return None if score == "logit" else score

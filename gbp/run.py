@@ -265,8 +265,14 @@ class Run:
             int64 (N,) or (N, K): the classes that were explained.
         rule
             The rule of the backward passes.
+
+        Raises
+        ------
+        InputError
+            For a map or a target of another shape, and for what is no class.
         """
         plan, of = self._session.plan, rule_named(rule)
+        map, target = _checked(map, target, *self.scores.shape)
         return self._engine.attribution(
             plan, self.x.shape, of, map, self.scores, target, self.pictures, self.photos
         )
@@ -284,6 +290,27 @@ class Run:
         return found
 
 
+def _checked(
+    map: ArrayLike, target: ArrayLike, n: int, classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A map of n samples and the classes that it explains.  Raises InputError where they do not fit."""
+    try:
+        maps, targets = np.asarray(map), np.asarray(target)
+    except ValueError:
+        maps, targets = np.empty(0, object), np.empty(0, object)
+    found = f"the map has shape {list(maps.shape)} of {maps.dtype}, and the target {list(targets.shape)}."
+    are_numbers = maps.dtype.kind in "fiu" and targets.dtype.kind in "iu"
+    is_one_or_many = targets.ndim in (1, 2) and targets.size > 0 and len(targets) == n
+    fits = maps.ndim > targets.ndim and maps.shape[: targets.ndim] == targets.shape
+    if not (are_numbers and is_one_or_many and fits):
+        supported = f"numbers [{n}, …] with indices [{n}], or [{n}, K, …] with [{n}, K]"
+        raise InputError(found, supported=supported)
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if wrong.size:
+        raise InputError(f"target {int(wrong[0])} is no class.", supported=f"0 to {classes - 1}")
+    return maps.astype(np.float32, copy=False), targets.astype(np.int64, copy=False)
+
+
 def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], bool]:
     """The seeds (n, K, *shape), and whether one for each sample was given."""
     try:
@@ -298,7 +325,8 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
             f"the seed has shape {list(given.shape)} and holds {given.dtype}.",
             supported=f"numbers of shape [{n}, {sizes}], or [{n}, K, {sizes}] for K seeds a sample",
         )
-    seeds = given.astype(np.float32)
+    with np.errstate(over="ignore"):  # which is refused below
+        seeds = given.astype(np.float32)
     if not all_finite(seeds):
         raise InputError("the seed holds NaN or infinity.")
     return seeds[:, None] if is_one else seeds, is_one

@@ -64,6 +64,8 @@ def of_classes(
         For a probability without a head, and for the margin of a single class.
     """
     s, rows = scores.astype(np.float64), np.arange(len(scores))
+    if name == "probability" and head is not None and not head.op:
+        name = "logit"  # the scores are probabilities
     one = np.zeros_like(s)
     one[rows, targets] = 1
     if name == "margin":
@@ -154,10 +156,13 @@ def _is_slope(f: ScoreFunction, s: Doubles, step: Doubles, expected: Doubles) ->
 def _call(f: ScoreFunction, s: Doubles) -> Value:
     expected = f"float (N,) and (N, classes), here {[len(s)]} and {list(s.shape)}"
     try:
-        value, gradient = f(s)
-        found = Value(np.asarray(value, np.float64), np.asarray(gradient, np.float64))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{_name(f)} failed: {error}.", supported=expected) from None
+        value, gradient = (np.asarray(found) for found in f(s))
+        if not {value.dtype.kind, gradient.dtype.kind} <= set("fiub"):
+            raise TypeError(f"it returned {value.dtype} and {gradient.dtype}")
+        found = Value(value.astype(np.float64), gradient.astype(np.float64))
+    except Exception as error:  # whatever the caller's function raises
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(f"{_name(f)} failed: {told}.", supported=expected) from error
     if found.value.shape != s.shape[:1] or found.gradient.shape != s.shape:
         shapes = f"{list(found.value.shape)} and {list(found.gradient.shape)}"
         raise InputError(f"{_name(f)} returned shapes {shapes}.", supported=expected)

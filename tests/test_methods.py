@@ -261,6 +261,8 @@ def test_grad_cam_of_a_hidden_unit_looks_before_it(demo: Explainer) -> None:
     assert found.details["layer"] == "relu2"
     found = methods.grad_cam(demo, SCENES, target=Channel("bn3", 4), layer="relu2")
     assert found.map.any()
+    with pytest.raises(InputError, match="layer 'relu3' is computed after the hidden tensor"):
+        methods.grad_cam(demo, SCENES, target=Unit("relu2"), layer="relu3")
 
 
 # ---------------------------------------------------------------------------------- integrated gradients

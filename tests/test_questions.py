@@ -182,8 +182,21 @@ def test_a_function_of_the_scores(explainer: Explainer) -> None:
         explainer.explain(X, score=lambda s: (s.sum(), s))
     with pytest.raises(InputError, match="failed: "):
         explainer.explain(X, score=lambda s: 3)
+    with pytest.raises(InputError, match="failed: IndexError: index 99 is out of bounds"):
+        explainer.explain(X, score=lambda s: (s[:, 99], s))
+    with pytest.raises(InputError, match="failed: TypeError: it returned complex128"):
+        explainer.explain(X, score=lambda s: (s.sum(axis=1) * 1j, np.ones_like(s)))
     with pytest.raises(InputError, match="Leave the target out"):
         explainer.explain(X, target=1, score=energy)
+
+
+def test_scores_that_are_probabilities_may_be_0() -> None:
+    scores, targets, head = np.array([[1, 0]], np.float32), np.array([1]), Head("", (2,))
+    found = of_classes("probability", scores, targets, head)
+    assert found.value.tolist() == [0]
+    assert found.gradient.tolist() == [[0, 1]]
+    with pytest.raises(InputError, match="has no logarithm"):
+        of_classes("log-probability", scores, targets, head)
 
 
 def test_what_cannot_be_asked(explainer: Explainer) -> None:
@@ -198,6 +211,7 @@ def test_what_cannot_be_asked(explainer: Explainer) -> None:
         (Contrast(1, "fox"), None, "no class is called 'fox'"),
         (Contrast(Top(2), 1), None, "a contrast holds"),
         (1, "odds", "score is 'odds'. Supported: logit, "),
+        (1, np.array([1, 2]), "score is array"),
         ([Unit("relu1")] * 3, None, "target is"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -265,6 +279,8 @@ def test_the_command_line_asks(
         (("--at", "relu3", "--score", "margin"), "--score is of classes"),
         (("--at", "relu3", "--unit", "a"), "--unit is 'a'."),
         (("--score", "margin", "--method", "smoothgrad"), "--method explains logits."),
+        (("--target", "ring,key", "--rule", "all"), "several rules draw one target."),
+        (("--target", "ring,key", "--style", "overlay"), "several targets are drawn as a strip."),
     ],
 )
 def test_contradictions_are_refused(

@@ -249,8 +249,9 @@ def test_seeds_of_other_shapes_and_of_the_input_are_refused() -> None:
         for seed in (np.ones(4), np.ones((1, 4)), np.ones((2, 5)), np.ones((2, 0, 4)), "a", [[1], [1, 2]]):
             with pytest.raises(InputError, match=r"supported: numbers of shape \[2, 4\]|Supported"):
                 run.vjp(seed)
-        with pytest.raises(InputError, match="NaN"):
-            run.vjp(np.full((2, 4), np.nan))
+        for wrong in (np.nan, 1e39):
+            with pytest.raises(InputError, match="NaN"):
+                run.vjp(np.full((2, 4), wrong))
         with pytest.raises(InputError, match="the input"):
             run.vjp(np.ones((2, 3, 6, 7)), of="x")
         with pytest.raises(InputError, match="the scores"):
@@ -258,6 +259,36 @@ def test_seeds_of_other_shapes_and_of_the_input_are_refused() -> None:
         with pytest.raises(ModelError, match="the gradient holds NaN or infinity"):
             run.vjp(np.full((2, 8, 6, 7), 3e38), of="relu1")
         assert np.isfinite(run.vjp(np.ones((2, 4)))).all()
+
+
+@pytest.mark.parametrize("keep", [5, None])
+def test_names_to_keep_are_names(keep: Any) -> None:
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    with pytest.raises(InputError, match=f"keep is {keep}"), explainer.run(x, keep):
+        pass
+    with pytest.raises(InputError, match=f"keep is {keep}"):
+        next(explainer.runs(x, keep))
+
+
+def test_a_map_of_ones_own_fits_its_target() -> None:
+    explainer, x = Explainer(built(residual_net)), noise((3, 3, 6, 7))
+    for run in explainer.runs(x, batch_size=2):
+        n = len(run)
+        own = run.attribution(np.ones(run.x.shape), [1] * n)  # type: ignore[arg-type]
+        assert own.map.dtype == np.float32
+        assert own.target.tolist() == [1] * n
+        several = run.attribution(np.ones((n, 2, *x.shape[1:]), np.float32), np.zeros((n, 2), np.int64))
+        assert several.map.shape == (n, 2, *x.shape[1:])
+        for map, target, message in [
+            (np.ones((n + 1, 3, 6, 7)), [0] * n, "the map has shape"),
+            (np.ones((n, 3, 6, 7)), [[0, 1]] * n, "the map has shape"),
+            (np.ones((n, 3, 6, 7)), 0, "the target"),
+            (["a"] * n, [0] * n, "the map has shape"),
+            (run.x, [0.5] * n, "the target"),
+            (run.x, [4] * n, "target 4 is no class"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                run.attribution(map, target)  # type: ignore[arg-type]
 
 
 def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def layer_named(
             )
         return last
     named = find(tensors, layer)
+    if named not in before:
+        raise InputError(
+            f"layer {named.name!r} is computed after the hidden tensor that is explained, "
+            "which does not depend on it.",
+            hint="Name a layer before it, or explain a class.",
+        )
     if needs_plane and not has_plane(named):
         raise InputError(
             f"layer {named.name!r} has no plane, its shape is {list(named.shape)}.",
