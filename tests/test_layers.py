@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"limits"},
     "similarity": {"errors"},
     "interpolation": {"errors"},
-    "rules": {"errors", "rewrites"},
+    "rules": {"errors", "limits", "rewrites"},
     "targets": {"errors", "limits"},
     "tensors": {"errors"},
     "graph": {"limits"},
