@@ -143,6 +143,9 @@ def test_scores_of_several_axes_and_of_one() -> None:
     [
         (lambda: captum.Saliency(MODEL).attribute(X, 7), "target 7 is no output"),
         (lambda: captum.Saliency(MODEL).attribute(X, [1, 2]), "2 entries for 3 samples"),
+        (lambda: captum.Saliency(MODEL).attribute(X, "cat"), "target holds 'cat'"),
+        (lambda: captum.Saliency(MODEL).attribute(X, 1.5), r"target holds 1\.5"),
+        (lambda: captum.Saliency(MODEL).attribute(X, (1, (2, 3))), "target holds"),
         (lambda: captum.Saliency(MODEL).attribute((X, X), 1), "inputs holds 2 arrays"),
         (lambda: captum.Saliency(MODEL).attribute("cat", 1), "inputs holds"),
         (lambda: captum.GuidedBackprop(MODEL).attribute(X, 1, X), "additional_forward_args.*given="),

@@ -229,6 +229,8 @@ def test_an_operator_of_many_outputs_must_give_its_gradient() -> None:
     assert (found == 1).all()
     with pytest.raises(InputError, match="gradient has shape"):
         gradient_of(lambda f, x, y: (f(x).sum(-1), np.ones(3)), outputs, X, ONEHOT)
+    with pytest.raises(InputError, match="the operator failed: IndexError: index 99999"):
+        gradient_of(lambda f, x, y: f(x)[:, 99999], outputs, X, ONEHOT)
 
 
 # --------------------------------------------------------------------------------------- keras-explainable

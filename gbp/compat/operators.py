@@ -48,7 +48,12 @@ def gradient_of(operator: Operator, outputs: Floats, x: Floats, targets: Floats)
                 raise InputError("the operator asks for the model's output at another point than its x.")
             return at
 
-        return operator(f, x, targets)
+        try:
+            return operator(f, x, targets)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the caller's function raises
+            raise InputError(f"the operator failed: {type(error).__name__}: {error}.") from error
 
     n, exact = len(outputs), outputs.astype(np.float64)
     result = called(exact)

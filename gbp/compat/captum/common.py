@@ -90,7 +90,13 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
         raise InputError(f"target holds {len(rows)} entries for {n} samples.")
     found = []
     for row in rows:
-        index = tuple(int(i) for i in np.atleast_1d(np.asarray(row)))
+        try:
+            given = np.atleast_1d(np.asarray(row))
+        except ValueError:
+            given = np.empty(0, object)
+        if given.dtype.kind not in "iu":
+            raise InputError(f"target holds {row!r:.80}.", supported="whole numbers, and tuples of them")
+        index = tuple(int(i) for i in given.reshape(-1))
         axes = sizes if len(index) == len(sizes) else shape
         fits = len(index) == len(axes) and all(-size <= i < size for i, size in zip(index, axes, strict=True))
         if not fits:
