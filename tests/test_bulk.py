@@ -472,6 +472,15 @@ def test_what_a_batch_wrote_is_not_explained(photos: Path, tmp_path: Path) -> No
 # ----------------------------------------------------------------------------------------- the command line
 
 
+def test_the_command_takes_any_rule_and_any_number_of_classes(photos: Path, out: Path) -> None:
+    options = ["--rule", "lrp-epsilon", "--target", "top2", "--style", "none", "--arrays", "npz"]
+    assert cli.main(["batch", str(MODEL), str(photos / "1.png"), "-o", str(out), *options]) == 0
+    (path,) = out.rglob("*.npz")
+    with np.load(path) as arrays:
+        assert arrays["map"].shape[:2] == (1, 2)
+        assert str(arrays["rule"]) == "lrp-epsilon"
+
+
 def test_the_command(
     photos: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from gbp import Explainer, InputError
 from gbp.cli import main as cli
 from gbp.report.make import report
+from gbp.rules import OTHER_RULES
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -89,6 +90,13 @@ def test_images_have_their_classes_and_maps(page: Path, folder: Path, explainer:
     left, top, right, bottom = found[f"d{wide}"]["box"]
     assert left == pytest.approx(1 - right, abs=1e-3)
     assert (top, bottom) == (0, 1)
+
+
+def test_every_rule_has_its_caution(explainer: Explainer, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    report(explainer, [folder / "scene_1.png"], page, rules=("lrp-epsilon",), classes=1)
+    (about,) = scripts(page)["about"]["maps"]
+    assert about["caution"] == OTHER_RULES["lrp-epsilon"].caution
 
 
 def test_broken_images(explainer: Explainer, folder: Path, tmp_path: Path) -> None:

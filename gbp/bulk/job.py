@@ -20,7 +20,7 @@ from ..explainer import Explainer
 from ..importer.proto import read
 from ..methods import METHODS
 from ..pictures.look import Look
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 from ..targets import At, Top
 from ..version import VERSION
 
@@ -78,7 +78,7 @@ class Job:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("rule", self.rule, [None, *RULES, "all"]),
+            ("rule", self.rule, [None, *RULES, *OTHER_RULES, "all"]),
             ("method", self.method, [None, *METHODS]),
             ("style", self.style, STYLES),
             ("format", self.format, PICTURES),

@@ -84,7 +84,8 @@ def batch(
     out
         The folder for "pictures", "arrays" and "index.parquet"; it is made where it is missing.
     rule
-        "guided", "deconvnet", "vanilla", or "all" in one picture; by default "guided", or the method's.
+        The name of a rule, or "all" for "vanilla", "deconvnet" and "guided" in one picture; by default
+        "guided", or the method's.
     target
         One for all images: None for each one's own best class, a class index, a label, `Top(5)`, or `At`.
     method, method_options

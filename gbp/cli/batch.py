@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from contextlib import ExitStack
 from typing import Any
 
-from ..rules import RULES
+from ..rules import OTHER_RULES, RULES
 from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
     add_drawing,
@@ -47,7 +48,9 @@ def add_command(commands: Any) -> None:
         "-o", "--out", required=True, metavar="DIR", help="folder for the files and the index"
     )
     command.add_argument(
-        "--rule", choices=(*RULES, "all"), help="default: guided; that of a --method: vanilla"
+        "--rule",
+        choices=(*RULES, *OTHER_RULES, "all"),
+        help="all: the first three; default: guided; that of a --method: vanilla",
     )
     command.add_argument(
         "--target",
@@ -93,7 +96,6 @@ def shard(text: str) -> tuple[int, int]:
 def batch(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..bulk.run import batch as explain_all
-    from ..targets import Top
 
     refuse_misplaced(arguments)
 
@@ -112,7 +114,7 @@ def batch(arguments: argparse.Namespace) -> int:
             arguments.images,
             arguments.out,
             rule=arguments.rule,
-            target=Top(5) if arguments.target == "top5" else arguments.target,
+            target=_target(arguments.target),
             method=arguments.method,
             method_options=method_options(arguments),
             style=arguments.style,
@@ -139,3 +141,11 @@ def batch(arguments: argparse.Namespace) -> int:
         for note in summary.notes:
             print_paragraph(f"note: {note}", 6)
     return 1 if summary.failed else 0
+
+
+def _target(given: Any) -> Any:
+    """The target in Python: "top5" is `Top(5)`."""
+    from ..targets import Top
+
+    is_top = isinstance(given, str) and re.fullmatch(r"top\d{1,9}", given)
+    return Top(int(given[3:])) if is_top else given

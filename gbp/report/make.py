@@ -26,7 +26,7 @@ from ..pictures.files import write
 from ..pictures.legend import UNLIKELY, meaning
 from ..pictures.look import Look
 from ..pictures.palettes import HEAT
-from ..rules import RULES
+from ..rules import rule_named
 from ..sample import Sample
 from ..targets import Top
 from ..version import VERSION
@@ -206,7 +206,7 @@ class _Making:
                     {
                         "name": name,
                         "means": meaning("overlay", sample.rule, sample.method),
-                        "caution": RULES[name].caution if name in RULES else "",
+                        "caution": rule_named(name).caution if name in self.rules else "",
                     }
                     for name, sample in samples.items()
                 ],
