@@ -304,6 +304,20 @@ def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:
         explainer.run(x, ["relu3"]).__enter__()
 
 
+def test_weights_beside_the_model_that_changed_are_refused(tmp_path: Path) -> None:
+    path, data, x = tmp_path / "net.onnx", tmp_path / "weights", noise((1, 3, 6, 7))
+    onnx.save(built(residual_net), path, save_as_external_data=True, location="weights", size_threshold=0)
+    explainer = Explainer(path)
+    with explainer.run(x, ["relu1"]) as run:
+        assert run.value("relu1").shape == (1, 8, 6, 7)
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(InputError, match="weights' has changed since it was loaded"):
+        explainer.run(x, ["relu3"]).__enter__()
+    data.unlink()
+    with pytest.raises(InputError, match="weights' has changed since it was loaded"):
+        explainer.run(x, ["relu3"]).__enter__()
+
+
 def test_open_sizes_are_listed_once_they_are_known() -> None:
     b = Builder()
     x = b.input(1, 3, 6, 7)

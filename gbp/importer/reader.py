@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError
 from .load import open_model
 from .proto import Model
 from .subgraph import Choice, Source
+from .weights import Store
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a model again, as `open_model` did.  Raises InputError where its file has changed since."""
+    """Reads a model again, as `open_model` did.  Raises InputError where a file of it has changed since."""
 
     model: Model
     choice: Choice
-    stamp: tuple[int, int] | None = None
+    files: tuple[Store, ...]
 
     @classmethod
-    def of(cls, model: Model, choice: Choice) -> Reader:
-        return cls(model, choice, _stamp(model))
+    def of(cls, model: Model, choice: Choice, source: Source) -> Reader:
+        """`source`: what was read of the model."""
+        files = tuple(store for store in source.weights.files if isinstance(store.file, Path))
+        return cls(model, choice, files)
 
     def __call__(self) -> Source:
-        if _stamp(self.model) != self.stamp:
-            changed = "the model's file has changed since it was loaded."
-            raise InputError(changed, hint="Make another Explainer.")
+        for store in self.files:
+            try:
+                with store.opened():
+                    pass
+            except OSError:
+                raise InputError(
+                    f"{str(store.file)!r} has changed since it was loaded.", hint="Make another Explainer."
+                ) from None
         return open_model(self.model, self.choice)
-
-
-def _stamp(model: Model) -> tuple[int, int] | None:
-    """The size of a model's file and the time of its last change; None where it is in memory or gone."""
-    if not isinstance(model, (str, os.PathLike)):
-        return None
-    try:
-        found = os.stat(model)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
