@@ -185,6 +185,24 @@ def test_a_folder_of_somebody_else_is_not_used(
 NO_HOME = "import pwd\ndef unknown(_):\n    raise KeyError\npwd.getpwuid = unknown"
 
 
+def test_settings_of_numba_have_folders_of_their_own() -> None:
+    """They change the machine code."""
+    code = "from gbp.kernels.codegen.cache import CACHE_DIRECTORY as found; print(found)"
+    settings = {}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "0"}, {"NUMBA_SLP_VECTORIZE": "1"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | each,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for each in (*settings, {})
+    ]
+    assert len(set(found)) == len(settings)
+    assert found[-1] == found[0]
+
+
 def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -> None:
     for _ in range(2):
         compiled, err = used(folder, None, NO_HOME)

@@ -23,12 +23,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 
 from .numba_private import CacheLocator, DataFile
 
 log = logging.getLogger("gbp")
+
+
+#: Numba's settings that change machine code.  NUMBA_… in the environment sets all but the last, which says
+#: whether code calls Intel's library of vector functions: that is not there in every process.
+_SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT", "USING_SVML")
 
 
 def _root() -> str:
@@ -42,7 +48,7 @@ def _root() -> str:
 
 
 def _cache_directory() -> str:
-    """The folder for the kernels of these sources, this Numba and this processor.
+    """The folder for the kernels of these sources, this Numba with its settings, and this processor.
 
     Numba looks at the file of a kernel alone, and would run stale code after an edit of another file that the
     kernel inlines.  A folder that is named by a hash of all files holds no stale code.
@@ -55,7 +61,9 @@ def _cache_directory() -> str:
     if features is None:
         features = llvm.get_host_cpu_features().flatten()
     target = numba.config.CPU_NAME or llvm.get_host_cpu_name(), features
-    digest.update(f"{numba.__version__} {sys.version} {target}".encode())
+    versions = numba.__version__, llvmlite.__version__, sys.version
+    settings = [getattr(numba.config, name) for name in _SETTINGS]
+    digest.update(f"{versions} {target} {settings}".encode())
     return os.path.join(ROOT, digest.hexdigest()[:16])
 
 
