@@ -107,7 +107,9 @@ class Explainer(Network):
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
         # The sidecar's labels name the model's own scores alone.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
-        self._engine = Engine(source, settings, self.preprocess, self.labels, Reader.of(model, choice, source))
+        self._engine = Engine(
+            source, settings, self.preprocess, self.labels, Reader.of(model, choice, source)
+        )
         self._engine.provenance = Provenance.of(model, self.preprocess, self._arguments, self._engine.digest)
 
     @property

@@ -277,6 +277,16 @@ def test_planning_one_size_does_not_wait_for_another() -> None:
     thread.join()
 
 
+def test_what_is_closed_while_a_plan_is_made_keeps_no_plan() -> None:
+    def build(shape: tuple[int, ...], *_: Any) -> Any:
+        sessions.close()
+        return SimpleNamespace(plan=SimpleNamespace(input_shape=shape))
+
+    sessions = Sessions(build)
+    sessions.of((1,))
+    assert sessions.last() is None
+
+
 def test_a_picture_is_a_path_bytes_a_file_pixels_or_a_pil_image(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     path = tmp_path / "a.png"

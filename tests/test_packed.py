@@ -22,6 +22,7 @@ from gbp import Explainer
 from gbp.cli.main import main
 from gbp.kernels.checksum import BLOCK, LANES, checksum
 from gbp.kernels.codegen.cache import PART
+from gbp.kernels.codegen.lock import only_one
 from gbp.packed import content, entry, plans
 from gbp.plan.plan import Plan
 
@@ -254,10 +255,13 @@ def test_a_digest_is_remembered_while_the_file_stays(
         Explainer(file)
     assert len(hashed) == 3
     (seen,) = folder.glob("*.seen")
-    for damage in (b"", b"{", b"3", b"[]", b"\xff", seen.read_bytes()[:-5]):
+    whole = seen.read_bytes()
+    wrong = bytearray(whole)
+    wrong[-9] ^= 1  # a digit of the digest
+    for damage in (b"", b"{", b"{}", b"3", b"[]", b"\xff", whole[:-5], bytes(wrong)):
         seen.write_bytes(damage)
         Explainer(file)
-    assert len(hashed) == 9
+    assert len(hashed) == 11
     assert len(kept(folder)) == 1
 
 
@@ -487,6 +491,25 @@ def test_of_two_processes_one_builds(folder: Path, file: Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     assert sorted(process.communicate(timeout=120)[0] for process in processes) == ["0\n", "1\n"]
+
+
+def test_who_is_interrupted_while_waiting_leaves_no_open_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl, closed, real = pytest.importorskip("fcntl"), [], os.close
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def close(file: int) -> None:
+        closed.append(file)
+        real(file)
+
+    monkeypatch.setattr(fcntl, "lockf", interrupt)
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(KeyboardInterrupt), only_one("a plan", str(folder)):
+        pass
+    assert len(closed) == 1
 
 
 def test_two_threads_of_one_process(folder: Path, file: Path) -> None:

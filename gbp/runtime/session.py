@@ -259,7 +259,8 @@ class Sessions:
                     raise
                 # A file without a batch axis has samples of another shape than its input's other axes.
                 with self.lock:
-                    self._entries.setdefault((entry.session.plan.input_shape, *key[1:]), entry)
+                    if not self._closed:
+                        self._entries.setdefault((entry.session.plan.input_shape, *key[1:]), entry)
             return entry.session
 
     def last(self) -> Session | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from zlib import crc32
 
 from .cache import CACHE_DIRECTORY, make_folder
@@ -26,13 +26,11 @@ def only_one(name: str, folder: str = CACHE_DIRECTORY) -> Iterator[None]:
     """
     file = -1
     try:
-        if fcntl is not None:
-            make_folder(folder)
-            file = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, crc32(name.encode()))
-    except OSError:
-        pass
-    try:
+        with suppress(OSError):
+            if fcntl is not None:
+                make_folder(folder)
+                file = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, crc32(name.encode()))
         yield
     finally:
         if file >= 0:
