@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gbp.kernels.codegen import jit
 from gbp.kernels.codegen.cache import untrusted
 from gbp.kernels.codegen.interrupts import uninterrupted
 
@@ -354,6 +356,20 @@ def test_an_interrupt_in_a_callback_of_llvm_waits(folder: Path, number: str, cal
     out, err = end(start(folder, arguments + INTERRUPTED, folder / "cache"))
     assert out == "interrupted\nusable\n"
     assert err == ""
+
+
+def test_a_fork_waits_while_a_kernel_s_symbols_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM's own lock is held then, which a child could not free."""
+    holds: list[bool] = []
+    names = SimpleNamespace(
+        add_symbol=lambda *_: holds.append(jit._compiling._is_owned())  # type: ignore[attr-defined]
+    )
+    monkeypatch.setattr(jit, "llvm", names)
+    monkeypatch.setattr(jit.Native, "_loaded", lambda self: 1)
+    native = jit.Native(lambda: None, ())
+    native._calls = [SimpleNamespace(name="callee", address=1)]
+    native.compile()
+    assert holds == [True]
 
 
 def test_signals_in_other_threads_and_within_each_other() -> None:

@@ -286,6 +286,18 @@ def test_other_sources_of_gbp_pack_anew(folder: Path, file: Path, monkeypatch: p
 # ---------------------------------------------------------------------------------------------- damaged, half
 
 
+def test_where_amx_may_not_be_used_plans_have_other_names(
+    folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its instructions would end the process there."""
+    for count, usable in enumerate((False, True), start=1):
+        monkeypatch.setattr(plans, "is_usable", lambda usable=usable: usable)
+        plans._sources.cache_clear()
+        Explainer(file)
+        assert len(kept(folder)) == count
+    plans._sources.cache_clear()
+
+
 def test_damage_at_any_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut short anywhere, or with any byte changed, it is told from what was written."""
     monkeypatch.setattr(entry, "_SMALL", 100)

@@ -112,13 +112,13 @@ class Native:
         return _find, (self.module, self.name)
 
     def compile(self) -> None:
-        with uninterrupted():
+        with uninterrupted(), _compiling:
+            if self._address:
+                return
             for callee in self._calls:
                 # The linker looks here for the symbol by which the kernel calls it.
                 llvm.add_symbol(f"gbp_{callee.name}", callee.address)
-            with _compiling:
-                if not self._address:
-                    self._address = self._loaded()
+            self._address = self._loaded()
 
     @property
     def address(self) -> int:
