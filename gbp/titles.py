@@ -9,7 +9,7 @@ import numpy as np
 
 
 def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
-    """What captions call a map: its rule; a method and its rule; or a method and its layer.
+    """What captions call a map: its rule, or a method and its layer and its rule, unless that is its own.
 
     Parameters
     ----------
@@ -18,7 +18,9 @@ def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
     """
     if not method:
         return rule
-    return f"{method} at {details['layer']}" if "layer" in details else f"{method}, {rule}"
+    at = f" at {details['layer']}" if "layer" in details else ""
+    has_own_rule = bool(at) and method != "layer-gradient"  # Grad-CAM and its kin
+    return f"{method}{at}" if has_own_rule else f"{method}{at}, {rule}"
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 from gbp import Explainer, methods
 from gbp.cli.main import main
 from gbp.methods import METHODS
+from gbp.titles import title_of
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 MODEL, SCENE = str(MODELS / "demo.onnx"), str(MODELS / "scenes" / "02_fish.png")
@@ -99,6 +100,14 @@ def test_methods_of_hidden_units_and_contrasts(capsys: pytest.CaptureFixture[str
     assert report["details"]["question"] == "fish - heart"
 
 
+def test_titles_tell_rules_apart() -> None:
+    layer = {"layer": "relu3"}
+    assert title_of("", "guided", {}) == "guided"
+    assert title_of("smoothgrad", "guided", {}) == "smoothgrad, guided"
+    assert title_of("layer-gradient", "guided", layer) == "layer-gradient at relu3, guided"
+    assert title_of("guided-grad-cam", "guided", layer) == "guided-grad-cam at relu3"
+
+
 def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("--method", "vargrad", "--samples", "2", "--rule", "all") == 0
     assert "vargrad, vanilla, vargrad, deconvnet, vargrad, guided: fish" in capsys.readouterr().out
@@ -123,6 +132,9 @@ def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:
         (["--method", "grad-cam", "--layer", "relu9"], "is called 'relu9'. Did you mean 'relu"),
         (["--method", "grad-cam", "--layer", "fc1"], "--layer 'fc1' has no plane, its shape is [64]."),
         (["--method", "grad-cam", "--layer", "fc1"], "The last one with a plane is --layer relu4."),
+        (["--method", "layer-gradient", "--layer", "logits"], "--layer 'logits' holds the scores."),
+        (["--at", "relu3", "--channel", "-1"], "--channel is -1."),
+        (["--top", "0"], "--top is 0."),
     ],
 )
 def test_what_is_refused(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from . import batch, explain, features, help, init, inspect, report, sanity, ser
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|algorithm|alpha|bare|baseline|canvas|channels|device|given|input|labels|layers?|limits|"
+    "activations|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|limits|"
     "memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|steps|style|target|threads|top"
 )
 
@@ -80,6 +80,7 @@ def in_options(text: str) -> str:
         text = text.replace(said, option)
     text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
     text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
+    text = re.sub(r"^k(?= is\b)", "top", text)  # of `Top(k)`
     return re.sub(rf"^((target|layer)(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
 
 

@@ -134,6 +134,8 @@ def explained(
     """
     parts: list[Attribution] = []
     for run in explainer.runs(images, (*keep, *tensors_of(target))):
+        if run.scores_name in keep:
+            raise InputError(f"layer {run.scores_name!r} holds the scores.", supported="layers before them")
         questions, one, names = _questions(run, target)
         maps, details = compute(run, questions)
         with np.errstate(over="ignore"):
