@@ -51,11 +51,13 @@ class Run:
         count: int,
     ) -> None:
         self._engine, self._session_for, self._is_open = engine, session_for, True
-        self._batch, self._part, self._count = batch, part, count
+        self._batch, self._part = batch, part
         self._tapes: dict[Rewrite | None, Tape] = {}
         #: float32 (N, …): the prepared samples, in the model's own input layout.
         self.x = batch.x[part]
-        #: Which of the given images these are.
+        #: How many images were given in all.
+        self.count = count
+        #: Which of them these are.
         self.samples = slice(first + part.start, first + part.start + len(self.x))
         self._session, self._tape = self._on(None)
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
@@ -250,7 +252,7 @@ class Run:
         InputError
             As `Explainer.explain`.
         """
-        return self._engine.resolve(target, self._session.plan, self.scores, self.samples, self._count)
+        return self._engine.resolve(target, self._session.plan, self.scores, self.samples, self.count)
 
     def attribution(
         self, map: NDArray[np.float32], target: NDArray[np.int64], rule: str | Rule = "vanilla"

@@ -175,9 +175,9 @@ def _noisy(
         raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
 
     def of_sample(
-        x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int
+        x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int, images: int
     ) -> tuple[NDArray[np.float64], float]:
-        copies = _given(x, given, index) if share is None else _drawn(x, share, count, int(seed))
+        copies = _given(x, given, index, images) if share is None else _drawn(x, share, count, int(seed))
         total = np.zeros((questions.targets.shape[1], *x.shape))
         squares = np.zeros_like(total)
         best, kept = scores.argmax(), 0
@@ -192,7 +192,7 @@ def _noisy(
         run.close()  # its memory serves the copies
         first = run.samples.start
         each = enumerate(zip(run.x, run.scores, strict=True))
-        found = [of_sample(x, scores, questions[i : i + 1], first + i) for i, (x, scores) in each]
+        found = [of_sample(x, scores, questions[i : i + 1], first + i, run.count) for i, (x, scores) in each]
         return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
 
     found = explained(explainer, images, target, rule, method, compute)
@@ -233,10 +233,10 @@ def _draws(shape: tuple[int, ...], count: int, seed: int) -> NDArray[np.float32]
 
 
 def _given(
-    x: NDArray[np.float32], noise: NDArray[np.float32], index: int
+    x: NDArray[np.float32], noise: NDArray[np.float32], index: int, images: int
 ) -> Callable[[slice], NDArray[np.float32]]:
     """Copies of a sample with the caller's noise."""
-    one = noise[:, index] if noise.ndim == x.ndim + 2 and index < noise.shape[1] else noise
+    one = noise[:, index] if noise.ndim == x.ndim + 2 and noise.shape[1] == images else noise
     if one.shape[1:] != x.shape:
         sizes = ", ".join(map(str, x.shape))
         raise InputError(

@@ -188,7 +188,8 @@ def _given(baseline: ArrayLike, run: Run) -> NDArray[np.float64]:
     shape = run.x.shape
     try:
         array = np.asarray(baseline)
-        array = array[run.samples] if array.ndim == len(shape) and len(array) > 1 else array
+        if array.ndim == len(shape) and len(array) > 1:
+            array = array[run.samples] if len(array) == run.count else np.empty(0, object)
         starts = np.broadcast_to(array, shape)
     except ValueError:
         starts = np.empty(0, object)
