@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from gbp import Explainer, methods
 from gbp.cli.main import main
 from gbp.methods import METHODS
+from gbp.pictures.legend import meaning
+from gbp.rules import OTHER_RULES
 from gbp.titles import title_of
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -106,6 +109,14 @@ def test_titles_tell_rules_apart() -> None:
     assert title_of("smoothgrad", "guided", {}) == "smoothgrad, guided"
     assert title_of("layer-gradient", "guided", layer) == "layer-gradient at relu3, guided"
     assert title_of("guided-grad-cam", "guided", layer) == "guided-grad-cam at relu3"
+
+
+@pytest.mark.parametrize("method", ["", "smoothgrad", "layer-gradient"])
+@pytest.mark.parametrize("rule", [name for name, rule in OTHER_RULES.items() if rule.finish])
+def test_a_product_is_not_called_a_slope(method: str, rule: str) -> None:
+    for style in ("overlay", "gray", "rgb", "diverging"):
+        said = meaning(style, rule, method)  # type: ignore[arg-type]
+        assert not re.search("small change|raises|moves", said)
 
 
 def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ UNLIKELY = 0.01
 SHOWN: dict[str, str] = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
 
 #: Rules whose maps leave out what lowers the score on the way: they are no gradient.
-_POSITIVE_RULES = ("guided", "deconvnet", "rectgrad")
+_POSITIVE_RULES = ("guided", "deconvnet")
 #: Methods that share the score out among pixels, and those that weigh the places of an inner layer.
 _SHARES = ("integrated-gradients", "layer-gradient-x-activation")
 _SHARING_RULES = ("lrp", "input-x-gradient")
@@ -33,9 +33,14 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     rule, method
         What made the map, as in `Attribution`.
     """
-    is_share = method in _SHARES or (method in ("", "smoothgrad") and rule.startswith(_SHARING_RULES))
-    if style == "diverging" and (is_share or method in _PLACES):
+    keeps_rule = method in ("", "smoothgrad", "layer-gradient")
+    is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))
+    is_product = keeps_rule and rule == "rectgrad"  # of values and gradient, which are no shares
+    if style == "diverging" and (is_share or is_product or method in _PLACES):
         return "red: speaks for the class; blue: speaks against it"
+    if is_product:
+        product = "the gradient times what is here"
+        return f"grey: {product} is 0" if style == "rgb" else f"brighter: {product} is larger"
     if is_share:
         return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
     if method in _PLACES:
