@@ -1,4 +1,4 @@
-"""The kernels of `binary.py` on a card, of the same tables: a thread for each element, in float64."""
+"""The kernels of `binary.py` on a card, from the same tables: one thread for each element, in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHOICES = {f"{name.lower()}_choice": f for name, f in CHOICES.items()}
 
 @cache
 def __getattr__(name: str) -> CudaKernel:
-    """The twin of a kernel that is made of a table's row."""
+    """The twin of a kernel that is made from a row of a table."""
     if name in _VALUES:
         return kernel_from(
             *(_binary_fwd, name, *(BROADCAST,) * 3),
@@ -53,7 +53,7 @@ wins: Any = None
 
 
 def _binary_fwd(a: Any, b: Any, y: Any) -> None:
-    """Write y = f(a, b); y may be either."""
+    """Write y = f(a, b); y may be a or b."""
     share_a, share_b = targets_of(y, a), targets_of(y, b)
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         n, j, k, l, m, o = index_of(i, y.shape)
@@ -63,7 +63,7 @@ def _binary_fwd(a: Any, b: Any, y: Any) -> None:
 
 
 def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any) -> None:
-    """Add the slope at (a, b) times gy to gx, of gy's shape."""
+    """Add the slope at (a, b) times gy to gx, which has gy's shape."""
     shape, strides = gx.shape, gx.strides
     apart = sizes_apart(shape, strides)
     cells = product_of(apart)
@@ -82,12 +82,12 @@ def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any) -> None:
 
 @device_function
 def _place(at: Any, shape: Any) -> Any:
-    """Where an element lies among those of its row."""
+    """The position of an element in its row."""
     return (((at[1] * shape[2] + at[2]) * shape[3] + at[3]) * shape[4] + at[4]) * shape[5] + at[5]
 
 
 def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any) -> None:
-    """Write x to y, and i to the switches, where x wins."""
+    """Where x wins, write x to y and i to the switches."""
     share_x, share_c = targets_of(y, x), targets_of(y, c)
     for unit in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         at = index_of(unit, y.shape)
@@ -100,7 +100,7 @@ def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any) -> None:
 
 @kernel(BROADCAST, SWITCHES, INT, BROADCAST, units=lambda gy, switches, i, gx: elements_apart(gx))
 def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any) -> None:
-    """Add gy to gx where the switch says i; gy and gx have N·K rows, the switches N."""
+    """Add gy to gx where the switch is i; gy and gx have N·K rows, the switches N."""
     shape, strides = gx.shape, gx.strides
     apart = sizes_apart(shape, strides)
     cells = product_of(apart)

@@ -1,7 +1,7 @@
 """The kernels of `broadcast.py` on a card.
 
-Writing through strides of 0 sums over the axes that were broadcast: a thread has an element of gx to itself,
-and adds what falls on it in the order of the index.
+A stride of 0 means that an axis was broadcast, and gx is summed over it.  One thread computes each element of
+gx.  It adds the contributions in the order of their indices.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .moves_cuda import add, index_of, multiply
 
 
 def add_fwd(x0: Any, x1: Any, y: Any) -> None:
-    """Write y = x0 + x1, all of one shape; y may be either."""
+    """Write y = x0 + x1, all of one shape; y may be x0 or x1."""
     add(y, x0, x1)
 
 
 def mul_fwd(x0: Any, x1: Any, y: Any) -> None:
-    """Write y = x0 · x1, all of one shape; y may be either."""
+    """Write y = x0 · x1, all of one shape; y may be x0 or x1."""
     multiply(y, x0, x1)
 
 
 def elements_apart(gx: Any) -> int:
-    """Units of work of a kernel that has one for each element of gx, which is (N, …) of six axes."""
+    """The units of work of a kernel with one for each element of gx, which is (N, …) with six axes."""
     count = int(gx.shape[0])
     for size, stride in zip(gx.shape[1:], gx.strides[1:], strict=True):
         count *= size if stride else 1
@@ -36,7 +36,7 @@ def elements_apart(gx: Any) -> int:
 
 @device_function
 def sizes_apart(shape: Any, strides: Any) -> Any:
-    """The shape of the elements that lie apart; the batch's always do."""
+    """The shape of the distinct elements of gx.  Those of different samples are always distinct."""
     return (
         shape[0],
         shape[1] if strides[1] else 1,
@@ -54,7 +54,7 @@ def product_of(shape: Any) -> Any:
 
 @device_function
 def next_on_it(at: Any, shape: Any, strides: Any) -> Any:
-    """The next index, in its order, that falls on the same element; of the last one the first."""
+    """The next index, in order, that refers to the same element; after the last index, the first."""
     n, a, b, c, d, e = at
     if not strides[5]:
         e += 1
@@ -86,7 +86,7 @@ def next_on_it(at: Any, shape: Any, strides: Any) -> Any:
 
 @kernel(BROADCAST, BROADCAST, units=lambda gy, gx: elements_apart(gx))
 def add_bwd(gy: Any, gx: Any) -> None:
-    """Add gy to gx, of one shape."""
+    """Add gy to gx; both have one shape."""
     shape, strides = gx.shape, gx.strides
     apart = sizes_apart(shape, strides)
     cells = product_of(apart)

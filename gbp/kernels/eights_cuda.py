@@ -1,7 +1,8 @@
-"""Eight neighbouring channels of a pixel, whose bits are a byte: what kernels of a card do with them.
+"""Eight neighbouring channels of a pixel, whose bits fill a byte: loads, stores and epilogues for kernels of
+a card.
 
-`v` is a thread's own array of eight.  `fours`: the arrays' channels are whole fours and lie on whole 16
-bytes, so that four at a time are read and written; `all_in_fours` says so of arrays.
+`v` is a thread's local array of eight floats.  `fours`: the number of channels is a multiple of four and the
+arrays are aligned to 16 bytes, so four channels are loaded or stored at once.  `all_in_fours` finds that out.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from .codegen.simd_cuda import (
 
 
 def all_in_fours(*arrays: Any) -> int:
-    """Whether of all these (N, H, W, C) but empty ones four channels can be read and written at a time."""
+    """Whether four channels of each of these (N, H, W, C) arrays can be loaded at once.  Empty arrays do not
+    count.
+    """
     return int(all(x.shape[3] % 4 == 0 and x.is_aligned(16) for x in arrays if x.size))
 
 
 def eights_of(y: Any) -> int:
-    """Units of work of a kernel that has one for eight channels of each pixel of (N, H, W, C)."""
+    """The units of work of a kernel with one for eight channels of each pixel of (N, H, W, C)."""
     N, H, W, C = y.shape
     return int(N * H * W * (-(-C // 8)))
 
 
 @device_function
 def load_eight_of(x: Any, n: int, h: int, w: int, c: int, v: Any, fours: int) -> None:
-    """Eight channels of a pixel from c on to v; 0 where x has none."""
+    """Load eight channels of a pixel from c on into v; 0 beyond the last channel."""
     C = x.shape[3]
     if fours and c + 4 < C:
         v[0], v[1], v[2], v[3] = load_channels(x, n, h, w, c)
@@ -48,14 +51,14 @@ def load_eight_of(x: Any, n: int, h: int, w: int, c: int, v: Any, fours: int) ->
 
 @device_function
 def eight_of(sums: Any, i: int, v: Any) -> None:
-    """Eight of the sums, from i on, to v."""
+    """Copy eight sums from i on to v."""
     v[0], v[1], v[2], v[3] = load_four(sums, i)
     v[4], v[5], v[6], v[7] = load_four(sums, i + 4)
 
 
 @device_function
 def write_eight(v: Any, n: int, h: int, w: int, o: int, y: Any, fours: int) -> None:
-    """Eight channels of a pixel to y, as far as it has channels."""
+    """Store eight channels of a pixel in y, up to the last channel."""
     O = y.shape[3]
     if fours:
         if o < O:
@@ -70,7 +73,7 @@ def write_eight(v: Any, n: int, h: int, w: int, o: int, y: Any, fours: int) -> N
 
 @device_function
 def add_eight(v: Any, n: int, h: int, w: int, o: int, r: Any, fours: int) -> None:
-    """Add eight channels of a pixel of r to v, as far as it has channels."""
+    """Add eight channels of a pixel of r to v, up to the last channel."""
     O = r.shape[3]
     if fours:
         if o < O:
@@ -95,7 +98,7 @@ def add_eight(v: Any, n: int, h: int, w: int, o: int, r: Any, fours: int) -> Non
 def epilogue_fwd(
     v: Any, n: int, h: int, w: int, o: int, b: Any, r: Any, y: Any, mask: Any, lo: Any, hi: Any, fours: int
 ) -> None:
-    """Eight channels from o on of a pixel, whose sums are v."""
+    """Finish eight channels of a pixel from o on, whose sums are v."""
     bits = 0
     if fours and o + 4 < b.size:
         first, second, third, fourth = load_four(b, o)
@@ -127,7 +130,7 @@ def epilogue_fwd(
 def epilogue_bwd(
     v: Any, n: int, h: int, w: int, o: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int
 ) -> None:
-    """Eight channels from o on of a pixel, whose sums are v."""
+    """Finish eight channels of a pixel from o on, whose sums are v."""
     if accumulate:
         add_eight(v, n, h, w, o, gx, fours)
     bits = int32(255)

@@ -1,4 +1,4 @@
-"""The kernels of `functions.py` on a card, of the same table: a thread for each element."""
+"""The kernels of `functions.py` on a card, from the same table: one thread for each element."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .codegen.simd_cuda import at_pixel, gated, targets_of
 from .functions import NUMBERS, VECTORS
 
 _library: Any = np if SIMULATED else libdevice()
-#: Those of `NUMBERS` that are NumPy's, which Numba has not for cards.
+#: Functions of `NUMBERS` that come from NumPy, which Numba does not offer on cards.
 _OWN: dict[str, Any] = {
     "Sign": lambda x, p, q: x if x == 0 or math.isnan(x) else math.copysign(1.0, x),
     "Floor": lambda x, p, q: _library.floor(x),
@@ -65,7 +65,7 @@ def _twin(function: str, way: str) -> CudaKernel:
     )
 
 
-#: What a row of the tables is called in the templates below, and the type that it computes with.
+#: Names in the templates below: the row of a table, and the type that it computes with.
 value: Any = None
 slope: Any = None
 number: Any = None
@@ -81,7 +81,7 @@ def _fwd(x: Any, p: float, q: float, y: Any) -> None:
 
 
 def _bwd(gy: Any, x: Any, p: float, q: float, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write f'(x) · gy to gx, added to gx with `accumulate`; of that, what passes the gate."""
+    """Write f'(x) · gy to gx, added to gx with `accumulate`; then apply the gate."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     for i in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):

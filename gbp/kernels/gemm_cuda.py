@@ -1,8 +1,8 @@
-"""The kernels of `gemm.py` on a card: dense layers, whose time is that of reading the weights.
+"""The kernels of `gemm.py` on a card: dense layers.  They take as long as reading the weights does.
 
-Forward, a block takes eight rows of w, whose bits are a byte, and some samples at a time: its threads share
-the columns, then their sums are added in the order of the threads.  In reverse a block takes neighbouring
-columns, and its threads share the rows among slices.  Neither order depends on the batch.
+Forward, a block computes eight rows of w, whose bits fill a byte, for some samples.  Its threads share the
+columns; their sums are added in the order of the threads.  Backward, a block computes neighbouring columns,
+and its threads share the rows.  Neither order depends on the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, block_kernel, tensor_cores
 from .codegen.simd_cuda import clipped, gated, targets_of
 
-#: Samples that a block handles together: so often are the weights read.
+#: Samples that a block computes together.  The weights are read once for so many.
 SAMPLES = 4
 _ROWS = 8
 _THREADS = 4 if SIMULATED else 128
@@ -39,7 +39,7 @@ def gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: f
 
 
 def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write gy · w to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write gy · w to gx, added to gx with `accumulate`; then apply the gate.
 
     gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
     """
@@ -53,7 +53,7 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -
     blocks=lambda *args: (-(-args[4].shape[3] // _ROWS) * -(-args[4].shape[0] // SAMPLES),),
 )
 def _gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float) -> None:
-    """As `gemm_fwd`, where there are no tensor cores."""
+    """`gemm_fwd` without tensor cores."""
     sums = cuda.shared.array(_SUMS_OF_ALL, float32)
     own = cuda.local.array(_SUMS, float32)
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
@@ -97,9 +97,9 @@ def _gemm_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: 
     blocks=lambda *args: (-(-args[4].shape[3] // _COLUMNS) * -(-args[4].shape[0] // SAMPLES),),
 )
 def _gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """As `gemm_bwd`, where there are no tensor cores.
+    """`gemm_bwd` without tensor cores.
 
-    Rows of w that all samples in hand multiply by 0 are not read.
+    Rows of w that all samples of the block multiply by 0 are not read.
     """
     parts = cuda.shared.array(_PARTS, float32)
     own = cuda.local.array(SAMPLES, float32)

@@ -1,14 +1,14 @@
-"""Dense layers on a card's tensor cores, at float32's accuracy: the time is that of reading w.
+"""Dense layers on a card's tensor cores, at float32's accuracy.  They take as long as reading w does.
 
-    forward  y[n, m]  = Σ_k x[n, k] · w[m, k]        reverse  gx[n, k] = Σ_m gy[n, m] · w[m, k]
+    forward  y[n, m]  = Σ_k x[n, k] · w[m, k]        backward  gx[n, k] = Σ_m gy[n, m] · w[m, k]
 
-A block takes 64 outputs and some samples.  Step by step it multiplies 32 terms of each sum, while those of
-the next steps are on their way to shared memory.  The outputs are the rows of the product and the samples its
-columns, so that a sample alone wastes none of what is read.  Weights lie as in the file, and are split into
-big and small in registers.
+A block computes 64 outputs of some samples.  Each step multiplies 32 terms of each sum, while the terms of
+the next steps are copied to shared memory.  Outputs are the rows of the product and samples its columns, so a
+single sample uses all that is read.  Weights are stored as in the file, and split into big and small parts in
+registers.
 
-The sums are cut into as many parts as fill a card, which have blocks of their own; `finish_fwd` and
-`finish_bwd` of convolutions add them in order.  So the bits do not depend on the batch.
+The sums are cut into as many parts as fill a card.  Each part has its own blocks; `finish_fwd` and
+`finish_bwd` of convolutions add the parts in order.  So the bits do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from .codegen.warps_cuda import add_product, floats_at, split_word
 from .eights_cuda import all_in_fours
 from .sums_cuda import finish_bwd, finish_fwd
 
-#: Outputs of a block, terms of a step, and steps on their way.
+#: Outputs of a block, terms of a step, and steps that are being copied.
 ROWS = 16 if SIMULATED else 64
 DEPTH = 32
 STAGES = 4
-#: Samples of a block: a few, or many.
+#: Samples of a block: few or many.
 SAMPLES = (8, 32)
 _WARPS = ROWS // 16
 THREADS = _WARPS * (1 if SIMULATED else 32)
-#: Floats between the terms of an output, or of a sample; and between outputs where those are neighbours.
+#: Floats between the terms of an output or a sample; and between outputs, if those are neighbours in memory.
 _APART = DEPTH + 4
 _ROWS_APART = ROWS + 8
 _ENOUGH_BLOCKS = 4 if SIMULATED else 4 * 132
 _FEWEST_STEPS = 1 if SIMULATED else 8
 
-#: Of the kernel that a copy of the functions below is made for.
+#: Values of the kernel that a copy of the functions below is made for.
 COLUMNS = OWN = COLUMNS_OF_8 = W_FLOATS = STAGE_FLOATS = ROW_STEP = TERM_STEP = FORWARD = 1
 _multiply: Any = None
 _keep: Any = None
 
 
 def parts_of(outputs: int, terms: int) -> int:
-    """Parts of the sums."""
+    """The number of parts that the sums are cut into."""
     steps = -(-terms // DEPTH)
     blocks = -(-outputs // ROWS)
     parts = max(1, min(_ENOUGH_BLOCKS // max(1, blocks), steps // _FEWEST_STEPS))
@@ -57,7 +57,7 @@ def parts_of(outputs: int, terms: int) -> int:
 
 
 def _copy_line(to: int, source: int, count: int, fours: int) -> None:
-    """Four floats to shared memory; 0 beyond the first `count` of them."""
+    """Copy four floats to shared memory; 0 from number `count` on."""
     if fours:
         copy_16(to, source, int32(min(max(count, 0), 4) * 4))
     else:
@@ -69,7 +69,7 @@ def _copy_line(to: int, source: int, count: int, fours: int) -> None:
 def _fetch(
     x: Any, w: Any, outputs: int, terms: int, row: int, sample: int, step: int, fours: int, stage: int
 ) -> None:  # fmt: skip
-    """A thread's part of a step on its way to a stage: of w, and of x."""
+    """Start a thread's share of the copies of a step: of w and of x."""
     t = int32(cuda.threadIdx.x)
     first = step * DEPTH
     start = global_address(w)
@@ -92,7 +92,7 @@ def _fetch(
 
 
 def _gemm(x: Any, w: Any, partial: Any, outputs: int, part_steps: int, fours: int) -> None:
-    """The partial sums (parts, N, outputs up to whole fours) of x (N, 1, 1, terms) with w."""
+    """Write the partial sums (parts, N, outputs rounded up to four) of x (N, 1, 1, terms) with w."""
     shared = cuda.shared.array(0, float32, alignment=16)
     own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
     N, terms = x.shape[0], x.shape[3]

@@ -1,6 +1,6 @@
-"""What NumPy's own functions are on a card: moving values, and plain sums and products of arrays.
+"""Replacements of NumPy's functions on a card: copies, and sums and products of arrays.
 
-Arrays have MOVED_AXES axes and any strides, 0 where they are broadcast.
+Arrays have MOVED_AXES axes and any strides; a stride of 0 broadcasts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOVED = types.Array(types.float32, MOVED_AXES, "A")
 
 @device_function
 def index_of(i: int, shape: Any) -> Any:
-    """Element i in the order of the index."""
+    """The index of element i in row-major order."""
     e = quotient(i, shape[5])
     d = quotient(e, shape[4])
     c = quotient(d, shape[3])
@@ -37,14 +37,14 @@ def index_of(i: int, shape: Any) -> Any:
 
 @kernel(MOVED, types.float32, units=lambda y, value: elements_of(y))
 def fill(y: Any, value: float) -> None:
-    """Write the value to all of y."""
+    """Write the value to all elements of y."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[index_of(i, y.shape)] = value
 
 
 @kernel(DENSE, DENSE, units=lambda x, marks: elements_of(x))
 def mark_not_finite(x: Any, marks: Any) -> None:
-    """Write 1 to the mark of each sample of x, (N,) of whole samples, that holds NaN or infinity."""
+    """Write 1 to the mark of each sample of x that holds NaN or infinity; marks are (N,)."""
     each = x.size // marks.size
     for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
         if x[i] - x[i] != 0:
@@ -61,7 +61,7 @@ def copy(x: Any, y: Any) -> None:
 
 @kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
 def add(y: Any, a: Any, b: Any) -> None:
-    """Write y = a + b; y may be either."""
+    """Write y = a + b; y may be a or b."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         at = index_of(i, y.shape)
         y[at] = a[at] + b[at]
@@ -69,7 +69,7 @@ def add(y: Any, a: Any, b: Any) -> None:
 
 @kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
 def subtract(y: Any, a: Any, b: Any) -> None:
-    """Write y = a − b; y may be either."""
+    """Write y = a − b; y may be a or b."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         at = index_of(i, y.shape)
         y[at] = a[at] - b[at]
@@ -77,7 +77,7 @@ def subtract(y: Any, a: Any, b: Any) -> None:
 
 @kernel(MOVED, MOVED, MOVED, units=lambda y, a, b: elements_of(y))
 def multiply(y: Any, a: Any, b: Any) -> None:
-    """Write y = a · b; y may be either."""
+    """Write y = a · b; y may be a or b."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         at = index_of(i, y.shape)
         y[at] = a[at] * b[at]

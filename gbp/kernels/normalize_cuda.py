@@ -1,4 +1,4 @@
-"""The kernels of `normalize.py` on a card: threads share the groups of a block, as in `reduce_cuda.py`."""
+"""The kernels of `normalize.py` on a card.  The threads of a block share groups, as in `reduce_cuda.py`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .reduce_cuda import THREADS, blocks_of, element, place, sign
 
 @device_function
 def _sum(value: Any, at: int, output: int, outputs: int, values: Any) -> Any:
-    """The sum of what the threads of a group found, added in a tree; `values` is their shared memory."""
-    cuda.syncthreads()  # all have read what was there
+    """The sum of the values of a group's threads, added in a tree.  `values`: their shared memory."""
+    cuda.syncthreads()  # All threads have read the previous values.
     values[at] = value
     cuda.syncthreads()
     step = THREADS // 2
@@ -43,7 +43,7 @@ def _statistics(
     own: Any,
     values: Any,
 ) -> Any:
-    """Mean and inverse deviation of a group; `own` is what `place` says of the thread."""
+    """Mean and inverse deviation of a group.  `own`: what `place` returned for the thread."""
     share, shares, output, outputs = own
     R, S = x.shape[2], x.shape[4]
     at = share * outputs + output

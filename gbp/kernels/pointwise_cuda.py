@@ -1,4 +1,4 @@
-"""The kernels of `pointwise.py` on a card: a thread for eight channels, whose bits are a byte."""
+"""The kernels of `pointwise.py` on a card: one thread for eight channels, whose bits fill a byte."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def pointwise_fwd(x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, 
 
 
 def pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write a · gy to gx, added to gx with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write a · gy to gx, added to gx with `accumulate`; then apply the gate.  gx may be gy."""
     _pointwise_bwd(gy, a, mask, gate, gx, accumulate, all_in_fours(gy, gx))
 
 
 @device_function
 def _scale(v: Any, a: Any, c: int) -> None:
-    """v times eight channels of a, where that has any."""
+    """Multiply v by eight channels of a, if a is not empty."""
     for k in range(8):
         if c + k < a.size:
             v[k] *= a[c + k]

@@ -1,4 +1,4 @@
-"""The kernels of `prelu.py` on a card: a thread for each element."""
+"""The kernels of `prelu.py` on a card: one thread for each element."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def prelu_fwd(x: Any, slopes: Any, y: Any) -> None:
     units=lambda *args: elements_of(args[5]),
 )
 def prelu_bwd(gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write gy where x > 0, slopes · gy elsewhere, to gx, added to gx with `accumulate`; of that, what passes
-    the gate.  gx may be gy.
+    """Write gy where x > 0, slopes · gy elsewhere, to gx, added with `accumulate`; then apply the gate.
+
+    gx may be gy.
     """
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)

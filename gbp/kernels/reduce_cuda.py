@@ -1,7 +1,7 @@
-"""The kernels of `reduce.py` on a card: the threads of a block share some outputs.
+"""The kernels of `reduce.py` on a card.  The threads of a block share some outputs.
 
-Each of the threads of an output has every so-many-th of its elements, in order; then what they found is
-brought together in a tree.  How many threads share an output is a question of the layer's sizes alone.
+If t threads share an output, each reduces every t-th element in order; a tree combines their results.  The
+number of threads that share an output depends on the layer's sizes alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .reduce import L1, L2, LOG_SUM_EXP, MEAN, PROD, REDUCED, RUNS, SUM_SQUARE, 
 
 #: Threads of a block.
 THREADS = 4 if SIMULATED else 256
-#: Elements at least of each of those that share an output.
+#: The fewest elements for each thread that shares an output.
 _OWN = 1 if SIMULATED else 4
-#: Neighbouring outputs that are read together, where their elements lie apart.
+#: Outputs that are read together where the elements of one output are not neighbours.
 _TOGETHER = 2 if SIMULATED else 8
 
-#: How a tree brings two numbers together.
+#: How a tree combines two numbers.
 _ADD, _MULTIPLY, _LARGEST = range(3)
 
-#: Where Python's functions raise NumPy's return NaN or ∞, as those of a card do.
+#: Python's functions raise here.  NumPy's return NaN or ∞, as those of a card do.
 _math: Any = np if SIMULATED else math
 
 
@@ -49,7 +49,7 @@ _slope = device_function_of(reduce._slope, math=_math, _sign=sign)
 
 
 def _sharing(R: int, B: int, S: int) -> int:
-    """How many threads share an output: a power of two, and each has an element."""
+    """How many threads share an output: a power of two.  Each has at least one element."""
     most = THREADS // _TOGETHER if S < _TOGETHER and B > 1 else THREADS
     threads = 1
     while 2 * threads <= most and 2 * threads * _OWN <= R * S:
@@ -61,7 +61,7 @@ _shares = device_function(_sharing)
 
 
 def blocks_of(x: Any) -> tuple[int, ...]:
-    """Blocks of a kernel whose threads share the outputs of x (N, A, R, B, S), as `place` says."""
+    """The blocks of a kernel whose threads share the outputs of x (N, A, R, B, S) as `place` says."""
     N, A, R, B, S = x.shape
     return (int(-(-(N * A * B * _sharing(R, B, S)) // THREADS)),)
 
@@ -70,9 +70,9 @@ def blocks_of(x: Any) -> tuple[int, ...]:
 def place(block: int, t: int, shape: Any) -> Any:
     """What thread t of a block works on, of x (N, A, R, B, S).
 
-    Return n, a, b of an output; whether there is one, for beyond the last it is the last again, which may be
-    read and not written; the thread's share of it, and how many share it; the output's place among those of
-    the block, and how many these are.
+    Returns n, a, b of an output; whether the output exists (if not, it is the last one, which may be read and
+    not written); the thread's number among those that share the output, and their count; the output's number
+    among those of the block, and their count.
     """
     N, A, R, B, S = shape
     shares = _shares(R, B, S)
@@ -99,10 +99,10 @@ def element(k: int, R: int, S: int) -> Any:
 
 @device_function
 def _together(value: Any, how: int, own: Any, values: Any) -> Any:
-    """What an output's threads found, brought together; `values` is their shared memory."""
+    """The combined results of an output's threads.  `values`: their shared memory."""
     share, output, outputs = own
     at = share * outputs + output
-    cuda.syncthreads()  # all have read what was there
+    cuda.syncthreads()  # All threads have read the previous values.
     values[at] = value
     cuda.syncthreads()
     step = THREADS // 2
@@ -119,7 +119,7 @@ def _together(value: Any, how: int, own: Any, values: Any) -> Any:
 def _reduced(
     x: Any, n: int, a: int, b: int, share: int, shares: int, own: Any, kind: int, values: Any
 ) -> Any:
-    """The total of an output, and what is beside it: the maximum, or the count of zeros."""
+    """The total of an output, and a second number: the maximum, or the count of zeros."""
     R, S = x.shape[2], x.shape[4]
     beside = -math.inf if kind == LOG_SUM_EXP else 0.0
     if kind == LOG_SUM_EXP:

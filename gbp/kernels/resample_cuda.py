@@ -1,4 +1,4 @@
-"""The kernel of `resample.py` on a card: a thread for each element."""
+"""The kernel of `resample.py` on a card: one thread for each element."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def resample(
     accumulate: int,
     anchored: int,
 ) -> None:
-    """Write y, added to y with `accumulate`; of that, what passes the gate.  y is not x.
+    """Write y, added to y with `accumulate`; then apply the gate.  y is not x.
 
-    `anchored` as on the CPU.
+    `anchored`: as on the CPU.
     """
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)

@@ -1,4 +1,4 @@
-"""The kernels of `softmax.py` on a card: a thread for each pixel, for scores are few."""
+"""The kernels of `softmax.py` on a card: one thread for each pixel, because there are few scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _maximum_and_sum(x: Any, n: int, h: int, w: int) -> Any:
 
 @device_function
 def _pixel_in(mask: Any, p: int) -> Any:
-    """(h, w) of pixel p, counted through the batch, in a mask whose pixels may have other axes than gx's."""
+    """(h, w) of pixel p, counted through the batch, in a mask whose planes may have another shape."""
     H, W = max(1, mask.shape[1]), max(1, mask.shape[2])
     return p // W % H, p % W
 
@@ -64,7 +64,7 @@ def logsoftmax_fwd(x: Any, y: Any) -> None:
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
 def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, added to gx with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
@@ -82,7 +82,7 @@ def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
 def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write the gradient to gx, added with `accumulate`; of that, what passes the gate.  gx may be gy."""
+    """Write the gradient to gx, added to gx with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):

@@ -1,6 +1,6 @@
-"""Sums that were cut into parts, each by blocks of its own: how they are kept, added and ended.
+"""Partial sums, each computed by its own blocks: how they are stored, added and finished.
 
-The parts lie one after the other, (parts, pixels, channels up to whole fours), and are added in order.
+They are stored one after the other, (parts, pixels, channels rounded up to four), and added in that order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .eights_cuda import eights_of, epilogue_bwd, epilogue_fwd
 
 @device_function
 def keep_eight(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
-    """Eight sums of a pixel to the partial sums, as far as there are channels."""
+    """Store eight partial sums of a pixel, up to the last channel."""
     if o < channels:
         store_four((v[0], v[1], v[2], v[3]), partial, p * channels + o)
     if o + 4 < channels:
@@ -28,7 +28,7 @@ def keep_eight(v: Any, p: int, o: int, partial: Any, channels: int) -> None:
 
 @device_function
 def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int, v: Any) -> None:
-    """The sums of all parts in order, of eight channels of a pixel."""
+    """Eight channels of a pixel, summed over the parts in order."""
     for k in range(8):
         v[k] = np.float32(0)
     for s in range(parts):
@@ -53,7 +53,7 @@ def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int,
 def finish_fwd(
     partial: Any, parts: int, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
 ) -> None:
-    """What ends a forward whose parts of K had blocks of their own."""
+    """Add the parts of a forward pass, and apply its epilogue."""
     v = cuda.local.array(8, float32)
     N, OH, OW, O = y.shape
     eights, pixels, channels = (O + 7) // 8, N * OH * OW, (O + 3) // 4 * 4
@@ -69,7 +69,7 @@ def finish_fwd(
     units=lambda *args: eights_of(args[4]),
 )
 def finish_bwd(partial: Any, parts: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
-    """What ends a reverse whose parts of K had blocks of their own."""
+    """Add the parts of a backward pass, and apply its epilogue."""
     v = cuda.local.array(8, float32)
     N, H, W, C = gx.shape
     eights, pixels, channels = (C + 7) // 8, N * H * W, (C + 3) // 4 * 4

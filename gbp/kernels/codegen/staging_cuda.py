@@ -1,9 +1,9 @@
-"""What brings tiles to a card's shared memory: copies on their way while others are multiplied.
+"""Asynchronous copies of tiles to a card's shared memory, while other tiles are multiplied.
 
-Addresses are numbers: of shared memory 32 bits, of the card's own 64.  The instructions are those of NVIDIA's
-PTX ISA: `cp.async`, which writes zeros where it is told to read less, and from compute capability 9.0 on
-`cp.async.bulk`, whose arrival an `mbarrier` tells.  In the simulator addresses are the host's, and copies are
-there at once.
+Addresses are numbers: 32 bits for shared memory, 64 for the card's own.  The instructions are those of
+NVIDIA's PTX ISA: `cp.async`, which writes zeros where it is told to read less; and from compute capability
+9.0 on `cp.async.bulk`, whose end an `mbarrier` signals.  In the simulator addresses are the host's, and
+copies are done at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def _statement(text: str, constraints: str, kinds: list[Any]) -> Any:
-    """Code of an instruction without a result."""
+    """The code of an instruction without a result."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), kinds)
@@ -87,7 +87,7 @@ def make_barrier(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def copy_run(typing: Any, to: Any, source: Any, nbytes: Any, barrier: Any) -> Any:
-    """One thread has so many bytes copied, which the barrier waits for."""
+    """One thread starts a copy of so many bytes, for which the barrier waits."""
     text = (
         "{ .reg .b64 s; mbarrier.arrive.expect_tx.shared.b64 s, [$3], $2; "
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3]; }"
@@ -121,7 +121,7 @@ def _divide(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def _load_place(typing: Any, address: Any) -> Any:
-    """16 bytes of shared memory: an address, and two int32."""
+    """Load 16 bytes of shared memory: an address and two int32."""
     result = types.Tuple((types.int64, types.int32, types.int32))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -155,7 +155,7 @@ if SIMULATED:
     global_address = shared_address
 
     def copy_16(to: int, source: int, nbytes: int) -> None:
-        """Copy the first `nbytes` of 16; the rest is 0."""
+        """Copy the first `nbytes` of 16 bytes; the rest becomes 0."""
         ctypes.memmove(to, source, nbytes)
         ctypes.memset(to + nbytes, 0, 16 - nbytes)
 
@@ -165,7 +165,7 @@ if SIMULATED:
         ctypes.memset(to + nbytes, 0, 4 - nbytes)
 
     def nothing() -> None:
-        """Copies are there at once."""
+        """Do nothing, because copies are done at once."""
 
     commit = wait_0 = wait_1 = wait_2 = nothing
 

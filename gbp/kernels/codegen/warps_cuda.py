@@ -1,8 +1,8 @@
-"""How the warps of a block multiply a tile of K on tensor cores, and lay their sums down.
+"""How the warps of a block multiply a tile of K on tensor cores, and store their sums.
 
-By warpgroup, four warps (`wgmma`): each has 16 rows of X in registers and all channels of the tile, whose
-weights tensor cores read from shared memory.  By warp (`mma`): each has some rows and some channels.
-In the simulator a thread stands for a warp, which has the whole tile.
+By warpgroup, four warps (`wgmma`): each warp holds 16 rows of X in registers and computes all channels of the
+tile; tensor cores read the weights from shared memory.  By warp (`mma`): each computes some rows and some
+channels.  In the simulator a thread stands for a warp, which computes the whole tile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tensor_cuda import load_matrices, load_word, mma, split, split_one
 
 _K_STEPS = 4  # of 8, in a tile of K
 
-#: Of the tile that a copy of `multiply` and `lay_down` is made for.
+#: Values of the tile that a copy of `multiply` and `lay_down` is made for.
 CHANNELS = THREADS = STAGES = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
 ROWS_OF_16 = COLUMNS_OF_8 = WARPS_ACROSS = A_WORDS = B_WORDS = 1
 PRODUCTS = 3
@@ -28,7 +28,7 @@ load_words: Any = None
 
 
 def floats_at(address: int, count: int) -> Any:
-    """What the simulator holds there."""
+    """The simulator's array at this address."""
     floats: Any = (ctypes.c_float * count).from_address(address)
     return np.frombuffer(floats, np.float32)
 
@@ -36,24 +36,24 @@ def floats_at(address: int, count: int) -> Any:
 if SIMULATED:
 
     def _tile(address: int, rows: int) -> Any:
-        """Rows of 32 floats as they were before their chunks were exchanged."""
+        """Rows of 32 floats with their chunks in the original order."""
         r, c = np.arange(rows)[:, None], np.arange(8)
         return floats_at(address, 32 * rows).reshape(rows, 8, 4)[r, c ^ (r & 7)].reshape(rows, 32)
 
     def begin_of_simulated(barriers: int) -> None:
-        """There is nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def copy_weights_of_simulated(to: int, source: int, nbytes: int, barrier: int) -> None:
         ctypes.memmove(to, source, nbytes)
 
     def arrived_of_simulated(barrier: int, parity: int) -> None:
-        """Copies are there at once."""
+        """Do nothing: copies are done at once."""
 
     def load_of_simulated(stage: int, own: Any) -> None:
-        """Rows of X are read when they are multiplied."""
+        """Do nothing: rows of X are read when they are multiplied."""
 
     def multiply_of_simulated(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-        """As `multiply_of_warp`: the thread stands for a warp, which has the whole tile."""
+        """`multiply_of_warp` for a thread that stands for a warp, which computes the whole tile."""
         big, small = split(_tile(stage, len(part) // CHANNELS))
         weights = [_tile(stage + X_BYTES + W_ATOM * o, W_ATOM // 128) for o in range(CHANNELS // 8)]
         w_big, w_small = np.concatenate([w[:8] for w in weights]), np.concatenate([w[-8:] for w in weights])
@@ -75,25 +75,27 @@ def add_product(part: Any, o: int, a: Any, i: int, b: Any, j: int) -> None:
 
 @device_function
 def split_word(address: int, k: int, big: Any, small: Any) -> None:
-    """A float of shared memory to place k of big and small."""
+    """Split a float of shared memory and store the parts at index k of big and small."""
     big[k], small[k] = split_one(load_word(address))
 
 
 @device_function
 def _rows_at(stage: int, t: int) -> int:
-    """Where the row lies that a lane names to `ldmatrix`: 0 … 15 of its warp's, then of the next chunk."""
+    """The address of the row that a lane gives to `ldmatrix`: rows 0 … 15 of its warp, then those of the next
+    chunk.
+    """
     return int32(stage + ((t >> 5) * 16 + (t & 15)) * 128 + ((((t >> 4) & 1) ^ (t & 7)) << 4))
 
 
 def begin_of_warpgroup(barriers: int) -> None:
-    """Make the barrier of each stage."""
+    """Make a barrier for each stage."""
     if cuda.threadIdx.x == 0:
         for s in range(STAGES):
             make_barrier(int32(barriers + 8 * s))
 
 
 def copy_weights_of_warpgroup(to: int, source: int, nbytes: int, barrier: int) -> None:
-    """The tile's weights on their way, in one run."""
+    """Start the copy of the tile's weights, in one run."""
     if cuda.threadIdx.x == 0:
         copy_run(to, source, nbytes, barrier)
 
@@ -104,32 +106,32 @@ def arrived_of_warpgroup(barrier: int, parity: int) -> None:
 
 
 def load_of_warpgroup(stage: int, own: Any) -> None:
-    """own = the first stage's rows of X, split."""
+    """own = the rows of X of the first stage, split."""
     load_words(own, _rows_at(stage, int32(cuda.threadIdx.x)))
 
 
 def multiply_of_warpgroup(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-    """part = the products of a tile of K: of 16 rows of X a warp, which are `own`, and all its channels.
+    """part = the products of a tile of K, for a warp's 16 rows of X (`own`) and all channels of the tile.
 
-    Meanwhile the rows of the stage that follows are read and split.
+    Meanwhile the rows of the next stage are read and split.
     """
     wgmma(part, own, then, int32(stage + X_BYTES), _rows_at(following, int32(cuda.threadIdx.x)))
 
 
 def begin_of_warp(barriers: int) -> None:
-    """Copies are waited for by count."""
+    """Do nothing: copies are waited for by count."""
 
 
 def arrived_of_warp(barrier: int, parity: int) -> None:
-    """Weights came with the rows."""
+    """Do nothing: weights are copied together with the rows."""
 
 
 def load_of_warp(stage: int, own: Any) -> None:
-    """Rows of X are read when they are multiplied."""
+    """Do nothing: rows of X are read when they are multiplied."""
 
 
 def copy_weights_of_warp(to: int, source: int, nbytes: int, barrier: int) -> None:
-    """A thread's part of the tile's weights on its way; 0 from `nbytes` on."""
+    """Start a thread's share of the copy of the tile's weights; 0 from `nbytes` on."""
     t = int32(cuda.threadIdx.x)
     for q in range(W_UNITS):
         at = int32((q * THREADS + t) * 16)
@@ -138,7 +140,7 @@ def copy_weights_of_warp(to: int, source: int, nbytes: int, barrier: int) -> Non
 
 
 def lay_down_of_warpgroup(base: int, total: Any) -> None:
-    """The sums into shared memory, pixel by pixel, ACROSS floats apart."""
+    """Store the sums in shared memory, pixel by pixel, ACROSS floats apart."""
     t = int32(cuda.threadIdx.x)
     row, column = (t >> 5) * 16 + ((t & 31) >> 2), (t & 3) * 2
     for j in range(COLUMNS_OF_8):
@@ -148,7 +150,7 @@ def lay_down_of_warpgroup(base: int, total: Any) -> None:
 
 
 def multiply_of_warp(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-    """part = the products of a tile of K, of a warp's own rows of X and channels."""
+    """part = the products of a tile of K, for the rows of X and the channels of one warp."""
     big, small = cuda.local.array(A_WORDS, float32), cuda.local.array(A_WORDS, float32)
     w_big, w_small = cuda.local.array(B_WORDS, float32), cuda.local.array(B_WORDS, float32)
     t = int32(cuda.threadIdx.x)
@@ -186,7 +188,7 @@ def multiply_of_warp(stage: int, following: int, part: Any, own: Any, then: Any)
 
 
 def lay_down_of_warp(base: int, total: Any) -> None:
-    """The sums into shared memory, pixel by pixel, ACROSS floats apart."""
+    """Store the sums in shared memory, pixel by pixel, ACROSS floats apart."""
     t = int32(cuda.threadIdx.x)
     lane, warp = t & 31, t >> 5
     row = warp // WARPS_ACROSS * (16 * ROWS_OF_16) + (lane >> 2)
@@ -200,7 +202,7 @@ def lay_down_of_warp(base: int, total: Any) -> None:
 
 
 def functions_of(kind: str) -> dict[str, Any]:
-    """What a kernel does in its own way, by the names that it calls it by."""
+    """The functions of one way to fill and multiply stages, by the names under which a kernel calls them."""
     names = "begin", "copy_weights", "arrived", "load", "multiply", "lay_down"
     return {f"_{name}": globals()[f"{name}_of_{kind}"] for name in names}
 
