@@ -1,18 +1,18 @@
-"""Tensor cores at float32's accuracy: what kernels of a card call for them (compute capability 8.0 and up).
+"""Tensor cores at float32's accuracy (compute capability 8.0 and up).
 
-A float32 is the sum of two TF32 numbers, x = big + small up to 2⁻²² of it.  Three products are added,
+A float32 is the sum of two TF32 numbers, x = big + small, up to 2⁻²² of it.  Three products are added,
 
     x · w ≈ big·big + big·small + small·big
 
-and a fourth would be below float32's own rounding.  Tensor cores add by truncation, so their sums are kept
-short: those of one tile of K, which ordinary additions bring together.
+The fourth would be below the rounding of float32.  Tensor cores add by truncation.  So they sum one tile of K
+only, and ordinary additions sum the tiles.
 
-Tiles in shared memory are rows of 32 floats, 128 bytes, whose eight chunks of 16 bytes are exchanged:
-chunk c of row r lies at c xor r mod 8.  So eight rows of one chunk meet all banks, and Hopper's `wgmma`
-knows this order as its 128-byte swizzle.
+Tiles in shared memory are rows of 32 floats: 128 bytes, eight chunks of 16 bytes.  Chunk c of row r is stored
+at position c xor (r mod 8).  So eight rows of one chunk use all banks; Hopper's `wgmma` calls this order the
+128-byte swizzle.
 
 The instructions are those of NVIDIA's PTX ISA: `ldmatrix`, `mma.sync.m16n8k8` (compute capability 8.0) and
-`wgmma.mma_async.m64nNk8` (9.0).  The scheme of three products is that of CUTLASS's 3xTF32.
+`wgmma.mma_async.m64nNk8` (9.0).  The three products are those of CUTLASS's 3xTF32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FOUR = types.UniTuple(types.float32, 4)
 
 @intrinsic
 def split_one(typing: Any, x: Any) -> Any:
-    """(big, small): the nearest TF32 number, halves away from zero, and the rest."""
+    """(big, small): the nearest TF32 number, with halves rounded away from zero, and the rest."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits = builder.add(builder.bitcast(args[0], _I32), ir.Constant(_I32, 0x1000))
@@ -46,7 +46,7 @@ def _tuple_of(context: Any, builder: Any, kind: Any, result: Any) -> Any:
 
 @intrinsic
 def load_matrices(typing: Any, address: Any) -> Any:
-    """`ldmatrix.x4`: of four matrices of 8 rows of 16 bytes, whose rows' addresses 32 lanes give."""
+    """`ldmatrix.x4`: load four matrices of 8 rows of 16 bytes.  The 32 lanes give the addresses of the rows."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.LiteralStructType([_F32] * 4), [_I32])
@@ -74,7 +74,7 @@ def load_word(typing: Any, address: Any) -> Any:
 def mma(
     typing: Any, c0: Any, c1: Any, c2: Any, c3: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any
 ) -> Any:
-    """`mma.sync.m16n8k8`: c + a · b of a warp's 16 × 8."""
+    """`mma.sync.m16n8k8`: c + a · b, 16 × 8 for a warp."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         factors = [builder.bitcast(value, _I32) for value in args[4:]]
@@ -105,7 +105,7 @@ def _split_text(raw: str, big: str, small: str) -> str:
 
 
 def _load_text(words: list[str], address: str, products: int) -> list[str]:
-    """A lane's words of 16 rows: `ldmatrix` of each 8 columns, big first, then small."""
+    """Code that loads a lane's words of 16 rows: `ldmatrix` for each 8 columns, big first, then small."""
     lines = []
     for k in range(_K_STEPS):
         lines.append(f"xor.b32 t, {address}, {32 * k};")
@@ -120,7 +120,7 @@ _REGISTERS = ".reg .b32 t, v0, v1, v2, v3;"
 
 
 def _wgmma_text(columns: int, products: int) -> tuple[str, str]:
-    """A warpgroup's 64 × columns over a tile of K, then its words of the next; and operands' constraints."""
+    """Code that multiplies a tile of K for 64 rows and loads the next words; and its operands' constraints."""
     sums, words = columns // 2, _BIG * (2 if products > 1 else 1)
     following = [f"${sums + i}" for i in range(words)]
     own = [f"${sums + words + i}" for i in range(words)]
@@ -157,13 +157,13 @@ def _element(context: Any, builder: Any, kind: Any, array: Any, i: int) -> Any:
 
 
 def wgmma_of(columns: int, products: int) -> Any:
-    """The intrinsic `wgmma(part, own, following, weights, rows)` of this many columns."""
+    """The intrinsic `wgmma(part, own, following, weights, rows)` for this many columns."""
     text, constraints = _wgmma_text(columns, products)
     sums, words = columns // 2, _BIG * (2 if products > 1 else 1)
 
     @intrinsic
     def wgmma(typing: Any, part: Any, own: Any, following: Any, weights: Any, rows: Any) -> Any:
-        """part = own · the tile of weights at that address; and following = what lies at `rows`, split."""
+        """part = own · the tile of weights at that address; following = the rows at `rows`, split."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def pointer(position: int, i: int) -> Any:
@@ -189,7 +189,7 @@ def wgmma_of(columns: int, products: int) -> Any:
 
 
 def load_words_of(products: int) -> Any:
-    """The intrinsic `load_words(own, rows)`: own = what lies at `rows`, split."""
+    """The intrinsic `load_words(own, rows)`: own = the rows at `rows`, split."""
     words = _BIG * (2 if products > 1 else 1)
     lines = _load_text([f"${i}" for i in range(words)], f"${words}", products)
     text = f"{{ {_REGISTERS} {' '.join(lines)} }}"
@@ -212,7 +212,7 @@ def load_words_of(products: int) -> Any:
 
 
 def split(x: Any) -> Any:
-    """The nearest TF32 numbers, halves away from zero, and the rest, of float32 arrays of the host."""
+    """The nearest TF32 numbers, halves rounded away from zero, and the rest, of float32 arrays of the host."""
     bits = x.view(np.int32) + np.int32(0x1000)
     big = (bits & np.int32(-0x2000)).view(np.float32)
     return big, x - big
