@@ -46,7 +46,7 @@ def _tuple_of(context: Any, builder: Any, kind: Any, result: Any) -> Any:
 
 @intrinsic
 def load_matrices(typing: Any, address: Any) -> Any:
-    """`ldmatrix.x4`: load four matrices of 8 rows of 16 bytes.  The 32 lanes give the addresses of the rows."""
+    """`ldmatrix.x4`: load four matrices of 8 rows of 16 bytes, whose addresses 32 lanes give."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.LiteralStructType([_F32] * 4), [_I32])
@@ -120,7 +120,7 @@ _REGISTERS = ".reg .b32 t, v0, v1, v2, v3;"
 
 
 def _wgmma_text(columns: int, products: int) -> tuple[str, str]:
-    """Code that multiplies a tile of K for 64 rows and loads the next words; and its operands' constraints."""
+    """Code that multiplies a tile of K for 64 rows and loads the next words; operands' constraints."""
     sums, words = columns // 2, _BIG * (2 if products > 1 else 1)
     following = [f"${sums + i}" for i in range(words)]
     own = [f"${sums + words + i}" for i in range(words)]
@@ -212,7 +212,7 @@ def load_words_of(products: int) -> Any:
 
 
 def split(x: Any) -> Any:
-    """The nearest TF32 numbers, halves rounded away from zero, and the rest, of float32 arrays of the host."""
+    """The nearest TF32 numbers, halves away from zero, and the rest, of float32 arrays of the host."""
     bits = x.view(np.int32) + np.int32(0x1000)
     big = (bits & np.int32(-0x2000)).view(np.float32)
     return big, x - big
