@@ -103,7 +103,7 @@ def layer_gradient(
         images,
         target,
         rule,
-        "layer-gradient",
+        "layer-gradient-x-activation" if times_activation else "layer-gradient",
         compute,
         (name,),
         looks_at_image=times_activation,

@@ -37,14 +37,14 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))
     is_product = keeps_rule and rule == "rectgrad"  # of values and gradient, which are no shares
     if style == "diverging" and (is_share or is_product or method in _PLACES):
-        return "red: speaks for the class; blue: speaks against it"
+        return "red: raises the score; blue: lowers it"
     if is_product:
         product = "the gradient times what is here"
         return f"grey: {product} is 0" if style == "rgb" else f"brighter: {product} is larger"
     if is_share:
         return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
     if method in _PLACES:
-        return "brighter: what the layer finds here counts more for the class"
+        return "brighter: what the layer finds here counts more for the score"
     if method == "layer-gradient":
         if style == "diverging":
             return "red: more of what the layer finds here raises the score; blue: less does"
