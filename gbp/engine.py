@@ -153,9 +153,10 @@ class Engine:
                 )
             return plan, source.has_batch
 
-        # Each choice of inner tensors, and each rewrite, has a plan of its own, with all the weights: those
-        # are not worth it.
-        plan, has_batch = build() if keep or rewrite else self._plans.of((shape, known.has_batch), build)
+        # Each choice of inner tensors, each rewrite and each size of image has a plan of its own, with all the
+        # weights.  One plan of a model is kept on disk.
+        is_kept = not keep and rewrite is None and self.sessions.last() is None
+        plan, has_batch = self._plans.of((shape, known.has_batch), build) if is_kept else build()
         if known.has_batch and not has_batch and not self._is_freed:  # which is known only now
             self.inputs = replace(self.inputs, source=known.without_batch())
         return Session(plan, settings.device, settings.threads, settings.memory)

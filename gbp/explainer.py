@@ -70,7 +70,7 @@ class Explainer(Network):
         and a thousand times less exact.
     cache
         Whether the plan with its packed weights is kept on this machine, so that the next process opens the
-        model in a blink and shares the memory.  It is on the CPU, for files and bytes of a MiB or more.
+        model faster and shares the memory.  It is on the CPU, for files and bytes of a MiB or more.
 
     Raises
     ------
