@@ -153,7 +153,7 @@ class Engine:
                 )
             return plan, source.has_batch
 
-        # Each choice of inner tensors, each rewrite and each size of image has a plan of its own, with all the
+        # Each choice of inner tensors, each rewrite and each size of image has a plan of its own, with all
         # weights.  One plan of a model is kept on disk.
         is_kept = not keep and rewrite is None and self.sessions.last() is None
         plan, has_batch = self._plans.of((shape, known.has_batch), build) if is_kept else build()

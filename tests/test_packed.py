@@ -111,7 +111,7 @@ def test_weights_lie_in_the_file(folder: Path, file: Path) -> None:
             assert isinstance(base.obj, mmap.mmap)
 
 
-def test_a_model_of_open_size_keeps_the_plan_of_its_first_size(folder: Path, tmp_path: Path, built: list[int]) -> None:
+def test_an_open_size_keeps_the_plan_of_its_first(folder: Path, tmp_path: Path, built: list[int]) -> None:
     b = Builder()
     x = b.node("GlobalAveragePool", b.relu(b.conv(b.input(1, 3, 8, 8), 40)))
     proto = b.model(b.gemm(b.relu(b.gemm(b.flatten(x), 8000, transB=1)), 10))
