@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gbp import Explainer
 from gbp.importer import subgraph
 from gbp.importer.load import build, open_model
-from gbp.plan import plan
+from gbp.plan import arena
 
 Graph = Callable[[int], onnx.ModelProto]
 node = helper.make_node
@@ -199,15 +199,15 @@ LIVES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1
 def test_what_lives_at_once_lies_apart(lives: list[tuple[int, int, int]], most: int) -> None:
     uses = [(str(i), when) for i, (a, b, _) in enumerate(lives) for when in (a, b)]
     sizes = {str(i): size for i, (_, _, size) in enumerate(lives)}
-    with mock.patch.object(plan, "_MAX_PACKED", most):
-        arena = plan._pack(uses, sizes)
+    with mock.patch.object(arena, "_MAX_PACKED", most):
+        packed = arena.pack(uses, sizes)
     for i, (a, b, size) in enumerate(lives):
-        start = arena.begins[str(i)]
-        assert start % plan._LINE == 0
-        assert 0 <= start <= arena.size - size
+        start = packed.begins[str(i)]
+        assert start % arena._LINE == 0
+        assert 0 <= start <= packed.size - size
         for j, (c, d, other) in enumerate(lives[:i]):
             if max(min(a, b), min(c, d)) <= min(max(a, b), max(c, d)):
-                at = arena.begins[str(j)]
+                at = packed.begins[str(j)]
                 assert start >= at + other or at >= start + size
 
 
@@ -219,7 +219,7 @@ def test_how_memory_is_packed_changes_no_bit() -> None:
     model, given_x = b.model(b.head(x)), b.noise(2, 3, 9, 8)
     maps = set()
     for most in (0, 10**6):
-        with mock.patch.object(plan, "_MAX_PACKED", most):
+        with mock.patch.object(arena, "_MAX_PACKED", most):
             maps.add(Explainer(model).explain(given_x).map.tobytes())
     assert len(maps) == 1
 

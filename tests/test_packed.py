@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -545,3 +546,26 @@ def test_the_command_line(
     for option, count in ("--no-cache", 0), ("--threads=1", 1):
         assert main(["explain", str(file), str(picture), "-o", str(tmp_path / "map.npz"), option]) == 0
         assert len(kept(folder)) == count
+
+
+def test_a_file_with_holes_is_not_read_for_its_digest(
+    folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gibibyte that takes no room on disk would cost seconds."""
+    expected = Explainer(file, cache=False).explain(X, target=1).map
+    with open(file, "ab") as end:
+        end.write(b"\xba\x3e\x00")  # an empty field 999, which protobuf skips
+    monkeypatch.setattr(plans, "_has_holes", lambda _: True)
+    monkeypatch.setattr(plans, "_digest", None)
+    np.testing.assert_array_equal(Explainer(file).explain(X, target=1).map, expected)
+    assert not kept(folder)
+
+
+def test_a_file_with_holes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "holes"
+    with open(path, "wb") as file:
+        file.truncate(2**30)
+    assert plans._has_holes(SimpleNamespace(file=path))
+    path.write_bytes(bytes(2**22))
+    assert not plans._has_holes(SimpleNamespace(file=path))
+    assert not plans._has_holes(SimpleNamespace(file=b"the model"))

@@ -358,7 +358,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "no such tensor": ("explain net.onnx cat.png --output conv9", "no tensor is called 'conv9'"),
     "another size": ("explain net.onnx cat.png --size 9", "size"),
     "a device": ("explain net.onnx cat.png --device tpu", "device is 'tpu'"),
-    "no folder": ("explain net.onnx cat.png -o nowhere/out.png", "no folder 'nowhere'"),
+    "no folder": ("explain net.onnx cat.png -o net.onnx/out.png", "net.onnx"),
     "no format": ("explain net.onnx cat.png -o out.gif", "'out.gif'"),
     "no place": ("explain net.onnx cat.png -o /proc/out.png", "cannot write '/proc/out.png'"),
     "inspect nothing": ("inspect nothing.onnx", "cannot read 'nothing.onnx'"),

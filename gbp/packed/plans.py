@@ -62,9 +62,13 @@ class Plans:
 
     def __init__(self, files: Sequence[File], facts: Sequence[Any], threads: int) -> None:
         self._threads, self._facts, self._digests = threads, "", list[str]()
-        if sum(file.size for file in files) < _LEAST or refused() or refused(FOLDER, "packed weights"):
+        if not _LEAST <= sum(file.size for file in files) <= MOST:
+            return
+        if refused() or refused(FOLDER, "packed weights"):
             return
         with suppress(OSError):  # a file is gone or has changed: who reads its weights will say so
+            if any(map(_has_holes, files)):  # it takes little room, and long to read
+                return
             self._digests = list(map(_digest, files))
             self._facts = "\n".join(map(_word, facts))
 
@@ -131,6 +135,15 @@ class Plans:
             log.info("packed weights are not kept in %r: %s", FOLDER, error.strerror or error)
             return False
         return True
+
+
+def _has_holes(file: File) -> bool:
+    """Whether a file is longer than what it takes on disk."""
+    if isinstance(file.file, bytes):
+        return False
+    status = file.file.stat()
+    blocks = getattr(status, "st_blocks", None)  # of 512 bytes; some systems do not say
+    return blocks is not None and 512 * blocks < status.st_size - _LEAST
 
 
 def _digest(file: File) -> str:

@@ -70,9 +70,9 @@ def _found(name: str, stdin: IO[bytes] | None) -> list[str]:
         if not glob.has_magic(name):
             raise InputError(f"there is no file or folder {name!r}.")
         return _some(_matches(name), f"the pattern {name!r}")
+    except InputError:  # a ValueError too
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot open {name!r}: {error}.") from error  # a NUL in the path
     except OSError as error:
         raise InputError(f"cannot read the folder {error.filename!r}: {error.strerror}.") from error
