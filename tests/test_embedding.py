@@ -92,7 +92,7 @@ def explain():
     while busy[0]:
         assert same()
 
-threads = [threading.Thread(target=explain) for _ in range(2)]
+threads = [threading.Thread(target=explain, daemon=True) for _ in range(2)]
 for thread in threads:
     thread.start()
 for _ in range(8):

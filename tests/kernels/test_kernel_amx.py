@@ -5,7 +5,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from harness import Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
+from harness import ON_CARD, Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
 from test_kernel_conv import GEOMETRIES, whole_tiles, window
 
 from gbp.kernels.amx_sums import pack_amx
@@ -14,7 +14,9 @@ from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
 
-pytestmark = pytest.mark.skipif(not amx.is_usable(), reason="this machine has no AMX, or may not use it")
+pytestmark = pytest.mark.skipif(
+    ON_CARD or not amx.is_usable(), reason="this machine has no AMX, or may not use it, or a card computes"
+)
 
 #: Channels in and out: one chunk and several, whole and in part; half a block of channels, a block, several.
 CHANNELS = [(16, 16), (33, 70), (64, 17)]
