@@ -16,8 +16,13 @@ IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
 #: Files that still list ops for other questions: how to fold constants, and how to lift a node over a batch.
 LISTING = {"dated.py", "folding.py", "lift_nodes.py", "moved.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
-#: give probabilities.
-OTHER = {("subgraph.py", ("Softmax", "LogSoftmax")), ("outputs.py", ("Softmax", "Sigmoid"))}
+#: give probabilities; which nodes normalise an input, and which only hand it on.
+OTHER = {
+    ("subgraph.py", ("Softmax", "LogSoftmax")),
+    ("outputs.py", ("Softmax", "Sigmoid")),
+    ("hints.py", ("Identity", "Cast", "Transpose", "Dropout")),
+    ("hints.py", ("Sub", "Div", "Mul", "BatchNormalization")),
+}
 
 
 def listed(path: Path) -> set[tuple[str, ...]]:

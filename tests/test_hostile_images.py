@@ -229,7 +229,7 @@ def test_all_that_pillow_opens_by_name_is_on_a_list() -> None:
     Image.init()
     for kind in ("EPS", "IPTC", "ICO", "ICNS", "WMF", "FITS", "BLP", "PSD", "DCX", "FPX", "MIC"):
         assert kind not in decode.FORMATS
-    assert decode.FORMATS.keys() <= Image.OPEN.keys()
+    assert decode.FORMATS.keys() - {"HEIF"} <= Image.OPEN.keys()  # pillow-heif may be absent
 
 
 @pytest.mark.parametrize("kind", ["EPS", "TGA", "ICO"])

@@ -16,6 +16,7 @@ from test_graphs import poisoned
 from gbp import Explainer
 from gbp.devices import cpu as device
 from gbp.importer.load import build, open_model
+from gbp.kernels.codegen import amx
 from gbp.ops.concat import AxisSliceStep, ConcatStep
 from gbp.ops.step import view
 from gbp.plan.plan import Plan
@@ -272,8 +273,14 @@ def test_results_are_right(name: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "otherwise"), [(16, {"conv_winograd_bwd"}), (7, {"conv_bwd", "pad"})])
-def test_a_warmup_knows_the_kernels_that_values_decide_about(size: int, otherwise: set[str]) -> None:
-    """Whether the gradient is mostly zero; else planes go by Winograd, but small ones by tiles."""
+def test_a_warmup_knows_the_kernels_that_values_decide_about(
+    size: int, otherwise: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the gradient is mostly zero; else planes go by Winograd, but small ones by tiles.
+
+    Where AMX is usable, it may take the place of both.
+    """
+    monkeypatch.setattr(amx, "is_usable", lambda: False)
     b = Builder()
     x = b.relu(b.conv(b.input(1, 64, size, size), 64, 3, pads=(1, 1, 1, 1)))
     plan, _ = Explainer(b.model(b.head(x))).plan_for((64, size, size))

@@ -37,7 +37,7 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))
     is_product = keeps_rule and rule == "rectgrad"  # of values and gradient, which are no shares
     if style == "diverging" and (is_share or is_product or method in _PLACES):
-        return "red: raises the score; blue: lowers it"
+        return "red: counts for the score; blue: counts against it"
     if is_product:
         product = "the gradient times what is here"
         return f"grey: {product} is 0" if style == "rgb" else f"brighter: {product} is larger"
