@@ -8,7 +8,9 @@ two of its operations.
 from __future__ import annotations
 
 import os
-from threading import Lock
+import sys
+from functools import cached_property
+from threading import Lock, RLock
 from typing import Protocol
 from weakref import WeakSet
 
@@ -35,6 +37,18 @@ def give_lock(owner: Locked) -> None:
 def _begin_anew() -> None:
     for owner in _owners:
         owner.lock = Lock()
+    # Before Python 3.12 each cached_property has a lock, which a thread holds while it computes the value.
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "gbp":
+            for kind in list(vars(module).values()):
+                if isinstance(kind, type):
+                    _free_properties(kind)
+
+
+def _free_properties(kind: type) -> None:
+    for attribute in vars(kind).values():
+        if isinstance(attribute, cached_property) and hasattr(attribute, "lock"):
+            attribute.lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ BEGIN = f"""
 import os, resource, signal, sys, threading, time
 import numpy as np
 from pathlib import Path
+from gbp import locks
 from gbp import Explainer, GbpError, InputError
 explainer = Explainer({str(DEMO)!r}, preprocess="raw")
 x = np.random.default_rng(0).standard_normal((2, 3, 96, 96), np.float32)
@@ -383,3 +386,21 @@ assert was_compiled() and len(compiled) == len(not_kept), not_kept
     assert left == {"lock": 0}
     assert used(tmp_path, tmp_path / "cache") == (True, "")
     assert used(tmp_path, tmp_path / "cache") == (False, "")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="cached properties have no lock since Python 3.12")
+def test_a_forked_child_finds_the_locks_of_cached_properties_free() -> None:
+    """A thread that computes a value holds its property's lock, which the child's copy would never leave."""
+
+    class Lazy:
+        @cached_property
+        def value(self) -> int:
+            return 1
+
+    held = vars(Lazy)["value"].lock
+    thread = threading.Thread(target=held.acquire)
+    thread.start()
+    thread.join()
+    assert not held.acquire(blocking=False)
+    locks._free_properties(Lazy)
+    assert Lazy().value == 1
