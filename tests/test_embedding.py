@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from builder import Builder
 
+from gbp import locks
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo.onnx"
 BEGIN = f"""
