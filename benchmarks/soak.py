@@ -183,7 +183,8 @@ def measure(model: str, arguments: argparse.Namespace) -> None:
     try:
         assert server.stdout is not None
         port = int(re.findall(r":(\d+)/", server.stdout.readline())[0])
-        print(server.stdout.readline().strip())
+        for _ in range(2):  # its limits, and that it is ready
+            print(server.stdout.readline().strip())
         path, each = f"/v1/models/m/explain?rule={RULE}&format=npz", arguments.seconds
 
         def soaked(clients: int, seconds: float) -> Any:

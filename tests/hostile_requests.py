@@ -304,7 +304,7 @@ def server(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
         ) as process:
             assert process.stdout is not None
             try:
-                line = process.stdout.readline()
+                line, _, _ = (process.stdout.readline() for _ in range(3))  # the last says that it is ready
                 yield process, int(re.findall(r":(\d+)/", line)[0])
             finally:
                 process.terminate()

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,14 @@ def address(explainer: Explainer) -> Iterator[str]:
     labels = ["<img src=x onerror=alert(1)>", *(f"label {i}" for i in range(1, 12))]
     other = Explainer(MODELS / "demo.onnx", labels=labels, threads=1)
     limits = Limits()
-    app = application([Served("demo", explainer, limits), Served("other", other, limits)], limits)
+    with listening([Served("demo", explainer, limits), Served("other", other, limits)]) as where:
+        yield where
+
+
+@contextmanager
+def listening(models: list[Served], ready: threading.Event | None = None) -> Iterator[str]:
+    """The address of a server within this process."""
+    app = application(models, Limits(), ready=ready)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -182,6 +190,21 @@ def test_a_dropped_photo_is_explained_and_a_click_explains_another_class(
     expected = explainer.explain(photo, rule="vanilla", target="key").reduce("abs-max")[0]
     expected = np.minimum(expected / np.percentile(expected, 99.5), 1) * 255
     assert np.abs(pixels(browser, canvas_of("vanilla"))[:, :, 0] - expected).max() <= 1
+
+
+@needs_browser
+def test_a_photo_that_comes_before_the_models_are_ready(chromium: Any, explainer: Explainer) -> None:
+    """It is explained when they are."""
+    ready = threading.Event()
+    with listening([Served("demo", explainer, Limits())], ready) as where:
+        chromium.get(where)
+        wait(chromium, lambda: "You may give a picture already" in status(chromium))
+        drop(chromium, (MODELS / "demo.png").read_bytes())
+        wait(chromium, lambda: "Your picture is explained then" in status(chromium))
+        ready.set()
+        wait(chromium, lambda: status(chromium).startswith("Explained: ring"))
+        assert chromium.get_log("browser") == []
+        chromium.get("about:blank")  # which closes its connections
 
 
 @needs_browser

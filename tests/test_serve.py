@@ -541,8 +541,12 @@ def test_it_is_ready_when_the_models_are(explainer: Explainer) -> None:
     for answer in (send(app, "GET", "/readyz"), post(app)):
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
+    assert "kernels are being compiled" in send(app, "GET", "/readyz").text
+    assert "get ready" in post(app).json()["error"]["message"]
+    assert send(app, "GET", "/v1/models").json()["ready"] is False
     ready.set()
     assert send(app, "GET", "/readyz").status_code == post(app).status_code == 200
+    assert send(app, "GET", "/v1/models").json()["ready"] is True
 
 
 # ---------------------------------------------------------------------------------------------- workers

@@ -22,6 +22,7 @@ for _module in ("starlette", "uvicorn", "prometheus_client", "python_multipart",
 
 import httpx
 import uvicorn
+from builder import Builder
 from hostile_requests import MODELS, attack, fault_of
 
 from gbp import Explainer
@@ -40,7 +41,7 @@ DEMO = str(MODELS / "demo.onnx")
 @contextmanager
 def served(*options: str) -> Any:
     """A server, its address and the lines that it prints first."""
-    arguments = (sys.executable, "-m", "gbp", "serve", DEMO, "--port", "0", *options)
+    arguments = (sys.executable, "-m", "gbp", "serve", DEMO, *options, "--port", "0")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -74,7 +75,7 @@ def test_it_says_where_it_is_and_its_limits() -> None:
 
 
 def test_sigterm_finishes_what_was_accepted() -> None:
-    with served("--warmup", "--queue", "64") as (process, address, _):
+    with served("--queue", "64") as (process, address, _):
         with httpx.Client(timeout=None) as client:
             while client.get(f"{address}readyz").status_code != 200:
                 pass
@@ -213,6 +214,17 @@ def test_what_is_refused_at_the_start(
     assert "pip install 'gbp-explain[serve]'" in message
 
 
+def open_model(folder: Path) -> Path:
+    """A model for pictures of any size."""
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.input(1, 3, 8, 8))), 4))
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "any"
+    path = folder / "open.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def test_names_of_models(tmp_path: Path) -> None:
     odd = tmp_path / "a=b.onnx"
     odd.write_bytes(b"")
@@ -231,9 +243,18 @@ def test_a_warmup_that_fails_ends_it() -> None:
         serving.serve(models, limits, serving.listening("127.0.0.1", 0), hosts=None, prepare=prepare)
 
 
+def test_it_gets_ready_before_it_explains(tmp_path: Path) -> None:
+    """The kernels are compiled first; a model whose size nobody says is served without that."""
+    with served(f"open={open_model(tmp_path)}") as (process, address, _):
+        assert re.fullmatch(r"gbp: ready after \d+ s\n", process.stdout.readline())
+        assert httpx.get(f"{address}readyz").status_code == 200
+        process.terminate()
+        assert "gbp: open is not warmed up" in process.stderr.read()
+
+
 def test_the_answer_of_curl() -> None:
     """As docs/serve.md says."""
-    with served() as (_, address, _):
+    with served("--no-warmup") as (_, address, _):
         answer = httpx.post(
             f"{address}v1/models/demo/explain",
             content=PHOTO,

@@ -15,7 +15,7 @@ from builder import Builder
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-LINE = "gbp: compiling kernels, once on this machine\n"
+LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
 
 
 def gbp(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.CompletedProcess[str]:

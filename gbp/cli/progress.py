@@ -20,6 +20,8 @@ _CLEAR = "\r\x1b[K"
 FEW = 16
 #: Seconds between two reports: on a terminal, and elsewhere.
 _OFTEN, _SELDOM = 0.2, 10.0
+#: How long all kernels of a classifier take.
+_COMPILING = "about half a minute"
 
 
 class _Line(logging.Handler):
@@ -35,11 +37,10 @@ class _Line(logging.Handler):
             return
         self.kernels += 1
         if self.counts:
-            text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine"
+            text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine: {_COMPILING}"
             print(_CLEAR + text, end="", file=sys.stderr, flush=True)
         elif self.kernels == 1:
-            card = ", which takes half a minute" if record.getMessage().endswith("for the card") else ""
-            print(f"gbp: compiling kernels{card}, once on this machine", file=sys.stderr, flush=True)
+            print(f"gbp: compiling kernels, once on this machine: {_COMPILING}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import GbpError, InputError
+from ..errors import shown as shown_text
 from .options import (
     add_algorithm,
     add_cache,
@@ -51,7 +53,9 @@ def add_command(commands: Any) -> None:
         help="a name that requests may call the server by, besides localhost; with another --host any may",
     )
     command.add_argument(
-        "--warmup", action="store_true", help="compile all kernels before /readyz says ready"
+        "--no-warmup",
+        action="store_true",
+        help="be ready at once; the first requests then compile what kernels are not stored yet",
     )
     limits = command.add_argument_group("limits", "requests beyond them are refused")
     limits.add_argument("--max-body", type=memory, metavar="BYTES", default="32M", help="default: 32M")
@@ -119,12 +123,18 @@ def serve(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
 
     def prepare() -> None:
+        began = time.perf_counter()
         with compiling_shown():
             for model in models:
-                model.explainer.warmup()
+                try:
+                    model.explainer.warmup()
+                except GbpError as error:  # pictures may be explained all the same
+                    print(shown_text(f"gbp: {model.name} is not warmed up: {error}"), file=sys.stderr)
+        print_line(f"gbp: ready after {time.perf_counter() - began:.0f} s")
+        sys.stdout.flush()
 
     hosts = (*LOOPBACK, shown, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
-    run(models, limits, listener, hosts=hosts, prepare=prepare if arguments.warmup else None)
+    run(models, limits, listener, hosts=hosts, prepare=None if arguments.no_warmup else prepare)
     return 0
 
 

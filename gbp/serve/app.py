@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import GbpError, InputError
+from ..kernels.codegen.jit import compiled
 from ..kernels.parallel.threads import available
 from .limits import Limits
 from .metrics import MEDIA_TYPE, Metrics
@@ -83,7 +84,7 @@ class Server:
             raise RequestError(404, f"no model is called {name!r:.80}.", supported=", ".join(self.models))
         ask = Ask.read(request.query_params, request.headers.get("accept", ""), self.limits)
         if not self._is_ready:
-            raise BusyError(_NOT_READY)
+            raise BusyError(_NOT_READY, "the models get ready")
         self.workers.check_room()
         with Body(self.held) as body:
             content = await body.read(request, self.limits)
@@ -116,7 +117,8 @@ class Server:
         """`GET /v1/models`."""
         models = [model.describe() for model in self.models.values()]
         limits = dataclasses.asdict(self.limits)
-        return _Json({"models": models, "limits": limits, "version": __version__})
+        progress = {"ready": self._is_ready, "compiled": len(compiled)}
+        return _Json({"models": models, "limits": limits, "version": __version__, **progress})
 
     async def healthz(self, _: Request) -> Response:
         """`GET /healthz`: the process lives."""
@@ -126,7 +128,8 @@ class Server:
         """`GET /readyz`: the models are ready."""
         if self._is_ready:
             return PlainTextResponse("ready\n")
-        return PlainTextResponse("kernels are being compiled\n", 503, {"retry-after": str(_NOT_READY)})
+        text = f"kernels are being compiled, once on this machine: {len(compiled)} so far\n"
+        return PlainTextResponse(text, 503, {"retry-after": str(_NOT_READY)})
 
     async def metrics_text(self, _: Request) -> Response:
         """`GET /metrics`."""
@@ -286,7 +289,7 @@ def _refusal(error: Exception) -> Response:
         error = InputError(found)
     elif isinstance(error, BusyError):
         status, headers["retry-after"] = 503, str(error.seconds)
-        error = InputError("the server is busy.", hint=f"Try again in {error.seconds} s.")
+        error = InputError(f"{error.why}.", hint=f"Try again in {error.seconds} s.")
     elif isinstance(error, MemoryError):
         status, headers["retry-after"] = 503, "1"
         error = (

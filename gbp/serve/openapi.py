@@ -202,6 +202,8 @@ def _schemas() -> dict[str, Any]:
                 "models": {"type": "array", "items": _object(model)},
                 "limits": {"type": "object", "additionalProperties": number},
                 "version": text,
+                "ready": {"type": "boolean", "description": "Whether explanations are answered."},
+                "compiled": {"type": "integer", "description": "Kernels that the process had to compile."},
             }
         ),
         "Score": {**_object(chosen), "required": ["class", "label", "score", "probability"]},

@@ -19,17 +19,19 @@ _NEWEST = 0.1
 
 
 class BusyError(Exception):
-    """The queue is full.
+    """The queue is full, or nothing is explained yet.
 
     Parameters
     ----------
     seconds
         After how many seconds there may be a place.
+    why
+        Why there is none.
     """
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"the queue is full; try again in {seconds} s")
-        self.seconds = seconds
+    def __init__(self, seconds: int, why: str = "the server is busy") -> None:
+        super().__init__(f"{why}; try again in {seconds} s")
+        self.seconds, self.why = seconds, why
 
 
 @dataclass(eq=False)
