@@ -21,8 +21,8 @@ from ..window import taps_of
 from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padded_bias
 
 #: Costs in vector multiply-adds of a core, measured: of LANES products of float32; to split a value; to bring
-#: a sum from its tile to the epilogue.
-_PRODUCTS, _SPLIT, _STORE = 0.38, 0.85, 1.0
+#: a sum from its tile to the epilogue, and a pixel.
+_PRODUCTS, _SPLIT, _STORE, _PIXEL = 0.38, 0.85, 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class AmxLayer:
         computed = lines * -(-length // amx.ROWS) * amx.ROWS
         weights = taps.rows * taps.columns * depth * -(-self.O // LANES)
         reading = 1.5 * READ * weights  # six bytes, not four
-        return _PRODUCTS * computed * weights + reading + H * W * (_SPLIT * depth + _STORE * self.O)
+        ends = _SPLIT * depth + _STORE * self.O + _PIXEL
+        return _PRODUCTS * computed * weights + reading + H * W * ends
 
     def _band(self, threads: int) -> int:
         """Rows of the output that a thread computes at once; 0 if threads share the channels."""

@@ -30,10 +30,15 @@ from .algorithms import (
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
 
-#: Up to this many channels in gx, vectors of channels would be half empty, so columns are used.
+#: Up to this many channels in gx, vectors of channels would be half empty, so columns are used where an
+#: algorithm is asked for by name.
 _FEW_CHANNELS = LANES // 2
 #: The density of gy up to which lists are faster than Winograd, than direct tiles, and than AMX.
 _MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX = 0.17, 0.3, 0.12
+#: Costs of a load in a sum of columns; and of a float of columns, where they take more bytes than a cache.
+_LOAD, _MOVED, _CACHE = 11, 8, 2**22
+#: How much longer a vector of products takes that is alone in its tile, which has room for two.
+_LONE = 0.3
 #: Lists are used only where more than this part of the channels that they work on exists.
 _MIN_FULL = 0.7
 
@@ -60,46 +65,55 @@ def is_3x3(window: Window) -> bool:
 
 def _cost_of_direct(O: int, C: int, taps: int, plane: tuple[int, int]) -> float:
     """The products, reading the weights, and the epilogue of O channels of a plane from C."""
-    vectors, pixels = whole(O, TILE_CHANNELS) // LANES, elements(plane)
-    return vectors * (taps * C * (pixels + READ) + 6 * pixels)
+    vectors, pixels = whole(O, LANES) // LANES, elements(plane)
+    in_pairs = vectors + _LONE * (vectors % 2)
+    return in_pairs * (taps * C * (pixels + READ) + 6 * pixels)
+
+
+def _cost_of_columns(O: int, C: int, window: Window) -> float:
+    """The product of gy and the weights, and the sums of columns that give gx, C channels.
+
+    A sum takes a load for each vector and window that reads it.  Columns beyond a core's cache are written to
+    memory and read again.
+    """
+    taps, columns = window.taps, elements(window.output) * window.taps * C
+    product = _cost_of_direct(taps * C, O, 1, window.output)
+    if C < LANES:  # a vector goes through the pixels of a line (`kernels.columns`)
+        windows = min(LANES / (C * window.width.stride) + window.width.kernel, window.width.outputs)
+        vectors = whole(window.width.size * C, LANES) / LANES
+        loads = window.height.outputs * window.height.kernel * vectors * windows
+    else:
+        loads = elements(window.output) * taps * whole(C, LANES) / LANES
+    return product + _LOAD * loads + (_MOVED * columns if 4 * columns > _CACHE else 0)
 
 
 def _cost_of_winograd(O: int, C: int, plane: tuple[int, int]) -> float:
     """The products, reading the weights, and for each square the measured time of the transforms."""
     outputs, inputs = whole(O, TILE_CHANNELS) // LANES, whole(C, LANES) // LANES
     squares = -(-plane[0] // SQUARE) * -(-plane[1] // SQUARE)
-    return MATRICES * C * outputs * (squares + READ) + squares * (440 * inputs + 380 * outputs)
+    return MATRICES * C * outputs * (squares + READ) + squares * (380 * inputs + 330 * outputs)
 
 
-def _cheapest(layer: AmxLayer, window: Window, algorithm: str, winograd: bool) -> str:
-    """The algorithm that `algorithm` names, or the one that costs least: "direct", "amx" or "winograd".
+def _cheapest(layer: AmxLayer, window: Window, algorithm: str, **others: float) -> str:
+    """The algorithm that `algorithm` names, or the one that costs least: "direct", "amx" or one of `others`.
 
-    `winograd`: whether that may be chosen by its cost.
+    `others`: the costs of further algorithms.
     """
     if algorithm not in ("auto", "fast"):
         return "winograd" if algorithm == "winograd" and is_3x3(window) else "direct"
-    O, C, plane = layer.O, layer.C, layer.size
-    costs = {"direct": _cost_of_direct(O, C, window.taps, plane), "amx": layer.cost}
-    if winograd and is_3x3(window):
-        costs["winograd"] = _cost_of_winograd(O, C, plane)
+    direct = _cost_of_direct(layer.O, layer.C, window.taps, layer.size)
+    costs = {"direct": direct, "amx": layer.cost, **others}
     return min(costs, key=costs.__getitem__)
-
-
-def _by_columns(window: Window, C: int) -> bool:
-    """Whether columns need less than half of the products of the direct sum.
-
-    They do where the direct sum works mostly on padding, as for large windows on small planes, or in tiles of
-    channels that C does not fill.
-    """
-    direct = elements(window.size) * window.taps * whole(C, TILE_CHANNELS)
-    return direct > 2 * elements(window.output) * whole(window.taps * C, TILE_CHANNELS)
 
 
 def _forward(
     w: NDArray[np.float64], b: NDArray[np.float64], window: Window, target: Target
 ) -> ForwardAlgorithm:
-    layer = AmxLayer.forward(len(w), w.shape[1], window)
-    chosen = _cheapest(layer, window, target.algorithm, winograd=target.algorithm == "fast")
+    O, C = w.shape[:2]
+    layer = AmxLayer.forward(O, C, window)
+    fast = target.algorithm == "fast" and is_3x3(window)
+    others = {"winograd": _cost_of_winograd(O, C, window.output)} if fast else {}
+    chosen = _cheapest(layer, window, target.algorithm, **others)
     if chosen == "winograd":
         return WinogradForward(w, b, window)
     single = w.astype(np.float32)
@@ -111,17 +125,20 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
-    chosen = "direct"
-    if window.is_dense:
-        chosen = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, winograd=True)
+    if not window.is_dense:
+        chosen = "columns"
+    else:
+        others = {"columns": _cost_of_columns(O, C, window)} if window.taps > 1 else {}
+        if is_3x3(window):
+            others["winograd"] = _cost_of_winograd(C, O, window.size)
+        chosen = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
     if chosen == "amx" and not is_3x3(window):
         return AmxBackward(single, window)
     if window.taps == 1 and window.is_unpadded:
         return PointwiseBackward(single, window, forced)
-    if not window.is_dense or C <= _FEW_CHANNELS or (algorithm == "lists" and not is_3x3(window)):
-        return ColumnsBackward(single, window, forced)
     free = algorithm in ("auto", "fast")
-    if free and chosen == "direct" and _by_columns(window, C):
+    named_columns = C <= _FEW_CHANNELS or (algorithm == "lists" and not is_3x3(window))
+    if chosen == "columns" or (named_columns and not free):
         return ColumnsBackward(single, window, forced)
     dense: BackwardAlgorithm
     if chosen == "winograd":
