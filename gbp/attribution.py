@@ -174,8 +174,8 @@ class Attribution(Drawable, Sequence[Sample]):
             f"Under {self.rule!r} this network gives a class the same map for any image: the reverse pass "
             "reads nothing of the image, such as the switches of a max-pool.",
         )
-        notes = (*found.notes, *(() if found.depends_on_image else same), *found.likeness_notes())
-        return replace(found, notes=notes)
+        added = (*(() if found.depends_on_image else same), *found.likeness_notes())
+        return replace(found, notes=(*found.notes, *added)) if added else found
 
     def likeness_notes(self) -> tuple[str, ...]:
         """A note, where the maps of a sample's targets are nearly the same; else none."""

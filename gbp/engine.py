@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
-from weakref import proxy
+from weakref import WeakKeyDictionary, proxy
 
 import numpy as np
 import onnx
@@ -87,6 +88,43 @@ class Settings:
         return cls(place, thread_count(threads), size, algorithm, clamp, bool(tf32), keeps)
 
 
+class _Facts:
+    """What results tell besides numbers; the same in each run of a plan.
+
+    Finding it anew would take as long as a small network.  It holds no plan, which it would keep alive.
+    """
+
+    #: Most rules whose notes are remembered: a caller may make a rule for each call.
+    _MOST = 16
+
+    def __init__(self, plan: Plan, source: Source, settings: Settings, labels: tuple[str, ...] | None):
+        self._source, self._settings = source, settings
+        self._rules: dict[Rule, tuple[tuple[str, ...], bool]] = {}
+        shape = plan.output_shape
+        self._classes = Classes(shape, labels)
+        self.head: Head | None = None
+        if source.head is not None:
+            self.head = Head(source.head, shape, source.head_axes(1 + len(shape)))
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes.  Raises InputError where labels do not fit them."""
+        self._classes.check_labels()
+        return self._classes
+
+    def under(self, plan: Plan, rule: Rule) -> tuple[tuple[str, ...], bool]:
+        """The notes under a rule, and whether the map of a class depends on the image."""
+        found = self._rules.get(rule)
+        if found is None:
+            settings = self._settings
+            notes = notes_of(plan, self._source, rule, settings.clamp, settings.tf32)
+            found = notes, depends_on_image(plan, rule)
+            if len(self._rules) >= self._MOST:
+                self._rules.clear()
+            self._rules[rule] = found
+        return found
+
+
 class Engine:
     """A model and its sessions.  Threads may share an engine.
 
@@ -119,6 +157,7 @@ class Engine:
         #: The SHA-256 of the model's file, where it is known; "" elsewhere.
         self.digest = self._plans.digest
         self.provenance: Provenance | None = None
+        self._known: WeakKeyDictionary[Plan, _Facts] = WeakKeyDictionary()
         self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples, suggestion(source))
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
@@ -184,15 +223,16 @@ class Engine:
         rewrite: Rewrite | None = None,
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape."""
+        session: Session | None = None
 
-        def session(shape: Shape) -> Session:
-            return self.sessions.of(shape, keep, rewrite)
+        def slices(count: int, shape: Shape) -> Iterator[slice]:
+            nonlocal session
+            session = self.sessions.of(shape, keep, rewrite)
+            return session.slices(count, targets, batch_size)
 
-        slices = self.inputs.batches(
-            images, lambda count, shape: session(shape).slices(count, targets, batch_size)
-        )
-        for batch in slices:
-            yield batch, session(batch.x.shape[1:])
+        for batch in self.inputs.batches(images, slices):
+            assert session is not None  # all images of a call have one shape
+            yield batch, session
 
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Network.tensors`."""
@@ -248,7 +288,10 @@ class Engine:
             done += len(batch.x)
             pictures.extend(batch.pictures or ())
             photos.extend(batch.photos or ())
-        maps, scores, targets = (joined(list(column)) for column in zip(*parts, strict=True))
+        if len(parts) == 1:
+            ((maps, scores, targets),) = parts
+        else:
+            maps, scores, targets = map(np.concatenate, zip(*parts, strict=True))
         shape, seen = batch.x.shape, (tuple(pictures), tuple(photos))
         return self.attribution(session.plan, shape, rule, maps, scores, targets, *seen).doubted()
 
@@ -264,19 +307,21 @@ class Engine:
         photos: tuple[Photo, ...] | None,
     ) -> Attribution:
         """The result for samples of this input shape, batch first, with what is known of the model."""
+        facts = self._facts(plan)
+        notes, depends = facts.under(plan, rule)
         return Attribution(
             map=maps,
             scores=scores,
             target=targets,
             rule=rule.name,
-            notes=notes_of(plan, self.inputs.source, rule, self.settings.clamp, self.settings.tf32),
+            notes=notes,
             layout=self.inputs.layout(shape),
             labels=self.labels,
             images=pictures or None,
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",
-            head=self.head(plan),
+            head=facts.head,
             score_shape=plan.output_shape,
-            depends_on_image=depends_on_image(plan, rule),
+            depends_on_image=depends,
             photos=photos or None,
             provenance=self.provenance,
         )
@@ -285,8 +330,7 @@ class Engine:
         self, target: Question, plan: Plan, scores: NDArray[np.float32], part: slice, count: int
     ) -> NDArray[np.int64]:
         """The classes that a target means; see `targets.resolve`."""
-        classes = Classes(plan.output_shape, self.labels)
-        classes.check_labels()
+        classes = self._facts(plan).classes
         if isinstance(target, Several):
             columns = [resolve(one, scores, classes, part, count) for one in target.targets]
             return np.concatenate([column.reshape(len(scores), -1) for column in columns], axis=1)
@@ -321,10 +365,13 @@ class Engine:
 
     def head(self, plan: Plan) -> Head | None:
         """How the model turns scores into probabilities; None where it does not."""
-        source = self.inputs.source
-        if source.head is None:
-            return None
-        return Head(source.head, plan.output_shape, source.head_axes(1 + len(plan.output_shape)))
+        return self._facts(plan).head
+
+    def _facts(self, plan: Plan) -> _Facts:
+        facts = self._known.get(plan)
+        if facts is None:
+            facts = self._known[plan] = _Facts(plan, self.inputs.source, self.settings, self.labels)
+        return facts
 
 
 def _run(

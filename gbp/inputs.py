@@ -173,11 +173,12 @@ class Inputs:
                 supported="numbers in the model's input layout, already preprocessed",
                 hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
             )
-        wanted = ["N", *("?" if n is None else n for n in expected[1:])]
-        fits = x.ndim == len(expected) and all(
-            n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True)
+        fits = x.shape[1:] == expected[1:] or (
+            x.ndim == len(expected)
+            and all(n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True))
         )
         if not fits or 0 in x.shape:
+            wanted = ["N", *("?" if n is None else n for n in expected[1:])]
             raise InputError(
                 f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
             )

@@ -34,7 +34,7 @@ OPERAND = 2**20
 
 def elements(shape: Sequence[int]) -> int:
     """How many elements a tensor has.  Python's integers are exact; NumPy's product wraps around at 2⁶³."""
-    return math.prod(int(n) for n in shape)
+    return math.prod(map(int, shape))
 
 
 def is_finite(values: NDArray[Any]) -> bool:

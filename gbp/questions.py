@@ -158,8 +158,9 @@ class Several(_Question):
 
 def is_hidden(target: object) -> bool:
     """Whether a target is more than classes."""
-    several = target.targets if isinstance(target, Several) else (target,)
-    return any(isinstance(one, (Unit, Channel, Contrast)) for one in several)
+    if isinstance(target, Several):
+        return any(map(is_hidden, target.targets))
+    return isinstance(target, (Unit, Channel, Contrast))
 
 
 Question: TypeAlias = Target | Unit | Channel | Contrast | Several

@@ -214,7 +214,9 @@ def resolve(
     """
     n = len(scores)
     if target is None:
-        return np.asarray(np.argmax(scores, axis=1), np.int64)
+        return np.asarray(scores.argmax(axis=1), np.int64)
+    if type(target) is int and 0 <= target < classes.count:
+        return np.array([target] * n, np.int64)
     if isinstance(target, Top):
         best = np.argsort(-scores, axis=1, kind="stable")
         return best[:, : min(target.k, classes.count)].astype(np.int64)

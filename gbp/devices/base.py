@@ -13,6 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InputError
 
+#: Elements up to which looking at each takes less than NumPy's sum does without warnings.
+_SMALL = 2**14
+
 #: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
 
@@ -33,10 +36,11 @@ class Entry:
 
     def __init__(self, x: Array, order: tuple[int, ...]) -> None:
         self.x, self.order = x, order
+        self._axes = 0, *order
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout, C-contiguous.  They may be gone by `settle`."""
-        np.copyto(self.x, values.transpose(0, *self.order))
+        self.x[...] = values.transpose(self._axes)
 
     def settle(self) -> None:
         """Put what was written where steps read it.  This is a part of each run."""
@@ -146,7 +150,9 @@ class Device(ABC):
 
 
 def all_finite(x: NDArray[np.float32]) -> bool:
-    """Whether x holds no NaN and no infinity.  Both show in the sum, which is found faster."""
+    """Whether x holds no NaN and no infinity.  Both show in a large array's sum, which is found faster."""
+    if x.size <= _SMALL:
+        return bool(np.logical_and.reduce(np.isfinite(x), axis=None))
     with np.errstate(all="ignore"):
         return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
 

@@ -40,7 +40,7 @@ class PhysicalTensor:
         """Elements along the innermost axis."""
         return self.shape[-1] if self.shape else 1
 
-    @property
+    @cached_property
     def logical_axes(self) -> tuple[int, ...]:
         """The permutation that turns the array, batch first, into the file's order."""
         return (0, *(1 + self.order.index(axis) for axis in range(1, len(self.order) + 1)))
@@ -91,7 +91,7 @@ class Instruction:
         """Whether the gradient of the output passes a gate."""
         return self.has_mask or self.rectified
 
-    @property
+    @cached_property
     def saves(self) -> tuple[str, ...]:
         """Tensors that the vjp reads again."""
         return (self.inputs if self.step.saves_x else ()) + ((self.output,) if self.step.saves_y else ())

@@ -32,7 +32,7 @@ from .fusion import fuse
 from .layout import Instruction, PhysicalTensor, lay_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How to run a `Graph` forward and backward, for any number of samples."""
 
@@ -189,13 +189,16 @@ class Plan:
         """Floats for each sample where activations and gradients share one arena."""
         return max(self.activations.size, self.backward.arena.size)
 
-    @property
+    @cached_property
     def backward_bytes(self) -> int:
         """Bytes for each sample and target of a backward pass, with its map and what it starts from."""
-        return self.route_bytes(self.backward)
+        return self._bytes_of(self.backward)
 
     def route_bytes(self, route: Route) -> int:
         """Bytes for each sample and seed of a backward pass, with its map and what it starts from."""
+        return self.backward_bytes if route is self.backward else self._bytes_of(route)
+
+    def _bytes_of(self, route: Route) -> int:
         ends = elements(route.start.shape) + elements(route.end.shape)
         return 4 * (route.arena.size + self._scratch[1] + ends)
 

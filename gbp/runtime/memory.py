@@ -111,18 +111,22 @@ class MemoryPool:
         together with this one: those that were used longest ago, and no more than it takes.
         """
         with self.lock:
-            others = [key for key in self._free if key[0] == kind and key[1] != size]
-            excess = nbytes + sum(self._bytes[key] for key in others) - self._max_bytes
-            for other in others:
-                if excess <= 0:
-                    break
-                excess -= self._bytes.pop(other)
-                del self._free[other]
+            if len(self._free) > 1 or (kind, size) not in self._free:
+                self._make_room(kind, size, nbytes)
             kept = self._free.get((kind, size))
             if kept:
                 memory: T = kept.pop()
                 return memory
         return make()
+
+    def _make_room(self, kind: str, size: Hashable, nbytes: int) -> None:
+        others = [key for key in self._free if key[0] == kind and key[1] != size]
+        excess = nbytes + sum(self._bytes[key] for key in others) - self._max_bytes
+        for other in others:
+            if excess <= 0:
+                break
+            excess -= self._bytes.pop(other)
+            del self._free[other]
 
     def clear(self) -> None:
         """Free all that is kept."""

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device, refuse_not_finite
+from ..devices.base import Device, all_finite, refuse_not_finite
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
@@ -83,7 +83,7 @@ class Session:
         tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if tape.not_finite.size:
             refuse_not_finite(first + int(tape.not_finite[0]))
-        if not np.isfinite(tape.scores).all():
+        if not all_finite(tape.scores):
             raise self._not_finite(x, tape.scores)
         return tape
 
@@ -131,6 +131,8 @@ class Session:
             Where the maps of one sample exceed `limits.MAX_BYTES_PER_SAMPLE`.
         """
         count = targets.shape[1]
+        if count == 1:
+            return tape.backward(rule, targets)
         nbytes = 4 * count * elements(self.plan.input_shape)
         if nbytes > MAX_BYTES_PER_SAMPLE:
             raise InputError(
@@ -185,6 +187,9 @@ class Session:
         batch_size
             The largest slice; None for the device's default.
         """
+        if count == 1:
+            yield slice(0, 1)
+            return
         device = self.device
         budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
         size = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
@@ -240,7 +245,7 @@ class Sessions:
         InputError
             After `close`.
         """
-        key = shape, tuple(sorted(set(keep))), rewrite
+        key = shape, keep and tuple(sorted(set(keep))), rewrite
         with self.lock:
             if self._closed:
                 raise InputError("the Explainer is closed.", hint="Make another one.")

@@ -30,6 +30,8 @@ from .memory import Buffers, MemoryPool, masks_of
 
 T = TypeVar("T")
 
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -282,7 +284,7 @@ class Tape:
             found = device.read_all(*(piece.y for piece in self._forward.pieces), *marks)
         count = len(self._forward.pieces)
         #: The samples that hold NaN or infinity, where the device looks for them.
-        self.not_finite = np.flatnonzero(found[count] if marks else ())
+        self.not_finite = np.flatnonzero(found[count]) if marks else _NONE
         #: Whether all maps so far are finite.
         self.is_finite = True
         scores = np.concatenate(found[:count]) if count > 1 else found[0]
@@ -313,7 +315,9 @@ class Tape:
         The maps, float32 (N, K, …), in the model's own input layout.
         """
         plan, (n, k) = self._plan, targets.shape
-        where = np.unravel_index(targets.reshape(-1), plan.output_shape) if plan.output_shape else ()
+        where: tuple[NDArray[np.int64], ...] = (targets.reshape(-1),)  # along a single axis, or along none
+        if len(plan.output_shape) != 1:
+            where = np.unravel_index(where[0], plan.output_shape) if plan.output_shape else ()
 
         def write(seed: Floats) -> None:
             self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(n * k), *where))
@@ -348,8 +352,9 @@ class Tape:
         plan, m = self._plan, self.n * k
         own = k == 1 and route is plan.backward
         memory = self._forward.backward if own else None
-        size, nbytes = (m, route.start.name, route.end.name), m * plan.route_bytes(route)
+        size, nbytes = (m, route.start.name, route.end.name), 0
         if memory is None:
+            nbytes = m * plan.route_bytes(route)
             last = self._forward.backward_memory
             if last is not None and (last.n != m or last.arena is not route.arena):
                 self._forward.forget_backward()  # the pool gives it up
