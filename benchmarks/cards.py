@@ -152,8 +152,8 @@ def convolution_gflops(device: CudaDevice) -> float:
     x, y = device.upload(rng.standard_normal(shape, np.float32)), device.empty(shape)
     weights = rng.standard_normal((256, 256, 3, 3), np.float32) / 48
     w, b = device.upload(pack(weights)), device.upload(np.zeros(256, np.float32))
-    conv, taps = conv_of(tensor_cores(), 3), Taps(3, 3, 1, 1, 1, 1)
-    ends = taps, 1, 1, 0.0, float("inf"), 1, NOTHING
+    conv, taps = conv_of(tensor_cores(), 3), Taps(3, 3, top=1, left=1)
+    ends = taps, 0.0, float("inf"), 1, NOTHING
 
     def run() -> None:
         for _ in range(8):

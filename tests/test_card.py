@@ -301,13 +301,13 @@ def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
         cuda_device().upload(conv.pack(noise((O, C, 3, 3), seed=2))),
         cuda_device().upload(noise((O,), seed=3)),
     )
-    taps = Taps(3, 3, 1, 1, 1, 1)
+    taps = Taps(3, 3, top=1, left=1)
     results = []
     for forward, reverse in (conv.KERNELS[conv.TILES[0]], conv._kernels(conv.Tile(*tile))):
         y, gx = cuda_device().empty((N, 9, 11, O)), cuda_device().upload(noise((N, 9, 11, O), seed=4))
         mask = cuda_device().empty((N, 9, 11, -(-O // 8)), np.uint8)
-        forward(x, w, b, r, y, mask, taps, 1, 1, 0.0, np.inf, 0, 0)
-        reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 1, 1, 0, 0)
+        forward(x, w, b, r, y, mask, taps, 0.0, np.inf, 0, 0)
+        reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 0, 0)
         results.append(b"".join(cuda_device().read(array).tobytes() for array in (y, mask, gx)))
     assert results[0] == results[1]
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.simd import at, keep_rolled, load_between, load_some, store_some, zeros
+from .codegen.simd import at, keep_rolled, load_between, load_some, zeros
 from .codegen.views import targets_of
-from .taps import TAPS, Taps, meeting
+from .taps import TAPS, Taps, windows_across, windows_down
 
 
 @device_function
@@ -56,7 +56,7 @@ def _gather_line(
     return v
 
 
-@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
+@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT)
 def col2im(
     columns: Any,
     mask: Any,
@@ -64,8 +64,6 @@ def col2im(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
     threads: int,
     share: Share,
 ) -> None:
@@ -82,7 +80,7 @@ def col2im(
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
-            count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
             row_step = step_oh * columns.strides[1] + step_i * taps.columns * 4 * C
             if as_line:
                 ca = at(columns, n, oh, 0) + i * taps.columns * 4 * C
@@ -97,17 +95,13 @@ def col2im(
                         OW,
                         taps.stride_w * C,
                         taps.columns * C,
-                        q + left * C,
+                        q + taps.left * C,
                         count,
                     )
-                    if accumulate:
-                        v = v + load_some(xa, count)
-                    store_some(xa, gated(v, gate, 0, count), count)
+                    write_gradient(v, 0, gate, accumulate, xa, 0, count)
             else:
                 for w in range(W):
-                    count_w, ow, step_ow, j, step_j = meeting(
-                        w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
-                    )
+                    count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
                     ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
                     column_step = step_ow * columns.strides[2] + step_j * 4 * C
                     xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
@@ -119,6 +113,4 @@ def col2im(
                                 keep_rolled()
                                 v = v + load_some(a, C - c)
                                 a += column_step
-                        if accumulate:
-                            v = v + load_some(xa + 4 * c, C - c)
-                        store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                        write_gradient(v, c, gate, accumulate, xa, ma, C - c)

@@ -10,9 +10,9 @@ from numba import cuda, float32
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import kernel
-from .codegen.simd_cuda import at_pixel, gated, load_channel, store_channel, targets_of
+from .codegen.simd_cuda import at_pixel, load_channel, targets_of, write_gradient
 from .taps import TAPS, Taps
-from .taps_cuda import meeting
+from .taps_cuda import windows_across, windows_down
 
 #: Channels that a thread sums at a time.
 _TOGETHER = 4
@@ -24,12 +24,10 @@ def _pixels_of(gx: Any) -> int:
 
 
 @kernel(
-    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
+    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS),
     units=lambda *args: _pixels_of(args[3]),
 )
-def col2im(
-    columns: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
-) -> None:
+def col2im(columns: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
     """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
 
     Added to gx with `accumulate`; of that, what passes the gate.  Windows are added in row-major order.
@@ -40,8 +38,8 @@ def col2im(
     targets = targets_of(columns, mask)
     for unit in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
         n, h, w = at_pixel(unit, H, W)
-        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
         for first in range(0, C, _TOGETHER):
             for k in range(_TOGETHER):
                 v[k] = np.float32(0)
@@ -55,7 +53,4 @@ def col2im(
             for k in range(_TOGETHER):
                 c = first + k
                 if c < C:
-                    total = v[k]
-                    if accumulate:
-                        total += load_channel(gx, n, h, w, c)
-                    store_channel(gated(total, gate, mask, n // targets, h, w, c), gx, n, h, w, c)
+                    write_gradient(v[k], c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))

@@ -209,17 +209,18 @@ def conv_bwd(
                 tile, h, n = _next(tile, h, n, tiles, H)
 
 
-@kernel(ACTIVATION, ACTIVATION, INT, INT, INT)
-def pad(x: Any, y: Any, top: int, left: int, threads: int, share: Share) -> None:
-    """y[h, w] = x[h - top, w - left], 0 where that is outside x; negative pads crop.  y is dense."""
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT)
+def pad(x: Any, y: Any, taps: Taps, threads: int, share: Share) -> None:
+    """y[h, w] = x[h − top, w − left], 0 where that is outside x; y is dense.  Of `taps` it takes the pads."""
     N, OH, OW, C = y.shape
     H, W = x.shape[1], x.shape[2]
     rows = N * OH
+    left = taps.left
     start, stop = min(OW, max(0, left)), max(0, min(OW, left + W))
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, oh = row // OH, row % OH
-            h = oh - top
+            h = oh - taps.top
             if h < 0 or h >= H or start >= stop:
                 zero_run(at(y, n, oh, 0), OW * C)
             else:

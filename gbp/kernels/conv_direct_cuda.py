@@ -23,21 +23,17 @@ from numpy.typing import NDArray
 
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
-from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, device_function, specialised
+from .codegen.jit_cuda import SIMULATED, CudaKernel, block_kernel, specialised
 from .codegen.simd_cuda import (
     add_products,
     at_pixel,
-    clipped,
-    gated,
     load_channel,
     load_channels,
     load_eight,
     load_four,
-    store_channel,
-    store_channels,
     store_four,
-    targets_of,
 )
+from .eights_cuda import all_in_fours, eight_of, epilogue_bwd, epilogue_fwd
 from .taps import TAPS, Taps
 
 #: Columns of X that a step multiplies.
@@ -86,98 +82,20 @@ def tile_for(pixels: int, channels: int) -> Tile:
     return TILES[-1]
 
 
-def _in_fours(x: Any) -> int:
-    """Whether four neighbouring channels lie on whole 16 bytes from every fourth on."""
-    return int(x.shape[3] % 4 == 0 and x.is_aligned(16))
-
-
-@device_function
-def _end_fwd(
-    sums: Any,
-    i: int,
-    n: int,
-    h: int,
-    w: int,
-    o: int,
-    b: Any,
-    r: Any,
-    y: Any,
-    mask: Any,
-    lo: Any,
-    hi: Any,
-    fours: int,
-) -> None:
-    """Eight channels from o on of a pixel, whose sums lie from i on."""
-    O = y.shape[3]
-    bits = 0
-    for half in range(0, 8, 4):
-        first, second, third, fourth = load_four(sums, i + half)
-        for k in range(4):
-            c = o + half + k
-            if c < O:
-                v = first if k == 0 else second if k == 1 else third if k == 2 else fourth
-                v += b[c]
-                if r.size:
-                    v += load_channel(r, n, h, w, c)
-                if lo < v < hi:
-                    bits |= 1 << (half + k)
-                sums[i + half + k] = clipped(v, lo, hi)
-        _write(sums, i + half, n, h, w, o + half, y, fours)
-    if mask.size:
-        mask[n, h, w, o // 8] = bits
-
-
-@device_function
-def _write(sums: Any, i: int, n: int, h: int, w: int, o: int, y: Any, fours: int) -> None:
-    """Four of the sums to y, as far as it has channels."""
-    if fours and o < y.shape[3]:
-        store_channels(load_four(sums, i), y, n, h, w, o)
-    else:
-        for c in range(o, min(o + 4, y.shape[3])):
-            store_channel(sums[i + c - o], y, n, h, w, c)
-
-
-@device_function
-def _end_bwd(
-    sums: Any,
-    i: int,
-    n: int,
-    h: int,
-    w: int,
-    o: int,
-    mask: Any,
-    gate: Gate,
-    gx: Any,
-    accumulate: int,
-    fours: int,
-) -> None:
-    """Eight channels from o on of a pixel, whose sums lie from i on."""
-    m = n // targets_of(gx, mask)
-    for half in range(0, 8, 4):
-        for k in range(half, half + 4):
-            c = o + k
-            if c < gx.shape[3]:
-                v = sums[i + k]
-                if accumulate:
-                    v += load_channel(gx, n, h, w, c)
-                sums[i + k] = gated(v, gate, mask, m, h, w, c)
-        _write(sums, i + half, n, h, w, o + half, gx, fours)
-
-
 #: Of the tile that a copy of the functions below is made for; see `_kernels`.
 PIXELS = CHANNELS = THREADS = ACROSS = QUARTER = 0
 X_FOURS = X_OWN = X_PIXELS = X_HALF = W_FOURS = W_OWN = W_HALF = W_START = 0
 
 
-def _locate(pixels: Any, taps: Taps, top: int, left: int, plane: Any) -> None:
+def _locate(pixels: Any, taps: Taps, plane: Any) -> None:
     """Where the windows of this thread's pixels begin: n, h, w of each."""
     for q in range(X_FOURS):
         p = cuda.blockIdx.x * PIXELS + (q * THREADS + cuda.threadIdx.x) // _FOURS
         n, oh, ow = at_pixel(p, plane[0], plane[1])
         pixels[3 * q], pixels[3 * q + 1], pixels[3 * q + 2] = (
             n,
-            oh * taps.stride_h - top,
-            ow * taps.stride_w - left,
+            oh * taps.stride_h - taps.top,
+            ow * taps.stride_w - taps.left,
         )
 
 
@@ -249,8 +167,6 @@ def _product(
     x: Any,
     w: Any,
     taps: Taps,
-    top: int,
-    left: int,
     O4: int,
     plane: Any,
     fours: int,
@@ -265,7 +181,7 @@ def _product(
     C = x.shape[3]
     steps = taps.rows * taps.columns * ((C + DEPTH - 1) // DEPTH)
     i, j, c = 0, 0, 0
-    _locate(pixels, taps, top, left, plane)
+    _locate(pixels, taps, plane)
     if steps:
         _fetch(x, w, taps, O4, pixels, i, j, c, fours, xs, ws)
         _lay(xs, ws, shared, 0)
@@ -287,14 +203,14 @@ def _product(
 
 
 def _conv_fwd(
-    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float,
     x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper; the flags say whether x and y may be read and written by fours."""
     shared = cuda.shared.array(0, float32, alignment=16)
-    own = cuda.local.array(_ONE_THREAD, float32)
+    own, eight = cuda.local.array(_ONE_THREAD, float32), cuda.local.array(8, float32)
     N, OH, OW, O = y.shape
-    _product(x, w, taps, top, left, (O + 3) // 4 * 4, (OH, OW), x_fours, shared, own)
+    _product(x, w, taps, (O + 3) // 4 * 4, (OH, OW), x_fours, shared, own)
     for quarter in range(4):
         _gather(own, shared, quarter)
         cuda.syncthreads()
@@ -303,19 +219,20 @@ def _conv_fwd(
             o = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
             n, h, v = at_pixel(p, OH, OW)
             if n < N and o < O:
-                _end_fwd(shared, unit * 8, n, h, v, o, b, r, y, mask, lo, hi, y_fours)
+                eight_of(shared, unit * 8, eight)
+                epilogue_fwd(eight, n, h, v, o, b, r, y, mask, lo, hi, y_fours)
         cuda.syncthreads()
 
 
 def _conv_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
     shared = cuda.shared.array(0, float32, alignment=16)
-    own = cuda.local.array(_ONE_THREAD, float32)
+    own, eight = cuda.local.array(_ONE_THREAD, float32), cuda.local.array(8, float32)
     N, H, W, C = gx.shape
-    _product(gy, w, taps, top, left, (C + 3) // 4 * 4, (H, W), gy_fours, shared, own)
+    _product(gy, w, taps, (C + 3) // 4 * 4, (H, W), gy_fours, shared, own)
     for quarter in range(4):
         _gather(own, shared, quarter)
         cuda.syncthreads()
@@ -324,7 +241,8 @@ def _conv_bwd(
             c = cuda.blockIdx.y * CHANNELS + unit % ACROSS * 8
             n, h, v = at_pixel(p, H, W)
             if n < N and c < C:
-                _end_bwd(shared, unit * 8, n, h, v, c, mask, gate, gx, accumulate, gx_fours)
+                eight_of(shared, unit * 8, eight)
+                epilogue_bwd(eight, n, h, v, c, mask, gate, gx, accumulate, gx_fours)
         cuda.syncthreads()
 
 
@@ -356,8 +274,8 @@ def _kernels(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         N, H, W, C = args[4].shape
         return -(-N * H * W // tile.pixels), -(-C // tile.channels)
 
-    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT, INT
-    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT
+    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT, INT
+    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
     threads, nbytes = (tile.threads,), tile.shared_bytes
     return (
         block_kernel(*forward, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_fwd),
@@ -373,24 +291,19 @@ def _tile_of(y: Any) -> Tile:
     return tile_for(N * H * W, C)
 
 
-def conv_fwd(
-    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float
-) -> None:
+def conv_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-    w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane, and
-    see zeros there.
+    w as of `pack`, b (O,); r and mask may be empty.  Padding holds zeros.
     """
     kernel, _ = KERNELS[_tile_of(y)]
-    kernel(x, w, b, r, y, mask, taps, top, left, lo, hi, _in_fours(x), _in_fours(y))
+    kernel(x, w, b, r, y, mask, taps, lo, hi, all_in_fours(x), all_in_fours(y, r))
 
 
-def conv_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
-) -> None:
+def conv_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
     """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
 
     w as of `pack`, turned round by the caller, as the strides and begins of the window are.
     """
     _, kernel = KERNELS[_tile_of(gx)]
-    kernel(gy, w, mask, gate, gx, accumulate, taps, top, left, _in_fours(gy), _in_fours(gx))
+    kernel(gy, w, mask, gate, gx, accumulate, taps, all_in_fours(gy), all_in_fours(gx))

@@ -28,12 +28,14 @@ from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load,
 from .codegen.views import zero_run
 from .epilogue import epilogue_bwd
 from .lists import GROUP, groups_of, list_pixel
+from .taps import TAPS, Taps
 
-TAPS = 3
+#: Taps along each axis.
+SIDE = 3
 #: Blocks of channels of the three pixels whose sums are in registers: twelve vectors in all.
 BLOCKS = 2
 LISTED_CHANNELS = BLOCKS * TILE_CHANNELS
-ROWS = TAPS * BLOCKS
+ROWS = SIDE * BLOCKS
 #: Bytes of the sums of one pixel.
 PIXEL = 4 * LISTED_CHANNELS
 #: Pixels of gx that are computed with one group of weights, with two more at both ends of each row.
@@ -79,7 +81,7 @@ def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
     O, C = w.shape[:2]
     width = LISTED_CHANNELS
     parts = -(-C // width)
-    packed = aligned((parts, TAPS, O, TAPS, width))
+    packed = aligned((parts, SIDE, O, SIDE, width))
     packed.fill(0)
     for part in range(parts):
         own = w[:, part * width : (part + 1) * width]
@@ -154,7 +156,7 @@ def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, wei
     tile_store(t, TILE_VECTORS, sums)
 
 
-@kernel(DENSE, LISTING, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT)
+@kernel(DENSE, LISTING, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT)
 def conv_lists_bwd(
     lists: Any,
     listing: Listing,
@@ -164,15 +166,14 @@ def conv_lists_bwd(
     gx: Any,
     accumulate: int,
     scratch: Any,
-    top: int,
-    left: int,
+    taps: Taps,
     threads: int,
     share: Share,
 ) -> None:
     """Write gx (1, H, W, C), or add it with `accumulate`, from the lists of gy; then apply gx's gate.
 
-    w is packed by `pack_lists`.  (top, left) ≥ 0 are the pads of the convolution.  scratch holds
-    `sums_floats`.
+    w is packed by `pack_lists`.  The pads in `taps`, those of the convolution, are at least 0.  scratch
+    holds `sums_floats`.
     """
     H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
     rows, columns = _rectangle(W)
@@ -190,13 +191,15 @@ def conv_lists_bwd(
                 for part in range(parts):
                     zero_run(sums, height * row // 4)
                     for g in range(groups):
-                        for i in range(TAPS):
-                            weights = address_of(w) + (part * TAPS + i) * tap_bytes
+                        for i in range(SIDE):
+                            weights = address_of(w) + (part * SIDE + i) * tap_bytes
                             for q in range(height):
-                                h = h0 + q + top - i
+                                h = h0 + q + taps.top - i
                                 if h >= 0 and h < listing.H:
                                     to = sums + q * row
-                                    _slide(address_of(lists), listing, h, w0 + left, width, g, weights, to)
+                                    _slide(
+                                        address_of(lists), listing, h, w0 + taps.left, width, g, weights, to
+                                    )
                     for q in range(height):
                         for b in range(min(BLOCKS, (C - 1) // TILE_CHANNELS + 1 - part * BLOCKS)):
                             s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS

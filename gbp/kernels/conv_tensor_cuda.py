@@ -90,15 +90,15 @@ _begin: Any = None
 _copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _lay_down = _begin
 
 
-def _locate(x: Any, y: Any, taps: Taps, top: int, left: int, block: int, rows: int) -> None:
+def _locate(x: Any, y: Any, taps: Taps, block: int, rows: int) -> None:
     """Where the windows of the block's pixels begin: address, h and w of each."""
     N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
     for row in range(cuda.threadIdx.x, PIXELS, THREADS):
         p = int32(block * PIXELS + row)
         line = divide(p, OW)
         n = divide(line, OH)
-        h = int64(line - n * OH) * taps.stride_h - top
-        w = int64(p - line * OW) * taps.stride_w - left
+        h = int64(line - n * OH) * taps.stride_h - taps.top
+        w = int64(p - line * OW) * taps.stride_w - taps.left
         place = global_address(x) + n * x.strides[0] + h * x.strides[1] + w * x.strides[2]
         store_place(int32(rows + 16 * row), place, int32(h if n < N else _FAR), int32(w))
 
@@ -157,7 +157,7 @@ def _add_up(own: Any, kept: Any, at: int, is_first: bool, is_last: bool) -> None
 
 
 def _product(
-    x: Any, w: Any, y: Any, taps: Taps, top: int, left: int, kept: Any, alone: int, part_steps: int,
+    x: Any, w: Any, y: Any, taps: Taps, kept: Any, alone: int, part_steps: int,
     fours: int, shared: Any,
 ) -> int:  # fmt: skip
     """The sums of a block to where the stages were, pixel by pixel; returns the index of the first."""
@@ -179,7 +179,7 @@ def _product(
     for i in range(OWN):
         own[i] = np.float32(0)
     _begin(barriers)
-    _locate(x, y, taps, top, left, block, rows)
+    _locate(x, y, taps, block, rows)
     cuda.syncthreads()
     for s in range(STAGES - 1):
         if begin + s < end:
@@ -228,7 +228,7 @@ def _product(
 
 
 def _conv_fwd(
-    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float, hi: float,
+    x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float,
     partial: Any, alone: int, part_steps: int, x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper.  `partial`: where sums of parts go, each part's of its own block if they are `alone`.
@@ -237,7 +237,7 @@ def _conv_fwd(
     """
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
-    at = _product(x, w, y, taps, top, left, partial, alone, part_steps, x_fours, shared)
+    at = _product(x, w, y, taps, partial, alone, part_steps, x_fours, shared)
     N, OH, OW, O = y.shape
     across = (O + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -255,13 +255,13 @@ def _conv_fwd(
 
 
 def _conv_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     partial: Any, alone: int, part_steps: int, gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper, with what `_conv_fwd` is told besides."""
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
-    at = _product(gy, w, gx, taps, top, left, partial, alone, part_steps, gy_fours, shared)
+    at = _product(gy, w, gx, taps, partial, alone, part_steps, gy_fours, shared)
     N, H, W, C = gx.shape
     across = (C + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -330,8 +330,8 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         parts = partial.size // (N * H * W * (-(-C // 4) * 4)) if alone else 1
         return -(-N * H * W // tile.pixels) * -(-C // tile.channels), parts
 
-    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT
-    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
+    forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT
+    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS
     options: dict[str, Any] = {
         "threads": (tile.threads,),
         "shared_bytes": tile.shared_bytes,
@@ -340,6 +340,6 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
     }
     more = DENSE, INT, INT, INT, INT
     return (
-        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[11], a[12]), **options)(conv_fwd),
-        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_bwd),
+        block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_fwd),
+        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[7], a[8]), **options)(conv_bwd),
     )

@@ -98,25 +98,25 @@ class Conv:
         return min(self.rates, key=cost)
 
     def forward(
-        self, x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, top: int, left: int, lo: float,
-        hi: float, parts: int, scratch: Any,
+        self, x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float,
+        parts: int, scratch: Any,
     ) -> None:  # fmt: skip
         """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-        w as of `pack`, b (O,); r and mask may be empty.  Windows start `top` and `left` outside the plane,
-        and see zeros there.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
+        w as of `pack`, b (O,); r and mask may be empty.  Padding holds
+        zeros.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
         """
         tile, partial, alone, steps = self._chosen(x, y, taps, parts, scratch)
         fours = all_in_fours(y, r)
         forward, _ = self.kernels[tile]
         sizes = partial, alone, steps, _in_fours(x), fours
-        forward(x, w, b, r, y, mask, taps, top, left, lo, hi, *sizes)
+        forward(x, w, b, r, y, mask, taps, lo, hi, *sizes)
         if alone:
             finish_fwd(partial, parts, b, r, y, mask, lo, hi, fours)
 
     def reverse(
-        self, gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int,
-        left: int, parts: int, scratch: Any,
+        self, gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
+        parts: int, scratch: Any,
     ) -> None:  # fmt: skip
         """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
 
@@ -126,7 +126,7 @@ class Conv:
         fours = all_in_fours(gx)
         _, reverse = self.kernels[tile]
         sizes = partial, alone, steps, _in_fours(gy), fours
-        reverse(gy, w, mask, gate, gx, accumulate, taps, top, left, *sizes)
+        reverse(gy, w, mask, gate, gx, accumulate, taps, *sizes)
         if alone:
             finish_bwd(partial, parts, mask, gate, gx, accumulate, fours)
 

@@ -32,6 +32,7 @@ from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import targets_of
 from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, pixel_of
+from .taps import TAPS, Taps
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
 
 
@@ -230,7 +231,7 @@ def _phases(args: Sequence[Any]) -> int:
 
 
 @kernel(
-    ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, DENSE, INT, INT, FLOAT, FLOAT, *[INT] * 4,
+    ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, DENSE, TAPS, FLOAT, FLOAT, *[INT] * 4,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
     split=1,
     phases=_phases,
@@ -243,8 +244,7 @@ def conv_winograd_fwd(
     y: Any,
     mask: Any,
     scratch: Any,
-    top: int,
-    left: int,
+    taps: Taps,
     lo: float,
     hi: float,
     together: int,
@@ -268,7 +268,7 @@ def conv_winograd_fwd(
     bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
     down, across = _across(OH), _across(OW)
     job = Job(
-        top, left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
+        taps.top, taps.left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
     end = EndFwd(address_of(b), lo, hi, residual, bits, out)
@@ -284,7 +284,7 @@ def conv_winograd_fwd(
 
 
 @kernel(
-    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, INT, INT, INT, INT, INT, INT,
+    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, *[INT] * 4,
     calls=[multiply_tile, gather_patch, transform_patch, transform_product],
     split=1,
     phases=_phases,
@@ -297,8 +297,7 @@ def conv_winograd_bwd(
     gx: Any,
     accumulate: int,
     scratch: Any,
-    top: int,
-    left: int,
+    taps: Taps,
     together: int,
     width: int,
     by_squares: int,
@@ -307,7 +306,7 @@ def conv_winograd_bwd(
 ) -> None:
     """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    u is packed by `pack_winograd` from the flipped, transposed weights.  top and left are the pads of that
+    u is packed by `pack_winograd` from the flipped, transposed weights.  `taps`: the window of that
     convolution.
     """
     N, H, W, O = gy.shape
@@ -318,7 +317,7 @@ def conv_winograd_bwd(
     targets = targets_of(gx, mask)
     down, across = _across(GH), _across(GW)
     job = Job(
-        top, left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
+        taps.top, taps.left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
     end = EndBwd(accumulate, gate, targets, bits, out)

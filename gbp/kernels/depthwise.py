@@ -18,7 +18,7 @@ from typing import Any
 
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, clip, gated
+from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import (
@@ -150,7 +150,7 @@ def _write_y(
     store_some(ya + 4 * c, clip(v, low, high), count)
 
 
-@kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT)
+@kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT)
 def depthwise_fwd(
     x: Any,
     w: Any,
@@ -159,8 +159,6 @@ def depthwise_fwd(
     y: Any,
     mask: Any,
     taps: Taps,
-    top: int,
-    left: int,
     lo: float,
     hi: float,
     threads: int,
@@ -172,6 +170,7 @@ def depthwise_fwd(
     """
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
+    top, left = taps.top, taps.left
     low, high = broadcast(lo), broadcast(hi)
     KH, KW, sw, dh, dw = taps.rows, taps.columns, taps.stride_w, taps.dilation_h, taps.dilation_w
     x_down, x_right, pixel = dh * x.strides[1], dw * x.strides[2], sw * x.strides[2]
@@ -230,15 +229,7 @@ def depthwise_fwd(
                 ow += FOUR if together else 1
 
 
-@device_function
-def _write_gx(v: Any, c: int, gate: Gate, accumulate: int, xa: int, ma: int, count: int) -> None:
-    """Finish channels c … of the pixel whose addresses in gx and mask are given."""
-    if accumulate:
-        v = v + load_some(xa + 4 * c, count)
-    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, count), count)
-
-
-@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT)
+@kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, TAPS, INT)
 def depthwise_bwd(
     gy: Any,
     w: Any,
@@ -247,14 +238,13 @@ def depthwise_bwd(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
     threads: int,
     share: Share,
 ) -> None:
     """Write the transposed convolution to gx, or add it with `accumulate`; then apply the gate."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
+    top, left = taps.top, taps.left
     targets = targets_of(gy, mask)
     KH, KW, sw, dw = taps.rows, taps.columns, taps.stride_w, taps.dilation_w
     x_next, m_next = sw * gx.strides[2], sw * mask.strides[2]
@@ -280,11 +270,11 @@ def depthwise_bwd(
                             v0, v1, v2, v3 = _four(
                                 a, gy.strides[2], count_h, g_down, count_w, g_right, k, w_down, w_right, count
                             )
-                            _write_gx(v0, c, gate, accumulate, xa, ma, count)
-                            _write_gx(v1, c, gate, accumulate, xa + x_next, ma + m_next, count)
-                            _write_gx(v2, c, gate, accumulate, xa + 2 * x_next, ma + 2 * m_next, count)
-                            _write_gx(v3, c, gate, accumulate, xa + 3 * x_next, ma + 3 * m_next, count)
+                            write_gradient(v0, c, gate, accumulate, xa, ma, count)
+                            write_gradient(v1, c, gate, accumulate, xa + x_next, ma + m_next, count)
+                            write_gradient(v2, c, gate, accumulate, xa + 2 * x_next, ma + 2 * m_next, count)
+                            write_gradient(v3, c, gate, accumulate, xa + 3 * x_next, ma + 3 * m_next, count)
                         else:
                             v = _one(a, count_h, g_down, count_w, g_right, k, w_down, w_right, count)
-                            _write_gx(v, c, gate, accumulate, xa, ma, count)
+                            write_gradient(v, c, gate, accumulate, xa, ma, count)
                 group += FOUR * sw if together else 1

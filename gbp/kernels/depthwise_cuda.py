@@ -13,7 +13,7 @@ from .codegen.jit_cuda import device_function, kernel
 from .codegen.simd_cuda import at_pixel, load_channels, load_four, quotient
 from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, epilogue_fwd
 from .taps import TAPS, Taps
-from .taps_cuda import inside, meeting
+from .taps_cuda import inside, windows_across, windows_down
 
 
 def depthwise_fwd(
@@ -24,8 +24,6 @@ def depthwise_fwd(
     y: Any,
     mask: Any,
     taps: Taps,
-    top: int,
-    left: int,
     lo: float,
     hi: float,
 ) -> None:
@@ -34,7 +32,7 @@ def depthwise_fwd(
     w (KH·KW·C,) from [KH][KW][C]; b (C,), r and mask may be empty.
     """
     fours = int(all_in_fours(x, y, r) and w.is_aligned(16))
-    _depthwise_fwd(x, w, b, r, y, mask, taps, top, left, lo, hi, fours)
+    _depthwise_fwd(x, w, b, r, y, mask, taps, lo, hi, fours)
 
 
 @device_function
@@ -56,7 +54,7 @@ def _add_tap(sums: Any, x: Any, n: int, h: int, v: int, c: int, w: Any, at: int,
 
 
 @kernel(
-    *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, INT, INT, FLOAT, FLOAT, INT),
+    *(ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT),
     units=lambda *args: eights_of(args[4]),
 )
 def _depthwise_fwd(
@@ -67,8 +65,6 @@ def _depthwise_fwd(
     y: Any,
     mask: Any,
     taps: Taps,
-    top: int,
-    left: int,
     lo: float,
     hi: float,
     fours: int,
@@ -82,7 +78,7 @@ def _depthwise_fwd(
         pixel = quotient(unit, eights)
         first = (unit - pixel * eights) * 8
         n, oh, ow = at_pixel(pixel, OH, OW)
-        h, v = oh * taps.stride_h - top, ow * taps.stride_w - left
+        h, v = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(v, taps.columns, taps.dilation_w, 0, W)
         for k in range(8):
@@ -94,20 +90,18 @@ def _depthwise_fwd(
         epilogue_fwd(sums, n, oh, ow, first, b, r, y, mask, lo, hi, fours)
 
 
-def depthwise_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
-) -> None:
+def depthwise_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
     """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
     fours = int(all_in_fours(gy, gx) and w.is_aligned(16))
-    _depthwise_bwd(gy, w, mask, gate, gx, accumulate, taps, top, left, fours)
+    _depthwise_bwd(gy, w, mask, gate, gx, accumulate, taps, fours)
 
 
 @kernel(
-    *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT),
+    *(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT),
     units=lambda *args: eights_of(args[4]),
 )
 def _depthwise_bwd(
-    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int,
+    gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     fours: int,
 ) -> None:  # fmt: skip
     """As the wrapper; `fours`: gy, w and gx may be read and written by fours."""
@@ -119,8 +113,8 @@ def _depthwise_bwd(
         pixel = quotient(unit, eights)
         c = (unit - pixel * eights) * 8
         n, h, u = at_pixel(pixel, H, W)
-        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        count_w, ow, step_ow, j, step_j = meeting(u + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        count_w, ow, step_ow, j, step_j = windows_across(taps, u, OW)
         for k in range(8):
             sums[k] = np.float32(0)
         for p in range(count_h):

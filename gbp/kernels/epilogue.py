@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
-from .codegen.gate import Gate, clip, gated
+from .codegen.gate import Gate, clip, write_gradient
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
 from .codegen.simd import above, broadcast, load, load_some, prefetch_read, prefetch_write, store_some
@@ -81,13 +81,6 @@ def epilogue_fwd(
 
 
 @device_function
-def _epilogue_vector_bwd(v: Any, accumulate: int, gate: Gate, mask: int, gx: int, count: int) -> None:
-    if accumulate:
-        v = v + load_some(gx, count)
-    store_some(gx, gated(v, gate, mask, count), count)
-
-
-@device_function
 def epilogue_bwd(
     s: int,
     s_step: int,
@@ -108,9 +101,9 @@ def epilogue_bwd(
     for _ in range(pixels):
         for c in range(0, min(TILE_CHANNELS, C - c0), LANES):
             if c0 + c + LANES <= C:
-                _epilogue_vector_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, LANES)
+                write_gradient(load(s + 4 * c), c, gate, accumulate, gx, mask, LANES)
             else:
-                _epilogue_vector_bwd(load(s + 4 * c), accumulate, gate, mask + c // 8, gx + 4 * c, C - c0 - c)
+                write_gradient(load(s + 4 * c), c, gate, accumulate, gx, mask, C - c0 - c)
         s += s_step
         gx += gx_step
         mask += mask_step

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, gate_run, gated
+from .codegen.gate import GATE, MASK, Gate, gate_run, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, device_function, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import (
@@ -353,9 +353,7 @@ def _vectors_bwd(
                 to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
                 for c in range(0, C, LANES):
                     v = load_some(ga + 4 * c, C - c) * slope(load_some(xa + 4 * c, C - c), p, q)
-                    if accumulate:
-                        v = v + load_some(to + 4 * c, C - c)
-                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, to, ma, C - c)
 
 
 def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share) -> None:

@@ -15,7 +15,7 @@ from .codegen.jit import ACTIVATION, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, CudaKernel, device_copy, elements_of, kernel_from
 from .codegen.lane_cuda import names_of_lane, of_lane
 from .codegen.numba_private import libdevice
-from .codegen.simd_cuda import at_pixel, gated, targets_of
+from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
 from .functions import NUMBERS, VECTORS
 
 _library: Any = np if SIMULATED else libdevice()
@@ -88,6 +88,4 @@ def _bwd(gy: Any, x: Any, p: float, q: float, mask: Any, gate: Gate, gx: Any, ac
         n, h, w = at_pixel(i // C, H, W)
         c = i % C
         v = gy[n, h, w, c] * slope(number(x[n // sharing, h, w, c]), number(p), number(q))
-        if accumulate:
-            v = v + gx[n, h, w, c]
-        gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, h, w, c)
+        write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))

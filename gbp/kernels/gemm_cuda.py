@@ -16,7 +16,7 @@ from . import gemm_tensor_cuda
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, block_kernel, tensor_cores
-from .codegen.simd_cuda import clipped, gated, targets_of
+from .codegen.simd_cuda import clipped, targets_of, write_gradient
 
 #: Samples that a block computes together.  The weights are read once for so many.
 SAMPLES = 4
@@ -128,6 +128,5 @@ def _gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) 
             v = np.float32(0)
             for i in range(_SLICES):
                 v += parts[(s * _SLICES + i) * _COLUMNS + column]
-            if accumulate:
-                v += gx[n0 + s, 0, 0, k]
-            gx[n0 + s, 0, 0, k] = gated(v, gate, mask, (n0 + s) // targets, 0, 0, k)
+            n = n0 + s
+            write_gradient(v, k, gate, accumulate, gx, (n, 0, 0), mask, (n // targets, 0, 0))

@@ -19,7 +19,7 @@ import numpy as np
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.views import targets_of
-from .taps import TAPS, Taps, inside, meeting
+from .taps import TAPS, Taps, inside, windows_across, windows_down
 
 
 @device_function
@@ -43,8 +43,8 @@ def _root(x: float, p: int) -> float:
     return math.pow(x, 1.0 / p)
 
 
-@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT)
-def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads: int, share: Share) -> None:
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT)
+def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) -> None:
     """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
     H, W = x.shape[1:3]
     N, OH, OW, C = y.shape
@@ -52,10 +52,10 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, oh = row // OH, row % OH
-            h = oh * taps.stride_h - top
+            h = oh * taps.stride_h - taps.top
             i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
             for ow in range(OW):
-                w = ow * taps.stride_w - left
+                w = ow * taps.stride_w - taps.left
                 j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
                 for c in range(C):
                     largest = 0.0
@@ -72,7 +72,7 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int, threads
                     y[n, oh, ow, c] = largest * _root(total, p)
 
 
-@kernel(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT, INT, INT)
+@kernel(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT)
 def lp_pool_bwd(
     gy: Any,
     x: Any,
@@ -80,8 +80,6 @@ def lp_pool_bwd(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
     p: int,
     threads: int,
     share: Share,
@@ -94,11 +92,9 @@ def lp_pool_bwd(
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
-            count_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
             for w in range(W):
-                count_w, ow, step_ow, _, _ = meeting(
-                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
-                )
+                count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
                 for c in range(C):
                     v = np.float64(x[n // targets, h, w, c])
                     total = np.float64(gx[n, h, w, c]) if accumulate else 0.0

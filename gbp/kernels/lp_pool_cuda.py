@@ -12,21 +12,21 @@ from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import device_function_of, elements_of, kernel
 from .codegen.simd_cuda import at_pixel, targets_of
 from .taps import TAPS, Taps
-from .taps_cuda import inside, meeting
+from .taps_cuda import inside, windows_across, windows_down
 
 _power = device_function_of(lp_pool._power)
 _root = device_function_of(lp_pool._root)
 
 
-@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, units=lambda x, y, *_: elements_of(y))
-def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int) -> None:
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT, units=lambda x, y, *_: elements_of(y))
+def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int) -> None:
     """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     for unit in range(cuda.grid(1), N * OH * OW * C, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // C, OH, OW)
         c = unit % C
-        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
         largest = np.float64(0)
@@ -44,12 +44,10 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, top: int, left: int, p: int) -> None
 
 
 @kernel(
-    *(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT, INT),
+    *(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT),
     units=lambda *args: elements_of(args[3]),
 )
-def lp_pool_bwd(
-    gy: Any, x: Any, y: Any, gx: Any, accumulate: int, taps: Taps, top: int, left: int, p: int
-) -> None:
+def lp_pool_bwd(gy: Any, x: Any, y: Any, gx: Any, accumulate: int, taps: Taps, p: int) -> None:
     """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
@@ -57,8 +55,8 @@ def lp_pool_bwd(
     for unit in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // C, H, W)
         c = unit % C
-        count_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        count_w, ow, step_ow, _, _ = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
         v = np.float64(x[n // targets, h, w, c])
         total = np.float64(gx[n, h, w, c]) if accumulate else np.float64(0)
         for i in range(oh, oh + count_h * step_oh, step_oh):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import (
@@ -158,6 +158,4 @@ def lrn_bwd(
                     g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
                     s = _window_sum(terms + 4 * (c - above), size) * broadcast(slope)
                     v = fma(s, load_some(xa + 4 * c, C - c), g)
-                    if accumulate:
-                        v = v + load_some(to + 4 * c, C - c)
-                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, to, ma, C - c)

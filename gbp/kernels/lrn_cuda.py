@@ -16,7 +16,7 @@ from numba import cuda, float32
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, block_kernel, device_function
-from .codegen.simd_cuda import at_pixel, gated, targets_of
+from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
 
 #: A line holds a chunk and what its windows reach, so windows may have _LINE − _CHUNK + 1 values.
 _LINE, _CHUNK = (32, 16) if SIMULATED else (2**13, 2**12)
@@ -150,7 +150,5 @@ def lrn_bwd(
             d = _denominator(x, n // sharing, h, w, c, below, size, scale, bias)
             total = _window_sum(terms, e, c, C, above, size) * slope
             v = total * x[n // sharing, h, w, c] + gy[n, h, w, c] * _power(d, beta)
-            if accumulate:
-                v += gx[n, h, w, c]
-            gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
+            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))
         cuda.syncthreads()

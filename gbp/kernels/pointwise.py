@@ -12,7 +12,7 @@ from typing import Any
 
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, clip, gated
+from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
@@ -84,6 +84,4 @@ def pointwise_bwd(
                     v = load_some(ga + 4 * c, C - c)
                     if a.size:
                         v = v * load_some(address_of(a) + 4 * c, C - c)
-                    if accumulate:
-                        v = v + load_some(xa + 4 * c, C - c)
-                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)

@@ -22,12 +22,12 @@ from numba import types
 
 from .codegen.bits import integers_equal, store_integers
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
 from .codegen.views import targets_of
-from .taps import TAPS, Taps, inside, meeting
+from .taps import TAPS, Taps, inside, windows_across, windows_down
 
 #: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as
 #: well.
@@ -51,9 +51,7 @@ def _locate(unit: int, OH: int, C: int) -> Any:
     return row // OH, row % OH, block * BLOCK, min(C, (block + 1) * BLOCK)
 
 
-def _maxpool_fwd(
-    x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int, threads: int, share: Share
-) -> None:
+def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share: Share) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches, both (N, OH, OW, C).
 
     Every window must hold a pixel.  The first NaN of a window wins.
@@ -66,10 +64,10 @@ def _maxpool_fwd(
     for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             n, oh, first, stop = _locate(unit, OH, C)
-            h = oh * taps.stride_h - top
+            h = oh * taps.stride_h - taps.top
             i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
             for ow in range(OW):
-                w = ow * taps.stride_w - left
+                w = ow * taps.stride_w - taps.left
                 j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
                 xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
                 ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
@@ -98,8 +96,6 @@ def _maxpool_bwd(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
     threads: int,
     share: Share,
 ) -> None:
@@ -111,13 +107,11 @@ def _maxpool_bwd(
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
-            count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
             g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
             tap_down = step_i * taps.columns
             for w in range(W):
-                count_w, ow, step_ow, j, step_j = meeting(
-                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
-                )
+                count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
                 xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
                 ga, sa, first_tap = (
                     at(gy, n, oh, ow),
@@ -136,17 +130,14 @@ def _maxpool_bwd(
                             v = v + select(won, load_some(g, C - c), zeros())
                             g, s, tap = g + g_right, s + s_right, tap + step_j
                         g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
-                    if accumulate:
-                        v = v + load_some(xa + 4 * c, C - c)
-                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
 
 
 def _maxpool_pair(name: str, switches: Any) -> tuple[Kernel, Kernel]:
     given, target = (ACTIVATION, ACTIVATION, switches), (MASK, GATE, ACTIVATION, INT)
-    window = TAPS, INT, INT, INT
     return (
-        kernel_from(_maxpool_fwd, f"maxpool_fwd_{name}", *given, *window),
-        kernel_from(_maxpool_bwd, f"maxpool_bwd_{name}", ACTIVATION, switches, *target, *window),
+        kernel_from(_maxpool_fwd, f"maxpool_fwd_{name}", *given, TAPS, INT),
+        kernel_from(_maxpool_bwd, f"maxpool_bwd_{name}", ACTIVATION, switches, *target, TAPS, INT),
     )
 
 
@@ -169,15 +160,11 @@ def _count(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
     return stop - start
 
 
-@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT, INT)
+@kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT)
 def averagepool_fwd(
     x: Any,
     y: Any,
     taps: Taps,
-    top: int,
-    left: int,
-    bottom: int,
-    right: int,
     include_pad: int,
     threads: int,
     share: Share,
@@ -186,17 +173,17 @@ def averagepool_fwd(
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     units = N * OH * _blocks(C)
-    low_h, high_h = _counted(H, top, bottom, include_pad)
-    low_w, high_w = _counted(W, left, right, include_pad)
+    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
+    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for t in range(share.first, share.last):
         for unit in range(units * t // threads, units * (t + 1) // threads):
             n, oh, first, stop = _locate(unit, OH, C)
-            h = oh * taps.stride_h - top
+            h = oh * taps.stride_h - taps.top
             i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
             count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
             for ow in range(OW):
-                w = ow * taps.stride_w - left
+                w = ow * taps.stride_w - taps.left
                 j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
                 divisor = broadcast(
                     np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
@@ -246,7 +233,7 @@ def _add_shares(
     return v
 
 
-@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT, INT, INT)
+@kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT)
 def averagepool_bwd(
     gy: Any,
     mask: Any,
@@ -254,10 +241,6 @@ def averagepool_bwd(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
-    bottom: int,
-    right: int,
     include_pad: int,
     threads: int,
     share: Share,
@@ -267,16 +250,16 @@ def averagepool_bwd(
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
     rows = N * H
-    low_h, high_h = _counted(H, top, bottom, include_pad)
-    low_w, high_w = _counted(W, left, right, include_pad)
+    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
+    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
-            meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
+            meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
             g_down = step_oh * gy.strides[1]
             whole_h = _all_whole(
-                oh * taps.stride_h - top,
+                oh * taps.stride_h - taps.top,
                 (meets_h - 1) * step_oh * taps.stride_h,
                 taps.rows,
                 taps.dilation_h,
@@ -284,12 +267,10 @@ def averagepool_bwd(
                 high_h,
             )
             for w in range(W):
-                meets_w, ow, step_ow, _, _ = meeting(
-                    w + left, taps.columns, taps.stride_w, taps.dilation_w, OW
-                )
+                meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
                 # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
                 inner = whole_h and _all_whole(
-                    ow * taps.stride_w - left,
+                    ow * taps.stride_w - taps.left,
                     (meets_w - 1) * step_ow * taps.stride_w,
                     taps.columns,
                     taps.dilation_w,
@@ -317,13 +298,13 @@ def averagepool_bwd(
                                 g_right,
                                 meets_w,
                                 _count(
-                                    (oh + p * step_oh) * taps.stride_h - top,
+                                    (oh + p * step_oh) * taps.stride_h - taps.top,
                                     taps.rows,
                                     taps.dilation_h,
                                     low_h,
                                     high_h,
                                 ),
-                                ow * taps.stride_w - left,
+                                ow * taps.stride_w - taps.left,
                                 step_ow * taps.stride_w,
                                 taps.columns,
                                 taps.dilation_w,
@@ -331,6 +312,4 @@ def averagepool_bwd(
                                 high_w,
                                 C - c,
                             )
-                    if accumulate:
-                        v = v + load_some(xa + 4 * c, C - c)
-                    store_some(xa + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)

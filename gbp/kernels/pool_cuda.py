@@ -25,11 +25,11 @@ from .codegen.jit_cuda import (
     kernel,
     specialised,
 )
-from .codegen.simd_cuda import at_pixel, gated, load_bytes, quotient, store_bytes, targets_of
+from .codegen.simd_cuda import at_pixel, load_bytes, quotient, store_bytes, targets_of, write_gradient
 from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, load_eight_of, write_eight
 from .pool import SWITCHES_U8, SWITCHES_U32
 from .taps import TAPS, Taps
-from .taps_cuda import inside, meeting, strands, strands_of
+from .taps_cuda import inside, strands, strands_of, windows_across, windows_down
 
 #: Windows of more taps have blocks of their own.
 _LARGE = 25
@@ -65,7 +65,7 @@ def _exceeds(a: Any, b: Any) -> Any:
     return a > b or (math.isnan(a) and not math.isnan(b))
 
 
-def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches.
 
     Both are (N, OH, OW, C); every window must hold a pixel.  The first NaN of a window wins.
@@ -75,7 +75,7 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int)
     apart = strands(C)
     for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
         for c in range(unit % apart, C, apart):
@@ -89,14 +89,14 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int)
             y[n, oh, ow, c], switches[n, oh, ow, c] = best, winner
 
 
-def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """`_maxpool_fwd` of windows of many taps."""
     bests, winners = cuda.shared.array(_THREADS, float32), cuda.shared.array(_THREADS, int64)
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
     c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
-    h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+    h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
     i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
     j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
     best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
@@ -121,9 +121,7 @@ def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, top: int, left
         y[n, oh, ow, c], switches[n, oh, ow, c] = best, winner
 
 
-def _maxpool_bwd(
-    gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
-) -> None:
+def _maxpool_bwd(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
     """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
@@ -131,8 +129,8 @@ def _maxpool_bwd(
     apart = strands(C)
     for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // apart, H, W)
-        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
         for c in range(unit % apart, C, apart):
             v = np.float32(0)
             for p in range(count_h):
@@ -141,16 +139,14 @@ def _maxpool_bwd(
                     column = ow + q * step_ow
                     if switches[n // sharing, row, column, c] == first_tap + q * step_j:
                         v += gy[n, row, column, c]
-            if accumulate:
-                v += gx[n, h, w, c]
-            gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
+            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))
 
 
 @kernel(
-    *(ACTIVATION, ACTIVATION, SWITCHES_U8, TAPS, INT, INT),
+    *(ACTIVATION, ACTIVATION, SWITCHES_U8, TAPS),
     units=lambda x, y, *_: eights_of(y),
 )
-def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """`_maxpool_fwd` of whole eights of channels, which can be read and written by fours."""
     best, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
     winner = cuda.local.array(8, int32)
@@ -161,7 +157,7 @@ def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps, top: int, lef
         pixel = quotient(unit, eights)
         c = (unit - pixel * eights) * 8
         n, oh, ow = at_pixel(pixel, OH, OW)
-        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
         load_eight_of(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c, best, 1)
@@ -180,11 +176,11 @@ def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps, top: int, lef
 
 
 @kernel(
-    *(ACTIVATION, SWITCHES_U8, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT),
+    *(ACTIVATION, SWITCHES_U8, MASK, GATE, ACTIVATION, INT, TAPS),
     units=lambda *args: eights_of(args[4]),
 )
 def _maxpool_bwd_eights(
-    gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps, top: int, left: int
+    gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps
 ) -> None:
     """`_maxpool_bwd` of whole eights of channels, which can be read and written by fours."""
     total, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
@@ -195,8 +191,8 @@ def _maxpool_bwd_eights(
         pixel = quotient(unit, eights)
         c = (unit - pixel * eights) * 8
         n, h, w = at_pixel(pixel, H, W)
-        count_h, oh, step_oh, i, step_i = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        count_w, ow, step_ow, j, step_j = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
         for k in range(8):
             total[k] = np.float32(0)
         for p in range(count_h):
@@ -222,13 +218,13 @@ def _by_eights(switches: Any, *arrays: Any) -> bool:
 
 def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, CudaKernel]:
     """Forward, forward of large windows, reverse, for switches of this type."""
-    given, window = (ACTIVATION, ACTIVATION, switches), (TAPS, INT, INT)
+    given = ACTIVATION, ACTIVATION, switches, TAPS
     small, large, back = specialised(name, (_maxpool_fwd, _large_maxpool_fwd, _maxpool_bwd))
     target = MASK, GATE, ACTIVATION, INT
     return (
-        kernel(*given, *window, units=lambda x, y, *_: strands_of(y))(small),
-        block_kernel(*given, *window, threads=(_ACROSS, _SHARES), blocks=_blocks)(large),
-        kernel(ACTIVATION, switches, *target, *window, units=lambda *args: strands_of(args[4]))(back),
+        kernel(*given, units=lambda x, y, *_: strands_of(y))(small),
+        block_kernel(*given, threads=(_ACROSS, _SHARES), blocks=_blocks)(large),
+        kernel(ACTIVATION, switches, *target, TAPS, units=lambda *args: strands_of(args[4]))(back),
     )
 
 
@@ -238,9 +234,9 @@ KERNELS = {"u8": _maxpool_kernels("u8", SWITCHES_U8), "u32": _maxpool_kernels("u
 def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
     small, large, reverse = KERNELS[name]
 
-    def forward(x: Any, y: Any, switches: Any, taps: Taps, top: int, left: int) -> None:
+    def forward(x: Any, y: Any, switches: Any, taps: Taps) -> None:
         fast = _maxpool_fwd_eights if _by_eights(switches, x, y) else small
-        (large if _is_large(taps) else fast)(x, y, switches, taps, top, left)
+        (large if _is_large(taps) else fast)(x, y, switches, taps)
 
     def backward(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, *rest: Any) -> None:
         fast = _maxpool_bwd_eights if _by_eights(switches, gy, gx) else reverse
@@ -252,39 +248,35 @@ def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
 maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_of("u8")
 maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_of("u32")
 
-_AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT, INT, INT, INT, INT
+_AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT
 
 
-def averagepool_fwd(
-    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
-) -> None:
+def averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
     """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
     forward = _large_averagepool_fwd if _is_large(taps) else _averagepool_fwd
-    forward(x, y, taps, top, left, bottom, right, include_pad)
+    forward(x, y, taps, include_pad)
 
 
 @device_function
-def _divisor(h: int, w: int, H: int, W: int, taps: Taps, pads: Any, include_pad: int) -> Any:
+def _divisor(h: int, w: int, H: int, W: int, taps: Taps, include_pad: int) -> Any:
     """How many taps count of the window whose tap 0 lies on (h, w)."""
-    low_h, high_h = _counted(H, pads[0], pads[2], include_pad)
-    low_w, high_w = _counted(W, pads[1], pads[3], include_pad)
+    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
+    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     rows = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
     return np.float32(rows * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
 
 
 @kernel(*_AVERAGES, units=lambda x, y, *_: strands_of(y))
-def _averagepool_fwd(
-    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
-) -> None:
+def _averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     apart = strands(C)
     for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
         j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
-        divisor = _divisor(h, w, H, W, taps, (top, left, bottom, right), include_pad)
+        divisor = _divisor(h, w, H, W, taps, include_pad)
         for c in range(unit % apart, C, apart):
             total = np.float32(0)
             for i in range(i0, i1):
@@ -296,15 +288,13 @@ def _averagepool_fwd(
 
 
 @block_kernel(*_AVERAGES, threads=(_ACROSS, _SHARES), blocks=_blocks)
-def _large_averagepool_fwd(
-    x: Any, y: Any, taps: Taps, top: int, left: int, bottom: int, right: int, include_pad: int
-) -> None:
+def _large_averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
     sums = cuda.shared.array(_THREADS, float32)
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
     c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
-    h, w = oh * taps.stride_h - top, ow * taps.stride_w - left
+    h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
     i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
     j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
     total = np.float32(0)
@@ -321,11 +311,11 @@ def _large_averagepool_fwd(
             sums[at] = total
         step //= 2
     if share == 0 and first + across == c:
-        y[n, oh, ow, c] = total / _divisor(h, w, H, W, taps, (top, left, bottom, right), include_pad)
+        y[n, oh, ow, c] = total / _divisor(h, w, H, W, taps, include_pad)
 
 
 @kernel(
-    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT, INT, INT, INT),
+    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT),
     units=lambda *args: strands_of(args[3]),
 )
 def averagepool_bwd(
@@ -335,26 +325,22 @@ def averagepool_bwd(
     gx: Any,
     accumulate: int,
     taps: Taps,
-    top: int,
-    left: int,
-    bottom: int,
-    right: int,
     include_pad: int,
 ) -> None:
     """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
-    low_h, high_h = _counted(H, top, bottom, include_pad)
-    low_w, high_w = _counted(W, left, right, include_pad)
+    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
+    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
     apart = strands(C)
     for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // apart, H, W)
-        meets_h, oh, step_oh, _, _ = meeting(h + top, taps.rows, taps.stride_h, taps.dilation_h, OH)
-        meets_w, ow, step_ow, _, _ = meeting(w + left, taps.columns, taps.stride_w, taps.dilation_w, OW)
-        first_h, reach_h = oh * taps.stride_h - top, (meets_h - 1) * step_oh * taps.stride_h
-        first_w, reach_w = ow * taps.stride_w - left, (meets_w - 1) * step_ow * taps.stride_w
+        meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+        first_h, reach_h = oh * taps.stride_h - taps.top, (meets_h - 1) * step_oh * taps.stride_h
+        first_w, reach_w = ow * taps.stride_w - taps.left, (meets_w - 1) * step_ow * taps.stride_w
         # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
         inner = _all_whole(first_h, reach_h, taps.rows, taps.dilation_h, low_h, high_h) and _all_whole(
             first_w, reach_w, taps.columns, taps.dilation_w, low_w, high_w
@@ -363,17 +349,15 @@ def averagepool_bwd(
             v = np.float32(0)
             for p in range(meets_h):
                 row = oh + p * step_oh
-                rows = _count(row * taps.stride_h - top, taps.rows, taps.dilation_h, low_h, high_h)
+                rows = _count(row * taps.stride_h - taps.top, taps.rows, taps.dilation_h, low_h, high_h)
                 for q in range(meets_w):
                     column = ow + q * step_ow
                     g = gy[n, row, column, c]
                     if not inner:
-                        start = column * taps.stride_w - left
+                        start = column * taps.stride_w - taps.left
                         columns = _count(start, taps.columns, taps.dilation_w, low_w, high_w)
                         g *= np.float32(1) / np.float32(rows * columns)
                     v += g
             if inner:
                 v *= whole
-            if accumulate:
-                v += gx[n, h, w, c]
-            gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
+            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))

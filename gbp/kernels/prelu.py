@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, gated
+from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, at, load_some, select, store_some, zeros
@@ -54,6 +54,4 @@ def prelu_bwd(
                     v = load_some(ga + 4 * c, C - c)
                     positive = above(load_some(xa + 4 * c, C - c), zeros())
                     v = select(positive, v, v * load_some(sa + 4 * c, C - c))
-                    if accumulate:
-                        v = v + load_some(to + 4 * c, C - c)
-                    store_some(to + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, to, ma, C - c)

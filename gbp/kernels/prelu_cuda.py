@@ -9,7 +9,7 @@ from numba import cuda
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import elements_of, kernel
-from .codegen.simd_cuda import at_pixel, gated, targets_of
+from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, units=lambda x, slopes, y: elements_of(y))
@@ -40,6 +40,4 @@ def prelu_bwd(gy: Any, x: Any, slopes: Any, mask: Any, gate: Gate, gx: Any, accu
         v = gy[n, h, w, c]
         if not x[n // sharing, h, w, c] > 0:
             v = v * slopes[0, h, w, c]
-        if accumulate:
-            v = v + gx[n, h, w, c]
-        gx[n, h, w, c] = gated(v, gate, mask, n // targets, h, w, c)
+        write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))

@@ -16,10 +16,10 @@ from typing import Any
 from numba import types
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, Gate, gated
+from .codegen.gate import GATE, Gate, write_gradient
 from .codegen.jit import INT, WEIGHTS, kernel
 from .codegen.packing import Share
-from .codegen.simd import address_of, broadcast, fma, load_some, store_some, zeros
+from .codegen.simd import address_of, broadcast, fma, load_some, zeros
 from .codegen.views import targets_of
 
 #: Any strides, with a dense last axis.
@@ -77,6 +77,4 @@ def resample(
                         lost = (total - v) - s
                         v = total
                     v = v + base
-                    if accumulate:
-                        v = v + load_some(ya + 4 * c, C - c)
-                    store_some(ya + 4 * c, gated(v, gate, ma + c // 8, C - c), C - c)
+                    write_gradient(v, c, gate, accumulate, ya, ma, C - c)

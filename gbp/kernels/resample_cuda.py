@@ -10,7 +10,7 @@ from numba import cuda
 from .codegen.gate import GATE, Gate
 from .codegen.jit import DENSE, INT
 from .codegen.jit_cuda import elements_of, kernel
-from .codegen.simd_cuda import targets_of
+from .codegen.simd_cuda import targets_of, write_gradient
 from .resample import _PART, AROUND, AROUND_MASK, STARTS, TAPS
 
 
@@ -53,10 +53,4 @@ def resample(
             lost = (total - v) - s
             v = total
         v = v + base
-        if accumulate:
-            v = v + y[n, p, o, m, c]
-        if gate.forward and not (mask[n // targets, p, o, m, c // 8] >> (c % 8)) & 1:
-            v = np.float32(0)
-        if gate.gradient and v <= 0:
-            v = np.float32(0)
-        y[n, p, o, m, c] = v
+        write_gradient(v, c, gate, accumulate, y, (n, p, o, m), mask, (n // targets, p, o, m))

@@ -11,7 +11,7 @@ from numba import cuda
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import device_function, kernel
-from .codegen.simd_cuda import at_pixel, gated, targets_of
+from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
 
 
 def _pixels_of(y: Any) -> int:
@@ -75,9 +75,7 @@ def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int
             mean += np.float64(gy[n, h, w, c]) * y[m, h, w, c]
         for c in range(C):
             v = y[m, h, w, c] * (gy[n, h, w, c] - mean)
-            if accumulate:
-                v = v + gx[n, h, w, c]
-            gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, mask_h, mask_w, c)
+            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, mask_h, mask_w))
 
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
@@ -93,6 +91,4 @@ def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: 
             total += gy[n, h, w, c]
         for c in range(C):
             v = gy[n, h, w, c] - math.exp(np.float64(y[m, h, w, c])) * total
-            if accumulate:
-                v = v + gx[n, h, w, c]
-            gx[n, h, w, c] = gated(np.float32(v), gate, mask, n // targets, mask_h, mask_w, c)
+            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, mask_h, mask_w))

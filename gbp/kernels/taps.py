@@ -1,8 +1,8 @@
 """Which taps of a sliding window read which pixels, along one axis.
 
 Tap k of window o reads pixel  o·stride + k·dilation − begin.  `inside` finds a window's taps on the plane,
-for the forward pass.  `meeting` finds the windows that read a pixel, for the backward pass.  So every kernel
-loops over its outputs, and each output is written by one thread.
+for the forward pass.  `windows_down` and `windows_across` find the windows that read a pixel, for the
+backward pass.  So every kernel loops over its outputs, and each output is written by one thread.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from .codegen.jit import device_function
 
 
 class Taps(NamedTuple):
-    """The window of a convolution or pooling, as kernels take it.  Padding is a separate argument."""
+    """The window of a convolution or pooling, as kernels take it.  Sizes of planes are those of the arrays.
+
+    `rows`, `columns`: taps.  `top`, `left`, `bottom`, `right`: padded pixels; negative numbers crop.
+    """
 
     rows: int
     columns: int
-    stride_h: int
-    stride_w: int
-    dilation_h: int
-    dilation_w: int
+    stride_h: int = 1
+    stride_w: int = 1
+    dilation_h: int = 1
+    dilation_w: int = 1
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
 
 
-TAPS = types.NamedUniTuple(types.int64, 6, Taps)
+TAPS = types.NamedUniTuple(types.int64, len(Taps._fields), Taps)
 
 
 @device_function
@@ -72,3 +79,15 @@ def meeting(position: int, kernel: int, stride: int, dilation: int, windows: int
         o += 1
     step = dilation // divisor
     return max(0, (last - o) // step + 1), o, step, (position - o * stride) // dilation, -(stride // divisor)
+
+
+@device_function
+def windows_down(taps: Taps, h: int, windows: int) -> Any:
+    """`meeting` of row h, among so many rows of windows."""
+    return meeting(h + taps.top, taps.rows, taps.stride_h, taps.dilation_h, windows)
+
+
+@device_function
+def windows_across(taps: Taps, w: int, windows: int) -> Any:
+    """`meeting` of column w, among so many columns of windows."""
+    return meeting(w + taps.left, taps.columns, taps.stride_w, taps.dilation_w, windows)

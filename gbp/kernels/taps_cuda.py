@@ -18,6 +18,8 @@ floor_div = device_function_of(taps.floor_div)
 common_divisor = device_function_of(taps.common_divisor)
 inside = device_function_of(taps.inside, floor_div=floor_div)
 meeting = device_function_of(taps.meeting, floor_div=floor_div, common_divisor=common_divisor)
+windows_down = device_function_of(taps.windows_down, meeting=meeting)
+windows_across = device_function_of(taps.windows_across, meeting=meeting)
 
 
 @device_function

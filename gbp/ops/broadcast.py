@@ -171,9 +171,7 @@ class AddStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            pointwise_bwd(
-                pixels(gy), NO_WEIGHTS, g.mask, g.gate, pixels(g.array), int(g.accumulate), context.threads
-            )
+            pointwise_bwd(pixels(gy), NO_WEIGHTS, *g.end, context.threads)
 
 
 def six_axes(x: Floats, like: Floats) -> Floats:

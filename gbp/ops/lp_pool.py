@@ -75,14 +75,13 @@ class LpPoolStep(Step):
     saves_y = True
 
     def __init__(self, op: LpPool) -> None:
-        self.begin, self.p = (op.window.height.begin, op.window.width.begin), op.p
-        self.taps = taps_of(op.window)
+        self.taps, self.p = taps_of(op.window), op.p
         self.algorithm = f"{op.p}-norm " + "×".join(map(str, op.window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        lp_pool_fwd(x[0], y, self.taps, *self.begin, self.p, context.threads)
+        lp_pool_fwd(x[0], y, self.taps, self.p, context.threads)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,) = gx
-        end = self.taps, *self.begin, self.p, context.threads
+        end = self.taps, self.p, context.threads
         lp_pool_bwd(gy, context.x[0], context.y, g.array, int(g.accumulate), *end)

@@ -170,18 +170,17 @@ class MaxPoolStep(Step):
 
     def __init__(self, op: MaxPool) -> None:
         self.taps, window = taps_of(op.window), op.window
-        self.begin = window.height.begin, window.width.begin
         small = window.taps <= 256
         self.switches = np.uint8 if small else np.uint32
         self.fwd, self.bwd = (maxpool_fwd_u8, maxpool_bwd_u8) if small else (maxpool_fwd_u32, maxpool_bwd_u32)
         self.algorithm = "switches " + "×".join(map(str, window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        self.fwd(x[0], y, context.switches, self.taps, *self.begin, context.threads)
+        self.fwd(x[0], y, context.switches, self.taps, context.threads)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        self.bwd(gy, context.switches, *g.end, self.taps, *self.begin, context.threads)
+        self.bwd(gy, context.switches, *g.end, self.taps, context.threads)
 
 
 class AveragePoolStep(Step):
@@ -190,14 +189,12 @@ class AveragePoolStep(Step):
 
     def __init__(self, op: AveragePool) -> None:
         self.taps = taps_of(op.window)
-        h, w = op.window.height, op.window.width
-        self.sides = h.begin, w.begin, h.end, w.end
         self.include_pad = int(op.include_pad)
         self.algorithm = "mean " + "×".join(map(str, op.window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        averagepool_fwd(x[0], y, self.taps, *self.sides, self.include_pad, context.threads)
+        averagepool_fwd(x[0], y, self.taps, self.include_pad, context.threads)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        averagepool_bwd(gy, *g.end, self.taps, *self.sides, self.include_pad, context.threads)
+        averagepool_bwd(gy, *g.end, self.taps, self.include_pad, context.threads)

@@ -134,6 +134,15 @@ def reverse_work(window: Window, channels: int) -> int:
 
 
 def taps_of(window: Window) -> Taps:
-    """The window as kernels take it, without the padding."""
+    """The window as kernels take it."""
     h, w = window.height, window.width
-    return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation)
+    sides = h.begin, w.begin, h.end, w.end
+    return Taps(h.kernel, w.kernel, h.stride, w.stride, h.dilation, w.dilation, *sides)
+
+
+def reversed_taps_of(window: Window) -> Taps:
+    """For stride 1: the window over gy whose convolution, with flipped weights, gives gx."""
+    h, w = window.height, window.width
+    down, across = h.extent - 1, w.extent - 1
+    sides = down - h.begin, across - w.begin, down - h.end, across - w.end
+    return Taps(h.kernel, w.kernel, 1, 1, h.dilation, w.dilation, *sides)

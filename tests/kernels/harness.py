@@ -91,7 +91,10 @@ def assert_same_bits(a: Array, b: Array) -> None:
 
 
 def taps_of(geometry: dict[str, Any]) -> Taps:
-    return Taps(*geometry["kernel"], *geometry.get("stride", (1, 1)), *geometry.get("dilation", (1, 1)))
+    sides = pads_of(geometry)
+    return Taps(
+        *geometry["kernel"], *geometry.get("stride", (1, 1)), *geometry.get("dilation", (1, 1)), *sides
+    )
 
 
 def pads_of(geometry: dict[str, Any]) -> tuple[int, int, int, int]:

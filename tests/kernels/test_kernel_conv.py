@@ -38,6 +38,7 @@ from gbp.kernels.conv_lists import (
 from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from gbp.kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
+from gbp.kernels.taps import Taps
 from gbp.kernels.winograd import pack_winograd
 
 cpu_only = pytest.mark.skipif(ON_CARD, reason="a card has a way of its own, from weights packed otherwise")
@@ -75,7 +76,7 @@ def window(geometry: dict[str, Any]) -> dict[str, Any]:
 def padded(x: Any, top: int, left: int, bottom: int, right: int, threads: int = 2) -> Any:
     N, H, W, C = x.shape
     y = aligned((N, H + top + bottom, W + left + right, C))
-    pad(x, y, top, left, threads)
+    pad(x, y, Taps(1, 1, top=top, left=left), threads)
     return y
 
 
@@ -212,13 +213,13 @@ def test_winograd_forward(size: Any, pad: int, C: int) -> None:
     M = 2 * C + 1
     x, w, b = noise(2, *size, C), noise(M, C, 3, 3, seed=1), noise(M, seed=2)
     linear = nhwc(naive.conv_fwd(nchw(x), w, b, pads=(pad,) * 4))
-    u, bias = pack_winograd(w), whole_tiles(b)
+    u, bias, window = pack_winograd(w), whole_tiles(b), Taps(3, 3, top=pad, left=pad)
 
     def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
         by_squares = by_rows(y, threads)
         memory = aligned((winograd_scratch(3, 2, C, bool(by_squares), threads),))
         share = 3, 2, by_squares, threads
-        conv_winograd_fwd(Guarded.of(x[samples]), u, bias, r, y, mask, memory, pad, pad, lo, hi, *share)
+        conv_winograd_fwd(Guarded.of(x[samples]), u, bias, r, y, mask, memory, window, lo, hi, *share)
 
     check_epilogue(fused, linear)
 
@@ -232,11 +233,12 @@ def test_winograd_reverse(size: Any, pad: int, C: int) -> None:
     gy = noise(6, size[0] + 2 * pad - 2, size[1] + 2 * pad - 2, M)
     expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), pads=(pad,) * 4))
     u = pack_winograd(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+    window = Taps(3, 3, top=2 - pad, left=2 - pad)
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         by_squares = by_rows(gx, threads)
         memory = aligned((winograd_scratch(3, 2, M, bool(by_squares), threads),))
-        share = 2 - pad, 2 - pad, 3, 2, by_squares, threads
+        share = window, 3, 2, by_squares, threads
         conv_winograd_bwd(gy, u, mask, gate, gx, accumulate, memory, *share)
 
     check_reverse(run, gy, expected, targets=3)
@@ -253,6 +255,7 @@ def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
     gy *= np.random.default_rng(3).random(gy.shape) < np.linspace(0, 1, OH)[:, None, None]
     expected = nhwc(naive.conv_bwd(nchw(gy), w, (3, C, *size), pads=(pad,) * 4))
     packed, listing = pack_lists(w), listing_of(OH, OW, O, 1.0)
+    window = Taps(3, 3, top=pad, left=pad)
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         lists, sums = aligned((lists_floats(listing),)), aligned((sums_floats(threads),))
@@ -261,7 +264,7 @@ def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
             list_plane(gy[n : n + 1], lists, listing, counts, threads)
             np.testing.assert_array_equal(counts, np.count_nonzero(gy[n], axis=(1, 2)))
             target = mask[:1], gate, gx[n : n + 1], accumulate, sums
-            conv_lists_bwd(lists, listing, packed, *target, pad, pad, threads)
+            conv_lists_bwd(lists, listing, packed, *target, window, threads)
 
     check_reverse(run, gy, expected, targets=3)
 
@@ -278,7 +281,7 @@ def test_a_row_that_does_not_fit_is_not_listed() -> None:
 @cpu_only
 @pytest.mark.parametrize(("size", "geometry", "C"), cases("7x7/2", (3, 19)))
 def test_col2im(size: Any, geometry: dict[str, Any], C: int) -> None:
-    M, (top, left, _, _) = 4, pads_of(geometry)
+    M = 4
     w = noise(M, C, *geometry["kernel"], seed=1)
     OH, OW = naive.conv_fwd(np.zeros((1, C, *size)), w, **window(geometry)).shape[2:]
     gy = noise(6, OH, OW, M)
@@ -289,7 +292,7 @@ def test_col2im(size: Any, geometry: dict[str, Any], C: int) -> None:
     def run(
         columns: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int
     ) -> None:
-        col2im(columns, mask, gate, gx, accumulate, taps, top, left, threads)
+        col2im(columns, mask, gate, gx, accumulate, taps, threads)
 
     check_reverse(run, columns, expected, targets=3)
 
@@ -299,7 +302,7 @@ def test_col2im(size: Any, geometry: dict[str, Any], C: int) -> None:
         accumulate, threads = rest
         part = dense[: len(gx)]
         part[...] = gx
-        col2im(columns, mask, gate, part, accumulate, taps, top, left, threads)
+        col2im(columns, mask, gate, part, accumulate, taps, threads)
         gx[...] = part
 
     check_reverse(run_dense, columns, expected, targets=3)
@@ -312,10 +315,10 @@ def test_depthwise_forward(size: Any, geometry: dict[str, Any], C: int, biased: 
     b = noise(C, seed=2) if biased else NO_CHANNELS
     grouped = w.transpose(2, 0, 1)[:, None]
     linear = nhwc(naive.conv_fwd(nchw(x), grouped, b if biased else None, group=C, **window(geometry)))
-    taps, (top, left, _, _) = taps_of(geometry), pads_of(geometry)
+    taps = taps_of(geometry)
 
     def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
-        depthwise_fwd(Guarded.of(x[samples]), w.ravel(), b, r, y, mask, taps, top, left, lo, hi, threads)
+        depthwise_fwd(Guarded.of(x[samples]), w.ravel(), b, r, y, mask, taps, lo, hi, threads)
 
     check_epilogue(fused, linear)
 
@@ -324,11 +327,11 @@ def test_depthwise_forward(size: Any, geometry: dict[str, Any], C: int, biased: 
 def test_depthwise_of_whole_fours(C: int) -> None:
     """Rows that lie on whole 16 bytes may be read by fours; the bits are those of any rows."""
     x, w, b = noise(2, 6, 7, C), noise(3, 3, C, seed=1), noise(C, seed=2)
-    taps = taps_of({"kernel": (3, 3)})
+    taps = taps_of({"kernel": (3, 3), "pads": (1, 1, 1, 1)})
 
     def run(x: Any, y: Any) -> tuple[Any, Any]:
         mask = np.zeros((2, 6, 7, cells(C)), np.uint8)
-        depthwise_fwd(x, w.ravel(), b, x, y, mask, taps, 1, 1, 0.0, 1.0, 2)
+        depthwise_fwd(x, w.ravel(), b, x, y, mask, taps, 0.0, 1.0, 2)
         return y, mask
 
     for dense, guarded in zip(
@@ -344,10 +347,10 @@ def test_depthwise_reverse(size: Any, geometry: dict[str, Any], C: int) -> None:
     OH, OW = naive.conv_fwd(np.zeros((1, C, *size)), grouped, group=C, **window(geometry)).shape[2:]
     gy = noise(6, OH, OW, C)
     expected = nhwc(naive.conv_bwd(nchw(gy), grouped, (6, C, *size), group=C, **window(geometry)))
-    taps, (top, left, _, _) = taps_of(geometry), pads_of(geometry)
+    taps = taps_of(geometry)
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
-        depthwise_bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, top, left, threads)
+        depthwise_bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, threads)
 
     check_reverse(run, gy, expected, targets=3)
 

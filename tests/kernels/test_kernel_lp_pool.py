@@ -34,7 +34,7 @@ def windows_of(size: Any, geometry: dict[str, Any]) -> tuple[list[int], list[Any
 @pytest.mark.parametrize("p", [1, 2, 3])
 @pytest.mark.parametrize(("size", "geometry"), GEOMETRIES.values(), ids=GEOMETRIES)
 def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
-    C, taps, begin = 5, taps_of(geometry), pads_of(geometry)[:2]
+    C, taps = 5, taps_of(geometry)
     x = noise(2, *size, C)
     (OH, OW), windows = windows_of(size, geometry)
     expected = np.zeros((2, OH, OW, C))
@@ -43,7 +43,7 @@ def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
 
     def forward(samples: slice, threads: int) -> Any:
         y = Guarded((samples.stop - samples.start, OH, OW, C))
-        lp_pool_fwd(Guarded.of(x[samples]), y.view, taps, *begin, p, threads)
+        lp_pool_fwd(Guarded.of(x[samples]), y.view, taps, p, threads)
         return (y.result(),)
 
     (y,) = check_forward(forward, 2)
@@ -63,7 +63,7 @@ def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
             if accumulate:
                 gx.view[...] = started[rows]
             kept = Guarded.of(x[saved]), Guarded.of(y[saved])
-            lp_pool_bwd(Guarded.of(gy[rows]), *kept, gx.view, accumulate, taps, *begin, p, threads)
+            lp_pool_bwd(Guarded.of(gy[rows]), *kept, gx.view, accumulate, taps, p, threads)
             return (gx.result(),)
 
         assert_close(*check_forward(reverse, 6), gradient + accumulate * started)
@@ -72,13 +72,13 @@ def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
 def test_the_norm_of_nothing_has_no_gradient() -> None:
     x, y, gx = np.zeros((1, 2, 2, 1), np.float32), np.ones((1, 1, 1, 1), np.float32), noise(1, 2, 2, 1)
     taps = taps_of({"kernel": (2, 2)})
-    lp_pool_fwd(x, y, taps, 0, 0, 2, 1)
-    lp_pool_bwd(np.ones_like(y), x, y, gx, 0, taps, 0, 0, 2, 1)
+    lp_pool_fwd(x, y, taps, 2, 1)
+    lp_pool_bwd(np.ones_like(y), x, y, gx, 0, taps, 2, 1)
     assert y.item() == 0
     np.testing.assert_array_equal(gx, 0)
 
 
 def test_no_power_overflows() -> None:
     x, y = np.full((1, 2, 2, 1), 1e30, np.float32), np.empty((1, 1, 1, 1), np.float32)
-    lp_pool_fwd(x, y, taps_of({"kernel": (2, 2)}), 0, 0, 100, 1)
+    lp_pool_fwd(x, y, taps_of({"kernel": (2, 2)}), 100, 1)
     np.testing.assert_allclose(y, 1e30 * 4 ** (1 / 100), rtol=1e-6)

@@ -13,7 +13,6 @@ from harness import (
     nchw,
     nhwc,
     noise,
-    pads_of,
     taps_of,
 )
 
@@ -56,14 +55,14 @@ def with_ties(*shape: int) -> Any:
 @pytest.mark.parametrize(("size", "geometry", "C"), CASES)
 def test_maxpool(size: Any, geometry: dict[str, Any], C: int, width: Any) -> None:
     forward, reverse = MAXPOOL[width]
-    taps, (top, left, _, _) = taps_of(geometry), pads_of(geometry)
+    taps = taps_of(geometry)
     x = with_ties(2, *size, C)
     y, switches = (nhwc(a) for a in naive.maxpool_fwd(nchw(x), **geometry))
 
     def run(samples: slice, threads: int) -> Any:
         shape = (samples.stop - samples.start, *y.shape[1:])
         out, where = Guarded(shape), Guarded(shape, width)
-        forward(Guarded.of(x[samples]), out.view, where.view, taps, top, left, threads)
+        forward(Guarded.of(x[samples]), out.view, where.view, taps, threads)
         return out.result(), where.result()
 
     out, where = check_forward(run, len(x))
@@ -76,7 +75,7 @@ def test_maxpool(size: Any, geometry: dict[str, Any], C: int, width: Any) -> Non
     )
     check_reverse(
         lambda gy, samples, mask, gate, gx, accumulate, threads: reverse(
-            gy, Guarded.of(where[samples]), mask, gate, gx, accumulate, taps, top, left, threads
+            gy, Guarded.of(where[samples]), mask, gate, gx, accumulate, taps, threads
         ),
         gy,
         expected,
@@ -88,10 +87,10 @@ def test_first_nan_wins() -> None:
     x = np.array([1, np.nan, 3, np.nan], np.float32).reshape(1, 2, 2, 1)
     y, switches, gx = np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1), np.uint8), np.zeros_like(x)
     taps = taps_of({"kernel": (2, 2)})
-    maxpool_fwd_u8(x, y, switches, taps, 0, 0, 1)
+    maxpool_fwd_u8(x, y, switches, taps, 1)
     assert np.isnan(y).all()
     assert switches.item() == 1
-    maxpool_bwd_u8(y, switches, NO_MASK, OPEN, gx, 0, taps, 0, 0, 1)
+    maxpool_bwd_u8(y, switches, NO_MASK, OPEN, gx, 0, taps, 1)
     np.testing.assert_array_equal(np.isnan(gx).ravel(), [False, True, False, False])
 
 
@@ -99,7 +98,7 @@ def test_first_nan_of_a_large_window_wins() -> None:
     x = noise(1, 6, 7, 3)
     x.reshape(42, 3)[[20, 11, 35], [0, 1, 1]] = np.nan
     y, switches = np.zeros((1, 1, 1, 3), np.float32), np.zeros((1, 1, 1, 3), np.uint8)
-    maxpool_fwd_u8(x, y, switches, taps_of({"kernel": (6, 7)}), 0, 0, 1)
+    maxpool_fwd_u8(x, y, switches, taps_of({"kernel": (6, 7)}), 1)
     np.testing.assert_array_equal(np.isnan(y).ravel(), [True, True, False])
     np.testing.assert_array_equal(switches.ravel(), [20, 11, x[..., 2].argmax()])
 
@@ -107,7 +106,7 @@ def test_first_nan_of_a_large_window_wins() -> None:
 def test_padding_never_wins() -> None:
     x = np.full((1, 2, 2, 3), -np.inf, np.float32)
     y, switches = np.zeros((1, 2, 2, 3), np.float32), np.zeros((1, 2, 2, 3), np.uint8)
-    maxpool_fwd_u8(x, y, switches, taps_of({"kernel": (3, 3)}), 1, 1, 1)
+    maxpool_fwd_u8(x, y, switches, taps_of({"kernel": (3, 3), "pads": (1, 1, 1, 1)}), 1)
     np.testing.assert_array_equal(y, x)
     np.testing.assert_array_equal(switches[0, :, :, 0], [[4, 3], [1, 0]])
 
@@ -115,21 +114,21 @@ def test_padding_never_wins() -> None:
 def test_switches_of_a_large_plane() -> None:
     x = noise(1, 20, 30, 5)
     y, switches = np.zeros((1, 1, 1, 5), np.float32), np.zeros((1, 1, 1, 5), np.uint32)
-    maxpool_fwd_u32(x, y, switches, taps_of({"kernel": (20, 30)}), 0, 0, 2)
+    maxpool_fwd_u32(x, y, switches, taps_of({"kernel": (20, 30)}), 2)
     np.testing.assert_array_equal(switches.ravel(), x.reshape(600, 5).argmax(axis=0))
 
 
 @pytest.mark.parametrize("include_pad", [False, True])
 @pytest.mark.parametrize(("size", "geometry", "C"), CASES)
 def test_averagepool(size: Any, geometry: dict[str, Any], C: int, include_pad: bool) -> None:
-    taps, pads = taps_of(geometry), pads_of(geometry)
+    taps = taps_of(geometry)
     options = {**geometry, "count_include_pad": include_pad}
     x = noise(2, *size, C)
     y = nhwc(naive.averagepool_fwd(nchw(x), **options))
 
     def run(samples: slice, threads: int) -> Any:
         out = Guarded((samples.stop - samples.start, *y.shape[1:]))
-        averagepool_fwd(Guarded.of(x[samples]), out.view, taps, *pads, int(include_pad), threads)
+        averagepool_fwd(Guarded.of(x[samples]), out.view, taps, int(include_pad), threads)
         return (out.result(),)
 
     assert_close(*check_forward(run, len(x)), y)
@@ -138,7 +137,7 @@ def test_averagepool(size: Any, geometry: dict[str, Any], C: int, include_pad: b
     expected = nhwc(naive.averagepool_bwd(nchw(gy), (6, C, *size), **options))
     check_reverse(
         lambda gy, samples, mask, gate, gx, accumulate, threads: averagepool_bwd(
-            gy, mask, gate, gx, accumulate, taps, *pads, int(include_pad), threads
+            gy, mask, gate, gx, accumulate, taps, int(include_pad), threads
         ),
         gy,
         expected,

@@ -158,8 +158,8 @@ def test_lanes_compute_a_convolution(
     x, w = rng.standard_normal((1, 5, 7, 8), np.float32), rng.standard_normal((12, 8, 3, 3), np.float32)
     b, y = rng.standard_normal(12, np.float32), cuda_device().empty((1, 5, 7, 12))
     y.fill(np.nan)
-    taps = Taps(3, 3, 1, 1, 1, 1)
-    ends = taps, 1, 1, -np.inf, np.inf, NOTHING, 0, steps_of(9, 8), 1, 1
+    taps = Taps(3, 3, top=1, left=1)
+    ends = taps, -np.inf, np.inf, NOTHING, 0, steps_of(9, 8), 1, 1
     forward(
         cuda_device().upload(x),
         cuda_device().upload(pack(w)),

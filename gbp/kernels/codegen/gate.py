@@ -49,6 +49,17 @@ def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
 
 
 @device_function
+def write_gradient(v: Any, c: int, gate: Gate, accumulate: int, gx: int, mask: int, count: int) -> None:
+    """Write channels c … of a gradient, or add them with `accumulate`; then apply the gate.
+
+    gx and mask are the addresses of the pixel.  If `count` is the constant LANES, there is no branch.
+    """
+    if accumulate:
+        v = v + load_some(gx + 4 * c, count)
+    store_some(gx + 4 * c, gated(v, gate, mask + c // 8, count), count)
+
+
+@device_function
 def gate_run(x: int, count: int, gate: Gate, mask_address: int) -> None:
     """Apply the gate to `count` values at address x, in place."""
     if gate.forward or gate.gradient:

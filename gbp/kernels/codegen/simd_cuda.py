@@ -183,13 +183,28 @@ else:
 
 
 @device_function
-def gated(g: Any, gate: Gate, mask: Any, n: int, h: int, w: int, c: int) -> Any:
-    """What passes of g at (n, h, w, c).  The mask is read only if the forward gate is in use."""
-    if gate.forward and not (mask[n, h, w, c // 8] >> (c % 8)) & 1:
+def gated(g: Any, gate: Gate, mask: Any, pixel: Any, c: int) -> Any:
+    """g where it passes the gate, 0 elsewhere; `pixel` is its place in the mask, which is read only if the
+    forward gate acts.
+    """
+    if gate.forward and not (mask[(*pixel, c // 8)] >> (c % 8)) & 1:
         return np.float32(0)
     if gate.gradient and g <= 0:
         return np.float32(0)
     return g
+
+
+@device_function
+def write_gradient(
+    v: Any, c: int, gate: Gate, accumulate: int, gx: Any, pixel: Any, mask: Any, mask_pixel: Any
+) -> None:
+    """Write channel c of a gradient, or add it with `accumulate`; then apply the gate.
+
+    `pixel` and `mask_pixel`: its place in gx and in the mask, without the channel.
+    """
+    if accumulate:
+        v = v + gx[(*pixel, c)]
+    gx[(*pixel, c)] = gated(np.float32(v), gate, mask, mask_pixel, c)
 
 
 @device_function

@@ -37,10 +37,11 @@ from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
 from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
+from ...kernels.taps import Taps
 from ...kernels.winograd import pack_winograd
 from ...limits import elements
 from ..step import NO_MASK, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, clear, view
-from ..window import taps_of
+from ..window import reversed_taps_of, taps_of
 
 #: Squares that a Winograd kernel transforms together: as many as fit a core's cache, or the shared cache.
 _SQUARES_A_THREAD = 2 * 14
@@ -106,11 +107,11 @@ def _scratch_of(context: Context) -> tuple[Floats, Floats]:
     return context.scratch[:floats], context.scratch[floats:]
 
 
-def _framed(x: Floats, plane: tuple[int, int], top: int, left: int, scratch: Floats, threads: int) -> Floats:
-    """A copy of x in scratch, inside planes of zeros, with its first pixel at (top, left)."""
+def _framed(x: Floats, plane: tuple[int, int], taps: Taps, scratch: Floats, threads: int) -> Floats:
+    """A copy of x in scratch, inside planes of zeros, which are the padding of the window."""
     shape = len(x), *plane, x.shape[3]
     framed = scratch[: elements(shape)].reshape(shape)
-    pad(x, framed, top, left, threads)
+    pad(x, framed, taps, threads)
     return framed
 
 
@@ -149,11 +150,11 @@ class DirectForward(ForwardAlgorithm):
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         tile, rest = _scratch_of(context)
-        h, w, mask = self.window.height, self.window.width, context.mask
+        mask = context.mask
         if self.window.is_pointwise:
             x, r, y, mask = _as_row(x), _as_row(r), _as_row(y), _as_row(mask)
         elif self._is_padded:
-            x = _framed(x, self._plane(), h.begin, w.begin, rest, context.threads)
+            x = _framed(x, self._plane(), self.taps, rest, context.threads)
         end = tile, self.taps, clip.lo, clip.hi, self.by_rows, context.threads
         conv_fwd(x, self.w, self.b, r, y, mask, *end)
 
@@ -164,7 +165,7 @@ class DirectBackward(BackwardAlgorithm):
     kernels = conv_bwd, pad
 
     def __init__(self, w: Floats, window: Window) -> None:
-        self.window, self.taps, self.channels = window, taps_of(window), len(w)
+        self.window, self.taps, self.channels = window, reversed_taps_of(window), len(w)
         self.w = pack(flipped(w))
         self.by_rows = _by_rows(window.size)
         self.algorithm = "direct"
@@ -178,11 +179,8 @@ class DirectBackward(BackwardAlgorithm):
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         tile, rest = _scratch_of(context)
-        h, w = self.window.height, self.window.width
-        top, left = h.extent - 1 - h.begin, w.extent - 1 - w.begin
-        gy = _framed(gy, self._plane(), top, left, rest, context.threads)
-        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
-        conv_bwd(gy, self.w, *target, tile, self.taps, self.by_rows, context.threads)
+        gy = _framed(gy, self._plane(), self.taps, rest, context.threads)
+        conv_bwd(gy, self.w, *gx.end, tile, self.taps, self.by_rows, context.threads)
 
 
 #: The density of gy up to which lists of its nonzero values are faster than dense tiles.  The index is the
@@ -254,13 +252,11 @@ class ColumnsBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         own = pointwise_scratch(self.outputs, context.threads)
         columns = context.scratch[own : own + elements(self.columns)].reshape(self.columns)
-        begin = self.window.height.begin, self.window.width.begin
         target = NO_MASK, OPEN, _as_row(columns), 0
         for n in range(len(gy)):
-            row, own_gx = _as_row(gy[n : n + 1]), gx.rows(n, n + 1)
+            row = _as_row(gy[n : n + 1])
             conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.max_density, context.threads)
-            end = own_gx.gate, own_gx.array, int(gx.accumulate), self.taps, *begin, context.threads
-            col2im(columns, own_gx.mask, *end)
+            col2im(columns, *gx.rows(n, n + 1).end, self.taps, context.threads)
 
 
 @dataclass(frozen=True)
@@ -291,7 +287,7 @@ class WinogradForward(ForwardAlgorithm):
     """For 3×3 and stride 1: Winograd's F(4×4, 3×3)."""
 
     def __init__(self, w: NDArray[np.float64], b: NDArray[Any], window: Window) -> None:
-        self.begin = window.height.begin, window.width.begin
+        self.taps = taps_of(window)
         self.u, self.b = pack_winograd(w), padded_bias(b)
         self.squares = _Squares(window.output, w.shape[1], len(w))
         self.algorithm = "winograd"
@@ -302,9 +298,7 @@ class WinogradForward(ForwardAlgorithm):
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         share = *self.squares.choose(context.threads), context.threads
         limits = clip.lo, clip.hi
-        conv_winograd_fwd(
-            x, self.u, self.b, r, y, context.mask, context.scratch, *self.begin, *limits, *share
-        )
+        conv_winograd_fwd(x, self.u, self.b, r, y, context.mask, context.scratch, self.taps, *limits, *share)
 
 
 class WinogradBackward(BackwardAlgorithm):
@@ -313,7 +307,7 @@ class WinogradBackward(BackwardAlgorithm):
     kernels = (conv_winograd_bwd,)
 
     def __init__(self, w: NDArray[np.float64], window: Window) -> None:
-        self.begin = 2 - window.height.begin, 2 - window.width.begin
+        self.taps = reversed_taps_of(window)
         self.u = pack_winograd(flipped(w))
         self.squares = _Squares(window.size, len(w), w.shape[1])
         self.algorithm = "winograd"
@@ -323,10 +317,7 @@ class WinogradBackward(BackwardAlgorithm):
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         share = *self.squares.choose(context.threads), context.threads
-        gate, accumulate = gx.gate, int(gx.accumulate)
-        conv_winograd_bwd(
-            gy, self.u, gx.mask, gate, gx.array, accumulate, context.scratch, *self.begin, *share
-        )
+        conv_winograd_bwd(gy, self.u, *gx.end, context.scratch, self.taps, *share)
 
 
 class ListsBackward(BackwardAlgorithm):
@@ -341,7 +332,7 @@ class ListsBackward(BackwardAlgorithm):
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
         self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
         self.kernels = conv_lists_bwd, *dense.kernels
-        self.begin = window.height.begin, window.width.begin
+        self.taps = taps_of(window)
         self.listing = listing_of(*window.output, len(w), max_density)
         self.algorithm = "lists"
 
@@ -382,8 +373,7 @@ class ListsBackward(BackwardAlgorithm):
     def _add_listed(self, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
         lists, sums = context.scratch[:size], context.scratch[size:]
-        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
-        conv_lists_bwd(lists, self.listing, self.w, *target, sums, *self.begin, context.threads)
+        conv_lists_bwd(lists, self.listing, self.w, *gx.end, sums, self.taps, context.threads)
 
 
 def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:

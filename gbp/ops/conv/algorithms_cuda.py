@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ...graph.geometry import Axis, Window
 from ...graph.op import Target
 from ...kernels import conv_tiles_cuda as tensor
+from ...kernels.codegen.gate import Gate
 from ...kernels.codegen.jit_cuda import tensor_cores
 from ...kernels.columns_cuda import col2im
 from ...kernels.conv_direct_cuda import KERNELS, conv_bwd, conv_fwd, pack
@@ -39,7 +40,10 @@ from .algorithms import BackwardAlgorithm, ForwardAlgorithm
 
 #: To so few channels the reverse goes by columns: tiles of channels would be mostly empty.
 _FEW_CHANNELS = 8
-_POINT = Taps(1, 1, 1, 1, 1, 1)
+_POINT = Taps(1, 1)
+
+#: Mask, gate, gx and whether to accumulate, as `GradientSlot.end`.
+_Slot = tuple[NDArray[Any], Gate, NDArray[Any], int]
 
 
 def algorithms_of(
@@ -74,7 +78,6 @@ class TensorForward(ForwardAlgorithm):
         self.kernels = *(forward for forward, _ in self.conv.kernels.values()), finish_fwd
         self.w = target.constant(tensor.pack(w, self.conv.products))
         self.b = target.constant(b.astype(np.float32))
-        self.begin = window.height.begin, window.width.begin
         self.pixels = elements(window.output)
         self.parts = tensor.parts_of(self.pixels, len(w), tensor.steps_of(window.taps, w.shape[1]))
 
@@ -82,7 +85,7 @@ class TensorForward(ForwardAlgorithm):
         return tensor.scratch_of(self.pixels, self.b.size, self.parts)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        ends = self.taps, *self.begin, clip.lo, clip.hi, self.parts, context.scratch
+        ends = self.taps, clip.lo, clip.hi, self.parts, context.scratch
         self.conv.forward(x, self.w, self.b, r, y, context.mask, *ends)
 
 
@@ -95,13 +98,12 @@ class TiledForward(ForwardAlgorithm):
     def __init__(self, w: NDArray[Any], b: NDArray[Any], window: Window, target: Target) -> None:
         self.w, self.b = target.constant(pack(w)), target.constant(b.astype(np.float32))
         self.taps = taps_of(window)
-        self.begin = window.height.begin, window.width.begin
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return 0, 0
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        conv_fwd(x, self.w, self.b, r, y, context.mask, self.taps, *self.begin, clip.lo, clip.hi)
+        conv_fwd(x, self.w, self.b, r, y, context.mask, self.taps, clip.lo, clip.hi)
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,14 @@ class _Phased(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         for i, (h, v) in enumerate(self.phases):
             pixels = slice(None), slice(h.start, None, self.stride[0]), slice(v.start, None, self.stride[1])
-            taps = Taps(len(h.taps), len(v.taps), 1, 1, h.dilation, v.dilation)
+            taps = Taps(len(h.taps), len(v.taps), 1, 1, h.dilation, v.dilation, h.begin, v.begin)
             mask = gx.mask[pixels] if gx.mask.size else gx.mask
             target = mask, gx.gate, gx.array[pixels], int(gx.accumulate)
-            self.phase(i, gy, target, (taps, h.begin, v.begin), context.scratch)
+            self.phase(i, gy, target, taps, context.scratch)
 
     @abstractmethod
-    def phase(self, i: int, gy: Floats, target: Any, window: Any, scratch: Floats) -> None:
-        """One convolution to `target`, the parts of `GradientSlot.end`, with `window`: taps and begins."""
+    def phase(self, i: int, gy: Floats, target: _Slot, taps: Taps, scratch: Floats) -> None:
+        """One convolution to `target`."""
 
 
 class TiledBackward(_Phased):
@@ -168,8 +170,8 @@ class TiledBackward(_Phased):
     algorithm = "tiles"
     kernels = tuple(reverse for _, reverse in KERNELS.values())
 
-    def phase(self, i: int, gy: Floats, target: Any, window: Any, scratch: Floats) -> None:
-        conv_bwd(gy, self.w[i], *target, *window)
+    def phase(self, i: int, gy: Floats, target: _Slot, taps: Taps, scratch: Floats) -> None:
+        conv_bwd(gy, self.w[i], *target, taps)
 
 
 class TensorBackward(_Phased):
@@ -198,10 +200,8 @@ class TensorBackward(_Phased):
         sizes = [tensor.scratch_of(pixels, self.channels, parts) for pixels, parts in phases]
         return max(fixed for fixed, _ in sizes), max(each for _, each in sizes)
 
-    def phase(self, i: int, gy: Floats, target: Any, window: Any, scratch: Floats) -> None:
-        (mask, gate, gx, accumulate), (taps, top, left) = target, window
-        ends = self.parts[i], scratch
-        self.conv.reverse(gy, self.w[i], mask, gate, gx, accumulate, taps, top, left, *ends)
+    def phase(self, i: int, gy: Floats, target: _Slot, taps: Taps, scratch: Floats) -> None:
+        self.conv.reverse(gy, self.w[i], *target, taps, self.parts[i], scratch)
 
 
 class ColumnsBackward(BackwardAlgorithm):
@@ -213,7 +213,6 @@ class ColumnsBackward(BackwardAlgorithm):
         O, count = len(w), window.taps * w.shape[1]
         self.conv, self.taps = _conv_of(target), taps_of(window)
         self.kernels = *(forward for forward, _ in self.conv.kernels.values()), col2im
-        self.begin = window.height.begin, window.width.begin
         self.columns = *window.output, -(-count // 4) * 4
         columns = np.zeros((self.columns[-1], O, 1, 1), w.dtype)  # (i·KW + j)·C + c of them
         columns[:count] = w.transpose(2, 3, 1, 0).reshape(count, O, 1, 1)
@@ -226,6 +225,6 @@ class ColumnsBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         shape = len(gy), *self.columns
         columns = context.scratch[: elements(shape)].reshape(shape)
-        ends = _POINT, 0, 0, -np.inf, np.inf, 1, NO_WEIGHTS
+        ends = _POINT, -np.inf, np.inf, 1, NO_WEIGHTS
         self.conv.forward(gy, self.w, self.b, NO_TENSOR, columns, NO_MASK, *ends)
-        col2im(columns, gx.mask, gx.gate, gx.array, int(gx.accumulate), self.taps, *self.begin)
+        col2im(columns, *gx.end, self.taps)

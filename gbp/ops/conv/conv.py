@@ -255,7 +255,6 @@ class DepthwiseStep(Step):
 
     def __init__(self, op: Conv, target: Target) -> None:
         self.taps = taps_of(op.window)
-        self.begin = op.window.height.begin, op.window.width.begin
         w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
         self.w, self.b = target.constant(w), target.constant(op.b.astype(np.float32))
         self.algorithm = "depthwise " + "×".join(map(str, op.window.kernel))
@@ -269,7 +268,6 @@ class DepthwiseStep(Step):
             y,
             context.mask,
             self.taps,
-            *self.begin,
             clip.lo,
             clip.hi,
             context.threads,
@@ -277,4 +275,4 @@ class DepthwiseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        depthwise_bwd(gy, self.w, *g.end, self.taps, *self.begin, context.threads)
+        depthwise_bwd(gy, self.w, *g.end, self.taps, context.threads)
