@@ -18,6 +18,7 @@ from .errors import InputError
 from .head import Head
 from .pictures.drawing import Reduction, Style, reduce
 from .pictures.files import ARRAYS, File, suffix_of, write
+from .pictures.later import Pictures
 from .pictures.layout import Layout, channels_first
 from .pictures.look import LookOptions
 from .pictures.photo import Photo
@@ -55,8 +56,8 @@ class Attribution(Drawable, Sequence[Sample]):
     labels
         The names of the classes, or None.
     images
-        Each sample as a picture, mode RGB or L, as large as the map.  A series is drawn in grey.  None where
-        the samples cannot be drawn.
+        Each sample as a picture, mode RGB or L, as large as the map.  A series is drawn in grey.  Those of
+        arrays are made when they are looked at.  None where the samples cannot be drawn.
     channels
         The order of the map's colours.
     head
@@ -86,7 +87,7 @@ class Attribution(Drawable, Sequence[Sample]):
     notes: tuple[str, ...] = ()
     layout: Layout = "NCHW"
     labels: tuple[str, ...] | None = None
-    images: tuple[Image.Image, ...] | None = None
+    images: Sequence[Image.Image] | None = None
     channels: Channels = "RGB"
     head: Head | None = None
     score_shape: tuple[int, ...] = ()
@@ -305,7 +306,7 @@ def joined(parts: Sequence[Attribution]) -> Attribution:
         scores=np.concatenate([part.scores for part in parts]),
         target=np.concatenate([part.target for part in parts]),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        images=None if None in images else tuple(image for part in images for image in part or ()),
+        images=None if None in images else Pictures.joined(part or () for part in images),
         details=details,
         photos=None if None in photos else tuple(photo for part in photos for photo in part or ()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from .limits import at_least_one, computing
 from .notes import depends_on_image, notes_of, refuse_meaningless
 from .ops.conv.conv import check_algorithm
 from .packed.plans import Plans
+from .pictures.later import Pictures
 from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
 from .plan.plan import Plan
@@ -277,8 +278,8 @@ class Engine:
                 return gx if chosen.ndim == 2 else gx[:, 0], tape.scores, chosen
 
         parts: list[tuple[NDArray[Any], ...]] = []
-        pictures: list[Any] = []
-        photos: list[Any] = []
+        pictures: list[Sequence[Image]] = []
+        photos: list[Photo] = []
         each = (
             target.k if isinstance(target, Top) else len(target.targets) if isinstance(target, Several) else 1
         )
@@ -286,13 +287,13 @@ class Engine:
             refuse_meaningless(rule, session.plan)
             parts += _run(session, batch, done, explained)
             done += len(batch.x)
-            pictures.extend(batch.pictures or ())
+            pictures.append(batch.pictures or ())
             photos.extend(batch.photos or ())
         if len(parts) == 1:
             ((maps, scores, targets),) = parts
         else:
             maps, scores, targets = map(np.concatenate, zip(*parts, strict=True))
-        shape, seen = batch.x.shape, (tuple(pictures), tuple(photos))
+        shape, seen = batch.x.shape, (Pictures.joined(pictures), tuple(photos))
         return self.attribution(session.plan, shape, rule, maps, scores, targets, *seen).doubted()
 
     def attribution(
@@ -303,7 +304,7 @@ class Engine:
         maps: NDArray[np.float32],
         scores: NDArray[np.float32],
         targets: NDArray[np.int64],
-        pictures: tuple[Image, ...] | None,
+        pictures: Sequence[Image] | None,
         photos: tuple[Photo, ...] | None,
     ) -> Attribution:
         """The result for samples of this input shape, batch first, with what is known of the model."""

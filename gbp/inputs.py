@@ -18,6 +18,7 @@ from .graph.shapes import Shape
 from .importer.subgraph import Source
 from .limits import MAX_ELEMENTS, elements
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
+from .pictures.later import Pictures
 from .pictures.layout import Layout
 from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
@@ -49,12 +50,12 @@ class Batch:
     """
 
     x: NDArray[np.float32]
-    look: Callable[[], tuple[Image.Image, ...] | None]
+    look: Callable[[], Sequence[Image.Image] | None]
     photos: tuple[Photo, ...] | None = None
 
     @cached_property
-    def pictures(self) -> tuple[Image.Image, ...] | None:
-        """The samples as pictures, or None where they are unknown.  They are made when they are asked for."""
+    def pictures(self) -> Sequence[Image.Image] | None:
+        """The samples as pictures, each made when it is looked at; None where they are unknown."""
         return self.look()
 
     def __getitem__(self, part: slice) -> Batch:
@@ -194,18 +195,18 @@ class Inputs:
                 refuse_not_finite(part.start + int(np.argmin(finite)))
             yield Batch(samples, partial(self._looks, samples))
 
-    def _looks(self, x: NDArray[np.float32]) -> tuple[Image.Image, ...] | None:
+    def _looks(self, x: NDArray[np.float32]) -> Sequence[Image.Image] | None:
         """Preprocessed samples as pictures; None where that is impossible."""
         layout = self.layout(x.shape)
         if layout in ("NC", "NCL"):
-            return tuple(map(_series_picture, x))
-        if self.preprocess is None or layout == "ND":
+            return Pictures(partial(_series_picture, sample) for sample in x.copy())
+        channels = x.shape[3] if layout == "NHWC" else x.shape[1]
+        # Samples of five channels, say, can be explained, but not drawn.
+        if layout == "ND" or self.preprocess is None or not self.preprocess.fits(channels):
             return None
-        planes = x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-        try:
-            return tuple(self.preprocess.picture(sample) for sample in planes)
-        except InputError:  # five channels, say: such samples can be explained, but not drawn
-            return None
+        # A copy, because the caller may use the array again before somebody looks.
+        planes = x.copy().transpose(0, 3, 1, 2) if layout == "NHWC" else x.copy()
+        return Pictures(partial(self.preprocess.picture, sample) for sample in planes)
 
     def picture_shape(self) -> Shape:
         """The shape of the sample that a picture becomes."""
@@ -256,8 +257,8 @@ class Inputs:
 def together(batches: Sequence[Batch]) -> Batch:
     """Several batches of samples of one shape as one.  All of them have pictures, or none has."""
 
-    def look() -> tuple[Image.Image, ...] | None:
-        return tuple(picture for batch in batches for picture in batch.pictures or ()) or None
+    def look() -> Sequence[Image.Image] | None:
+        return Pictures.joined(batch.pictures or () for batch in batches) or None
 
     photos = tuple(photo for batch in batches for photo in batch.photos or ())
     return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)

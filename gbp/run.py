@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -70,7 +70,7 @@ class Run:
         return photos and photos[self._part]
 
     @property
-    def pictures(self) -> tuple[Image.Image, ...] | None:
+    def pictures(self) -> Sequence[Image.Image] | None:
         """The samples as pictures, or None where they are unknown."""
         pictures = self._batch.pictures
         return pictures and pictures[self._part]

@@ -37,8 +37,7 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     x, y = _pair(a, b)
     # Squares of small gradients would underflow, so each array is brought to a largest value of 1 first.
     x, y = (v / (np.abs(v).max(initial=0.0) or 1.0) for v in (x, y))
-    norm = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
-    return max(-1.0, min(1.0, float(x @ y) / norm)) if norm else 0.0
+    return _cosine(_product(x, y), _product(x, x), _product(y, y))
 
 
 def likeness(maps: NDArray[Any]) -> float:
@@ -47,9 +46,13 @@ def likeness(maps: NDArray[Any]) -> float:
     Parameters
     ----------
     maps
-        (K, …): the maps of K targets of one sample, K at least 2.
+        float32 (K, …): the maps of K targets of one sample, K at least 2.
     """
-    return min(cosine(maps[0], other) for other in maps[1:])
+    # In the order of memory; and float64 holds any product of two float32.
+    flat = [one.ravel(order="K") for one in maps]
+    squares = [_product(one, one) for one in flat]
+    pairs = zip(flat[1:], squares[1:], strict=True)
+    return min(_cosine(_product(flat[0], other), squares[0], square) for other, square in pairs)
 
 
 def remark(maps: NDArray[Any]) -> str | None:
@@ -62,6 +65,17 @@ def remark(maps: NDArray[Any]) -> str | None:
 def rounded_down(value: float) -> str:
     """Two decimals, such that "at least" is true of them."""
     return f"{math.floor(100 * value) / 100:.2f}"
+
+
+def _product(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """The scalar product of two rows in float64.  Not by BLAS, which would wait for threads of its own."""
+    return float(np.einsum("i,i->", x, y, dtype=np.float64))
+
+
+def _cosine(product: float, x: float, y: float) -> float:
+    """The cosine of two arrays, given their scalar product and their squares."""
+    norm = math.sqrt(x) * math.sqrt(y)
+    return max(-1.0, min(1.0, product / norm)) if norm else 0.0
 
 
 def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float:

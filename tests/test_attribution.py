@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gbp import Explainer
 from gbp.attribution import Attribution
 from gbp.errors import InputError
 from gbp.figures import figure_of, rules_figure
@@ -20,8 +24,10 @@ from gbp.head import Head
 from gbp.pictures.figure import Picture
 from gbp.pictures.files import check_path, save_picture
 from gbp.pictures.look import Look
+from gbp.pictures.preprocess import Preprocess
 from gbp.strips import save_rules
 
+DEMO = Path(__file__).parents[1] / "models" / "demo.onnx"
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
@@ -355,3 +361,27 @@ def test_check_path_takes_bare_names(monkeypatch, tmp_path):
     check_path("a.png")
     make(1).save("a.png")
     assert (tmp_path / "a.png").exists()
+
+
+def test_pictures_of_arrays_are_made_when_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the samples as they were, though the caller uses the array again."""
+    made: list[Any] = []
+    original = Preprocess.picture
+
+    def picture(self: Preprocess, array: Any) -> Image.Image:
+        made.append(array)
+        return original(self, array)
+
+    monkeypatch.setattr(Preprocess, "picture", picture)
+    explainer = Explainer(DEMO, preprocess="imagenet")
+    x = np.random.default_rng(0).standard_normal((3, 3, 96, 96), np.float32)
+    expected = original(explainer.preprocess, x[1])
+    result = explainer.explain(x)
+    x[:] = 0
+    assert len(result.images) == 3
+    copied = pickle.loads(pickle.dumps(result))
+    assert not made
+    for images in (result.images, copied.images[1:2], copied.alone(1).images):
+        assert images[1 % len(images)] == expected
+    assert result.images[1] is result.images[1:2][0]
+    assert len(made) == 2

@@ -15,10 +15,16 @@ from test_graphs import poisoned
 
 from gbp import Explainer
 from gbp.devices import cpu as device
+from gbp.graph.geometry import Window
 from gbp.importer.load import build, open_model
 from gbp.kernels.codegen import amx
+from gbp.kernels.codegen.gate import Gate
+from gbp.kernels.codegen.memory import aligned
+from gbp.kernels.parallel.program import Program
+from gbp.kernels.parallel.threads import parallel
 from gbp.ops.concat import AxisSliceStep, ConcatStep
-from gbp.ops.step import view
+from gbp.ops.conv.algorithms import DirectBackward, ListsBackward
+from gbp.ops.step import Context, GradientSlot, view
 from gbp.plan.plan import Plan
 
 Net = Callable[[Builder, str], str]
@@ -286,3 +292,41 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(
     plan, _ = Explainer(b.model(b.head(x))).plan_for((64, size, size))
     named = {kernel.name for call in plan.instructions for kernel in call.step.kernels}
     assert named == {"conv_lists_bwd", *otherwise}
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_each_sample_chooses_its_lists_when_a_recorded_pass_is_repeated(targets: int) -> None:
+    """Rows are mostly zero or not, all or some of them, and other ones than when the pass was recorded."""
+    random = np.random.default_rng(0)
+    O, C, size, n = 24, 80, 9, 6
+    window = Window.resolve((size, size), (3, 3), pads=(1,) * 4)
+    w = random.standard_normal((O, C, 3, 3), np.float32)
+    step = ListsBackward(w, window, DirectBackward(w, window), 0.3)
+    assert step.repeats
+    fixed, each = step.scratch(1)
+    context = Context(1, aligned((fixed + n * each,)))
+    mask = random.integers(0, 256, (n // targets, size, size, C // 8), np.uint8)
+    gy, array = aligned((n, size, size, O)), aligned((n, size, size, C))
+    slot = GradientSlot(array, False, mask, Gate(1, 1))
+    again = Program()
+    for sparse in (
+        range(0),
+        range(n),
+        (0, 4),
+        (1, 2, 3, 5),
+    ):
+        gy[:] = random.standard_normal(gy.shape)
+        for row in sparse:
+            gy[row] *= random.random(gy[row].shape) < 0.1
+        with parallel():
+            again(lambda: step(gy, slot, context))
+            for row in range(n):
+                alone = GradientSlot(
+                    aligned((1, size, size, C)), False, mask[row // targets][None], Gate(1, 1)
+                )
+                step(gy[row : row + 1], alone, context)
+                np.testing.assert_array_equal(array[row], alone.array[0])
+                dense = GradientSlot(aligned((1, size, size, C)), False, alone.mask, Gate(1, 1))
+                step.dense(gy[row : row + 1], dense, context)
+                np.testing.assert_allclose(array[row], dense.array[0], rtol=1e-4, atol=1e-4)
+                assert row in sparse or np.array_equal(array[row], dense.array[0])

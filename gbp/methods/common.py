@@ -13,7 +13,7 @@ from ..asking import ask
 from ..attribution import Attribution, joined
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
-from ..inputs import Images
+from ..inputs import Batch, Images
 from ..limits import elements
 from ..questions import Channel, Question, Several, Unit, is_hidden
 from ..rules import Rule, rule_named
@@ -182,16 +182,18 @@ def each_copy(
 
     Yields
     ------
-    The maps (K, …) and the scores (classes,) of each copy, in order.
+    The maps (K, …) and the scores (classes,) of each copy, in order.  Maps lie in memory as the device has
+    them; sums that lie alike are made fastest.
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
     step = _even(count, most)
     rewrites = rule_named(rule).rewrite is not None
     for start in range(0, count, step):
-        some = copies(slice(start, min(start + step, count)))
+        # No array, because nobody draws these, and x was searched for NaN and infinity already.
+        some = Batch(copies(slice(start, min(start + step, count))), lambda: None)
         if rewrites and questions.is_plain:  # a run would compute the network as it is, too
-            found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some), 1)))
+            found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some.x), 1)))
             yield from zip(found.map, found.scores, strict=True)
             continue
         for run in explainer.runs(some, questions.kept):

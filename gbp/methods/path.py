@@ -114,11 +114,14 @@ def integrated_gradients(
             at = points[part].reshape(-1, *(1,) * x.ndim)
             return (start + at * way).astype(np.float32)
 
-        mean = np.zeros((questions.targets.shape[1], *x.shape))
         each = each_copy(explainer, x, copies, count, questions, rule)
-        for weight, (maps, _) in zip(weights, each, strict=True):
-            mean += weight * maps
-        return way * mean
+        total = part = np.empty(0)
+        for i, (weight, (maps, _)) in enumerate(zip(weights, each, strict=True)):
+            if i == 0:  # in the memory order of the maps
+                total, part = np.zeros_like(maps, np.float64), np.empty_like(maps, np.float64)
+            total += np.multiply(maps, weight, out=part)
+        total *= way
+        return total
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         after = questions.values(run)

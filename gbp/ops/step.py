@@ -218,8 +218,6 @@ class Step(ABC):
     #: nothing else.  Then a program repeats the calls without Python.
     repeats: bool = False
     repeats_back: bool = False
-    #: Whether `vjp` does so for a gradient of a single row.
-    repeats_back_alone: bool = False
     #: The dtype of the switches, one for each element of y; None without switches.
     switches: type[np.generic] | None = None
 

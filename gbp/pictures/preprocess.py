@@ -284,6 +284,14 @@ class Preprocess:
         y = (pixels * self.scale - mean) / std
         return np.ascontiguousarray(y.transpose(2, 0, 1), dtype=np.float32)
 
+    def fits(self, channels: int) -> bool:
+        """Whether samples of so many channels are pictures that this preprocessing makes."""
+        try:
+            self._statistics(channels)
+        except InputError:
+            return False
+        return channels in (1, 3)
+
     def picture(self, array: NDArray[Any]) -> Image.Image:
         """Undo `apply`: the 8-bit picture, RGB or L, clipped to what 8 bits hold.
 

@@ -200,8 +200,7 @@ class _Forward:
                 _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), self.threads)
             gx = tuple(map(gradient, backward.inputs))
             vjp = partial(instruction.step.vjp, gy, gx, context.with_scratch(memory.scratch))
-            alone = len(gy) == 1 and instruction.step.repeats_back_alone
-            perform(vjp, alone or instruction.step.repeats_back)
+            perform(vjp, instruction.step.repeats_back)
             if backward.residual is not None:
                 _through_gate(gy, gradient(backward.residual), self.threads)
         for part in route.zeros:

@@ -8,7 +8,6 @@ rounding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,8 +61,6 @@ class Algorithm(ABC):
     algorithm: str
     #: See `Step.repeats`.
     repeats = True
-    #: The same for a gradient of a single row.
-    repeats_alone = True
     #: See `Step.kernels`.
     kernels: tuple[Compiled, ...] = ()
 
@@ -327,8 +324,6 @@ class ListsBackward(BackwardAlgorithm):
     that the rest of the batch changes no bit.
     """
 
-    repeats = False
-
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
         self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
         self.kernels = conv_lists_bwd, *dense.kernels
@@ -341,47 +336,43 @@ class ListsBackward(BackwardAlgorithm):
         return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
-        if len(gy) == 1:
-            self._alone(gy, gx, context)
+        group = len(gy) if gx.targets == 1 else gx.targets
+        for start in range(0, len(gy), group):
+            self._group(gy, gx, range(start, start + group), context)
+
+    def _group(self, gy: Floats, gx: GradientSlot, rows: range, context: Context) -> None:
+        """Compute rows that `gx` can address together.  All choices are made where the kernels run.
+
+        Each row that is mostly zero is computed by its lists.  If no row is, all are computed at once;
+        otherwise the others one by one.
+        """
+        # By row: whether it is listed, and whether no row is.
+        listed, choices = np.zeros(len(rows), np.int64), np.zeros((len(rows), 2), np.int64)
+        for i, row in enumerate(rows):
+            counts = self._list(gy[row : row + 1], context)
+            for chosen in (listed[i : i + 1], choices[i, :1]):
+                choose_lists(counts, self.max_density * gy[row].size, chosen, 1)
+            with only_where(listed[i : i + 1], 1):
+                self._add_listed(gx.rows(row, row + 1), context)
+        for choice in choices:
+            choose_lists(listed, 0.0, choice[1:], 1)
+        with only_where(choices[0, 1:], 1):
+            self.dense(gy[rows.start : rows.stop], gx.rows(rows.start, rows.stop), context)
+        if len(rows) == 1:
             return
-        dense = [n for n in range(len(gy)) if not self._by_lists(gy[n : n + 1], gx.rows(n, n + 1), context)]
-        for start, stop in _runs(dense, len(gy) if gx.targets == 1 else gx.targets):
-            self.dense(gy[start:stop], gx.rows(start, stop), context)
+        for row, choice in zip(rows, choices, strict=True):
+            alone = np.zeros(1, np.int64)
+            choose_lists(choice, 0.0, alone, 1)  # where neither holds
+            with only_where(alone, 1):
+                self.dense(gy[row : row + 1], gx.rows(row, row + 1), context)
 
-    def _alone(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
-        """Do one sample; the choice is made where the kernels run."""
-        chosen = self._choose(gy, context)
-        with only_where(chosen, 1):
-            self._add_listed(gx, context)
-        with only_where(chosen, 0):
-            self.dense(gy, gx, context)
-
-    def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> bool:
-        """Compute one sample if its gy is mostly zero.  Returns whether it did."""
-        listed = bool(self._choose(gy, context)[0])
-        if listed:
-            self._add_listed(gx, context)
-        return listed
-
-    def _choose(self, gy: Floats, context: Context) -> NDArray[np.int64]:
-        """List the nonzero values of one sample's gy.  Returns (1,), 1 if they are few enough, else 0."""
-        counts, chosen = np.empty(self.listing.H, np.int64), np.zeros(1, np.int64)
+    def _list(self, gy: Floats, context: Context) -> NDArray[np.int64]:
+        """List the nonzero values of one row of gy.  Returns how many there are in each line of its plane."""
+        counts = np.empty(self.listing.H, np.int64)
         list_plane(gy, context.scratch[: lists_floats(self.listing)], self.listing, counts, context.threads)
-        choose_lists(counts, self.max_density * gy.size, chosen, 1)
-        return chosen
+        return counts
 
     def _add_listed(self, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
         lists, sums = context.scratch[:size], context.scratch[size:]
         conv_lists_bwd(lists, self.listing, self.w, *gx.end, sums, self.taps, context.threads)
-
-
-def _runs(numbers: Sequence[int], group: int) -> list[tuple[int, int]]:
-    """Ranges (start, stop) of consecutive numbers.  No range crosses a multiple of `group`."""
-    runs: list[tuple[int, int]] = []
-    for n in numbers:
-        if runs and runs[-1][1] == n and n % group:
-            runs[-1] = runs[-1][0], n + 1
-        else:
-            runs.append((n, n + 1))
-    return runs

@@ -221,7 +221,6 @@ class ConvStep(Step):
         self.algorithm = f"{'×'.join(map(str, op.window.kernel))} {' / '.join(names)}{groups}"
         self.repeats = all(fwd.repeats for fwd in self.fwd)
         self.repeats_back = all(bwd.repeats for bwd in self.bwd)
-        self.repeats_back_alone = all(bwd.repeats_alone for bwd in self.bwd)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         fwd, bwd = self.fwd[0].scratch(threads), self.bwd[0].scratch(threads)
