@@ -13,8 +13,8 @@ from gbp.ops import FACTS, PARSERS, REWRITERS, fact
 from gbp.ops.facts import Fact
 
 IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
-#: Files that still list ops for other questions: how to fold constants, and how to lift a node over a batch.
-LISTING = {"dated.py", "folding.py", "lift_nodes.py", "moved.py"}
+#: Files that list ops for other questions: what an older opset computes, and how to lift a node over a batch.
+LISTING = {"dated.py", "lift_nodes.py", "moved.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
 #: give probabilities; which nodes normalise an input, and which only hand it on.
 OTHER = {

@@ -1,13 +1,13 @@
 """Constant folding: nodes that do not depend on the image are computed once, at load.
 
 onnx's reference implementation computes them, or `dated.py` where that computes something else at the file's
-opset. Only listed ops are folded, and only if the result is small enough to be a constant of a CNN.
+opset.  Only ops that say what it costs are folded (`FOLDS`), and only if the result is small enough to be a
+constant of a CNN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,171 +17,67 @@ from onnx import helper
 
 from ..errors import GbpError, ModelError, UnsupportedError
 from ..limits import Budget, readable_bytes
+from ..ops import FACTS
+from ..ops.folded import (
+    Constants,
+    Cost,
+    Folds,
+    as_broadcast,
+    as_inferred,
+    as_operands,
+    makes,
+    product,
+    slow,
+)
 from . import dated
 from .proto import label, qualified, tensor_values
 
-FOLDABLE = frozenset((
-    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand",
-    "Flatten", "Floor", "Gather", "GatherElements", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less",
-    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow",
-    "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
-    "Resize", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size", "Slice",
-    "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
-))  # fmt: skip
 
-#: The result has the size that the operands broadcast to.
-_FUNCTIONS = frozenset((
-    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot",
-    "BitwiseOr", "BitwiseXor", "Celu", "Cos", "Cosh", "Elu", "Gelu", "HardSigmoid", "HardSwish", "IsInf",
-    "IsNaN", "LeakyRelu", "Mean", "Mish", "PRelu", "Selu", "Shrink", "Sin", "Sinh", "Softplus", "Softsign",
-    "Swish", "Tan", "ThresholdedRelu",
-))  # fmt: skip
-#: The result is no larger than the operands.
-_NORMS = frozenset((
-    "ArgMax", "ArgMin", "BatchNormalization", "Compress", "CumProd", "Det", "EyeLike", "GlobalAveragePool",
-    "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN",
-    "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
-    "ReverseSequence", "TopK",
-))  # fmt: skip
-#: The result has the size that onnx infers.  The reference implementation visits a window, or all operands,
-#: for
-#: each element of it, in Python.
-_WINDOWS = frozenset(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"))
-_INFERRED = frozenset((
-    "AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
-    "DeformConv", "Einsum", "GRU", "GatherND", "GridSample", "HammingWindow", "HannWindow", "LSTM",
-    "MatMulInteger", "MaxUnpool", "MelWeightMatrix", "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign",
-    "RotaryEmbedding", "STFT",
-))  # fmt: skip
-FOLDABLE |= _FUNCTIONS | _NORMS | _WINDOWS | _INFERRED | {"NonZero", "Unique"}
-
-# The reference implementation computes these one element at a time, in Python.
-_SLOW = 500
-_SLOW_OPS = ("Erf", "Gelu", "GatherND", "Resize", "ReverseSequence", "ScatterElements", "ScatterND")
-# Their operands do not broadcast.
-_MOVES = frozenset((
-    "Cast", "CastLike", "Concat", "CumSum", "DepthToSpace", "Dropout", "Flatten", "GatherElements",
-    "Identity", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "ScatterElements",
-    "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze",
-))  # fmt: skip
+def _constant(given: Constants) -> Cost:
+    return makes(given, 0.0)  # it is in the file
 
 
-def _product(shape: Any) -> float:
-    """The number of elements of a shape, where an axis of 0 counts as 1.
-
-    NumPy multiplies sizes axis by axis.  It can overflow before it reaches the 0.
-    """
-    sizes = np.abs(np.asarray(shape, np.float64))
-    return float(np.prod(np.maximum(sizes, 1))) if sizes.size else 1.0
+def _filled(given: Constants) -> Cost:
+    return makes(given, product(given.values[0]))
 
 
-def _broadcast(*shapes: Any) -> float:
-    """An upper bound on the elements of what these shapes broadcast to."""
-    return _product([max(sides) for sides in zip_longest(*(reversed(tuple(s)) for s in shapes), fillvalue=1)])
+def _counted(given: Constants) -> Cost:
+    start, limit, delta = (float(value.reshape(-1)[0]) for value in given.values)
+    return makes(given, abs((limit - start) / delta) if delta else np.inf)
 
 
-def _inferred(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> float:
-    """The elements of all outputs by onnx's shape inference.  Raises if it infers none."""
-    known = dict(zip((name for name in node.input if name), values, strict=True))
-    kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in known.items()}
-    made = onnx.shape_inference.infer_node_outputs(
-        onnx.defs.get_schema(node.op_type, opset, ""),
-        node,
-        {name: helper.make_tensor_type_proto(kinds[name], value.shape) for name, value in known.items()},
-        {name: onnx.numpy_helper.from_array(value, name) for name, value in known.items() if value.size < 64},
-        opset_imports=[helper.make_opsetid("", opset)],
-    )
-    total = 0.0
-    for name in filter(None, node.output):
-        shape = made[name].tensor_type.shape.dim
-        if not made[name].tensor_type.HasField("shape") or not all(d.HasField("dim_value") for d in shape):
-            raise ValueError("onnx infers no size")
-        total += _product([d.dim_value for d in shape])
-    return total
+def _one_hot(given: Constants) -> Cost:
+    return makes(given, given.values[0].size * product(given.values[1]))
 
 
-def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[float, float]:
-    """The elements of the result and the number of products.  Both are at most the product of all letters'
-    sizes.
-    """
-    sizes: dict[str, int] = {}
-    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
-        letters = term.replace("...", ".")
-        for i, n in enumerate(shape):
-            letter = letters[i] if i < len(letters) and "." not in letters else f"{len(shape) - i}"
-            sizes[letter] = max(n, sizes.get(letter, 1))
-    spanned = _product(list(sizes.values()))
-    result = equation.replace(" ", "").partition("->")[2]
-    named = _product([sizes[c] for c in result]) if result and "." not in result else spanned
-    return min(named, spanned), spanned
+def _positions(given: Constants) -> Cost:
+    return makes(given, 4 * max(1, given.values[0].ndim) * given.read)
 
 
-def _size_of_result(node: onnx.NodeProto, values: list[NDArray[Any]], opset: int) -> tuple[float, float]:
-    """Upper bounds on the elements of the result and on the steps to compute it, before it is computed."""
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    shapes, read = [v.shape for v in values], float(sum(v.size for v in values))
-    match node.op_type:
-        case "Constant":
-            size = 0.0  # it lies in the file
-        case "ConstantOfShape":
-            size = _product(values[0])
-        case "Expand":
-            size = _broadcast(shapes[0], np.abs(values[1].astype(np.float64)))
-        case "Tile":
-            size = _product(shapes[0]) * _product(values[1])
-        case "Range":
-            start, limit, delta = (float(v.reshape(-1)[0]) for v in values)
-            size = abs((limit - start) / delta) if delta else np.inf
-        case "Pad":
-            pads = values[1] if len(values) > 1 else attributes["pads"].ints
-            around = np.abs(np.asarray(pads, np.float64)).sum()
-            size = _product([n + around for n in shapes[0]])
-        case "Resize" | "Upsample":
-            given = dict(zip((i for i, name in enumerate(node.input) if name), values, strict=True))
-            axes = list(attributes["axes"].ints) if "axes" in attributes else range(len(shapes[0]))
-            at = 2 if node.op_type == "Resize" and opset >= 11 else 1
-            scales = np.asarray(given.get(at, attributes["scales"].floats if "scales" in attributes else ()))
-            if not scales.size:
-                scales = given[3] / np.array([shapes[0][axis] for axis in axes], np.float64)
-            taps = 4 * max(1, 1 / float(scales.min()))
-            size = values[0].size * max(1, float(scales.max())) ** len(axes) * taps
-        case "OneHot":
-            size = values[0].size * _product(values[1])
-        case "Gather":
-            axis = attributes["axis"].i if "axis" in attributes else 0
-            size = values[0].size / max(1, shapes[0][axis]) * values[1].size
-        case "MatMul" | "Gemm":
-            *batch, rows, inner = (1, *shapes[0]) if len(shapes[0]) < 2 else shapes[0]
-            *other, _, columns = (*shapes[1], 1) if len(shapes[1]) < 2 else shapes[1]
-            if "transA" in attributes and attributes["transA"].i:
-                rows, inner = inner, rows
-            if "transB" in attributes and attributes["transB"].i:
-                columns = shapes[1][-2]
-            size = _broadcast(batch, other) * rows * columns
-            read += size * inner / 16
-        case "DequantizeLinear" | "QuantizeLinear":
-            size = float(values[0].size)
-        case "NonZero" | "Unique":
-            size = 4 * max(1, values[0].ndim) * read
-        case "Einsum":
-            size, steps = _einsum(attributes["equation"].s.decode(), shapes)
-            read += steps
-        case op if op in _WINDOWS:
-            size = _inferred(node, values, opset)
-            taps = _product(shapes[1][1:]) if "Conv" in op else _product(attributes["kernel_shape"].ints)
-            read += _SLOW * size * taps
-        case op if op in _INFERRED:
-            size = _inferred(node, values, opset)
-            read *= 1 + size
-        case op if op in _MOVES or op in _NORMS:
-            size = read
-        case _:
-            size = _broadcast(*shapes)
-    return size, (read + size) * (_SLOW if node.op_type in _SLOW_OPS else 1)
+#: How ops are folded: the facts of those that gbp runs, and a table of ops that it only folds.
+FOLDS: dict[str, Folds] = {
+    **{op: fact.folds for op, fact in FACTS.items() if fact.folds is not None},
+    "Constant": _constant,
+    "ConstantOfShape": _filled,
+    "Range": _counted,
+    "OneHot": _one_hot,
+    **dict.fromkeys(("NonZero", "Unique"), _positions),
+    **dict.fromkeys(
+        ("BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "IsInf", "IsNaN",
+         "Mod", "Shape", "Size"),
+        as_broadcast,
+    ),
+    **dict.fromkeys(
+        ("ArgMax", "ArgMin", "Compress", "CumProd", "Det", "EyeLike", "Hardmax", "TopK", "Trilu"), as_operands
+    ),
+    "ReverseSequence": slow(as_operands),
+    **dict.fromkeys(
+        ("AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
+         "DeformConv", "GRU", "HammingWindow", "HannWindow", "LSTM", "MatMulInteger", "MelWeightMatrix",
+         "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
+        as_inferred,
+    ),
+}  # fmt: skip
 
 
 def _makes_text(node: onnx.NodeProto) -> bool:
@@ -251,7 +147,8 @@ def evaluate(
         return ModelError(found, node=label(node), op=node.op_type)
 
     inputs = [name for name in node.input if name]
-    if qualified(node) not in FOLDABLE:
+    folds = FOLDS.get(qualified(node))
+    if folds is None:
         raise UnsupportedError(
             "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
         )
@@ -267,11 +164,10 @@ def evaluate(
     if node.op_type == "Reshape" and opset < 5:
         return {node.output[0]: _reshaped(node, values[node.input[0]])}
     try:
-        size, steps = _size_of_result(node, [values[name] for name in inputs], opset)
+        size, steps, width = folds(Constants(node, [values[name] for name in inputs], opset))
     except Exception:  # onnx's shape inference raises errors of its own
         raise refuse("its constant inputs do not fit the op.") from None
     budget.steps -= steps
-    width = 4 if node.op_type in ("DequantizeLinear", "QuantizeLinear") else 8
     if not (width * size <= budget.folded and budget.steps >= 0):
         raise UnsupportedError(
             f"its constant result could have {size:.3g} elements.",

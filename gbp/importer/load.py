@@ -22,7 +22,7 @@ from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
 from ..ops.unpool import Indices
 from .branches import reads
-from .folding import FOLDABLE, evaluate
+from .folding import FOLDS, evaluate
 from .functions import inlined
 from .lift import Lifted, Parsed, SampleAxis, one_after_another
 from .lift_nodes import by_rows, in_front
@@ -237,7 +237,7 @@ class _Builder:
             self.constants[proto.output[0]] = shape_constant(proto, shape)
             return
         is_constant = all(name in self.constants for name in names)
-        if is_constant and (op in FOLDABLE or op not in REWRITERS):
+        if is_constant and (op in FOLDS or op not in REWRITERS):
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import UnsupportedError
 from ..ops import PARSERS, REWRITERS
 from .branches import reads
-from .folding import FOLDABLE
+from .folding import FOLDS
 from .proto import label, qualified
 from .subgraph import Source
 
@@ -57,7 +57,7 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
         behind = any(name not in constant and name not in computed for name in reads(node))
-        folds = op in FOLDABLE or op in REWRITERS
+        folds = op in FOLDS or op in REWRITERS
         is_known = op == "If" and node.input and node.input[0] in constant  # It folds once sizes are known.
         if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
             constant.update(node.output)

@@ -17,6 +17,7 @@ from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import elements
 from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .step import NO_WEIGHTS, UNCLIPPED, Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -147,7 +148,7 @@ def parse_batchnorm(node: Node) -> Op:
 
 PARSERS = {"BatchNormalization": parse_batchnorm}
 
-FACTS = {"BatchNormalization": Fact(reads_planes=True)}
+FACTS = {"BatchNormalization": Fact(reads_planes=True, folds=as_operands)}
 
 
 class PointwiseStep(Step):

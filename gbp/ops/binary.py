@@ -22,6 +22,7 @@ from ..limits import ELEMENT, elements
 from .affine import one_row, plus, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
 from .facts import Fact
+from .folded import as_broadcast
 from .functions import Function
 from .node import Node
 from .rectifier import Rectifier
@@ -171,7 +172,10 @@ PARSERS = {
     "Where": parse_where,
 }
 
-FACTS = dict.fromkeys(("Sub", "Div"), Fact(is_pixelwise=True))
+FACTS = {
+    **dict.fromkeys(PARSERS, Fact(folds=as_broadcast)),
+    **dict.fromkeys(("Sub", "Div"), Fact(is_pixelwise=True, folds=as_broadcast)),
+}
 
 
 class _MixedStep(Step):

@@ -20,6 +20,7 @@ from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank, plus, times
 from .facts import Fact
+from .folded import as_broadcast
 from .node import Node
 from .shape import or_identity
 from .step import (
@@ -140,7 +141,10 @@ def parse_mean(node: Node) -> tuple[Op, ...]:
 
 PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_mean}
 
-FACTS = dict.fromkeys(("Add", "Sum", "Mul"), Fact(is_pixelwise=True))
+FACTS = {
+    **dict.fromkeys(("Add", "Sum", "Mul"), Fact(is_pixelwise=True, folds=as_broadcast)),
+    "Mean": Fact(folds=as_broadcast),
+}
 
 
 class AddStep(Step):

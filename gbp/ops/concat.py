@@ -18,6 +18,8 @@ import numpy as np
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .shape import Reshape
 from .step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixels
@@ -119,6 +121,8 @@ def parse_split(node: Node) -> list[Op]:
 
 
 PARSERS = {"Concat": parse_concat, "Split": parse_split}
+
+FACTS = dict.fromkeys(PARSERS, Fact(folds=as_operands))
 
 
 class ConcatStep(Step):

@@ -20,6 +20,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost
 from .conv.conv import convolution, read_kernel
 from .facts import Fact
+from .folded import as_convolution
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
@@ -136,7 +137,7 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
 
 PARSERS = {"ConvTranspose": parse}
 
-FACTS = {"ConvTranspose": Fact(reads_planes=True, slides=True)}
+FACTS = {"ConvTranspose": Fact(reads_planes=True, slides=True, folds=as_convolution)}
 
 
 class SpreadStep(Step):

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..limits import MAX_AXES, elements
+from .facts import Fact
+from .folded import Constants, Cost, makes, product
 from .node import Node
 from .written import Rewriter, Writer
 
@@ -189,3 +191,21 @@ def rewrite(node: Node, w: Writer) -> None:
 
 
 REWRITERS: dict[str, Rewriter] = {"Einsum": rewrite}
+
+
+def _folded(given: Constants) -> Cost:
+    """The elements of the result and the number of products are at most the product of all letters' sizes."""
+    equation = given.attributes["equation"].s.decode().replace(" ", "")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.split("->")[0].split(","), given.shapes, strict=True):
+        letters = term.replace("...", ".")
+        for i, n in enumerate(shape):
+            letter = letters[i] if i < len(letters) and "." not in letters else f"{len(shape) - i}"
+            sizes[letter] = max(n, sizes.get(letter, 1))
+    spanned = product(list(sizes.values()))
+    result = equation.partition("->")[2]
+    named = product([sizes[c] for c in result]) if result and "." not in result else spanned
+    return makes(given, min(named, spanned), spanned)
+
+
+FACTS = {"Einsum": Fact(folds=_folded)}

@@ -5,6 +5,8 @@ Each file of ops lists the facts of its own ops as `FACTS`, beside `PARSERS`.
 
 from dataclasses import dataclass
 
+from .folded import Folds
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -26,6 +28,8 @@ class Fact:
         them together.  So it does not say which axis holds the channels.
     slides
         Whether the output at a pixel depends on the values in its window and not on the window's position.
+    folds
+        Bounds the cost of a node whose inputs are all constant.  None if such a node is refused.
     """
 
     operands: tuple[int, int] | None = None
@@ -34,3 +38,4 @@ class Fact:
     reads_planes: bool = False
     is_pixelwise: bool = False
     slides: bool = False
+    folds: Folds | None = None

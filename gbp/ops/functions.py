@@ -22,6 +22,7 @@ from ..kernels.prelu import prelu_bwd, prelu_fwd
 from ..limits import ELEMENT, elements
 from .affine import PointwiseStep, at_rank
 from .facts import Fact
+from .folded import as_broadcast, slow
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels, strided
 
@@ -180,7 +181,11 @@ PARSERS = {
     "Selu": parse_selu,
 }
 
-FACTS = {"Sigmoid": Fact(is_head=True)}
+FACTS = {
+    **dict.fromkeys(PARSERS, Fact(folds=as_broadcast)),
+    **dict.fromkeys(("Erf", "Gelu"), Fact(folds=slow(as_broadcast))),
+    "Sigmoid": Fact(is_head=True, folds=as_broadcast),
+}
 
 
 class FunctionStep(Step):

@@ -18,6 +18,8 @@ from ..graph.shapes import Order, Shape
 from ..kernels.codegen.memory import ALIGNMENT, aligned
 from ..kernels.gemm import gemm_bwd, gemm_fwd
 from ..kernels.pointwise import pointwise_bwd
+from .facts import Fact
+from .folded import as_product
 from .node import Node
 from .step import NO_WEIGHTS, Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -128,6 +130,8 @@ def dense_matmul(w: NDArray[np.float32]) -> Dense:
 
 
 PARSERS = {"Gemm": parse_gemm}
+
+FACTS = {"Gemm": Fact(folds=as_product)}
 
 
 class DenseStep(Step):

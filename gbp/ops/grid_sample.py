@@ -28,6 +28,8 @@ from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.codegen.gate import OPEN
 from ..kernels.resample import resample
 from ..limits import ELEMENT, elements
+from .facts import Fact
+from .folded import as_inferred
 from .node import Node
 from .resample import Resample, Table, refuse_unless_it_fits
 from .shape import Pad, Reshape
@@ -221,6 +223,8 @@ def parse(node: Node) -> Op | tuple[Op, ...]:
 
 
 PARSERS = {"GridSample": parse}
+
+FACTS = {"GridSample": Fact(folds=as_inferred)}
 
 
 class GridSampleStep(NumpyStep):

@@ -15,6 +15,7 @@ from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
 from .facts import Fact
+from .folded import as_pool
 from .node import Node
 from .planes import by_planes
 from .pool import over_everything, read_pool_axes, separable
@@ -67,7 +68,10 @@ def parse_global_lp_pool(node: Node) -> tuple[Op, ...]:
 
 PARSERS = {"LpPool": parse_lp_pool, "GlobalLpPool": parse_global_lp_pool}
 
-FACTS = {"LpPool": Fact(reads_planes=True, slides=True), "GlobalLpPool": Fact(reads_planes=True)}
+FACTS = {
+    "LpPool": Fact(reads_planes=True, slides=True, folds=as_pool),
+    "GlobalLpPool": Fact(reads_planes=True),
+}
 
 
 class LpPoolStep(Step):

@@ -14,6 +14,7 @@ from ..graph.shapes import Order, Shape, innermost
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from ..limits import elements
 from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels
 
@@ -59,7 +60,7 @@ def parse(node: Node) -> Op:
 
 PARSERS = {"LRN": parse}
 
-FACTS = {"LRN": Fact(reads_planes=True)}
+FACTS = {"LRN": Fact(reads_planes=True, folds=as_operands)}
 
 
 class LRNStep(Step):

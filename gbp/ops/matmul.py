@@ -20,6 +20,8 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, row_major
 from ..limits import ELEMENT, OPERAND, elements
 from .conv.conv import Conv
+from .facts import Fact
+from .folded import as_product
 from .gemm import dense_matmul
 from .node import Node
 from .shape import Reshape, Transpose
@@ -154,6 +156,8 @@ def parse(node: Node) -> tuple[Op, ...]:
 
 
 PARSERS = {"MatMul": parse}
+
+FACTS = {"MatMul": Fact(folds=as_product)}
 
 
 def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool, scratch: Floats) -> None:

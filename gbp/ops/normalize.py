@@ -27,6 +27,7 @@ from ..kernels.normalize import NORMALIZE_SUMS, normalize_bwd, normalize_fwd
 from ..limits import ELEMENT, elements
 from .affine import Affine, scale_and_shift
 from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .reduce import Runs, in_runs, order_in_runs, reduced_axes, runs_of, sums_of
 from .shape import Reshape
@@ -150,8 +151,10 @@ PARSERS = {
 }
 
 FACTS = {
-    "GroupNormalization": Fact(reads_planes=True),
-    "InstanceNormalization": Fact(reads_planes=True),
+    **dict.fromkeys(PARSERS, Fact(folds=as_operands)),
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization"), Fact(reads_planes=True, folds=as_operands)
+    ),
 }
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ..graph.shapes import Shape
 from ..limits import elements, readable_bytes
+from .facts import Fact
+from .folded import as_inferred, as_operands, slow
 from .node import Node
 from .resample import MAX_TAPS
 from .written import Rewriter, Writer
@@ -224,4 +226,10 @@ REWRITERS: dict[str, Rewriter] = {
     "Scatter": scatter_elements,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
+}
+
+FACTS = {
+    "GatherElements": Fact(folds=as_operands),
+    "GatherND": Fact(folds=slow(as_inferred)),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), Fact(folds=slow(as_operands))),
 }

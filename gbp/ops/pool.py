@@ -31,6 +31,7 @@ from ..kernels.pool import (
 )
 from ..limits import elements
 from .facts import Fact
+from .folded import as_operands, as_pool
 from .node import Node
 from .planes import by_planes
 from .shape import Reshape
@@ -157,10 +158,8 @@ PARSERS = {
 }
 
 FACTS = {
-    "MaxPool": Fact(reads_planes=True, slides=True),
-    "AveragePool": Fact(reads_planes=True, slides=True),
-    "GlobalMaxPool": Fact(reads_planes=True),
-    "GlobalAveragePool": Fact(reads_planes=True),
+    **dict.fromkeys(("MaxPool", "AveragePool"), Fact(reads_planes=True, slides=True, folds=as_pool)),
+    **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool"), Fact(reads_planes=True, folds=as_operands)),
 }
 
 

@@ -21,6 +21,8 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..limits import elements
 from .dtypes import type_name
+from .facts import Fact
+from .folded import Constants, Cost, makes
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, NumpyStep, Step
 
@@ -110,6 +112,14 @@ def parse_dequantize(node: Node) -> Op:
 
 
 PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantize}
+
+
+def _folded(given: Constants) -> Cost:
+    """The result has the shape of the first operand, in float32 or in less."""
+    return makes(given, float(given.values[0].size))._replace(width=4)
+
+
+FACTS = dict.fromkeys(PARSERS, Fact(folds=_folded))
 
 
 class QuantizeStep(NumpyStep):

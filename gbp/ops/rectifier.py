@@ -20,6 +20,7 @@ from ..graph.shapes import Order, Shape
 from ..kernels.functions import function_kernels
 from .affine import PointwiseStep
 from .facts import Fact
+from .folded import as_broadcast
 from .node import Node
 from .step import Clipped, Context, Floats, Step, pixels
 
@@ -69,7 +70,7 @@ def parse_clip(node: Node) -> Op:
 
 PARSERS = {"Relu": parse_relu, "Clip": parse_clip}
 
-FACTS = dict.fromkeys(("Relu", "Clip"), Fact(is_pixelwise=True))
+FACTS = dict.fromkeys(("Relu", "Clip"), Fact(is_pixelwise=True, folds=as_broadcast))
 
 
 class ThresholdStep(PointwiseStep):

@@ -20,6 +20,8 @@ from ..graph.shapes import Order, Shape
 from ..kernels import reduce as kernels
 from ..kernels.reduce import REDUCE_SUMS, extremum_bwd, extremum_fwd, reduce_bwd, reduce_fwd
 from ..limits import ELEMENT, elements
+from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .pool import AveragePool, over_everything
 from .shape import Reshape, or_identity
@@ -172,6 +174,8 @@ PARSERS = {
     "ReduceMax": lambda node: _parse_extremum(node, highest=True),
     "ReduceMin": lambda node: _parse_extremum(node, highest=False),
 }
+
+FACTS = dict.fromkeys(PARSERS, Fact(folds=as_operands))
 
 
 class ReduceStep(Step):

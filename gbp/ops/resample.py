@@ -36,6 +36,8 @@ from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN
 from ..kernels.resample import resample
 from ..limits import elements
+from .facts import Fact
+from .folded import as_operands, as_resized, slow
 from .node import Node
 from .shape import or_identity
 from .step import NO_MASK, Clipped, Context, Floats, GradientSlot, Step, view
@@ -383,4 +385,10 @@ PARSERS: dict[str, Callable[[Node], Any]] = {
     "CumSum": parse_cumsum,
     "Resize": parse_resize,
     "Upsample": parse_upsample,
+}
+
+FACTS = {
+    "CumSum": Fact(folds=as_operands),
+    "Resize": Fact(folds=slow(as_resized)),
+    "Upsample": Fact(folds=as_resized),
 }

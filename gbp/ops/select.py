@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..graph.op import Op
 from .concat import AxisSlice
 from .facts import Fact
+from .folded import Constants, Cost, as_operands, broadcast, makes, product
 from .node import Node
 from .resample import refuse_unless_it_fits, select
 from .shape import Pad, Reshape, or_identity
@@ -171,4 +172,31 @@ PARSERS = {
     "Tile": parse_tile,
 }
 
-FACTS = {"Pad": Fact(is_pixelwise=True)}
+
+def _expanded(given: Constants) -> Cost:
+    return makes(given, broadcast(given.shapes[0], np.abs(given.values[1].astype(np.float64))))
+
+
+def _gathered(given: Constants) -> Cost:
+    (data, indices), attributes = given.values, given.attributes
+    axis = attributes["axis"].i if "axis" in attributes else 0
+    return makes(given, data.size / max(1, data.shape[axis]) * indices.size)
+
+
+def _padded(given: Constants) -> Cost:
+    pads = given.values[1] if len(given.values) > 1 else given.attributes["pads"].ints
+    around = np.abs(np.asarray(pads, np.float64)).sum()
+    return makes(given, product([n + around for n in given.shapes[0]]))
+
+
+def _tiled(given: Constants) -> Cost:
+    return makes(given, product(given.shapes[0]) * product(given.values[1]))
+
+
+FACTS = {
+    "Expand": Fact(folds=_expanded),
+    "Gather": Fact(folds=_gathered),
+    "Pad": Fact(is_pixelwise=True, folds=_padded),
+    "Slice": Fact(folds=as_operands),
+    "Tile": Fact(folds=_tiled),
+}

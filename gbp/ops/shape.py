@@ -20,6 +20,7 @@ from ..graph.shapes import Order, Shape
 from ..limits import MAX_AXES, elements
 from .dtypes import FLOATS, type_name
 from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 
@@ -274,9 +275,15 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), Fact(only_dresses=True)),
-    **dict.fromkeys(("Identity", "Dropout", "Cast"), Fact(only_dresses=True, is_pixelwise=True)),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact(reads_planes=True)),
+    **dict.fromkeys(
+        ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+        Fact(only_dresses=True, folds=as_operands),
+    ),
+    **dict.fromkeys(
+        ("Identity", "Dropout", "Cast"), Fact(only_dresses=True, is_pixelwise=True, folds=as_operands)
+    ),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact(reads_planes=True, folds=as_operands)),
+    "CastLike": Fact(folds=as_operands),
     "ZipMap": Fact(only_dresses=True),  # gives names to scores; no parser ever reads it
 }
 

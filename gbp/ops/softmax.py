@@ -17,6 +17,7 @@ from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.softmax import logsoftmax_bwd, logsoftmax_fwd, softmax_bwd, softmax_fwd
 from ..limits import ELEMENT, elements
 from .facts import Fact
+from .folded import as_operands
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
 
@@ -57,7 +58,7 @@ def _parse(node: Node, logarithm: bool) -> Op:
 
 PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda node: _parse(node, True)}
 
-FACTS = {"Softmax": Fact(is_head=True), "LogSoftmax": Fact(is_head=True)}
+FACTS = dict.fromkeys(PARSERS, Fact(is_head=True, folds=as_operands))
 
 
 class SoftmaxStep(Step):

@@ -22,6 +22,8 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost
 from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
 from ..limits import ELEMENT, elements
+from .facts import Fact
+from .folded import as_inferred
 from .node import Node
 from .planes import volume
 from .step import Clipped, Context, Floats, GradientSlot, Step, view
@@ -156,6 +158,8 @@ def _constant_positions(node: Node, shape: Shape, plane: Shape) -> NDArray[np.fl
 
 
 PARSERS = {"MaxUnpool": parse}
+
+FACTS = {"MaxUnpool": Fact(folds=as_inferred)}
 
 
 def _lines(x: Floats) -> Floats:

@@ -26,6 +26,7 @@ from ...kernels.conv_lists import LISTED_CHANNELS
 from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ...limits import ELEMENT, OPERAND, elements
 from ..facts import Fact
+from ..folded import as_convolution
 from ..node import Node
 from ..planes import by_planes
 from ..step import Clipped, Context, Floats, GradientSlot, Step
@@ -190,7 +191,7 @@ def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group:
 
 PARSERS = {"Conv": parse}
 
-FACTS = {"Conv": Fact(reads_planes=True, slides=True)}
+FACTS = {"Conv": Fact(reads_planes=True, slides=True, folds=as_convolution)}
 
 
 def check_algorithm(algorithm: str) -> None:
