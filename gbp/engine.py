@@ -23,8 +23,6 @@ from .importer.load import settled
 from .importer.subgraph import Source
 from .importer.weights import Weights
 from .inputs import Batch, Images, Inputs, together
-from .kernels.codegen.cache import CACHE_DIRECTORY
-from .kernels.codegen.jit import compiled, not_kept
 from .kernels.parallel.threads import thread_count
 from .limits import at_least_one, computing
 from .notes import depends_on_image, notes_of, refuse_meaningless
@@ -36,7 +34,7 @@ from .pictures.preprocess import Preprocess
 from .plan.plan import Plan
 from .provenance import Provenance
 from .questions import Question, Several
-from .rules import RULES, Rewrite, Rule, finished
+from .rules import Rewrite, Rule, finished
 from .runtime.session import Kept, Session, Sessions
 from .targets import Classes, Top, resolve
 from .tensors import Tensor
@@ -336,33 +334,6 @@ class Engine:
             columns = [resolve(one, scores, classes, part, count) for one in target.targets]
             return np.concatenate([column.reshape(len(scores), -1) for column in columns], axis=1)
         return resolve(target, scores, classes, part, count)
-
-    def warmup(self, size: tuple[int, int] | None) -> int:
-        """See `Explainer.warmup`."""
-        preprocess, source = self.inputs.preprocess, self.inputs.source
-        open_sizes = iter(size or (preprocess and preprocess.size) or ())
-        shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
-        if 0 in shape:
-            raise InputError("the model leaves the image size open.", hint="Say it: size=(H, W).")
-        plan = self.sessions.of(shape).plan
-        noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
-        before = len(compiled)
-        # Some kernels run for some values only, so they are compiled here; explaining noise compiles the
-        # others.
-        for instruction in plan.instructions:
-            for kernel in instruction.step.kernels:
-                kernel.compile()
-        for rule in RULES.values():
-            if plan.rectifiers or not rule.gradient_gate:
-                self.explain(noise, rule, None, None)
-        if not self.settings.device.is_host:  # dense layers have other kernels for many samples there
-            self.explain(np.repeat(noise, 16, axis=0), RULES["vanilla"], None, None)
-        if not_kept:
-            raise InputError(
-                f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",
-                hint="Name a folder that can be written in GBP_CACHE_DIR.",
-            )
-        return len(compiled) - before
 
     def head(self, plan: Plan) -> Head | None:
         """How the model turns scores into probabilities; None where it does not."""

@@ -151,9 +151,15 @@ class Explained:
         }
 
     def panels(self) -> list[Panel]:
-        """The styles that this map can be drawn in, the most useful first."""
+        """The styles that tell most of this map, the most useful first.
+
+        A map without negative values has no signs to show.
+        """
         where: Panel = "overlay" if self.image else "gray"
-        coloured: list[Panel] = ["rgb"] if self.each_target()[0].planes().shape[0] == 3 else []
+        planes = self.each_target()[0].planes()
+        if planes.min() >= 0 < planes.max():
+            return ["overlay", "gray"] if self.image else ["gray"]
+        coloured: list[Panel] = ["rgb"] if planes.shape[0] == 3 else []
         return [where, *coloured, "diverging"]
 
     def best(self) -> int:

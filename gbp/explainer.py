@@ -29,6 +29,7 @@ from .plan.plan import Plan
 from .provenance import Provenance
 from .questions import Question, Score, checked_score, is_hidden
 from .rules import Rule, rule_named
+from .warming import warm_up
 
 
 class Explainer(Network):
@@ -221,7 +222,7 @@ class Explainer(Network):
         InputError
             Where a size is missing, or where kernels cannot be stored.
         """
-        return self._engine.warmup(size)
+        return warm_up(self._engine, size)
 
     def plan_for(self, shape: Shape) -> tuple[Plan, int]:
         """The plan for samples of one shape, and how many threads run it; for `diagnostics`.

@@ -216,6 +216,8 @@ def test_strip_panels():
     assert panels(make(h=96, w=96, images=False)) == 3
     assert panels(make(c=1, h=96, w=96)) == 3
     assert panels(make(h=96, w=96, k=5)) == 6
+    unsigned = make(h=96, w=96)
+    assert panels(replace(unsigned, map=np.abs(unsigned.map))) == 3  # input, where, gray: it has no signs
     rules = [make(h=96, w=96)[1], make(h=96, w=96)[1]]
     for style in (None, *STYLES[:-1]):
         assert len(pictures_of(rules_figure(rules, style, Look()))) == 3

@@ -74,9 +74,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("targets", "tensors"),
     },
     "network": {"engine", "errors", "inputs", "limits", "pictures", "run", "tensors"},
+    "warming": {"engine", "errors", "kernels", "limits", "plan", "rules", "runtime"},
     "explainer": {
         *("attribution", "engine", "errors", "graph", "head", "importer", "inputs"),
         *("asking", "limits", "network", "pictures", "plan", "provenance", "questions", "rules"),
+        "warming",
     },
     "methods": {
         *("asking", "attribution", "errors", "explainer", "inputs", "interpolation", "limits", "pictures"),
@@ -147,7 +149,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "rules",
             "serve",
         ),
-        *("strips", "targets", "titles"),
+        *("strips", "targets", "titles", "warming"),
     },
     "gbp": {"errors", "explainer", "rules", "version"},
     "__main__": {"cli"},

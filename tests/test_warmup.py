@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,9 @@ def gbp(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.Compl
     return python(folder, "-m", "gbp", *arguments, cache=cache)
 
 
-def python(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"GBP_CACHE_DIR": str(folder / cache), "PYTHONPATH": str(ROOT)}
+def python(folder: Path, *arguments: str, cache: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    chosen = {"GBP_CACHE_DIR": str(folder / cache), "GBP_NUM_THREADS": str(threads)}
+    environment = os.environ | chosen | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -97,6 +99,49 @@ def test_processes_that_compile_at_once(folder: Path) -> None:
     if sys.platform != "win32":  # where processes do not wait for one another
         assert sum(compiled) == len(kept) > 1
     assert len(set(pictures)) == 1
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import numpy as np
+from gbp import Explainer
+from gbp.cli.compiling import compile_together, is_new
+from gbp.kernels.codegen.jit import Native, compiled
+from gbp.warming import kernels_of
+
+alone, compile_alone = [], Native._compiled
+Native._compiled = lambda kernel: alone.append(kernel.module) or compile_alone(kernel)
+explainer, x = Explainer("pooled.onnx"), np.ones((1, 3, 8, 8), np.float32)
+assert is_new()
+compile_together(explainer)
+count = len(compiled)
+assert count > 1 and not is_new()
+assert explainer.warmup() == len(alone) and set(alone) <= {"gbp.kernels.parallel.team"}
+count = len(compiled)
+assert all(kernel.is_stored for kernel in kernels_of(explainer._engine, None))
+before = explainer.explain(x).map
+kernels_of(explainer._engine, None)  # which runs nothing, and leaves all memory as it was
+assert np.array_equal(before, explainer.explain(x).map) and before.any()
+compile_together(explainer)
+assert len(compiled) == count
+
+for file in Path(sys.argv[1]).rglob("*.nbc"):
+    file.unlink()
+sys.executable = sys.argv[2]  # processes that do not answer: all is compiled here, on first use
+Native._compiled = compile_alone
+fresh = Explainer("plain.onnx", cache=False)
+compile_together(fresh)
+assert len(compiled) == count
+"""
+
+
+def test_kernels_that_several_processes_compile(folder: Path) -> None:
+    """The process itself compiles those of its threads, and no other."""
+    done = python(
+        folder, "-c", TOGETHER, str(folder / "new"), shutil.which("true") or "", cache="new", threads=2
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 READ_ONLY = """

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def explain(arguments: argparse.Namespace) -> int:
     look = look_of(arguments)
     opened, skipped = _read(arguments)
     from ..explainer import Explainer
+    from .compiling import compile_together, is_new
 
     images = [image for image in arguments.images if image not in skipped]
     paths = [path for path, image in zip(outputs, arguments.images, strict=True) if image not in skipped]
@@ -93,6 +95,9 @@ def explain(arguments: argparse.Namespace) -> int:
     target = question_of(arguments, explainer.labels)
     _refuse_several(arguments, target, outputs)
     explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
+    if is_new():
+        with suppress(InputError), compiling_shown(arguments.quiet):  # where images decide about the size
+            compile_together(explainer)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     with advancing(arguments, len(images)) as progress:

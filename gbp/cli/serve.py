@@ -88,6 +88,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
     from ..serve.server import serve as run
+    from .compiling import compile_together
     from .progress import compiling_shown
 
     limits = Limits(
@@ -127,6 +128,7 @@ def serve(arguments: argparse.Namespace) -> int:
         with compiling_shown():
             for model in models:
                 try:
+                    compile_together(model.explainer)
                     model.explainer.warmup()
                 except GbpError as error:  # pictures may be explained all the same
                     print(shown_text(f"gbp: {model.name} is not warmed up: {error}"), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from .options import add_cache, add_device, add_ends, ends_of, print_line, size
@@ -26,14 +27,17 @@ def warmup(arguments: argparse.Namespace) -> int:
     from ..explainer import Explainer
     from ..kernels.codegen.cache import CACHE_DIRECTORY
     from ..kernels.codegen.jit import compiled
+    from .compiling import compile_together
     from .progress import compiling_shown
 
     for model in arguments.models:
         before = len(compiled)
         with compiling_shown():
             chosen = {"device": arguments.device, "tf32": arguments.tf32, "cache": arguments.cache}
-            kernels = Explainer(model, **ends_of(arguments), **chosen).warmup(arguments.size)
-        seconds = sum(seconds for _, seconds in compiled[before:])
-        print_line(f"{model}: {kernels} kernel(s) compiled in {seconds:.1f} s")
+            explainer, began = Explainer(model, **ends_of(arguments), **chosen), time.perf_counter()
+            compile_together(explainer, arguments.size)
+            explainer.warmup(arguments.size)
+        seconds = time.perf_counter() - began if len(compiled) > before else 0.0
+        print_line(f"{model}: {len(compiled) - before} kernel(s) compiled in {seconds:.1f} s")
     print_line(f"All are kept in {CACHE_DIRECTORY}")
     return 0

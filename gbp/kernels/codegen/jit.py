@@ -48,7 +48,7 @@ def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-#: Kernels that this process had to compile, in order, and the seconds that each took.
+#: Kernels that this process had to compile, or had others compile, in order, and the seconds that each took.
 compiled: list[tuple[str, float]] = []
 #: Why kernels that it compiled could not be kept; empty where all is well.
 not_kept: list[str] = []
@@ -109,7 +109,7 @@ class Native:
         self._address = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find, (self.module, self.name)
+        return found, (self.module, self.name)
 
     def compile(self) -> None:
         with uninterrupted(), _compiling:
@@ -127,13 +127,25 @@ class Native:
             self.compile()
         return self._address
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether its machine code is loaded or kept."""
+        return bool(self._address) or self._file().path.exists()
+
+    def with_callees(self) -> tuple[Native, ...]:
+        """The functions that it calls and does not inline, and then itself."""
+        return *self._calls, self
+
+    def _file(self) -> CodeFile:
+        return CodeFile(self.module, self.name, repr((self.argument_types, _words_of(self._function))))
+
     def _source(self) -> tuple[Callable[..., Any], Any]:
         """The function to compile, and its signature."""
         return self._function, types.void(*self.argument_types)
 
     def _loaded(self) -> int:
         """Load the machine code from the cache, or compile and keep it.  Returns its address."""
-        file = CodeFile(self.module, self.name, repr((self.argument_types, _words_of(self._function))))
+        file = self._file()
         code = file.load()
         if code is None:
             log.info("compiling kernel %s", self.name)
@@ -179,10 +191,10 @@ def _linked(code: MachineCode) -> tuple[Any, int]:
     return engine, engine.get_function_address(code.symbol)
 
 
-def _find(module: str, name: str) -> Native:
-    """The function of this name in a module, for what is pickled with a reference to it."""
-    found: Native = getattr(import_module(module), name)
-    return found
+def found(module: str, name: str) -> Native:
+    """The function of this name in a module, for other processes and what is pickled."""
+    there = getattr(import_module(module), name)
+    return there if isinstance(there, Native) else _shared[there.symbol]
 
 
 class Kernel(Native):

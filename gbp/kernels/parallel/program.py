@@ -114,6 +114,7 @@ class Program:
 class _Recording(threading.local):
     program: Program | None = None
     where: _Where | None = None
+    named: dict[Kernel, None] | None = None
 
 
 _recording = _Recording()
@@ -121,6 +122,9 @@ _recording = _Recording()
 
 def submit(kernel: Kernel, args: Sequence[Any]) -> None:
     """Run one kernel.  If this thread records a program, the call becomes a part of it."""
+    if _recording.named is not None:
+        _recording.named[kernel] = None
+        return
     instruction = _Instruction(kernel, args, _recording.where, cuts_small=_recording.program is None)
     if _recording.program is not None:
         _recording.program.add(instruction)
@@ -140,6 +144,19 @@ def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
         yield
     finally:
         _recording.where = before
+
+
+@contextmanager
+def only_named() -> Iterator[dict[Kernel, None]]:
+    """A context manager: kernels that this thread calls inside do not run.  Yields them, in order, each once.
+
+    What is run inside needs memory of its own, which it leaves as it was.
+    """
+    before, _recording.named = _recording.named, {}
+    try:
+        yield _recording.named
+    finally:
+        _recording.named = before
 
 
 def perform(work: Work, repeats: bool) -> None:

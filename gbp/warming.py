@@ -1,0 +1,82 @@
+"""Warming up: compiles what a model will need, before it is used."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine import Engine
+from .errors import GbpError, InputError
+from .kernels.codegen.cache import CACHE_DIRECTORY
+from .kernels.codegen.jit import Native, compiled, not_kept
+from .kernels.parallel.program import only_named
+from .limits import computing
+from .plan.plan import Plan
+from .rules import RULES
+from .runtime.memory import MemoryPool
+from .runtime.tape import Tape
+
+
+def warm_up(engine: Engine, size: tuple[int, int] | None) -> int:
+    """Compile every kernel that the model needs.  Arguments, result and errors are `Explainer.warmup`'s."""
+    plan, noise = _noise(engine, size)
+    before = len(compiled)
+    # Some kernels run for some values only, so they are compiled here; explaining noise compiles the others.
+    for instruction in plan.instructions:
+        for kernel in instruction.step.kernels:
+            kernel.compile()
+    for rule in RULES.values():
+        if plan.rectifiers or not rule.gradient_gate:
+            engine.explain(noise, rule, None, None)
+    if not engine.settings.device.is_host:  # dense layers have other kernels for many samples there
+        engine.explain(np.repeat(noise, 16, axis=0), RULES["vanilla"], None, None)
+    if not_kept:
+        raise InputError(
+            f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",
+            hint="Name a folder that can be written in GBP_CACHE_DIR.",
+        )
+    return len(compiled) - before
+
+
+def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
+    """The kernels that `warm_up` compiles on the CPU, found without running one.
+
+    Each is behind those that it calls.  Where Python reads what kernels did not write, some may be missing.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    size
+        (H, W) where the model leaves it open.
+
+    Raises
+    ------
+    InputError
+        Where a size is missing.
+    """
+    plan, noise = _noise(engine, size)
+    named = {kernel: None for each in plan.instructions for kernel in each.step.kernels}
+    errors = GbpError, ArithmeticError, LookupError, ValueError
+    with only_named() as run, np.errstate(all="ignore"), suppress(*errors), computing():
+        tape = Tape(plan, noise, MemoryPool(), engine.settings.threads)
+        for rule in RULES.values():
+            tape.backward(rule, np.zeros((1, 1), np.int64))
+    found = dict[Native, None]()
+    for kernel in (*named, *run):
+        if isinstance(kernel, Native):
+            found.update(dict.fromkeys(kernel.with_callees()))
+    return list(found)
+
+
+def _noise(engine: Engine, size: tuple[int, int] | None) -> tuple[Plan, NDArray[np.float32]]:
+    """The plan for samples of the model's size, or of this one where it is open, and such a sample."""
+    preprocess, source = engine.inputs.preprocess, engine.inputs.source
+    open_sizes = iter(size or (preprocess and preprocess.size) or ())
+    shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
+    if 0 in shape:
+        raise InputError("the model leaves the image size open.", hint="Say it: size=(H, W).")
+    noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+    return engine.sessions.of(shape).plan, noise
