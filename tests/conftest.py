@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,6 +13,12 @@ from hypothesis import settings
 # Before Numba is imported.  Two threads on any machine, which wait without spinning: tests have neighbours.
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's products, of the oracle
+
+# Tests start many processes.  Where Python is told to keep no bytecode, each of them would compile all
+# sources anew, which takes longer than most of what they do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")

@@ -3,7 +3,8 @@
 Written from the ONNX operator specification (https://onnx.ai/onnx/operators/) and from the papers, not from
 the package: it imports NumPy and nothing of gbp. Where an index decides the result (convolution, pooling,
 local response normalization) a loop spells the index out; where a NumPy expression *is* the definition (Relu,
-Add), it stands alone. Nothing here is fast, and nothing here should become fast.
+Add), it stands alone. Convolutions and pools loop over the taps of the kernel only, and one expression covers
+all windows: whole networks run through here, for which a second loop would be too slow.
 
 Conventions
     Images are (N, C, H, W), as in ONNX. Any float dtype comes in, float64 is computed and returned.
@@ -27,7 +28,7 @@ Switches = npt.NDArray[np.int64]
 Shape = Sequence[int]
 Pair = Sequence[int]
 Pads = Sequence[int]
-Tap = tuple[int, int, int, int]
+Cells = tuple[slice, slice]
 
 
 def f64(x: npt.ArrayLike) -> Array:
@@ -113,26 +114,30 @@ def output_hw(in_hw: Pair, geometry: Geometry, *, ceil_mode: bool = False) -> li
     ]
 
 
-def axis_taps(o: int, size: int, geometry: Geometry, axis: int) -> list[tuple[int, int]]:
-    """List the cells (k, i) of window o along one axis: kernel cell k lies on input cell i, 0 ≤ i < size.
+def axis_cells(k: int, in_size: int, out_size: int, geometry: Geometry, axis: int) -> tuple[slice, slice]:
+    """Select, along one axis, the windows whose tap k lies on the input, and the input cells where it lies.
 
-    i = o·stride − begin + k·dilation
+    Tap k of window o lies on cell i = o·stride − begin + k·dilation. The input has 0 ≤ i < in_size.
     """
-    kernel, stride, begin, dilation = (field[axis] for field in geometry)
-    cells = [(k, o * stride - begin + k * dilation) for k in range(kernel)]
-    return [(k, i) for k, i in cells if 0 <= i < size]
+    _, stride, begin, dilation = (field[axis] for field in geometry)
+    pairs = [(o, o * stride - begin + k * dilation) for o in range(out_size)]
+    pairs = [(o, i) for o, i in pairs if 0 <= i < in_size]
+    if not pairs:
+        return slice(0), slice(0)
+    (first_o, first_i), (last_o, last_i) = pairs[0], pairs[-1]
+    return slice(first_o, last_o + 1), slice(first_i, last_i + 1, stride)
 
 
-def windows(in_hw: Pair, out_hw: Pair, geometry: Geometry) -> Iterator[tuple[int, int, list[Tap]]]:
-    """Walk the windows row by row: (oh, ow, taps).
+def taps(in_hw: Pair, out_hw: Pair, geometry: Geometry) -> Iterator[tuple[Pair, Cells, Cells]]:
+    """Walk the taps in row-major order: ((kh, kw), windows, cells).
 
-    The taps (kh, kw, ih, iw) of a window are in row-major order and leave the padding out.
+    For y[:, :, *windows] and x[:, :, *cells], which have one shape, the tap (kh, kw) of a window lies on the
+    cell at the same place. Windows whose tap lies on the padding are left out.
     """
-    (H, W), (OH, OW) = in_hw, out_hw
-    for oh in range(OH):
-        for ow in range(OW):
-            rows, columns = axis_taps(oh, H, geometry, 0), axis_taps(ow, W, geometry, 1)
-            yield oh, ow, [(kh, kw, ih, iw) for kh, ih in rows for kw, iw in columns]
+    for kh, kw in np.ndindex(*geometry.kernel):
+        oh, ih = axis_cells(kh, in_hw[0], out_hw[0], geometry, 0)
+        ow, iw = axis_cells(kw, in_hw[1], out_hw[1], geometry, 1)
+        yield (kh, kw), (oh, ow), (ih, iw)
 
 
 # --- Conv ---------------------------------------------------------------------------------------------------
@@ -141,6 +146,15 @@ def windows(in_hw: Pair, out_hw: Pair, geometry: Geometry) -> Iterator[tuple[int
 def by_group(x: Array, axis: int, group: int) -> Array:
     """Return a view of x whose ``axis``, the channels, is split in two: groups, channels of a group."""
     return x.reshape(*x.shape[:axis], group, x.shape[axis] // group, *x.shape[axis + 1 :])
+
+
+def mix_channels(w: Array, x: Array) -> Array:
+    """Multiply the channels of every cell by their group's matrix: w (G, M, C), x (N, G, C, …).
+
+    y[n, g, m, …] = Σ_c w[g, m, c] · x[n, g, c, …]
+    """
+    columns = np.ascontiguousarray(w) @ x.reshape(*x.shape[:3], -1)
+    return columns.reshape(*columns.shape[:3], *x.shape[3:])
 
 
 def conv_fwd(
@@ -158,8 +172,7 @@ def conv_fwd(
         y[n, m, oh, ow] = b[m] + Σ_{c, kh, kw} x[n, c, ih, iw] · w[m, c, kh, kw]
         ih = oh·stride − top + kh·dilation,  iw likewise;  x is 0 outside
 
-    c runs over the input channels of m's group. The loops walk the geometry, einsum the channels: in its
-    subscripts g is the group, c and m are channels of that group.
+    c runs over the input channels of m's group. The loop walks the taps (kh, kw).
 
     Source: ONNX Conv.
     """
@@ -169,9 +182,8 @@ def conv_fwd(
     geometry = Geometry(kernel, stride, pads, dilation)
     y = np.zeros((N, M, *output_hw(in_hw, geometry)))
     xg, wg, yg = by_group(x, 1, group), by_group(w, 0, group), by_group(y, 1, group)
-    for oh, ow, taps in windows(in_hw, y.shape[2:], geometry):
-        for kh, kw, ih, iw in taps:
-            yg[..., oh, ow] += np.einsum("ngc,gmc->ngm", xg[..., ih, iw], wg[..., kh, kw])
+    for tap, windows, cells in taps(in_hw, y.shape[2:], geometry):
+        yg[..., *windows] += mix_channels(wg[..., *tap], xg[..., *cells])
     return y if b is None else y + f64(b)[:, None, None]
 
 
@@ -189,7 +201,7 @@ def conv_bwd(
 
         gx[n, c, ih, iw] = Σ_{m, oh, ow, kh, kw} gy[n, m, oh, ow] · w[m, c, kh, kw]
 
-    The sum runs over every product that x[n, c, ih, iw] took part in: the forward's loops, with the roles of
+    The sum runs over every product that x[n, c, ih, iw] took part in: the forward's loop, with the roles of
     x and y exchanged.
     """
     gy, w = f64(gy), f64(w)
@@ -198,9 +210,8 @@ def conv_bwd(
     geometry = Geometry(kernel, stride, pads, dilation)
     gx = np.zeros(x_shape)
     gxg, wg, gyg = by_group(gx, 1, group), by_group(w, 0, group), by_group(gy, 1, group)
-    for oh, ow, taps in windows(in_hw, gy.shape[2:], geometry):
-        for kh, kw, ih, iw in taps:
-            gxg[..., ih, iw] += np.einsum("ngm,gmc->ngc", gyg[..., oh, ow], wg[..., kh, kw])
+    for tap, windows, cells in taps(in_hw, gy.shape[2:], geometry):
+        gxg[..., *cells] += mix_channels(wg[..., *tap].swapaxes(1, 2), gyg[..., *windows])
     return gx
 
 
@@ -230,19 +241,19 @@ def maxpool_fwd(
     N, C, *in_hw = x.shape
     geometry = Geometry(kernel, stride, pads, dilation)
     y = np.zeros((N, C, *output_hw(in_hw, geometry, ceil_mode=ceil_mode)))
-    switches = np.zeros(y.shape, dtype=np.int64)
-    for oh, ow, taps in windows(in_hw, y.shape[2:], geometry):
-        if not taps:
-            raise ValueError(f"window ({oh}, {ow}) holds only padding")
-        for n, c in np.ndindex(N, C):
-            best_kh, best_kw, ih, iw = taps[0]
-            best = x[n, c, ih, iw]
-            for kh, kw, ih, iw in taps[1:]:
-                if x[n, c, ih, iw] > best:
-                    best, best_kh, best_kw = x[n, c, ih, iw], kh, kw
-            y[n, c, oh, ow] = best
-            switches[n, c, oh, ow] = best_kh * kernel[1] + best_kw
+    switches = np.full(y.shape, -1)  # none so far
+    for (kh, kw), windows, cells in taps(in_hw, y.shape[2:], geometry):
+        best, switch, cell = y[:, :, *windows], switches[:, :, *windows], x[:, :, *cells]
+        wins = (switch < 0) | (cell > best)
+        best[wins], switch[wins] = cell[wins], kh * kernel[1] + kw
+    refuse_padding(switches[0, 0] >= 0)
     return y, switches
+
+
+def refuse_padding(counts: Array) -> None:
+    """Raise ValueError if a window counts no cell, counts (OH, OW)."""
+    for oh, ow in np.argwhere(counts == 0)[:1]:
+        raise ValueError(f"window ({oh}, {ow}) holds only padding")
 
 
 def maxpool_bwd(
@@ -265,11 +276,11 @@ def maxpool_bwd(
     """
     gy = f64(gy)
     gx = np.zeros(x_shape)
-    for n, c, oh, ow in np.ndindex(*gy.shape):
-        kh, kw = divmod(int(switches[n, c, oh, ow]), kernel[1])
-        ih = oh * stride[0] - pads[0] + kh * dilation[0]
-        iw = ow * stride[1] - pads[1] + kw * dilation[1]
-        gx[n, c, ih, iw] += gy[n, c, oh, ow]
+    n, c, oh, ow = np.indices(gy.shape)
+    kh, kw = np.divmod(switches, kernel[1])
+    ih = oh * stride[0] - pads[0] + kh * dilation[0]
+    iw = ow * stride[1] - pads[1] + kw * dilation[1]
+    np.add.at(gx, (n, c, ih, iw), gy)
     return gx
 
 
@@ -284,10 +295,9 @@ def averagepool_divisors(in_hw: Pair, out_hw: Pair, geometry: Geometry, *, count
         (H, W), (top, left, bottom, right) = in_hw, geometry.pads
         in_hw, geometry = (top + H + bottom, left + W + right), geometry._replace(pads=(0, 0, 0, 0))
     divisors = np.zeros(out_hw)
-    for oh, ow, taps in windows(in_hw, out_hw, geometry):
-        if not taps:
-            raise ValueError(f"window ({oh}, {ow}) holds only padding")
-        divisors[oh, ow] = len(taps)
+    for _, windows, _ in taps(in_hw, out_hw, geometry):
+        divisors[windows] += 1
+    refuse_padding(divisors)
     return divisors
 
 
@@ -313,9 +323,8 @@ def averagepool_fwd(
     N, C, *in_hw = x.shape
     geometry = Geometry(kernel, stride, pads, dilation)
     y = np.zeros((N, C, *output_hw(in_hw, geometry, ceil_mode=ceil_mode)))
-    for oh, ow, taps in windows(in_hw, y.shape[2:], geometry):
-        for _, _, ih, iw in taps:
-            y[:, :, oh, ow] += x[:, :, ih, iw]
+    for _, windows, cells in taps(in_hw, y.shape[2:], geometry):
+        y[:, :, *windows] += x[:, :, *cells]
     return y / averagepool_divisors(in_hw, y.shape[2:], geometry, count_include_pad=count_include_pad)
 
 
@@ -340,9 +349,8 @@ def averagepool_bwd(
     geometry = Geometry(kernel, stride, pads, dilation)
     share = gy / averagepool_divisors(in_hw, out_hw, geometry, count_include_pad=count_include_pad)
     gx = np.zeros(x_shape)
-    for oh, ow, taps in windows(in_hw, out_hw, geometry):
-        for _, _, ih, iw in taps:
-            gx[:, :, ih, iw] += share[:, :, oh, ow]
+    for _, windows, cells in taps(in_hw, out_hw, geometry):
+        gx[:, :, *cells] += share[:, :, *windows]
     return gx
 
 
@@ -414,13 +422,12 @@ def rectifier_bwd(
     published pairs of gates.
     """
     gy, x = f64(gy), f64(x)
-    gx = np.zeros(gy.shape)
-    for i in np.ndindex(*gy.shape):
-        passes_forward = not forward_gate or lo < x[i] < hi
-        passes_gradient = not gradient_gate or gy[i] > 0
-        if passes_forward and passes_gradient:
-            gx[i] = gy[i]
-    return gx
+    passes = np.ones(gy.shape, bool)
+    if forward_gate:
+        passes &= (lo < x) & (x < hi)
+    if gradient_gate:
+        passes &= gy > 0
+    return np.where(passes, gy, 0.0)
 
 
 # --- Normalization ------------------------------------------------------------------------------------------

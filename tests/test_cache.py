@@ -7,11 +7,13 @@ Of two functions with one name, made by a factory, the linker takes either.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +38,7 @@ from gbp.devices import CPU
 from gbp.devices.base import LoweringTarget
 from gbp.graph.geometry import Window
 from gbp.graph.shapes import CHANNELS_LAST
+from gbp.kernels.codegen.jit import compiled
 from gbp.kernels.codegen.memory import aligned
 from gbp.ops.conv.conv import Conv
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
@@ -44,7 +47,7 @@ rng = np.random.default_rng(0)
 for width in range(1, 16):
     w = rng.standard_normal((9, 40, 3, 3))
     step = Conv(w, np.zeros(9), Window.resolve((3, width), (3, 3), pads=(1, 1, 1, 1)), 1).lower(
-        ((1, 40, 3, width),), (1, 9, 3, width), CHANNELS_LAST, LoweringTarget(CPU)
+        ((1, 40, 3, width),), (1, 9, 3, width), CHANNELS_LAST, LoweringTarget(CPU, "direct")
     )
     x, gy = rng.standard_normal((1, 40, 3, width)), rng.standard_normal((1, 9, 3, width))
     y, gx = np.empty((1, 3, width, 9), np.float32), np.empty((1, 3, width, 40), np.float32)
@@ -58,6 +61,7 @@ for width in range(1, 16):
     ):
         expected = expected.transpose(0, 2, 3, 1)
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected), width
+assert not {"conv_fwd", "conv_bwd"} & {name for name, _ in compiled}
 """
 
 
@@ -109,6 +113,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a cache into which a process has put the small kernel and what runs kernels: a copy of one."""
+    folder = tmp_path_factory.mktemp("filled")
+    (folder / "small.py").write_text(KERNEL)
+    assert used(folder, folder / "cache") == (True, "")
+    return lambda cache: Path(shutil.copytree(folder / "cache", cache))
+
+
 def start(folder: Path, code: str, cache: Path | None, **environment: str) -> subprocess.Popen[str]:
     paths = os.pathsep.join((str(folder), str(Path(__file__).parent.parent)))
     known = {k: v for k, v in os.environ.items() if k not in ("GBP_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
@@ -130,9 +143,11 @@ def end(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-def used(folder: Path, cache: Path | None, before: str = "", **environment: str) -> tuple[bool, str]:
+def used(
+    folder: Path, cache: Path | None, before: str = "", use: str = "use()", **environment: str
+) -> tuple[bool, str]:
     """Whether a process had to compile the kernel, and what it said."""
-    code = f"{before}\nfrom small import use, was_compiled\nuse()\nprint(was_compiled())"
+    code = f"{before}\nfrom small import one, use, was_compiled\n{use}\nprint(was_compiled())"
     out, err = end(start(folder, code, cache, **environment))
     assert out in ("True\n", "False\n")
     return out == "True\n", err
@@ -149,14 +164,16 @@ def test_a_folder_of_ones_own_is_made_and_used(folder: Path) -> None:
 
 @pytest.mark.parametrize("which", ["cache", "version", "above"])
 @pytest.mark.parametrize("mode", [0o777, 0o770])
-def test_a_folder_that_others_may_write_to_is_not_used(folder: Path, which: str, mode: int) -> None:
+def test_a_folder_that_others_may_write_to_is_not_used(
+    folder: Path, filled: Callable[[Path], Path], which: str, mode: int
+) -> None:
     above = folder / "above"
-    cache = above / "cache"
-    assert used(folder, cache) == (True, "")
+    cache = filled(above / "cache")
+    assert used(folder, cache) == (False, "")
     (version,) = cache.iterdir()
     before = set(version.iterdir())
     {"above": above, "cache": cache, "version": version}[which].chmod(mode)
-    compiled, err = used(folder, cache)
+    compiled, err = used(folder, cache, use="one.compile()")
     assert compiled
     assert err.count("\n") == 1
     assert "kernels are not kept in" in err
@@ -207,7 +224,7 @@ def test_settings_of_numba_have_folders_of_their_own() -> None:
 
 def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -> None:
     for _ in range(2):
-        compiled, err = used(folder, None, NO_HOME)
+        compiled, err = used(folder, None, NO_HOME, use="one.compile()")
         assert compiled
         assert err.count("\n") == 1
         assert "no home folder" in err
@@ -215,7 +232,8 @@ def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -
 
 
 def test_a_relative_folder_of_caches_is_ignored(folder: Path) -> None:
-    assert used(folder, None, HOME=str(folder / "home"), XDG_CACHE_HOME="caches") == (True, "")
+    where = {"HOME": str(folder / "home"), "XDG_CACHE_HOME": "caches"}
+    assert used(folder, None, use="one.compile()", **where) == (True, "")
     assert not (folder / "caches").exists()
     assert any((folder / "home" / ".cache" / "gbp").iterdir())
 
@@ -254,10 +272,9 @@ assert was_compiled()
 """
 
 
-def test_a_damaged_file_is_compiled_anew(folder: Path) -> None:
-    """Of which no byte is taken for code: the last damage is a bit of the last byte."""
-    cache = folder / "cache"
-    assert used(folder, cache) == (True, "")
+def test_a_damaged_file_is_compiled_anew(folder: Path, filled: Callable[[Path], Path]) -> None:
+    """No byte of it is taken for code: the last damage is a bit of the last byte."""
+    cache = filled(folder / "cache")
     good = kept(cache).read_bytes()
     end(start(folder, DAMAGE, cache))
     assert used(folder, cache) == (False, "")
@@ -267,9 +284,8 @@ def test_a_damaged_file_is_compiled_anew(folder: Path) -> None:
         assert used(folder, cache) == (True, "")
 
 
-def test_a_file_of_another_kernel_is_not_taken(folder: Path) -> None:
-    cache = folder / "cache"
-    assert used(folder, cache) == (True, "")
+def test_a_file_of_another_kernel_is_not_taken(folder: Path, filled: Callable[[Path], Path]) -> None:
+    cache = filled(folder / "cache")
     first = kept(cache)
     other = folder / "other.py"
     other.write_text(KERNEL.replace("x[0] = 1", "x[0] = 2").replace("x[0] == 1", "x[0] == 2"))
@@ -350,8 +366,11 @@ print("usable")
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGALRM"])
 @pytest.mark.parametrize("callback", ["_object_cache_getbuffer", "_object_cache_notify"])
-def test_an_interrupt_in_a_callback_of_llvm_waits(folder: Path, number: str, callback: str) -> None:
+def test_an_interrupt_in_a_callback_of_llvm_waits(
+    folder: Path, filled: Callable[[Path], Path], number: str, callback: str
+) -> None:
     """In the compiler: ctypes would drop it, and Numba crash."""
+    kept(filled(folder / "cache")).unlink()  # so the small kernel is all that is compiled
     arguments = f"import sys\nsys.argv = ['', {number!r}, {callback!r}, '1']\n"
     out, err = end(start(folder, arguments + INTERRUPTED, folder / "cache"))
     assert out == "interrupted\nusable\n"

@@ -41,11 +41,12 @@ def conv(n: Node, x: Array, w: Array, b: Operand = None) -> tuple[Array, Vjp]:
 
 def _runner_up_distances(x: Array, y_shape: Sequence[int], geometry: naive.Geometry) -> Array:
     """Maximum minus second largest of every window that has two cells."""
-    found = [np.empty(0)]
-    for _, _, taps in naive.windows(x.shape[2:], y_shape[2:], geometry):
-        cells = np.sort([x[:, :, ih, iw].ravel() for _, _, ih, iw in taps], axis=0)
-        found += [cells[-1] - cells[-2]] if len(cells) > 1 else []
-    return np.concatenate(found)
+    largest, second = np.full(y_shape, -math.inf), np.full(y_shape, -math.inf)
+    for _, windows, cells in naive.taps(x.shape[2:], y_shape[2:], geometry):
+        top, cell = largest[:, :, *windows], x[:, :, *cells]
+        second[:, :, *windows] = np.maximum(second[:, :, *windows], np.minimum(top, cell))
+        largest[:, :, *windows] = np.maximum(top, cell)
+    return (largest - second)[second > -math.inf]
 
 
 def max_pool(n: Node, x: Array) -> tuple[Array, Kinked]:
