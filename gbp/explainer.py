@@ -45,8 +45,9 @@ class Explainer(Network):
     labels
         A file of class names or a sequence of them; by default from the same .toml file.
     output
-        The tensor to explain: None for the logits of the model's only output, `PROBABILITY` for that output
-        itself, or a tensor: its name, its node's, or a part of either that no other has.
+        The tensor to explain.  None: the logits of the model's only output.  `PROBABILITY`: that output
+        itself.  A string: the tensor of this name, or the one that the node of this name makes; a part of a
+        name is enough where no other name has it.
     input
         The input to explain, where there are several.
     given
@@ -106,7 +107,7 @@ class Explainer(Network):
         source = open_model(model, choice)
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
-        # The sidecar's labels name the model's own scores alone.
+        # The labels of the .toml file name the model's own scores.  A hidden tensor has none.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
         self._engine = Engine(
             source, settings, self.preprocess, self.labels, Reader.of(model, choice, source)
@@ -115,7 +116,7 @@ class Explainer(Network):
 
     @property
     def suggestion(self) -> str:
-        """What the model's file suggests of preprocessing, a sentence; "" where it tells nothing."""
+        """A sentence: the preprocessing that the model's file suggests; "" where it suggests none."""
         return self._engine.inputs.suggestion
 
     def __repr__(self) -> str:
@@ -138,7 +139,8 @@ class Explainer(Network):
         Parameters
         ----------
         output
-            As for `Explainer`.  Labels are kept for the model's own scores alone.
+            As for `Explainer`.  The labels are those of the model's own scores, so for a tensor that is named
+            they are dropped.
 
         Raises
         ------
@@ -200,10 +202,10 @@ class Explainer(Network):
         ModelError
             Where the network's values overflow.
         """
-        size, score, how = at_least_one("batch_size", batch_size), checked_score(score), rule_named(rule)
+        size, score, chosen = at_least_one("batch_size", batch_size), checked_score(score), rule_named(rule)
         if score is not None or is_hidden(target):
-            return explained(self, images, how, target, score, size)
-        return self._engine.explain(images, how, target, size)
+            return explained(self, images, chosen, target, score, size)
+        return self._engine.explain(images, chosen, target, size)
 
     def warmup(self, size: tuple[int, int] | None = None) -> int:
         """Compile every kernel that this model needs, under any rule, and store them on this machine.
@@ -225,7 +227,7 @@ class Explainer(Network):
         return warm_up(self._engine, size)
 
     def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of one shape, and how many threads run it; for `diagnostics`.
+        """The plan for samples of one shape, and how many threads execute it; `diagnostics` reads it.
 
         Parameters
         ----------
@@ -238,5 +240,5 @@ class Explainer(Network):
             On another device than the CPU.
         """
         if not self._engine.settings.device.is_host:
-            raise InputError("steps are looked at on the CPU alone.", hint="Leave the device out.")
+            raise InputError("plans are inspected on the CPU alone.", hint="Leave the device out.")
         return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads

@@ -15,17 +15,18 @@ MAX_TEXT = 2**26
 
 
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
-    """Open a regular file of limited size for reading.
+    """Open a regular file of at most `most` bytes for reading; None for any size.
 
-    Raises OSError, also if it is no regular file or is larger, and ValueError for a NUL in the path.
+    Raises OSError if it cannot be opened, is no regular file or is larger.  Raises ValueError if the path
+    holds a NUL.
     """
-    _check(os.stat(path), most)  # because to open a device may do something
+    _check(os.stat(path), most)  # before it is opened, because opening a device may have effects
     flags = (
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     )
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _check(os.fstat(file.fileno()), most)
+        _check(os.fstat(file.fileno()), most)  # again, because the path may lead elsewhere by now
     except OSError:
         file.close()
         raise
@@ -42,18 +43,20 @@ def _check(status: os.stat_result, most: int | None) -> None:
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = MAX_TEXT) -> str:
-    """Read a text file.  Raises OSError, and ValueError if the bytes are no such text."""
+    """Read a text file.  Raises OSError, and ValueError if the bytes are no text in this encoding."""
     with open_regular(path, most) as file:
         return file.read().decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def beside(path: Path, location: str) -> Path:
-    """The path of the file `location`, which the file `path` names, relative to its own folder.
+    """The path of a file that another file names by a path relative to its own folder.
 
-    Raises PermissionError if the file is outside that folder, also if a link leads there.
+    `path` is the file that names, `location` the path that it gives.  Raises PermissionError if `location`
+    leads out of the folder, be it by a link.
     """
     found = (path.parent / location).resolve()
-    # Both may be links, as in a cache of models, to files in one other folder.
+    # A cache of downloaded models may hold links to files that are all in one other folder.  So the folder
+    # that `path` itself links into is allowed as well.
     folders = path.parent.resolve(), path.resolve().parent
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
         raise PermissionError(f"it lies outside the folder of {path.name!r}")

@@ -1,4 +1,7 @@
-"""`Reader`: reads a model again, after its weights were freed."""
+"""`Reader`: reads a model a second time.
+
+Weights are freed once they are packed for a plan.  A plan for another size of image needs them again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,20 @@ from .weights import Store
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a model again, as `open_model` did.  Raises InputError where a file of it has changed since."""
+    """A function without arguments that reads a model again, as `open_model` did.
+
+    Parameters
+    ----------
+    model, choice
+        As they were given to `open_model`.
+    files
+        The files that the model's weights are in, as they were then.
+
+    Raises
+    ------
+    InputError
+        When it is called, if one of these files has changed since.
+    """
 
     model: Model
     choice: Choice
@@ -22,7 +38,7 @@ class Reader:
 
     @classmethod
     def of(cls, model: Model, choice: Choice, source: Source) -> Reader:
-        """`source`: what was read of the model."""
+        """The reader of a model that `open_model` has read as `source`."""
         files = tuple(store for store in source.weights.files if isinstance(store.file, Path))
         return cls(model, choice, files)
 

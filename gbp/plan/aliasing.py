@@ -64,26 +64,30 @@ def alias_buffers(
     -------
     The instructions that still have to be computed, and the buffer slice of every tensor.
     """
-    undivided = set(views.values())  # a view under another shape has rows of another length
+    # Tensors that may not be slices.  A tensor with views may not, because their rows have another length.
+    undivided = set(views.values())
     for instruction in instructions:
         if instruction.step.wants_whole:
             undivided |= {instruction.output, *instruction.reads}
-    inside = {name: (source, 0) for name, source in views.items()}  # tensor → (its host, first element)
-    rows: dict[str, int] = {}  # row lengths of buffers that hold slices: one length a buffer
+    # Tensor → the next larger tensor whose memory it is in, and its first element in each of that one's rows.
+    inside = {name: (source, 0) for name, source in views.items()}
+    # Buffer → the length of the rows that its slices are cut from.  All its slices are cut from equal rows.
+    rows: dict[str, int] = {}
 
-    def holds_parts(name: str) -> bool:
+    def can_hold(name: str) -> bool:
+        """Whether slices may be cut from this tensor's rows.  The first yes decides for the whole buffer."""
         row = tensors[name].row
         return rows.setdefault(views.get(name, name), row) == row
 
     left = []
     for instruction in instructions:
-        step, copied = instruction.step, instruction.inputs
+        step, copied = instruction.step, instruction.inputs  # the inputs that the step still has to read
         if step.slice_start is not None:
-            if instruction.output not in undivided and holds_parts(instruction.inputs[0]):
+            if instruction.output not in undivided and can_hold(instruction.inputs[0]):
                 inside[instruction.output] = instruction.inputs[0], step.slice_start
                 copied = ()
-        elif step.part_starts is not None and holds_parts(instruction.output):
-            which = []
+        elif step.part_starts is not None and can_hold(instruction.output):
+            which = []  # the parts that are copied, because they cannot be made in place
             for i, (name, start) in enumerate(zip(instruction.inputs, step.part_starts, strict=True)):
                 if name in undivided or name in inside:
                     which.append(i)
@@ -98,7 +102,7 @@ def alias_buffers(
 def _resolved(
     inside: Mapping[str, tuple[str, int]], rows: Mapping[str, int], tensors: Tensors, views: Mapping[str, str]
 ) -> dict[str, BufferSlice]:
-    """Slices of the outermost buffers, given each tensor's place in the next larger one."""
+    """Each tensor's slice of the outermost buffer, from its place in the next larger tensor (`inside`)."""
     slices: dict[str, BufferSlice] = {}
     for name in {tensor.name: None for tensor in tensors.values()}:
         path = [name]  # from the slice outwards; no recursion, because a file may nest thousands
@@ -120,12 +124,14 @@ def mask_slices(
 ) -> dict[str, BufferSlice]:
     """For each tensor that has a mask, its bytes of the mask of its buffer.
 
-    One mask covers a whole buffer and has the buffer's rows.  A tensor uses it where its slice covers whole
-    bytes.  A rectifier's output that does not has a mask of its own.
+    A mask has one bit for each element.  The mask of a buffer has the buffer's rows, and a tensor that is a
+    slice uses a part of it, if the slice begins at a whole byte.  Otherwise the output of a rectifier has a
+    mask of its own.
     """
     masks = {}
     for name, at in slices.items():
         root, row = tensors[at.root].row, tensors[name].row
+        # A view's rows have another length than the buffer's: then no row may end within a byte.
         if at.row == root and at.stop - at.start == row and at.start % 8 == 0:
             masks[name] = BufferSlice(at.root, -(-root // 8), at.start // 8, -(-at.stop // 8))
         elif at.is_whole and root % 8 == row % 8 == 0:  # the same bits in rows of another length

@@ -1,4 +1,4 @@
-"""The mean gradient on the way from a baseline to a sample, by the quadratures of Captum."""
+"""The mean gradient along the line from a baseline to a sample, by the quadratures that Captum offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ from ..core import Floats
 
 
 def points_of(method: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The points of a quadrature in 0..1 and their weights, as Captum has them."""
+    """Points between 0 and 1 at which an integral is sampled, and the weight of each sample.
+
+    Parameters
+    ----------
+    method
+        Captum's name of the quadrature.
+    steps
+        The number of points.
+
+    Raises
+    ------
+    InputError
+        For a method that Captum does not have, or for fewer than 2 points where the method needs 2.
+    """
     if (at_least_one("n_steps", steps) or 0) < 2 and method != "gausslegendre":
         raise InputError(f"n_steps is {steps}.", supported="at least 2")
     weights = np.full(steps, 1.0 / steps)
@@ -40,20 +53,21 @@ def path_integral(
     multiply: bool,
     at_once: int | None,
 ) -> Floats:
-    """The weighted mean of the gradient on the way from `start` to `x`.
+    """The weighted mean of the gradient along the line from `start` to `x`, for each sample.
 
     Parameters
     ----------
     gradient
-        A function of points, float32 (m, …), of one sample and that sample's index.
+        Computes the gradients at m points of one sample's line: it takes float32 (m, …) and the index of the
+        sample, and returns (m, …).
     x, start
-        float32 (N, …).
+        The samples and their baselines, float32 (N, …).
     steps, method
         As for `points_of`.
     multiply
         Whether the mean is multiplied by x - start.
     at_once
-        How many points are computed at once.
+        How many points are computed at a time; by default, and at most, 32.
     """
     points, weights = points_of(method, steps)
     maps, size = [], min(at_once or 32, 32)
