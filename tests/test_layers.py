@@ -197,9 +197,7 @@ def graph() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
 
 @pytest.mark.parametrize("part", sorted({part_of(module) for module in MODULES}))
 def test_a_part_imports_what_it_may(part: str) -> None:
-    imported = {
-        part_of(target) for module, targets in graph().items() if part_of(module) == part for target in targets
-    }
+    imported = {part_of(t) for module, targets in graph().items() if part_of(module) == part for t in targets}
     assert imported - {part} <= MAY_IMPORT[part]
 
 
