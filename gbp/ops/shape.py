@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
+from ..kernels.moves import reorder
 from ..limits import MAX_AXES, elements
 from .dtypes import FLOATS, type_name
 from .facts import Fact
 from .folded import as_operands
 from .node import Node
-from .step import Clipped, Context, Floats, GradientSlot, Step
+from .step import Clipped, Context, Floats, GradientSlot, Step, strided
 
 
 def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
@@ -296,12 +298,53 @@ class CopyStep(Step):
     def __init__(self, given: Order, wanted: Order) -> None:
         self.axes = (0, *(1 + given.index(axis) for axis in wanted))
         self.back = tuple(int(i) for i in np.argsort(self.axes))
+        self.repeats = self.repeats_back = _runs_of(given, wanted) <= _KERNEL_AXES
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        np.copyto(y, x[0].transpose(self.axes))
+        moved = x[0].transpose(self.axes)
+        if self.repeats and isinstance(y, np.ndarray):
+            reorder(*_merged(moved, y), 0, context.threads)
+        else:
+            np.copyto(y, moved)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        gx[0].put(gy.transpose(self.back))
+        moved, slot = gy.transpose(self.back), gx[0]
+        if self.repeats and isinstance(gy, np.ndarray):
+            reorder(*_merged(moved, slot.array), int(slot.accumulate), context.threads)
+        else:
+            slot.put(moved)
+
+
+#: Axes of the arrays that `kernels.moves.reorder` takes.
+_KERNEL_AXES = 4
+
+
+def _runs_of(given: Order, wanted: Order) -> int:
+    """Most axes, with the batch, that are left once those that are neighbours in both orders are one.
+
+    The innermost axis of each order stays alone, because rows of a larger buffer have gaps behind it.
+    """
+    ends = {given[-1:], wanted[-1:]}
+    joined = sum(given.index(b) == given.index(a) + 1 and (b,) not in ends for a, b in pairwise(wanted))
+    return 1 + len(wanted) - joined
+
+
+def _merged(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """x and y, of one shape, as arrays of `_KERNEL_AXES` axes: runs of both memories become one axis."""
+    shape, x_steps, y_steps = list[int](), list[int](), list[int]()
+    for n, x_step, y_step in zip(x.shape, x.strides, y.strides, strict=True):
+        if n == 1:
+            continue
+        if shape and x_steps[-1] == n * x_step and y_steps[-1] == n * y_step:
+            shape[-1] *= n
+            x_steps[-1], y_steps[-1] = x_step, y_step
+        else:
+            shape.append(n)
+            x_steps.append(x_step)
+            y_steps.append(y_step)
+    more = _KERNEL_AXES - len(shape)
+    sizes, none = (1,) * more + tuple(shape), (0,) * more
+    return strided(x, sizes, none + tuple(x_steps)), strided(y, sizes, none + tuple(y_steps))
 
 
 class PadStep(Step):

@@ -177,7 +177,7 @@ class _Forward:
         plan, arrays = self.plan, memory.arrays
         seed, leaving = memory.ends(route, self.device)
         root = arrays[plan.slices[route.start.name].root]
-        perform(partial(_start_backward, root, arrays[route.start.name], seed), repeats=False)
+        _start_backward(root, arrays[route.start.name], seed, self.threads)
 
         def gate_of(instruction: Instruction) -> Gate:
             if not instruction.has_mask:
@@ -208,13 +208,15 @@ class _Forward:
         leaving.settle()
 
 
-def _start_backward(root: Floats, gy: Floats, seed: Floats) -> None:
+def _start_backward(root: Floats, gy: Floats, seed: Floats, threads: int) -> None:
     """Write the output's gradient, and 0 to the rest of its buffer.
 
     A network without instructions would never clear the rest.
     """
-    root.fill(0)
-    np.copyto(gy, seed)
+    if root.size > gy.size:
+        clear(root, threads)
+    gy, seed = (x if x.ndim > 1 else x[:, None] for x in (gy, seed))
+    _through_gate(seed, GradientSlot(gy, False), threads)
 
 
 def steps(

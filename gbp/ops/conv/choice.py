@@ -29,12 +29,13 @@ from .algorithms import (
     WinogradForward,
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
+from .algorithms_sparse import SparseBackward
 
 #: Up to this many channels in gx, vectors of channels would be half empty, so columns are used where an
 #: algorithm is asked for by name.
 _FEW_CHANNELS = LANES // 2
 #: The density of gy up to which lists are faster than Winograd, than direct tiles, and than AMX.
-_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX = 0.17, 0.3, 0.12
+_MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX, _MAX_BEFORE_AMX_1x1 = 0.17, 0.3, 0.12, 0.1
 #: Costs of a load in a sum of columns; and of a float of columns, where they take more bytes than a cache.
 _LOAD, _MOVED, _CACHE = 11, 8, 2**22
 #: How much longer a vector of products takes that is alone in its tile, which has room for two.
@@ -133,7 +134,10 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
             others["winograd"] = _cost_of_winograd(C, O, window.size)
         chosen = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
     if chosen == "amx" and not is_3x3(window):
-        return AmxBackward(single, window)
+        amx_backward = AmxBackward(single, window)
+        if window.taps == 1 and window.is_unpadded and O > C:
+            return SparseBackward(single, window, amx_backward, _MAX_BEFORE_AMX_1x1)
+        return amx_backward
     if window.taps == 1 and window.is_unpadded:
         return PointwiseBackward(single, window, forced)
     free = algorithm in ("auto", "fast")

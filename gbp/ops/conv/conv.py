@@ -104,7 +104,10 @@ class Conv(Op):
         if not is_3x3(self.window):
             O, C = len(self.w) // self.group, self.w.shape[1]
             taps = self.group * self.window.taps * self._deep
-            return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O))
+            listed = (
+                4 * taps * O * whole(C, TILE_CHANNELS) if self.window.taps == 1 else 0
+            )  # `SparseBackward`
+            return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O)) + listed
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
         listed = 9 * self._deep * len(self.w) * whole(self.w.shape[1], LISTED_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
