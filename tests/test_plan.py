@@ -23,7 +23,8 @@ from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.parallel.program import Program
 from gbp.kernels.parallel.threads import parallel
 from gbp.ops.concat import AxisSliceStep, ConcatStep
-from gbp.ops.conv.algorithms import DirectBackward, ListsBackward
+from gbp.ops.conv.algorithms import BackwardAlgorithm, DirectBackward
+from gbp.ops.conv.algorithms_lists import ListsBackward, SparseBackward
 from gbp.ops.step import Context, GradientSlot, view
 from gbp.plan.plan import Plan
 
@@ -295,13 +296,17 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(
 
 
 @pytest.mark.parametrize("targets", [1, 3])
-def test_each_sample_chooses_its_lists_when_a_recorded_pass_is_repeated(targets: int) -> None:
+@pytest.mark.parametrize(("kind", "kernel"), [(ListsBackward, 3), (SparseBackward, 1)])
+def test_each_sample_chooses_its_lists_when_a_recorded_pass_is_repeated(
+    kind: Callable[..., BackwardAlgorithm], kernel: int, targets: int
+) -> None:
     """Rows are mostly zero or not, all or some of them, and other ones than when the pass was recorded."""
     random = np.random.default_rng(0)
     O, C, size, n = 24, 80, 9, 6
-    window = Window.resolve((size, size), (3, 3), pads=(1,) * 4)
-    w = random.standard_normal((O, C, 3, 3), np.float32)
-    step = ListsBackward(w, window, DirectBackward(w, window), 0.3)
+    window = Window.resolve((size, size), (kernel, kernel), pads=(kernel // 2,) * 4)
+    w = random.standard_normal((O, C, kernel, kernel), np.float32)
+    other = DirectBackward(w, window)
+    step = kind(w, window, other, 0.3)
     assert step.repeats
     fixed, each = step.scratch(1)
     context = Context(1, aligned((fixed + n * each,)))
@@ -327,6 +332,6 @@ def test_each_sample_chooses_its_lists_when_a_recorded_pass_is_repeated(targets:
                 step(gy[row : row + 1], alone, context)
                 np.testing.assert_array_equal(array[row], alone.array[0])
                 dense = GradientSlot(aligned((1, size, size, C)), False, alone.mask, Gate(1, 1))
-                step.dense(gy[row : row + 1], dense, context)
+                other(gy[row : row + 1], dense, context)
                 np.testing.assert_allclose(array[row], dense.array[0], rtol=1e-4, atol=1e-4)
                 assert row in sparse or np.array_equal(array[row], dense.array[0])

@@ -23,18 +23,8 @@ from ...kernels.codegen.memory import aligned
 from ...kernels.codegen.tile import TILE_CHANNELS, TILE_FLOATS
 from ...kernels.columns import col2im
 from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
-from ...kernels.conv_lists import (
-    choose_lists,
-    conv_lists_bwd,
-    list_plane,
-    listing_of,
-    lists_floats,
-    pack_lists,
-    sums_floats,
-)
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
-from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.taps import Taps
 from ...kernels.winograd import pack_winograd
@@ -315,64 +305,3 @@ class WinogradBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         share = *self.squares.choose(context.threads), context.threads
         conv_winograd_bwd(gy, self.u, *gx.end, context.scratch, self.taps, *share)
-
-
-class ListsBackward(BackwardAlgorithm):
-    """For 3×3 and stride 1: lists of the nonzero values of gy, for samples whose gy is mostly zero.
-
-    Samples with a density above `max_density` are computed by `dense`.  Each sample's own density decides, so
-    that the rest of the batch changes no bit.
-    """
-
-    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
-        self.dense, self.max_density, self.w = dense, max_density, pack_lists(w)
-        self.kernels = conv_lists_bwd, *dense.kernels
-        self.taps = taps_of(window)
-        self.listing = listing_of(*window.output, len(w), max_density)
-        self.algorithm = "lists"
-
-    def scratch(self, threads: int) -> tuple[int, int]:
-        fixed, each = self.dense.scratch(threads)
-        return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
-
-    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
-        group = len(gy) if gx.targets == 1 else gx.targets
-        for start in range(0, len(gy), group):
-            self._group(gy, gx, range(start, start + group), context)
-
-    def _group(self, gy: Floats, gx: GradientSlot, rows: range, context: Context) -> None:
-        """Compute rows that `gx` can address together.  All choices are made where the kernels run.
-
-        Each row that is mostly zero is computed by its lists.  If no row is, all are computed at once;
-        otherwise the others one by one.
-        """
-        # By row: whether it is listed, and whether no row is.
-        listed, choices = np.zeros(len(rows), np.int64), np.zeros((len(rows), 2), np.int64)
-        for i, row in enumerate(rows):
-            counts = self._list(gy[row : row + 1], context)
-            for chosen in (listed[i : i + 1], choices[i, :1]):
-                choose_lists(counts, self.max_density * gy[row].size, chosen, 1)
-            with only_where(listed[i : i + 1], 1):
-                self._add_listed(gx.rows(row, row + 1), context)
-        for choice in choices:
-            choose_lists(listed, 0.0, choice[1:], 1)
-        with only_where(choices[0, 1:], 1):
-            self.dense(gy[rows.start : rows.stop], gx.rows(rows.start, rows.stop), context)
-        if len(rows) == 1:
-            return
-        for row, choice in zip(rows, choices, strict=True):
-            alone = np.zeros(1, np.int64)
-            choose_lists(choice, 0.0, alone, 1)  # where neither holds
-            with only_where(alone, 1):
-                self.dense(gy[row : row + 1], gx.rows(row, row + 1), context)
-
-    def _list(self, gy: Floats, context: Context) -> NDArray[np.int64]:
-        """List the nonzero values of one row of gy.  Returns how many there are in each line of its plane."""
-        counts = np.empty(self.listing.H, np.int64)
-        list_plane(gy, context.scratch[: lists_floats(self.listing)], self.listing, counts, context.threads)
-        return counts
-
-    def _add_listed(self, gx: GradientSlot, context: Context) -> None:
-        size = lists_floats(self.listing)
-        lists, sums = context.scratch[:size], context.scratch[size:]
-        conv_lists_bwd(lists, self.listing, self.w, *gx.end, sums, self.taps, context.threads)

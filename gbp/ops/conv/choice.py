@@ -23,13 +23,12 @@ from .algorithms import (
     DirectBackward,
     DirectForward,
     ForwardAlgorithm,
-    ListsBackward,
     PointwiseBackward,
     WinogradBackward,
     WinogradForward,
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
-from .algorithms_sparse import SparseBackward
+from .algorithms_lists import ListsBackward, SparseBackward
 
 #: Up to this many channels in gx, vectors of channels would be half empty, so columns are used where an
 #: algorithm is asked for by name.

@@ -1,0 +1,130 @@
+"""Algorithms for the input gradient that use lists of the nonzero values of gy where it is mostly zero."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...graph.geometry import Window
+from ...kernels.conv_lists import (
+    choose_lists,
+    conv_lists_bwd,
+    list_plane,
+    listing_of,
+    lists_floats,
+    pack_lists,
+    sums_floats,
+)
+from ...kernels.density import choose_sparse
+from ...kernels.parallel.program import only_where
+from ..step import Context, Floats, GradientSlot
+from ..window import taps_of
+from .algorithms import BackwardAlgorithm, PointwiseBackward
+
+
+class ByDensity(BackwardAlgorithm):
+    """Lists for samples whose gy is mostly zero, `dense` for the others.
+
+    Each sample's own density decides, so that the rest of the batch changes no bit.
+
+    Parameters
+    ----------
+    dense
+        The other algorithm.
+    max_density
+        The density of gy up to which lists are used.
+    """
+
+    algorithm = "lists"
+
+    def __init__(self, dense: BackwardAlgorithm, max_density: float) -> None:
+        self.dense, self.max_density = dense, max_density
+
+    @abstractmethod
+    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
+        """Write to each array (1,) of `chosen` 1 if one row gy is to be computed by lists, else 0."""
+
+    @abstractmethod
+    def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        """Compute one row by lists, directly after it was chosen."""
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        group = len(gy) if gx.targets == 1 else gx.targets
+        for start in range(0, len(gy), group):
+            self._group(gy, gx, range(start, start + group), context)
+
+    def _group(self, gy: Floats, gx: GradientSlot, rows: range, context: Context) -> None:
+        """Compute rows that `gx` can address together.  All choices are made where the kernels run.
+
+        Each row that is mostly zero is computed by its lists.  If no row is, all are computed at once;
+        otherwise the others one by one.
+        """
+        # By row: whether it is listed, and whether no row is.
+        listed, choices = np.zeros(len(rows), np.int64), np.zeros((len(rows), 2), np.int64)
+        for i, row in enumerate(rows):
+            one = gy[row : row + 1]
+            self._choose(one, (listed[i : i + 1], choices[i, :1]), context)
+            with only_where(listed[i : i + 1], 1):
+                self._by_lists(one, gx.rows(row, row + 1), context)
+        for choice in choices:
+            choose_lists(listed, 0.0, choice[1:], 1)
+        with only_where(choices[0, 1:], 1):
+            self.dense(gy[rows.start : rows.stop], gx.rows(rows.start, rows.stop), context)
+        if len(rows) == 1:
+            return
+        for row, choice in zip(rows, choices, strict=True):
+            alone = np.zeros(1, np.int64)
+            choose_lists(choice, 0.0, alone, 1)  # where neither holds
+            with only_where(alone, 1):
+                self.dense(gy[row : row + 1], gx.rows(row, row + 1), context)
+
+
+class ListsBackward(ByDensity):
+    """For 3×3 and stride 1."""
+
+    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
+        super().__init__(dense, max_density)
+        self.w, self.taps = pack_lists(w), taps_of(window)
+        self.kernels = conv_lists_bwd, *dense.kernels
+        self.listing = listing_of(*window.output, len(w), max_density)
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        fixed, each = self.dense.scratch(threads)
+        return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
+
+    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
+        lists, counts = context.scratch[: lists_floats(self.listing)], np.empty(self.listing.H, np.int64)
+        list_plane(gy, lists, self.listing, counts, context.threads)
+        for each in chosen:
+            choose_lists(counts, self.max_density * gy.size, each, 1)
+
+    def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        size = lists_floats(self.listing)
+        lists, sums = context.scratch[:size], context.scratch[size:]
+        conv_lists_bwd(lists, self.listing, self.w, *gx.end, sums, self.taps, context.threads)
+
+
+class SparseBackward(ByDensity):
+    """For 1×1 without padding, where gy may have a value in a few channels alone.
+
+    Behind scores that are averages of planes it has one in the channel of the explained class.
+    """
+
+    def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
+        super().__init__(dense, max_density)
+        self._lists = PointwiseBackward(w, window, 1.0)
+        self.kernels = *self._lists.kernels, *dense.kernels
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        (fixed, each), (lists, _) = self.dense.scratch(threads), self._lists.scratch(threads)
+        return max(fixed, lists), each
+
+    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
+        for each in chosen:
+            choose_sparse(gy, each, self.max_density, 1)
+
+    def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        self._lists(gy, gx, context)
