@@ -18,8 +18,8 @@ GEOMETRIES = {
 }
 
 
-def windows_of(size: Any, geometry: dict[str, Any]) -> tuple[list[int], list[Any]]:
-    """Output size; oh, ow, and the rows and columns of its pixels, of each window."""
+def walk(size: Any, geometry: dict[str, Any]) -> tuple[list[int], list[Any]]:
+    """Output size; for each tap the windows, and the pixels where it lies."""
     resolved = naive.Geometry(
         geometry["kernel"],
         geometry.get("stride", (1, 1)),
@@ -27,8 +27,7 @@ def windows_of(size: Any, geometry: dict[str, Any]) -> tuple[list[int], list[Any
         geometry.get("dilation", (1, 1)),
     )
     out = naive.output_hw(size, resolved)
-    walk = naive.windows(size, out, resolved)
-    return out, [(oh, ow, [t[2] for t in taps], [t[3] for t in taps]) for oh, ow, taps in walk]
+    return out, [(windows, cells) for _, windows, cells in naive.taps(size, out, resolved)]
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
@@ -36,10 +35,11 @@ def windows_of(size: Any, geometry: dict[str, Any]) -> tuple[list[int], list[Any
 def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
     C, taps = 5, taps_of(geometry)
     x = noise(2, *size, C)
-    (OH, OW), windows = windows_of(size, geometry)
-    expected = np.zeros((2, OH, OW, C))
-    for oh, ow, h, w in windows:
-        expected[:, oh, ow] = (np.abs(x[:, h, w].astype(np.float64)) ** p).sum(axis=1) ** (1 / p)
+    (OH, OW), walked = walk(size, geometry)
+    sums = np.zeros((2, OH, OW, C))
+    for windows, cells in walked:
+        sums[:, *windows] += np.abs(x[:, *cells].astype(np.float64)) ** p
+    expected = sums ** (1 / p)
 
     def forward(samples: slice, threads: int) -> Any:
         y = Guarded((samples.stop - samples.start, OH, OW, C))
@@ -52,9 +52,9 @@ def test_lp_pool(size: Any, geometry: dict[str, Any], p: int) -> None:
     gy, started = noise(6, OH, OW, C, seed=1), noise(6, *size, C, seed=2)
     gradient = np.zeros((6, *size, C))
     shared, norms = np.repeat(x.astype(np.float64), 3, axis=0), np.repeat(expected, 3, axis=0)
-    for oh, ow, h, w in windows:
-        ratio = np.abs(shared[:, h, w]) / norms[:, oh, ow, None]
-        gradient[:, h, w] += gy[:, oh, ow, None] * np.sign(shared[:, h, w]) * ratio ** (p - 1)
+    for windows, cells in walked:
+        ratio = np.abs(shared[:, *cells]) / norms[:, *windows]
+        gradient[:, *cells] += gy[:, *windows] * np.sign(shared[:, *cells]) * ratio ** (p - 1)
     for accumulate in (0, 1):
 
         def reverse(rows: slice, threads: int, accumulate: int = accumulate) -> Any:
