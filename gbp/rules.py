@@ -54,6 +54,35 @@ class Rule:
     rewrite: Rewrite | None = None
     finish: Finish | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InputError for a field that no rule can have."""
+        for field in ("name", "source", "caution"):
+            self._check(field, isinstance(getattr(self, field), str), "a text")
+        self._check("name", bool(self.name.strip()), "a text")
+        for field in ("forward_gate", "gradient_gate"):
+            self._check(field, isinstance(getattr(self, field), (bool, np.bool_)), "True or False")
+        for field in ("rewrite", "finish"):
+            value = getattr(self, field)
+            self._check(field, value is None or callable(value), "a function, or None")
+        # A plan is looked up by its rewrite.
+        self._check("rewrite", _is_hashable(self.rewrite), _KEY)
+
+    def _check(self, field: str, is_right: bool, supported: str) -> None:
+        if not is_right:
+            raise InputError(f"the rule's {field} is {getattr(self, field)!r:.80}.", supported=supported)
+
+
+#: What a rewrite must be.
+_KEY = "a function that can be a key: its dataclass is frozen, say"
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
 
 def times_values(gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The gradient times the values."""

@@ -3,12 +3,13 @@
     python tests/guard.py                       all cases, frames and rules; three targets, both ends
     python tests/guard.py --every 20 --first 3  each twentieth case from the third on
     python tests/guard.py --target generic --end start
+    python tests/guard.py --algorithm amx       convolutions alone, on AMX wherever it can compute them
 
 Arrays are copied so that their last byte (or, at the other end, their first) is the last before a page
 without access.  What a call reads or writes beyond is a segmentation fault, and the last line names the case.
 Arrays of one call that overlap stay together, as views of one memory; bytes between their elements hold NaN
 and must not change.  Scratch is cut to what the step asked for.  Maps and scores must be those of a run
-without guards.
+that is recorded and repeated as in everyday use, with whole arenas between such pages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ NO_ACCESS, READ_AND_WRITE = 0, 3
 _PRIVATE_AND_ANONYMOUS = 0x22
 FILL = 0xFF  # of float32 a NaN
 ENDS = ("end", "start")
+ALIGNMENT = 64
+#: What this adds to the names of algorithms: AMX wherever it can compute, also where it does not pay.
+AMX = "amx"
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -66,6 +71,31 @@ class Region:
 
     def free(self) -> None:
         assert libc.munmap(self.address - PAGE, self.room + 2 * PAGE) == 0
+
+
+class _Between:
+    """Memory between guard pages, as NumPy takes it over.  It is freed with the last array that has it."""
+
+    def __init__(self, count: int, end: str) -> None:
+        self.region = Region(count)
+        start = (self.region.room - count) // ALIGNMENT * ALIGNMENT if end == "end" else 0
+        self.__array_interface__ = {
+            "shape": (count,), "typestr": "|u1", "data": (self.region.address + start, False), "version": 3
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        self.region.free()
+
+
+def between_pages(end: str) -> Callable[..., NDArray[Any]]:
+    """`aligned`, in memory that ends at a guard page, up to its alignment, or begins behind one."""
+
+    def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        whole: NDArray[Any] = np.asarray(_Between(count, end)).view(dtype).reshape(shape)
+        return whole
+
+    return aligned
 
 
 @dataclass
@@ -160,8 +190,10 @@ class Guards:
 
     def __init__(self, end: str) -> None:
         self.end, self.on, self.instructions = end, False, Counter[str]()
-        from gbp.devices.cpu import CPU
+        from gbp.devices import cpu
         from gbp.kernels.codegen.jit import Kernel
+        from gbp.kernels.parallel.program import Program
+        from gbp.ops.conv.algorithms import Algorithm
         from gbp.ops.step import Step
         from gbp.runtime import tape
 
@@ -184,6 +216,11 @@ class Guards:
                 raise GuardError(f"{kernel.name} was not called through Kernel.__call__")
             submit(kernel, args)
 
+        def repeater(_: Any) -> Callable[[Callable[[], None]], None]:
+            # While guards are on, nothing is kept of where arrays were: each kernel is called anew.
+            program = Program()
+            return lambda work: work() if self.on else program(work)
+
         def forward(run: Any) -> None:
             step = run.instruction.step
             context = _cut(step, run.context, len(run.y))
@@ -191,11 +228,14 @@ class Guards:
 
         Kernel.__call__, Kernel.submit = guarded_call, guarded_submit
         tape._Run.forward = forward
-        # Nothing is kept of where arrays were: no kernel is recorded, each is called anew.
-        type(CPU).repeater = lambda _: lambda work: work()
+        cpu.CpuDevice.repeater, cpu.aligned = repeater, between_pages(end)
         for step in _subclasses(Step):
             if "vjp" in vars(step):
                 step.vjp = _with_cut(step.vjp)
+        # One algorithm may need less than its step.  AMX wants whole rows of 64 bytes, which it asks for.
+        for algorithm in _subclasses(Algorithm):
+            if "__call__" in vars(algorithm):
+                algorithm.__call__ = _with_own(algorithm.__call__)
 
 
 def _subclasses(cls: type) -> list[Any]:
@@ -208,6 +248,14 @@ def _cut(step: Any, context: Any, n: int) -> Any:
     return context.with_scratch(context.scratch[: fixed + n * each])
 
 
+def _with_own(call: Callable[..., None]) -> Callable[..., None]:
+    def own(algorithm: Any, x: Any, *args: Any) -> None:
+        context = args[-1]
+        call(algorithm, x, *args[:-1], _cut(algorithm, context, len(x)))
+
+    return own
+
+
 def _with_cut(vjp: Callable[..., None]) -> Callable[..., None]:
     def cut(step: Any, gy: Any, gx: Any, context: Any) -> None:
         wanted = sum(np.multiply(step.scratch(context.threads), (1, len(gy))))
@@ -216,50 +264,121 @@ def _with_cut(vjp: Callable[..., None]) -> Callable[..., None]:
     return cut
 
 
-def run_case(name: str, frame: str, algorithm: str, guards: Guards) -> None:
-    """All rules and two numbers of targets, without guards and with them: the same bits."""
-    from cases import CASES
+#: The algorithms that wide cases run with: what is chosen where nothing is asked for, and AMX.
+WIDE = ("auto", AMX)
+
+
+def wide_cases() -> dict[str, Any]:
+    """Convolutions that AMX cuts in every way: bands of rows, turns of weights, shares of channels."""
+    from cases.case import Case, conv
+
+    return {
+        "wide conv in bands": Case(conv(20, pads=(1, 1, 1, 1)), (2, 70, 45, 43)),
+        "wide conv in bands, strided": Case(conv(17, 5, strides=(2, 3), pads=(2, 1, 0, 2)), (1, 90, 61, 64)),
+        "wide conv in bands, dilated": Case(conv(33, dilations=(3, 2), pads=(3, 2, 3, 2)), (1, 66, 50, 40)),
+        "wide conv of many weights": Case(conv(100, pads=(1, 1, 1, 1)), (1, 200, 21, 23)),
+        "wide conv that shares channels": Case(conv(200, pads=(1, 1, 1, 1)), (2, 65, 6, 5)),
+        "wide conv that shares channels, strided": Case(conv(230, 3, strides=(2, 2)), (3, 40, 9, 7)),
+        "wide conv in groups": Case(conv(400, (3, 2), group=2, pads=(0, 1, 2, 0)), (1, 130, 7, 6)),
+        "wide conv 1x1": Case(conv(150, 1), (2, 300, 19, 11)),
+        "wide conv 1x1 strided": Case(conv(40, 1, strides=(3, 2)), (2, 64, 20, 17)),
+        "wide conv to few channels": Case(conv(3, 7, pads=(3, 3, 3, 3)), (1, 64, 24, 26)),
+    }
+
+
+@contextmanager
+def chosen(algorithm: str) -> Iterator[str]:
+    """The name of this algorithm for an Explainer.  Inside, AMX costs nothing if that is what it names."""
+    if algorithm != AMX:
+        yield algorithm
+        return
+    from gbp.ops.conv.algorithms_amx import AmxLayer
+
+    cost = AmxLayer.cost
+    AmxLayer.cost = property(lambda _: 0.0)
+    try:
+        yield "auto"
+    finally:
+        AmxLayer.cost = cost
+
+
+def asked(explainer: Any, x: NDArray[np.float32], frame: str) -> list[bytes]:
+    """All rules that the network has, with one target and several; and gradients between kept tensors."""
+    from gbp import RULES, InputError, ModelError
+    from gbp.rules import OTHER_RULES
+
+    found = []
+    for rule in (*RULES, *(OTHER_RULES if frame == MORE_ASKED else ())):
+        try:
+            one = explainer.explain(x, rule=rule)
+        except (InputError, ModelError) as error:
+            if rule in OTHER_RULES or "no rectifier" in str(error):
+                continue
+            raise
+        classes = np.tile(np.arange(min(3, one.scores.shape[1])), (len(x), 1))
+        several = explainer.explain(x, rule=rule, target=classes)
+        found += [one.map.tobytes(), one.scores.tobytes(), several.map.tobytes()]
+    if frame == MORE_ASKED:
+        names = [tensor.name for tensor in explainer.tensors]
+        kept = names[:: max(1, len(names) - 1)]
+        with explainer.run(x, keep=kept) as run:
+            for name in kept:
+                found += [run.value(name).tobytes(), run.vjp(run.value(name), of=name).tobytes()]
+    return found
+
+
+#: The frame in which rules that are no gates, and kept tensors, are asked about as well.
+MORE_ASKED = "between rectifiers"
+
+
+def run_case(case: Any, frame: str, algorithm: str, threads: int, guards: Guards) -> None:
+    """The same bits without guards, when calls are recorded and when they are repeated, and with guards.
+
+    The guarded run has the plan as another process finds it in the cache: its weights are read-only.
+    """
+    from agreement import as_kept
     from test_ops import FRAMES, build, noise
 
-    from gbp import RULES, Explainer, InputError
+    from gbp import Explainer
 
-    model = build(CASES[name], FRAMES[frame], 0)
-    explainer = Explainer(model, output=model.graph.output[0].name, algorithm=algorithm, threads=2)
-    x = noise(CASES[name].shape, 0)
-    results = []
-    for guards.on in (False, True):
-        found = []
-        for rule in RULES:
-            try:
-                one = explainer.explain(x, rule=rule)
-            except InputError as error:
-                if "no rectifier" not in str(error):
-                    raise
-                continue
-            classes = np.tile(np.arange(min(3, one.scores.shape[1])), (len(x), 1))
-            several = explainer.explain(x, rule=rule, target=classes)
-            found += [one.map.tobytes(), one.scores.tobytes(), several.map.tobytes()]
-        results.append(found)
-    guards.on = False
+    model = build(case, FRAMES[frame], 0)
+    x = noise(case.shape, 0)
+    with chosen(algorithm) as name:
+        explainer = Explainer(model, output=model.graph.output[0].name, algorithm=name, threads=threads)
+        results = [asked(explainer, x, frame), asked(explainer, x, frame)]
+        for entry in as_kept(explainer)._engine.sessions._entries.values():
+            entry.session.pool.clear()
+        guards.on = True
+        try:
+            results.append(asked(explainer, x, frame))
+        finally:
+            guards.on = False
     if results[0] != results[1]:
+        raise GuardError("the bits are others when the calls are repeated")
+    if results[0] != results[2]:
         raise GuardError("the bits are others than without guards")
 
 
-def one_run(end: str, first: int, every: int, frames: Sequence[str]) -> int:
+def one_run(end: str, first: int, every: int, frames: Sequence[str], only: str | None) -> int:
     from cases import CASES
     from test_ops import FRAMES
 
+    from gbp.kernels.codegen import amx
     from gbp.ops.conv.conv import ALGORITHMS
 
     faulthandler.enable()
     guards, runs, failures = Guards(end), 0, 0
-    for name in list(CASES)[first::every]:
+    cases, of_conv = CASES | wide_cases(), (*ALGORITHMS, *([AMX] if amx.is_usable() else ()))
+    for number, name in list(enumerate(cases))[first::every]:
         for frame in frames or FRAMES:
-            for algorithm in ALGORITHMS if "conv" in name else ("auto",):
-                title = f"{name} / {frame} / {algorithm}"
+            for algorithm in of_conv if "conv" in name else ("auto",):
+                if only not in (None, algorithm) or (name.startswith("wide") and algorithm not in WIDE):
+                    continue
+                threads = 1 + number % 3
+                title = f"{name} / {frame} / {algorithm} / {threads} threads"
                 print(title, file=sys.stderr, flush=True)  # the last one is where it crashed
                 try:
-                    run_case(name, frame, algorithm, guards)
+                    run_case(cases[name], frame, algorithm, threads, guards)
                 except Exception as error:
                     failures += 1
                     print(f"{title}: {type(error).__name__}: {error}", flush=True)
@@ -291,16 +410,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--frame", action="append", default=[], help="default: all")
+    parser.add_argument("--algorithm", help="this algorithm alone; default: all, each on convolutions")
     parser.add_argument("--here", action="store_true", help="in this process; for one target and end")
     given = parser.parse_args()
     if given.here:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-        return one_run(given.end[0], given.first, given.every, given.frame)
+        return one_run(given.end[0], given.first, given.every, given.frame, given.algorithm)
     code = 0
     for target in given.target or known:
         for end in given.end or ENDS:
             command = [sys.executable, __file__, "--here", "--end", end]
             command += ["--first", str(given.first), "--every", str(given.every)]
+            command += ["--algorithm", given.algorithm] if given.algorithm else []
             command += [part for frame in given.frame for part in ("--frame", frame)]
             done = subprocess.run(
                 command, env=os.environ | known[target], capture_output=True, text=True, check=False

@@ -1,6 +1,6 @@
 """Damaged and hostile files of every format that Pillow knows, each with the memory and time that it took.
 
-python tests/hostile_images.py FIRST COUNT
+python tests/hostile_images.py FIRST COUNT [FORMAT]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -65,11 +66,18 @@ HANDMADE: dict[str, Callable[[], bytes]] = {
 
 
 @cache
-def bases() -> list[tuple[str, bytes]]:
-    """What is damaged: every format that can be written, in all modes that it takes, and some by hand."""
+def bases(only: str = "") -> list[tuple[str, bytes]]:
+    """What is damaged: every format that can be written, in all modes that it takes, and some by hand.
+
+    HEIC, too, where pillow-heif is installed.  `only`: the one format that is wanted.
+    """
     from test_hostile_images import EPS, ico, iptc, jpeg, png, segment, table, tiff
 
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 4), dtype=np.uint8)
     whole = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -100,13 +108,13 @@ def bases() -> list[tuple[str, bytes]]:
                     continue
                 if (kind, file.getvalue()) not in found:
                     found.append((kind, file.getvalue()))
-    return found
+    return [each for each in found if only in ("", each[0])]
 
 
-def hostile(seed: int) -> tuple[str, bytes]:
+def hostile(seed: int, only: str = "") -> tuple[str, bytes]:
     """The name of what was damaged, and the bytes."""
     rng = random.Random(seed)
-    name, data = rng.choice(bases())
+    name, data = rng.choice(bases(only))
     match rng.randrange(8):
         case 0:  # as it is
             return name, data
@@ -125,12 +133,12 @@ def hostile(seed: int) -> tuple[str, bytes]:
             return name, damaged_bytes(data[: 2**20], rng)
 
 
-def main(first: int, count: int) -> None:
+def main(first: int, count: int, only: str = "") -> None:
     from gbp.errors import InputError
     from gbp.pictures.image import read_image
     from gbp.pictures.preprocess import Preprocess
 
-    made = bases()
+    made = bases(only)
     started: list[str] = []
     sys.addaudithook(lambda event, _: started.append(event) if event in PROGRAMS else None)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -141,7 +149,7 @@ def main(first: int, count: int) -> None:
     most_memory, most_cpu = (0, 0), (0.0, 0)
     for seed in range(first, first + count):
         print(seed, end=" ", flush=True)  # before the attempt: the last line names what crashed
-        name, data = hostile(seed)
+        name, data = hostile(seed, only)
         path.write_bytes(data)
         del data
         faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -172,4 +180,4 @@ def _mebibytes(what: str) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

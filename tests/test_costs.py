@@ -165,6 +165,31 @@ def test_scales_and_shifts_of_any_constants_are_no_activation() -> None:
     assert judged(graph(nodes, "t64", **stored)) == 0
 
 
+OWN: dict[str, Callable[[int, str, str], onnx.NodeProto]] = {
+    "LeakyRelu": lambda i, x, y: node("LeakyRelu", [x], [y], alpha=0.9 + i / 1000),
+    "Elu": lambda i, x, y: node("Elu", [x], [y], alpha=0.9 + i / 1000),
+    "Selu": lambda i, x, y: node("Selu", [x], [y], alpha=0.9 + i / 1000, gamma=1 + i / 1000),
+    "HardSigmoid": lambda i, x, y: node("HardSigmoid", [x], [y], alpha=0.1 + i / 1000),
+    "PRelu": lambda i, x, y: node("PRelu", [x, f"c{i}"], [y]),
+    "Clip": lambda i, x, y: node("Clip", [x, f"low{i}", f"high{i}"], [y]),
+    "Clip from 0": lambda i, x, y: node("Clip", [x, "zero", f"high{i}"], [y]),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_activations_with_constants_of_their_own_are_judged_one_by_one(name: str) -> None:
+    """Not in every length of the chain: each of the nodes is an activation of its own."""
+    n = 64
+    stored: dict[str, object] = {f"c{i}": np.float32([[[0.1 + i / 1000]]] * 3) for i in range(n)}
+    stored |= {f"low{i}": np.float32(-1 - i / 1000) for i in range(n)} | {"zero": np.float32(0)}
+    stored |= {f"high{i}": np.float32(9 - i / 1000) for i in range(n)}
+    nodes = [OWN[name](i, f"t{i}" if i else "x", f"t{i + 1}") for i in range(n)]
+    model = graph(nodes, f"t{n}", **stored)
+    assert judged(model) <= 3 * n
+    if name != "Clip from 0":  # where all but the last Clip do nothing
+        assert len(named(model)) == n
+
+
 def test_scales_that_nearly_cancel_are_no_prelu() -> None:
     near = np.array([0.5, 0.5 + 2e-7, 0.5 - 2e-7], np.float32).reshape(3, 1, 1)
     nodes = [node("Mul", ["x", "two"], ["t"]), node("Mul", ["t", "near"], ["y"])]

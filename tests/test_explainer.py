@@ -233,6 +233,23 @@ def test_the_pool_gives_up_what_was_used_longest_ago_and_no_more_than_it_must() 
     assert [use("a", size, 30) for size in (3, 4)] == ["new"] * 2
 
 
+def test_the_pool_keeps_no_more_than_its_bound_whatever_many_callers_give_back() -> None:
+    pool = MemoryPool(max_bytes=100)
+
+    def together(*sizes: tuple[int, int]) -> int:
+        """How many memories the pool keeps after these were in use at once."""
+        for size, nbytes in sizes:
+            pool.acquire("a", size, nbytes, str)
+        for size, nbytes in sizes:
+            pool.release("a", size, nbytes, "kept")
+        return sum(map(len, pool._free.values()))
+
+    assert together(*[(1, 40)] * 8) == 2
+    assert together(*[(2, 10)] * 8) == 4  # no more of one size are kept; they and one of the others fit
+    assert sum(len(pool._free[key]) * pool._bytes[key] for key in pool._free) <= 100
+    assert together(*[(3, 150)] * 8) == 1  # always one
+
+
 def test_it_pickles_as_what_it_was_made_from() -> None:
     explainer = Explainer(DEMO, output=PROBABILITY, threads=1)
     text = pickle.dumps(explainer)

@@ -300,6 +300,17 @@ def test_where_amx_may_not_be_used_plans_have_other_names(
     plans._sources.cache_clear()
 
 
+def test_the_name_of_a_plan_does_not_depend_on_where_the_cache_is(
+    folder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Explainer(file)
+    monkeypatch.setattr(plans, "CACHE_DIRECTORY", str(tmp_path / "other" / Path(plans.CACHE_DIRECTORY).name))
+    plans._sources.cache_clear()
+    Explainer(file)
+    assert len(kept(folder)) == 1
+    plans._sources.cache_clear()
+
+
 def test_damage_at_any_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut short anywhere, or with any byte changed, it is told from what was written."""
     monkeypatch.setattr(entry, "_SMALL", 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,65 @@ def test_what_a_finish_returns_is_checked(target: Any) -> None:
     for wrong in (lambda g, v: g * np.nan, lambda g, v: np.full(g.shape, 1e60)):
         with pytest.raises(ModelError, match="the map holds NaN or infinity, which the finish of 'own' made"):
             explain(wrong)
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, graph: Any) -> Any:
+        return graph
+
+
+GOOD: dict[str, Any] = {"name": "own", "forward_gate": True, "gradient_gate": False, "source": ""}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": None},
+        {"name": " "},
+        {"forward_gate": "yes"},
+        {"forward_gate": 2},
+        {"gradient_gate": None},
+        {"gradient_gate": np.array([True, False])},
+        {"source": 1913},
+        {"caution": None},
+        {"rewrite": "lrp"},
+        {"rewrite": Unhashable()},
+        {"finish": 1},
+    ],
+    ids=lambda wrong: str(*wrong),
+)
+def test_the_fields_of_a_rule_are_checked(wrong: dict[str, Any]) -> None:
+    Rule(**GOOD)
+    with pytest.raises(InputError, match=f"the rule's {next(iter(wrong))} is"):
+        Rule(**(GOOD | wrong))
+
+
+@pytest.mark.parametrize("epsilon", [0, -1e-6, np.nan, np.inf, 1e-60, 10**400, "small", None])
+def test_an_epsilon_that_keeps_nothing_from_0_is_refused(epsilon: Any) -> None:
+    with pytest.raises(InputError, match="epsilon is"):
+        Relevance(epsilon)
+
+
+@pytest.mark.parametrize("percentile", [-1, 101, np.nan, "98", None])
+def test_a_percentile_is_one(percentile: Any) -> None:
+    with pytest.raises(InputError, match="percentile is"):
+        Rectified(percentile)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "what"),
+    [
+        (lambda graph: None, "returned None"),
+        (lambda graph: replace(graph, output=graph.layers[0].output), "another input or output"),
+    ],
+)
+def test_what_a_rewrite_returns_is_checked(rewrite: Any, what: str) -> None:
+    explainer = Explainer(networks.model_of("plain"))
+    with pytest.raises(InputError, match=what):
+        explainer.explain(X, rule=Rule(**GOOD, rewrite=rewrite))
+    explainer.explain(X)
 
 
 def test_a_rewrite_has_a_plan_of_its_own() -> None:

@@ -187,8 +187,10 @@ def _remove_oldest(files: list[tuple[float, int, Path]], most: int) -> None:
 def _sources() -> str:
     """A digest of gbp's own sources and of what they run on: other ones may pack otherwise."""
     package = Path(__file__).parents[1]
+    # The last part of the name alone: a cache that was copied to another place is as good there.
+    kernels = os.path.basename(CACHE_DIRECTORY)
     # A plan that uses AMX is no good where it may not be used; to ask is also to ask for it.
-    digest = hashlib.sha256(f"{CACHE_DIRECTORY} {sys.version} {np.__version__} {is_usable()}".encode())
+    digest = hashlib.sha256(f"{kernels} {sys.version} {np.__version__} {is_usable()}".encode())
     for source in sorted(package.rglob("*.py")):
         digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
     return digest.hexdigest()

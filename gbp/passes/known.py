@@ -50,6 +50,19 @@ class Known:
     equal: bool
 
 
+def may_rectify(f: Subgraph) -> bool:
+    """Whether `f` may be a rectifier, from its values at a few numbers: a question of little cost."""
+    if f.spread:
+        return not f(np.array([-1.0]), slice(0, _PLACES)).any()
+    y = f(_FEW)[:, 0]
+    if not 0 <= y[0] <= MAX_FLOOR:
+        return False
+    # Each value is x or one of the bounds, which are the values far out.
+    values = np.stack([_FEW, np.full_like(y, y[0]), np.full_like(y, y[-1])])
+    near = np.abs(y - values) <= 2 * _ALIKE * np.maximum(1, np.abs(values))
+    return bool((near.any(axis=0) | (~np.isfinite(y) & ~_NEAR)).all())
+
+
 def known(f: Subgraph) -> Known | None:
     """The known function that `f` is, or None."""
     if f.is_straight:

@@ -21,14 +21,12 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
-from .known import Known, known
-from .search import Growth, Search
+from .known import Known, known, may_rectify
+from .search import Growth, Search, acts_alone
 from .signs import nonnegative
 
 
@@ -101,6 +99,8 @@ class _Verdicts:
     def _judge(self, growth: Growth) -> _Verdict | None:
         for size in reversed(growth.ends):
             parts = growth.subgraph(size)
+            if size == 1 and not may_rectify(parts):
+                continue  # one layer alone is news only as a rectifier
             found = self._known_as(parts, parts.y)
             if found is None or not self._is_news(parts, found):
                 continue
@@ -160,12 +160,7 @@ def _has_another(parts: Subgraph) -> bool:
 
     Relu(LeakyRelu(x)) has the values of Relu(x), but each of the two nodes has its own gate or slope.
     """
-    for layer in parts.layers:
-        if layer.op.is_activation:
-            return True
-        if isinstance(layer.op, Rectifier) and -np.inf < layer.op.clip.lo < 0 and layer.op.clip.hi < np.inf:
-            return True
-    return False
+    return any(acts_alone(layer.op) for layer in parts.layers)
 
 
 def _reads_only(parts: Subgraph, y: str) -> bool:

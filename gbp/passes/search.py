@@ -7,7 +7,7 @@ constants and their wiring, but no names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..graph.graph import Graph, Layer
+from ..graph.op import Op
 from ..graph.shapes import Shape
+from ..ops.rectifier import Rectifier
 from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
 
 #: The most layers of a subgraph.  Softplus with a guard against overflow has seven and GELU by Tanh nine;
@@ -119,6 +121,8 @@ class Search:
             found = None if layer is None else self._op(layer)
             if layer is None or found is None or uses[last] < self._uses[last]:
                 break
+            if len(edge) == 1 and _is_apart(layer, layers):
+                break
             number, ops[last] = found
             layers.append(layer)
             key += number, numbers[last]
@@ -132,3 +136,28 @@ class Search:
                 ends[len(layers)] = next(iter(edge))
         shape = self._shapes[y]
         return Growth(shape, layers, ops, ends, (shape, *key))
+
+
+def _is_apart(layer: Layer, behind: Sequence[Layer]) -> bool:
+    """Whether no subgraph that ends with the layers `behind` is recognised if it has this layer as well.
+
+    The layers `behind` read nothing but the layer's output, or each other.
+
+    An activation is none of the parts of an activation behind it.  Behind a Clip, wider Clips do nothing.
+    Long chains of nodes with constants of their own would otherwise be judged in every length.
+    """
+    if acts_alone(layer.op):
+        return any(acts_alone(other.op) for other in behind)
+    if type(layer.op) is not Rectifier:
+        return False
+    lo, hi = layer.op.clip.lo, layer.op.clip.hi
+    return bool(behind) and all(
+        type(other.op) is Rectifier and other.op.clip.lo <= lo <= hi <= other.op.clip.hi for other in behind
+    )
+
+
+def acts_alone(op: Op) -> bool:
+    """Whether it is an activation, or a Clip around 0."""
+    if op.is_activation:
+        return True
+    return isinstance(op, Rectifier) and -np.inf < op.clip.lo < 0 and op.clip.hi < np.inf

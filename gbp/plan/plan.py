@@ -15,7 +15,7 @@ import numpy as np
 
 from ..devices.base import Device, LoweringTarget
 from ..devices.cpu import CPU
-from ..errors import UnsupportedError
+from ..errors import InputError, UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, elements
@@ -105,6 +105,8 @@ class Plan:
         ------
         InputError
             For a name in `keep` that no tensor has, or several.
+        InputError
+            Where `rewrite` returns something else than a graph of the same network.
         UnsupportedError
             Where one sample needs more than `limits.MAX_BYTES_PER_SAMPLE`, or where the device has no kernels
             for a layer.
@@ -117,7 +119,7 @@ class Plan:
         )
         wanted = {find(of_file, name).name for name in keep if name != graph.input} - {graph.output}
         if rewrite is not None:
-            graph = rewrite(folded(graph))
+            graph = _rewritten(folded(graph), rewrite)
         graph, taps = tap(graph, sorted(wanted.intersection(graph.shapes)))
         graph = folded(graph)
         layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
@@ -256,6 +258,20 @@ class Plan:
         """The largest scratch of any step, in floats: (fixed, for one thread; more for each sample)."""
         sizes = [instruction.step.scratch(1) for instruction in self.instructions]
         return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
+
+
+def _rewritten(graph: Graph, rewrite: Callable[[Graph], Graph]) -> Graph:
+    """The graph of a rule's rewrite.  Raises InputError where it is none of the same network."""
+    found = rewrite(graph)
+    if not isinstance(found, Graph):
+        raise InputError(f"the rewrite of a rule returned {found!r:.80}.", supported="a Graph")
+    ends = [(g.input, g.output, g.shapes.get(g.input), g.shapes.get(g.output)) for g in (graph, found)]
+    if ends[0] != ends[1]:
+        raise InputError(
+            "the rewrite of a rule returned a graph with another input or output.",
+            supported="the same network, whose layers have other slopes",
+        )
+    return found
 
 
 def _of_file(graph: Graph) -> tuple[Tensor, ...]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import UnsupportedError
+from ..errors import InputError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
 from ..kernels import reduce as kinds
@@ -50,6 +50,7 @@ _EXACT = (AxisSlice, Choice, Concat, Extremum, MaxPool, PRelu, Pad, Reshape, Spr
 _LINEAR = (Add, Affine, AveragePool, Conv, Dense, DenseSum, Resample, Scale)
 #: Functions with f(0) = 0 → the row of `kernels.functions` with the slope f(x) / x.
 _PASSED = {"Swish": "SwishPassed"}
+_TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 #: Ops of fully connected layers, which follow ε under either rule.
 _DENSE = ("Gemm", "MatMul", "FusedGemm", "FusedMatMul")
 
@@ -68,6 +69,12 @@ class Relevance:
 
     epsilon: float = 1e-6
     plus: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an ε that keeps nothing from 0."""
+        is_number = isinstance(self.epsilon, (int, float, np.integer, np.floating))
+        if not is_number or not _TINY <= self.epsilon <= _LARGEST:
+            raise InputError(f"epsilon is {self.epsilon!r:.80}.", supported="a positive number of float32")
 
     def __call__(self, graph: Graph) -> Graph:
         """The graph with these slopes.  Raises UnsupportedError for layers without a rule, all by name."""

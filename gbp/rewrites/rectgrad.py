@@ -34,6 +34,12 @@ class Rectified:
 
     percentile: float = 98
 
+    def __post_init__(self) -> None:
+        """Raises InputError for what is no percentile."""
+        is_number = isinstance(self.percentile, (int, float, np.integer, np.floating))
+        if not is_number or not 0 <= self.percentile <= 100:
+            raise InputError(f"percentile is {self.percentile!r:.80}.", supported="0 to 100")
+
     def __call__(self, graph: Graph) -> Graph:
         layers = [
             replace(layer, op=RectGrad(layer.op.clip, self.percentile))

@@ -91,7 +91,7 @@ class MemoryPool:
     Parameters
     ----------
     max_bytes
-        Bytes that kept memories of one kind and of different sizes may take together.
+        Bytes that kept memories of one kind may take together.  One is kept even if it is larger.
     max_kept
         How many memories of one kind and size are kept.
     """
@@ -119,27 +119,38 @@ class MemoryPool:
                 return memory
         return make()
 
-    def _make_room(self, kind: str, size: Hashable, nbytes: int) -> None:
-        others = [key for key in self._free if key[0] == kind and key[1] != size]
-        excess = nbytes + sum(self._bytes[key] for key in others) - self._max_bytes
-        for other in others:
-            if excess <= 0:
-                break
-            excess -= self._bytes.pop(other)
-            del self._free[other]
-
     def clear(self) -> None:
         """Free all that is kept."""
         with self.lock:
             self._free.clear()
+            self._bytes.clear()
 
     def release(self, kind: str, size: Hashable, nbytes: int, memory: Any) -> None:
-        """Put a memory back."""
+        """Put a memory back.  It is kept where there is room, or where none of its size is."""
         with self.lock:
             kept = self._free.pop((kind, size), [])
             self._free[kind, size], self._bytes[kind, size] = kept, nbytes  # the last is what was used last
-            if len(kept) < self._max_kept:
+            if not kept and len(self._free) == 1:  # as one caller has it
                 kept.append(memory)
+                return
+            room = self._make_room(kind, size, (len(kept) + 1) * nbytes)
+            if not kept or (room >= 0 and len(kept) < self._max_kept):
+                kept.append(memory)
+
+    def _make_room(self, kind: str, size: Hashable, nbytes: int) -> int:
+        """Free memories of other sizes until `nbytes` fit beside the rest.  Returns the bytes that are left.
+
+        The caller has the lock.
+        """
+        others = [key for key in self._free if key[0] == kind and key[1] != size]
+        room = self._max_bytes - nbytes - sum(len(self._free[key]) * self._bytes[key] for key in others)
+        for other in others:
+            while room < 0 and self._free[other]:
+                self._free[other].pop()
+                room += self._bytes[other]
+            if not self._free[other]:
+                del self._free[other], self._bytes[other]
+        return room
 
 
 def scratch_floats(plan: Plan, n: int, threads: int) -> int:
