@@ -1,4 +1,4 @@
-"""What gbp promises to reach, on the figures of `measure`."""
+"""The bars that gbp promises to reach, on the figures of `measure`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def bar_of(row: Row, figure: str) -> Bar | None:
 
 
 def selections(bars: Iterable[Bar]) -> list[Selection]:
-    """What has to be measured for these bars."""
+    """The measurements that these bars need."""
     wanted: dict[tuple[str, str], dict[int, None]] = {}
     for bar in bars:
         wanted.setdefault((bar.section, bar.network), {})[bar.batch] = None

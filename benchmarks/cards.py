@@ -175,7 +175,7 @@ class OnCard:
         self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]
 
     def run(self) -> None:
-        """What `Tape` does between upload and download."""
+        """The work of `Tape` between upload and download."""
         forward = self.tape._forward
         forward.run()
         forward.run_backward(forward.backward_memory, forward.plan.backward, GUIDED)
@@ -255,7 +255,7 @@ def measured(name: str, model: onnx.ModelProto, x: NDArray[np.float32], rounds: 
 
 
 def bars(rows: Sequence[Row], gflops: float) -> list[str]:
-    """What was to be reached, of what was measured: a line each."""
+    """One line for each bar and the figure that was measured."""
     lines = []
     found = {(row["network"], row["batch"]): row["figures"] for row in rows}
     for (name, batch), least in LEAST.items():

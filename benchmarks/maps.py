@@ -1,4 +1,4 @@
-"""What the maps of each rule and method are worth: where they lie, and whether they depend on the class.
+"""Measures the maps of each rule and method: where their relevance is, and whether they depend on the class.
 
     python benchmarks/maps.py                               the demo model on its scenes
     python benchmarks/maps.py --photos lion.jpg cat.jpg --networks squeezenet.onnx mobilenet.onnx

@@ -47,7 +47,7 @@ COMPILE = "seconds on an empty cache"
 
 
 class Selection(NamedTuple):
-    """What to measure of one network."""
+    """The measurements of one network."""
 
     section: str
     network: str

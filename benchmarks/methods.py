@@ -1,4 +1,4 @@
-"""What methods cost, as multiples of one explanation or one forward run.
+"""Measures methods, as multiples of one explanation or one forward run.
 
     python benchmarks/methods.py                      SqueezeNet with seeded weights, one picture
     python benchmarks/methods.py --network resnet18 --threads 1
@@ -31,7 +31,7 @@ BARS = {
 
 
 def calls_of(explainer: Explainer, x: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """The timed calls, by name."""
     return {
         "forward run": lambda: explainer.predict(x),
         "explanation, vanilla": lambda: explainer.explain(x, rule="vanilla"),

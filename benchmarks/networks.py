@@ -86,7 +86,7 @@ def _measured(arguments: argparse.Namespace, setting: Setting) -> Iterator[Row]:
 
 
 def _selected(arguments: argparse.Namespace) -> list[Selection]:
-    """What to measure, section by section."""
+    """The measurements, section by section."""
     sections = arguments.only or SECTIONS
     if arguments.bars:
         batches = arguments.batch or BATCHES

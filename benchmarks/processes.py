@@ -1,4 +1,4 @@
-"""What only a process of its own shows: memory at its peak, a cold start, the first compilation.
+"""Measures whole processes: memory at its peak, a cold start, the first compilation.
 
 The parent's side is on top; below are the workers, this file run with a worker's name and its arguments.
 They import what a user's process would and nothing more.

@@ -45,7 +45,7 @@ SIDE = 320
 
 @dataclass
 class Tally:
-    """What clients saw."""
+    """The answers that clients got."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: int = 0

@@ -2,7 +2,7 @@
 
 Each node is a module of torch's own, because Captum hooks modules.  It hooks `nn.ReLU` and nothing else: a
 ReLU6 is therefore an `nn.ReLU` with a clamp at 6 behind it, which has the same value and the same gradient;
-`nn.ReLU6` would silently get the plain gradient.  Of ONNX it knows what the workloads use.
+`nn.ReLU6` would silently get the plain gradient.  It supports the part of ONNX that the workloads use.
 
 Nothing but torch is imported, so that a process which loads a saved `Network` pays for nothing else.
 """

@@ -1,4 +1,4 @@
-"""What is measured: networks with seeded weights, and pictures for them."""
+"""The workloads: networks with seeded weights, and pictures for them."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class Attribution(Drawable, Sequence[Sample]):
         )
 
     def doubted(self, looks_at_image: bool = False) -> Attribution:
-        """The same with notes on what the maps do not tell: of the image, and of one class.
+        """The same with notes on the limits of the maps: for the image, and for one class.
 
         Parameters
         ----------

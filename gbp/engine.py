@@ -88,7 +88,7 @@ class Settings:
 
 
 class _Facts:
-    """What results tell besides numbers; the same in each run of a plan.
+    """The parts of a result that are no numbers; the same in each run of a plan.
 
     Finding it anew would take as long as a small network.  It holds no plan, which it would keep alive.
     """

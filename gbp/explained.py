@@ -25,7 +25,7 @@ from .titles import plain, title_of
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What `Sample` holds; see there."""
+    """The values behind a `Sample`; see there."""
 
     map: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -84,21 +84,21 @@ class Explained:
 
     @property
     def question(self) -> str | None:
-        """What was asked, if it is more than a class.  Raises `InputError` where several were explained."""
+        """The target, if it is more than a class.  Raises `InputError` where several were explained."""
         if "question" not in self.details:
             return None
         self.the_target()
         return str(np.ravel(self.details["question"])[0])
 
     def explained_rows(self) -> list[dict[str, Any]]:
-        """What was explained, in JSON's types: `row` of each class, or label and value of each question."""
+        """The explained target, in JSON's types: `row` of each class, or label and value of each question."""
         if "question" not in self.details:
             return [self.row(int(number)) for number in np.atleast_1d(self.target)]
         pairs = zip(np.ravel(self.details["question"]), np.ravel(self.details["value"]), strict=True)
         return [{"class": None, "label": str(q), "score": float(v), "probability": None} for q, v in pairs]
 
     def doubts(self) -> list[str]:
-        """What a picture of this map must not hide, one short sentence each."""
+        """Warnings that a picture of this map must show, one short sentence each."""
         alike = remark(self.map if np.ndim(self.target) else self.map[None])
         same = None if self.depends_on_image else "the same map for any image."
         return [f"{self.title}: {doubt}" for doubt in (same, alike) if doubt]

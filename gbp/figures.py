@@ -202,7 +202,7 @@ def _enlarged(width: int, height: int) -> int:
 
 
 def metadata_of(samples: Sequence[Explained], look: Look) -> dict[str, Any]:
-    """What a picture's file says about itself, in JSON's types.
+    """The facts that a picture's file holds about itself, in JSON's types.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArra
             f"gbp does not do the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"
         )
     y = planes.astype(np.float64)
-    # The last side first: with a matrix that goes as it lies.
+    # The last side first: for a matrix product that is the order in memory.
     for axis, new in zip(range(-1, -len(size) - 1, -1), reversed(size), strict=True):
         old = y.shape[axis]
         if mode == "nearest":

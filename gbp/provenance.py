@@ -14,9 +14,9 @@ from .pictures.preprocess import Preprocess
 from .version import VERSION
 
 _CHUNK = 2**20
-#: Arguments of an Explainer that are told in other words, or that change no bit of a map.
+#: Arguments of an Explainer that are recorded in other words, or that change no bit of a map.
 _TOLD_APART = ("model", "preprocess", "labels", "threads", "memory", "cache")
-#: What the arguments are by default.
+#: The defaults of the arguments.
 _DEFAULTS = ("cpu", "gradient", "auto")
 
 

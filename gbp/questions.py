@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .targets import At, Target
 
-#: What a hidden unit starts the backward pass with: 1, or its activation.
+#: The gradient with which a hidden unit starts the backward pass: 1, or its activation.
 Seed: TypeAlias = Literal["one", "activation"]
 #: A function of the scores, float64 (N, classes), that returns its values (N,) and its gradient (N, classes).
 ScoreFunction: TypeAlias = Callable[[NDArray[np.float64]], tuple[Any, Any]]

@@ -1,7 +1,7 @@
 """The rules, as data.  Kernels receive a rule's two booleans and never its name.
 
-A rule of two booleans is a gate at rectifiers.  What a gate cannot say, a rule says by another graph, in
-which layers have other local slopes (`rewrite`), or by what it makes of the gradient (`finish`).
+A rule of two booleans is a gate at rectifiers.  Other rules replace the graph by one whose layers have other
+local slopes (`rewrite`), or change the gradient at the end (`finish`).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ OTHER_RULES: dict[str, Rule] = {
 
 
 def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a rule makes of a gradient (N, K, …) at a tensor that holds `values` (N, …).
+    """The rule's `finish`, applied to a gradient (N, K, …) at a tensor that holds `values` (N, …).
 
     Raises InputError for a finish that changes the shape, and ModelError where the map overflows.
     """

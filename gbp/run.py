@@ -126,7 +126,7 @@ class Run:
         return f"<Run of {len(self)} sample(s), {kept} kept>"
 
     def value(self, name: str) -> NDArray[np.float32]:
-        """What a kept tensor holds.
+        """The values of a kept tensor.
 
         Parameters
         ----------

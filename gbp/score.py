@@ -112,7 +112,7 @@ def _log_probability(
 
 
 def of_function(f: ScoreFunction, scores: NDArray[np.float32], check: bool) -> Value:
-    """What a function makes of the scores.
+    """The value and the gradient of a function of the scores.
 
     Parameters
     ----------

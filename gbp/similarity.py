@@ -103,7 +103,7 @@ def ssim(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The mean structural similarity of two planes, each scaled to 0..1 first.
 
     Source: Wang, Bovik, Sheikh & Simoncelli 2004: a Gaussian window of 11 pixels with a deviation of 1.5,
-    K₁ = 0.01, K₂ = 0.03.  Only windows that lie within the plane count; in a smaller plane the window is
+    K₁ = 0.01, K₂ = 0.03.  Only windows within the plane count; in a smaller plane the window is
     smaller.
 
     Parameters
@@ -153,7 +153,7 @@ def _unit(planes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _blurred(planes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The Gaussian mean of every window that lies within the plane."""
+    """The Gaussian mean of every window within the plane."""
     for axis in (-2, -1):
         taps = min(_TAPS, planes.shape[axis])
         weight = np.exp(-0.5 * ((np.arange(taps) - (taps - 1) / 2) / _DEVIATION) ** 2)

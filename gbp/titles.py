@@ -1,4 +1,4 @@
-"""What pictures and files call a map: its rule, or the method that made it."""
+"""Names of a map in pictures and files: its rule, or the method that made it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 
 def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
-    """What captions call a map: its rule, or a method and its layer and its rule, unless that is its own.
+    """The name of a map in captions: its rule, or a method and its layer and its rule, unless that is its
+    own.
 
     Parameters
     ----------

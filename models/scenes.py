@@ -77,7 +77,7 @@ def _color(rng: Rng, saturation: tuple[float, float], value: tuple[float, float]
 
 
 def _contrasting(others: list[Color], rng: Rng) -> Color:
-    """Of some vivid candidates, the one whose nearest neighbour among `others` is farthest away."""
+    """The vivid candidate whose nearest neighbour among `others` is farthest away."""
     candidates = [_color(rng, (0.35, 1.0), (0.55, 1.0)) for _ in range(6)]
     return max(candidates, key=lambda c: min(float(np.linalg.norm(c - other)) for other in others))
 

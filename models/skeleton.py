@@ -112,7 +112,7 @@ class Skeleton:
         return self.node("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-6)
 
     def dense(self, x: str, outputs: int) -> str:
-        """Of the whole of a (N, inputs) matrix."""
+        """A dense layer over all columns of a matrix (N, inputs)."""
         owner = f"dense_{len(self.nodes)}"
         w = self.parameter(owner, "weight", outputs, self.channels[x])
         y = self.node("Gemm", x, w, self.parameter(owner, "bias", outputs), transB=1)
@@ -120,7 +120,7 @@ class Skeleton:
         return y
 
     def dense_of_last_axis(self, x: str, outputs: int) -> str:
-        """What a linear layer becomes in a file when its input has more than two axes."""
+        """The nodes of a linear layer whose input has more than two axes."""
         owner = f"dense_{len(self.nodes)}"
         y = self.node("MatMul", x, self.parameter(owner, "weight", self.channels[x], outputs))
         self.channels[y] = outputs

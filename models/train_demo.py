@@ -85,7 +85,7 @@ def augment(images: Images, rng: Rng, reach: int = 6) -> Images:
 
 
 def to_input(images: Images) -> Tensor:
-    """What the sidecar's preprocessing does; the NCHW view of NHWC pixels is channels-last already."""
+    """The sidecar's preprocessing; the NCHW view of NHWC pixels is channels-last already."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0 - MEAN) / STD
 
 
@@ -272,7 +272,7 @@ def check_export(net: Net, path: Path, images: Images) -> float:
 
 
 def write_sidecar(path: Path) -> None:
-    """What the ONNX file does not say: the labels and the preprocessing."""
+    """The labels and the preprocessing, which the ONNX file does not have."""
     labels = ", ".join(f'"{name}"' for name in CLASSES)
     path.write_text(
         f"labels = [{labels}]\n"

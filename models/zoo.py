@@ -45,7 +45,7 @@ ARCHITECTURES: tuple[str, ...] = (
 #: Those that `architectures` makes.
 BUILT: tuple[str, ...] = tuple(architectures.BUILT)
 
-#: Of the pictures that those of the onnx package take, in pixels.
+#: Sides of the pictures that the models of the onnx package take, in pixels.
 SIZE = 224
 # Before version 4 every initializer had to be a graph input too.
 IR_VERSION = 8
@@ -74,7 +74,7 @@ SCALE_BEFORE = {
     "Sigmoid": Uniform(1.06, 0.2),
     "HardSwish": Uniform(1.06, 0.2),
 }
-# What opens the gates of a squeeze-excitation: half open they would quarter the variance at each.
+# Opens the gates of a squeeze-excitation: half open, each would quarter the variance.
 GATE = Uniform(2.0, 1.0)
 
 # A node that reads a tensor, and as which of its inputs.
@@ -197,7 +197,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, Reader]:
 
 
 def _distribution(tensor: str, shape: tuple[int, ...], readers: dict[str, Reader]) -> Uniform:
-    """What a parameter is drawn from, given what its reader uses it for."""
+    """The distribution of a parameter, given what its reader uses it for."""
     node, position = readers[tensor]
     match node.op_type, position:
         case (("Unsqueeze" | "Reshape"), 0):

@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gbp
+import gbp.methods
 
 NAMES = (
     *("PROBABILITY", "RULES", "At", "Attribution", "Channel", "Contrast", "Explainer", "GbpError"),
@@ -34,10 +37,25 @@ NAMES = (
 )
 
 
+#: The page that documents the functions and classes outside `gbp` itself.
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Everything that `gbp` and `gbp.methods` export or the reference documents, by name."""
+    for package in (gbp, gbp.methods):
+        yield from ((name, getattr(package, name)) for name in package.__all__)
+    for block in REFERENCE.read_text().split("\n::: ")[1:]:
+        path, members = block.split()[0], re.search(r"members: \[(.*)\]", block)
+        module, _, name = (path, "", "") if members else path.rpartition(".")
+        found = import_module(module)
+        for each in members[1].split(", ") if members else [name]:
+            yield each, getattr(found, each)
+
+
 def documented() -> Iterator[tuple[str, Any]]:
-    """Every function and class that is exported, and every method and property that these classes add."""
-    for name in NAMES:
-        value = getattr(gbp, name)
+    """Every public function and class, and every method and property that these classes add."""
+    for name, value in public():
         if inspect.isfunction(value) or inspect.isclass(value):
             yield name, value
         for base in reversed(value.__mro__) if inspect.isclass(value) else ():

@@ -58,7 +58,7 @@ def tall(image: Image.Image) -> Image.Image:
 
 
 def pixels(found: Sample) -> NDArray[np.float64]:
-    """What the network saw, (H, W, 3), 0 to 1."""
+    """The network's input as a picture, (H, W, 3), 0 to 1."""
     assert found.image is not None
     return np.asarray(found.image.convert("RGB"), np.float64) / 255
 

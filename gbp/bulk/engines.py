@@ -22,7 +22,7 @@ from .zarrs import Maps
 CHUNK = 16
 #: Threads that read, and threads that write: they wait for the disk, and Python's lock is free meanwhile.
 _READERS, _WRITERS = 2, 4
-#: Of an actor, which is to use one processor.
+#: Threads of an actor, which uses one processor.
 _ACTORS_WRITERS = 2
 #: Images that an actor gets at a time, where there are many: each time costs Ray some 80 ms of a processor.
 _LARGE = 64
@@ -92,7 +92,7 @@ def on_ray(
     ray = _ray()
 
     class Actor:
-        """What each of Ray's processes keeps.  Defined here, it takes what it needs along."""
+        """The state of each of Ray's processes.  Defined here, it takes what it needs along."""
 
         def __init__(self) -> None:
             options = {**job.options, "threads": job.options.get("threads") or 1}

@@ -34,7 +34,7 @@ STYLES = ("overlay", "diverging", "gray", "rgb", "strip", "none")
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each image.  It is pickled to other processes.
+    """How each image is explained and written.  It is pickled to other processes.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What `--help` shows of each command beside its options: examples, as they are typed."""
+"""Examples of each command, which `--help` prints behind the options."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
 
 
 def suffix_of(arguments: argparse.Namespace) -> str:
-    """What the name of a picture says of how it was made."""
+    """The part of a picture's file name that says how it was made."""
     said = arguments.rule or (() if arguments.method else ("guided",))
     if said == tuple(RULES):
         said = ("all",)

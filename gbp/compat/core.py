@@ -1,4 +1,4 @@
-"""What the drop-ins share: the model, the layout of arrays, and gradients of seeds."""
+"""The base of all drop-ins: the model, the layout of arrays, and gradients of seeds."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _TASKS = ("classification", "regression", "semantic segmentation")
 
 
 class WhiteBox:
-    """What Xplique's gradient methods share.
+    """The base of Xplique's gradient methods.
 
     Parameters
     ----------

@@ -4,8 +4,8 @@ Steps do not know that there is a card.  An array on the card supports the few N
 call.  A kernel that is given such an array runs its twin in `kernels/*_cuda.py` instead.  A kernel without a
 twin is an error; nothing is computed elsewhere.
 
-All work of a card goes into one stream, in order.  The host waits only where it reads a result.  What is
-repeated on the same arrays is recorded the first time; from then on it is one launch of a CUDA graph.
+All work of a card goes into one stream, in order.  The host waits only where it reads a result.  Launches on
+the same arrays are recorded the first time, and later replayed as one launch of a CUDA graph.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ..kernels.moves_cuda import MOVED_AXES, add, copy, fill, multiply, subtract
 
 
 class Allocator(Protocol):
-    """What a CUDA device does for its arrays."""
+    """The functions of a CUDA device that its arrays call."""
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = ...) -> CudaArray: ...
     def upload(self, values: NDArray[Any]) -> CudaArray: ...

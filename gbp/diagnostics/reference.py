@@ -181,7 +181,7 @@ class _Node:
 class GridSample(OnnxGridSample):
     """With positions in double, where they move what is taken of a pixel; onnx rounds them to float32.
 
-    What is nearest is decided in float32, as runtimes do.
+    The nearest pixel is found in float32, as runtimes do.
     """
 
     def _gs_denormalize_coordinates(self, n: Doubles, dims: Sequence[int], align_corners: bool) -> Doubles:
@@ -191,7 +191,7 @@ class GridSample(OnnxGridSample):
 
 
 class _WrittenOut(_Node):
-    """A node of which onnx knows nothing, as the nodes of ONNX that it stands for."""
+    """A node that onnx does not know, as the ONNX nodes that it is replaced by."""
 
     def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
         self.inputs, self._proto, self._imported = tuple(reads(proto)), proto, imported

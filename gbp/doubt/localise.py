@@ -13,14 +13,14 @@ from ..errors import InputError
 def pointing_game(
     relevance: NDArray[Any], mask: NDArray[Any], *, tolerance: float = 0.0
 ) -> NDArray[np.bool_]:
-    """Whether the strongest pixel of each map lies in the mask, or close to it.
+    """Whether the strongest pixel of each map is in the mask, or close to it.
 
     Source: Zhang, Lin, Brandt, Shen & Sclaroff 2016, with a tolerance of 15 pixels there.
 
     Parameters
     ----------
     relevance
-        Planes (N, H, W), as `Attribution.reduce` makes them.  Of equal pixels the first in row-major order
+        Planes (N, H, W), as `Attribution.reduce` makes them.  Among equal pixels the first in row-major order
         counts.
     mask
         bool (N, H, W): where the object is.
@@ -46,7 +46,7 @@ def pointing_game(
 
 
 def relevance_mass(relevance: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:
-    """The share of each map's relevance that lies in the mask.
+    """The share of each map's relevance that is in the mask.
 
     Source: Arras, Osman & Samek 2020, "relevance mass accuracy".
 

@@ -1,6 +1,6 @@
 """`features`: the strongest activations of a layer's channels over many images, and what caused each.
 
-    scan      Every image is run forward.  Of each channel the strongest unit counts, once an image; the
+    scan      Every image is run forward.  Each channel counts with its strongest unit, once an image; the
               strongest of all images are kept.  The state is written now and then, so that a run that was
               stopped goes on.
     project   For each of these units all others are set to zero, and its activation is projected back to the

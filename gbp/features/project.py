@@ -96,7 +96,7 @@ class Projector:
 
 
 def _cut(planes: NDArray[Any], box: tuple[int, int, int, int], beyond: int) -> NDArray[Any]:
-    """A part of planes (C, H, W); what lies beyond them has the value `beyond`."""
+    """A part of planes (C, H, W); pixels outside them have the value `beyond`."""
     top, bottom, left, right = box
     _, height, width = planes.shape
     part = np.full((len(planes), bottom - top, right - left), beyond, planes.dtype)

@@ -121,7 +121,7 @@ class Scan:
 
 
 def _identity(file: str) -> bytes:
-    """What tells an image from another: its name, its size and its time."""
+    """The identity of an image: its name, its size and its time."""
     try:
         status = os.stat(file)
     except OSError:

@@ -36,7 +36,7 @@ class Strongest:
     channels
         The channels.
     top
-        How many hits of each are kept.  Of equal ones, the first image's counts.
+        How many hits of each are kept.  Among equal units, that of the first image counts.
     """
 
     def __init__(self, channels: tuple[int, ...], top: int) -> None:
@@ -73,7 +73,7 @@ class Strongest:
 
     @classmethod
     def from_dict(cls, told: dict[str, Any], top: int) -> Strongest:
-        """What `to_dict` told."""
+        """The hits from the result of `to_dict`."""
         made = cls(tuple(map(int, told)), top)
         for channel, hits in told.items():
             made.hits[int(channel)] = [

@@ -35,7 +35,7 @@ class Target(Protocol):
 
 
 class Op(ABC):
-    """What a layer means, with its weights.  Immutable."""
+    """The meaning of a layer, with its weights.  Immutable."""
 
     @property
     def parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""What a file tells of how it wants its images: its metadata, and nodes that normalise its input.
+"""Suggests preprocessing from a model's file: from its metadata, and from nodes that normalise its input.
 
 It is offered as a suggestion, and never taken: a wrong guess gives wrong scores without any error.
 """
@@ -22,7 +22,7 @@ _LOOKED_THROUGH = ("Identity", "Cast", "Transpose", "Dropout")
 
 
 def suggestion(source: Source) -> str:
-    """A sentence that suggests a preset, with the reason; "" where the file tells nothing."""
+    """A sentence that suggests a preset, with the reason; "" if the file suggests none."""
     told = {entry.key: entry.value for entry in source.model.metadata_props}
     preset = _RANGES.get(told.get("Image.NominalPixelRange", ""))
     if preset:
@@ -37,7 +37,7 @@ def suggestion(source: Source) -> str:
 
 
 def _of_nodes(source: Source) -> str:
-    """What the first node that computes with the input suggests."""
+    """The suggestion of the first node that computes with the input."""
     constants = {tensor.name: tensor for tensor in source.model.graph.initializer}
     at = source.input
     for node in source.nodes:
@@ -58,7 +58,7 @@ def _of_nodes(source: Source) -> str:
 def _number(
     node: onnx.NodeProto, image: str, constants: dict[str, onnx.TensorProto]
 ) -> tuple[str, float] | None:
-    """What a node does to pixels, and a number that is above 2 where pixels run to 255; else None."""
+    """The effect of a node on pixels, and a number that is above 2 if pixels go up to 255; else None."""
 
     def value(k: int) -> NDArray[np.float64] | None:
         tensor = constants.get(node.input[k]) if k < len(node.input) else None

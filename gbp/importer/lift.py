@@ -5,7 +5,7 @@ there is one.  So a tensor (a, b, …) of the file is computed as (N, a, b, …)
 sizes of the node move one place.
 
 In a file whose batch is open, or a fixed k, axis 0 may hold m rows for each sample, as (N·T, …) holds
-frames.  Such a tensor is computed as (N, m, …).  The node may do anything along all axes but the first, which
+frames.  It is computed as (N, m, …).  The node may do anything along all axes but the first, which
 is `bound`.
 """
 
@@ -25,7 +25,7 @@ from ..ops.node import Node
 
 #: A shape, positions, a constant, or None, as in `Node`.
 Operand = Any
-#: What a parser returns: ops that follow each other; a list of those for several outputs.
+#: The result of a parser: ops that follow each other, or a list of those for several outputs.
 Ops = Op | tuple[Op, ...]
 Parsed = Ops | list[Ops]
 

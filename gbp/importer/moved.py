@@ -1,7 +1,8 @@
 """Tensors whose batch is not the first axis, between two Transposes that move it away and back.
 
 PyTorch's newer exporter writes an index of inner axes in this way: x[:, perm] becomes Transpose, GatherND,
-Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  Such a tensor is never computed.
+Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  The moved tensor is never
+computed.
 It is described as another tensor and an order of its axes, and its readers are rewritten with the batch in
 front.
 """

@@ -1,4 +1,4 @@
-"""What the methods share: runs with their targets, copies of a sample, and the result."""
+"""The base of all methods: runs with their targets, copies of a sample, and the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_BYTES = 7 * 2**20
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of the samples of a run: K classes, contrasts or hidden units each.
+    """The question to the samples of a run: K classes, contrasts or hidden units each.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Questions:
         return run.vjp(self.seeds, rule, of=self.of, wrt=wrt)
 
     def values(self, run: Run) -> NDArray[np.float64]:
-        """What they ask for, Σ seed · tensor, in a run of these samples or of others: float64 (n, K)."""
+        """The explained numbers, Σ seed · tensor, in a run of these samples or of others: float64 (n, K)."""
         tensor = run.scores if self.of is None else run.value(self.of)
         seeds = self.seeds.reshape(*self.targets.shape, -1).astype(np.float64)
         flat = tensor.reshape(len(tensor), -1, 1).astype(np.float64)
@@ -182,8 +182,8 @@ def each_copy(
 
     Yields
     ------
-    The maps (K, …) and the scores (classes,) of each copy, in order.  Maps lie in memory as the device has
-    them; sums that lie alike are made fastest.
+    The maps (K, …) and the scores (classes,) of each copy, in order.  Maps have the device's order in memory.
+    Sums in the same order are fastest.
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))

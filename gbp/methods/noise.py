@@ -136,7 +136,8 @@ def vargrad(
     return _noisy("vargrad", explainer, images, rule, target, samples, noise, seed)
 
 
-#: From the mean of maps and the mean of their squares to the method's map, and what the map does not tell.
+#: From the mean of maps and the mean of their squares to the method's map, and a note on the limits of the
+#: map.
 _METHODS: dict[str, tuple[_Made, str]] = {
     "smoothgrad": (
         lambda mean, square: mean,
@@ -237,9 +238,9 @@ def _draws(shape: tuple[int, ...], count: int, seed: int) -> NDArray[np.float32]
 
 
 def _interleaved(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same numbers (…, C, H, W), which lie as (…, H, W, C): a processor takes samples so.
+    """The same numbers (…, C, H, W), stored as (…, H, W, C), the order that a CPU computes in.
 
-    What has fewer axes, or its few channels last already, lies well.
+    An array with fewer axes, or with its few channels last already, is returned as it is.
     """
     if x.ndim < 3 or x.shape[-1] <= x.shape[-3]:
         return x

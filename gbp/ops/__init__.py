@@ -40,5 +40,5 @@ _PLAIN = Fact()
 
 
 def fact(op: str) -> Fact:
-    """What is true of an ONNX op, whether or not gbp supports it."""
+    """The facts of an ONNX op, whether or not gbp supports it."""
     return FACTS.get(op, _PLAIN)

@@ -10,7 +10,7 @@ from .folded import Folds
 
 @dataclass(frozen=True)
 class Fact:
-    """What is true of one ONNX op.  The defaults hold for most ops.
+    """Facts of one ONNX op.  The defaults hold for most ops.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What it costs to fold a node: upper bounds, found before the node is computed.
+"""The cost of folding a node: upper bounds, found before the node is computed.
 
 A node whose inputs are all constant is computed once, when the model is read (`importer/folding.py`).
 `Fact.folds` of an op is the function here, or in the op's file, that bounds this.

@@ -163,7 +163,7 @@ FACTS = {"MatMul": Fact(folds=as_product)}
 def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool, scratch: Floats) -> None:
     """g (+)= a @ b, summed over the leading axes along which g's tensor was repeated.
 
-    Such sums are computed one product at a time, because all products at once may not fit into memory.
+    These sums are computed one product at a time, because all products at once may not fit into memory.
     `scratch`: (floats,), at least as many as g has.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])

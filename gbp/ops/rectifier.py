@@ -5,8 +5,8 @@
 
 Relu, Clip(0, b) and thresholds are rectifiers and obey the rule; so are Clips from 0.001 or less, as of Relu
 and a guard before a power or logarithm, where their input may be negative.  A Clip between other bounds has
-its true derivative, gy where lo < x < hi, under every rule.  `passes.name_activations` finds rectifiers in
-other clothes by their values.
+its true derivative, gy where lo < x < hi, under every rule.  `passes.name_activations` finds rectifiers that
+are written otherwise, by their values.
 """
 
 from __future__ import annotations

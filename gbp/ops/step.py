@@ -23,7 +23,7 @@ from ..limits import elements
 
 Floats = NDArray[np.float32]
 
-#: Empty arrays stand for "none", because kernels have typed arguments.
+#: Empty arrays mean "none", because kernels have typed arguments.
 NO_TENSOR: Floats = np.empty((0, 0, 0, 0), np.float32)
 NO_MASK: NDArray[np.uint8] = np.empty((0, 0, 0, 0), np.uint8)
 NO_WEIGHTS: Floats = np.empty(0, np.float32)
@@ -81,7 +81,7 @@ UNCLIPPED = Clipped()
 
 @dataclass
 class Context:
-    """What one step needs in a run besides its inputs and outputs.  The forward run fills it for the vjp.
+    """The state of one step in a run, besides its inputs and outputs.  The forward run fills it for the vjp.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class Step(ABC):
     An array may be a slice of a larger buffer: a run of elements in every row.  Its innermost axis is dense,
     and all other axes merge into one without a copy (`pixels`).
 
-    The attributes tell the plan what the step needs and can do.
+    The attributes declare to the plan what the step needs and can do.
     """
 
     #: How it is computed, for `gbp inspect`.

@@ -69,12 +69,12 @@ def digest_of_file(path: Path, opened: Callable[[], Opened], folder: str) -> str
 
 
 def _digest(line: str) -> str:
-    """Tells whether a line is damaged: people are told the digest that is in it."""
+    """Shows whether a line is damaged: the digest in it is shown to people."""
     return hashlib.sha256(line.encode()).hexdigest()
 
 
 def _stamp(file: BufferedReader) -> list[Any] | None:
-    """What changes when a file does; None where the system does not say."""
+    """A value that changes when the file does; None where the system does not say."""
     if os.name != "posix":  # elsewhere st_ctime is when the file was made
         return None
     status = os.fstat(file.fileno())

@@ -1,11 +1,11 @@
-"""One file of the cache: an object, pickled, whose large arrays are read where they lie in the file.
+"""One file of the cache: an object, pickled, whose large arrays are read in place.
 
     the arrays, each at a multiple of 64 bytes
     the head, pickled: where the arrays are, their checksum, the pickled object
     the tail, of 56 bytes: the head's digest and its length, and _MAGIC
 
-A digest tells a damaged head before it is unpickled, since a pickle can run code; a checksum tells damaged
-arrays.  Neither protects against somebody who may write to the folder: such a folder is not used.
+A digest detects a damaged head before it is unpickled, since a pickle can run code; a checksum detects
+damaged arrays.  Neither protects against somebody who may write to the folder: such a folder is not used.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ def _read_head(path: Path, file: IO[bytes]) -> _Head:
 
 
 def _digest(path: Path, head: bytes) -> bytes:
-    """Of a head and of the file's name, which says what it is of."""
+    """The digest of a head and of the file's name, which identifies its content."""
     return hashlib.sha256(path.name.encode() + head).digest()

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 #: Where plans are kept on this machine.
 FOLDER = os.path.join(ROOT, "packed")
-#: Most bytes of all that is kept.  Those that were used last stay.
+#: Most bytes of all that is kept.  The ones that were used last stay.
 MOST = 4 * 2**30
 #: Most remembered digests of files.
 _MOST_SEEN = 2**12

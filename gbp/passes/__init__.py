@@ -14,7 +14,8 @@ from .nest_concat import nest_concat
 from .rectify_quantized import rectify_quantized
 
 PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine, nest_concat)
-#: Those that decide what is a rectifier or an activation, which is one layer then, with no tensors inside.
+#: The passes that decide what is a rectifier or an activation, which is one layer then, with no tensors
+#: inside.
 NAMING = (drop_dead, name_activations, rectify_quantized)
 
 

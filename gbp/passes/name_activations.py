@@ -116,7 +116,7 @@ class _Verdicts:
         return found is not None and not isinstance(found.op, Rectifier) and self._is_news(parts, found)
 
     def _known_as(self, parts: Subgraph, y: str) -> Known | None:
-        """What the layers up to tensor y are."""
+        """The kind of the layers up to tensor y."""
         if (parts.x, y) not in self._known:
             self._known[parts.x, y] = known(parts if y == parts.y else parts.until(y))
         return self._known[parts.x, y]

@@ -176,7 +176,7 @@ def photo_size(photo: Photo, look: Look, height: int | None = None) -> tuple[int
 
 
 def seen(image: Image.Image, size: tuple[int, int], sharp: bool) -> Image.Image:
-    """What the network saw, enlarged to `size` = (width, height)."""
+    """The network's input as a picture, enlarged to `size` = (width, height)."""
     if image.size == size:
         return image
     return image.resize(size, Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC)

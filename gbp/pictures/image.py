@@ -102,7 +102,7 @@ def read_array(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
 
 
 def _array(file: BinaryIO, size: int) -> NDArray[Any]:
-    """What the file of `size` bytes holds, once it is certain that it holds as much as its header says."""
+    """The image in a file of `size` bytes, after a check that the file holds as much as its header says."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)

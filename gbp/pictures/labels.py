@@ -17,7 +17,7 @@ from ..files import read_text
 #: in front, as TensorFlow's networks do.
 SHIPPED = ("imagenet", "cifar10", "mnist", "imagenet1001")
 _FOLDER = Path(__file__).parent / "names"
-#: What the columns of a table with names may be called.
+#: Possible names of the columns of a table of labels.
 _NAME_COLUMNS, _INDEX_COLUMNS = (
     ("label", "name", "class", "class_name", "display_name"),
     ("index", "id", "mid"),

@@ -70,7 +70,7 @@ def key_of(drawn: Drawn, style: Panel, rule: str, look: Look, method: str = "") 
 
 
 def warning_of(unlikely: Mapping[str, str]) -> list[str]:
-    """What to say where explained classes are improbable, given as {name: why}; nothing for none."""
+    """The warning that explained classes are improbable, given as {name: why}; nothing for none."""
     if not unlikely:
         return []
     names = " and ".join(f"“{name}” ({why})" for name, why in list(unlikely.items())[:2])

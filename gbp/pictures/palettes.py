@@ -30,7 +30,7 @@ def between(colours: tuple[str, ...], entries: int) -> Pixels:
 #: Magenta → orange → pale yellow: lightness rises evenly, so it also reads in greyscale.
 _HEAT = ("#a92b74", "#dd4a5d", "#f87c45", "#fdb54e", "#fcf3b4")
 HEAT = between(_HEAT, 256)
-#: The same from black on, for maps that lie on nothing.
+#: The same from black on, for maps that are not drawn over a photo.
 GLOW = between(("#000000", *_HEAT), 256)
 GRAY = between(("#000000", "#ffffff"), 256)
 # White → blue and white → red: the two mirror each other in lightness, so neither sign looks stronger.

@@ -29,11 +29,11 @@ class Photo:
     size
         (width, height) in pixels, upright.
     window
-        Where the network's input lies in it.
+        The part of it that is the network's input.
     resize
         How it became the input: "crop", "stretch" or "fit".
     stamp
-        What tells that the file is the same as when it was explained; None where there is no file.
+        Shows that the file is the same as when it was explained; None where there is no file.
     """
 
     source: str | bytes | Image.Image
@@ -66,7 +66,7 @@ class Photo:
         return left <= 0.5 and top <= 0.5 and right >= self.size[0] - 0.5 and bottom >= self.size[1] - 0.5
 
     def how(self, framed: bool = True) -> str:
-        """What the network saw, in words; `framed`: whether a frame shows it."""
+        """The network's part of the photo, in words; `framed`: whether a frame shows it."""
         width, height = self.window.size
         size = f"{width} × {height}"
         if self.resize == "fit" and (self.window.left < 0 or self.window.top < 0):

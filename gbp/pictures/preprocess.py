@@ -62,7 +62,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens to pixels before the network: y = (x · scale - mean) / std, x in 0..255.
+    """The change of pixels before the network: y = (x · scale - mean) / std, x in 0..255.
 
     Parameters
     ----------
@@ -285,7 +285,13 @@ class Preprocess:
         return np.ascontiguousarray(y.transpose(2, 0, 1), dtype=np.float32)
 
     def fits(self, channels: int) -> bool:
-        """Whether samples of so many channels are pictures that this preprocessing makes."""
+        """Whether samples of so many channels are pictures that this preprocessing makes.
+
+        Parameters
+        ----------
+        channels
+            The size of a sample's axis of channels.
+        """
         try:
             self._statistics(channels)
         except InputError:

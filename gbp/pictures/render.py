@@ -17,7 +17,7 @@ from ..errors import InputError
 from .palettes import DIVERGING, GLOW, HEAT, Pixels, rounded
 
 PERCENTILE = 99.5
-#: What an image keeps under a map: of its brightness, and of its colour.
+#: The shares of its brightness and of its colour that an image keeps under a map.
 DIMMED, SATURATION = 0.72, 0.6
 
 
@@ -171,7 +171,7 @@ Box = tuple[int, int, int, int]
 
 
 def placed(m: NDArray[Any], box: Box, size: tuple[int, int], *, sharp: bool = False) -> NDArray[np.float32]:
-    """A map (H, W) enlarged, or reduced, to lie in a box of a larger one, which is 0 elsewhere.
+    """A map (H, W) enlarged, or reduced, to fill a box of a larger one, which is 0 elsewhere.
 
     Parameters
     ----------

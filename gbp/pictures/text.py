@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from ..errors import shown
 
-#: The shipped typeface; its licence lies beside it.
+#: The shipped typeface; its licence is in the same folder.
 SHIPPED = Path(__file__).parent / "fonts" / "NotoSans-Regular.ttf"
 
 #: Beginnings of the names of fonts with scripts that the shipped one lacks, best first.

@@ -39,7 +39,7 @@ _MARK = "<!-- images -->"
 
 @dataclass
 class Summary:
-    """What a report holds.
+    """The content of a report.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class _Making:
         self.summary.images = len(self.rows)
 
     def _explained(self, part: list[str]) -> list[bytes]:
-        """What the page holds of some images."""
+        """The part of the page for some images."""
         try:
             found = self._attributions(part)
         except InputError as error:

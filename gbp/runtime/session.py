@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 #: Names of tensors to keep.
 Kept: TypeAlias = tuple[str, ...]
-#: What plans differ in: the shape of a sample without the batch, what is kept, and the rule's rewrite.
+#: The key of a plan: the shape of a sample without the batch, the kept tensors, and the rule's rewrite.
 Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.

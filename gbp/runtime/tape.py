@@ -379,7 +379,7 @@ class Tape:
         return maps
 
     def value(self, tensor: PhysicalTensor) -> Floats:
-        """What a kept tensor holds, float32 (N, …), in the file's order of axes."""
+        """The values of a kept tensor, float32 (N, …), in the file's order of axes."""
         with self._device.running():
             found = self._device.read(self._forward.arrays[tensor.name])
         return np.array(found.transpose(tensor.logical_axes), np.float32)

@@ -21,7 +21,7 @@ CONNECTIONS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """What requests may cost.
+    """Limits of requests.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""`Metrics`: what `GET /metrics` tells Prometheus."""
+"""`Metrics`: the numbers that Prometheus reads at `GET /metrics`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _ARRAY = b"\x93NUMPY"
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the client."""
+    """An answer to the client."""
 
     content: bytes
     media_type: str
@@ -89,7 +89,7 @@ class Served:
         self.name, self.explainer, self._limits, self.together = name, explainer, limits, together
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /v1/models` says, in JSON's types."""
+        """The answer of `GET /v1/models`, in JSON's types."""
         shape = list(self.explainer.input_shape)
         return {
             "name": self.name,

@@ -30,7 +30,7 @@ FORMATS = {
 }
 STYLES = get_args(Style)
 RULE_NAMES = (*RULES, *OTHER_RULES)
-#: What an answer in JSON holds on request.
+#: The parts of an answer in JSON that a request may choose.
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.
 MAX_TEXT = 200
@@ -55,7 +55,7 @@ class RequestError(InputError):
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks for.
+    """The content of a request.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def _short(name: str, text: str) -> str:
 
 
 def _question(values: Mapping[str, str], method: str | None, limits: Limits) -> Question:
-    """What to explain: a class, or a hidden unit by "at", "channel" and "unit"."""
+    """The target: a class, or a hidden unit by "at", "channel" and "unit"."""
     if "at" not in values:
         if "channel" in values or "unit" in values:
             raise RequestError(400, "channel and unit are of a tensor.", hint="Name it: at=.")

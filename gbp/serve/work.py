@@ -1,4 +1,4 @@
-"""`Workers`: threads that do what waits in a queue of limited length, alike tasks together."""
+"""`Workers`: threads that take tasks from a queue of limited length, tasks of one kind together."""
 
 from __future__ import annotations
 

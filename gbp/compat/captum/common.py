@@ -1,4 +1,4 @@
-"""What Captum's attributions share: samples, targets and seeds."""
+"""The base of Captum's attributions: samples, targets and seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Selector: TypeAlias = int | tuple[int | slice, ...]
 
 
 class Attribution:
-    """What all attributions share.
+    """The base of all attributions.
 
     Parameters
     ----------

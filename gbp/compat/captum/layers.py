@@ -43,7 +43,7 @@ class OfLayer(Attribution):
 
 
 class LayerActivation(OfLayer):
-    """What a layer holds.  Parameters as `LayerGradCam`."""
+    """The values of a layer.  Parameters as `LayerGradCam`."""
 
     def attribute(
         self,
