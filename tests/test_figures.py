@@ -301,6 +301,28 @@ def test_scripts_are_drawn_or_escaped(script: str) -> None:
     assert columns[-1] == pytest.approx(20 + text.width_of(line, 30), abs=8)
 
 
+def test_a_score_stands_to_the_right_of_a_word_from_right_to_left() -> None:
+    for words in (SCRIPTS["Arabic"], "אריה"):
+        line = text.legible(f"{words}: score 1 ({words})")
+        parts = list(text.runs(line))
+        assert "".join(part for _, part in parts) == line
+        if text.covering(words[0]) is not None:
+            assert [part for _, part in parts] == [words, ": score 1 (", words, ")"]
+            assert {font for font, part in parts if part != words} == {text.SHIPPED}
+
+
+def test_words_about_a_narrow_panel_are_not_broken() -> None:
+    narrow = layout.Panel(Image.new("RGB", (60, 400)), "guided: where", "otterhound: score 17.80")
+    wide = layout.Panel(Image.new("RGB", (400, 400)), "guided: by sign")
+    for panels in ([narrow], [narrow, wide]):
+        drawn = layout.figure(panels)
+        lines = [item.text for item in drawn.items if isinstance(item, Text)]
+        assert "guided: where" in lines
+        assert any(line.startswith("otterhound: ") for line in lines)
+        pictures = [item for item in drawn.items if isinstance(item, Picture)]
+        assert all(item.at[0] + item.size[0] < drawn.width for item in pictures)
+
+
 def test_without_fonts_of_the_system_characters_become_code_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "system_fonts", lambda: ())
     text.covering.cache_clear()

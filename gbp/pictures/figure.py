@@ -185,15 +185,16 @@ def figure(panels: Sequence[Panel], remarks: str = "", warnings: Sequence[str] =
     tallest = max(panel.image.height for panel in panels)
     size = min(30, max(15, round(tallest / 30)))
     gap = size
-    columns = _columns([panel.image.width for panel in panels], gap)
+    least = (22 if len(panels) == 1 else 12) * size - 2 * gap  # of the words about a narrow panel
+    columns = _columns([max(panel.image.width, least) for panel in panels], gap)
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    width = max(sum(panel.image.width + gap for panel in row) for row in rows) + gap
+    width = max(sum(max(panel.image.width, least) + gap for panel in row) for row in rows) + gap
     result = Figure(max(width, 22 * size), 0)
     top = gap
     for warning in warnings:
         top = _paragraph(result, f"Warning: {warning}", gap, top, size, WARNING_INK, WARNING_PAPER) + gap // 2
     for row in rows:
-        top = _row(result, row, gap, top, size) + gap
+        top = _row(result, row, gap, top, size, least) + gap
     small = max(13, round(size * 0.85))
     if remarks:
         top = _paragraph(result, remarks, gap, top - gap // 2, small, FAINT) + gap // 2
@@ -229,10 +230,10 @@ def _paragraph(
     return top + height
 
 
-def _row(result: Figure, row: Sequence[Panel], left: int, top: int, size: int) -> int:
-    """Add a row of panels.  Returns where it ends."""
+def _row(result: Figure, row: Sequence[Panel], left: int, top: int, size: int, least: int) -> int:
+    """Add a row of panels, whose words have a width of at least `least`.  Returns where it ends."""
     gap, small = left, max(13, round(size * 0.85))
-    heads = [_head(panel, size) for panel in row]
+    heads = [_head(panel, size, max(panel.image.width, least)) for panel in row]
     above = max(len(head) for head in heads) * text.line_height(size)
     below = 0
     for panel, head in zip(row, heads, strict=True):
@@ -245,22 +246,22 @@ def _row(result: Figure, row: Sequence[Panel], left: int, top: int, size: int) -
         result.items.append(Rectangle(*outline, None, FRAME))  # a white panel shows on white paper
         result.items.append(Picture(at, picture, picture.size))
         if panel.key:
-            below = max(below, _key(result, panel.key, left, at[1] + picture.height, picture.width, small))
-        left += picture.width + gap
+            under = at[1] + picture.height
+            below = max(below, _key(result, panel.key, left, under, picture.width, small, least))
+        left += max(picture.width, least) + gap
     return max(below, top + above + size // 3 + max(panel.image.height for panel in row))
 
 
-def _head(panel: Panel, size: int) -> list[tuple[str, str]]:
+def _head(panel: Panel, size: int, width: int) -> list[tuple[str, str]]:
     """The lines above a panel with their colours."""
-    width = panel.image.width
     title = [(line, INK) for line in text.wrapped(panel.title, size, width, most=3) if panel.title]
     ink = WARNING_INK if panel.warns else FAINT
     caption = text.wrapped(panel.caption, size, width) if panel.caption else []
     return [*title, *((line, ink) for line in caption)]
 
 
-def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int) -> int:
-    """Add a colour bar and how to read it.  Returns where it ends."""
+def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int, least: int) -> int:
+    """Add a colour bar and, in lines of at least `least`, how to read it.  Returns where it ends."""
     bar = np.asarray(key.colours)[None]
     top += size // 2
     height = max(6, size // 2)
@@ -277,9 +278,10 @@ def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int) -
         if tick:
             result.items.append(Text((left + place / 2 * (width - length), top), tick, size, FAINT))
     top += line
-    for number, words in enumerate(text.wrapped(key.meaning, size, width, most=8)):
+    lines = text.wrapped(key.meaning, size, max(width, least), most=8)
+    for number, words in enumerate(lines):
         result.items.append(Text((left, top + number * line), words, size, FAINT))
-    return top + line * len(text.wrapped(key.meaning, size, width, most=8))
+    return top + line * len(lines)
 
 
 def enlarged(image: Image.Image) -> Image.Image:

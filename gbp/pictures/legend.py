@@ -11,7 +11,12 @@ from .look import Look
 #: Below this probability of the explained class a picture says that it is no evidence.
 UNLIKELY = 0.01
 
-SHOWN: dict[str, str] = {"overlay": "where", "gray": "where", "rgb": "in colour", "diverging": "by sign"}
+SHOWN: dict[str, str] = {
+    "overlay": "where",
+    "gray": "where, alone",
+    "rgb": "in colour",
+    "diverging": "by sign",
+}
 
 #: Rules whose maps leave out what lowers the score on the way: they are no gradient.
 _POSITIVE_RULES = ("guided", "deconvnet")

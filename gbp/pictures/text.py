@@ -122,11 +122,29 @@ def runs(text: str) -> Iterator[tuple[Path, str]]:
         stays = bool(part) and not character.isalnum() and has(at, character)
         font = at if stays else covering(character) or SHIPPED
         if font != at and part:
-            yield at, part
-            part = ""
+            head, part = _without_tail(part)
+            yield at, head
+            if part and font != SHIPPED:
+                yield SHIPPED, part
+                part = ""
         part, at = part + character, font
-    if part:
-        yield at, part
+    for font, last in zip((at, SHIPPED), _without_tail(part), strict=True):
+        if last:
+            yield font, last
+
+
+def _without_tail(part: str) -> tuple[str, str]:
+    """A part, and the signs behind its last letter if that is of a script from right to left.
+
+    These stand to the right of it, because captions go from left to right.  Signs that the shipped typeface
+    lacks stay.
+    """
+    if not any(unicodedata.bidirectional(c) in ("R", "AL") for c in part):
+        return part, ""
+    end = max(
+        i for i, c in enumerate(part) if unicodedata.bidirectional(c) in ("R", "AL") or not has(SHIPPED, c)
+    )
+    return part[: end + 1], part[end + 1 :]
 
 
 def width_of(text: str, size: int) -> float:
