@@ -64,6 +64,8 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
         for k in range(PARTS):
             bits = rest.view(np.uint32)
             rounded = bits + np.uint32(0x8000) & np.uint32(0xFFFF0000)
+            finite = np.minimum(rounded & np.uint32(0x7FFFFFFF), np.uint32(0x7F7F0000))
+            rounded = finite | rounded & np.uint32(0x80000000)
             high = (rounded >> np.uint32(16)).astype(np.uint16)
             packed[block, :, :, :, k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
             rest = rest - rounded.view(np.float32)

@@ -79,6 +79,26 @@ def test_parts_are_the_whole() -> None:
     np.testing.assert_array_equal(total, pairs.transpose(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize("large", ["pixels", "weights"])
+def test_the_largest_numbers_are_none_too_large(large: str) -> None:
+    """bfloat16 rounds what is next to float32's largest number to infinity."""
+    most = np.finfo(np.float32).max
+    sizes = np.array([1, -1, 0.998, -0.998, 0.5, 1e-20], np.float32)  # of bfloat16's largest it is 0.996
+    C, O, P = len(sizes), 17, 33
+    x, w = abs(noise(1, 1, P, C)), noise(O, C, 1, 1, seed=1)
+    numbers, others = (x, w) if large == "pixels" else (w, x)
+    numbers.reshape(-1, C)[:] = sizes * most
+    others *= np.float32(0.02)
+    taps, frame = Taps(1, 1, 1, 1, 1, 1), Frame(1, P, 0, 0)
+    y, none = np.empty((1, 1, P, O), np.float32), np.empty((0, 0, 0, 0), np.float32)
+    no_mask = np.empty((0, 0, 0, 0), np.uint8)
+    end = share(C, frame, taps, 1, 1)
+    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, *end)
+    exact = x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)
+    assert np.abs(exact).max() < most
+    assert np.linalg.norm(y / most - exact / most) < 4e-7 * np.linalg.norm(exact / most)
+
+
 def test_long_sums_round_as_float32_does() -> None:
     """Products are as exact as those of float32, and a long sum rounds as little as in chains."""
     C, O, P = 2048, 32, 48

@@ -136,19 +136,24 @@ def amx_multiply(typing: Any, out: Any, a: Any, b: Any) -> Any:
 def store_parts(typing: Any, address: Any, step: Any, a: Any, b: Any) -> Any:
     """Write the three parts of two vectors as rows of tiles, `step` bytes apart: a₀, b₀, a₁, b₁ and so on.
 
-    Each part is the rest that the ones before it leave, rounded to bfloat16 (half away from 0).  The third
-    rounds nothing away: 3 · 8 bits hold float32's 24.
+    Each part is the rest that the ones before it leave, rounded to bfloat16 (half away from 0), but never to
+    infinity.  The third rounds nothing away: 3 · 8 bits hold float32's 24.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address, step, *rest = args
-        half, high, sixteen = (
-            ir.Constant(emit.VECTOR_I32, [value] * emit.LANES) for value in (0x8000, -0x10000, 16)
+        half, high, sixteen, most, least = (
+            ir.Constant(emit.VECTOR_I32, [value] * emit.LANES)
+            for value in (0x8000, -0x10000, 16, 0x7F7F_FFFF, 0xFF7F_FFFF - 2**32)
         )
         for part in range(PARTS):
             bits = [builder.bitcast(value, emit.VECTOR_I32) for value in rest]
             if part < PARTS - 1:
-                bits = [builder.and_(builder.add(value, half), high) for value in bits]
+                bits = [builder.add(value, half) for value in bits]
+                if part == 0:  # the next ones are too small to round to infinity
+                    for compare, bound in ((builder.icmp_signed, most), (builder.icmp_unsigned, least)):
+                        bits = [builder.select(compare("<", b, bound), b, bound) for b in bits]
+                bits = [builder.and_(value, high) for value in bits]
                 rest = [
                     builder.fsub(value, builder.bitcast(rounded, emit.VECTOR))
                     for value, rounded in zip(rest, bits, strict=True)
