@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 
 from .codegen.bits import integers_equal, store_integers
-from .codegen.emit import LANES
+from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
 from .codegen.packing import Share
@@ -88,6 +88,12 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
                     store_integers(switches, sa + c * switches.itemsize, winner, C - c)
 
 
+@device_function
+def _won(switches: Any, s: int, tap: int, g: int, count: int) -> Any:
+    """`count` values at g, with 0 in place of those whose window was won by another tap."""
+    return select(integers_equal(switches, s, tap, count), load_some(g, count), zeros())
+
+
 def _maxpool_bwd(
     gy: Any,
     switches: Any,
@@ -103,7 +109,7 @@ def _maxpool_bwd(
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
-    rows = N * H
+    rows, s_vector = N * H, LANES * switches.itemsize
     for t in range(share.first, share.last):
         for row in range(rows * t // threads, rows * (t + 1) // threads):
             n, h = row // H, row % H
@@ -119,15 +125,32 @@ def _maxpool_bwd(
                     i * taps.columns + j,
                 )
                 g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
-                for c in range(0, C, LANES):
+                whole = C // BLOCK * BLOCK
+                for c in range(0, whole, BLOCK):
+                    v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+                    g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+                    for _ in range(count_h):
+                        g, s, tap = g_row, s_row, tap_row
+                        for _ in range(count_w):
+                            keep_rolled()
+                            v0 = v0 + _won(switches, s, tap, g, LANES)
+                            v1 = v1 + _won(switches, s + s_vector, tap, g + VECTOR_BYTES, LANES)
+                            v2 = v2 + _won(switches, s + 2 * s_vector, tap, g + 2 * VECTOR_BYTES, LANES)
+                            v3 = v3 + _won(switches, s + 3 * s_vector, tap, g + 3 * VECTOR_BYTES, LANES)
+                            g, s, tap = g + g_right, s + s_right, tap + step_j
+                        g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
+                    write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
+                    write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
+                    write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
+                    write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
+                for c in range(whole, C, LANES):
                     v = zeros()
                     g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
                     for _ in range(count_h):
                         g, s, tap = g_row, s_row, tap_row
                         for _ in range(count_w):
                             keep_rolled()
-                            won = integers_equal(switches, s, tap, C - c)
-                            v = v + select(won, load_some(g, C - c), zeros())
+                            v = v + _won(switches, s, tap, g, C - c)
                             g, s, tap = g + g_right, s + s_right, tap + step_j
                         g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
                     write_gradient(v, c, gate, accumulate, xa, ma, C - c)
