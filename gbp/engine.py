@@ -285,14 +285,15 @@ class Engine:
             refuse_meaningless(rule, session.plan)
             parts += _run(session, batch, done, explained)
             done += len(batch.x)
-            pictures.append(batch.pictures or ())
+            if batch.pictures is not None:
+                pictures.append(batch.pictures)
             photos.extend(batch.photos or ())
         if len(parts) == 1:
             ((maps, scores, targets),) = parts
         else:
             maps, scores, targets = map(np.concatenate, zip(*parts, strict=True))
-        shape, seen = batch.x.shape, (Pictures.joined(pictures), tuple(photos))
-        return self.attribution(session.plan, shape, rule, maps, scores, targets, *seen).doubted()
+        seen = Pictures.joined(pictures) if pictures else None, tuple(photos)
+        return self.attribution(session.plan, batch.x.shape, rule, maps, scores, targets, *seen).doubted()
 
     def attribution(
         self,

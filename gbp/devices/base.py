@@ -36,11 +36,11 @@ class Entry:
 
     def __init__(self, x: Array, order: tuple[int, ...]) -> None:
         self.x, self.order = x, order
-        self._axes = 0, *order
+        self._logical = x.transpose(0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout, C-contiguous.  They may be gone by `settle`."""
-        self.x[...] = values.transpose(self._axes)
+        self._logical[...] = values
 
     def settle(self) -> None:
         """Put what was written where steps read it.  This is a part of each run."""
@@ -59,13 +59,14 @@ class Exit:
 
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.x, self.axes = x, axes
+        self._logical = x.transpose(*axes)
 
     def settle(self) -> None:
         """Prepare what `read` returns.  This is a part of each run."""
 
     def read(self) -> tuple[NDArray[np.float32], bool]:
         """All values, as the host's own array in the model's layout; and whether all are finite."""
-        values = np.array(self.x.transpose(self.axes), np.float32)
+        values = np.array(self._logical, np.float32)
         return values, all_finite(values)
 
 

@@ -44,7 +44,7 @@ class CpuDevice(Device):
 
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         x.fill(0)
-        x[where] = 1
+        x[tuple([index.item() for index in where]) if len(x) == 1 else where] = 1  # numbers are faster
 
     def repeater(self) -> Repeater:
         return Program()

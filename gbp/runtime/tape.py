@@ -281,14 +281,14 @@ class Tape:
                 "forward", self.n, self._nbytes, lambda: _Forward.make(plan, self.n, threads, device)
             )
             self._forward.feed(x)
-            marks = [] if self._forward.marks is None else [self._forward.marks]
-            found = device.read_all(*(piece.y for piece in self._forward.pieces), *marks)
-        count = len(self._forward.pieces)
+            pieces, marks = self._forward.pieces, self._forward.marks
+            marked = [] if marks is None else [marks]
+            found = device.read_all(*[piece.y for piece in pieces], *marked)
         #: The samples that hold NaN or infinity, where the device looks for them.
-        self.not_finite = np.flatnonzero(found[count]) if marks else _NONE
+        self.not_finite = np.flatnonzero(found.pop()) if marked else _NONE
         #: Whether all maps so far are finite.
         self.is_finite = True
-        scores = np.concatenate(found[:count]) if count > 1 else found[0]
+        scores = np.concatenate(found) if len(found) > 1 else found[0]
         logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the scores, in the model's own layout, flattened.
         self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
