@@ -105,13 +105,13 @@ def ask(
         best = run.scores.argmax(axis=1)
         return [_of_scores(of_function(score, run.scores, first), [name] * len(run), best)], True
     asked: list[Asked] = []
-    is_one = len(items) == 1
+    is_one, classes = len(items) == 1, Classes(run.score_shape, run.labels)
     for item in items:
         if isinstance(item, (Unit, Channel)):
             asked.append(_hidden(run, item))
         elif isinstance(item, Contrast):
             ends = [_classes_of(run, end) for end in (item.for_, item.against)]
-            a, b = (of_classes(_named(score), run.scores, end, run.head) for end in ends)
+            a, b = (of_classes(_named(score), run.scores, end, run.head, classes) for end in ends)
             names = [f"{x} - {y}" for x, y in zip(*(_names(run, end, "logit") for end in ends), strict=True)]
             prefix = "" if score is None else f"{score} of "
             asked.append(_of_scores(a - b, [prefix + name for name in names], ends[0]))
@@ -119,7 +119,7 @@ def ask(
             targets = run.targets(item)
             is_one &= targets.ndim == 1
             for column in targets.reshape(len(run), -1).T:
-                value = of_classes(_named(score), run.scores, column, run.head)
+                value = of_classes(_named(score), run.scores, column, run.head, classes)
                 asked.append(_of_scores(value, _names(run, column, _named(score)), column))
     if score != "sum":
         return asked, is_one

@@ -25,7 +25,7 @@ from .pictures.photo import Photo
 from .pictures.preprocess import Channels
 from .provenance import Provenance
 from .sample import Drawable, Sample
-from .similarity import ALIKE, likeness, rounded_down
+from .similarity import ALIKE, empty_maps, likeness, rounded_down
 from .titles import plain, title_of
 
 #: Samples that a notebook shows of one attribution.
@@ -175,8 +175,20 @@ class Attribution(Drawable, Sequence[Sample]):
             f"Under {self.rule!r} this network gives a class the same map for any image: the reverse pass "
             "reads nothing of the image, such as the switches of a max-pool.",
         )
-        added = (*(() if found.depends_on_image else same), *found.likeness_notes())
+        added = (*(() if found.depends_on_image else same), *found.empty_notes(), *found.likeness_notes())
         return replace(found, notes=(*found.notes, *added)) if added else found
+
+    def empty_notes(self) -> tuple[str, ...]:
+        """A note, where maps are 0 everywhere; else none."""
+        maps = self.map.reshape(-1, *self.map.shape[self.target.ndim :])
+        empty = empty_maps(maps)
+        if not empty:
+            return ()
+        which = "The map is" if len(maps) == 1 else f"{empty} of {len(maps)} maps are"
+        why = "no gradient gets through: rectifiers on every way are closed, or the rule lets nothing pass"
+        if self.method in ("grad-cam", "guided-grad-cam"):
+            why = "nothing in the layer speaks for the class"
+        return (f"{which} 0 everywhere: {why}.",)
 
     def likeness_notes(self) -> tuple[str, ...]:
         """A note, where the maps of a sample's targets are nearly the same; else none."""

@@ -18,7 +18,7 @@ from .pictures.percent import percent
 from .pictures.photo import Photo
 from .pictures.preprocess import Channels
 from .provenance import Provenance
-from .similarity import remark
+from .similarity import empty_maps, remark
 from .targets import Classes
 from .titles import plain, title_of
 
@@ -99,9 +99,12 @@ class Explained:
 
     def doubts(self) -> list[str]:
         """Warnings that a picture of this map must show, one short sentence each."""
-        alike = remark(self.map if np.ndim(self.target) else self.map[None])
-        same = None if self.depends_on_image else "the same map for any image."
-        return [f"{self.title}: {doubt}" for doubt in (same, alike) if doubt]
+        maps = self.map if np.ndim(self.target) else self.map[None]
+        empty, same = empty_maps(maps), None if self.depends_on_image else "the same map for any image."
+        found = [remark(maps), "the map is 0 everywhere." if empty else None, same]
+        if empty and len(maps) > 1:
+            found[1] = f"{empty} of {len(maps)} maps are 0 everywhere."
+        return [f"{self.title}: {doubt}" for doubt in found if doubt]
 
     @property
     def classes(self) -> Classes:

@@ -37,11 +37,14 @@ def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArra
             f"gbp does not do the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"
         )
     y = planes.astype(np.float64)
-    # The last side first: for a matrix product that is the order in memory.
-    for axis, new in zip(range(-1, -len(size) - 1, -1), reversed(size), strict=True):
+    for axis, new in zip(range(-len(size), 0), size, strict=True):
         old = y.shape[axis]
         if mode == "nearest":
             y = y.take(np.arange(new) * old // new, axis)
+        elif axis == -1:
+            y = y @ _matrix(old, new, mode)
+        elif axis == -2:
+            y = _matrix(old, new, mode).T @ y
         else:
             y = np.moveaxis(np.moveaxis(y, axis, -1) @ _matrix(old, new, mode), -1, axis)
     return y

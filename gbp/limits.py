@@ -71,8 +71,11 @@ def at_least_one(name: str, value: int | None) -> int | None:
     InputError
         Unless the value is None or a whole number of at least 1.
     """
-    if value is None:
-        return None
+    return None if value is None else count_of(name, value)
+
+
+def count_of(name: str, value: int) -> int:
+    """`at_least_one` of an argument that may not be None."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 1")
     return int(value)

@@ -35,6 +35,10 @@ def _checked_seed(seed: str) -> Seed:
     raise InputError(f"seed is {seed!r}.", supported=", ".join(get_args(Seed)))
 
 
+def _told(seed: Seed) -> str:
+    return "" if seed == "one" else f", seed={seed!r}"
+
+
 class _Question:
     """Equal where all fields are."""
 
@@ -71,7 +75,7 @@ class Unit(_Question):
         self.position = tuple(_index("an index of a unit", i) for i in position)
 
     def __repr__(self) -> str:
-        return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))})"
+        return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))}{_told(self.seed)})"
 
 
 class Channel(_Question):
@@ -112,7 +116,8 @@ class Channel(_Question):
         self.seed, self.axis = _checked_seed(seed), None if axis is None else _index("axis", axis)
 
     def __repr__(self) -> str:
-        return f"Channel({self.tensor!r}, {self.channel}, {self.how!r})"
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return f"Channel({self.tensor!r}, {self.channel}, {self.how!r}{_told(self.seed)}{axis})"
 
 
 class Contrast(_Question):

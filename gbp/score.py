@@ -2,9 +2,10 @@
 
 logit             s_c                        e_c
 probability       p_c                        p_c · (e_c − p)       Softmax; p over the axes of the head
-p_c · (1 − p_c) · e_c Sigmoid
+                                           p_c · (1 − p_c) · e_c Sigmoid
 log-probability   log p_c                    the same, divided by p_c
-margin            s_c − s_r                  e_c − e_r             r: the other class of the highest score
+margin            s_c − s_r                  e_c − e_r             r: the other class of the highest score;
+                                                                   of a detector, of the same box
 sum               Σ s_c over the targets     Σ e_c
 a function f      f(s)                       ∂f/∂s
 """
@@ -12,6 +13,7 @@ a function f      f(s)                       ∂f/∂s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .head import Head
 from .questions import ScoreFunction, ScoreName
+from .targets import Classes
 
 Doubles = NDArray[np.float64]
 
@@ -43,7 +46,11 @@ class Value:
 
 
 def of_classes(
-    name: ScoreName, scores: NDArray[np.float32], targets: NDArray[np.int64], head: Head | None
+    name: ScoreName,
+    scores: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    head: Head | None,
+    classes: Classes,
 ) -> Value:
     """A score of one class of each sample.
 
@@ -57,11 +64,14 @@ def of_classes(
         int64 (N,).
     head
         The model's head, or None.
+    classes
+        The shape and the labels of a sample's scores.
 
     Raises
     ------
     InputError
-        For a probability without a head, and for the margin of a single class.
+        For a probability without a head, and for the margin of a single class, or where nothing says which
+        axis of the scores holds the classes.
     """
     s, rows = scores.astype(np.float64), np.arange(len(scores))
     if name == "probability" and head is not None and not head.op:
@@ -69,11 +79,7 @@ def of_classes(
     one = np.zeros_like(s)
     one[rows, targets] = 1
     if name == "margin":
-        if s.shape[1] < 2:
-            raise InputError("there is one class only, and no runner-up.", supported="score='logit'")
-        others = s.copy()
-        others[rows, targets] = -np.inf
-        runner = others.argmax(axis=1)
+        runner = np.where(_rivals(targets, classes, head), s, -np.inf).argmax(axis=1)
         one[rows, runner] -= 1
         return Value(s[rows, targets] - s[rows, runner], one)
     if name in ("probability", "log-probability"):
@@ -87,6 +93,29 @@ def of_classes(
             return Value(np.exp(log_p), gradient * np.exp(log_p)[:, None])
         return Value(log_p, gradient)
     return Value(s[rows, targets], one)
+
+
+def _rivals(targets: NDArray[np.int64], classes: Classes, head: Head | None) -> NDArray[np.bool_]:
+    """Which scores each target competes with, (N, classes): the other classes of the same box or pixel."""
+    sizes: tuple[int, ...] = classes.axes
+    along: tuple[int, ...] = (classes.labelled_axis or 0,)
+    if len(sizes) > 1 and classes.labelled_axis is None:
+        if head is None or not head.axes:
+            raise InputError(
+                f"scores of shape {list(classes.shape)} have no runner-up: nothing says which axis holds the "
+                "classes.",
+                hint="Give labels; or contrast two scores: Contrast(At(…), At(…)), --against.",
+            )
+        sizes, along = head.shape, head.axes
+    rivals = np.zeros((len(targets), *sizes), np.bool_)
+    for n, target in enumerate(targets):
+        index = [int(i) for i in np.unravel_index(int(target), sizes)]
+        group: list[Any] = [slice(None) if axis in along else i for axis, i in enumerate(index)]
+        rivals[n][tuple(group)] = True
+        rivals[n][tuple(index)] = False
+    if not rivals.any():
+        raise InputError("there is one class only, and no runner-up.", supported="score='logit'")
+    return rivals.reshape(len(targets), -1)
 
 
 def _log_probability(

@@ -62,6 +62,12 @@ def remark(maps: NDArray[Any]) -> str | None:
     return f"the maps are nearly the same (cosine {rounded_down(alike)} or more)."
 
 
+def empty_maps(maps: NDArray[Any]) -> int:
+    """How many of the maps, (K, …), are 0 everywhere."""
+    # A few numbers of a map show mostly that it is not.
+    return sum(not (flat[::997].any() or flat.any()) for flat in (one.ravel(order="K") for one in maps))
+
+
 def rounded_down(value: float) -> str:
     """Two decimals, such that "at least" is true of them."""
     return f"{math.floor(100 * value) / 100:.2f}"

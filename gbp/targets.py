@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
-from .limits import at_least_one
+from .limits import count_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Top:
     k: int = 5
 
     def __post_init__(self) -> None:
-        at_least_one("k", self.k)
+        count_of("k", self.k)
 
 
 class At:
@@ -101,7 +101,7 @@ class Classes:
 
     def check_labels(self) -> None:
         """Raise InputError if there are labels and no axis has as many elements."""
-        if self.labels is not None and self._labelled_axis is None:
+        if self.labels is not None and self.labelled_axis is None:
             found = f"{self.count} scores" if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
             raise InputError(
                 f"there are {len(self.labels)} labels and {found}.",
@@ -121,7 +121,7 @@ class Classes:
         return tuple(n for n in self.shape if n != 1) or (1,)
 
     @property
-    def _labelled_axis(self) -> int | None:
+    def labelled_axis(self) -> int | None:
         """The position in `axes` of the axis that the labels name; None if there is none."""
         found = [i for i, n in enumerate(self.axes) if self.labels is not None and n == len(self.labels)]
         return found[-1] if found else None
@@ -132,7 +132,7 @@ class Classes:
 
     def name(self, number: int) -> str:
         """The label of a score, with its position if there are several axes; "class 7" without labels."""
-        place, axis = self.position(number), self._labelled_axis
+        place, axis = self.position(number), self.labelled_axis
         if self.labels is None or axis is None:
             return f"class {place}" if len(self.axes) == 1 else f"score {place}"
         label = self.labels[np.unravel_index(number, self.axes)[axis]]
@@ -148,7 +148,7 @@ class Classes:
                 supported="one index for each axis",
             )
         real = [i for i, n in enumerate(sizes) if n != 1 or len(sizes) == 1]
-        named = real[self._labelled_axis or 0] if len(real) == len(self.axes) else None
+        named = real[self.labelled_axis or 0] if len(real) == len(self.axes) else None
         indices: list[int] = []
         for axis, (given, size) in enumerate(zip(target.indices, sizes, strict=True)):
             if isinstance(given, str) and axis != named and self.labels is not None:
@@ -166,7 +166,7 @@ class Classes:
         """The class with this label.  Raises InputError if there is none, or more than one."""
         found = _labelled(name, self.labels)
         if len(self.axes) > 1:
-            at = At(*(name if i == self._labelled_axis else 0 for i in range(len(self.axes))))
+            at = At(*(name if i == self.labelled_axis else 0 for i in range(len(self.axes))))
             raise InputError(
                 f"target {name!r} names many scores, which have shape {list(self.shape)}.",
                 hint=f"Say which one: target={at!r}, for example.",

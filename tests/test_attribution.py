@@ -21,7 +21,7 @@ from gbp.attribution import Attribution
 from gbp.errors import InputError
 from gbp.figures import figure_of, rules_figure
 from gbp.head import Head
-from gbp.pictures.figure import Picture
+from gbp.pictures.figure import Picture, Text
 from gbp.pictures.files import check_path, save_picture
 from gbp.pictures.look import Look
 from gbp.pictures.preprocess import Preprocess
@@ -387,3 +387,18 @@ def test_pictures_of_arrays_are_made_when_they_are_looked_at(monkeypatch: pytest
         assert images[1 % len(images)] == expected
     assert result.images[1] is result.images[1:2][0]
     assert len(made) == 2
+
+
+def test_maps_of_0_are_noted_and_have_no_colour_bar() -> None:
+    for k, said in ((None, "1 of 2 maps are 0"), (2, "2 of 4 maps are 0")):
+        a = make(k=k)
+        a.map[0] = 0
+        assert [note for note in a.doubted().notes if "0 everywhere: no gradient gets through" in note]
+        assert a.doubted().notes[0].startswith(said)
+        assert make(k=k).doubted().notes == ()
+    zero = make(1)
+    zero.map[:] = 0
+    assert zero.doubted().notes[0].startswith("The map is 0 everywhere: ")
+    texts = [item.text for item in figure_of(zero[0], "strip", Look()).items if isinstance(item, Text)]
+    assert any("the map is 0 everywhere" in text for text in texts)
+    assert not any("brighter" in text or "red" in text for text in texts)

@@ -20,7 +20,7 @@ from kills import MODEL, ROOT, files_of, make_images, run_with_kills
 from PIL import Image
 
 import gbp
-from gbp import Explainer, InputError, Top, methods
+from gbp import Channel, Contrast, Explainer, InputError, Several, Top, methods
 from gbp.bulk.job import Task, name_of
 from gbp.bulk.worker import Worker
 from gbp.cli import main as cli
@@ -479,6 +479,31 @@ def test_the_command_takes_any_rule_and_any_number_of_classes(photos: Path, out:
     with np.load(path) as arrays:
         assert arrays["map"].shape[:2] == (1, 2)
         assert str(arrays["rule"]) == "lrp-epsilon"
+
+
+def test_the_command_asks_for_hidden_units_contrasts_and_scores(photos: Path, tmp_path: Path) -> None:
+    """As `explain` does; each image its own notes and values."""
+    explainer, photo = Explainer(MODEL), str(photos / "1.png")
+    cases: list[tuple[list[str], dict[str, Any]]] = [
+        (["--at", "relu3", "--channel", "3", "--sum"], {"target": Channel("relu3", 3, "sum")}),
+        (["--target", "1", "--against", "4"], {"target": Contrast(1, 4)}),
+        (["--target", "1,2"], {"target": Several(1, 2)}),
+        (["--score", "probability"], {"score": "probability"}),
+    ]
+    for i, (options, asked) in enumerate(cases):
+        out = tmp_path / str(i)
+        plain = ["--style", "none", "--arrays", "npz"]
+        assert cli.main(["batch", str(MODEL), photo, "-o", str(out), *options, *plain]) == 0
+        expected, (row,), (path,) = explainer.explain(photo, **asked), rows_of(out), out.rglob("*.npz")
+        with np.load(path) as arrays:
+            np.testing.assert_array_equal(arrays["map"], expected.map)
+        for told, row_of in zip(expected[0].explained_rows(), row["target"], strict=True):
+            assert (told["class"], told["label"]) == (row_of["class"], row_of["label"])
+            assert row_of["score"] == pytest.approx(told["score"])
+    other = ["--at", "relu3", "--channel", "3", "--sum", "--activation", *plain]
+    assert cli.main(["batch", str(MODEL), photo, "-o", str(tmp_path / "0"), *other]) == 2
+    with pytest.raises(InputError, match="method, which explains logits"):
+        gbp.batch(MODEL, photo, tmp_path / "9", method="saliency", score="margin")
 
 
 def test_the_command(

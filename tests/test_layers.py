@@ -103,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "bulk": {
         *("attribution", "errors", "explainer", "files", "importer", "inputs", "limits", "methods"),
-        *("pictures", "rules", "strips", "targets", "version"),
+        *("pictures", "questions", "rules", "strips", "targets", "version"),
     },
     "features": {
         *(

@@ -421,6 +421,7 @@ def test_a_model_of_open_size_is_planned_for_the_array() -> None:
     [
         (smoothgrad, {"samples": 0}, "samples is 0"),
         (smoothgrad, {"samples": 2.5}, "samples is 2.5"),
+        (smoothgrad, {"samples": None}, "samples is None"),
         (smoothgrad, {"noise": -1}, "noise is -1"),
         (smoothgrad, {"noise": float("nan")}, "noise is nan"),
         (smoothgrad, {"noise": "much"}, "noise is 'much'"),
@@ -434,6 +435,7 @@ def test_a_model_of_open_size_is_planned_for_the_array() -> None:
         (smoothgrad, {"target": 9}, "target 9 is no class"),
         (vargrad, {"samples": 1}, "samples is 1.*at least 2"),
         (integrated_gradients, {"steps": 0}, "steps is 0"),
+        (integrated_gradients, {"steps": None}, "steps is None"),
         (integrated_gradients, {"steps": 1, "quadrature": "trapezoid"}, "at least 2 for the trapezoid"),
         (integrated_gradients, {"quadrature": "simpson"}, "'simpson'.*gauss-legendre, trapezoid, midpoint"),
         (integrated_gradients, {"baseline": "black"}, "'black'.*zero, mean, blur, or an array"),

@@ -17,6 +17,7 @@ from gbp import Channel, Contrast, Explainer, InputError, Several, Top, Unit
 from gbp.cli.main import main
 from gbp.head import Head
 from gbp.score import of_classes, of_function
+from gbp.targets import Classes
 
 MODELS = Path(__file__).parents[1] / "models"
 DEMO = MODELS / "demo.onnx"
@@ -136,10 +137,10 @@ HEADS = [
 def test_a_score_has_the_gradient_of_its_value(head: Head, name: Any) -> None:
     scores = 3 * np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
     targets = np.array([0, 3, 5, 1])
-    found = of_classes(name, scores, targets, head)
+    found = of_classes(name, scores, targets, head, Classes(head.shape))
 
     def score(s: NDArray[np.float64]) -> tuple[Any, Any]:
-        each = of_classes(name, s.astype(np.float64), targets, head)  # type: ignore[arg-type]
+        each = of_classes(name, s.astype(np.float64), targets, head, Classes(head.shape))  # type: ignore[arg-type]
         return each.value, each.gradient
 
     of_function(score, scores, check=True)
@@ -148,6 +149,27 @@ def test_a_score_has_the_gradient_of_its_value(head: Head, name: Any) -> None:
         np.testing.assert_allclose(found.value, p, rtol=1e-5)
     if name == "log-probability":
         np.testing.assert_allclose(found.value, np.log(p), rtol=1e-5)
+
+
+def test_a_margin_is_over_the_classes_of_the_same_box() -> None:
+    scores = np.float32([[[5, 1, 9], [2, 7, 3]]])  # (1, classes, boxes)
+    flat = scores.reshape(1, -1)
+    cases: list[tuple[Classes, Head | None, int, int]] = [
+        (Classes((2, 3), ("cat", "dog")), None, 0, 3),  # class 0 of box 0: against class 1 of box 0
+        (Classes((2, 3), ("cat", "dog")), None, 4, 1),
+        (Classes((2, 3)), Head("Softmax", (2, 3), (0,)), 5, 2),
+        (Classes((1, 6, 1)), None, 0, 2),  # a single axis: the highest of all others
+        (Classes((2, 3), tuple("abcdef")), None, 2, 4),  # labels that name all scores
+    ]
+    for classes, head, target, runner in cases:
+        found = of_classes("margin", flat, np.array([target]), head, classes)
+        expected = np.zeros((1, 6))
+        expected[0, target], expected[0, runner] = 1, -1
+        np.testing.assert_array_equal(found.gradient, expected)
+        assert found.value[0] == flat[0, target] - flat[0, runner]
+    for head in (None, Head("Sigmoid", (2, 3))):
+        with pytest.raises(InputError, match="nothing says which axis holds the classes"):
+            of_classes("margin", flat, np.array([0]), head, Classes((2, 3)))
 
 
 def test_scores_go_back_as_their_gradient(explainer: Explainer) -> None:
@@ -192,11 +214,11 @@ def test_a_function_of_the_scores(explainer: Explainer) -> None:
 
 def test_scores_that_are_probabilities_may_be_0() -> None:
     scores, targets, head = np.array([[1, 0]], np.float32), np.array([1]), Head("", (2,))
-    found = of_classes("probability", scores, targets, head)
+    found = of_classes("probability", scores, targets, head, Classes(head.shape))
     assert found.value.tolist() == [0]
     assert found.gradient.tolist() == [[0, 1]]
     with pytest.raises(InputError, match="has no logarithm"):
-        of_classes("log-probability", scores, targets, head)
+        of_classes("log-probability", scores, targets, head, Classes(head.shape))
 
 
 def test_what_cannot_be_asked(explainer: Explainer) -> None:

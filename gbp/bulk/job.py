@@ -20,6 +20,7 @@ from ..explainer import Explainer
 from ..importer.proto import read
 from ..methods import METHODS
 from ..pictures.look import Look
+from ..questions import Channel, Contrast, Question, Score, Several, Unit, is_hidden
 from ..rules import OTHER_RULES, RULES
 from ..targets import At, Top
 from ..version import VERSION
@@ -29,6 +30,7 @@ Arrays = Literal["npz", "zarr"]
 _FREE = ("model", "threads", "memory", "cache", "preprocess", "labels")
 #: Formats whose files hold no time at which they were written.
 PICTURES = ("png", "jpg", "webp", "svg")
+_TARGETS = (int, np.integer, str, At, Top, Unit, Channel, Contrast, Several)
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip", "none")
 
 
@@ -44,8 +46,8 @@ class Job:
         The folder that files are written to.
     rule
         The name of a rule, "all", or None for "guided" or the method's own.
-    target
-        A class for all images, `Top`, or None for each image's own best class.
+    target, score
+        As for `Explainer.explain`, the same for all images.
     method, method_options
         The name of a method or None, and its arguments.
     style, format
@@ -66,7 +68,8 @@ class Job:
     model: str
     out: str
     rule: str | None
-    target: int | str | At | Top | None
+    target: Question
+    score: Score | None
     method: str | None
     method_options: Mapping[str, Any]
     style: str
@@ -87,13 +90,20 @@ class Job:
             if value not in known:
                 raise InputError(f"{name} is {value!r}.", supported=", ".join(map(str, known)))
         Look(**self.look)
-        if not (self.target is None or isinstance(self.target, (int, np.integer, str, At, Top))):
+        if not (self.target is None or isinstance(self.target, _TARGETS)):
             raise InputError(
-                f"target is {self.target!r:.80}.", supported="one for all images: an index, a label, Top, At"
+                f"target is {self.target!r:.80}.",
+                supported="one for all images: an index, a label, Top, At, Unit, Channel, Contrast, Several",
             )
-        several = isinstance(self.target, Top)
+        if self.score is not None and (self.method is not None or callable(self.score)):
+            raise InputError(
+                f"score is {self.score!r:.80}.", supported="a name, without a method, which explains logits"
+            )
+        several = self.score != "sum" and isinstance(self.target, (Top, Several))
         if self.rule == "all" and (self.arrays or several):
-            raise InputError("rule 'all' draws one target.", hint="For Top(k) or arrays, choose one rule.")
+            raise InputError(
+                "rule 'all' draws one target.", hint="For several targets or arrays, choose one rule."
+            )
         if several and self.style not in ("strip", "none"):
             raise InputError(f"{self.target} is drawn as a strip.", hint="Leave the style out.")
         if self.bare and (self.style in ("strip", "none") or self.rule == "all"):
@@ -122,11 +132,14 @@ class Job:
     @property
     def is_of_one(self) -> bool:
         """Whether what is said of an image would depend on others that are explained with it."""
-        return self.method is not None or isinstance(self.target, Top)
+        is_more = isinstance(self.target, (Top, Several)) or is_hidden(self.target)
+        return self.method is not None or self.score is not None or is_more
 
     def explain(self, explainer: Explainer, images: Any) -> tuple[Attribution, ...]:
         """Explain images under each rule."""
-        call = partial(METHODS[self.method].call, explainer) if self.method else explainer.explain
+        call: Any = partial(explainer.explain, score=self.score)
+        if self.method:
+            call = partial(METHODS[self.method].call, explainer)
         rules: list[dict[str, Any]] = [{} if rule is None else {"rule": rule} for rule in self.rules]
         return tuple(call(images, target=self.target, **self.method_options, **rule) for rule in rules)
 
@@ -137,6 +150,7 @@ class Job:
             explainer,
             rule=self.rule or self.rules[0],
             target=None if self.target is None else repr(self.target),
+            **({} if self.score is None else {"score": self.score}),
             method=self.method,
             **{name: _plain(value) for name, value in self.method_options.items()},
             style=self.style,

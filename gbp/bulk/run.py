@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..limits import at_least_one
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
-from ..targets import At, Top
+from ..questions import Question, Score, checked_score
 from .engines import locally, on_ray
 from .folder import Folder
 from .index import Index
@@ -51,7 +51,8 @@ def batch(
     out: str | os.PathLike[str],
     *,
     rule: str | None = None,
-    target: int | str | At | Top | None = None,
+    target: Question = None,
+    score: Score | None = None,
     method: str | None = None,
     method_options: Mapping[str, Any] | None = None,
     style: str = "strip",
@@ -87,7 +88,10 @@ def batch(
         The name of a rule, or "all" for "vanilla", "deconvnet" and "guided" in one picture; by default
         "guided", or the method's.
     target
-        One for all images: None for each one's own best class, a class index, a label, `Top(5)`, or `At`.
+        One for all images: None for each one's own best class, a class index, a label, `Top(5)`, `At`,
+        `Unit`, `Channel`, `Contrast`, or `Several` of these.
+    score
+        The name of what is explained of a class, as for `Explainer.explain`.
     method, method_options
         The name of a method in `gbp.methods`, as the command line has it, and its arguments.
     style, format
@@ -136,6 +140,7 @@ def batch(
         out=root,
         rule=rule,
         target=target,
+        score=checked_score(score),
         method=method,
         method_options=method_options or {},
         style=style,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from contextlib import ExitStack
 from typing import Any
 
 from ..rules import OTHER_RULES, RULES
+from .asking import add_questions, question_of, refuse_contradictions
 from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
     add_drawing,
@@ -20,7 +20,6 @@ from .options import (
     print_json,
     print_line,
     print_paragraph,
-    target,
 )
 from .progress import Progress, add_progress, advancing, compiling_shown
 
@@ -53,12 +52,6 @@ def add_command(commands: Any) -> None:
         help="all: the first three; default: guided; that of a --method: vanilla",
     )
     command.add_argument(
-        "--target",
-        type=target,
-        help='one for all images: class index, label, "top5", or an index for each axis of the scores, as '
-        "8763:1; default: what each image is taken for",
-    )
-    command.add_argument(
         "--format", choices=("png", "jpg", "webp", "svg"), default="png", help="of pictures; default: png"
     )
     command.add_argument(
@@ -80,6 +73,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     add_explainer(command)
     add_progress(command)
+    add_questions(command)
     add_methods(command)
     add_preprocessing(command)
     add_drawing(command, "none")
@@ -96,9 +90,12 @@ def shard(text: str) -> tuple[int, int]:
 def batch(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..bulk.run import batch as explain_all
+    from ..pictures.labels import read_labels
+    from ..pictures.sidecar import read_sidecar
 
     refuse_misplaced(arguments)
-
+    refuse_contradictions(arguments)
+    labels = read_labels(arguments.labels) or read_sidecar(arguments.model).labels
     with ExitStack() as stack:
         bar: list[Progress | None] = []
 
@@ -114,7 +111,8 @@ def batch(arguments: argparse.Namespace) -> int:
             arguments.images,
             arguments.out,
             rule=arguments.rule,
-            target=_target(arguments.target),
+            target=question_of(arguments, labels),
+            score=arguments.score,
             method=arguments.method,
             method_options=method_options(arguments),
             style=arguments.style,
@@ -141,11 +139,3 @@ def batch(arguments: argparse.Namespace) -> int:
         for note in summary.notes:
             print_paragraph(f"note: {note}", 6)
     return 1 if summary.failed else 0
-
-
-def _target(given: Any) -> Any:
-    """The target in Python: "top5" is `Top(5)`."""
-    from ..targets import Top
-
-    is_top = isinstance(given, str) and re.fullmatch(r"top\d{1,9}", given)
-    return Top(int(given[3:])) if is_top else given

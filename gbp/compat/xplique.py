@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..explainer import Explainer
 from ..interpolation import interpolated
-from ..limits import at_least_one
+from ..limits import at_least_one, count_of
 from ..run import Run
 from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps
 from .operators import Operator, gradient_of
@@ -242,7 +242,7 @@ class IntegratedGradients(WhiteBox):
         baseline_value: float = 0.0,
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
-        if (at_least_one("steps", steps) or 0) < 2:
+        if count_of("steps", steps) < 2:
             raise InputError(f"steps is {steps}.", supported="at least 2, for the trapezoid")
         self.steps, self.baseline_value = steps, float(baseline_value)
 
@@ -285,7 +285,7 @@ class Statistic(WhiteBox):
         seed: int = 0,
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
-        at_least_one("nb_samples", nb_samples)
+        count_of("nb_samples", nb_samples)
         self.nb_samples, self.noise, self.seed = nb_samples, deviation("noise", noise), seed
 
     def _explain(self, x: Floats, targets: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..limits import at_least_one
+from ..limits import count_of
 from ..similarity import cosine
 
 #: Targets, int64 (N, K), → maps (N, K, …).
@@ -45,7 +45,7 @@ def class_sensitivity(
     InputError
         For a model of one score, and where `explain` returns maps of another shape.
     """
-    at_least_one("others", others)
+    count_of("others", others)
     n, classes = scores.shape
     if classes < 2:
         raise InputError("the model has one score.", supported="two classes and more")

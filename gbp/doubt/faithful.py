@@ -13,7 +13,7 @@ from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import at_least_one
+from ..limits import count_of
 
 #: Scores (n, classes) → numbers of the same shape.
 Measure: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -207,7 +207,7 @@ def max_sensitivity(
     InputError
         For a radius that is not above 0.
     """
-    at_least_one("samples", samples)
+    count_of("samples", samples)
     if not 0 < radius < np.inf:
         raise InputError(f"radius is {radius}.", supported="numbers above 0")
     rng = np.random.default_rng(seed)
@@ -233,7 +233,7 @@ def _curve(
     measure: Measure | None,
 ) -> Curve:
     """The scores while the pixels of `start` are replaced by those of `end`, the most relevant first."""
-    at_least_one("steps", steps)
+    count_of("steps", steps)
     if found.target.ndim != 1 or len(found) != len(start) or found.map.shape != start.shape:
         raise InputError(
             f"images of shape {list(start.shape)} and maps of shape {list(found.map.shape)} do not fit.",

@@ -25,7 +25,7 @@ from ..explainer import Explainer
 from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
-from ..limits import at_least_one
+from ..limits import count_of
 from ..pictures.chart import Chart, draw_charts
 from ..pictures.figure import Panel, enlarged, figure, stacked
 from ..rules import RULES
@@ -200,7 +200,7 @@ def sanity(
     GbpError
         Where gbp cannot explain the model or the image, or finds no weights.
     """
-    at_least_one("layers", layers)
+    count_of("layers", layers)
     explainer = Explainer(model, **options)
     x = explainer.prepare(image)
     if len(x) != 1:

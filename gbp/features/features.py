@@ -29,7 +29,7 @@ from ..explainer import Explainer
 from ..graph.graph import Graph
 from ..importer.load import open_model, settled
 from ..importer.subgraph import Choice
-from ..limits import at_least_one, computing
+from ..limits import computing, count_of
 from ..pictures.files import save_picture
 from ..pictures.paths import find_images
 from ..rules import rule_named
@@ -129,7 +129,7 @@ def features(
     GbpError
         Where the model cannot be explained.
     """
-    at_least_one("top", top)
+    count_of("top", top)
     if part not in PARTS:
         raise InputError(f"part is {part!r}.", supported=", ".join(PARTS))
     rule_named(rule)

@@ -83,7 +83,7 @@ def _questions(run: Run, target: Question) -> tuple[Questions, bool, dict[str, N
         targets = run.targets(target)
         columns = targets.reshape(len(run), -1)
         seeds = np.zeros((*columns.shape, run.scores.shape[1]), np.float32)
-        np.put_along_axis(seeds, columns[..., None], 1, axis=-1)
+        seeds.reshape(columns.size, -1)[np.arange(columns.size), columns.reshape(-1)] = 1
         return Questions(None, seeds, columns, True), targets.ndim == 1, {}
     asked, is_one = ask(run, target.targets if isinstance(target, Several) else (target,))
     if len({each.of for each in asked}) > 1:

@@ -24,7 +24,7 @@ from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import at_least_one
+from ..limits import count_of
 from ..questions import Question
 from ..rules import Rule
 from ..run import Run
@@ -169,7 +169,7 @@ def _noisy(
     if share is not None and not 0 <= share < np.inf:
         raise InputError(f"noise is {share}.", supported="a share of the image's range, 0.15 say")
     given = _array(noise) if share is None else np.empty(0, np.float32)
-    count = (at_least_one("samples", samples) or 1) if share is not None else len(given)
+    count = count_of("samples", samples) if share is not None else len(given)
     if method == "vargrad" and count < 2:
         raise InputError(f"samples is {count}.", supported="at least 2, for a variance")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

@@ -20,7 +20,7 @@ from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import at_least_one
+from ..limits import count_of
 from ..questions import Question
 from ..rules import Rule, rule_named
 from ..run import Run
@@ -98,7 +98,7 @@ def integrated_gradients(
     """
     if not isinstance(quadrature, str) or quadrature not in QUADRATURES:
         raise InputError(f"quadrature is {quadrature!r}.", supported=", ".join(QUADRATURES))
-    count = at_least_one("steps", steps) or 1
+    count = count_of("steps", steps)
     if quadrature == "trapezoid" and count < 2:
         raise InputError(f"steps is {count}.", supported="at least 2 for the trapezoid")
     if isinstance(baseline, str) and baseline not in BASELINES:

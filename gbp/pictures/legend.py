@@ -24,8 +24,9 @@ _POSITIVE_RULES = ("guided", "deconvnet")
 _SHARES = ("integrated-gradients", "layer-gradient-x-activation")
 _SHARING_RULES = ("lrp", "input-x-gradient")
 _PLACES = ("grad-cam", "layer-grad-cam")
-#: Methods whose maps have no sign.
-_UNSIGNED = ("saliency", "smoothgrad-squared")
+#: Methods whose maps have no sign, and of them those that are made of the maps of a rule.
+_UNSIGNED = ("saliency", "smoothgrad-squared", "vargrad", "grad-cam")
+_OF_SQUARES = ("smoothgrad-squared", "vargrad")
 
 
 def meaning(style: Panel, rule: str, method: str = "") -> str:
@@ -41,7 +42,13 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     keeps_rule = method in ("", "smoothgrad", "layer-gradient")
     is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))
     is_product = keeps_rule and rule == "rectgrad"  # of values and gradient, which are no shares
-    if style == "diverging" and (is_share or is_product or method in _PLACES):
+    if method in _OF_SQUARES and rule.startswith((*_SHARING_RULES, "rectgrad")):
+        what = "the product of gradient and values" if rule == "rectgrad" else "the share in the score"
+        return (
+            f"brighter: {what} {'changes more' if method == 'vargrad' else 'is larger, whatever its sign,'} "
+            "here when noise is added"
+        )
+    if style == "diverging" and (is_share or is_product or method == "layer-grad-cam"):
         return "red: counts for the score; blue: counts against it"
     if is_product:
         product = "the gradient times what is here"

@@ -190,7 +190,7 @@ class _Making:
             else:
                 made = getattr(methods_of, METHODS[name].function)(self.explainer, part, target=target)
             self.summary.seconds[name] += time.perf_counter() - began
-            told = set(made.likeness_notes())  # beside each image
+            told = {*made.likeness_notes(), *made.empty_notes()}  # beside each image
             self.notes.update(dict.fromkeys(f"{name}: {note}" for note in made.notes if note not in told))
             found[name] = made
         return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ...limits import at_least_one
+from ...limits import count_of
 from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
 
@@ -74,7 +74,7 @@ class NoiseTunnel:
             draw_baseline_from_distrib=(draw_baseline_from_distrib, False),
             return_convergence_delta=(options.pop("return_convergence_delta", False), False),
         )
-        count, at_once = at_least_one("nt_samples", nt_samples) or 1, nt_samples_batch_size or nt_samples
+        count, at_once = count_of("nt_samples", nt_samples), nt_samples_batch_size or nt_samples
         scale = deviation("stdevs", stdevs[0] if isinstance(stdevs, tuple) else stdevs)
         x, wrap = opened(inputs, None)
         target, n = options.pop("target", None), len(x)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...limits import at_least_one
+from ...limits import count_of
 from ..core import Floats
 
 
@@ -27,7 +27,7 @@ def points_of(method: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.
     InputError
         For a method that Captum does not have, or for fewer than 2 points where the method needs 2.
     """
-    if (at_least_one("n_steps", steps) or 0) < 2 and method != "gausslegendre":
+    if count_of("n_steps", steps) < 2 and method != "gausslegendre":
         raise InputError(f"n_steps is {steps}.", supported="at least 2")
     weights = np.full(steps, 1.0 / steps)
     if method == "gausslegendre":
