@@ -97,6 +97,11 @@ class Explained:
         pairs = zip(np.ravel(self.details["question"]), np.ravel(self.details["value"]), strict=True)
         return [{"class": None, "label": str(q), "score": float(v), "probability": None} for q, v in pairs]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the map of the only target is 0 everywhere."""
+        return empty_maps(self.planes()[None]) == 1
+
     def doubts(self) -> list[str]:
         """Warnings that a picture of this map must show, one short sentence each."""
         maps = self.map if np.ndim(self.target) else self.map[None]

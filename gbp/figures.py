@@ -14,7 +14,6 @@ from .pictures.figure import Figure, figure
 from .pictures.figure import Panel as FigurePanel
 from .pictures.look import Look
 from .pictures.percent import percent
-from .similarity import empty_maps
 from .version import VERSION
 
 #: The height of the panels of a strip, and the least of a single one.
@@ -134,8 +133,8 @@ def _composed(
         doubt = _doubt(sample)
         if doubt:
             unlikely[sample.name_of(sample.the_target())] = doubt
-        is_empty = empty_maps(sample.planes()[None])  # then there are no colours to read
-        key = None if is_empty else legend.key_of(drawn, style, sample.rule, look, sample.method)
+        # A map of 0 has no colours to read.
+        key = None if sample.is_empty else legend.key_of(drawn, style, sample.rule, look, sample.method)
         panels.append(FigurePanel(drawn.image, title, sample.caption(), key, bool(doubt)))
     sample, all_drawn = shown[0][0], [drawn for _, _, drawn, _ in shown]
     is_framed = has_photo or any(drawn.on_photo for drawn in all_drawn)

@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("rules", "runtime", "questions", "tensors"),
     },
     "questions": {"errors", "targets"},
-    "score": {"errors", "head", "questions"},
+    "score": {"errors", "head", "questions", "targets"},
     "asking": {
         *("attribution", "errors", "inputs", "limits", "network", "questions", "rules", "run", "score"),
         *("targets", "tensors"),

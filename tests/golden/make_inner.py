@@ -2,8 +2,9 @@
 
     python tests/golden/make_inner.py                       writes inner.npz, which the tests read
     python tests/golden/make_inner.py --check [NAME ...]    compares gbp at every tensor of these networks
+    python tests/golden/make_inner.py --part 1/8 [NAME ...] at every eighth, which takes less memory
 
-Needs torch, as `make_golden.py`, whose networks, pictures and rules these are; --check needs gbp as well.
+Needs torch, as `make_golden.py`, whose networks, pictures and rules these are; comparing needs gbp as well.
 
 For some tensors t of each network `inner.npz` holds, under `<network>/<tensor>/`:
 
@@ -68,14 +69,18 @@ class Truth:
     def __init__(self, network: Inner, x: Tensor, rule: str, noise: Noise | None = None) -> None:
         self.kept = network.tensors(x, RULES[rule], noise)
         self.picture, self.output = next(iter(self.kept.values())), network.output
+        self._at: dict[int, dict[str, Tensor]] = {}
 
     def at(self, target: int) -> dict[str, Tensor]:
         """The gradient of a logit at every tensor that it depends on."""
+        if target in self._at:
+            return self._at[target]
         moved = {name: tensor for name, tensor in self.kept.items() if tensor.requires_grad}
         found = torch.autograd.grad(
             self.output.flatten()[target], list(moved.values()), retain_graph=True, allow_unused=True
         )
-        return {name: g for name, g in zip(moved, found, strict=True) if g is not None}
+        self._at[target] = {name: g for name, g in zip(moved, found, strict=True) if g is not None}
+        return self._at[target]
 
     def of(self, name: str) -> Tensor:
         """The gradient of Σ seed · tensor with respect to the picture."""
@@ -122,15 +127,15 @@ def store() -> None:
     np.savez_compressed(GOLDEN / "inner.npz", **entries)
 
 
-def check(names: list[str]) -> bool:
-    """Compare gbp with the truth at every tensor; prints what is off by more than is allowed."""
+def check(names: list[str], part: tuple[int, int] = (1, 1)) -> bool:
+    """Compare gbp with the truth at every tensor, or at part i of n; prints what is off by too much."""
     from gbp import Explainer
 
     well = True
     for name in names:
         model, network, x, target = made(name)
         explainer = Explainer(model)
-        kept = [tensor.name for tensor in explainer.tensors][:-1]
+        kept = [tensor.name for tensor in explainer.tensors][:-1][part[0] - 1 :: part[1]]
         seed = np.eye(1000, dtype=np.float32)[[target]]
         worst, count, rounding = {"value": 0.0, "at": 0.0, "of": 0.0}, 0, 0
         with explainer.run(x.numpy().astype(np.float32), kept) as run:
@@ -180,4 +185,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["--check"]:
         sys.exit(not check(sys.argv[2:] or list(NETWORKS)))
+    if sys.argv[1:2] == ["--part"]:
+        first, count = map(int, sys.argv[2].split("/"))
+        sys.exit(not check(sys.argv[3:] or list(NETWORKS), (first, count)))
     store()
