@@ -19,7 +19,7 @@ from typing import Any
 from .codegen.bits import store_bits
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, inlined, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import (
     above,
@@ -136,8 +136,8 @@ def _four(
     return _four_part(x, pixel, rows, x_down, columns, x_right, w, w_down, w_right, count)
 
 
-@device_function
-def _write_y(
+@inlined
+def write_y(
     v: Any, c: int, ba: int, ra: int, ya: int, ma: int, given: Any, low: Any, high: Any, count: int
 ) -> None:
     """Finish channels c … of the pixel at these addresses.  `given`: whether there are b, r and mask."""
@@ -197,9 +197,9 @@ def depthwise_fwd(
                         v0, v1, v2, v3 = _four(
                             a, pixel, i1 - i0, x_down, KW, x_right, k, 4 * C * KW, 4 * C, count
                         )
-                        _write_y(v0, c, ba, ra, ya, ma, given, low, high, count)
-                        _write_y(v1, c, ba, ra + r_next, ya + y_next, ma + m_next, given, low, high, count)
-                        _write_y(
+                        write_y(v0, c, ba, ra, ya, ma, given, low, high, count)
+                        write_y(v1, c, ba, ra + r_next, ya + y_next, ma + m_next, given, low, high, count)
+                        write_y(
                             v2,
                             c,
                             ba,
@@ -211,7 +211,7 @@ def depthwise_fwd(
                             high,
                             count,
                         )
-                        _write_y(
+                        write_y(
                             v3,
                             c,
                             ba,
@@ -225,7 +225,7 @@ def depthwise_fwd(
                         )
                     else:
                         v = _one(a, i1 - i0, x_down, j1 - j0, x_right, k, 4 * C * KW, 4 * C, count)
-                        _write_y(v, c, ba, ra, ya, ma, given, low, high, count)
+                        write_y(v, c, ba, ra, ya, ma, given, low, high, count)
                 ow += FOUR if together else 1
 
 

@@ -17,6 +17,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
+from ..kernels.products import products_bwd, products_fwd, products_sum_bwd
 from ..limits import ELEMENT, elements
 from .affine import at_rank, plus, times
 from .facts import Fact
@@ -76,6 +77,11 @@ class Mul(SameRank):
         return int(np.prod(y[1:]))
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
+        one_a_channel = y[0], *(y[axis] if axis == order[-1] else 1 for axis in range(1, len(y)))
+        by_channel = [shape != y and shape == one_a_channel for shape in x]
+        fits = all(shape == y or by for shape, by in zip(x, by_channel, strict=True)) and not all(by_channel)
+        if target.name == "cpu" and len(x) == 2 and len(y) > 1 and fits:
+            return ProductStep((by_channel[0], by_channel[1]))
         return MulStep()
 
 
@@ -203,6 +209,38 @@ class BroadcastAddStep(Step):
         for g in gx:
             g.begin(context.threads)
             add_bwd(six_axes(gy, gy), six_axes(g.array, gy), context.threads)
+
+
+class ProductStep(Step):
+    """Two tensors of one shape, or one and a tensor with one number a channel."""
+
+    algorithm = "product"
+    repeats = repeats_back = True
+    saves_x = True
+    gates = True
+
+    def __init__(self, by_channel: tuple[bool, bool]) -> None:
+        """`by_channel`: of each input, whether it has one number a channel."""
+        self.by_channel = by_channel
+
+    def _spread(self, x: tuple[Floats, ...], like: Floats) -> list[Floats]:
+        """The inputs as (N, H, W, C), with strides of 0 where one is used again and again."""
+        return [
+            strided(pixels(a), (len(a), *like.shape[1:]), (a.strides[0], 0, 0, a.strides[-1]))
+            if by_channel
+            else pixels(a)
+            for a, by_channel in zip(x, self.by_channel, strict=True)
+        ]
+
+    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        products_fwd(*self._spread(x, pixels(y)), pixels(y), context.threads)
+
+    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
+        g = pixels(gy)
+        others = reversed(self._spread(context.x, g))
+        for slot, other, by_channel in zip(gx, others, self.by_channel, strict=True):
+            bwd = products_sum_bwd if by_channel else products_bwd
+            bwd(g, other, *slot.end, context.threads)
 
 
 class MulStep(Step):

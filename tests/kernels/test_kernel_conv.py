@@ -38,6 +38,7 @@ from gbp.kernels.conv_lists import (
 from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from gbp.kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
 from gbp.kernels.depthwise import depthwise_bwd, depthwise_fwd
+from gbp.kernels.depthwise_dense import WIDTHS, dense_kernels
 from gbp.kernels.taps import Taps
 from gbp.kernels.winograd import pack_winograd
 
@@ -351,6 +352,57 @@ def test_depthwise_reverse(size: Any, geometry: dict[str, Any], C: int) -> None:
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         depthwise_bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, threads)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+#: Size, kernel and pads of windows of stride 1: planes of odd sizes, borders within a group of neighbours,
+#: windows larger than the plane, crops, and rows without a pixel.
+DENSE = (
+    ((6, 9), 3, (1, 1, 1, 1)),
+    ((5, 8), 1, (0, 2, 0, 0)),
+    ((3, 4), 7, (3, 3, 3, 3)),
+    ((7, 18), 5, (0, 6, 2, -1)),
+    ((1, 1), 3, (1, 7, 4, 7)),
+    ((4, 13), 2, (-1, -2, 3, 4)),
+)
+
+
+@cpu_only
+@pytest.mark.parametrize("C", [3, 16, 35])
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize(("size", "rows", "pads"), DENSE)
+def test_dense_depthwise_has_the_bits_of_any(size: Any, rows: int, pads: Any, columns: int, C: int) -> None:
+    x, w, b = noise(2, *size, C), noise(rows, columns, C, seed=1), noise(C, seed=2)
+    geometry = {"kernel": (rows, columns), "pads": pads}
+    taps, grouped, (fwd, bwd) = taps_of(geometry), w.transpose(2, 0, 1)[:, None], dense_kernels(columns)
+    top, left, bottom, right = pads
+    OH, OW = size[0] + top + bottom - rows + 1, size[1] + left + right - columns + 1
+    if OH < 1 or OW < 1:
+        return
+    padded = naive.pad_fwd(nchw(x), (0, 0, top, left, 0, 0, bottom, right))
+    linear = nhwc(naive.conv_fwd(padded, grouped, b, group=C))
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        rest = b, r, y, mask, taps, lo, hi, threads
+        fwd(Guarded.of(x[samples]), w.ravel(), *rest)
+        values, units = y.copy(), mask.copy()
+        depthwise_fwd(Guarded.of(x[samples]), w.ravel(), *rest)
+        assert_same_bits(values, y)
+        assert_same_bits(units, mask)
+
+    check_epilogue(fused, linear)
+    gy = noise(6, OH, OW, C)
+    whole = naive.conv_bwd(nchw(gy), grouped, (6, *padded.shape[1:]), group=C)
+    expected = nhwc(naive.pad_bwd(whole, (0, 0, top, left, 0, 0, bottom, right), (6, C, *size)))
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        before = gx.copy()
+        depthwise_bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, threads)
+        found = gx.copy()
+        gx[...] = before
+        bwd(gy, w.ravel(), mask, gate, gx, accumulate, taps, threads)
+        assert_same_bits(found, gx)
 
     check_reverse(run, gy, expected, targets=3)
 

@@ -15,7 +15,7 @@ from numba import types
 
 from .bits import load_bits
 from .emit import LANES
-from .jit import device_function
+from .jit import device_function, inlined
 from .simd import above, load_some, select, store_some, zeros
 
 MASK = types.Array(types.uint8, 4, "A")
@@ -48,7 +48,7 @@ def gated(g: Any, gate: Gate, mask_address: int, count: int) -> Any:
     return g
 
 
-@device_function
+@inlined
 def write_gradient(v: Any, c: int, gate: Gate, accumulate: int, gx: int, mask: int, count: int) -> None:
     """Write channels c … of a gradient, or add them with `accumulate`; then apply the gate.
 

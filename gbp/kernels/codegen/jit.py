@@ -32,10 +32,15 @@ FLOAT = types.float32
 #: Inlined into the kernels that call it, so it needs no signature; Python cannot call it, because the wrapper
 #: for that would take a quarter of the time to compile.
 device_function = njit(error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+#: A device function that is inlined wherever it is called.  LLVM would call a large one, or one that is used
+#: often, and a call passes most arguments and all results through memory.
+inlined = njit(
+    error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+)
 
 
-def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a device function that a factory makes: a `device_function` under a name of its own.
+def one_of_many(name: str, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function that a factory makes: a `device_function`, or `inlined`, under a name of its own.
 
     Numba names machine code by qualified name and a count within the process.  Kernels that two processes
     compiled may so bring different code under one name, of which the linker silently takes either.
@@ -43,7 +48,7 @@ def one_of_many(name: str) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         function.__qualname__ = name
-        return device_function(function)
+        return inlined(function) if inline else device_function(function)
 
     return decorate
 
@@ -270,12 +275,12 @@ def kernel(
 def kernel_from(
     template: Callable[..., Any], name: str, *argument_types: Any, **functions: Callable[..., Any]
 ) -> Kernel:
-    """Make a `Kernel` from a template in which these global names are replaced by the given functions.
+    """Make a `Kernel` from a template in which these global names are replaced by functions, inlined.
 
     A closure would do the same but would never be found in the cache: Numba takes a captured function for a
     new one in every process.
     """
-    named = {key: one_of_many(f"{name}_{key}")(function) for key, function in functions.items()}
+    named = {key: one_of_many(f"{name}_{key}", inline=True)(function) for key, function in functions.items()}
     copy = FunctionType(template.__code__, template.__globals__ | named, name)
     copy.__qualname__, copy.__doc__ = name, template.__doc__
     return Kernel(copy, argument_types)

@@ -21,9 +21,11 @@ from ...graph.geometry import Axis, Window
 from ...graph.op import Op, Target
 from ...graph.shapes import Order, Shape, innermost
 from ...kernels.codegen.emit import TILE_ROWS
+from ...kernels.codegen.jit import Kernel
 from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_lists import LISTED_CHANNELS
 from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
+from ...kernels.depthwise_dense import WIDTHS, dense_kernels
 from ...limits import ELEMENT, OPERAND, elements
 from ..facts import Fact
 from ..folded import as_convolution
@@ -258,12 +260,16 @@ class DepthwiseStep(Step):
 
     def __init__(self, op: Conv, target: Target) -> None:
         self.taps = taps_of(op.window)
+        #: Whether the kernels for neighbours apply.  They change no bit; a card has one way only.
+        plain = self.taps.stride_h, self.taps.stride_w, self.taps.dilation_h, self.taps.dilation_w
+        self.is_dense = target.name == "cpu" and plain == (1, 1, 1, 1) and self.taps.columns in WIDTHS
         w = np.array(op.w[:, 0].transpose(1, 2, 0), np.float32, order="C").reshape(-1)
         self.w, self.b = target.constant(w), target.constant(op.b.astype(np.float32))
         self.algorithm = "depthwise " + "×".join(map(str, op.window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        depthwise_fwd(
+        forward, _ = self._kernels
+        forward(
             x[0],
             self.w,
             self.b,
@@ -278,4 +284,9 @@ class DepthwiseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        depthwise_bwd(gy, self.w, *g.end, self.taps, context.threads)
+        _, backward = self._kernels
+        backward(gy, self.w, *g.end, self.taps, context.threads)
+
+    @property
+    def _kernels(self) -> tuple[Kernel, Kernel]:
+        return dense_kernels(self.taps.columns) if self.is_dense else (depthwise_fwd, depthwise_bwd)
