@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -105,7 +107,10 @@ def folder(monkeypatch, tmp_path):
     """Work in an empty folder with a model and two images, on the stand-in engine."""
     engine, inspection = types.ModuleType("gbp.explainer"), types.ModuleType("gbp.diagnostics.inspection")
     engine.Explainer, inspection.inspect = FakeExplainer, fake_inspect
+    compiling = types.ModuleType("gbp.cli.compiling")
+    compiling.is_new, compiling.compile_together = (lambda: False), None
     monkeypatch.setitem(sys.modules, "gbp.explainer", engine)
+    monkeypatch.setitem(sys.modules, "gbp.cli.compiling", compiling)
     monkeypatch.setitem(sys.modules, "gbp.diagnostics.inspection", inspection)
     monkeypatch.chdir(tmp_path)
     Path("net.onnx").write_bytes(b"")
@@ -481,6 +486,34 @@ def test_completion(capsys):
     with pytest.raises(SystemExit) as error:
         run("--print-completion", "dos")
     assert error.value.code == 2
+
+
+def test_bash_completes_options():
+    pytest.importorskip("shtab", reason="shtab is not installed; the extra completion has it")
+    bash = shutil.which("bash") or pytest.skip("there is no bash")
+    script = """eval "$("$1" -m gbp --print-completion bash)"
+    COMP_WORDS=(gbp explain --skip); COMP_CWORD=2; _shtab_gbp; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(gbp wa); COMP_CWORD=1; _shtab_gbp; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(gbp explain --style g); COMP_CWORD=3; _shtab_gbp; echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        [bash, "-c", script, "bash", sys.executable],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        check=False,
+    )
+    assert (done.stdout.split(), done.stderr) == (["--skip-broken", "warmup", "gray"], "")
+
+
+def test_all_options_are_explained():
+    """Every command has a description and two examples, and every argument a help text."""
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        assert command.description, name
+        assert len(command.epilog.splitlines()) >= 3, name
+        for action in command._actions:
+            assert action.help, (name, action.dest)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
     add_drawing,
     add_explainer,
+    add_model,
     add_preprocessing,
     explainer_options,
     look_of,
@@ -35,7 +36,7 @@ def add_command(commands: Any) -> None:
         "gbp-explain[batch].",
     )
     command.set_defaults(run=batch)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument(
         "images",
         metavar="IMAGE",
@@ -71,12 +72,12 @@ def add_command(commands: Any) -> None:
         "--ray-address", metavar="ADDRESS", help="of a Ray cluster; default: one on this machine for the run"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    add_explainer(command)
     add_progress(command)
+    add_preprocessing(command)
     add_questions(command)
     add_methods(command)
-    add_preprocessing(command)
     add_drawing(command, "none")
+    add_explainer(command)
 
 
 # Its name is plain because argparse prints it: "invalid shard value: 'x'".

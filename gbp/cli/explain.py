@@ -20,6 +20,7 @@ from .methods import suffix_of as name_of
 from .options import (
     add_drawing,
     add_explainer,
+    add_model,
     add_preprocessing,
     explainer_options,
     look_of,
@@ -35,9 +36,14 @@ if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help`
 
 def add_command(commands: Any) -> None:
     """Add `explain` to the parser's commands."""
-    command = commands.add_parser("explain", help="explain images and write pictures")
+    command = commands.add_parser(
+        "explain",
+        help="explain images and write pictures",
+        description="Explain what each image is taken for, or another class, and write a picture of it: the "
+        "image beside its maps. Print the five highest scores.",
+    )
     command.set_defaults(run=explain)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument(
         "images",
         metavar="IMAGE",
@@ -52,7 +58,6 @@ def add_command(commands: Any) -> None:
         help=f"{', '.join((*RULES, *OTHER_RULES))}; several with commas between; all: the first three; "
         "default: guided; that of a --method: vanilla",
     )
-    add_questions(command)
     command.add_argument(
         "-o",
         "--out",
@@ -65,11 +70,12 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="leave out images that cannot be read, and say so; exit code 1",
     )
-    add_explainer(command)
     add_progress(command)
-    add_methods(command)
     add_preprocessing(command)
+    add_questions(command)
+    add_methods(command)
     add_drawing(command)
+    add_explainer(command)
 
 
 #: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.

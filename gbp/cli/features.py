@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..rules import RULES
-from .options import add_explainer, add_preprocessing, explainer_options, print_json, print_line
+from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
 from .progress import Progress, add_progress, advancing, compiling_shown, reporting
 
 
@@ -23,7 +23,7 @@ def add_command(commands: Any) -> None:
         "started again with the same options. Exit code 1: some images could not be read.",
     )
     command.set_defaults(run=features)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument(
         "--layer", required=True, metavar="TENSOR", help="tensor, node, or a part of its name"
     )
@@ -48,9 +48,9 @@ def add_command(commands: Any) -> None:
         "-o", "--out", required=True, metavar="DIR", help="folder for the pictures and the index"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    add_explainer(command)
     add_progress(command)
     add_preprocessing(command)
+    add_explainer(command)
 
 
 # Its name is plain because argparse prints it: "invalid channels value: 'x'".

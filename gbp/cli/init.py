@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError
 from ..pictures.percent import percent
 from .explain import make_folder
-from .options import add_ends, ends_of, print_line, print_paragraph, size
+from .options import add_ends, add_labels, add_model, ends_of, print_line, print_paragraph, size
 
 
 def add_command(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add_command(commands: Any) -> None:
         "asks.",
     )
     command.set_defaults(run=init)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument("image", metavar="IMAGE", help="a photo whose class you know")
     command.add_argument("--preprocess", metavar="PRESET", help="the choice; default: ask, on a terminal")
     command.add_argument(
@@ -33,12 +33,13 @@ def add_command(commands: Any) -> None:
         choices=("crop", "stretch", "fit"),
         help="crop (default): keep the aspect and crop; stretch: to the size; fit: keep the aspect and pad",
     )
-    command.add_argument("--size", type=size, metavar="N|HxW", help="where the model leaves it open")
-    command.add_argument(
-        "--labels", metavar="FILE", help="class names: a file; or imagenet, imagenet1001, cifar10, mnist"
-    )
     command.add_argument("--force", action="store_true", help="replace MODEL.toml")
-    add_ends(command)
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open"
+    )
+    add_labels(model)
+    add_ends(model)
 
 
 def init(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import add_algorithm, add_ends, ends_of, print_json, print_line, print_paragraph, size
+from .options import (
+    add_algorithm,
+    add_ends,
+    add_model,
+    ends_of,
+    print_json,
+    print_line,
+    print_paragraph,
+    size,
+)
 
 if TYPE_CHECKING:
     from ..diagnostics.inspection import Inspection
@@ -16,13 +25,19 @@ if TYPE_CHECKING:
 
 def add_command(commands: Any) -> None:
     """Add `inspect` to the parser's commands."""
-    command = commands.add_parser("inspect", help="list the layers, how each is computed, and unknown ops")
+    command = commands.add_parser(
+        "inspect",
+        help="list the layers, how each is computed, and unknown ops",
+        description="List a model's layers with their names, which --at and --layer take, and how each is "
+        "computed; or all that gbp does not support in it.",
+    )
     command.set_defaults(run=inspect)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument("--json", action="store_true", help="print JSON")
-    add_ends(command)
-    add_algorithm(command)
-    command.add_argument(
+    model, computing = (command.add_argument_group(name) for name in ("model", "computing"))
+    add_ends(model)
+    add_algorithm(computing)
+    model.add_argument(
         "--size", type=size, metavar="N|HxW", help="image size, where the model leaves it open; default: 224"
     )
 

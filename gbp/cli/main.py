@@ -96,9 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gbp",
         description="Explain a trained CNN from its ONNX file. A map shows where a small change of the "
-        "picture would move a score: the gradient, or the variant of it that a DeconvNet or guided "
-        "backpropagation makes, which hardly depend on the class.",
-        epilog="Each command has its own --help, with examples.",
+        "picture would move a score. The maps of deconvnet and guided, the default, hardly depend on the "
+        "class.",
+        epilog="Begin with gbp init MODEL.onnx PHOTO, then gbp explain. Each command has its own --help, "
+        "with examples.",
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     parser.add_argument(

@@ -19,6 +19,20 @@ Options: TypeAlias = argparse._ActionsContainer
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 
+def add_model(command: Options) -> None:
+    """Add the argument for the model's file."""
+    command.add_argument("model", metavar="MODEL.onnx", help="the trained network")
+
+
+def add_labels(command: Options) -> None:
+    """Add the option for class names."""
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="class names: a line each, JSON or CSV; or imagenet, imagenet1001, cifar10, mnist",
+    )
+
+
 def add_ends(command: Options) -> None:
     """Add the options for the model's inputs and outputs."""
     command.add_argument(
@@ -37,7 +51,9 @@ def add_ends(command: Options) -> None:
 def add_preprocessing(command: argparse.ArgumentParser) -> None:
     """Add the options for preprocessing."""
     pixels = command.add_argument_group(
-        "preprocessing", "what the network's training did to pixels x in 0..255: (x * scale - mean) / std"
+        "preprocessing",
+        "what the network's training did to pixels x in 0..255: (x * scale - mean) / std; "
+        "default: as the file MODEL.toml says, which gbp init writes",
     )
     pixels.add_argument("--preprocess", metavar="PRESET", help="imagenet, caffe, tf, unit or raw")
     pixels.add_argument("--mean", type=numbers, metavar="M[,M,M]", help="one number, or one a channel")
@@ -63,11 +79,7 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
 def add_explainer(command: argparse.ArgumentParser) -> None:
     """Add the options that are arguments of `Explainer`; `explainer_options` reads them."""
     model = command.add_argument_group("model")
-    model.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="class names: a line each, JSON or CSV; or imagenet, imagenet1001, cifar10, mnist",
-    )
+    add_labels(model)
     add_ends(model)
     computing = command.add_argument_group("computing")
     computing.add_argument("--threads", type=int, metavar="N", help="at most; default: all cores")

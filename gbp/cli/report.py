@@ -11,7 +11,7 @@ from ..errors import InputError, shown
 from ..methods import METHODS
 from .explain import make_folder
 from .methods import rules
-from .options import add_explainer, add_preprocessing, explainer_options, print_json, print_line
+from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
 from .progress import add_progress, advancing, compiling_shown
 
 
@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
         "rules and methods. It holds all that it shows, and loads nothing from any network.",
     )
     command.set_defaults(run=report)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument(
         "images",
         metavar="IMAGE",
@@ -56,9 +56,9 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="leave out images that cannot be read, and say so; exit code 1",
     )
-    add_explainer(command)
     add_progress(command)
     add_preprocessing(command)
+    add_explainer(command)
 
 
 def report(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,8 @@ from .options import (
     add_algorithm,
     add_device,
     add_ends,
+    add_labels,
+    add_model,
     add_preprocessing,
     ends_of,
     preprocess_of,
@@ -34,7 +36,7 @@ def add_command(commands: Any) -> None:
         "Compare the maps with the model's own (Adebayo et al. 2018).",
     )
     command.set_defaults(run=sanity)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument("image", metavar="IMAGE", help="a picture; or an .npy file, a sample, preprocessed")
     command.add_argument(
         "--rule", choices=(*RULES, *OTHER_RULES, "all"), default="all", help="default: the first three"
@@ -44,10 +46,11 @@ def add_command(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the draws; default: 0")
     command.add_argument("-o", "--out", metavar="FILE", help="picture; default: IMAGE_sanity.png, here")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
-    add_ends(command)
-    add_algorithm(command)
-    add_device(command)
+    model, computing = (command.add_argument_group(name) for name in ("model", "computing"))
+    add_labels(model)
+    add_ends(model)
+    add_algorithm(computing)
+    add_device(computing)
     add_preprocessing(command)
 
 

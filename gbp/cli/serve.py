@@ -12,17 +12,7 @@ from typing import Any
 
 from ..errors import GbpError, InputError
 from ..errors import shown as shown_text
-from .options import (
-    add_algorithm,
-    add_cache,
-    add_device,
-    add_ends,
-    add_preprocessing,
-    ends_of,
-    memory,
-    preprocess_of,
-    print_line,
-)
+from .options import add_explainer, add_preprocessing, explainer_options, memory, print_line
 
 #: Modules of the extra → the names of their distributions.
 _NEEDED = {
@@ -35,7 +25,12 @@ _NEEDED = {
 
 def add_command(commands: Any) -> None:
     """Add `serve` to the parser's commands."""
-    command = commands.add_parser("serve", help="explain over HTTP, and on a page in the browser")
+    command = commands.add_parser(
+        "serve",
+        help="explain over HTTP, and on a page in the browser",
+        description="Serve explanations of pictures over HTTP, and a page on which a photo can be dropped, "
+        "until Ctrl-C. Nothing is explained before all kernels are compiled. It needs gbp-explain[serve].",
+    )
     command.set_defaults(run=serve)
     command.add_argument(
         "models",
@@ -63,15 +58,8 @@ def add_command(commands: Any) -> None:
     limits.add_argument("--max-targets", type=int, metavar="N", default=5, help="of a request; default: 5")
     limits.add_argument("--queue", type=int, metavar="N", default=64, help="requests that wait; default: 64")
     limits.add_argument("--seconds", type=float, metavar="S", default=30, help="of a request; default: 30")
-    command.add_argument("--labels", metavar="FILE", help="class names: a line each, or JSON")
-    add_ends(command)
-    command.add_argument("--threads", type=int, help="of one explanation; default: all cores")
-    command.add_argument("--memory", type=memory, metavar="BYTES", help="of one batch; default: 160M")
-    command.add_argument("--activations", default="gradient", help="gradient (default) or clamp")
-    add_algorithm(command)
-    add_device(command)
-    add_cache(command)
     add_preprocessing(command)
+    add_explainer(command)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -83,7 +71,6 @@ def serve(arguments: argparse.Namespace) -> int:
             hint="Install the extra: pip install 'gbp-explain[serve]'.",
         )
     from ..explainer import Explainer
-    from ..pictures.labels import read_labels
     from ..serve.limits import Limits
     from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
@@ -98,21 +85,9 @@ def serve(arguments: argparse.Namespace) -> int:
         queue=arguments.queue,
         seconds=arguments.seconds,
     )
-    labels, models = read_labels(arguments.labels), []
+    models = []
     for name, path in _named(arguments.models).items():
-        explainer = Explainer(
-            path,
-            preprocess=preprocess_of(argparse.Namespace(**vars(arguments), model=path)),
-            labels=labels,
-            **ends_of(arguments),
-            threads=arguments.threads,
-            device=arguments.device,
-            memory=arguments.memory,
-            algorithm=arguments.algorithm,
-            activations=arguments.activations,
-            tf32=arguments.tf32,
-            cache=arguments.cache,
-        )
+        explainer = Explainer(path, **explainer_options(argparse.Namespace(**vars(arguments), model=path)))
         together = 1 if arguments.device == "cpu" else TOGETHER_ON_A_CARD
         models.append(Served(name, explainer, limits, together))
     listener = listening(arguments.host, arguments.port)

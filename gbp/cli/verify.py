@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .options import (
     add_algorithm,
     add_ends,
+    add_model,
     add_preprocessing,
     ends_of,
     preprocess_of,
@@ -29,11 +30,11 @@ def add_command(commands: Any) -> None:
         "evaluator; and the gradient with finite differences in float64. Exit code 1: they do not agree.",
     )
     command.set_defaults(run=verify)
-    command.add_argument("model", metavar="MODEL.onnx")
+    add_model(command)
     command.add_argument("image", metavar="IMAGE", nargs="?", help="default: seeded noise")
     command.add_argument("--json", action="store_true", help="print JSON")
-    add_ends(command)
-    add_algorithm(command)
+    add_ends(command.add_argument_group("model"))
+    add_algorithm(command.add_argument_group("computing"))
     add_preprocessing(command)
 
 

@@ -11,15 +11,19 @@ from .options import add_cache, add_device, add_ends, ends_of, print_line, size
 
 def add_command(commands: Any) -> None:
     """Add `warmup` to the parser's commands."""
-    command = commands.add_parser("warmup", help="compile all kernels that models need, for a container say")
-    command.set_defaults(run=warmup)
-    command.add_argument("models", metavar="MODEL.onnx", nargs="+")
-    add_ends(command)
-    add_device(command)
-    add_cache(command)
-    command.add_argument(
-        "--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open"
+    command = commands.add_parser(
+        "warmup",
+        help="compile all kernels that models need, for a container say",
+        description="Compile all kernels that models need, under any rule, so that no later process waits. "
+        "They are kept in GBP_CACHE_DIR, by default ~/.cache/gbp.",
     )
+    command.set_defaults(run=warmup)
+    command.add_argument("models", metavar="MODEL.onnx", nargs="+", help="trained networks")
+    model, computing = (command.add_argument_group(name) for name in ("model", "computing"))
+    add_ends(model)
+    add_device(computing)
+    add_cache(computing)
+    model.add_argument("--size", type=size, metavar="N|HxW", help="image size, where a model leaves it open")
 
 
 def warmup(arguments: argparse.Namespace) -> int:
