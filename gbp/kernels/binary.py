@@ -22,13 +22,13 @@ from .broadcast import BROADCAST, line_at, lines
 from .codegen.jit import INT, Kernel, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 from .functions import Pair
 
 #: The index of the chosen operand, (N, elements of y in row-major order).
 SWITCHES = types.Array(types.uint8, 2, "C")
 
-#: What keeps a denominator of "Redistribute" from 0: that function is a, and its gradient goes to b alone.
+#: Keeps a denominator of "Redistribute" from 0: that function is a, and its gradient goes to b alone.
 STABILIZER = 1e-6
 
 #: Name → f(a, b), in float64.
@@ -98,51 +98,48 @@ def _binary_fwd(a: Any, b: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = f(a, b); y may be either."""
     N, size = y.shape[0], y.shape[5]
     share_a, share_b = targets_of(y, a), targets_of(y, b)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(y.shape)):
-                ap = line_at(address_of(a), a.shape, a.strides, n // share_a, line)
-                bp = line_at(address_of(b), b.shape, b.strides, n // share_b, line)
-                yp = line_at(address_of(y), y.shape, y.strides, n, line)
-                for _ in range(size):
-                    v = value(np.float64(load_scalar(ap)), np.float64(load_scalar(bp)))
-                    store_scalar(yp, np.float32(v))
-                    ap, bp, yp = ap + a.strides[5], bp + b.strides[5], yp + y.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(y.shape)):
+            ap = line_at(address_of(a), a.shape, a.strides, n // share_a, line)
+            bp = line_at(address_of(b), b.shape, b.strides, n // share_b, line)
+            yp = line_at(address_of(y), y.shape, y.strides, n, line)
+            for _ in range(size):
+                v = value(np.float64(load_scalar(ap)), np.float64(load_scalar(bp)))
+                store_scalar(yp, np.float32(v))
+                ap, bp, yp = ap + a.strides[5], bp + b.strides[5], yp + y.strides[5]
 
 
 def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any, threads: int, share: Share) -> None:
     """Add the slope at (a, b) times gy to gx, of gy's shape."""
     N, size = gy.shape[0], gy.shape[5]
     share_a, share_b = targets_of(gy, a), targets_of(gy, b)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(gy.shape)):
-                gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)
-                ap = line_at(address_of(a), a.shape, a.strides, n // share_a, line)
-                bp = line_at(address_of(b), b.shape, b.strides, n // share_b, line)
-                to = line_at(address_of(gx), gx.shape, gx.strides, n, line)
-                for _ in range(size):
-                    v = load_scalar(gp) * slope(np.float64(load_scalar(ap)), np.float64(load_scalar(bp)))
-                    store_scalar(to, np.float32(load_scalar(to) + v))
-                    gp, to = gp + gy.strides[5], to + gx.strides[5]
-                    ap, bp = ap + a.strides[5], bp + b.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(gy.shape)):
+            gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)
+            ap = line_at(address_of(a), a.shape, a.strides, n // share_a, line)
+            bp = line_at(address_of(b), b.shape, b.strides, n // share_b, line)
+            to = line_at(address_of(gx), gx.shape, gx.strides, n, line)
+            for _ in range(size):
+                v = load_scalar(gp) * slope(np.float64(load_scalar(ap)), np.float64(load_scalar(bp)))
+                store_scalar(to, np.float32(load_scalar(to) + v))
+                gp, to = gp + gy.strides[5], to + gx.strides[5]
+                ap, bp = ap + a.strides[5], bp + b.strides[5]
 
 
 def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any, threads: int, share: Share) -> None:
     """Write x to y, and i to the switches, where x wins."""
     N, size = y.shape[0], y.shape[5]
     share_x, share_c = targets_of(y, x), targets_of(y, c)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(y.shape)):
-                xp = line_at(address_of(x), x.shape, x.strides, n // share_x, line)
-                cp = line_at(address_of(c), c.shape, c.strides, n // share_c, line)
-                yp = line_at(address_of(y), y.shape, y.strides, n, line)
-                for w in range(size):
-                    if wins(load_scalar(xp), load_scalar(yp), load_scalar(cp)):
-                        store_scalar(yp, load_scalar(xp))
-                        switches[n, line * size + w] = i
-                    xp, cp, yp = xp + x.strides[5], cp + c.strides[5], yp + y.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(y.shape)):
+            xp = line_at(address_of(x), x.shape, x.strides, n // share_x, line)
+            cp = line_at(address_of(c), c.shape, c.strides, n // share_c, line)
+            yp = line_at(address_of(y), y.shape, y.strides, n, line)
+            for w in range(size):
+                if wins(load_scalar(xp), load_scalar(yp), load_scalar(cp)):
+                    store_scalar(yp, load_scalar(xp))
+                    switches[n, line * size + w] = i
+                xp, cp, yp = xp + x.strides[5], cp + c.strides[5], yp + y.strides[5]
 
 
 @kernel(BROADCAST, SWITCHES, INT, BROADCAST, INT)
@@ -150,12 +147,11 @@ def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any, threads: int, share: Sha
     """Add gy to gx where the switch says i; gy and gx have N·K rows, the switches N."""
     N, size = gy.shape[0], gy.shape[5]
     sharing = targets_of(gy, switches)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(gy.shape)):
-                gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)
-                to = line_at(address_of(gx), gx.shape, gx.strides, n, line)
-                for w in range(size):
-                    if switches[n // sharing, line * size + w] == i:
-                        store_scalar(to, load_scalar(to) + load_scalar(gp))
-                    gp, to = gp + gy.strides[5], to + gx.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(gy.shape)):
+            gp = line_at(address_of(gy), gy.shape, gy.strides, n, line)
+            to = line_at(address_of(gx), gx.shape, gx.strides, n, line)
+            for w in range(size):
+                if switches[n // sharing, line * size + w] == i:
+                    store_scalar(to, load_scalar(to) + load_scalar(gp))
+                gp, to = gp + gy.strides[5], to + gx.strides[5]

@@ -46,7 +46,7 @@ def __getattr__(name: str) -> CudaKernel:
     raise AttributeError(f"{__name__} has no kernel {name}")
 
 
-#: What an entry of the tables is called in the templates below.
+#: Names in the templates below: entries of the tables.
 value: Any = None
 slope: Any = None
 wins: Any = None

@@ -18,7 +18,7 @@ from numba import types
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 BROADCAST = types.Array(types.float32, 6, "A")
 
@@ -43,50 +43,47 @@ def line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
 def add_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x0 + x1, all of one shape; y may be either."""
     N, size = y.shape[0], y.shape[5]
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(y.shape)):
-                a, b, to = (
-                    line_at(address_of(x0), x0.shape, x0.strides, n, line),
-                    line_at(address_of(x1), x1.shape, x1.strides, n, line),
-                    line_at(address_of(y), y.shape, y.strides, n, line),
-                )
-                for _ in range(size):
-                    store_scalar(to, load_scalar(a) + load_scalar(b))
-                    a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(y.shape)):
+            a, b, to = (
+                line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                line_at(address_of(y), y.shape, y.strides, n, line),
+            )
+            for _ in range(size):
+                store_scalar(to, load_scalar(a) + load_scalar(b))
+                a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
 
 
 @kernel(BROADCAST, BROADCAST, BROADCAST, INT)
 def mul_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x0 · x1, all of one shape; y may be either."""
     N, size = y.shape[0], y.shape[5]
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(y.shape)):
-                a, b, to = (
-                    line_at(address_of(x0), x0.shape, x0.strides, n, line),
-                    line_at(address_of(x1), x1.shape, x1.strides, n, line),
-                    line_at(address_of(y), y.shape, y.strides, n, line),
-                )
-                for _ in range(size):
-                    store_scalar(to, load_scalar(a) * load_scalar(b))
-                    a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(y.shape)):
+            a, b, to = (
+                line_at(address_of(x0), x0.shape, x0.strides, n, line),
+                line_at(address_of(x1), x1.shape, x1.strides, n, line),
+                line_at(address_of(y), y.shape, y.strides, n, line),
+            )
+            for _ in range(size):
+                store_scalar(to, load_scalar(a) * load_scalar(b))
+                a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
 
 
 @kernel(BROADCAST, BROADCAST, INT)
 def add_bwd(gy: Any, gx: Any, threads: int, share: Share) -> None:
     """Add gy to gx, of one shape."""
     N, size = gy.shape[0], gy.shape[5]
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(gy.shape)):
-                g, to = (
-                    line_at(address_of(gy), gy.shape, gy.strides, n, line),
-                    line_at(address_of(gx), gx.shape, gx.strides, n, line),
-                )
-                for _ in range(size):
-                    store_scalar(to, load_scalar(to) + load_scalar(g))
-                    g, to = g + gy.strides[5], to + gx.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(gy.shape)):
+            g, to = (
+                line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                line_at(address_of(gx), gx.shape, gx.strides, n, line),
+            )
+            for _ in range(size):
+                store_scalar(to, load_scalar(to) + load_scalar(g))
+                g, to = g + gy.strides[5], to + gx.strides[5]
 
 
 @kernel(BROADCAST, BROADCAST, BROADCAST, INT)
@@ -94,14 +91,13 @@ def mul_bwd(gy: Any, other: Any, gx: Any, threads: int, share: Share) -> None:
     """Add gy · other to gx; gy and gx have N·K rows, `other` N."""
     N, size = gy.shape[0], gy.shape[5]
     sharing = targets_of(gy, other)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            for line in range(lines(gy.shape)):
-                g, a, to = (
-                    line_at(address_of(gy), gy.shape, gy.strides, n, line),
-                    line_at(address_of(other), other.shape, other.strides, n // sharing, line),
-                    line_at(address_of(gx), gx.shape, gx.strides, n, line),
-                )
-                for _ in range(size):
-                    store_scalar(to, load_scalar(to) + load_scalar(g) * load_scalar(a))
-                    g, a, to = g + gy.strides[5], a + other.strides[5], to + gx.strides[5]
+    for n in range(*part_of(N, share, threads)):
+        for line in range(lines(gy.shape)):
+            g, a, to = (
+                line_at(address_of(gy), gy.shape, gy.strides, n, line),
+                line_at(address_of(other), other.shape, other.strides, n // sharing, line),
+                line_at(address_of(gx), gx.shape, gx.strides, n, line),
+            )
+            for _ in range(size):
+                store_scalar(to, load_scalar(to) + load_scalar(g) * load_scalar(a))
+                g, a, to = g + gy.strides[5], a + other.strides[5], to + gx.strides[5]

@@ -22,7 +22,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, keep_rolled, load_between, load_some, zeros
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 from .taps import TAPS, Taps, windows_across, windows_down
 
 
@@ -77,40 +77,39 @@ def col2im(
     rows = N * H
     # Bytes of a mask belong to one pixel, so a line that crosses pixels cannot be gated by it.
     as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
-            row_step = step_oh * columns.strides[1] + step_i * taps.columns * 4 * C
-            if as_line:
-                ca = at(columns, n, oh, 0) + i * taps.columns * 4 * C
-                for q in range(0, W * C, LANES):
-                    count = min(LANES, W * C - q)
-                    xa = at(gx, n, h, 0) + 4 * q
-                    v = _gather_line(
-                        ca,
-                        row_step,
-                        count_h,
-                        columns.strides[2],
-                        OW,
-                        taps.stride_w * C,
-                        taps.columns * C,
-                        q + taps.left * C,
-                        count,
-                    )
-                    write_gradient(v, 0, gate, accumulate, xa, 0, count)
-            else:
-                for w in range(W):
-                    count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
-                    ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
-                    column_step = step_ow * columns.strides[2] + step_j * 4 * C
-                    xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                    for c in range(0, C, LANES):
-                        v = zeros()
-                        for p in range(count_h):
-                            a = ca + p * row_step + 4 * c
-                            for _ in range(count_w):
-                                keep_rolled()
-                                v = v + load_some(a, C - c)
-                                a += column_step
-                        write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        row_step = step_oh * columns.strides[1] + step_i * taps.columns * 4 * C
+        if as_line:
+            ca = at(columns, n, oh, 0) + i * taps.columns * 4 * C
+            for q in range(0, W * C, LANES):
+                count = min(LANES, W * C - q)
+                xa = at(gx, n, h, 0) + 4 * q
+                v = _gather_line(
+                    ca,
+                    row_step,
+                    count_h,
+                    columns.strides[2],
+                    OW,
+                    taps.stride_w * C,
+                    taps.columns * C,
+                    q + taps.left * C,
+                    count,
+                )
+                write_gradient(v, 0, gate, accumulate, xa, 0, count)
+        else:
+            for w in range(W):
+                count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
+                ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
+                column_step = step_ow * columns.strides[2] + step_j * 4 * C
+                xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                for c in range(0, C, LANES):
+                    v = zeros()
+                    for p in range(count_h):
+                        a = ca + p * row_step + 4 * c
+                        for _ in range(count_w):
+                            keep_rolled()
+                            v = v + load_some(a, C - c)
+                            a += column_step
+                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)

@@ -1,4 +1,4 @@
-"""The kernel of `columns.py` on a card: a thread for a pixel of gx, of which there are few channels."""
+"""The kernel of `columns.py` on a card: one thread for each pixel of gx, which has few channels."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _pixels_of(gx: Any) -> int:
     units=lambda *args: _pixels_of(args[3]),
 )
 def col2im(columns: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
-    """Write the sum of the columns (N, OH, OW, KH·KW·C) that fall on each pixel to gx (N, H, W, C).
+    """Write the sum of each pixel's columns (N, OH, OW, KH·KW·C) to gx (N, H, W, C).
 
-    Added to gx with `accumulate`; of that, what passes the gate.  Windows are added in row-major order.
+    With `accumulate` it is added.  Then the gate is applied.  Windows are added in row-major order.
     """
     v = cuda.local.array(_TOGETHER, float32)
     OH, OW = columns.shape[1], columns.shape[2]

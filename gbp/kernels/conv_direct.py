@@ -24,7 +24,7 @@ from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at
 from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
-from .codegen.views import copy_run, zero_run
+from .codegen.views import copy_run, part_of, zero_run
 from .epilogue import epilogue_bwd, epilogue_fwd, prefetch_epilogue
 from .taps import TAPS, Taps
 
@@ -211,23 +211,25 @@ def conv_bwd(
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT)
 def pad(x: Any, y: Any, taps: Taps, threads: int, share: Share) -> None:
-    """y[h, w] = x[h − top, w − left], 0 where that is outside x; y is dense.  Of `taps` it takes the pads."""
+    """Write y[h, w] = x[h − top, w − left], 0 where that is outside x; y is dense.
+
+    `top` and `left` are the pads of the window.
+    """
     N, OH, OW, C = y.shape
     H, W = x.shape[1], x.shape[2]
     rows = N * OH
     left = taps.left
     start, stop = min(OW, max(0, left)), max(0, min(OW, left + W))
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, oh = row // OH, row % OH
-            h = oh - taps.top
-            if h < 0 or h >= H or start >= stop:
-                zero_run(at(y, n, oh, 0), OW * C)
+    for row in range(*part_of(rows, share, threads)):
+        n, oh = row // OH, row % OH
+        h = oh - taps.top
+        if h < 0 or h >= H or start >= stop:
+            zero_run(at(y, n, oh, 0), OW * C)
+        else:
+            zero_run(at(y, n, oh, 0), start * C)
+            if x.strides[2] == 4 * C:
+                copy_run(at(x, n, h, start - left), at(y, n, oh, start), (stop - start) * C)
             else:
-                zero_run(at(y, n, oh, 0), start * C)
-                if x.strides[2] == 4 * C:
-                    copy_run(at(x, n, h, start - left), at(y, n, oh, start), (stop - start) * C)
-                else:
-                    for ow in range(start, stop):
-                        copy_run(at(x, n, h, ow - left), at(y, n, oh, ow), C)
-                zero_run(at(y, n, oh, stop), (OW - stop) * C)
+                for ow in range(start, stop):
+                    copy_run(at(x, n, h, ow - left), at(y, n, oh, ow), C)
+            zero_run(at(y, n, oh, stop), (OW - stop) * C)

@@ -1,16 +1,20 @@
-"""Convolution on a card, as one matrix product whose left side is never written down (implicit GEMM).
+"""Convolution on a card without tensor cores: a matrix product whose left factor is never stored.
 
     y[p, o] = Σ_k X[p, k] · w[k, o],   k = (i·KW + j)·C + c,   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
 
-A block computes a tile of pixels × channels, each thread 8 × 8 of them in registers.  Step by step the block
-lays DEPTH columns of X and rows of w into shared memory, in two halves: while one is multiplied, the next
-step's values are on their way.  At the end the sums go through shared memory once more, so that a thread has
-eight neighbouring channels of a pixel, whose bits are a byte, and neighbours write what lies together.
+A block computes a tile of pixels × channels, and each thread holds 8 × 8 of its sums in registers.  A step
+multiplies DEPTH columns of X with as many rows of w.  They are in one half of shared memory; meanwhile the
+values of the next step are loaded, and then stored in the other half.  At the end the sums pass through
+shared memory again.  So a thread gets eight neighbouring channels of a pixel, whose bits fill a byte of the
+mask, and neighbouring threads write neighbouring addresses.
 
-The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.  A
-stride parts the pixels of gx into phases, each with the taps that meet it; `ops.conv_ways_cuda` says which.
+The backward pass is the same product of gy and weights whose input and output channels are exchanged and
+whose taps are in reverse order.  A stride divides the pixels of gx into phases, each with its own taps
+(`ops.conv.algorithms_cuda`).
 
-An element's sum runs in one order, whatever the tile: so its size changes no bit.
+The order of a sum does not depend on the tile.  So the size of the tile changes no bit.
+
+Source: implicit GEMM as in cuDNN (Chetlur et al. 2014).
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ _ONE_THREAD = 64  # sums
 
 
 class Tile(NamedTuple):
-    """What a block computes."""
+    """The pixels and channels that a block computes."""
 
     pixels: int
     channels: int
@@ -54,18 +58,18 @@ class Tile(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Two halves of both sides; at the end the sums of a quarter of the pixels."""
+        """Room for two halves of both factors, or for the sums of a quarter of the pixels."""
         return 4 * max(2 * DEPTH * (self.pixels + self.channels), self.pixels // 4 * self.channels)
 
 
-#: From the largest; of small planes and few channels smaller ones waste less.
+#: The tiles, the largest first.  Small tiles waste less where there are few pixels or channels.
 TILES = (Tile(8, 8),) if SIMULATED else (Tile(128, 128), Tile(128, 64), Tile(64, 64), Tile(64, 32))
 #: Blocks that keep a large card busy.
 _ENOUGH_BLOCKS = 2 * 132
 
 
 def pack(w: NDArray[Any]) -> NDArray[np.float32]:
-    """Weights (O, C, KH, KW) as the kernels read them: (KH, KW, C, O up to whole fours), flat."""
+    """Pack weights (O, C, KH, KW) for the kernels: (KH, KW, C, O rounded up to fours), flat."""
     O, C, KH, KW = w.shape
     packed = np.zeros((KH, KW, C, -(-O // 4) * 4), np.float32)
     packed[..., :O] = w.transpose(2, 3, 1, 0)
@@ -73,7 +77,7 @@ def pack(w: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def tile_for(pixels: int, channels: int) -> Tile:
-    """The largest tile that is not mostly empty and leaves enough blocks for the card; else the smallest."""
+    """The largest tile that is not mostly empty and leaves enough blocks for the card, or the smallest."""
     for tile in TILES:
         across = -(-channels // tile.channels)
         blocks = -(-pixels // tile.pixels) * across
@@ -82,13 +86,13 @@ def tile_for(pixels: int, channels: int) -> Tile:
     return TILES[-1]
 
 
-#: Of the tile that a copy of the functions below is made for; see `_kernels`.
+#: Sizes of the tile that a copy of the functions below is made for.  `_kernels` sets them.
 PIXELS = CHANNELS = THREADS = ACROSS = QUARTER = 0
 X_FOURS = X_OWN = X_PIXELS = X_HALF = W_FOURS = W_OWN = W_HALF = W_START = 0
 
 
 def _locate(pixels: Any, taps: Taps, plane: Any) -> None:
-    """Where the windows of this thread's pixels begin: n, h, w of each."""
+    """Write n, h, w of the first tap of each of this thread's pixels."""
     for q in range(X_FOURS):
         p = cuda.blockIdx.x * PIXELS + (q * THREADS + cuda.threadIdx.x) // _FOURS
         n, oh, ow = at_pixel(p, plane[0], plane[1])
@@ -102,7 +106,7 @@ def _locate(pixels: Any, taps: Taps, plane: Any) -> None:
 def _fetch(
     x: Any, w: Any, taps: Taps, O4: int, pixels: Any, i: int, j: int, c0: int, fours: int, xs: Any, ws: Any
 ) -> None:  # fmt: skip
-    """A thread's part of a step into xs and ws: fours of channels of pixels, fours of a row of w."""
+    """Load a thread's share of a step into xs (four channels of a pixel each) and ws (four of a row of w)."""
     t = cuda.threadIdx.x
     C = x.shape[3]
     for q in range(X_FOURS):
@@ -129,8 +133,8 @@ def _fetch(
                 ws[4 * q + e] = np.float32(0)
 
 
-def _lay(xs: Any, ws: Any, shared: Any, half: int) -> None:
-    """What was fetched into one half of the shared memory: X by columns, w by rows."""
+def _store(xs: Any, ws: Any, shared: Any, half: int) -> None:
+    """Store the loaded values in one half of the shared memory: X by columns, w by rows."""
     t = cuda.threadIdx.x
     for q in range(X_FOURS):
         unit = q * THREADS + t
@@ -142,7 +146,10 @@ def _lay(xs: Any, ws: Any, shared: Any, half: int) -> None:
 
 
 def _multiply(shared: Any, half: int, a: Any, b: Any, own: Any) -> None:
-    """A step: own[i, j] += Σ_k X[p_i, k] · w[k, o_j], with both 8 in two fours half a tile apart."""
+    """Multiply one step: own[i, j] += Σ_k X[p_i, k] · w[k, o_j].
+
+    The eight p and the eight o are two groups of four each, half a tile apart.
+    """
     t = cuda.threadIdx.x
     x_at, w_at = half * X_HALF + t // ACROSS * 4, W_START + half * W_HALF + t % ACROSS * 4
     for k in range(DEPTH):
@@ -152,7 +159,7 @@ def _multiply(shared: Any, half: int, a: Any, b: Any, own: Any) -> None:
 
 
 def _gather(own: Any, shared: Any, quarter: int) -> None:
-    """The sums of a quarter of the pixels into shared memory, pixel by pixel."""
+    """Store the sums of a quarter of the pixels in shared memory, pixel by pixel."""
     t = cuda.threadIdx.x
     first = t // ACROSS * 4
     for i in range(8):
@@ -184,7 +191,7 @@ def _product(
     _locate(pixels, taps, plane)
     if steps:
         _fetch(x, w, taps, O4, pixels, i, j, c, fours, xs, ws)
-        _lay(xs, ws, shared, 0)
+        _store(xs, ws, shared, 0)
     cuda.syncthreads()
     for step in range(steps):
         c += DEPTH
@@ -198,7 +205,7 @@ def _product(
             _fetch(x, w, taps, O4, pixels, i, j, c, fours, xs, ws)
         _multiply(shared, step % 2, a, b, own)
         if step + 1 < steps:
-            _lay(xs, ws, shared, (step + 1) % 2)
+            _store(xs, ws, shared, (step + 1) % 2)
         cuda.syncthreads()
 
 
@@ -206,7 +213,7 @@ def _conv_fwd(
     x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float,
     x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper; the flags say whether x and y may be read and written by fours."""
+    """See `conv_fwd`.  The flags: whether x is read, and r and y are read and written, by fours."""
     shared = cuda.shared.array(0, float32, alignment=16)
     own, eight = cuda.local.array(_ONE_THREAD, float32), cuda.local.array(8, float32)
     N, OH, OW, O = y.shape
@@ -228,7 +235,7 @@ def _conv_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper; the flags say whether gy and gx may be read and written by fours."""
+    """See `conv_bwd`.  The flags: whether gy is read, and gx is read and written, by fours."""
     shared = cuda.shared.array(0, float32, alignment=16)
     own, eight = cuda.local.array(_ONE_THREAD, float32), cuda.local.array(8, float32)
     N, H, W, C = gx.shape
@@ -246,11 +253,11 @@ def _conv_bwd(
         cuda.syncthreads()
 
 
-_PARTS = _locate, _fetch, _lay, _multiply, _gather, _product
+_PARTS = _locate, _fetch, _store, _multiply, _gather, _product
 
 
 def _kernels(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
-    """conv_fwd and conv_bwd that compute such tiles."""
+    """Make the two kernels that compute such tiles."""
     name = f"{tile.pixels}x{tile.channels}"
     x_fours, w_fours = tile.pixels * _FOURS // tile.threads, tile.channels * DEPTH // 4 // tile.threads
     constants = {
@@ -275,11 +282,11 @@ def _kernels(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         return -(-N * H * W // tile.pixels), -(-C // tile.channels)
 
     forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT, INT
-    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
+    backward = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT
     threads, nbytes = (tile.threads,), tile.shared_bytes
     return (
         block_kernel(*forward, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_fwd),
-        block_kernel(*reverse, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_bwd),
+        block_kernel(*backward, threads=threads, blocks=blocks, shared_bytes=nbytes)(conv_bwd),
     )
 
 
@@ -294,16 +301,16 @@ def _tile_of(y: Any) -> Tile:
 def conv_fwd(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-    w as of `pack`, b (O,); r and mask may be empty.  Padding holds zeros.
+    w is packed by `pack`; b (O,); r and mask may be empty.  Padding holds zeros.
     """
     kernel, _ = KERNELS[_tile_of(y)]
     kernel(x, w, b, r, y, mask, taps, lo, hi, all_in_fours(x), all_in_fours(y, r))
 
 
 def conv_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
-    """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write conv(gy, w) to gx, or add it with `accumulate`; then apply the gate.
 
-    w as of `pack`, turned round by the caller, as the strides and begins of the window are.
+    w is packed by `pack` from the weights of the backward pass, and `taps` is its window.
     """
     _, kernel = KERNELS[_tile_of(gx)]
     kernel(gy, w, mask, gate, gx, accumulate, taps, all_in_fours(gy), all_in_fours(gx))

@@ -25,7 +25,7 @@ from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, keep_rolled
 from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
-from .codegen.views import zero_run
+from .codegen.views import part_of, zero_run
 from .epilogue import epilogue_bwd
 from .lists import GROUP, groups_of, list_pixel
 from .taps import TAPS, Taps
@@ -94,19 +94,16 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
     """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if they do not fit."""
     H, W, O, capacity = listing
     groups = (O + GROUP - 1) // GROUP
-    for t in range(share.first, share.last):
-        for h in range(H * t // threads, H * (t + 1) // threads):
-            values = address_of(lists) + 4 * h * capacity
-            ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
-            n = 0
-            for w in range(W):
-                if n + O + LANES > capacity:
-                    n = -1
-                    break
-                n = list_pixel(
-                    at(gy, 0, h, w), O, n, values, values + 4 * H * capacity, ends + 4 * w * groups
-                )
-            counts[h] = n
+    for h in range(*part_of(H, share, threads)):
+        values = address_of(lists) + 4 * h * capacity
+        ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
+        n = 0
+        for w in range(W):
+            if n + O + LANES > capacity:
+                n = -1
+                break
+            n = list_pixel(at(gy, 0, h, w), O, n, values, values + 4 * H * capacity, ends + 4 * w * groups)
+        counts[h] = n
 
 
 @kernel(COUNTS, FLOAT64, COUNTS, INT, split=1)

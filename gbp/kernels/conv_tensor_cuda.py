@@ -2,15 +2,16 @@
 
     y[p, o] = Σ_k X[p, k] · w[k, o],   k = (i·KW + j)·C + c,   X[p, k] = x[n, oh·sh + i·dh − top, …, c] or 0
 
-A block computes a tile of pixels × channels.  Step by step it multiplies 32 columns of X with 32 rows of w,
-while those of the next steps are on their way to shared memory (`cp.async`, which writes zeros where a window
-hangs over the plane).  Weights come split into big and small, and in the order in which they lie there.
+A block computes a tile of pixels × channels.  Each step multiplies 32 columns of X with 32 rows of w.
+Meanwhile those of the next steps are copied to shared memory by `cp.async`, which writes zeros for taps in
+the padding.  Weights are stored split into big and small, in the order that they have in shared memory.
 
-K is cut into as many parts as fill a card with the blocks of one sample.  The parts' sums are added in order:
-by the block itself where there are enough of them, else each part has a block, and `sums_cuda` adds.  So
-the bits depend on neither, nor on the tile.
+The sums over k are cut into as many parts as fill a card with the blocks of one sample.  If a layer has many
+sums, each block adds its own parts.  If it has few, each part has a block, and `sums_cuda` adds.  Both add
+the parts in the same order.  So the bits depend neither on that choice nor on the tile.
 
-The reverse is the same product: of gy with the weights' channels exchanged and their taps turned round.
+The backward pass is the same product of gy and weights whose input and output channels are exchanged and
+whose taps are in reverse order.
 """
 
 from __future__ import annotations
@@ -46,19 +47,22 @@ DEPTH = 32
 _ROW = 4 * DEPTH
 #: Bytes of eight channels of a tile of weights, big or small.
 _ATOM = 8 * _ROW
-_FAR = -(2**30)  # no window meets it
+_FAR = -(2**30)  # a row so far above the plane that no tap is on it
 
 
 class Tile(NamedTuple):
-    """What a block computes, how many steps are on their way, blocks of a multiprocessor; and by which
-    instruction.
+    """The work of a block.
+
+    `pixels`, `channels`: what it computes.  `stages`: steps in shared memory at once.  `blocks`: blocks of a
+    multiprocessor.  `kind`: of the tensor cores, "wgmma", "mma" or "simulated".  `products`: 3 for float32's
+    accuracy, 1 for TF32's.
     """
 
     pixels: int
     channels: int
     stages: int
     blocks: int
-    how: str = "wgmma"
+    kind: str = "wgmma"
     warps: int = 8
     products: int = 3
 
@@ -68,8 +72,8 @@ class Tile(NamedTuple):
 
     @property
     def rows_bytes(self) -> int:
-        """Where windows begin, and a barrier for each stage."""
-        barriers = 8 * self.stages if self.how == "wgmma" else 0
+        """Room for the first tap of each pixel, and a barrier for each stage."""
+        barriers = 8 * self.stages if self.kind == "wgmma" else 0
         return -(-(16 * self.pixels + barriers) // 1024) * 1024
 
     @property
@@ -78,20 +82,20 @@ class Tile(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Stages lie on whole 1024 bytes; at the end the sums take their place."""
+        """Room for the stages, which begin at multiples of 1024 bytes.  At the end the sums replace them."""
         sums = 4 * self.pixels * (self.channels + 8)
         return 1024 + self.rows_bytes + max(self.stages * self.stage_bytes, sums)
 
 
-#: Of the tile that a copy of the functions below is made for; see `kernels_of`.
+#: Values of the tile that a copy of the functions below is made for.  `kernels_of` sets them.
 PIXELS = CHANNELS = THREADS = STAGES = OWN = WORDS = EIGHTS = ACROSS = 1
 ROWS_BYTES = X_BYTES = STAGE_BYTES = W_ATOM = X_UNITS = X_WORDS = W_UNITS = 0
 _begin: Any = None
-_copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _lay_down = _begin
+_copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _store_sums = _begin
 
 
 def _locate(x: Any, y: Any, taps: Taps, block: int, rows: int) -> None:
-    """Where the windows of the block's pixels begin: address, h and w of each."""
+    """Write address, h and w of the first tap of each of the block's pixels."""
     N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
     for row in range(cuda.threadIdx.x, PIXELS, THREADS):
         p = int32(block * PIXELS + row)
@@ -107,7 +111,7 @@ def _fetch(
     x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int,
     barrier: int,
 ) -> None:  # fmt: skip
-    """A thread's part of a step on its way to a stage: chunks of X, and the weights."""
+    """Start a thread's share of the copies of a step to a stage: chunks of X, and weights."""
     t = int32(cuda.threadIdx.x)
     C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
     _copy_weights(
@@ -145,7 +149,7 @@ def _fetch(
 
 
 def _add_up(own: Any, kept: Any, at: int, is_first: bool, is_last: bool) -> None:
-    """The sums of a part to those of the parts before it, which lie in memory meanwhile."""
+    """Add the sums of a part to those of the parts before it, which are kept in memory."""
     start = at + cuda.threadIdx.x
     for i in range(OWN):
         v = own[i] if is_first else kept[start + i * THREADS] + own[i]
@@ -160,7 +164,7 @@ def _product(
     x: Any, w: Any, y: Any, taps: Taps, kept: Any, alone: int, part_steps: int,
     fours: int, shared: Any,
 ) -> int:  # fmt: skip
-    """The sums of a block to where the stages were, pixel by pixel; returns the index of the first."""
+    """Store the sums of a block where the stages were, pixel by pixel.  Returns the index of the first."""
     start = shared_address(shared)
     rows = int32((start + 1023) // 1024 * 1024)
     base, barriers = int32(rows + ROWS_BYTES), int32(rows + 16 * PIXELS)
@@ -222,7 +226,7 @@ def _product(
     if not alone and boundary > part_steps:
         _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), False, True)
     cuda.syncthreads()
-    _lay_down(base, own)
+    _store_sums(base, own)
     cuda.syncthreads()
     return (base - start) // 4
 
@@ -231,9 +235,10 @@ def _conv_fwd(
     x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, taps: Taps, lo: float, hi: float,
     partial: Any, alone: int, part_steps: int, x_fours: int, y_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper.  `partial`: where sums of parts go, each part's of its own block if they are `alone`.
+    """See `conv_tiles_cuda.Conv.forward`.
 
-    The flags say whether x, and r and y, may be read and written by fours; 2 that steps fill whole taps.
+    `partial`: memory for the sums of parts.  `alone`: whether each part has a block of its own.  `x_fours`,
+    `y_fours`: whether x, and r and y, are read and written by fours; 2 if also no step is in two taps.
     """
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
@@ -258,7 +263,7 @@ def _conv_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     partial: Any, alone: int, part_steps: int, gy_fours: int, gx_fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper, with what `_conv_fwd` is told besides."""
+    """See `conv_tiles_cuda.Conv.backward`, and `_conv_fwd` for the other arguments."""
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
     at = _product(gy, w, gx, taps, partial, alone, part_steps, gy_fours, shared)
@@ -279,7 +284,7 @@ def _conv_bwd(
 
 
 def _constants(tile: Tile) -> dict[str, Any]:
-    """What a tile's copy of the kernels knows as numbers."""
+    """The values of a tile, by the names that its copy of the functions reads."""
     halves = 2 if tile.products > 1 else 1
     values: dict[str, Any] = {
         "PIXELS": tile.pixels,
@@ -297,16 +302,16 @@ def _constants(tile: Tile) -> dict[str, Any]:
         "W_UNITS": tile.channels * 8 * halves // tile.threads,
         "PRODUCTS": tile.products,
         "OWN": tile.pixels * tile.channels // tile.threads,
-        "WORDS": 16 * halves if tile.how == "wgmma" else 1,
+        "WORDS": 16 * halves if tile.kind == "wgmma" else 1,
     }
-    # Those of a warpgroup read the rows of a stage while they multiply those of the one before.
-    early = tile.how == "wgmma"
+    # A warpgroup reads the rows of a stage while it multiplies those of the stage before.
+    early = tile.kind == "wgmma"
     waits = staging.wait_0, staging.wait_1, staging.wait_2
     values |= {"_first_wait": waits[tile.stages - 2], "_wait": waits[tile.stages - 2 - early]}
-    if tile.how == "wgmma":
+    if tile.kind == "wgmma":
         values |= {"wgmma": wgmma_of(tile.channels, tile.products), "COLUMNS_OF_8": tile.channels // 8}
         values |= {"load_words": load_words_of(tile.products)}
-    elif tile.how == "mma":
+    elif tile.kind == "mma":
         columns = min(tile.channels, 32)
         across = tile.channels // columns
         rows = tile.pixels // (tile.warps // across) // 16
@@ -317,12 +322,12 @@ def _constants(tile: Tile) -> dict[str, Any]:
 
 def _parts(tile: Tile) -> dict[str, Any]:
     own = {"_locate": _locate, "_fetch": _fetch, "_add_up": _add_up, "_product": _product}
-    return own | TILES_BY[tile.how]
+    return own | TILES_BY[tile.kind]
 
 
 def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
-    """conv_fwd and conv_bwd that compute such tiles."""
-    name = f"{tile.how}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
+    """Make the two kernels that compute such tiles."""
+    name = f"{tile.kind}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
     conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _parts(tile), _constants(tile))
 
     def blocks_of(y: Any, partial: Any, alone: int) -> tuple[int, int]:
@@ -331,15 +336,15 @@ def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
         return -(-N * H * W // tile.pixels) * -(-C // tile.channels), parts
 
     forward = ACTIVATION, DENSE, DENSE, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT
-    reverse = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS
+    backward = ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, TAPS
     options: dict[str, Any] = {
         "threads": (tile.threads,),
         "shared_bytes": tile.shared_bytes,
         "least_blocks": tile.blocks,
-        "capability": {"wgmma": (9, 0), "mma": (8, 0)}.get(tile.how, (0, 0)),
+        "capability": {"wgmma": (9, 0), "mma": (8, 0)}.get(tile.kind, (0, 0)),
     }
     more = DENSE, INT, INT, INT, INT
     return (
         block_kernel(*forward, *more, blocks=lambda *a: blocks_of(a[4], a[9], a[10]), **options)(conv_fwd),
-        block_kernel(*reverse, *more, blocks=lambda *a: blocks_of(a[4], a[7], a[8]), **options)(conv_bwd),
+        block_kernel(*backward, *more, blocks=lambda *a: blocks_of(a[4], a[7], a[8]), **options)(conv_bwd),
     )

@@ -1,8 +1,7 @@
-"""Which tiles compute a convolution on tensor cores, its weights as they read them, and into how many parts
-its sums are cut.
+"""The host's side of convolutions on tensor cores: packs weights, chooses tiles, and cuts sums into parts.
 
-Neither depends on anything but the layer's sizes where it could change a bit: the parts of K are those that
-fill a card with the blocks of one sample.
+The number of parts depends on the layer's sizes alone: as many as fill a card with the blocks of one sample.
+The choice of tile depends on the batch too, and changes no bit.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from .eights_cuda import all_in_fours
 from .sums_cuda import finish_bwd, finish_fwd
 from .taps import Taps
 
-#: Blocks of _NOMINAL² sums that K is cut for, and the fewest steps of a part.
+#: Sums are cut until a sample has this many blocks of _NOMINAL² sums, or a part this few steps.
 _MULTIPROCESSORS = 2 if SIMULATED else 132
 _ENOUGH_BLOCKS = 2 * _MULTIPROCESSORS
 _NOMINAL = 64
 _FEWEST_STEPS = 1 if SIMULATED else 4
-#: Sums of a layer from which on the blocks add up their parts themselves.
+#: With more sums than this, the blocks add up their parts themselves.
 _ENOUGH_SUMS = 16 * 32 if SIMULATED else _MULTIPROCESSORS * _NOMINAL**2
 _MAX_PIXELS = 2**31
 NOTHING = np.empty(0, np.float32)
@@ -38,22 +37,22 @@ def steps_of(taps: int, C: int) -> int:
 
 
 def parts_of(pixels: int, channels: int, steps: int) -> int:
-    """Parts of K, for y of so many pixels a sample."""
+    """The number of parts of each sum, for a sample of y of so many pixels and channels."""
     blocks = -(-pixels // _NOMINAL) * -(-channels // _NOMINAL)
     parts = max(1, min(_ENOUGH_BLOCKS // max(1, blocks), steps // _FEWEST_STEPS))
     return -(-steps // -(-steps // parts)) if steps else 1
 
 
 def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
-    """Weights (O, C, KH, KW) as the kernels read them, flat.
+    """Pack weights (O, C, KH, KW) for the kernels: (steps, ⌈O / 8⌉, [big, small], 8, 32), flat.
 
-    (steps, O / 8, [big, small], 8, 32): of each step and eight channels a tile as it lies in shared memory.
+    For each step and eight channels there is a tile with the order of shared memory.
     """
     O, C, KH, KW = w.shape
     steps, eights = steps_of(KH * KW, C), -(-O // 8)
     rows = np.zeros((eights * 8, steps * DEPTH), np.float32)
     rows[:O, : KH * KW * C] = w.transpose(0, 2, 3, 1).reshape(O, -1)
-    # chunk c of row r lies at c xor r
+    # Chunk c of row r is stored at position c xor r.
     chunks = rows.reshape(eights, 8, steps, 8, 4).transpose(2, 0, 1, 3, 4)
     r, c = np.arange(8)[:, None], np.arange(8)
     swizzled = chunks[:, :, r, c ^ r]
@@ -62,7 +61,7 @@ def pack(w: NDArray[Any], products: int = 3) -> NDArray[np.float32]:
     return np.stack(both, 2).reshape(-1)
 
 
-#: Tiles of each kind of tensor cores, and how much they multiply in the same time, measured on an H200.
+#: Tiles for each kind of tensor cores, and their speed relative to each other, measured on an H200.
 _TILES = {
     "wgmma": {
         Tile(128, 128, 4, 1): 80,
@@ -79,19 +78,19 @@ _TILES = {
 
 
 class Conv:
-    """Both kernels, in tiles of all sizes, on the tensor cores of a kind of card."""
+    """Both kernels for one kind of tensor cores, in tiles of all sizes."""
 
-    def __init__(self, how: str, products: int = 3) -> None:
+    def __init__(self, kind: str, products: int = 3) -> None:
         self.products = products
-        self.rates = {tile._replace(products=products): rate for tile, rate in _TILES[how].items()}
+        self.rates = {tile._replace(products=products): rate for tile, rate in _TILES[kind].items()}
         self.kernels = {tile: kernels_of(tile) for tile in self.rates}
 
     def tile_for(self, pixels: int, channels: int) -> Tile:
-        """The tile by which a card of _MULTIPROCESSORS is done first."""
+        """The tile with which a card of _MULTIPROCESSORS finishes first."""
 
         def cost(tile: Tile) -> float:
             blocks = -(-pixels // tile.pixels) * -(-channels // tile.channels)
-            # A few blocks on a multiprocessor that could hold more do not use it well.
+            # A multiprocessor that holds fewer blocks than it could is slower.
             turns = max(-(-blocks // _MULTIPROCESSORS), 0.6 * tile.blocks)
             return turns * tile.pixels * tile.channels / self.rates[tile]
 
@@ -103,8 +102,8 @@ class Conv:
     ) -> None:  # fmt: skip
         """Write y = clip(conv(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-        w as of `pack`, b (O,); r and mask may be empty.  Padding holds
-        zeros.  K is cut into `parts`; `scratch` holds `scratch_of` floats.
+        w is packed by `pack`; b (O,); r and mask may be empty.  Sums are cut into `parts`; `scratch` holds
+        `scratch_of` floats.
         """
         tile, partial, alone, steps = self._chosen(x, y, taps, parts, scratch)
         fours = all_in_fours(y, r)
@@ -114,24 +113,24 @@ class Conv:
         if alone:
             finish_fwd(partial, parts, b, r, y, mask, lo, hi, fours)
 
-    def reverse(
+    def backward(
         self, gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
         parts: int, scratch: Any,
     ) -> None:  # fmt: skip
-        """Write conv(gy, w) to gx, added to gx with `accumulate`; of that, what passes the gate.
+        """Write conv(gy, w) to gx, or add it with `accumulate`; then apply the gate.
 
-        w as of `pack`, turned round by the caller, as the strides and begins of the window are.
+        w is packed by `pack` from the weights of the backward pass, and `taps` is its window.
         """
         tile, partial, alone, steps = self._chosen(gy, gx, taps, parts, scratch)
         fours = all_in_fours(gx)
-        _, reverse = self.kernels[tile]
+        _, backward = self.kernels[tile]
         sizes = partial, alone, steps, _in_fours(gy), fours
-        reverse(gy, w, mask, gate, gx, accumulate, taps, *sizes)
+        backward(gy, w, mask, gate, gx, accumulate, taps, *sizes)
         if alone:
             finish_bwd(partial, parts, mask, gate, gx, accumulate, fours)
 
     def _chosen(self, x: Any, y: Any, taps: Taps, parts: int, scratch: Any) -> tuple[Tile, Any, int, int]:
-        """The tile, where the sums of parts go, whether parts have blocks of their own, and their steps."""
+        """The tile, memory for sums of parts, whether each part has its own blocks, and its steps."""
         N, H, W, C = y.shape
         if N * H * W >= _MAX_PIXELS:
             raise UnsupportedError(
@@ -150,12 +149,12 @@ class Conv:
 
 
 def _in_fours(x: Any) -> int:
-    """As the kernels are told it."""
+    """The flag of the kernels: 0, 1 if x is read by fours, 2 if also no step is in two taps."""
     return all_in_fours(x) * (2 if x.shape[3] % DEPTH == 0 else 1)
 
 
 def scratch_of(pixels: int, channels: int, parts: int) -> tuple[int, int]:
-    """Floats for the sums of parts, (fixed, for each sample)."""
+    """Floats for the sums of parts: (a fixed number, more for each sample)."""
     if parts == 1:
         return 0, 0
     fours = -(-channels // 4) * 4
@@ -165,6 +164,6 @@ def scratch_of(pixels: int, channels: int, parts: int) -> tuple[int, int]:
 
 
 @cache
-def conv_of(how: str, products: int) -> Conv:
-    """The kernels of a kind of tensor cores, of which there is one a process."""
-    return Conv(how, products)
+def conv_of(kind: str, products: int) -> Conv:
+    """The kernels for one kind of tensor cores; made once in a process."""
+    return Conv(kind, products)

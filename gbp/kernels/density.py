@@ -11,6 +11,7 @@ from .codegen.emit import LANES
 from .codegen.jit import ACTIVATION, INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, load_some
+from .codegen.views import part_of
 
 CHOSEN = types.Array(types.int64, 1, "C")
 #: Pixels that are looked at, evenly spaced.
@@ -26,12 +27,11 @@ def choose_sparse(gy: Any, chosen: Any, most: float, threads: int, share: Share)
     N, H, W, O = gy.shape
     pixels = H * W
     looks = min(_PIXELS, pixels)
-    for t in range(share.first, share.last):
-        for n in range(N * t // threads, N * (t + 1) // threads):
-            found = 0
-            for k in range(looks):
-                pixel = (2 * k + 1) * pixels // (2 * looks)
-                ga = at(gy, n, pixel // W, pixel % W)
-                for o in range(0, O, LANES):
-                    found += nonzero(load_some(ga + 4 * o, O - o))
-            chosen[n] = 1 if found <= most * looks * O else 0
+    for n in range(*part_of(N, share, threads)):
+        found = 0
+        for k in range(looks):
+            pixel = (2 * k + 1) * pixels // (2 * looks)
+            ga = at(gy, n, pixel // W, pixel % W)
+            for o in range(0, O, LANES):
+                found += nonzero(load_some(ga + 4 * o, O - o))
+        chosen[n] = 1 if found <= most * looks * O else 0

@@ -1,4 +1,4 @@
-"""The kernels of `depthwise.py` on a card: a thread for eight channels, whose bits are a byte."""
+"""The kernels of `depthwise.py` on a card: one thread for eight channels, whose bits fill a byte."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def depthwise_fwd(
 
 @device_function
 def _add_tap(sums: Any, x: Any, n: int, h: int, v: int, c: int, w: Any, at: int, fours: int) -> None:
-    """Add x · w to the sums of the channels from c on, up to eight, whose weights lie from `at` on."""
+    """Add x · w to the sums of up to eight channels from c on; their weights start at index `at`."""
     C = x.shape[3]
     for half in range(0, 8, 4):
         if fours and c + half < C:
@@ -69,7 +69,7 @@ def _depthwise_fwd(
     hi: float,
     fours: int,
 ) -> None:
-    """As the wrapper; `fours`: x, w and y may be read and written by fours."""
+    """See `depthwise_fwd`.  `fours`: whether x, w, r and y are read and written by fours."""
     sums = cuda.local.array(8, float32)
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
@@ -91,7 +91,7 @@ def _depthwise_fwd(
 
 
 def depthwise_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
-    """Write the transposed convolution to gx, added with `accumulate`; of that, what passes the gate."""
+    """Write the transposed convolution to gx, or add it with `accumulate`; then apply the gate."""
     fours = int(all_in_fours(gy, gx) and w.is_aligned(16))
     _depthwise_bwd(gy, w, mask, gate, gx, accumulate, taps, fours)
 
@@ -104,7 +104,7 @@ def _depthwise_bwd(
     gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps,
     fours: int,
 ) -> None:  # fmt: skip
-    """As the wrapper; `fours`: gy, w and gx may be read and written by fours."""
+    """See `depthwise_bwd`.  `fours`: whether gy, w and gx are read and written by fours."""
     sums = cuda.local.array(8, float32)
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape

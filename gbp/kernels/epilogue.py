@@ -128,7 +128,7 @@ def pixel_of(x: Plane, n: int, h: int, w: int) -> int:
 
 
 class EndFwd(NamedTuple):
-    """What `epilogue_fwd` needs of a whole layer.  r and mask are empty for none."""
+    """The arguments of `epilogue_fwd` for a whole layer.  r and mask are empty for none."""
 
     b: int
     lo: float
@@ -139,7 +139,7 @@ class EndFwd(NamedTuple):
 
 
 class EndBwd(NamedTuple):
-    """What `epilogue_bwd` needs of a whole layer.  `targets`: rows of gx that share a row of the mask."""
+    """The arguments of `epilogue_bwd` for a whole layer.  `targets`: rows of gx for each row of the mask."""
 
     accumulate: int
     gate: Gate

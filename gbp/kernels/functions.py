@@ -38,7 +38,7 @@ from .codegen.simd import (
     store_some,
     zeros,
 )
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
@@ -320,13 +320,12 @@ def _vectors_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share)
     """Write y = f(x)."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, ya = at(x, n, h, w), at(y, n, h, w)
-                for c in range(0, C, LANES):
-                    store_some(ya + 4 * c, value(load_some(xa + 4 * c, C - c), p, q), C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            xa, ya = at(x, n, h, w), at(y, n, h, w)
+            for c in range(0, C, LANES):
+                store_some(ya + 4 * c, value(load_some(xa + 4 * c, C - c), p, q), C - c)
 
 
 def _vectors_bwd(
@@ -345,27 +344,25 @@ def _vectors_bwd(
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
-                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(ga + 4 * c, C - c) * slope(load_some(xa + 4 * c, C - c), p, q)
-                    write_gradient(v, c, gate, accumulate, to, ma, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
+            to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            for c in range(0, C, LANES):
+                v = load_some(ga + 4 * c, C - c) * slope(load_some(xa + 4 * c, C - c), p, q)
+                write_gradient(v, c, gate, accumulate, to, ma, C - c)
 
 
 def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share) -> None:
     """Write y = f(x)."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                for c in range(C):
-                    y[n, h, w, c] = value(np.float64(x[n, h, w, c]), np.float64(p), np.float64(q))
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            for c in range(C):
+                y[n, h, w, c] = value(np.float64(x[n, h, w, c]), np.float64(p), np.float64(q))
 
 
 def _numbers_bwd(
@@ -384,12 +381,11 @@ def _numbers_bwd(
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                for c in range(C):
-                    number = np.float64(x[n // sharing, h, w, c])
-                    v = gy[n, h, w, c] * slope(number, np.float64(p), np.float64(q))
-                    gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
-                gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            for c in range(C):
+                number = np.float64(x[n // sharing, h, w, c])
+                v = gy[n, h, w, c] * slope(number, np.float64(p), np.float64(q))
+                gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
+            gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))

@@ -43,8 +43,8 @@ def gemm_bwd(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -
 
     gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
     """
-    reverse = gemm_tensor_cuda.reverse if tensor_cores() else _gemm_bwd
-    reverse(gy, w, mask, gate, gx, accumulate)
+    backward = gemm_tensor_cuda.backward if tensor_cores() else _gemm_bwd
+    backward(gy, w, mask, gate, gx, accumulate)
 
 
 @block_kernel(

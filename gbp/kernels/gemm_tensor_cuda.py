@@ -233,7 +233,7 @@ def forward(x: Any, w: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: fl
     finish_fwd(partial, parts, b, r, y, mask, lo, hi, all_in_fours(y, r))
 
 
-def reverse(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+def backward(gy: Any, w: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
     """As `gemm_cuda.gemm_bwd`."""
     partial, parts = _partial(gy, w, gx.shape[3], False)
     finish_bwd(partial, parts, mask, gate, gx, accumulate, all_in_fours(gx))

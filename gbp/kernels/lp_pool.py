@@ -18,7 +18,7 @@ import numpy as np
 
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 from .taps import TAPS, Taps, inside, windows_across, windows_down
 
 
@@ -49,27 +49,26 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) 
     H, W = x.shape[1:3]
     N, OH, OW, C = y.shape
     rows = N * OH
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, oh = row // OH, row % OH
-            h = oh * taps.stride_h - taps.top
-            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-            for ow in range(OW):
-                w = ow * taps.stride_w - taps.left
-                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
-                for c in range(C):
-                    largest = 0.0
+    for row in range(*part_of(rows, share, threads)):
+        n, oh = row // OH, row % OH
+        h = oh * taps.stride_h - taps.top
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        for ow in range(OW):
+            w = ow * taps.stride_w - taps.left
+            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            for c in range(C):
+                largest = 0.0
+                for i in range(i0, i1):
+                    for j in range(j0, j1):
+                        v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+                        largest = max(largest, abs(np.float64(v)))
+                total = 0.0
+                if largest > 0:
                     for i in range(i0, i1):
                         for j in range(j0, j1):
                             v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                            largest = max(largest, abs(np.float64(v)))
-                    total = 0.0
-                    if largest > 0:
-                        for i in range(i0, i1):
-                            for j in range(j0, j1):
-                                v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                                total += _power(abs(np.float64(v)) / largest, p)
-                    y[n, oh, ow, c] = largest * _root(total, p)
+                            total += _power(abs(np.float64(v)) / largest, p)
+                y[n, oh, ow, c] = largest * _root(total, p)
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT)
@@ -84,24 +83,23 @@ def lp_pool_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
     OH, OW = gy.shape[1:3]
     N, H, W, C = gx.shape
     targets = targets_of(gy, x)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
-            for w in range(W):
-                count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-                for c in range(C):
-                    v = np.float64(x[n // targets, h, w, c])
-                    total = np.float64(gx[n, h, w, c]) if accumulate else 0.0
-                    for i in range(oh, oh + count_h * step_oh, step_oh):
-                        for j in range(ow, ow + count_w * step_ow, step_ow):
-                            norm = np.float64(y[n // targets, i, j, c])
-                            if norm > 0 and v != 0:
-                                own = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
-                                total += own if v > 0 else -own
-                    gx[n, h, w, c] = total
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        for w in range(W):
+            count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+            for c in range(C):
+                v = np.float64(x[n // targets, h, w, c])
+                total = np.float64(gx[n, h, w, c]) if accumulate else 0.0
+                for i in range(oh, oh + count_h * step_oh, step_oh):
+                    for j in range(ow, ow + count_w * step_ow, step_ow):
+                        norm = np.float64(y[n // targets, i, j, c])
+                        if norm > 0 and v != 0:
+                            own = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
+                            total += own if v > 0 else -own
+                gx[n, h, w, c] = total

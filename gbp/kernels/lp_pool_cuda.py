@@ -48,7 +48,7 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int) -> None:
     units=lambda *args: elements_of(args[3]),
 )
 def lp_pool_bwd(gy: Any, x: Any, y: Any, gx: Any, accumulate: int, taps: Taps, p: int) -> None:
-    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, x)

@@ -1,8 +1,8 @@
 """The kernels of `lrn.py` on a card: the threads of a block share some pixels.
 
-What windows add up lies in shared memory, because y may be x and gx may be gy.  A block takes the values of
-its pixels chunk by chunk, in the order of their channels.  Value e lies in cell e % _LINE: so all that the
-windows of a chunk reach is still there when the chunk before it has been written.
+The terms of the windows' sums are in shared memory, because y may be x and gx may be gy.  A block computes
+the values of its pixels chunk by chunk, in the order of the channels.  Value e is in cell e % _LINE.  So all
+terms that the windows of a chunk need are still there after the chunk before it has been written.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
 from .codegen.jit_cuda import SIMULATED, block_kernel, device_function
 from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
 
-#: A line holds a chunk and what its windows reach, so windows may have _LINE − _CHUNK + 1 values.
+#: A line holds a chunk and the values that its windows reach.  So a window has _LINE − _CHUNK + 1 at most.
 _LINE, _CHUNK = (32, 16) if SIMULATED else (2**13, 2**12)
 _THREADS = 4 if SIMULATED else 512
-#: Values of a block, if a pixel has not more.
+#: The values of a block, unless a single pixel has more.
 _TILE = 64 if SIMULATED else 2048
 
 
 def _pixels_of(C: int) -> int:
-    """How many pixels a block takes."""
+    """How many pixels a block computes."""
     return max(1, _TILE // C)
 
 
@@ -122,7 +122,7 @@ def lrn_bwd(
     beta: float,
     bias: float,
 ) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; of that, what passes the gate.
+    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.
 
     gx may be gy.
     """
@@ -132,7 +132,7 @@ def lrn_bwd(
     scale = np.float32(alpha / size)
     slope = np.float32(-2 * alpha * beta / size)
     below = (size - 1) // 2
-    above = size - 1 - below  # region(c) reaches so far up, so what i takes part in so far down
+    above = size - 1 - below  # region(c) reaches this far up, so i is in regions of channels this far down
     first, values = _values(cuda.blockIdx.x, gx.shape)
     there = 0
     for start in range(0, values, _CHUNK):

@@ -16,7 +16,7 @@ from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
-from .codegen.views import targets_of, zero_run
+from .codegen.views import part_of, targets_of, zero_run
 
 
 @kernel(ACTIVATION, INT)
@@ -24,14 +24,13 @@ def clear_pixels(x: Any, threads: int, share: Share) -> None:
     """Write 0 to x (N, H, W, C)."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            if x.strides[2] == 4 * C:
-                zero_run(at(x, n, h, 0), W * C)
-            else:
-                for w in range(W):
-                    zero_run(at(x, n, h, w), C)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        if x.strides[2] == 4 * C:
+            zero_run(at(x, n, h, 0), W * C)
+        else:
+            for w in range(W):
+                zero_run(at(x, n, h, w), C)
 
 
 @kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
@@ -46,22 +45,21 @@ def pointwise_fwd(
     N, H, W, C = x.shape
     low, high = broadcast(lo), broadcast(hi)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, ra, ya, ma = at(x, n, h, w), at(r, n, h, w), at(y, n, h, w), at(mask, n, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(xa + 4 * c, C - c)
-                    if a.size:
-                        v = v * load_some(address_of(a) + 4 * c, C - c)
-                    if b.size:
-                        v = v + load_some(address_of(b) + 4 * c, C - c)
-                    if r.size:
-                        v = v + load_some(ra + 4 * c, C - c)
-                    if mask.size:
-                        store_bits(ma + c // 8, above(v, low) & above(high, v), C - c)
-                    store_some(ya + 4 * c, clip(v, low, high), C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            xa, ra, ya, ma = at(x, n, h, w), at(r, n, h, w), at(y, n, h, w), at(mask, n, h, w)
+            for c in range(0, C, LANES):
+                v = load_some(xa + 4 * c, C - c)
+                if a.size:
+                    v = v * load_some(address_of(a) + 4 * c, C - c)
+                if b.size:
+                    v = v + load_some(address_of(b) + 4 * c, C - c)
+                if r.size:
+                    v = v + load_some(ra + 4 * c, C - c)
+                if mask.size:
+                    store_bits(ma + c // 8, above(v, low) & above(high, v), C - c)
+                store_some(ya + 4 * c, clip(v, low, high), C - c)
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, INT)
@@ -75,13 +73,12 @@ def pointwise_bwd(
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, n // targets, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(ga + 4 * c, C - c)
-                    if a.size:
-                        v = v * load_some(address_of(a) + 4 * c, C - c)
-                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, n // targets, h, w)
+            for c in range(0, C, LANES):
+                v = load_some(ga + 4 * c, C - c)
+                if a.size:
+                    v = v * load_some(address_of(a) + 4 * c, C - c)
+                write_gradient(v, c, gate, accumulate, xa, ma, C - c)

@@ -26,7 +26,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 from .taps import TAPS, Taps, inside, windows_across, windows_down
 
 #: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as
@@ -61,31 +61,30 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
     units = N * OH * _blocks(C)
     one = broadcast(np.float32(1))
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
-    for t in range(share.first, share.last):
-        for unit in range(units * t // threads, units * (t + 1) // threads):
-            n, oh, first, stop = _locate(unit, OH, C)
-            h = oh * taps.stride_h - taps.top
-            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-            for ow in range(OW):
-                w = ow * taps.stride_w - taps.left
-                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
-                xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
-                ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
-                for c in range(first, stop, LANES):
-                    best = load_some(xa + 4 * c, C - c)
-                    winner = broadcast(np.float32(i0 * taps.columns + j0))
-                    for i in range(i0, i1):
-                        a = xa + (i - i0) * step_h + 4 * c
-                        tap = broadcast(np.float32(i * taps.columns + j0))
-                        for _ in range(j0, j1):
-                            keep_rolled()
-                            v = load_some(a, C - c)
-                            better = exceeds(v, best)
-                            best, winner = select(better, v, best), select(better, tap, winner)
-                            tap = tap + one
-                            a += step_w
-                    store_some(ya + 4 * c, best, C - c)
-                    store_integers(switches, sa + c * switches.itemsize, winner, C - c)
+    for unit in range(*part_of(units, share, threads)):
+        n, oh, first, stop = _locate(unit, OH, C)
+        h = oh * taps.stride_h - taps.top
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        for ow in range(OW):
+            w = ow * taps.stride_w - taps.left
+            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
+            ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
+            for c in range(first, stop, LANES):
+                best = load_some(xa + 4 * c, C - c)
+                winner = broadcast(np.float32(i0 * taps.columns + j0))
+                for i in range(i0, i1):
+                    a = xa + (i - i0) * step_h + 4 * c
+                    tap = broadcast(np.float32(i * taps.columns + j0))
+                    for _ in range(j0, j1):
+                        keep_rolled()
+                        v = load_some(a, C - c)
+                        better = exceeds(v, best)
+                        best, winner = select(better, v, best), select(better, tap, winner)
+                        tap = tap + one
+                        a += step_w
+                store_some(ya + 4 * c, best, C - c)
+                store_integers(switches, sa + c * switches.itemsize, winner, C - c)
 
 
 @device_function
@@ -110,50 +109,49 @@ def _maxpool_bwd(
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
     rows, s_vector = N * H, LANES * switches.itemsize
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
-            g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
-            tap_down = step_i * taps.columns
-            for w in range(W):
-                count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
-                xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                ga, sa, first_tap = (
-                    at(gy, n, oh, ow),
-                    at(switches, n // sharing, oh, ow),
-                    i * taps.columns + j,
-                )
-                g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
-                whole = C // BLOCK * BLOCK
-                for c in range(0, whole, BLOCK):
-                    v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
-                    g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
-                    for _ in range(count_h):
-                        g, s, tap = g_row, s_row, tap_row
-                        for _ in range(count_w):
-                            keep_rolled()
-                            v0 = v0 + _won(switches, s, tap, g, LANES)
-                            v1 = v1 + _won(switches, s + s_vector, tap, g + VECTOR_BYTES, LANES)
-                            v2 = v2 + _won(switches, s + 2 * s_vector, tap, g + 2 * VECTOR_BYTES, LANES)
-                            v3 = v3 + _won(switches, s + 3 * s_vector, tap, g + 3 * VECTOR_BYTES, LANES)
-                            g, s, tap = g + g_right, s + s_right, tap + step_j
-                        g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
-                    write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
-                    write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
-                    write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
-                    write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
-                for c in range(whole, C, LANES):
-                    v = zeros()
-                    g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
-                    for _ in range(count_h):
-                        g, s, tap = g_row, s_row, tap_row
-                        for _ in range(count_w):
-                            keep_rolled()
-                            v = v + _won(switches, s, tap, g, C - c)
-                            g, s, tap = g + g_right, s + s_right, tap + step_j
-                        g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
-                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
+        g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
+        tap_down = step_i * taps.columns
+        for w in range(W):
+            count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
+            xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            ga, sa, first_tap = (
+                at(gy, n, oh, ow),
+                at(switches, n // sharing, oh, ow),
+                i * taps.columns + j,
+            )
+            g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
+            whole = C // BLOCK * BLOCK
+            for c in range(0, whole, BLOCK):
+                v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+                g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+                for _ in range(count_h):
+                    g, s, tap = g_row, s_row, tap_row
+                    for _ in range(count_w):
+                        keep_rolled()
+                        v0 = v0 + _won(switches, s, tap, g, LANES)
+                        v1 = v1 + _won(switches, s + s_vector, tap, g + VECTOR_BYTES, LANES)
+                        v2 = v2 + _won(switches, s + 2 * s_vector, tap, g + 2 * VECTOR_BYTES, LANES)
+                        v3 = v3 + _won(switches, s + 3 * s_vector, tap, g + 3 * VECTOR_BYTES, LANES)
+                        g, s, tap = g + g_right, s + s_right, tap + step_j
+                    g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
+                write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
+                write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
+                write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
+                write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
+            for c in range(whole, C, LANES):
+                v = zeros()
+                g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+                for _ in range(count_h):
+                    g, s, tap = g_row, s_row, tap_row
+                    for _ in range(count_w):
+                        keep_rolled()
+                        v = v + _won(switches, s, tap, g, C - c)
+                        g, s, tap = g + g_right, s + s_right, tap + step_j
+                    g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
+                write_gradient(v, c, gate, accumulate, xa, ma, C - c)
 
 
 def _maxpool_pair(name: str, switches: Any) -> tuple[Kernel, Kernel]:
@@ -199,31 +197,28 @@ def averagepool_fwd(
     low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
     low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
-    for t in range(share.first, share.last):
-        for unit in range(units * t // threads, units * (t + 1) // threads):
-            n, oh, first, stop = _locate(unit, OH, C)
-            h = oh * taps.stride_h - taps.top
-            i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-            count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
-            for ow in range(OW):
-                w = ow * taps.stride_w - taps.left
-                j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
-                divisor = broadcast(
-                    np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
-                )
-                xa, ya = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w), at(y, n, oh, ow)
-                for c in range(first, stop, LANES):
-                    total = zeros()
-                    for i in range(i1 - i0):
-                        # Each row has its own sum: one chain over a global pool's thousands would round more.
-                        line = zeros()
-                        a = xa + i * step_h + 4 * c
-                        for _ in range(j0, j1):
-                            keep_rolled()
-                            line = line + load_some(a, C - c)
-                            a += step_w
-                        total = total + line
-                    store_some(ya + 4 * c, total / divisor, C - c)
+    for unit in range(*part_of(units, share, threads)):
+        n, oh, first, stop = _locate(unit, OH, C)
+        h = oh * taps.stride_h - taps.top
+        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
+        for ow in range(OW):
+            w = ow * taps.stride_w - taps.left
+            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            divisor = broadcast(np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w)))
+            xa, ya = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w), at(y, n, oh, ow)
+            for c in range(first, stop, LANES):
+                total = zeros()
+                for i in range(i1 - i0):
+                    # Each row has its own sum: one chain over a global pool's thousands would round more.
+                    line = zeros()
+                    a = xa + i * step_h + 4 * c
+                    for _ in range(j0, j1):
+                        keep_rolled()
+                        line = line + load_some(a, C - c)
+                        a += step_w
+                    total = total + line
+                store_some(ya + 4 * c, total / divisor, C - c)
 
 
 @device_function
@@ -276,63 +271,62 @@ def averagepool_bwd(
     low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
     low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
-            g_down = step_oh * gy.strides[1]
-            whole_h = _all_whole(
-                oh * taps.stride_h - taps.top,
-                (meets_h - 1) * step_oh * taps.stride_h,
-                taps.rows,
-                taps.dilation_h,
-                low_h,
-                high_h,
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        g_down = step_oh * gy.strides[1]
+        whole_h = _all_whole(
+            oh * taps.stride_h - taps.top,
+            (meets_h - 1) * step_oh * taps.stride_h,
+            taps.rows,
+            taps.dilation_h,
+            low_h,
+            high_h,
+        )
+        for w in range(W):
+            meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+            # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
+            inner = whole_h and _all_whole(
+                ow * taps.stride_w - taps.left,
+                (meets_w - 1) * step_ow * taps.stride_w,
+                taps.columns,
+                taps.dilation_w,
+                low_w,
+                high_w,
             )
-            for w in range(W):
-                meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-                # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
-                inner = whole_h and _all_whole(
-                    ow * taps.stride_w - taps.left,
-                    (meets_w - 1) * step_ow * taps.stride_w,
-                    taps.columns,
-                    taps.dilation_w,
-                    low_w,
-                    high_w,
-                )
-                xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, n // targets, h, w)
-                g_right = step_ow * gy.strides[2]
-                for c in range(0, C, LANES):
-                    v, g_row = zeros(), ga + 4 * c
-                    if inner:
-                        for _ in range(meets_h):
-                            g = g_row
-                            for _ in range(meets_w):
-                                keep_rolled()
-                                v = v + load_some(g, C - c)
-                                g += g_right
-                            g_row += g_down
-                        v = v * broadcast(whole)
-                    else:
-                        for p in range(meets_h):
-                            v = _add_shares(
-                                v,
-                                g_row + p * g_down,
-                                g_right,
-                                meets_w,
-                                _count(
-                                    (oh + p * step_oh) * taps.stride_h - taps.top,
-                                    taps.rows,
-                                    taps.dilation_h,
-                                    low_h,
-                                    high_h,
-                                ),
-                                ow * taps.stride_w - taps.left,
-                                step_ow * taps.stride_w,
-                                taps.columns,
-                                taps.dilation_w,
-                                low_w,
-                                high_w,
-                                C - c,
-                            )
-                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+            xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, n // targets, h, w)
+            g_right = step_ow * gy.strides[2]
+            for c in range(0, C, LANES):
+                v, g_row = zeros(), ga + 4 * c
+                if inner:
+                    for _ in range(meets_h):
+                        g = g_row
+                        for _ in range(meets_w):
+                            keep_rolled()
+                            v = v + load_some(g, C - c)
+                            g += g_right
+                        g_row += g_down
+                    v = v * broadcast(whole)
+                else:
+                    for p in range(meets_h):
+                        v = _add_shares(
+                            v,
+                            g_row + p * g_down,
+                            g_right,
+                            meets_w,
+                            _count(
+                                (oh + p * step_oh) * taps.stride_h - taps.top,
+                                taps.rows,
+                                taps.dilation_h,
+                                low_h,
+                                high_h,
+                            ),
+                            ow * taps.stride_w - taps.left,
+                            step_ow * taps.stride_w,
+                            taps.columns,
+                            taps.dilation_w,
+                            low_w,
+                            high_w,
+                            C - c,
+                        )
+                write_gradient(v, c, gate, accumulate, xa, ma, C - c)

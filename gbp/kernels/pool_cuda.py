@@ -1,7 +1,8 @@
 """The kernels of `pool.py` on a card.
 
-A thread has some channels of a window, in reverse of a pixel.  Windows of many taps, as of global pools, have
-blocks: their threads share the taps, and what they found is brought together in a tree.
+A thread computes some channels of one output pixel: forward of a window, backward of a pixel of gx.  A window
+with many taps, as in a global pool, is computed by a block.  Its threads share the taps, and a tree combines
+their results.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from .pool import SWITCHES_U8, SWITCHES_U32
 from .taps import TAPS, Taps
 from .taps_cuda import inside, strands, strands_of, windows_across, windows_down
 
-#: Windows of more taps have blocks of their own.
+#: A window with more taps is computed by a block.
 _LARGE = 25
-#: Neighbouring channels of such a block, and threads that share each.
+#: Neighbouring channels of such a block, and the threads that share one channel.
 _ACROSS, _SHARES = (2, 2) if SIMULATED else (8, 64)
 _THREADS = _ACROSS * _SHARES
 
@@ -53,7 +54,7 @@ def _blocks(x: Any, y: Any, *_: Any) -> tuple[int, ...]:
 
 @device_function
 def _place(block: int, shape: Any) -> Any:
-    """Block of y (N, OH, OW, C): n, oh, ow and its first channel."""
+    """n, oh, ow and the first channel of a block of y (N, OH, OW, C)."""
     across = (shape[3] + _ACROSS - 1) // _ACROSS
     n, oh, ow = at_pixel(block // across, shape[1], shape[2])
     return n, oh, ow, block % across * _ACROSS
@@ -61,14 +62,14 @@ def _place(block: int, shape: Any) -> Any:
 
 @device_function
 def _exceeds(a: Any, b: Any) -> Any:
-    """Whether a beats b as a maximum: a > b, or a is NaN and b is not."""
+    """Whether a and not b is the maximum: a > b, or a is NaN and b is not."""
     return a > b or (math.isnan(a) and not math.isnan(b))
 
 
 def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches.
 
-    Both are (N, OH, OW, C); every window must hold a pixel.  The first NaN of a window wins.
+    Both are (N, OH, OW, C).  Every window must hold a pixel.  The first NaN of a window wins.
     """
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
@@ -90,12 +91,14 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
 
 
 def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
-    """`_maxpool_fwd` of windows of many taps."""
+    """`_maxpool_fwd` for windows with many taps."""
     bests, winners = cuda.shared.array(_THREADS, float32), cuda.shared.array(_THREADS, int64)
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
-    c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
+    c = min(
+        first + across, y.shape[3] - 1
+    )  # a thread beyond the last channel computes the last, and does not write it
     h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
     i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
     j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
@@ -122,7 +125,7 @@ def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
 
 
 def _maxpool_bwd(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps) -> None:
-    """Write to each pixel of gx the gradients of the windows that it won, added to gx with `accumulate`."""
+    """Write to each pixel of gx the sum of gy of the windows that it won, or add it with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
@@ -147,7 +150,7 @@ def _maxpool_bwd(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumul
     units=lambda x, y, *_: eights_of(y),
 )
 def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps) -> None:
-    """`_maxpool_fwd` of whole eights of channels, which can be read and written by fours."""
+    """`_maxpool_fwd` where the number of channels is a multiple of eight and arrays are aligned."""
     best, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
     winner = cuda.local.array(8, int32)
     H, W = x.shape[1], x.shape[2]
@@ -182,7 +185,7 @@ def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps) -> None:
 def _maxpool_bwd_eights(
     gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: Taps
 ) -> None:
-    """`_maxpool_bwd` of whole eights of channels, which can be read and written by fours."""
+    """`_maxpool_bwd` where the number of channels is a multiple of eight and arrays are aligned."""
     total, v = cuda.local.array(8, float32), cuda.local.array(8, float32)
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
@@ -217,7 +220,7 @@ def _by_eights(switches: Any, *arrays: Any) -> bool:
 
 
 def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, CudaKernel]:
-    """Forward, forward of large windows, reverse, for switches of this type."""
+    """Make the kernels for switches of this type: forward, forward of large windows, backward."""
     given = ACTIVATION, ACTIVATION, switches, TAPS
     small, large, back = specialised(name, (_maxpool_fwd, _large_maxpool_fwd, _maxpool_bwd))
     target = MASK, GATE, ACTIVATION, INT
@@ -232,14 +235,14 @@ KERNELS = {"u8": _maxpool_kernels("u8", SWITCHES_U8), "u32": _maxpool_kernels("u
 
 
 def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    small, large, reverse = KERNELS[name]
+    small, large, plain = KERNELS[name]
 
     def forward(x: Any, y: Any, switches: Any, taps: Taps) -> None:
         fast = _maxpool_fwd_eights if _by_eights(switches, x, y) else small
         (large if _is_large(taps) else fast)(x, y, switches, taps)
 
     def backward(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, *rest: Any) -> None:
-        fast = _maxpool_bwd_eights if _by_eights(switches, gy, gx) else reverse
+        fast = _maxpool_bwd_eights if _by_eights(switches, gy, gx) else plain
         fast(gy, switches, mask, gate, gx, *rest)
 
     return forward, backward
@@ -252,14 +255,14 @@ _AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT
 
 
 def averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
-    """Write the average of each window to y (N, OH, OW, C); every window must hold something to count."""
+    """Write the average of each window to y (N, OH, OW, C).  Every divisor must be at least 1."""
     forward = _large_averagepool_fwd if _is_large(taps) else _averagepool_fwd
     forward(x, y, taps, include_pad)
 
 
 @device_function
 def _divisor(h: int, w: int, H: int, W: int, taps: Taps, include_pad: int) -> Any:
-    """How many taps count of the window whose tap 0 lies on (h, w)."""
+    """How many taps count of the window whose tap 0 reads (h, w)."""
     low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
     low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
     rows = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
@@ -293,7 +296,9 @@ def _large_averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
-    c = min(first + across, y.shape[3] - 1)  # beyond the last once more the last, and not written
+    c = min(
+        first + across, y.shape[3] - 1
+    )  # a thread beyond the last channel computes the last, and does not write it
     h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
     i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
     j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
@@ -327,7 +332,7 @@ def averagepool_bwd(
     taps: Taps,
     include_pad: int,
 ) -> None:
-    """Write to each pixel of gx its share of the windows that see it, added to gx with `accumulate`."""
+    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)

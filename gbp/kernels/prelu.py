@@ -14,7 +14,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, at, load_some, select, store_some, zeros
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, INT)
@@ -22,15 +22,14 @@ def prelu_fwd(x: Any, slopes: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x where x ≥ 0, slopes · x elsewhere; slopes is (1, H, W, C).  y may be x."""
     N, H, W, C = x.shape
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, sa, ya = at(x, n, h, w), at(slopes, 0, h, w), at(y, n, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(xa + 4 * c, C - c)
-                    v = select(above(zeros(), v), v * load_some(sa + 4 * c, C - c), v)
-                    store_some(ya + 4 * c, v, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            xa, sa, ya = at(x, n, h, w), at(slopes, 0, h, w), at(y, n, h, w)
+            for c in range(0, C, LANES):
+                v = load_some(xa + 4 * c, C - c)
+                v = select(above(zeros(), v), v * load_some(sa + 4 * c, C - c), v)
+                store_some(ya + 4 * c, v, C - c)
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
@@ -44,14 +43,13 @@ def prelu_bwd(
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, xa, sa = at(gy, n, h, w), at(x, n // sharing, h, w), at(slopes, 0, h, w)
-                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                for c in range(0, C, LANES):
-                    v = load_some(ga + 4 * c, C - c)
-                    positive = above(load_some(xa + 4 * c, C - c), zeros())
-                    v = select(positive, v, v * load_some(sa + 4 * c, C - c))
-                    write_gradient(v, c, gate, accumulate, to, ma, C - c)
+    for row in range(*part_of(rows, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            ga, xa, sa = at(gy, n, h, w), at(x, n // sharing, h, w), at(slopes, 0, h, w)
+            to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            for c in range(0, C, LANES):
+                v = load_some(ga + 4 * c, C - c)
+                positive = above(load_some(xa + 4 * c, C - c), zeros())
+                v = select(positive, v, v * load_some(sa + 4 * c, C - c))
+                write_gradient(v, c, gate, accumulate, to, ma, C - c)

@@ -24,7 +24,7 @@ from numba import types
 
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 RUNS = types.Array(types.float32, 5, "C")
 REDUCED = types.Array(types.float32, 3, "C")
@@ -166,19 +166,18 @@ def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, shar
     N, A, R, B, S = x.shape
     blocks = blocks_of(B)
     jobs = N * A * blocks
-    for t in range(share.first, share.last):
-        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
-            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
-            last = min(B, first + BLOCK)
+    for job in range(*part_of(jobs, share, threads)):
+        n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
+        last = min(B, first + BLOCK)
+        for b in range(first, last):
+            y[n, a, b], switches[n, a, b] = x[n, a, 0, b, 0], 0
+        for r in range(R):
             for b in range(first, last):
-                y[n, a, b], switches[n, a, b] = x[n, a, 0, b, 0], 0
-            for r in range(R):
-                for b in range(first, last):
-                    for s in range(S):
-                        v, best = x[n, a, r, b, s], y[n, a, b]
-                        beats = v > best if highest else v < best
-                        if beats or (math.isnan(v) and not math.isnan(best)):
-                            y[n, a, b], switches[n, a, b] = v, r * S + s
+                for s in range(S):
+                    v, best = x[n, a, r, b, s], y[n, a, b]
+                    beats = v > best if highest else v < best
+                    if beats or (math.isnan(v) and not math.isnan(best)):
+                        y[n, a, b], switches[n, a, b] = v, r * S + s
 
 
 @kernel(REDUCED, SWITCHES, RUNS, INT, INT)
@@ -187,11 +186,10 @@ def extremum_bwd(gy: Any, switches: Any, gx: Any, accumulate: int, threads: int,
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, switches)
     rows = N * A * R
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, a, r = row // (A * R), row // R % A, row % R
-            for b in range(B):
-                switch = switches[n // sharing, a, b]
-                for s in range(S):
-                    g = gy[n, a, b] if r * S + s == switch else np.float32(0)
-                    gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g
+    for row in range(*part_of(rows, share, threads)):
+        n, a, r = row // (A * R), row // R % A, row % R
+        for b in range(B):
+            switch = switches[n // sharing, a, b]
+            for s in range(S):
+                g = gy[n, a, b] if r * S + s == switch else np.float32(0)
+                gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g

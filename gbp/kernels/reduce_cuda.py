@@ -68,7 +68,7 @@ def blocks_of(x: Any) -> tuple[int, ...]:
 
 @device_function
 def place(block: int, t: int, shape: Any) -> Any:
-    """What thread t of a block works on, of x (N, A, R, B, S).
+    """The work of thread t of a block, for x (N, A, R, B, S).
 
     Returns n, a, b of an output; whether the output exists (if not, it is the last one, which may be read and
     not written); the thread's number among those that share the output, and their count; the output's number
@@ -98,7 +98,7 @@ def element(k: int, R: int, S: int) -> Any:
 
 
 @device_function
-def _together(value: Any, how: int, own: Any, values: Any) -> Any:
+def _together(value: Any, operation: int, own: Any, values: Any) -> Any:
     """The combined results of an output's threads.  `values`: their shared memory."""
     share, output, outputs = own
     at = share * outputs + output
@@ -109,7 +109,7 @@ def _together(value: Any, how: int, own: Any, values: Any) -> Any:
     while step >= outputs:
         if at < step:
             a, b = values[at], values[at + step]
-            values[at] = a * b if how == _MULTIPLY else max(a, b) if how == _LARGEST else a + b
+            values[at] = a * b if operation == _MULTIPLY else max(a, b) if operation == _LARGEST else a + b
         cuda.syncthreads()
         step //= 2
     return values[output]

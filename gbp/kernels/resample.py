@@ -20,7 +20,7 @@ from .codegen.gate import GATE, Gate, write_gradient
 from .codegen.jit import INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, zeros
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 #: Any strides, with a dense last axis.
 AROUND = types.Array(types.float32, 5, "A")
@@ -53,28 +53,27 @@ def resample(
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)
     lines = N * P * O
-    for t in range(share.first, share.last):
-        for line in range(lines * t // threads, lines * (t + 1) // threads):
-            n, p, o = line // (P * O), line // O % P, line % O
-            start, stop = starts[o], starts[o + 1]
-            for m in range(M):
-                xa = address_of(x) + n * x.strides[0] + p * x.strides[1] + m * x.strides[3]
-                ya = address_of(y) + n * y.strides[0] + p * y.strides[1] + o * y.strides[2]
-                ya += m * y.strides[3]
-                ma = address_of(mask) + n // targets * mask.strides[0] + p * mask.strides[1]
-                ma += o * mask.strides[2] + m * mask.strides[3]
-                for c in range(0, C, LANES):
-                    v, lost, base = zeros(), zeros(), zeros()
-                    if anchored and start < stop:
-                        base = load_some(xa + taps[start] * x.strides[2] + 4 * c, C - c)
-                    for part in range(start, stop, _PART):
-                        s = zeros()
-                        for k in range(part, min(part + _PART, stop)):
-                            tap = load_some(xa + taps[k] * x.strides[2] + 4 * c, C - c)
-                            s = fma(broadcast(weights[k]), tap - base, s)
-                        s = s - lost
-                        total = v + s
-                        lost = (total - v) - s
-                        v = total
-                    v = v + base
-                    write_gradient(v, c, gate, accumulate, ya, ma, C - c)
+    for line in range(*part_of(lines, share, threads)):
+        n, p, o = line // (P * O), line // O % P, line % O
+        start, stop = starts[o], starts[o + 1]
+        for m in range(M):
+            xa = address_of(x) + n * x.strides[0] + p * x.strides[1] + m * x.strides[3]
+            ya = address_of(y) + n * y.strides[0] + p * y.strides[1] + o * y.strides[2]
+            ya += m * y.strides[3]
+            ma = address_of(mask) + n // targets * mask.strides[0] + p * mask.strides[1]
+            ma += o * mask.strides[2] + m * mask.strides[3]
+            for c in range(0, C, LANES):
+                v, lost, base = zeros(), zeros(), zeros()
+                if anchored and start < stop:
+                    base = load_some(xa + taps[start] * x.strides[2] + 4 * c, C - c)
+                for part in range(start, stop, _PART):
+                    s = zeros()
+                    for k in range(part, min(part + _PART, stop)):
+                        tap = load_some(xa + taps[k] * x.strides[2] + 4 * c, C - c)
+                        s = fma(broadcast(weights[k]), tap - base, s)
+                    s = s - lost
+                    total = v + s
+                    lost = (total - v) - s
+                    v = total
+                v = v + base
+                write_gradient(v, c, gate, accumulate, ya, ma, C - c)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from .codegen.gate import GATE, MASK, Gate, gate_run
-from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 
 @device_function
@@ -35,69 +35,61 @@ def _maximum_and_sum(x: Any, n: int, h: int, w: int) -> Any:
     return highest, total
 
 
-@kernel(ACTIVATION, ACTIVATION, INT)
-def softmax_fwd(x: Any, y: Any, threads: int, share: Share) -> None:
+#: Formulas of each function, in float64: the output, a summand over the channels, and the gradient, for one
+#: channel.  `total` is Σ exp(x − max x) in the output, and the sum of the summands in the gradient.
+SOFTMAX = (
+    lambda x, highest, total: math.exp(x - highest) / total,
+    lambda g, y: np.float64(g) * y,
+    lambda g, y, total: y * (g - total),
+)
+LOGSOFTMAX = (
+    lambda x, highest, total: x - highest - math.log(total),
+    lambda g, y: np.float64(g),
+    lambda g, y, total: g - math.exp(np.float64(y)) * total,
+)
+
+#: Names in the templates below: the formulas.
+output: Any = None
+summand: Any = None
+gradient: Any = None
+
+
+def _fwd(x: Any, y: Any, threads: int, share: Share) -> None:
     """Write y, which may be x."""
     N, H, W, C = x.shape
-    pixels = N * H * W
-    for t in range(share.first, share.last):
-        for p in range(pixels * t // threads, pixels * (t + 1) // threads):
-            n, h, w = p // (H * W), p // W % H, p % W
-            highest, total = _maximum_and_sum(x, n, h, w)
-            for c in range(C):
-                y[n, h, w, c] = math.exp(x[n, h, w, c] - highest) / total
+    for p in range(*part_of(N * H * W, share, threads)):
+        n, h, w = p // (H * W), p // W % H, p % W
+        highest, total = _maximum_and_sum(x, n, h, w)
+        for c in range(C):
+            y[n, h, w, c] = output(x[n, h, w, c], highest, total)
 
 
-@kernel(ACTIVATION, ACTIVATION, INT)
-def logsoftmax_fwd(x: Any, y: Any, threads: int, share: Share) -> None:
-    """Write y, which may be x."""
-    N, H, W, C = x.shape
-    pixels = N * H * W
-    for t in range(share.first, share.last):
-        for p in range(pixels * t // threads, pixels * (t + 1) // threads):
-            n, h, w = p // (H * W), p // W % H, p % W
-            highest, total = _maximum_and_sum(x, n, h, w)
-            for c in range(C):
-                y[n, h, w, c] = x[n, h, w, c] - highest - math.log(total)
-
-
-@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
-def softmax_bwd(
+def _bwd(
     gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
 ) -> None:
     """Write the gradient to gx, or add it with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
-    pixels = N * H * W
-    for t in range(share.first, share.last):
-        for p in range(pixels * t // threads, pixels * (t + 1) // threads):
-            n, h, w = p // (H * W), p // W % H, p % W
-            m = n // sharing
-            mean = 0.0
-            for c in range(C):
-                mean += np.float64(gy[n, h, w, c]) * y[m, h, w, c]
-            for c in range(C):
-                v = y[m, h, w, c] * (gy[n, h, w, c] - mean)
-                gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
-            gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
+    for p in range(*part_of(N * H * W, share, threads)):
+        n, h, w = p // (H * W), p // W % H, p % W
+        m = n // sharing
+        total = 0.0
+        for c in range(C):
+            total += summand(gy[n, h, w, c], y[m, h, w, c])
+        for c in range(C):
+            v = gradient(gy[n, h, w, c], y[m, h, w, c], total)
+            gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
+        gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
 
 
-@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
-def logsoftmax_bwd(
-    gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, threads: int, share: Share
-) -> None:
-    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.  gx may be gy."""
-    N, H, W, C = gx.shape
-    sharing, targets = targets_of(gy, y), targets_of(gy, mask)
-    pixels = N * H * W
-    for t in range(share.first, share.last):
-        for p in range(pixels * t // threads, pixels * (t + 1) // threads):
-            n, h, w = p // (H * W), p // W % H, p % W
-            m = n // sharing
-            total = 0.0
-            for c in range(C):
-                total += gy[n, h, w, c]
-            for c in range(C):
-                v = gy[n, h, w, c] - math.exp(np.float64(y[m, h, w, c])) * total
-                gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
-            gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
+def _pair(name: str, formulas: Any) -> tuple[Kernel, Kernel]:
+    value, term, slope = formulas
+    target = MASK, GATE, ACTIVATION, INT, INT
+    return (
+        kernel_from(_fwd, f"{name}_fwd", ACTIVATION, ACTIVATION, INT, output=value),
+        kernel_from(_bwd, f"{name}_bwd", ACTIVATION, ACTIVATION, *target, summand=term, gradient=slope),
+    )
+
+
+softmax_fwd, softmax_bwd = _pair("softmax", SOFTMAX)
+logsoftmax_fwd, logsoftmax_bwd = _pair("logsoftmax", LOGSOFTMAX)

@@ -10,8 +10,9 @@ from numba import cuda
 
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
-from .codegen.jit_cuda import device_function, kernel
+from .codegen.jit_cuda import CudaKernel, device_copy, device_function, kernel_from
 from .codegen.simd_cuda import at_pixel, targets_of, write_gradient
+from .softmax import LOGSOFTMAX, SOFTMAX
 
 
 def _pixels_of(y: Any) -> int:
@@ -39,48 +40,24 @@ def _pixel_in(mask: Any, p: int) -> Any:
     return p // W % H, p % W
 
 
-@kernel(ACTIVATION, ACTIVATION, units=lambda x, y: _pixels_of(y))
-def softmax_fwd(x: Any, y: Any) -> None:
+#: Names in the templates below: the formulas of `softmax.py`.
+output: Any = None
+summand: Any = None
+gradient: Any = None
+
+
+def _fwd(x: Any, y: Any) -> None:
     """Write y, which may be x."""
     N, H, W, C = y.shape
     for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
         n, h, w = at_pixel(p, H, W)
         highest, total = _maximum_and_sum(x, n, h, w)
         for c in range(C):
-            y[n, h, w, c] = math.exp(x[n, h, w, c] - highest) / total
+            y[n, h, w, c] = output(x[n, h, w, c], highest, total)
 
 
-@kernel(ACTIVATION, ACTIVATION, units=lambda x, y: _pixels_of(y))
-def logsoftmax_fwd(x: Any, y: Any) -> None:
-    """Write y, which may be x."""
-    N, H, W, C = y.shape
-    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
-        n, h, w = at_pixel(p, H, W)
-        highest, total = _maximum_and_sum(x, n, h, w)
-        logarithm = math.log(total)
-        for c in range(C):
-            y[n, h, w, c] = x[n, h, w, c] - highest - logarithm
-
-
-@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
-def softmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; then apply the gate.  gx may be gy."""
-    N, H, W, C = gx.shape
-    sharing, targets = targets_of(gy, y), targets_of(gy, mask)
-    for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
-        n, h, w = at_pixel(p, H, W)
-        m, (mask_h, mask_w) = n // sharing, _pixel_in(mask, p)
-        mean = 0.0
-        for c in range(C):
-            mean += np.float64(gy[n, h, w, c]) * y[m, h, w, c]
-        for c in range(C):
-            v = y[m, h, w, c] * (gy[n, h, w, c] - mean)
-            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, mask_h, mask_w))
-
-
-@kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, units=lambda *args: _pixels_of(args[4]))
-def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
-    """Write the gradient to gx, added to gx with `accumulate`; then apply the gate.  gx may be gy."""
+def _bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: int) -> None:
+    """Write the gradient to gx, or add it with `accumulate`; then apply the gate.  gx may be gy."""
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, y), targets_of(gy, mask)
     for p in range(cuda.grid(1), N * H * W, cuda.gridsize(1)):
@@ -88,7 +65,27 @@ def logsoftmax_bwd(gy: Any, y: Any, mask: Any, gate: Gate, gx: Any, accumulate: 
         m, (mask_h, mask_w) = n // sharing, _pixel_in(mask, p)
         total = 0.0
         for c in range(C):
-            total += gy[n, h, w, c]
+            total += summand(gy[n, h, w, c], y[m, h, w, c])
         for c in range(C):
-            v = gy[n, h, w, c] - math.exp(np.float64(y[m, h, w, c])) * total
+            v = gradient(gy[n, h, w, c], y[m, h, w, c], total)
             write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, mask_h, mask_w))
+
+
+def _pair(name: str, formulas: Any) -> tuple[CudaKernel, CudaKernel]:
+    value, term, slope = (device_copy(f, f"{name}_formula{i}") for i, f in enumerate(formulas))
+    target = MASK, GATE, ACTIVATION, INT
+    return (
+        kernel_from(
+            _fwd, f"{name}_fwd", ACTIVATION, ACTIVATION, units=lambda x, y: _pixels_of(y), output=value
+        ),
+        kernel_from(
+            *(_bwd, f"{name}_bwd", ACTIVATION, ACTIVATION, *target),
+            units=lambda *args: _pixels_of(args[4]),
+            summand=term,
+            gradient=slope,
+        ),
+    )
+
+
+softmax_fwd, softmax_bwd = _pair("softmax", SOFTMAX)
+logsoftmax_fwd, logsoftmax_bwd = _pair("logsoftmax", LOGSOFTMAX)

@@ -1,7 +1,7 @@
 """The arithmetic of `taps.py` on a card, and how the kernels of windows share their work.
 
-Where a pixel's windows lie takes many divisions, so a thread has several channels of it.  They are a strand,
-every ⌈C/4⌉-th: so neighbouring threads read and write neighbouring channels.
+To find the windows of a pixel takes many divisions, so a thread computes several channels of the pixel.  They
+are a strand: every ⌈C/4⌉-th channel.  So neighbouring threads read and write neighbouring channels.
 """
 
 from __future__ import annotations

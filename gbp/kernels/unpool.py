@@ -19,6 +19,7 @@ from numba import types
 from .codegen.emit import LANES
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
+from .codegen.views import part_of
 from .taps import inside
 
 VOLUME = types.Array(types.float32, 5, "A")
@@ -48,27 +49,26 @@ def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int, sh
     depth, height, width = axes
     dilation_d, dilation_h, dilation_w = depth[2], height[2], width[2]
     rows = N * OD * OH
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, od, oh = row // (OD * OH), row // OH % OD, row % OH
-            d0, k0, k1 = _taps_inside(od, depth, D)
-            h0, i0, i1 = _taps_inside(oh, height, H)
-            for ow in range(OW):
-                w0, j0, j1 = _taps_inside(ow, width, W)
-                for c in range(C):
-                    at_d, at_h, at_w = d0 + k0 * dilation_d, h0 + i0 * dilation_h, w0 + j0 * dilation_w
-                    best = x[n, at_d, at_h, at_w, c]
-                    for k in range(k0, k1):
-                        d = d0 + k * dilation_d
-                        for i in range(i0, i1):
-                            h = h0 + i * dilation_h
-                            for j in range(j0, j1):
-                                w = w0 + j * dilation_w
-                                v = x[n, d, h, w, c]
-                                if v > best:
-                                    best, at_d, at_h, at_w = v, d, h, w
-                    by_rows = at_w + W * (at_h + H * at_d)
-                    y[n, od, oh, ow, c] = at_d + D * (at_h + H * at_w) if by_columns else by_rows
+    for row in range(*part_of(rows, share, threads)):
+        n, od, oh = row // (OD * OH), row // OH % OD, row % OH
+        d0, k0, k1 = _taps_inside(od, depth, D)
+        h0, i0, i1 = _taps_inside(oh, height, H)
+        for ow in range(OW):
+            w0, j0, j1 = _taps_inside(ow, width, W)
+            for c in range(C):
+                at_d, at_h, at_w = d0 + k0 * dilation_d, h0 + i0 * dilation_h, w0 + j0 * dilation_w
+                best = x[n, at_d, at_h, at_w, c]
+                for k in range(k0, k1):
+                    d = d0 + k * dilation_d
+                    for i in range(i0, i1):
+                        h = h0 + i * dilation_h
+                        for j in range(j0, j1):
+                            w = w0 + j * dilation_w
+                            v = x[n, d, h, w, c]
+                            if v > best:
+                                best, at_d, at_h, at_w = v, d, h, w
+                by_rows = at_w + W * (at_h + H * at_d)
+                y[n, od, oh, ow, c] = at_d + D * (at_h + H * at_w) if by_columns else by_rows
 
 
 @kernel(LINES, LINES, LINES, OWNERS, INT)
@@ -77,15 +77,14 @@ def unpool_fwd(x: Any, positions: Any, y: Any, owners: Any, threads: int, share:
     (N, S, C), Q = x.shape, y.shape[1]
     blocks = (C + LANES - 1) // LANES
     units = N * blocks
-    for t in range(share.first, share.last):
-        for unit in range(units * t // threads, units * (t + 1) // threads):
-            n, first = unit // blocks, unit % blocks * LANES
-            for s in range(S):
-                for c in range(first, min(C, first + LANES)):
-                    q = np.int64(positions[n % len(positions), s, c])
-                    if 0 <= q < Q:  # positions are data and become addresses, so they are checked
-                        y[n, q, c] = x[n, s, c]
-                        owners[n, q, c] = s + 1
+    for unit in range(*part_of(units, share, threads)):
+        n, first = unit // blocks, unit % blocks * LANES
+        for s in range(S):
+            for c in range(first, min(C, first + LANES)):
+                q = np.int64(positions[n % len(positions), s, c])
+                if 0 <= q < Q:  # positions are data and become addresses, so they are checked
+                    y[n, q, c] = x[n, s, c]
+                    owners[n, q, c] = s + 1
 
 
 @kernel(LINES, OWNERS, LINES, INT)
@@ -95,11 +94,10 @@ def unpool_bwd(gy: Any, owners: Any, gx: Any, threads: int, share: Share) -> Non
     targets = M // len(owners)
     blocks = (C + LANES - 1) // LANES
     units = M * blocks
-    for t in range(share.first, share.last):
-        for unit in range(units * t // threads, units * (t + 1) // threads):
-            m, first = unit // blocks, unit % blocks * LANES
-            for q in range(Q):
-                for c in range(first, min(C, first + LANES)):
-                    owner = np.int64(owners[m // targets, q, c])
-                    if owner:
-                        gx[m, owner - 1, c] += gy[m, q, c]
+    for unit in range(*part_of(units, share, threads)):
+        m, first = unit // blocks, unit % blocks * LANES
+        for q in range(Q):
+            for c in range(first, min(C, first + LANES)):
+                owner = np.int64(owners[m // targets, q, c])
+                if owner:
+                    gx[m, owner - 1, c] += gy[m, q, c]

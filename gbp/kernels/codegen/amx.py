@@ -40,7 +40,7 @@ _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64: asm/p
 def is_usable() -> bool:
     """Whether the processor has AMX and the system lets this process use it, now and in its threads.
 
-    Linux wants to be asked first (Documentation/arch/x86/xstate.rst).
+    Linux must be asked first (Documentation/arch/x86/xstate.rst).
     """
     if not emit.HAS_AMX or sys.platform != "linux" or platform.machine() != "x86_64":
         return False

@@ -159,7 +159,7 @@ class CodeFile:
     module, name
         The module and the name of the kernel.
     signature
-        What else tells it from other kernels.
+        Its signature, and what else distinguishes it from other kernels.
     """
 
     def __init__(self, module: str, name: str, signature: str) -> None:

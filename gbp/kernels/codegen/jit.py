@@ -25,7 +25,7 @@ from .packing import packer_of, unpack_of
 #: crop, a group of channels or a part of a concatenation is passed without a copy.
 ACTIVATION = types.Array(types.float32, 4, "A")
 DENSE = types.Array(types.float32, 1, "C")
-WEIGHTS = types.Array(types.float32, 1, "C", readonly=True)  # which may lie in a file that is mapped
+WEIGHTS = types.Array(types.float32, 1, "C", readonly=True)  # may be part of a mapped file
 INT = types.int64
 FLOAT = types.float32
 
@@ -43,7 +43,7 @@ def one_of_many(name: str, inline: bool = False) -> Callable[[Callable[..., Any]
     """Decorate a function that a factory makes: a `device_function`, or `inlined`, under a name of its own.
 
     Numba names machine code by qualified name and a count within the process.  Kernels that two processes
-    compiled may so bring different code under one name, of which the linker silently takes either.
+    compiled may so have different code under one name, and the linker silently takes either.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -177,7 +177,7 @@ class Native:
 
 
 def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:
-    """What tells a function from others of its name.  The folder's name tells gbp's sources apart."""
+    """The code of a function and its constants, to distinguish it from others of its name."""
     code = function.__code__
     return code.co_code, code.co_names, [each for each in code.co_consts if isinstance(each, (int, float))]
 
@@ -185,7 +185,7 @@ def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:
 def _linked(code: MachineCode) -> tuple[Any, int]:
     """An engine of LLVM that has loaded the code, and the address of its symbol.
 
-    Each has an engine of its own, so that no other code can stand in for its functions.  Numba would also
+    Each has an engine of its own, so that no other code can replace its functions.  Numba would also
     parse the code's source, which takes longer than all the rest.
     """
     _name_runtime()

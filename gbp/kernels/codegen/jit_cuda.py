@@ -4,7 +4,7 @@ The twin of a kernel has its name and its arguments without the number of thread
 same name with `_cuda` added.  Nothing here is imported before a card is asked for.
 
 Under `NUMBA_ENABLE_CUDASIM=1` kernels run as plain Python (`simulation.py`), so they are tested without a
-card.  Blocks are small there, because a thread of the host stands for each thread of the card.
+card.  Blocks are small there, because each thread of the card is a thread of the host.
 """
 
 from __future__ import annotations

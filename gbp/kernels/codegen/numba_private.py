@@ -61,7 +61,7 @@ def runtime_symbols() -> Iterator[tuple[str, int]]:
 
 
 def compiled_with(dispatcher: Any) -> Any:
-    """What a dispatcher that has compiled one signature made of it."""
+    """The result of a dispatcher that has compiled one signature."""
     (compiled,) = dispatcher.overloads.values()
     return compiled
 
@@ -103,7 +103,7 @@ class DataFile(IndexDataCacheFile):
         return cls(kept.locator.get_cache_path(), kept.filename_base, kept.locator.get_source_stamp())
 
     def path_of(self, name: str) -> str:
-        """Of the file of this function and name."""
+        """The path of a file for this function and name."""
         return str(self._data_path(f"{self._index_name.removesuffix('.nbi')}.{name}.nbc"))
 
     @property
@@ -138,7 +138,7 @@ def cuda_cache_classes() -> tuple[Any, Any]:
 
 
 def cuda_api_error() -> Any:
-    """What is raised where a call of the driver fails; `code` says why."""
+    """The exception of a failed call of the driver; its `code` says why."""
     return import_module("numba.cuda.cudadrv.driver").CudaAPIError
 
 

@@ -1,7 +1,7 @@
 """Asynchronous copies of tiles to a card's shared memory, while other tiles are multiplied.
 
 Addresses are numbers: 32 bits for shared memory, 64 for the card's own.  The instructions are those of
-NVIDIA's PTX ISA: `cp.async`, which writes zeros where it is told to read less; and from compute capability
+NVIDIA's PTX ISA: `cp.async`, which writes zeros behind the bytes that it reads; and from compute capability
 9.0 on `cp.async.bulk`, whose end an `mbarrier` signals.  In the simulator addresses are the host's, and
 copies are done at once.
 """

@@ -94,7 +94,7 @@ _BIG = 4 * _K_STEPS  # words of a lane's big, or small, of 16 rows
 
 
 def _descriptor_bits(products: int) -> int:
-    """Of a `wgmma` descriptor: 128-byte swizzle, and how far rows of eight lie apart."""
+    """The constant bits of a `wgmma` descriptor: 128-byte swizzle, and the step between groups of 8 rows."""
     apart = 2048 if products > 1 else 1024  # big and small take turns
     return (1 << 62) | ((apart >> 4) << 32) | (1 << 16)
 

@@ -1,4 +1,4 @@
-"""Runs of consecutive float32 values, and rows of a gradient."""
+"""The part of a kernel's work that one call computes, rows of a gradient, and runs of float32 values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import Any
 
 from .emit import LANES
 from .jit import device_function
+from .packing import Share
 from .simd import load_some, store_some, zeros
+
+
+@device_function
+def part_of(work: int, share: Share, threads: int) -> Any:
+    """Return [start, stop): the units that this call computes, of `work` units in `threads` parts."""
+    return work * share.first // threads, work * share.last // threads
 
 
 @device_function

@@ -2,7 +2,7 @@
 
 By warpgroup, four warps (`wgmma`): each warp holds 16 rows of X in registers and computes all channels of the
 tile; tensor cores read the weights from shared memory.  By warp (`mma`): each computes some rows and some
-channels.  In the simulator a thread stands for a warp, which computes the whole tile.
+channels.  In the simulator one thread does the work of a warp, which computes the whole tile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tensor_cuda import load_matrices, load_word, mma, split, split_one
 
 _K_STEPS = 4  # of 8, in a tile of K
 
-#: Values of the tile that a copy of `multiply` and `lay_down` is made for.
+#: Values of the tile that a copy of `multiply` and `store_sums` is made for.
 CHANNELS = THREADS = STAGES = X_BYTES = W_ATOM = W_UNITS = SUMS = ACROSS = 0
 ROWS_OF_16 = COLUMNS_OF_8 = WARPS_ACROSS = A_WORDS = B_WORDS = 1
 PRODUCTS = 3
@@ -53,7 +53,7 @@ if SIMULATED:
         """Do nothing: rows of X are read when they are multiplied."""
 
     def multiply_of_simulated(stage: int, following: int, part: Any, own: Any, then: Any) -> None:
-        """`multiply_of_warp` for a thread that stands for a warp, which computes the whole tile."""
+        """`multiply_of_warp` by one thread, for the whole tile."""
         big, small = split(_tile(stage, len(part) // CHANNELS))
         weights = [_tile(stage + X_BYTES + W_ATOM * o, W_ATOM // 128) for o in range(CHANNELS // 8)]
         w_big, w_small = np.concatenate([w[:8] for w in weights]), np.concatenate([w[-8:] for w in weights])
@@ -61,7 +61,7 @@ if SIMULATED:
         sums = sum(a.astype(np.float64) @ b.astype(np.float64).T for a, b in pairs)
         part[:] = sums.reshape(-1).astype(np.float32)
 
-    def lay_down_of_simulated(base: int, total: Any) -> None:
+    def store_sums_of_simulated(base: int, total: Any) -> None:
         for p, sums in enumerate(total.reshape(-1, CHANNELS)):
             ctypes.memmove(base + 4 * ACROSS * p, sums.ctypes.data, sums.nbytes)
 
@@ -139,7 +139,7 @@ def copy_weights_of_warp(to: int, source: int, nbytes: int, barrier: int) -> Non
         copy_16(int32(to + at), source + at if inside else source, int32(16 if inside else 0))
 
 
-def lay_down_of_warpgroup(base: int, total: Any) -> None:
+def store_sums_of_warpgroup(base: int, total: Any) -> None:
     """Store the sums in shared memory, pixel by pixel, ACROSS floats apart."""
     t = int32(cuda.threadIdx.x)
     row, column = (t >> 5) * 16 + ((t & 31) >> 2), (t & 3) * 2
@@ -187,7 +187,7 @@ def multiply_of_warp(stage: int, following: int, part: Any, own: Any, then: Any)
                 add_product(part, 4 * (i * COLUMNS_OF_8 + j), big, 4 * i, w_big, 2 * j)
 
 
-def lay_down_of_warp(base: int, total: Any) -> None:
+def store_sums_of_warp(base: int, total: Any) -> None:
     """Store the sums in shared memory, pixel by pixel, ACROSS floats apart."""
     t = int32(cuda.threadIdx.x)
     lane, warp = t & 31, t >> 5
@@ -202,12 +202,12 @@ def lay_down_of_warp(base: int, total: Any) -> None:
 
 
 def functions_of(kind: str) -> dict[str, Any]:
-    """The functions of one way to fill and multiply stages, by the names under which a kernel calls them."""
-    names = "begin", "copy_weights", "arrived", "load", "multiply", "lay_down"
+    """The functions for one kind of tensor cores, by the names under which a kernel calls them."""
+    names = "begin", "copy_weights", "arrived", "load", "multiply", "store_sums"
     return {f"_{name}": globals()[f"{name}_of_{kind}"] for name in names}
 
 
-#: How stages are filled and multiplied, and their sums laid down.
+#: For each kind of tensor cores, the functions that fill and multiply stages and store their sums.
 TILES_BY: dict[str, Any] = (
     {"simulated": functions_of("simulated")}
     if SIMULATED

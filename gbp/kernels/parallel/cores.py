@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import InputError
 
-#: What overrides the number of threads.
+#: The environment variable that sets the number of threads.
 VARIABLE = "GBP_NUM_THREADS"
 MAX_THREADS = 1024
 

@@ -31,7 +31,7 @@ from ..codegen.jit import INT, Native, device_function
 INSTRUCTION = 6
 _BYTES = 8 * INSTRUCTION
 
-# Offsets of a team's words, in bytes.  Words that different threads write lie on different cache lines.
+# Offsets of a team's words, in bytes.  Words that different threads write are on different cache lines.
 _LINE = 128
 TICKET = 0
 LEFT = _LINE  # parts of this phase that are not done yet

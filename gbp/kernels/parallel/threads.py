@@ -30,7 +30,7 @@ from .cores import MAX_THREADS, usable_cores
 
 #: Seconds that a thread looks for work before it sleeps: about as long as waking up takes.
 _LOOKING = 50e-6
-#: A run met a busy machine if it waited for more than this share of its time, and for so many seconds.
+#: The machine was busy in a run if it waited for more than this share of its time, and for so many seconds.
 _WAITED, _LEAST_WAIT = 0.3, 1e-3
 #: Seconds that callers then work alone: the first time, and at most, as each time in a row doubles them.
 _ALONE, _MAX_ALONE = 0.05, 1.0

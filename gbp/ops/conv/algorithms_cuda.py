@@ -38,7 +38,7 @@ from ..step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Clipped, Context, Floats, Gra
 from ..window import taps_of
 from .algorithms import BackwardAlgorithm, ForwardAlgorithm
 
-#: To so few channels the reverse goes by columns: tiles of channels would be mostly empty.
+#: The backward pass into so few channels goes by columns.  Tiles of channels would be mostly empty.
 _FEW_CHANNELS = 8
 _POINT = Taps(1, 1)
 
@@ -168,7 +168,7 @@ class TiledBackward(_Phased):
     """Registers, for any window."""
 
     algorithm = "tiles"
-    kernels = tuple(reverse for _, reverse in KERNELS.values())
+    kernels = tuple(backward for _, backward in KERNELS.values())
 
     def phase(self, i: int, gy: Floats, target: _Slot, taps: Taps, scratch: Floats) -> None:
         conv_bwd(gy, self.w[i], *target, taps)
@@ -201,7 +201,7 @@ class TensorBackward(_Phased):
         return max(fixed for fixed, _ in sizes), max(each for _, each in sizes)
 
     def phase(self, i: int, gy: Floats, target: _Slot, taps: Taps, scratch: Floats) -> None:
-        self.conv.reverse(gy, self.w[i], *target, taps, self.parts[i], scratch)
+        self.conv.backward(gy, self.w[i], *target, taps, self.parts[i], scratch)
 
 
 class ColumnsBackward(BackwardAlgorithm):
