@@ -78,20 +78,33 @@ def _statistics(node: onnx.NodeProto) -> list[str]:
     return list(node.input[3:]) if node.op_type == "BatchNormalization" else []
 
 
-@pytest.mark.parametrize("name", zoo.BUILT)
-def test_drawn(name: str) -> None:
-    model = zoo.build(name, size=SIZE)
+# Fixtures of modules: pytest lets the tests of one network follow each other, so it is built and loaded once.
+@pytest.fixture(scope="module", params=zoo.BUILT)
+def drawn(request: pytest.FixtureRequest) -> str:
+    """The name of a network whose weights are drawn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(drawn: str) -> onnx.ModelProto:
+    return zoo.build(drawn, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def explainer(model: onnx.ModelProto) -> Explainer:
+    return Explainer(model)
+
+
+def test_drawn(drawn: str, model: onnx.ModelProto) -> None:
     (image,) = model.graph.input
     assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 3, SIZE, SIZE]
-    assert _scores_shape(model) == [1, 80 if name == "yolov5n" else 1000]
-    assert zoo.fingerprint(model).startswith(FINGERPRINTS[name])
+    assert _scores_shape(model) == [1, 80 if drawn == "yolov5n" else 1000]
+    assert zoo.fingerprint(model).startswith(FINGERPRINTS[drawn])
 
 
-@pytest.mark.parametrize("name", zoo.BUILT)
-def test_explained(name: str) -> None:
-    model = zoo.build(name, size=SIZE)
+def test_explained(model: onnx.ModelProto, explainer: Explainer) -> None:
     has_rectifiers = any(node.op_type in RECTIFIERS for node in model.graph.node)
-    a = Explainer(model).explain(zoo.picture(size=SIZE), rule="guided" if has_rectifiers else "vanilla")
+    a = explainer.explain(zoo.picture(size=SIZE), rule="guided" if has_rectifiers else "vanilla")
     assert np.isfinite(a.scores).all()
     assert 0.1 < a.scores.std() < 10
     assert a.map.shape == (1, 3, SIZE, SIZE)
@@ -99,13 +112,12 @@ def test_explained(name: str) -> None:
     assert np.abs(a.map).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", zoo.BUILT)
-def test_scores_of_onnxruntime(name: str) -> None:
+def test_scores_of_onnxruntime(model: onnx.ModelProto, explainer: Explainer) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, x = zoo.build(name, size=SIZE), zoo.picture(size=SIZE)
+    x = zoo.picture(size=SIZE)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {model.graph.input[0].name: x})
-    found = Explainer(model).predict(x)
+    found = explainer.predict(x)
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 

@@ -96,14 +96,11 @@ GRAPHS: dict[str, Graph] = {
 
 
 def cost(model: onnx.ModelProto) -> float:
-    """CPU seconds to plan and to run, of the better of two tries."""
-    data, tries = model.SerializeToString(), []
-    for _ in range(2):
-        start = time.process_time()
-        explainer = Explainer(data)
-        explainer.explain(np.ones((1, *explainer.input_shape[1:]), np.float32), rule="vanilla")
-        tries.append(time.process_time() - start)
-    return min(tries)
+    """CPU seconds to plan and to run."""
+    data, start = model.SerializeToString(), time.process_time()
+    explainer = Explainer(data)
+    explainer.explain(np.ones((1, *explainer.input_shape[1:]), np.float32), rule="vanilla")
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -111,6 +108,8 @@ def test_cost_is_linear_in_nodes(name: str) -> None:
     make = GRAPHS[name]
     cost(make(64))  # kernels are loaded
     few, many = cost(make(1000)), cost(make(4000))
+    if many >= min(8 * few + 0.3, 10):  # once more, for the machine may have been busy
+        few, many = min(few, cost(make(1000))), min(many, cost(make(4000)))
     assert many < 8 * few + 0.3  # 4 times as many
     assert many < 10
 

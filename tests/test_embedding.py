@@ -83,8 +83,10 @@ for prepared in (False, True):
             explainer.explain(x)
         except Broken:
             broken += 1
-        left[0] = 0
+        whole, left[0] = left[0] > 0, 0
         assert same(), (prepared, at)
+        if whole:  # there are fewer kernels than that
+            break
     assert 10 < broken < 59, broken
 """
 
