@@ -6,9 +6,9 @@ j].  Then
     gx[n, h, w, c] = Σ_{i, j}  columns[n, oh, ow, (i·KW + j)·C + c],
                      oh·sh = h + top − i·dh,   ow·sw = w + left − j·dw
 
-With few channels (the first layer has three) most lanes of a vector of channels would be empty.  But without
-column dilation the taps (i, ·) of a window are one run of KW·C values, which belongs to a run of gx's row.
-So the row is summed as a line of W·C values, and a vector may cross pixels.
+With few channels (the first layer has three) a vector of one pixel's channels would be mostly empty.  But
+without column dilation, row i of a window is contiguous both in `columns` and in gx: KW·C values.  So a whole
+row of gx is summed as one line of W·C values, and a vector may hold channels of neighbouring pixels.
 
 Source: the transpose of ONNX Conv; "col2im" as in Caffe (Jia et al. 2014).
 """
@@ -38,10 +38,12 @@ def _gather_line(
     position: int,
     count: int,
 ) -> Any:
-    """Sum the columns of values position … position + count − 1 of a padded line of gx.
+    """Sum what the windows hold for `count` values of a padded line of gx, from `position` on.
 
-    Window ow covers `run` values from ow · stride on.  `rows` rows of windows read the line.  `columns` is
-    the address of window 0 of the first of them, at the tap that reads the line.
+    `rows` rows of windows read this line, each through another row of its taps.  `columns` is the address at
+    which window 0 of the first row of windows holds its `run` values for the line.  The same values of the
+    next row of windows are `row_step` bytes further, those of the next window `pixel_step` bytes.  In the
+    line, window ow begins at value ow · stride.
     """
     # Lines are long and few windows overlap, so two divisions are cheap.
     first = max(0, (position - run) // stride + 1)
@@ -51,7 +53,7 @@ def _gather_line(
         row = columns + p * row_step
         for ow in range(first, last + 1):
             keep_rolled()
-            offset = position - ow * stride
+            offset = position - ow * stride  # of lane 0 in the window's run; lanes outside the run are 0
             v = v + load_between(row + ow * pixel_step + 4 * offset, -offset, min(count, run - offset))
     return v
 
@@ -75,7 +77,7 @@ def col2im(
     N, H, W, C = gx.shape
     targets = targets_of(columns, mask)
     rows = N * H
-    # Bytes of a mask belong to one pixel, so a line that crosses pixels cannot be gated by it.
+    # A mask begins a new byte at each pixel, so a vector that holds several pixels cannot be gated by it.
     as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
     for row in range(*part_of(rows, share, threads)):
         n, h = row // H, row % H

@@ -3,10 +3,10 @@
     y[n, m]  = clip(Σ_k x[n, k] · w[m, k] + b[m] + r[n, m], lo, hi)        w (M, K), row-major
     gx[n, k] = Σ_m gy[n, m] · w[m, k],  then the gate of gx's own rectifier
 
-Matrices are activations (N, 1, 1, C).  Forward, a tile holds dot products of TILE_VECTORS rows of w with up
-to SAMPLES rows of x, and threads share the rows of w.  Backward, multiples of rows of w are added, and
-threads share the columns.  Rows whose gy is 0 for every sample are not read; behind a gate on g these are
-most rows.
+Matrices are activations (N, 1, 1, C).  Forward, a tile holds the dot products of TILE_VECTORS rows of w with
+up to SAMPLES rows of x, and each thread computes some rows of w.  Backward, gx is a sum of rows of w, each
+times its gy, and each thread computes some columns.  A row whose gy is 0 for every sample is not read; behind
+a rule that gates the gradient these are most rows.
 
 A dot product has LANES partial sums for each BLOCK of k, and the blocks are added one after another.  A
 backward sum is one chain in the order of m.  Neither depends on N, on threads or on the tile.
@@ -88,7 +88,10 @@ def _dots(
     rows: int,
     first: bool,
 ) -> None:
-    """Add x[i] · w[j] over `count` columns to y[i, j], or `first` write it, for samples i and rows j of w."""
+    """For each sample i and row j of w, add to y[i, j] the dot product of `count` columns of x[i] and w[j].
+
+    With `first`, it is written instead of added.
+    """
     if samples == 1:
         _dot_1(x, x_row, w, w_row, count, y, y_row, rows, first)
     elif samples == 2:
@@ -116,7 +119,8 @@ def gemm_fwd(
         for k in range(0, K, BLOCK):
             for m in range(m0, m1, TILE_VECTORS):
                 rows = min(TILE_VECTORS, m1 - m)
-                w_row = 4 * K if rows == TILE_VECTORS else 0  # a last single row fills the whole tile
+                # If one row is left, a step of 0 fills the tile with copies of it; one result is stored.
+                w_row = 4 * K if rows == TILE_VECTORS else 0
                 for n in range(0, N, SAMPLES):
                     _dots(
                         min(SAMPLES, N - n),
@@ -189,7 +193,7 @@ def gemm_bwd(
 ) -> None:
     """Write gy · w to gx, or add it with `accumulate`; then apply the gate.
 
-    gy (N, 1, 1, M), w (M·K,) finite, gx (N, 1, 1, K).
+    gy (N, 1, 1, M), w (M·K,), gx (N, 1, 1, K).  w is finite, because rows are skipped or multiplied by 0.
     """
     N, M, K = gx.shape[0], gy.shape[3], gx.shape[3]
     targets = targets_of(gy, mask)

@@ -22,7 +22,10 @@ MASK = types.Array(types.uint8, 4, "A")
 
 
 class Gate(NamedTuple):
-    """A rule, as kernels know it: for each of the two gates, 1 if it acts and 0 if everything passes."""
+    """A rule, as kernels know it: which of the two gates act (1) and which let everything pass (0).
+
+    `forward` stops a gradient where the unit's bit is 0, `gradient` where the gradient is not positive.
+    """
 
     forward: int
     gradient: int

@@ -30,8 +30,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 
 #: Threads of a block whose threads work independently.
 _BLOCK = 4 if SIMULATED else 256
-#: The most blocks.  A thread takes every unit of work whose number differs by a multiple of the number of
-#: threads.
+#: The most blocks.  Of T threads in all, thread i computes the units of work i, i + T, i + 2T, ….
 _MAX_BLOCKS = 1 if SIMULATED else 2**16
 
 #: The type of addresses in kernels.  In the simulator they are the host's, of 64 bits.
@@ -77,8 +76,9 @@ class CudaKernel:
     ) -> None:
         """Make a kernel from a Python function.
 
-        `together`: whether the threads of a block work together.  `bounds`: the threads of a block, and how
-        many blocks a multiprocessor should hold.  `capability`: the least compute capability.
+        `together`: whether the threads of a block share memory and wait for each other; if not, the simulator
+        needs no threads.  `bounds`: the threads of a block, and how many blocks a multiprocessor should hold.
+        `capability`: the least compute capability.
         """
         self.together, self.bounds, self.capability = together, bounds, capability
         self.name, self.__doc__ = function.__name__, function.__doc__
@@ -120,7 +120,7 @@ class CudaKernel:
         numba_private.use_cache(dispatcher, _kept(self.function))
         try:
             dispatcher.compile(tuple(self.argument_types))
-            numba_private.card_function(dispatcher)  # The simulator refuses what the driver refuses.
+            numba_private.card_function(dispatcher)  # load it now: the driver may refuse it too
         except Exception as error:
             raise GbpError(
                 f"kernel {self.name} does not compile: {type(error).__name__}: {str(error)[:300]}",
@@ -187,9 +187,9 @@ def specialised(
 ) -> list[Callable[..., None]]:
     """Copies of functions in which these global names have other values.
 
-    `parts`: functions that they call, by their own names or by those of a mapping.  As free variables of a
-    closure the values would prevent caching, because Numba takes a captured function for a new one in every
-    process.
+    `parts`: functions that they call, which are copied too: a sequence, or a mapping from the names by which
+    they are called.  `values`: the other names.  A closure over the values would never be found in the cache,
+    because Numba takes a captured function for a new one in every process.
     """
     names: dict[str, Any] = {}
 
