@@ -376,6 +376,29 @@ def test_guided_maps_outlast_random_weights_and_gradients_do_not() -> None:
     assert len(found.pictures["guided"]) == 6
 
 
+def test_methods_are_doubted_too() -> None:
+    """A method over rules, a method with a rule of its own; each map is the method's."""
+    some = {"layers": 2, "seed": 3}
+    noisy = sanity(
+        DEMO,
+        PICTURE,
+        rules=["vanilla", "guided"],
+        method="smoothgrad",
+        method_options={"samples": 2},
+        **some,  # type: ignore[arg-type]
+    )
+    assert [*noisy.likeness["cascading"]] == ["smoothgrad, vanilla", "smoothgrad, guided"]
+    assert noisy.class_cosine.keys() == noisy.pictures.keys() == noisy.verdicts.keys()
+    explainer = Explainer(DEMO)
+    own = methods.smoothgrad(explainer, PICTURE, rule="guided", samples=2)[0].gray(smooth=0)
+    assert noisy.pictures["smoothgrad, guided"][0][1] == own
+    cam = sanity(DEMO, PICTURE, method="grad-cam", method_options={"layer": "relu4"}, **some)  # type: ignore[arg-type]
+    assert [*cam.likeness["independent"]] == ["grad-cam"]
+    # Weights before the layer are random in the end, and Grad-CAM sees other planes.
+    last = cam.likeness["cascading"]["grad-cam"][-1]
+    assert last is None or last.ssim < 0.9
+
+
 def test_a_deep_network_has_fewer_stages_and_the_same_end() -> None:
     every, some = (sanity(DEMO, PICTURE, rules=["guided"], layers=k) for k in (24, 2))
     assert [name for name, _ in some.layers] == ["logits", "conv1"]
@@ -402,6 +425,11 @@ def test_sanity_of_rows_of_numbers_and_of_volumes() -> None:
         ({"target": Top(2)}, "names 2 classes"),
         ({"rules": []}, "no rules"),
         ({"layers": 0}, "layers is 0"),
+        ({"method": "best"}, "method is 'best'.*smoothgrad"),
+        ({"method": "grad-cam", "rules": ["guided"]}, "'grad-cam' has a rule of its own"),
+        ({"method": "saliency", "method_options": {"steps": 3}}, "steps is no argument of method 'saliency'"),
+        ({"method": "layer-gradient"}, "'layer-gradient' needs layer"),
+        ({"method_options": {"steps": 3}}, "no method"),
     ],
 )
 def test_sanity_refuses(options: dict[str, Any], message: str) -> None:

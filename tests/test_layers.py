@@ -94,7 +94,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("questions", "rules", "targets"),
     },
     "doubt": {
-        *("attribution", "errors", "explainer", "importer", "inputs", "limits", "pictures", "rules"),
+        *(
+            "attribution",
+            "errors",
+            "explainer",
+            "importer",
+            "inputs",
+            "limits",
+            "methods",
+            "pictures",
+            "rules",
+        ),
         *("similarity", "targets"),
     },
     "compat": {

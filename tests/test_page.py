@@ -28,7 +28,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from gbp import RULES, Channel, Explainer
+from gbp import RULES, Channel, Explainer, methods
+from gbp.methods import METHODS
+from gbp.rules import OTHER_RULES
 from gbp.serve.app import application
 from gbp.serve.limits import Limits
 from gbp.serve.models import Served
@@ -190,6 +192,35 @@ def test_a_dropped_photo_is_explained_and_a_click_explains_another_class(
     expected = explainer.explain(photo, rule="vanilla", target="key").reduce("abs-max")[0]
     expected = np.minimum(expected / np.percentile(expected, 99.5), 1) * 255
     assert np.abs(pixels(browser, canvas_of("vanilla"))[:, :, 0] - expected).max() <= 1
+
+
+@needs_browser
+def test_other_rules_and_methods_are_ticked(browser: Any, explainer: Explainer) -> None:
+    photo = (MODELS / "demo.png").read_bytes()
+    drop(browser, photo)
+    wait(browser, lambda: status(browser).startswith("Explained: ring"))
+    browser.find_element(By.CSS_SELECTOR, "#which-box summary").click()
+    offered = [box.get_attribute("value") for box in browser.find_elements(By.CSS_SELECTOR, "#which input")]
+    assert offered == [*RULES, *OTHER_RULES, *(name for name in METHODS if not name.startswith("layer-"))]
+    for name in ("grad-cam", "lrp-epsilon", *RULES):
+        browser.find_element(By.CSS_SELECTOR, f"#which [value={name}]").click()
+    shown = [
+        card.get_attribute("data-rule") for card in browser.find_elements(By.CSS_SELECTOR, "[data-rule]")
+    ]
+    assert shown == ["lrp-epsilon", "grad-cam"]
+    wait(browser, lambda: status(browser).startswith("Explained: ring"))
+    slide(browser, "smooth", 0)
+    browser.find_element(By.CSS_SELECTOR, "[name=style][value=gray]").click()
+    for name, made in (
+        ("lrp-epsilon", explainer.explain(photo, rule="lrp-epsilon")),
+        ("grad-cam", methods.grad_cam(explainer, photo)),
+    ):
+        expected = made.reduce("abs-max")[0]
+        expected = np.minimum(expected / np.percentile(expected, 99.5), 1) * 255
+        assert np.abs(pixels(browser, canvas_of(name))[:, :, 0] - expected).max() <= 1
+    for name in shown:  # the last one stays
+        browser.find_element(By.CSS_SELECTOR, f"#which [value={name}]").click()
+    assert len(browser.find_elements(By.CSS_SELECTOR, "[data-rule]")) == 1
 
 
 @needs_browser

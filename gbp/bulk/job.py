@@ -113,14 +113,10 @@ class Job:
         self._check_method()
 
     def _check_method(self) -> None:
-        method = METHODS[self.method] if self.method else None
-        strange = sorted(self.method_options.keys() - {*(method.options if method else ())})
-        if strange:
-            raise InputError(f"{strange[0]} is no argument of method {self.method!r}.")
-        if method is not None and method.needs and method.needs not in self.method_options:
-            raise InputError(f"method {method.name!r} needs {method.needs}.")
-        if method is not None and method.rule is None and self.rule is not None:
-            raise InputError(f"method {method.name!r} has a rule of its own.", hint="Leave the rule out.")
+        if self.method:
+            METHODS[self.method].check(self.method_options, has_rule=self.rule is not None)
+        elif self.method_options:
+            raise InputError(f"{min(self.method_options)} is an argument of methods, and there is none.")
 
     @property
     def rules(self) -> tuple[str | None, ...]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help`
 _OPTIONS = ("samples", "noise", "seed", "steps", "baseline", "layer")
 
 
-def add_methods(command: argparse.ArgumentParser) -> None:
-    """Add the method and its options."""
+def add_methods(command: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Add the method and its options; `seed`: whether the command has no seed of its own."""
     methods = command.add_argument_group(
         "methods", "built of explanations; each says in a note what it does not tell"
     )
@@ -33,7 +33,8 @@ def add_methods(command: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="their noise, as a share of the prepared image's range; default: 0.15",
     )
-    add("--seed", type=int, help="of their noise; default: 0")
+    if seed:
+        add("--seed", type=int, help="of their noise; default: 0")
     add("--steps", type=int, metavar="S", help="points of integrated-gradients; default: 50")
     add(
         "--baseline",
@@ -77,10 +78,10 @@ def suffix_of(arguments: argparse.Namespace) -> str:
     return "_".join((*((arguments.method,) if arguments.method else ()), *said))
 
 
-def refuse_misplaced(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` for an option that the method does not take."""
+def refuse_misplaced(arguments: argparse.Namespace, free: Sequence[str] = ()) -> None:
+    """Raise `InputError` for an option that the method does not take, but those in `free`."""
     method = METHODS.get(arguments.method)
-    for option in _OPTIONS:
+    for option in (option for option in _OPTIONS if option not in free):
         if getattr(arguments, option) is not None and (method is None or option not in method.options):
             takers = ", ".join(name for name, each in METHODS.items() if option in each.options)
             raise InputError(f"--{option} belongs to another method.", supported=f"with --method {takers}")
@@ -96,7 +97,8 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The method's arguments that the options say."""
     from ..pictures.image import is_array_file, read_array
 
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    takes = METHODS[arguments.method].options if arguments.method else ()
+    options = {name: getattr(arguments, name) for name in takes}
     options = {name: value for name, value in options.items() if value is not None}
     if is_array_file(options.get("baseline")):
         options["baseline"] = read_array(options["baseline"])

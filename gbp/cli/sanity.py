@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..rules import OTHER_RULES, RULES
+from .methods import add_methods, method_options, refuse_misplaced, rules
 from .options import (
     add_algorithm,
     add_device,
@@ -39,13 +40,16 @@ def add_command(commands: Any) -> None:
     add_model(command)
     command.add_argument("image", metavar="IMAGE", help="a picture; or an .npy file, a sample, preprocessed")
     command.add_argument(
-        "--rule", choices=(*RULES, *OTHER_RULES, "all"), default="all", help="default: the first three"
+        "--rule",
+        choices=(*RULES, *OTHER_RULES, "all"),
+        help="all, the default: the first three; of a --method: vanilla",
     )
     command.add_argument("--target", type=target, help="class index or label; default: the best class")
     command.add_argument("--layers", type=int, default=24, help="stages at most; default: 24")
-    command.add_argument("--seed", type=int, default=0, help="of the draws; default: 0")
+    command.add_argument("--seed", type=int, help="of the draws, and of a method's noise; default: 0")
     command.add_argument("-o", "--out", metavar="FILE", help="picture; default: IMAGE_sanity.png, here")
     command.add_argument("--json", action="store_true", help="print JSON")
+    add_methods(command, seed=False)
     model, computing = (command.add_argument_group(name) for name in ("model", "computing"))
     add_labels(model)
     add_ends(model)
@@ -58,6 +62,7 @@ def sanity(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..pictures.files import check_path, save_picture
 
+    refuse_misplaced(arguments, free=("seed",))
     path = Path(arguments.out or f"{Path(arguments.image).stem}_sanity.png")
     check_path(path)
     if path.resolve() in (Path(arguments.model).resolve(), Path(arguments.image).resolve()):
@@ -70,10 +75,12 @@ def sanity(arguments: argparse.Namespace) -> int:
         found = sanity_of(
             arguments.model,
             arguments.image,
-            rules=tuple(RULES) if arguments.rule == "all" else (arguments.rule,),
+            rules=None if arguments.rule is None else rules(arguments.rule),
+            method=arguments.method,
+            method_options=method_options(arguments),
             target=arguments.target,
             layers=arguments.layers,
-            seed=arguments.seed,
+            seed=arguments.seed or 0,
             report=report,
             preprocess=preprocess_of(arguments),
             labels=read_labels(arguments.labels),
@@ -92,15 +99,16 @@ def sanity(arguments: argparse.Namespace) -> int:
 
 
 def _print_sanity(found: Sanity) -> None:
-    for mode, rules in found.likeness.items():
+    for mode, ways in found.likeness.items():
         print_line(f"{mode}: SSIM and rank correlation of |map| with the model's own")
-        print_line(f"{'':36}" + "".join(f"{rule:>14}" for rule in rules))
+        wide = max(14, 2 + max(map(len, ways)))
+        print_line(f"{'':36}" + "".join(f"{rule:>{wide}}" for rule in ways))
         for k, (name, _) in enumerate(found.layers):
             cells = []
-            for values in rules.values():
+            for values in ways.values():
                 value = values[k]
                 cell = "no map" if value is None else f"{value.ssim:.2f} {value.rank_magnitude:5.2f}"
-                cells.append(f"{cell:>14}")
+                cells.append(f"{cell:>{wide}}")
             print_line(f"{name[-34:]:36}" + "".join(cells))
     for rule, cosine in found.class_cosine.items():
         print_line(f"{rule}: mean cosine with the maps of other classes {cosine:.2f}")

@@ -11,9 +11,10 @@ the network has learned.  Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt & K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
 from ..limits import count_of
+from ..methods import method_named
 from ..pictures.chart import Chart, draw_charts
 from ..pictures.figure import Panel, enlarged, figure, stacked
 from ..rules import RULES
@@ -84,12 +86,12 @@ class Sanity:
     every_layer
         Whether these are all layers with weights; else those between them were randomised with the next.
     likeness
-        Mode → rule → one `Likeness` for each layer; None where the randomised network has no map:
-        it overflows, or the map is 0 everywhere.
+        Mode → rule, or method and rule → one `Likeness` for each layer; None where the randomised network has
+        no map: it overflows, or the map is 0 everywhere.
     class_cosine
-        Rule → the mean cosine of the map with the maps of other classes; empty for a model of one score.
+        The same → the mean cosine of the map with the maps of other classes; empty for a model of one score.
     pictures
-        Rule → captions and pictures: the map, and those of the cascade, in part.
+        The same → captions and pictures: the map, and those of the cascade, in part.
     """
 
     target: int
@@ -161,7 +163,9 @@ def sanity(
     model: Model,
     image: Picture | NDArray[Any],
     *,
-    rules: Sequence[str] = tuple(RULES),
+    rules: Sequence[str] | None = None,
+    method: str | None = None,
+    method_options: Mapping[str, Any] | None = None,
     target: Target = None,
     layers: int = 24,
     seed: int = 0,
@@ -177,7 +181,10 @@ def sanity(
     image
         One picture, or an array of one sample, as for `Explainer.explain`.
     rules
-        The rules to compare.  Those that have no meaning for the network are left out.
+        The rules to compare; by default the first three, or the method's own.  Those that have no meaning
+        for the network are left out.
+    method, method_options
+        The name of a method of `gbp.methods`, which makes the maps, and its arguments.
     target
         The class, as for `Explainer.explain`, one; by default what the model takes the image for.  It stays
         the same for all randomised models.
@@ -201,11 +208,12 @@ def sanity(
         Where gbp cannot explain the model or the image, or finds no weights.
     """
     count_of("layers", layers)
+    ways = _ways(rules, method, method_options or {})
     explainer = Explainer(model, **options)
     x = explainer.prepare(image)
     if len(x) != 1:
         raise InputError(f"there are {len(x)} images.", supported="one at a time")
-    own, rules = _own_maps(explainer, x, rules, target)
+    own = _own_maps(explainer, x, ways, target)
     first = next(iter(own.values()))
     if first.target.ndim > 1:
         raise InputError(f"target names {first.target.size} classes.", supported="one")
@@ -217,23 +225,23 @@ def sanity(
     options |= {"preprocess": explainer.preprocess, "labels": explainer.labels}
 
     def explained() -> dict[str, Attribution | None]:
-        found: dict[str, Attribution | None] = dict.fromkeys(rules)
+        found: dict[str, Attribution | None] = dict.fromkeys(own)
         with Explainer(weights.model, **options) as random:
-            for rule in rules:
+            for way in own:
                 try:
-                    made = random.explain(x, rule=rule, target=target)
+                    made = ways[way](random, x, target=target)
                 except ModelError:  # values overflow
                     continue
-                found[rule] = made if made.map.any() else None
+                found[way] = made if made.map.any() else None
         return found
 
     likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
     pictures = {
-        rule: [("the model's own", own[rule][0].gray(smooth=0))] for rule in rules if _is_drawn(first)
+        way: [("the model's own", one[0].gray(smooth=0))] for way, one in own.items() if _is_drawn(first)
     }
     shown = {stages[k] for k in np.linspace(0, len(stages) - 1, min(_SHOWN, len(stages))).round().astype(int)}
     for mode in MODES:
-        values: dict[str, list[Likeness | None]] = {rule: [] for rule in rules}
+        values: dict[str, list[Likeness | None]] = {way: [] for way in own}
         for stage in _randomised(weights, mode, stages):
             name = weights.layers[stage].name
             report(f"{mode}: {name}")
@@ -243,18 +251,18 @@ def sanity(
                     break
                 weights.randomise(count - 1 if mode == "cascading" else stage, draw)
                 maps = explained()
-            for rule, found in maps.items():
-                values[rule].append(None if found is None else _likeness(own[rule], found))
-                if mode == "cascading" and stage in shown and rule in pictures and found is not None:
-                    pictures[rule].append((f"random down to {name}", found[0].gray(smooth=0)))
-        likeness[mode] = {rule: tuple(found) for rule, found in values.items()}
+            for way, found in maps.items():
+                values[way].append(None if found is None else _likeness(own[way], found))
+                if mode == "cascading" and stage in shown and way in pictures and found is not None:
+                    pictures[way].append((f"random down to {name}", found[0].gray(smooth=0)))
+        likeness[mode] = {way: tuple(found) for way, found in values.items()}
     report("other classes")
     cosines = {}
     if first.scores.shape[1] > 1:
-        for rule in rules:
-            cosines[rule] = float(
+        for way in own:
+            cosines[way] = float(
                 class_sensitivity(
-                    lambda t, rule=rule: explainer.explain(x, rule=rule, target=t).map,  # type: ignore[misc]
+                    lambda t, way=way: ways[way](explainer, x, target=t).map,  # type: ignore[misc]
                     first.scores,
                     seed=seed,
                 ).mean()
@@ -267,26 +275,47 @@ def sanity(
         likeness,
         cosines,
         {
-            rule: tuple((f"{rule}: {caption}", picture) for caption, picture in row)
-            for rule, row in pictures.items()
+            way: tuple((f"{way}: {caption}", picture) for caption, picture in row)
+            for way, row in pictures.items()
         },
     )
 
 
+#: Makes the map of a model, an image and a target.
+Way: TypeAlias = Callable[..., Attribution]
+
+
+def _ways(rules: Sequence[str] | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Way]:
+    """What makes the maps, by its name: rules, or a method over rules."""
+    if method is None:
+        if options:
+            raise InputError("method_options are given, and no method.")
+        chosen = tuple(RULES) if rules is None else rules
+        return {rule: partial(Explainer.explain, rule=rule) for rule in chosen}
+    known = method_named(method)
+    known.check(options, has_rule=rules is not None)
+    if known.rule is None:
+        return {method: partial(known.call, **options)}
+    return {
+        f"{method}, {rule}": partial(known.call, rule=rule, **options)
+        for rule in (rules if rules is not None else (known.rule,))
+    }
+
+
 def _own_maps(
-    explainer: Explainer, x: NDArray[np.float32], rules: Sequence[str], target: Target
-) -> tuple[dict[str, Attribution], list[str]]:
-    """The model's own map under each rule that has a meaning for it."""
+    explainer: Explainer, x: NDArray[np.float32], ways: Mapping[str, Way], target: Target
+) -> dict[str, Attribution]:
+    """The model's own map in each way that has a meaning for it."""
     found: dict[str, Attribution] = {}
     refused: InputError | None = None
-    for rule in rules:
+    for name, way in ways.items():
         try:
-            found[rule] = explainer.explain(x, rule=rule, target=target)
+            found[name] = way(explainer, x, target=target)
         except InputError as error:
             refused = error
     if not found:
         raise refused or InputError("there are no rules.", supported=", ".join(RULES))
-    return found, list(found)
+    return found
 
 
 def _randomised(weights: Randomised, mode: Mode, stages: Sequence[int]) -> Iterator[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .table import METHODS, Method
+from .table import METHODS, Method, method_named
 
 if TYPE_CHECKING:
     from .cam import grad_cam, guided_grad_cam, layer_grad_cam
@@ -26,6 +26,7 @@ __all__ = [
     "integrated_gradients",
     "layer_grad_cam",
     "layer_gradient",
+    "method_named",
     "saliency",
     "smoothgrad",
     "smoothgrad_squared",

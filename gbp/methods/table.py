@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,24 @@ class Method:
         """Its function's name in `gbp.methods`."""
         return self.name.replace("-", "_")
 
+    def check(self, options: Mapping[str, Any], has_rule: bool) -> None:
+        """Raise InputError unless the method takes these arguments, and a rule, where one is given.
+
+        Parameters
+        ----------
+        options
+            Arguments by name.
+        has_rule
+            Whether a rule is given.
+        """
+        strange = sorted(options.keys() - {*self.options})
+        if strange:
+            raise InputError(f"{strange[0]} is no argument of method {self.name!r}.")
+        if self.needs and self.needs not in options:
+            raise InputError(f"method {self.name!r} needs {self.needs}.")
+        if has_rule and self.rule is None:
+            raise InputError(f"method {self.name!r} has a rule of its own.", hint="Leave the rule out.")
+
     @property
     def call(self) -> Any:
         """That function; its module is imported now."""
@@ -65,3 +86,10 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def method_named(name: str) -> Method:
+    """The method of this name.  Raises InputError where there is none."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"method is {name!r:.80}.", supported=", ".join(METHODS))
+    return METHODS[name]
