@@ -38,7 +38,7 @@ class Asked:
     value
         float32 (N,): what is explained.
     names
-        What captions call it, for each sample.
+        Its name in captions, for each sample.
     classes
         int64 (N,): the class that it is about; that of the highest score for a hidden unit.
     """

@@ -68,7 +68,7 @@ class Attribution(Drawable, Sequence[Sample]):
     method
         The name of the method of `gbp.methods` that made the map, or "" for the rule alone.
     details
-        What the method says of this run, such as {"samples": 25}.  An array has one row for each sample.
+        The method's facts about this run, such as {"samples": 25}.  An array has one row for each sample.
         Where more than classes was asked for, such as a hidden unit, "question" has its names and "value" its
         values, both of the shape of `target`.  Then `target` has the classes that it is about; for a hidden
         unit that of the highest score.

@@ -19,7 +19,7 @@ class GbpError(Exception):
     supported
         The values that are supported.
     hint
-        What the user can do about it, as a sentence.
+        The next thing for the user to do, as a sentence.
     """
 
     def __init__(

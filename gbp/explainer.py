@@ -182,7 +182,7 @@ class Explainer(Network):
             (N, K) of indices for several a sample; one-hot (N, C), float or bool; a `Unit` or `Channel` of a
             hidden tensor; `Contrast("lion", "chow")`; or `Several(…)` of these, the same for each sample.
         score
-            What of a class is explained: "logit" (default), the score itself; "probability" or
+            The explained number of a class: "logit" (default), the score itself; "probability" or
             "log-probability", by the model's head; "margin" to the best other class; "sum" over the targets.
             Or a function of the scores, float64 (N, classes), that returns (values (N,), gradient (N,
             classes)), which is compared with finite differences.

@@ -138,11 +138,11 @@ def _composed(
         panels.append(FigurePanel(drawn.image, title, sample.caption(), key, bool(doubt)))
     sample, all_drawn = shown[0][0], [drawn for _, _, drawn, _ in shown]
     is_framed = has_photo or any(drawn.on_photo for drawn in all_drawn)
-    told = [sample.provenance.model if sample.provenance else ""]
+    parts = [sample.provenance.model if sample.provenance else ""]
     if sample.photo is not None:
-        told.append(sample.photo.how(framed=is_framed))
-    told += [legend.smoothing_of(all_drawn), f"gbp {VERSION}"]
-    return figure(panels, " · ".join(filter(None, told)), [*legend.warning_of(unlikely), *doubts])
+        parts.append(sample.photo.description(framed=is_framed))
+    parts += [legend.smoothing_of(all_drawn), f"gbp {VERSION}"]
+    return figure(panels, " · ".join(filter(None, parts)), [*legend.warning_of(unlikely), *doubts])
 
 
 def _doubt(sample: Explained) -> str:

@@ -85,7 +85,7 @@ class Inputs:
     looks_at_samples
         Whether samples are searched for NaN and infinity here; not where the device searches them.
     suggestion
-        What the model's file suggests of preprocessing, a sentence, or "".
+        The preprocessing that the model's file suggests, a sentence, or "".
     """
 
     source: Source

@@ -15,7 +15,7 @@ from .version import VERSION
 
 _CHUNK = 2**20
 #: Arguments of an Explainer that are recorded in other words, or that change no bit of a map.
-_TOLD_APART = ("model", "preprocess", "labels", "threads", "memory", "cache")
+_RECORDED_APART = ("model", "preprocess", "labels", "threads", "memory", "cache")
 #: The defaults of the arguments.
 _DEFAULTS = ("cpu", "gradient", "auto")
 
@@ -57,21 +57,21 @@ class Provenance:
         Parameters
         ----------
         model, preprocess, arguments
-            What an Explainer is made from.
+            Arguments that make an Explainer.
         digest
             The SHA-256 of the model's bytes, where it is known.
         """
-        told = {
-            name: _told(value)
+        options = {
+            name: _in_json(value)
             for name, value in arguments.items()
-            if name not in _TOLD_APART and not _is_default(value)
+            if name not in _RECORDED_APART and not _is_default(value)
         }
-        gbp, preprocess_told = VERSION, preprocess.to_dict() if preprocess else None
+        gbp, preprocessing = VERSION, preprocess.to_dict() if preprocess else None
         if isinstance(model, (str, os.PathLike)):
             path = os.path.abspath(os.fspath(model))
-            return cls(os.path.basename(path), gbp, preprocess_told, told, path, digest)
+            return cls(os.path.basename(path), gbp, preprocessing, options, path, digest)
         digest = digest or (hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else "")
-        return cls("", gbp, preprocess_told, told, digest=digest)
+        return cls("", gbp, preprocessing, options, digest=digest)
 
     @property
     def sha256(self) -> str:
@@ -93,12 +93,12 @@ def _is_default(value: Any) -> bool:
     return value is None or value is False or value == {} or (isinstance(value, str) and value in _DEFAULTS)
 
 
-def _told(value: Any) -> Any:
+def _in_json(value: Any) -> Any:
     """A value in JSON's types."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _told(each) for key, each in value.items()}
+        return {str(key): _in_json(each) for key, each in value.items()}
     return f"{value!r:.200}"
 
 

@@ -35,7 +35,7 @@ def _checked_seed(seed: str) -> Seed:
     raise InputError(f"seed is {seed!r}.", supported=", ".join(get_args(Seed)))
 
 
-def _told(seed: Seed) -> str:
+def _argument_of(seed: Seed) -> str:
     return "" if seed == "one" else f", seed={seed!r}"
 
 
@@ -75,7 +75,7 @@ class Unit(_Question):
         self.position = tuple(_index("an index of a unit", i) for i in position)
 
     def __repr__(self) -> str:
-        return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))}{_told(self.seed)})"
+        return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))}{_argument_of(self.seed)})"
 
 
 class Channel(_Question):
@@ -117,7 +117,7 @@ class Channel(_Question):
 
     def __repr__(self) -> str:
         axis = "" if self.axis is None else f", axis={self.axis}"
-        return f"Channel({self.tensor!r}, {self.channel}, {self.how!r}{_told(self.seed)}{axis})"
+        return f"Channel({self.tensor!r}, {self.channel}, {self.how!r}{_argument_of(self.seed)}{axis})"
 
 
 class Contrast(_Question):

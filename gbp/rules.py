@@ -37,7 +37,7 @@ class Rule:
     source
         The paper that defines the rule.
     caution
-        What a reader of its maps should know, as a sentence.
+        A remark for readers of its maps, as a sentence.
     rewrite
         A function that returns a `Graph` of the same values with other slopes; None for the graph as it is.
         A plan is kept for each rewrite, so two equal rewrites should compare equal.
@@ -72,7 +72,7 @@ class Rule:
             raise InputError(f"the rule's {field} is {getattr(self, field)!r:.80}.", supported=supported)
 
 
-#: What a rewrite must be.
+#: The type of a rewrite.
 _KEY = "a function that can be a key: its dataclass is frozen, say"
 
 

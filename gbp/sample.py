@@ -233,14 +233,14 @@ class Drawable(ABC):
             For an unknown format, or a file that cannot be written.
         """
         suffix_of(file, format)
-        sample, how = self._sample(), Look(**look)
-        told = metadata_of([sample], how)
+        sample, chosen = self._sample(), Look(**look)
+        metadata = metadata_of([sample], chosen)
         if not bare:
-            save_figure(figure_of(sample, style, how), file, format, told)
+            save_figure(figure_of(sample, style, chosen), file, format, metadata)
             return
         if style == "strip":
             raise InputError("a strip has captions.", hint="Leave bare out, or choose another style.")
-        save_picture(draw_panel(sample, style or sample.panels()[0], how).image, file, format, told)
+        save_picture(draw_panel(sample, style or sample.panels()[0], chosen).image, file, format, metadata)
 
     def to_dict(self) -> dict[str, Any]:
         """The explained classes and the highest scores, in JSON's types.  `gbp explain --json` prints them.
@@ -284,9 +284,9 @@ class Sample(Explained, Drawable):
     rule, layout, labels, channels, head, score_shape, method, depends_on_image, provenance, notes
         As in `Attribution`.
     image
-        What the network saw as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
+        The network's input as a picture, mode RGB or L, as large as the map; None where it cannot be drawn.
     details
-        What the method says of this sample.
+        The method's facts about this sample.
     photo
         The whole photo; None where the sample came as an array.
     """

@@ -190,8 +190,8 @@ def _call(f: ScoreFunction, s: Doubles) -> Value:
             raise TypeError(f"it returned {value.dtype} and {gradient.dtype}")
         found = Value(value.astype(np.float64), gradient.astype(np.float64))
     except Exception as error:  # whatever the caller's function raises
-        told = f"{type(error).__name__}: {error}"
-        raise InputError(f"{_name(f)} failed: {told}.", supported=expected) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{_name(f)} failed: {reason}.", supported=expected) from error
     if found.value.shape != s.shape[:1] or found.gradient.shape != s.shape:
         shapes = f"{list(found.value.shape)} and {list(found.gradient.shape)}"
         raise InputError(f"{_name(f)} returned shapes {shapes}.", supported=expected)

@@ -38,5 +38,5 @@ def save_rules(
     InputError
         Without samples, and as `Sample.save`.
     """
-    how = Look(**look)
-    save_figure(rules_figure(samples, style, how), file, format, metadata_of(samples, how))
+    chosen = Look(**look)
+    save_figure(rules_figure(samples, style, chosen), file, format, metadata_of(samples, chosen))

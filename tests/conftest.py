@@ -58,6 +58,7 @@ FAST = {
     "test_verify.py": 4,
     "test_volumes.py": 1,
     "test_weights.py": 1,
+    "test_words.py": 1,
 }
 
 

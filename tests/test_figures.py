@@ -165,7 +165,7 @@ def test_photos_say_what_was_seen() -> None:
     def how(photo: tuple[int, int], **settings: object) -> str:
         preprocess = replace(PRESETS["imagenet"], **settings)
         image = Image.new("RGB", photo)
-        return Photo.of(image, image, preprocess, (224, 224)).how()
+        return Photo.of(image, image, preprocess, (224, 224)).description()
 
     assert "centre crop" in how((500, 400))
     assert "whole photo at 224 × 224" in how((224, 224))

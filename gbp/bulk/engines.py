@@ -72,7 +72,7 @@ def on_ray(
     Parameters
     ----------
     job, folder, maps
-        Of each actor's `Worker`.
+        Arguments of each actor's `Worker`.
     tasks
         The images; all nodes find them under the same paths.
     actors

@@ -113,7 +113,7 @@ def batch(
     ray_address
         The address of a Ray cluster; by default one is started on this machine for the run.
     stdin
-        What "-" among the images stands for: a file with a list of paths.
+        The file that "-" among the images names: a list of paths.
     progress
         A function of (images done, images in all), called at the start and whenever some are done.
     options

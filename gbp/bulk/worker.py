@@ -38,7 +38,7 @@ class Read:
     task
         The image.
     row
-        What its row of the index says already.
+        The known part of its row in the index.
     batch
         The image as the network takes it; None where there is an error.
     """
@@ -63,7 +63,7 @@ class Worker:
     Parameters
     ----------
     job
-        What is done with each image.
+        How each image is explained and written.
     folder
         Where files are written.
     """

@@ -69,7 +69,7 @@ class _Queue:
         self._changed = Condition()
 
     def run(self, count: int) -> None:
-        """Compile them in so many processes.  What a process that fails leaves is compiled on first use."""
+        """Compile them in so many processes.  First use compiles those of a failed process."""
         command, pipe = (sys.executable, "-m", "gbp.cli.compiling"), subprocess.PIPE
         options: Any = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, "text": True}
         workers: list[subprocess.Popen[str]] = []

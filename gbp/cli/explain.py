@@ -128,8 +128,8 @@ def explain(arguments: argparse.Namespace) -> int:
             if progress is not None:
                 progress.advance(len(images[chunk]))
     if arguments.json:
-        told = {"model": arguments.model, "notes": list(notes), "images": reports}
-        print_json(told | ({"skipped": skipped} if arguments.skip_broken else {}))
+        answer = {"model": arguments.model, "notes": list(notes), "images": reports}
+        print_json(answer | ({"skipped": skipped} if arguments.skip_broken else {}))
     elif not arguments.quiet:
         for note in notes:
             print_paragraph(f"note: {note}", 6)
@@ -274,5 +274,5 @@ def _print_report(report: dict[str, Any], sample: Sample) -> None:
     titles = ", ".join(title_of(method, rule, details) for rule in report["rules"])
     print_line(f"  explained by {titles}: {explained}")
     if sample.photo is not None and not sample.photo.is_whole:
-        print_line(f"  {sample.photo.how(framed=False)}")
+        print_line(f"  {sample.photo.description(framed=False)}")
     print_line(f"  wrote {report['file']}")

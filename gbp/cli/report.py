@@ -90,8 +90,8 @@ def report(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         seconds = {name: round(value, 3) for name, value in summary.seconds.items()}
-        told = {"file": str(path), "images": summary.images, "skipped": summary.skipped, "seconds": seconds}
-        print_json(told)
+        answer = {"file": str(path), "images": summary.images, "skipped": summary.skipped, "seconds": seconds}
+        print_json(answer)
     elif not arguments.quiet:
         for name, value in summary.seconds.items():
             print_line(f"  {name:<24} {value:8.2f} s")

@@ -176,8 +176,8 @@ class ChannelsLast:
         if not fits:
             sizes = list(self._shape[1:])
             sizes = [*sizes[1:], sizes[0]] if self.moves else sizes
-            told = ", ".join("?" if n is None else str(n) for n in sizes)
-            raise InputError(f"inputs have shape {list(x.shape)}.", supported=f"[N, {told}]")
+            text = ", ".join("?" if n is None else str(n) for n in sizes)
+            raise InputError(f"inputs have shape {list(x.shape)}.", supported=f"[N, {text}]")
         return y
 
     def back(self, y: NDArray[Any], axis: int = 1) -> NDArray[Any]:

@@ -30,7 +30,7 @@ def gradient_of(operator: Operator, outputs: Floats, x: Floats, targets: Floats)
     outputs
         f(x), (n, …).
     x, targets
-        What the operator is given.
+        The operator's arguments.
 
     Returns
     -------

@@ -74,7 +74,8 @@ def deletion(
     baseline
         Numbers in the model's input layout that take the pixels' place; they broadcast to (N, …).
     measure
-        What is measured, a function of the scores (n, classes); by default the probabilities where the model
+        The measured quantity, a function of the scores (n, classes); by default the probabilities where the
+        model
         makes some, else the scores themselves.
 
     Raises
@@ -104,7 +105,8 @@ def insertion(
     explainer, images, found, steps, measure
         As for `deletion`.
     baseline
-        What the pixels are put into; by default the image, blurred by a Gaussian as in the paper: 11 pixels
+        The images that the pixels are put into; by default the image, blurred by a Gaussian as in the paper:
+        11 pixels
         with a deviation of 5.
 
     Raises

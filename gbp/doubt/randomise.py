@@ -54,7 +54,7 @@ class Randomised:
     model
         A path, the bytes of a file, or a ModelProto.
     choice
-        What is explained, as for `Explainer`.
+        The explained tensor, as for `Explainer`.
     seed
         The seed of all draws.
 

@@ -286,7 +286,7 @@ Way: TypeAlias = Callable[..., Attribution]
 
 
 def _ways(rules: Sequence[str] | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Way]:
-    """What makes the maps, by its name: rules, or a method over rules."""
+    """The functions that make the maps, by name: rules, or a method over rules."""
     if method is None:
         if options:
             raise InputError("method_options are given, and no method.")

@@ -55,8 +55,8 @@ def _fitted(picture: Image.Image) -> Image.Image:
     """As large as a cell.  Enlarged pixels become sharp squares, because smoothing would add detail."""
     scale = _CELL / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    return picture.convert("RGB").resize(size, how)
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize(size, method)
 
 
 def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[str, Sequence[Hit]]]) -> str:

@@ -109,14 +109,14 @@ class Scan:
                 self.strongest.add(planes, [names[k] for k in group[run.samples]])
 
     def _write(self) -> None:
-        told = {
+        saved = {
             "layer": self.tensor.name,
             "done": self.done,
             "images": self._digest.hexdigest(),
             "failed": self.failed,
             "channels": self.strongest.to_dict(),
         }
-        text = json.dumps(told, indent=1, ensure_ascii=True)
+        text = json.dumps(saved, indent=1, ensure_ascii=True)
         self.folder.put(STATE, text.encode())
 
 

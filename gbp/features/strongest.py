@@ -72,10 +72,10 @@ class Strongest:
         return {str(channel): [asdict(hit) for hit in hits] for channel, hits in self.hits.items()}
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any], top: int) -> Strongest:
+    def from_dict(cls, saved: dict[str, Any], top: int) -> Strongest:
         """The hits from the result of `to_dict`."""
-        made = cls(tuple(map(int, told)), top)
-        for channel, hits in told.items():
+        made = cls(tuple(map(int, saved)), top)
+        for channel, hits in saved.items():
             made.hits[int(channel)] = [
                 Hit(float(hit["value"]), str(hit["image"]), tuple(hit["at"])) for hit in hits
             ]

@@ -18,7 +18,7 @@ class Layer:
     name
         The node's name in the file, for messages.
     op
-        What the layer computes.  It holds the constants (weights).
+        The function that the layer computes.  It holds the constants (weights).
     inputs, output
         Names of tensors.
     kind

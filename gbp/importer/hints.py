@@ -23,13 +23,13 @@ _LOOKED_THROUGH = ("Identity", "Cast", "Transpose", "Dropout")
 
 def suggestion(source: Source) -> str:
     """A sentence that suggests a preset, with the reason; "" if the file suggests none."""
-    told = {entry.key: entry.value for entry in source.model.metadata_props}
-    preset = _RANGES.get(told.get("Image.NominalPixelRange", ""))
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    preset = _RANGES.get(metadata.get("Image.NominalPixelRange", ""))
     if preset:
-        blue = told.get("Image.BitmapPixelFormat", "").startswith("Bgr")
+        blue = metadata.get("Image.BitmapPixelFormat", "").startswith("Bgr")
         order = " with blue first (bgr)" if blue else ""
         return f"The file's metadata suggest preprocess={preset!r}{order}."
-    if {"stride", "names", "imgsz"} <= told.keys():
+    if {"stride", "names", "imgsz"} <= metadata.keys():
         return "The file's metadata are those of a YOLO: they suggest preprocess='unit' with resize='fit'."
     if source.dtype == "UINT8":
         return "The file takes bytes, which suggests preprocess='raw'."

@@ -169,8 +169,8 @@ class _Builder:
         if self.moved is not None and (refused or self.source.scores not in self.shapes):
             refused.insert(0, self.moved)
         if refused:
-            told = dict.fromkeys(map(str, refused))
-            raise refused[0] if len(told) == 1 else UnsupportedError(" ".join(told))
+            reasons = dict.fromkeys(map(str, refused))
+            raise refused[0] if len(reasons) == 1 else UnsupportedError(" ".join(reasons))
         self.waiting.check(self.source.scores)
         if self.source.scores not in self.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")

@@ -39,16 +39,16 @@ def fed_to_argmax(producers: Producers, name: str) -> str | None:
 
 def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
     """The error for a model without scores.  It says what the outputs hold, and which tensors feed them."""
-    told, before = [], None
+    lines, before = [], None
     for value in outputs:
         node = dressed(producers, value.name)
         what = f"{value.name!r} holds {type_name(value.type.tensor_type.elem_type)}"
         if node is not None:
             what += f", made by {node.op_type} {label(node)!r}"
             before = before or next((name for name in node.input if name in producers), None)
-        told.append(what)
+        lines.append(what)
     return InputError(
-        f"no output of the model holds scores: {_joined(told)}.",
+        f"no output of the model holds scores: {_joined(lines)}.",
         supported="floating point; nothing flows back through whole numbers",
         hint=f"To explain what feeds it, say output={before!r}." if before else None,
     )
@@ -56,24 +56,24 @@ def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Produce
 
 def several(outputs: Sequence[onnx.ValueInfoProto], heads: Sequence[str | None]) -> InputError:
     """The error for a model with several outputs.  It lists them.  `heads`: the op that ends each."""
-    told, likely = [], []
+    lines, likely = [], []
     for value, head in zip(outputs, heads, strict=True):
         shape = declared_shape(value)
         sizes = "of unknown shape" if shape is None else str(["?" if n is None else n for n in shape])
-        told.append(f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head}" if head else ""))
+        lines.append(f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head}" if head else ""))
         if head or (shape is not None and len(shape) == 2 and shape[1] != 1):
             likely.append(value.name)
     looks = f" Scores look like {_joined(list(map(repr, likely)))}." if likely else ""
     example = f"output={(likely[0] if likely else outputs[0].name)!r}"
     return InputError(
-        f"the model has {len(outputs)} outputs: {_joined(told)}.{looks}",
+        f"the model has {len(outputs)} outputs: {_joined(lines)}.{looks}",
         hint=f"Say which one is to be explained: {example}, say.",
     )
 
 
-def _joined(told: Sequence[str]) -> str:
-    more = f" and {len(told) - _MAX_LISTED} more" if len(told) > _MAX_LISTED else ""
-    return "; ".join(told[:_MAX_LISTED]) + more
+def _joined(lines: Sequence[str]) -> str:
+    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+    return "; ".join(lines[:_MAX_LISTED]) + more
 
 
 def scores_of(

@@ -75,14 +75,14 @@ def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> Unsupport
     groups: dict[str, list[Unsupported]] = {}
     for node in nodes:
         groups.setdefault(node.op, []).append(node)
-    told = [
+    lines = [
         str(first)
         if not rest
         else f"{len(rest) + 1} {first.op}, the first of them {str(first).partition(' ')[2]}"
         for first, *rest in groups.values()
     ]
     more = sum(len(group) for group in list(groups.values())[_MAX_LISTED:])
-    listed = "; ".join(told[:_MAX_LISTED]) + (f"; and {more} more" if more else "")
+    listed = "; ".join(lines[:_MAX_LISTED]) + (f"; and {more} more" if more else "")
     hints = dict.fromkeys(node.hint for node in nodes if node.hint)
     all_have_one = all(node.hint for node in nodes)
     return UnsupportedError(

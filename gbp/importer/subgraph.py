@@ -72,7 +72,7 @@ class Source:
         Whether the first axis of the file's input is the batch.  If not, the file takes one sample, and
         `input_shape` has a batch of 1 in front.
     notes
-        What a reader of the maps should know.
+        Remarks for readers of the maps.
     """
 
     model: onnx.ModelProto

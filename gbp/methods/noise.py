@@ -63,7 +63,7 @@ def smoothgrad(
         The deviation of the noise, as a share of the range of the prepared sample: its largest number minus
         its smallest.  Or the noise itself: float (samples, …) for every sample, or (samples, N, …).
     seed
-        Of NumPy's default generator.
+        The seed of NumPy's default generator.
 
     Returns
     -------
@@ -200,9 +200,9 @@ def _noisy(
         return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
 
     found = explained(explainer, images, target, rule, method, compute)
-    how = "given noise" if share is None else f"noise of {share:.3g} of an image's range"
+    spread = "given noise" if share is None else f"noise of {share:.3g} of an image's range"
     note = (
-        f"{remark}. {count} copies, {how}: the best class stayed the best in "
+        f"{remark}. {count} copies, {spread}: the best class stayed the best in "
         f"{found.details['same_class'].mean():.0%} of them."
     )
     return with_details(found, (note,), samples=count, noise=share, seed=None if share is None else int(seed))

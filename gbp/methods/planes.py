@@ -73,11 +73,11 @@ def layer_named(
     explainer
         The model.
     images
-        What will be explained, from which the sizes of a model of open size are known.
+        The samples, whose sizes fix those of a model with open sizes.
     layer
         A name that `tensors.find` knows, or None.
     target
-        What is explained; of a hidden tensor, only what is computed before it can be the last plane.
+        The target; of a hidden tensor, only what is computed before it can be the last plane.
     needs_plane
         Whether a tensor without a plane is refused.
 

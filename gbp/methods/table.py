@@ -89,7 +89,23 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """The method of this name.  Raises InputError where there is none."""
+    """The method of this name.
+
+    Parameters
+    ----------
+    name
+        A key of `METHODS`.
+
+    Returns
+    -------
+    Method
+        The method and its options.
+
+    Raises
+    ------
+    InputError
+        If there is no such method.
+    """
     if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"method is {name!r:.80}.", supported=", ".join(METHODS))
     return METHODS[name]

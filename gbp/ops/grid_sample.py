@@ -279,5 +279,5 @@ def _apply(
 ) -> None:
     """Apply the table along all axes of x and y except the first and the last."""
     x, y = (view(a, len(a), 1, -1, 1, a.shape[-1]) for a in (x, y))
-    how = NO_MASK[..., None], OPEN, y, int(accumulate), int(anchored), threads
-    resample(x, table.starts, table.taps, table.weights, *how)
+    end = NO_MASK[..., None], OPEN, y, int(accumulate), int(anchored), threads
+    resample(x, table.starts, table.taps, table.weights, *end)

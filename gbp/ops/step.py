@@ -258,7 +258,7 @@ class Step(ABC):
         gx
             One slot for each input.
         context
-            What the forward run saved, and scratch.
+            The values that the forward run saved, and scratch.
         """
 
 

@@ -52,7 +52,7 @@ class Plans:
     Parameters
     ----------
     files
-        What the model was read from; no plan is kept where that is nothing or small.
+        The content that the model was read from; no plan is kept if that is nothing or small.
     facts
         All that the plans depend on besides the files and the sources of gbp: text, numbers, None, arrays,
         and tuples and dicts of these.

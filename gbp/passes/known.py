@@ -145,7 +145,7 @@ _NEAR_OF_FIXED = np.stack([_function(op)(_FEW[_NEAR]) for op in _FIXED])
 _NEAR_SIZES = np.maximum(1, np.abs(_NEAR_OF_FIXED))
 
 
-# --- What it may be -----------------------------------------------------------------------------------------
+# --- Candidates ---------------------------------------------------------------------------------------------
 
 
 def _candidates(f: Subgraph, few: Numbers) -> Iterator[Rectifier | Function]:

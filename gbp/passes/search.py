@@ -58,7 +58,7 @@ class Growth:
     Parameters
     ----------
     shape
-        Of all tensors.
+        The shapes of all tensors.
     layers
         The layers, the last one first.
     ops

@@ -106,7 +106,7 @@ def draw_map(
     style
         One of `Panel`.
     image
-        What the network saw, which "overlay" draws the map over.
+        The network's input as a picture, over which "overlay" draws the map.
     photo
         The whole photo of which that is a part.
     look

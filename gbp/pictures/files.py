@@ -78,7 +78,7 @@ def _check_folder(path: str | os.PathLike[str]) -> None:
 
 
 def save_figure(
-    figure: Figure, file: File, format: str | None = None, told: dict[str, Any] | None = None
+    figure: Figure, file: File, format: str | None = None, metadata: dict[str, Any] | None = None
 ) -> None:
     """Write a figure, as pixels or as SVG.
 
@@ -86,7 +86,7 @@ def save_figure(
     ----------
     figure
         The figure.
-    file, format, told
+    file, format, metadata
         As for `save_picture`.
 
     Raises
@@ -95,14 +95,14 @@ def save_figure(
         As `save_picture`.
     """
     if suffix_of(file, format) != VECTORS:
-        save_picture(figure.image(), file, format, told)
+        save_picture(figure.image(), file, format, metadata)
         return
-    text = figure.svg(_json(told)).encode()
+    text = figure.svg(_json(metadata)).encode()
     write(file, lambda to: to.write(text))
 
 
 def save_picture(
-    image: Image.Image, file: File, format: str | None = None, told: dict[str, Any] | None = None
+    image: Image.Image, file: File, format: str | None = None, metadata: dict[str, Any] | None = None
 ) -> None:
     """Write a picture, complete or not at all.
 
@@ -114,8 +114,9 @@ def save_picture(
         A path or a binary file object.
     format
         A suffix of `FORMATS` without its dot; by default the path's.
-    told
-        What the file says about itself, in JSON's types: in a PNG the text "gbp", in JPEG and WebP the EXIF
+    metadata
+        The facts that the file holds about itself, in JSON's types: in a PNG the text "gbp", in JPEG and WebP
+        the EXIF
         tag ImageDescription, in a PDF the subject.
 
     Raises
@@ -129,21 +130,21 @@ def save_picture(
     if suffix not in FORMATS:
         raise InputError(f"{str(file)!r} is not the name of a picture.", supported=", ".join(FORMATS))
     name, options = FORMATS[suffix]
-    options = options | _metadata(suffix, told)
+    options = options | _metadata(suffix, metadata)
     encoded = io.BytesIO()  # Pillow writes to a file itself, and ignores that a full disk takes only a part
     image.save(encoded, format=name, **options)
     write(file, lambda to: to.write(encoded.getvalue()))
 
 
-def _json(told: dict[str, Any] | None) -> str:
-    return json.dumps(told, ensure_ascii=True) if told else ""
+def _json(metadata: dict[str, Any] | None) -> str:
+    return json.dumps(metadata, ensure_ascii=True) if metadata else ""
 
 
-def _metadata(suffix: str, told: dict[str, Any] | None) -> dict[str, Any]:
+def _metadata(suffix: str, metadata: dict[str, Any] | None) -> dict[str, Any]:
     """The arguments of Pillow that put metadata into a file of this format."""
-    if not told:
+    if not metadata:
         return {}
-    text = _json(told)
+    text = _json(metadata)
     if suffix == ".png":
         info = PngInfo()
         info.add_text("Software", "gbp")

@@ -37,7 +37,7 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     style
         The style.
     rule, method
-        What made the map, as in `Attribution`.
+        The rule or the method that made the map, as in `Attribution`.
     """
     keeps_rule = method in ("", "smoothgrad", "layer-gradient")
     is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))

@@ -65,7 +65,7 @@ class Photo:
         left, top, right, bottom = self.box
         return left <= 0.5 and top <= 0.5 and right >= self.size[0] - 0.5 and bottom >= self.size[1] - 0.5
 
-    def how(self, framed: bool = True) -> str:
+    def description(self, framed: bool = True) -> str:
         """The network's part of the photo, in words; `framed`: whether a frame shows it."""
         width, height = self.window.size
         size = f"{width} × {height}"

@@ -67,7 +67,7 @@ class Preprocess:
     Parameters
     ----------
     scale
-        What pixels are multiplied by; 1/255 brings them to 0..1.
+        The factor of pixels; 1/255 brings them to 0..1.
     mean, std
         One number, or one for each channel in the order `channels`.
     channels
@@ -224,7 +224,7 @@ class Preprocess:
         Parameters
         ----------
         image
-            Of any size.
+            A picture of any size.
         size
             As for `window`.
 

@@ -62,7 +62,7 @@ class Instruction:
     layers
         Names of the graph's layers that it computes; several after fusion.
     step
-        What computes it.
+        The step that computes it.
     inputs, output
         Names of physical tensors.
     residual

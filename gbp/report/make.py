@@ -151,7 +151,7 @@ class _Making:
             self.progress(len(part))
         if not self.rows:
             raise InputError(f"none of {len(images)} images could be read.")
-        told = self.about | {
+        about = self.about | {
             "title": title or self.about["provenance"]["model"] or "A model",
             "gbp": VERSION,
             "images": self.rows,
@@ -162,7 +162,7 @@ class _Making:
             "unlikely": UNLIKELY,
             "heat": base64.b64encode(HEAT.tobytes()).decode(),
         }
-        to.write(b'<script type="application/json" id="about">' + _json(told) + b"</script>\n")
+        to.write(b'<script type="application/json" id="about">' + _json(about) + b"</script>\n")
         to.write(tail.encode())
         self.summary.images = len(self.rows)
 
@@ -190,8 +190,8 @@ class _Making:
             else:
                 made = getattr(methods_of, METHODS[name].function)(self.explainer, part, target=target)
             self.summary.seconds[name] += time.perf_counter() - began
-            told = {*made.likeness_notes(), *made.empty_notes()}  # beside each image
-            self.notes.update(dict.fromkeys(f"{name}: {note}" for note in made.notes if note not in told))
+            beside = {*made.likeness_notes(), *made.empty_notes()}  # are beside each image
+            self.notes.update(dict.fromkeys(f"{name}: {note}" for note in made.notes if note not in beside))
             found[name] = made
         return found
 
@@ -223,7 +223,7 @@ class _Making:
                 "name": path[self.prefix :],
                 "explained": [int(c) for c in np.atleast_1d(first.target)],
                 "top": [first.row(c) for c, _, _ in first.top(5)],
-                "how": first.photo.how() if first.photo else "",
+                "how": first.photo.description() if first.photo else "",
                 "doubts": {name: sample.doubts() for name, sample in samples.items()},
             }
         )

@@ -62,7 +62,7 @@ class Relevance:
     Parameters
     ----------
     epsilon
-        What keeps denominators of the ε-rule from 0.
+        Keeps denominators of the ε-rule from 0.
     plus
         Whether convolutions follow the plus rule, in place of ε.
     """

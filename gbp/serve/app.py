@@ -50,7 +50,7 @@ class Server:
     models
         The models; their names differ.
     limits
-        What requests may cost.
+        Limits of requests.
     hosts
         The names that requests may call the server by, or None for any.
     ready
@@ -175,7 +175,7 @@ def application(
     models
         The models; their names differ.
     limits
-        What requests may cost.
+        Limits of requests.
     hosts
         The names that requests may call the server by, in their header Host; None for any.
     ready

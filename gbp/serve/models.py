@@ -47,7 +47,7 @@ class Job:
     model
         The model.
     ask
-        What to explain, and how to answer.
+        The target, and the form of the answer.
     content
         A picture or an array, as the bytes of its file.
     received
@@ -80,7 +80,7 @@ class Served:
     explainer
         The model.
     limits
-        What a request may cost.
+        Limits of a request.
     together
         How many pictures may be explained as one batch.
     """

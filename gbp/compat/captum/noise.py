@@ -55,7 +55,7 @@ class NoiseTunnel:
         draw_baseline_from_distrib
             Must be False.
         seed
-            Of the noise; Captum has torch's.
+            The seed of the noise; Captum has torch's.
         **options
             Arguments of the attribution.
 

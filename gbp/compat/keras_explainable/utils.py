@@ -45,7 +45,7 @@ def visualize(
     overlay_alpha
         The opacity of the strongest heat, 0 to 1.
     rows, cols
-        Of the grid; by default rows of 8.
+        Rows and columns of the grid; by default rows of 8.
     figsize, cmap, overlay_cmap, subplots_ws, subplots_hs
         Must have their defaults: gbp has one map of colours, and its grid has no size in inches.
     to_file, to_buffer

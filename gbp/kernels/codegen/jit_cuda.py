@@ -30,7 +30,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 
 #: Threads of a block whose threads work independently.
 _BLOCK = 4 if SIMULATED else 256
-#: The most blocks.  Of T threads in all, thread i computes the units of work i, i + T, i + 2T, ….
+#: The most blocks.  If there are T threads, thread i computes the units of work i, i + T, i + 2T, ….
 _MAX_BLOCKS = 1 if SIMULATED else 2**16
 
 #: The type of addresses in kernels.  In the simulator they are the host's, of 64 bits.

@@ -150,7 +150,7 @@ def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
 def only_named() -> Iterator[dict[Kernel, None]]:
     """A context manager: kernels that this thread calls inside do not run.  Yields them, in order, each once.
 
-    What is run inside needs memory of its own, which it leaves as it was.
+    A run inside needs memory of its own, and leaves it as it was.
     """
     before, _recording.named = _recording.named, {}
     try:
@@ -165,7 +165,7 @@ def perform(work: Work, repeats: bool) -> None:
     Parameters
     ----------
     work
-        What to do.
+        The function.
     repeats
         Whether it calls the same kernels with the same arguments each time and does nothing else.  Then its
         calls are recorded.  If not, the function itself is.
