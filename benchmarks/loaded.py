@@ -28,7 +28,7 @@ import onnx
 from numpy.typing import NDArray
 from peers import onnxruntime_forward
 from timing import Instruction, medians
-from workloads import NETWORKS, SEED, network
+from workloads import NETWORKS, SEED, for_batch, network
 
 from gbp import Explainer
 
@@ -53,7 +53,7 @@ def busy(count: int) -> Iterator[None]:
 def pair(model: onnx.ModelProto, x: NDArray[np.float32], threads: int) -> list[Instruction]:
     """An explanation, and the forward run of onnxruntime."""
     explainer = Explainer(model, threads=threads)
-    forward = onnxruntime_forward(model, x, threads, explainer.predict(x))
+    forward = onnxruntime_forward(for_batch(model, len(x)), x, threads, explainer.predict(x))
     return [lambda: explainer.explain(x), forward]
 
 

@@ -16,7 +16,7 @@ import peers
 import processes
 from numpy.typing import NDArray
 from timing import Instruction, medians
-from workloads import INPUT_SHAPE, network, picture_file, pictures
+from workloads import for_batch, network, picture_file, pictures, rule_of
 
 from gbp import Attribution, Explainer, Top
 from gbp.graph.graph import Graph
@@ -31,10 +31,12 @@ Row = dict[str, Any]
 #: Relative difference of maps under one rule: 1e-7, or up to 1e-2 where float32 tips a gate or two.
 SAME_RULE = 0.05
 
-SECTIONS = ("speed", "scaling", "memory", "start")
+SECTIONS = ("speed", "keras", "scaling", "memory", "start")
 
 CAPTUM_BEST = "captum ÷ gbp"
 RUNTIME = "onnxruntime forward ÷ gbp"
+XPLIQUE = "xplique ÷ gbp"
+AS_TORCH = "torch's export ÷ Keras' export"
 TORCH_BEST = "torch forward ÷ gbp"
 OF_PEAK = "direct arithmetic ÷ peak ÷ time"
 OF_READING = "dense weights twice ÷ bandwidth ÷ time"
@@ -66,6 +68,8 @@ class Setting(NamedTuple):
     #: The machine's limits by number of threads: 10⁹ operations, and 10⁹ bytes read, a second.
     peak_gflops: Mapping[int, float]
     read_gbytes: Mapping[int, float]
+    #: The Python that has Keras and Xplique.
+    keras: str
 
 
 class Workload:
@@ -73,8 +77,12 @@ class Workload:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.model: onnx.ModelProto = network(name)
+        self.rule = rule_of(name)
         self._explainers: dict[int, Explainer] = {}
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        return network(self.name)
 
     def explainer(self, threads: int) -> Explainer:
         if threads not in self._explainers:
@@ -101,7 +109,7 @@ class Workload:
 
     @cached_property
     def _graph(self) -> Graph:
-        return build(open_model(self.model), (1, *INPUT_SHAPE))
+        return build(open_model(self.model), pictures(1).shape)
 
 
 def measure(selection: Selection, work: Workload, setting: Setting) -> Iterator[Row]:
@@ -111,6 +119,10 @@ def measure(selection: Selection, work: Workload, setting: Setting) -> Iterator[
             for batch in selection.batches:
                 for threads in setting.threads:
                     yield speed(work, batch, threads, setting)
+        case "keras":
+            for batch in selection.batches:
+                for threads in setting.threads:
+                    yield keras(work, batch, threads, setting)
         case "scaling":
             yield scaling(work, setting)
         case "memory":
@@ -123,20 +135,22 @@ def measure(selection: Selection, work: Workload, setting: Setting) -> Iterator[
 def speed(work: Workload, batch: int, threads: int, setting: Setting) -> Row:
     """A whole guided explanation, and the forward run alone, beside the peers."""
     x, explainer = pictures(batch), work.explainer(threads)
-    first = explainer.explain(x)
+    first = explainer.explain(x, rule=work.rule)
     figures: dict[str, float] = {}
     calls: dict[str, Instruction] = {
-        "gbp guided": lambda: explainer.explain(x),
+        "gbp guided": lambda: explainer.explain(x, rule=work.rule),
         "gbp forward": lambda: explainer.predict(x),
     }
     if setting.found["onnxruntime"]:
-        calls["onnxruntime"] = peers.onnxruntime_forward(work.model, x, threads, first.scores)
+        calls["onnxruntime"] = peers.onnxruntime_forward(
+            for_batch(work.model, len(x)), x, threads, first.scores
+        )
     if setting.found["torch"]:
         peers.use_threads(threads)
         calls |= peers.torch_forward(work.torch_networks, x, first.scores)
     if setting.found["captum"]:
         figures[MAPS_DIFFER] = _checked_maps(work, x[:1], first)
-        calls |= peers.captum_guided(work.torch_networks, x, first.scores)
+        calls |= peers.captum_maps(work.torch_networks, x, first.scores, work.rule)
     seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
     for figure, peer in ((CAPTUM_BEST, "captum"), (RUNTIME, "onnxruntime"), (TORCH_BEST, "torch")):
         taken = [value for name, value in seconds.items() if name.startswith(peer)]
@@ -148,14 +162,46 @@ def speed(work: Workload, batch: int, threads: int, setting: Setting) -> Row:
     return _row("speed", work, batch, setting, seconds, figures, threads)
 
 
+def keras(work: Workload, batch: int, threads: int, setting: Setting) -> Row:
+    """A network as Keras exports it, beside Xplique on Keras' own, and beside the export from torch."""
+    figures: dict[str, float] = {}
+    with peers.KerasNetwork(setting.keras, work.name, threads) as network_of_keras:
+        explainer = Explainer(network_of_keras.file, threads=threads, cache=False)
+        size = explainer.input_shape[1]
+        assert size is not None
+        x = pictures(batch, size)
+        other = Explainer(network(work.name, size), threads=threads)
+        nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        scores, maps = network_of_keras.load(nhwc)
+        first = explainer.explain(nhwc, rule=work.rule)
+        peers.check_scores("Keras", scores, first.scores)
+        figures[MAPS_DIFFER] = _difference("Xplique", work, maps, first.map)
+        calls: dict[str, Instruction] = {
+            "gbp guided": lambda: explainer.explain(nhwc, rule=work.rule),
+            "gbp forward": lambda: explainer.predict(nhwc),
+            "gbp guided, torch's export": lambda: other.explain(x, rule=work.rule),
+            "xplique": network_of_keras.explain,
+        }
+        if setting.found["onnxruntime"]:
+            model = network_of_keras.file.read_bytes()
+            calls["onnxruntime"] = peers.onnxruntime_forward(model, nhwc, threads, first.scores)
+        seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
+    guided = seconds["gbp guided"]
+    figures[XPLIQUE] = seconds["xplique"] / guided
+    figures[AS_TORCH] = seconds["gbp guided, torch's export"] / guided
+    if "onnxruntime" in seconds:
+        figures[RUNTIME] = seconds["onnxruntime"] / guided
+    return _row("keras", work, batch, setting, seconds, figures, threads)
+
+
 def scaling(work: Workload, setting: Setting) -> Row:
     """One picture: five targets beside one, and one thread beside all."""
     x, threads = pictures(1), max(setting.threads)
     many, one = work.explainer(threads), work.explainer(1)
     calls: dict[str, Instruction] = {
-        "one target": lambda: many.explain(x),
-        "five targets": lambda: many.explain(x, target=Top(5)),
-        "one thread": lambda: one.explain(x),
+        "one target": lambda: many.explain(x, rule=work.rule),
+        "five targets": lambda: many.explain(x, rule=work.rule, target=Top(5)),
+        "one thread": lambda: one.explain(x, rule=work.rule),
     }
     seconds = dict(zip(calls, medians(list(calls.values()), setting.rounds, setting.budget), strict=True))
     figures = {FIVE_TARGETS: seconds["five targets"] / seconds["one target"]}
@@ -205,13 +251,17 @@ def _saved(work: Workload, folder: Path) -> Path:
 
 def _checked_maps(work: Workload, x: NDArray[np.float32], expected: Attribution) -> float:
     """How far, in relative L2 distance, Captum's maps of one picture are from gbp's."""
-    captum = peers.captum_guided(work.torch_networks, x, expected.scores[:1])
+    captum = peers.captum_maps(work.torch_networks, x, expected.scores[:1], work.rule)
     maps = (call().detach().numpy() for call in captum.values())
-    norm = np.linalg.norm(expected.map[:1])
-    furthest = max(float(np.linalg.norm(map_ - expected.map[:1]) / norm) for map_ in maps)
-    if furthest > SAME_RULE:
-        raise RuntimeError(f"Captum's map of {work.name} is {furthest:.1e} off gbp's")
-    return furthest
+    return max(_difference("Captum", work, map_, expected.map[:1]) for map_ in maps)
+
+
+def _difference(who: str, work: Workload, map_: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The relative L2 distance of a map from gbp's; an error if it is another map."""
+    off = float(np.linalg.norm(map_ - expected) / np.linalg.norm(expected))
+    if not off <= SAME_RULE:
+        raise RuntimeError(f"{who}'s map of {work.name} is {off:.1e} off gbp's")
+    return off
 
 
 def _row(

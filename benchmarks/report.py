@@ -7,6 +7,7 @@ from typing import Any
 
 from bars import bar_of
 from measure import (
+    AS_TORCH,
     CAPTUM_BEST,
     COMMAND_LINE,
     COMPILE,
@@ -17,6 +18,7 @@ from measure import (
     OF_READING,
     RUNTIME,
     TORCH_BEST,
+    XPLIQUE,
     Row,
 )  # fmt: skip
 
@@ -30,6 +32,11 @@ for the arithmetic of direct convolutions (peak), for reading dense layers' weig
 
                     | forward                | guided          | ÷ gbp guided         | share of
 network       N thr |    gbp    ORT    torch |    gbp   Captum | Captum    ORT  torch | peak read""",
+    "keras": """
+Milliseconds of guided explanations: of the file that Keras exports by gbp, of the network by Xplique, and
+of the same network as torch exports it by gbp
+
+network       N thr |    gbp  Xplique  torch's | Xplique ÷ gbp  ORT forward ÷ gbp  torch's ÷ Keras'""",
     "scaling": """
 Milliseconds of guided explanations, batch 1
 
@@ -73,6 +80,11 @@ def line(row: Row) -> str:
             ratios = figure(CAPTUM_BEST, 7) + figure(RUNTIME, 7) + figure(TORCH_BEST, 7)
             shares = _cell(row["figures"][OF_PEAK], 5, 2) + _cell(row["figures"].get(OF_READING), 5, 2)
             return f"{name:13s}{row['batch']:2d}{threads:4d} |{forward} |{guided} |{ratios} |{shares}"
+        case "keras":
+            ms = {who: 1e3 * seconds for who, seconds in values.items()}
+            cells = _cells((ms["gbp guided"], ms["xplique"], ms["gbp guided, torch's export"]), (7, 9, 9))
+            ratios = figure(XPLIQUE, 14) + figure(RUNTIME, 19) + figure(AS_TORCH, 18)
+            return f"{name:16s}{row['batch']:2d}{threads:4d} |{cells} |{ratios}"
         case "scaling":
             ms = {who: 1e3 * seconds for who, seconds in values.items()}
             cells = _cells((ms["one target"], ms["five targets"], ms["one thread"]), (11, 14, 12))
@@ -112,27 +124,33 @@ def _gbp_alone(row: Row) -> str:
     return f"gbp {1e3 * seconds:.1f} ms"
 
 
+#: Names of networks in documents.
+TITLES = {
+    "vgg16": "VGG16", "vgg19": "VGG19", "resnet18": "ResNet-18", "resnet50": "ResNet-50",
+    "densenet121": "DenseNet-121", "densenet201": "DenseNet-201", "inception_v1": "Inception v1",
+    "mobilenet_v2": "MobileNetV2", "efficientnet_b0": "EfficientNet-B0", "squeezenet": "SqueezeNet",
+    "xception": "Xception",
+}  # fmt: skip
+
+
 def markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The README's table: guided explanations of all batches, on all threads."""
-    speed = [row for row in rows if row["section"] == "speed" and row["all_threads"]]
-    batches = sorted({row["batch"] for row in speed})
-    titles = ["network", *(f"gbp, {n}" for n in batches), *(f"Captum ÷ gbp, {n}" for n in batches)]
-    titles += [f"onnxruntime forward ÷ gbp, {n}" for n in batches]
-    lines = [
-        f"Milliseconds of a guided explanation, batches of {', '.join(map(str, batches))},",
-        f"on {facts['cpu']}, {max(map(int, facts['peak_gflops']))} threads; and how many times that Captum",
-        "takes in the faster of its two memory layouts, and onnxruntime for the forward run alone:",
-        "",
-        _markdown_row(titles),
-        _markdown_row(["---", *["--:"] * (len(titles) - 1)]),
-    ]
-    for name in dict.fromkeys(row["network"] for row in speed):
-        of = {row["batch"]: row for row in speed if row["network"] == name}
-        cells = [name]
-        cells += [_cell(1e3 * of[n]["values"]["gbp guided"], 0) if n in of else "" for n in batches]
-        for figure in (CAPTUM_BEST, RUNTIME):
-            cells += [_cell(of[n]["figures"].get(figure), 0, 2) if n in of else "" for n in batches]
-        lines.append(_markdown_row(cells))
+    """The README's tables: a row for each network and batch, on all threads."""
+    lines = [f"On {facts['cpu']}, {max(map(int, facts['peak_gflops']))} threads:"]
+    for section, peer, others in (
+        ("speed", CAPTUM_BEST, {RUNTIME: RUNTIME}),
+        ("keras", XPLIQUE, {RUNTIME: RUNTIME, AS_TORCH: AS_TORCH}),
+    ):
+        chosen = [row for row in rows if row["section"] == section and row["all_threads"]]
+        if not chosen:
+            continue
+        titles = ["network", "batch", "gbp, ms", peer[0].upper() + peer[1:], *others]
+        lines += ["", _markdown_row(titles), _markdown_row(["---", *["--:"] * (len(titles) - 1)])]
+        for row in chosen:
+            ms = 1e3 * row["values"]["gbp guided"]
+            figures = [_cell(row["figures"].get(figure), 0, 2) for figure in (peer, *others)]
+            title = TITLES.get(row["network"], row["network"])
+            cells = [title, str(row["batch"]), f"{ms:.1f}" if ms < 30 else f"{ms:.0f}", *figures]
+            lines.append(_markdown_row(cells))
     return "\n".join(lines)
 
 

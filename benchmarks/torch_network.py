@@ -41,6 +41,11 @@ class Sum(nn.Module):
         return total
 
 
+class Product(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+
 class Constant(nn.Module):
     """The sum or product with a constant."""
 
@@ -176,7 +181,9 @@ MODULES: dict[str, Any] = {
     "Concat": lambda a, c: Concat(a["axis"]),
     "Sum": lambda a, c: Sum(),
     "Add": lambda a, c: Constant("Add", c[1]) if c else Sum(),
-    "Mul": lambda a, c: Constant("Mul", c[1]),
+    "Mul": lambda a, c: Constant("Mul", c[1]) if c else Product(),
+    "Sigmoid": lambda a, c: nn.Sigmoid(),
+    "SiLU": lambda a, c: nn.SiLU(inplace=False),
     "Flatten": lambda a, c: nn.Flatten(a.get("axis", 1)),
     "Reshape": lambda a, c: Reshape(c[1].tolist()[1:]),
     "Transpose": lambda a, c: Permute(a["perm"]),
@@ -190,6 +197,31 @@ FOLDED: dict[str, Any] = {
 }
 
 
+Nodes = list[tuple[str, list[str], str, Attributes]]
+
+
+def _with_silu(nodes: Nodes) -> Nodes:
+    """The same with x · Sigmoid(x) as one node, which torch computes at once."""
+    readers: dict[str, list[str]] = {}
+    for _, inputs, output, _ in nodes:
+        for name in inputs:
+            readers.setdefault(name, []).append(output)
+    of = {output: inputs[0] for op, inputs, output, _ in nodes if op == "Sigmoid"}
+    products = {
+        output: x
+        for op, inputs, output, _ in nodes
+        if op == "Mul"
+        for s, x in of.items()
+        if sorted(inputs) == sorted((s, x)) and readers[s] == [output]
+    }
+    gone = {s for s, x in of.items() if any(products.get(y) == x for y in readers[s])}
+    return [
+        ("SiLU", [products[output]], output, {}) if output in products else (op, inputs, output, attributes)
+        for op, inputs, output, attributes in nodes
+        if output not in gone
+    ]
+
+
 class Network(nn.Module):
     """One module a node, run in order; a tensor is let go after its last reader.
 
@@ -199,7 +231,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        nodes: list[tuple[str, list[str], str, Attributes]],
+        nodes: Nodes,
         constants: dict[str, Tensor],
         picture: str,
         scores: str,
@@ -209,7 +241,7 @@ class Network(nn.Module):
         self.wiring: list[tuple[list[str], str, list[str]]] = []
         self.picture, self.scores = picture, scores
         constants = dict(constants)
-        for op, inputs, output, attributes in nodes:
+        for op, inputs, output, attributes in _with_silu(nodes):
             known = {i: constants[name] for i, name in enumerate(inputs) if name in constants}
             if len(known) == len(inputs):
                 constants[output] = FOLDED[op](attributes, known)

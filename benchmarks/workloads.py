@@ -15,14 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import zoo
 
 #: Those of the bars, which `torch_network` knows as well.
-NETWORKS: tuple[str, ...] = ("vgg16", "resnet18", "mobilenet_v2", *zoo.ARCHITECTURES)
+NETWORKS: tuple[str, ...] = (
+    "vgg16", "resnet18", "mobilenet_v2", "efficientnet_b0", "densenet201", *zoo.ARCHITECTURES,
+)  # fmt: skip
+#: Those that have no rectifier: there the plain gradient is measured, because a guided map would be the same.
+WITHOUT_RECTIFIERS = ("efficientnet_b0",)
 SEED = 0
-INPUT_SHAPE = (3, 224, 224)
+SIZE = 224
 
 
-def network(name: str) -> onnx.ModelProto:
+def rule_of(name: str) -> str:
+    """The rule that is measured on a network."""
+    return "vanilla" if name in WITHOUT_RECTIFIERS else "guided"
+
+
+def network(name: str, size: int = SIZE) -> onnx.ModelProto:
     """The network up to its logits: a final Softmax is cut off, for all libraries alike."""
-    model = zoo.build(name, SEED, INPUT_SHAPE[-1])
+    model = zoo.build(name, SEED, size)
     graph = model.graph
     if graph.node[-1].op_type == "Softmax":
         graph.output[0].name = graph.node.pop().input[0]
@@ -48,9 +57,9 @@ def for_batch(model: onnx.ModelProto, n: int) -> bytes:
     return file
 
 
-def pictures(n: int) -> NDArray[np.float32]:
-    """float32 (n, 3, 224, 224), each another."""
-    return np.concatenate([zoo.picture(seed) for seed in range(n)])
+def pictures(n: int, size: int = SIZE) -> NDArray[np.float32]:
+    """float32 (n, 3, size, size), each another."""
+    return np.concatenate([zoo.picture(seed, size) for seed in range(n)])
 
 
 def picture_file(folder: Path) -> Path:
