@@ -29,8 +29,9 @@ from gbp.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENES = [ROOT / "models" / "scenes" / name for name in ("02_fish.png", "08_mushroom.png")]
-#: The bar; and the margin on what rounding alone may do to a map, as in `test_golden.py`.
-BOUND, MARGIN = 1e-4, 4
+#: A map may be off by the bar, or by as much as the reference itself changes where the inputs of its
+#: rectifiers are disturbed by 1e-6 of their size: a single gate that tips moves a map more than all rounding.
+BOUND = 1e-4
 #: The projection of an error of norm e on random signs has mean 0 and standard deviation e.
 DEVIATIONS = 6
 PROJECTION_SEED = 1234
@@ -113,7 +114,7 @@ def test_captum_agrees(case: Case, report: Callable[[str], None]) -> None:
             for key in ("values", "positions", "norm", "projections", "yardstick")
         }
         m, norm = found.map.astype(np.float64).ravel(), float(stored["norm"])
-        bound = max(BOUND, MARGIN * float(stored["yardstick"]))
+        bound = max(BOUND, float(stored["yardstick"]))
         got = m[stored["positions"]]
         error = np.linalg.norm(got - stored["values"]) / np.linalg.norm(stored["values"])
         assert error <= bound, name
@@ -399,7 +400,7 @@ def test_layer_gradients_have_the_shape_of_the_layer(demo: Explainer) -> None:
 def test_a_map_of_nothing_says_so(tiny: Explainer) -> None:
     found = methods.grad_cam(tiny, np.zeros((1, 3, 8, 9), np.float32), target=0)
     is_empty = not found.map.any()
-    assert any("nothing in this tensor speaks for the class" in note for note in found.notes) == is_empty
+    assert any("nothing in the layer speaks for the class" in note for note in found.notes) == is_empty
 
 
 def test_a_model_of_open_size_is_planned_for_the_array() -> None:

@@ -1,6 +1,7 @@
 """Make the golden maps of the methods: what Captum makes of two networks in float64.
 
-    python tests/golden/make_methods.py
+    python tests/golden/make_methods.py            writes the files
+    python tests/golden/make_methods.py --gates    tells which part of SqueezeNet's error is tipped gates
 
 Needs torch and Captum (0.9.0 wrote the files), numpy, onnx and pillow; the tests need only the files that
 this writes: `methods_demo.npz`, of the trained demo model on two of its scenes, and `methods_squeezenet.npz`,
@@ -32,7 +33,8 @@ What a file holds, the maps being float64 and flattened in C order:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -234,6 +236,66 @@ NETWORKS: dict[str, Callable[[], tuple[onnx.ModelProto, NDArray[np.float32]]]] =
 }
 
 
+class Gated(Network):
+    """A network in float64 that takes the gates and the switches of gbp's forward run from `values`.
+
+    `differ`: in how many gates and switches its own would be others.
+    """
+
+    values: Mapping[str, Tensor]
+    differ = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = {**self.constants, self.image: x}
+        for node in self.nodes:
+            inputs = [tensors[name] for name in node.input]
+            attributes = _known(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute})
+            if node.op_type == "Relu":
+                gate = self.values[node.output[0]] > 0
+                self.differ += int((gate != (inputs[0] > 0)).sum())
+                made = inputs[0] * gate
+            elif node.op_type == "MaxPool":
+                top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+                size = attributes["kernel_shape"], attributes["strides"]
+                frame, read = (left, right, top, bottom), (*inputs, self.values[node.input[0]])
+                own, seen = (F.pad(t, frame, value=-np.inf) for t in read)
+                _, switches = F.max_pool2d(seen, *size, return_indices=True)
+                made = own.flatten(2).gather(2, switches.flatten(2)).reshape(switches.shape)
+                self.differ += int((made != F.max_pool2d(own, *size)).sum())
+            else:
+                made = OPERATORS[node.op_type](*inputs, **attributes)
+            tensors[node.output[0]] = made
+        return tensors[self.scores].flatten(1)
+
+
+def gates() -> None:
+    """Compare SmoothGrad on SqueezeNet with float64 as it is, and with gbp's own gates and switches."""
+    from gbp import Explainer
+
+    model, x = squeezenet()
+    network, gated, explainer = Network(model).eval(), Gated(model).eval(), Explainer(model)
+    target = int(network(torch.from_numpy(x).double()).argmax())
+    pooled = [node.input[0] for node in network.nodes if node.op_type == "MaxPool"]
+    keep = list(dict.fromkeys([*network.relus, *pooled]))
+    sums = [torch.zeros(x.shape, dtype=torch.float64) for _ in range(3)]
+    for copy in x + noise_of(x):
+        with explainer.run(copy, keep) as run:
+            gated.values = {name: torch.from_numpy(run.value(name).copy()) for name in keep}
+            maps = [torch.from_numpy(run.vjp(np.eye(run.scores.shape[1])[[target]])).double()]
+        gated.differ = 0
+        for one in (network, gated):
+            t = torch.from_numpy(copy).double().requires_grad_()
+            maps += torch.autograd.grad(one(t)[0, target], t)
+        _tell(f"a copy, {gated.differ} gates and switches differ", maps)
+        sums = [total + m for total, m in zip(sums, maps, strict=True)]
+    _tell("SmoothGrad", sums)
+
+
+def _tell(what: str, maps: list[Tensor]) -> None:
+    off, off_gated = (relative_error(maps[0], exact) for exact in maps[1:])
+    print(f"{what}: gbp is {off:.1e} off float64, and {off_gated:.1e} where that has gbp's", flush=True)
+
+
 def main() -> None:
     """Write the file of each network."""
     torch.set_num_threads(1)  # the order of a sum may depend on the number of threads
@@ -254,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    gates() if sys.argv[1:] == ["--gates"] else main()
