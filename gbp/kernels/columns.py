@@ -22,7 +22,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, keep_rolled, load_between, load_some, zeros
-from .codegen.views import part_of, targets_of
+from .codegen.views import part_of, sample_of, targets_of
 from .taps import TAPS, Taps, windows_across, windows_down
 
 
@@ -105,7 +105,7 @@ def col2im(
                 count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
                 ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
                 column_step = step_ow * columns.strides[2] + step_j * 4 * C
-                xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+                xa, ma = at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
                 for c in range(0, C, LANES):
                     v = zeros()
                     for p in range(count_h):

@@ -34,7 +34,7 @@ from .codegen.simd import (
     store_some,
     zeros,
 )
-from .codegen.views import targets_of
+from .codegen.views import sample_of, targets_of
 from .taps import TAPS, Taps, inside, meeting
 
 FOUR = 4
@@ -263,7 +263,7 @@ def depthwise_bwd(
                     count_w, ow, step_ow, j, step_j = meeting(q + left, KW, sw, dw, OW)
                     g_right, w_right = step_ow * gy.strides[2], step_j * 4 * C
                     ga, wa = at(gy, n, oh, ow), address_of(w) + 4 * C * (i * KW + j)
-                    xa, ma = at(gx, n, h, q), at(mask, n // targets, h, q)
+                    xa, ma = at(gx, n, h, q), at(mask, sample_of(n, targets), h, q)
                     for c in range(0, C, LANES):
                         a, k, count = ga + 4 * c, wa + 4 * c, C - c
                         if together:

@@ -22,7 +22,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, at, broadcast, keep_rolled, load_each
 from .codegen.slide import load_each_between, slide, slide_first
 from .codegen.tile import tile_zeros
-from .codegen.views import targets_of
+from .codegen.views import sample_of, targets_of
 from .depthwise import FOUR, write_y
 from .taps import TAPS, Taps
 
@@ -208,7 +208,7 @@ def _bwd(
                 left_out, pixels = KW - 1 - left - q, min(FOUR, W - q)
                 is_inside = left_out <= 0 and FOUR + KW - 1 - left_out <= OW and pixels == FOUR
                 ga = at(gy, n, oh, -left_out)
-                xa, ma = at(gx, n, h, q), at(mask, n // targets, h, q)
+                xa, ma = at(gx, n, h, q), at(mask, sample_of(n, targets), h, q)
                 for c in range(0, C, LANES):
                     a, k, count = ga + 4 * c, wa + 4 * c, C - c
                     if is_inside and count >= LANES:

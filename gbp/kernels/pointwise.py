@@ -16,7 +16,7 @@ from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
-from .codegen.views import part_of, targets_of, zero_run
+from .codegen.views import part_of, sample_of, targets_of, zero_run
 
 
 @kernel(ACTIVATION, INT)
@@ -76,7 +76,7 @@ def pointwise_bwd(
     for row in range(*part_of(rows, share, threads)):
         n, h = row // H, row % H
         for w in range(W):
-            ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, n // targets, h, w)
+            ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
             for c in range(0, C, LANES):
                 v = load_some(ga + 4 * c, C - c)
                 if a.size:

@@ -26,7 +26,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
-from .codegen.views import part_of, targets_of
+from .codegen.views import part_of, sample_of, targets_of
 from .taps import TAPS, Taps, inside, windows_across, windows_down
 
 #: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as
@@ -116,10 +116,10 @@ def _maxpool_bwd(
         tap_down = step_i * taps.columns
         for w in range(W):
             count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
-            xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            xa, ma = at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
             ga, sa, first_tap = (
                 at(gy, n, oh, ow),
-                at(switches, n // sharing, oh, ow),
+                at(switches, sample_of(n, sharing), oh, ow),
                 i * taps.columns + j,
             )
             g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
@@ -294,7 +294,7 @@ def averagepool_bwd(
                 low_w,
                 high_w,
             )
-            xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, n // targets, h, w)
+            xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, sample_of(n, targets), h, w)
             g_right = step_ow * gy.strides[2]
             for c in range(0, C, LANES):
                 v, g_row = zeros(), ga + 4 * c
