@@ -108,7 +108,7 @@ def folder(monkeypatch, tmp_path):
     engine, inspection = types.ModuleType("gbp.explainer"), types.ModuleType("gbp.diagnostics.inspection")
     engine.Explainer, inspection.inspect = FakeExplainer, fake_inspect
     compiling = types.ModuleType("gbp.cli.compiling")
-    compiling.is_new, compiling.compile_together = (lambda: False), None
+    compiling.compile_on_new_machine = lambda *_: None
     monkeypatch.setitem(sys.modules, "gbp.explainer", engine)
     monkeypatch.setitem(sys.modules, "gbp.cli.compiling", compiling)
     monkeypatch.setitem(sys.modules, "gbp.diagnostics.inspection", inspection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_every_preset_is_tried_and_the_choice_written(
     assert cli.main(["init", "net.onnx", "a.png", *options]) == 0
     out = capsys.readouterr().out
     for preset in ("imagenet", "caffe", "tf", "unit", "raw"):
-        assert f"{preset}:" in out
+        assert re.search(rf"^{preset} \(.+\):$", out, re.MULTILINE)
     assert out.count("thing") == 5 * 5
     sidecar = read_sidecar("net.onnx")
     assert sidecar.preprocess is not None

@@ -15,11 +15,13 @@ from threading import Condition, Thread
 from time import perf_counter
 from typing import Any
 
+from ..errors import InputError
 from ..explainer import Explainer
 from ..kernels.codegen.cache import CACHE_DIRECTORY, log, refused
 from ..kernels.codegen.jit import Native, compiled, found
 from ..kernels.parallel.threads import available
 from ..warming import kernels_of
+from .progress import compiling_shown
 
 #: Fewer kernels are compiled before another process has started.
 _FEW = 4
@@ -27,9 +29,14 @@ _FEW = 4
 _MOST = 4
 
 
-def is_new() -> bool:
-    """Whether this version of gbp has compiled nothing on this machine."""
-    return not os.path.isdir(CACHE_DIRECTORY)
+def compile_on_new_machine(explainer: Explainer, quiet: bool = False) -> None:
+    """Compile together where this version of gbp has compiled nothing yet, and show it unless `quiet`.
+
+    Where images decide about the size, nothing is compiled ahead.
+    """
+    if not os.path.isdir(CACHE_DIRECTORY):
+        with suppress(InputError), compiling_shown(quiet):
+            compile_together(explainer)
 
 
 def compile_together(explainer: Explainer, size: tuple[int, int] | None = None) -> None:

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ def explain(arguments: argparse.Namespace) -> int:
     look = look_of(arguments)
     opened, skipped = _read(arguments)
     from ..explainer import Explainer
-    from .compiling import compile_together, is_new
+    from .compiling import compile_on_new_machine
 
     images = [image for image in arguments.images if image not in skipped]
     paths = [path for path, image in zip(outputs, arguments.images, strict=True) if image not in skipped]
@@ -101,9 +100,7 @@ def explain(arguments: argparse.Namespace) -> int:
     target = question_of(arguments, explainer.labels)
     _refuse_several(arguments, target, outputs)
     explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
-    if is_new():
-        with suppress(InputError), compiling_shown(arguments.quiet):  # where images decide about the size
-            compile_together(explainer)
+    compile_on_new_machine(explainer, arguments.quiet)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     with advancing(arguments, len(images)) as progress:

@@ -14,6 +14,15 @@ from ..pictures.percent import percent
 from .explain import make_folder
 from .options import add_ends, add_labels, add_model, ends_of, print_line, print_paragraph, size
 
+#: Preset → whose models want it.
+_OF = {
+    "imagenet": "torchvision, most of timm",
+    "caffe": "Keras: VGG, ResNet v1",
+    "tf": "Keras: Inception, Xception, MobileNet, ResNet v2, NASNet",
+    "unit": "0 to 1, where the network normalises by itself",
+    "raw": "0 to 255, likewise",
+}
+
 
 def add_command(commands: Any) -> None:
     """Add `init` to the parser's commands."""
@@ -46,6 +55,7 @@ def init(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..explainer import Explainer
     from ..pictures.preprocess import PRESETS, Preprocess
+    from .compiling import compile_on_new_machine
     from .progress import compiling_shown
 
     path = Path(arguments.model).with_suffix(".toml")
@@ -66,6 +76,7 @@ def init(arguments: argparse.Namespace) -> int:
                 cache=False,
             )
             suggestion = explainer.suggestion
+            compile_on_new_machine(explainer)
             with compiling_shown():
                 found = explainer.explain(arguments.image, rule="vanilla")[0]
         except InputError as error:
@@ -73,7 +84,7 @@ def init(arguments: argparse.Namespace) -> int:
                 raise
             print_line(f"{preset}: the network does not take its channels")
             continue
-        print_line(f"{preset}:")
+        print_line(f"{preset} ({_OF[preset]}):")
         for number, name, score in found.top(5):
             chance = found.chance(number)
             value = f"{score:12.4f}" if chance is None else f"{percent(chance):>12}"
@@ -84,7 +95,8 @@ def init(arguments: argparse.Namespace) -> int:
     if choice is None:
         raise InputError(
             "nothing was chosen, and nothing is written.",
-            hint="Choose the preset whose classes are right: --preprocess.",
+            hint="Choose the preset whose classes are right: --preprocess. Where several are, choose the "
+            "one of the library that the model comes from.",
         )
     lines = [*([f"labels = {json.dumps(labels, ensure_ascii=False)}", ""] if labels else []), "[preprocess]"]
     lines += [f"preset = {json.dumps(choice)}"]

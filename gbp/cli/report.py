@@ -73,8 +73,10 @@ def report(arguments: argparse.Namespace) -> int:
         raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
     from ..explainer import Explainer
     from ..report.make import report as write_report
+    from .compiling import compile_on_new_machine
 
     explainer = Explainer(arguments.model, **explainer_options(arguments))
+    compile_on_new_machine(explainer, arguments.quiet)
     make_folder(path)
     with advancing(arguments, len(images)) as progress, compiling_shown(arguments.quiet):
         summary = write_report(
