@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from contextlib import ExitStack
 from typing import Any
 
 from ..rules import OTHER_RULES, RULES
@@ -22,7 +21,7 @@ from .options import (
     print_line,
     print_paragraph,
 )
-from .progress import Progress, add_progress, advancing, compiling_shown
+from .progress import add_progress, compiling_shown, counting
 
 
 def add_command(commands: Any) -> None:
@@ -97,16 +96,7 @@ def batch(arguments: argparse.Namespace) -> int:
     refuse_misplaced(arguments)
     refuse_contradictions(arguments)
     labels = read_labels(arguments.labels) or read_sidecar(arguments.model).labels
-    with ExitStack() as stack:
-        bar: list[Progress | None] = []
-
-        def progress(done: int, total: int) -> None:
-            if not bar:
-                bar.append(stack.enter_context(advancing(arguments, total, done)))
-            elif bar[0] is not None:
-                bar[0].advance(done - bar[0].done)
-
-        stack.enter_context(compiling_shown(arguments.quiet))
+    with counting(arguments) as progress, compiling_shown(arguments.quiet):
         summary = explain_all(
             arguments.model,
             arguments.images,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from contextlib import ExitStack
 from typing import Any
 
 from ..rules import RULES
 from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
-from .progress import Progress, add_progress, advancing, compiling_shown, reporting
+from .progress import add_progress, compiling_shown, counting, reporting
 
 
 def add_command(commands: Any) -> None:
@@ -66,17 +65,7 @@ def features(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..features.features import features as find
 
-    with ExitStack() as stack:
-        bar: list[Progress | None] = []
-
-        def progress(done: int, total: int) -> None:
-            if not bar:
-                bar.append(stack.enter_context(advancing(arguments, total, done)))
-            elif bar[0] is not None:
-                bar[0].advance(done - bar[0].done)
-
-        stack.enter_context(compiling_shown(arguments.quiet))
-        report = stack.enter_context(reporting())
+    with counting(arguments) as progress, compiling_shown(arguments.quiet), reporting() as report:
         found = find(
             arguments.model,
             arguments.images,

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import shown
@@ -183,6 +183,29 @@ def advancing(arguments: argparse.Namespace, total: int, done: int = 0) -> Itera
     finally:
         if progress is not None:
             progress.close()
+
+
+@contextmanager
+def counting(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (images done, images in all) that shows both as `advancing` does.
+
+    The images that are done at its first call were done before.
+
+    Parameters
+    ----------
+    arguments
+        As for `advancing`.
+    """
+    with ExitStack() as stack:
+        bars: list[Progress | None] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(advancing(arguments, total, done)))
+            elif bars[0] is not None:
+                bars[0].advance(done - bars[0].done)
+
+        yield show
 
 
 def _warn_of_lost_kernels() -> None:

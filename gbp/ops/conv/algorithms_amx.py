@@ -17,7 +17,7 @@ from ...kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_
 from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import Clipped, Context, Floats, GradientSlot
-from ..window import taps_of
+from ..window import reversed_taps_of, taps_of
 from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padded_bias
 
 #: Costs in vector multiply-adds of a core, measured: of LANES products of float32; to split a value; to bring
@@ -39,17 +39,18 @@ class AmxLayer:
     def forward(cls, O: int, C: int, window: Window) -> AmxLayer:
         h, w = window.height, window.width
         if window.taps == 1 and window.is_unpadded:  # no other pixels are read
-            return cls(C, O, Taps(1, 1, 1, 1, 1, 1), Frame(*window.output, 0, 0), window.output)
+            return cls(C, O, Taps(1, 1), Frame(*window.output, 0, 0), window.output)
         rows, columns = ((axis.outputs - 1) * axis.stride + axis.extent for axis in (h, w))
-        return cls(C, O, taps_of(window), Frame(rows, columns, h.begin, w.begin), window.output)
+        taps = taps_of(window)
+        return cls(C, O, taps, Frame(rows, columns, taps.top, taps.left), window.output)
 
     @classmethod
     def backward(cls, O: int, C: int, window: Window) -> AmxLayer:
         """The convolution of gy, O channels, that gives gx, C channels, where the window has stride 1."""
         h, w = window.height, window.width
         rows, columns = (axis.size + axis.extent - 1 for axis in (h, w))
-        frame = Frame(rows, columns, h.extent - 1 - h.begin, w.extent - 1 - w.begin)
-        return cls(O, C, taps_of(window), frame, window.size)
+        taps = reversed_taps_of(window)
+        return cls(O, C, taps, Frame(rows, columns, taps.top, taps.left), window.size)
 
     @property
     def cost(self) -> float:
