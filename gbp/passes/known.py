@@ -50,6 +50,14 @@ class Known:
     equal: bool
 
 
+def is_plain(op: Op) -> bool:
+    """Whether an op is a rectifier, as `known` would make it."""
+    if type(op) is not Rectifier or not op.clip.is_rectifier:
+        return False
+    hi = op.clip.hi
+    return 0 <= op.clip.lo <= MAX_FLOOR and op.clip.lo < hi and (hi <= _FAR / 10 or hi == math.inf)
+
+
 def may_rectify(f: Subgraph) -> bool:
     """Whether `f` may be a rectifier, from its values at a few numbers: a question of little cost."""
     if f.spread:

@@ -25,15 +25,16 @@ from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
-from .known import Known, known, may_rectify
-from .search import Growth, Search, acts_alone
+from .known import Known, is_plain, known, may_rectify
+from .search import Growth, Search, Signatures, acts_alone
 from .signs import nonnegative
 
 
 def name_activations(graph: Graph) -> Graph:
     """The same graph with every rectifier and activation as one layer, or as layers that end in `End`."""
-    graph = _rename(graph)
-    search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
+    signatures: Signatures = {}
+    graph = _rename(graph, signatures)
+    search, verdicts = Search(graph, signatures), _Verdicts(nonnegative(graph))
     taken = set(graph.shapes)
     replaced: set[str] = set()
     layers: list[Layer] = []
@@ -41,7 +42,8 @@ def name_activations(graph: Graph) -> Graph:
         if layer.output in replaced:
             continue
         growth = search.before(layer.output)
-        found = verdicts.largest(growth)
+        # `_rename` has judged each layer alone.
+        found = verdicts.largest(growth) if len(growth.layers) > 1 else None
         if found is None:
             layers.append(layer)
             continue
@@ -58,13 +60,13 @@ def name_activations(graph: Graph) -> Graph:
     return replace(graph, shapes=shapes).with_layers(reversed(layers))
 
 
-def _rename(graph: Graph) -> Graph:
+def _rename(graph: Graph, signatures: Signatures) -> Graph:
     """Replace every layer that is a rectifier under another name, such as LeakyRelu of slope 0."""
-    search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
+    search, verdicts = Search(graph, signatures), _Verdicts(nonnegative(graph))
     layers = []
     for layer in graph.layers:
-        is_straight = isinstance(layer.op, STRAIGHT)
-        found = None if is_straight else verdicts.largest(search.before(layer.output, most=1))
+        is_known = isinstance(layer.op, STRAIGHT) or is_plain(layer.op)
+        found = None if is_known else verdicts.largest(search.before(layer.output, most=1))
         layers.append(layer if found is None else replace(layer, op=found.known.op))
     return graph.with_layers(layers)
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,10 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 
 def signature(value: object) -> Hashable:
     """A key that is equal for ops of the same type with the same constants, bit by bit, and for no others."""
+    if isinstance(value, float):
+        return value.hex()  # −0 is another number than 0, as 1/x tells
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
     if isinstance(value, np.ndarray):
         data = value.tobytes()
         return (
@@ -41,14 +45,16 @@ def signature(value: object) -> Hashable:
             value.dtype.str,
             data if len(data) <= _MAX_BYTES else hashlib.sha256(data).digest(),
         )
-    if isinstance(value, float):
-        return value.hex()  # −0 is another number than 0, as 1/x tells
     if isinstance(value, tuple):
         return tuple(map(signature, value))
     if is_dataclass(value) and not isinstance(value, type):
         return type(value), *(signature(getattr(value, name)) for name in _names(type(value)))
     assert isinstance(value, Hashable)
     return value
+
+
+#: The signatures of ops, by the id of the op, which stays the op's own as long as it is held here.
+Signatures: TypeAlias = dict[int, tuple[Op, Hashable]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,9 @@ class Growth:
 class Search:
     """Finds all such subgraphs of a graph."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, signatures: Signatures | None = None) -> None:
+        """`signatures`: those that an earlier search has computed."""
+        self._signatures = {} if signatures is None else signatures
         self._makers = {layer.output: layer for layer in graph.layers}
         self._age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
         self._uses = {name: len(readers) for name, readers in graph.consumers().items()}
@@ -101,7 +109,9 @@ class Search:
             if op is None:
                 self._ops[layer.output] = None
             else:
-                key = signature(layer.op), len(layer.inputs)
+                if id(layer.op) not in self._signatures:
+                    self._signatures[id(layer.op)] = layer.op, signature(layer.op)
+                key = self._signatures[id(layer.op)][1], len(layer.inputs)
                 self._ops[layer.output] = self._numbers.setdefault(key, len(self._numbers)), op
         return self._ops[layer.output]
 
