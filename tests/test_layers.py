@@ -108,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("similarity", "targets"),
     },
     "compat": {
-        *("errors", "explainer", "head", "importer", "interpolation", "limits", "pictures", "run"),
+        *("errors", "explainer", "head", "importer", "interpolation", "limits", "methods", "pictures", "run"),
         "tensors",
     },
     "bulk": {

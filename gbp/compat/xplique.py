@@ -10,6 +10,7 @@ misses those in nested models, in functions, and relu6.  And `output_layer` is o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..interpolation import interpolated
 from ..limits import at_least_one, count_of
+from ..methods.path import QUADRATURES
 from ..run import Run
 from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps
 from .operators import Operator, gradient_of
@@ -247,18 +249,17 @@ class IntegratedGradients(WhiteBox):
         self.steps, self.baseline_value = steps, float(baseline_value)
 
     def _explain(self, x: Floats, targets: Floats) -> Floats:
-        maps, alpha = [], np.linspace(0, 1, self.steps, dtype=np.float32)
-        weight = np.full(self.steps, 1.0 / (self.steps - 1))
-        weight[[0, -1]] /= 2
+        maps, (alpha, weight) = [], QUADRATURES["trapezoid"](self.steps)
         for sample, target in zip(x, targets, strict=True):
             way = sample - np.float32(self.baseline_value)
-            points = np.float32(self.baseline_value) + alpha.reshape(-1, *(1,) * sample.ndim) * way
+            along = alpha.astype(np.float32).reshape(-1, *(1,) * sample.ndim)
+            points = np.float32(self.baseline_value) + along * way
             gradients = self._gradient(points, target[None], self.steps)
             maps.append(way * np.tensordot(weight, gradients.astype(np.float64), 1))
         return np.array(maps, np.float32)
 
 
-class Statistic(WhiteBox):
+class Statistic(WhiteBox, ABC):
     """A statistic of the gradients of noisy copies.
 
     Parameters
@@ -301,8 +302,9 @@ class Statistic(WhiteBox):
             maps.append(self._statistic(total / self.nb_samples, squares / self.nb_samples))
         return np.array(maps, np.float32)
 
+    @abstractmethod
     def _statistic(self, mean: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """The statistic, of the mean of the gradients and the mean of their squares."""
 
 
 class SmoothGrad(Statistic):

@@ -51,12 +51,15 @@ class Saliency(Attribution):
 
 
 class Plain(Attribution):
-    """A gradient under a rule.  Parameters as `Attribution`."""
+    """A gradient under a rule, or its product with the input.  Parameters as `Attribution`."""
+
+    _times_input = False
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: None = None) -> Any:
         """Explain samples.  Parameters as `Saliency.attribute`."""
         x, wrap = opened(inputs, additional_forward_args)
-        return wrap(self._gradient(x, target))
+        gradient = self._gradient(x, target)
+        return wrap(gradient * x if self._times_input else gradient)
 
 
 class GuidedBackprop(Plain):
@@ -71,13 +74,10 @@ class Deconvolution(Plain):
     _rule = "deconvnet"
 
 
-class InputXGradient(Attribution):
+class InputXGradient(Plain):
     """The gradient times the input.  Parameters as `Attribution`."""
 
-    def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: None = None) -> Any:
-        """Explain samples.  Parameters as `Saliency.attribute`."""
-        x, wrap = opened(inputs, additional_forward_args)
-        return wrap(self._gradient(x, target) * x)
+    _times_input = True
 
 
 class IntegratedGradients(Attribution):
