@@ -6,6 +6,8 @@ and each part, 64 bytes; the right side is weights, packed for blocks of TILE_CH
 A sum has two passes over (chunk, tap).  The first adds the five small products of parts, the second the
 largest, so the small ones are not rounded as much as the sum is.  (Chains of sums would have to leave the
 tiles, which takes longer.)
+
+A multiplication of tiles takes 16 cycles, in which a core can do 16 multiply-adds of vectors as well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .codegen.amx import (
     amx_zero,
 )
 from .codegen.emit import LANES
-from .codegen.jit import INT, device_function, one_of_many, shared
+from .codegen.jit import device_function, one_of_many
 from .codegen.memory import aligned
 from .codegen.tile import TILE_CHANNELS
 
@@ -50,8 +52,8 @@ def chunks(channels: int) -> int:
 def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
     """Split and pack weights (O, C, KH, KW): [block][chunk][KH][KW][part][half][DEPTH / 2][16][2] bfloat16.
 
-    A pair holds channels k and k + DEPTH / 2 of a chunk, as `store_parts` pairs them.  The bits are returned
-    as float32.
+    The smallest part is first, because sums load it first.  A pair holds channels k and k + DEPTH / 2 of a
+    chunk, as `store_parts` pairs them.  The bits are returned as float32.
     """
     O, C, KH, KW = w.shape
     blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
@@ -67,7 +69,7 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
             finite = np.minimum(rounded & np.uint32(0x7FFFFFFF), np.uint32(0x7F7F0000))
             rounded = finite | rounded & np.uint32(0x80000000)
             high = (rounded >> np.uint32(16)).astype(np.uint16)
-            packed[block, :, :, :, k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
+            packed[block, :, :, :, PARTS - 1 - k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
             rest = rest - rounded.view(np.float32)
     return packed.reshape(-1).view(np.float32)
 
@@ -85,7 +87,7 @@ class Sum(NamedTuple):
     step_w: int
 
 
-def _sums_of(pixels: int, halves: int) -> Any:
+def _sums_of(pixels: int, halves: int, beside: Any, name: str) -> Any:
     """A function that computes the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels."""
     two, whole = pixels == 2, halves == 2
 
@@ -111,8 +113,8 @@ def _sums_of(pixels: int, halves: int) -> Any:
             if whole:
                 amx_multiply(3, 5, 7)
 
-    @one_of_many(f"sums_{pixels}_{halves}")
-    def sums(a: int, b: int, s: Sum, w: int, out: int) -> None:
+    @one_of_many(f"sums_{pixels}_{halves}_{name}", inline=two and whole)
+    def sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, end: Any) -> Any:
         amx_zero(0)
         amx_zero(1)
         amx_zero(2)
@@ -123,14 +125,18 @@ def _sums_of(pixels: int, halves: int) -> Any:
                 to = c * s.chunk + i * s.step_h
                 for _ in range(s.taps_w):
                     load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at + 4 * TILE_BYTES)
-                    multiply()
-                    load_weights(at + 2 * TILE_BYTES)
-                    multiply()
-                    load_pixels(a + to + s.part, b + to + s.part, s.pixel)
-                    multiply()
                     load_weights(at)
                     multiply()
+                    run = beside(run, end)
+                    load_weights(at + 2 * TILE_BYTES)
+                    multiply()
+                    run = beside(run, end)
+                    load_pixels(a + to + s.part, b + to + s.part, s.pixel)
+                    multiply()
+                    run = beside(run, end)
+                    load_weights(at + 4 * TILE_BYTES)
+                    multiply()
+                    run = beside(run, end)
                     load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
                     multiply()
                     at, to = at + STEP, to + s.step_w
@@ -140,7 +146,7 @@ def _sums_of(pixels: int, halves: int) -> Any:
                 to = c * s.chunk + i * s.step_h
                 for _ in range(s.taps_w):
                     load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at)
+                    load_weights(at + 4 * TILE_BYTES)
                     multiply()
                     at, to = at + STEP, to + s.step_w
         amx_store(0, out, SUMS_ROW)
@@ -150,42 +156,48 @@ def _sums_of(pixels: int, halves: int) -> Any:
             amx_store(2, out + ROWS * SUMS_ROW, SUMS_ROW)
             if whole:
                 amx_store(3, out + ROWS * SUMS_ROW + ROW_BYTES, SUMS_ROW)
+        return run
 
     return sums
 
 
-_one_half, _one_whole, _two_half, _two_whole = (_sums_of(m, n) for m in (1, 2) for n in (1, 2))
+def multiply_beside(beside: Any, name: str) -> Any:
+    """Make a function that writes the plain sums of ROWS pixels, or with `two` of 2 · ROWS.
 
-
-@shared(*[INT] * 14)
-def multiply_parts(
-    two: int,
-    channels: int,
-    a: int,
-    b: int,
-    pixel: int,
-    part: int,
-    chunk: int,
-    chunks: int,
-    taps_h: int,
-    step_h: int,
-    taps_w: int,
-    step_w: int,
-    w: int,
-    out: int,
-) -> None:
-    """Write the plain sums of ROWS pixels from address a on, and with `two` of ROWS from b on, to `out`.
-
-    There is a row for each pixel, one every TILE_CHANNELS float32.  `channels`: how many channels of the
-    block exist.  The other arguments are those of `Sum`; w: the weights of the block.
+    `run = beside(run, end)` is called four times for each chunk and tap, between multiplications.  A core's
+    vectors work while its tiles multiply, so what is done beside takes almost no time.
     """
-    terms = Sum(pixel, part, chunk, chunks, taps_h, step_h, taps_w, step_w)
-    if two:
+
+    @one_of_many(f"nothing_{name}")
+    def nothing(run: Any, end: Any) -> Any:
+        return run
+
+    one_half, one_whole, two_half = (_sums_of(m, n, nothing, name) for m, n in ((1, 1), (1, 2), (2, 1)))
+    two_whole = _sums_of(2, 2, beside, name)
+
+    @one_of_many(f"multiply_beside_{name}", inline=True)
+    def multiply(
+        two: int,
+        channels: int,
+        a: int,
+        b: int,
+        terms: Sum,
+        w: int,
+        out: int,
+        run: Any,
+        end: Any,
+    ) -> Any:
+        """Write the sums of ROWS pixels from address a on, and with `two` of ROWS from b on, to `out`.
+
+        There is a row for each pixel, one every TILE_CHANNELS float32.  `channels`: how many channels of the
+        block exist.  w: the weights of the block.  Returns the rest of `run`.
+        """
+        if two and channels > LANES:
+            return two_whole(a, b, terms, w, out, run, end)
+        if two:
+            return two_half(a, b, terms, w, out, run, end)
         if channels > LANES:
-            _two_whole(a, b, terms, w, out)
-        else:
-            _two_half(a, b, terms, w, out)
-    elif channels > LANES:
-        _one_whole(a, b, terms, w, out)
-    else:
-        _one_half(a, b, terms, w, out)
+            return one_whole(a, b, terms, w, out, run, end)
+        return one_half(a, b, terms, w, out, run, end)
+
+    return multiply

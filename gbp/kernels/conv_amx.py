@@ -12,6 +12,8 @@ sums that belong to padding are not written.  With other strides each row of the
 All outputs are summed in the same order (`amx_sums`), whatever the threads, the batch or the pixel's place in
 a tile: equal windows give equal outputs at every position.
 
+The epilogue of a pair of tiles is done beside the multiplications of the next pair.
+
 Threads share the rows of the output, and each splits the pixels that it needs, few enough for its cache.  If
 the weights are larger than the plane, one phase splits all pixels, and in the next threads share the output
 channels, so that each weight is read once.
@@ -22,109 +24,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from numba import types
-
-from .amx_sums import STEP, SUMS, SUMS_ROW, chunks, chunks_of, multiply_parts
-from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end, store_parts
-from .codegen.emit import LANES
+from .amx_frame import FRAME, Frame, positions_in, positions_of, split_rows
+from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_beside
+from .codegen.amx import PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
 from .codegen.packing import Share
-from .codegen.simd import address_of, load, load_some
+from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS
-from .codegen.views import targets_of, zero_run
-from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd
+from .codegen.views import targets_of
+from .epilogue import (
+    EndBwd,
+    EndFwd,
+    Plane,
+    Run,
+    end_run_bwd,
+    end_run_fwd,
+    finish_bwd,
+    finish_fwd,
+    joins_bwd,
+    joins_fwd,
+    run_bwd,
+    run_fwd,
+)
 from .taps import TAPS, Taps
 
 #: Bytes of split pixels that a thread holds at once; the cores with AMX have 2 MiB of second-level cache.
 _HELD = 3 * 2**18
-#: Bytes of weights that it keeps there; a tile of pixels runs through them before the next.
+#: Bytes of weights that it keeps there where a frame is larger than the cache: a tile of pixels runs through
+#: them before the next.
 _WEIGHTS = 2**20
-_ROW = ROW_BYTES // 4
-
-
-class Frame(NamedTuple):
-    """Where windows read: sides of the padded plane, and where pixel (0, 0) of x is in it."""
-
-    rows: int
-    columns: int
-    top: int
-    left: int
-
-
-FRAME = types.NamedUniTuple(types.int64, 4, Frame)
 
 
 def band_of(C: int, frame: Frame, taps: Taps) -> int:
     """How many rows of the output a thread computes at once, so that their split pixels stay in its cache."""
     extent = (taps.rows - 1) * taps.dilation_h + 1
-    rows = _HELD // (chunks_of(C) * PARTS * ROW_BYTES * frame.columns)
+    # Without a halo there is nothing to lose by few rows, and more of what the epilogue touches stays too.
+    held = _HELD if extent > 1 else _HELD // 4
+    rows = held // (chunks_of(C) * PARTS * ROW_BYTES * frame.columns)
     return max(1, (rows - extent) // taps.stride_h + 1)
-
-
-def _positions_of(rows: int, columns: int, stride: int) -> int:
-    """Pixels of a frame, and room for those that the last tile reads beyond its line.
-
-    The rows of the same pixels in different parts must not share sets of a first-level cache, of which there
-    are 64.
-    """
-    return (rows * columns + ROWS * stride + 42) // 64 * 64 + 21
-
-
-_positions = device_function(_positions_of)
 
 
 def amx_scratch(C: int, frame: Frame, taps: Taps, band: int, threads: int) -> tuple[int, int]:
     """Floats of scratch: (a fixed number, more for each sample).  `band`: 0 if threads share channels."""
-    sums, split = threads * SUMS, chunks_of(C) * PARTS * _ROW
+    sums, split = threads * 2 * SUMS, chunks_of(C) * PARTS * ROW_BYTES // 4
     if not band:
-        return sums, split * _positions_of(frame.rows, frame.columns, taps.stride_w)
+        return sums, split * positions_of(frame.rows, frame.columns, taps.stride_w)
     rows = (band - 1) * taps.stride_h + (taps.rows - 1) * taps.dilation_h + 1
-    return sums + threads * split * _positions_of(rows, frame.columns, taps.stride_w), 0
-
-
-@device_function
-def _zero_parts(to: int, count: int, part: int) -> None:
-    for k in range(PARTS):
-        zero_run(to + k * part, count * _ROW)
-
-
-@device_function
-def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int) -> None:
-    """Split `count` pixels of a plane from address x on."""
-    for c in range(0, plane.C, DEPTH):
-        pixel, out = x + 4 * c, to + c // DEPTH * PARTS * part
-        if c + DEPTH <= plane.C:
-            for _ in range(count):
-                store_parts(out, part, load(pixel), load(pixel + 4 * LANES))
-                pixel, out = pixel + plane.pixel, out + ROW_BYTES
-        else:
-            left = plane.C - c
-            for _ in range(count):
-                store_parts(out, part, load_some(pixel, left), load_some(pixel + 4 * LANES, left - LANES))
-                pixel, out = pixel + plane.pixel, out + ROW_BYTES
-
-
-@device_function
-def _split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int) -> None:
-    """Split `rows` rows of sample n's frame, from row `begin` on, to address `to`."""
-    part = positions * ROW_BYTES
-    start = min(frame.columns, max(0, frame.left))
-    stop = max(start, min(frame.columns, frame.left + x.W))
-    for row in range(rows):
-        h = begin + row - frame.top
-        low, high = start, stop
-        if h < 0 or h >= x.H:
-            low, high = frame.columns, frame.columns
-        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
-        out = to + row * frame.columns * ROW_BYTES
-        for c in range(0, x.C, DEPTH):
-            chunk = out + c // DEPTH * PARTS * part
-            _zero_parts(chunk, low, part)
-            _zero_parts(chunk + high * ROW_BYTES, frame.columns - high, part)
-        for first in range(low, high, ROWS):  # few pixels at a time: each may be in a page of its own
-            last = min(high, first + ROWS)
-            _split_pixels(line + (first - low) * x.pixel, x, last - first, out + first * ROW_BYTES, part)
+    return sums + threads * split * positions_of(rows, frame.columns, taps.stride_w), 0
 
 
 class Job(NamedTuple):
@@ -154,43 +101,80 @@ def _rows_read(rows: int, taps: Taps) -> int:
 
 
 @device_function
-def _together(channels: int, taps: Taps) -> int:
-    """How many blocks of weights stay in a cache; a tile of pixels runs through them before the next tile."""
-    return max(1, _WEIGHTS // (chunks(channels) * taps.rows * taps.columns * STEP))
-
-
-@device_function
 def _split_share(x: Plane, job: Job, to: int, t: int) -> None:
     """Split part t of the rows of all frames."""
     frame = job.frame
-    positions = _positions(frame.rows, frame.columns, job.taps.stride_w)
+    positions = positions_in(frame.rows, frame.columns, job.taps.stride_w)
     rows, sample = job.N * frame.rows, chunks(x.C) * PARTS * positions * ROW_BYTES
     for q in range(rows * t // job.parts, rows * (t + 1) // job.parts):
         n, row = q // frame.rows, q % frame.rows
         out = to + n * sample + row * frame.columns * ROW_BYTES
-        _split_rows(x, n, frame, row, 1, out, positions)
+        split_rows(x, n, frame, row, 1, out, positions)
 
 
-def _shares_of(end_run: Any, name: str) -> Any:
-    """Make the functions for one part of the work, by rows and by channels.  `end_run` is the epilogue."""
+class Tiles(NamedTuple):
+    """How the pixels of a band lie in tiles, and which pixels of y they are.
+
+    A line of the frame has `length` pixels in `across` tiles; rows, W pixels each, begin every `columns` of
+    them.  The band begins at row h of sample n.
+    """
+
+    across: int
+    length: int
+    columns: int
+    n: int
+    h: int
+    W: int
+
+
+#: Pixels whose epilogue is done between two groups of multiplications.
+_PIECE = 4
+
+
+def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str) -> Any:
+    """Make the functions for one part of the work, by rows and by channels, from those of `epilogue`."""
 
     @one_of_many(f"end_tile_{name}")
-    def end_tile(
-        s: int, tile: int, across: int, length: int, columns: int, c0: int, n: int, h: int, W: int, end: Any
-    ) -> None:
-        """A line has `length` pixels in `across` tiles; rows, W pixels each, begin every `columns` of them.
-
-        The pixels of a tile are those of rows h, h + 1, … of sample n; s is the address of its sums.
-        """
-        start = tile % across * ROWS
-        stop = min(length, start + ROWS)
-        row, column = h + tile // across + start // columns, start % columns
+    def end_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any) -> None:
+        """Finish the pixels of a tile, whose sums are at s."""
+        start = tile % tiles.across * ROWS
+        stop = min(tiles.length, start + ROWS)
+        row, column = tiles.h + tile // tiles.across + start // tiles.columns, start % tiles.columns
         while start < stop:
-            count = min(stop - start, columns - column)
-            if column < W:
-                end_run(s, min(count, W - column), c0, n, row, column, end)
+            count = min(stop - start, tiles.columns - column)
+            if column < tiles.W:
+                end_run(s, min(count, tiles.W - column), c0, tiles.n, row, column, end)
             s, start = s + count * SUMS_ROW, start + count
             row, column = row + 1, 0
+
+    @one_of_many(f"some_{name}", inline=True)
+    def some(run: Run, end: Any) -> Run:
+        if run.pixels:
+            run = finish_run(run, _PIECE, end)
+        return run
+
+    @one_of_many(f"rest_{name}")
+    def rest(run: Run, end: Any) -> None:
+        while run.pixels:
+            run = finish_run(run, run.pixels, end)
+
+    @one_of_many(f"run_from_{name}")
+    def run_from(s: int, k: int, two: int, c0: int, tiles: Tiles, end: Any) -> Run:
+        """The pixels of one or two tiles of a line, from tile k on."""
+        start = k % tiles.across * ROWS
+        stop = min(tiles.length, start + (1 + two) * ROWS)
+        row, column = tiles.h + k // tiles.across + start // tiles.columns, start % tiles.columns
+        if column >= tiles.W:  # it begins in padding
+            skipped = tiles.columns - column
+            s, start, row, column = s + skipped * SUMS_ROW, start + skipped, row + 1, 0
+        pixels, at = 0, start - column
+        while at < stop:
+            pixels += min(stop, at + tiles.W) - max(start, at)
+            at += tiles.columns
+        gap = (tiles.columns - tiles.W) * SUMS_ROW
+        return run_of(s, pixels, gap, c0, tiles.n, row, column, end)
+
+    multiply = multiply_beside(some, name)
 
     @one_of_many(f"finish_{name}")
     def finish(
@@ -203,41 +187,56 @@ def _shares_of(end_run: Any, name: str) -> Any:
         h: int,
         rows: int,
         blocks: Any,
+        width: int,
         sums: int,
     ) -> None:
-        """Compute blocks of channels of rows [h, h + rows) of sample n, whose pixels are at `split`."""
+        """Compute blocks of channels of rows [h, h + rows) of sample n, whose pixels are at `split`.
+
+        A pair of tiles runs through `width` blocks before the next pair.
+        """
         taps, columns = job.taps, job.frame.columns
         line, pixel = taps.stride_h * columns * ROW_BYTES, taps.stride_w * ROW_BYTES
         lines, length, columns_out = rows, job.W, job.W
         if taps.stride_h == 1 and taps.stride_w == 1:  # one line through the whole frame
             lines, length, columns_out = 1, (rows - 1) * columns + job.W, columns
         across = (length + ROWS - 1) // ROWS
+        tiles = Tiles(across, length, columns_out, n, h, job.W)
         part, count = positions * ROW_BYTES, chunks(I)
-        weights = count * taps.rows * taps.columns * STEP
-        for k in range(0, lines * across, 2):
-            two = 1 if k + 1 < lines * across else 0
-            a = split + k // across * line + k % across * ROWS * pixel
-            b = split + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
-            for block in range(blocks[0], blocks[1]):
-                c0 = block * TILE_CHANNELS
-                multiply_parts(
-                    two, job.C - c0, a, b, pixel, part, PARTS * part, count,
-                    taps.rows, taps.dilation_h * columns * ROW_BYTES,
-                    taps.columns, taps.dilation_w * ROW_BYTES,
-                    job.w + block * weights, sums,
-                )  # fmt: skip
-                for tile in range(k, k + 1 + two):
-                    s = sums + (tile - k) * ROWS * SUMS_ROW
-                    end_tile(s, tile, across, length, columns_out, c0, n, h, job.W, end)
+        none, simple = Run(sums, 0, 1, 1, 0, 0, 0, 0, 0), joins(end)
+        run = none
+        terms = Sum(
+            pixel, part, PARTS * part, count,
+            taps.rows, taps.dilation_h * columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
+        )  # fmt: skip
+        own, weights = sums, count * taps.rows * taps.columns * STEP
+        for group in range(blocks[0], blocks[1], width):
+            last = min(blocks[1], group + width)
+            for k in range(0, lines * across, 2):
+                two = 1 if k + 1 < lines * across else 0
+                a = split + k // across * line + k % across * ROWS * pixel
+                b = split + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
+                for block in range(group, last):
+                    c0, w = block * TILE_CHANNELS, job.w + block * weights
+                    run = multiply(two, job.C - c0, a, b, terms, w, own, run, end)
+                    rest(run, end)
+                    # The epilogue of these pixels is done beside the next multiplications, if it is simple.
+                    if simple and c0 + TILE_CHANNELS <= job.C and (not two or k % across + 1 < across):
+                        run = run_from(own, k, two, c0, tiles, end)
+                    else:
+                        run = none
+                        for tile in range(k, k + 1 + two):
+                            end_tile(own + (tile - k) * ROWS * SUMS_ROW, tile, c0, tiles, end)
+                    own = sums if own != sums else sums + 4 * SUMS
+        rest(run, end)
 
     @one_of_many(f"by_rows_{name}")
     def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the rows of all samples, a band at a time."""
-        sums = job.scratch + slot * 4 * SUMS
-        positions = _positions(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
-        split = job.scratch + job.threads * 4 * SUMS
+        sums = job.scratch + slot * 8 * SUMS
+        positions = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
+        split = job.scratch + job.threads * 8 * SUMS
         split += slot * chunks(x.C) * PARTS * positions * ROW_BYTES
-        blocks, together = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS, _together(x.C, job.taps)
+        blocks = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS
         q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
         while q < stop:
             n, h = q // job.H, q % job.H
@@ -245,27 +244,24 @@ def _shares_of(end_run: Any, name: str) -> Any:
             bands = (left + job.band - 1) // job.band
             rows = (left + bands - 1) // bands
             reads = _rows_read(rows, job.taps)
-            _split_rows(x, n, job.frame, h * job.taps.stride_h, reads, split, positions)
-            for block in range(0, blocks, together):
-                own = block, min(blocks, block + together)
-                finish(split, positions, x.C, job, end, n, h, rows, own, sums)
+            split_rows(x, n, job.frame, h * job.taps.stride_h, reads, split, positions)
+            finish(split, positions, x.C, job, end, n, h, rows, (0, blocks), 1, sums)
             q += rows
 
     @one_of_many(f"by_channels_{name}")
     def by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the channels of all samples, whose pixels are split."""
-        sums = job.scratch + slot * 4 * SUMS
-        positions = _positions(job.frame.rows, job.frame.columns, job.taps.stride_w)
+        sums = job.scratch + slot * 8 * SUMS
+        positions = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w)
         sample = chunks(x.C) * PARTS * positions * ROW_BYTES
         blocks = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS
-        stop, together = blocks * (t + 1) // job.parts, _together(x.C, job.taps)
-        for block in range(blocks * t // job.parts, stop, together):
+        first, stop = blocks * t // job.parts, blocks * (t + 1) // job.parts
+        together = max(1, _WEIGHTS // (chunks(x.C) * job.taps.rows * job.taps.columns * STEP))
+        for block in range(first, stop, together):
+            own = block, min(stop, block + together)
             for n in range(job.N):
-                split, own = (
-                    job.scratch + job.threads * 4 * SUMS + n * sample,
-                    (block, min(stop, block + together)),
-                )
-                finish(split, positions, x.C, job, end, n, 0, job.H, own, sums)
+                split = job.scratch + job.threads * 8 * SUMS + n * sample
+                finish(split, positions, x.C, job, end, n, 0, job.H, own, together, sums)
 
     @one_of_many(f"amx_parts_{name}")
     def parts(x: Plane, job: Job, end: Any, share: Share) -> None:
@@ -274,7 +270,7 @@ def _shares_of(end_run: Any, name: str) -> Any:
             if job.band:
                 by_rows(x, job, end, t, share.slot)
             elif share.phase == 0:
-                _split_share(x, job, job.scratch + job.threads * 4 * SUMS, t)
+                _split_share(x, job, job.scratch + job.threads * 8 * SUMS, t)
             else:
                 by_channels(x, job, end, t, share.slot)
         amx_end()
@@ -282,7 +278,8 @@ def _shares_of(end_run: Any, name: str) -> Any:
     return parts
 
 
-_parts_fwd, _parts_bwd = _shares_of(end_run_fwd, "fwd"), _shares_of(end_run_bwd, "bwd")
+_parts_fwd = _shares_of(end_run_fwd, run_fwd, finish_fwd, joins_fwd, "fwd")
+_parts_bwd = _shares_of(end_run_bwd, run_bwd, finish_bwd, joins_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:
@@ -293,7 +290,6 @@ def _phases(args: Sequence[Any]) -> int:
 @kernel(
     ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, DENSE, TAPS, FRAME,
     INT, INT, INT,
-    calls=[multiply_parts],
     phases=_phases,
 )  # fmt: skip
 def conv_amx_fwd(
@@ -331,7 +327,6 @@ def conv_amx_fwd(
 
 @kernel(
     ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, FRAME, INT, INT, INT,
-    calls=[multiply_parts],
     phases=_phases,
 )  # fmt: skip
 def conv_amx_bwd(

@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .codegen.bits import store_bits
-from .codegen.emit import LANES
+from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.gate import Gate, clip, write_gradient
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
-from .codegen.simd import above, broadcast, load, load_some, prefetch_read, prefetch_write, store_some
+from .codegen.simd import above, broadcast, load, load_some, prefetch_read, prefetch_write, store, store_some
 from .codegen.tile import TILE_CHANNELS
 
 
@@ -166,3 +166,97 @@ def end_run_bwd(s: int, pixels: int, c0: int, n: int, h: int, w: int, end: EndBw
         s, 4 * TILE_CHANNELS, pixels, c0, end.gx.C, end.accumulate, end.gate.forward, end.gate.gradient,
         pixel_of(end.mask, n // end.targets, h, w), end.mask.pixel, pixel_of(end.gx, n, h, w), end.gx.pixel,
     )  # fmt: skip
+
+
+class Run(NamedTuple):
+    """Neighbouring pixels whose sums are at `s`, in a whole block from channel c0 on.
+
+    `left`: how many of the `pixels` are in the first row; each further row has `width`.  Between rows, `gap`
+    bytes of sums belong to padding.  `y`, `r`, `mask`: where the block of the first pixel is in y or gx, r
+    and mask, whose rows join.
+    """
+
+    s: int
+    pixels: int
+    left: int
+    width: int
+    gap: int
+    c0: int
+    y: int
+    r: int
+    mask: int
+
+
+@device_function
+def _joins(x: Plane) -> bool:
+    """Whether each row begins where the row before it ends."""
+    return x.C == 0 or x.line == x.W * x.pixel
+
+
+@device_function
+def joins_fwd(end: EndFwd) -> bool:
+    """Whether a run may go on in the next row."""
+    return _joins(end.y) and _joins(end.r) and _joins(end.mask)
+
+
+@device_function
+def joins_bwd(end: EndBwd) -> bool:
+    """`joins_fwd` of a gradient."""
+    return _joins(end.gx) and _joins(end.mask)
+
+
+@device_function
+def run_fwd(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end: EndFwd) -> Run:
+    """The run from pixel (n, h, w) on."""
+    left = end.y.W - w
+    y, r = pixel_of(end.y, n, h, w) + 4 * c0, pixel_of(end.r, n, h, w) + 4 * c0
+    return Run(s, pixels, left, end.y.W, gap, c0, y, r, pixel_of(end.mask, n, h, w) + c0 // 8)
+
+
+@device_function
+def run_bwd(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end: EndBwd) -> Run:
+    """`run_fwd` of a gradient."""
+    left = end.gx.W - w
+    mask = pixel_of(end.mask, n // end.targets, h, w) + c0 // 8
+    return Run(s, pixels, left, end.gx.W, gap, c0, pixel_of(end.gx, n, h, w) + 4 * c0, 0, mask)
+
+
+@device_function
+def _rest(run: Run, count: int, s: int, y: int, r: int, mask: int) -> Run:
+    """What is left of a run after `count` pixels of its first row: the next pixel is at s, y, r and mask."""
+    left = run.left - count
+    if left == 0:
+        left, s = run.width, s + run.gap
+    return Run(s, run.pixels - count, left, run.width, run.gap, run.c0, y, r, mask)
+
+
+@device_function
+def finish_fwd(run: Run, count: int, end: EndFwd) -> Run:
+    """Finish up to `count` pixels of the first row of a run.  Returns the rest of it."""
+    count = min(count, run.pixels, run.left)
+    low, high = broadcast(end.lo), broadcast(end.hi)
+    b0, b1 = load(end.b + 4 * run.c0), load(end.b + 4 * run.c0 + VECTOR_BYTES)
+    s, y, r, mask, has_r, has_mask = run.s, run.y, run.r, run.mask, end.r.C != 0, end.mask.C != 0
+    for _ in range(count):
+        v0, v1 = load(s) + b0, load(s + VECTOR_BYTES) + b1
+        if has_r:
+            v0, v1 = v0 + load(r), v1 + load(r + VECTOR_BYTES)
+        if has_mask:
+            store_bits(mask, above(v0, low) & above(high, v0), LANES)
+            store_bits(mask + LANES // 8, above(v1, low) & above(high, v1), LANES)
+        store(y, clip(v0, low, high))
+        store(y + VECTOR_BYTES, clip(v1, low, high))
+        s, y, r, mask = s + 4 * TILE_CHANNELS, y + end.y.pixel, r + end.r.pixel, mask + end.mask.pixel
+    return _rest(run, count, s, y, r, mask)
+
+
+@device_function
+def finish_bwd(run: Run, count: int, end: EndBwd) -> Run:
+    """`finish_fwd` of a gradient."""
+    count = min(count, run.pixels, run.left)
+    s, gx, mask = run.s, run.y, run.mask
+    for _ in range(count):
+        write_gradient(load(s), 0, end.gate, end.accumulate, gx, mask, LANES)
+        write_gradient(load(s + VECTOR_BYTES), LANES, end.gate, end.accumulate, gx, mask, LANES)
+        s, gx, mask = s + 4 * TILE_CHANNELS, gx + end.gx.pixel, mask + end.mask.pixel
+    return _rest(run, count, s, gx, 0, mask)

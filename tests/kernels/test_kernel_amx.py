@@ -8,10 +8,11 @@ import pytest
 from harness import ON_CARD, Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
 from test_kernel_conv import GEOMETRIES, whole_tiles, window
 
+from gbp.kernels.amx_frame import Frame
 from gbp.kernels.amx_sums import pack_amx
 from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
-from gbp.kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
+from gbp.kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
 
 pytestmark = pytest.mark.skipif(
@@ -110,3 +111,33 @@ def test_long_sums_round_as_float32_does() -> None:
     conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, *end)
     exact = x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)
     assert np.linalg.norm(y - exact) < 4e-7 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(5, 9), (4, 40), (33, 2), (1, 16)])
+def test_epilogue_beside_products(size: tuple[int, int], stride: int) -> None:
+    """Where the rows of y, r and mask join, the epilogue is done beside products; the bits are the same."""
+    C, O = 40, 70
+    x, w, b = noise(2, *size, C), noise(O, C, 3, 3, seed=1), whole_tiles(noise(O, seed=2))
+    taps, frame = Taps(3, 3, stride, stride, 1, 1), Frame(size[0] + 2, size[1] + 2, 1, 1)
+    plane = (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
+    r = noise(2, *plane, O, seed=3)
+    found = []
+    for wider in (0, 3):  # columns beside the plane
+        tensors = [
+            np.full((2, plane[0], plane[1] + wider, channels), fill, dtype)[:, :, : plane[1]]
+            for channels, fill, dtype in (
+                (O, np.nan, np.float32),
+                (O, np.nan, np.float32),
+                (9, 255, np.uint8),
+            )
+        ]
+        y, own_r, mask = tensors
+        own_r[:] = r
+        for rows in (1, 2, 3):
+            end = share(C, frame, taps, 2, rows)
+            conv_amx_fwd(x, pack_amx(w), b, own_r, y, mask, 0.0, 6.0, *end)
+            found.append((y.copy(), mask.copy()))
+    for y, mask in found[1:]:
+        np.testing.assert_array_equal(y, found[0][0])
+        np.testing.assert_array_equal(mask, found[0][1])

@@ -9,11 +9,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
+from ...kernels.amx_frame import Frame
 from ...kernels.amx_sums import chunks_of, pack_amx
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
-from ...kernels.conv_amx import Frame, amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
+from ...kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import Clipped, Context, Floats, GradientSlot

@@ -1,0 +1,87 @@
+"""Frames of split pixels, which the kernels of `conv_amx` read: the parts of x's values, and padding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numba import types
+
+from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, store_parts
+from .codegen.emit import LANES
+from .codegen.jit import device_function
+from .codegen.memory import ALIGNMENT
+from .codegen.simd import load, load_some, prefetch_read
+from .codegen.views import zero_run
+from .epilogue import Plane
+
+_ROW = ROW_BYTES // 4
+
+
+class Frame(NamedTuple):
+    """Where windows read: sides of the padded plane, and where pixel (0, 0) of x is in it."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+
+FRAME = types.NamedUniTuple(types.int64, 4, Frame)
+
+
+def positions_of(rows: int, columns: int, stride: int) -> int:
+    """Pixels of a frame, and room for those that the last tile reads beyond its line.
+
+    The rows of the same pixels in different parts must not share sets of a first-level cache, of which there
+    are 64.
+    """
+    return (rows * columns + ROWS * stride + 42) // 64 * 64 + 21
+
+
+positions_in = device_function(positions_of)
+
+
+@device_function
+def _zero_parts(to: int, count: int, part: int) -> None:
+    for k in range(PARTS):
+        zero_run(to + k * part, count * _ROW)
+
+
+@device_function
+def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int) -> None:
+    """Split `count` pixels of a plane from address x on."""
+    for c in range(0, plane.C, DEPTH):
+        pixel, out = x + 4 * c, to + c // DEPTH * PARTS * part
+        if c + DEPTH <= plane.C:
+            for _ in range(count):
+                prefetch_read(pixel + ROWS * plane.pixel)
+                prefetch_read(pixel + ROWS * plane.pixel + ALIGNMENT)
+                store_parts(out, part, load(pixel), load(pixel + 4 * LANES))
+                pixel, out = pixel + plane.pixel, out + ROW_BYTES
+        else:
+            left = plane.C - c
+            for _ in range(count):
+                store_parts(out, part, load_some(pixel, left), load_some(pixel + 4 * LANES, left - LANES))
+                pixel, out = pixel + plane.pixel, out + ROW_BYTES
+
+
+@device_function
+def split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int) -> None:
+    """Split `rows` rows of sample n's frame, from row `begin` on, to address `to`."""
+    part = positions * ROW_BYTES
+    start = min(frame.columns, max(0, frame.left))
+    stop = max(start, min(frame.columns, frame.left + x.W))
+    for row in range(rows):
+        h = begin + row - frame.top
+        low, high = start, stop
+        if h < 0 or h >= x.H:
+            low, high = frame.columns, frame.columns
+        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
+        out = to + row * frame.columns * ROW_BYTES
+        for c in range(0, x.C, DEPTH):
+            chunk = out + c // DEPTH * PARTS * part
+            _zero_parts(chunk, low, part)
+            _zero_parts(chunk + high * ROW_BYTES, frame.columns - high, part)
+        for first in range(low, high, ROWS):  # few pixels at a time: each may be in a page of its own
+            last = min(high, first + ROWS)
+            _split_pixels(line + (first - low) * x.pixel, x, last - first, out + first * ROW_BYTES, part)
