@@ -22,8 +22,6 @@ SEED = 0
 APPLICATIONS = {
     "xception": "Xception",
     "densenet201": "DenseNet201",
-    "vgg16": "VGG16",
-    "vgg19": "VGG19",
     "resnet50": "ResNet50",
     "densenet121": "DenseNet121",
     "mobilenet_v2": "MobileNetV2",
