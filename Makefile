@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make demo    explain the shipped model's picture
-#   make test    lint, types, all tests: those of the CPU on two processes, beside them those that run the CUDA kernels
-#                in Numba's simulator, without a card
+#   make test    all tests, those of the CPU on two processes; beside them those that run the CUDA kernels in Numba's
+#                simulator, without a card, and lint and types
 # While one works:
 #   make check   lint, types and a fast part of the tests, in less than 90 seconds once the kernels are compiled
 # By hand, before a release: the fast tests on every Python at hand, with the lowest and the newest dependencies that
@@ -26,8 +26,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-# Two runs at once print one after the other, where this make knows how.
-BESIDE := $(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Runs at once print one after the other, where this make knows how.
+BESIDE := $(MAKE) --no-print-directory --jobs 3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 BENCH_PYTHON ?= $(BIN)/python
 
@@ -41,8 +41,8 @@ demo: .venv/installed
 	$(BIN)/gbp explain models/demo.onnx models/demo.png --rule all -o out/demo.png
 	@echo "The explanation is the picture $(CURDIR)/out/demo.png"
 
-test: lint
-	$(BESIDE) cpu cudasim
+test: .venv/installed-dev
+	$(BESIDE) lint cpu cudasim
 
 check: lint
 	$(PYTEST) -m fast

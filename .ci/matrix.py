@@ -3,8 +3,8 @@
     python .ci/matrix.py [PYTHON ...] [-- PYTEST OPTIONS]
 
 For example `python .ci/matrix.py python3.11 -- tests/test_demo.py`.  Each combination gets an environment in
-out/matrix.  The table of results is printed; it is written to .ci/matrix.md where no arguments are given.
-Needs packaging, which pytest brings.
+out/matrix.  The table of results is printed.  Where no arguments are given, it is written to .ci/matrix.md as
+well, after each combination.  Needs packaging, which pytest brings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VERSIONS = (
 
 
 def interpreters(named: list[str]) -> Iterator[tuple[str, str]]:
-    """(path, major.minor) of each interpreter that runs: those named, else all at hand."""
+    """(path, major.minor) of those named, else of all.  The path is "" where an interpreter is not here."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     for name in named or PYTHONS:
         found = [shutil.which(name), *map(str, pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))]
@@ -45,7 +45,7 @@ def interpreters(named: list[str]) -> Iterator[tuple[str, str]]:
                 yield path, done.stdout.strip()
                 break
         else:
-            print(f"{name} is not here")
+            yield "", name.removeprefix("python")
 
 
 def lowest(python: str) -> list[str]:
@@ -93,13 +93,16 @@ def main(arguments: list[str]) -> int:
     for path, python in interpreters(named):
         for which in ("lowest", "newest"):
             print(f"Python {python}, {which} dependencies", flush=True)
-            rows.append(trial(path, python, which, options or ["-m", "fast"]))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            if path:
+                rows.append(trial(path, python, which, options or ["-m", "fast"]))
+            else:
+                rows.append([python, which, *["" for _ in SHOWN], "not run: this Python is not here"])
+            table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            if not arguments:
+                machine = f"{platform.system()} {platform.machine()}"
+                text = f"# Results of `make matrix`\n\nThe fast tests, on {machine}.\n\n{table}\n"
+                (ROOT / ".ci" / "matrix.md").write_text(text)
     print(table)
-    if not arguments:
-        machine = f"{platform.system()} {platform.machine()}"
-        text = f"# Results of `make matrix`\n\nThe fast tests, on {machine}.\n\n{table}\n"
-        (ROOT / ".ci" / "matrix.md").write_text(text)
     return not all(re.fullmatch(r"\d+ passed(, \d+ (skipped|deselected))*", row[-1]) for row in rows[2:])
 
 
