@@ -33,9 +33,6 @@ BENCH_PYTHON ?= $(BIN)/python
 
 .PHONY: demo test check cpu cudasim matrix conformance guard docs lint bench clean
 
-# OpenMP's threads spin while they wait, which slows whatever else the machine does.
-test check cpu cudasim matrix conformance guard: export OMP_WAIT_POLICY = passive
-
 demo: .venv/installed
 	@mkdir -p out
 	$(BIN)/gbp explain models/demo.onnx models/demo.png --rule all -o out/demo.png

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-# Before Numba is imported.  Two threads on any machine, which wait without spinning: tests have neighbours.
-os.environ.setdefault("NUMBA_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's products, of the oracle
+# Before gbp and NumPy are imported: tests have neighbours.
+THREADS = "GBP_NUM_THREADS"
+os.environ[THREADS] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # which computes the oracle's products
 
 # Tests start many processes.  Where Python is told to keep no bytecode, each of them would compile all
 # sources anew, which takes longer than most of what they do.
@@ -74,22 +74,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _numba_threads(request: pytest.FixtureRequest) -> None:
-    """One thread of Numba's computes, or two in tests marked `threads`.
+def _threads(request: pytest.FixtureRequest) -> None:
+    """One thread runs the kernels; two do in tests marked `threads`, and in the processes that they start.
 
-    Kernels divide their work by the number of threads they are given, so that with one thread the shares are
-    computed one after another.
+    Kernels divide their work by the number of threads they are given; if fewer run, each computes several
+    shares.
     """
-    if SIMULATED:
-        return
-    import numba
+    wanted = "2" if request.node.get_closest_marker("threads") else "1"
+    if os.environ.get(THREADS) != wanted:
+        from gbp.kernels.parallel import threads
 
-    from gbp.kernels.parallel import threads
-
-    with threads.parallel():  # gbp picks the threading layer
-        pass
-    wanted = 2 if request.node.get_closest_marker("threads") else 1
-    numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
+        os.environ[THREADS] = wanted
+        threads.available.cache_clear()
+        threads._turns.cache_clear()
 
 
 FIGURE = "figure"

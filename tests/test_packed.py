@@ -355,6 +355,7 @@ def test_a_damaged_plan_is_built_anew_with_one_line(
         assert path.read_bytes() == good
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("words", [LANES, BLOCK, BLOCK + LANES, 3 * BLOCK])
 def test_a_checksum_is_the_sums_of_fletcher(words: int) -> None:
     data = np.random.default_rng(words).integers(0, 2**64, words, np.uint64)

@@ -170,6 +170,7 @@ def test_kept_tensors_change_no_map_and_leave_the_plan_of_others_alone() -> None
     assert explainer.explain(x, rule="guided").map.tobytes() == before.map.tobytes()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_batch_has_the_bits_of_its_samples(threads: int) -> None:
     explainer, x = Explainer(built(residual_net), threads=threads), noise((5, 3, 6, 7))
