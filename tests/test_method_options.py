@@ -14,7 +14,7 @@ from gbp import Explainer, methods
 from gbp.cli.main import main
 from gbp.methods import METHODS
 from gbp.pictures.legend import meaning
-from gbp.rules import OTHER_RULES
+from gbp.rules import OTHER_RULES, RULES
 from gbp.titles import title_of
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -55,6 +55,14 @@ def test_every_method_writes_its_picture(method: str, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert f"explained by {method}" in out
     assert "note: " in out
+
+
+@pytest.mark.parametrize("method", [None, *(name for name, method in METHODS.items() if method.rule)])
+def test_every_method_takes_every_rule(method: str | None) -> None:
+    asked = [] if method is None else ["--method", method, *OPTIONS.get(method, [])]
+    for rule in (*RULES, *OTHER_RULES):
+        assert explain(*asked, "--rule", rule, "--style", "gray", "-q", "-o", f"{rule}.png") == 0
+        assert np.ptp(np.asarray(Image.open(f"{rule}.png"))) > 0
 
 
 def test_options_are_arguments(capsys: pytest.CaptureFixture[str]) -> None:
