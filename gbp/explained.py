@@ -159,7 +159,7 @@ class Explained:
         }
 
     def panels(self) -> list[Panel]:
-        """The styles that tell most of this map, the most useful first.
+        """The styles that show most of this map, the most useful first.
 
         A map without negative values has no signs to show.
         """

@@ -1,4 +1,4 @@
-"""`gbp init`: tries how a model may want its images, and writes the choice into a file beside it."""
+"""`gbp init`: tries how a model's images may be prepared, and writes the choice into a file beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..pictures.percent import percent
 from .explain import make_folder
 from .options import add_ends, add_labels, add_model, ends_of, print_line, print_paragraph, size
 
-#: Preset → whose models want it.
+#: Preset → the models that need it.
 _OF = {
     "imagenet": "torchvision, most of timm",
     "caffe": "Keras: VGG, ResNet v1",

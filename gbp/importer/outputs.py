@@ -19,11 +19,11 @@ Producers = Mapping[str, onnx.NodeProto]
 _MAX_LISTED = 12
 
 
-def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
+def maker_of(producers: Producers, name: str) -> onnx.NodeProto | None:
     """The node that computes a tensor: the first one, going back, that does more than reshape or cast."""
     node = producers.get(name)
     for _ in range(len(producers)):
-        if node is None or not fact(node.op_type).only_dresses or not node.input:
+        if node is None or not fact(node.op_type).keeps_values or not node.input:
             break
         node = producers.get(node.input[0])
     return node
@@ -31,7 +31,7 @@ def dressed(producers: Producers, name: str) -> onnx.NodeProto | None:
 
 def fed_to_argmax(producers: Producers, name: str) -> str | None:
     """The tensor that an output's ArgMax reads; None if the output is no ArgMax's index."""
-    node = dressed(producers, name)
+    node = maker_of(producers, name)
     if node is None or node.op_type != "ArgMax" or not node.input or node.input[0] not in producers:
         return None
     return str(node.input[0])
@@ -41,7 +41,7 @@ def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Produce
     """The error for a model without scores.  It says what the outputs hold, and which tensors feed them."""
     lines, before = [], None
     for value in outputs:
-        node = dressed(producers, value.name)
+        node = maker_of(producers, value.name)
         what = f"{value.name!r} holds {type_name(value.type.tensor_type.elem_type)}"
         if node is not None:
             what += f", made by {node.op_type} {label(node)!r}"
@@ -148,7 +148,7 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.
         name = node.input[0]
         if fact(node.op_type).is_head and name in producers:
             return name, node
-        if not fact(node.op_type).only_dresses:
+        if not fact(node.op_type).keeps_values:
             break
     return last, None
 

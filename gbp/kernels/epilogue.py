@@ -223,7 +223,7 @@ def run_bwd(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end:
 
 @device_function
 def _rest(run: Run, count: int, s: int, y: int, r: int, mask: int) -> Run:
-    """What is left of a run after `count` pixels of its first row: the next pixel is at s, y, r and mask."""
+    """The rest of a run after `count` pixels of its first row: the next pixel is at s, y, r and mask."""
     left = run.left - count
     if left == 0:
         left, s = run.width, s + run.gap

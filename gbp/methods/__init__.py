@@ -1,7 +1,7 @@
 """Methods that are built of explanations: SmoothGrad, Integrated Gradients, Grad-CAM and others.
 
-An `Explainer` and images come in; an `Attribution` comes out, which names the method and says in its notes
-what the method does not tell.  A file is one method or one family; it states the equations on top.  It may
+An `Explainer` and images come in; an `Attribution` comes out, which names the method and has notes on the
+method's limits.  A file is one method or one family; it states the equations on top.  It may
 import the explainer, its results, rules and targets, and nothing below them.
 """
 

@@ -129,7 +129,7 @@ def guided_grad_cam(
 def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
     """Σ_c w_c · A_c: float64 (n, K, *sides)."""
     assert tensor.channels is not None  # it has planes
-    # Channels last, because a processor's arrays lie so; and no BLAS, whose threads cost more than the sums.
+    # Channels last, the order of arrays on a CPU; and no BLAS, whose threads cost more than the sums.
     planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, -1)
     gradient = np.moveaxis(questions.gradient(run, wrt=tensor.name), 2 + tensor.channels, -1)
     weights = gradient.mean(axis=tuple(range(2, gradient.ndim - 1)))

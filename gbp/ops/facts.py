@@ -19,7 +19,7 @@ class Fact:
         knows the op and its operands.
     is_head
         Whether the op turns scores into probabilities when it ends a classifier.
-    only_dresses
+    keeps_values
         Whether the op changes the shape or type of a result and not the result itself.
     reads_planes
         Whether the op reads a tensor with four axes as (N, C, H, W).
@@ -34,7 +34,7 @@ class Fact:
 
     operands: tuple[int, int] | None = None
     is_head: bool = False
-    only_dresses: bool = False
+    keeps_values: bool = False
     reads_planes: bool = False
     is_pixelwise: bool = False
     slides: bool = False

@@ -279,14 +279,14 @@ PARSERS = {
 FACTS = {
     **dict.fromkeys(
         ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
-        Fact(only_dresses=True, folds=as_operands),
+        Fact(keeps_values=True, folds=as_operands),
     ),
     **dict.fromkeys(
-        ("Identity", "Dropout", "Cast"), Fact(only_dresses=True, is_pixelwise=True, folds=as_operands)
+        ("Identity", "Dropout", "Cast"), Fact(keeps_values=True, is_pixelwise=True, folds=as_operands)
     ),
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact(reads_planes=True, folds=as_operands)),
     "CastLike": Fact(folds=as_operands),
-    "ZipMap": Fact(only_dresses=True),  # gives names to scores; no parser ever reads it
+    "ZipMap": Fact(keeps_values=True),  # gives names to scores; no parser ever reads it
 }
 
 

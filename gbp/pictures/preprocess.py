@@ -36,7 +36,7 @@ SMALL = 64
 
 @dataclass(frozen=True)
 class Window:
-    """Where the network's input lies in a photo.
+    """The network's input as a part of a photo.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Preprocess:
         return replace(base or cls(), **settings)
 
     def window(self, photo: tuple[int, int], size: tuple[int, int] | None = None) -> Window:
-        """Where the network's input lies in a photo.
+        """The network's input as a part of a photo.
 
         With torchvision's arithmetic for `Resize` then `CenterCrop`, to the pixel.
 

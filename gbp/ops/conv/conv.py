@@ -1,4 +1,4 @@
-"""Convolution (ONNX Conv).  The equations are for two spatial axes; one or three are alike.
+"""Convolution (ONNX Conv).  The equations are for two spatial axes; with one or three they are the same.
 
     y[n, o, oh, ow]  = Σ_{c, i, j} x[n, c, oh·sh + i·dh − top, ow·sw + j·dw − left] · w[o, c, i, j] + b[o]
     gx[n, c, h, w]   = Σ_{o, i, j} gy[n, o, (h + top − i·dh) / sh, (w + left − j·dw) / sw] · w[o, c, i, j]
