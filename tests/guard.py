@@ -323,7 +323,9 @@ def asked(explainer: Any, x: NDArray[np.float32], frame: str) -> list[bytes]:
         kept = names[:: max(1, len(names) - 1)]
         with explainer.run(x, keep=kept) as run:
             for name in kept:
-                found += [run.value(name).tobytes(), run.vjp(run.value(name), of=name).tobytes()]
+                value = run.value(name)
+                seed = value.reshape(len(x), -1) if name == run.scores_name else value
+                found += [value.tobytes(), run.vjp(seed, of=name).tobytes()]
     return found
 
 
