@@ -25,7 +25,6 @@ APPLICATIONS = {
     "resnet50": "ResNet50",
     "densenet121": "DenseNet121",
     "mobilenet_v2": "MobileNetV2",
-    "efficientnet_b0": "EfficientNetB0",
 }
 
 
