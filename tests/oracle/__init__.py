@@ -128,8 +128,11 @@ class Run:
         if not self._noise or x.dtype.kind != "f":
             return x
         rms = math.sqrt(np.mean(x * x)) or 1.0
-        scrambled = np.sin(1e9 * x / rms + 12.9898 * (self._seed + 1)) * 43758.5453
-        uniform = math.sqrt(12) * (scrambled - np.floor(scrambled) - 0.5)  # of variance 1, by value alone
+        # Bits of the value are mixed as in SplitMix64, so equal values get equal numbers.
+        bits = np.ascontiguousarray(x).view(np.uint64) + np.uint64(self._seed + 1)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+        uniform = math.sqrt(12) * ((bits >> np.uint64(11)) * 2.0**-53 - 0.5)  # of variance 1
         return x + self._noise * rms * np.where(x == 0, 0, uniform)
 
     def _made(self, node: Node) -> list[str]:
