@@ -200,9 +200,10 @@ class Inputs:
         layout = self.layout(x.shape)
         if layout in ("NC", "NCL"):
             return Pictures(partial(_series_picture, sample) for sample in x.copy())
-        channels = x.shape[3] if layout == "NHWC" else x.shape[1]
+        if layout == "ND" or self.preprocess is None:
+            return None
         # Samples of five channels, say, can be explained, but not drawn.
-        if layout == "ND" or self.preprocess is None or not self.preprocess.fits(channels):
+        if not self.preprocess.fits(x.shape[3] if layout == "NHWC" else x.shape[1]):
             return None
         # A copy, because the caller may use the array again before somebody looks.
         planes = x.copy().transpose(0, 3, 1, 2) if layout == "NHWC" else x.copy()
