@@ -1,4 +1,4 @@
-"""The bars that gbp promises to reach, on the figures of `measure`."""
+"""The bars that gbp aims at, on the figures of `measure`."""
 
 from __future__ import annotations
 

@@ -24,12 +24,15 @@ from .pictures.look import LookOptions
 from .pictures.photo import Photo
 from .pictures.preprocess import Channels
 from .provenance import Provenance
+from .rules import RULES
 from .sample import Drawable, Sample
 from .similarity import ALIKE, empty_maps, likeness, rounded_down
 from .titles import plain, title_of
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
+#: Methods whose map is 0 only where the gradients under the rule are; "" is the rule's map itself.
+_OF_RULE = ("", "saliency", "smoothgrad", "smoothgrad-squared", "layer-gradient")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +188,18 @@ class Attribution(Drawable, Sequence[Sample]):
         if not empty:
             return ()
         which = "The map is" if len(maps) == 1 else f"{empty} of {len(maps)} maps are"
-        why = "no gradient gets through: rectifiers on every way are closed, or the rule lets nothing pass"
-        if self.method in ("grad-cam", "guided-grad-cam"):
-            why = "nothing in the layer speaks for the class"
-        return (f"{which} 0 everywhere: {why}.",)
+        why = ""
+        if self.method in ("grad-cam", "layer-grad-cam"):
+            why = ": nothing in the layer speaks for the class"
+        elif self.method == "vargrad":
+            why = ": the maps of the copies are the same"
+        elif self.method in _OF_RULE and self.rule in RULES and "question" not in self.details:
+            # Other rules multiply by values, and other questions may start from a gradient of 0.
+            why = (
+                ": no gradient gets through: rectifiers on every way are closed, a probability is saturated, "
+                "or the rule lets nothing pass"
+            )
+        return (f"{which} 0 everywhere{why}.",)
 
     def likeness_notes(self) -> tuple[str, ...]:
         """A note, where the maps of a sample's targets are nearly the same; else none."""

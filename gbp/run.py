@@ -135,7 +135,8 @@ class Run:
 
         Returns
         -------
-        float32 (N, …), in the file's shape and order of axes, before gbp fuses anything.
+        float32 (N, …), in the file's shape and order of axes, before gbp fuses anything.  The scores
+        have the file's shape here, too; `scores` and seeds of them for `vjp` are flat, (N, classes).
 
         Raises
         ------
@@ -162,8 +163,8 @@ class Run:
         Parameters
         ----------
         seed
-            float32 (N, …), one for each number of `of`; for the scores (N, classes).  Or (N, K, …): K seeds
-            for each sample, which are computed as one batch.
+            float32 (N, …), one for each number of `of`; for the scores (N, classes), flattened.  Or
+            (N, K, …): K seeds for each sample, which are computed as one batch.
         rule
             The name of a rule, or a `Rule`.  One that rewrites the graph runs forward once more, in memory of
             its own, which is held until the run is closed.

@@ -402,3 +402,30 @@ def test_maps_of_0_are_noted_and_have_no_colour_bar() -> None:
     texts = [item.text for item in figure_of(zero[0], "strip", Look()).items if isinstance(item, Text)]
     assert any("the map is 0 everywhere" in text for text in texts)
     assert not any("brighter" in text or "red" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "reason"),
+    [
+        ("", "guided", ": no gradient gets through"),
+        ("smoothgrad-squared", "deconvnet", ": no gradient gets through"),
+        ("layer-gradient", "vanilla", ": no gradient gets through"),
+        ("", "lrp-epsilon", "."),
+        ("smoothgrad", "input-x-gradient", "."),
+        ("", "own", "."),
+        ("integrated-gradients", "vanilla", "."),
+        ("layer-gradient-x-activation", "vanilla", "."),
+        ("guided-grad-cam", "guided", "."),
+        ("grad-cam", "vanilla", ": nothing in the layer speaks for the class."),
+        ("layer-grad-cam", "vanilla", ": nothing in the layer speaks for the class."),
+        ("vargrad", "lrp-epsilon", ": the maps of the copies are the same."),
+    ],
+)
+def test_a_map_of_0_has_a_reason_where_it_is_known(method: str, rule: str, reason: str) -> None:
+    """A product may be 0 because a factor is, and the gradient at the start of another question too."""
+    zero = replace(make(1), method=method, rule=rule)
+    zero.map[:] = 0
+    (note,) = zero.doubted().notes
+    assert note.startswith(f"The map is 0 everywhere{reason}")
+    (note,) = replace(zero, details={"question": np.array(["dog - cat"])}).doubted().notes
+    assert "no gradient" not in note

@@ -96,6 +96,20 @@ def test_a_constant_is_resized_at_load() -> None:
     assert_agree(Explainer(model, output=run.output), run, "guided", output=run.output)
 
 
+def test_the_oracles_noise_keeps_shapes() -> None:
+    """Also the shape of a tensor without axes; and all but zeros are disturbed."""
+    b = Builder()
+    x = b.input(*SHAPE)
+    model = b.model(b.mul(b.relu(x), b.node("ReduceSum", x, keepdims=0)))
+    sample = np.random.default_rng(1).standard_normal(SHAPE)
+    exact, noisy = oracle.Run(model, sample), oracle.Run(model, sample, noise=1e-3)
+    assert () in {values.shape for values in exact.values.values()}
+    for name in (name for node, _ in exact.steps for name in node.outputs):
+        values = exact.values[name]
+        assert noisy.values[name].shape == values.shape
+        assert np.array_equal(noisy.values[name] != values, values != 0)
+
+
 @pytest.mark.parametrize(
     ("size", "scale", "outputs"),
     [(10, 0.7, 7), (20, 1.4, 28), (20, 0.9, 18), (10, 2.3, 23), (30, 1.3, 39), (10, 1.25, 12), (31, 0.3, 9)],

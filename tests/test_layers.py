@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "figures": {"errors", "explained", "pictures", "version"},
     "sample": {"errors", "explained", "figures", "pictures", "targets"},
     "strips": {"figures", "pictures", "sample"},
-    "attribution": {"errors", "head", "pictures", "provenance", "sample", "similarity", "titles"},
+    "attribution": {"errors", "head", "pictures", "provenance", "rules", "sample", "similarity", "titles"},
     "packed": {"kernels", "limits"},
     "inputs": {"devices", "errors", "graph", "importer", "limits", "pictures"},
     "notes": {"errors", "importer", "plan", "rules"},

@@ -401,6 +401,8 @@ def test_a_map_of_nothing_says_so(tiny: Explainer) -> None:
     found = methods.grad_cam(tiny, np.zeros((1, 3, 8, 9), np.float32), target=0)
     is_empty = not found.map.any()
     assert any("nothing in the layer speaks for the class" in note for note in found.notes) == is_empty
+    x = samples_of(1)
+    assert "The map is 0 everywhere." in integrated_gradients(tiny, x, steps=2, baseline=x).notes
 
 
 def test_a_model_of_open_size_is_planned_for_the_array() -> None:

@@ -191,6 +191,7 @@ GOOD: dict[str, Any] = {"name": "own", "forward_gate": True, "gradient_gate": Fa
         {"rewrite": "lrp"},
         {"rewrite": Unhashable()},
         {"finish": 1},
+        {"finish": Unhashable()},
     ],
     ids=lambda wrong: str(*wrong),
 )

@@ -129,11 +129,11 @@ class Run:
             return x
         rms = math.sqrt(np.mean(x * x)) or 1.0
         # Bits of the value are mixed as in SplitMix64, so equal values get equal numbers.
-        bits = np.ascontiguousarray(x).view(np.uint64) + np.uint64(self._seed + 1)
+        bits = x.reshape(-1).view(np.uint64) + np.uint64(self._seed + 1)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
         uniform = math.sqrt(12) * ((bits >> np.uint64(11)) * 2.0**-53 - 0.5)  # of variance 1
-        return x + self._noise * rms * np.where(x == 0, 0, uniform)
+        return x + self._noise * rms * np.where(x == 0, 0, uniform.reshape(x.shape))
 
     def _made(self, node: Node) -> list[str]:
         """The outputs that were computed; Dropout's mask and MaxPool's indices are not."""
