@@ -19,6 +19,10 @@ from .runtime.memory import MemoryPool
 from .runtime.tape import Tape
 
 
+class NotKeptError(InputError):
+    """All kernels are compiled, but the next process has to compile them again."""
+
+
 def warm_up(engine: Engine, size: tuple[int, int] | None) -> int:
     """Compile every kernel that the model needs.  Arguments, result and errors are `Explainer.warmup`'s."""
     plan, noise = _noise(engine, size)
@@ -33,7 +37,7 @@ def warm_up(engine: Engine, size: tuple[int, int] | None) -> int:
     if not engine.settings.device.is_host:  # dense layers have other kernels for many samples there
         engine.explain(np.repeat(noise, 16, axis=0), RULES["vanilla"], None, None)
     if not_kept:
-        raise InputError(
+        raise NotKeptError(
             f"kernels cannot be kept in {CACHE_DIRECTORY!r}: {not_kept[-1]}.",
             hint="Name a folder that can be written in GBP_CACHE_DIR.",
         )

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from builder import Builder
 from kills import MODEL, ROOT, files_of, make_images, run_with_kills
 from PIL import Image
 
 import gbp
 from gbp import Channel, Contrast, Explainer, InputError, Several, Top, methods
 from gbp.bulk.job import Task, name_of
+from gbp.bulk.run import Summary
 from gbp.bulk.worker import Worker
 from gbp.cli import main as cli
 
@@ -537,6 +540,36 @@ def test_the_command(
         "gbp: error: --rule is guided and was vanilla; target is none and was Top(k=5)"
     )
     assert "method is none and was vargrad; samples is none and was 2; format is png and" in captured.err
+
+
+def test_a_label_of_the_models_own_file_may_hold_a_comma(
+    photos: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where scikit-learn's converters have put the labels into the model."""
+    b = Builder()
+    model = b.model(b.node("Softmax", b.gemm(b.flatten(b.relu(b.input(1, 3, 8, 8))), 3)))
+    scores = model.graph.output[0].name
+    names = ["chow, chow-chow", "top7", "cat"]
+    model.graph.node.add(op_type="ArgMax", input=[scores], output=["best"])
+    model.graph.node.append(
+        onnx.helper.make_node("ZipMap", [scores], ["table"], domain="ai.onnx.ml", classlabels_strings=names)
+    )
+    model.opset_import.add(domain="ai.onnx.ml", version=1)
+    model.graph.output.pop()
+    model.graph.output.add(name="best").type.tensor_type.elem_type = onnx.TensorProto.INT64
+    model.graph.output.add(name="table").type.map_type.key_type = onnx.TensorProto.STRING
+    path = tmp_path / "own.onnx"
+    path.write_bytes(model.SerializeToString())
+    targets: list[Any] = []
+
+    def batch(*_: object, target: Any, **__: object) -> Summary:
+        targets.append(target)
+        return Summary(0, 0, 0, out)
+
+    monkeypatch.setattr("gbp.bulk.run.batch", batch)
+    for text in (*names, "cat,top7", "top2"):
+        assert cli.main(["batch", str(path), str(photos), "-o", str(out), "--target", text]) == 0
+    assert targets == [*names, Several("cat", "top7"), Top(2)]
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b"])

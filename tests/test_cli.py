@@ -160,7 +160,10 @@ def test_explain_prints_what_it_saw_and_wrote(capsys):
     assert ([image.size for image in images], rule, target) == ([(9, 9)], "guided", None)
 
 
-@pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", Top(5))])
+MANY = "top" + "9" * 5000  # which int would not take
+
+
+@pytest.mark.parametrize(("text", "target"), [("3", 3), ("hen", "hen"), ("top5", Top(5)), (MANY, MANY)])
 def test_targets(text, target):
     assert run("explain", "net.onnx", "cat.jpg", "--target", text) == 0
     assert FakeExplainer.instructions[0][2] == target

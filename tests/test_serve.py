@@ -676,5 +676,27 @@ def test_the_models_are_listed(app: Any) -> None:
     assert answer["limits"]["queue"] == LIMITS.queue
 
 
+def test_others_do_not_wait_for_the_list_of_models(
+    explainer: Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, answered = threading.Event(), threading.Event()
+
+    def describe(_: Served) -> bool:
+        listing.set()
+        return answered.wait(20)
+
+    async def ask() -> Any:
+        transport = httpx.ASGITransport(application([Served("demo", explainer, LIMITS)], LIMITS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            listed = asyncio.ensure_future(client.get("/v1/models"))
+            await until(listing.is_set)
+            await client.get("/healthz")
+            answered.set()
+            return (await listed).json()["models"]
+
+    monkeypatch.setattr(Served, "describe", describe)
+    assert asyncio.run(ask()) == [True]
+
+
 def test_errors_of_the_library_are_of_its_family() -> None:
     assert issubclass(RequestError, GbpError)

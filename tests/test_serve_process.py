@@ -33,6 +33,7 @@ from gbp.serve import server as serving
 from gbp.serve.app import application
 from gbp.serve.limits import HEADER_BYTES, Limits
 from gbp.serve.models import Served
+from gbp.warming import NotKeptError
 
 PHOTO = (MODELS / "demo.png").read_bytes()
 DEMO = str(MODELS / "demo.onnx")
@@ -233,13 +234,14 @@ def test_names_of_models(tmp_path: Path) -> None:
         command._named([f"={DEMO}"])
 
 
-def test_a_warmup_that_fails_ends_it() -> None:
+@pytest.mark.parametrize("error", [InputError("there is no memory."), BrokenPipeError("nobody reads it")])
+def test_a_warmup_that_fails_ends_it(error: Exception) -> None:
     def prepare() -> None:
-        raise InputError("kernels cannot be kept.")
+        raise error
 
     limits = Limits()
     models = [Served("demo", Explainer(DEMO, threads=1), limits)]
-    with pytest.raises(InputError, match="kernels cannot be kept"):
+    with pytest.raises(type(error), match=str(error)):
         serving.serve(models, limits, serving.listening("127.0.0.1", 0), hosts=None, prepare=prepare)
 
 
@@ -250,6 +252,32 @@ def test_it_gets_ready_before_it_explains(tmp_path: Path) -> None:
         assert httpx.get(f"{address}readyz").status_code == 200
         process.terminate()
         assert "gbp: open is not warmed up" in process.stderr.read()
+
+
+def test_what_is_said_while_it_gets_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why a model is not warmed up, or that this is lost; and nobody need read that it is ready."""
+
+    def get_ready(_: object, __: object, listener: socket.socket, *, prepare: Any, **___: object) -> None:
+        listener.close()
+        prepare()
+
+    def not_kept(_: object) -> None:
+        raise NotKeptError("kernels cannot be kept.", hint="Name a folder.")
+
+    def closed(text: str) -> None:
+        if "ready" in text:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(serving, "serve", get_ready)
+    monkeypatch.setattr(command, "print_line", closed)
+    assert main(["serve", str(open_model(tmp_path)), "--port", "0"]) == 0
+    hint = "the model leaves the image size open. Say it: --size HxW."
+    assert capsys.readouterr().err == f"gbp: open is not warmed up: {hint}\n"
+    monkeypatch.setattr(Explainer, "warmup", not_kept)
+    assert main(["serve", DEMO, "--port", "0"]) == 0
+    assert capsys.readouterr().err == "gbp: demo is warmed up, but kernels cannot be kept. Name a folder.\n"
 
 
 def test_the_answer_of_curl() -> None:

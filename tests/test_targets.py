@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp import At, Explainer, InputError, Top
-from gbp.cli.main import in_options, main
+from gbp.cli.main import main
+from gbp.cli.options import in_options
 from gbp.cli.options import target as target_of
 from gbp.targets import Classes
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +19,15 @@ from builder import Builder
 from PIL import Image
 
 from gbp import Explainer
+from gbp.cli import compiling
+from gbp.kernels.binary import CHOICES, SLOPES, VALUES, choice_kernel, slope_kernel, value_kernel
+from gbp.kernels.checksum import _sum_blocks
 from gbp.kernels.codegen.cache import ROOT as CACHE
+from gbp.kernels.codegen.jit import found
+from gbp.kernels.depthwise_dense import WIDTHS, dense_kernels
+from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels
+from gbp.kernels.parallel.team import work
+from gbp.warming import kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
@@ -105,23 +116,27 @@ def test_processes_that_compile_at_once(folder: Path) -> None:
 
 
 TOGETHER = """
-import sys
+import io, os, subprocess, sys
+from contextlib import redirect_stdout
 from pathlib import Path
 import numpy as np
 from gbp import Explainer
+from gbp.cli import main as cli
 from gbp.cli.compiling import compile_on_new_machine, compile_together
 from gbp.kernels.codegen.jit import Native, compiled
 from gbp.warming import kernels_of
 
+del os.environ["PYTHONPATH"]  # the others find gbp where this process found it, and Numba too
 alone, compile_alone = [], Native._compiled
 Native._compiled = lambda kernel: alone.append(kernel.module) or compile_alone(kernel)
+with redirect_stdout(io.StringIO()):
+    assert cli.main(["explain", "pooled.onnx", "cat.png", "--preprocess", "unit"]) == 0
+count, before = len(compiled), len(alone)
+assert count > before + 1
 explainer, x = Explainer("pooled.onnx"), np.ones((1, 3, 8, 8), np.float32)
-compile_on_new_machine(explainer)
-count = len(compiled)
-assert count > 1
 compile_on_new_machine(Explainer("plain.onnx"))  # it is no longer new
 assert len(compiled) == count
-assert explainer.warmup() == len(alone) and set(alone) <= {"gbp.kernels.parallel.team"}
+assert explainer.warmup() == len(alone) - before and set(alone) <= {"gbp.kernels.parallel.team"}
 count = len(compiled)
 assert all(kernel.is_stored for kernel in kernels_of(explainer._engine, None))
 before = explainer.explain(x).map
@@ -132,20 +147,118 @@ assert len(compiled) == count
 
 for file in Path(sys.argv[1]).rglob("*.nbc"):
     file.unlink()
+started, popen = [], subprocess.Popen
+subprocess.Popen = lambda command, **options: started.append(command) or popen(command, **options)
+fresh = Explainer("pooled.onnx", cache=False)
+for kernel in kernels_of(fresh._engine, None):
+    kernel._address = 0
 sys.executable = sys.argv[2]  # processes that do not answer: all is compiled here, on first use
-Native._compiled = compile_alone
-fresh = Explainer("plain.onnx", cache=False)
 compile_together(fresh)
-assert len(compiled) == count
+assert len(started) == 2 and len(compiled) == count
+compile_together(Explainer("pooled.onnx", cache=False, threads=1))
+sys.executable = None  # Python is part of another program
+compile_together(fresh)
+sys.executable, sys.frozen = sys.argv[2], True  # a program that was made of Python
+compile_together(fresh)
+assert len(started) == 2
 """
 
 
 def test_kernels_that_several_processes_compile(folder: Path) -> None:
-    """The process itself compiles those of its threads, and no other."""
-    done = python(
-        folder, "-c", TOGETHER, str(folder / "new"), shutil.which("true") or "", cache="new", threads=2
-    )
+    """The process itself compiles those of its threads, and no other; none imports from the folder."""
+    stranger = folder / "stranger"
+    stranger.mkdir()
+    for name in ("plain.onnx", "pooled.onnx", "cat.png"):
+        shutil.copy(folder / name, stranger)
+    for name in ("numba.py", "numpy.py", "gbp.py"):
+        (stranger / name).write_text("raise SystemExit")
+    true = shutil.which("true") or ""
+    done = python(stranger, "-P", "-c", TOGETHER, str(stranger / "new"), true, cache="new", threads=2)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", LINE)
+
+
+def test_every_kernel_is_found_by_its_name() -> None:
+    """By other processes, also where a kernel is made on demand."""
+    b = Builder()
+    x = b.conv(b.input(1, 8, 12, 12), 8, pads=(1, 1, 1, 1))
+    x = b.conv(x, 8, group=8, pads=(1, 1, 1, 1))
+    x = b.node("Sigmoid", b.node("Mul", x, b.node("Sigmoid", x)))
+    x = b.node("Sub", b.node("Max", x, b.conv(x, 8, 1)), b.node("Min", x, b.node("Tanh", x)))
+    explainer = Explainer(b.model(b.gemm(b.flatten(x), 5)), cache=False)
+    kernels = kernels_of(explainer._engine, None)
+    names = {kernel.name for kernel in kernels}
+    assert names > {"depthwise_3_fwd", "depthwise_3_bwd", "sigmoid_bwd", "swish_fwd", "sub_fwd", "gemm_fwd"}
+    assert names > {"max_choice", "min_choice"}
+    for name in (*VECTORS, *NUMBERS):
+        kernels.extend(function_kernels(name))
+    kernels += [value_kernel(name) for name in VALUES] + [choice_kernel(name) for name in CHOICES]
+    kernels += [slope_kernel(name, operand) for name in SLOPES for operand in (0, 1)]
+    kernels += [kernel for width in WIDTHS for kernel in dense_kernels(width)]
+    assert [kernel.name for kernel in kernels if found(kernel.module, kernel.name) is not kernel] == []
+
+
+def test_a_process_survives_what_it_cannot_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers each line, and stops where nothing that it compiles can be kept."""
+    asked = f"{_sum_blocks.module} nothing\n{_sum_blocks.module} {_sum_blocks.name}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(asked))
+    compiling.main()
+    failed, seconds = capsys.readouterr().out.splitlines()
+    assert failed == "AttributeError"
+    assert float(seconds) >= 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(asked))
+    monkeypatch.setattr(compiling, "not_kept", ["No space left on device"])
+    compiling.main()
+    assert capsys.readouterr().out == "AttributeError\n"
+
+
+class Silent:
+    """A process that answers nothing until it is killed."""
+
+    asked = io.StringIO()
+    killed = threading.Event()
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.stdin, self.stdout = self.asked, self
+
+    def readline(self) -> str:
+        self.killed.wait()
+        return ""
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def communicate(self) -> None:
+        pass
+
+
+class Interrupted(threading.Thread):
+    """A thread for which nobody waits, because of Ctrl-C."""
+
+    made: ClassVar[list[threading.Thread]] = []
+
+    def start(self) -> None:
+        super().start()
+        self.made.append(self)
+
+    def join(self, timeout: float | None = None) -> None:
+        while not Silent.asked.getvalue():
+            pass
+        raise KeyboardInterrupt
+
+
+def test_after_ctrl_c_nothing_more_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits for a kernel's callee ends; it does not talk to a process that was killed."""
+    monkeypatch.setattr(subprocess, "Popen", Silent)
+    monkeypatch.setattr(compiling, "Thread", Interrupted)
+    monkeypatch.setattr(work, "with_callees", lambda: (_sum_blocks, work))
+    with pytest.raises(KeyboardInterrupt):
+        compiling._Queue([_sum_blocks, work]).run(2)
+    for thread in Interrupted.made:
+        threading.Thread.join(thread, 60)
+    assert len(Interrupted.made) == 2
+    assert Silent.asked.getvalue() == f"{_sum_blocks.module} {_sum_blocks.name}\n"
 
 
 READ_ONLY = """
@@ -174,24 +287,32 @@ def test_a_cache_that_is_read_only(folder: Path) -> None:
 
 
 NOWHERE = """
-import sys
+import subprocess, sys
 import numpy as np
 from gbp import Explainer
-from gbp.cli import main as cli
+from gbp.cli import compiling, main as cli
 from gbp.kernels.codegen.jit import compiled
+from gbp.warming import NotKeptError
 
+compiling._FEW, subprocess.Popen = 1, None  # no process compiles what cannot be kept
 explainer = Explainer("plain.onnx")
 assert explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any() and compiled
 print("the library", file=sys.stderr)
 assert cli.main(["explain", "pooled.onnx", "cat.png", "--preprocess", "unit"]) == 0
 print("explain", file=sys.stderr)
 assert cli.main(["warmup", "plain.onnx"]) == 2
+try:
+    explainer.warmup()
+except NotKeptError:
+    sys.exit(0)
+sys.exit("it was kept")
 """
 
 
-def test_a_cache_that_cannot_be_written(folder: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_cache_that_cannot_be_written(folder: Path, threads: int) -> None:
     """All is explained, and the command line says what is lost; a warmup would be for nothing."""
-    done = python(folder, "-c", NOWHERE, cache="cat.png")  # a file, where no folder can be
+    done = python(folder, "-c", NOWHERE, cache="cat.png", threads=threads)  # a file, where no folder can be
     assert done.returncode == 0, done.stderr
     silent, explained, warmed = re.split("the library\n|explain\n", done.stderr)
     assert silent == ""

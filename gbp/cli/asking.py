@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -63,7 +63,7 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise InputError("--method explains logits.", hint="Leave --score out.")
 
 
-def question_of(arguments: argparse.Namespace, labels: Sequence[str] | None) -> Any:
+def question_of(arguments: argparse.Namespace, labels: Callable[[], Sequence[str] | None]) -> Any:
     """The target in Python.
 
     Parameters
@@ -71,7 +71,7 @@ def question_of(arguments: argparse.Namespace, labels: Sequence[str] | None) -> 
     arguments
         Those of the command, checked.
     labels
-        The names of the classes, or None.
+        Returns the names of the classes, or None.  It is called where a name could be mistaken.
     """
     from ..questions import Channel, Contrast, Several, Unit
     from ..targets import Top
@@ -81,15 +81,19 @@ def question_of(arguments: argparse.Namespace, labels: Sequence[str] | None) -> 
         if arguments.channel is not None:
             return Channel(arguments.at, arguments.channel, "sum" if arguments.sum else "max", seed=seed)
         return Unit(arguments.at, *_position(arguments.unit), seed=seed)
-    text, known = arguments.target, {label.casefold() for label in labels or ()}
+    text = arguments.target
     if arguments.top is not None or text is None:
         return None if text is None and arguments.top is None else Top(arguments.top)
-    if re.fullmatch(r"top\d+", text) and text not in known:
-        return Top(int(text[3:]))
+    several = arguments.against is None and "," in text
+    best = re.fullmatch(r"top(\d{1,9})", text)
+    if (best or several) and text.casefold() in {label.casefold() for label in labels() or ()}:
+        best, several = None, False  # labels of ImageNet hold commas
+    if best:
+        return Top(int(best[1]))
     if arguments.against is not None:
         return Contrast(target(text), target(arguments.against))
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 1 and all(parts) and text.casefold() not in known:  # labels of ImageNet hold commas
+    if several and all(parts):
         return Several(*map(target, parts))
     return target(text)
 

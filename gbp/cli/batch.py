@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..rules import OTHER_RULES, RULES
@@ -90,12 +91,16 @@ def shard(text: str) -> tuple[int, int]:
 def batch(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from ..bulk.run import batch as explain_all
-    from ..pictures.labels import read_labels
-    from ..pictures.sidecar import read_sidecar
+    from ..explainer import Explainer
 
     refuse_misplaced(arguments)
     refuse_contradictions(arguments)
-    labels = read_labels(arguments.labels) or read_sidecar(arguments.model).labels
+    options = explainer_options(arguments)
+
+    def labels() -> Sequence[str] | None:
+        with Explainer(arguments.model, **options) as explainer:
+            return explainer.labels
+
     with counting(arguments) as progress, compiling_shown(arguments.quiet):
         summary = explain_all(
             arguments.model,
@@ -118,7 +123,7 @@ def batch(arguments: argparse.Namespace) -> int:
             ray_address=arguments.ray_address,
             stdin=sys.stdin.buffer,
             progress=progress,
-            **explainer_options(arguments),
+            **options,
         )
     if arguments.json:
         print_json(dataclasses.asdict(summary) | {"index": str(summary.index)})

@@ -1,7 +1,8 @@
 """Compiles a model's kernels in several processes, each for one processor.  Numba compiles one at a time.
 
-`python -m gbp.cli.compiling` is such a process.  It reads lines `module name`, compiles that kernel, which
-the cache then keeps, and answers with the seconds that this took.
+Such a process runs `main` with the search path of this one, so that it imports the same modules and none from
+the current folder.  It reads lines `module name`, compiles that kernel, which the cache then keeps, and
+answers with the seconds that this took.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..explainer import Explainer
-from ..kernels.codegen.cache import CACHE_DIRECTORY, log, refused
-from ..kernels.codegen.jit import Native, compiled, found
+from ..kernels.codegen.cache import CACHE_DIRECTORY, log, make_folder, refused
+from ..kernels.codegen.jit import Native, compiled, found, not_kept
 from ..kernels.parallel.threads import available
 from ..warming import kernels_of
-from .progress import compiling_shown
 
 #: Fewer kernels are compiled before another process has started.
 _FEW = 4
@@ -29,18 +29,21 @@ _FEW = 4
 _MOST = 4
 
 
-def compile_on_new_machine(explainer: Explainer, quiet: bool = False) -> None:
-    """Compile together where this version of gbp has compiled nothing yet, and show it unless `quiet`.
+def compile_on_new_machine(explainer: Explainer) -> None:
+    """Compile together where this version of gbp has compiled nothing yet.
 
     Where images decide about the size, nothing is compiled ahead.
     """
     if not os.path.isdir(CACHE_DIRECTORY):
-        with suppress(InputError), compiling_shown(quiet):
+        with suppress(InputError):
             compile_together(explainer)
 
 
 def compile_together(explainer: Explainer, size: tuple[int, int] | None = None) -> None:
-    """Compile the kernels that a warm-up would compile, and keep them; none where there is nothing to gain.
+    """Compile the kernels that a warm-up would compile, and keep them.
+
+    It compiles none where there is nothing to gain, where they cannot be kept, and where no other Python can
+    be started.
 
     Parameters
     ----------
@@ -54,11 +57,18 @@ def compile_together(explainer: Explainer, size: tuple[int, int] | None = None) 
     InputError
         As `Explainer.warmup`.
     """
-    engine, count = explainer._engine, min(available(), _MOST)
+    engine = explainer._engine
+    count = min(available(), engine.settings.threads, _MOST)
     if count < 2 or not engine.settings.device.is_host or refused():
+        return
+    if not sys.executable or getattr(sys, "frozen", False):  # a program that holds Python, or was made of it
         return
     missing = [kernel for kernel in kernels_of(engine, size) if not kernel.is_stored]
     if len(missing) >= _FEW:
+        try:
+            make_folder()
+        except OSError:  # first use says why
+            return
         _Queue(missing).run(count)
 
 
@@ -77,7 +87,8 @@ class _Queue:
 
     def run(self, count: int) -> None:
         """Compile them in so many processes.  First use compiles those of a failed process."""
-        command, pipe = (sys.executable, "-m", "gbp.cli.compiling"), subprocess.PIPE
+        code = f"import sys; sys.path[:] = {sys.path!a}; from gbp.cli.compiling import main; main()"
+        command, pipe = (sys.executable, "-P", "-c", code), subprocess.PIPE
         options: Any = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, "text": True}
         workers: list[subprocess.Popen[str]] = []
         try:
@@ -90,6 +101,9 @@ class _Queue:
             for thread in threads:
                 thread.join()
         finally:
+            with self._changed:  # after Ctrl-C, threads still wait for more to do
+                self._left.clear()
+                self._changed.notify_all()
             for worker in workers:
                 worker.kill()
                 worker.communicate()
@@ -114,7 +128,7 @@ class _Queue:
         while kernel := self._take():
             log.info("compiling kernel %s", kernel.name)
             answer = ""
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # ValueError: Ctrl-C has closed the pipes
                 print(kernel.module, kernel.name, file=worker.stdin, flush=True)
                 answer = worker.stdout.readline()
             with self._changed:
@@ -122,16 +136,19 @@ class _Queue:
                 self._changed.notify_all()
             if not answer:
                 return
-            compiled.append((kernel.name, float(answer)))
+            with suppress(ValueError):  # it failed; first use says why
+                compiled.append((kernel.name, float(answer)))
 
 
 def main() -> None:
-    """Compile what the standard input names."""
+    """Compile what the standard input names, as long as it can be kept."""
     for line in sys.stdin:
         began = perf_counter()
-        found(*line.split()).compile()
+        try:
+            found(*line.split()).compile()
+        except Exception as error:  # others may be compiled all the same
+            print(type(error).__name__, flush=True)
+            continue
+        if not_kept:
+            return
         print(perf_counter() - began, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -97,16 +97,17 @@ def explain(arguments: argparse.Namespace) -> int:
     paths = [path for path, image in zip(outputs, arguments.images, strict=True) if image not in skipped]
     explainer = Explainer(arguments.model, **explainer_options(arguments))
     pictures = [opened.get(image, image) for image in images]
-    target = question_of(arguments, explainer.labels)
+    target = question_of(arguments, lambda: explainer.labels)
     _refuse_several(arguments, target, outputs)
     explaining, chosen = Explaining(explainer, arguments), rules_of(arguments)
-    compile_on_new_machine(explainer, arguments.quiet)
     reports: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
     with advancing(arguments, len(images)) as progress:
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
             with compiling_shown(arguments.quiet):
+                if start == 0:
+                    compile_on_new_machine(explainer)
                 attributions = [explaining(pictures[chunk], rule, target) for rule in chosen]
             notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
             if progress is not None:

@@ -76,8 +76,8 @@ def init(arguments: argparse.Namespace) -> int:
                 cache=False,
             )
             suggestion = explainer.suggestion
-            compile_on_new_machine(explainer)
             with compiling_shown():
+                compile_on_new_machine(explainer)
                 found = explainer.explain(arguments.image, rule="vanilla")[0]
         except InputError as error:
             if "channels" not in str(error):

@@ -6,7 +6,6 @@ import argparse
 import gc
 import io
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,22 +14,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import GbpError, shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
-
-#: Arguments of the library that are options of the same name.
-_OPTIONS = (
-    "activations|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|limits|"
-    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|steps|style|target|threads|top"
-)
-
-#: Text in messages of the library → its form on the command line.
-_SAID = {
-    "output=PROBABILITY": "--output probability",
-    "size=(H, W)": "--size HxW",
-    "Give labels.": "Give --labels.",
-    "max_side is": "--max-side is",
-    "Top(k)": "top5",
-    "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
-}
+from .options import in_options
 
 
 def run() -> int:
@@ -72,16 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, is gone; the flush at exit needs another file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def in_options(text: str) -> str:
-    """A message of the library with arguments written as options: `target=3` → `--target 3`."""
-    for said, option in _SAID.items():
-        text = text.replace(said, option)
-    text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
-    text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
-    text = re.sub(r"^k(?= is\b)", "top", text)  # of `Top(k)`
-    return re.sub(rf"^((target|layer)(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
 
 
 class _Parser(argparse.ArgumentParser):

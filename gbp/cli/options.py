@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
@@ -17,6 +18,22 @@ from ..targets import At, target_of
 Options: TypeAlias = argparse._ActionsContainer
 
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
+
+#: Arguments of the library that are options of the same name.
+_OPTIONS = (
+    "activations|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|limits|"
+    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|steps|style|target|threads|top"
+)
+
+#: Text in messages of the library → its form on the command line.
+_SAID = {
+    "output=PROBABILITY": "--output probability",
+    "size=(H, W)": "--size HxW",
+    "Give labels.": "Give --labels.",
+    "max_side is": "--max-side is",
+    "Top(k)": "top5",
+    "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
+}
 
 
 def add_model(command: Options) -> None:
@@ -281,3 +298,13 @@ def print_line(text: str) -> None:
 def print_paragraph(text: str, indent: int, break_on_hyphens: bool = True) -> None:
     """Print in lines of 80 characters, all but the first indented."""
     print(textwrap.fill(shown(text), 80, subsequent_indent=" " * indent, break_on_hyphens=break_on_hyphens))
+
+
+def in_options(text: str) -> str:
+    """A message of the library with arguments written as options: `target=3` → `--target 3`."""
+    for said, option in _SAID.items():
+        text = text.replace(said, option)
+    text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
+    text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
+    text = re.sub(r"^k(?= is\b)", "top", text)  # of `Top(k)`
+    return re.sub(rf"^((target|layer)(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)

@@ -76,9 +76,9 @@ def report(arguments: argparse.Namespace) -> int:
     from .compiling import compile_on_new_machine
 
     explainer = Explainer(arguments.model, **explainer_options(arguments))
-    compile_on_new_machine(explainer, arguments.quiet)
     make_folder(path)
     with advancing(arguments, len(images)) as progress, compiling_shown(arguments.quiet):
+        compile_on_new_machine(explainer)
         summary = write_report(
             explainer,
             images,

@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import GbpError, InputError
 from ..errors import shown as shown_text
-from .options import add_explainer, add_preprocessing, explainer_options, memory, print_line
+from .options import add_explainer, add_preprocessing, explainer_options, in_options, memory, print_line
 
 #: Modules of the extra → the names of their distributions.
 _NEEDED = {
@@ -29,7 +30,8 @@ def add_command(commands: Any) -> None:
         "serve",
         help="explain over HTTP, and on a page in the browser",
         description="Serve explanations of pictures over HTTP, and a page on which a photo can be dropped, "
-        "until Ctrl-C. Nothing is explained before all kernels are compiled. It needs gbp-explain[serve].",
+        "until Ctrl-C. Nothing is explained before all kernels are compiled, unless --no-warmup is given or "
+        "the model leaves its size open. It needs gbp-explain[serve].",
     )
     command.set_defaults(run=serve)
     command.add_argument(
@@ -75,6 +77,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
     from ..serve.server import serve as run
+    from ..warming import NotKeptError
     from .compiling import compile_together
     from .progress import compiling_shown
 
@@ -106,9 +109,11 @@ def serve(arguments: argparse.Namespace) -> int:
                     compile_together(model.explainer)
                     model.explainer.warmup()
                 except GbpError as error:  # pictures may be explained all the same
-                    print(shown_text(f"gbp: {model.name} is not warmed up: {error}"), file=sys.stderr)
-        print_line(f"gbp: ready after {time.perf_counter() - began:.0f} s")
-        sys.stdout.flush()
+                    state = "is warmed up, but" if isinstance(error, NotKeptError) else "is not warmed up:"
+                    print(shown_text(f"gbp: {model.name} {state} {in_options(str(error))}"), file=sys.stderr)
+        with suppress(OSError):  # nobody reads it any more
+            print_line(f"gbp: ready after {time.perf_counter() - began:.0f} s")
+            sys.stdout.flush()
 
     hosts = (*LOOPBACK, shown, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
     run(models, limits, listener, hosts=hosts, prepare=None if arguments.no_warmup else prepare)

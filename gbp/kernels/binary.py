@@ -88,6 +88,15 @@ def choice_kernel(name: str) -> Kernel:
     return kernel_from(_choice_fwd, f"{name.lower()}_choice", *types_, wins=CHOICES[name])
 
 
+def made(name: str) -> Kernel:
+    """The kernel of this name, which one of the functions above makes."""
+    function, _, way = name.rpartition("_")
+    names = {each.lower(): each for each in (*VALUES, *CHOICES)}
+    if way == "choice":
+        return choice_kernel(names[function])
+    return value_kernel(names[function]) if way == "fwd" else slope_kernel(names[function], int(way[-1]))
+
+
 #: Names for the entries of the tables in the templates below; `kernel_from` replaces them.
 value: Any = None
 slope: Any = None

@@ -123,6 +123,12 @@ def dense_kernels(columns: int) -> tuple[Kernel, Kernel]:
     )  # fmt: skip
 
 
+def made(name: str) -> Kernel:
+    """The kernel of this name, which `dense_kernels` makes."""
+    columns, way = name.removeprefix("depthwise_").split("_")
+    return dense_kernels(int(columns))[("fwd", "bwd").index(way)]
+
+
 #: Names for the two functions in the templates below; `kernel_from` replaces them.
 whole_block: Any = None
 edge_block: Any = None

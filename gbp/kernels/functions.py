@@ -311,6 +311,13 @@ def function_kernels(name: str) -> tuple[Kernel, Kernel]:
     )
 
 
+def made(name: str) -> Kernel:
+    """The kernel of this name, which `function_kernels` makes."""
+    function, _, way = name.rpartition("_")
+    names = {each.lower(): each for each in (*VECTORS, *NUMBERS)}
+    return function_kernels(names[function])[("fwd", "bwd").index(way)]
+
+
 #: Names for the entries of the tables in the templates below; `kernel_from` replaces them.
 value: Any = None
 slope: Any = None

@@ -115,7 +115,8 @@ class Server:
 
     async def list_models(self, _: Request) -> Response:
         """`GET /v1/models`."""
-        models = [model.describe() for model in self.models.values()]
+        # It may wait for a plan, and others must not wait for it.
+        models = await asyncio.to_thread(lambda: [model.describe() for model in self.models.values()])
         limits = dataclasses.asdict(self.limits)
         progress = {"ready": self._is_ready, "compiled": len(compiled)}
         return _Json({"models": models, "limits": limits, "version": __version__, **progress})

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import GbpError, InputError
+from ..errors import InputError
 from .app import application
 from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, KEEP_ALIVE_SECONDS, Limits
 from .models import Served
@@ -100,17 +100,17 @@ def serve(
 
     Raises
     ------
-    GbpError
+    Exception
         As `prepare`.
     """
-    ready, failures = threading.Event(), list[GbpError]()
+    ready, failures = threading.Event(), list[Exception]()
 
     def get_ready() -> None:
         try:
             if prepare is not None:
                 prepare()
             ready.set()
-        except GbpError as error:
+        except Exception as error:  # else explanations would be refused for ever
             failures.append(error)
             server.should_exit = True
 

@@ -197,8 +197,12 @@ def _linked(code: MachineCode) -> tuple[Any, int]:
 
 
 def found(module: str, name: str) -> Native:
-    """The function of this name in a module, for other processes and what is pickled."""
-    there = getattr(import_module(module), name)
+    """The function of this name in a module, for other processes and what is pickled.
+
+    A module that makes kernels on demand has a function `made`, which makes the one of a name.
+    """
+    home = import_module(module)
+    there = getattr(home, name) if hasattr(home, name) else home.made(name)
     return there if isinstance(there, Native) else _shared[there.symbol]
 
 
