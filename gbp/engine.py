@@ -98,7 +98,7 @@ class _Facts:
 
     def __init__(self, plan: Plan, source: Source, settings: Settings, labels: tuple[str, ...] | None):
         self._source, self._settings = source, settings
-        self._rules: dict[Rule, tuple[tuple[str, ...], bool]] = {}
+        self._rules: dict[tuple[str, bool, bool, bool], tuple[tuple[str, ...], bool]] = {}
         shape = plan.output_shape
         self._classes = Classes(shape, labels)
         self.head: Head | None = None
@@ -113,14 +113,16 @@ class _Facts:
 
     def under(self, plan: Plan, rule: Rule) -> tuple[tuple[str, ...], bool]:
         """The notes under a rule, and whether the map of a class depends on the image."""
-        found = self._rules.get(rule)
+        # Not the rule itself: its finish may have no hash, and would be kept alive.
+        key = rule.name, bool(rule.forward_gate), bool(rule.gradient_gate), rule.finish is not None
+        found = self._rules.get(key)
         if found is None:
             settings = self._settings
             notes = notes_of(plan, self._source, rule, settings.clamp, settings.tf32)
             found = notes, depends_on_image(plan, rule)
             if len(self._rules) >= self._MOST:
                 self._rules.clear()
-            self._rules[rule] = found
+            self._rules[key] = found
         return found
 
 

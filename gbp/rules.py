@@ -64,15 +64,15 @@ class Rule:
         for field in ("rewrite", "finish"):
             value = getattr(self, field)
             self._check(field, value is None or callable(value), "a function, or None")
-            # A plan is looked up by its rewrite, and notes by the rule.
-            self._check(field, _is_hashable(value), _KEY)
+        # A plan is looked up by its rewrite.
+        self._check("rewrite", _is_hashable(self.rewrite), _KEY)
 
     def _check(self, field: str, is_right: bool, supported: str) -> None:
         if not is_right:
             raise InputError(f"the rule's {field} is {getattr(self, field)!r:.80}.", supported=supported)
 
 
-#: The type of a rewrite and of a finish.
+#: The type of a rewrite.
 _KEY = "a function that can be a key: its dataclass is frozen, say"
 
 

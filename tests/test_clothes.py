@@ -292,6 +292,21 @@ def test_softplus_of_tensorflow_beyond_its_bound(activations: str) -> None:
     assert_one_map(of(written), of(known), activations=activations)
 
 
+@pytest.mark.parametrize("activations", ["gradient", "clamp"])
+def test_an_activation_that_keeps_every_value_hides_none(activations: str) -> None:
+    """A slope of 1 before a Swish in parts."""
+
+    def of(*before: Part) -> onnx.ModelProto:
+        b = Builder(opset=12)
+        y = b.relu(_mixed(b, b.input(*SHAPES[4])))
+        shifted = b.add(y, b.constant(-0.3))
+        for part in before:
+            shifted = say(b, part, shifted)
+        return b.model(b.head(_mixed(b, say(b, ("Mul", x, ("Sigmoid", x)), shifted))))
+
+    assert_one_map(of(("LeakyRelu", x, {"alpha": 1.0})), of(), activations=activations)
+
+
 @pytest.mark.parametrize("spread", [(6, 1, 1), (1, 6, 1, 1), (6, 5, 4), (1, 5, 1), (1, 1, 4)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_prelu_of_keras(spread: tuple[int, ...], turned: bool) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
 from ..graph.shapes import Shape
+from ..ops.functions import Function
 from ..ops.rectifier import Rectifier
 from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
 
@@ -153,10 +154,13 @@ def _is_apart(layer: Layer, behind: Sequence[Layer]) -> bool:
 
     The layers `behind` read nothing but the layer's output, or each other.
 
-    An activation is none of the parts of an activation behind it.  Behind a Clip, wider Clips do nothing.
+    An activation is none of the parts of an activation behind it, unless it keeps every value.
+    Behind a Clip, wider Clips do nothing.
     Long chains of nodes with constants of their own would otherwise be judged in every length.
     """
     if acts_alone(layer.op):
+        if isinstance(layer.op, Function) and layer.op.name == "LeakyRelu" and layer.op.p == 1:
+            return False
         return any(acts_alone(other.op) for other in behind)
     if type(layer.op) is not Rectifier:
         return False
