@@ -4,6 +4,9 @@
 
 Runs take turns.  A rate is counted over the last two thirds of the images,
 so that it holds no start of Ray and no loading of the model.  The files of all runs are compared.
+
+An actor reads and writes in threads beside the one that computes, and Ray has processes of its own:
+one actor uses more than one core.  `taskset -c 0 python benchmarks/actors.py …` holds all of it to one.
 """
 
 from __future__ import annotations
