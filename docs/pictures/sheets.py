@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -28,13 +29,10 @@ Ask = Callable[[Explainer, str], Attribution]
 
 def asks() -> dict[str, Ask]:
     """Name → how a photo is explained: every rule, and every method but the one that needs a layer."""
-    found: dict[str, Ask] = {
-        rule: lambda e, photo, rule=rule: e.explain(photo, rule=rule)  # type: ignore[misc]
-        for rule in (*RULES, *OTHER_RULES)
-    }
+    found: dict[str, Ask] = {rule: partial(Explainer.explain, rule=rule) for rule in (*RULES, *OTHER_RULES)}
     for method in METHODS.values():
         if not method.needs:
-            found[method.name] = lambda e, photo, call=method.call: call(e, photo)  # type: ignore[misc]
+            found[method.name] = method.call
     found["top 3"] = lambda e, photo: e.explain(photo, rule="vanilla", target=Top(3))
     return found
 
