@@ -111,14 +111,15 @@ def main() -> None:
     for name, has_sign in (("random numbers", True), ("their magnitudes", False)):
         mass, hits, alike = by_chance(scenes, has_sign)
         print(
-            f"| {name} | {mass:.1%} | {hits:.0%} |" + f" {round(alike, 2) + 0:.2f} |" * len(networks),
+            f"| {name} | {100 * mass:.1f} % | {100 * hits:.0f} % |"
+            + f" {round(alike, 2) + 0:.2f} |" * len(networks),
             flush=True,
         )
     for name, explain in explained().items():
         if arguments.only and name.strip("`") not in arguments.only:
             continue
         mass, hits = located(explain, demo, scenes)
-        cells = [f"{mass:.1%}", f"{hits:.0%}"]
+        cells = [f"{100 * mass:.1f} %", f"{100 * hits:.0f} %"]
         for network in networks:
             try:
                 cells.append(f"{sensitivity(explain, network, arguments.photos):.2f}")

@@ -481,7 +481,7 @@ def test_help_promises_no_more_than_is_true(capsys):
 
 def test_completion(capsys):
     pytest.importorskip("shtab", reason="shtab is not installed; the extra completion has it")
-    for shell in ("bash", "zsh"):
+    for shell in ("bash", "zsh", "fish"):
         with pytest.raises(SystemExit) as error:
             run("--print-completion", shell)
         assert error.value.code == 0
@@ -489,24 +489,42 @@ def test_completion(capsys):
     with pytest.raises(SystemExit) as error:
         run("--print-completion", "dos")
     assert error.value.code == 2
+    assert "choose of bash, zsh, tcsh, fish" in capsys.readouterr().err
 
 
-def test_bash_completes_options():
+def test_bash_completes_options_and_files(tmp_path):
     pytest.importorskip("shtab", reason="shtab is not installed; the extra completion has it")
     bash = shutil.which("bash") or pytest.skip("there is no bash")
     script = """eval "$("$1" -m gbp --print-completion bash)"
     COMP_WORDS=(gbp explain --skip); COMP_CWORD=2; _shtab_gbp; echo "${COMPREPLY[@]}"
     COMP_WORDS=(gbp wa); COMP_CWORD=1; _shtab_gbp; echo "${COMPREPLY[@]}"
     COMP_WORDS=(gbp explain --style g); COMP_CWORD=3; _shtab_gbp; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(gbp explain netw); COMP_CWORD=2; _shtab_gbp; echo "${COMPREPLY[@]}"
     """
+    (tmp_path / "network.onnx").touch()
     done = subprocess.run(
         [bash, "-c", script, "bash", sys.executable],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        cwd=tmp_path,
         check=False,
     )
-    assert (done.stdout.split(), done.stderr) == (["--skip-broken", "warmup", "gray"], "")
+    assert (done.stdout.split(), done.stderr) == (["--skip-broken", "warmup", "gray", "network.onnx"], "")
+
+
+def test_fish_completes_options_and_files(tmp_path, capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed; the extra completion has it")
+    fish = shutil.which("fish") or pytest.skip("there is no fish")
+    with pytest.raises(SystemExit):
+        run("--print-completion", "fish")
+    (tmp_path / "gbp.fish").write_text(capsys.readouterr().out)
+    (tmp_path / "network.onnx").touch()
+    lines = ("gbp explain --skip", "gbp wa", "gbp explain --style g", "gbp explain netw")
+    script = "source gbp.fish;" + "".join(f"complete -C {line!r};" for line in lines)
+    done = subprocess.run([fish, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    found = [line.split()[0] for line in done.stdout.splitlines()]
+    assert (found, done.stderr) == (["--skip-broken", "warmup", "gray", "network.onnx"], "")
 
 
 def test_all_options_are_explained():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,7 +25,7 @@ from gbp.pictures import render, text
 from gbp.pictures.drawing import Panel
 from gbp.pictures.figure import Figure, Picture, Rectangle, Text
 from gbp.pictures.look import Look
-from gbp.pictures.percent import percent
+from gbp.pictures.percent import percent, with_percent
 from gbp.pictures.photo import Photo
 from gbp.pictures.preprocess import PRESETS, Preprocess
 from gbp.sample import Sample
@@ -426,6 +428,14 @@ def test_every_style_says_how_to_read_it(explained: Sample, style: Panel) -> Non
     assert "σ = " in words or style == "rgb"
 
 
+def test_lines_do_not_end_within_a_size() -> None:
+    words = "at 224 × 224 · σ = 2.5 pixels · 57 % of the photo"
+    for width in range(90, 400, 5):
+        lines = text.wrapped(words, 15, width)
+        assert " ".join(lines) == words
+        assert not any(line.endswith(("×", "=", "σ")) or line.startswith(("×", "=", "%")) for line in lines)
+
+
 def test_an_improbable_class_is_told() -> None:
     for style in ("overlay", "strip"):
         assert "does not see “cat”" in texts(figure_of(labelled(0.0), style, Look()))
@@ -443,6 +453,21 @@ def test_an_improbable_class_is_told() -> None:
 )
 def test_percent(chance: float, says: str) -> None:
     assert percent(chance) == says
+
+
+def test_pages_write_percents_as_pictures_do() -> None:
+    node = shutil.which("node") or pytest.skip("there is no Node.js")
+    script = with_percent("/* percent */ process.stdout.write(JSON.stringify(CHANCES.map(percent)))")
+    # Multiples of 1/16 of a thousandth: 0.0625 and others are exactly between two texts.
+    chances = [*np.linspace(0, 1, 16001).tolist(), *np.random.default_rng(0).random(1000).tolist()]
+    done = subprocess.run(
+        [node, "-"],
+        input=f"const CHANCES = {json.dumps(chances)}; {script}",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [percent(chance) for chance in chances]
 
 
 # -------------------------------------------------------------------------------------------- files

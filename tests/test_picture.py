@@ -108,6 +108,15 @@ def test_diverging_signs():
     assert (zero == 255).all()
 
 
+def test_overlay_does_not_tint_white_ground():
+    """A gradient has small values nearly everywhere."""
+    m = np.array([[0.0, 0.1, 1.0]])
+    none, little, most = picture.overlay(m, np.full((1, 3, 3), 255, np.uint8), limit=1.0)[0].astype(int)
+    assert np.ptp(little) <= 4, "no colour that one sees"
+    assert abs(little - none).max() <= 4
+    assert np.ptp(most) > 40
+
+
 def test_overlay_keeps_the_image_where_relevance_is_low():
     base = np.zeros((1, 2, 3), np.uint8)
     base[:] = 240, 120, 60

@@ -77,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     parser.add_argument(
-        "--print-completion", action=_Completion, metavar="SHELL", help="for bash, zsh or tcsh, and exit"
+        "--print-completion",
+        action=_Completion,
+        metavar="SHELL",
+        help="print a completion script for bash, fish, zsh or another shell, and exit",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (init, explain, report, batch, warmup, inspect, verify, sanity, features, serve):
@@ -87,8 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+#: Arguments whose values are files.
+_FILES = ("model", "models", "image", "images", "labels", "out", "baseline")
+
+
 class _Completion(argparse.Action):
-    """Prints a script that lets a shell complete commands and options."""
+    """Prints a script that lets a shell complete commands, options and names of files."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, _: object, values: object, option: object = None
@@ -101,5 +108,10 @@ class _Completion(argparse.Action):
             parser.error(
                 f"there is no completion for {values} (choose of {', '.join(shtab.SUPPORTED_SHELLS)})"
             )
+        (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        for command in commands.choices.values():
+            for argument in command._actions:
+                if argument.dest in _FILES:
+                    argument.complete = shtab.DIRECTORY if argument.metavar == "DIR" else shtab.FILE
         print(shtab.complete(parser, values))
         parser.exit()

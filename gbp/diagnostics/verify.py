@@ -283,7 +283,7 @@ def _called(image: object) -> str:
     if image is None:
         return "noise"
     given = str(image) if isinstance(image, (str, os.PathLike)) else "the given image"
-    return f"{given} with noise of {_STIR:.1%}"
+    return f"{given} with noise of {100 * _STIR:g} %"
 
 
 def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> float:

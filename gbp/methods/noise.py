@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import count_of
+from ..pictures.percent import whole_percent
 from ..questions import Question
 from ..rules import Rule
 from ..run import Run
@@ -203,7 +204,7 @@ def _noisy(
     spread = "given noise" if share is None else f"noise of {share:.3g} of an image's range"
     note = (
         f"{remark}. {count} copies, {spread}: the best class stayed the best in "
-        f"{found.details['same_class'].mean():.0%} of them."
+        f"{whole_percent(found.details['same_class'].mean())} of them."
     )
     return with_details(found, (note,), samples=count, noise=share, seed=None if share is None else int(seed))
 

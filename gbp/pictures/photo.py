@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .image import read_image
+from .percent import whole_percent
 from .preprocess import Preprocess, Window
 
 #: Most pixels of a photo's longer side, unless `Look` says another number.
@@ -79,7 +80,7 @@ class Photo:
             return f"the network saw the centre crop in the frame, at {size}"
         left, top, right, bottom = self.box
         share = (right - left) * (bottom - top) / (self.size[0] * self.size[1])
-        return f"the network saw the centre crop, {share:.0%} of the photo, at {size}"
+        return f"the network saw the centre crop, {whole_percent(share)} of the photo, at {size}"
 
     def is_there(self) -> bool:
         """Whether the photo can still be read, and its file is the same as when it was explained."""

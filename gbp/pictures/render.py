@@ -19,6 +19,9 @@ from .palettes import DIVERGING, GLOW, HEAT, Pixels, rounded
 PERCENTILE = 99.5
 #: The shares of its brightness and of its colour that an image keeps under a map.
 DIMMED, SATURATION = 0.72, 0.6
+#: Opacity grows with this power of a map's magnitude.  With the first power, the small values that a gradient
+#: has nearly everywhere would tint white ground pink.  `report/page.html` and `serve/page.html` do the same.
+STEEPNESS = 1.5
 
 
 def robust_limit(m: NDArray[Any], percentile: float = PERCENTILE) -> float:
@@ -85,7 +88,7 @@ def overlay(
     base
         The image, uint8 (H, W, 3).
     alpha
-        The opacity of the heat at `limit`, 0 to 1.  The opacity is proportional to the map's magnitude.
+        The opacity of the heat at `limit`, 0 to 1.  Below, it falls with the power 1.5 of the magnitude.
     limit
         The magnitude that is drawn at full strength; by default `robust_limit`.
     colours
@@ -105,7 +108,7 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}.", supported="0 to 1")
     relevance = np.abs(_normalised(m, limit))
-    opacity = (alpha * relevance)[:, :, None].astype(np.float32)
+    opacity = (alpha * relevance**STEEPNESS)[:, :, None].astype(np.float32)
     luma = base @ np.array([0.299, 0.587, 0.114], np.float32)
     dimmed = np.float32(DIMMED) * (SATURATION * base + (1 - SATURATION) * luma[:, :, None])
     heat = (HEAT if colours is None else colours)[_to_8bit(relevance)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ _COMPLEX = ((0x0590, 0x08FF), (0x0900, 0x0DFF), (0x0F00, 0x109F), (0x1780, 0x17F
 #: How many times as large text is drawn before it is scaled down.
 FINE = 4
 _NOTDEF = "\uffff"
+#: Spaces at which no line ends, and the character that stands for them meanwhile.
+_GLUE, _HARD = re.compile(" (?=[×=%])|(?<=[×=]) "), "\u00a0"
 
 Font = ImageFont.FreeTypeFont
 
@@ -155,10 +158,11 @@ def width_of(text: str, size: int) -> float:
 def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
     """A text in lines of at most `width` pixels; the last of `most` lines ends in "…" where more follows.
 
-    Lines end at spaces, and within a word that is wider than a line.
+    Lines end at spaces, but not at those of "224 × 224", "σ = 2.5" and "57 %"; and within a word that is
+    wider than a line.
     """
     lines: list[str] = []
-    for words in (legible(line).split(" ") for line in text.split("\n")):
+    for words in (_GLUE.sub(_HARD, legible(line)).split(" ") for line in text.split("\n")):
         line = ""
         for word in words:
             longer = f"{line} {word}" if line else word
@@ -172,7 +176,7 @@ def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
         lines.append(line)
     if len(lines) > most:
         lines = [*lines[: most - 1], _cut(lines[most - 1], size, width)]
-    return lines
+    return [line.replace(_HARD, " ") for line in lines]
 
 
 def _broken(word: str, size: int, width: float) -> list[str]:

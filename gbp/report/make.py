@@ -26,6 +26,7 @@ from ..pictures.files import write
 from ..pictures.legend import UNLIKELY, meaning
 from ..pictures.look import Look
 from ..pictures.palettes import HEAT
+from ..pictures.percent import with_percent
 from ..rules import rule_named
 from ..sample import Sample
 from ..targets import Top
@@ -109,7 +110,7 @@ def report(
     if not (*rules, *methods):
         raise InputError("there is neither a rule nor a method.")
     making = _Making(explainer, tuple(rules), tuple(methods), classes, skip_broken, progress)
-    head, tail = _PAGE.read_text(encoding="utf-8").split(_MARK)
+    head, tail = with_percent(_PAGE.read_text(encoding="utf-8")).split(_MARK)
     write(file, lambda to: making.fill(to, images, title, head, tail))
     return making.summary
 

@@ -8,11 +8,13 @@ import re
 from functools import cache
 from importlib.resources import files
 
+from ..pictures.percent import with_percent
+
 
 @cache
 def page() -> bytes:
     """The file."""
-    return files(__package__).joinpath("page.html").read_bytes()
+    return with_percent(files(__package__).joinpath("page.html").read_text(encoding="utf-8")).encode()
 
 
 @cache
