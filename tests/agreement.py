@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import oracle
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from gbp import Explainer
 from gbp.packed.entry import Pickled
+
+T = TypeVar("T")
 
 RULES = tuple(oracle.naive.RULES)
 
@@ -42,10 +44,16 @@ def assert_agree(
     assert_close(result.map, truth, f"{rule} map")
 
 
+def from_cache(plan: T) -> T:
+    """The plan as another process finds it in the cache: weights are read-only."""
+    kept = Pickled(plan)
+    found: T = pickle.loads(kept._pickled, buffers=map(bytes, kept._arrays))
+    return found
+
+
 def as_kept(explainer: Explainer) -> Explainer:
-    """The same Explainer with its plan as another process finds it in the cache: weights are read-only."""
+    """The same Explainer with its plan as another process finds it in the cache."""
     for entry in explainer._engine.sessions._entries.values():
         assert entry.session
-        kept = Pickled(entry.session.plan)
-        entry.session.plan = pickle.loads(kept._pickled, buffers=map(bytes, kept._arrays))
+        entry.session.plan = from_cache(entry.session.plan)
     return explainer

@@ -5,11 +5,16 @@
     python tests/guard.py --target generic --end start
     python tests/guard.py --algorithm amx       convolutions alone, on AMX wherever it can compute them
 
-Arrays are copied so that their last byte (or, at the other end, their first) is the last before a page
-without access.  What a call reads or writes beyond is a segmentation fault, and the last line names the case.
-Arrays of one call that overlap stay together, as views of one memory; bytes between their elements hold NaN
-and must not change.  Scratch is cut to what the step asked for.  Maps and scores must be those of a run
-that is recorded and repeated as in everyday use, with whole arenas between such pages.
+Before a kernel is called, it is called on copies of its arrays, which end with the last byte before a page
+without access, and on copies that begin with the first byte behind one.  What a call reads or writes beyond
+is a segmentation fault, and the last line names the case.  Arrays of one call that overlap stay together, as
+views of one memory; bytes between their elements hold NaN and must not change.  Scratch is cut to what the
+step asked for.  The call itself must leave the bytes that the copies hold.
+
+Calls of one kernel are alike where all that can move an access is equal, but for the numbers in the arrays:
+sizes, strides and overlaps of arrays, and the other arguments.  Of calls that are alike the first three are
+guarded (`--alike 0`: all).  The calls themselves are recorded and repeated as in everyday use, in arenas
+between such pages, and maps and scores must have the same bits each time.
 """
 
 from __future__ import annotations
@@ -22,15 +27,16 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,28 +80,37 @@ class Region:
 
 
 class _Between:
-    """Memory between guard pages, as NumPy takes it over.  It is freed with the last array that has it."""
+    """Memory between guard pages, as NumPy takes it over.  It is freed with the last array that has it.
 
-    def __init__(self, count: int, end: str) -> None:
+    It ends at a page, up to its alignment.  The bytes before it and behind it must not change.
+    """
+
+    all: ClassVar[weakref.WeakSet[_Between]] = weakref.WeakSet()
+
+    def __init__(self, count: int) -> None:
         self.region = Region(count)
-        start = (self.region.room - count) // ALIGNMENT * ALIGNMENT if end == "end" else 0
+        start = (self.region.room - count) // ALIGNMENT * ALIGNMENT
+        self._beside = self.region.all[:start], self.region.all[start + count :]
+        for beside in self._beside:
+            beside.fill(FILL)
         self.__array_interface__ = {
             "shape": (count,), "typestr": "|u1", "data": (self.region.address + start, False), "version": 3
         }  # fmt: skip
+        self.all.add(self)
+
+    def check(self) -> None:
+        if not all((beside == FILL).all() for beside in self._beside):
+            raise GuardError("what is beside an arena was written to")
 
     def __del__(self) -> None:
         self.region.free()
 
 
-def between_pages(end: str) -> Callable[..., NDArray[Any]]:
-    """`aligned`, in memory that ends at a guard page, up to its alignment, or begins behind one."""
-
-    def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        whole: NDArray[Any] = np.asarray(_Between(count, end)).view(dtype).reshape(shape)
-        return whole
-
-    return aligned
+def between_pages(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """`aligned`, in memory between guard pages."""
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    whole: NDArray[Any] = np.asarray(_Between(count)).view(dtype).reshape(shape)
+    return whole
 
 
 @dataclass
@@ -109,7 +124,7 @@ class _Copy:
     is_written: bool
 
     def check(self, name: str) -> None:
-        outside = (self.region.all == FILL).sum() - (self.mine == FILL).sum()
+        outside = np.count_nonzero(self.region.all == FILL) - np.count_nonzero(self.mine == FILL)
         if outside != self.region.room - self.mine.size:
             raise GuardError(f"{name} wrote outside of its arrays")
         if not (self.mine[~self.owned] == FILL).all():
@@ -120,38 +135,103 @@ class _Copy:
             self.original[self.owned] = self.mine[self.owned]
 
 
-def guarded(name: str, call: Callable[..., None], args: Sequence[Any], end: str) -> None:
-    """Call with copies of all arrays, also of those in tuples, then write back what may be written."""
-    arrays = [
-        a for arg in args for a in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(a, np.ndarray)
-    ]
-    groups: list[tuple[int, int, list[NDArray[Any]]]] = []
-    for a in sorted((a for a in arrays if a.size), key=lambda a: byte_bounds(a)[0]):
-        low, high = byte_bounds(a)
+#: Arrays of one call that overlap: the first byte, that behind the last, the arrays.
+_Group: TypeAlias = tuple[int, int, list[NDArray[Any]]]
+
+
+def _arrays_of(args: Sequence[Any]) -> list[NDArray[Any]]:
+    """All arrays, also those in tuples."""
+    parts = (part for arg in args for part in (arg if isinstance(arg, tuple) else (arg,)))
+    return [part for part in parts if isinstance(part, np.ndarray)]
+
+
+def _start(a: NDArray[Any]) -> int:
+    return int(a.__array_interface__["data"][0])
+
+
+def _bounds(a: NDArray[Any]) -> tuple[int, int]:
+    """The address of the first byte, and of that behind the last."""
+    low = high = _start(a)
+    for n, stride in zip(a.shape, a.strides, strict=True):
+        if stride < 0:
+            low += (n - 1) * stride
+        else:
+            high += (n - 1) * stride
+    return low, high + a.itemsize
+
+
+def _groups_of(arrays: Sequence[NDArray[Any]]) -> list[_Group]:
+    groups: list[_Group] = []
+    spans = [(*_bounds(a), i) for i, a in enumerate(arrays) if a.size]
+    for low, high, i in sorted(spans):
         if groups and low < groups[-1][1]:
             first, last, members = groups.pop()
-            groups.append((first, max(last, high), [*members, a]))
+            groups.append((first, max(last, high), [*members, arrays[i]]))
         else:
-            groups.append((low, high, [a]))
+            groups.append((low, high, [arrays[i]]))
+    return groups
+
+
+def _shape_of(args: Sequence[Any]) -> Hashable:
+    """All that accesses depend on, but for the numbers in the arrays: equal for calls that are alike."""
+    arrays = _arrays_of(args)
+    place = {id(a): i for i, a in enumerate(arrays)}
+    overlaps = tuple(
+        tuple((place[id(a)], _start(a) - low) for a in members)
+        for low, _, members in _groups_of(arrays)
+        if len(members) > 1
+    )
+
+    def kind(arg: Any) -> Hashable:
+        if isinstance(arg, np.ndarray):
+            return arg.shape, arg.strides, arg.dtype.str
+        if isinstance(arg, tuple):
+            return tuple(map(kind, arg))
+        return type(arg), arg
+
+    return tuple(map(kind, args)), overlaps
+
+
+@dataclass
+class _Try:
+    """A call on copies: its arguments then, and the memory of its arrays."""
+
+    args: Sequence[Any]
+    copies: Sequence[_Copy]
+
+    def free(self) -> None:
+        for copy in self.copies:
+            copy.region.free()
+
+
+def tried(name: str, call: Callable[..., None], args: Sequence[Any], end: str) -> _Try:
+    """Call with copies of all arrays, also of those in tuples.  The copies are the caller's to free."""
+    arrays = _arrays_of(args)
     copies, moved = [], {}
-    for low, high, members in groups:
+    for low, high, members in _groups_of(arrays):
         copy = _copied(low, high, members, end)
         copies.append(copy)
-        start = copy.mine.__array_interface__["data"][0]
+        start = _start(copy.mine)
         for a in members:
-            at = start + a.__array_interface__["data"][0] - low
-            moved[id(a)] = _like(a, at)
+            moved[id(a)] = _like(a, start + _start(a) - low)
     nothing = Region(0)
     for a in arrays:
         if not a.size:
             moved[id(a)] = _like(a, nothing.address - (PAGE if end == "start" else -nothing.room))
-    call(*(_replaced(arg, moved) for arg in args))
+    given = [_replaced(arg, moved) for arg in args]
+    call(*given)
     for copy in copies:
         copy.check(name)
-    for copy in copies:
+    nothing.free()
+    return _Try(given, copies)
+
+
+def guarded(name: str, call: Callable[..., None], args: Sequence[Any], end: str) -> None:
+    """Call with copies of all arrays, then write back what may be written."""
+    found = tried(name, call, args, end)
+    for copy in found.copies:
         copy.give_back()
-    for region in (nothing, *(copy.region for copy in copies)):
-        region.free()
+    found.free()
 
 
 def _copied(low: int, high: int, members: Sequence[NDArray[Any]], end: str) -> _Copy:
@@ -161,7 +241,7 @@ def _copied(low: int, high: int, members: Sequence[NDArray[Any]], end: str) -> _
     start = region.room - size if end == "end" else 0
     mine, original, owned = region.all[start : start + size], _bytes(low, size), np.zeros(size, np.bool_)
     for a in members:
-        at = a.__array_interface__["data"][0] - low
+        at = _start(a) - low
         np.lib.stride_tricks.as_strided(owned[at:], (*a.shape, a.itemsize), (*a.strides, 1))[...] = True
     mine[owned] = original[owned]
     return _Copy(region, original, mine, owned, any(a.flags.writeable for a in members))
@@ -186,40 +266,75 @@ def _replaced(arg: Any, moved: dict[int, NDArray[Any]]) -> Any:
 
 
 class Guards:
-    """Has every kernel called so, while `on`, and every step given the scratch that it asked for."""
+    """Has kernels called so before each call of them, and every step given the scratch that it asked for.
 
-    def __init__(self, end: str) -> None:
-        self.end, self.on, self.instructions = end, False, Counter[str]()
+    Parameters
+    ----------
+    ends
+        At which ends of copies the pages are that nobody may touch.
+    alike
+        How many calls that are alike are guarded; 0 for all.
+    """
+
+    def __init__(self, ends: Sequence[str], alike: int) -> None:
+        self.calls, self.guarded = 0, Counter[str]()
+        self._seen: Counter[Hashable] = Counter()
+        from agreement import from_cache
+
         from gbp.devices import cpu
         from gbp.kernels.codegen.jit import Kernel
-        from gbp.kernels.parallel.program import Program
+        from gbp.kernels.parallel import program
         from gbp.ops.conv.algorithms import Algorithm
         from gbp.ops.step import Step
+        from gbp.packed.plans import Plans
         from gbp.runtime import tape
 
-        call, submit = Kernel.__call__, Kernel.submit
-        is_guarded = threading.local()
+        call, submit, plan_of, recording = Kernel.__call__, Kernel.submit, Plans.of, program._recording
+        is_called = threading.local()
+
+        def is_new(kernel: Any, args: Sequence[Any]) -> bool:
+            """Whether the call takes place, and few like it have been guarded."""
+            where = recording.where
+            if recording.named is not None or (where is not None and where.word[0] != where.value):
+                return False
+            self.calls += 1
+            shape = kernel.name, _shape_of(args)
+            self._seen[shape] += 1
+            return alike == 0 or self._seen[shape] <= alike
+
+        def bare(kernel: Any) -> Callable[..., None]:
+            """The call, cut into the same parts, and recorded by nobody."""
+
+            def unrecorded(*copies: Any) -> None:
+                before = recording.program
+                recording.program = None if before is None else program.Program()
+                try:
+                    call(kernel, *copies)
+                finally:
+                    recording.program = before
+
+            return unrecorded
 
         def guarded_call(kernel: Any, *args: Any) -> None:
-            if not self.on or not isinstance(args[0], np.ndarray):
-                call(kernel, *args)
-                return
-            self.instructions[kernel.name] += 1
-            is_guarded.now = True
+            is_called.now = True
             try:
-                guarded(kernel.name, lambda *copies: call(kernel, *copies), args, self.end)
+                tries: list[_Try] = []
+                if isinstance(args[0], np.ndarray) and is_new(kernel, args):
+                    self.guarded[kernel.name] += 1
+                    tries += (tried(kernel.name, bare(kernel), args, end) for end in ends)
+                call(kernel, *args)
+                for found in tries:
+                    # Threads leave what they like in scratch, which is not among these.
+                    if any(args[i].tobytes() != found.args[i].tobytes() for i in kernel._sized):
+                        raise GuardError(f"{kernel.name} left other bits than between guards")
+                    found.free()
             finally:
-                is_guarded.now = False
+                is_called.now = False
 
         def guarded_submit(kernel: Any, args: Sequence[Any]) -> None:
-            if self.on and not getattr(is_guarded, "now", False):
+            if not getattr(is_called, "now", False):
                 raise GuardError(f"{kernel.name} was not called through Kernel.__call__")
             submit(kernel, args)
-
-        def repeater(_: Any) -> Callable[[Callable[[], None]], None]:
-            # While guards are on, nothing is kept of where arrays were: each kernel is called anew.
-            program = Program()
-            return lambda work: work() if self.on else program(work)
 
         def forward(run: Any) -> None:
             step = run.instruction.step
@@ -227,8 +342,9 @@ class Guards:
             step.forward(run.x, run.r, run.y, run.instruction.clip, context)
 
         Kernel.__call__, Kernel.submit = guarded_call, guarded_submit
-        tape._Run.forward = forward
-        cpu.CpuDevice.repeater, cpu.aligned = repeater, between_pages(end)
+        tape._Run.forward, cpu.aligned = forward, between_pages
+        # Plans are those that another process finds in the cache: their weights are read-only.
+        Plans.of = lambda plans, facts, build: from_cache(plan_of(plans, facts, build))
         for step in _subclasses(Step):
             if "vjp" in vars(step):
                 step.vjp = _with_cut(step.vjp)
@@ -333,12 +449,8 @@ def asked(explainer: Any, x: NDArray[np.float32], frame: str) -> list[bytes]:
 MORE_ASKED = "between rectifiers"
 
 
-def run_case(case: Any, frame: str, algorithm: str, threads: int, guards: Guards) -> None:
-    """The same bits without guards, when calls are recorded and when they are repeated, and with guards.
-
-    The guarded run has the plan as another process finds it in the cache: its weights are read-only.
-    """
-    from agreement import as_kept
+def run_case(case: Any, frame: str, algorithm: str, threads: int) -> None:
+    """Its calls, recorded and then repeated, which must give the same bits."""
     from test_ops import FRAMES, build, noise
 
     from gbp import Explainer
@@ -348,20 +460,15 @@ def run_case(case: Any, frame: str, algorithm: str, threads: int, guards: Guards
     with chosen(algorithm) as name:
         explainer = Explainer(model, output=model.graph.output[0].name, algorithm=name, threads=threads)
         results = [asked(explainer, x, frame), asked(explainer, x, frame)]
-        for entry in as_kept(explainer)._engine.sessions._entries.values():
-            entry.session.pool.clear()
-        guards.on = True
-        try:
-            results.append(asked(explainer, x, frame))
-        finally:
-            guards.on = False
+        for memory in tuple(_Between.all):
+            memory.check()
     if results[0] != results[1]:
         raise GuardError("the bits are others when the calls are repeated")
-    if results[0] != results[2]:
-        raise GuardError("the bits are others than without guards")
 
 
-def one_run(end: str, first: int, every: int, frames: Sequence[str], only: str | None) -> int:
+def one_run(
+    ends: Sequence[str], first: int, every: int, frames: Sequence[str], only: str | None, alike: int
+) -> int:
     from cases import CASES
     from test_ops import FRAMES
 
@@ -369,7 +476,7 @@ def one_run(end: str, first: int, every: int, frames: Sequence[str], only: str |
     from gbp.ops.conv.conv import ALGORITHMS
 
     faulthandler.enable()
-    guards, runs, failures = Guards(end), 0, 0
+    guards, runs, failures = Guards(ends, alike), 0, 0
     cases, of_conv = CASES | wide_cases(), (*ALGORITHMS, *([AMX] if amx.is_usable() else ()))
     for number, name in list(enumerate(cases))[first::every]:
         for frame in frames or FRAMES:
@@ -380,13 +487,16 @@ def one_run(end: str, first: int, every: int, frames: Sequence[str], only: str |
                 title = f"{name} / {frame} / {algorithm} / {threads} threads"
                 print(title, file=sys.stderr, flush=True)  # the last one is where it crashed
                 try:
-                    run_case(cases[name], frame, algorithm, threads, guards)
+                    run_case(cases[name], frame, algorithm, threads)
                 except Exception as error:
                     failures += 1
                     print(f"{title}: {type(error).__name__}: {error}", flush=True)
                 runs += 1
-    kernels = ", ".join(f"{kernel} {count}" for kernel, count in sorted(guards.instructions.items()))
-    print(f"{runs} runs, {failures} failures, {sum(guards.instructions.values())} guarded calls of {kernels}")
+    kernels = ", ".join(f"{kernel} {count}" for kernel, count in sorted(guards.guarded.items()))
+    print(
+        f"{runs} runs, {failures} failures, {guards.calls} calls, guarded at the {' and '.join(ends)}: "
+        f"{sum(guards.guarded.values())} of {kernels}"
+    )
     return min(failures, 1)
 
 
@@ -413,26 +523,27 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--frame", action="append", default=[], help="default: all")
     parser.add_argument("--algorithm", help="this algorithm alone; default: all, each on convolutions")
-    parser.add_argument("--here", action="store_true", help="in this process; for one target and end")
+    parser.add_argument("--alike", type=int, default=3, help="how many calls that are alike are guarded")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many targets at once")
+    parser.add_argument("--here", action="store_true", help="in this process, which is one of a target")
     given = parser.parse_args()
+    ends = given.end or ENDS
     if given.here:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-        return one_run(given.end[0], given.first, given.every, given.frame, given.algorithm)
-    code = 0
-    for target in given.target or known:
-        for end in given.end or ENDS:
-            command = [sys.executable, __file__, "--here", "--end", end]
-            command += ["--first", str(given.first), "--every", str(given.every)]
-            command += ["--algorithm", given.algorithm] if given.algorithm else []
-            command += [part for frame in given.frame for part in ("--frame", frame)]
-            done = subprocess.run(
-                command, env=os.environ | known[target], capture_output=True, text=True, check=False
-            )
-            print(f"{target}, {end}: {done.stdout.strip()}", flush=True)
-            if done.returncode:
-                code = 1
-                print(f"  exit code {done.returncode}; it ended with\n{done.stderr[-1500:]}", flush=True)
-    return code
+        return one_run(ends, given.first, given.every, given.frame, given.algorithm, given.alike)
+
+    def run(target: str) -> int:
+        command = [sys.executable, __file__, "--here", *sys.argv[1:]]
+        done = subprocess.run(
+            command, env=os.environ | known[target], capture_output=True, text=True, check=False
+        )
+        print(f"{target}: {done.stdout.strip()}", flush=True)
+        if done.returncode:
+            print(f"  exit code {done.returncode}; it ended with\n{done.stderr[-1500:]}", flush=True)
+        return done.returncode
+
+    with ThreadPoolExecutor(given.processes) as pool:
+        return int(any(pool.map(run, given.target or known)))
 
 
 if __name__ == "__main__":

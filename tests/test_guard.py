@@ -13,7 +13,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("pages without access, as Linux has them", allow_module_level=True)
 
-from guard import GuardError, guarded
+from guard import FILL, GuardError, _Between, _shape_of, between_pages, guarded
 
 WRONG = """
 import ctypes, sys
@@ -75,6 +75,34 @@ def test_what_is_right_arrives(end: str) -> None:
     guarded("add", add, [(x, y, empty), 3, fixed], end)
     assert np.array_equal(memory[:, :, 2:], expected)
     assert np.array_equal(memory[:, :, :2], np.arange(24).reshape(2, 3, 4)[:, :, :2])
+
+
+def test_calls_are_alike_where_sizes_and_overlaps_are() -> None:
+    memory = np.zeros((4, 6), np.float32)
+    call = memory[:, :3], memory[:, 3:], (memory[0], 2), 1.5
+    assert _shape_of(call) == _shape_of((memory[:, :3], memory[:, 3:], (memory[0], 2), 1.5))
+    others = [
+        (memory[:, :3], memory[:, 3:].copy(), (memory[0], 2), 1.5),
+        (memory[:, :3], memory[:, 3:], (memory[1], 2), 1.5),  # reads another row of them
+        (memory[:, :3], memory[:, 3:].astype(np.float64), (memory[0], 2), 1.5),
+        (memory[:, :3], memory[:, 2:5], (memory[0], 2), 1.5),
+        (memory[:, :3], memory[:, 3:], (memory[0], 3), 1.5),
+        (memory[:, :3], memory[:, 3:], (memory[0], 2), 1),
+    ]
+    assert all(_shape_of(call) != _shape_of(other) for other in others)
+    apart = np.zeros(3), np.ones(3)
+    assert _shape_of(apart) == _shape_of((np.ones(3), np.zeros(3)))
+    assert _shape_of(apart) != _shape_of((apart[0], apart[0]))
+
+
+def test_what_is_written_beside_an_arena_is_found() -> None:
+    memory = between_pages((5,), np.uint8)
+    start = memory.ctypes.data
+    (between,) = (b for b in _Between.all if 0 <= start - b.region.address < b.region.room)
+    between.check()
+    np.lib.stride_tricks.as_strided(memory, (6,), (1,))[5] = FILL - 1
+    with pytest.raises(GuardError, match="beside an arena"):
+        between.check()
 
 
 SOME = ("--first", "7", "--every", "60", "--frame", "between rectifiers")
