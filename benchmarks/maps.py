@@ -25,8 +25,8 @@ from gbp import RULES, Attribution, Explainer, methods
 from gbp.doubt.classes import class_sensitivity
 from gbp.doubt.localise import pointing_game, relevance_mass
 from gbp.methods import METHODS
+from gbp.result.similarity import cosine
 from gbp.rules import OTHER_RULES
-from gbp.similarity import cosine
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TOLERANCE, OTHERS = 3, 4

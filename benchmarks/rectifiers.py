@@ -20,7 +20,7 @@ from captum.attr import GuidedBackprop
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer
-from gbp.similarity import cosine
+from gbp.result.similarity import cosine
 
 warnings.filterwarnings("ignore")
 CHANNELS, CLASSES, SIDE = (3, 8, 8, 8), 5, 16

@@ -9,18 +9,18 @@ from .rules import RULES, Rule
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .attribution import Attribution
     from .bulk.run import batch
+    from .engine.run import Run
     from .explainer import Explainer
-    from .head import PROBABILITY
+    from .graph.head import PROBABILITY
+    from .graph.tensors import Tensor
     from .importer.proto import Model
     from .inputs import Images
     from .pictures.preprocess import Preprocess
-    from .questions import Channel, Contrast, Question, Several, Unit
-    from .run import Run
-    from .sample import Sample
-    from .targets import At, Top
-    from .tensors import Tensor
+    from .questions.questions import Channel, Contrast, Question, Several, Unit
+    from .questions.targets import At, Top
+    from .result.attribution import Attribution
+    from .result.sample import Sample
 
 __version__ = VERSION
 
@@ -52,19 +52,19 @@ __all__ = [
 
 #: Public name → its module.  They are imported on first use, so that `gbp --help` needs no Numba and no onnx.
 _LAZY = {
-    "PROBABILITY": "head",
-    "At": "targets",
-    "Attribution": "attribution",
-    "Channel": "questions",
-    "Contrast": "questions",
+    "PROBABILITY": "graph.head",
+    "At": "questions.targets",
+    "Attribution": "result.attribution",
+    "Channel": "questions.questions",
+    "Contrast": "questions.questions",
     "Explainer": "explainer",
     "Preprocess": "pictures.preprocess",
-    "Run": "run",
-    "Sample": "sample",
-    "Several": "questions",
-    "Tensor": "tensors",
-    "Top": "targets",
-    "Unit": "questions",
+    "Run": "engine.run",
+    "Sample": "result.sample",
+    "Several": "questions.questions",
+    "Tensor": "graph.tensors",
+    "Top": "questions.targets",
+    "Unit": "questions.questions",
     "batch": "bulk.run",
 }
 

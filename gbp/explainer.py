@@ -9,27 +9,27 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .asking import explained
-from .attribution import Attribution
-from .engine import Engine, Settings
+from .engine.asking import explained
+from .engine.engine import Engine, Settings
+from .engine.network import Network
+from .engine.warming import warm_up
 from .errors import InputError
+from .graph.head import PROBABILITY, Probability
 from .graph.shapes import Shape
-from .head import PROBABILITY, Probability
 from .importer.load import open_model
 from .importer.proto import Model
 from .importer.reader import Reader
 from .importer.subgraph import Choice
 from .inputs import Images
 from .limits import at_least_one
-from .network import Network
 from .pictures.labels import read_labels
 from .pictures.preprocess import Preprocess
 from .pictures.sidecar import Sidecar, read_sidecar
 from .plan.plan import Plan
-from .provenance import Provenance
-from .questions import Question, Score, checked_score, is_hidden
+from .questions.questions import Question, Score, checked_score, is_hidden
+from .result.attribution import Attribution
+from .result.provenance import Provenance
 from .rules import Rule, rule_named
-from .warming import warm_up
 
 
 class Explainer(Network):

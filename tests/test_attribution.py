@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp import Explainer
-from gbp.attribution import Attribution
 from gbp.errors import InputError
-from gbp.figures import figure_of, rules_figure
-from gbp.head import Head
+from gbp.graph.head import Head
 from gbp.pictures.figure import Picture, Text
 from gbp.pictures.files import check_path, save_picture
 from gbp.pictures.look import Look
 from gbp.pictures.preprocess import Preprocess
-from gbp.strips import save_rules
+from gbp.result.attribution import Attribution
+from gbp.result.figures import figure_of, rules_figure
+from gbp.result.strips import save_rules
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.onnx"
 STYLES = ("overlay", "diverging", "gray", "rgb", "strip")

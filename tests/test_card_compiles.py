@@ -17,7 +17,8 @@ import pytest
 
 import gbp.kernels
 from gbp.kernels.binary import CHOICES, SLOPES, VALUES
-from gbp.kernels.functions import NUMBERS, VECTORS
+from gbp.kernels.formulas import NUMBERS, VECTORS
+from gbp.kernels.functions import BY_PLACE
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" or find_spec("numba_cuda") is None,
@@ -29,7 +30,9 @@ CAPABILITIES = ((7, 5), (8, 0), (9, 0))
 
 #: Kernels that are made when first asked for.
 ON_DEMAND = {
-    "functions_cuda": [f"{name.lower()}_{way}" for name in (*VECTORS, *NUMBERS) for way in ("fwd", "bwd")],
+    "functions_cuda": [
+        f"{name.lower()}_{way}" for name in (*VECTORS, *NUMBERS, *BY_PLACE) for way in ("fwd", "bwd")
+    ],
     "binary_cuda": [
         *(f"{name.lower()}_fwd" for name in VALUES),
         *(f"{name.lower()}_bwd{i}" for name in SLOPES for i in range(2)),

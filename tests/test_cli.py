@@ -19,16 +19,16 @@ import pytest
 from PIL import Image
 
 from gbp import PROBABILITY, Top, __version__
-from gbp.attribution import Attribution
 from gbp.cli import main as cli
 from gbp.cli import options
 from gbp.cli.explain import CHUNK
 from gbp.cli.help import EXAMPLES
 from gbp.cli.inspect import _count
 from gbp.errors import InputError, UnsupportedError
-from gbp.head import Head
+from gbp.graph.head import Head
 from gbp.pictures.drawing import Style
 from gbp.pictures.preprocess import PRESETS, Preprocess
+from gbp.result.attribution import Attribution
 from gbp.rules import RULES
 
 LABELS = ("tench", "goldfish", "great white shark", "hen", "ostrich", "brambling")

@@ -23,7 +23,7 @@ from gbp import PROBABILITY, Explainer, InputError
 from gbp.compat import keras_explainable as ke
 from gbp.compat import saliency, xplique
 from gbp.compat.operators import gradient_of
-from gbp.interpolation import interpolated
+from gbp.methods.interpolation import interpolated
 
 GOLDEN = Path(__file__).parent / "golden"
 STORED = dict(np.load(GOLDEN / "keras.npz"))

@@ -28,7 +28,7 @@ from gbp.doubt.sanity import MEASURES, MODES, sanity
 from gbp.importer.subgraph import Choice
 from gbp.pictures.chart import Chart, draw_charts
 from gbp.pictures.figure import WARNING_PAPER as WARNING
-from gbp.similarity import cosine, rank_correlation, ssim
+from gbp.result.similarity import cosine, rank_correlation, ssim
 
 MODELS = Path(__file__).parent.parent / "models"
 DEMO, PICTURE = MODELS / "demo.onnx", MODELS / "demo.png"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from builder import Builder
 
-from gbp import locks
+from gbp.runtime import locks
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo.onnx"
@@ -24,7 +24,7 @@ BEGIN = f"""
 import os, resource, signal, sys, threading, time
 import numpy as np
 from pathlib import Path
-from gbp import locks
+from gbp.runtime import locks
 from gbp import Explainer, GbpError, InputError
 explainer = Explainer({str(DEMO)!r}, preprocess="raw")
 x = np.random.default_rng(0).standard_normal((2, 3, 96, 96), np.float32)

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from gbp import Explainer, InputError, Top
-from gbp.attribution import Attribution
-from gbp.figures import figure_of, metadata_of, rules_figure
-from gbp.head import Head
+from gbp.graph.head import Head
 from gbp.pictures import figure as layout
 from gbp.pictures import render, text
 from gbp.pictures.drawing import Panel
@@ -28,7 +26,9 @@ from gbp.pictures.look import Look
 from gbp.pictures.percent import percent, with_percent
 from gbp.pictures.photo import Photo
 from gbp.pictures.preprocess import PRESETS, Preprocess
-from gbp.sample import Sample
+from gbp.result.attribution import Attribution
+from gbp.result.figures import figure_of, metadata_of, rules_figure
+from gbp.result.sample import Sample
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PANELS: tuple[Panel, ...] = ("overlay", "gray", "diverging", "rgb")

@@ -14,8 +14,8 @@ from gbp import Explainer, methods
 from gbp.cli.main import main
 from gbp.methods import METHODS
 from gbp.pictures.legend import meaning
+from gbp.result.titles import title_of
 from gbp.rules import OTHER_RULES, RULES
-from gbp.titles import title_of
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 MODEL, SCENE = str(MODELS / "demo.onnx"), str(MODELS / "scenes" / "02_fish.png")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from gbp import Attribution, Channel, Contrast, Explainer, Several, Top, Unit, methods
 from gbp.errors import InputError
-from gbp.interpolation import interpolated
+from gbp.methods.interpolation import interpolated
 from gbp.methods.noise import smoothgrad, smoothgrad_squared, vargrad
 from gbp.methods.path import QUADRATURES, integrated_gradients
 from gbp.runtime.session import Session

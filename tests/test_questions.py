@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from gbp import Channel, Contrast, Explainer, InputError, Several, Top, Unit
 from gbp.cli.main import main
-from gbp.head import Head
-from gbp.score import of_classes, of_function
-from gbp.targets import Classes
+from gbp.graph.head import Head
+from gbp.questions.score import of_classes, of_function
+from gbp.questions.targets import Classes
 
 MODELS = Path(__file__).parents[1] / "models"
 DEMO = MODELS / "demo.onnx"

@@ -19,7 +19,7 @@ from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
 
 from gbp import Explainer, InputError, ModelError
 from gbp.devices import cpu as device
-from gbp.tensors import Tensor, find
+from gbp.graph.tensors import Tensor, find
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.onnx"
 Net = Callable[[Builder, str], str]

@@ -28,12 +28,12 @@ from hostile_requests import MODELS, attack, fault_of
 from gbp import Explainer
 from gbp.cli import serve as command
 from gbp.cli.main import main
+from gbp.engine.warming import NotKeptError
 from gbp.errors import InputError
 from gbp.serve import server as serving
 from gbp.serve.app import application
 from gbp.serve.limits import HEADER_BYTES, Limits
 from gbp.serve.models import Served
-from gbp.warming import NotKeptError
 
 PHOTO = (MODELS / "demo.png").read_bytes()
 DEMO = str(MODELS / "demo.onnx")

@@ -18,7 +18,7 @@ from gbp import At, Explainer, InputError, Top
 from gbp.cli.main import main
 from gbp.cli.options import in_options
 from gbp.cli.options import target as target_of
-from gbp.targets import Classes
+from gbp.questions.targets import Classes
 
 IMAGENET = (
     *("bullfrog, Rana catesbeiana", "polecat, fitch", "catamaran", "tabby, tabby cat", "tiger cat"),

@@ -20,14 +20,15 @@ from PIL import Image
 
 from gbp import Explainer
 from gbp.cli import compiling
+from gbp.engine.warming import kernels_of
 from gbp.kernels.binary import CHOICES, SLOPES, VALUES, choice_kernel, slope_kernel, value_kernel
 from gbp.kernels.checksum import _sum_blocks
 from gbp.kernels.codegen.cache import ROOT as CACHE
 from gbp.kernels.codegen.jit import found
 from gbp.kernels.depthwise_dense import WIDTHS, dense_kernels
-from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels
+from gbp.kernels.formulas import NUMBERS, VECTORS
+from gbp.kernels.functions import BY_PLACE, function_kernels
 from gbp.kernels.parallel.team import work
-from gbp.warming import kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
@@ -124,7 +125,7 @@ from gbp import Explainer
 from gbp.cli import main as cli
 from gbp.cli.compiling import compile_on_new_machine, compile_together
 from gbp.kernels.codegen.jit import Native, compiled
-from gbp.warming import kernels_of
+from gbp.engine.warming import kernels_of
 
 del os.environ["PYTHONPATH"]  # the others find gbp where this process found it, and Numba too
 alone, compile_alone = [], Native._compiled
@@ -189,7 +190,7 @@ def test_every_kernel_is_found_by_its_name() -> None:
     names = {kernel.name for kernel in kernels}
     assert names > {"depthwise_3_fwd", "depthwise_3_bwd", "sigmoid_bwd", "swish_fwd", "sub_fwd", "gemm_fwd"}
     assert names > {"max_choice", "min_choice"}
-    for name in (*VECTORS, *NUMBERS):
+    for name in (*VECTORS, *NUMBERS, *BY_PLACE):
         kernels.extend(function_kernels(name))
     kernels += [value_kernel(name) for name in VALUES] + [choice_kernel(name) for name in CHOICES]
     kernels += [slope_kernel(name, operand) for name in SLOPES for operand in (0, 1)]
@@ -292,7 +293,7 @@ import numpy as np
 from gbp import Explainer
 from gbp.cli import compiling, main as cli
 from gbp.kernels.codegen.jit import compiled
-from gbp.warming import NotKeptError
+from gbp.engine.warming import NotKeptError
 
 compiling._FEW, subprocess.Popen = 1, None  # no process compiles what cannot be kept
 explainer = Explainer("plain.onnx")

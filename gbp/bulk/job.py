@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..importer.proto import read
 from ..methods import METHODS
 from ..pictures.look import Look
-from ..questions import Channel, Contrast, Question, Score, Several, Unit, is_hidden
+from ..questions.questions import Channel, Contrast, Question, Score, Several, Unit, is_hidden
+from ..questions.targets import At, Top
+from ..result.attribution import Attribution
 from ..rules import OTHER_RULES, RULES
-from ..targets import At, Top
 from ..version import VERSION
 
 Arrays = Literal["npz", "zarr"]

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..limits import at_least_one
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
-from ..questions import Question, Score, checked_score
+from ..questions.questions import Question, Score, checked_score
 from .engines import locally, on_ray
 from .folder import Folder
 from .index import Index

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..attribution import Attribution
 from ..errors import GbpError, InputError, OutOfMemoryError
 from ..explainer import Explainer
 from ..files import open_regular
 from ..inputs import Batch, together
 from ..pictures.decode import MAX_FILE
 from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_array, read_image
-from ..strips import save_rules
+from ..result.attribution import Attribution
+from ..result.strips import save_rules
 from .folder import Folder
 from .index import COLUMNS, Row
 from .job import Job, Task

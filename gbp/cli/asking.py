@@ -37,8 +37,8 @@ def add_questions(command: argparse.ArgumentParser) -> None:
 
 def is_several(arguments: argparse.Namespace, target: Any) -> bool:
     """Whether there is a map for each of several targets; `target` as `question_of` returns it."""
-    from ..questions import Several
-    from ..targets import Top
+    from ..questions.questions import Several
+    from ..questions.targets import Top
 
     return arguments.score != "sum" and isinstance(target, (Several, Top))
 
@@ -73,8 +73,8 @@ def question_of(arguments: argparse.Namespace, labels: Callable[[], Sequence[str
     labels
         Returns the names of the classes, or None.  It is called where a name could be mistaken.
     """
-    from ..questions import Channel, Contrast, Several, Unit
-    from ..targets import Top
+    from ..questions.questions import Channel, Contrast, Several, Unit
+    from ..questions.targets import Top
 
     if arguments.at is not None:
         seed: Any = "activation" if arguments.activation else "one"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, shown
 from ..pictures.percent import percent
+from ..result.titles import title_of
 from ..rules import OTHER_RULES, RULES
-from ..titles import title_of
 from .asking import add_questions, is_several, question_of, refuse_contradictions
 from .methods import Explaining, add_methods, refuse_misplaced, rules, rules_of
 from .methods import suffix_of as name_of
@@ -30,7 +30,7 @@ from .options import (
 from .progress import add_progress, advancing, compiling_shown
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
-    from ..sample import Sample
+    from ..result.sample import Sample
 
 
 def add_command(commands: Any) -> None:
@@ -233,7 +233,7 @@ def _refuse_several(arguments: argparse.Namespace, target: Any, outputs: Sequenc
 
 
 def _save(samples: Sequence[Sample], path: Path, arguments: argparse.Namespace, look: dict[str, Any]) -> None:
-    from ..strips import save_rules
+    from ..result.strips import save_rules
 
     style = arguments.style
     if len(samples) == 1:

@@ -12,8 +12,8 @@ from ..methods import METHODS
 from ..rules import OTHER_RULES, RULES
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
-    from ..attribution import Attribution
     from ..explainer import Explainer
+    from ..result.attribution import Attribution
 
 #: Options that are arguments of methods.
 _OPTIONS = ("samples", "noise", "seed", "steps", "baseline", "layer")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
 
 from ..errors import InputError, shown
-from ..head import PROBABILITY
+from ..graph.head import PROBABILITY
 from ..pictures.look import Canvas, Limits
-from ..targets import At, target_of
+from ..questions.targets import At, target_of
 
 #: A parser, or a group of its options.
 Options: TypeAlias = argparse._ActionsContainer

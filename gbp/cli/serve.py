@@ -72,12 +72,12 @@ def serve(arguments: argparse.Namespace) -> int:
             f"gbp serve needs {', '.join(missing)}.",
             hint="Install the extra: pip install 'gbp-explain[serve]'.",
         )
+    from ..engine.warming import NotKeptError
     from ..explainer import Explainer
     from ..serve.limits import Limits
     from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
     from ..serve.server import serve as run
-    from ..warming import NotKeptError
     from .compiling import compile_together
     from .progress import compiling_shown
 

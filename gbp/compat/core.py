@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
-from ..head import PROBABILITY, Probability
+from ..graph.head import PROBABILITY, Probability
+from ..graph.tensors import Tensor, find
 from ..importer.proto import Model
-from ..run import Run
-from ..tensors import Tensor, find
 
 #: An ONNX file, its bytes, a ModelProto, or an Explainer.
 AnyModel: TypeAlias = Explainer | Model

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
-from ..interpolation import interpolated
 from ..limits import at_least_one, count_of
+from ..methods.interpolation import interpolated
 from ..methods.path import QUADRATURES
-from ..run import Run
 from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps
 from .operators import Operator, gradient_of
 

@@ -24,7 +24,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..attribution import Attribution
 from ..errors import InputError, UnsupportedError
 from ..explainer import Explainer
 from ..graph.shapes import Shape
@@ -36,6 +35,7 @@ from ..limits import computing, elements
 from ..ops import fact
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
+from ..result.attribution import Attribution
 from ..runtime.tape import steps
 from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..limits import count_of
-from ..similarity import cosine
+from ..result.similarity import cosine
 
 #: Targets, int64 (N, K), → maps (N, K, …).
 ExplainTargets: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]

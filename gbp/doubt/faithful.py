@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import count_of
+from ..result.attribution import Attribution
 
 #: Scores (n, classes) → numbers of the same shape.
 Measure: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..attribution import Attribution
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..importer.proto import Model
@@ -30,9 +29,10 @@ from ..limits import count_of
 from ..methods import method_named
 from ..pictures.chart import Chart, draw_charts
 from ..pictures.figure import Panel, enlarged, figure, stacked
+from ..questions.targets import Target
+from ..result.attribution import Attribution
+from ..result.similarity import rank_correlation, ssim
 from ..rules import RULES
-from ..similarity import rank_correlation, ssim
-from ..targets import Target
 from .classes import class_sensitivity
 from .randomise import Randomised
 

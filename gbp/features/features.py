@@ -27,13 +27,13 @@ from ..bulk.job import settings_of
 from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..graph.graph import Graph
+from ..graph.tensors import Tensor, find
 from ..importer.load import open_model, settled
 from ..importer.subgraph import Choice
 from ..limits import computing, count_of
 from ..pictures.files import save_picture
 from ..pictures.paths import find_images
 from ..rules import rule_named
-from ..tensors import Tensor, find
 from .page import index_page
 from .project import PARTS, Projector
 from .scan import CHUNK, Scan

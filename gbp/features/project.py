@@ -11,9 +11,9 @@ from PIL import Image
 
 from ..explainer import Explainer
 from ..graph.graph import Graph
+from ..graph.tensors import Tensor
 from ..pictures import render
 from ..pictures.layout import channels_first
-from ..tensors import Tensor
 from .field import field_of
 from .page import draw_channel
 from .strongest import Hit

@@ -15,7 +15,7 @@ from ..bulk.folder import Folder
 from ..bulk.job import name_of
 from ..errors import GbpError, InputError
 from ..explainer import Explainer
-from ..tensors import Tensor
+from ..graph.tensors import Tensor
 from .strongest import Strongest
 
 #: The file with the state of the scan and its results.

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from ..errors import InputError, ModelError
-from ..head import PROBABILITY, Probability
+from ..graph.head import PROBABILITY, Probability
+from ..graph.tensors import Tensor, find
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
-from ..tensors import Tensor, find
 from .proto import declared_shape, label
 
 Producers = Mapping[str, onnx.NodeProto]

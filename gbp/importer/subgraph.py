@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
 from ..errors import InputError, ModelError, UnsupportedError
-from ..head import PROBABILITY, Probability
+from ..graph.head import PROBABILITY, Probability
 from ..limits import MAX_AXES
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name

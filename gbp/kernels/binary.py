@@ -23,7 +23,7 @@ from .codegen.jit import INT, Kernel, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import part_of, targets_of
-from .functions import Pair
+from .formulas import Pair
 
 #: The index of the chosen operand, (N, elements of y in row-major order).
 SWITCHES = types.Array(types.uint8, 2, "C")

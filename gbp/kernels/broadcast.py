@@ -15,7 +15,7 @@ from typing import Any
 
 from numba import types
 
-from .codegen.jit import INT, device_function, kernel
+from .codegen.jit import INT, device_function, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import part_of, targets_of
@@ -39,9 +39,12 @@ def line_at(start: int, shape: Any, strides: Any, n: int, line: int) -> int:
     return address
 
 
-@kernel(BROADCAST, BROADCAST, BROADCAST, INT)
-def add_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
-    """Write y = x0 + x1, all of one shape; y may be either."""
+#: Stands in the template below for the sum or the product of two numbers; `kernel_from` replaces it.
+combined: Any = None
+
+
+def _fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
+    """Write y = x0 + x1, or x0 · x1, all of one shape; y may be either."""
     N, size = y.shape[0], y.shape[5]
     for n in range(*part_of(N, share, threads)):
         for line in range(lines(y.shape)):
@@ -51,24 +54,13 @@ def add_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
                 line_at(address_of(y), y.shape, y.strides, n, line),
             )
             for _ in range(size):
-                store_scalar(to, load_scalar(a) + load_scalar(b))
+                store_scalar(to, combined(load_scalar(a), load_scalar(b)))
                 a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
 
 
-@kernel(BROADCAST, BROADCAST, BROADCAST, INT)
-def mul_fwd(x0: Any, x1: Any, y: Any, threads: int, share: Share) -> None:
-    """Write y = x0 · x1, all of one shape; y may be either."""
-    N, size = y.shape[0], y.shape[5]
-    for n in range(*part_of(N, share, threads)):
-        for line in range(lines(y.shape)):
-            a, b, to = (
-                line_at(address_of(x0), x0.shape, x0.strides, n, line),
-                line_at(address_of(x1), x1.shape, x1.strides, n, line),
-                line_at(address_of(y), y.shape, y.strides, n, line),
-            )
-            for _ in range(size):
-                store_scalar(to, load_scalar(a) * load_scalar(b))
-                a, b, to = a + x0.strides[5], b + x1.strides[5], to + y.strides[5]
+_ARRAYS = BROADCAST, BROADCAST, BROADCAST
+add_fwd = kernel_from(_fwd, "add_fwd", *_ARRAYS, INT, combined=lambda a, b: a + b)
+mul_fwd = kernel_from(_fwd, "mul_fwd", *_ARRAYS, INT, combined=lambda a, b: a * b)
 
 
 @kernel(BROADCAST, BROADCAST, INT)

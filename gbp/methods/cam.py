@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attribution import Attribution
+from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
+from ..graph.tensors import Tensor
 from ..inputs import Images
-from ..interpolation import interpolated
-from ..questions import Question
-from ..run import Run
-from ..tensors import Tensor
+from ..questions.questions import Question
+from ..result.attribution import Attribution
 from .common import Questions, explained, with_details
+from .interpolation import interpolated
 from .planes import layer_named, of_layer, spatial
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..asking import ask
-from ..attribution import Attribution, joined
+from ..engine.asking import ask
+from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..inputs import Batch, Images
 from ..limits import elements
-from ..questions import Channel, Question, Several, Unit, is_hidden
+from ..questions.questions import Channel, Question, Several, Unit, is_hidden
+from ..result.attribution import Attribution, joined
 from ..rules import Rule, rule_named
-from ..run import Run
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.

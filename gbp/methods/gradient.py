@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attribution import Attribution
+from ..engine.run import Run
 from ..explainer import Explainer
 from ..inputs import Images
 from ..pictures.layout import Layout
-from ..questions import Question
+from ..questions.questions import Question
+from ..result.attribution import Attribution
 from ..rules import Rule
-from ..run import Run
 from .common import Questions, explained, with_details
 from .planes import layer_named, of_layer
 

@@ -20,15 +20,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attribution import Attribution
+from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import count_of
 from ..pictures.percent import whole_percent
-from ..questions import Question
+from ..questions.questions import Question
+from ..result.attribution import Attribution
 from ..rules import Rule
-from ..run import Run
 from .common import Questions, each_copy, explained, with_details
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).

@@ -16,14 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..attribution import Attribution
+from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
 from ..limits import count_of
-from ..questions import Question
+from ..questions.questions import Question
+from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
-from ..run import Run
 from .common import Questions, each_copy, explained, with_details
 
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]

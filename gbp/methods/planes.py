@@ -8,11 +8,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..explainer import Explainer
+from ..graph.tensors import Tensor, find
 from ..inputs import Images
 from ..limits import elements
 from ..pictures.layout import Layout
-from ..questions import Question
-from ..tensors import Tensor, find
+from ..questions.questions import Question
 from .common import tensors_of
 
 #: Ops that slide a window over a plane.

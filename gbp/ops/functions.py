@@ -3,7 +3,7 @@
     y  = f(x)
     gx = f'(x) · gy
 
-`kernels/functions.py` has the table of f and f'.  The papers define no rule for functions that serve as
+`kernels/formulas.py` has the table of f and f'.  The papers define no rule for functions that serve as
 activations.  They take their true gradient.  With `activations="clamp"`, gy is first clamped to its positive
 part under rules with a gradient gate.
 """
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape, innermost, row_major
-from ..kernels.functions import NUMBERS, function_kernels
-from ..kernels.prelu import prelu_bwd, prelu_fwd
+from ..kernels.formulas import NUMBERS
+from ..kernels.functions import function_kernels
 from ..limits import ELEMENT, elements
 from .affine import PointwiseStep, at_rank
 from .facts import Fact
@@ -26,7 +26,7 @@ from .folded import as_broadcast, slow
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, pixels, strided
 
-#: Names in the table of `kernels.functions`; PRelu is one more.
+#: Names in the table of `kernels.formulas`; PRelu is one more.
 ACTIVATIONS = frozenset((
     "LeakyRelu", "ThresholdedRelu", "Elu", "Celu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Swish",
     "Mish", "Gelu", "GeluTanh", "Softplus", "Softsign", "Shrink",
@@ -35,7 +35,7 @@ ACTIVATIONS = frozenset((
 
 @dataclass(frozen=True)
 class Function(Op):
-    """y = f(x): the row `name` of `kernels.functions` with its parameters.
+    """y = f(x): the row `name` of `kernels.formulas` with its parameters.
 
     `is_part`: it belongs to an activation written in parts and is none by itself.
     """
@@ -56,7 +56,7 @@ class Function(Op):
         return super().work(x, y) + (8 * ELEMENT * elements(y) if self.name in NUMBERS else 0)
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        return FunctionStep(self)
+        return FunctionStep(self.name, self.p, self.q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +88,11 @@ class PRelu(Op):
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.axis is None:
-            return PReluStep(target.constant(pixels(np.array(self.slopes, order="C"))))
+            return FunctionStep("PRelu", target.constant(pixels(np.array(self.slopes, order="C"))))
         *outer, channels = (y[axis] for axis in order)
         rows = outer if len(outer) == 2 else (1, int(np.prod(outer)))
         slopes = target.constant(np.array(self.slopes))
-        return PReluStep(strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
+        return FunctionStep("PRelu", strided(slopes, (1, *rows, channels), (0, 0, 0, slopes.itemsize)))
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,10 @@ class FunctionStep(Step):
     gates = True
     saves_x = True
 
-    def __init__(self, function: Function) -> None:
-        self.algorithm = "by number" if function.name in NUMBERS else "by vector"
-        self.name, self.p, self.q = function.name, function.p, function.q
+    def __init__(self, name: str, p: float | Floats, q: float = 0.0) -> None:
+        """`p`: of PRelu float32 (1, H, W, C), else a number."""
+        self.algorithm = "by number" if name in NUMBERS else "by vector"
+        self.name, self.p, self.q = name, p, q
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         fwd, _ = function_kernels(self.name)
@@ -212,20 +213,3 @@ class EndStep(PointwiseStep):
     algorithm = "end of parts"
     fuses_residual = False
     fuses_clip = False
-
-
-class PReluStep(Step):
-    algorithm = "by vector"
-    repeats = repeats_back = True
-    gates = True
-    saves_x = True
-
-    def __init__(self, slopes: Floats) -> None:
-        """`slopes`: float32 (1, H, W, C)."""
-        self.slopes = slopes
-
-    def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        prelu_fwd(pixels(x[0]), self.slopes, pixels(y), context.threads)
-
-    def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        prelu_bwd(pixels(gy), pixels(context.x[0]), self.slopes, *gx[0].end, context.threads)

@@ -18,12 +18,12 @@ from ..devices.cpu import CPU
 from ..errors import InputError, UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
+from ..graph.tensors import Tensor, find
 from ..limits import MAX_BYTES_PER_SAMPLE, elements
 from ..ops.rectifier import Rectifier
 from ..ops.unpool import Indices
 from ..passes import folded, named
 from ..passes.tap import tap
-from ..tensors import Tensor, find
 from .aliasing import BufferSlice, alias_buffers, mask_slices
 from .arena import Arena, pack
 from .backward import Route, route_between

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from .. import methods as methods_of
-from ..attribution import Attribution
 from ..errors import InputError
 from ..explainer import Explainer
 from ..methods import METHODS
@@ -27,9 +26,10 @@ from ..pictures.legend import UNLIKELY, meaning
 from ..pictures.look import Look
 from ..pictures.palettes import HEAT
 from ..pictures.percent import with_percent
+from ..questions.targets import Top
+from ..result.attribution import Attribution
+from ..result.sample import Sample
 from ..rules import rule_named
-from ..sample import Sample
-from ..targets import Top
 from ..version import VERSION
 
 #: Images explained together, and most pixels of the longer side of a photo in the page.

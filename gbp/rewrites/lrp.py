@@ -48,7 +48,7 @@ from ..passes.signs import nonnegative
 #: Layers whose gradient passes relevance on: they move values, choose among them, or have slopes y / x.
 _EXACT = (AxisSlice, Choice, Concat, Extremum, MaxPool, PRelu, Pad, Reshape, Spread, Transpose)
 _LINEAR = (Add, Affine, AveragePool, Conv, Dense, DenseSum, Resample, Scale)
-#: Functions with f(0) = 0 → the row of `kernels.functions` with the slope f(x) / x.
+#: Functions with f(0) = 0 → the row of `kernels.formulas` with the slope f(x) / x.
 _PASSED = {"Swish": "SwishPassed"}
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 #: Ops of fully connected layers, which follow ε under either rule.

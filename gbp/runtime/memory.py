@@ -10,12 +10,12 @@ import numpy as np
 
 from ..devices.base import Array, Device, Exit
 from ..limits import elements
-from ..locks import give_lock
 from ..ops.step import Floats, view
 from ..plan.aliasing import BufferSlice
 from ..plan.arena import Arena
 from ..plan.backward import Route
 from ..plan.plan import Plan
+from .locks import give_lock
 
 T = TypeVar("T")
 

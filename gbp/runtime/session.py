@@ -14,10 +14,10 @@ from ..devices.base import Device, all_finite, refuse_not_finite
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
-from ..locks import give_lock
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule
+from .locks import give_lock
 from .memory import MemoryPool
 from .tape import Tape, steps
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..attribution import Attribution
 from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..methods import METHODS
 from ..pictures.files import save_picture
 from ..pictures.image import read_array, read_image
+from ..result.attribution import Attribution
 from ..rules import OTHER_RULES, RULES, rule_named
 from .limits import Limits
 from .requests import FORMATS, STYLES, Ask

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from ..errors import InputError
 from ..methods import METHODS
 from ..pictures.drawing import Style
-from ..questions import Channel, Question, Unit
+from ..questions.questions import Channel, Question, Unit
+from ..questions.targets import At, Target, Top, target_of
 from ..rules import OTHER_RULES, RULES
-from ..targets import At, Target, Top, target_of
 from .limits import Limits
 from .work import BusyError
 

@@ -9,8 +9,8 @@ from numpy.lib.stride_tricks import as_strided
 from oracle.functions import FORMULAS, derivative
 
 from gbp.kernels.codegen.gate import OPEN
-from gbp.kernels.functions import NUMBERS, VECTORS, function_kernels
-from gbp.kernels.prelu import prelu_bwd, prelu_fwd
+from gbp.kernels.formulas import NUMBERS, VECTORS
+from gbp.kernels.functions import function_kernels
 
 PARAMETERS: dict[str, tuple[float, ...]] = {
     "LeakyRelu": (0.2,),
@@ -163,17 +163,18 @@ def test_prelu(shape: tuple[int, ...]) -> None:
     x, gy = noise(2, 3, 2, 17), noise(6, 3, 2, 17, seed=1)
     slopes = noise(*shape, seed=2)
     strides = [0 if n == 1 else step for n, step in zip(shape, slopes.strides, strict=True)]
+    fwd, bwd = function_kernels("PRelu")
     given = as_strided(slopes, (1, *x.shape[1:]), strides)
 
     def run(samples: slice, threads: int) -> Any:
         y = Guarded((samples.stop - samples.start, *x.shape[1:]))
-        prelu_fwd(Guarded.of(x[samples]), given, y.view, threads)
+        fwd(Guarded.of(x[samples]), given, 0.0, y.view, threads)
         return (y.result(),)
 
     assert_close(*check_forward(run, len(x)), np.where(x > 0, x, x.astype(np.float64) * slopes))
     wide = np.repeat(x, 3, axis=0)
     check_reverse(
-        lambda gy, samples, *rest: prelu_bwd(gy, Guarded.of(x[samples]), given, *rest),
+        lambda gy, samples, *rest: bwd(gy, Guarded.of(x[samples]), given, 0.0, *rest),
         gy,
         np.where(wide > 0, gy, gy.astype(np.float64) * slopes),
         targets=3,

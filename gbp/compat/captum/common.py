@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...engine.run import Run
 from ...errors import InputError
 from ...explainer import Explainer
-from ...run import Run
 from ..core import AnyModel, Floats, Seeds, floats, loaded, vjps
 
 #: An array (N, …), or a tuple of one; a tuple gives a tuple.

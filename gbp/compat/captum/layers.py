@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...interpolation import interpolated
+from ...methods.interpolation import interpolated
 from ..core import AnyModel, Floats, layer_of, refuse
 from .common import Attribution, Inputs, Target, class_seeds, opened, refuse_inputs
 from .gradients import GuidedBackprop

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
-from ...interpolation import interpolated
 from ...limits import at_least_one
+from ...methods.interpolation import interpolated
 from ..core import AnyModel, ChannelsLast, Floats, floats, loaded, refuse
 from . import filters, utils
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import InputError
+from ..errors import InputError
+from ..pictures.drawing import Panel, Reduction, Style, reduce
+from ..pictures.files import File, save_figure, save_picture, suffix_of
+from ..pictures.look import Look, LookOptions
+from ..questions.targets import At
 from .explained import Explained
 from .figures import draw_panel, figure_of, metadata_of
-from .pictures.drawing import Panel, Reduction, Style, reduce
-from .pictures.files import File, save_figure, save_picture, suffix_of
-from .pictures.look import Look, LookOptions
-from .targets import At
 
 
 class Drawable(ABC):

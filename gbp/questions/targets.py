@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError
-from .limits import count_of
+from ..errors import InputError
+from ..limits import count_of
 
 
 @dataclass(frozen=True)

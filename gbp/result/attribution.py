@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import InputError
-from .head import Head
-from .pictures.drawing import Reduction, Style, reduce
-from .pictures.files import ARRAYS, File, suffix_of, write
-from .pictures.later import Pictures
-from .pictures.layout import Layout, channels_first
-from .pictures.look import LookOptions
-from .pictures.photo import Photo
-from .pictures.preprocess import Channels
+from ..errors import InputError
+from ..graph.head import Head
+from ..pictures.drawing import Reduction, Style, reduce
+from ..pictures.files import ARRAYS, File, suffix_of, write
+from ..pictures.later import Pictures
+from ..pictures.layout import Layout, channels_first
+from ..pictures.look import LookOptions
+from ..pictures.photo import Photo
+from ..pictures.preprocess import Channels
+from ..rules import RULES
 from .provenance import Provenance
-from .rules import RULES
 from .sample import Drawable, Sample
 from .similarity import ALIKE, empty_maps, likeness, rounded_down
 from .titles import plain, title_of

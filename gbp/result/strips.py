@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
+from ..pictures.drawing import Panel
+from ..pictures.files import File, save_figure
+from ..pictures.look import Look, LookOptions
 from .figures import metadata_of, rules_figure
-from .pictures.drawing import Panel
-from .pictures.files import File, save_figure
-from .pictures.look import Look, LookOptions
 from .sample import Sample
 
 

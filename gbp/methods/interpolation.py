@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArray[np.float64]:

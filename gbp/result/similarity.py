@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 #: Maps of several classes whose likeness is at least this are called nearly the same.
 ALIKE = 0.9

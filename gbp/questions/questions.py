@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 from .targets import At, Target
 
 #: The gradient with which a hidden unit starts the backward pass: 1, or its activation.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from .errors import InputError
+from ..errors import InputError
 
 #: Names that a message shows.
 _MAX_SHOWN = 5

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
+from ..pictures import legend
+from ..pictures.drawing import SHARP, Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
+from ..pictures.figure import Figure, figure
+from ..pictures.figure import Panel as FigurePanel
+from ..pictures.look import Look
+from ..pictures.percent import percent
+from ..version import VERSION
 from .explained import Explained
-from .pictures import legend
-from .pictures.drawing import SHARP, Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
-from .pictures.figure import Figure, figure
-from .pictures.figure import Panel as FigurePanel
-from .pictures.look import Look
-from .pictures.percent import percent
-from .version import VERSION
 
 #: The height of the panels of a strip, and the least of a single one.
 STRIP_HEIGHT, LEAST_HEIGHT = 448, 320

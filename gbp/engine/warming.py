@@ -7,16 +7,16 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import GbpError, InputError
+from ..kernels.codegen.cache import CACHE_DIRECTORY
+from ..kernels.codegen.jit import Native, compiled, not_kept
+from ..kernels.parallel.program import only_named
+from ..limits import computing
+from ..plan.plan import Plan
+from ..rules import RULES
+from ..runtime.memory import MemoryPool
+from ..runtime.tape import Tape
 from .engine import Engine
-from .errors import GbpError, InputError
-from .kernels.codegen.cache import CACHE_DIRECTORY
-from .kernels.codegen.jit import Native, compiled, not_kept
-from .kernels.parallel.program import only_named
-from .limits import computing
-from .plan.plan import Plan
-from .rules import RULES
-from .runtime.memory import MemoryPool
-from .runtime.tape import Tape
 
 
 class NotKeptError(InputError):

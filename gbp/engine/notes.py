@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .errors import InputError
-from .importer.subgraph import Source
-from .plan.plan import Plan
-from .rules import Rule
+from ..errors import InputError
+from ..importer.subgraph import Source
+from ..plan.plan import Plan
+from ..rules import Rule
 
 
 def refuse_meaningless(rule: Rule, plan: Plan) -> None:

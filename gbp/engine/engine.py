@@ -13,31 +13,31 @@ import onnx
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from .attribution import Attribution
-from .devices import Device, device_named
-from .errors import InputError, ModelError
-from .graph.shapes import Shape
-from .head import Head
-from .importer.hints import suggestion
-from .importer.load import settled
-from .importer.subgraph import Source
-from .importer.weights import Weights
-from .inputs import Batch, Images, Inputs, together
-from .kernels.parallel.threads import thread_count
-from .limits import at_least_one, computing
+from ..devices import Device, device_named
+from ..errors import InputError, ModelError
+from ..graph.head import Head
+from ..graph.shapes import Shape
+from ..graph.tensors import Tensor
+from ..importer.hints import suggestion
+from ..importer.load import settled
+from ..importer.subgraph import Source
+from ..importer.weights import Weights
+from ..inputs import Batch, Images, Inputs, together
+from ..kernels.parallel.threads import thread_count
+from ..limits import at_least_one, computing
+from ..ops.conv.conv import check_algorithm
+from ..packed.plans import Plans
+from ..pictures.later import Pictures
+from ..pictures.photo import Photo
+from ..pictures.preprocess import Preprocess
+from ..plan.plan import Plan
+from ..questions.questions import Question, Several
+from ..questions.targets import Classes, Top, resolve
+from ..result.attribution import Attribution
+from ..result.provenance import Provenance
+from ..rules import Rewrite, Rule, finished
+from ..runtime.session import Kept, Session, Sessions
 from .notes import depends_on_image, notes_of, refuse_meaningless
-from .ops.conv.conv import check_algorithm
-from .packed.plans import Plans
-from .pictures.later import Pictures
-from .pictures.photo import Photo
-from .pictures.preprocess import Preprocess
-from .plan.plan import Plan
-from .provenance import Provenance
-from .questions import Question, Several
-from .rules import Rewrite, Rule, finished
-from .runtime.session import Kept, Session, Sessions
-from .targets import Classes, Top, resolve
-from .tensors import Tensor
 
 T = TypeVar("T")
 

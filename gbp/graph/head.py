@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph.shapes import Shape
+from .shapes import Shape
 
 
 class Probability(Enum):

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..graph.tensors import Tensor
+from ..inputs import Images
+from ..limits import at_least_one
+from ..pictures.layout import Layout
 from .engine import Engine
-from .errors import InputError
-from .inputs import Images
-from .limits import at_least_one
-from .pictures.layout import Layout
 from .run import Run
-from .tensors import Tensor
 
 
 class Network:

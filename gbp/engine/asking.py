@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .attribution import Attribution, joined
-from .errors import InputError
-from .inputs import Images
-from .limits import elements
+from ..errors import InputError
+from ..graph.tensors import Tensor
+from ..inputs import Images
+from ..limits import elements
+from ..questions.questions import Channel, Contrast, Question, Score, Several, Unit
+from ..questions.score import Value, of_classes, of_function
+from ..questions.targets import Classes
+from ..result.attribution import Attribution, joined
+from ..rules import Rule
 from .network import Network
-from .questions import Channel, Contrast, Question, Score, Several, Unit
-from .rules import Rule
 from .run import Run
-from .score import Value, of_classes, of_function
-from .targets import Classes
-from .tensors import Tensor
 
 #: Bytes of seeds that are made at a time.
 _MAX_BYTES = 2**26

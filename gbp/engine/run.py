@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from .attribution import Attribution
-from .devices.base import all_finite
+from ..devices.base import all_finite
+from ..errors import InputError, ModelError
+from ..graph.head import Head
+from ..graph.tensors import Tensor, find
+from ..inputs import Batch
+from ..limits import computing
+from ..pictures.layout import Layout
+from ..pictures.photo import Photo
+from ..questions.questions import Question
+from ..result.attribution import Attribution
+from ..rules import Rewrite, Rule, finished, rule_named
+from ..runtime.session import Session
+from ..runtime.tape import Tape
 from .engine import Engine
-from .errors import InputError, ModelError
-from .head import Head
-from .inputs import Batch
-from .limits import computing
 from .notes import refuse_meaningless
-from .pictures.layout import Layout
-from .pictures.photo import Photo
-from .questions import Question
-from .rules import Rewrite, Rule, finished, rule_named
-from .runtime.session import Session
-from .runtime.tape import Tape
-from .tensors import Tensor, find
 
 
 class Run:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from .files import open_regular
-from .pictures.preprocess import Preprocess
-from .version import VERSION
+from ..files import open_regular
+from ..pictures.preprocess import Preprocess
+from ..version import VERSION
 
 _CHUNK = 2**20
 #: Arguments of an Explainer that are recorded in other words, or that change no bit of a map.

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .head import Head
+from ..errors import InputError
+from ..graph.head import Head
 from .questions import ScoreFunction, ScoreName
 from .targets import Classes
 
