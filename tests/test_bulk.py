@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from PIL import Image
 
 import gbp
 from gbp import Channel, Contrast, Explainer, InputError, Several, Top, methods
-from gbp.bulk.job import Task, name_of
+from gbp.bulk import worker as worker_module
+from gbp.bulk.engines import locally
+from gbp.bulk.folder import Folder
+from gbp.bulk.job import Job, Task, name_of
 from gbp.bulk.run import Summary
 from gbp.bulk.worker import Worker
 from gbp.cli import main as cli
@@ -33,6 +37,11 @@ pq = pytest.importorskip("pyarrow.parquet", reason="gbp batch needs the extra ba
 IMAGES = 40
 #: Pictures that are quickly drawn.
 PLAIN: dict[str, Any] = {"style": "gray", "bare": True}
+#: The arguments of a `Job`, but the output folder.
+JOB: dict[str, Any] = {
+    **dict.fromkeys(("rule", "target", "score", "method", "arrays")),
+    **{"model": str(MODEL), "method_options": {}, "format": "png", "look": {}, "options": {}, **PLAIN},
+}
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +141,13 @@ def test_array_files_and_all_rules(photos: Path, out: Path, tmp_path: Path) -> N
         np.save(tmp_path / f"{i}.npy", explainer.prepare(photos / f"{i}.png")[0])
     np.save(tmp_path / "wrong.npy", np.zeros((3, 8, 9), np.float32))
     np.save(tmp_path / "two.npy", np.zeros((2, *explainer.input_shape[1:]), np.float32))
+    np.save(tmp_path / "number.npy", np.zeros((), np.float32))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "0.npy").read_bytes()[:1000])
     summary = gbp.batch(MODEL, [tmp_path, photos / "3.png"], out, rule="all", format="jpg")
-    assert (summary.explained, summary.failed) == (4, 3)
+    assert (summary.explained, summary.failed) == (4, 4)
     rows = {Path(row["path"]).name: row for row in rows_of(out)}
     assert "has shape" in rows["wrong.npy"]["error"]
+    assert "has shape []" in rows["number.npy"]["error"]
     assert "2 samples" in rows["two.npy"]["error"]
     assert "cannot read the array" in rows["cut.npy"]["error"]
     assert rows["0.npy"]["width"] is None
@@ -616,6 +627,79 @@ def test_reading_explaining_and_writing_overlap(
     assert all(waited)
 
 
+class Entered:
+    """Counts the threads that are in some functions at the same time, and each as `weight` of them."""
+
+    def __init__(self) -> None:
+        self._lock, self._now = threading.Lock(), 0
+        self.most = self.calls = 0
+
+    def watch(self, function: Any, weight: int = 1) -> Any:
+        def watched(*given: Any, **named: Any) -> Any:
+            with self._lock:
+                self._now += weight
+                self.calls += 1
+                self.most = max(self.most, self._now)
+            time.sleep(0.002)  # others would come in meanwhile
+            try:
+                return function(*given, **named)
+            finally:
+                with self._lock:
+                    self._now -= weight
+
+        return watched
+
+
+@pytest.mark.parametrize("processors", [1, 2, None])
+def test_a_worker_uses_as_many_processors_as_it_is_given(
+    processors: int | None, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = Entered()
+    for owner, name, weight in (
+        (worker_module, "read_image", 1),
+        (Worker, "_group", processors or 1),
+        (Worker, "_files", 1),
+    ):
+        monkeypatch.setattr(owner, name, entered.watch(getattr(owner, name), weight))
+    job = Job(**JOB, out=str(out))
+    folder = Folder(out)
+    folder.open({})
+    tasks = [Task(str(path), path.name) for path in sorted(photos.iterdir())]
+    rows = [row for rows in locally(Worker(job, folder, processors), tasks) for row in rows]
+    folder.close()
+    assert sum(row["error"] is None for row in rows) == IMAGES - 1
+    assert entered.calls > 2 * IMAGES
+    assert entered.most == processors if processors else entered.most > 2
+
+
+def test_who_waits_for_the_disk_keeps_no_processor(
+    photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written before the second chunk is explained."""
+    group, put = Worker._group, Folder.put
+    explained, waited, second = [], [], threading.Event()
+
+    def explaining(self: Worker, reads: Any) -> Any:
+        result = group(self, reads)
+        explained.append(len(result))
+        if len(explained) == 2:
+            second.set()
+        return result
+
+    def putting(self: Folder, name: str, data: bytes) -> None:
+        waited.append(second.wait(60))
+        put(self, name, data)
+
+    monkeypatch.setattr(Worker, "_group", explaining)
+    worker = Worker(Job(**JOB, out=str(out)), folder := Folder(out), processors=1)
+    folder.open({})
+    monkeypatch.setattr(Folder, "put", putting)
+    tasks = [Task(str(path), path.name) for path in sorted(photos.iterdir())]
+    assert len([row for rows in locally(worker, tasks) for row in rows]) == IMAGES
+    folder.close()
+    assert waited == [True] * (IMAGES - 1)
+
+
 # ------------------------------------------------------------------------------------------------------ Ray
 
 
@@ -630,8 +714,24 @@ def test_what_cannot_be_written_stops_the_run(engine: Any, photos: Path, out: Pa
         gbp.batch(MODEL, photos, out, **PLAIN, engine=engine, actors=1)
 
 
-def test_ray_makes_the_same_files(photos: Path, quiet: Path, out: Path) -> None:
+@pytest.mark.parametrize(("actors", "threads"), [(2, None), (1, 2)])
+def test_ray_makes_the_same_files(
+    actors: int, threads: int | None, photos: Path, quiet: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="--engine ray needs the extra ray")
-    summary = gbp.batch(MODEL, photos, out, arrays="npz", **PLAIN, engine="ray", actors=2)
+    import ray.data
+
+    asked = []
+    map_batches = ray.data.Dataset.map_batches
+
+    def mapping(*given: Any, **named: Any) -> Any:
+        asked.append(named["num_cpus"])
+        return map_batches(*given, **named)
+
+    monkeypatch.setattr(ray.data.Dataset, "map_batches", mapping)
+    summary = gbp.batch(
+        MODEL, photos, out, arrays="npz", **PLAIN, engine="ray", actors=actors, threads=threads
+    )
     assert summary.explained == IMAGES - 1
     assert files_of(out) == files_of(quiet)
+    assert asked == [threads or 1]

@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "diagnostics": "errors explainer graph importer inputs limits ops plan result runtime",
         "doubt": "errors explainer importer inputs limits methods pictures questions result rules",
         "compat": "engine errors explainer graph importer limits methods pictures",
-        "bulk": "errors explainer files importer inputs limits methods pictures questions result rules "
-        "version",
+        "bulk": "errors explainer files importer inputs kernels limits methods pictures questions result "
+        "rules version",
         "features": "bulk errors explainer graph importer limits ops pictures rules",
         "report": "errors explainer methods pictures questions result rules version",
         "serve": "errors explainer gbp kernels limits methods pictures questions result rules",

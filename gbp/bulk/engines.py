@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import GbpError, InputError
+from ..limits import at_least_one
 from .folder import Folder
 from .index import Row
 from .job import Job, Task
@@ -22,15 +23,11 @@ from .zarrs import Maps
 CHUNK = 16
 #: Threads that read, and threads that write: they wait for the disk, and Python's lock is free meanwhile.
 _READERS, _WRITERS = 2, 4
-#: Threads of an actor, which uses one processor.
-_ACTORS_WRITERS = 2
 #: Images that an actor gets at a time, where there are many: each time costs Ray some 80 ms of a processor.
 _LARGE = 64
 
 
-def locally(
-    worker: Worker, tasks: Sequence[Task], readers: int = _READERS, writers: int = _WRITERS
-) -> Iterator[list[Row]]:
+def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
     """Explain in this process.  Threads read the next images and write the last ones meanwhile.
 
     Parameters
@@ -39,8 +36,6 @@ def locally(
         Does it.
     tasks
         The images.
-    readers, writers
-        How many threads there are of each.
 
     Yields
     ------
@@ -49,7 +44,7 @@ def locally(
     chunks = deque(tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK))
     reading: deque[list[Future[Read]]] = deque()
     writing: deque[list[Future[Row]]] = deque()
-    read_by, write_by = ThreadPoolExecutor(readers), ThreadPoolExecutor(writers)
+    read_by, write_by = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
     try:
         while chunks or reading or writing:
             while chunks and len(reading) < 2:
@@ -67,7 +62,10 @@ def locally(
 def on_ray(
     job: Job, folder: Folder, maps: Maps | None, tasks: Sequence[Task], actors: int, address: str | None
 ) -> Iterator[list[Row]]:
-    """Explain on a Ray cluster, by a pool of actors, each with an `Explainer` of one thread.
+    """Explain on a Ray cluster, by a pool of actors.
+
+    An actor uses no more processors than it asks Ray for: as many as its `Explainer` has threads, by default
+    one.  So Ray may put as many actors on a node as it has processors.
 
     Parameters
     ----------
@@ -90,26 +88,29 @@ def on_ray(
         Where Ray is missing or does not start, and whatever an actor raises.
     """
     ray = _ray()
+    threads = threads_of(job)
 
     class Actor:
         """The state of each of Ray's processes.  Defined here, it takes what it needs along."""
 
         def __init__(self) -> None:
-            options = {**job.options, "threads": job.options.get("threads") or 1}
-            self._worker = Worker(replace(job, options=options), folder)
+            options = {**job.options, "threads": threads}
+            self._worker = Worker(replace(job, options=options), folder, processors=threads)
             self._worker.maps = maps
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             tasks = [Task(**json.loads(str(task))) for task in batch["task"]]
-            chunks = locally(self._worker, tasks, readers=1, writers=_ACTORS_WRITERS)
+            chunks = locally(self._worker, tasks)
             return {"row": [json.dumps(row) for rows in chunks for row in rows]}
 
     mine, context = not ray.is_initialized(), ray.data.DataContext.get_current()
     had_bars = context.enable_progress_bars
     try:
         if mine:
-            cpus = None if address else actors
-            ray.init(address=address, num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
+            cluster: dict[str, Any] = {"address": address}
+            if not address:
+                cluster = {"num_cpus": actors * threads, "include_dashboard": False}
+            ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its progress there
         context.enable_progress_bars = False
         items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
@@ -119,7 +120,7 @@ def on_ray(
             batch_size=None,  # a whole block
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
+            num_cpus=threads,
             num_gpus=1 if job.options.get("device", "cpu") != "cpu" else None,
         )
         for batch in explained.iter_batches(batch_size=None, batch_format="numpy"):
@@ -135,6 +136,11 @@ def on_ray(
         context.enable_progress_bars = had_bars
         if mine:
             ray.shutdown()
+
+
+def threads_of(job: Job) -> int:
+    """The threads of an actor's `Explainer`, and so the processors that it asks Ray for."""
+    return at_least_one("threads", job.options.get("threads")) or 1
 
 
 def _ray() -> Any:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..errors import InputError
+from ..kernels.parallel.threads import available
 from ..limits import at_least_one
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
 from ..questions.questions import Question, Score, checked_score
-from .engines import locally, on_ray
+from .engines import locally, on_ray, threads_of
 from .folder import Folder
 from .index import Index
 from .job import Arrays, Job, Task, digest_of, name_of
@@ -109,7 +110,8 @@ def batch(
     engine
         "local" for this process; "ray" for actors of Ray Data (extra gbp-explain[ray]).
     actors
-        How many actors Ray runs; by default as many as this machine has processors.
+        How many actors Ray runs, each on one processor or on `threads`, an argument of `Explainer`; by
+        default as many as fit on this machine.
     ray_address
         The address of a Ray cluster; by default one is started on this machine for the run.
     stdin
@@ -175,7 +177,7 @@ def batch(
         if progress is not None:
             progress(finished, len(tasks))
         if engine == "ray" and left:
-            count = at_least_one("actors", actors) or os.cpu_count() or 1
+            count = at_least_one("actors", actors) or max(1, available() // threads_of(job))
             parts = on_ray(job, folder, worker.maps, left, count, ray_address)
         else:
             parts = locally(worker, left)

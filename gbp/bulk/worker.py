@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,7 +22,7 @@ from ..explainer import Explainer
 from ..files import open_regular
 from ..inputs import Batch, together
 from ..pictures.decode import MAX_FILE
-from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_array, read_image
+from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_image, read_sample
 from ..result.attribution import Attribution
 from ..result.strips import save_rules
 from .folder import Folder
@@ -57,6 +59,35 @@ class Explained:
     attributions: tuple[Attribution, ...] = ()
 
 
+class Processors:
+    """The processors that the threads of a worker share.
+
+    Parameters
+    ----------
+    count
+        How many there are; None for any number.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+        self._free = threading.Semaphore(count or 0)
+
+    @contextmanager
+    def held(self, count: int | None = None) -> Iterator[None]:
+        """Wait for so many processors, by default all of them, and hold them.
+
+        One thread may want several, else two could wait for each other.
+        """
+        held = 0 if self._count is None else count or self._count
+        for _ in range(held):
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(held):
+                self._free.release()
+
+
 class Worker:
     """Explains images.  Threads may call `read` and `write` while another one calls `explain`.
 
@@ -66,12 +97,16 @@ class Worker:
         How each image is explained and written.
     folder
         Where files are written.
+    processors
+        How many processors these threads use at a time; None for any number.  A thread that waits for the
+        disk uses none.
     """
 
-    def __init__(self, job: Job, folder: Folder) -> None:
+    def __init__(self, job: Job, folder: Folder, processors: int | None = None) -> None:
         self.job, self.folder = job, folder
         self.explainer = Explainer(job.model, **job.options)
         self.maps: Maps | None = None
+        self._processors = Processors(processors)
 
     def probe(self, tasks: Sequence[Task]) -> tuple[str, ...]:
         """Explain and draw noise as the job says, so that what is wrong with the job is raised at once.
@@ -115,21 +150,15 @@ class Worker:
         row |= {"path": task.name, "method": self.job.method, "row": task.row}
         row["rule"] = "all" if self.job.rule == "all" else self.job.rules[0]
         try:
-            is_array = is_array_file(task.path)
-            data = _content(task.path, MAX_ARRAY if is_array else MAX_FILE)
-            row |= {"hash": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            image: Any
-            if is_array:
-                image = read_array(task.path)
-                if image.ndim == len(self.explainer.input_shape) - 1:
-                    image = image[None]
-                if len(image) != 1:
-                    raise InputError(f"{task.path!r} holds {len(image)} samples.", supported="one in a file")
-            else:
+            data = _content(task.path)
+            with self._processors.held(1):
+                row |= {"hash": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                if is_array_file(task.path):
+                    sample = read_sample(data, len(self.explainer.input_shape), task.path)
+                    return Read(task, row, self.explainer._engine.ready(sample))
                 image = read_image(NamedBytes(data, task.path))
                 row |= {"width": image.width, "height": image.height}
-            batch = self.explainer._engine.ready(image)
-            return Read(task, row, batch if is_array else batch.from_file(task.path))
+                return Read(task, row, self.explainer._engine.ready(image).from_file(task.path))
         except GbpError as error:
             return Read(task, row | {"error": _said(error, task)})
 
@@ -143,34 +172,41 @@ class Worker:
             else:
                 kind = i if self.job.is_of_one else (read.batch.x.shape, read.batch.pictures is None)
                 groups.setdefault(kind, []).append(i)
-        for group in groups.values():
-            for i, result in zip(group, self._group([reads[i] for i in group]), strict=True):
-                explained[i] = result
+        with self._processors.held():
+            for group in groups.values():
+                explained.update(zip(group, self._group([reads[i] for i in group]), strict=True))
         return [explained[i] for i in range(len(reads))]
 
     def write(self, explained: Explained) -> Row:
         """Draw one image and write its files.  Returns its row.  Raises InputError if it cannot write."""
-        row, task, attributions = explained.row, explained.task, explained.attributions
-        if not attributions:
-            return row
-        values = {"map": attributions[0].map[0], "scores": attributions[0].scores[0]}
+        if not explained.attributions:
+            return explained.row
         try:
-            report = attributions[0][0].to_dict()
-            picture = self._pictures(attributions)
-            if self.maps is not None:
-                self.maps.check(values)
+            with self._processors.held(1):
+                row, files = self._files(explained)
         except GbpError as error:
-            return row | {"error": _said(error, task)}
-        row |= {"top": _valid(report["top"]), "target": _valid(report["explained"])}
+            return explained.row | {"error": _said(error, explained.task)}
+        for name, content in files.items():
+            self.folder.put(name, content)
+        return row
+
+    def _files(self, explained: Explained) -> tuple[Row, dict[str, bytes]]:
+        """The row of an image, and its files by their paths in the folder."""
+        task, attributions = explained.task, explained.attributions
+        report = attributions[0][0].to_dict()
+        row = explained.row | {"top": _valid(report["top"]), "target": _valid(report["explained"])}
+        files: dict[str, bytes] = {}
+        picture = self._pictures(attributions)
         if picture is not None:
             row["file"] = task.file("pictures", self.job.format)
-            self.folder.put(row["file"], picture)
+            files[row["file"]] = picture
         if self.job.arrays == "npz":
             row["arrays"] = task.file("arrays", "npz")
-            self.folder.put(row["arrays"], _bytes(lambda to: attributions[0].save(to, format="npz")))
+            files[row["arrays"]] = _bytes(lambda to: attributions[0].save(to, format="npz"))
         elif self.maps is not None and task.row is not None:
-            self.maps.put(task.row, values)
-        return row
+            values = {"map": attributions[0].map[0], "scores": attributions[0].scores[0]}
+            files |= self.maps.files(task.row, values)
+        return row, files
 
     def _group(self, reads: Sequence[Read]) -> list[Explained]:
         """Explain images of one shape."""
@@ -210,9 +246,10 @@ def _said(error: GbpError, task: Task) -> str:
     return str(error).replace(repr(task.path), repr(task.name))
 
 
-def _content(path: str, most: int) -> bytes:
+def _content(path: str) -> bytes:
+    """The bytes of an image's file."""
     try:
-        with open_regular(path, most) as file:
+        with open_regular(path, MAX_ARRAY if is_array_file(path) else MAX_FILE) as file:
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error

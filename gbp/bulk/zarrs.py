@@ -48,8 +48,11 @@ class Maps:
             if not (self._folder.path / NAME / name).exists():
                 self._folder.put(f"{NAME}/{name}", content.to_bytes())
 
-    def check(self, values: dict[str, NDArray[np.float32]]) -> None:
-        """Raise InputError for values of other shapes."""
+    def files(self, row: int, values: dict[str, NDArray[np.float32]]) -> dict[str, bytes]:
+        """The files of one row, by their paths within the folder.  Raises InputError for other shapes."""
+        zarr = _zarr()
+        chunks: dict[str, Any] = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(chunks))
         for name, value in values.items():
             if value.shape != self._shapes[name]:
                 rows = f"rows of {NAME} {list(self._shapes[name])}"
@@ -57,18 +60,13 @@ class Maps:
                     f"its {name} has shape {list(value.shape)}, and {rows}.",
                     hint="Write arrays of different shapes as npz.",
                 )
-
-    def put(self, row: int, values: dict[str, NDArray[np.float32]]) -> None:
-        """Write one row.  Raises InputError where that fails."""
-        zarr = _zarr()
-        files: dict[str, Any] = {}
-        group = zarr.create_group(zarr.storage.MemoryStore(files))
-        for name, value in values.items():
             self._array(group, name, 1)[0] = value
-        for file, content in files.items():
-            name, slash, chunk = file.partition("/c.0")
+        found: dict[str, bytes] = {}
+        for path, content in chunks.items():
+            name, slash, chunk = path.partition("/c.0")
             if slash:
-                self._folder.put(f"{NAME}/{name}/c.{row}{chunk}", content.to_bytes())
+                found[f"{NAME}/{name}/c.{row}{chunk}"] = content.to_bytes()
+        return found
 
     def _array(self, group: Any, name: str, rows: int) -> Any:
         shape = self._shapes[name]

@@ -66,7 +66,10 @@ def add_command(commands: Any) -> None:
         "--engine", choices=("local", "ray"), default="local", help="ray: actors of Ray; default: local"
     )
     command.add_argument(
-        "--actors", type=int, metavar="N", help="of Ray; default: as many as processors here"
+        "--actors",
+        type=int,
+        metavar="N",
+        help="of Ray, each on one processor or on --threads of them; default: as many as fit here",
     )
     command.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a Ray cluster; default: one on this machine for the run"

@@ -82,12 +82,14 @@ def is_array_file(source: object) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source)[-4:].lower() == ".npy"
 
 
-def read_array(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
+def read_array(
+    source: str | os.PathLike[str] | bytes, name: str | os.PathLike[str] = "the given array"
+) -> NDArray[Any]:
     """The array in an .npy file, whole numbers as float32.  Raises `InputError`, naming the file.
 
-    `source` is a path, or the bytes of the file.
+    `source` is a path, or the bytes of the file that has this name.
     """
-    name = "the given array" if isinstance(source, bytes) else os.fspath(source)
+    name = os.fspath(name if isinstance(source, bytes) else source)
     try:
         if isinstance(source, bytes):
             array = _array(io.BytesIO(source), len(source))
@@ -99,6 +101,29 @@ def read_array(source: str | os.PathLike[str] | bytes) -> NDArray[Any]:
     except Exception as error:  # the header is Python's text, on which NumPy raises what its parser does
         raise InputError(f"cannot read the array {name!r}: {error}.") from None
     return array.astype(np.float32) if array.dtype.kind in "iu" else array
+
+
+def read_sample(content: bytes, rank: int, name: str | os.PathLike[str] = "the given array") -> NDArray[Any]:
+    """The one sample in an .npy file, as an array (1, …).
+
+    Parameters
+    ----------
+    content
+        The bytes of the file.
+    rank
+        The axes of the model's input.  The file may leave out the first.
+    name
+        The file's name, for messages.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds several samples.  Whoever takes the array checks the other axes.
+    """
+    array = read_array(content, name)
+    if array.ndim == rank and len(array) != 1:
+        raise InputError(f"{os.fspath(name)!r} holds {len(array)} samples.", supported="one")
+    return array[None] if array.ndim == rank - 1 else array
 
 
 def _array(file: BinaryIO, size: int) -> NDArray[Any]:

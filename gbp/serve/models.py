@@ -18,7 +18,7 @@ from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..methods import METHODS
 from ..pictures.files import save_picture
-from ..pictures.image import read_array, read_image
+from ..pictures.image import read_image, read_sample
 from ..result.attribution import Attribution
 from ..rules import OTHER_RULES, RULES, rule_named
 from .limits import Limits
@@ -147,10 +147,7 @@ class Served:
         """The picture, or the array (1, …), that a file holds."""
         if not content.startswith(_ARRAY):
             return read_image(io.BytesIO(content), max_pixels=self._limits.pixels)
-        array, rank = read_array(content), len(self.explainer.input_shape)
-        if array.ndim == rank and len(array) != 1:
-            raise InputError(f"the array holds {len(array)} samples.", supported="one a request")
-        return array if array.ndim == rank else array[None]
+        return read_sample(content, len(self.explainer.input_shape))
 
     def _explained(
         self, jobs: Sequence[Job], samples: Sequence[Any], began: float
