@@ -10,8 +10,9 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from .engine.asking import explained
-from .engine.engine import Engine, Settings
+from .engine.engine import Engine
 from .engine.network import Network
+from .engine.settings import Settings
 from .engine.warming import warm_up
 from .errors import InputError
 from .graph.head import PROBABILITY, Probability
