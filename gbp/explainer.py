@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from .arguments import at_least_one
 from .engine.asking import explained
 from .engine.engine import Engine
 from .engine.network import Network
@@ -22,7 +23,6 @@ from .importer.proto import Model
 from .importer.reader import Reader
 from .importer.subgraph import Choice
 from .inputs import Images
-from .limits import at_least_one
 from .pictures.labels import read_labels
 from .pictures.preprocess import Preprocess
 from .pictures.sidecar import Sidecar, read_sidecar

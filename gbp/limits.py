@@ -52,35 +52,6 @@ def is_finite(values: NDArray[Any]) -> bool:
     return True
 
 
-def at_least_one(name: str, value: int | None) -> int | None:
-    """Check an argument that counts something.
-
-    Parameters
-    ----------
-    name
-        The argument's name, for the message.
-    value
-        Its value, or None.
-
-    Returns
-    -------
-    The value as an int, or None.
-
-    Raises
-    ------
-    InputError
-        Unless the value is None or a whole number of at least 1.
-    """
-    return None if value is None else count_of(name, value)
-
-
-def count_of(name: str, value: int) -> int:
-    """`at_least_one` of an argument that may not be None."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 1")
-    return int(value)
-
-
 def readable_bytes(bytes_: float) -> str:
     """The number of bytes with a unit, such as 1.5 GiB or 12 MiB."""
     gib = bytes_ / 2**30

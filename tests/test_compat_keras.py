@@ -309,6 +309,7 @@ def test_a_grid_of_images_and_maps(tmp_path: Path) -> None:
         (lambda: ke.explain(print, LOGITS, X), "method 'print'"),
         (lambda: ke.gradients(LOGITS, X, [[9]] * 3), "no unit"),
         (lambda: ke.gradients(LOGITS, X, [1, 2, 3]), r"y has shape \[3\]"),
+        (lambda: ke.gradients(LOGITS, X, [[1], [1, 2], [1]]), "y has shape"),
         (lambda: ke.gradients(LOGITS, X, callbacks=[1]), "callbacks"),
         (lambda: ke.gradients(LOGITS, X, [[1]] * 3, resizing=(0, 5)), "are empty"),
         (lambda: ke.gradients(rows(), np.zeros((2, 9))), "takes 2 axes"),

@@ -229,8 +229,9 @@ def test_deletion_and_insertion_of_a_linear_score(channels_last: bool) -> None:
     assert blurred.score.tolist() == [[pytest.approx(21), 21]]  # a flat image blurs to itself
     with pytest.raises(InputError, match="do not fit"):
         deletion(explainer, np.concatenate([image, image]), found)
-    with pytest.raises(InputError, match="broadcasts"):
-        deletion(explainer, image, found, baseline=np.ones(7))
+    for baseline in (np.ones(7), [[1], [1, 2]], np.inf, "black"):
+        with pytest.raises(InputError, match="broadcast"):
+            deletion(explainer, image, found, baseline=baseline)
 
 
 def test_deletion_measures_probabilities_where_there_are_some() -> None:
@@ -258,6 +259,10 @@ def test_the_gradient_of_a_linear_score_has_no_infidelity() -> None:
     )
     with pytest.raises(InputError, match="do not fit"):
         infidelity(explainer, x, maps, 0, moves[:1])
+    wrong: tuple[Any, ...] = (99, -1, 0.5, [0, 1, 2], [[1], [1, 2]], "0", [])
+    for target in wrong:
+        with pytest.raises(InputError, match="target is"):
+            infidelity(explainer, x, maps, target, moves)
 
 
 def test_sensitivity_is_the_largest_relative_change() -> None:

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     part: set(allowed.split())
     for part, allowed in {
         "errors": "",
+        "arguments": "errors",
         "limits": "errors",
         "files": "limits",
         "version": "",
@@ -37,19 +38,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "packed": "kernels limits",
         "pictures": "errors files limits",
         "inputs": "devices errors graph importer limits pictures",
-        "questions": "errors graph limits",
+        "questions": "arguments errors graph",
         "result": "errors files graph pictures questions rules version",
-        "engine": "devices errors graph importer inputs kernels limits ops packed pictures plan questions "
-        "result rules runtime",
-        "explainer": "engine errors graph importer inputs limits pictures plan questions result rules",
+        "engine": "arguments devices errors graph importer inputs kernels limits ops packed pictures plan "
+        "questions result rules runtime",
+        "explainer": "arguments engine errors graph importer inputs pictures plan questions result rules",
         "gbp": "errors explainer rules version",
-        "methods": "engine errors explainer graph inputs limits pictures questions result rules",
+        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
         "diagnostics": "errors explainer graph importer inputs limits ops plan result runtime",
-        "doubt": "errors explainer importer inputs limits methods pictures questions result rules",
-        "compat": "engine errors explainer graph importer limits methods pictures",
-        "bulk": "errors explainer files importer inputs kernels limits methods pictures questions result "
+        "doubt": "arguments errors explainer importer inputs methods pictures questions result rules",
+        "compat": "arguments engine errors explainer graph importer methods pictures",
+        "bulk": "arguments errors explainer files importer inputs kernels methods pictures questions result "
         "rules version",
-        "features": "bulk errors explainer graph importer limits ops pictures rules",
+        "features": "arguments bulk errors explainer graph importer limits ops pictures rules",
         "report": "errors explainer methods pictures questions result rules version",
         "serve": "errors explainer gbp kernels limits methods pictures questions result rules",
         "cli": "bulk diagnostics doubt engine errors explainer features gbp graph kernels methods pictures "

@@ -445,6 +445,8 @@ def test_a_model_of_open_size_is_planned_for_the_array() -> None:
         (integrated_gradients, {"baseline": np.ones((3, 9, 9))}, r"array \[3, 8, 9\] or \[N, 3, 8, 9\]"),
         (integrated_gradients, {"baseline": np.ones((3, 3, 8, 9))}, r"array \[3, 8, 9\] or \[N, 3, 8, 9\]"),
         (integrated_gradients, {"baseline": [np.nan]}, "finite"),
+        (integrated_gradients, {"baseline": [[1], [1, 2]]}, "finite"),
+        (integrated_gradients, {"baseline": np.zeros((2, 1, 1, 3, 8, 9))}, "finite"),
         (methods.grad_cam, {"layer": "gemm9"}, "no tensor .* is called 'gemm9'"),
         (methods.grad_cam, {"layer": "flatten"}, r"has no plane, its shape is \[80\].*layer='relu"),
         (methods.layer_gradient, {"layer": "nowhere"}, "is called 'nowhere'"),

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..arguments import at_least_one
 from ..errors import GbpError, InputError
-from ..limits import at_least_one
 from .folder import Folder
 from .index import Row
 from .job import Job, Task

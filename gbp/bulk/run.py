@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ..arguments import at_least_one
 from ..errors import InputError
 from ..kernels.parallel.threads import available
-from ..limits import at_least_one
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
 from ..questions.questions import Question, Score, checked_score

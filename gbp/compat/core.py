@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import array_of
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -83,10 +84,7 @@ def layer_of(explainer: Explainer, layer: str | int) -> Tensor:
 
 def floats(values: ArrayLike, what: str = "inputs") -> Floats:
     """An array of float32.  Raises InputError for what holds no numbers."""
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        array = np.empty(0, object)
+    array = array_of(values)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what} holds {array.dtype}.", supported="arrays of numbers")
     return np.ascontiguousarray(array, np.float32)

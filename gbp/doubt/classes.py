@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import count_of
 from ..errors import InputError
-from ..limits import count_of
 from ..result.similarity import cosine
 
 #: Targets, int64 (N, K), → maps (N, K, …).

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import array_of, count_of, fits
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import count_of
 from ..result.attribution import Attribution
 
 #: Scores (n, classes) → numbers of the same shape.
@@ -75,8 +75,7 @@ def deletion(
         Numbers in the model's input layout that take the pixels' place; they broadcast to (N, …).
     measure
         The measured quantity, a function of the scores (n, classes); by default the probabilities where the
-        model
-        makes some, else the scores themselves.
+        model makes some, else the scores themselves.
 
     Raises
     ------
@@ -106,8 +105,7 @@ def insertion(
         As for `deletion`.
     baseline
         The images that the pixels are put into; by default the image, blurred by a Gaussian as in the paper:
-        11 pixels
-        with a deviation of 5.
+        11 pixels with a deviation of 5.
 
     Raises
     ------
@@ -163,8 +161,13 @@ def infidelity(
             f"{list(perturbations.shape)} do not fit.",
             supported="(N, …), (N, …) and (N, S, …)",
         )
-    classes = np.broadcast_to(np.asarray(target, np.int64), len(x))
-    before = np.take_along_axis(explainer.predict(x).astype(np.float64), classes[:, None], 1)
+    scores = explainer.predict(x).astype(np.float64)
+    given = array_of(target)
+    known = given.dtype.kind in "iu" and fits(given, (len(x),)) and given.size > 0
+    if not known or given.min() < 0 or given.max() >= scores.shape[1]:
+        raise InputError(f"target is {target!r:.80}.", supported="a class index, or one for each sample")
+    classes = np.broadcast_to(given.astype(np.int64), len(x))
+    before = np.take_along_axis(scores, classes[:, None], 1)
     values = []
     for sample, m, moves, c, old in zip(x, maps, perturbations, classes, before, strict=True):
         said = np.tensordot(moves.astype(np.float64), m.astype(np.float64), m.ndim)
@@ -287,13 +290,13 @@ def _counts(samples: int) -> list[int]:
 
 
 def _filled(baseline: ArrayLike, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    try:
-        return np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
-    except ValueError:
+    given = array_of(baseline)
+    if not fits(given, x.shape):
         raise InputError(
-            f"the baseline has shape {list(np.shape(baseline))}.",
-            supported=f"what broadcasts to {list(x.shape)}",
-        ) from None
+            f"the baseline has shape {list(given.shape)} and holds {given.dtype}.",
+            supported=f"finite numbers that broadcast to {list(x.shape)}",
+        )
+    return np.broadcast_to(given.astype(np.float32), x.shape)
 
 
 def _blurred(x: NDArray[np.float32], found: Attribution) -> NDArray[np.float32]:

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..arguments import count_of
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
-from ..limits import count_of
 from ..methods import method_named
 from ..pictures.chart import Chart, draw_charts
 from ..pictures.figure import Panel, enlarged, figure, stacked

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import at_least_one
 from ..errors import InputError
 from ..graph.tensors import Tensor
 from ..inputs import Images
-from ..limits import at_least_one
 from ..pictures.layout import Layout
 from .engine import Engine
 from .run import Run

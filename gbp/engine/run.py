@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from ..arguments import array_of
 from ..devices.base import all_finite
 from ..errors import InputError, ModelError
 from ..graph.head import Head
@@ -297,10 +298,7 @@ def _checked(
     map: ArrayLike, target: ArrayLike, n: int, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """A map of n samples and the classes that it explains.  Raises InputError where they do not fit."""
-    try:
-        maps, targets = np.asarray(map), np.asarray(target)
-    except ValueError:
-        maps, targets = np.empty(0, object), np.empty(0, object)
+    maps, targets = array_of(map), array_of(target)
     found = f"the map has shape {list(maps.shape)} of {maps.dtype}, and the target {list(targets.shape)}."
     are_numbers = maps.dtype.kind in "fiu" and targets.dtype.kind in "iu"
     is_one_or_many = targets.ndim in (1, 2) and targets.size > 0 and len(targets) == n
@@ -316,10 +314,7 @@ def _checked(
 
 def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], bool]:
     """The seeds (n, K, *shape), and whether one for each sample was given."""
-    try:
-        given = np.asarray(seed)
-    except ValueError:
-        given = np.empty(0, object)
+    given = array_of(seed)
     is_one = given.shape == (n, *shape)
     is_many = given.ndim == len(shape) + 2 and (*given.shape[:1], *given.shape[2:]) == (n, *shape)
     if given.dtype.kind not in "fiub" or not (is_one or is_many) or not given.size:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import at_least_one
 from ..devices import Device, device_named
 from ..errors import InputError
 from ..kernels.parallel.threads import thread_count
-from ..limits import at_least_one
 from ..ops.conv.conv import check_algorithm
 
 #: Values of the argument `activations`.

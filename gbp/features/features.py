@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import count_of
 from ..bulk.folder import Folder
 from ..bulk.job import settings_of
 from ..errors import GbpError, InputError
@@ -30,7 +31,7 @@ from ..graph.graph import Graph
 from ..graph.tensors import Tensor, find
 from ..importer.load import open_model, settled
 from ..importer.subgraph import Choice
-from ..limits import computing, count_of
+from ..limits import computing
 from ..pictures.files import save_picture
 from ..pictures.paths import find_images
 from ..rules import rule_named

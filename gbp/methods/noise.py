@@ -20,11 +20,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import array_of, count_of
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import count_of
 from ..pictures.percent import whole_percent
 from ..questions.questions import Question
 from ..result.attribution import Attribution
@@ -263,10 +263,7 @@ def _given(
 
 
 def _array(noise: Any) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(noise)
-    except ValueError:
-        array = np.empty(0, object)
+    array = array_of(noise)
     if array.dtype.kind not in "fiu" or array.ndim < 2 or not array.size or not np.isfinite(array).all():
         raise InputError(
             f"noise is {noise!r:.80}.", supported="a share of the image's range, or an array (samples, …)"

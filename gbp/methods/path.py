@@ -16,11 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import array_of, count_of, fits
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
-from ..limits import count_of
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
@@ -188,18 +188,11 @@ def _gaussian(size: int) -> NDArray[np.float64]:
 
 def _given(baseline: ArrayLike, run: Run) -> NDArray[np.float64]:
     """An array of the caller as one baseline for each sample of a run."""
-    shape = run.x.shape
-    try:
-        array = np.asarray(baseline)
-        if array.ndim == len(shape) and len(array) > 1:
-            array = array[run.samples] if len(array) == run.count else np.empty(0, object)
-        starts = np.broadcast_to(array, shape)
-    except ValueError:
-        starts = np.empty(0, object)
-    if starts.dtype.kind not in "fiu" or not np.isfinite(starts).all():
+    given, shape = array_of(baseline), (run.count, *run.x.shape[1:])
+    if not fits(given, shape):
         sizes = ", ".join(map(str, shape[1:]))
         raise InputError(
             f"baseline is {baseline!r:.80}.",
             supported=f"{', '.join(BASELINES)}, a finite number, or an array [{sizes}] or [N, {sizes}]",
         )
-    return starts.astype(np.float64)
+    return np.broadcast_to(given, shape)[run.samples].astype(np.float64)

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import array_of, count_of
 from ..errors import InputError
-from ..limits import count_of
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,7 @@ def resolve(
 
 
 def _array(target: Any) -> NDArray[Any]:
-    try:
-        given = np.asarray(target)
-    except ValueError:
-        given = np.empty(0, object)
+    given = array_of(target)
     if given.dtype.kind not in "iufb" or given.size == 0 or (given.dtype.kind == "b" and given.ndim < 2):
         raise InputError(f"target is {target!r:.80}.", supported=_SUPPORTED)
     return given

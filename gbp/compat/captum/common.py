@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...arguments import array_of, fits
 from ...engine.run import Run
 from ...errors import InputError
 from ...explainer import Explainer
@@ -69,12 +70,13 @@ def refuse_inputs(**given: bool) -> None:
 
 def baseline_of(baselines: Any, x: Floats) -> Floats:
     given = baselines[0] if isinstance(baselines, tuple) else baselines
-    try:
-        return np.broadcast_to(floats(0.0 if given is None else given, "baselines"), x.shape)
-    except ValueError:
+    found = floats(0.0 if given is None else given, "baselines")
+    if not fits(found, x.shape):
         raise InputError(
-            f"baselines have shape {list(np.shape(given))}.", supported=f"what broadcasts to {list(x.shape)}"
-        ) from None
+            f"baselines have shape {list(found.shape)}.",
+            supported=f"finite numbers that broadcast to {list(x.shape)}",
+        )
+    return np.broadcast_to(found, x.shape)
 
 
 def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -90,10 +92,7 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
         raise InputError(f"target holds {len(rows)} entries for {n} samples.")
     found = []
     for row in rows:
-        try:
-            given = np.atleast_1d(np.asarray(row))
-        except ValueError:
-            given = np.empty(0, object)
+        given = np.atleast_1d(array_of(row))
         if given.dtype.kind not in "iu":
             raise InputError(f"target holds {row!r:.80}.", supported="whole numbers, and tuples of them")
         index = tuple(int(i) for i in given.reshape(-1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...limits import at_least_one
+from ...arguments import at_least_one
 from ..core import AnyModel
 from .common import Attribution, Inputs, Target, baseline_of, opened, selected, targets_of
 from .path import path_integral

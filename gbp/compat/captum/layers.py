@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...methods.interpolation import interpolated
-from ..core import AnyModel, Floats, layer_of, refuse
-from .common import Attribution, Inputs, Target, class_seeds, opened, refuse_inputs
+from ..core import AnyModel, Floats, layer_of, refuse, vjps
+from .common import (
+    Attribution,
+    Inputs,
+    Selector,
+    Target,
+    class_seeds,
+    neuron_seeds,
+    opened,
+    refuse_inputs,
+)
 from .gradients import GuidedBackprop
 
 
@@ -41,9 +50,30 @@ class OfLayer(Attribution):
         values, gradients = (np.concatenate(each).astype(np.float64) for each in zip(*found, strict=True))
         return values, gradients
 
+    def _neuron_gradient(self, x: Floats, selector: Selector) -> Floats:
+        return vjps(self.model, x, neuron_seeds(self.layer, selector), self._rule, of=self.layer)
+
+
+class TimesInput(OfLayer):
+    """An attribution to a layer, or of its neurons, that may be a product.
+
+    Parameters
+    ----------
+    model, layer, device_ids
+        As `OfLayer`.
+    multiply_by_inputs
+        Whether gradients are multiplied by the layer's values, or by the way from a baseline.
+    """
+
+    def __init__(
+        self, model: AnyModel, layer: str | int, device_ids: None = None, multiply_by_inputs: bool = True
+    ) -> None:
+        super().__init__(model, layer, device_ids)
+        self.multiply_by_inputs = multiply_by_inputs
+
 
 class LayerActivation(OfLayer):
-    """The values of a layer.  Parameters as `LayerGradCam`."""
+    """The values of a layer.  Parameters as `OfLayer`."""
 
     def attribute(
         self,
@@ -57,22 +87,8 @@ class LayerActivation(OfLayer):
         return np.concatenate([run.value(self.layer) for run in self.model.runs(x, [self.layer])])
 
 
-class LayerGradientXActivation(OfLayer):
-    """The gradient of a layer times its values.
-
-    Parameters
-    ----------
-    model, layer, device_ids
-        As `LayerGradCam`.
-    multiply_by_inputs
-        Whether the gradient is multiplied by the values.
-    """
-
-    def __init__(
-        self, model: AnyModel, layer: str | int, device_ids: None = None, multiply_by_inputs: bool = True
-    ) -> None:
-        super().__init__(model, layer, device_ids)
-        self.multiply_by_inputs = multiply_by_inputs
+class LayerGradientXActivation(TimesInput):
+    """The gradient of a layer times its values.  Parameters as `TimesInput`."""
 
     def attribute(
         self,
@@ -91,17 +107,7 @@ class LayerGradientXActivation(OfLayer):
 
 
 class LayerGradCam(OfLayer):
-    """Grad-CAM, of the size of the layer.
-
-    Parameters
-    ----------
-    model
-        As `Attribution`.
-    layer
-        The name of a tensor or of a node, or a part that no other has; or an index among `Explainer.tensors`.
-    device_ids
-        Must be None.
-    """
+    """Grad-CAM, of the size of the layer.  Parameters as `OfLayer`."""
 
     def attribute(
         self,
@@ -150,7 +156,7 @@ class LayerGradCam(OfLayer):
 
 
 class GuidedGradCam(OfLayer):
-    """Guided backpropagation times Grad-CAM.  Parameters as `LayerGradCam`."""
+    """Guided backpropagation times Grad-CAM.  Parameters as `OfLayer`."""
 
     def attribute(
         self,
@@ -164,12 +170,10 @@ class GuidedGradCam(OfLayer):
 
         Parameters
         ----------
-        inputs, target, additional_forward_args
-            As `Saliency.attribute`.
+        inputs, target, additional_forward_args, attribute_to_layer_input
+            As `LayerGradCam.attribute`.
         interpolate_mode
             "nearest" or "bilinear".
-        attribute_to_layer_input
-            Must be False: name the tensor before the layer instead.
 
         Returns
         -------

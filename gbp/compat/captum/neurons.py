@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...limits import at_least_one
-from ..core import AnyModel, Floats, vjps
-from .common import Inputs, Selector, baseline_of, neuron_seeds, opened, refuse_inputs
-from .layers import OfLayer
+from ...arguments import at_least_one
+from .common import Inputs, Selector, baseline_of, opened, refuse_inputs
+from .layers import OfLayer, TimesInput
 from .path import path_integral
 
 
 class NeuronGradient(OfLayer):
-    """The gradient of neurons of a layer.  Parameters as `LayerGradCam`."""
+    """The gradient of neurons of a layer.  Parameters as `OfLayer`."""
 
     def attribute(
         self,
@@ -45,40 +44,23 @@ class NeuronGradient(OfLayer):
         refuse_inputs(attribute_to_neuron_input=attribute_to_neuron_input)
         return wrap(self._neuron_gradient(x, neuron_selector))
 
-    def _neuron_gradient(self, x: Floats, selector: Selector) -> Floats:
-        return vjps(self.model, x, neuron_seeds(self.layer, selector), self._rule, of=self.layer)
-
 
 class NeuronGuidedBackprop(NeuronGradient):
-    """Guided backpropagation from neurons of a layer.  Parameters as `LayerGradCam`."""
+    """Guided backpropagation from neurons of a layer.  Parameters as `OfLayer`."""
 
     _rule = "guided"
 
 
 class NeuronDeconvolution(NeuronGradient):
-    """A DeconvNet from neurons of a layer.  Parameters as `LayerGradCam`."""
+    """A DeconvNet from neurons of a layer.  Parameters as `OfLayer`."""
 
     _rule = "deconvnet"
 
 
-class NeuronIntegratedGradients(NeuronGradient):
-    """Integrated Gradients of neurons of a layer.
+class NeuronIntegratedGradients(TimesInput):
+    """Integrated Gradients of neurons of a layer.  Parameters as `TimesInput`."""
 
-    Parameters
-    ----------
-    model, layer, device_ids
-        As `LayerGradCam`.
-    multiply_by_inputs
-        As `IntegratedGradients`.
-    """
-
-    def __init__(
-        self, model: AnyModel, layer: str | int, device_ids: None = None, multiply_by_inputs: bool = True
-    ) -> None:
-        super().__init__(model, layer, device_ids)
-        self.multiply_by_inputs = multiply_by_inputs
-
-    def attribute(  # type: ignore[override]  # as Captum has it
+    def attribute(
         self,
         inputs: Inputs,
         neuron_selector: Selector,

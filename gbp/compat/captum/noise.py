@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import count_of
 from ...errors import InputError
-from ...limits import count_of
 from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ...arguments import count_of
 from ...errors import InputError
-from ...limits import count_of
 from ..core import Floats
 
 

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...arguments import array_of, at_least_one
 from ...errors import InputError
-from ...limits import at_least_one
 from ...methods.interpolation import interpolated
 from ..core import AnyModel, ChannelsLast, Floats, floats, loaded, refuse
 from . import filters, utils
@@ -226,7 +226,7 @@ def _explained(
 
 
 def _units(y: ArrayLike, n: int) -> NDArray[np.int64]:
-    units = np.asarray(y)
+    units = array_of(y)
     if units.dtype.kind not in "iu" or units.ndim != 2 or len(units) != n or not units.size:
         raise InputError(
             f"y has shape {list(units.shape)} and holds {units.dtype}.", supported=f"whole numbers [{n}, K]"
