@@ -125,6 +125,15 @@ def test_a_product_is_not_called_a_slope(method: str, rule: str) -> None:
     for style in ("overlay", "gray", "rgb", "diverging"):
         said = meaning(style, rule, method)  # type: ignore[arg-type]
         assert not re.search("small change|raises|moves|gradient changes", said)
+        if style in ("overlay", "gray"):
+            assert re.search("for or against it|whatever its sign|changes more", said), "they have no sign"
+        elif method not in ("smoothgrad-squared", "vargrad"):
+            assert re.search("for the score.* against it", said)
+
+
+def test_guided_grad_cam_is_not_called_guided() -> None:
+    for style in ("overlay", "gray", "rgb", "diverging"):
+        assert meaning(style, "guided", "guided-grad-cam").endswith("weighted with Grad-CAM")  # type: ignore[arg-type]
 
 
 def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,11 +50,12 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
         )
     if style == "diverging" and (is_share or is_product or method == "layer-grad-cam"):
         return "red: counts for the score; blue: counts against it"
+    if style == "rgb" and (is_share or is_product):
+        return "each colour channel: bright counts for the score, dark against it, grey neither"
     if is_product:
-        product = "the gradient times what is here"
-        return f"grey: {product} is 0" if style == "rgb" else f"brighter: {product} is larger"
+        return "brighter: the gradient times what is here is larger, whatever its sign"
     if is_share:
-        return "grey: no share in the score" if style == "rgb" else "brighter: a larger share in the score"
+        return "brighter: a larger share in the score, for or against it"
     if method in _PLACES:
         return "brighter: what the layer finds here counts more for the score"
     if method == "layer-gradient":
@@ -64,6 +65,8 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     if method == "vargrad":
         return "brighter: the gradient changes more here when noise is added"
     paths = "; only paths that raise it count" if rule in _POSITIVE_RULES else ""
+    if method == "guided-grad-cam":
+        paths += "; weighted with Grad-CAM"
     if style in ("overlay", "gray") or method in _UNSIGNED:
         return f"brighter: a small change here moves the score more{paths}"
     if style == "diverging":

@@ -40,7 +40,7 @@ _COMPLEX = ((0x0590, 0x08FF), (0x0900, 0x0DFF), (0x0F00, 0x109F), (0x1780, 0x17F
 FINE = 4
 _NOTDEF = "\uffff"
 #: Spaces at which no line ends, and the character that stands for them meanwhile.
-_GLUE, _HARD = re.compile(" (?=[×=%])|(?<=[×=]) "), "\u00a0"
+_GLUE, _HARD = re.compile(" (?=[×=%])|(?<=[×=]) |(?<=score) (?=[-0-9])|(?<=gbp) (?=[0-9])"), "\u00a0"
 
 Font = ImageFont.FreeTypeFont
 
@@ -158,8 +158,8 @@ def width_of(text: str, size: int) -> float:
 def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
     """A text in lines of at most `width` pixels; the last of `most` lines ends in "…" where more follows.
 
-    Lines end at spaces, but not at those of "224 × 224", "σ = 2.5" and "57 %"; and within a word that is
-    wider than a line.
+    Lines end at spaces, but not at those of "224 × 224", "σ = 2.5", "57 %" and "score 9.1"; and within a
+    word that is wider than a line.
     """
     lines: list[str] = []
     for words in (_GLUE.sub(_HARD, legible(line)).split(" ") for line in text.split("\n")):
