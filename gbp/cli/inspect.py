@@ -70,11 +70,10 @@ def _print_inspection(inspection: Inspection) -> None:
         for name, layer in zip(short, inspection.layers, strict=True)
     ]
     widths = _widths([header, *rows])
+    align = (*[str.ljust] * 3, *[str.rjust] * 2)  # texts to the left, numbers to the right
     for row in (header, *rows):
-        cells = [_cut(text, width) for text, width in zip(row, widths, strict=True)]
-        texts = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
-        counts = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
-        print_line(" ".join([*texts, *counts]).rstrip())
+        cells = [to(_cut(text, n), n) for text, n, to in zip(row, widths, align, strict=True)]
+        print_line(" ".join(cells).rstrip())
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
     print()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -255,15 +255,9 @@ def _curve(
         rank[order] = np.arange(order.size)
         ranks = _as_input(rank.reshape(plane.shape), found.layout)
         counts = np.rint(fraction * rank.size).astype(np.int64)
-        scores = _scores(
-            explainer,
-            (
-                np.where(ranks < part.reshape(-1, *[1] * ranks.ndim), end[i], start[i])
-                for part in _parts(counts)
-            ),
-            measure,
-        )
-        rows.append(scores[:, found.target[i]])
+        thresholds = counts.reshape(-1, *[1] * ranks.ndim)
+        mixed = (np.where(ranks < part, end[i], start[i]) for part in _parts(thresholds))
+        rows.append(_scores(explainer, mixed, measure)[:, found.target[i]])
     return Curve(fraction, np.array(rows))
 
 
@@ -271,12 +265,14 @@ def _as_input(plane: NDArray[np.int64], layout: str) -> NDArray[np.int64]:
     """A plane, (H, W), in a shape that broadcasts to one sample."""
     if layout == "NHWC":
         return plane[:, :, None]
-    return (
-        plane[None] if layout == "NCHW" else plane.reshape(plane.shape[-1] if layout == "NC" else plane.shape)
-    )
+    if layout == "NCHW":
+        return plane[None]
+    return plane.reshape(-1) if layout == "NC" else plane
 
 
-def _scores(explainer: Explainer, parts: Any, measure: Measure | None = None) -> NDArray[np.float64]:
+def _scores(
+    explainer: Explainer, parts: Iterable[NDArray[Any]], measure: Measure | None = None
+) -> NDArray[np.float64]:
     scores = np.concatenate([explainer.predict(np.asarray(part, np.float32)) for part in parts])
     return np.asarray(scores if measure is None else measure(scores), np.float64)
 

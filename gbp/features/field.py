@@ -28,7 +28,7 @@ from ..ops.rectifier import Rectifier
 from ..ops.shape import Pad, Reshape, Transpose
 
 Range: TypeAlias = tuple[int, int]
-#: For each axis of a tensor, the batch among them: the first index, and that behind the last.
+#: For each axis of a tensor, the batch among them: the first index, and the one after the last.
 Box: TypeAlias = tuple[Range, ...]
 
 _POINTWISE = (Affine, Scale, SameRank, Function, PRelu, Rectifier, Quantize, Dequantize)
@@ -74,6 +74,7 @@ def _needed(op: Op, box: Box, x: tuple[Shape, ...]) -> Iterator[Box | None]:
 
 
 def _of_one(op: Op, box: Box, x: Shape) -> Box:
+    """The box of an input of this shape."""
     if isinstance(op, _POINTWISE) and len(x) == len(box):
         return tuple((0, 1) if n == 1 else part for n, part in zip(x, box, strict=True))
     if isinstance(op, (Conv, MaxPool, AveragePool, LpPool)):
@@ -103,21 +104,22 @@ def _of_one(op: Op, box: Box, x: Shape) -> Box:
 
 def _seen(axis: Axis, part: Range) -> Range:
     """The pixels that the windows of these positions see, padding included."""
-    first, behind = part
-    return first * axis.stride - axis.begin, (behind - 1) * axis.stride - axis.begin + axis.extent
+    start, stop = part
+    return start * axis.stride - axis.begin, (stop - 1) * axis.stride - axis.begin + axis.extent
 
 
 def _parts(op: Concat, box: Box, x: tuple[Shape, ...]) -> Iterator[Box | None]:
-    computed, start = iter(x), 0
-    first, behind = box[op.axis]
+    """The box that each computed part of a concatenation is needed for."""
+    computed, at = iter(x), 0
+    start, stop = box[op.axis]
     for k in range(len(x) + len(op.constants)):
         if k in op.constants:
-            start += op.constants[k].shape[op.axis]
+            at += op.constants[k].shape[op.axis]
             continue
         size = next(computed)[op.axis]
-        a, b = max(0, first - start), min(size, behind - start)
+        a, b = max(0, start - at), min(size, stop - at)
         yield None if a >= b else (*box[: op.axis], (a, b), *box[op.axis + 1 :])
-        start += size
+        at += size
 
 
 def _of_reshape(box: Box, x: Shape, y: Shape) -> Box:

@@ -2,9 +2,8 @@
 
 PyTorch's newer exporter writes an index of inner axes in this way: x[:, perm] becomes Transpose, GatherND,
 Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  The moved tensor is never
-computed.
-It is described as another tensor and an order of its axes, and its readers are rewritten with the batch in
-front.
+computed.  It is described as another tensor and an order of its axes (`Moved`), and its readers are rewritten
+with the batch in front.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ class Moved:
         )
 
     def in_order(self, w: Writer, front: tuple[int, ...]) -> str:
-        """Write the tensor with the batch first, then the axes `front`, then the others in the order that
-        nodes see.
-        """
+        """Write the tensor with the batch first, then the axes `front`, then the others as nodes see them."""
         rest = (axis for axis in self.perm if axis not in (0, *front))
         perm = (0, *front, *rest)
         return self.name if perm == tuple(range(len(perm))) else w.write("Transpose", self.name, perm=perm)
@@ -98,8 +95,11 @@ def _indexed(node: Node, x: Moved, indices: NDArray[Any]) -> tuple[tuple[int, ..
 
 
 def _behind(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...], Shape]:
-    """The result's axes, where `lead` new axes replace `axes`: the order in which nodes see them; sizes of
-    the rest.
+    """The result where `lead` new axes, behind the batch, replace `axes`.
+
+    Returns
+    -------
+    The order of axes that the file's nodes see, and the sizes of the axes behind the new ones.
     """
     rest = [axis for axis in x.perm if axis not in axes]
     others = [axis for axis in rest if axis]

@@ -17,11 +17,9 @@ from ..files import read_text
 #: in front, as TensorFlow's networks do.
 SHIPPED = ("imagenet", "cifar10", "mnist", "imagenet1001")
 _FOLDER = Path(__file__).parent / "names"
-#: Possible names of the columns of a table of labels.
-_NAME_COLUMNS, _INDEX_COLUMNS = (
-    ("label", "name", "class", "class_name", "display_name"),
-    ("index", "id", "mid"),
-)
+#: What the columns of a table may be called: that of the names, and that of the indices.
+_NAME_COLUMNS = ("label", "name", "class", "class_name", "display_name")
+_INDEX_COLUMNS = ("index", "id", "mid")
 
 
 def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -66,12 +64,8 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         raise InputError(
             f"there are no labels {str(path)!r}.", supported=f"a file, or one of {', '.join(SHIPPED)}"
         ) from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        csv.Error,
-    ) as error:  # not UTF-8, not JSON, a NUL in the path
+    # Not UTF-8, not JSON, a NUL in the path.
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"cannot read the labels {str(path)!r}: {error}.") from error
 
 
@@ -104,25 +98,31 @@ def _from_table(text: str, delimiter: str, origin: str) -> tuple[str, ...]:
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(map(str.strip, row))]
     if not rows:
         return _checked([], origin)
-    head = [cell.strip().casefold() for cell in rows[0]]
-    names = [k for k, cell in enumerate(head) if cell in _NAME_COLUMNS]
-    if names:
-        numbers = [k for k, cell in enumerate(head) if cell in _INDEX_COLUMNS and k != names[0]]
-        at, by, rows = names[-1], (numbers[0] if numbers else None), rows[1:]
-    else:  # no head: one column of names, or two of which one holds numbers
-        digits = [k for k in range(len(rows[0])) if rows[0][k].strip().isdecimal()]
-        by = digits[0] if len(rows[0]) > 1 and len(digits) == 1 else None
-        at = next((k for k in range(len(rows[0])) if k != by), 0)
-        if len(rows[0]) > 1 and by is None:
-            raise InputError(f"{origin} has {len(rows[0])} columns.", hint="Name them: index, label.")
-    if any(len(row) <= max(at, by or 0) for row in rows):
+    name, index, has_head = _columns(rows[0], origin)
+    rows = rows[1:] if has_head else rows
+    if any(len(row) <= max(name, index or 0) for row in rows):
         raise InputError(f"{origin}: a row is shorter than the others.")
-    if by is None:
-        return _checked([row[at].strip() for row in rows], origin)
-    named = {row[by].strip(): row[at].strip() for row in rows}
+    if index is None:
+        return _checked([row[name].strip() for row in rows], origin)
+    named = {row[index].strip(): row[name].strip() for row in rows}
     if len(named) < len(rows):
         raise InputError(f"{origin}: an index is there twice.")
     return _by_index(named, origin)
+
+
+def _columns(first: Sequence[str], origin: str) -> tuple[int, int | None, bool]:
+    """The column of names, that of indices or None, and whether the first row is a head."""
+    head = [cell.strip().casefold() for cell in first]
+    names = [k for k, cell in enumerate(head) if cell in _NAME_COLUMNS]
+    if names:
+        indices = [k for k, cell in enumerate(head) if cell in _INDEX_COLUMNS and k != names[0]]
+        return names[-1], indices[0] if indices else None, True
+    if len(first) == 1:
+        return 0, None, False
+    numbers = [k for k, cell in enumerate(head) if cell.isdecimal()]
+    if len(numbers) != 1:
+        raise InputError(f"{origin} has {len(first)} columns.", hint="Name them: index, label.")
+    return (1 if numbers[0] == 0 else 0), numbers[0], False
 
 
 def _checked(names: Any, origin: str) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ RULE_NAMES = (*RULES, *OTHER_RULES)
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.
 MAX_TEXT = 200
-PARAMETERS = (*("rule", "method", "layer", "target", "at", "channel", "unit", "style", "format", "include"),)
+#: The parameters of a query.
+PARAMETERS = ("rule", "method", "layer", "target", "at", "channel", "unit", "style", "format", "include")
 
 
 class RequestError(InputError):
