@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -140,3 +141,18 @@ def test_every_folder_says_what_it_is() -> None:
             docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
             assert len(docstring.split()) >= 20, path
             assert "import" in docstring, path
+
+
+def test_the_tour_names_files_that_exist() -> None:
+    """Each folder has a row in the tour, and the files that the row names are in the folder."""
+    rows = dict(re.findall(r"^\| `([\w/]+)/` \|(.*)$", (PACKAGE / "README.md").read_text(), re.M))
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES if path.parent != PACKAGE}
+    parts_of_rows = {"ops/conv", "compat/captum", "compat/keras_explainable"}
+    assert set(rows) == folders - parts_of_rows
+    missing = {
+        (folder, name)
+        for folder, text in rows.items()
+        for name in re.findall(r"`(\w+\.(?:py|html))`", text)
+        if not (PACKAGE / folder / name).exists()
+    }
+    assert not missing
