@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,3 +58,8 @@ def fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:
     except ValueError:
         return False
     return same and array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
+
+
+def refuse_not_finite(sample: int) -> NoReturn:
+    """Raise InputError for the sample of this index, which holds NaN or infinity."""
+    raise InputError(f"sample {sample} of the array holds NaN or infinity.")

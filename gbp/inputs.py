@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .devices.base import all_finite, refuse_not_finite
+from .arguments import refuse_not_finite
 from .errors import InputError
 from .graph.shapes import Shape
 from .importer.subgraph import Source
-from .limits import MAX_ELEMENTS, elements
+from .limits import MAX_ELEMENTS, elements, is_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
 from .pictures.later import Pictures
 from .pictures.layout import Layout
@@ -190,7 +190,7 @@ class Inputs:
             if samples.dtype != np.float32 or not samples.flags.c_contiguous:
                 with np.errstate(over="ignore"):
                     samples = np.ascontiguousarray(samples, np.float32)
-            if self.looks_at_samples and not all_finite(samples):
+            if self.looks_at_samples and not is_finite(samples):
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
                 refuse_not_finite(part.start + int(np.argmin(finite)))
             yield Batch(samples, partial(self._looks, samples))

@@ -35,10 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rules": "errors limits rewrites",
         "importer": "errors files graph kernels limits ops",
         "plan": "devices errors graph limits ops passes",
-        "runtime": "devices errors graph kernels limits ops plan rules",
+        "runtime": "arguments devices errors graph kernels limits ops plan rules",
         "packed": "kernels limits",
         "pictures": "errors files limits",
-        "inputs": "devices errors graph importer limits pictures",
+        "inputs": "arguments errors graph importer limits pictures",
         "questions": "arguments errors graph",
         "result": "errors files graph pictures questions rules version",
         "engine": "arguments devices errors graph importer inputs kernels limits ops packed pictures plan "
@@ -53,9 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rules version",
         "features": "arguments bulk errors explainer graph importer limits ops pictures rules",
         "report": "errors explainer methods pictures questions result rules version",
-        "serve": "errors explainer gbp kernels limits methods pictures questions result rules",
-        "cli": "bulk diagnostics doubt engine errors explainer features gbp graph kernels methods pictures "
-        "questions report result rules serve",
+        "serve": "errors explainer kernels limits methods pictures questions result rules version",
+        "cli": "bulk diagnostics doubt engine errors explainer features graph kernels methods pictures "
+        "questions report result rules serve version",
         "__main__": "cli",
     }.items()
 }

@@ -6,15 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import InputError
-
-#: Elements up to which looking at each takes less than NumPy's sum does without warnings.
-_SMALL = 2**14
+from ..limits import is_finite
 
 #: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
@@ -67,7 +64,7 @@ class Exit:
     def read(self) -> tuple[NDArray[np.float32], bool]:
         """All values, as the host's own array in the model's layout; and whether all are finite."""
         values = np.array(self._logical, np.float32)
-        return values, all_finite(values)
+        return values, is_finite(values)
 
 
 class Device(ABC):
@@ -148,19 +145,6 @@ class Device(ABC):
     @abstractmethod
     def repeater(self) -> Repeater:
         """A new `Repeater`, which runs its function faster from the second time on."""
-
-
-def all_finite(x: NDArray[np.float32]) -> bool:
-    """Whether x holds no NaN and no infinity.  Both show in a large array's sum, which is found faster."""
-    if x.size <= _SMALL:
-        return bool(np.logical_and.reduce(np.isfinite(x), axis=None))
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
-
-
-def refuse_not_finite(sample: int) -> NoReturn:
-    """Raise InputError for the sample of this index."""
-    raise InputError(f"sample {sample} of the array holds NaN or infinity.")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..arguments import array_of
-from ..devices.base import all_finite
 from ..errors import InputError, ModelError
 from ..graph.head import Head
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
-from ..limits import computing
+from ..limits import computing, is_finite
 from ..pictures.layout import Layout
 from ..pictures.photo import Photo
 from ..questions.questions import Question
@@ -209,10 +208,10 @@ class Run:
                 )
         with session.device.turn(), computing():
             gradient = session.vjp(tape, rule, seeds, of_kept, wrt_kept)
-            is_finite, tape.is_finite = tape.is_finite, True
+            overflows, tape.is_finite = not tape.is_finite, True
         if rule.finish is not None:
             gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
-        if not is_finite:
+        if overflows:
             hint = "The network's values overflow float32."
             raise ModelError("the gradient holds NaN or infinity.", hint=hint)
         return gradient[:, 0] if is_one else gradient
@@ -325,6 +324,6 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
         )
     with np.errstate(over="ignore"):  # which is refused below
         seeds = given.astype(np.float32)
-    if not all_finite(seeds):
+    if not is_finite(seeds):
         raise InputError("the seed holds NaN or infinity.")
     return seeds[:, None] if is_one else seeds, is_one

@@ -10,10 +10,11 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device, all_finite, refuse_not_finite
+from ..arguments import refuse_not_finite
+from ..devices.base import Device
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
-from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, readable_bytes
+from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, readable_bytes
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule
@@ -83,7 +84,7 @@ class Session:
         tape = Tape(self.plan, x, self.pool, self.threads, self.device)
         if tape.not_finite.size:
             refuse_not_finite(first + int(tape.not_finite[0]))
-        if not all_finite(tape.scores):
+        if not is_finite(tape.scores):
             raise self._not_finite(x, tape.scores)
         return tape
 

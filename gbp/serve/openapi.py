@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import __version__
 from ..methods import METHODS
+from ..version import VERSION
 from .limits import Limits
 from .requests import EXTRAS, FORMATS, MAX_TEXT, RULE_NAMES, STYLES
 
@@ -28,7 +28,7 @@ def document(names: Sequence[str], limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "gbp",
-            "version": __version__,
+            "version": VERSION,
             "summary": "Explains the decisions of CNNs.",
             "description": f"Limits: {limits}.",
         },
