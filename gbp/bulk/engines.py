@@ -123,7 +123,7 @@ def on_ray(
             num_cpus=threads,
             num_gpus=1 if job.options.get("device", "cpu") != "cpu" else None,
         )
-        for batch in explained.iter_batches(batch_size=None, batch_format="numpy"):
+        for batch in explained.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             yield [json.loads(str(row)) for row in batch["row"]]
     except GbpError:
         raise
