@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,29 @@ def test_spark(explainer: Explainer, tmp_path: Path) -> None:
     assert set(rows["label"]) == {result.top(1)[0][1]}
     assert set(rows["map"]) == {result.reduce().tobytes()}
     assert rows["path"].tolist() == paths
+
+
+def test_spark_itself(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sql = pytest.importorskip("pyspark.sql", reason="mapInPandas needs pyspark, and Java")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    names = recipe("On Spark", str(MODEL))
+    paths = [str(path) for path in sorted((ROOT / "models/scenes").glob("*.png"))[:3]]
+    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"}
+    spark = sql.SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
+    try:
+        frame = spark.createDataFrame([(path,) for path in paths], "path string").repartition(2)
+        rows = {
+            row["path"]: row for row in frame.mapInPandas(names["explain_frames"], names["SCHEMA"]).collect()
+        }
+    finally:
+        spark.stop()
+    assert set(rows) == set(paths)
+    for path in paths:
+        result = explainer.explain(path)
+        _, label, score = result.top(1)[0]
+        assert rows[path]["label"] == label
+        assert rows[path]["score"] == pytest.approx(score)
+        assert bytes(rows[path]["map"]) == result[0].reduce().tobytes()

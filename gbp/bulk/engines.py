@@ -131,7 +131,8 @@ def on_ray(
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GbpError):
             cause = getattr(cause, "cause", None) or cause.__cause__
-        raise (cause or InputError(f"Ray stopped: {error}")) from error
+        hint = "A cluster that wants a token takes it if RAY_AUTH_MODE=token is set." if address else None
+        raise (cause or InputError(f"Ray stopped: {error}", hint=hint)) from error
     finally:
         context.enable_progress_bars = had_bars
         if mine:
