@@ -1,0 +1,63 @@
+"""Aligned memory: where it begins, that it is released, and what happens where there is none."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gbp.kernels.codegen import memory
+from gbp.kernels.codegen.memory import ALIGNMENT, aligned
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("floats", [1, 1000, MIB - 1, MIB, 3 * MIB + 5])
+def test_an_array_is_aligned_and_its_own(floats: int) -> None:
+    x, y = aligned((floats,)), aligned((floats,))
+    x[:], y[:] = 1, 2
+    assert x.flags.c_contiguous
+    assert not x.ctypes.data % ALIGNMENT
+    assert (x == 1).all()
+    assert (y == 2).all()
+
+
+def mapped() -> int:
+    """KiB of this process's address space."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmSize"))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="large pages are Linux's")
+def test_a_large_array_has_pages_of_its_own_which_go_with_it() -> None:
+    before = mapped()
+    x = aligned((16, MIB))
+    assert not x.ctypes.data % memory._LARGE_PAGE
+    view = x[3:]
+    del x
+    gc.collect()
+    assert mapped() - before >= 64 * 1024
+    assert view.sum() == 0
+    del view
+    gc.collect()
+    assert mapped() - before < 32 * 1024
+
+
+def test_where_the_system_gives_none_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    x = aligned((2, MIB), np.float64)
+    x[:] = 3
+    assert not x.ctypes.data % ALIGNMENT
+    assert (x == 3).all()
+
+
+@pytest.mark.parametrize("floats", [2**50, 2**60])
+def test_too_much_is_a_memory_error(floats: int) -> None:
+    with pytest.raises(MemoryError):
+        aligned((floats,))
