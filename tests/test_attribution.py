@@ -24,6 +24,7 @@ from gbp.pictures.files import check_path, save_picture
 from gbp.pictures.look import Look
 from gbp.pictures.preprocess import Preprocess
 from gbp.result.attribution import Attribution
+from gbp.result.doubts import doubted
 from gbp.result.figures import figure_of, rules_figure
 from gbp.result.strips import save_rules
 
@@ -393,12 +394,12 @@ def test_maps_of_0_are_noted_and_have_no_colour_bar() -> None:
     for k, said in ((None, "1 of 2 maps are 0"), (2, "2 of 4 maps are 0")):
         a = make(k=k)
         a.map[0] = 0
-        assert [note for note in a.doubted().notes if "0 everywhere: no gradient gets through" in note]
-        assert a.doubted().notes[0].startswith(said)
-        assert make(k=k).doubted().notes == ()
+        assert [note for note in doubted(a).notes if "0 everywhere: no gradient gets through" in note]
+        assert doubted(a).notes[0].startswith(said)
+        assert doubted(make(k=k)).notes == ()
     zero = make(1)
     zero.map[:] = 0
-    assert zero.doubted().notes[0].startswith("The map is 0 everywhere: ")
+    assert doubted(zero).notes[0].startswith("The map is 0 everywhere: ")
     texts = [item.text for item in figure_of(zero[0], "strip", Look()).items if isinstance(item, Text)]
     assert any("the map is 0 everywhere" in text for text in texts)
     assert not any("brighter" in text or "red" in text for text in texts)
@@ -425,7 +426,7 @@ def test_a_map_of_0_has_a_reason_where_it_is_known(method: str, rule: str, reaso
     """A product may be 0 because a factor is, and the gradient at the start of another question too."""
     zero = replace(make(1), method=method, rule=rule)
     zero.map[:] = 0
-    (note,) = zero.doubted().notes
+    (note,) = doubted(zero).notes
     assert note.startswith(f"The map is 0 everywhere{reason}")
-    (note,) = replace(zero, details={"question": np.array(["dog - cat"])}).doubted().notes
+    (note,) = doubted(replace(zero, details={"question": np.array(["dog - cat"])})).notes
     assert "no gradient" not in note

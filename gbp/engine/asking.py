@@ -17,6 +17,7 @@ from ..questions.questions import Channel, Contrast, Question, Score, Several, U
 from ..questions.score import Value, of_classes, of_function
 from ..questions.targets import Classes
 from ..result.attribution import Attribution, joined
+from ..result.doubts import doubted
 from ..rules import Rule
 from .network import Network
 from .run import Run
@@ -79,7 +80,8 @@ def explained(
     found = joined(parts)
     # Seeds of other scores and of hidden units depend on the image themselves.
     looks = bool(keep) or score not in (None, "logit", "sum")
-    return replace(found, notes=(*found.notes, *_dead(found, bool(keep)))).doubted(looks)
+    found = replace(found, notes=(*found.notes, *_dead(found, bool(keep))))
+    return doubted(found, looks)
 
 
 def ask(

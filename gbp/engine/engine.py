@@ -30,6 +30,7 @@ from ..plan.plan import Plan
 from ..questions.questions import Question, Several
 from ..questions.targets import Top, resolve
 from ..result.attribution import Attribution
+from ..result.doubts import doubted
 from ..result.provenance import Provenance
 from ..rules import Rewrite, Rule, finished
 from ..runtime.session import Kept, Session, Sessions
@@ -119,9 +120,9 @@ class Engine:
             photos.extend(batch.photos or ())
         maps, scores, classes = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         seen = Pictures.joined(pictures) if pictures else None
-        return self.attribution(
-            session.plan, batch.x.shape, rule, maps, scores, classes, seen, tuple(photos)
-        ).doubted()
+        return doubted(
+            self.attribution(session.plan, batch.x.shape, rule, maps, scores, classes, seen, tuple(photos))
+        )
 
     def scores(self, images: Images) -> NDArray[np.float32]:
         """The scores of images, float32 (N, classes)."""

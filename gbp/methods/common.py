@@ -17,6 +17,7 @@ from ..inputs import Batch, Images
 from ..limits import elements
 from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
+from ..result.doubts import doubted
 from ..rules import Rule, rule_named
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
@@ -147,7 +148,7 @@ def explained(
         rows = {**details, **names}
         rows = {key: row[:, 0] if one and row.ndim == 2 else row for key, row in rows.items()}
         parts.append(replace(found, method=method, details=rows))
-    return joined(parts).doubted(looks_at_image)
+    return doubted(joined(parts), looks_at_image)
 
 
 def with_details(found: Attribution, notes: Sequence[str], **details: Any) -> Attribution:

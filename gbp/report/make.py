@@ -28,6 +28,7 @@ from ..pictures.palettes import HEAT
 from ..pictures.percent import with_percent
 from ..questions.targets import Top
 from ..result.attribution import Attribution
+from ..result.doubts import empty_notes, likeness_notes
 from ..result.sample import Sample
 from ..rules import rule_named
 from ..version import VERSION
@@ -191,7 +192,7 @@ class _Making:
             else:
                 made = getattr(methods_of, METHODS[name].function)(self.explainer, part, target=target)
             self.summary.seconds[name] += time.perf_counter() - began
-            beside = {*made.likeness_notes(), *made.empty_notes()}  # are beside each image
+            beside = {*likeness_notes(made), *empty_notes(made)}  # are beside each image
             self.notes.update(dict.fromkeys(f"{name}: {note}" for note in made.notes if note not in beside))
             found[name] = made
         return found

@@ -23,16 +23,12 @@ from ..pictures.layout import Layout, channels_first
 from ..pictures.look import LookOptions
 from ..pictures.photo import Photo
 from ..pictures.preprocess import Channels
-from ..rules import RULES
 from .provenance import Provenance
 from .sample import Drawable, Sample
-from .similarity import ALIKE, empty_maps, likeness, rounded_down
 from .titles import plain, title_of
 
 #: Samples that a notebook shows of one attribution.
 _MAX_SHOWN = 16
-#: Methods whose map is 0 only where the gradients under the rule are; "" is the rule's map itself.
-_OF_RULE = ("", "saliency", "smoothgrad", "smoothgrad-squared", "layer-gradient")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,55 +159,6 @@ class Attribution(Drawable, Sequence[Sample]):
             images=self.images and self.images[part],
             photos=self.photos and self.photos[part],
             details={k: v[part] if isinstance(v, np.ndarray) else v for k, v in self.details.items()},
-        )
-
-    def doubted(self, looks_at_image: bool = False) -> Attribution:
-        """The same with notes on the limits of the maps: for the image, and for one class.
-
-        Parameters
-        ----------
-        looks_at_image
-            Whether the map was made of the image beside the reverse pass, as a product with it is.
-        """
-        found = replace(self, depends_on_image=True) if looks_at_image else self
-        same = (
-            f"Under {self.rule!r} this network gives a class the same map for any image: the reverse pass "
-            "reads nothing of the image, such as the switches of a max-pool.",
-        )
-        added = (*(() if found.depends_on_image else same), *found.empty_notes(), *found.likeness_notes())
-        return replace(found, notes=(*found.notes, *added)) if added else found
-
-    def empty_notes(self) -> tuple[str, ...]:
-        """A note, where maps are 0 everywhere; else none."""
-        maps = self.map.reshape(-1, *self.map.shape[self.target.ndim :])
-        empty = empty_maps(maps)
-        if not empty:
-            return ()
-        which = "The map is" if len(maps) == 1 else f"{empty} of {len(maps)} maps are"
-        why = ""
-        if self.method in ("grad-cam", "layer-grad-cam"):
-            why = ": nothing in the layer speaks for the class"
-        elif self.method == "vargrad":
-            why = ": the maps of the copies are the same"
-        elif self.method in _OF_RULE and self.rule in RULES and "question" not in self.details:
-            # Other rules multiply by values, and other questions may start from a gradient of 0.
-            why = (
-                ": no gradient gets through: rectifiers on every way are closed, a probability is saturated, "
-                "or the rule lets nothing pass"
-            )
-        return (f"{which} 0 everywhere{why}.",)
-
-    def likeness_notes(self) -> tuple[str, ...]:
-        """A note, where the maps of a sample's targets are nearly the same; else none."""
-        if self.target.ndim < 2 or self.target.shape[1] < 2:
-            return ()
-        alike = [c for c in map(likeness, self.map) if c >= ALIKE]
-        if not alike:
-            return ()
-        where = f" in {len(alike)} of {len(self)} samples" if len(self) > 1 else ""
-        return (
-            f"The maps of the {self.target.shape[1]} targets are nearly the same{where} (cosine of at least "
-            f"{rounded_down(min(alike))}): they do not tell what speaks for one and not for another.",
         )
 
     @property
