@@ -7,6 +7,7 @@ Of two functions with one name, made by a factory, the linker takes either.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -18,70 +19,69 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from numba.core.config import reload_config
 
 from gbp.kernels.codegen import jit
-from gbp.kernels.codegen.cache import untrusted
+from gbp.kernels.codegen.cache import CACHE_DIRECTORY, _cache_directory, untrusted
 from gbp.kernels.codegen.interrupts import uninterrupted
+from gbp.kernels.parallel import team
 
-COMPILE = """
-import numba
-from gbp.kernels import conv_direct
-for i in range({before}):  # move the count
-    numba.njit(lambda x: x + i)(0)
-{kernel}.compile()
-"""
+APART = """
+from gbp.kernels.codegen.jit import DENSE, INT, compiled, kernel, one_of_many
 
-CHECK = """
+def made(number):
+    def part(x):
+{lines}
+    return one_of_many("part")(part)
+
+one_part, other_part = made(1), made(2)
+
+@kernel(DENSE, INT)
+def one(x, parts, share):
+    one_part(x)
+    one_part(x)
+
+@kernel(DENSE, INT)
+def other(x, parts, share):
+    other_part(x)
+    other_part(x)
+""".format(lines="\n".join(f"        x[{i}] = x[{i}] * {i % 7 + 1} + number" for i in range(150)))
+
+BOTH = """
 import numpy as np
-import naive
-from gbp.devices import CPU
-from gbp.devices.base import LoweringTarget
-from gbp.graph.geometry import Window
-from gbp.graph.shapes import CHANNELS_LAST
-from gbp.kernels.codegen.jit import compiled
-from gbp.kernels.codegen.memory import aligned
-from gbp.ops.conv.conv import Conv
-from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
+from apart import compiled, one, other
 
-rng = np.random.default_rng(0)
-for width in range(1, 16):
-    w = rng.standard_normal((9, 40, 3, 3))
-    step = Conv(w, np.zeros(9), Window.resolve((3, width), (3, 3), pads=(1, 1, 1, 1)), 1).lower(
-        ((1, 40, 3, width),), (1, 9, 3, width), CHANNELS_LAST, LoweringTarget(CPU, "direct")
-    )
-    x, gy = rng.standard_normal((1, 40, 3, width)), rng.standard_normal((1, 9, 3, width))
-    y, gx = np.empty((1, 3, width, 9), np.float32), np.empty((1, 3, width, 40), np.float32)
-    fixed, each = step.scratch(1)
-    context = Context(1, aligned((fixed + each,)))
-    step.forward((x.transpose(0, 2, 3, 1).astype(np.float32, order="C"),), NO_TENSOR, y, UNCLIPPED, context)
-    step.vjp(gy.transpose(0, 2, 3, 1).astype(np.float32, order="C"), (GradientSlot(gx, False),), context)
-    for found, expected in (
-        (y, naive.conv_fwd(x, w, pads=(1, 1, 1, 1))),
-        (gx, naive.conv_bwd(gy, w, x.shape, pads=(1, 1, 1, 1))),
-    ):
-        expected = expected.transpose(0, 2, 3, 1)
-        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected), width
-assert not {"conv_fwd", "conv_bwd"} & {name for name, _ in compiled}
+x = np.zeros((2, 150), np.float32)
+for kernel, row in ((one, x[0]), (other, x[1])):
+    kernel.compile()
+for kernel, row in ((one, x[0]), (other, x[1])):
+    kernel(row, 1)
+assert not {"one", "other"} & {name for name, _ in compiled}
+factor = np.arange(150) % 7 + 1
+np.testing.assert_array_equal(x, np.outer((1, 2), factor + 1))
 """
-
-
-def run(code: str, cache: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"GBP_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_kernels_of_different_processes(tmp_path: Path) -> None:
-    run(COMPILE.format(before=0, kernel="conv_direct.conv_fwd"), tmp_path)
-    run(COMPILE.format(before=1, kernel="conv_direct.conv_bwd"), tmp_path)
-    run(CHECK, tmp_path)
+    """Each was compiled first in its process, so a function of theirs has one symbol, and other code."""
+    (tmp_path / "apart.py").write_text(APART)
+    cache = with_kernels(tmp_path / "cache")
+    for kernel in ("one", "other"):
+        end(start(tmp_path, f"from apart import {kernel}\n{kernel}.compile()", cache))
+    symbols = [set(re.findall(rb"_ZN\w*part\w+", file.read_bytes())) for file in cache.rglob("apart_*.nbc")]
+    assert len(symbols) == 2
+    assert symbols[0] & symbols[1]
+    end(start(tmp_path, BOTH, cache))
+
+
+def with_kernels(cache: Path, *kernels: jit.Native) -> Path:
+    """A cache that has what runs kernels, and these, compiled once for all tests."""
+    folder = cache / Path(CACHE_DIRECTORY).name
+    folder.mkdir(mode=0o700, parents=True)
+    for kernel in dict.fromkeys((team.run_team, team.run_alone, team.work, team.look, *kernels)):
+        kernel.compile()
+        shutil.copy(kernel._file().path, folder)
+    return cache
 
 
 # ----------------------------------------------------------------------- whose folder, and what is in it
@@ -115,10 +115,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Makes a cache into which a process has put the small kernel and what runs kernels: a copy of one."""
+    """Makes a cache that has what runs kernels and the small kernel: a copy of one that a process filled."""
     folder = tmp_path_factory.mktemp("filled")
     (folder / "small.py").write_text(KERNEL)
-    assert used(folder, folder / "cache") == (True, "")
+    assert used(folder, with_kernels(folder / "cache")) == (True, "")
+    assert used(folder, Path(shutil.copytree(folder / "cache", folder / "copy"))) == (False, "")
     return lambda cache: Path(shutil.copytree(folder / "cache", cache))
 
 
@@ -155,8 +156,8 @@ def used(
 
 def test_a_folder_of_ones_own_is_made_and_used(folder: Path) -> None:
     cache = folder / "not there" / "cache"
-    assert used(folder, cache) == (True, "")
-    assert used(folder, cache) == (False, "")
+    assert used(folder, cache, use="one.compile()") == (True, "")
+    assert used(folder, cache, use="one.compile()") == (False, "")
     made = [path for path in (cache, *cache.rglob("*")) if path.is_dir()]
     assert len(made) == 2
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in made)
@@ -169,7 +170,6 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 ) -> None:
     above = folder / "above"
     cache = filled(above / "cache")
-    assert used(folder, cache) == (False, "")
     (version,) = cache.iterdir()
     before = set(version.iterdir())
     {"above": above, "cache": cache, "version": version}[which].chmod(mode)
@@ -204,22 +204,17 @@ def test_a_folder_of_somebody_else_is_not_used(
 NO_HOME = "import pwd\ndef unknown(_):\n    raise KeyError\npwd.getpwuid = unknown"
 
 
-def test_settings_of_numba_have_folders_of_their_own() -> None:
+def test_settings_of_numba_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """They change the machine code."""
-    code = "from gbp.kernels.codegen.cache import CACHE_DIRECTORY as found; print(found)"
-    settings = {}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "0"}, {"NUMBA_SLP_VECTORIZE": "1"}
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | each,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for each in (*settings, {})
-    ]
-    assert len(set(found)) == len(settings)
-    assert found[-1] == found[0]
+    found = [_cache_directory()]
+    for name, value in (("BOUNDSCHECK", "1"), ("OPT", "0"), ("SLP_VECTORIZE", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"NUMBA_{name}", value)
+            reload_config()
+            found.append(_cache_directory())
+    reload_config()
+    assert len(set(found)) == len(found)
+    assert _cache_directory() == found[0] == CACHE_DIRECTORY
 
 
 def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -> None:
@@ -279,9 +274,8 @@ def test_a_damaged_file_is_compiled_anew(folder: Path, filled: Callable[[Path], 
     end(start(folder, DAMAGE, cache))
     assert used(folder, cache) == (False, "")
     assert len(kept(cache).read_bytes()) == pytest.approx(len(good), rel=0.01)
-    for bad in (b"", good[: len(good) // 2], good[:-1] + bytes([good[-1] ^ 1])):
-        kept(cache).write_bytes(bad)
-        assert used(folder, cache) == (True, "")
+    kept(cache).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert used(folder, cache) == (True, "")
 
 
 def test_a_file_of_another_kernel_is_not_taken(folder: Path, filled: Callable[[Path], Path]) -> None:
@@ -297,7 +291,10 @@ def test_a_file_of_another_kernel_is_not_taken(folder: Path, filled: Callable[[P
 
 
 def test_two_processes_fill_one_cache(folder: Path) -> None:
-    cache = folder / "cache"
+    cache = with_kernels(folder / "cache")
+    for name in ("alone", "look"):
+        (file,) = cache.rglob(f"*{name}.*.nbc")
+        file.unlink()
     code = "from small import use\nuse()"
     both = [start(folder, code, cache) for _ in range(2)]
     for process in both:
@@ -308,12 +305,15 @@ def test_two_processes_fill_one_cache(folder: Path) -> None:
 FULL = """
 import errno, small
 from gbp.kernels.codegen import cache
+from gbp.kernels.parallel import team
 
 def full(*given, **named):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 cache.tempfile.mkstemp = full
-small.use()
+small.one.compile()
+team.look.compile()
+assert len(small.compiled) == 2
 assert set(small.not_kept) == {"No space left on device"}
 assert len(small.not_kept) == len(small.compiled)
 """
