@@ -20,7 +20,9 @@
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Most modules are never imported, so bytecode is made of those that are, when they are.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 # Processes that run tests; each computes in one thread, except where threads are the subject.
 WORKERS ?= 2
@@ -71,15 +73,20 @@ lint: .venv/installed-dev
 bench: .venv/installed
 	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/networks.py $(BENCH)
 
+define environment
+@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
+$(PYTHON) -m venv .venv
+endef
+
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(environment)
 	$(PIP) --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml constraints.txt
+	$(environment)
 	$(PIP) --editable '.[dev]'
-	@touch $@
+	@touch $@ .venv/installed
 
 clean:
 	rm -rf .venv out build dist *.egg-info
