@@ -134,10 +134,13 @@ def taps(in_hw: Pair, out_hw: Pair, geometry: Geometry) -> Iterator[tuple[Pair, 
     For y[:, :, *windows] and x[:, :, *cells], which have one shape, the tap (kh, kw) of a window lies on the
     cell at the same place. Windows whose tap lies on the padding are left out.
     """
-    for kh, kw in np.ndindex(*geometry.kernel):
-        oh, ih = axis_cells(kh, in_hw[0], out_hw[0], geometry, 0)
-        ow, iw = axis_cells(kw, in_hw[1], out_hw[1], geometry, 1)
-        yield (kh, kw), (oh, ow), (ih, iw)
+    rows, columns = (
+        [axis_cells(k, in_hw[axis], out_hw[axis], geometry, axis) for k in range(geometry.kernel[axis])]
+        for axis in (0, 1)
+    )
+    for kh, (oh, ih) in enumerate(rows):
+        for kw, (ow, iw) in enumerate(columns):
+            yield (kh, kw), (oh, ow), (ih, iw)
 
 
 # --- Conv ---------------------------------------------------------------------------------------------------
@@ -153,8 +156,8 @@ def mix_channels(w: Array, x: Array) -> Array:
 
     y[n, g, m, …] = Σ_c w[g, m, c] · x[n, g, c, …]
     """
-    columns = np.ascontiguousarray(w) @ x.reshape(*x.shape[:3], -1)
-    return columns.reshape(*columns.shape[:3], *x.shape[3:])
+    y = w @ x.reshape(*x.shape[:3], -1)
+    return y.reshape(*y.shape[:3], *x.shape[3:])
 
 
 def conv_fwd(
@@ -172,7 +175,8 @@ def conv_fwd(
         y[n, m, oh, ow] = b[m] + Σ_{c, kh, kw} x[n, c, ih, iw] · w[m, c, kh, kw]
         ih = oh·stride − top + kh·dilation,  iw likewise;  x is 0 outside
 
-    c runs over the input channels of m's group. The loop walks the taps (kh, kw).
+    c runs over the input channels of m's group. The loop walks the taps (kh, kw), and puts the cells of each
+    into columns[n, group, c, kh, kw, oh, ow]; one product of matrices is the sum over c, kh and kw.
 
     Source: ONNX Conv.
     """
@@ -180,10 +184,13 @@ def conv_fwd(
     (N, C, *in_hw), (M, group_C, *kernel) = x.shape, w.shape
     assert group * group_C == C
     geometry = Geometry(kernel, stride, pads, dilation)
-    y = np.zeros((N, M, *output_hw(in_hw, geometry)))
-    xg, wg, yg = by_group(x, 1, group), by_group(w, 0, group), by_group(y, 1, group)
-    for tap, windows, cells in taps(in_hw, y.shape[2:], geometry):
-        yg[..., *windows] += mix_channels(wg[..., *tap], xg[..., *cells])
+    out_hw = output_hw(in_hw, geometry)
+    xg = by_group(x, 1, group)
+    columns = np.zeros((*xg.shape[:3], *kernel, *out_hw))
+    for tap, windows, cells in taps(in_hw, out_hw, geometry):
+        columns[..., *tap, *windows] = xg[..., *cells]
+    rows = w.reshape(group, M // group, -1)
+    y = mix_channels(rows, columns.reshape(N, group, rows.shape[2], *out_hw)).reshape(N, M, *out_hw)
     return y if b is None else y + f64(b)[:, None, None]
 
 
@@ -209,9 +216,11 @@ def conv_bwd(
     assert group * group_C == C
     geometry = Geometry(kernel, stride, pads, dilation)
     gx = np.zeros(x_shape)
-    gxg, wg, gyg = by_group(gx, 1, group), by_group(w, 0, group), by_group(gy, 1, group)
+    gxg, gyg = by_group(gx, 1, group), by_group(gy, 1, group)
+    rows = w.reshape(group, len(w) // group, -1).swapaxes(1, 2)
+    columns = mix_channels(rows, gyg).reshape(*gxg.shape[:3], *kernel, *gy.shape[2:])
     for tap, windows, cells in taps(in_hw, gy.shape[2:], geometry):
-        gxg[..., *cells] += mix_channels(wg[..., *tap].swapaxes(1, 2), gyg[..., *windows])
+        gxg[..., *cells] += columns[..., *tap, *windows]
     return gx
 
 

@@ -86,7 +86,7 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     venv.create(folder / "venv", with_pip=True, symlinks=os.name != "nt")
     programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+    run(*pip, "--no-compile", "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
     return programs
 
 
