@@ -2,15 +2,17 @@
 
     python tests/hostile_requests.py FIRST COUNT
 
-Starts a server whose labels are HTML, sends so many requests on raw sockets, beside connections that send
-their headers a byte at a time, and looks at every answer: no status of 500 and up but 503, no traceback,
-nothing that was sent or is a label comes back as HTML.  At the end an honest request must be answered.
+Starts a server whose labels are HTML, sends so many requests on raw sockets, beside connections that begin a
+request and do not go on, and looks at every answer: no status of 500 and up but 503, no traceback,
+nothing that was sent or is a label comes back as HTML.  At the end an honest request must be answered, the
+server must have closed the slow connections, and end when it is told to.  Its memory is printed.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -326,21 +328,60 @@ def slow_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
             connection.close()
 
 
-def attack(first: int, count: int, slow: int = 50) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Send requests, 32 at a time.  Returns how many answers had which status, and the faults by seed."""
+def memory(pid: int) -> str:
+    """The resident memory of a process: its most, and that of now (on Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    most, now = (int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) >> 10 for key in ("VmHWM", "VmRSS"))
+    return f"{now} MiB, most {most} MiB"
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server closes a connection, after an answer or without one."""
+    connection.settimeout(PATIENCE)
+    try:
+        while connection.recv(2**16):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def attack(
+    first: int, count: int, slow: int = 50, by_hand: bool = False
+) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """Send requests, 32 at a time.
+
+    Parameters
+    ----------
+    first, count
+        The seeds of the requests.
+    slow
+        How many slow connections there are beside.
+    by_hand
+        Whether to wait until they are closed, and print the server's memory.
+
+    Returns
+    -------
+    How many answers had which status, and the faults by seed.
+    """
     statuses: Counter[str] = Counter()
     faults: list[tuple[int, str]] = []
     bases()  # made once, before threads would each make them
     with server() as (process, port):
-        with slow_connections(port, slow), ThreadPoolExecutor(32) as pool:
+        with slow_connections(port, slow) as opened, ThreadPoolExecutor(32) as pool:
             seeds = range(first, first + count)
-            for seed, answer in zip(
-                seeds, pool.map(lambda s: answer_to(port, request_of(s)), seeds), strict=True
-            ):
+            answers = pool.map(lambda seed: answer_to(port, request_of(seed)), seeds)
+            for seed, answer in zip(seeds, answers, strict=True):
                 statuses[answer[9:12].decode() or "none"] += 1
                 fault = fault_of(answer)
                 if fault is not None:
                     faults.append((seed, fault))
+                if by_hand and (seed + 1 - first) % 1000 == 0:
+                    print(f"after {seed + 1 - first}: {memory(process.pid)}", flush=True)
+            if by_hand and not all(map(is_closed, opened)):
+                faults.append((-1, "a slow connection is still open"))
         photo = (MODELS / "demo.png").read_bytes()
         honest = (
             b"POST /v1/models/demo/explain HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
@@ -352,13 +393,15 @@ def attack(first: int, count: int, slow: int = 50) -> tuple[Counter[str], list[t
         log = process.communicate()[1]
         if "Traceback" in log:
             faults.append((-1, f"a traceback in the log: {log[-3000:]}"))
+        if process.returncode not in (0, -signal.SIGTERM):
+            faults.append((-1, f"exit code {process.returncode}"))
     return statuses, faults
 
 
 def main(first: int, count: int) -> None:
     began = time.perf_counter()
-    statuses, faults = attack(first, count)
-    print(dict(statuses), f"{time.perf_counter() - began:.0f} s")
+    statuses, faults = attack(first, count, by_hand=True)
+    print(dict(sorted(statuses.items())), f"{time.perf_counter() - began:.0f} s")
     for seed, fault in faults:
         print(seed, fault)
     print(f"{count} requests, {len(faults)} fault(s)")

@@ -132,7 +132,7 @@ def on_ray(
         while cause is not None and not isinstance(cause, GbpError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         hint = "A cluster that wants a token takes it if RAY_AUTH_MODE=token is set." if address else None
-        raise (cause or InputError(f"Ray stopped: {error}", hint=hint)) from error
+        raise (cause or InputError(f"Ray stopped: {str(error).rstrip('.')}.", hint=hint)) from error
     finally:
         context.enable_progress_bars = had_bars
         if mine:
