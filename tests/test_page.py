@@ -284,6 +284,12 @@ def test_a_pasted_picture_is_explained(browser: Any) -> None:
 
 
 @needs_browser
+def test_a_picked_file_is_explained(browser: Any) -> None:
+    browser.find_element(By.ID, "file").send_keys(str(MODELS / "demo.png"))
+    wait(browser, lambda: status(browser).startswith("Explained: ring"))
+
+
+@needs_browser
 def test_all_of_it_works_by_keyboard(browser: Any) -> None:
     active = lambda: browser.switch_to.active_element  # noqa: E731
     body = browser.find_element(By.TAG_NAME, "body")

@@ -242,7 +242,8 @@ class Guard:
         scope.setdefault("state", {})["read"] = False
         try:
             async with asyncio.timeout(self._server.limits.seconds):
-                if _host_of(scope) in (self._server.hosts or (_host_of(scope),)):
+                hosts = self._server.hosts
+                if hosts is None or _host_of(scope) in hosts:
                     await self._app(scope, receive, sending)
                 else:
                     await _refusal(_FOREIGN)(scope, receive, sending)

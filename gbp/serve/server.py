@@ -26,11 +26,12 @@ class Protocol(H11Protocol):
     """uvicorn's, which closes connections that begin no request in time.
 
     uvicorn alone would wait for ever for the headers of a request, and for the rest of a body that nobody
-    reads.
+    reads.  Its `cycle` is the newest request whose headers are there, or None.  The time starts when the
+    connection is made, and again with the first bytes that come after an answer.
     """
 
     _timer: asyncio.TimerHandle | None = None
-    _last: Any = None  # the request before the one that is waited for
+    _answered: Any = None  # the request after whose answer the time was started last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -43,18 +44,19 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
-        if cycle is not None and cycle.response_complete and self._last is not cycle:
-            self._expect_request()  # its first bytes, or the rest of a body that nobody reads
+        if cycle is not None and cycle.response_complete and self._answered is not cycle:
+            self._expect_request()
         super().data_received(data)
 
     def _expect_request(self) -> None:
+        """Close the connection unless another request has begun in time."""
         if self._timer is not None:
             self._timer.cancel()
-        self._last = self.cycle
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_idle, self.cycle)
+        self._answered = self.cycle
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_none_began, self.cycle)
 
-    def _close_if_idle(self, cycle: Any) -> None:
-        if self.cycle is cycle:
+    def _close_if_none_began(self, before: Any) -> None:
+        if self.cycle is before:
             self.transport.abort()
 
 
