@@ -16,6 +16,7 @@ from .engine.network import Network
 from .engine.settings import Settings
 from .engine.warming import warm_up
 from .errors import InputError
+from .garbage import collected_later
 from .graph.head import PROBABILITY, Probability
 from .graph.shapes import Shape
 from .importer.load import open_model
@@ -105,7 +106,8 @@ class Explainer(Network):
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         settings = Settings.checked(device, threads, memory, algorithm, activations, tf32, cache)
         choice = Choice(output, input, given or {})
-        source = open_model(model, choice)
+        with collected_later():
+            source = open_model(model, choice)
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
         # The labels of the .toml file name the model's own scores.  A hidden tensor has none.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -18,10 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from gbp import Explainer
+from gbp import Explainer, GbpError
+from gbp.garbage import collected_later
 from gbp.importer import subgraph
 from gbp.importer.load import build, open_model
+from gbp.passes.known import _FEW, known, likely
+from gbp.passes.search import Search
 from gbp.plan import arena
+from gbp.plan.plan import Plan
 
 Graph = Callable[[int], onnx.ModelProto]
 node = helper.make_node
@@ -189,6 +196,48 @@ def test_activations_with_constants_of_their_own_are_judged_one_by_one(name: str
         assert len(named(model)) == n
 
 
+def test_scales_between_rectifiers_are_judged_in_few_lengths() -> None:
+    """Also those that nearly cancel: a chain of them may be judged in the length of a few rectifiers only."""
+    n = 64
+    stored = {f"c{i}": np.float32(1 + i * 1e-5) for i in range(n)}
+    nodes = [
+        node(("Mul", "Relu")[i % 2], [f"t{i}" if i else "x", *([f"c{i}"] * (i % 2 == 0))], [f"t{i + 1}"])
+        for i in range(n)
+    ]
+    assert judged(graph(nodes, f"t{n}", **stored)) <= 2 * n
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["Relu", "Sigmoid", "Neg", "Abs", "Exp", "Softplus", "HardSigmoid", "twice"]),
+            st.tuples(st.sampled_from(["Add", "Mul", "Min", "Max"]), st.sampled_from([-1.0, 0.0, 1.0, 3.0])),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_question_of_little_cost_overlooks_no_known_function(ops: list[str | tuple[str, float]]) -> None:
+    nodes, stored, last = [], dict[str, object](), "x"
+    for i, op in enumerate(ops):
+        if isinstance(op, tuple):
+            stored[f"c{i}"] = np.float32(op[1])
+            nodes.append(node(op[0], [last, f"c{i}"], [f"t{i}"]))
+        elif op == "twice":
+            nodes.append(node("Mul", [last, "x"], [f"t{i}"]))
+        else:
+            nodes.append(node(op, [last], [f"t{i}"]))
+        last = f"t{i}"
+    found = build(open_model(graph(nodes, last, **stored).SerializeToString()), (1, 3, 4, 4))
+    growth = Search(found).before(found.output)
+    expected = {size: growth.subgraph(size)(_FEW)[:, 0] for size in growth.ends}
+    values = growth.values(_FEW)
+    assert set(values) == set(expected)
+    assert all(np.array_equal(values[size], expected[size], equal_nan=True) for size in values)
+    assert likely(growth).issuperset(size for size in growth.ends if known(growth.subgraph(size)))
+
+
 def test_scales_that_nearly_cancel_are_no_prelu() -> None:
     near = np.array([0.5, 0.5 + 2e-7, 0.5 - 2e-7], np.float32).reshape(3, 1, 1)
     nodes = [node("Mul", ["x", "two"], ["t"]), node("Mul", ["t", "near"], ["y"])]
@@ -212,6 +261,54 @@ def test_a_verdict_does_not_depend_on_what_was_judged_before(ops: list[str]) -> 
         return named(graph(nodes, "y", w=np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)))
 
     assert kinds(2) == [*kinds(1)[:-1] * 2, "Conv"]
+
+
+# -------------------------------------------------------------------------------- the collector of garbage
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_waits_while_a_network_is_built(was_on: bool) -> None:
+    seen, real = [], Plan.build
+
+    def watched(*args: object, **options: object) -> Plan:
+        seen.append(gc.isenabled())
+        return real(*args, **options)
+
+    try:
+        (gc.enable if was_on else gc.disable)()
+        with mock.patch.object(Plan, "build", watched):
+            Explainer(GRAPHS["rectifiers"](8).SerializeToString(), cache=False)
+        assert (seen, gc.isenabled()) == ([False], was_on)
+        with pytest.raises(GbpError):
+            Explainer(b"no model")
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()
+
+
+def test_the_collector_waits_for_the_last_of_several_threads() -> None:
+    first, second = collected_later(), collected_later()
+    with ThreadPoolExecutor(1) as pool:
+        first.__enter__()
+        pool.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        assert not gc.isenabled()
+        pool.submit(second.__exit__, None, None, None).result()
+        assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_the_collector_works_in_a_child_of_a_process_that_builds() -> None:
+    code = """
+import gc, os
+from gbp.garbage import collected_later
+with collected_later():
+    child = os.fork()
+    if not child:
+        os._exit(not gc.isenabled())
+assert os.waitpid(child, 0)[1] == 0 and gc.isenabled()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
 # ------------------------------------------------------------------------------------------ places in memory

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "limits": "errors",
         "files": "limits",
         "version": "",
+        "garbage": "",
         "graph": "errors limits",
         "kernels": "errors",
         "devices": "errors kernels limits",
@@ -41,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inputs": "arguments errors graph importer limits pictures",
         "questions": "arguments errors graph",
         "result": "errors files graph pictures questions rules version",
-        "engine": "arguments devices errors graph importer inputs kernels limits ops packed pictures plan "
-        "questions result rules runtime",
-        "explainer": "arguments engine errors graph importer inputs pictures plan questions result rules",
+        "engine": "arguments devices errors garbage graph importer inputs kernels limits ops packed pictures "
+        "plan questions result rules runtime",
+        "explainer": "arguments engine errors garbage graph importer inputs pictures plan questions result "
+        "rules",
         "gbp": "errors explainer rules version",
         "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
         "diagnostics": "errors explainer graph importer inputs limits ops plan result runtime",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ..errors import ModelError
+from ..garbage import collected_later
 from ..graph.head import Head
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
@@ -232,7 +233,7 @@ class Engine:
 
         def build() -> tuple[Plan, bool]:
             source = self._source()
-            with computing():
+            with computing(), collected_later():
                 source, graph = settled(source, (source.input_shape[0] or 1, *shape))
                 plan = Plan.build(
                     graph,

@@ -6,7 +6,7 @@ Each op (or family of ops) is one file of `gbp/ops`.  The file states the equati
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -34,8 +34,11 @@ class Target(Protocol):
         """A copy of the array in the device's memory; on the CPU the array itself."""
 
 
-class Op(ABC):
-    """The meaning of a layer, with its weights.  Immutable."""
+class Op:
+    """The meaning of a layer, with its weights.  Immutable.
+
+    It is no `ABC`: passes ask for the type of each op often, and of an `ABC` that takes ten times as long.
+    """
 
     @property
     def parameters(self) -> int:

@@ -145,7 +145,7 @@ class _Builder:
         refused: list[UnsupportedError] = []
         while self.waiting.nodes:
             proto = self.waiting.nodes.popleft()
-            if not self.lost.isdisjoint(reads(proto)):
+            if self.lost and not self.lost.isdisjoint(reads(proto)):
                 self._lose(proto)
                 continue
             try:

@@ -293,7 +293,6 @@ def tensor_values(
     def damaged(found: str) -> ModelError:
         return ModelError(f"tensor {name!r} {found}", node=label(reader), op=reader.op_type)
 
-    kind = type_name(tensor.data_type)
     if any(n < 0 for n in tensor.dims) or elements(tensor.dims) > MAX_STORED_ELEMENTS:
         raise damaged(f"has shape {list(tensor.dims)}.")
     if tensor.data_type == TensorProto.STRING:
@@ -316,6 +315,7 @@ def tensor_values(
     except ModelError:
         raise
     except Exception:  # The bytes do not fit the shape, or the type is unknown.
+        kind = type_name(tensor.data_type)
         raise damaged(f"is damaged: its data does not make {kind} of shape {list(tensor.dims)}.") from None
     if tensor.data_type == TensorProto.BFLOAT16:  # NumPy lacks the type.
         values = values.astype(np.float32)

@@ -56,10 +56,11 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     found = []
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
-        behind = any(name not in constant and name not in computed for name in reads(node))
+        read = reads(node)
+        behind = any(name not in constant and name not in computed for name in read)
         folds = op in FOLDS or op in REWRITERS
         is_known = op == "If" and node.input and node.input[0] in constant  # It folds once sizes are known.
-        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(reads(node))):
+        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(read)):
             constant.update(node.output)
         elif op in PARSERS or op in REWRITERS or is_known:
             computed.update(() if behind else node.output)

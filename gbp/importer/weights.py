@@ -184,6 +184,9 @@ def _without_weights(
 
 def _without_data(data: Buffer, start: int, stop: int, spans: list[Span | None]) -> bytes:
     """The TensorProto in data[start:stop] without its raw data, if these are many float32 numbers."""
+    if stop - start < _SMALL:
+        spans.append(None)
+        return data[start:stop]
     kept, span, data_type = [], None, 0
     for number, kind, begin, payload, end in _fields(data, start, stop):
         if (number, kind) == (_DATA_TYPE, _VARINT):

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..graph.op import Op
 from ..ops.functions import Function, PRelu
 from ..ops.rectifier import MAX_FLOOR, Rectifier, Threshold
 from ..ops.step import Clipped
 from .elementwise import Numbers, Subgraph, of_numbers
+from .search import Growth
 
 #: The largest number that is tested.  Beyond it sums of parts would cancel, as Relu(x) − Relu(x − 6) does.
 _FAR = 1e9
@@ -62,13 +64,46 @@ def may_rectify(f: Subgraph) -> bool:
     """Whether `f` may be a rectifier, from its values at a few numbers: a question of little cost."""
     if f.spread:
         return not f(np.array([-1.0]), slice(0, _PLACES)).any()
-    y = f(_FEW)[:, 0]
-    if not 0 <= y[0] <= MAX_FLOOR:
-        return False
-    # Each value is x or one of the bounds, which are the values far out.
-    values = np.stack([_FEW, np.full_like(y, y[0]), np.full_like(y, y[-1])])
-    near = np.abs(y - values) <= 2 * _ALIKE * np.maximum(1, np.abs(values))
-    return bool((near.any(axis=0) | (~np.isfinite(y) & ~_NEAR)).all())
+    return bool(_may_rectify(f(_FEW).T)[0])
+
+
+def _may_rectify(few: Numbers) -> NDArray[np.bool_]:
+    """The same for functions whose values at `_FEW` are these rows."""
+    with np.errstate(all="ignore"):
+        lo, hi = few[:, :1], few[:, -1:]
+        # Each value is x or one of the bounds, which are the values far out.
+        near = _near(few, _FEW) | _near(few, lo) | _near(few, hi) | (~np.isfinite(few) & ~_NEAR)
+        found: NDArray[np.bool_] = near.all(axis=1) & (lo[:, 0] >= 0) & (lo[:, 0] <= MAX_FLOOR)
+        return found
+
+
+def _near(few: Numbers, values: Numbers) -> NDArray[np.bool_]:
+    """Whether they are, as `_by_values` asks of rectifiers."""
+    far = _ALIKE * np.maximum(1, np.abs(values))
+    found: NDArray[np.bool_] = np.abs(few - values) <= 2 * np.where(_NEAR, _EQUAL * np.abs(_FEW) + 1e-15, far)
+    return found
+
+
+def likely(growth: Growth) -> set[int]:
+    """The sizes of subgraphs that may be known functions: all that `known` finds, and few others.
+
+    Most subgraphs are none.  This finds that out for all sizes at once, from what `_candidates` asks.
+    """
+    values = growth.values(_FEW)
+    if not values:
+        return set(growth.ends)
+    few = np.stack(list(values.values()))
+    at = {x: few[:, i] for x, i in _AT.items()}
+    with np.errstate(all="ignore"):
+        may = _may_rectify(few)
+        may |= np.abs(at[1] - 1) <= 2 * _EQUAL  # LeakyRelu, Elu, Celu
+        may |= (at[50] == -at[-50]) & (at[0] == 0)  # Shrink
+        may |= (np.abs(at[0] - 0.5) <= _ALIKE) & (np.abs(at[50] - 1) <= _ALIKE)  # HardSigmoid
+        may |= (at[1] > 0.5) & (at[1] < 1) & (np.abs(at[1] - at[-1] - 1) <= 2 * _ALIKE)  # Swish
+        is_near = np.abs(few[:, None, _NEAR] - _NEAR_OF_FIXED) <= _ALIKE * _NEAR_SIZES
+        may |= np.any(np.all(is_near, axis=2), axis=1)
+    unlikely = {size for size, is_likely in zip(values, may, strict=True) if not is_likely}
+    return set(growth.ends) - unlikely
 
 
 def known(f: Subgraph) -> Known | None:
@@ -89,14 +124,18 @@ def _by_values(f: Subgraph) -> Known | None:
     alike = None
     for op in _candidates(f, few):
         g = _function(op)
-        if not _close(few, g(_FEW), _FEW, _ALIKE):
+        expected = g(_FEW)
+        if not _close(few, expected, _FEW, _ALIKE):
             continue
         if repeats:
             return None  # what comes behind does nothing, so this is no part of it
-        grid = _grid(op)
-        wanted, found = g(grid), f(grid)[:, 0]
         kind = _kind(op)
         piecewise = isinstance(op, Rectifier) or op.name in ("LeakyRelu", "Shrink")
+        # These numbers are on the grid as well.
+        if piecewise and not _close(few[_NEAR], expected[_NEAR], _FEW[_NEAR], _EQUAL, by_size=True):
+            continue
+        grid = _grid(op)
+        wanted, found = g(grid), f(grid)[:, 0]
         if _close(found, wanted, grid, _EQUAL, by_size=piecewise):
             return Known(kind, op, equal=True)
         if not piecewise and alike is None and _close(found, wanted, grid, _ALIKE):

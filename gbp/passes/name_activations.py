@@ -25,7 +25,7 @@ from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
-from .known import Known, is_plain, known, may_rectify
+from .known import Known, is_plain, known, likely, may_rectify
 from .search import Growth, Search, Signatures, acts_alone
 from .signs import nonnegative
 
@@ -99,7 +99,10 @@ class _Verdicts:
         return self._found[key]
 
     def _judge(self, growth: Growth) -> _Verdict | None:
+        may_be = likely(growth)
         for size in reversed(growth.ends):
+            if size not in may_be:
+                continue
             parts = growth.subgraph(size)
             if size == 1 and not may_rectify(parts):
                 continue  # one layer alone is news only as a rectifier

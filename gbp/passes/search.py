@@ -19,12 +19,14 @@ from ..graph.op import Op
 from ..graph.shapes import Shape
 from ..ops.functions import Function
 from ..ops.rectifier import Rectifier
-from .elementwise import STRAIGHT, Elementwise, Subgraph, of_numbers
+from .elementwise import STRAIGHT, Elementwise, Numbers, Subgraph, of_numbers
 
 #: The most layers of a subgraph.  Softplus with a guard against overflow has seven and GELU by Tanh nine;
 #: casts
 #: may be added.  The limit keeps the search short for any file.
 _MAX_LAYERS = 16
+#: The most Clips of it, one behind the other: a rectifier, its upper bound and a guard.
+_MAX_CLIPS = 3
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
 
 
@@ -85,6 +87,27 @@ class Growth:
     def subgraph(self, size: int) -> Subgraph:
         """The subgraph of so many layers."""
         return Subgraph(self.ends[size], self.shape, self.layers[:size][::-1], self.ops)
+
+    def values(self, x: Numbers) -> dict[int, Numbers]:
+        """{how many layers: the values of their output for numbers x (P,)}, all sizes in one pass.
+
+        Sizes with constants that differ by place are left out.
+        """
+        sizes, found = [], dict[str, Numbers]()
+        for size, layer in enumerate(self.layers, start=1):
+            if any(np.ndim(c) for c in self.ops[layer.output].constants):
+                break
+            sizes += [size] if size in self.ends else []
+        with np.errstate(all="ignore"):
+            for size in range(max(sizes, default=0), 0, -1):
+                if size in self.ends:  # All layers that follow read this tensor alone, or each other.
+                    name = self.ends[size]
+                    found[name] = np.vstack([found[name], x]) if name in found else x[None]
+                layer = self.layers[size - 1]
+                op = self.ops[layer.output]
+                y = op.function(*(found[name] for name in layer.inputs), *op.constants)
+                found[layer.output] = np.asarray(y, np.float64)
+        return dict(zip(reversed(sizes), found[self.layers[0].output], strict=True)) if sizes else {}
 
 
 class Search:
@@ -155,7 +178,7 @@ def _is_apart(layer: Layer, behind: Sequence[Layer]) -> bool:
     The layers `behind` read nothing but the layer's output, or each other.
 
     An activation is none of the parts of an activation behind it, unless it keeps every value.
-    Behind a Clip, wider Clips do nothing.
+    Behind a Clip, wider Clips do nothing, and an activation has few of them.
     Long chains of nodes with constants of their own would otherwise be judged in every length.
     """
     if acts_alone(layer.op):
@@ -164,6 +187,8 @@ def _is_apart(layer: Layer, behind: Sequence[Layer]) -> bool:
         return any(acts_alone(other.op) for other in behind)
     if type(layer.op) is not Rectifier:
         return False
+    if sum(isinstance(other.op, Rectifier) for other in behind) >= _MAX_CLIPS:
+        return True
     lo, hi = layer.op.clip.lo, layer.op.clip.hi
     return bool(behind) and all(
         type(other.op) is Rectifier and other.op.clip.lo <= lo <= hi <= other.op.clip.hi for other in behind
