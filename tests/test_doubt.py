@@ -28,7 +28,7 @@ from gbp.doubt.sanity import MEASURES, MODES, sanity
 from gbp.importer.subgraph import Choice
 from gbp.pictures.chart import Chart, draw_charts
 from gbp.pictures.figure import WARNING_PAPER as WARNING
-from gbp.result.similarity import cosine, rank_correlation, ssim
+from gbp.result.similarity import cosine, likeness, rank_correlation, ssim
 
 MODELS = Path(__file__).parent.parent / "models"
 DEMO, PICTURE = MODELS / "demo.onnx", MODELS / "demo.png"
@@ -54,6 +54,15 @@ def test_a_cosine_is_symmetric_and_knows_no_scale(a: NDArray[Any], b: NDArray[An
 
 def test_a_cosine_of_tiny_numbers_does_not_vanish() -> None:
     assert cosine(np.float64([1e-200, 0]), np.float64([1e-200, 1e-200])) == pytest.approx(math.sqrt(0.5))
+
+
+@given(st.integers(2, 4), st.integers(1, 1200), st.integers(-44, 37), st.floats(0, 1))
+def test_the_likeness_of_maps_is_the_smallest_cosine(k: int, size: int, power: int, share: float) -> None:
+    """Also of numbers whose squares float32 does not hold."""
+    maps = share * noise(1, size) + (1 - share) * noise(k, size, seed=1)
+    maps = (maps * np.float64(10) ** power).astype(np.float32)
+    exact = min(cosine(maps[0], other) for other in maps[1:])
+    assert likeness(maps) == pytest.approx(exact, abs=1e-6)
 
 
 @given(arrays(np.float32, 9, elements=st.integers(0, 4).map(float)), vectors)

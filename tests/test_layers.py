@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "explainer": "arguments engine errors garbage graph importer inputs pictures plan questions result "
         "rules",
         "gbp": "errors explainer rules version",
-        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
+        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules "
+        "runtime",
         "diagnostics": "errors explainer graph importer inputs limits ops plan result runtime",
         "doubt": "arguments errors explainer importer inputs methods pictures questions result rules",
         "compat": "arguments engine errors explainer graph importer methods pictures",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..arguments import at_least_one
 from ..errors import InputError
+from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..inputs import Images
 from ..pictures.layout import Layout
@@ -85,6 +86,24 @@ class Network:
             `preprocess` has no size.
         """
         return self._engine.tensors()
+
+    def at_once(self, shape: Shape, samples: int, targets: int = 1, keep: Sequence[str] = ()) -> int:
+        """How many slices of a batch are best computed at the same time, each by a thread of its own.
+
+        Parameters
+        ----------
+        shape
+            The shape of one sample.
+        samples, targets
+            The size of a slice, and how many targets each of its samples has.
+        keep
+            As for `run`.
+
+        Returns
+        -------
+        1 where threads had better share each layer.
+        """
+        return self._engine.sessions.of(shape, names(keep)).at_once(samples, targets)
 
     @contextmanager
     def run(self, images: Images, keep: Sequence[str] = ()) -> Iterator[Run]:

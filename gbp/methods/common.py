@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
 from ..result.doubts import doubted
 from ..rules import Rule, rule_named
+from ..runtime.at_once import in_order
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.
@@ -188,21 +190,38 @@ def each_copy(
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    step = _even(count, most)
+    workers = explainer.at_once(x.shape, most, k, questions.kept)
+    # They share the caches; but one copy at a time would read the weights too often.
+    step = _even(count, max(min(most, 2), -(-most // workers)), workers)
     rewrites = rule_named(rule).rewrite is not None
-    for start in range(0, count, step):
-        # No array, because nobody draws these, and x was searched for NaN and infinity already.
-        some = Batch(copies(slice(start, min(start + step, count))), lambda: None)
+
+    def compute(some: Batch) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         if rewrites and questions.is_plain:  # a run would compute the network as it is, too
             found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some.x), 1)))
-            yield from zip(found.map, found.scores, strict=True)
-            continue
+            return [*zip(found.map, found.scores, strict=True)]
+        pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         for run in explainer.runs(some, questions.kept):
             seeds = np.broadcast_to(questions.seeds, (len(run), *questions.seeds.shape[1:]))
-            yield from zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
+            pairs += zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
+        return pairs
+
+    # No picture, because nobody draws these, and x was searched for NaN and infinity already.
+    parts = (slice(start, min(start + step, count)) for start in range(0, count, step))
+    works = (partial(compute, Batch(copies(part), lambda: None)) for part in parts)
+    for pairs in in_order(works, workers):
+        yield from pairs
 
 
-def _even(count: int, most: int) -> int:
-    """The size of slices, up to `most`, that leaves the least rest: runs of one size share their memory."""
-    sizes = range(max(1, most // 2), min(most, count) + 1)
-    return max(sizes, key=lambda size: (-(-count % size), size)) if sizes else count
+def _even(count: int, most: int, workers: int) -> int:
+    """The size of slices, up to `most`, with which the workers have equal shares.
+
+    Among those it is a size that leaves no rest, because runs of one size share their memory; then the
+    largest.
+    """
+
+    def largest_share(size: int) -> int:
+        rounds, rest = divmod(count, size * workers)  # the workers take slices in turn
+        return rounds * size + min(rest, size)
+
+    sizes = range(min(most, count) // 2 + 1, min(most, count) + 1)
+    return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=count)

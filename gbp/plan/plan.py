@@ -49,6 +49,8 @@ class Plan:
     output: PhysicalTensor
     input_shape: Shape
     output_shape: Shape
+    #: How many weights the layers hold.
+    weights: int
     activations: Arena
     #: The scores' name in the file.
     scores: str
@@ -144,6 +146,7 @@ class Plan:
             output=scores,
             input_shape=graph.shapes[graph.input][1:],
             output_shape=graph.shapes[graph.output][1:],
+            weights=sum(layer.op.parameters for layer in graph.layers),
             activations=_activation_arena(
                 instructions, slices, sizes, image.name, (scores.name, *(t.name for t in kept.values()))
             ),

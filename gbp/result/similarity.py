@@ -12,6 +12,9 @@ from ..errors import InputError
 
 #: Maps of several classes whose likeness is at least this are called nearly the same.
 ALIKE = 0.9
+#: Numbers that are added in float32; between these, float32 holds the squares of what matters beside them.
+_BLOCK = 256
+_LEAST, _MOST = 1e-15, 1e15
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
 _DEVIATION, _TAPS = 1.5, 11
 _K1, _K2 = 0.01, 0.03
@@ -48,11 +51,13 @@ def likeness(maps: NDArray[Any]) -> float:
     maps
         float32 (K, …): the maps of K targets of one sample, K at least 2.
     """
-    # In the order of memory; and float64 holds any product of two float32.
-    flat = [one.ravel(order="K") for one in maps]
-    squares = [_product(one, one) for one in flat]
+    flat = [one.ravel(order="K") for one in maps]  # in the order of memory
+    peaks = [max(one.max(), -one.min()) for one in flat]
+    # Of other numbers the squares may leave float32's range.
+    product = _blockwise if all(_LEAST < peak < _MOST for peak in peaks) else _product
+    squares = [product(one, one) for one in flat]
     pairs = zip(flat[1:], squares[1:], strict=True)
-    return min(_cosine(_product(flat[0], other), squares[0], square) for other, square in pairs)
+    return min(_cosine(product(flat[0], other), squares[0], square) for other, square in pairs)
 
 
 def remark(maps: NDArray[Any]) -> str | None:
@@ -76,6 +81,13 @@ def rounded_down(value: float) -> str:
 def _product(x: NDArray[Any], y: NDArray[Any]) -> float:
     """The scalar product of two rows in float64.  Not by BLAS, which would wait for threads of its own."""
     return float(np.einsum("i,i->", x, y, dtype=np.float64))
+
+
+def _blockwise(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    """The scalar product of two rows: each block in float32, which takes a quarter of the time."""
+    whole = x.size - x.size % _BLOCK
+    blocks = np.einsum("ij,ij->i", x[:whole].reshape(-1, _BLOCK), y[:whole].reshape(-1, _BLOCK))
+    return float(blocks.sum(dtype=np.float64)) + _product(x[whole:], y[whole:])
 
 
 def _cosine(product: float, x: float, y: float) -> float:

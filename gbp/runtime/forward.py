@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +51,8 @@ class Forward:
     backward: Buffers | None
 
     def __post_init__(self) -> None:
-        #: A weak reference to the memory of the last backward pass; and what repeats the pass there, by gate.
-        self._backward_memory: Callable[[], Buffers | None] = lambda: None
-        self._again_backward: dict[Gate, Repeater] = {}
+        #: Repeaters of the backward pass, by memory and gate, for as long as the pool keeps the memory.
+        self._again_backward: WeakKeyDictionary[Buffers, dict[Gate, Repeater]] = WeakKeyDictionary()
 
     @classmethod
     def make(cls, plan: Plan, n: int, threads: int, device: Device) -> Forward:
@@ -94,17 +92,8 @@ class Forward:
         for piece in self.pieces:
             piece.run()
 
-    @property
-    def backward_memory(self) -> Buffers | None:
-        """The memory of the last backward pass, where it still exists."""
-        return self._backward_memory()
-
-    def forget_backward(self) -> None:
-        """Drop all references to the memory of the last backward pass."""
-        self._backward_memory, self._again_backward = (lambda: None), {}
-
     def run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
-        """Run a backward pass.
+        """Run a backward pass.  Several threads may, each in memory of its own.
 
         Parameters
         ----------
@@ -115,12 +104,10 @@ class Forward:
         rectifiers
             The gate of the rule.
         """
-        if self.backward_memory is not memory:
-            self.forget_backward()
-            self._backward_memory = ref(memory)
-        if rectifiers not in self._again_backward:
-            self._again_backward[rectifiers] = self.device.repeater()
-        self._again_backward[rectifiers](lambda: self._run_backward(memory, route, rectifiers))
+        again = self._again_backward.setdefault(memory, {})
+        if rectifiers not in again:
+            again[rectifiers] = self.device.repeater()
+        again[rectifiers](lambda: self._run_backward(memory, route, rectifiers))
 
     def _run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import TypeAlias, TypeVar
 
@@ -18,6 +19,7 @@ from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, reada
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule
+from .at_once import in_order
 from .locks import give_lock
 from .memory import MemoryPool
 from .tape import Tape, steps
@@ -31,6 +33,8 @@ Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
+#: Bytes of a work from which a thread of its own pays, which takes a tenth of a millisecond to begin.
+_LEAST_AT_ONCE = 4 * 2**20
 #: Ops that are not defined for all numbers.
 _UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
 
@@ -141,9 +145,9 @@ class Session:
                 supported=readable_bytes(MAX_BYTES_PER_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-        step = self.plan.max_targets(self.memory or self.device.slice_bytes, tape.n)
-        parts = [tape.backward(rule, targets[:, k : k + step]) for k in range(0, count, step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return self._in_parts(
+            tape.n, count, self.plan.backward, lambda part: tape.backward(rule, targets[:, part])
+        )
 
     def vjp(
         self, tape: Tape, rule: Rule, seeds: NDArray[np.float32], of: str | None, wrt: str | None
@@ -172,9 +176,45 @@ class Session:
             return seeds
         if route is None:
             return np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
-        step = self.plan.max_targets(self.memory or self.device.slice_bytes, n, route)
-        parts = [tape.vjp(rule, route, seeds[:, k : k + step]) for k in range(0, count, step)]
+        return self._in_parts(n, count, route, lambda part: tape.vjp(rule, route, seeds[:, part]))
+
+    def _in_parts(
+        self, n: int, count: int, route: Route, compute: Callable[[slice], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The backward passes of `count` targets for each of n samples, as many at a time as fit."""
+        if count == 1:
+            return compute(slice(0, 1))
+        budget = self.memory or self.device.slice_bytes
+        step = self.plan.max_targets(budget, n, route)
+        sharers = max(1, min(self.threads, count // 2))
+        share = count // sharers
+        room = budget - n * self.plan.forward_bytes
+        if share > step or self._at_once(n * share * self.plan.route_bytes(route), room) < sharers:
+            sharers, share = 1, step
+        # At least two each, because a pass of one may overwrite activations, which only one may do at once.
+        works = (partial(compute, slice(k, k + share)) for k in range(0, count, share))
+        parts = list(in_order(works, sharers))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def at_once(self, samples: int, targets: int) -> int:
+        """How many slices of a batch are best computed at the same time, each by one thread.
+
+        Parameters
+        ----------
+        samples, targets
+            The size of a slice.
+        """
+        return self._at_once(self.plan.nbytes(samples, targets), self.memory or self.device.slice_bytes)
+
+    def _at_once(self, nbytes: int, room: int) -> int:
+        """How many works of so many bytes are best computed at the same time, in so much room.
+
+        More than 1 where layers are small, so that threads which share a layer mostly wait for each other.
+        Each work reads all weights, which is no loss where its own memory is larger than they are.
+        """
+        if not self.device.is_host or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
+            return 1
+        return max(1, min(self.threads, room // nbytes))
 
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Cut a batch of `count` samples into slices that fit into memory.

@@ -28,8 +28,9 @@ _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 class Tape:
     """One forward run on a batch.
 
-    `backward` may be called any number of times, under any rules, by one thread at a time.  A tape is a
-    context manager: leaving it gives the memory back to the pool.
+    `backward` and `vjp` may be called any number of times, under any rules.  Several threads may call them at
+    once, if at most one of them asks for one target a sample: that pass runs in the tape's own memory.  A
+    tape is a context manager: leaving it gives the memory back to the pool.
     """
 
     def __init__(
@@ -132,17 +133,14 @@ class Tape:
         size, nbytes = (m, route.start.name, route.end.name), 0
         if memory is None:
             nbytes = m * self._plan.route_bytes(route)
-            last = forward.backward_memory
-            if last is not None and (last.n != m or last.arena is not route.arena):
-                forward.forget_backward()  # the pool gives it up
-            del last
             memory = self._pool.acquire("backward", size, nbytes, lambda: self._buffers(route, m))
         with self._device.running():
             seed, leaving = memory.ends(route, self._device)
             write(seed)
             forward.run_backward(memory, route, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
             maps, finite = leaving.read()
-        self.is_finite &= finite
+        if not finite:  # other threads may find so at the same time
+            self.is_finite = False
         maps = maps.reshape(self.n, k, *maps.shape[1:])
         if memory is not forward.backward:
             self._pool.release("backward", size, nbytes, memory)

@@ -1,0 +1,174 @@
+"""Slices of copies and groups of targets that several threads compute at once: the same bits, in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import pytest
+from builder import Builder
+from numpy.typing import NDArray
+
+from gbp import Explainer, Top, methods
+from gbp.errors import InputError, ModelError
+from gbp.methods.common import _even
+from gbp.runtime.at_once import in_order
+from gbp.runtime.session import Session
+from gbp.runtime.tape import Tape
+
+Floats = NDArray[np.float32]
+
+
+def model(scale: float = 1) -> onnx.ModelProto:
+    """Two convolutions and a max-pool on 3 × 8 × 9 pixels times `scale`, and 9 classes."""
+    b = Builder()
+    x = b.mul(b.input(1, 3, 8, 9), b.constant(np.float32([scale])))
+    y = b.relu(b.conv(x, 6, pads=[1, 1, 1, 1]))
+    y = b.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    return b.model(b.head(b.relu(b.conv(y, 5, pads=[1, 1, 1, 1])), 9))
+
+
+@pytest.fixture(scope="module")
+def x() -> Floats:
+    return np.random.default_rng(0).standard_normal((2, 3, 8, 9), np.float32)
+
+
+@pytest.fixture
+def small_works() -> Iterator[None]:
+    """Works of any size are computed at once."""
+
+    def at_once(session: Session, nbytes: int, room: int) -> int:
+        return max(1, min(session.threads, room // nbytes))
+
+    with mock.patch.object(Session, "_at_once", at_once):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_come_in_order_and_works_are_taken_when_they_are_needed(workers: int) -> None:
+    taken: list[int] = []
+    later = [threading.Event() for _ in range(12)]
+
+    def work(i: int) -> int:
+        if workers > 1 and i % 2 == 0:
+            assert later[i + 1].wait(30)  # the next one is done first
+        later[i].set()
+        return i
+
+    def works() -> Iterator[Callable[[], int]]:
+        for i in range(12):
+            taken.append(i)
+            yield partial(work, i)
+
+    for i, found in enumerate(in_order(works(), workers)):
+        assert found == i
+        assert len(taken) <= i + workers + 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_error_in_order_is_raised_and_nothing_is_begun_after_it(workers: int) -> None:
+    begun: list[int] = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        if i in (2, 3):
+            raise InputError(f"work {i}")
+        return i
+
+    found: list[int] = []
+    with pytest.raises(InputError, match="work 2"):
+        found.extend(in_order((partial(work, i) for i in range(100)), workers))
+    assert found == [0, 1]
+    assert len(begun) <= 3 + 2 * workers
+    assert not [each for each in threading.enumerate() if each.name.startswith("ThreadPoolExecutor")]
+
+
+def test_who_stops_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    found = in_order((partial(int, i) for i in range(1000)), 3)
+    assert next(found) == 0
+    found.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+# ------------------------------------------------------------------------------------------------ same bits
+
+
+def _seeds(explainer: Explainer, x: Floats) -> Floats:
+    with explainer.run(x, keep=["maxpool"]) as run:
+        seeds = np.random.default_rng(1).standard_normal((2, 7, 9), np.float32)
+        to_layer = run.vjp(seeds, "guided", wrt="maxpool")
+        return np.concatenate([run.vjp(seeds).ravel(), to_layer.ravel()])
+
+
+QUESTIONS: dict[str, Callable[[Explainer, Floats], Floats]] = {
+    "smoothgrad": lambda e, x: methods.smoothgrad(e, x, samples=7, target=Top(2)).map,
+    "vargrad": lambda e, x: methods.vargrad(e, x, samples=5, rule="guided").map,
+    "smoothgrad, lrp": lambda e, x: methods.smoothgrad(e, x, samples=5, rule="lrp-epsilon").map,
+    "integrated gradients": lambda e, x: methods.integrated_gradients(e, x, steps=9).map,
+    "five": lambda e, x: e.explain(x, rule="vanilla", target=Top(5)).map,
+    "two": lambda e, x: e.explain(x[:1], target=Top(2)).map,
+    "nine of one": lambda e, x: e.explain(x[:1], rule="deconvnet", target=Top(9)).map,
+    "seeds": _seeds,
+}
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_any_number_of_threads_gives_the_same_bits(question: str, x: Floats, small_works: None) -> None:
+    ask = QUESTIONS[question]
+    alone, seen = ask(Explainer(model(), threads=1), x), set[int]()
+
+    def backward(tape: Tape, *args: Any) -> Floats:
+        seen.add(threading.get_ident())
+        return original(tape, *args)
+
+    original = Tape._backward
+    for threads in (2, 3, 4):
+        with mock.patch.object(Tape, "_backward", backward):
+            explainer = Explainer(model(), threads=threads)
+            for _ in range(3):  # recorded, and repeated
+                assert ask(explainer, x).tobytes() == alone.tobytes()
+    helped = seen - {threading.get_ident()}
+    assert bool(helped) == (question != "two")  # a pass of one target has the run's own memory
+
+
+def test_small_works_large_weights_and_little_memory_are_not_worth_a_thread() -> None:
+    session = Explainer(model(), threads=4)._engine.sessions.of((3, 8, 9))
+    plan = session.plan
+    many = next(n for n in range(1, 10_000) if plan.nbytes(n, 1) >= 2**22)
+    assert session.at_once(many - 1, 1) == 1
+    assert session.at_once(many, 1) == 4
+    assert replace(session, memory=3 * plan.nbytes(many, 1)).at_once(many, 1) == 3
+    assert replace(session, plan=replace(plan, weights=plan.nbytes(many, 1))).at_once(many, 1) == 1
+
+
+@pytest.mark.threads
+def test_a_gradient_that_overflows_in_one_thread_is_an_error(x: Floats, small_works: None) -> None:
+    seeds = np.zeros((1, 6, 9), np.float32)
+    seeds[0, 1] = 3e38
+    with Explainer(model(1e6), threads=3).run(x[:1]) as run:
+        assert np.isfinite(run.vjp(np.minimum(seeds, 1))).all()
+        with pytest.raises(ModelError, match="NaN or infinity"):
+            run.vjp(seeds)
+        assert np.isfinite(run.vjp(np.minimum(seeds, 1))).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_slices_are_of_at_most_the_size_and_shares_nearly_equal(workers: int) -> None:
+    for count in range(1, 60):
+        for most in (1, 2, 3, 5, 8):
+            size = _even(count, most, workers)
+            assert 1 <= size <= most
+            sizes = [min(size, count - start) for start in range(0, count, size)]
+            shares = [sum(sizes[i::workers]) for i in range(workers)]
+            assert max(shares) <= -(-count // workers) + size - 1
