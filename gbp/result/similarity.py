@@ -53,7 +53,7 @@ def likeness(maps: NDArray[Any]) -> float:
     """
     flat = [one.ravel(order="K") for one in maps]  # in the order of memory
     peaks = [max(one.max(), -one.min()) for one in flat]
-    # Of other numbers the squares may leave float32's range.
+    # float32 may not hold the squares of other numbers.
     product = _blockwise if all(_LEAST < peak < _MOST for peak in peaks) else _product
     squares = [product(one, one) for one in flat]
     pairs = zip(flat[1:], squares[1:], strict=True)
