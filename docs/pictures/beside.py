@@ -1,6 +1,6 @@
 """Draw one map of gbp with gbp, and with the drawing functions of Captum, pytorch-grad-cam and zennit.
 
-    python docs/pictures/beside.py [MODEL.onnx IMAGE [PRESET]] [-o beside.png]
+    python docs/pictures/beside.py [MODEL.onnx IMAGE [PRESET]] [--labels NAMES] [-o beside.webp]
 
 All draw the same numbers, so that the pictures differ by nothing but the drawing.  By default it is a map of
 the demo model.  Libraries that are not installed are left out and named.
@@ -30,9 +30,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(ROOT / "models" / "demo.onnx"))
     parser.add_argument("image", nargs="?", default=str(ROOT / "models" / "scenes" / "02_fish.png"))
     parser.add_argument("preset", nargs="?")
-    parser.add_argument("-o", "--out", default=str(Path(__file__).with_name("beside.png")))
+    parser.add_argument("--labels")
+    parser.add_argument("-o", "--out", default=str(Path(__file__).with_name("beside.webp")))
     arguments = parser.parse_args()
-    found = Explainer(arguments.model, preprocess=arguments.preset).explain(arguments.image)[0]
+    explainer = Explainer(arguments.model, preprocess=arguments.preset, labels=arguments.labels)
+    found = explainer.explain(arguments.image)[0]
     if found.image is None:
         raise SystemExit("the sample is no picture")
     panels = [
@@ -46,7 +48,7 @@ def main() -> None:
         except ImportError as error:
             print(f"{title}: {error}")
     remarks = f"The same map of guided backpropagation, {found.label()}, drawn by each library as by default."
-    figure(panels, remarks).image().save(arguments.out)
+    figure(panels, remarks).image().save(arguments.out, quality=90)
     print("wrote", arguments.out)
 
 
