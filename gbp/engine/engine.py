@@ -274,7 +274,7 @@ def _run(
     first: int,
     compute: Callable[[Session, NDArray[np.float32], int], T],
 ) -> list[T]:
-    """What `compute(session, x, first)` returns; one result for each part, where memory runs out.
+    """The results of `compute(session, x, first)`: one, or one for each part where memory runs out.
 
     `first`: the index of the first sample of x in the call.
     """

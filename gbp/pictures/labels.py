@@ -17,7 +17,7 @@ from ..files import read_text
 #: in front, as TensorFlow's networks do.
 SHIPPED = ("imagenet", "cifar10", "mnist", "imagenet1001")
 _FOLDER = Path(__file__).parent / "names"
-#: What the columns of a table may be called: that of the names, and that of the indices.
+#: Heads of a table's columns: of the one of names, and of the one of indices.
 _NAME_COLUMNS = ("label", "name", "class", "class_name", "display_name")
 _INDEX_COLUMNS = ("index", "id", "mid")
 
