@@ -28,7 +28,7 @@ class Forward:
     Parameters
     ----------
     plan, threads, device
-        What runs, and where.
+        The plan that runs, and the device.
     pieces
         The samples, in the order in which they are computed.
     marks
@@ -195,7 +195,7 @@ def _context(
     threads: int,
     device: Device,
 ) -> Context:
-    """What one instruction keeps of a run for its vjp."""
+    """The arrays that one instruction keeps of a run for its vjp."""
     step, arrays = instruction.step, memory.arrays
     y = arrays[instruction.output]
     return Context(
