@@ -190,36 +190,45 @@ class Step(ABC):
 
     #: How it is computed, for `gbp inspect`.
     algorithm: str = ""
-    #: Whether `vjp` applies `GradientSlot.gate` itself.  If not, the plan applies the gate separately.
-    gates: bool = False
-    #: Whether `forward` adds the residual r in the same pass; and whether it clips and writes the mask.
-    fuses_residual: bool = False
-    fuses_clip: bool = False
-    #: Whether all arrays must be C-contiguous, so that none may be a slice of a larger buffer.
-    wants_whole: bool = False
     #: Kernels that a run may or may not call, depending on values.  `warmup` compiles them.
     kernels: tuple[Compiled, ...] = ()
-    #: Whether `vjp` reads the inputs again, or the output.
-    saves_x: bool = False
-    saves_y: bool = False
     #: Whether it computes through NumPy on the host's arrays.  Other devices refuse such steps.
     needs_host: bool = False
-    #: Whether it is a plain sum of its inputs, so that another step can add one of them as its residual.
-    is_sum: bool = False
-    #: The clip of its epilogue when nothing is fused.
-    clip: Clipped = UNCLIPPED
-    #: The first element, if y is a run of elements in every row of x; else None.
-    slice_start: int | None = None
-    #: The first element of each input, if the inputs are runs of elements in every row of y; else None.
-    part_starts: tuple[int, ...] | None = None
-    #: Whether y holds positions of maxima.  gbp counts them within a plane, ONNX through the whole tensor.
-    yields_positions: bool = False
     #: Whether `forward`, or `vjp`, calls the same kernels with the same arguments in each run and does
     #: nothing else.  Then a program repeats the calls without Python.
     repeats: bool = False
     repeats_back: bool = False
+
+    # What a run keeps for its vjp.
+
+    #: Whether `vjp` reads the inputs again, or the output.
+    saves_x: bool = False
+    saves_y: bool = False
     #: The dtype of the switches, one for each element of y; None without switches.
     switches: type[np.generic] | None = None
+    #: Whether y holds positions of maxima.  gbp counts them within a plane, ONNX through the whole tensor.
+    yields_positions: bool = False
+
+    # What can be fused with it.
+
+    #: Whether `forward` adds the residual r in the same pass; and whether it clips and writes the mask.
+    fuses_residual: bool = False
+    fuses_clip: bool = False
+    #: The clip of its epilogue when nothing is fused.
+    clip: Clipped = UNCLIPPED
+    #: Whether `vjp` applies `GradientSlot.gate` itself.  If not, the plan applies the gate separately.
+    gates: bool = False
+    #: Whether it is a plain sum of its inputs, so that another step can add one of them as its residual.
+    is_sum: bool = False
+
+    # Which arrays may share memory.
+
+    #: Whether all arrays must be C-contiguous, so that none may be a slice of a larger buffer.
+    wants_whole: bool = False
+    #: The first element, if y is a run of elements in every row of x; else None.
+    slice_start: int | None = None
+    #: The first element of each input, if the inputs are runs of elements in every row of y; else None.
+    part_starts: tuple[int, ...] | None = None
 
     def scratch(self, threads: int) -> tuple[int, int]:
         """Floats of scratch that one call needs: (a fixed number, more for each sample)."""

@@ -106,34 +106,32 @@ class Plan:
         Raises
         ------
         InputError
-            For a name in `keep` that no tensor has, or several.
-        InputError
-            Where `rewrite` returns something else than a graph of the same network.
+            For a name in `keep` that no tensor has, or several; and where `rewrite` returns something else
+            than a graph of the same network.
         UnsupportedError
             Where one sample needs more than `limits.MAX_BYTES_PER_SAMPLE`, or where the device has no kernels
             for a layer.
         """
+        # The file's layers, with rectifiers and activations named.
         graph = named(graph)
-        of_file = _of_file(graph)
-        clips = sum(
-            isinstance(layer.op, Rectifier) and not layer.op.clip.is_rectifier and layer.op.clip.lo != 0
-            for layer in graph.layers
-        )
+        of_file, other_clips = _of_file(graph), _other_clips(graph)
         wanted = {find(of_file, name).name for name in keep if name != graph.input} - {graph.output}
+        # The layers that are computed.
         if rewrite is not None:
             graph = _rewritten(folded(graph), rewrite)
         graph, taps = tap(graph, sorted(wanted.intersection(graph.shapes)))
         graph = folded(graph)
+        # Their steps, and where each tensor is stored.
         layout = lay_out(graph, LoweringTarget(device, algorithm, tf32), clamp)
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
+        kept = {name: tensors[made] for name, made in taps.items()}
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
         instructions, slices = alias_buffers(fused, tensors, layout.views)
         if not device.is_host:
             _refuse_steps_of_the_host(instructions)
-        masks = mask_slices(instructions, tensors, slices)
-        sizes = _buffer_sizes(tensors, slices)
-        kept = {name: tensors[made] for name, made in taps.items()}
+        masks, sizes = mask_slices(instructions, tensors, slices), _buffer_sizes(tensors, slices)
+        # The order of gradients.
         backward = route_between(instructions, slices, masks, sizes, scores, image)
         assert backward is not None  # everything is made after the image
         plan = cls(
@@ -153,10 +151,8 @@ class Plan:
             scores=graph.output,
             named=of_file,
             kept=kept,
-            rectifiers=sum(
-                instruction.clip.is_rectifier or instruction.rectified for instruction in instructions
-            ),
-            other_clips=clips,
+            rectifiers=sum(each.clip.is_rectifier or each.rectified for each in instructions),
+            other_clips=other_clips,
             straight_through=sum(layer.op.is_straight_through for layer in graph.layers),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),
             kinds={layer.name: layer.kind for layer in graph.layers},
@@ -275,6 +271,12 @@ def _rewritten(graph: Graph, rewrite: Callable[[Graph], Graph]) -> Graph:
             supported="the same network, whose layers have other slopes",
         )
     return found
+
+
+def _other_clips(graph: Graph) -> int:
+    """How many Clips of the file are no rectifiers and do not begin at 0."""
+    clips = [layer.op.clip for layer in graph.layers if isinstance(layer.op, Rectifier)]
+    return sum(not clip.is_rectifier and clip.lo != 0 for clip in clips)
 
 
 def _of_file(graph: Graph) -> tuple[Tensor, ...]:
