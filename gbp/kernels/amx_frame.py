@@ -15,6 +15,8 @@ from .codegen.views import zero_run
 from .epilogue import Plane
 
 _ROW = ROW_BYTES // 4
+#: Bytes ahead that are fetched while pixels are split.
+_AHEAD = 2**11
 
 
 class Frame(NamedTuple):
@@ -49,20 +51,19 @@ def _zero_parts(to: int, count: int, part: int) -> None:
 
 @device_function
 def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int) -> None:
-    """Split `count` pixels of a plane from address x on."""
-    for c in range(0, plane.C, DEPTH):
-        pixel, out = x + 4 * c, to + c // DEPTH * PARTS * part
-        if c + DEPTH <= plane.C:
-            for _ in range(count):
-                prefetch_read(pixel + ROWS * plane.pixel)
-                prefetch_read(pixel + ROWS * plane.pixel + ALIGNMENT)
-                store_parts(out, part, load(pixel), load(pixel + 4 * LANES))
-                pixel, out = pixel + plane.pixel, out + ROW_BYTES
-        else:
-            left = plane.C - c
-            for _ in range(count):
-                store_parts(out, part, load_some(pixel, left), load_some(pixel + 4 * LANES, left - LANES))
-                pixel, out = pixel + plane.pixel, out + ROW_BYTES
+    """Split `count` pixels of a plane from address x on, each whole: so memory is read in order."""
+    whole = plane.C // DEPTH
+    left = plane.C - whole * DEPTH
+    for _ in range(count):
+        pixel, out = x, to
+        for _ in range(whole):
+            prefetch_read(pixel + _AHEAD)
+            prefetch_read(pixel + _AHEAD + ALIGNMENT)
+            store_parts(out, part, load(pixel), load(pixel + 4 * LANES))
+            pixel, out = pixel + 4 * DEPTH, out + PARTS * part
+        if left:
+            store_parts(out, part, load_some(pixel, left), load_some(pixel + 4 * LANES, left - LANES))
+        x, to = x + plane.pixel, to + ROW_BYTES
 
 
 @device_function
@@ -82,6 +83,4 @@ def split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, p
             chunk = out + c // DEPTH * PARTS * part
             _zero_parts(chunk, low, part)
             _zero_parts(chunk + high * ROW_BYTES, frame.columns - high, part)
-        for first in range(low, high, ROWS):  # few pixels at a time: each may be in a page of its own
-            last = min(high, first + ROWS)
-            _split_pixels(line + (first - low) * x.pixel, x, last - first, out + first * ROW_BYTES, part)
+        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part)

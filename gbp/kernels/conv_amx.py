@@ -12,7 +12,8 @@ sums that belong to padding are not written.  With other strides each row of the
 All outputs are summed in the same order (`amx_sums`), whatever the threads, the batch or the pixel's place in
 a tile: equal windows give equal outputs at every position.
 
-The epilogue of a pair of tiles is done beside the multiplications of the next pair.
+The epilogue of a pair of tiles is done beside the multiplications of the next pair.  What the epilogue of
+that one needs is fetched there, too.
 
 Threads share the rows of the output, and each splits the pixels that it needs, few enough for its cache.  If
 the weights are larger than the plane, one phase splits all pixels, and in the next threads share the output
@@ -29,8 +30,9 @@ from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_bes
 from .codegen.amx import PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
+from .codegen.memory import ALIGNMENT
 from .codegen.packing import Share
-from .codegen.simd import address_of
+from .codegen.simd import address_of, prefetch_read, prefetch_write
 from .codegen.tile import TILE_CHANNELS
 from .codegen.views import targets_of
 from .epilogue import (
@@ -129,9 +131,46 @@ class Tiles(NamedTuple):
 
 #: Pixels whose epilogue is done between two groups of multiplications.
 _PIECE = 4
+#: Bytes of a whole block of channels of a pixel.
+_BLOCK_BYTES = 4 * TILE_CHANNELS
 
 
-def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str) -> Any:
+class Beside(NamedTuple):
+    """What is done beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
+
+    The next run is so many pixels and bytes ahead.  Its pixels are too far apart for the processor to foresee.
+    """
+
+    end: Any
+    pixels: int
+    bytes: int
+
+
+@device_function
+def _fetch_fwd(run: Run, beside: Beside) -> None:
+    """Fetch what the epilogue of the next run reads and writes."""
+    end = beside.end
+    y = run.y + beside.pixels * end.y.pixel + beside.bytes
+    r = run.r + beside.pixels * end.r.pixel + beside.bytes
+    for _ in range(_PIECE):
+        for line in range(0, _BLOCK_BYTES, ALIGNMENT):
+            prefetch_write(y + line)
+            if end.r.C:
+                prefetch_read(r + line)
+        y, r = y + end.y.pixel, r + end.r.pixel
+
+
+@device_function
+def _fetch_bwd(run: Run, beside: Beside) -> None:
+    """`_fetch_fwd` of a gradient."""
+    gx = run.y + beside.pixels * beside.end.gx.pixel + beside.bytes
+    for _ in range(_PIECE):
+        for line in range(0, _BLOCK_BYTES, ALIGNMENT):
+            prefetch_write(gx + line)
+        gx += beside.end.gx.pixel
+
+
+def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: Any, name: str) -> Any:
     """Make the functions for one part of the work, by rows and by channels, from those of `epilogue`."""
 
     @one_of_many(f"end_tile_{name}")
@@ -148,15 +187,16 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str
             row, column = row + 1, 0
 
     @one_of_many(f"some_{name}", inline=True)
-    def some(run: Run, end: Any) -> Run:
+    def some(run: Run, beside: Any) -> Run:
         if run.pixels:
-            run = finish_run(run, _PIECE, end)
+            fetch(run, beside)
+            run = finish_run(run, _PIECE, beside.end)
         return run
 
     @one_of_many(f"rest_{name}")
-    def rest(run: Run, end: Any) -> None:
+    def rest(run: Run, beside: Any) -> None:
         while run.pixels:
-            run = finish_run(run, run.pixels, end)
+            run = some(run, beside)
 
     @one_of_many(f"run_from_{name}")
     def run_from(s: int, k: int, two: int, c0: int, tiles: Tiles, end: Any) -> Run:
@@ -217,8 +257,13 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str
                 b = split + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
                 for block in range(group, last):
                     c0, w = block * TILE_CHANNELS, job.w + block * weights
-                    run = multiply(two, job.C - c0, a, b, terms, w, own, run, end)
-                    rest(run, end)
+                    # From the run, which is of the block or tiles before, to what is multiplied now.
+                    if block > group:
+                        beside = Beside(end, 0, _BLOCK_BYTES)
+                    else:
+                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * _BLOCK_BYTES)
+                    run = multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
+                    rest(run, beside)
                     # The epilogue of these pixels is done beside the next multiplications, if it is simple.
                     if simple and c0 + TILE_CHANNELS <= job.C and (not two or k % across + 1 < across):
                         run = run_from(own, k, two, c0, tiles, end)
@@ -227,7 +272,7 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str
                         for tile in range(k, k + 1 + two):
                             end_tile(own + (tile - k) * ROWS * SUMS_ROW, tile, c0, tiles, end)
                     own = sums if own != sums else sums + 4 * SUMS
-        rest(run, end)
+        rest(run, Beside(end, 0, 0))
 
     @one_of_many(f"by_rows_{name}")
     def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
@@ -278,8 +323,8 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, joins: Any, name: str
     return parts
 
 
-_parts_fwd = _shares_of(end_run_fwd, run_fwd, finish_fwd, joins_fwd, "fwd")
-_parts_bwd = _shares_of(end_run_bwd, run_bwd, finish_bwd, joins_bwd, "bwd")
+_parts_fwd = _shares_of(end_run_fwd, run_fwd, finish_fwd, _fetch_fwd, joins_fwd, "fwd")
+_parts_bwd = _shares_of(end_run_bwd, run_bwd, finish_bwd, _fetch_bwd, joins_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:
