@@ -138,7 +138,7 @@ _BLOCK_BYTES = 4 * TILE_CHANNELS
 class Beside(NamedTuple):
     """What is done beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
 
-    The next run is so many pixels and bytes ahead.  Its pixels are too far apart for the processor to foresee.
+    The next run is so many pixels and bytes ahead.  Its pixels are too far apart to be foreseen.
     """
 
     end: Any
