@@ -6,14 +6,19 @@ import naive
 import numpy as np
 import pytest
 from harness import ON_CARD, Guarded, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_kernel_conv import GEOMETRIES, whole_tiles, window
 
+from gbp.graph.geometry import Axis, Window
 from gbp.kernels.amx_frame import Frame
 from gbp.kernels.amx_sums import pack_amx
 from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
+from gbp.ops.conv.algorithms_strides import AmxMerged, AmxPhases
+from gbp.ops.step import Context, GradientSlot
 
 pytestmark = pytest.mark.skipif(
     ON_CARD or not amx.is_usable(), reason="this machine has no AMX, or may not use it, or a card computes"
@@ -67,6 +72,36 @@ def test_backward(name: str, C: int, O: int) -> None:
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         end = share(O, frame, taps, len(gx), threads)
         conv_amx_bwd(gy, packed, mask, gate, gx, accumulate, *end)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_strided_backward(data: st.DataObject) -> None:
+    """The gradient by phases, each in place or all in one convolution, for any window without dilation."""
+
+    def axis() -> Axis:
+        kernel, stride = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+        begin, end = data.draw(st.integers(-1, 4)), data.draw(st.integers(-1, 4))
+        return Axis(data.draw(st.integers(max(1, kernel - begin - end), 14)), kernel, stride, 1, begin, end)
+
+    def pair(name: str) -> tuple[int, int]:
+        return getattr(height, name), getattr(width, name)
+
+    height, width = axis(), axis()
+    C, O = data.draw(st.sampled_from([(3, 20), (16, 16), (33, 70)]))
+    algorithm = data.draw(st.sampled_from([AmxPhases, AmxMerged]))
+    pads = height.begin, width.begin, height.end, width.end
+    w, gy = noise(O, C, *pair("kernel"), seed=1), noise(6, *pair("outputs"), O)
+    size = pair("size")
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), stride=pair("stride"), pads=pads))
+    backward = algorithm(w, Window(height, width))
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        fixed, each = backward.scratch(threads)
+        context = Context(threads, aligned((fixed + len(gx) * each,)))
+        backward(gy, GradientSlot(gx, bool(accumulate), mask, gate), context)
 
     check_reverse(run, gy, expected, targets=3)
 

@@ -15,6 +15,7 @@ from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_lists import LISTED_CHANNELS
 from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import elements
+from ..step import Floats
 from .algorithms import (
     FEW_OUTPUTS,
     READ,
@@ -29,6 +30,7 @@ from .algorithms import (
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
 from .algorithms_lists import ListsBackward, SparseBackward
+from .algorithms_strides import AmxMerged, AmxPhases
 
 #: Up to this many channels in gx, vectors of channels would be half empty, so columns are used where an
 #: algorithm is asked for by name.
@@ -39,6 +41,8 @@ _MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX, _MAX_BEFORE_AMX_1x1 =
 _LOAD, _MOVED, _CACHE = 11, 8, 2**22
 #: How much longer a vector of products takes that is alone in its tile, which has room for two.
 _LONE = 0.3
+#: By how much phases on AMX must be cheaper than columns, which save the products of zeros.
+_CHEAPER = 0.7
 #: Lists are used only where more than this part of the channels that they work on exists.
 _MIN_FULL = 0.7
 
@@ -120,11 +124,24 @@ def _forward(
     return AmxForward(single, b, window) if chosen == "amx" else DirectForward(single, b, window)
 
 
+def _strided(single: Floats, window: Window) -> BackwardAlgorithm | None:
+    """Strides on AMX, if that is cheaper than columns."""
+    O, C = single.shape[:2]
+    few = window.taps > 1 and C * window.height.stride * window.width.stride <= LANES
+    on_amx = AmxMerged if few else AmxPhases
+    most = _cost_of_columns(O, C, window) * (1 if window.taps == 1 else _CHEAPER)
+    return on_amx(single, window) if on_amx.cost(O, C, window) < most else None
+
+
 def _backward(w: NDArray[np.float64], window: Window, target: Target) -> BackwardAlgorithm:
     O, C = w.shape[:2]
     algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
+    if algorithm in ("auto", "fast") and not window.is_dense:
+        on_amx = _strided(single, window)
+        if on_amx is not None:
+            return on_amx
     if not window.is_dense:
         chosen = "columns"
     else:
