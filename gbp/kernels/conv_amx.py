@@ -25,14 +25,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .amx_beside import BLOCK_BYTES, PIECE, Beside, fetch_bwd, fetch_fwd
 from .amx_frame import FRAME, Frame, positions_in, positions_of, split_rows
 from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_beside
 from .codegen.amx import PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
-from .codegen.memory import ALIGNMENT
 from .codegen.packing import Share
-from .codegen.simd import address_of, prefetch_read, prefetch_write
+from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS
 from .codegen.views import targets_of
 from .epilogue import (
@@ -129,47 +129,6 @@ class Tiles(NamedTuple):
     W: int
 
 
-#: Pixels whose epilogue is done between two groups of multiplications.
-_PIECE = 4
-#: Bytes of a whole block of channels of a pixel.
-_BLOCK_BYTES = 4 * TILE_CHANNELS
-
-
-class Beside(NamedTuple):
-    """What is done beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
-
-    The next run is so many pixels and bytes ahead.  Its pixels are too far apart to be foreseen.
-    """
-
-    end: Any
-    pixels: int
-    bytes: int
-
-
-@device_function
-def _fetch_fwd(run: Run, beside: Beside) -> None:
-    """Fetch what the epilogue of the next run reads and writes."""
-    end = beside.end
-    y = run.y + beside.pixels * end.y.pixel + beside.bytes
-    r = run.r + beside.pixels * end.r.pixel + beside.bytes
-    for _ in range(_PIECE):
-        for line in range(0, _BLOCK_BYTES, ALIGNMENT):
-            prefetch_write(y + line)
-            if end.r.C:
-                prefetch_read(r + line)
-        y, r = y + end.y.pixel, r + end.r.pixel
-
-
-@device_function
-def _fetch_bwd(run: Run, beside: Beside) -> None:
-    """`_fetch_fwd` of a gradient."""
-    gx = run.y + beside.pixels * beside.end.gx.pixel + beside.bytes
-    for _ in range(_PIECE):
-        for line in range(0, _BLOCK_BYTES, ALIGNMENT):
-            prefetch_write(gx + line)
-        gx += beside.end.gx.pixel
-
-
 def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: Any, name: str) -> Any:
     """Make the functions for one part of the work, by rows and by channels, from those of `epilogue`."""
 
@@ -190,7 +149,7 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: An
     def some(run: Run, beside: Any) -> Run:
         if run.pixels:
             fetch(run, beside)
-            run = finish_run(run, _PIECE, beside.end)
+            run = finish_run(run, PIECE, beside.end)
         return run
 
     @one_of_many(f"rest_{name}")
@@ -259,9 +218,9 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: An
                     c0, w = block * TILE_CHANNELS, job.w + block * weights
                     # From the run, which is of the block or tiles before, to what is multiplied now.
                     if block > group:
-                        beside = Beside(end, 0, _BLOCK_BYTES)
+                        beside = Beside(end, 0, BLOCK_BYTES)
                     else:
-                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * _BLOCK_BYTES)
+                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * BLOCK_BYTES)
                     run = multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
                     rest(run, beside)
                     # The epilogue of these pixels is done beside the next multiplications, if it is simple.
@@ -323,8 +282,8 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: An
     return parts
 
 
-_parts_fwd = _shares_of(end_run_fwd, run_fwd, finish_fwd, _fetch_fwd, joins_fwd, "fwd")
-_parts_bwd = _shares_of(end_run_bwd, run_bwd, finish_bwd, _fetch_bwd, joins_bwd, "bwd")
+_parts_fwd = _shares_of(end_run_fwd, run_fwd, finish_fwd, fetch_fwd, joins_fwd, "fwd")
+_parts_bwd = _shares_of(end_run_bwd, run_bwd, finish_bwd, fetch_bwd, joins_bwd, "bwd")
 
 
 def _phases(args: Sequence[Any]) -> int:
