@@ -1,4 +1,4 @@
-"""Python's collector of cyclic garbage waits while a network is built.
+"""Python's collector of cyclic garbage waits while a network is built, and while its first run is recorded.
 
 A network is a hundred objects a layer, which stay, and hardly any garbage.  The collector looks at all of
 them whenever their number has grown by a quarter.  For large networks that takes a quarter of the time.

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rules": "errors limits rewrites",
         "importer": "errors files graph kernels limits ops",
         "plan": "devices errors graph limits ops passes",
-        "runtime": "arguments devices errors graph kernels limits ops plan rules",
+        "runtime": "arguments devices errors garbage graph kernels limits ops plan rules",
         "packed": "kernels limits",
         "pictures": "errors files limits",
         "inputs": "arguments errors graph importer limits pictures",

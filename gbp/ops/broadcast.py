@@ -189,9 +189,11 @@ def six_axes(x: Floats, like: Floats) -> Floats:
 
     The view is writable.  Adding to it sums over the broadcast axes.
     """
-    sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
-    strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))
-    view = strided(x, (len(x), *like.shape[1:]), strides)
+    view = x
+    if x.shape[1:] != like.shape[1:]:
+        sizes = zip(x.strides[1:], x.shape[1:], like.shape[1:], strict=True)
+        strides = (x.strides[0], *(stride if n == m else 0 for stride, n, m in sizes))
+        view = strided(x, (len(x), *like.shape[1:]), strides)
     return view[(slice(None), *(None,) * (RANK - view.ndim))]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices.base import Array, Device, Entry, Repeater
+from ..garbage import collected_later
 from ..kernels.codegen.gate import Gate
 from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
@@ -55,6 +56,7 @@ class Forward:
         self._again_backward: WeakKeyDictionary[Buffers, dict[Gate, Repeater]] = WeakKeyDictionary()
 
     @classmethod
+    @collected_later()
     def make(cls, plan: Plan, n: int, threads: int, device: Device) -> Forward:
         """Allocate the memory of a run of n samples."""
         size = plan.activations.size if plan.keeps_activations else plan.shared_size
@@ -109,6 +111,7 @@ class Forward:
             again[rectifiers] = self.device.repeater()
         again[rectifiers](lambda: self._run_backward(memory, route, rectifiers))
 
+    @collected_later()
     def _run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
         seed, leaving = memory.ends(route, self.device)
@@ -159,6 +162,7 @@ class Piece:
         """Run the instructions on the samples that were written to the entry."""
         self._again(self._run)
 
+    @collected_later()
     def _run(self) -> None:
         self.entry.settle()
         for run in self.runs:
