@@ -158,7 +158,9 @@ def scores_of_joined(model: onnx.ModelProto, output: str, given: dict[str, Array
 
 
 def with_constants(model: onnx.ModelProto, values: dict[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with these inputs constant."""
+    """A copy of the model with these inputs constant; itself where there are none."""
+    if not values:
+        return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())
@@ -265,9 +267,10 @@ def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in [node for node in graph.node if node.op_type == "ConstantOfShape"]:
-        value = numpy_helper.to_array(node.attribute[0].t)
-        weights = np.full(shapes[node.input[0]], value.item(), value.dtype)
-        graph.initializer.append(numpy_helper.from_array(weights, node.output[0]))
+        value, shape = node.attribute[0].t, shapes[node.input[0]]
+        one = numpy_helper.to_array(value).tobytes()
+        kind, name = value.data_type, node.output[0]
+        graph.initializer.add(data_type=kind, dims=shape, name=name, raw_data=one * int(shape.prod()))
         graph.node.remove(node)
     return model
 
