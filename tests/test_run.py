@@ -15,6 +15,7 @@ from agreement import RULES, assert_close
 from builder import Builder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
 
 from gbp import Explainer, InputError, ModelError
@@ -197,6 +198,41 @@ def test_many_seeds_are_computed_in_parts_that_fit_into_memory() -> None:
     parts = [(run.samples, run.vjp(seeds[run.samples], "guided")) for run in explainer.runs(x, ["relu1"])]
     assert [samples for samples, _ in parts] == [slice(0, 1), slice(1, 2)]
     assert np.concatenate([part for _, part in parts]).tobytes() == whole.tobytes()
+
+
+def test_what_is_reduced_in_the_run_s_memory_is_what_a_copy_gives() -> None:
+    model = built(NETS["a rectifier's output with two readers"])
+    explainer = Explainer(model)
+    names = [tensor.name for tensor in explainer.tensors[:-1]]
+    scores, seeds = explainer.tensors[-1].name, noise((2, 3, 4))
+    seen: list[bool] = []
+
+    def planes(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(x.flags.owndata)
+        return x[..., 0] + x.sum(axis=-1)
+
+    in_parts = mock.patch("gbp.plan.plan.Plan.max_targets", return_value=2)
+    with in_parts, explainer.run(noise((2, 3, 6, 7)), keep=names) as run:
+        for name in (*names, scores, model.graph.input[0].name):
+            np.testing.assert_array_equal(run.value(name, reduce=planes), planes(run.value(name)))
+        seen.clear()
+        got = [run.value(name, reduce=np.asarray) for name in names]  # an array that would change
+        for rule in ("guided", "input-x-gradient", "lrp-epsilon"):
+            for wrt in (None, *names[-1:]):
+                full = run.vjp(seeds, rule, wrt=wrt)
+                np.testing.assert_array_equal(run.vjp(seeds, rule, wrt=wrt, reduce=planes), planes(full))
+                one = run.vjp(seeds[:, 0], rule, wrt=wrt, reduce=planes)
+                np.testing.assert_array_equal(one, planes(full[:, :1])[:, 0])
+        run.vjp(seeds, reduce=planes)
+        assert not any(seen[-3:])
+        for name, values in zip(names, got, strict=True):
+            np.testing.assert_array_equal(values, run.value(name))
+        last, first = names[-1], names[0]
+        same = noise(run.value(last).shape)
+        np.testing.assert_array_equal(run.vjp(same, of=last, wrt=last, reduce=planes), planes(same))
+        assert not run.vjp(noise(run.value(first).shape), of=first, wrt=last, reduce=planes).any()
+        with pytest.raises(ModelError, match="NaN or infinity"):
+            run.vjp(np.full_like(seeds, 3e38), reduce=lambda x: 1e3 * planes(x))
 
 
 def test_runs_are_of_all_images_in_order() -> None:

@@ -21,7 +21,7 @@ from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rewrite, Rule, finished, rule_named
 from ..runtime.session import Session
-from ..runtime.tape import Tape
+from ..runtime.tape import Reduce, Tape
 from .engine import Engine
 from .notes import refuse_meaningless
 
@@ -125,18 +125,22 @@ class Run:
         kept = ", ".join(self._session.plan.kept) or "nothing"
         return f"<Run of {len(self)} sample(s), {kept} kept>"
 
-    def value(self, name: str) -> NDArray[np.float32]:
-        """The values of a kept tensor.
+    def value(self, name: str, reduce: Reduce | None = None) -> NDArray[np.float32]:
+        """The values of a kept tensor, or a function of them.
 
         Parameters
         ----------
         name
             As in `keep`; or the name of the input or of the scores.
+        reduce
+            A function of the values, of which it returns another array.  It sees them in the run's memory,
+            which saves a copy, and may neither keep nor change them.
 
         Returns
         -------
         float32 (N, …), in the file's shape and order of axes, before gbp fuses anything.  The scores
         have the file's shape here, too; `scores` and seeds of them for `vjp` are flat, (N, classes).
+        With `reduce`, what it returns.
 
         Raises
         ------
@@ -144,15 +148,19 @@ class Run:
             For a tensor that was not kept, and where the run is closed.
         """
         name, plan = self._known(name), self._session.plan
-        if name == plan.input.name:
-            return self.x
-        if name == plan.scores:
-            return self.scores.reshape(-1, *plan.output_shape)
-        with self._session.device.turn(), computing():
-            return self._tape.value(plan.kept[name])
+        if name in plan.kept:
+            with self._session.device.turn(), computing():
+                return self._tape.value(plan.kept[name], reduce)
+        found = self.x if name == plan.input.name else self.scores.reshape(-1, *plan.output_shape)
+        return found if reduce is None else reduce(found)
 
     def vjp(
-        self, seed: ArrayLike, rule: str | Rule = "vanilla", of: str | None = None, wrt: str | None = None
+        self,
+        seed: ArrayLike,
+        rule: str | Rule = "vanilla",
+        of: str | None = None,
+        wrt: str | None = None,
+        reduce: Reduce | None = None,
     ) -> NDArray[np.float32]:
         """The gradient of Σ seed · tensor under a rule: a vector-Jacobian product, and the rule's finish.
 
@@ -174,10 +182,14 @@ class Run:
         wrt
             The tensor whose gradient is wanted: a kept one, or None for the input.  Nothing before it is
             computed.
+        reduce
+            A function of the gradients of some of the K seeds, float32 (N, k, …), of which it returns another
+            array (N, k, …).  It sees them in the run's memory, as in `value`.
 
         Returns
         -------
         float32 (N, …), or (N, K, …), in the shape of `wrt`.  It is 0 where `of` does not depend on `wrt`.
+        With `reduce`, what it returns, without the axis K where one seed for each sample was given.
 
         Raises
         ------
@@ -207,10 +219,12 @@ class Run:
                     f"{rule.name!r} has no tensor {name!r}, which lies between layers that it folds into one."
                 )
         with session.device.turn(), computing():
-            gradient = session.vjp(tape, rule, seeds, of_kept, wrt_kept)
+            early = reduce if rule.finish is None else None
+            gradient = session.vjp(tape, rule, seeds, of_kept, wrt_kept, early)
             overflows, tape.is_finite = not tape.is_finite, True
         if rule.finish is not None:
             gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
+            gradient = gradient if reduce is None else reduce(gradient)
         if overflows:
             hint = "The network's values overflow float32."
             raise ModelError("the gradient holds NaN or infinity.", hint=hint)
@@ -298,15 +312,17 @@ def _checked(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """A map of n samples and the classes that it explains.  Raises InputError where they do not fit."""
     maps, targets = array_of(map), array_of(target)
-    found = f"the map has shape {list(maps.shape)} of {maps.dtype}, and the target {list(targets.shape)}."
     are_numbers = maps.dtype.kind in "fiu" and targets.dtype.kind in "iu"
     is_one_or_many = targets.ndim in (1, 2) and targets.size > 0 and len(targets) == n
     fits = maps.ndim > targets.ndim and maps.shape[: targets.ndim] == targets.shape
     if not (are_numbers and is_one_or_many and fits):
         supported = f"numbers [{n}, …] with indices [{n}], or [{n}, K, …] with [{n}, K]"
-        raise InputError(found, supported=supported)
-    wrong = targets[(targets < 0) | (targets >= classes)]
-    if wrong.size:
+        raise InputError(
+            f"the map has shape {list(maps.shape)} of {maps.dtype}, and the target {list(targets.shape)}.",
+            supported=supported,
+        )
+    if targets.min() < 0 or targets.max() >= classes:
+        wrong = targets[(targets < 0) | (targets >= classes)]
         raise InputError(f"target {int(wrong[0])} is no class.", supported=f"0 to {classes - 1}")
     return maps.astype(np.float32, copy=False), targets.astype(np.int64, copy=False)
 

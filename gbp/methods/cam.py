@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..explainer import Explainer
 from ..graph.tensors import Tensor
 from ..inputs import Images
+from ..limits import elements
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from .common import Questions, explained, with_details
@@ -129,11 +130,22 @@ def guided_grad_cam(
 def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
     """Σ_c w_c · A_c: float64 (n, K, *sides)."""
     assert tensor.channels is not None  # it has planes
+    channels, pixels = tensor.channels, spatial(tensor)
+
     # Channels last, the order of arrays on a CPU; and no BLAS, whose threads cost more than the sums.
-    planes = np.moveaxis(run.value(tensor.name), 1 + tensor.channels, -1)
-    gradient = np.moveaxis(questions.gradient(run, wrt=tensor.name), 2 + tensor.channels, -1)
-    weights = gradient.mean(axis=tuple(range(2, gradient.ndim - 1)))
-    return np.asarray(np.einsum("nkc,n...c->nk...", weights, planes), np.float64)
+    def means(gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        last = np.moveaxis(gradient, 2 + channels, -1)
+        sums = np.add.reduce(last.reshape(*last.shape[:2], -1, last.shape[-1]), axis=2)
+        return np.asarray(sums / np.float32(elements(pixels)))
+
+    weights = questions.gradient(run, wrt=tensor.name, reduce=means)
+
+    def weighted(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        last = np.moveaxis(planes, 1 + channels, -1)
+        return np.asarray(np.einsum("nkc,npc->nkp", weights, last.reshape(len(last), -1, last.shape[-1])))
+
+    cam = run.value(tensor.name, reduce=weighted)
+    return cam.reshape(*cam.shape[:2], *pixels).astype(np.float64)
 
 
 def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:

@@ -58,9 +58,15 @@ class Questions:
         """The tensors that a run must keep."""
         return () if self.of is None else (self.of,)
 
-    def gradient(self, run: Run, rule: str | Rule = "vanilla", wrt: str | None = None) -> NDArray[np.float32]:
+    def gradient(
+        self,
+        run: Run,
+        rule: str | Rule = "vanilla",
+        wrt: str | None = None,
+        reduce: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
         """Their gradients (n, K, …) in a run of these samples, with respect to the input or a kept tensor."""
-        return run.vjp(self.seeds, rule, of=self.of, wrt=wrt)
+        return run.vjp(self.seeds, rule, of=self.of, wrt=wrt, reduce=reduce)
 
     def values(self, run: Run) -> NDArray[np.float64]:
         """The explained numbers, Σ seed · tensor, in a run of these samples or of others: float64 (n, K)."""

@@ -22,7 +22,7 @@ from ..rules import Rewrite, Rule
 from .at_once import in_order
 from .locks import give_lock
 from .memory import MemoryPool
-from .tape import Tape, steps
+from .tape import Reduce, Tape, steps
 
 T = TypeVar("T")
 
@@ -150,7 +150,13 @@ class Session:
         )
 
     def vjp(
-        self, tape: Tape, rule: Rule, seeds: NDArray[np.float32], of: str | None, wrt: str | None
+        self,
+        tape: Tape,
+        rule: Rule,
+        seeds: NDArray[np.float32],
+        of: str | None,
+        wrt: str | None,
+        reduce: Reduce | None = None,
     ) -> NDArray[np.float32]:
         """Gradients of Σ seed · tensor, as many seeds at a time as the memory holds.
 
@@ -164,19 +170,21 @@ class Session:
             float32 (n, K, …): K seeds for each sample.
         of, wrt
             As for `Plan.route`.
+        reduce
+            As for `Tape.vjp`.
 
         Returns
         -------
-        float32 (n, K, …), each in the shape of `wrt`.
+        float32 (n, K, …), each in the shape of `wrt`; or what `reduce` returns.
         """
         if (of, wrt) not in self.routes:
             self.routes[of, wrt] = self.plan.route(of, wrt)
         route, (n, count) = self.routes[of, wrt], seeds.shape[:2]
-        if of == wrt is not None:
-            return seeds
-        if route is None:
-            return np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
-        return self._in_parts(n, count, route, lambda part: tape.vjp(rule, route, seeds[:, part]))
+        is_same = of == wrt is not None
+        if route is not None and not is_same:
+            return self._in_parts(n, count, route, lambda part: tape.vjp(rule, route, seeds[:, part], reduce))
+        gradient = seeds if is_same else np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
+        return gradient if reduce is None else reduce(gradient)
 
     def _in_parts(
         self, n: int, count: int, route: Route, compute: Callable[[slice], NDArray[np.float32]]

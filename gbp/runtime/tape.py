@@ -7,6 +7,7 @@ activations only where a vector-Jacobian product needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ..devices.base import Device
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
+from ..limits import is_finite
 from ..ops.step import Floats
 from ..plan.backward import Route
 from ..plan.layout import Instruction, PhysicalTensor
@@ -21,6 +23,9 @@ from ..plan.plan import Plan
 from ..rules import Rule
 from .forward import Forward
 from .memory import Buffers, MemoryPool
+
+#: A function of an array of the run, which may not keep it: it is overwritten later.
+Reduce: TypeAlias = Callable[[Floats], Floats]
 
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -103,7 +108,7 @@ class Tape:
 
         return self._backward(rule, plan.backward, k, write)
 
-    def vjp(self, rule: Rule, route: Route, seeds: Floats) -> Floats:
+    def vjp(self, rule: Rule, route: Route, seeds: Floats, reduce: Reduce | None = None) -> Floats:
         """Run a backward pass for every seed, all K of a sample as one batch.
 
         Parameters
@@ -114,19 +119,28 @@ class Tape:
             Between which tensors of the plan.
         seeds
             float32 (N, K, …): gradients of the route's start, in the file's order of axes.
+        reduce
+            A function of what would be returned, while it is in the run's memory.
 
         Returns
         -------
-        The gradients of its end, float32 (N, K, …), in the file's order of axes.
+        The gradients of its end, float32 (N, K, …), in the file's order of axes; or what `reduce` returns.
         """
         k, order = seeds.shape[1], (0, *route.start.order)
 
         def write(seed: Floats) -> None:
             self._device.write(seeds.reshape(-1, *seeds.shape[2:]).transpose(order), seed)
 
-        return self._backward(rule, route, k, write)
+        return self._backward(rule, route, k, write, reduce)
 
-    def _backward(self, rule: Rule, route: Route, k: int, write: Callable[[Floats], None]) -> Floats:
+    def _backward(
+        self,
+        rule: Rule,
+        route: Route,
+        k: int,
+        write: Callable[[Floats], None],
+        reduce: Reduce | None = None,
+    ) -> Floats:
         """One backward pass for k seeds a sample, which `write` writes in memory order."""
         forward, m = self._forward, self.n * k
         memory = forward.backward if k == 1 and route is self._plan.backward else None
@@ -138,10 +152,15 @@ class Tape:
             seed, leaving = memory.ends(route, self._device)
             write(seed)
             forward.run_backward(memory, route, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
-            maps, finite = leaving.read()
+            if reduce is None:
+                maps, finite = leaving.read()
+                maps = maps.reshape(self.n, k, *maps.shape[1:])
+            else:
+                found = leaving.look()
+                maps = np.array(reduce(found.reshape(self.n, k, *found.shape[1:])))
+                finite = is_finite(maps)
         if not finite:  # other threads may find so at the same time
             self.is_finite = False
-        maps = maps.reshape(self.n, k, *maps.shape[1:])
         if memory is not forward.backward:
             self._pool.release("backward", size, nbytes, memory)
         return maps
@@ -151,11 +170,11 @@ class Tape:
         arena = route.arena
         return Buffers.new(self._plan, arena, m, arena.size, self._threads, self._device)
 
-    def value(self, tensor: PhysicalTensor) -> Floats:
-        """The values of a kept tensor, float32 (N, …), in the file's order of axes."""
+    def value(self, tensor: PhysicalTensor, reduce: Reduce | None = None) -> Floats:
+        """The values of a kept tensor, float32 (N, …), in the file's order of axes; or a function of them."""
         with self._device.running():
-            found = self._device.read(self._forward.arrays[tensor.name])
-        return np.array(found.transpose(tensor.logical_axes), np.float32)
+            found = self._device.read(self._forward.arrays[tensor.name]).transpose(tensor.logical_axes)
+            return np.array(found if reduce is None else reduce(found))
 
 
 def steps(
