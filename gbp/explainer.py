@@ -16,7 +16,6 @@ from .engine.network import Network
 from .engine.settings import Settings
 from .engine.warming import warm_up
 from .errors import InputError
-from .garbage import collected_later
 from .graph.head import PROBABILITY, Probability
 from .graph.shapes import Shape
 from .importer.load import open_model
@@ -32,6 +31,7 @@ from .questions.questions import Question, Score, checked_score, is_hidden
 from .result.attribution import Attribution
 from .result.provenance import Provenance
 from .rules import Rule, rule_named
+from .runtime.garbage import collected_later
 
 
 class Explainer(Network):

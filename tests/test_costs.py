@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer, GbpError
-from gbp.garbage import collected_later
 from gbp.importer import subgraph
 from gbp.importer.load import build, open_model
 from gbp.passes.known import _FEW, known, likely
 from gbp.passes.search import Search
 from gbp.plan import arena
 from gbp.plan.plan import Plan
+from gbp.runtime.garbage import collected_later
 
 Graph = Callable[[int], onnx.ModelProto]
 node = helper.make_node
@@ -301,7 +301,7 @@ def test_the_collector_waits_for_the_last_of_several_threads() -> None:
 def test_the_collector_works_in_a_child_of_a_process_that_builds() -> None:
     code = """
 import gc, os
-from gbp.garbage import collected_later
+from gbp.runtime.garbage import collected_later
 with collected_later():
     child = os.fork()
     if not child:

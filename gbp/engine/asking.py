@@ -106,36 +106,51 @@ def ask(
         name = getattr(score, "__name__", "function")
         best = run.scores.argmax(axis=1)
         return [_of_scores(of_function(score, run.scores, first), [name] * len(run), best)], True
-    asked: list[Asked] = []
-    is_one, classes = len(items) == 1, Classes(run.score_shape, run.labels)
-    for item in items:
-        if isinstance(item, (Unit, Channel)):
-            asked.append(_hidden(run, item))
-        elif isinstance(item, Contrast):
-            ends = [_classes_of(run, end) for end in (item.for_, item.against)]
-            a, b = (of_classes(_named(score), run.scores, end, run.head, classes) for end in ends)
-            names = [f"{x} - {y}" for x, y in zip(*(_names(run, end, "logit") for end in ends), strict=True)]
-            prefix = "" if score is None else f"{score} of "
-            asked.append(_of_scores(a - b, [prefix + name for name in names], ends[0]))
-        else:
-            targets = run.targets(item)
-            is_one &= targets.ndim == 1
-            for column in targets.reshape(len(run), -1).T:
-                value = of_classes(_named(score), run.scores, column, run.head, classes)
-                asked.append(_of_scores(value, _names(run, column, _named(score)), column))
+    found = [_of_item(run, item, score) for item in items]
+    asked = [each for several, _ in found for each in several]
     if score != "sum":
-        return asked, is_one
+        return asked, len(items) == 1 and found[0][1]
     if any(isinstance(item, Contrast) for item in items):
         raise InputError("score is 'sum', and the target a contrast.", hint="Leave the score out.")
-    together = Value(
+    return [_sum(asked)], True
+
+
+def _of_item(run: Run, item: Any, score: Any) -> tuple[list[Asked], bool]:
+    """The questions that one value of `target` asks, and whether it is one, without an axis for K."""
+    if isinstance(item, (Unit, Channel)):
+        return [_hidden(run, item)], True
+    if isinstance(item, Contrast):
+        return [_contrast(run, item, score)], True
+    classes, targets = Classes(run.score_shape, run.labels), run.targets(item)
+    asked = []
+    for column in targets.reshape(len(run), -1).T:
+        value = of_classes(_named(score), run.scores, column, run.head, classes)
+        asked.append(_of_scores(value, _names(run, column, _named(score)), column))
+    return asked, targets.ndim == 1
+
+
+def _contrast(run: Run, item: Contrast, score: Any) -> Asked:
+    """The difference of two classes' scores."""
+    classes = Classes(run.score_shape, run.labels)
+    ends = [_classes_of(run, end) for end in (item.for_, item.against)]
+    a, b = (of_classes(_named(score), run.scores, end, run.head, classes) for end in ends)
+    names = [f"{x} - {y}" for x, y in zip(*(_names(run, end, "logit") for end in ends), strict=True)]
+    prefix = "" if score is None else f"{score} of "
+    return _of_scores(a - b, [prefix + name for name in names], ends[0])
+
+
+def _sum(asked: Sequence[Asked]) -> Asked:
+    """The sum of what is asked, about the first class."""
+    total = Value(
         np.sum([each.value for each in asked], axis=0, dtype=np.float64),
         np.sum([each.seed for each in asked], axis=0, dtype=np.float64),
     )
     names = [" + ".join(row) for row in zip(*(each.names for each in asked), strict=True)]
-    return [_of_scores(together, names, asked[0].classes)], True
+    return _of_scores(total, names, asked[0].classes)
 
 
 def _named(score: Any) -> Any:
+    """The score of a single class."""
     return "logit" if score in (None, "sum") else score
 
 

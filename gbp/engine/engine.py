@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ..errors import ModelError
-from ..garbage import collected_later
 from ..graph.head import Head
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
@@ -34,6 +33,7 @@ from ..result.attribution import Attribution
 from ..result.doubts import doubted
 from ..result.provenance import Provenance
 from ..rules import Rewrite, Rule, finished
+from ..runtime.garbage import collected_later
 from ..runtime.session import Kept, Session, Sessions
 from .facts import Facts
 from .notes import refuse_meaningless

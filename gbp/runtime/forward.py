@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices.base import Array, Device, Entry, Repeater
-from ..garbage import collected_later
 from ..kernels.codegen.gate import Gate
 from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
@@ -19,6 +18,7 @@ from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, Gradient
 from ..plan.backward import GradientWrite, Route
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
+from .garbage import collected_later
 from .memory import Buffers, masks_of
 
 
