@@ -202,6 +202,21 @@ def test_memory_bounds_what_runs_together(
     assert found.scores.tobytes() == whole.scores.tobytes()
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(8, [2, 2, 2, 2]), (9, [3, 3, 3]), (7, [3, 2, 2]), (2, [2])])
+def test_slices_are_of_one_size(count: int, sizes: list[int]) -> None:
+    """Where there is room for 3 samples, so that memory for other sizes cannot be kept beside."""
+    plan, _ = Explainer(classifier(None)).plan_for((3, 8, 9))
+    session = Explainer(classifier(None), memory=plan.nbytes(3, 1))._engine.sessions.of((3, 8, 9))
+    found = list(session.slices(count, 1, None))
+    assert [part.stop - part.start for part in found] == sizes
+    assert np.concatenate([np.arange(count)[part] for part in found]).tolist() == list(range(count))
+
+
+def test_slices_differ_where_their_memory_is_kept() -> None:
+    session = Explainer(classifier(None))._engine.sessions.of((3, 8, 9))
+    assert [part.stop - part.start for part in session.slices(9, 1, 5)] == [5, 4]
+
+
 @pytest.mark.parametrize("room", [0, None])
 def test_memory_for_other_batches_is_kept_where_there_is_room(room: int | None) -> None:
     explainer = Explainer(classifier(None))

@@ -243,9 +243,25 @@ class Session:
         budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
         size = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
         size = min(size, self.max_fitting or size)
+        slices = self._count_of_slices(count, size, targets)
+        least, larger = divmod(count, slices)  # of nearly equal size, because weights are read once a slice
+        start = 0
+        for k in range(slices):  # sizes change once, because another size may take other memory
+            stop = start + least + (k < larger)
+            yield slice(start, stop)
+            start = stop
+
+    def _count_of_slices(self, count: int, size: int, targets: int) -> int:
+        """Into how many slices of at most `size` samples a batch is cut.
+
+        Two sizes whose memory the pool does not keep side by side are made anew in each call.  So a few more
+        slices are better, if all are of one size then.
+        """
         slices = -(-count // size)
-        for k in range(slices):  # of nearly equal size, because weights are read once a slice
-            yield slice(count * k // slices, count * (k + 1) // slices)
+        kept = self.plan.max_samples(self.memory or self.device.slice_bytes, targets)
+        if count % slices == 0 or 2 * (count // slices) + 1 <= kept:
+            return slices
+        return next((k for k in range(slices, 2 * slices) if count % k == 0), slices)
 
     def fitting(self, part: slice, compute: Callable[[slice], T]) -> Iterator[T]:
         """The result of `compute` for these samples; where memory runs out, the results for its halves."""
