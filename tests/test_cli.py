@@ -485,7 +485,7 @@ def test_completion(capsys):
         with pytest.raises(SystemExit) as error:
             run("--print-completion", shell)
         assert error.value.code == 0
-        assert "--skip-broken" in capsys.readouterr().out
+        assert "skip-broken" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:
         run("--print-completion", "dos")
     assert error.value.code == 2
@@ -525,6 +525,15 @@ def test_fish_completes_options_and_files(tmp_path, capsys):
     done = subprocess.run([fish, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     found = [line.split()[0] for line in done.stdout.splitlines()]
     assert (found, done.stderr) == (["--skip-broken", "warmup", "gray", "network.onnx"], "")
+
+
+def test_an_unknown_option_is_refused_by_its_command(capsys):
+    with pytest.raises(SystemExit) as error:
+        run("explain", "demo.onnx", "demo.png", "--smoth", "3")
+    assert error.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("usage: gbp explain ")
+    assert said.endswith("gbp explain: error: unrecognized arguments: --smoth 3. Did you mean --smooth?")
 
 
 def test_all_options_are_explained():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import io
 import os
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are refused or not
     try:
-        arguments = _parser().parse_args(argv)
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            arguments.parser.refuse(unknown)
         code: int = arguments.run(arguments)
         sys.stdout.flush()  # so that a closed pipe shows here and not at exit
         return code
@@ -64,6 +67,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))  # it repeats arguments, which may be names of files
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exit with the first argument that this command does not have, and the option nearest to it."""
+        options = [name for action in self._actions for name in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1, 0.75)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_command(commands)
     for name, parser_of in commands.choices.items():
         parser_of.epilog = help.epilog(name)
+        parser_of.set_defaults(parser=parser_of)
     return parser
 
 
