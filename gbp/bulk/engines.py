@@ -23,11 +23,13 @@ from .zarrs import Maps
 CHUNK = 16
 #: Threads that read, and threads that write: they wait for the disk, and Python's lock is free meanwhile.
 _READERS, _WRITERS = 2, 4
+#: Threads of an actor that write: a whole chunk may wait for the disk while the next one is explained.
+_ACTORS_WRITERS = CHUNK
 #: Images that an actor gets at a time, where there are many: each time costs Ray some 80 ms of a processor.
 _LARGE = 64
 
 
-def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
+def locally(worker: Worker, tasks: Sequence[Task], writers: int = _WRITERS) -> Iterator[list[Row]]:
     """Explain in this process.  Threads read the next images and write the last ones meanwhile.
 
     Parameters
@@ -36,6 +38,8 @@ def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
         Does it.
     tasks
         The images.
+    writers
+        How many threads write.
 
     Yields
     ------
@@ -44,7 +48,7 @@ def locally(worker: Worker, tasks: Sequence[Task]) -> Iterator[list[Row]]:
     chunks = deque(tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK))
     reading: deque[list[Future[Read]]] = deque()
     writing: deque[list[Future[Row]]] = deque()
-    read_by, write_by = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(_WRITERS)
+    read_by, write_by = ThreadPoolExecutor(_READERS), ThreadPoolExecutor(writers)
     try:
         while chunks or reading or writing:
             while chunks and len(reading) < 2:
@@ -100,7 +104,7 @@ def on_ray(
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             tasks = [Task(**json.loads(str(task))) for task in batch["task"]]
-            chunks = locally(self._worker, tasks)
+            chunks = locally(self._worker, tasks, _ACTORS_WRITERS)
             return {"row": [json.dumps(row) for rows in chunks for row in rows]}
 
     mine, context = not ray.is_initialized(), ray.data.DataContext.get_current()
