@@ -17,8 +17,9 @@ from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
+from gbp.ops.conv.algorithms_amx import AmxForward
 from gbp.ops.conv.algorithms_strides import AmxMerged, AmxPhases
-from gbp.ops.step import Context, GradientSlot
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
 
 pytestmark = pytest.mark.skipif(
     ON_CARD or not amx.is_usable(), reason="this machine has no AMX, or may not use it, or a card computes"
@@ -104,6 +105,21 @@ def test_strided_backward(data: st.DataObject) -> None:
         backward(gy, GradientSlot(gx, bool(accumulate), mask, gate), context)
 
     check_reverse(run, gy, expected, targets=3)
+
+
+def test_bits_do_not_depend_on_the_batch() -> None:
+    """Where one sample shares channels among threads, and three share rows."""
+    x, w = noise(3, 7, 9, 130), noise(64, 130, 1, 1, seed=1)
+    forward = AmxForward(w, noise(64, seed=2), Window.resolve((7, 9), (1, 1)))
+    assert [forward.layer.arguments(n, Context(1, aligned((0,))))[3] > 0 for n in (1, 3)] == [False, True]
+
+    def outputs(x: Any) -> Any:
+        fixed, each = forward.scratch(1)
+        y = np.empty((len(x), 7, 9, 64), np.float32)
+        forward(x, NO_TENSOR, y, UNCLIPPED, Context(1, aligned((fixed + len(x) * each,))))
+        return y
+
+    np.testing.assert_array_equal(outputs(x), np.concatenate([outputs(x[n : n + 1]) for n in range(3)]))
 
 
 def test_parts_are_the_whole() -> None:

@@ -24,6 +24,10 @@ from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padd
 #: Costs in vector multiply-adds of a core, measured: of LANES products of float32; to split a value; to bring
 #: a sum from its tile to the epilogue, and a pixel.
 _PRODUCTS, _SPLIT, _STORE, _PIXEL = 0.38, 0.85, 1.0, 30.0
+#: About how many pixels run through all weights together, where these leave the first-level cache.
+_PIXELS = 4 * amx.ROWS
+#: More samples than any batch has.
+_MANY = 2**40
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,31 @@ class AmxLayer:
         ends = _SPLIT * depth + _STORE * self.O + _PIXEL
         return _PRODUCTS * computed * weights + reading + H * W * ends
 
-    def _band(self, threads: int) -> int:
-        """Rows of the output that a thread computes at once; 0 if threads share the channels."""
-        weights_are_larger = elements(self.size) < self.taps.rows * self.taps.columns * self.O
-        if weights_are_larger and 2 * threads <= -(-self.O // TILE_CHANNELS):
-            return 0
-        return band_of(self.C, self.frame, self.taps)
+    def _band(self, n: int, threads: int) -> int:
+        """Rows of the output that a thread computes at once of n samples; 0 if threads share the channels."""
+        pixels, outputs = elements(self.size), self.taps.rows * self.taps.columns * self.O
+        if pixels >= outputs or 2 * threads > -(-self.O // TILE_CHANNELS):
+            return band_of(self.C, self.frame, self.taps)
+        if self._narrows and n * pixels >= 2 * outputs:
+            # Split pixels of many samples leave the caches; those of a few rows do not.
+            return max(band_of(self.C, self.frame, self.taps), _PIXELS // self.frame.columns)
+        return 0
+
+    @property
+    def _narrows(self) -> bool:
+        """Whether it is 1×1 and has so many inputs that most of its time goes into splitting them."""
+        return self.taps.rows * self.taps.columns == 1 and self.C >= 2 * self.O
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return amx_scratch(self.C, self.frame, self.taps, self._band(threads), threads)
+        few, many = (
+            amx_scratch(self.C, self.frame, self.taps, self._band(n, threads), threads) for n in (1, _MANY)
+        )
+        return max(few[0], many[0]), max(few[1], many[1])
 
-    def arguments(self, context: Context) -> tuple[Any, ...]:
-        """The last arguments of a kernel, from its scratch on."""
+    def arguments(self, n: int, context: Context) -> tuple[Any, ...]:
+        """The last arguments of a kernel for n samples, from its scratch on."""
         threads = context.threads
-        return context.scratch, self.taps, self.frame, self._band(threads), threads, threads
+        return context.scratch, self.taps, self.frame, self._band(n, threads), threads, threads
 
 
 class AmxForward(ForwardAlgorithm):
@@ -100,7 +115,7 @@ class AmxForward(ForwardAlgorithm):
         if self.window.taps == 1 and self.window.is_unpadded:
             h, w = self.window.height, self.window.width
             x = x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
-        end = clip.lo, clip.hi, *self.layer.arguments(context)
+        end = clip.lo, clip.hi, *self.layer.arguments(len(x), context)
         conv_amx_fwd(x, self.w, self.b, r, y, context.mask, *end)
 
 
@@ -119,4 +134,4 @@ class AmxBackward(BackwardAlgorithm):
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
-        conv_amx_bwd(gy, self.w, *target, *self.layer.arguments(context))
+        conv_amx_bwd(gy, self.w, *target, *self.layer.arguments(len(gy), context))

@@ -103,7 +103,7 @@ class AmxPhases(BackwardAlgorithm):
         for (rows, columns), packed, layer in self.phases:
             own, mask = gx.array[:, rows, columns], gx.mask[:, rows, columns]
             if packed.size:
-                conv_amx_bwd(gy, packed, mask, gx.gate, own, accumulate, *layer.arguments(context))
+                conv_amx_bwd(gy, packed, mask, gx.gate, own, accumulate, *layer.arguments(len(gy), context))
             elif not gx.accumulate:
                 clear_pixels(own, threads)
             elif gx.gate != OPEN:
@@ -166,7 +166,7 @@ class AmxMerged(BackwardAlgorithm):
         floats = len(gy) * H * W * self.layer.O
         merged = view(context.scratch[:floats], len(gy), H, W, self.layer.O)
         rest = context.with_scratch(context.scratch[len(gy) * self._merged :])
-        conv_amx_bwd(gy, self.w, NO_MASK, OPEN, merged, 0, *self.layer.arguments(rest))
+        conv_amx_bwd(gy, self.w, NO_MASK, OPEN, merged, 0, *self.layer.arguments(len(gy), rest))
         for k, (rows, columns) in enumerate(self.places):
             own, mask = gx.array[:, rows, columns], gx.mask[:, rows, columns]
             part = merged[:, : own.shape[1], : own.shape[2], k * C : (k + 1) * C]
