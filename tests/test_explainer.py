@@ -19,7 +19,9 @@ from builder import Builder
 from PIL import Image
 
 from gbp import PROBABILITY, Explainer, InputError, UnsupportedError
+from gbp.devices.cpu import CpuDevice
 from gbp.diagnostics.inspection import inspect
+from gbp.kernels.codegen.memory import aligned
 from gbp.limits import is_finite
 from gbp.runtime.memory import MemoryPool
 from gbp.runtime.session import Sessions
@@ -202,14 +204,32 @@ def test_memory_bounds_what_runs_together(
     assert found.scores.tobytes() == whole.scores.tobytes()
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(8, [2, 2, 2, 2]), (9, [3, 3, 3]), (7, [3, 2, 2]), (2, [2])])
-def test_slices_are_of_one_size(count: int, sizes: list[int]) -> None:
-    """Where there is room for 3 samples, so that memory for other sizes cannot be kept beside."""
-    plan, _ = Explainer(classifier(None)).plan_for((3, 8, 9))
-    session = Explainer(classifier(None), memory=plan.nbytes(3, 1))._engine.sessions.of((3, 8, 9))
-    found = list(session.slices(count, 1, None))
+SIZES = [(8, [2, 2, 2, 2]), (9, [3, 3, 3]), (7, [2, 2, 2, 1]), (2, [2]), (5, [2, 2, 1])]
+
+
+@pytest.mark.parametrize(("count", "sizes"), SIZES)
+def test_slices_are_of_sizes_whose_memory_is_kept(
+    monkeypatch: pytest.MonkeyPatch, count: int, sizes: list[int]
+) -> None:
+    """A second call allocates nothing, where there is room for slices of 3, but not beside slices of 2."""
+    allocated = []
+
+    def empty(self: CpuDevice, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        allocated.append(shape)
+        return aligned(shape, dtype)
+
+    monkeypatch.setattr(CpuDevice, "empty", empty)
+    explainer = Explainer(classifier(None), threads=1)
+    session = explainer._engine.sessions.of((3, 8, 9))
+    session.pool.max_bytes = 5 * session.plan.forward_bytes - 1
+    found = list(session.slices(count, 1, 3))
     assert [part.stop - part.start for part in found] == sizes
     assert np.concatenate([np.arange(count)[part] for part in found]).tolist() == list(range(count))
+    x = images(count, 3, 8, 9)
+    explainer.explain(x, batch_size=3)
+    allocated.clear()
+    explainer.explain(x, batch_size=3)
+    assert not allocated
 
 
 def test_slices_differ_where_their_memory_is_kept() -> None:
@@ -221,7 +241,7 @@ def test_slices_differ_where_their_memory_is_kept() -> None:
 def test_memory_for_other_batches_is_kept_where_there_is_room(room: int | None) -> None:
     explainer = Explainer(classifier(None))
     pool = explainer._engine.sessions.of((3, 8, 9)).pool
-    pool._max_bytes = pool._max_bytes if room is None else room
+    pool.max_bytes = pool.max_bytes if room is None else room
     for count in (2, 3, 4):
         explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
     kept = (2, 3, 4) if room is None else (4,)
@@ -369,7 +389,7 @@ def test_memory_of_another_size_is_given_up_at_once(targets: int) -> None:
     """And not when the garbage collector comes by: arenas are large."""
     explainer = Explainer(DEMO)
     x = np.zeros((3, *explainer.input_shape[1:]), np.float32)
-    explainer._engine.sessions.of(explainer.input_shape[1:]).pool._max_bytes = 0
+    explainer._engine.sessions.of(explainer.input_shape[1:]).pool.max_bytes = 0
     explainer.explain(x[:1], target=np.zeros((1, targets), np.int64))  # compiling leaves all sorts of things
     gc.collect()
     gc.disable()

@@ -101,7 +101,7 @@ class MemoryPool:
     def __init__(self, max_bytes: int = 0, max_kept: int = 4) -> None:
         self._free: dict[tuple[str, Hashable], list[Any]] = {}
         self._bytes: dict[tuple[str, Hashable], int] = {}
-        self._max_bytes, self._max_kept = max_bytes, max_kept
+        self.max_bytes, self._max_kept = max_bytes, max_kept
         give_lock(self)
 
     def acquire(self, kind: str, size: Hashable, nbytes: int, make: Callable[[], T]) -> T:
@@ -143,7 +143,7 @@ class MemoryPool:
         The caller has the lock.
         """
         others = [key for key in self._free if key[0] == kind and key[1] != size]
-        room = self._max_bytes - nbytes - sum(len(self._free[key]) * self._bytes[key] for key in others)
+        room = self.max_bytes - nbytes - sum(len(self._free[key]) * self._bytes[key] for key in others)
         for other in others:
             while room < 0 and self._free[other]:
                 self._free[other].pop()

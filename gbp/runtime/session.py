@@ -255,13 +255,15 @@ class Session:
         """Into how many slices of at most `size` samples a batch is cut.
 
         Two sizes whose memory the pool does not keep side by side are made anew in each call.  So a few more
-        slices are better, if all are of one size then.
+        slices are better, if all are of one size then, or of two whose memory it keeps.
         """
-        slices = -(-count // size)
-        kept = self.plan.max_samples(self.memory or self.device.slice_bytes, targets)
-        if count % slices == 0 or 2 * (count // slices) + 1 <= kept:
-            return slices
-        return next((k for k in range(slices, 2 * slices) if count % k == 0), slices)
+        fewest, sample = -(-count // size), self.plan.forward_bytes
+        if targets > 1:
+            sample = max(sample, targets * self.plan.backward_bytes)
+        for slices in range(fewest, 2 * fewest + 1):
+            if count % slices == 0 or (2 * (count // slices) + 1) * sample <= self.pool.max_bytes:
+                return slices
+        return fewest
 
     def fitting(self, part: slice, compute: Callable[[slice], T]) -> Iterator[T]:
         """The result of `compute` for these samples; where memory runs out, the results for its halves."""
