@@ -199,7 +199,7 @@ class Step(ABC):
     repeats: bool = False
     repeats_back: bool = False
 
-    # What a run keeps for its vjp.
+    # Kept by a run for its vjp.
 
     #: Whether `vjp` reads the inputs again, or the output.
     saves_x: bool = False
@@ -209,7 +209,7 @@ class Step(ABC):
     #: Whether y holds positions of maxima.  gbp counts them within a plane, ONNX through the whole tensor.
     yields_positions: bool = False
 
-    # What can be fused with it.
+    # Fused with it, where that is possible.
 
     #: Whether `forward` adds the residual r in the same pass; and whether it clips and writes the mask.
     fuses_residual: bool = False
