@@ -196,10 +196,12 @@ def test_activations_with_constants_of_their_own_are_judged_one_by_one(name: str
         assert len(named(model)) == n
 
 
-def test_scales_between_rectifiers_are_judged_in_few_lengths() -> None:
+@pytest.mark.parametrize("spread", [(), (3, 1, 1)])
+def test_scales_between_rectifiers_are_judged_in_few_lengths(spread: tuple[int, ...]) -> None:
     """Also those that nearly cancel: a chain of them may be judged in the length of a few rectifiers only."""
     n = 64
-    stored = {f"c{i}": np.float32(1 + i * 1e-5) for i in range(n)}
+    by_place = np.arange(np.prod(spread, dtype=int)).reshape(spread) / 8
+    stored = {f"c{i}": np.float32(1 + (i + 1) * 1e-5 + by_place) for i in range(n)}
     nodes = [
         node(("Mul", "Relu")[i % 2], [f"t{i}" if i else "x", *([f"c{i}"] * (i % 2 == 0))], [f"t{i + 1}"])
         for i in range(n)

@@ -30,6 +30,7 @@ _FAR = 1e9
 #: A few numbers, to find out what a function may be; each family of functions reads some of them.
 _FEW = np.array([-_FAR, -50.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 50.0, _FAR / 10, _FAR])
 _AT = {float(x): i for i, x in enumerate(_FEW)}
+_KEPT = (_FEW > 0) & (_FEW <= 50)  # which a PRelu does not change
 _POWERS = 2.0 ** np.arange(-30, 31)
 #: All numbers that are tested: dense around 0, at every magnitude, and far out.
 _GRID = np.array(sorted({*np.linspace(-9, 9, 73), *np.linspace(-100, 100, 61), *_POWERS, *-_POWERS}))
@@ -91,7 +92,7 @@ def likely(growth: Growth) -> set[int]:
     """
     values = growth.values(_FEW)
     if not values:
-        return set(growth.ends)
+        return set()
     few = np.stack(list(values.values()))
     at = {x: few[:, i] for x, i in _AT.items()}
     with np.errstate(all="ignore"):
@@ -102,8 +103,10 @@ def likely(growth: Growth) -> set[int]:
         may |= (at[1] > 0.5) & (at[1] < 1) & (np.abs(at[1] - at[-1] - 1) <= 2 * _ALIKE)  # Swish
         is_near = np.abs(few[:, None, _NEAR] - _NEAR_OF_FIXED) <= _ALIKE * _NEAR_SIZES
         may |= np.any(np.all(is_near, axis=2), axis=1)
-    unlikely = {size for size, is_likely in zip(values, may, strict=True) if not is_likely}
-    return set(growth.ends) - unlikely
+        beyond = np.array(list(values)) > growth.alike  # where it can only be a PRelu or a Relu
+        x = _FEW[_KEPT]
+        may = np.where(beyond, np.all(np.abs(few[:, _KEPT] - x) <= 2 * _EQUAL * x, axis=1), may)
+    return {size for size, is_likely in zip(values, may, strict=True) if is_likely}
 
 
 def known(f: Subgraph) -> Known | None:

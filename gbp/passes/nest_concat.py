@@ -29,5 +29,5 @@ def nest_concat(graph: Graph) -> Graph:
                 if number in joined:
                     inputs = (joined[number], *layer.inputs[count:])
             joined.setdefault(number, layer.output)
-        layers.append(replace(layer, inputs=inputs))
+        layers.append(layer if inputs is layer.inputs else replace(layer, inputs=inputs))
     return graph.with_layers(layers)

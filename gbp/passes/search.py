@@ -91,23 +91,26 @@ class Growth:
     def values(self, x: Numbers) -> dict[int, Numbers]:
         """{how many layers: the values of their output for numbers x (P,)}, all sizes in one pass.
 
-        Sizes with constants that differ by place are left out.
+        Where constants differ by place, they are those of the first place.
         """
-        sizes, found = [], dict[str, Numbers]()
-        for size, layer in enumerate(self.layers, start=1):
-            if any(np.ndim(c) for c in self.ops[layer.output].constants):
-                break
-            sizes += [size] if size in self.ends else []
+        found = dict[str, Numbers]()
         with np.errstate(all="ignore"):
-            for size in range(max(sizes, default=0), 0, -1):
+            for size in range(max(self.ends, default=0), 0, -1):
                 if size in self.ends:  # All layers that follow read this tensor alone, or each other.
                     name = self.ends[size]
                     found[name] = np.vstack([found[name], x]) if name in found else x[None]
                 layer = self.layers[size - 1]
                 op = self.ops[layer.output]
-                y = op.function(*(found[name] for name in layer.inputs), *op.constants)
+                constants = (np.float64(c.flat[0]) if np.ndim(c) else c for c in op.constants)
+                y = op.function(*(found[name] for name in layer.inputs), *constants)
                 found[layer.output] = np.asarray(y, np.float64)
-        return dict(zip(reversed(sizes), found[self.layers[0].output], strict=True)) if sizes else {}
+        return dict(zip(reversed(self.ends), found[self.layers[0].output], strict=True)) if self.ends else {}
+
+    @property
+    def alike(self) -> int:
+        """How many layers, from the last one on, have no constants that differ by place."""
+        by_place = (any(np.ndim(c) for c in self.ops[layer.output].constants) for layer in self.layers)
+        return next((i for i, found in enumerate(by_place) if found), len(self.layers))
 
 
 class Search:

@@ -31,7 +31,8 @@ def tap(graph: Graph, names: Iterable[str]) -> tuple[Graph, dict[str, str]]:
         taps[name] = made
     layers: list[Layer] = []
     for layer in graph.layers:
-        layers.append(replace(layer, inputs=tuple(taps.get(x, x) for x in layer.inputs)))
+        inputs = tuple(taps.get(x, x) for x in layer.inputs)
+        layers.append(layer if inputs == layer.inputs else replace(layer, inputs=inputs))
         if layer.output in taps:
             made = taps[layer.output]
             layers.append(Layer(made, Tap(), (layer.output,), made, "Tap"))

@@ -94,7 +94,9 @@ def alias_buffers(
                 else:
                     inside[name] = instruction.output, start
             step, copied = step.only(which), tuple(instruction.inputs[i] for i in which)
-        if copied:
+        if copied == instruction.inputs and step is instruction.step:
+            left.append(instruction)
+        elif copied:
             left.append(replace(instruction, step=step, inputs=copied))
     return left, _resolved(inside, rows, tensors, views)
 
