@@ -1,4 +1,4 @@
-"""What `conv_amx` does beside multiplications: the epilogue of a run, and fetching for the next one."""
+"""Work beside the multiplications of `conv_amx`: a run's epilogue, and fetching for the next run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK_BYTES = 4 * TILE_CHANNELS
 
 
 class Beside(NamedTuple):
-    """What is done beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
+    """Work beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
 
     The next run is so many pixels and bytes ahead.  Its pixels are too far apart to be foreseen.
     """

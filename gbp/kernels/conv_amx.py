@@ -12,8 +12,8 @@ sums that belong to padding are not written.  With other strides each row of the
 All outputs are summed in the same order (`amx_sums`), whatever the threads, the batch or the pixel's place in
 a tile: equal windows give equal outputs at every position.
 
-The epilogue of a pair of tiles is done beside the multiplications of the next pair.  What the epilogue of
-that one needs is fetched there, too.
+The epilogue of a pair of tiles is done beside the multiplications of the next pair.  The arrays that the next
+pair's own epilogue reads and writes are fetched there, too.
 
 Threads share the rows of the output, and each splits the pixels that it needs, few enough for its cache.  If
 the weights are larger than the plane, one phase splits all pixels, and in the next threads share the output
