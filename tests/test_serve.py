@@ -27,6 +27,7 @@ import httpx
 
 from gbp import RULES, At, Channel, Explainer, GbpError, InputError, Top, Unit, methods
 from gbp.methods import METHODS
+from gbp.pictures.legend import meaning
 from gbp.rules import OTHER_RULES, rule_named
 from gbp.serve.app import Server, application, routes_of
 from gbp.serve.limits import Limits
@@ -120,6 +121,7 @@ def test_a_hidden_unit_is_explained(
     app: Any, explainer: Explainer, query: dict[str, str], target: Any
 ) -> None:
     answer = post(app, rule="deconvnet", include="map", **query).json()
+    assert answer["means"]["overlay"] == meaning("overlay", "deconvnet")
     expected = explainer.explain(PHOTO, rule="deconvnet", target=target)
     assert arrays(base64.b64decode(answer["map"]))["map"].tobytes() == expected.map.tobytes()
     assert answer["explained"] == expected.to_dict()["explained"]
@@ -129,6 +131,7 @@ def test_a_hidden_unit_is_explained(
 def test_every_method_is_the_librarys(app: Any, explainer: Explainer, name: str) -> None:
     options = {"layer": explainer.tensors[2].name} if METHODS[name].needs else {}
     answer = post(app, method=name, target="star", include="map", **options).json()
+    assert answer["means"]["diverging"] == meaning("diverging", answer["rule"], name)
     expected = METHODS[name].call(explainer, PHOTO, target="star", **options)
     assert (answer["method"], answer["rule"]) == (name, expected.rule)
     assert answer["notes"] == list(expected.notes)

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from PIL import Image
 from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..methods import METHODS
+from ..pictures.drawing import Panel
 from ..pictures.files import save_picture
 from ..pictures.image import read_image, read_sample
+from ..pictures.legend import meaning
 from ..result.attribution import Attribution
 from ..rules import OTHER_RULES, RULES, rule_named
 from .limits import Limits
@@ -203,6 +205,7 @@ def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str
     }
     if "map" in job.ask.include:
         report["map"] = base64.b64encode(_arrays(result)).decode()
+        report["means"] = {style: meaning(style, result.rule, result.method) for style in get_args(Panel)}
     if "input" in job.ask.include:
         image = result[0].image
         report["input"] = None if image is None else base64.b64encode(_encoded(image, "png")).decode()

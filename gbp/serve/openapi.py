@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ..methods import METHODS
+from ..pictures.drawing import Panel
 from ..version import VERSION
 from .limits import Limits
 from .requests import EXTRAS, FORMATS, MAX_TEXT, RULE_NAMES, STYLES
@@ -193,6 +194,7 @@ def _schemas() -> dict[str, Any]:
     }
     extras = {
         "map": {**base64, "description": "An .npz file: map, scores, target, rule, notes, layout."},
+        "means": {**_object(dict.fromkeys(get_args(Panel), text)), "description": "How to read each style."},
         "input": {"type": ["string", "null"], "contentEncoding": "base64", "contentMediaType": "image/png"},
     }
     error = {name: {"type": ["string", "null"]} for name in ("found", "supported", "hint", "node", "op")}
