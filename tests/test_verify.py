@@ -121,6 +121,14 @@ def test_a_file_made_for_one_batch_size(reference: str) -> None:
     assert found.verified, found.verdict
 
 
+def test_a_file_for_very_many_samples_is_refused() -> None:
+    b = Builder()
+    model = b.model(b.head(b.relu(b.conv(b.input(1, 3, 5, 5), 4))))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**16
+    with pytest.raises(UnsupportedError, match="65536 samples at once"):
+        verify(model)
+
+
 def test_images_sizes_and_outputs(tmp_path: Path) -> None:
     b = Builder()
     b.input(1, 3, 8, 8)
@@ -130,7 +138,7 @@ def test_images_sizes_and_outputs(tmp_path: Path) -> None:
     assert verify(net, size=(9, 7)).input == "x 3×9×7, noise"
     assert verify(net, preprocess={"scale": 1, "size": 10}).input == "x 3×10×10, noise"
     whole = verify(net, np.zeros((1, 3, 9, 11), np.float32), output=PROBABILITY)
-    assert whole.input == "x 3×9×11, the given image with noise of 0.1%"
+    assert whole.input == "x 3×9×11, the given image with noise of 0.1 %"
     assert whole.verified, whole.verdict
     assert whole.scores == net.graph.output[0].name
     with pytest.raises(InputError, match="2 images"):

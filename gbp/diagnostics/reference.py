@@ -34,6 +34,7 @@ Values = dict[str, NDArray[Any]]
 #: The IR version that onnxruntime reads even if it is older than onnx.  Newer versions have more number
 #: types.
 _IR_VERSION = 8
+_MAX_BATCH = 256
 
 
 class Reference(Protocol):
@@ -49,8 +50,15 @@ class Reference(Protocol):
 def references(model: Model, source: Source) -> tuple[Reference, Exact]:
     """The best reference that there is for the model, and the exact one.
 
-    That is onnxruntime where it is installed and runs the model.  Raises InputError where the file is gone.
+    That is onnxruntime where it is installed and runs the model.  Raises InputError where the file is gone,
+    and UnsupportedError where it takes more than `_MAX_BATCH` samples at once and no other number.
     """
+    if source.has_batch and (source.input_shape[0] or 1) > _MAX_BATCH:
+        raise UnsupportedError(
+            f"the file takes {source.input_shape[0]} samples at once, and a reference computes them all.",
+            supported=f"up to {_MAX_BATCH}",
+            hint="Export it with an open batch, or a batch of 1.",
+        )
     whole = _read_whole(model)
     stored = [tensor for tensor in whole.graph.initializer if tensor.name not in source.given]
     del whole.graph.initializer[:]
