@@ -9,8 +9,8 @@
 #   make matrix
 # One prints which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance
-# One has every kernel call's arrays between pages that nobody may touch, on three kinds of processor; GUARD takes
-# options (--help lists them):
+# One has the arrays of every kind of kernel call between pages that nobody may touch, on three kinds of processor;
+# GUARD takes options (--help lists them):
 #   make guard GUARD="--every 20"
 # One makes the pages of the documentation, in out/site:
 #   make docs
@@ -33,9 +33,12 @@ BESIDE := $(MAKE) --no-print-directory --jobs 3 $(if $(filter output-sync,$(.FEA
 
 BENCH_PYTHON ?= $(BIN)/python
 
+# Where other goals need all of the development's packages, so do these: two pips at once may disturb each other.
+INSTALLED := .venv/installed$(if $(filter-out demo bench clean,$(MAKECMDGOALS)),-dev)
+
 .PHONY: demo test check cpu cudasim matrix conformance guard docs lint bench clean
 
-demo: .venv/installed
+demo: $(INSTALLED)
 	@mkdir -p out
 	$(BIN)/gbp explain models/demo.onnx models/demo.png --rule all -o out/demo.png
 	@echo "The explanation is the picture $(CURDIR)/out/demo.png"
@@ -70,7 +73,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: $(INSTALLED)
 	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/networks.py $(BENCH)
 
 define environment

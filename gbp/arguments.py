@@ -52,12 +52,15 @@ def array_of(value: Any) -> NDArray[Any]:
 
 
 def fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:
-    """Whether an array holds finite numbers and broadcasts to a shape."""
+    """Whether an array holds numbers that are finite in float32, and broadcasts to a shape."""
     try:
         same = np.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         return False
-    return same and array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
+    if not same or array.dtype.kind not in "fiu":
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def refuse_not_finite(sample: int) -> NoReturn:

@@ -158,9 +158,7 @@ def scores_of_joined(model: onnx.ModelProto, output: str, given: dict[str, Array
 
 
 def with_constants(model: onnx.ModelProto, values: dict[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with these inputs constant; itself where there are none."""
-    if not values:
-        return model
+    """A copy of the model with these inputs constant."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())

@@ -1,4 +1,4 @@
-"""Every array of every kernel call between pages that nobody may touch: `make guard`.
+"""The arrays of every kind of kernel call between pages that nobody may touch: `make guard`.
 
     python tests/guard.py                       all cases, frames and rules; three targets, both ends
     python tests/guard.py --every 20 --first 3  each twentieth case from the third on

@@ -329,7 +329,9 @@ def slow_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def memory(pid: int) -> str:
-    """The resident memory of a process: its most, and that of now (on Linux)."""
+    """The resident memory of a process: its most, and that of now; unknown where there is no /proc."""
+    if not Path("/proc/self/status").exists():
+        return "unknown"
     status = Path(f"/proc/{pid}/status").read_text()
     most, now = (int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) >> 10 for key in ("VmHWM", "VmRSS"))
     return f"{now} MiB, most {most} MiB"

@@ -24,6 +24,7 @@ from PIL import Image
 
 import gbp
 from gbp import Channel, Contrast, Explainer, InputError, Several, Top, methods
+from gbp.bulk import run as run_module
 from gbp.bulk import worker as worker_module
 from gbp.bulk.engines import locally
 from gbp.bulk.folder import Folder
@@ -403,6 +404,7 @@ def test_two_runs_at_once_are_refused_unless_they_share(photos: Path, out: Path)
         ({"arrays": "hdf5"}, "arrays is 'hdf5'"),
         ({"shard": (0, 2)}, "shard is"),
         ({"engine": "spark"}, "engine is 'spark'"),
+        ({"engine": "ray", "actors": 0}, "actors is 0"),
         ({"labels": ["a"]}, "1 labels and 12 scores"),
     ],
 )
@@ -420,6 +422,21 @@ def test_a_missing_extra_is_named(photos: Path, out: Path, monkeypatch: pytest.M
         given: dict[str, Any] = {"ray": {"engine": "ray"}, "zarr": {"arrays": "zarr"}}.get(module, {})
         with pytest.raises(InputError, match=r"Install gbp-explain\[(ray|batch)\]"):
             gbp.batch(MODEL, photos, out, **given)
+        assert not out.exists()
+
+
+def test_what_ray_cannot_do_is_refused_where_nothing_is_left_to_do_too(
+    photos: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"arrays": "npz", **PLAIN, "engine": "ray"}
+    with pytest.raises(InputError, match="actors is 0"):
+        gbp.batch(MODEL, photos, quiet, **given, actors=0)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="Ray is not installed"):
+        gbp.batch(MODEL, photos, quiet, **given)
+    monkeypatch.setattr(run_module, "import_ray", lambda: None)
+    with pytest.raises(InputError, match="Say actors=N"):
+        gbp.batch(MODEL, photos, quiet, **given, device="cuda")
 
 
 def test_a_full_disk_stops_the_run(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,7 @@ def test_scores_of_several_axes_and_of_one() -> None:
         (lambda: captum.GuidedBackprop(MODEL).attribute(X, 1, X), "additional_forward_args.*given="),
         (lambda: captum.IntegratedGradients(MODEL).attribute(X, target=1, method="simpson"), "'simpson'"),
         (lambda: captum.IntegratedGradients(MODEL).attribute(X, np.ones(7), 1), "baselines have shape"),
+        (lambda: captum.IntegratedGradients(MODEL).attribute(X, 1e300, 1), "not finite in float32"),
         (lambda: captum.LayerGradCam(MODEL, "relu").attribute(X, 1), "part of 3 tensors"),
         (lambda: captum.LayerGradCam(MODEL, 99).attribute(X, 1), "no layer 99"),
         (

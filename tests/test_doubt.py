@@ -238,7 +238,7 @@ def test_deletion_and_insertion_of_a_linear_score(channels_last: bool) -> None:
     assert blurred.score.tolist() == [[pytest.approx(21), 21]]  # a flat image blurs to itself
     with pytest.raises(InputError, match="do not fit"):
         deletion(explainer, np.concatenate([image, image]), found)
-    for baseline in (np.ones(7), [[1], [1, 2]], np.inf, "black"):
+    for baseline in (np.ones(7), [[1], [1, 2]], np.inf, 1e300, "black"):
         with pytest.raises(InputError, match="broadcast"):
             deletion(explainer, image, found, baseline=baseline)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -23,7 +24,7 @@ from gbp.pictures import render, text
 from gbp.pictures.drawing import Panel
 from gbp.pictures.figure import Figure, Picture, Rectangle, Text
 from gbp.pictures.look import Look
-from gbp.pictures.percent import percent, with_percent
+from gbp.pictures.percent import percent, whole_percent, with_percent
 from gbp.pictures.photo import Photo
 from gbp.pictures.preprocess import PRESETS, Preprocess
 from gbp.result.attribution import Attribution
@@ -437,6 +438,9 @@ def test_lines_do_not_end_within_a_size() -> None:
             line.endswith(("×", "=", "σ", "gbp", "score")) or line.startswith(("×", "=", "%"))
             for line in lines
         )
+    widest = max(text.width_of(word, 15) for word in words.split())
+    for width in range(math.ceil(widest), 90, 3):  # some of what stays together is wider than a line
+        assert " ".join(text.wrapped(words, 15, width, most=40)) == words
 
 
 def test_an_improbable_class_is_told() -> None:
@@ -456,6 +460,22 @@ def test_an_improbable_class_is_told() -> None:
 )
 def test_percent(chance: float, says: str) -> None:
     assert percent(chance) == says
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [
+        (0, "0 %"),
+        (0.004, "<1 %"),
+        (0.01, "1 %"),
+        (0.574, "57 %"),
+        (0.99, "99 %"),
+        (0.996, ">99 %"),
+        (1, "100 %"),
+    ],
+)
+def test_whole_percent(share: float, says: str) -> None:
+    assert whole_percent(share) == says
 
 
 def test_pages_write_percents_as_pictures_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -120,3 +121,4 @@ def test_some_cases(end: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failures" in done.stdout
+    assert int(re.findall(rf"guarded at the {end}: (\d+) of ", done.stdout)[0]) > 0

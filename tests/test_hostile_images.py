@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from gbp.errors import InputError
 from gbp.pictures import decode
-from gbp.pictures.image import read_array, read_image
+from gbp.pictures.image import NamedBytes, read_array, read_image, read_sample
 from gbp.pictures.labels import read_labels
 from gbp.pictures.preprocess import Preprocess
 from gbp.pictures.sidecar import read_sidecar
@@ -292,6 +292,22 @@ def test_arrays_that_lie(tmp_path: Path, header: str) -> None:
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
     with pytest.raises(InputError, match="cannot read the array"):
         read_array(tmp_path / "b.npy")
+
+
+def test_only_names_are_quoted() -> None:
+    saved = io.BytesIO()
+    np.save(saved, np.zeros((2, 3), np.float32))
+    reads: list[tuple[str, Callable[[], object]]] = [
+        ("^the given array holds 2 samples", lambda: read_sample(saved.getvalue(), 2)),
+        ("^cannot read the given array: ", lambda: read_sample(b"", 2)),
+        ("^the given image is not an image", lambda: read_image(io.BytesIO(b"no image"))),
+        ("^'a.npy' holds 2 samples", lambda: read_sample(saved.getvalue(), 2, "a.npy")),
+        ("^cannot read the array 'a.npy': ", lambda: read_sample(b"", 2, "a.npy")),
+        ("^'a.png' is not an image", lambda: read_image(NamedBytes(b"no image", "a.png"))),
+    ]
+    for says, read in reads:
+        with pytest.raises(InputError, match=says):
+            read()
 
 
 # ------------------------------------------------------------------------- the same pixels as without limits

@@ -145,6 +145,15 @@ def test_every_folder_says_what_it_is() -> None:
             assert "import" in docstring, path
 
 
+def test_every_folder_says_what_it_may_import() -> None:
+    """By name, but for those at the end of the flow, which say "everything" or "what makes" something."""
+    for part, allowed in MAY_IMPORT.items():
+        if (path := PACKAGE / part / "__init__.py").exists():
+            docstring = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+            said = set(re.findall(r"\w+", docstring.partition("ay import ")[2].partition(". ")[0]))
+            assert said & {"everything", "what"} or said & (MAY_IMPORT.keys() - {"gbp"}) == allowed, part
+
+
 def test_the_tour_names_files_that_exist() -> None:
     """Each folder has a row in the tour, and the files that the row names are in the folder."""
     rows = dict(re.findall(r"^\| `([\w/]+)/` \|(.*)$", (PACKAGE / "README.md").read_text(), re.M))

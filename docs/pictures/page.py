@@ -27,8 +27,9 @@ WINDOWS = {"page.webp": (1280, 1000, "light"), "page_dark.webp": (360, 1250, "da
 def main() -> None:
     command = [sys.executable, "-m", "gbp", "serve", str(ROOT / "models" / "demo.onnx"), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    browser = webdriver.Chrome(options=options(), service=Service(shutil.which("chromedriver")))
+    browser = None
     try:
+        browser = webdriver.Chrome(options=options(), service=Service(shutil.which("chromedriver")))
         assert server.stdout is not None
         address = re.findall(r"http://\S+", server.stdout.readline())[0]
         browser.get(address)
@@ -46,7 +47,8 @@ def main() -> None:
             picture.save(ROOT / "docs" / name, quality=90, method=6)
             print("wrote", ROOT / "docs" / name)
     finally:
-        browser.quit()
+        if browser is not None:
+            browser.quit()
         server.terminate()
         server.wait()
 

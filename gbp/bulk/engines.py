@@ -91,7 +91,7 @@ def on_ray(
     InputError
         Where Ray is missing or does not start, and whatever an actor raises.
     """
-    ray = _ray()
+    ray = import_ray()
     threads = threads_of(job)
 
     class Actor:
@@ -108,13 +108,14 @@ def on_ray(
             return {"row": [json.dumps(row) for rows in chunks for row in rows]}
 
     mine, context = not ray.is_initialized(), ray.data.DataContext.get_current()
-    had_bars = context.enable_progress_bars
+    had_bars, began = context.enable_progress_bars, not mine
     try:
         if mine:
             cluster: dict[str, Any] = {"address": address}
             if not address:
                 cluster = {"num_cpus": actors * threads, "include_dashboard": False}
             ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
+            began = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its progress there
         context.enable_progress_bars = False
         items = [{"task": json.dumps(asdict(replace(t, path=os.path.abspath(t.path))))} for t in tasks]
@@ -135,7 +136,8 @@ def on_ray(
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GbpError):
             cause = getattr(cause, "cause", None) or cause.__cause__
-        hint = "A cluster that wants a token takes it if RAY_AUTH_MODE=token is set." if address else None
+        refused = address and (not began or any(word in str(error).lower() for word in ("token", "auth")))
+        hint = "If the cluster asks for a token, set RAY_AUTH_MODE=token." if refused else None
         raise (cause or InputError(f"Ray stopped: {str(error).rstrip('.')}.", hint=hint)) from error
     finally:
         context.enable_progress_bars = had_bars
@@ -148,7 +150,8 @@ def threads_of(job: Job) -> int:
     return at_least_one("threads", job.options.get("threads")) or 1
 
 
-def _ray() -> Any:
+def import_ray() -> Any:
+    """The module `ray`, with `ray.data`.  Raises InputError where Ray is missing."""
     try:
         import ray
         import ray.data

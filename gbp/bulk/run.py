@@ -14,7 +14,7 @@ from ..kernels.parallel.threads import available
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
 from ..questions.questions import Question, Score, checked_score
-from .engines import locally, on_ray, threads_of
+from .engines import import_ray, locally, on_ray, threads_of
 from .folder import Folder
 from .index import Index
 from .job import Arrays, Job, Task, digest_of, name_of
@@ -111,7 +111,7 @@ def batch(
         "local" for this process; "ray" for actors of Ray Data (extra gbp-explain[ray]).
     actors
         How many actors Ray runs, each on one processor or on `threads`, an argument of `Explainer`; by
-        default as many as fit on this machine.
+        default as many as fit on this machine.  Needed where `device` is a card: each actor takes one.
     ray_address
         The address of a Ray cluster; by default one is started on this machine for the run.
     stdin
@@ -134,6 +134,14 @@ def batch(
     """
     if engine not in ("local", "ray"):
         raise InputError(f"engine is {engine!r}.", supported="local, ray")
+    actors = at_least_one("actors", actors)
+    if engine == "ray":
+        import_ray()
+        if actors is None and options.get("device", "cpu") != "cpu":
+            raise InputError(
+                "each actor takes a card of its own, so their number is not guessed.",
+                hint="Say actors=N, at most as many as there are cards.",
+            )
     names = [images] if isinstance(images, (str, os.PathLike)) else images
     options = options | {"labels": read_labels(options.get("labels"))}
     root = os.path.abspath(out)
@@ -177,7 +185,7 @@ def batch(
         if progress is not None:
             progress(finished, len(tasks))
         if engine == "ray" and left:
-            count = at_least_one("actors", actors) or max(1, available() // threads_of(job))
+            count = actors or max(1, available() // threads_of(job))
             parts = on_ray(job, folder, worker.maps, left, count, ray_address)
         else:
             parts = locally(worker, left)

@@ -69,7 +69,8 @@ def add_command(commands: Any) -> None:
         "--actors",
         type=int,
         metavar="N",
-        help="of Ray, each on one processor or on --threads of them; default: as many as fit here",
+        help="of Ray, each on one processor or on --threads of them; default: as many as fit here; on "
+        "cards say how many, each takes one",
     )
     command.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a Ray cluster; default: one on this machine for the run"
@@ -80,7 +81,7 @@ def add_command(commands: Any) -> None:
     add_questions(command)
     add_methods(command)
     add_drawing(command, "none")
-    add_explainer(command)
+    add_explainer(command, "all cores; with --engine ray one for each actor")
 
 
 # Its name is plain because argparse prints it: "invalid shard value: 'x'".

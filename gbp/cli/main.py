@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0; 1 if images are skipped or `verify` finds a mismatch; 2 if gbp refuses the input; 130 if
-    interrupted.
+    The exit code: 0; 1 if images could not be explained and are left out, or `verify` finds a mismatch; 2 if
+    gbp refuses the input; 130 if interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal

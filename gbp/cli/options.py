@@ -21,8 +21,9 @@ STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|limits|"
-    "memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|steps|style|target|threads|top"
+    "activations|actors|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|"
+    "limits|memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|"
+    "steps|style|target|threads|top"
 )
 
 #: Text in messages of the library → its form on the command line.
@@ -93,13 +94,16 @@ def add_preprocessing(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_explainer(command: argparse.ArgumentParser) -> None:
-    """Add the options that are arguments of `Explainer`; `explainer_options` reads them."""
+def add_explainer(command: argparse.ArgumentParser, threads: str = "all cores") -> None:
+    """Add the options that are arguments of `Explainer`; `explainer_options` reads them.
+
+    `threads`: how many there are by default, in words.
+    """
     model = command.add_argument_group("model")
     add_labels(model)
     add_ends(model)
     computing = command.add_argument_group("computing")
-    computing.add_argument("--threads", type=int, metavar="N", help="at most; default: all cores")
+    computing.add_argument("--threads", type=int, metavar="N", help=f"at most; default: {threads}")
     computing.add_argument(
         "--memory",
         type=memory,

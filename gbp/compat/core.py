@@ -87,7 +87,8 @@ def floats(values: ArrayLike, what: str = "inputs") -> Floats:
     array = array_of(values)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what} holds {array.dtype}.", supported="arrays of numbers")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # infinity is refused later
+        return np.ascontiguousarray(array, np.float32)
 
 
 def vjps(

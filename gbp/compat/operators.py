@@ -1,4 +1,4 @@
-"""Xplique's operators: functions g(f, x, y) whose gradient by f(x) is the seed of the reverse pass."""
+"""Xplique's operators: functions g(f, x, y) whose gradient by f(x) is the seed of the backward pass."""
 
 from __future__ import annotations
 

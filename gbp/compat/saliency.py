@@ -54,7 +54,7 @@ def call_model_function(
     layer
         The tensor or node whose values and gradients Grad-CAM is made of.
     rule
-        The rule of the reverse pass.
+        The rule of the backward pass.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 Inputs are (N, W), (N, T, W) or (N, H, W, C), whatever the layout of the ONNX file.  Maps of images are
 (N, H, W, 1), the channels reduced as `reducer` says.  Targets are one-hot, or any weights of the outputs, and
-are the seed of the reverse pass.  Checked against Xplique 2.0.
+are the seed of the backward pass.  Checked against Xplique 2.0.
 
 Two things differ on purpose.  Every rectifier is found, wherever it is and however it is written; Xplique
 misses those in nested models, in functions, and relu6.  And `output_layer` is obeyed.

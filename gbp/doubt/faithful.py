@@ -289,8 +289,8 @@ def _filled(baseline: ArrayLike, x: NDArray[np.float32]) -> NDArray[np.float32]:
     given = array_of(baseline)
     if not fits(given, x.shape):
         raise InputError(
-            f"the baseline has shape {list(given.shape)} and holds {given.dtype}.",
-            supported=f"finite numbers that broadcast to {list(x.shape)}",
+            f"the baseline holds {given.dtype} of shape {list(given.shape)}, or is not finite in float32.",
+            supported=f"numbers, finite in float32, that broadcast to {list(x.shape)}",
         )
     return np.broadcast_to(given.astype(np.float32), x.shape)
 

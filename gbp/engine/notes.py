@@ -23,7 +23,7 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
 def depends_on_image(plan: Plan, rule: Rule) -> bool:
     """Whether the map of a class can differ between images.
 
-    The reverse pass is the same for every image where it reads nothing of the forward run: no mask, no
+    The backward pass is the same for every image where it reads nothing of the forward run: no mask, no
     switches and no tensor.  A mask of a rectifier counts only under a rule with a forward gate.  A rule that
     finishes the gradient looks at the image itself.
     """

@@ -54,6 +54,9 @@ class Limit:
         return MAX_DECODED // self.pixel
 
 
+#: What messages call something that has no name.
+UNNAMED = ("the given image", "the given array", "the PIL image")
+
 #: The accepted formats, by Pillow's names.  A larger JPEG is decoded at a half, a quarter or an eighth of its
 #: size.  Only the first bytes of a GIF are read; they hold the first frame.
 FORMATS = {
@@ -147,26 +150,33 @@ def decode_image(image: Image.Image, name: str, mode: Mode) -> Image.Image:
     return result
 
 
+def called(name: str) -> str:
+    """A name as messages quote it; or what stands for one, as it is."""
+    return name if name in UNNAMED else repr(name)
+
+
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
     """Turn all exceptions into `InputError`s.  Pillow raises many kinds for damaged files."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{name!r}: {error.found}", supported=error.supported, hint=error.hint) from error
+        raise InputError(
+            f"{called(name)}: {error.found}", supported=error.supported, hint=error.hint
+        ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{name!r} has more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels.",
+            f"{called(name)} has more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels.",
             hint="Scale it down.",
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name!r} is not an image, or of a format that is not opened.", supported=SUPPORTED
+            f"{called(name)} is not an image, or of a format that is not opened.", supported=SUPPORTED
         ) from error
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(f"{name!r} is a damaged image: {error}") from error
+        raise InputError(f"{called(name)} is a damaged image: {error}") from error
 
 
 class _Metered(io.RawIOBase):

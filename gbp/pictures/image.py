@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import InputError
 from ..files import open_regular
 from ..limits import readable_bytes
-from .decode import MAX_FILE, decode_file, decode_image
+from .decode import MAX_FILE, UNNAMED, called, decode_file, decode_image
 
 MAX_ARRAY = 2**31
 """Bytes of an array in a file."""
@@ -65,7 +65,7 @@ def read_bytes(source: IO[bytes]) -> bytes:
     content = source.read(MAX_FILE + 1)
     if not isinstance(content, bytes) or len(content) > MAX_FILE:
         name = str(getattr(source, "name", "the given image"))
-        raise InputError(f"{name!r} holds no bytes, or more than {readable_bytes(MAX_FILE)}.")
+        raise InputError(f"{called(name)} holds no bytes, or more than {readable_bytes(MAX_FILE)}.")
     return content
 
 
@@ -99,7 +99,8 @@ def read_array(
     except MemoryError:
         raise
     except Exception as error:  # the header is Python's text, on which NumPy raises what its parser does
-        raise InputError(f"cannot read the array {name!r}: {error}.") from None
+        what = name if name in UNNAMED else f"the array {name!r}"
+        raise InputError(f"cannot read {what}: {error}.") from None
     return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 
@@ -122,7 +123,7 @@ def read_sample(content: bytes, rank: int, name: str | os.PathLike[str] = "the g
     """
     array = read_array(content, name)
     if array.ndim == rank and len(array) != 1:
-        raise InputError(f"{os.fspath(name)!r} holds {len(array)} samples.", supported="one")
+        raise InputError(f"{called(os.fspath(name))} holds {len(array)} samples.", supported="one")
     return array[None] if array.ndim == rank - 1 else array
 
 

@@ -158,13 +158,13 @@ def width_of(text: str, size: int) -> float:
 def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
     """A text in lines of at most `width` pixels; the last of `most` lines ends in "…" where more follows.
 
-    Lines end at spaces, but not at those of "224 × 224", "σ = 2.5", "57 %" and "score 9.1"; and within a
-    word that is wider than a line.
+    Lines end at spaces, but at those of "224 × 224", "σ = 2.5", "57 %" and "score 9.1" only where these are
+    wider than a line; and within a word that is wider than a line.
     """
     lines: list[str] = []
     for words in (_GLUE.sub(_HARD, legible(line)).split(" ") for line in text.split("\n")):
         line = ""
-        for word in words:
+        for word in _fitting(words, size, width):
             longer = f"{line} {word}" if line else word
             if width_of(longer, size) <= width:
                 line = longer
@@ -177,6 +177,12 @@ def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
     if len(lines) > most:
         lines = [*lines[: most - 1], _cut(lines[most - 1], size, width)]
     return [line.replace(_HARD, " ") for line in lines]
+
+
+def _fitting(words: Sequence[str], size: int, width: float) -> Iterator[str]:
+    """The words; those that are wider than a line without the spaces that hold them together."""
+    for word in words:
+        yield from word.split(_HARD) if width_of(word, size) > width else (word,)
 
 
 def _broken(word: str, size: int, width: float) -> list[str]:

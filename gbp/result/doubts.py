@@ -24,7 +24,7 @@ def doubted(found: Attribution, looks_at_image: bool = False) -> Attribution:
     """
     found = replace(found, depends_on_image=True) if looks_at_image else found
     same = (
-        f"Under {found.rule!r} this network gives a class the same map for any image: the reverse pass "
+        f"Under {found.rule!r} this network gives a class the same map for any image: the backward pass "
         "reads nothing of the image, such as the switches of a max-pool.",
     )
     added = (*(() if found.depends_on_image else same), *empty_notes(found), *likeness_notes(found))

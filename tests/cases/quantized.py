@@ -30,7 +30,8 @@ CASES: dict[str, Case] = {
     "quantized": Case(qdq(np.uint8, 0.01)),
     "quantized to int8": Case(qdq(np.int8, 0.05, 0)),
     "quantized around a zero point": Case(qdq(np.uint8, 0.02, 120)),
-    # Few numbers: each is about 300 steps, so in one of fifty rounding to float32 chooses the other integer.
+    # Few numbers: they are some 300 steps large, and the larger, the more often float32's x / scale rounds to
+    # another integer than the float64 of the reference; with many numbers some would.
     "quantized and saturated": Case(qdq(np.int8, 0.003, -20), (2, 3, 5, 7)),
     "quantized by channel": Case(qdq(np.int8, 0.01, -5, by=1)),
     "quantized by row": Case(qdq(np.uint8, 0.01, 100, by=2)),

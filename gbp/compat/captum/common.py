@@ -73,8 +73,8 @@ def baseline_of(baselines: Any, x: Floats) -> Floats:
     found = floats(0.0 if given is None else given, "baselines")
     if not fits(found, x.shape):
         raise InputError(
-            f"baselines have shape {list(found.shape)}.",
-            supported=f"finite numbers that broadcast to {list(x.shape)}",
+            f"baselines have shape {list(found.shape)}, or are not finite in float32.",
+            supported=f"numbers, finite in float32, that broadcast to {list(x.shape)}",
         )
     return np.broadcast_to(found, x.shape)
 
