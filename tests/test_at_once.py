@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gbp import Explainer, Top, methods
 from gbp.errors import InputError, ModelError
+from gbp.kernels.parallel.threads import is_alone
 from gbp.methods.common import _even
 from gbp.runtime.at_once import in_order
 from gbp.runtime.session import Session
@@ -44,7 +45,7 @@ def small_works() -> Iterator[None]:
     """Works of any size are computed at once."""
 
     def at_once(session: Session, nbytes: int, room: int) -> int:
-        return max(1, min(session.threads, room // nbytes))
+        return 1 if is_alone() else max(1, min(session.threads, room // nbytes))
 
     with mock.patch.object(Session, "_at_once", at_once):
         yield
@@ -89,7 +90,7 @@ def test_the_first_error_in_order_is_raised_and_nothing_is_begun_after_it(worker
         found.extend(in_order((partial(work, i) for i in range(100)), workers))
     assert found == [0, 1]
     assert len(begun) <= 3 + 2 * workers
-    assert not [each for each in threading.enumerate() if each.name.startswith("ThreadPoolExecutor")]
+    assert not [each for each in threading.enumerate() if each.name == "gbp work"]
 
 
 def test_who_stops_early_leaves_no_thread() -> None:
@@ -98,6 +99,37 @@ def test_who_stops_early_leaves_no_thread() -> None:
     assert next(found) == 0
     found.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_where_the_system_gives_fewer_threads_the_work_is_done(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, begun = threading.Thread.start, list[threading.Thread]()
+
+    def some(thread: threading.Thread) -> None:
+        if len(begun) == most:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", some)
+    assert list(in_order((partial(int, i) for i in range(20)), 4)) == [*range(20)]
+    assert len(begun) == most
+
+
+def test_works_begin_no_threads_of_their_own(x: Floats, small_works: None) -> None:
+    explainer, most = Explainer(model(), threads=3), [0]
+
+    def backward(tape: Tape, *args: Any) -> Floats:
+        most.append(sum(each.name == "gbp work" for each in threading.enumerate()))
+        assert is_alone() == (threading.current_thread().name == "gbp work")
+        return original(tape, *args)
+
+    original = Tape._backward
+    with mock.patch.object(Tape, "_backward", backward):
+        methods.smoothgrad(explainer, x[:1], samples=8, target=Top(8))
+    assert max(most) == 3
 
 
 # ------------------------------------------------------------------------------------------------ same bits
@@ -148,7 +180,9 @@ def test_small_works_large_weights_and_little_memory_are_not_worth_a_thread() ->
     many = next(n for n in range(1, 10_000) if plan.nbytes(n, 1) >= 2**22)
     assert session.at_once(many - 1, 1) == 1
     assert session.at_once(many, 1) == 4
-    assert replace(session, memory=3 * plan.nbytes(many, 1)).at_once(many, 1) == 3
+    room = 3 * (plan.nbytes(many, 1) + session.scratch_bytes)
+    assert replace(session, memory=room).at_once(many, 1) == 3
+    assert replace(session, memory=room - 1).at_once(many, 1) == 2
     assert replace(session, plan=replace(plan, weights=plan.nbytes(many, 1))).at_once(many, 1) == 1
 
 

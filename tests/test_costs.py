@@ -28,6 +28,7 @@ from gbp.passes.known import _FEW, known, likely
 from gbp.passes.search import Search
 from gbp.plan import arena
 from gbp.plan.plan import Plan
+from gbp.runtime import garbage
 from gbp.runtime.garbage import collected_later
 
 Graph = Callable[[int], onnx.ModelProto]
@@ -297,6 +298,14 @@ def test_the_collector_waits_for_the_last_of_several_threads() -> None:
         assert not gc.isenabled()
         pool.submit(second.__exit__, None, None, None).result()
         assert gc.isenabled()
+
+
+def test_a_builder_that_an_interrupt_ended_is_forgotten() -> None:
+    garbage._waiting.begin(garbage._Builder())  # and its frame is gone
+    assert not gc.isenabled()
+    with collected_later():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -259,12 +259,34 @@ def test_tensors_are_listed_and_found_by_parts_of_their_names() -> None:
             run.value("relu1")
         with pytest.raises(InputError, match=r"no tensor .* is called 'rleu3'. Did you mean 'relu3'"):
             run.value("rleu3")
-    with pytest.raises(InputError, match="the run is closed"):
-        run.value("relu3")
+    for ask in (lambda: run.value("relu3"), lambda: run.value("image"), lambda: run.vjp(run.scores)):
+        with pytest.raises(InputError, match="the run is closed"):
+            ask()
     with pytest.raises(InputError, match=r"'relu' is a part of 5 tensors' names: 'relu1', "):
         explainer.run(x, keep=["relu"]).__enter__()
     with pytest.raises(InputError, match="keep holds 3"):
         explainer.run(x, keep=[3]).__enter__()  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda g: None, lambda g: g.sum(), lambda g: g[0], lambda g: [[1], [1, 2]]]
+)
+@pytest.mark.parametrize("rule", ["vanilla", "input-x-gradient"])
+def test_a_reduce_that_returns_something_else_is_refused(rule: str, wrong: Any) -> None:
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    with explainer.run(x) as run:
+        with pytest.raises(InputError, match="reduce returned"):
+            run.vjp(run.scores, rule, reduce=wrong)
+        assert run.vjp(run.scores, rule, reduce=lambda g: g.sum(axis=(2, 3))).shape == (2, 7)
+
+
+def test_a_run_outlives_the_session_that_others_crowd_out() -> None:
+    explainer, x = Explainer(built(residual_net), threads=1), noise((1, 3, 6, 7))
+    with explainer.run(x) as run:
+        right = run.vjp(run.scores, "guided")
+        for keep in [[], *([each.name] for each in explainer.tensors[:5])]:
+            explainer.run(x, keep=keep).__enter__().close()
+        assert run.vjp(run.scores, "guided").tobytes() == right.tobytes()
 
 
 def test_a_part_that_is_a_word_counts_more() -> None:

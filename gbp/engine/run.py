@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -52,7 +53,7 @@ class Run:
     ) -> None:
         self._engine, self._session_for, self._is_open = engine, session_for, True
         self._batch, self._part = batch, part
-        self._tapes: dict[Rewrite | None, Tape] = {}
+        self._runs: dict[Rewrite | None, tuple[Session, Tape]] = {}
         #: float32 (N, …): the prepared samples, in the model's own input layout.
         self.x = batch.x[part]
         #: How many images were given in all.
@@ -107,16 +108,16 @@ class Run:
         """Give the memory back."""
         if self._is_open:
             self._is_open = False
-            for tape in self._tapes.values():
+            for _, tape in self._runs.values():
                 tape.__exit__()
 
     def _on(self, rewrite: Rewrite | None) -> tuple[Session, Tape]:
         """The session for a rewrite, and the forward run of its plan: one for each that is asked for."""
-        session = self._session_for(rewrite)
-        if rewrite not in self._tapes:
+        if rewrite not in self._runs:
+            session = self._session_for(rewrite)
             with session.device.turn(), computing():
-                self._tapes[rewrite] = session.run(self.x, self.samples.start)
-        return session, self._tapes[rewrite]
+                self._runs[rewrite] = session, session.run(self.x, self.samples.start)
+        return self._runs[rewrite]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -147,6 +148,7 @@ class Run:
         InputError
             For a tensor that was not kept, and where the run is closed.
         """
+        self._refuse_closed()
         name, plan = self._known(name), self._session.plan
         if name in plan.kept:
             with self._session.device.turn(), computing():
@@ -184,7 +186,8 @@ class Run:
             computed.
         reduce
             A function of the gradients of some of the K seeds, float32 (N, k, …), of which it returns another
-            array (N, k, …).  It sees them in the run's memory, as in `value`.
+            array (N, k, …).  It sees them in the run's memory, as in `value`.  Several threads may call it
+            at once, each for other seeds.  An overflow that it hides may stay unseen.
 
         Returns
         -------
@@ -194,12 +197,15 @@ class Run:
         Raises
         ------
         InputError
-            For a seed of another shape, a tensor that was not kept, and where the run is closed.
+            For a seed of another shape, a tensor that was not kept, a result of `reduce` that is no array
+            (N, k, …) of numbers, and where the run is closed.
         ModelError
             Where the gradient overflows.
         """
+        self._refuse_closed()
         rule, plan = rule_named(rule), self._session.plan
         refuse_meaningless(rule, plan)
+        reduce = None if reduce is None else partial(_reduced, reduce)
         start = plan.scores if of is None else self._known(of)
         end = plan.input.name if wrt is None else self._known(wrt)
         if start == plan.input.name:
@@ -294,10 +300,13 @@ class Run:
             plan, self.x.shape, of, map, self.scores, target, self.pictures, self.photos
         )
 
-    def _known(self, name: str) -> str:
-        """The name in the file of the input, of the scores or of a kept tensor."""
+    def _refuse_closed(self) -> None:
+        """Raises InputError where the memory of the run may hold another one."""
         if not self._is_open:
             raise InputError("the run is closed.", hint="Ask it inside its `with` block.")
+
+    def _known(self, name: str) -> str:
+        """The name in the file of the input, of the scores or of a kept tensor."""
         plan = self._session.plan
         if name == plan.input.name:
             return name
@@ -325,6 +334,19 @@ def _checked(
         wrong = targets[(targets < 0) | (targets >= classes)]
         raise InputError(f"target {int(wrong[0])} is no class.", supported=f"0 to {classes - 1}")
     return maps.astype(np.float32, copy=False), targets.astype(np.int64, copy=False)
+
+
+def _reduced(reduce: Reduce, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a user's function makes of gradients (n, k, …).  Raises InputError where it is no such array."""
+    found = array_of(reduce(gradients))
+    if found.dtype.kind not in "fiub" or found.shape[:2] != gradients.shape[:2]:
+        raise InputError(
+            f"reduce returned {found.dtype} of shape {list(found.shape)} for gradients of shape "
+            f"{list(gradients.shape)}.",
+            supported=f"numbers of shape {list(gradients.shape[:2])} or [{len(gradients)}, "
+            f"{gradients.shape[1]}, …]",
+        )
+    return found
 
 
 def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], bool]:

@@ -1,4 +1,4 @@
-"""Work beside the multiplications of `conv_amx`: a run's epilogue, and fetching for the next run."""
+"""What each epilogue of `conv_amx` fetches for the next one, while tiles are multiplied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ BLOCK_BYTES = 4 * TILE_CHANNELS
 class Beside(NamedTuple):
     """Work beside multiplications: the epilogue `end` of a run, and fetching what the next run needs.
 
-    The next run is so many pixels and bytes ahead.  Its pixels are too far apart to be foreseen.
+    The next run is so many pixels and bytes ahead.  A processor does not fetch it on its own, because its
+    pixels are too far apart.
     """
 
     end: Any

@@ -87,7 +87,7 @@ class Sum(NamedTuple):
     step_w: int
 
 
-def _sums_of(pixels: int, halves: int, beside: Any, name: str) -> Any:
+def _sums_of(pixels: int, halves: int, work: Any, name: str) -> Any:
     """A function that computes the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels."""
     two, whole = pixels == 2, halves == 2
 
@@ -114,7 +114,7 @@ def _sums_of(pixels: int, halves: int, beside: Any, name: str) -> Any:
                 amx_multiply(3, 5, 7)
 
     @one_of_many(f"sums_{pixels}_{halves}_{name}", inline=two and whole)
-    def sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, end: Any) -> Any:
+    def sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
         amx_zero(0)
         amx_zero(1)
         amx_zero(2)
@@ -127,16 +127,16 @@ def _sums_of(pixels: int, halves: int, beside: Any, name: str) -> Any:
                     load_pixels(a + to, b + to, s.pixel)
                     load_weights(at)
                     multiply()
-                    run = beside(run, end)
+                    run = work(run, data)
                     load_weights(at + 2 * TILE_BYTES)
                     multiply()
-                    run = beside(run, end)
+                    run = work(run, data)
                     load_pixels(a + to + s.part, b + to + s.part, s.pixel)
                     multiply()
-                    run = beside(run, end)
+                    run = work(run, data)
                     load_weights(at + 4 * TILE_BYTES)
                     multiply()
-                    run = beside(run, end)
+                    run = work(run, data)
                     load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
                     multiply()
                     at, to = at + STEP, to + s.step_w
@@ -161,19 +161,19 @@ def _sums_of(pixels: int, halves: int, beside: Any, name: str) -> Any:
     return sums
 
 
-def multiply_beside(beside: Any, name: str) -> Any:
+def multiply_beside(work: Any, name: str) -> Any:
     """Make a function that writes the plain sums of ROWS pixels, or with `two` of 2 · ROWS.
 
-    `run = beside(run, end)` is called four times for each chunk and tap, between multiplications.  A core's
+    `run = work(run, data)` is called four times for each chunk and tap, between multiplications.  A core's
     vectors work while its tiles multiply, so what is done beside takes almost no time.
     """
 
     @one_of_many(f"nothing_{name}")
-    def nothing(run: Any, end: Any) -> Any:
+    def nothing(run: Any, data: Any) -> Any:
         return run
 
     one_half, one_whole, two_half = (_sums_of(m, n, nothing, name) for m, n in ((1, 1), (1, 2), (2, 1)))
-    two_whole = _sums_of(2, 2, beside, name)
+    two_whole = _sums_of(2, 2, work, name)
 
     @one_of_many(f"multiply_beside_{name}", inline=True)
     def multiply(
@@ -185,7 +185,7 @@ def multiply_beside(beside: Any, name: str) -> Any:
         w: int,
         out: int,
         run: Any,
-        end: Any,
+        data: Any,
     ) -> Any:
         """Write the sums of ROWS pixels from address a on, and with `two` of ROWS from b on, to `out`.
 
@@ -193,11 +193,11 @@ def multiply_beside(beside: Any, name: str) -> Any:
         block exist.  w: the weights of the block.  Returns the rest of `run`.
         """
         if two and channels > LANES:
-            return two_whole(a, b, terms, w, out, run, end)
+            return two_whole(a, b, terms, w, out, run, data)
         if two:
-            return two_half(a, b, terms, w, out, run, end)
+            return two_half(a, b, terms, w, out, run, data)
         if channels > LANES:
-            return one_whole(a, b, terms, w, out, run, end)
-        return one_half(a, b, terms, w, out, run, end)
+            return one_whole(a, b, terms, w, out, run, data)
+        return one_half(a, b, terms, w, out, run, data)
 
     return multiply

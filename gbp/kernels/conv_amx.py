@@ -216,7 +216,7 @@ def _shares_of(end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: An
                 b = split + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
                 for block in range(group, last):
                     c0, w = block * TILE_CHANNELS, job.w + block * weights
-                    # From the run, which is of the block or tiles before, to what is multiplied now.
+                    # How far the sums that are computed now are from those of the run before.
                     if block > group:
                         beside = Beside(end, 0, BLOCK_BYTES)
                     else:

@@ -10,6 +10,7 @@ Guided Grad-CAM   m · (the map of guided backpropagation)
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from ..result.attribution import Attribution
 from .common import Questions, explained, with_details
 from .interpolation import interpolated
 from .planes import layer_named, of_layer, spatial
+
+#: Channels that are summed at a time.  NumPy cuts sums of more than 8192 numbers where other axes say.
+_CHANNELS = 4096
 
 
 def grad_cam(
@@ -142,7 +146,10 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
 
     def weighted(planes: NDArray[np.float32]) -> NDArray[np.float32]:
         last = np.moveaxis(planes, 1 + channels, -1)
-        return np.asarray(np.einsum("nkc,npc->nkp", weights, last.reshape(len(last), -1, last.shape[-1])))
+        last = last.reshape(len(last), -1, last.shape[-1])
+        parts = (slice(c, c + _CHANNELS) for c in range(0, last.shape[-1], _CHANNELS))
+        sums = [np.einsum("nkc,npc->nkp", weights[..., part], last[..., part]) for part in parts]
+        return np.asarray(reduce(np.add, sums))
 
     cam = run.value(tensor.name, reduce=weighted)
     return cam.reshape(*cam.shape[:2], *pixels).astype(np.float64)

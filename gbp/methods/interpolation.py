@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 def interpolated(planes: NDArray[Any], size: Sequence[int], mode: str) -> NDArray[np.float64]:
-    """Planes of another size, without antialiasing.
+    """Planes of another size.
 
     Parameters
     ----------

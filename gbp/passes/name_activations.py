@@ -142,8 +142,7 @@ class _Verdicts:
         if activations and _bends(found):
             return False
         # Layers behind an activation are something else, such as a guard against 0.  If they also read x,
-        # they
-        # are part of it, such as a guard against overflow.
+        # they are part of it, such as a guard against overflow.
         if any(kind == found.kind and _reads_only(parts, y) for y, kind in activations.items()):
             return False
         return several or (is_rectifier and parts.layers[0].op != found.op)

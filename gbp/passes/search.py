@@ -22,10 +22,9 @@ from ..ops.rectifier import Rectifier
 from .elementwise import STRAIGHT, Elementwise, Numbers, Subgraph, of_numbers
 
 #: The most layers of a subgraph.  Softplus with a guard against overflow has seven and GELU by Tanh nine;
-#: casts
-#: may be added.  The limit keeps the search short for any file.
+#: casts may be added.  The limit keeps the search short for any file.
 _MAX_LAYERS = 16
-#: The most Clips of it, one behind the other: a rectifier, its upper bound and a guard.
+#: The most Clips of it: a rectifier, its upper bound and a guard.
 _MAX_CLIPS = 3
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
 

@@ -4,43 +4,77 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import TypeAlias, TypeVar
 
+from ..kernels.parallel.threads import work_alone
 from ..limits import computing
 
 T = TypeVar("T")
+#: Work, and where its result goes.  None ends a thread.
+_Task: TypeAlias = tuple[Future[T], Callable[[], T]] | None
 
 
 def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
     """Call functions, several at once, and yield what they return in the order of the functions.
 
-    While several threads run kernels, each works alone, so none waits for another at the end of a layer.  The
-    last one has the others' help.
+    Each thread runs its kernels alone, so none waits for another at the end of a layer.
 
     Parameters
     ----------
     works
         The functions.  The calling thread takes them one by one, and only a few more than are computed.
     workers
-        How many threads call them; 1 is the calling thread.
+        How many threads call them.  The calling thread does where it is 1, and where the system gives no
+        thread.
     """
-    if workers < 2:
+    tasks: SimpleQueue[_Task[T]] = SimpleQueue()
+    threads = _begun(workers, tasks) if workers > 1 else []
+    if not threads:
         for work in works:
             yield work()
         return
-
-    def compute(work: Callable[[], T]) -> T:
-        with computing():  # NumPy's settings are those of a thread
-            return work()
-
-    threads, waiting = ThreadPoolExecutor(workers), deque[Future[T]]()
+    waiting = deque[Future[T]]()
     try:
         for work in works:
-            waiting.append(threads.submit(compute, work))
-            if len(waiting) > workers:
+            waiting.append(Future())
+            tasks.put((waiting[-1], work))
+            if len(waiting) > len(threads):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        threads.shutdown(cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        for _ in threads:
+            tasks.put(None)
+        for thread in threads:
+            thread.join()
+
+
+def _begun(workers: int, tasks: SimpleQueue[_Task[T]]) -> list[Thread]:
+    """Up to `workers` threads that do tasks: fewer where the system gives no more or Python ends."""
+    threads: list[Thread] = []
+    for _ in range(workers):
+        thread = Thread(target=_work, args=(tasks,), name="gbp work")
+        try:
+            thread.start()
+        except RuntimeError:
+            break
+        threads.append(thread)
+    return threads
+
+
+def _work(tasks: SimpleQueue[_Task[T]]) -> None:
+    work_alone()
+    with computing():  # NumPy's settings are those of a thread
+        while (task := tasks.get()) is not None:
+            future, work = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)

@@ -11,30 +11,39 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from weakref import WeakSet
+
+
+class _Builder:
+    """Somebody who has the collector wait."""
 
 
 class _Waiting:
-    """How many builders have the collector wait, and whether it was on before the first of them."""
+    """Who has the collector wait, and whether it was on before.
+
+    A builder that an interrupt ended before it could say so is forgotten with its frame.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.builders, self.was_on = Lock(), 0, False
+        self.lock, self.builders, self.was_on = Lock(), WeakSet[_Builder](), False
 
-    def begin(self) -> None:
+    def begin(self, builder: _Builder) -> None:
         with self.lock:
-            if self.builders == 0:
-                self.was_on = gc.isenabled()
+            self.builders.add(builder)
+            if gc.isenabled():
+                self.was_on = True
                 gc.disable()
-            self.builders += 1
 
-    def end(self) -> None:
+    def end(self, builder: _Builder) -> None:
         with self.lock:
-            self.builders -= 1
-            if self.builders == 0 and self.was_on:
+            self.builders.discard(builder)
+            if self.was_on and not self.builders:
                 gc.enable()
+                self.was_on = False
 
     def begin_anew(self) -> None:
         """In a forked child no other thread builds any more."""
-        if self.builders and self.was_on:
+        if self.was_on:
             gc.enable()
         self.__init__()  # type: ignore[misc]
 
@@ -45,11 +54,12 @@ _waiting = _Waiting()
 @contextmanager
 def collected_later() -> Iterator[None]:
     """A context manager: the collector waits, in all threads.  Then it is on again if it was on before."""
-    _waiting.begin()
+    builder = _Builder()
     try:
+        _waiting.begin(builder)
         yield
     finally:
-        _waiting.end()
+        _waiting.end(builder)
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 from typing import TypeAlias, TypeVar
 
@@ -15,13 +15,14 @@ from ..arguments import refuse_not_finite
 from ..devices.base import Device
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
+from ..kernels.parallel.threads import is_alone
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, readable_bytes
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule
 from .at_once import in_order
 from .locks import give_lock
-from .memory import MemoryPool
+from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, steps
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class Session:
     max_fitting: int | None = None
 
     def __post_init__(self) -> None:
-        self.pool = MemoryPool(self.memory or self.device.slice_bytes)
+        self.pool = MemoryPool(self.memory or self.device.slice_bytes, max(4, self.threads))
 
     def run(self, x: NDArray[np.float32], first: int = 0) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.
@@ -195,11 +196,11 @@ class Session:
         budget = self.memory or self.device.slice_bytes
         step = self.plan.max_targets(budget, n, route)
         sharers = max(1, min(self.threads, count // 2))
-        share = count // sharers
+        share = min(-(-count // sharers), step // sharers)
         room = budget - n * self.plan.forward_bytes
-        if share > step or self._at_once(n * share * self.plan.route_bytes(route), room) < sharers:
+        # Only the last share may be of one target, whose pass runs in the run's own memory: see `Tape`.
+        if share < 2 or self._at_once(n * share * self.plan.route_bytes(route), room) < sharers:
             sharers, share = 1, step
-        # At least two each, because a pass of one may overwrite activations, which only one may do at once.
         works = (partial(compute, slice(k, k + share)) for k in range(0, count, share))
         parts = list(in_order(works, sharers))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -220,9 +221,14 @@ class Session:
         More than 1 where layers are small, so that threads which share a layer mostly wait for each other.
         Each work reads all weights, which is no loss where its own memory is larger than they are.
         """
-        if not self.device.is_host or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
+        if not self.device.is_host or is_alone() or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
             return 1
-        return max(1, min(self.threads, room // nbytes))
+        return max(1, min(self.threads, room // (nbytes + self.scratch_bytes)))
+
+    @cached_property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch of one memory, besides what grows with the samples: it serves all threads."""
+        return 4 * scratch_floats(self.plan, 0, self.threads)
 
     def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
         """Cut a batch of `count` samples into slices that fit into memory.

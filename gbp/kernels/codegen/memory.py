@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 ALIGNMENT = 64
 #: Bytes of a large page.
 _LARGE_PAGE = 2**21
-#: From so many bytes on, the part of the last large page that is unused is small.
+#: From so many bytes on, at most a third of the pages is unused.
 _LARGE = 2 * _LARGE_PAGE
 
 

@@ -8,6 +8,8 @@ helper.
 On a busy machine a caller may wait long for a helper that the system does not run.  A caller that waited too
 long works alone for a while.
 
+A thread may also work alone always, because others compute at the same time.
+
 A forked child has none of its parent's threads, so it makes a team of its own.
 """
 
@@ -173,9 +175,22 @@ _team = _Team()
 _counting = threading.Lock()
 
 
+_this_thread = threading.local()
+
+
+def work_alone() -> None:
+    """Have the calling thread run all its kernels alone from now on."""
+    _this_thread.is_alone = True
+
+
+def is_alone() -> bool:
+    """Whether the calling thread runs its kernels alone: see `work_alone`."""
+    return getattr(_this_thread, "is_alone", False)
+
+
 def run(first: int, stop: int, threads: int) -> None:
     """Run the instructions from address `first` to `stop` on at most so many threads."""
-    if threads == 1:
+    if threads == 1 or is_alone():
         _functions().run_alone(first, stop)
     else:
         _team.run(first, stop, threads)

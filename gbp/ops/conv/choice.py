@@ -41,8 +41,9 @@ _MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX, _MAX_BEFORE_AMX_1x1 =
 _LOAD, _MOVED, _CACHE = 11, 8, 2**22
 #: How much longer a vector of products takes that is alone in its tile, which has room for two.
 _LONE = 0.3
-#: By how much phases on AMX must be cheaper than columns, which save the products of zeros.
-_CHEAPER = 0.7
+#: Phases on AMX may cost so much of what columns do, which save the products of zeros.  Those of 1×1, which
+#: have one phase, may cost the same.
+_MAX_OF_COLUMNS = 0.7
 #: Lists are used only where more than this part of the channels that they work on exists.
 _MIN_FULL = 0.7
 
@@ -129,7 +130,7 @@ def _strided(single: Floats, window: Window) -> BackwardAlgorithm | None:
     O, C = single.shape[:2]
     few = window.taps > 1 and C * window.height.stride * window.width.stride <= LANES
     on_amx = AmxMerged if few else AmxPhases
-    most = _cost_of_columns(O, C, window) * (1 if window.taps == 1 else _CHEAPER)
+    most = _cost_of_columns(O, C, window) * (1 if window.taps == 1 else _MAX_OF_COLUMNS)
     return on_amx(single, window) if on_amx.cost(O, C, window) < most else None
 
 
