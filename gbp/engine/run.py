@@ -337,7 +337,7 @@ def _checked(
 
 
 def _reduced(reduce: Reduce, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a user's function makes of gradients (n, k, …).  Raises InputError where it is no such array."""
+    """A user's function of gradients (n, k, …).  Raises InputError where it returns no such array."""
     found = array_of(reduce(gradients))
     if found.dtype.kind not in "fiub" or found.shape[:2] != gradients.shape[:2]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What each epilogue of `conv_amx` fetches for the next one, while tiles are multiplied."""
+"""Fetching for the next epilogue of `conv_amx`, while tiles are multiplied."""
 
 from __future__ import annotations
 
