@@ -54,7 +54,7 @@ class Limit:
         return MAX_DECODED // self.pixel
 
 
-#: What messages call something that has no name.
+#: The name in messages of something that has none.
 UNNAMED = ("the given image", "the given array", "the PIL image")
 
 #: The accepted formats, by Pillow's names.  A larger JPEG is decoded at a half, a quarter or an eighth of its
