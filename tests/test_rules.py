@@ -84,7 +84,7 @@ def test_relevance_at_an_inner_tensor_adds_up_to_the_score() -> None:
                 found = run.vjp(seed, rule, wrt=name)
                 total = found.reshape(2, -1).sum(axis=1)
                 np.testing.assert_allclose(total, explained, rtol=1e-3)
-        assert len(run._tapes) == 3
+        assert len(run._runs) == 3
 
 
 def test_input_times_gradient() -> None:
