@@ -95,7 +95,7 @@ class Forward:
             piece.run()
 
     def run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
-        """Run a backward pass.  Several threads may, each in memory of its own.
+        """Run a backward pass.
 
         Parameters
         ----------

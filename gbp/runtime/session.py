@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from threading import Lock
 from typing import TypeAlias, TypeVar
 
@@ -15,12 +15,10 @@ from ..arguments import refuse_not_finite
 from ..devices.base import Device
 from ..errors import InputError, ModelError, OutOfMemoryError
 from ..graph.shapes import Shape
-from ..kernels.parallel.threads import is_alone
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, readable_bytes
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule
-from .at_once import in_order
 from .locks import give_lock
 from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, steps
@@ -193,35 +191,23 @@ class Session:
         """The backward passes of `count` targets for each of n samples, as many at a time as fit."""
         if count == 1:
             return compute(slice(0, 1))
-        budget = self.memory or self.device.slice_bytes
-        step = self.plan.max_targets(budget, n, route)
-        sharers = max(1, min(self.threads, count // 2))
-        share = min(-(-count // sharers), step // sharers)
-        room = budget - n * self.plan.forward_bytes
-        # Only the last share may be of one target, whose pass runs in the run's own memory: see `Tape`.
-        if share < 2 or self._at_once(n * share * self.plan.route_bytes(route), room) < sharers:
-            sharers, share = 1, step
-        works = (partial(compute, slice(k, k + share)) for k in range(0, count, share))
-        parts = list(in_order(works, sharers))
+        step = self.plan.max_targets(self.memory or self.device.slice_bytes, n, route)
+        parts = [compute(slice(k, k + step)) for k in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def at_once(self, samples: int, targets: int) -> int:
         """How many slices of a batch are best computed at the same time, each by one thread.
+
+        More than 1 where layers are small, so that threads which share a layer mostly wait for each other.
+        Each slice reads all weights, which is no loss where its own memory is larger than they are.
 
         Parameters
         ----------
         samples, targets
             The size of a slice.
         """
-        return self._at_once(self.plan.nbytes(samples, targets), self.memory or self.device.slice_bytes)
-
-    def _at_once(self, nbytes: int, room: int) -> int:
-        """How many works of so many bytes are best computed at the same time, in so much room.
-
-        More than 1 where layers are small, so that threads which share a layer mostly wait for each other.
-        Each work reads all weights, which is no loss where its own memory is larger than they are.
-        """
-        if not self.device.is_host or is_alone() or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
+        nbytes, room = self.plan.nbytes(samples, targets), self.memory or self.device.slice_bytes
+        if not self.device.is_host or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
             return 1
         return max(1, min(self.threads, room // (nbytes + self.scratch_bytes)))
 

@@ -33,9 +33,8 @@ _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 class Tape:
     """One forward run on a batch.
 
-    `backward` and `vjp` may be called any number of times, under any rules.  Several threads may call them at
-    once, if at most one of them asks for one target a sample: that pass runs in the tape's own memory.  A
-    tape is a context manager: leaving it gives the memory back to the pool.
+    `backward` and `vjp` may be called any number of times, under any rules, by one thread at a time.  A tape
+    is a context manager: leaving it gives the memory back to the pool.
     """
 
     def __init__(
@@ -159,8 +158,7 @@ class Tape:
                 found = leaving.look()
                 maps = np.array(reduce(found.reshape(self.n, k, *found.shape[1:])))
                 finite = is_finite(maps)
-        if not finite:  # other threads may find so at the same time
-            self.is_finite = False
+        self.is_finite &= finite
         if memory is not forward.backward:
             self._pool.release("backward", size, nbytes, memory)
         return maps
