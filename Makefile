@@ -5,7 +5,7 @@
 # While one works:
 #   make check   lint, types and a fast part of the tests, in less than 90 seconds once the kernels are compiled
 # By hand, before a release: the fast tests on every Python at hand, with the lowest and the newest dependencies that
-# pyproject.toml allows; the results go to .ci/matrix.md:
+# pyproject.toml allows; each result goes to .ci/matrix.md, and a run that was stopped goes on where it was:
 #   make matrix
 # One prints which of ONNX's own backend tests pass, and why the others do not count:
 #   make conformance

@@ -1,10 +1,12 @@
 """Run the fast tests on each Python at hand, with the lowest and the newest dependencies that gbp allows.
 
-    python .ci/matrix.py [PYTHON ...] [-- PYTEST OPTIONS]
+    python .ci/matrix.py [ROW ...] [-- PYTEST OPTIONS]
 
-For example `python .ci/matrix.py python3.11 -- tests/test_demo.py`.  Each combination gets an environment in
-out/matrix.  The table of results is printed.  Where no arguments are given, it is written to .ci/matrix.md as
-well, after each combination.  Needs packaging, which pytest brings.
+A row is a Python with one set of dependencies: 3.13-lowest or 3.13-newest; 3.13 names both.  Where none is
+named, all rows run but those that passed on this commit.  Each row gets an environment and a log in
+out/matrix.  It is written to .ci/matrix.md when it ends, so a run that was stopped goes on with the next
+row.  With options for pytest, for example `python .ci/matrix.py 3.11 -- tests/test_demo.py`, the results
+are printed alone.  Needs packaging, which pytest brings.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -24,30 +25,29 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "out" / "matrix"
-PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
+RESULTS = ROOT / ".ci" / "matrix.md"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+SETS = ("lowest", "newest")
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 SHOWN = ("numpy", "numba", "onnx", "pillow")
 #: How rows without a result begin.
 _NOT_RUN = "not run"
+TITLES = ("Python", "dependencies", *SHOWN, "tests", "commit")
+PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
 VERSIONS = (
     "from importlib.metadata import version; import platform;"
     f"print(platform.python_version(), *map(version, {SHOWN}))"
 )
 
 
-def interpreters(named: list[str]) -> Iterator[tuple[str, str]]:
-    """(path, major.minor) of those named, else of all.  The path is "" where an interpreter is not here."""
+def interpreter(python: str) -> str:
+    """The path of this Python, or "" where it is not here."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    for name in named or PYTHONS:
-        found = [shutil.which(name), *map(str, pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))]
-        for path in filter(None, found):
-            code = "import sys; print('%d.%d' % sys.version_info[:2])"
-            done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
-            if done.returncode == 0:  # pyenv's stand-ins fail where the version is not chosen
-                yield path, done.stdout.strip()
-                break
-        else:
-            yield "", name.removeprefix("python")
+    for path in (shutil.which(f"python{python}"), *map(str, pyenv.glob(f"{python}.*/bin/python"))):
+        # pyenv's stand-ins fail where the version is not chosen.
+        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return path
+    return ""
 
 
 def lowest(python: str) -> list[str]:
@@ -61,8 +61,39 @@ def lowest(python: str) -> list[str]:
     return [f"{name}=={bound}" for name, bound in bounds.items()]
 
 
-def trial(path: str, python: str, which: str, options: list[str]) -> list[str]:
+def commit() -> str:
+    """The commit that is tested, with a + where files were changed since."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!.ci/matrix.md")
+    return git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
+
+
+def recorded() -> dict[tuple[str, str], list[str]]:
+    """The rows of the table, by Python ("3.11") and dependencies."""
+    rows = {(python, which): [python, which, *[""] * 4, _NOT_RUN, ""] for python in PYTHONS for which in SETS}
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+        row = [cell.strip() for cell in line.split("|")[1:-1]]
+        python = re.match(r"\d+\.\d+", row[0]) if len(row) == len(TITLES) else None
+        if python:
+            rows[python[0], row[1]] = row
+    return rows
+
+
+def table(rows: list[list[str]]) -> str:
+    lines = [TITLES, ["---"] * len(TITLES), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def trial(python: str, which: str, options: list[str]) -> list[str]:
     """A row of the table."""
+    path = interpreter(python)
+    if not path:
+        return [python, which, *[""] * 4, f"{_NOT_RUN}: this Python is not here", ""]
     folder = WORK / f"{python}-{which}"
     binary = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     subprocess.run([path, "-m", "venv", "--clear", str(folder)], check=True)
@@ -72,42 +103,46 @@ def trial(path: str, python: str, which: str, options: list[str]) -> list[str]:
     if done.returncode == 0:
         done = subprocess.run([*pip, str(ROOT)], check=False)
     if done.returncode != 0:
-        return [python, which, *["" for _ in SHOWN], "cannot be installed"]
+        return [python, which, *[""] * 4, "cannot be installed", commit()]
     shown = subprocess.run([str(binary), "-c", VERSIONS], capture_output=True, text=True, check=True)
-    run = subprocess.run(
-        [str(binary), "-m", "pytest", "--numprocesses", "2", "--dist", "worksteal", *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "GBP_CACHE_DIR": str(folder / "cache")},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    print(run.stdout)
-    (end,) = re.findall(r"^=+ (.*) in [\d.]+s.*=+$", run.stdout, re.M)[-1:] or ["no test ran"]
+    log = folder / "log"
+    with log.open("w") as file:
+        subprocess.run(
+            [str(binary), "-m", "pytest", "--numprocesses", "2", "--dist", "worksteal", *options],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "GBP_CACHE_DIR": str(folder / "cache")},
+            stdout=file,
+            check=False,
+        )
+    print(log.read_text())
+    (end,) = re.findall(r"^=+ (.*) in [\d.]+s.*=+$", log.read_text(), re.M)[-1:] or ["no test ran"]
     version, *others = shown.stdout.split()
-    return [version, which, *others, end]
+    return [version, which, *others, end, commit()]
 
 
 def main(arguments: list[str]) -> int:
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    named, options = arguments[:at], arguments[at + 1 :]
-    rows = [["Python", "dependencies", *SHOWN, "tests"], ["---"] * (3 + len(SHOWN))]
-    for path, python in interpreters(named):
-        for which in ("lowest", "newest"):
-            print(f"Python {python}, {which} dependencies", flush=True)
-            if path:
-                rows.append(trial(path, python, which, options or ["-m", "fast"]))
-            else:
-                rows.append([python, which, *["" for _ in SHOWN], f"{_NOT_RUN}: this Python is not here"])
-            table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-            if not arguments:
-                machine = f"{platform.system()} {platform.machine()}"
-                text = f"# Results of `make matrix`\n\nThe fast tests, on {machine}.\n\n{table}\n"
-                (ROOT / ".ci" / "matrix.md").write_text(text)
-    print(table)
-    passed = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
-    ends = [row[-1] for row in rows[2:] if not row[-1].startswith(_NOT_RUN)]
-    return not (ends and all(map(passed.fullmatch, ends)))
+    named, options = {*arguments[:at]}, arguments[at + 1 :]
+    rows = recorded()
+    if unknown := named - {name for python, which in rows for name in (python, f"{python}-{which}")}:
+        sys.exit(f"no row is named {', '.join(sorted(unknown))}")
+    shown = {}
+    for (python, which), old in rows.items():
+        if named and not named & {python, f"{python}-{which}"}:
+            continue
+        if not named and not options and PASSED.fullmatch(old[-2]) and old[-1] == commit():
+            shown[python, which] = old
+            continue
+        print(f"Python {python}, {which} dependencies", flush=True)
+        shown[python, which] = trial(python, which, options or ["-m", "fast"])
+        if not options and (shown[python, which][-1] or not old[-1]):
+            # The file is read again: a run beside this one may have added to it.
+            machine = f"{platform.system()} {platform.machine()}"
+            text = table([*(recorded() | {(python, which): shown[python, which]}).values()])
+            RESULTS.write_text(f"# Results of `make matrix`\n\nThe fast tests, on {machine}.\n\n{text}")
+    print(table([*shown.values()]))
+    ends = [row[-2] for row in shown.values() if not row[-2].startswith(_NOT_RUN)]
+    return not (ends and all(map(PASSED.fullmatch, ends)))
 
 
 if __name__ == "__main__":

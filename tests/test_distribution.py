@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builder import Builder
@@ -172,16 +173,64 @@ def test_every_constraint_is_one_version_of_one_package() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_matrix_passes_without_pythons_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script of `make matrix`, on the commit "new", with two Pythons, writing its results elsewhere."""
     spec = spec_from_file_location("matrix", ROOT / ".ci" / "matrix.py")
     assert spec is not None
     assert spec.loader is not None
-    matrix = module_from_spec(spec)
-    spec.loader.exec_module(matrix)
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "matrix.md")
+    monkeypatch.setattr(script, "PYTHONS", ("3.11", "3.12"))
+    monkeypatch.setattr(script, "commit", lambda: "new")
+    return script
 
-    def code(paths: list[str], end: str = "5 passed, 1 skipped") -> int:
-        monkeypatch.setattr(matrix, "interpreters", lambda _: ((path, "3.11") for path in paths))
-        monkeypatch.setattr(matrix, "trial", lambda *_: ["3.11", "lowest", "", "", "", "", end])
-        return int(matrix.main(["here"]))
 
-    assert [code(["", "python"]), code(["python"], "1 failed, 5 passed"), code([""])] == [0, 1, 1]
+def a_row(python: str, which: str, end: str, commit: str) -> list[str]:
+    return [f"{python}.1", which, "1", "2", "3", "4", end, commit]
+
+
+def test_the_matrix_passes_without_pythons_that_are_not_here(
+    matrix: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "interpreter", lambda _: "")
+    absent = matrix.trial
+
+    def code(end: str) -> int:
+        present = a_row("3.12", "lowest", end, "new")
+        monkeypatch.setattr(matrix, "trial", lambda *row: present if row[0] == "3.12" else absent(*row))
+        return int(matrix.main([]))
+
+    assert code("1 failed, 5 passed") == 1
+    assert code("5 passed, 1 skipped") == 0
+    assert matrix.main(["3.11"]) == 1  # none ran
+
+
+def test_the_matrix_goes_on_where_it_was(matrix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {"3.11-lowest": "5 passed", "3.11-newest": "2 failed, 3 passed", "3.12-lowest": "5 passed"}
+    ran: list[str] = []
+
+    def trial(python: str, which: str, options: list[str]) -> list[str]:
+        ran.append(f"{python}-{which}")
+        if ran[-1] not in ends:
+            raise KeyboardInterrupt
+        return a_row(python, which, ends[ran[-1]], "new")
+
+    monkeypatch.setattr(matrix, "trial", trial)
+    with pytest.raises(KeyboardInterrupt):
+        matrix.main([])
+    assert [row[-2] for row in matrix.recorded().values()] == [*ends.values(), "not run"]
+    ran.clear()
+    ends |= {"3.11-newest": "5 passed", "3.12-newest": "5 passed, 1 warning"}
+    assert matrix.main([]) == 0
+    assert ran == ["3.11-newest", "3.12-newest"]  # what failed, and what was not run
+    monkeypatch.setattr(matrix, "commit", lambda: "newer")
+    ran.clear()
+    assert matrix.main([]) == 0
+    assert ran == [*ends]  # another commit: all
+    ran.clear()
+    assert matrix.main(["3.12-lowest", "--", "tests/test_demo.py"]) == 0
+    assert ran == ["3.12-lowest"]
+    with pytest.raises(SystemExit, match="no row is named"):
+        matrix.main(["3.9"])
