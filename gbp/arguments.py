@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +61,3 @@ def fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:
         return False
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array.astype(np.float32)).all())
-
-
-def refuse_not_finite(sample: int) -> NoReturn:
-    """Raise InputError for the sample of this index, which holds NaN or infinity."""
-    raise InputError(f"sample {sample} of the array holds NaN or infinity.")

@@ -58,6 +58,12 @@ def shown(text: str) -> str:
     )
 
 
+def readable_bytes(bytes_: float) -> str:
+    """The number of bytes with a unit, such as 1.5 GiB or 12 MiB."""
+    gib = bytes_ / 2**30
+    return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
+
+
 class ModelError(GbpError, ValueError):
     """The file is no model, is damaged, or contradicts itself."""
 

@@ -15,9 +15,7 @@ from .engine.engine import Engine
 from .engine.network import Network
 from .engine.settings import Settings
 from .engine.warming import warm_up
-from .errors import InputError
 from .graph.head import PROBABILITY, Probability
-from .graph.shapes import Shape
 from .importer.load import open_model
 from .importer.proto import Model
 from .importer.reader import Reader
@@ -26,7 +24,6 @@ from .inputs import Images
 from .pictures.labels import read_labels
 from .pictures.preprocess import Preprocess
 from .pictures.sidecar import Sidecar, read_sidecar
-from .plan.plan import Plan
 from .questions.questions import Question, Score, checked_score, is_hidden
 from .result.attribution import Attribution
 from .result.provenance import Provenance
@@ -228,20 +225,3 @@ class Explainer(Network):
             Where a size is missing, or where kernels cannot be stored.
         """
         return warm_up(self._engine, size)
-
-    def plan_for(self, shape: Shape) -> tuple[Plan, int]:
-        """The plan for samples of one shape, and how many threads execute it; `diagnostics` reads it.
-
-        Parameters
-        ----------
-        shape
-            The shape of one sample, without the batch.
-
-        Raises
-        ------
-        InputError
-            On another device than the CPU.
-        """
-        if not self._engine.settings.device.is_host:
-            raise InputError("plans are inspected on the CPU alone.", hint="Leave the device out.")
-        return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads

@@ -8,7 +8,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from .limits import readable_bytes
+from .errors import readable_bytes
 
 #: Most bytes of a text file: labels, or the sidecar of a model.
 MAX_TEXT = 2**26

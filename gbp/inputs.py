@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .arguments import refuse_not_finite
 from .errors import InputError
 from .graph.shapes import Shape
 from .importer.subgraph import Source
-from .limits import MAX_ELEMENTS, elements, is_finite
+from .limits import MAX_ELEMENTS, elements, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
 from .pictures.later import Pictures
 from .pictures.layout import Layout

@@ -1,4 +1,4 @@
-"""Limits on what a model may cost in memory and time.
+"""Limits on what a model may cost in memory and time, and on its numbers, which must be finite.
 
 A file of a hundred bytes can demand a petabyte or a year.  Each limit is far above any useful CNN, and far
 below what would harm the machine.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +56,9 @@ def is_finite(values: NDArray[Any]) -> bool:
     return True
 
 
-def readable_bytes(bytes_: float) -> str:
-    """The number of bytes with a unit, such as 1.5 GiB or 12 MiB."""
-    gib = bytes_ / 2**30
-    return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
+def refuse_not_finite(sample: int) -> NoReturn:
+    """Raise InputError for the sample of this index, which holds NaN or infinity."""
+    raise InputError(f"sample {sample} of the array holds NaN or infinity.")
 
 
 class computing(np.errstate):  # lower case, like the context manager that it extends

@@ -16,10 +16,10 @@ from builder import Builder
 from numpy.typing import NDArray
 
 from gbp import Explainer, Top, methods
+from gbp.engine.at_once import in_order
 from gbp.errors import InputError
 from gbp.kernels.parallel.threads import is_alone
 from gbp.methods.common import _even
-from gbp.runtime.at_once import in_order
 from gbp.runtime.session import Session
 from gbp.runtime.tape import Tape
 

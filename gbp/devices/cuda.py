@@ -24,10 +24,9 @@ from numba import cuda
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import InputError, OutOfMemoryError
+from ..errors import InputError, OutOfMemoryError, readable_bytes
 from ..kernels.codegen import numba_private
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
-from ..limits import readable_bytes
 from .base import Device, Entry, Exit, Repeater
 from .cuda_array import CudaArray, copyto, row_major_strides
 from .cuda_ends import CardEntry, CardExit

@@ -15,6 +15,7 @@ from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..inputs import Images
 from ..pictures.layout import Layout
+from ..plan.plan import Plan
 from .engine import Engine
 from .run import Run
 
@@ -176,6 +177,23 @@ class Network:
                 with run:
                     yield run
             done += len(batch.x)
+
+    def plan_for(self, shape: Shape) -> tuple[Plan, int]:
+        """The plan for samples of one shape, and how many threads execute it; `diagnostics` reads it.
+
+        Parameters
+        ----------
+        shape
+            The shape of one sample, without the batch.
+
+        Raises
+        ------
+        InputError
+            On another device than the CPU.
+        """
+        if not self._engine.settings.device.is_host:
+            raise InputError("plans are inspected on the CPU alone.", hint="Leave the device out.")
+        return self._engine.sessions.of(tuple(shape)).plan, self._engine.settings.threads
 
 
 def names(keep: Sequence[str]) -> tuple[str, ...]:

@@ -31,7 +31,6 @@ from ..graph.graph import Graph
 from ..graph.tensors import Tensor, find
 from ..importer.load import open_model, settled
 from ..importer.subgraph import Choice
-from ..limits import computing
 from ..pictures.files import save_picture
 from ..pictures.paths import find_images
 from ..rules import rule_named
@@ -231,5 +230,4 @@ def _graph(model: str, options: dict[str, Any], shape: tuple[int, ...]) -> Graph
     """The graph of the network for samples of this shape."""
     choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
     source = open_model(model, choice)
-    with computing():
-        return settled(source, (source.input_shape[0] or 1, *shape[1:]))[1]
+    return settled(source, (source.input_shape[0] or 1, *shape[1:]))[1]

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..errors import GbpError, ModelError, UnsupportedError
-from ..limits import Budget, readable_bytes
+from ..errors import GbpError, ModelError, UnsupportedError, readable_bytes
+from ..limits import Budget
 from ..ops import FACTS
 from ..ops.folded import (
     Constants,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.asking import ask
+from ..engine.at_once import in_order
 from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
@@ -20,7 +21,6 @@ from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
 from ..result.doubts import doubted
 from ..rules import Rule, rule_named
-from ..runtime.at_once import in_order
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import readable_bytes
 from ..graph.shapes import Shape
-from ..limits import elements, readable_bytes
+from ..limits import elements
 from .facts import Fact
 from .folded import as_inferred, as_operands, slow
 from .node import Node

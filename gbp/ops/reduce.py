@@ -86,6 +86,19 @@ class Reduce(Op):
     axes: tuple[int, ...]
     kind: int
 
+    @property
+    def is_linear(self) -> bool:
+        return self.kind in (kernels.SUM, kernels.MEAN)
+
+    @property
+    def is_never_negative(self) -> bool:
+        return self.kind in (kernels.L1, kernels.L2, kernels.SUM_SQUARE)
+
+    @property
+    def keeps_nonnegative(self) -> bool:
+        """Whether y is never negative where x is not."""
+        return self.is_linear or self.is_never_negative or self.kind == kernels.PROD
+
     def shape(self, *x: Shape) -> Shape:
         return tuple(1 if axis in self.axes else n for axis, n in enumerate(x[0]))
 
@@ -97,8 +110,7 @@ class Reduce(Op):
         return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        linear = self.kind in (kernels.SUM, kernels.MEAN)
-        step: type[ReduceStep] = ReduceStep if linear else CurvedReduceStep
+        step: type[ReduceStep] = ReduceStep if self.is_linear else CurvedReduceStep
         return step(self.kind, runs_of(x[0], order, self.axes))
 
 

@@ -5,5 +5,5 @@ comes the plan: built, or taken from the cache, where its weights are in a file 
 Processes that map it share its pages.  `content` names files by what is in them; `entry` writes and reads one
 file of the cache; `plans` decides what is kept.
 
-May import kernels and limits.
+It may import kernels and errors.
 """

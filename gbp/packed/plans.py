@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from ..errors import readable_bytes
 from ..kernels.codegen.amx import is_usable
 from ..kernels.codegen.cache import CACHE_DIRECTORY, PART, ROOT, log, make_folder, refused
 from ..kernels.codegen.lock import only_one
-from ..limits import readable_bytes
 from . import entry
 from .content import Opened, digest_of_file
 

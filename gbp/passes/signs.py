@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..graph.graph import Graph
 from ..graph.op import Op
-from ..kernels import reduce as kinds
 from ..ops.affine import Affine, Scale
 from ..ops.binary import Binary, Choice
 from ..ops.broadcast import Add, Mul
@@ -78,7 +77,5 @@ def _keeps(op: Op, x: list[bool]) -> bool:
         case Resample():
             return x[0] and bool((op.table.weights >= 0).all())
         case Reduce():
-            return op.kind in (kinds.L1, kinds.L2, kinds.SUM_SQUARE) or (
-                x[0] and op.kind in (kinds.SUM, kinds.MEAN, kinds.PROD)
-            )
+            return op.is_never_negative or (x[0] and op.keeps_nonnegative)
     return isinstance(op, _MOVES) and all(x)

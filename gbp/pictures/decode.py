@@ -20,8 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
-from ..limits import readable_bytes
+from ..errors import InputError, readable_bytes
 
 Mode = Literal["RGB", "L"]
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, readable_bytes
 from ..files import open_regular
-from ..limits import readable_bytes
 from .decode import MAX_FILE, UNNAMED, called, decode_file, decode_image
 
 MAX_ARRAY = 2**31

@@ -31,7 +31,6 @@ from ..result.attribution import Attribution
 from ..result.doubts import empty_notes, likeness_notes
 from ..result.sample import Sample
 from ..rules import rule_named
-from ..version import VERSION
 
 #: Images explained together, and most pixels of the longer side of a photo in the page.
 _CHUNK, _SIDE = 8, 480
@@ -155,7 +154,6 @@ class _Making:
             raise InputError(f"none of {len(images)} images could be read.")
         about = self.about | {
             "title": title or self.about["provenance"]["model"] or "A model",
-            "gbp": VERSION,
             "images": self.rows,
             "skipped": self.summary.skipped,
             "notes": list(self.notes),
@@ -203,7 +201,7 @@ class _Making:
         number = len(self.rows)
         if not self.about:
             self.about = {
-                "provenance": first.provenance.to_dict() if first.provenance else {"model": ""},
+                "provenance": first.provenance.to_dict() if first.provenance else {"gbp": "", "model": ""},
                 "maps": [
                     {
                         "name": name,

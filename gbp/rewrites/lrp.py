@@ -28,7 +28,6 @@ import numpy as np
 from ..errors import InputError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
-from ..kernels import reduce as kinds
 from ..ops.affine import Affine, Scale
 from ..ops.binary import Binary, Choice
 from ..ops.broadcast import Add
@@ -120,7 +119,7 @@ def _has_rule(op: Op) -> bool:
 
 
 def _is_linear_reduction(op: Op) -> bool:
-    return isinstance(op, Reduce) and op.kind in (kinds.SUM, kinds.MEAN)
+    return isinstance(op, Reduce) and op.is_linear
 
 
 def _passing(op: Op) -> Op:

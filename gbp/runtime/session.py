@@ -11,11 +11,10 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import refuse_not_finite
 from ..devices.base import Device
-from ..errors import InputError, ModelError, OutOfMemoryError
+from ..errors import InputError, ModelError, OutOfMemoryError, readable_bytes
 from ..graph.shapes import Shape
-from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, readable_bytes
+from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, refuse_not_finite
 from ..plan.backward import Route
 from ..plan.plan import Plan
 from ..rules import Rewrite, Rule

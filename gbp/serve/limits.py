@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..errors import InputError
-from ..limits import readable_bytes
+from ..errors import InputError, readable_bytes
 
 #: Bodies of the largest size that are held at a time, read or being read.
 _BODIES = 8
