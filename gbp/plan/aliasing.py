@@ -14,7 +14,7 @@ Concat needs no step, neither forward nor backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,75 +54,92 @@ class BufferSlice:
 
 
 def alias_buffers(
-    instructions: Iterable[Instruction], tensors: Tensors, views: Mapping[str, str]
+    instructions: Sequence[Instruction], tensors: Tensors, views: Mapping[str, str]
 ) -> tuple[list[Instruction], dict[str, BufferSlice]]:
     """Alias as many tensors as possible.
 
-    A tensor can be a slice of one Concat only.  A second Concat that reads it copies it.
+    Parameters
+    ----------
+    instructions
+        All of a plan, in order.
+    tensors
+        Those of the plan, by any of their names.
+    views
+        Tensors that share another tensor's memory under another shape: view → the tensor that owns it.
 
     Returns
     -------
     The instructions that still have to be computed, and the buffer slice of every tensor.
     """
-    # Tensors that may not be slices.  A tensor with views may not, because their rows have another length.
-    undivided = set(views.values())
-    for instruction in instructions:
-        if instruction.step.wants_whole:
-            undivided |= {instruction.output, *instruction.reads}
-    # Tensor → the next larger tensor whose memory it is in, and its first element in each of that one's rows.
-    inside = {name: (source, 0) for name, source in views.items()}
-    # Buffer → the length of the rows that its slices are cut from.  All its slices are cut from equal rows.
-    rows: dict[str, int] = {}
-
-    def can_hold(name: str) -> bool:
-        """Whether slices may be cut from this tensor's rows.  The first yes decides for the whole buffer."""
-        row = tensors[name].row
-        return rows.setdefault(views.get(name, name), row) == row
-
+    aliases = _Aliases(instructions, tensors, views)
     left = []
     for instruction in instructions:
-        step, copied = instruction.step, instruction.inputs  # the inputs that the step still has to read
-        if step.slice_start is not None:
-            if instruction.output not in undivided and can_hold(instruction.inputs[0]):
-                inside[instruction.output] = instruction.inputs[0], step.slice_start
-                copied = ()
-        elif step.part_starts is not None and can_hold(instruction.output):
-            which = []  # the parts that are copied, because they cannot be made in place
-            for i, (name, start) in enumerate(zip(instruction.inputs, step.part_starts, strict=True)):
-                if name in undivided or name in inside:
-                    which.append(i)
-                else:
-                    inside[name] = instruction.output, start
-            step, copied = step.only(which), tuple(instruction.inputs[i] for i in which)
-        if copied == instruction.inputs and step is instruction.step:
+        step, inputs, y = instruction.step, instruction.inputs, instruction.output
+        if step.slice_start is not None:  # a Split
+            if not aliases.add(y, inputs[0], step.slice_start):
+                left.append(instruction)
+        elif step.part_starts is not None:  # a Concat, which copies those parts that cannot be made in place
+            parts = enumerate(zip(inputs, step.part_starts, strict=True))
+            copied = [i for i, (x, start) in parts if not aliases.add(x, y, start)]
+            if copied:
+                x = tuple(inputs[i] for i in copied)
+                left.append(replace(instruction, step=step.only(copied), inputs=x))
+        else:
             left.append(instruction)
-        elif copied:
-            left.append(replace(instruction, step=step, inputs=copied))
-    return left, _resolved(inside, rows, tensors, views)
+    return left, aliases.slices()
 
 
-def _resolved(
-    inside: Mapping[str, tuple[str, int]], rows: Mapping[str, int], tensors: Tensors, views: Mapping[str, str]
-) -> dict[str, BufferSlice]:
-    """Each tensor's slice of the outermost buffer, from its place in the next larger tensor (`inside`)."""
-    slices: dict[str, BufferSlice] = {}
-    for name in {tensor.name: None for tensor in tensors.values()}:
-        path = [name]  # from the slice outwards; no recursion, because a file may nest thousands
-        while path[-1] not in slices and path[-1] in inside:
-            path.append(inside[path[-1]][0])
-        host = path.pop()
-        row = rows.get(host, tensors[host].row)
-        at = slices.setdefault(host, BufferSlice(host, row, 0, row))
-        for part in reversed(path):
-            if part not in views:
-                start = at.start + inside[part][1]
-                at = replace(at, start=start, stop=start + tensors[part].row)
-            slices[part] = at
-    return slices
+class _Aliases:
+    """Tensors that are in the memory of others.  The parameters are those of `alias_buffers`."""
+
+    def __init__(
+        self, instructions: Sequence[Instruction], tensors: Tensors, views: Mapping[str, str]
+    ) -> None:
+        self._tensors, self._views = tensors, views
+        #: Tensors that may not be slices.  A tensor with views may not, because their rows have another
+        #: length.
+        self._undivided = set(views.values())
+        for instruction in instructions:
+            if instruction.step.wants_whole:
+                self._undivided |= {instruction.output, *instruction.reads}
+        #: Tensor → the next larger tensor whose memory it is in, and its first element in each row of that.
+        self._inside = {name: (source, 0) for name, source in views.items()}
+        #: Buffer → the length of the rows that its slices are cut from.  All are cut from equal rows.
+        self._rows: dict[str, int] = {}
+
+    def add(self, part: str, whole: str, start: int) -> bool:
+        """Make `part` the elements from `start` on in each row of `whole`, and return whether that can be.
+
+        A tensor can be a slice of one Concat only.  A second Concat that reads it copies it.
+        """
+        if part in self._undivided or part in self._inside:
+            return False
+        row, buffer = self._tensors[whole].row, self._views.get(whole, whole)
+        if self._rows.setdefault(buffer, row) != row:  # other slices were cut first, through another view
+            return False
+        self._inside[part] = whole, start
+        return True
+
+    def slices(self) -> dict[str, BufferSlice]:
+        """Each tensor's slice of the outermost buffer."""
+        slices: dict[str, BufferSlice] = {}
+        for name in {tensor.name: None for tensor in self._tensors.values()}:
+            path = [name]  # from the slice outwards; no recursion, because a file may nest thousands
+            while path[-1] not in slices and path[-1] in self._inside:
+                path.append(self._inside[path[-1]][0])
+            host = path.pop()
+            row = self._rows.get(host, self._tensors[host].row)
+            at = slices.setdefault(host, BufferSlice(host, row, 0, row))
+            for part in reversed(path):
+                if part not in self._views:
+                    start = at.start + self._inside[part][1]
+                    at = replace(at, start=start, stop=start + self._tensors[part].row)
+                slices[part] = at
+        return slices
 
 
 def mask_slices(
-    instructions: Iterable[Instruction], tensors: Tensors, slices: Mapping[str, BufferSlice]
+    instructions: Sequence[Instruction], tensors: Tensors, slices: Mapping[str, BufferSlice]
 ) -> dict[str, BufferSlice]:
     """For each tensor that has a mask, its bytes of the mask of its buffer.
 

@@ -3,6 +3,10 @@
 A tensor's gradient is the sum of the contributions of its readers.  For every stretch of memory the plan
 counts the contributions that are still to come.  The first contribution writes, and the later ones add.  The
 last one completes the gradient; where the tensor is a rectifier's output, it applies the gate as well.
+
+After y = f(x) + r has contributed to x's gradient, y's gradient is not needed any more, and r's gradient
+begins as an equal copy of it.  If r's gradient has no contribution yet, it takes over y's memory and nothing
+is copied.
 """
 
 from __future__ import annotations
@@ -120,7 +124,10 @@ def route_between(
     first, last = made.get(end.name, -1) + 1, made.get(start.name, len(instructions) - 1) + 1
     if first > last:
         return None
-    order, zeros, handed_on = _order(instructions[:last], first, slices, masks, start.name, end.name)
+    gradients = _Gradients(instructions[:last], slices, masks)
+    gradients.start_at(start.name)
+    order = tuple(gradients.go_back(i) for i in reversed(range(first, last)))
+    zeros, handed_on = gradients.unwritten(end.name), gradients.handed_on
     uses = [(start.name, -1), (end.name, len(order))]
     for i, back in enumerate(order):
         uses += [(name, i) for name in (instructions[back.instruction].output, *back.writes)]
@@ -130,90 +137,110 @@ def route_between(
     return Route(order, zeros, start, end, Arena(begins, arena.size))
 
 
-def _order(
-    instructions: Sequence[Instruction],
-    first: int,
-    slices: Mapping[str, BufferSlice],
-    masks: Mapping[str, BufferSlice],
-    output: str,
-    image: str,
-) -> tuple[tuple[BackwardInstruction, ...], tuple[BufferSlice, ...], dict[str, str]]:
-    """Order the backward pass of the instructions from number `first` on, from `output` to `image`.
+class _Gradients:
+    """How far each gradient is, while a backward pass is put in order.
 
-    After y = f(x) + r has contributed to x's gradient, y's gradient is not needed any more, and r's gradient
-    begins as an equal copy of it.  If r's gradient has no contribution yet, it takes over y's memory and
-    nothing is copied.
+    Every buffer is cut wherever a tensor begins or ends.  All elements of such a stretch get the same
+    contributions.  A tensor is a run of stretches.
 
-    Returns
-    -------
-    The backward pass of each instruction, the last instruction first; what to clear after it; and the
-    gradient buffers that are taken over, {root of r: root of y}.
+    Parameters
+    ----------
+    instructions
+        All up to the one that makes the tensor where the pass starts.
+    slices, masks
+        Those of the plan.
     """
-    stretches, spans = _stretches(slices)
-    pending = np.zeros(len(stretches), np.int64)
-    written, gated = np.zeros((2, len(stretches)), np.bool_)
-    # Instructions with equal gates, whose masks are in one buffer, are one kind: the index of the first.
-    kinds: dict[tuple[str | None, bool], int] = {}
-    kind = np.full(len(stretches), -1)
-    for i, instruction in enumerate(instructions):
-        for name in instruction.reads:
-            pending[spans[name]] += 1
-        if instruction.has_gate:
-            like = (
-                masks[instruction.output].root if instruction.has_mask else None,
-                instruction.clip.is_rectifier,
-            )
-            kind[spans[instruction.output]] = kinds.setdefault(like, i)
-    zeros: list[BufferSlice] = []
-    handed_on: dict[str, str] = {}
 
-    def clear(span: slice) -> None:
-        zeros.extend(stretches[k] for k in span.start + np.flatnonzero(~written[span]))
-        written[span] = True
+    def __init__(
+        self,
+        instructions: Sequence[Instruction],
+        slices: Mapping[str, BufferSlice],
+        masks: Mapping[str, BufferSlice],
+    ) -> None:
+        self._instructions, self._slices, self._masks = instructions, slices, masks
+        self._stretches, self._spans = _stretches(slices)
+        count = len(self._stretches)
+        #: For each stretch: the contributions that are still to come, whether one was written, and whether
+        #: the last one applied a gate.
+        self._pending = np.zeros(count, np.int64)
+        self._written, self._gated = np.zeros((2, count), np.bool_)
+        #: For each stretch the gate at which its gradient ends, or -1: the index of the instruction that has
+        #: it.  Instructions with equal gates, whose masks are in one buffer, count as the first of them.
+        self._gate = np.full(count, -1)
+        #: Slices that were cleared for the present instruction.
+        self._zeros: list[BufferSlice] = []
+        #: The gradient buffers that are taken over, {root of r: root of y}.
+        self.handed_on: dict[str, str] = {}
+        equal: dict[tuple[str | None, bool], int] = {}
+        for i, instruction in enumerate(instructions):
+            for name in instruction.reads:
+                self._pending[self._spans[name]] += 1
+            if instruction.has_gate:
+                root = masks[instruction.output].root if instruction.has_mask else None
+                first = equal.setdefault((root, instruction.clip.is_rectifier), i)
+                self._gate[self._spans[instruction.output]] = first
 
-    def gate_of(name: str) -> int | None:
-        """An instruction whose mask and gate are valid for the whole tensor; None where there is none."""
-        span = spans[name]
-        first = int(kind[span.start])
-        if first < 0 or not (kind[span] == first).all():
-            return None
-        maker = instructions[first]
-        in_mask = name in masks and maker.has_mask and masks[name].root == masks[maker.output].root
-        return first if in_mask or not maker.has_mask else None
+    def start_at(self, name: str) -> None:
+        """The gradient of this tensor is given."""
+        self._written[self._spans[name]] = True
 
-    def write(name: str, can_gate: bool) -> GradientWrite:
-        span = spans[name]
-        accumulate = bool(written[span].any())
+    def go_back(self, index: int) -> BackwardInstruction:
+        """The backward pass of one instruction, after those of all later ones."""
+        instruction = self._instructions[index]
+        self._zeros = []
+        self._clear(instruction.output)
+        gates_first = instruction.has_gate and not self._gated[self._spans[instruction.output]].all()
+        inputs = tuple(self._write(name, instruction.step.gates) for name in instruction.inputs)
+        r, residual = instruction.residual, None
+        if r is not None and not self._hand_on(instruction.output, to=r):
+            residual = self._write(r, can_gate=True)
+        return BackwardInstruction(index, tuple(self._zeros), gates_first, inputs, residual)
+
+    def unwritten(self, name: str) -> tuple[BufferSlice, ...]:
+        """The parts of a tensor's gradient to which nothing contributed."""
+        self._zeros = []
+        self._clear(name)
+        return tuple(self._zeros)
+
+    def _clear(self, name: str) -> None:
+        """Clear what no contribution has written."""
+        span = self._spans[name]
+        self._zeros += [self._stretches[k] for k in span.start + np.flatnonzero(~self._written[span])]
+        self._written[span] = True
+
+    def _write(self, name: str, can_gate: bool) -> GradientWrite:
+        """Contribute to the gradient of `name` by a kernel.  `can_gate`: whether the kernel can gate."""
+        span = self._spans[name]
+        accumulate = bool(self._written[span].any())
         if accumulate:
-            clear(span)
-        written[span] = True
-        pending[span] -= 1
-        gate = gate_of(name) if can_gate and not pending[span].any() else None
-        gated[span] |= gate is not None
+            self._clear(name)
+        self._written[span] = True
+        self._pending[span] -= 1
+        gate = self._gate_of(name) if can_gate and not self._pending[span].any() else None
+        self._gated[span] |= gate is not None
         return GradientWrite(name, accumulate, gate)
 
-    def hand_on(name: str, to: str) -> bool:
-        y, r = slices[name], slices[to]
-        if not (y.is_whole and r.is_whole) or written[spans[to]].any():
-            return False
-        written[spans[to]] = True
-        pending[spans[to]] -= 1
-        handed_on[r.root] = handed_on.get(y.root, y.root)
-        return True
+    def _gate_of(self, name: str) -> int | None:
+        """An instruction whose mask and gate are valid for the whole tensor; None where there is none."""
+        gates = self._gate[self._spans[name]]
+        first = int(gates[0])
+        if first < 0 or not (gates == first).all():
+            return None
+        maker = self._instructions[first]
+        if not maker.has_mask:
+            return first
+        in_mask = name in self._masks and self._masks[name].root == self._masks[maker.output].root
+        return first if in_mask else None
 
-    written[spans[output]] = True  # by the seed
-    result = []
-    for i in reversed(range(first, len(instructions))):
-        instruction, r = instructions[i], instructions[i].residual
-        zeros = []
-        clear(spans[instruction.output])
-        gates_first = instruction.has_gate and not gated[spans[instruction.output]].all()
-        inputs = tuple(write(name, instruction.step.gates) for name in instruction.inputs)
-        residual = None if r is None or hand_on(instruction.output, to=r) else write(r, can_gate=True)
-        result.append(BackwardInstruction(i, tuple(zeros), gates_first, inputs, residual))
-    zeros = []
-    clear(spans[image])  # parts that no layer reads
-    return tuple(result), tuple(zeros), handed_on
+    def _hand_on(self, name: str, to: str) -> bool:
+        """Have the gradient of a residual take over the memory of the sum's gradient, if it can."""
+        y, r = self._slices[name], self._slices[to]
+        if not (y.is_whole and r.is_whole) or self._written[self._spans[to]].any():
+            return False
+        self._written[self._spans[to]] = True
+        self._pending[self._spans[to]] -= 1
+        self.handed_on[r.root] = self.handed_on.get(y.root, y.root)
+        return True
 
 
 def _stretches(slices: Mapping[str, BufferSlice]) -> tuple[list[BufferSlice], dict[str, slice]]:
