@@ -6,6 +6,8 @@ SmoothGrad   1/S · Σ m_i                        Smilkov et al. 2017, section 3
 SmoothGrad²  1/S · Σ m_i²                       Hooker et al. 2018, section 2.2
 VarGrad      1/S · Σ m_i² - (1/S · Σ m_i)²      Adebayo et al. 2018
 
+Each is a function of its own, with the same arguments: three papers, three names.
+
 The class is fixed before noise is added.  All samples get the same draws, scaled by their own range, so that
 a sample's map does not depend on what else is in the batch.
 """
@@ -13,6 +15,7 @@ a sample's map does not depend on what else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
 from typing import Any, TypeAlias
@@ -35,7 +38,6 @@ from .common import Questions, each_copy, explained, with_details
 Noise: TypeAlias = float | NDArray[Any]
 #: Bytes of draws that are kept for the next sample.
 _MAX_DRAWN = 2**25
-_Made: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 
 def smoothgrad(
@@ -76,7 +78,7 @@ def smoothgrad(
     InputError
         For arguments that cannot be used.
     """
-    return _noisy("smoothgrad", explainer, images, rule, target, samples, noise, seed)
+    return _noisy(_SMOOTHGRAD, explainer, images, rule, target, samples, noise, seed)
 
 
 def smoothgrad_squared(
@@ -105,7 +107,7 @@ def smoothgrad_squared(
     InputError
         For arguments that cannot be used.
     """
-    return _noisy("smoothgrad-squared", explainer, images, rule, target, samples, noise, seed)
+    return _noisy(_SMOOTHGRAD_SQUARED, explainer, images, rule, target, samples, noise, seed)
 
 
 def vargrad(
@@ -134,29 +136,55 @@ def vargrad(
     InputError
         For arguments that cannot be used, and for a single copy.
     """
-    return _noisy("vargrad", explainer, images, rule, target, samples, noise, seed)
+    return _noisy(_VARGRAD, explainer, images, rule, target, samples, noise, seed)
 
 
-#: From the mean of maps and the mean of their squares to the method's map, and a note on the limits of the
-#: map.
-_METHODS: dict[str, tuple[_Made, str]] = {
-    "smoothgrad": (
-        lambda mean, square: mean,
-        "SmoothGrad explains the neighbourhood of an image, and not the image itself",
-    ),
-    "smoothgrad-squared": (
-        lambda mean, square: square,
-        "SmoothGrad² has no sign: it tells where the score is sensitive, and not what speaks for the class",
-    ),
-    "vargrad": (
-        lambda mean, square: np.maximum(square - mean * mean, 0),
-        "VarGrad tells where the map changes under noise: a pixel that matters equally in all copies gets 0",
-    ),
-}
+@dataclass(frozen=True)
+class _Statistic:
+    """The map of a method, made of the maps of the copies.
+
+    Parameters
+    ----------
+    method
+        The method's name.
+    remark
+        The limits of its map.
+    of
+        From the mean of the maps and the mean of their squares to its map.
+    reads_squares
+        Whether it reads the second mean.
+    least
+        How many copies it needs.
+    """
+
+    method: str
+    remark: str
+    of: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+    reads_squares: bool = True
+    least: int = 1
+
+
+_SMOOTHGRAD = _Statistic(
+    "smoothgrad",
+    "SmoothGrad explains the neighbourhood of an image, and not the image itself",
+    lambda mean, square: mean,
+    reads_squares=False,
+)
+_SMOOTHGRAD_SQUARED = _Statistic(
+    "smoothgrad-squared",
+    "SmoothGrad² has no sign: it tells where the score is sensitive, and not what speaks for the class",
+    lambda mean, square: square,
+)
+_VARGRAD = _Statistic(
+    "vargrad",
+    "VarGrad tells where the map changes under noise: a pixel that matters equally in all copies gets 0",
+    lambda mean, square: np.maximum(square - mean * mean, 0),
+    least=2,
+)
 
 
 def _noisy(
-    method: str,
+    statistic: _Statistic,
     explainer: Explainer,
     images: Images,
     rule: str | Rule,
@@ -165,33 +193,25 @@ def _noisy(
     noise: Noise,
     seed: int,
 ) -> Attribution:
-    made, remark = _METHODS[method]
-    share = float(noise) if isinstance(noise, Real) and not isinstance(noise, bool) else None
-    if share is not None and not 0 <= share < np.inf:
-        raise InputError(f"noise is {share}.", supported="a share of the image's range, 0.15 say")
-    given = _array(noise) if share is None else np.empty(0, np.float32)
-    count = count_of("samples", samples) if share is not None else len(given)
-    if method == "vargrad" and count < 2:
-        raise InputError(f"samples is {count}.", supported="at least 2, for a variance")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
+    copies = _Copies.checked(samples, noise, seed, statistic.least)
 
     def of_sample(
         x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int, images: int
     ) -> tuple[NDArray[np.float64], float]:
-        copies = _given(x, given, index, images) if share is None else _drawn(x, share, count, int(seed))
+        """A sample's map, and the share of its copies in which its best class stayed the best."""
         best, kept = scores.argmax(), 0
         total = squares = square = np.empty(0)
-        for i, (maps, copy_scores) in enumerate(each_copy(explainer, x, copies, count, questions, rule)):
+        made = copies.of(x, index, images)
+        for i, (maps, copy_scores) in enumerate(each_copy(explainer, x, made, copies.count, questions, rule)):
             if i == 0:  # in the memory order of the maps
                 total, squares, square = (np.zeros_like(maps, np.float64) for _ in range(3))
             total += maps
-            if method != "smoothgrad":
+            if statistic.reads_squares:
                 squares += np.multiply(maps, maps, out=square, dtype=np.float64)
             kept += int(copy_scores.argmax() == best)
-        total /= count
-        squares /= count
-        return made(total, squares), kept / count
+        total /= copies.count
+        squares /= copies.count
+        return statistic.of(total, squares), kept / copies.count
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         run.close()  # its memory serves the copies
@@ -200,16 +220,63 @@ def _noisy(
         found = [of_sample(x, scores, questions[i : i + 1], first + i, run.count) for i, (x, scores) in each]
         return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
 
-    found = explained(explainer, images, target, rule, method, compute)
-    spread = "given noise" if share is None else f"noise of {share:.3g} of an image's range"
+    found = explained(explainer, images, target, rule, statistic.method, compute)
     note = (
-        f"{remark}. {count} copies, {spread}: the best class stayed the best in "
+        f"{statistic.remark}. {copies.count} copies, {copies.noise}: the best class stayed the best in "
         f"{whole_percent(found.details['same_class'].mean())} of them."
     )
-    return with_details(found, (note,), samples=count, noise=share, seed=None if share is None else int(seed))
+    return with_details(found, (note,), samples=copies.count, noise=copies.share, seed=copies.seed)
 
 
-def _drawn(
+@dataclass(frozen=True)
+class _Copies:
+    """How noisy copies of a sample are made.
+
+    Parameters
+    ----------
+    count
+        How many there are.
+    share
+        The deviation of drawn noise, as a share of a sample's range; None where the noise is given.
+    seed
+        The seed of drawn noise.
+    given
+        The noise, float32 (S, …) or (S, N, …); None where it is drawn.
+    """
+
+    count: int
+    share: float | None = None
+    seed: int | None = None
+    given: NDArray[np.float32] | None = None
+
+    @classmethod
+    def checked(cls, samples: int, noise: Noise, seed: int, least: int) -> _Copies:
+        """By the arguments of `smoothgrad`, at least `least`.  Raises InputError."""
+        share = float(noise) if isinstance(noise, Real) and not isinstance(noise, bool) else None
+        if share is not None and not 0 <= share < np.inf:
+            raise InputError(f"noise is {share}.", supported="a share of the image's range, 0.15 say")
+        given = _array(noise) if share is None else None
+        count = count_of("samples", samples) if given is None else len(given)
+        if count < least:
+            raise InputError(f"samples is {count}.", supported=f"at least {least}, for a variance")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
+        return cls(count, share, int(seed) if given is None else None, given)
+
+    @property
+    def noise(self) -> str:
+        """The noise, in words."""
+        return "given noise" if self.share is None else f"noise of {self.share:.3g} of an image's range"
+
+    def of(self, x: NDArray[np.float32], index: int, images: int) -> Callable[[slice], NDArray[np.float32]]:
+        """The copies of sample x, number `index` of so many images: a function that makes some of them."""
+        if self.share is None or self.seed is None:
+            assert self.given is not None
+            return _with_given(x, self.given, index, images)
+        return _with_drawn(x, self.share, self.count, self.seed)
+
+
+def _with_drawn(
     x: NDArray[np.float32], share: float, count: int, seed: int
 ) -> Callable[[slice], NDArray[np.float32]]:
     """Copies of a sample with drawn noise, which are asked for in order."""
@@ -248,7 +315,7 @@ def _interleaved(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -3, -1)), -1, -3)
 
 
-def _given(
+def _with_given(
     x: NDArray[np.float32], noise: NDArray[np.float32], index: int, images: int
 ) -> Callable[[slice], NDArray[np.float32]]:
     """Copies of a sample with the caller's noise."""

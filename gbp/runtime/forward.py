@@ -89,11 +89,6 @@ class Forward:
             piece.entry.write(x[piece.samples])
             piece.run()
 
-    def run(self) -> None:
-        """Run again on the samples that were fed last, where the device still has them."""
-        for piece in self.pieces:
-            piece.run()
-
     def run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
         """Run a backward pass.
 
