@@ -234,7 +234,7 @@ def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who had to wait for helpers works without them, each time longer, until it goes well."""
+    """Who had to wait for helpers twice in a row works without them, each time longer, until it goes well."""
     monkeypatch.setattr(threads, "available", lambda: 2)
     clock = {"now": 100.0, "cpu": 0.0, "slow": 0.05}
     fake = SimpleNamespace(
@@ -256,10 +256,20 @@ def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatc
         team.run(0, 0, threads=2)
         return ways[-1]
 
-    assert [run_after(s) for s in (0, 0.01, 0.06, 0.06, 0.06)] == ["together", "alone"] * 2 + ["together"]
-    assert [run_after(s) for s in (0.15, 0.06)] == ["alone", "together"]
+    def runs_after(*seconds: float) -> str:
+        return " ".join(run_after(s) for s in seconds)
+
+    for _ in range(3):  # a single wait in a row
+        for clock["slow"] in (0.05, 1e-4):
+            assert run_after(0) == "together"
+    clock["slow"] = 0.05
+    assert runs_after(0, 0, 0.01) == "together together alone"
+    assert runs_after(0.06, 0.06, 0.06) == "together alone together"
+    assert runs_after(0.15, 0.06) == "alone together"
     clock["slow"] = 1e-4
-    assert [run_after(s) for s in (2, 0, 0)] == ["together"] * 3
+    assert runs_after(2, 0, 0) == "together together together"
+    clock["slow"] = 0.05
+    assert runs_after(0, 0, 0.01) == "together together alone"  # as at first
 
 
 # --------------------------------------------------------------------------- what is prepared stays right

@@ -6,7 +6,8 @@ together are no more than the processors that the process may use: each further 
 helper.
 
 On a busy machine a caller may wait long for a helper that the system does not run.  A caller that waited too
-long works alone for a while.
+long in two runs in a row works alone for a while.  One long wait says little: the system may wake a helper on
+the caller's own processor, and leaves it there until its next tick.
 
 A thread may also work alone always, because others compute at the same time.
 
@@ -34,7 +35,8 @@ from .cores import MAX_THREADS, usable_cores
 _LOOKING = 50e-6
 #: The machine was busy in a run if it waited for more than this share of its time, and for so many seconds.
 _WAITED, _LEAST_WAIT = 0.3, 1e-3
-#: Seconds that callers then work alone: the first time, and at most, as each time in a row doubles them.
+#: Seconds that callers then work alone: after the second wait in a row, and at most, as each further one
+#: doubles them.
 _ALONE, _MAX_ALONE = 0.05, 1.0
 
 
@@ -69,7 +71,7 @@ class _Team:
         self.free = threading.Lock()
         self.callers = 0
         self._helpers = 0
-        self._alone_until, self._alone = 0.0, _ALONE
+        self._alone_until, self._alone = 0.0, 0.0
         self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
         self._address = self._memory.ctypes.data
 
@@ -92,9 +94,9 @@ class _Team:
         waited = took - (time.thread_time() - worked)
         if waited > max(_LEAST_WAIT, _WAITED * took):
             self._alone_until = time.monotonic() + self._alone
-            self._alone = min(2 * self._alone, _MAX_ALONE)
+            self._alone = min(max(_ALONE, 2 * self._alone), _MAX_ALONE)
         else:
-            self._alone = _ALONE
+            self._alone = 0.0
 
     def _hire(self, helpers: int) -> None:
         """Have at least so many helpers."""
