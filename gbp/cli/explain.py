@@ -14,8 +14,7 @@ from ..pictures.percent import percent
 from ..result.titles import title_of
 from ..rules import OTHER_RULES, RULES
 from .asking import add_questions, is_several, question_of, refuse_contradictions
-from .methods import Explaining, add_methods, refuse_misplaced, rules, rules_of
-from .methods import suffix_of as name_of
+from .methods import Explaining, add_methods, made_by, refuse_misplaced, rules, rules_of
 from .options import (
     add_drawing,
     add_explainer,
@@ -31,6 +30,9 @@ from .progress import add_progress, advancing, compiling_shown
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..result.sample import Sample
+
+#: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.
+CHUNK = 16
 
 
 def add_command(commands: Any) -> None:
@@ -77,10 +79,6 @@ def add_command(commands: Any) -> None:
     add_explainer(command)
 
 
-#: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.
-CHUNK = 16
-
-
 def explain(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code: 1 where --skip-broken left images out."""
     from ..pictures.paths import find_images
@@ -112,8 +110,7 @@ def explain(arguments: argparse.Namespace) -> int:
             notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
             if progress is not None:
                 progress.clear()
-            for index, image in enumerate(images[chunk]):
-                path = paths[start + index]
+            for index, (image, path) in enumerate(zip(images[chunk], paths[chunk], strict=True)):
                 samples = [attribution[index] for attribution in attributions]
                 make_folder(path)
                 if path.suffix.lower() == ".npz":
@@ -137,9 +134,18 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read all images, so that a broken one stops before anything is written, or is skipped.
+    """Read all images, so that a broken one is found before anything is written.
 
-    Returns the decoded pictures that need not be read again, by their names, and why others are skipped.
+    Only the standard input, which cannot be read twice, and a picture that is alone are kept.
+
+    Returns
+    -------
+    The pictures that are kept, by name; and the images that are skipped, with the reasons.
+
+    Raises
+    ------
+    InputError
+        For a broken image, without --skip-broken.
     """
     from PIL import Image
 
@@ -153,9 +159,9 @@ def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]
             if image == STDIN:
                 opened[image] = read_image(sys.stdin.buffer)
                 continue
-            only: Any = read_array(image) if is_array_file(image) else read_image(image)
-            if len(arguments.images) == 1 and isinstance(only, Image.Image):
-                opened[image] = only
+            found: Any = read_array(image) if is_array_file(image) else read_image(image)
+            if len(arguments.images) == 1 and isinstance(found, Image.Image):
+                opened[image] = found
         except InputError as error:
             if not arguments.skip_broken:
                 raise
@@ -167,14 +173,14 @@ def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]
 def _output(arguments: argparse.Namespace, image: str) -> Path:
     """The path of the picture of an image.  Raises `InputError` if it cannot be written.
 
-    A place with the suffix of a file is one, unless it is a folder already; any other is a folder, which is
-    made when the first picture is written.
+    --out names a file if it has a suffix and is no folder yet; else a folder, which is made when the first
+    picture is written.
     """
     from ..pictures.files import check_path, suffix_of
     from ..pictures.paths import STDIN
 
     stem = "stdin" if image == STDIN else Path(image).stem
-    path = Path(f"{stem}_{name_of(arguments)}.png")
+    path = Path(f"{stem}_{made_by(arguments)}.png")
     if arguments.out is not None:
         out = Path(arguments.out)
         is_folder = out.is_dir() or not out.suffix or arguments.out.endswith(("/", os.sep))
@@ -184,7 +190,7 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
     if path.parent.is_dir():
         check_path(path)
     else:
-        suffix_of(path)
+        suffix_of(path)  # raises for a suffix that is not known
     return path
 
 

@@ -70,8 +70,8 @@ def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
     return arguments.rule or (None if arguments.method else "guided",)
 
 
-def suffix_of(arguments: argparse.Namespace) -> str:
-    """The part of a picture's file name that says how it was made."""
+def made_by(arguments: argparse.Namespace) -> str:
+    """The part of a picture's file name that says how it was made: the method and the rules."""
     said = arguments.rule or (() if arguments.method else ("guided",))
     if said == tuple(RULES):
         said = ("all",)

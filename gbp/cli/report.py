@@ -47,7 +47,11 @@ def add_command(commands: Any) -> None:
         help=f"as well, of {', '.join(name for name, method in METHODS.items() if not method.needs)}",
     )
     command.add_argument(
-        "--classes", type=int, default=3, metavar="K", help="of each image's best that get a map; default: 3"
+        "--classes",
+        type=int,
+        default=3,
+        metavar="K",
+        help="how many of each image's best classes get a map; default: 3",
     )
     command.add_argument("--title", default="", help="of the page; default: the model's name")
     command.add_argument("--json", action="store_true", help="print JSON")

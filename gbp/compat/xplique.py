@@ -123,10 +123,7 @@ class WhiteBox:
 
     def _seeds(self, scores: Floats, x: Floats, targets: Floats) -> NDArray[Any]:
         """The gradient of the operator by the model's outputs, (n, outputs)."""
-        flat = targets
-        if targets.ndim == 4 and self._layout.moves:
-            flat = np.moveaxis(targets, -1, 1)
-        flat = flat.reshape(len(targets), -1)
+        flat = self._flat(targets)
         if flat.shape != scores.shape:
             raise InputError(
                 f"targets have shape {list(targets.shape)} for {scores.shape[1]} outputs a sample.",
@@ -139,13 +136,16 @@ class WhiteBox:
             return np.asarray(flat / counts[:, None])
         assert callable(self.operator)
         outputs = scores if targets.ndim == 2 else self._as_targets(scores, targets)
-        gradient = gradient_of(self.operator, outputs, self._layout.back(x), targets)
+        return self._flat(gradient_of(self.operator, outputs, self._layout.back(x), targets))
+
+    def _flat(self, targets: NDArray[Any]) -> NDArray[Any]:
+        """Targets, or their gradient, as the model has its outputs: (n, outputs)."""
         if targets.ndim == 4 and self._layout.moves:
-            gradient = np.moveaxis(gradient, -1, 1)
-        return gradient.reshape(scores.shape)
+            targets = np.moveaxis(targets, -1, 1)
+        return targets.reshape(len(targets), -1)
 
     def _as_targets(self, scores: Floats, targets: Floats) -> Floats:
-        """Flat scores in the shape of the targets."""
+        """Scores in the shape of the targets: the inverse of `_flat`."""
         n, *sides, classes = targets.shape
         if targets.ndim == 4 and self._layout.moves:
             return np.moveaxis(scores.reshape(n, classes, *sides), 1, -1)
@@ -168,14 +168,13 @@ class WhiteBox:
             return
         if isinstance(inputs, np.ndarray) or not isinstance(inputs, Iterable):
             raise InputError("targets is None.", supported="targets, or an iterable of (inputs, targets)")
-        pairs, empty = iter(inputs), True
-        while group := list(islice(pairs, 1)):
+        pairs, empty = map(_pair, inputs), True
+        for x, y in pairs:
             empty = False
-            first = _pair(group[0])
-            if first[0].ndim == len(self.model.input_shape):  # a batch
-                yield self._layout.into(first[0]), first[1]
+            if x.ndim == len(self.model.input_shape):  # a batch
+                yield self._layout.into(x), y
                 continue
-            samples = [first, *map(_pair, islice(pairs, (self.batch_size or 32) - 1))]
+            samples = [(x, y), *islice(pairs, (self.batch_size or 32) - 1)]
             yield self._layout.into(np.stack([x for x, _ in samples])), np.stack([y for _, y in samples])
         if empty:
             raise InputError("the iterable holds no samples.")

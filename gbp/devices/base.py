@@ -21,7 +21,7 @@ Repeater = Callable[[Callable[[], None]], None]
 
 
 class Entry:
-    """Where samples of the host come in.
+    """Brings samples of the host into an array of the device: `write`, then a run, which calls `settle`.
 
     Parameters
     ----------
@@ -36,15 +36,18 @@ class Entry:
         self._logical = x.transpose(0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
 
     def write(self, values: NDArray[np.float32]) -> None:
-        """Bring in samples (N, …) in the model's own layout, C-contiguous.  They may be gone by `settle`."""
+        """Bring in samples (N, …) in the model's own layout, C-contiguous.
+
+        The caller may overwrite them before `settle`.
+        """
         self._logical[...] = values
 
     def settle(self) -> None:
-        """Put what was written where steps read it.  This is a part of each run."""
+        """Move what was written to where steps read it."""
 
 
 class Exit:
-    """Where results leave.
+    """Brings results to the host: a run, which calls `settle`, then `read` or `look`.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ class Exit:
         self._logical = x.transpose(*axes)
 
     def settle(self) -> None:
-        """Prepare what `read` returns.  This is a part of each run."""
+        """Prepare what `read` returns."""
 
     def read(self) -> tuple[NDArray[np.float32], bool]:
         """All values, as the host's own array in the model's layout; and whether all are finite."""

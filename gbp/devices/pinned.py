@@ -55,8 +55,10 @@ class Pinned:
         self._context = check(driver.cuCtxGetCurrent())
         self._free: dict[int, list[int]] = defaultdict(list)
         self._lent = 0
-        self._used = 0  # Bytes of the stage whose copy to the card may not be finished.
-        self._lock = RLock()  # An array may be deleted, and return its memory, at any moment.
+        #: Bytes from the stage's begin that the card may still have to fetch.
+        self._used = 0
+        #: Python may delete an array, and so call `_give_back`, at any moment, in any thread.
+        self._lock = RLock()
 
     def use(self) -> None:
         """Make the card current for the calling thread."""
@@ -97,8 +99,9 @@ class Pinned:
         return ThreadPoolExecutor(_THREADS, "gbp-copy")
 
     def upload(self, values: NDArray[Any], to: int, stream: int) -> None:
-        """Copy C-contiguous values to the card's address `to`.  The caller may overwrite them when this
-        returns.
+        """Copy C-contiguous values to the card's address `to`.
+
+        They are in the stage when this returns, so the caller may overwrite them.
         """
         source = values.ctypes.data
         for start in range(0, values.nbytes, STAGE):
@@ -132,7 +135,7 @@ class Pinned:
         check(driver.cuStreamWaitEvent(stream, self._event, 0))
 
     def arrived(self) -> None:
-        """Note that no copy is under way, so the stage is free."""
+        """Take the stage as free again, because the card has fetched everything."""
         self._used = 0
 
     @cached_property

@@ -38,13 +38,16 @@ _MAX_BATCH = 256
 
 
 class Reference(Protocol):
-    """`name` for people; `bound`: the relative L2 error that a step of gbp's may have beside it."""
+    """A runtime to compare with.
+
+    `name` is printed.  `bound` is the relative L2 error that a step of gbp may have, compared with it.
+    """
 
     name: str
     bound: float
 
     def run(self, x: NDArray[np.floating[Any]], names: Sequence[str]) -> Values:
-        """Those tensors for one sample x (1, …)."""
+        """The tensors of these names, for one sample x (1, …)."""
 
 
 def references(model: Model, source: Source) -> tuple[Reference, Exact]:
@@ -187,9 +190,10 @@ class _Node:
 
 
 class GridSample(OnnxGridSample):
-    """With positions in double, where they move what is taken of a pixel; onnx rounds them to float32.
+    """In place of the evaluator's, which rounds all positions to float32.
 
-    The nearest pixel is found in float32, as runtimes do.
+    Here they are double where the result changes with the position.  The nearest pixel is found in float32,
+    as runtimes find it.
     """
 
     def _gs_denormalize_coordinates(self, n: Doubles, dims: Sequence[int], align_corners: bool) -> Doubles:
@@ -224,7 +228,7 @@ class Erf(OpRun):
 
 
 class Gelu(OpRun):
-    """Likewise."""
+    """In place of the evaluator's, for the same reason."""
 
     def _run(self, x: Doubles, approximate: str) -> tuple[Doubles]:
         if approximate == "tanh":
@@ -244,7 +248,7 @@ class LRN(OpRun):
 
 
 def _make_double(node: onnx.NodeProto) -> None:
-    """Casts to floats make doubles; and so is all that graphs within the node hold."""
+    """Make casts to floats casts to double, and the tensors of graphs within the node double."""
     if node.op_type == "Cast":
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i in FLOATS:

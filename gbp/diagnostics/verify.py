@@ -1,8 +1,8 @@
 """`verify`: compares gbp's computation of a model with other runtimes, and the map with finite differences.
 
-    steps      Each step of the plan gets the reference's inputs and is compared with the reference's output:
-               ‖y − ŷ‖ / ‖ŷ‖.  A rectifier's error is divided by the norm of its input instead.  Errors do
-               not add up this way, so the worst step is the faulty one.  The image gets flat areas for this.
+    steps      Each step of the plan computes on the reference's inputs, and its output is compared with the
+               reference's: ‖y − ŷ‖ / ‖ŷ‖.  A rectifier's error is divided by the norm of its input instead.
+               So errors do not add up, and the worst step is the faulty one.  The image gets flat areas.
     ties       Windows that are equal in the reference must give equal values; see `ties`.
     scores     A whole run, from image to scores, is compared with float64: ‖s − ŝ‖ / ‖ŝ‖.
     gradient   The map is compared with finite differences of the score in float64; see `gradient`.
@@ -41,6 +41,7 @@ from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
 from .ties import told_apart, with_flat_areas
 
+#: The error where it cannot be measured, as between different shapes.
 _WRONG = 1e9
 #: Float32 errors add up from image to scores.
 _SCORES_BOUND = 1e-4
@@ -249,7 +250,8 @@ def verify(
         quantized = any(node.op_type == "QuantizeLinear" for node in source.nodes)
         scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
         if scores_error > scores_bound and all(step.error <= reference.bound for step in errors):
-            reference = exact  # to name the step at which the scores part
+            # Every step agrees, and the scores do not: against the exact reference the faulty step may show.
+            reference = exact
             errors = list(_step_errors(explainer, source, flat, reference))
         gradient_error, directions = None, 0
         if not quantized:
@@ -304,13 +306,13 @@ def _relative(got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]) -> flo
     return ratio if math.isfinite(ratio) else _WRONG
 
 
-# ------------------------------------------------------------------------------------------------ steps
-
-
 def _step_errors(
     explainer: Explainer, source: Source, x: NDArray[np.float32], reference: Reference
 ) -> Iterator[StepError]:
-    """The error of every tensor that both the plan and the file compute, from the reference's inputs."""
+    """The error of every tensor that both the plan and the file compute.
+
+    After each step the reference's values replace its output, so that later steps compute on them.
+    """
     plan, threads = explainer.plan_for(x.shape[1:])
     run = steps(plan, x, threads)
     nodes = {name: node for node in source.nodes for name in node.output}
@@ -324,15 +326,16 @@ def _step_errors(
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
         values = reference.run(x, sorted(wanted)) if wanted else {}
-        for names, (instruction, arrays) in zip(part, run, strict=False):
+        for names, (instruction, arrays) in zip(
+            part, run, strict=False
+        ):  # the run goes on with the next part
             for name in names:
                 if instruction.step.yields_positions:  # ONNX counts positions differently
                     continue
                 tensor, true = plan.tensors[name], values[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
-                if (
-                    got.shape == (1, *true.shape) or got.size == true.size == 1
-                ):  # as the file has no batch axis
+                # Files without a batch axis.
+                if got.shape == (1, *true.shape) or got.size == true.size == 1:
                     true = true.reshape(got.shape)
                 error = _relative(got, true, values[rectified.get(name, name)])
                 shapes = None if got.shape == true.shape else (got.shape, true.shape)
@@ -341,7 +344,7 @@ def _step_errors(
                 apart = told_apart(got, true) if slides and shapes is None else 0.0
                 yield StepError(*title, name, error, apart, shapes)
                 if shapes is None:
-                    np.copyto(got, true)
+                    np.copyto(got, true)  # into the run
 
 
 def _title(
@@ -357,23 +360,23 @@ def _title(
 def _completed(plan: Plan, names: Container[str]) -> list[list[str]]:
     """For each instruction, the tensors in `names` that are complete after it.
 
-    They are its output, views of it, and joined tensors whose last part it writes.
+    They are its output, views of it, and tensors joined by a Concat whose last part it writes.
     """
-    writes = defaultdict(list)
+    writes = defaultdict(list)  # buffer → (instruction, the slice that it writes), in order
     for i, instruction in enumerate(plan.instructions):
-        at = plan.slices[instruction.output]
-        writes[at.root].append((i, at))
+        written = plan.slices[instruction.output]
+        writes[written.root].append((i, written))
     completed: list[list[str]] = [[] for _ in plan.instructions]
     for name, tensor in plan.tensors.items():
         at = plan.slices[tensor.name]
-        parts = [i for i, part in writes[at.root] if part.start < at.stop and at.start < part.stop]
-        if parts and name in names:
-            completed[parts[-1]].append(name)
+        writers = [i for i, it in writes[at.root] if it.start < at.stop and at.start < it.stop]
+        if writers and name in names:
+            completed[writers[-1]].append(name)
     return completed
 
 
 def _parts(plan: Plan, completed: list[list[str]]) -> Iterator[list[list[str]]]:
-    """Cut the instructions into runs whose tensors fit into _PART bytes, in float64 and with their inputs."""
+    """Cut `completed` into parts whose tensors fit into _PART bytes, in float64 and with their inputs."""
     part: list[list[str]] = []
     room = _PART
     for names in completed:
@@ -384,9 +387,6 @@ def _parts(plan: Plan, completed: list[list[str]]) -> Iterator[list[list[str]]]:
         part.append(names)
         room -= need
     yield part
-
-
-# --------------------------------------------------------------------------------------------- gradient
 
 
 def _moved_by_rounding(

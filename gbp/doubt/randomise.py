@@ -1,10 +1,10 @@
 """A model whose weights are drawn anew, layer by layer (Adebayo et al. 2018).
 
 A layer is a node that multiplies by stored weights.  Its weights, and its bias where it has one, are replaced
-by draws from a normal distribution, truncated at two standard deviations, as networks are initialised.  Its
-mean is 0, and its deviation the root mean square of the tensor itself.  (Stored integers keep their mean, as
-their zero is elsewhere.)  The draws of a layer depend on the seed and on the layer, and not on the order in
-which layers are randomised.
+by draws from a normal distribution, truncated at two standard deviations, as networks are initialised.  The
+draws have mean 0, and their deviation is the root mean square of the replaced tensor.  For a tensor of
+integers, whose zero point may be elsewhere, they have its own mean and deviation.
+The draws of a layer depend on the seed and on the layer, not on the order in which layers are randomised.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Randomised:
         return tuple(layers)
 
     def _stored(self, name: str, producers: dict[str, onnx.NodeProto]) -> str | None:
-        """The stored tensor that a constant comes from, by way of a DequantizeLinear or Transpose, say."""
+        """The stored tensor that a constant is made of, through a DequantizeLinear for example."""
         for _ in range(len(producers) + 1):
             if name in self._tensors:
                 return name

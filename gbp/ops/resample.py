@@ -123,10 +123,10 @@ class Resample(Op):
 class ResampleStep(Step):
     def __init__(self, op: Resample, order: Order, target: Target) -> None:
         self.table, self.transposed = op.table.on(target), op.table.transposed(op.size).on(target)
-        self.anchored = int(op.table.averages)
+        self.averages = op.table.averages
         self.at = 1 + order.index(op.axis)
-        # A mask has whole bytes for each row of the innermost axis, so single elements have no mask to gate
-        # by.
+        # A mask has whole bytes for each row of the innermost axis.  Along that axis single elements are
+        # written, which have no mask to gate by.
         self.gates = self.at < len(order)
         self.algorithm = f"{op.size} to {op.table.outputs}"
 
@@ -137,27 +137,17 @@ class ResampleStep(Step):
         return view(x, len(x), elements(x.shape[1 : self.at]), x.shape[self.at], *after)
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        table, no_mask = self.table, NO_MASK[..., None]
-        to = self._around(y)
-        rest = OPEN, to, 0, self.anchored, context.threads
-        resample(self._around(x[0]), table.starts, table.taps, table.weights, no_mask, *rest)
+        table, to = self.table, self._around(y)
+        # Averages are anchored at the first tap, so flat areas stay flat.
+        end = NO_MASK[..., None], OPEN, to, 0, int(self.averages), context.threads
+        resample(self._around(x[0]), table.starts, table.taps, table.weights, *end)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (g,), table = gx, self.transposed
         to = self._around(g.array)
         mask = view(g.mask, len(g.mask), *to.shape[1:4], -1) if g.mask.size else NO_MASK[..., None]
-        resample(
-            self._around(gy),
-            table.starts,
-            table.taps,
-            table.weights,
-            mask,
-            g.gate,
-            to,
-            int(g.accumulate),
-            0,
-            context.threads,
-        )
+        end = mask, g.gate, to, int(g.accumulate), 0, context.threads
+        resample(self._around(gy), table.starts, table.taps, table.weights, *end)
 
 
 def refuse_unless_it_fits(node: Node, size: int, outputs: float, taps: float = 1) -> None:
@@ -195,12 +185,15 @@ _POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How to interpolate, as the node's attributes say."""
+class _Interpolation:
+    """Interpolation as the node's attributes describe it; the fields are these attributes.
+
+    `nearest` is None in old opsets: down where the axis grows, up where it shrinks.  `cubic` is a.
+    """
 
     mode: str
     coordinates: str
-    nearest: str | None  # None: down where the axis grows, up where it shrinks
+    nearest: str | None
     cubic: float
     exclude_outside: bool
     antialias: bool
@@ -263,7 +256,11 @@ class _Way:
 
 
 def _interpolate(
-    node: Node, way: _Way, axes: Sequence[int], sizes: Sequence[int], scales: Sequence[float]
+    node: Node,
+    interpolation: _Interpolation,
+    axes: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[float],
 ) -> tuple[Op, ...]:
     shape = node.shape(0)
     ops: list[Op] = []
@@ -275,9 +272,9 @@ def _interpolate(
             continue
         if axis == 0:
             node.refuse(f"the batch is scaled by {scale:.4g}.", supported="1 on the batch axis")
-        taps = 2 * way.taps(scale) if scale > 1 / MAX_TAPS else math.inf
+        taps = 2 * interpolation.taps(scale) if scale > 1 / MAX_TAPS else math.inf
         refuse_unless_it_fits(node, size, outputs, taps)
-        table = way.table(size, outputs, scale)
+        table = interpolation.table(size, outputs, scale)
         if not np.isfinite(table.weights).all():
             node.refuse(f"along axis {axis} some output has no input.")
         if not table.is_identity(size):
@@ -317,17 +314,17 @@ def parse_upsample(node: Node) -> tuple[Op, ...]:
     if mode not in ("nearest", "linear", "bilinear"):
         node.refuse(f"mode is {mode!r}.", supported="nearest, linear")
     mode = "nearest" if mode == "nearest" else "linear"
-    way = _Way(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
-    return _interpolate(node, way, axes, _scaled_sizes(node, axes, scales), scales)
+    interpolation = _Interpolation(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
+    return _interpolate(node, interpolation, axes, _scaled_sizes(node, axes, scales), scales)
 
 
-def _way(node: Node) -> _Way:
+def _interpolation_of(node: Node) -> _Interpolation:
     if node.opset < 11:
         mode = node.text("mode", "nearest")
-        way = _Way(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
+        interpolation = _Interpolation(mode, "asymmetric", None, 0.0, exclude_outside=False, antialias=False)
     else:
         node.ignore("extrapolation_value")  # of tf_crop_and_resize
-        way = _Way(
+        interpolation = _Interpolation(
             node.text("mode", "nearest"),
             node.text("coordinate_transformation_mode", "half_pixel"),
             node.text("nearest_mode", "round_prefer_floor"),
@@ -336,27 +333,27 @@ def _way(node: Node) -> _Way:
             bool(node.integer("antialias", 0)),
         )
     for what, found, known in (
-        ("mode", way.mode, ("nearest", "linear", "cubic")),
-        ("coordinate_transformation_mode", way.coordinates, _COORDINATES),
-        ("nearest_mode", way.nearest, (None, *_NEAREST)),
+        ("mode", interpolation.mode, ("nearest", "linear", "cubic")),
+        ("coordinate_transformation_mode", interpolation.coordinates, _COORDINATES),
+        ("nearest_mode", interpolation.nearest, (None, *_NEAREST)),
     ):
         if found not in known:
             node.refuse(f"{what} is {found!r}.", supported=", ".join(name for name in known if name))
-    if way.mode == "nearest" and way.antialias:
+    if interpolation.mode == "nearest" and interpolation.antialias:
         node.invalid("mode nearest has no antialias.")
-    return way
+    return interpolation
 
 
 def parse_resize(node: Node) -> tuple[Op, ...]:
     shape = node.shape(0)
-    way = _way(node)
+    interpolation = _interpolation_of(node)
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if policy not in _POLICIES:
         node.refuse(f"keep_aspect_ratio_policy is {policy!r}.", supported=", ".join(_POLICIES))
     axes = node.axes(node.integers("axes", range(len(shape))), len(shape))
     at = 1 if node.opset < 11 else 2
     if node.has(at) and (scales := _scales(node, at)):
-        return _interpolate(node, way, axes, _scaled_sizes(node, axes, scales), scales)
+        return _interpolate(node, interpolation, axes, _scaled_sizes(node, axes, scales), scales)
     if not node.has(3):
         node.invalid("it has neither scales nor sizes.")
     sizes = list(node.constant_ints(3))
@@ -366,7 +363,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
     if policy != "stretch":
         scales = [min(scales) if policy == "not_larger" else max(scales)] * len(axes)
         sizes = [math.floor(scales[0] * shape[axis] + 0.5) for axis in axes]
-    return _interpolate(node, way, axes, sizes, scales)
+    return _interpolate(node, interpolation, axes, sizes, scales)
 
 
 def parse_cumsum(node: Node) -> tuple[Op, ...]:

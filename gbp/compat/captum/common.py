@@ -79,6 +79,11 @@ def baseline_of(baselines: Any, x: Floats) -> Floats:
     return np.broadcast_to(found, x.shape)
 
 
+def _is_one(target: Target) -> bool:
+    """Whether it is one target for all samples, and not one for each."""
+    return isinstance(target, (int, np.integer, tuple)) or np.ndim(np.asarray(target)) == 0
+
+
 def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Flat indices into outputs of `shape`, one for each of n samples."""
     sizes = tuple(size for size in shape if size != 1) or (1,)
@@ -86,8 +91,7 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
         if sizes != (1,):
             raise InputError(f"target is None, and a sample has outputs {list(shape)}.", supported="an index")
         return np.zeros(n, np.int64)
-    one = isinstance(target, (int, np.integer, tuple)) or np.ndim(np.asarray(target)) == 0
-    rows = [target] * n if one else list(target)  # type: ignore[arg-type]
+    rows = [target] * n if _is_one(target) else list(target)  # type: ignore[arg-type]
     if len(rows) != n:
         raise InputError(f"target holds {len(rows)} entries for {n} samples.")
     found = []
@@ -97,8 +101,7 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
             raise InputError(f"target holds {row!r:.80}.", supported="whole numbers, and tuples of them")
         index = tuple(int(i) for i in given.reshape(-1))
         axes = sizes if len(index) == len(sizes) else shape
-        fits = len(index) == len(axes) and all(-size <= i < size for i, size in zip(index, axes, strict=True))
-        if not fits:
+        if len(index) != len(axes) or not all(-size <= i < size for i, size in zip(index, axes, strict=True)):
             raise InputError(f"target {row!r} is no output.", supported=f"indices into {list(shape)}")
         found.append(np.ravel_multi_index([i % size for i, size in zip(index, axes, strict=True)], axes))
     return np.array(found, np.int64)
@@ -136,9 +139,9 @@ def neuron_seeds(layer: str, selector: Selector) -> Seeds:
     return seeds
 
 
-def targets_of(target: Target, i: int, n: int, copies: int) -> Any:
+def targets_of(target: Any, i: int, n: int, copies: int) -> Any:
     """The target of sample i, for copies of it."""
-    if target is None or isinstance(target, (int, np.integer, tuple)) or np.ndim(np.asarray(target)) == 0:
+    if target is None or _is_one(target):
         return target
     if len(target) != n:
         raise InputError(f"target holds {len(target)} entries for {n} samples.")
@@ -147,8 +150,7 @@ def targets_of(target: Target, i: int, n: int, copies: int) -> Any:
 
 def repeated(target: Target, n: int, copies: int) -> Any:
     """The targets of samples, for copies of each, one after another."""
-    one = isinstance(target, (int, np.integer, tuple)) or np.ndim(np.asarray(target)) == 0
-    return target if one else [t for i in range(n) for t in targets_of(target, i, n, copies)]
+    return target if _is_one(target) else [t for i in range(n) for t in targets_of(target, i, n, copies)]
 
 
 def selected(scores: Floats, target: Target) -> NDArray[np.float64]:
