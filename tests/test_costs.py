@@ -233,12 +233,15 @@ def test_a_question_of_little_cost_overlooks_no_known_function(ops: list[str | t
             nodes.append(node(op, [last], [f"t{i}"]))
         last = f"t{i}"
     found = build(open_model(graph(nodes, last, **stored).SerializeToString()), (1, 3, 4, 4))
-    growth = Search(found).before(found.output)
-    expected = {size: growth.subgraph(size)(_FEW)[:, 0] for size in growth.ends}
-    values = growth.values(_FEW)
-    assert set(values) == set(expected)
-    assert all(np.array_equal(values[size], expected[size], equal_nan=True) for size in values)
-    assert likely(growth).issuperset(size for size in growth.ends if known(growth.subgraph(size)))
+    search = Search(found)
+    growths = [search.before(layer.output) for layer in found.layers]
+    for growth, rows, sizes in zip(
+        growths, search.values(growths, _FEW), likely(search, growths), strict=True
+    ):
+        assert len(rows) == len(growth.ends)
+        for size, row in zip(growth.ends, rows, strict=True):
+            assert np.array_equal(row, growth.subgraph(size)(_FEW)[:, 0], equal_nan=True)
+        assert sizes.issuperset(size for size in growth.ends if known(growth.subgraph(size)))
 
 
 def test_scales_that_nearly_cancel_are_no_prelu() -> None:

@@ -12,7 +12,7 @@ from 0 at powers of 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..ops.functions import Function, PRelu
 from ..ops.rectifier import MAX_FLOOR, Rectifier, Threshold
 from ..ops.step import Clipped
 from .elementwise import Numbers, Subgraph, of_numbers
-from .search import Growth
+from .search import Growth, Search
 
 #: The largest number that is tested.  Beyond it sums of parts would cancel, as Relu(x) − Relu(x − 6) does.
 _FAR = 1e9
@@ -61,13 +61,6 @@ def is_plain(op: Op) -> bool:
     return 0 <= op.clip.lo <= MAX_FLOOR and op.clip.lo < hi and (hi <= _FAR / 10 or hi == math.inf)
 
 
-def may_rectify(f: Subgraph) -> bool:
-    """Whether `f` may be a rectifier, from its values at a few numbers: a question of little cost."""
-    if f.spread:
-        return not f(np.array([-1.0]), slice(0, _PLACES)).any()
-    return bool(_may_rectify(f(_FEW).T)[0])
-
-
 def _may_rectify(few: Numbers) -> NDArray[np.bool_]:
     """The same for functions whose values at `_FEW` are these rows."""
     with np.errstate(all="ignore"):
@@ -85,15 +78,14 @@ def _near(few: Numbers, values: Numbers) -> NDArray[np.bool_]:
     return found
 
 
-def likely(growth: Growth) -> set[int]:
-    """The sizes of subgraphs that may be known functions: all that `known` finds, and few others.
+def likely(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
+    """For each growth, the sizes of subgraphs that may be known functions.
 
-    Most subgraphs are none.  This finds that out for all sizes at once, from what `_candidates` asks.
+    These are all that `known` finds, and few others.  Most subgraphs are none.  This finds that out for all
+    of them at once, from what `_candidates` asks.
     """
-    values = growth.values(_FEW)
-    if not values:
-        return set()
-    few = np.stack(list(values.values()))
+    values = search.values(growths, _FEW)
+    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
     at = {x: few[:, i] for x, i in _AT.items()}
     with np.errstate(all="ignore"):
         may = _may_rectify(few)
@@ -101,12 +93,35 @@ def likely(growth: Growth) -> set[int]:
         may |= (at[50] == -at[-50]) & (at[0] == 0)  # Shrink
         may |= (np.abs(at[0] - 0.5) <= _ALIKE) & (np.abs(at[50] - 1) <= _ALIKE)  # HardSigmoid
         may |= (at[1] > 0.5) & (at[1] < 1) & (np.abs(at[1] - at[-1] - 1) <= 2 * _ALIKE)  # Swish
-        is_near = np.abs(few[:, None, _NEAR] - _NEAR_OF_FIXED) <= _ALIKE * _NEAR_SIZES
-        may |= np.any(np.all(is_near, axis=2), axis=1)
-        beyond = np.array(list(values)) > growth.alike  # where it can only be a PRelu or a Relu
-        x = _FEW[_KEPT]
-        may = np.where(beyond, np.all(np.abs(few[:, _KEPT] - x) <= 2 * _EQUAL * x, axis=1), may)
-    return {size for size, is_likely in zip(values, may, strict=True) if is_likely}
+        for near, size in zip(_NEAR_OF_FIXED, _NEAR_SIZES, strict=True):
+            may |= np.all(np.abs(few[:, _NEAR] - near) <= _ALIKE * size, axis=1)
+    sizes = np.array([size for growth in growths for size in growth.ends], int)
+    alike = np.repeat([growth.alike for growth in growths], [len(rows) for rows in values])
+    may = np.where(sizes > alike, _may_be_by_place(few), may)
+    return _sizes(growths, may)
+
+
+def likely_alone(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
+    """The same for growths of one layer, which is news only as a rectifier."""
+    values = search.values(growths, _FEW)
+    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
+    is_by_place = np.repeat([not growth.alike for growth in growths], [len(rows) for rows in values])
+    by_place = _may_be_by_place(few) & (few[:, _AT[-1.0]] == 0)
+    return _sizes(growths, np.where(is_by_place, by_place, _may_rectify(few)))
+
+
+def _may_be_by_place(few: Numbers) -> NDArray[np.bool_]:
+    """Where constants differ by place, it can only be a PRelu or a Relu."""
+    x = _FEW[_KEPT]
+    with np.errstate(all="ignore"):
+        found: NDArray[np.bool_] = np.all(np.abs(few[:, _KEPT] - x) <= 2 * _EQUAL * x, axis=1)
+        return found
+
+
+def _sizes(growths: Sequence[Growth], may: NDArray[np.bool_]) -> list[set[int]]:
+    """The sizes of each growth that a row of `may` holds for; a row is one size of one growth."""
+    each = iter(may.tolist())
+    return [{size for size in growth.ends if next(each)} for growth in growths]
 
 
 def known(f: Subgraph) -> Known | None:

@@ -17,42 +17,53 @@ written, and an `End` names it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from ..graph.graph import Graph, Layer
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
-from .known import Known, is_plain, known, likely, may_rectify
-from .search import Growth, Search, Signatures, acts_alone
+from .known import Known, is_plain, known, likely, likely_alone
+from .search import Growth, Search, acts_alone
 from .signs import nonnegative
+
+#: Layers whose subgraphs are sifted at once.
+_AT_ONCE = 512
 
 
 def name_activations(graph: Graph) -> Graph:
     """The same graph with every rectifier and activation as one layer, or as layers that end in `End`."""
-    signatures: Signatures = {}
-    graph = _rename(graph, signatures)
-    search, verdicts = Search(graph, signatures), _Verdicts(nonnegative(graph))
+    search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
+    renamed = _rename(graph, search, verdicts)
+    if renamed is not graph:
+        graph = renamed
+        search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     taken = set(graph.shapes)
     replaced: set[str] = set()
     layers: list[Layer] = []
-    for layer in reversed(graph.layers):
-        if layer.output in replaced:
-            continue
-        growth = search.before(layer.output)
-        # `_rename` has judged each layer alone.
-        found = verdicts.largest(growth) if len(growth.layers) > 1 else None
-        if found is None:
-            layers.append(layer)
-            continue
-        parts, is_ = growth.subgraph(found.size), found.known
-        replaced |= {part.output for part in parts.layers}
-        if is_.equal:
-            layers.append(Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind))
-        else:
-            layers += reversed(_kept(parts, is_.kind, taken))
+    for some in _in_turn(graph.layers[::-1]):
+        left = (layer.output for layer in some if layer.output not in replaced)
+        growths = {name: search.before(name) for name in left}
+        several = [growth for growth in growths.values() if len(growth.layers) > 1]
+        verdicts.sift(several, partial(likely, search))
+        for layer in some:
+            if layer.output in replaced:
+                continue
+            growth = growths[layer.output]
+            # `_rename` has judged each layer alone.
+            found = verdicts.largest(growth) if len(growth.layers) > 1 else None
+            if found is None:
+                layers.append(layer)
+                continue
+            parts, is_ = growth.subgraph(found.size), found.known
+            replaced |= {part.output for part in parts.layers}
+            if is_.equal:
+                layers.append(Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind))
+            else:
+                layers += reversed(_kept(parts, is_.kind, taken))
     shapes = dict(graph.shapes)
     for layer in layers:
         if isinstance(layer.op, End):
@@ -60,15 +71,23 @@ def name_activations(graph: Graph) -> Graph:
     return replace(graph, shapes=shapes).with_layers(reversed(layers))
 
 
-def _rename(graph: Graph, signatures: Signatures) -> Graph:
+def _rename(graph: Graph, search: Search, verdicts: _Verdicts) -> Graph:
     """Replace every layer that is a rectifier under another name, such as LeakyRelu of slope 0."""
-    search, verdicts = Search(graph, signatures), _Verdicts(nonnegative(graph))
-    layers = []
-    for layer in graph.layers:
-        is_known = isinstance(layer.op, STRAIGHT) or is_plain(layer.op)
-        found = None if is_known else verdicts.largest(search.before(layer.output, most=1))
-        layers.append(layer if found is None else replace(layer, op=found.known.op))
-    return graph.with_layers(layers)
+    renamed: dict[str, Layer] = {}
+    unknown = [layer for layer in graph.layers if not (isinstance(layer.op, STRAIGHT) or is_plain(layer.op))]
+    for some in _in_turn(unknown):
+        growths = [search.before(layer.output, most=1) for layer in some]
+        verdicts.sift(growths, partial(likely_alone, search))
+        for layer, growth in zip(some, growths, strict=True):
+            found = verdicts.largest(growth)
+            if found is not None:
+                renamed[layer.output] = replace(layer, op=found.known.op)
+    return graph.with_layers(renamed.get(it.output, it) for it in graph.layers) if renamed else graph
+
+
+def _in_turn(layers: Sequence[Layer]) -> Iterator[Sequence[Layer]]:
+    """So many layers at once as are sifted at once, which bounds the memory that this takes."""
+    return (layers[i : i + _AT_ONCE] for i in range(0, len(layers), _AT_ONCE))
 
 
 class _Verdict(NamedTuple):
@@ -87,7 +106,15 @@ class _Verdicts:
     def __init__(self, positive: set[str]) -> None:
         self._positive = positive
         self._found: dict[Hashable, _Verdict | None] = {}
+        self._likely: dict[Hashable, set[int]] = {}  # by the key of a growth
         self._known: dict[tuple[str, str], Known | None] = {}  # by x and y
+
+    def sift(
+        self, growths: Iterable[Growth], likely: Callable[[Sequence[Growth]], Sequence[set[int]]]
+    ) -> None:
+        """Find the sizes that are worth judging.  `largest` asks only about growths that were sifted."""
+        new = {growth.key: growth for growth in growths if growth.key not in self._likely}
+        self._likely |= zip(new, likely(list(new.values())), strict=True)
 
     def largest(self, growth: Growth) -> _Verdict | None:
         """The largest of these subgraphs that is recognised."""
@@ -99,13 +126,11 @@ class _Verdicts:
         return self._found[key]
 
     def _judge(self, growth: Growth) -> _Verdict | None:
-        may_be = likely(growth)
+        may_be = self._likely[growth.key]
         for size in reversed(growth.ends):
-            if size not in may_be:
+            if size not in may_be or size == 1 < len(growth.layers):  # which `_rename` has judged alone
                 continue
             parts = growth.subgraph(size)
-            if size == 1 and not may_rectify(parts):
-                continue  # one layer alone is news only as a rectifier
             found = self._known_as(parts, parts.y)
             if found is None or not self._is_news(parts, found):
                 continue

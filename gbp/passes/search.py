@@ -7,10 +7,10 @@ constants and their wiring, but no names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..graph.op import Op
 from ..graph.shapes import Shape
 from ..ops.functions import Function
 from ..ops.rectifier import Rectifier
+from ..ops.step import Clipped
 from .elementwise import STRAIGHT, Elementwise, Numbers, Subgraph, of_numbers
 
 #: The most layers of a subgraph.  Softplus with a guard against overflow has seven and GELU by Tanh nine;
@@ -26,6 +27,8 @@ from .elementwise import STRAIGHT, Elementwise, Numbers, Subgraph, of_numbers
 _MAX_LAYERS = 16
 #: The most Clips of it: a rectifier, its upper bound and a guard.
 _MAX_CLIPS = 3
+#: The most of them whose constants differ by place.  A PRelu in parts has one, and a scale before it another.
+_MAX_BY_PLACE = 4
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
 
 
@@ -55,12 +58,7 @@ def signature(value: object) -> Hashable:
     return value
 
 
-#: The signatures of ops, by the id of the op, which stays the op's own as long as it is held here.
-Signatures: TypeAlias = dict[int, tuple[Op, Hashable]]
-
-
-@dataclass(frozen=True)
-class Growth:
+class Growth(NamedTuple):
     """The subgraphs that end at one tensor.  Each is the first few of `layers`.
 
     Parameters
@@ -70,131 +68,186 @@ class Growth:
     layers
         The layers, the last one first.
     ops
-        By the name of their output.
+        By the name of their output; others as well.
     ends
         {how many layers: the one tensor that they read}, the fewest first, without straight lines.
+    alike
+        How many layers, from the last one on, have no constants that differ by place.
     key
         The same for layers that compute the same in the same way.
     """
 
     shape: Shape
     layers: list[Layer]
-    ops: dict[str, Elementwise]
+    ops: Mapping[str, Elementwise]
     ends: dict[int, str]
+    alike: int
     key: Hashable
 
     def subgraph(self, size: int) -> Subgraph:
         """The subgraph of so many layers."""
         return Subgraph(self.ends[size], self.shape, self.layers[:size][::-1], self.ops)
 
-    def values(self, x: Numbers) -> dict[int, Numbers]:
-        """{how many layers: the values of their output for numbers x (P,)}, all sizes in one pass.
 
-        Where constants differ by place, they are those of the first place.
-        """
-        found = dict[str, Numbers]()
-        with np.errstate(all="ignore"):
-            for size in range(max(self.ends, default=0), 0, -1):
-                if size in self.ends:  # All layers that follow read this tensor alone, or each other.
-                    name = self.ends[size]
-                    found[name] = np.vstack([found[name], x]) if name in found else x[None]
-                layer = self.layers[size - 1]
-                op = self.ops[layer.output]
-                constants = (np.float64(c.flat[0]) if np.ndim(c) else c for c in op.constants)
-                y = op.function(*(found[name] for name in layer.inputs), *constants)
-                found[layer.output] = np.asarray(y, np.float64)
-        return dict(zip(reversed(self.ends), found[self.layers[0].output], strict=True)) if self.ends else {}
+class _Part(NamedTuple):
+    """A layer that works element by element, with what the search asks of it again and again."""
 
-    @property
-    def alike(self) -> int:
-        """How many layers, from the last one on, have no constants that differ by place."""
-        by_place = (any(np.ndim(c) for c in self.ops[layer.output].constants) for layer in self.layers)
-        return next((i for i, found in enumerate(by_place) if found), len(self.layers))
+    layer: Layer
+    #: The same for equal ops.
+    number: int
+    is_straight: bool
+    #: Whether it is an activation, or a Clip around 0.
+    acts_alone: bool
+    #: The range of a Clip or rectifier; None for what else it is.
+    clip: Clipped | None
+    is_by_place: bool
 
 
 class Search:
     """Finds all such subgraphs of a graph."""
 
-    def __init__(self, graph: Graph, signatures: Signatures | None = None) -> None:
-        """`signatures`: those that an earlier search has computed."""
-        self._signatures = {} if signatures is None else signatures
+    def __init__(self, graph: Graph) -> None:
         self._makers = {layer.output: layer for layer in graph.layers}
         self._age = {layer.output: i for i, layer in enumerate(graph.layers)} | {graph.input: -1}
         self._uses = {name: len(readers) for name, readers in graph.consumers().items()}
         self._uses[graph.output] += 1
         self._shapes = graph.shapes
-        self._ops: dict[str, tuple[int, Elementwise] | None] = {}
+        self._parts: dict[str, _Part | None] = {graph.input: None}
+        self._ops: dict[str, Elementwise] = {}
         self._numbers: dict[Hashable, int] = {}
 
-    def _op(self, layer: Layer) -> tuple[int, Elementwise] | None:
-        """The number of the layer's op, the same for equal ops, and the op as a function of numbers."""
-        if layer.output not in self._ops:
-            shape = self._shapes[layer.output]
-            same = all(self._shapes[name] == shape for name in layer.inputs)
-            op = of_numbers(layer.op, len(shape)) if same else None
-            if op is None:
-                self._ops[layer.output] = None
-            else:
-                if id(layer.op) not in self._signatures:
-                    self._signatures[id(layer.op)] = layer.op, signature(layer.op)
-                key = self._signatures[id(layer.op)][1], len(layer.inputs)
-                self._ops[layer.output] = self._numbers.setdefault(key, len(self._numbers)), op
-        return self._ops[layer.output]
+    def _part(self, name: str) -> _Part | None:
+        """The layer that makes a tensor, if it works element by element."""
+        if name not in self._parts:
+            self._parts[name] = self._found(self._makers[name])
+        return self._parts[name]
+
+    def _found(self, layer: Layer) -> _Part | None:
+        shape, op = self._shapes[layer.output], layer.op
+        if any(self._shapes[name] != shape for name in layer.inputs):
+            return None
+        numbers = of_numbers(op, len(shape))
+        if numbers is None:
+            return None
+        self._ops[layer.output] = numbers
+        return _Part(
+            layer,
+            self._numbers.setdefault((signature(op), len(layer.inputs)), len(self._numbers)),
+            isinstance(op, STRAIGHT),
+            acts_alone(op),
+            op.clip if isinstance(op, Rectifier) else None,
+            any(np.ndim(c) for c in numbers.constants),
+        )
 
     def before(self, y: str, most: int = _MAX_LAYERS) -> Growth:
         """The subgraphs of at most so many layers that end at y."""
-        layers: list[Layer] = []
-        ops: dict[str, Elementwise] = {}
+        parts = list[_Part]()
         ends: dict[int, str] = {}
-        numbers, uses = (
-            {y: 0},
-            {y: self._uses[y]},
-        )  # of tensors: a name for the key, and how often they are read inside
+        # Of tensors: a name for the key, and how often they are read inside.
+        numbers, uses = {y: 0}, {y: self._uses[y]}
         edge, key, is_straight = {y}, list[int](), True
-        while len(layers) < most:
+        behind, alike = _Behind(), most
+        while len(parts) < most:
             last = max(edge, key=self._age.__getitem__) if len(edge) > 1 else next(iter(edge))
-            layer = self._makers.get(last)
-            found = None if layer is None else self._op(layer)
-            if layer is None or found is None or uses[last] < self._uses[last]:
+            part = self._part(last)
+            if part is None or uses[last] < self._uses[last] or behind.by_place == _MAX_BY_PLACE:
                 break
-            if len(edge) == 1 and _is_apart(layer, layers):
+            if len(edge) == 1 and behind.is_apart(part):
                 break
-            number, ops[last] = found
-            layers.append(layer)
-            key += number, numbers[last]
-            is_straight = is_straight and isinstance(layer.op, STRAIGHT)
+            behind.add(part)
+            if part.is_by_place:
+                alike = min(alike, len(parts))
+            parts.append(part)
+            key += part.number, numbers[last]
+            is_straight = is_straight and part.is_straight
             edge.remove(last)
-            for name in layer.inputs:
+            for name in part.layer.inputs:
                 key.append(numbers.setdefault(name, len(numbers)))
                 uses[name] = uses.get(name, 0) + 1
                 edge.add(name)
-            if len(edge) == 1 and not is_straight:
-                ends[len(layers)] = next(iter(edge))
+            if not is_straight and len(edge) == 1:
+                ends[len(parts)] = next(iter(edge))
         shape = self._shapes[y]
-        return Growth(shape, layers, ops, ends, (shape, *key))
+        layers = [part.layer for part in parts]
+        return Growth(shape, layers, self._ops, ends, min(alike, len(parts)), (shape, *key))
+
+    def values(self, growths: Sequence[Growth], x: Numbers) -> list[Numbers]:
+        """For each growth, the values of its last tensor for numbers x (P,): a row for each of its ends.
+
+        All are found in one pass over the layers.  Where constants differ by place, they are those of the
+        first place.
+        """
+        layers = {layer.output: layer for growth in growths for layer in growth.layers}
+        # Of a tensor: all tensors that it is a function of, the last one first, and a row of values for each.
+        of: dict[str, tuple[list[str], Numbers]] = {}
+        with np.errstate(all="ignore"):
+            for name in sorted(layers, key=self._age.__getitem__):
+                of[name] = _values(self._ops[name], layers[name].inputs, of, x)
+        found = []
+        for growth in growths:
+            names, rows = of[growth.layers[0].output] if growth.layers else ([], x[None])
+            at = {name: i for i, name in enumerate(names)}
+            found.append(rows[[at[name] for name in growth.ends.values()]])
+        return found
 
 
-def _is_apart(layer: Layer, behind: Sequence[Layer]) -> bool:
-    """Whether no subgraph that ends with the layers `behind` is recognised if it has this layer as well.
+def _values(
+    op: Elementwise, inputs: Iterable[str], of: Mapping[str, tuple[list[str], Numbers]], x: Numbers
+) -> tuple[list[str], Numbers]:
+    """The op's output as a function of each tensor that all its inputs are a function of."""
+    sources: dict[str, tuple[list[str], Numbers]] = {}
+    for name in inputs:
+        if name not in sources:
+            # A subgraph has no more tensors, so those that came earlier are no end of one.
+            names, rows = of.get(name, ([], x[:0]))
+            names = [name, *names[: _MAX_LAYERS - 1]]
+            sources[name] = names, np.vstack([x, *rows[: _MAX_LAYERS - 1]])
+    names, *others = (names for names, _ in sources.values())
+    if others:
+        names = [name for name in names if all(name in other for other in others)]
+        sources = {name: (names, rows[list(map(at.index, names))]) for name, (at, rows) in sources.items()}
+    given = (sources[name][1] for name in inputs)
+    constants = (np.float64(c.flat[0]) if np.ndim(c) else c for c in op.constants)
+    return names, np.asarray(op.function(*given, *constants), np.float64)
 
-    The layers `behind` read nothing but the layer's output, or each other.
 
-    An activation is none of the parts of an activation behind it, unless it keeps every value.
-    Behind a Clip, wider Clips do nothing, and an activation has few of them.
-    Long chains of nodes with constants of their own would otherwise be judged in every length.
-    """
-    if acts_alone(layer.op):
-        if isinstance(layer.op, Function) and layer.op.name == "LeakyRelu" and layer.op.p == 1:
+class _Behind:
+    """The layers that a search has passed, and which layers may stand before them."""
+
+    def __init__(self) -> None:
+        self._has_activation, self.by_place = False, 0
+        self._clips, self._others = 0, 0
+        self._low, self._high = -np.inf, np.inf
+
+    def add(self, part: _Part) -> None:
+        """Pass a layer."""
+        self._has_activation |= part.acts_alone
+        self.by_place += part.is_by_place
+        if part.clip is not None:
+            self._clips += 1
+            self._low, self._high = max(self._low, part.clip.lo), min(self._high, part.clip.hi)
+        if type(part.layer.op) is not Rectifier:
+            self._others += 1
+
+    def is_apart(self, part: _Part) -> bool:
+        """Whether no subgraph that ends with the layers behind is recognised if it has this one as well.
+
+        The layers behind read nothing but its output, or each other.
+
+        An activation is none of the parts of an activation behind it, unless it keeps every value.
+        Behind a Clip, wider Clips do nothing, and an activation has few of them.
+        Long chains of nodes with constants of their own would otherwise be judged in every length.
+        """
+        op = part.layer.op
+        if part.acts_alone:
+            if isinstance(op, Function) and op.name == "LeakyRelu" and op.p == 1:
+                return False
+            return self._has_activation
+        if type(op) is not Rectifier:
             return False
-        return any(acts_alone(other.op) for other in behind)
-    if type(layer.op) is not Rectifier:
-        return False
-    if sum(isinstance(other.op, Rectifier) for other in behind) >= _MAX_CLIPS:
-        return True
-    lo, hi = layer.op.clip.lo, layer.op.clip.hi
-    return bool(behind) and all(
-        type(other.op) is Rectifier and other.op.clip.lo <= lo <= hi <= other.op.clip.hi for other in behind
-    )
+        if self._clips >= _MAX_CLIPS:
+            return True
+        return self._clips > 0 and not self._others and self._low <= op.clip.lo <= op.clip.hi <= self._high
 
 
 def acts_alone(op: Op) -> bool:
