@@ -143,7 +143,7 @@ class Search:
         """The subgraphs of at most so many layers that end at y."""
         parts = list[_Part]()
         ends: dict[int, str] = {}
-        # Of tensors: a name for the key, and how often they are read inside.
+        # A name for the key, and how often it is read inside, of each tensor.
         numbers, uses = {y: 0}, {y: self._uses[y]}
         edge, key, is_straight = {y}, list[int](), True
         behind, alike = _Behind(), most
@@ -178,7 +178,7 @@ class Search:
         first place.
         """
         layers = {layer.output: layer for growth in growths for layer in growth.layers}
-        # Of a tensor: all tensors that it is a function of, the last one first, and a row of values for each.
+        # All tensors that a tensor is a function of, the last one first, and a row of values for each.
         of: dict[str, tuple[list[str], Numbers]] = {}
         with np.errstate(all="ignore"):
             for name in sorted(layers, key=self._age.__getitem__):
