@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 _MAX_MESSAGE = 8000  # characters
 
 
@@ -78,3 +80,16 @@ class InputError(GbpError, ValueError):
 
 class OutOfMemoryError(InputError, MemoryError):
     """The device has too little memory for so many samples at once."""
+
+
+_Error = TypeVar("_Error", bound=GbpError)
+
+
+def without_frames(error: _Error) -> _Error:
+    """The error, without the frames that it came through.
+
+    An error that a frame holds is in a cycle with that frame.  So all arrays of a failed attempt would stay
+    until Python looks for cycles.
+    """
+    error.__traceback__ = error.__context__ = None
+    return error

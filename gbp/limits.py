@@ -79,6 +79,14 @@ class computing(np.errstate):  # lower case, like the context manager that it ex
             ) from None
 
 
+def max_working_bytes(numbers: int, weights: int) -> int:
+    """Most bytes of working memory for one sample of so many numbers, in a network with so many weights.
+
+    A few bytes in a file, such as pads of a million, must not make gigabytes of a small picture.
+    """
+    return min(MAX_BYTES_PER_SAMPLE, 2**28 + 2**11 * numbers + 2**4 * weights)
+
+
 def max_bytes_made_of(stored: int) -> int:
     """Most bytes of constants and shared tensors that a file with `stored` bytes of tensors may produce."""
     return 2**28 + 4 * stored

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -325,6 +326,28 @@ assert os.waitpid(child, 0)[1] == 0 and gc.isenabled()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_model_that_is_refused_leaves_no_memory(nodes: int) -> None:
+    """Not even where Python does not look for cycles: what was folded is gone with the error."""
+    refused = [node("Conv", ["x", "c"], [f"y{i}"]) for i in range(nodes)]  # of a constant with two axes
+    model = graph(
+        [node("Expand", ["one", "s"], ["c"]), *refused], "y0", one=np.float32(1), s=np.array([1024, 2048])
+    )
+    data = model.SerializeToString()
+    gc.collect()
+    tracemalloc.start()
+    gc.disable()
+    try:
+        for _ in range(2):
+            with pytest.raises(GbpError, match="weights have shape"):
+                Explainer(data, cache=False)
+        assert tracemalloc.get_traced_memory()[1] > 2**23  # it was folded
+        assert tracemalloc.get_traced_memory()[0] < 2**22
+    finally:
+        gc.enable()
+        tracemalloc.stop()
+
+
 # ------------------------------------------------------------------------------------------ places in memory
 
 LIVES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 200)), max_size=40)
@@ -361,6 +384,9 @@ def test_how_memory_is_packed_changes_no_bit() -> None:
 
 # ------------------------------------------------------------------------------------- limits of what is read
 
+#: It makes 700 MiB of a picture of 48 numbers.
+PADDED = node("Conv", ["a", "w"], ["y"], pads=[2**21, 1, 1, 1])
+
 OPEN = """
 import sys, time
 from gbp import Explainer, GbpError
@@ -394,8 +420,12 @@ assert peak < 400 and time.process_time() - start < 5, (peak, time.process_time(
             "its constant result could have",
         ),
         (lambda: graph([node("Sum", ["x"] * 2**17, ["y"])], "y"), "more than 131072 names"),
+        (
+            lambda: graph([relu("x", "a"), PADDED], "y", w=np.ones((8, 3, 3, 3), np.float32)),
+            "of working memory",
+        ),
     ],
-    ids=["nodes", "elements", "constants", "names"],
+    ids=["nodes", "elements", "constants", "names", "working memory"],
 )
 def test_limits(tmp_path: Path, model: Callable[[], onnx.ModelProto], says: str) -> None:
     (tmp_path / "net.onnx").write_bytes(model().SerializeToString())

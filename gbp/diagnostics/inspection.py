@@ -12,9 +12,9 @@ from ..errors import UnsupportedError
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..importer.functions import inlined
-from ..importer.load import settled
 from ..importer.proto import Model, check_tensors, read
 from ..importer.refusals import unsupported_nodes
+from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
 from ..ops.conv.conv import check_algorithm

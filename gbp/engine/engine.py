@@ -17,7 +17,7 @@ from ..graph.head import Head
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..importer.hints import suggestion
-from ..importer.load import settled
+from ..importer.settle import settled
 from ..importer.subgraph import Source
 from ..importer.weights import Weights
 from ..inputs import Batch, Images, Inputs, together

@@ -29,7 +29,8 @@ from ..errors import GbpError, InputError
 from ..explainer import Explainer
 from ..graph.graph import Graph
 from ..graph.tensors import Tensor, find
-from ..importer.load import open_model, settled
+from ..importer.load import open_model
+from ..importer.settle import settled
 from ..importer.subgraph import Choice
 from ..pictures.files import save_picture
 from ..pictures.paths import find_images

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import GbpError, InputError, ModelError, UnsupportedError
+from ..errors import GbpError, InputError, ModelError, UnsupportedError, without_frames
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
 from ..graph.shapes import Shape
@@ -39,12 +39,9 @@ from .proto import (
     stored_bytes,
     tensor_values,
 )
-from .refusals import instead, refusal, unsupported_nodes, with_hint, with_way_out
+from .refusals import instead, refusal, unsupported_nodes, with_way_out
 from .subgraph import Choice, Source, locate
 from .waiting import Waiting
-
-#: A batch size that no file has by chance.
-_MANY = 61
 
 
 def open_model(model: Model, choice: Choice | None = None) -> Source:
@@ -67,41 +64,6 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
         raise InputError("the model cannot be read any more; has the file changed?") from None
 
 
-def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
-    """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
-
-    A file that fixes all its sizes may use its first axis in a way that a batch does not allow.  Then it
-    holds one sample and no batch.  Returns the source, with that decision, and the graph.  Raises what
-    `build` raises.
-    """
-    try:
-        return source, build(source, input_shape)
-    except ModelError as error:
-        first = source.input_shape[0] if source.has_batch else 1
-        if isinstance(error, UnsupportedError) and first is None:
-            graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
-            # Samples that stay apart in a batch of this size stay apart in any batch.
-            if isinstance(graph, Graph) and isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
-                return source, graph
-            if isinstance(graph, Graph):
-                raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
-        if first != 1 and input_shape == source.input_shape:
-            alone = source.without_batch()
-            graph = _built(alone, (1, *input_shape))
-            if isinstance(graph, Graph):
-                return alone, graph
-            if isinstance(error, UnsupportedError) and str(graph) != str(error):
-                raise with_hint(error, f"Nor as one sample without a batch: {graph}") from None
-        raise
-
-
-def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
-    try:
-        return build(source, input_shape)
-    except GbpError as error:
-        return error
-
-
 def build(source: Source, input_shape: Shape) -> Graph:
     """The graph of `source` for images of `input_shape`, batch first.
 
@@ -112,8 +74,11 @@ def build(source: Source, input_shape: Shape) -> Graph:
             f"input {source.input!r} has shape {list(input_shape)}.",
             supported=f"sizes of at least 1 and up to {MAX_ELEMENTS} numbers a sample",
         )
-    with computing():
-        return _Builder(source, input_shape).graph()
+    try:
+        with computing():
+            return _Builder(source, input_shape).graph()
+    except GbpError as error:
+        raise without_frames(error) from None
 
 
 class _Builder:
@@ -153,7 +118,7 @@ class _Builder:
                 if not self.waiting.takes_branch(proto):
                     self._take(proto)
             except UnsupportedError as error:
-                refused.append(self._with_way_out(error, proto))
+                refused.append(without_frames(self._with_way_out(error, proto)))
                 if self.budget.is_spent:  # Reading on would cost time as well.
                     break
                 self._lose(proto)
@@ -266,7 +231,7 @@ class _Builder:
                 if way(proto):
                     break
             except ModelError as error:
-                first = first or error
+                first = first or without_frames(error)
                 if self.budget.is_spent:
                     break
                 self._undo(*before)

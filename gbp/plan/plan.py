@@ -15,11 +15,11 @@ import numpy as np
 
 from ..devices.base import Device, LoweringTarget
 from ..devices.cpu import CPU
-from ..errors import InputError, UnsupportedError
+from ..errors import InputError, UnsupportedError, readable_bytes
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor, find
-from ..limits import MAX_BYTES_PER_SAMPLE, elements
+from ..limits import elements, max_working_bytes
 from ..ops.rectifier import Rectifier
 from ..ops.unpool import Indices
 from ..passes import folded, named
@@ -109,7 +109,7 @@ class Plan:
             For a name in `keep` that no tensor has, or several; and where `rewrite` returns something else
             than a graph of the same network.
         UnsupportedError
-            Where one sample needs more than `limits.MAX_BYTES_PER_SAMPLE`, or where the device has no kernels
+            Where one sample needs more than `limits.max_working_bytes`, or where the device has no kernels
             for a layer.
         """
         # The file's layers, with rectifiers and activations named.
@@ -158,11 +158,11 @@ class Plan:
             kinds={layer.name: layer.kind for layer in graph.layers},
             notes=graph.notes,
         )
-        nbytes = plan.nbytes(1, targets=1)
-        if nbytes > MAX_BYTES_PER_SAMPLE:
+        nbytes, most = plan.nbytes(1, targets=1), max_working_bytes(elements(plan.input_shape), plan.weights)
+        if nbytes > most:
             raise UnsupportedError(
-                f"one image needs {nbytes / 2**30:.1f} GiB of working memory.",
-                supported=f"up to {MAX_BYTES_PER_SAMPLE // 2**30} GiB",
+                f"one image needs {readable_bytes(nbytes)} of working memory.",
+                supported=f"up to {readable_bytes(most)} for an input and weights of their size",
             )
         return plan
 
