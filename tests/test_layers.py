@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "explainer": "arguments engine graph importer inputs pictures questions result rules runtime",
         "gbp": "errors explainer rules version",
         "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
-        "diagnostics": "errors explainer graph importer inputs limits ops plan result runtime",
+        "diagnostics": "errors explainer graph importer inputs limits ops plan runtime",
         "doubt": "arguments errors explainer importer inputs methods pictures questions result rules",
         "compat": "arguments engine errors explainer graph importer methods pictures",
         "bulk": "arguments errors explainer files importer inputs kernels methods pictures questions result "

@@ -81,9 +81,11 @@ def question_of(arguments: argparse.Namespace, labels: Callable[[], Sequence[str
         if arguments.channel is not None:
             return Channel(arguments.at, arguments.channel, "sum" if arguments.sum else "max", seed=seed)
         return Unit(arguments.at, *_position(arguments.unit), seed=seed)
+    if arguments.top is not None:
+        return Top(arguments.top)
     text = arguments.target
-    if arguments.top is not None or text is None:
-        return None if text is None and arguments.top is None else Top(arguments.top)
+    if text is None:
+        return None
     several = arguments.against is None and "," in text
     best = re.fullmatch(r"top(\d{1,9})", text)
     if (best or several) and text.casefold() in {label.casefold() for label in labels() or ()}:

@@ -35,7 +35,6 @@ from ..limits import computing, elements
 from ..ops import fact
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
-from ..result.attribution import Attribution
 from ..runtime.tape import steps
 from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
@@ -229,7 +228,7 @@ def verify(
     explained = explainer.explain(x, rule="vanilla")
     target = int(explained.target[0])
     flat = with_flat_areas(x, channels=x.ndim - 1 if explained.layout == "NHWC" else 1)
-    moved = _moved_by_rounding(explainer, x, explained, rng)
+    moved = _moved_by_rounding(explainer, x, target, explained.map[0], rng)
 
     reference, exact = references(model, source)
 
@@ -390,9 +389,9 @@ def _parts(plan: Plan, completed: list[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _moved_by_rounding(
-    explainer: Explainer, x: NDArray[np.float32], explained: Attribution, rng: np.random.Generator
+    explainer: Explainer, x: NDArray[np.float32], target: int, own: NDArray[Any], rng: np.random.Generator
 ) -> float:
-    """The largest relative change of the map when the values of x are rounded differently."""
+    """The largest relative change of the map `own` when the values of x are rounded differently."""
     noise = rng.standard_normal((_ROUNDINGS, *x.shape[1:]), np.float32)
-    near = explainer.explain(x * (1 + _ROUNDING * noise), rule="vanilla", target=int(explained.target[0]))
-    return max(_relative(moved, explained.map[0], explained.map[0]) for moved in near.map)
+    near = explainer.explain(x * (1 + _ROUNDING * noise), rule="vanilla", target=target)
+    return max(_relative(moved, own, own) for moved in near.map)

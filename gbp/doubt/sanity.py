@@ -208,84 +208,63 @@ def sanity(
         Where gbp cannot explain the model or the image, or finds no weights.
     """
     count_of("layers", layers)
-    ways = _ways(rules, method, method_options or {})
+    makers = _makers(rules, method, method_options or {})
     explainer = Explainer(model, **options)
     x = explainer.prepare(image)
     if len(x) != 1:
         raise InputError(f"there are {len(x)} images.", supported="one at a time")
-    own = _own_maps(explainer, x, ways, target)
+    own = _own_maps(explainer, x, makers, target)
+    makers = {name: makers[name] for name in own}
     first = next(iter(own.values()))
     if first.target.ndim > 1:
         raise InputError(f"target names {first.target.size} classes.", supported="one")
-    target = int(first.target[0])
+    asked = int(first.target[0])
     choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
     weights = Randomised(model, choice, seed)
     count = len(weights.layers)
-    stages = np.unique(np.linspace(count - 1, 0, min(layers, count)).round().astype(int))[::-1].tolist()
+    stages = _spread(count - 1, 0, layers)
     options |= {"preprocess": explainer.preprocess, "labels": explainer.labels}
-
-    def explained() -> dict[str, Attribution | None]:
-        found: dict[str, Attribution | None] = dict.fromkeys(own)
-        with Explainer(weights.model, **options) as random:
-            for way in own:
-                try:
-                    made = ways[way](random, x, target=target)
-                except ModelError:  # values overflow
-                    continue
-                found[way] = made if made.map.any() else None
-        return found
-
     likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
     pictures = {
-        way: [("the model's own", one[0].gray(smooth=0))] for way, one in own.items() if _is_drawn(first)
+        name: [("the model's own", one[0].gray(smooth=0))] for name, one in own.items() if _is_drawn(first)
     }
-    shown = {stages[k] for k in np.linspace(0, len(stages) - 1, min(_SHOWN, len(stages))).round().astype(int)}
+    drawn = {stages[k] for k in _spread(0, len(stages) - 1, _SHOWN)}
     for mode in MODES:
-        values: dict[str, list[Likeness | None]] = {way: [] for way in own}
+        values: dict[str, list[Likeness | None]] = {name: [] for name in own}
         for stage in _randomised(weights, mode, stages):
-            name = weights.layers[stage].name
-            report(f"{mode}: {name}")
-            maps = explained()
+            layer = weights.layers[stage].name
+            report(f"{mode}: {layer}")
+            maps = _random_maps(weights, options, makers, x, asked)
             for draw in range(1, _DRAWS):
                 if None not in maps.values():
                     break
                 weights.randomise(count - 1 if mode == "cascading" else stage, draw)
-                maps = explained()
-            for way, found in maps.items():
-                values[way].append(None if found is None else _likeness(own[way], found))
-                if mode == "cascading" and stage in shown and way in pictures and found is not None:
-                    pictures[way].append((f"random down to {name}", found[0].gray(smooth=0)))
-        likeness[mode] = {way: tuple(found) for way, found in values.items()}
+                maps = _random_maps(weights, options, makers, x, asked)
+            for name, found in maps.items():
+                values[name].append(None if found is None else _likeness(own[name], found))
+                if mode == "cascading" and stage in drawn and name in pictures and found is not None:
+                    pictures[name].append((f"random down to {layer}", found[0].gray(smooth=0)))
+        likeness[mode] = {name: tuple(found) for name, found in values.items()}
     report("other classes")
-    cosines = {}
-    if first.scores.shape[1] > 1:
-        for way in own:
-            cosines[way] = float(
-                class_sensitivity(
-                    lambda t, way=way: ways[way](explainer, x, target=t).map,  # type: ignore[misc]
-                    first.scores,
-                    seed=seed,
-                ).mean()
-            )
     return Sanity(
-        target,
+        asked,
         seed,
         tuple((weights.layers[k].name, weights.layers[k].op) for k in stages),
         len(stages) == count,
         likeness,
-        cosines,
+        _class_cosines(explainer, makers, x, first.scores, seed),
         {
-            way: tuple((f"{way}: {caption}", picture) for caption, picture in row)
-            for way, row in pictures.items()
+            name: tuple((f"{name}: {caption}", picture) for caption, picture in row)
+            for name, row in pictures.items()
         },
     )
 
 
 #: Makes the map of a model, an image and a target.
-Way: TypeAlias = Callable[..., Attribution]
+Maker: TypeAlias = Callable[..., Attribution]
 
 
-def _ways(rules: Sequence[str] | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Way]:
+def _makers(rules: Sequence[str] | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Maker]:
     """The functions that make the maps, by name: rules, or a method over rules."""
     if method is None:
         if options:
@@ -302,20 +281,65 @@ def _ways(rules: Sequence[str] | None, method: str | None, options: Mapping[str,
     }
 
 
+def _spread(first: int, last: int, most: int) -> list[int]:
+    """Up to `most` whole numbers, spread evenly from the first to the last."""
+    numbers: list[int] = (
+        np.linspace(first, last, min(most, abs(last - first) + 1)).round().astype(int).tolist()
+    )
+    return numbers
+
+
 def _own_maps(
-    explainer: Explainer, x: NDArray[np.float32], ways: Mapping[str, Way], target: Target
+    explainer: Explainer, x: NDArray[np.float32], makers: Mapping[str, Maker], target: Target
 ) -> dict[str, Attribution]:
-    """The model's own map in each way that has a meaning for it."""
+    """The model's own map by each maker that has a meaning for the network."""
     found: dict[str, Attribution] = {}
     refused: InputError | None = None
-    for name, way in ways.items():
+    for name, make in makers.items():
         try:
-            found[name] = way(explainer, x, target=target)
+            found[name] = make(explainer, x, target=target)
         except InputError as error:
             refused = error
     if not found:
         raise refused or InputError("there are no rules.", supported=", ".join(RULES))
     return found
+
+
+def _random_maps(
+    weights: Randomised,
+    options: Mapping[str, Any],
+    makers: Mapping[str, Maker],
+    x: NDArray[np.float32],
+    target: int,
+) -> dict[str, Attribution | None]:
+    """The maps of the model as it is randomised now; None where there is none."""
+    maps: dict[str, Attribution | None] = dict.fromkeys(makers)
+    with Explainer(weights.model, **options) as random:
+        for name, make in makers.items():
+            try:
+                made = make(random, x, target=target)
+            except ModelError:  # values overflow
+                continue
+            maps[name] = made if made.map.any() else None
+    return maps
+
+
+def _class_cosines(
+    explainer: Explainer,
+    makers: Mapping[str, Maker],
+    x: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    seed: int,
+) -> dict[str, float]:
+    """The mean cosine of each map with those of other classes; empty for a model of one score."""
+    if scores.shape[1] < 2:
+        return {}
+
+    def cosine_of(make: Maker) -> float:
+        found = class_sensitivity(lambda target: make(explainer, x, target=target).map, scores, seed=seed)
+        return float(found.mean())
+
+    return {name: cosine_of(make) for name, make in makers.items()}
 
 
 def _randomised(weights: Randomised, mode: Mode, stages: Sequence[int]) -> Iterator[int]:
