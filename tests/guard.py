@@ -4,6 +4,7 @@
     python tests/guard.py --every 20 --first 3  each twentieth case from the third on
     python tests/guard.py --target generic --end start
     python tests/guard.py --algorithm amx       convolutions alone, on AMX wherever it can compute them
+    python tests/guard.py --algorithm digits    the same with digits, of values without signs
 
 Before a kernel is called, it is called on copies of its arrays, which end with the last byte before a page
 without access, and on copies that begin with the first byte behind one.  What a call reads or writes beyond
@@ -47,7 +48,7 @@ FILL = 0xFF  # of float32 a NaN
 ENDS = ("end", "start")
 ALIGNMENT = 64
 #: What this adds to the names of algorithms: AMX wherever it can compute, also where it does not pay.
-AMX = "amx"
+AMX, DIGITS = "amx", "digits"
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -381,7 +382,7 @@ def _with_cut(vjp: Callable[..., None]) -> Callable[..., None]:
 
 
 #: The algorithms that wide cases run with: what is chosen where nothing is asked for, and AMX.
-WIDE = ("auto", AMX)
+WIDE = ("auto", AMX, DIGITS)
 
 
 def wide_cases() -> dict[str, Any]:
@@ -405,17 +406,19 @@ def wide_cases() -> dict[str, Any]:
 @contextmanager
 def chosen(algorithm: str) -> Iterator[str]:
     """The name of this algorithm for an Explainer.  Inside, AMX costs nothing if that is what it names."""
-    if algorithm != AMX:
+    if algorithm not in (AMX, DIGITS):
         yield algorithm
         return
     from gbp.ops.conv.algorithms_amx import AmxLayer
+    from gbp.ops.conv.algorithms_digits import DigitsLayer
 
-    cost = AmxLayer.cost
-    AmxLayer.cost = property(lambda _: 0.0)
+    layer = AmxLayer if algorithm == AMX else DigitsLayer
+    cost = layer.cost
+    layer.cost = property(lambda _: 0.0)
     try:
         yield "auto"
     finally:
-        AmxLayer.cost = cost
+        layer.cost = cost
 
 
 def asked(explainer: Any, x: NDArray[np.float32], frame: str) -> list[bytes]:
@@ -457,6 +460,8 @@ def run_case(case: Any, frame: str, algorithm: str, threads: int) -> None:
 
     model = build(case, FRAMES[frame], 0)
     x = noise(case.shape, 0)
+    if algorithm == DIGITS:  # which other values are left out of
+        x = abs(x)
     with chosen(algorithm) as name:
         explainer = Explainer(model, output=model.graph.output[0].name, algorithm=name, threads=threads)
         results = [asked(explainer, x, frame), asked(explainer, x, frame)]
@@ -477,7 +482,8 @@ def one_run(
 
     faulthandler.enable()
     guards, runs, failures = Guards(ends, alike), 0, 0
-    cases, of_conv = CASES | wide_cases(), (*ALGORITHMS, *([AMX] if amx.is_usable() else ()))
+    cases = CASES | wide_cases()
+    of_conv = (*ALGORITHMS, *([AMX] * amx.is_usable()), *([DIGITS] * amx.has_bytes()))
     for number, name in list(enumerate(cases))[first::every]:
         for frame in frames or FRAMES:
             for algorithm in of_conv if "conv" in name else ("auto",):

@@ -39,8 +39,8 @@ STEP = PARTS * 2 * TILE_BYTES
 SUMS, SUMS_ROW = 2 * ROWS * TILE_CHANNELS, 4 * TILE_CHANNELS
 
 
-def chunks_of(channels: int) -> int:
-    return -(-channels // DEPTH)
+def chunks_of(channels: int, depth: int = DEPTH) -> int:
+    return -(-channels // depth)
 
 
 @device_function
@@ -75,7 +75,10 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Sum(NamedTuple):
-    """The terms of a sum, as steps in bytes from pixel to pixel, part to part, chunk to chunk, tap to tap."""
+    """The terms of a sum, as steps in bytes from pixel to pixel, part to part, chunk to chunk, tap to tap.
+
+    `scale`, `levels`: see `amx_digits`.
+    """
 
     pixel: int
     part: int
@@ -85,6 +88,8 @@ class Sum(NamedTuple):
     step_h: int
     taps_w: int
     step_w: int
+    scale: float
+    levels: int
 
 
 def _sums_of(pixels: int, halves: int, work: Any, name: str) -> Any:

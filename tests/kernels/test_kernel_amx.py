@@ -12,12 +12,13 @@ from test_kernel_conv import GEOMETRIES, whole_tiles, window
 
 from gbp.graph.geometry import Axis, Window
 from gbp.kernels.amx_frame import Frame
+from gbp.kernels.amx_shares import amx_scratch, band_of
 from gbp.kernels.amx_sums import pack_amx
 from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
-from gbp.kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
+from gbp.kernels.conv_amx import conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
-from gbp.ops.conv.algorithms_amx import AmxForward
+from gbp.ops.conv.algorithms_amx import NO_SCALES, AmxForward
 from gbp.ops.conv.algorithms_strides import AmxMerged, AmxPhases
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
 
@@ -52,7 +53,7 @@ def test_forward(name: str, C: int, O: int) -> None:
 
     def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
         end = share(C, frame, taps, len(y), threads)
-        conv_amx_fwd(Guarded.of(x[samples]), packed, bias, r, y, mask, lo, hi, *end)
+        conv_amx_fwd(Guarded.of(x[samples]), packed, bias, r, y, mask, lo, hi, NO_SCALES, *end)
 
     check_epilogue(fused, linear)
 
@@ -145,7 +146,7 @@ def test_the_largest_numbers_are_none_too_large(large: str) -> None:
     y, none = np.empty((1, 1, P, O), np.float32), np.empty((0, 0, 0, 0), np.float32)
     no_mask = np.empty((0, 0, 0, 0), np.uint8)
     end = share(C, frame, taps, 1, 1)
-    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, *end)
+    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, NO_SCALES, *end)
     exact = x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)
     assert np.abs(exact).max() < most
     assert np.linalg.norm(y / most - exact / most) < 4e-7 * np.linalg.norm(exact / most)
@@ -159,7 +160,7 @@ def test_long_sums_round_as_float32_does() -> None:
     y, none = np.empty((1, 1, P, O), np.float32), np.empty((0, 0, 0, 0), np.float32)
     no_mask = np.empty((0, 0, 0, 0), np.uint8)
     end = share(C, frame, taps, 1, 1)
-    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, *end)
+    conv_amx_fwd(x, pack_amx(w), whole_tiles(np.zeros(O)), none, y, no_mask, -np.inf, np.inf, NO_SCALES, *end)
     exact = x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)
     assert np.linalg.norm(y - exact) < 4e-7 * np.linalg.norm(exact)
 
@@ -187,7 +188,7 @@ def test_epilogue_beside_products(size: tuple[int, int], stride: int) -> None:
         own_r[:] = r
         for rows in (1, 2, 3):
             end = share(C, frame, taps, 2, rows)
-            conv_amx_fwd(x, pack_amx(w), b, own_r, y, mask, 0.0, 6.0, *end)
+            conv_amx_fwd(x, pack_amx(w), b, own_r, y, mask, 0.0, 6.0, NO_SCALES, *end)
             found.append((y.copy(), mask.copy()))
     for y, mask in found[1:]:
         np.testing.assert_array_equal(y, found[0][0])

@@ -5,6 +5,9 @@ A float32 is the sum of three bfloat16 numbers, its *parts*, of 8 bits each.  Th
 in float32.  Six of the nine are needed: the others are below float32's rounding.  So a product of float32
 matrices takes six products of bfloat16, which AMX computes three times as fast as vectors do one of float32.
 
+`amx_multiply_digits` and `amx_multiply_signed` multiply tiles of 16 × 64 and 64 × 16 bytes.  Their sums in
+int32 are exact.  They take as long for twice as many terms.
+
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18; Henry, Tang &
 Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations".
 """
@@ -45,6 +48,11 @@ def is_usable() -> bool:
     if not emit.HAS_AMX or sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
+
+
+def has_bytes() -> bool:
+    """`is_usable`, and the processor multiplies bytes too."""
+    return emit.HAS_AMX_BYTES and is_usable()
 
 
 def _call(builder: Any, name: str, *args: Any) -> None:
@@ -130,6 +138,85 @@ def amx_multiply(typing: Any, out: Any, a: Any, b: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(out, a, b), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_multiply_digits(typing: Any, out: Any, a: Any, b: Any) -> Any:
+    """out[i, j] += Σ_k a[i, k] · b[k, j] with int32 out, unsigned bytes a, signed bytes b.
+
+    Bytes 4j … 4j + 3 of row k of tile b hold b[4k, j] … b[4k + 3, j].
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _call(builder, "tdpbusd", _number(out), _number(a), _number(b))
+        return context.get_dummy_value()
+
+    return types.void(out, a, b), codegen
+
+
+@intrinsic(prefer_literal=True)
+def amx_multiply_signed(typing: Any, out: Any, a: Any, b: Any) -> Any:
+    """`amx_multiply_digits` of signed bytes a."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _call(builder, "tdpbssd", _number(out), _number(a), _number(b))
+        return context.get_dummy_value()
+
+    return types.void(out, a, b), codegen
+
+
+def _numbers(value: int) -> Any:
+    return ir.Constant(emit.VECTOR_I32, [value] * emit.LANES)
+
+
+@intrinsic
+def store_digits(typing: Any, address: Any, step: Any, scale: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write the three digits of scale · (four vectors) as rows of bytes, `step` bytes apart.
+
+    A value, rounded to whole numbers, is d₀·2¹⁶ + d₁·2⁸ + d₂ with d₀ in 0 … 255 and the others in −128 … 127.
+    It must be in 0 … 255.49·2¹⁶.  Byte 4j + i of a row is the digit of lane j of vector i.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address, step, scale, *values = args
+        factor = emit.splat(builder, scale)
+        kind = ir.FunctionType(emit.VECTOR, [emit.VECTOR])
+        nearest = get_or_insert_function(builder.module, kind, f"llvm.rint.v{emit.LANES}f32")
+        whole = []
+        for value in values:
+            rounded = builder.call(nearest, [builder.fmul(value, factor)])
+            # With 2⁷ more in each of the lower digits, all digits are unsigned.
+            whole.append(builder.add(builder.fptosi(rounded, emit.VECTOR_I32), _numbers(0x8080)))
+        digits = []
+        for shift in (16, 8, 0):
+            row = None
+            for i, value in enumerate(whole):
+                moved = 8 * i - shift
+                byte = builder.and_(value, _numbers(0xFF << shift))
+                if moved > 0:
+                    byte = builder.shl(byte, _numbers(moved))
+                elif moved < 0:
+                    byte = builder.lshr(byte, _numbers(-moved))
+                row = byte if row is None else builder.or_(row, byte)
+            digits.append(row if shift == 16 else builder.xor(row, _numbers(0x80808080 - 2**32)))
+        for row in digits:
+            builder.store(row, emit.pointer(builder, address, emit.VECTOR_I32)).align = ROW_BYTES
+            address = builder.add(address, step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32, *[vector] * 4), codegen
+
+
+@intrinsic
+def load_whole(typing: Any, address: Any) -> Any:
+    """The `LANES` int32 at `address`, as float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = builder.load(emit.pointer(builder, args[0], emit.VECTOR_I32))
+        loaded.align = ROW_BYTES
+        return builder.sitofp(loaded, emit.VECTOR)
+
+    return vector(types.int64), codegen
 
 
 @intrinsic

@@ -41,6 +41,8 @@ def _vector_shape(features: str) -> tuple[int, int]:
 LANES, TILE_ROWS = _vector_shape(_host_features())
 #: Whether code for Intel's AMX, which multiplies matrices of bfloat16, is made for this processor.
 HAS_AMX = {"+avx512f", "+avx512bw", "+amx-tile", "+amx-bf16"} <= set(_host_features().split(","))
+#: Whether it is made for AMX's products of bytes as well.
+HAS_AMX_BYTES = HAS_AMX and "+amx-int8" in _host_features().split(",")
 VECTOR_BYTES = 4 * LANES
 
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))

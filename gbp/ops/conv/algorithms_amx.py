@@ -6,15 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
 from ...kernels.amx_frame import Frame
+from ...kernels.amx_shares import amx_scratch, band_of
 from ...kernels.amx_sums import chunks_of, pack_amx
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
-from ...kernels.conv_amx import amx_scratch, band_of, conv_amx_bwd, conv_amx_fwd
+from ...kernels.conv_amx import conv_amx_bwd, conv_amx_fwd
 from ...kernels.taps import Taps
 from ...limits import elements
 from ..step import Clipped, Context, Floats, GradientSlot
@@ -26,6 +28,8 @@ from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padd
 _PRODUCTS, _SPLIT, _STORE, _PIXEL = 0.38, 0.85, 1.0, 30.0
 #: About how many pixels run through all weights together, where these leave the first-level cache.
 _PIXELS = 4 * amx.ROWS
+#: All samples are computed.
+NO_SCALES = np.empty(0, np.float32)
 #: More samples than any batch has.
 _MANY = 2**40
 
@@ -39,6 +43,8 @@ class AmxLayer:
     taps: Taps
     frame: Frame
     size: tuple[int, int]
+    #: Channels of a chunk.
+    depth: int = amx.DEPTH
 
     @classmethod
     def forward(cls, O: int, C: int, window: Window) -> AmxLayer:
@@ -63,23 +69,28 @@ class AmxLayer:
         if not amx.is_usable():
             return math.inf
         taps, (H, W), depth = self.taps, self.size, amx.DEPTH * chunks_of(self.C)
-        lines, length = H, W
-        if taps.stride_h == taps.stride_w == 1:  # one line, through the padding at the sides too
-            lines, length = 1, (H - 1) * self.frame.columns + W
-        computed = lines * -(-length // amx.ROWS) * amx.ROWS
         weights = taps.rows * taps.columns * depth * -(-self.O // LANES)
         reading = 1.5 * READ * weights  # six bytes, not four
         ends = _SPLIT * depth + _STORE * self.O + _PIXEL
-        return _PRODUCTS * computed * weights + reading + H * W * ends
+        return _PRODUCTS * self.computed * weights + reading + H * W * ends
+
+    @property
+    def computed(self) -> int:
+        """Pixels of whole tiles."""
+        lines, length = self.size
+        if self.taps.stride_h == self.taps.stride_w == 1:  # one line, through the padding at the sides too
+            lines, length = 1, (lines - 1) * self.frame.columns + length
+        return lines * -(-length // amx.ROWS) * amx.ROWS
 
     def _band(self, n: int, threads: int) -> int:
         """Rows of the output that a thread computes at once of n samples; 0 if threads share the channels."""
+        whole = band_of(self.C, self.frame, self.taps, self.depth)
         pixels, outputs = elements(self.size), self.taps.rows * self.taps.columns * self.O
         if pixels >= outputs or 2 * threads > -(-self.O // TILE_CHANNELS):
-            return band_of(self.C, self.frame, self.taps)
+            return whole
         if self._narrows and n * pixels >= 2 * outputs:
             # Split pixels of many samples leave the caches; those of a few rows do not.
-            return max(band_of(self.C, self.frame, self.taps), _PIXELS // self.frame.columns)
+            return max(whole, _PIXELS // self.frame.columns)
         return 0
 
     @property
@@ -89,14 +100,18 @@ class AmxLayer:
 
     def scratch(self, threads: int) -> tuple[int, int]:
         few, many = (
-            amx_scratch(self.C, self.frame, self.taps, self._band(n, threads), threads) for n in (1, _MANY)
+            amx_scratch(self.C, self.frame, self.taps, self._band(n, threads), threads, self.depth)
+            for n in (1, _MANY)
         )
         return max(few[0], many[0]), max(few[1], many[1])
 
     def arguments(self, n: int, context: Context) -> tuple[Any, ...]:
         """The last arguments of a kernel for n samples, from its scratch on."""
-        threads = context.threads
-        return context.scratch, self.taps, self.frame, self._band(n, threads), threads, threads
+        return context.scratch, *self.geometry(n, context.threads)
+
+    def geometry(self, n: int, threads: int) -> tuple[Any, ...]:
+        """Those after the scratch."""
+        return self.taps, self.frame, self._band(n, threads), threads, threads
 
 
 class AmxForward(ForwardAlgorithm):
@@ -112,11 +127,15 @@ class AmxForward(ForwardAlgorithm):
         return self.layer.scratch(threads)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        if self.window.taps == 1 and self.window.is_unpadded:
-            h, w = self.window.height, self.window.width
-            x = x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
-        end = clip.lo, clip.hi, *self.layer.arguments(len(x), context)
-        conv_amx_fwd(x, self.w, self.b, r, y, context.mask, *end)
+        end = clip.lo, clip.hi, NO_SCALES, *self.layer.arguments(len(x), context)
+        conv_amx_fwd(self.seen(x), self.w, self.b, r, y, context.mask, *end)
+
+    def seen(self, x: Floats) -> Floats:
+        """The pixels of x that are read."""
+        if self.window.taps > 1 or not self.window.is_unpadded:
+            return x
+        h, w = self.window.height, self.window.width
+        return x[:, :: h.stride, :: w.stride][:, : h.outputs, : w.outputs]
 
 
 class AmxBackward(BackwardAlgorithm):

@@ -29,6 +29,7 @@ from .algorithms import (
     WinogradForward,
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
+from .algorithms_digits import DigitsForward, DigitsLayer, suits_digits
 from .algorithms_lists import ListsBackward, SparseBackward
 from .algorithms_strides import AmxMerged, AmxPhases
 
@@ -118,11 +119,14 @@ def _forward(
     layer = AmxLayer.forward(O, C, window)
     fast = target.algorithm == "fast" and is_3x3(window)
     others = {"winograd": _cost_of_winograd(O, C, window.output)} if fast else {}
+    others["digits"] = DigitsLayer.forward(O, C, window).cost
     chosen = _cheapest(layer, window, target.algorithm, **others)
     if chosen == "winograd":
         return WinogradForward(w, b, window)
     single = w.astype(np.float32)
-    return AmxForward(single, b, window) if chosen == "amx" else DirectForward(single, b, window)
+    if chosen == "digits" and suits_digits(single):
+        return DigitsForward(single, b, window)
+    return DirectForward(single, b, window) if chosen == "direct" else AmxForward(single, b, window)
 
 
 def _strided(single: Floats, window: Window) -> BackwardAlgorithm | None:

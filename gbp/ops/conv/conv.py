@@ -33,6 +33,7 @@ from ..node import Node
 from ..planes import by_planes
 from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
+from .algorithms_digits import digits_bytes
 from .choice import algorithms_for, is_3x3, packed_bytes, whole
 from .volume import VolumeStep
 
@@ -109,7 +110,8 @@ class Conv(Op):
             listed = (
                 4 * taps * O * whole(C, TILE_CHANNELS) if self.window.taps == 1 else 0
             )  # `SparseBackward`
-            return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O)) + listed
+            packed = packed_bytes(O, C) + digits_bytes(O, C) + packed_bytes(C, O)
+            return 8 * self.w.size + taps * packed + listed
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
         listed = 9 * self._deep * len(self.w) * whole(self.w.shape[1], LISTED_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)

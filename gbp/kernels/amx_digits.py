@@ -1,0 +1,383 @@
+"""Matrix products on Intel's AMX at float32's accuracy, in whole numbers: digits instead of bfloat16 parts.
+
+All values of a sample are scaled by one number and rounded to whole numbers of 24 bits.  So are the weights
+of each output channel.  A whole number is three digits of 8 bits: those of values that are never negative are
+one unsigned digit and two signed ones, those of weights three signed ones.
+
+    Σ x·w  =  Σ (x₀·2¹⁶ + x₁·2⁸ + x₂) · (w₀·2¹⁶ + w₁·2⁸ + w₂)
+           ≈  2³²·Σ x₀·w₀  +  2²⁴·Σ (x₀·w₁ + x₁·w₀)  +  2¹⁶·Σ (x₀·w₂ + x₁·w₁ + x₂·w₀)
+
+These sums, the *levels*, are exact in int32.  They become float32 once, at the end.  The error is what the
+scales leave and the missing products, x₁·w₂ + x₂·w₁ first.  Both are relative to the *largest* value of a
+sample, and weight of a channel: about 1.4·10⁻⁸ · (largest ÷ root mean square of x) · (the same of w).  So a
+sample whose largest value is too far from the others also gets the fourth level, or goes another way.
+
+The scale depends on the sample alone, and the sums are exact: equal windows give equal outputs, whatever the
+threads, the batch and the place.
+
+Source: Ootomo, Ozaki & Yokota 2024, "DGEMM on integer matrix multiplication unit".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import float32
+from numpy.typing import NDArray
+
+from .amx_frame import Frame
+from .amx_sums import Sum
+from .codegen.amx import (
+    PARTS,
+    ROW_BYTES,
+    ROWS,
+    TILE_BYTES,
+    amx_load,
+    amx_multiply_digits,
+    amx_multiply_signed,
+    amx_store,
+    amx_zero,
+    load_whole,
+    store_digits,
+)
+from .codegen.emit import LANES
+from .codegen.jit import device_function, one_of_many
+from .codegen.memory import aligned
+from .codegen.simd import (
+    above,
+    broadcast,
+    fma,
+    load,
+    load_scalar,
+    load_some,
+    prefetch_read,
+    select,
+    store,
+    sum_lanes,
+    zeros,
+)
+from .codegen.tile import TILE_CHANNELS
+from .codegen.views import zero_run
+from .epilogue import Plane
+
+#: Terms of a sum that enter one multiplication, and so the channels of a chunk.
+DIGITS_DEPTH = ROW_BYTES
+#: The largest whole numbers of values and weights: all of the highest digit, less a half for rounding.
+_MOST, _MOST_WEIGHT = 255.49 * 2**16, 127.49 * 2**16
+#: Most terms of a sum, so that the third level fits into int32: each is at most 2⁷·(255 + 2⁷ + 2⁷).
+MOST_TERMS = (2**31 - 1) // (2**7 * (255 + 2**7 + 2**7))
+#: Bytes at the end of a block of weights: what a whole number of each channel is worth.
+DIGITS_TAIL = 4 * TILE_CHANNELS
+#: The largest value and the largest weight are between these, so that no square is infinite or 0.
+LEAST, MOST = 2.0**-50, 2.0**50
+#: Floats of the facts about a row of x.
+FACTS = 3 * LANES
+_ROW = ROW_BYTES // 4
+_AHEAD = 2**11
+#: Bytes of the weights of half a block, for one chunk and tap.
+_HALF = PARTS * TILE_BYTES
+
+
+def spread_of(w: NDArray[np.float32]) -> float:
+    """The largest weight of a channel ÷ a weight, in the mean square of all; inf if digits fail.
+
+    w is (O, C, KH, KW).
+    """
+    flat = np.abs(w.reshape(len(w), -1).astype(np.float64))
+    most = flat.max(1)
+    if not np.all((most == 0) | ((most > LEAST) & (most < MOST))) or not most.any():
+        return math.inf
+    return math.sqrt(np.square(most).mean() / np.square(flat).mean())
+
+
+def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Split and pack weights (O, C, KH, KW) for blocks of TILE_CHANNELS channels.
+
+    A block is [half][chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes, and what a whole number of each
+    channel is worth.  Four bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has
+    them.  The bits are returned as float32.
+    """
+    O, C, KH, KW = w.shape
+    blocks, count = -(-O // TILE_CHANNELS), -(-C // DIGITS_DEPTH)
+    size = 2 * count * KH * KW * _HALF
+    packed = aligned((blocks, size + DIGITS_TAIL), np.uint8)
+    for block in range(blocks):
+        whole = np.zeros((TILE_CHANNELS, count * DIGITS_DEPTH, KH, KW))
+        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
+        whole[: len(part), :C] = part
+        most = np.abs(whole).max((1, 2, 3))
+        worth = (np.where(most > 0, most, _MOST_WEIGHT) / _MOST_WEIGHT).astype(np.float32)
+        rest = np.rint(whole / worth[:, None, None, None].astype(np.float64)).astype(np.int32)
+        digits = np.empty((PARTS, *rest.shape), np.int8)
+        for k in range(PARTS - 1, -1, -1):
+            digits[k] = rest.astype(np.int8)  # the lowest byte, signed
+            rest = rest - digits[k] >> 8
+        # digit, half, o, chunk, i, k, KH, KW
+        split = digits.reshape(PARTS, 2, ROWS, count, 4, DIGITS_DEPTH // 4, KH, KW)
+        ordered = np.ascontiguousarray(split.transpose(1, 3, 6, 7, 0, 5, 2, 4))
+        packed[block, :size] = ordered.reshape(-1).view(np.uint8)
+        packed[block, size:] = worth.view(np.uint8)
+    return packed.reshape(-1).view(np.float32)
+
+
+@device_function
+def chunks_of_digits(channels: int) -> int:
+    return (channels + DIGITS_DEPTH - 1) // DIGITS_DEPTH
+
+
+@device_function
+def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
+    """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`."""
+    most, least, squares = zeros(), zeros(), zeros()
+    line = x.address + n * x.image + h * x.line
+    for _ in range(x.W):
+        for c in range(0, x.C, LANES):
+            prefetch_read(line + 4 * c + _AHEAD)
+            v = load_some(line + 4 * c, x.C - c)
+            most = select(above(v, most), v, most)
+            least = select(above(least, v), v, least)
+            squares = fma(v, v, squares)
+        line += x.pixel
+    store(to, most)
+    store(to + 4 * LANES, least)
+    store(to + 8 * LANES, squares)
+
+
+@device_function
+def scale_from(facts: int, rows: int, count: int, spread: float, larger: float) -> float:
+    """The scale of a sample of `count` values, from the facts about its rows.
+
+    It is negative if the sample needs the fourth level, because its largest value is more than `spread` times
+    the root mean square; and 0 if that is more than `larger`, or a value is negative or not finite.
+    """
+    most, least, squares = zeros(), zeros(), zeros()
+    for h in range(rows):
+        at = facts + h * 4 * FACTS
+        v, low = load(at), load(at + 4 * LANES)
+        most = select(above(v, most), v, most)
+        least = select(above(least, low), low, least)
+        squares = squares + load(at + 8 * LANES)
+    mean = sum_lanes(squares) / count
+    negative = sum_lanes(least) < 0
+    store(facts, most)
+    largest = load_scalar(facts)
+    for lane in range(1, LANES):
+        largest = max(largest, load_scalar(facts + 4 * lane))
+    if negative or not mean < MOST * MOST:
+        return float32(0)
+    if largest == 0:
+        return float32(1)
+    if largest < LEAST or largest * largest > larger * larger * mean:
+        return float32(0)
+    scale = float32(_MOST) / largest
+    return -scale if largest * largest > spread * spread * mean else scale
+
+
+@device_function
+def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: float) -> None:
+    whole = plane.C // DIGITS_DEPTH
+    left = plane.C - whole * DIGITS_DEPTH
+    for _ in range(count):
+        pixel, out = x, to
+        for _ in range(whole):
+            for line in range(0, 4 * DIGITS_DEPTH, ROW_BYTES):
+                prefetch_read(pixel + line + _AHEAD)
+            a, b, c, d = load(pixel), load(pixel + 64), load(pixel + 128), load(pixel + 192)
+            store_digits(out, part, scale, a, b, c, d)
+            pixel, out = pixel + 4 * DIGITS_DEPTH, out + PARTS * part
+        if left:
+            a, b = load_some(pixel, left), load_some(pixel + 64, left - 16)
+            c, d = load_some(pixel + 128, left - 32), load_some(pixel + 192, left - 48)
+            store_digits(out, part, scale, a, b, c, d)
+        x, to = x + plane.pixel, to + ROW_BYTES
+
+
+@device_function
+def split_digits(
+    x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int, scale: float
+) -> None:
+    """`split_rows` into digits."""
+    part = positions * ROW_BYTES
+    factor = float32(abs(scale))
+    start = min(frame.columns, max(0, frame.left))
+    stop = max(start, min(frame.columns, frame.left + x.W))
+    for row in range(rows):
+        h = begin + row - frame.top
+        low, high = start, stop
+        if h < 0 or h >= x.H:
+            low, high = frame.columns, frame.columns
+        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
+        out = to + row * frame.columns * ROW_BYTES
+        for c in range(0, x.C, DIGITS_DEPTH):
+            for k in range(PARTS):
+                digit = out + (c // DIGITS_DEPTH * PARTS + k) * part
+                zero_run(digit, low * _ROW)
+                zero_run(digit + high * ROW_BYTES, (frame.columns - high) * _ROW)
+        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part, factor)
+
+
+def _levels_of(two: bool, work: Any, name: str) -> Any:
+    """A function that computes the sums of 1 or 2 tiles of pixels × half a block of channels."""
+
+    @one_of_many(f"pair_0_{name}")
+    def highest(a: int, b: int, s: Sum) -> None:
+        """Level 0: the first digits."""
+        amx_load(6, a, s.pixel)
+        amx_multiply_digits(0, 6, 7)
+        if two:
+            amx_load(6, b, s.pixel)
+            amx_multiply_digits(3, 6, 7)
+
+    @one_of_many(f"pair_1_{name}")
+    def second_of_first(a: int, b: int, s: Sum) -> None:
+        amx_load(6, a, s.pixel)
+        amx_multiply_digits(1, 6, 7)
+        if two:
+            amx_load(6, b, s.pixel)
+            amx_multiply_digits(4, 6, 7)
+
+    @one_of_many(f"pair_2_{name}")
+    def second(a: int, b: int, s: Sum) -> None:
+        amx_load(6, a, s.pixel)
+        amx_multiply_signed(1, 6, 7)
+        if two:
+            amx_load(6, b, s.pixel)
+            amx_multiply_signed(4, 6, 7)
+
+    @one_of_many(f"pair_3_{name}")
+    def third_of_first(a: int, b: int, s: Sum) -> None:
+        amx_load(6, a, s.pixel)
+        amx_multiply_digits(2, 6, 7)
+        if two:
+            amx_load(6, b, s.pixel)
+            amx_multiply_digits(5, 6, 7)
+
+    @one_of_many(f"pair_4_{name}")
+    def third(a: int, b: int, s: Sum) -> None:
+        amx_load(6, a, s.pixel)
+        amx_multiply_signed(2, 6, 7)
+        if two:
+            amx_load(6, b, s.pixel)
+            amx_multiply_signed(5, 6, 7)
+
+    @one_of_many(f"fourth_{name}")
+    def fourth(a: int, b: int, s: Sum, w: int) -> None:
+        """The fourth level, in two tiles for each tile of pixels: a sum waits for the one before."""
+        amx_zero(0)
+        amx_zero(1)
+        amx_zero(2)
+        amx_zero(3)
+        for c in range(s.chunks):
+            for i in range(s.taps_h):
+                to = c * s.chunk + i * s.step_h
+                for _ in range(s.taps_w):
+                    amx_load(6, w + TILE_BYTES, ROW_BYTES)
+                    amx_load(7, w + 2 * TILE_BYTES, ROW_BYTES)
+                    amx_load(4, a + to + s.part, s.pixel)
+                    amx_load(5, a + to + 2 * s.part, s.pixel)
+                    amx_multiply_signed(0, 4, 7)
+                    amx_multiply_signed(1, 5, 6)
+                    if two:
+                        amx_load(4, b + to + s.part, s.pixel)
+                        amx_load(5, b + to + 2 * s.part, s.pixel)
+                        amx_multiply_signed(2, 4, 7)
+                        amx_multiply_signed(3, 5, 6)
+                    w, to = w + _HALF, to + s.step_w
+        at = s.levels + 6 * TILE_BYTES
+        amx_store(0, at, ROW_BYTES)
+        amx_store(1, at + TILE_BYTES, ROW_BYTES)
+        amx_store(2, at + 2 * TILE_BYTES, ROW_BYTES)
+        amx_store(3, at + 3 * TILE_BYTES, ROW_BYTES)
+
+    @one_of_many(f"add_levels_{name}")
+    def add_levels(tile: int, levels: int, s: Sum, worth: Any, out: int) -> None:
+        """Write the float32 sums of a tile of pixels."""
+        factor = worth * broadcast(float32(2.0**16) / float32(abs(s.scale)))
+        large, small = broadcast(float32(2.0**16)), broadcast(float32(2.0**8))
+        tiny = broadcast(float32(2.0**-8))
+        for row in range(0, TILE_BYTES, ROW_BYTES):
+            at = levels + 3 * tile * TILE_BYTES + row
+            total = fma(load_whole(at + TILE_BYTES), small, load_whole(at + 2 * TILE_BYTES))
+            if s.scale < 0:
+                rest = levels + (6 + 2 * tile) * TILE_BYTES + row
+                total = fma(load_whole(rest) + load_whole(rest + TILE_BYTES), tiny, total)
+            store(out, fma(load_whole(at), large, total) * factor)
+            out += 4 * TILE_CHANNELS
+
+    @one_of_many(f"levels_{name}", inline=two)
+    def levels(a: int, b: int, s: Sum, w: int, worth: int, out: int, run: Any, data: Any) -> Any:
+        amx_zero(0)
+        amx_zero(1)
+        amx_zero(2)
+        amx_zero(3)
+        amx_zero(4)
+        amx_zero(5)
+        at = w
+        for c in range(s.chunks):
+            for i in range(s.taps_h):
+                to = c * s.chunk + i * s.step_h
+                for _ in range(s.taps_w):
+                    a0, b0 = a + to, b + to
+                    amx_load(7, at + 2 * TILE_BYTES, ROW_BYTES)
+                    third_of_first(a0, b0, s)
+                    amx_load(7, at + TILE_BYTES, ROW_BYTES)
+                    second_of_first(a0, b0, s)
+                    run = work(run, data)
+                    third(a0 + s.part, b0 + s.part, s)
+                    amx_load(7, at, ROW_BYTES)
+                    highest(a0, b0, s)
+                    run = work(run, data)
+                    third(a0 + 2 * s.part, b0 + 2 * s.part, s)
+                    second(a0 + s.part, b0 + s.part, s)
+                    at, to = at + _HALF, to + s.step_w
+        amx_store(0, s.levels, ROW_BYTES)
+        amx_store(1, s.levels + TILE_BYTES, ROW_BYTES)
+        amx_store(2, s.levels + 2 * TILE_BYTES, ROW_BYTES)
+        if two:
+            amx_store(3, s.levels + 3 * TILE_BYTES, ROW_BYTES)
+            amx_store(4, s.levels + 4 * TILE_BYTES, ROW_BYTES)
+            amx_store(5, s.levels + 5 * TILE_BYTES, ROW_BYTES)
+        if s.scale < 0:
+            fourth(a, b, s, w)
+        add_levels(0, s.levels, s, load(worth), out)
+        if two:
+            add_levels(1, s.levels, s, load(worth), out + ROWS * 4 * TILE_CHANNELS)
+        return run
+
+    return levels
+
+
+def multiply_digits_beside(work: Any, name: str) -> Any:
+    """`multiply_beside` of digits."""
+
+    @one_of_many(f"nothing_{name}")
+    def nothing(run: Any, data: Any) -> Any:
+        return run
+
+    one_tile, two_tiles = _levels_of(False, nothing, f"one_{name}"), _levels_of(True, work, f"two_{name}")
+
+    @one_of_many(f"multiply_digits_{name}", inline=True)
+    def multiply(
+        two: int,
+        channels: int,
+        a: int,
+        b: int,
+        terms: Sum,
+        w: int,
+        out: int,
+        run: Any,
+        data: Any,
+    ) -> Any:
+        size = terms.chunks * terms.taps_h * terms.taps_w * _HALF
+        halves = 2 if channels > LANES else 1
+        for half in range(halves):
+            at, worth, to = w + half * size, w + 2 * size + half * ROW_BYTES, out + half * ROW_BYTES
+            if two:
+                run = two_tiles(a, b, terms, at, worth, to, run, data)
+            else:
+                run = one_tile(a, b, terms, at, worth, to, run, data)
+        return run
+
+    return multiply

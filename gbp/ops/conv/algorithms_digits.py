@@ -1,0 +1,91 @@
+"""Forward convolutions on Intel's AMX by digits (`kernels.conv_digits`): windows in, calls of kernels out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...graph.geometry import Window
+from ...kernels.amx_digits import DIGITS_DEPTH, FACTS, MOST_TERMS, pack_digits, spread_of
+from ...kernels.amx_shares import LEVELS
+from ...kernels.codegen import amx
+from ...kernels.codegen.emit import LANES
+from ...kernels.codegen.tile import TILE_CHANNELS
+from ...kernels.conv_amx import conv_amx_fwd
+from ...kernels.conv_digits import conv_digits_fwd
+from ...limits import elements
+from ..step import Clipped, Context, Floats
+from .algorithms import READ, ForwardAlgorithm
+from .algorithms_amx import AmxForward, AmxLayer
+
+#: The largest value of a sample ÷ the root mean square, times that of the weights, up to which three levels
+#: are enough: their error is then about 10⁻⁶ of the outputs'.
+_ENOUGH = 64.0
+#: The same of values alone, and of weights alone, that 24 bits suit.
+_MOST_VALUES, _MOST_WEIGHTS = 50.0, 16.0
+
+
+#: Costs, as `algorithms_amx` has them: of LANES products; to split a value and to look at it before; to add
+#: the levels of a sum; of a pixel; and of two calls with more phases, several times what they take, so that
+#: digits are used where there is much to gain.
+_PRODUCTS, _SPLIT, _LEVELS, _PIXEL, _CALLS = 0.24, 0.8, 2.5, 30.0, 1e6
+
+
+@dataclass(frozen=True)
+class DigitsLayer(AmxLayer):
+    """`AmxLayer` with chunks of twice the channels."""
+
+    depth: int = DIGITS_DEPTH
+
+    @property
+    def cost(self) -> float:
+        terms = self.taps.rows * self.taps.columns * -(-self.C // DIGITS_DEPTH) * DIGITS_DEPTH
+        if not amx.has_bytes() or terms > MOST_TERMS:
+            return math.inf
+        weights = terms * -(-self.O // LANES)
+        ends = _SPLIT * terms / (self.taps.rows * self.taps.columns) + _LEVELS * self.O + _PIXEL
+        reading = 0.75 * READ * weights  # three bytes, not four
+        return _PRODUCTS * self.computed * weights + reading + elements(self.size) * ends + _CALLS
+
+
+def suits_digits(w: NDArray[np.float32]) -> bool:
+    """Whether weights (O, C, KH, KW) are as exact in 24 bits of the largest of their channel."""
+    return spread_of(w) <= _MOST_WEIGHTS
+
+
+def digits_bytes(O: int, C: int) -> int:
+    """Most bytes of the digits of one tap, O channels from C."""
+    return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * -(-C // DIGITS_DEPTH) * DIGITS_DEPTH + 4)
+
+
+class DigitsForward(ForwardAlgorithm):
+    """Sums of products of digits; `AmxForward` for samples that these do not suit."""
+
+    algorithm = "digits"
+
+    def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
+        self.parts = AmxForward(w, b, window)
+        self.layer = DigitsLayer.forward(len(w), w.shape[1], window)
+        self.w = pack_digits(w)
+        self.spread = min(_MOST_VALUES, _ENOUGH / spread_of(w))
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        parts, digits = self.parts.scratch(threads), self.layer.scratch(threads)
+        rows = FACTS * self.parts.window.height.size
+        fixed = max(parts[0], digits[0] + threads * LEVELS // 4)
+        return LANES + fixed, 1 + max(parts[1], digits[1] + rows)
+
+    def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        n, threads, x = len(x), context.threads, self.parts.seen(x)
+        scales, scratch = context.scratch[:n], context.scratch[-(-n // LANES) * LANES :]
+        ends, bias, mask = (clip.lo, clip.hi), self.parts.b, context.mask
+        geometry = self.layer.geometry(n, threads)
+        conv_digits_fwd(
+            x, self.w, bias, r, y, mask, *ends, self.spread, _MOST_VALUES, scales, scratch, *geometry
+        )  # fmt: skip
+        geometry = self.parts.layer.geometry(n, threads)
+        conv_amx_fwd(x, self.parts.w, bias, r, y, mask, *ends, scales, scratch, *geometry)

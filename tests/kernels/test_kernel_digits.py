@@ -1,0 +1,167 @@
+"""Convolutions on Intel's AMX with digits of whole numbers; skipped where the machine multiplies no bytes."""
+
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from harness import ON_CARD, check_epilogue, nchw, nhwc, noise, pads_of, taps_of
+from test_kernel_conv import GEOMETRIES, window
+
+from gbp.graph.geometry import Axis, Window
+from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
+from gbp.kernels.codegen import amx
+from gbp.kernels.codegen.memory import aligned
+from gbp.ops.conv.algorithms_amx import AmxForward
+from gbp.ops.conv.algorithms_digits import DigitsForward, DigitsLayer, suits_digits
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context
+
+pytestmark = pytest.mark.skipif(
+    ON_CARD or not amx.has_bytes(), reason="this machine's AMX multiplies no bytes, or a card computes"
+)
+
+#: Channels in and out: one chunk and several, whole and in part; half a block of channels, a block, several.
+CHANNELS = [(16, 16), (65, 70), (128, 17)]
+PADDED = Window.resolve((9, 11), (3, 3), pads=(1, 1, 1, 1))
+
+
+def window_of(size: tuple[int, int], geometry: dict[str, Any]) -> Window:
+    taps, (top, left, bottom, right) = taps_of(geometry), pads_of(geometry)
+    height = Axis(size[0], taps.rows, taps.stride_h, taps.dilation_h, top, bottom)
+    return Window(height, Axis(size[1], taps.columns, taps.stride_w, taps.dilation_w, left, right))
+
+
+def outputs(forward: Any, x: Any, threads: int = 1) -> tuple[Any, Any]:
+    """Plain outputs of a layer, and the scales of the samples."""
+    fixed, each = forward.scratch(threads)
+    context = Context(threads, aligned((fixed + len(x) * each,)))
+    y = aligned((len(x), *forward.layer.size, forward.layer.O))
+    y[:] = np.nan
+    forward(x, NO_TENSOR, y, UNCLIPPED, context)
+    return y, context.scratch[: len(x)].copy()
+
+
+def off(y: Any, exact: Any) -> float:
+    return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize(("C", "O"), CHANNELS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_forward(name: str, C: int, O: int) -> None:
+    size, geometry = GEOMETRIES[name]
+    x, w, b = abs(noise(3, *size, C)), noise(O, C, *geometry["kernel"], seed=1), noise(O, seed=2)
+    x[1] *= 1e-6  # each sample has a scale of its own
+    x[2].reshape(-1)[0] = -1  # and this one has none
+    linear = nhwc(naive.conv_fwd(nchw(x), w, b, **window(geometry)))
+    forward = DigitsForward(w, b, window_of(size, geometry))
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        fixed, each = forward.scratch(threads)
+        context = Context(threads, aligned((fixed + len(y) * each,)), mask=mask)
+        forward(x[samples], r, y, Clipped(lo, hi), context)
+
+    check_epilogue(fused, linear)
+
+
+def test_a_sample_goes_by_digits_where_they_suit() -> None:
+    """A few large values need a fourth level; what digits do not suit goes by bfloat16 parts, bit for bit."""
+    C, O = 100, 40
+    w, b = noise(O, C, 3, 3, seed=1), np.zeros(O)
+    plain = abs(noise(1, 9, 11, C))
+    samples = np.repeat(plain, 10, axis=0)
+    samples[1, 3, 4, 5] = 40.0
+    samples[2, 3, 4, 5] = 1000.0
+    samples[3, 3, 4, 5] = np.nan
+    samples[4, 3, 4, 5] = np.inf
+    samples[5, 3, 4, 5] = -1e-3
+    samples[6] *= np.float32(1e30)
+    samples[7] *= np.float32(1e-42)
+    samples[8] = 0
+    samples[9, 3, 4, 5] = -0.0
+    forward, parts = DigitsForward(w, b, PADDED), AmxForward(w, b, PADDED)
+    y, scales = outputs(forward, samples)
+    assert list(np.sign(scales)) == [1, -1, 0, 0, 0, 0, 0, 0, 1, 1]
+    by_parts, _ = outputs(parts, samples)
+    for n in (2, 3, 4, 5, 6, 7):
+        np.testing.assert_array_equal(y[n], by_parts[n])
+    for n in (0, 1, 9):
+        exact = nhwc(naive.conv_fwd(nchw(samples[n : n + 1]), w, b, pads=(1, 1, 1, 1)))
+        assert off(y[n : n + 1], exact) < 1e-6
+    assert not y[8].any()
+
+
+def test_values_of_many_sizes_and_zeros() -> None:
+    """Most values are 0 and the rest of very different sizes, as behind a rectifier."""
+    C, O = 192, 64
+    x = abs(noise(4, 9, 11, C)) * np.float32(2) ** noise(4, 9, 11, C, seed=3)
+    x *= noise(4, 9, 11, C, seed=4) > 1
+    w, b = noise(O, C, 3, 3, seed=1), np.zeros(O)
+    y, scales = outputs(DigitsForward(w, b, PADDED), x)
+    assert (scales < 0).all()
+    assert off(y, nhwc(naive.conv_fwd(nchw(x), w, b, pads=(1, 1, 1, 1)))) < 1e-6
+
+
+def test_bits_do_not_depend_on_the_batch_and_the_threads() -> None:
+    """Where few samples share channels among threads, and many share rows."""
+    x, w, b = abs(noise(3, 9, 11, 130)), noise(128, 130, 3, 3, seed=1), noise(128, seed=2)
+    x[1, 0, 0, 0] = 40.0
+    x[2, 0, 0, 0] = -1.0
+    forward = DigitsForward(w, b, PADDED)
+    alone = np.concatenate([outputs(forward, x[n : n + 1])[0] for n in range(3)])
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(outputs(forward, x, threads)[0], alone)
+
+
+def test_equal_windows_give_equal_bits() -> None:
+    """A plane of two kinds of pixels; the same windows, wherever they lie."""
+    rng = np.random.default_rng(0)
+    kinds = np.kron(rng.integers(0, 2, (5, 6)), np.ones((5, 5), np.int64))
+    x = abs(noise(2, 70))[kinds][None]
+    forward = DigitsForward(noise(33, 70, 3, 3, seed=1), np.zeros(33), Window.resolve(kinds.shape, (3, 3)))
+    y, scales = outputs(forward, x)
+    assert scales[0] != 0
+    seen = np.lib.stride_tricks.sliding_window_view(kinds, (3, 3)).reshape(-1, 9)
+    rows = np.ascontiguousarray(y.reshape(len(seen), -1)).view(np.int32)
+    distinct = len(np.unique(seen, axis=0))
+    assert distinct < len(seen)
+    assert len(np.unique(np.concatenate([seen, rows], axis=1), axis=0)) == distinct
+
+
+def test_digits_are_the_whole() -> None:
+    """The digits of a weight add up to it, to half of a whole number."""
+    w = noise(40, 70, 2, 3)
+    w[5] = 0
+    size = 2 * 2 * 6 * amx.PARTS * amx.TILE_BYTES
+    blocks = pack_digits(w).view(np.uint8).reshape(2, size + 128)
+    worth = blocks[:, size:].copy().view(np.float32).reshape(64)[:40]
+    # block, half, chunk, KH, KW, digit, k, o, i
+    digits = blocks[:, :size].copy().view(np.int8).reshape(2, 2, 2, 2, 3, 3, 16, 16, 4).astype(np.float64)
+    whole = np.einsum("bhcyxdkoi,d->bhocikyx", digits, 2.0 ** np.array([16, 8, 0])).reshape(64, 128, 2, 3)
+    assert not whole[40:].any()
+    assert not whole[:, 70:].any()
+    assert abs(whole[:40, :70] - w / worth[:, None, None, None].astype(np.float64)).max() <= 0.5
+    assert abs(digits).max() <= 128
+
+
+def test_which_weights_suit() -> None:
+    w = noise(40, 70, 3, 3)
+    assert suits_digits(w)
+    assert 3 < spread_of(w) < 6
+    for value in (1000.0, np.inf, np.nan, 1e30):
+        other = w.copy()
+        other[3, 4, 1, 1] = value
+        assert not suits_digits(other)
+    assert not suits_digits(np.zeros_like(w))
+    assert not suits_digits(w * np.float32(1e-30))
+
+
+def test_the_longest_sums_fit() -> None:
+    """The largest values and weights: the third level comes close to the largest int32."""
+    window = Window.resolve((1, 3), (1, 1))
+    assert DigitsLayer.forward(64, MOST_TERMS + 1, window).cost == np.inf
+    C = MOST_TERMS // 64 * 64
+    x, w = np.full((1, 1, 3, C), 255.5, np.float32), np.full((64, C, 1, 1), 127.5, np.float32)
+    w[::2] *= -1
+    y, scales = outputs(DigitsForward(w, np.zeros(64), window), x)
+    assert scales[0] > 0
+    assert off(y, x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)) < 1e-6
