@@ -77,11 +77,12 @@ class DigitsForward(ForwardAlgorithm):
         parts, digits = self.parts.scratch(threads), self.layer.scratch(threads)
         rows = FACTS * self.parts.window.height.size
         fixed = max(parts[0], digits[0] + threads * LEVELS // 4)
-        return LANES + fixed, 1 + max(parts[1], digits[1] + rows)
+        # A vector for the scale of each sample, so that what is behind is aligned.
+        return fixed, LANES + max(parts[1], digits[1] + rows)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         n, threads, x = len(x), context.threads, self.parts.seen(x)
-        scales, scratch = context.scratch[:n], context.scratch[-(-n // LANES) * LANES :]
+        scales, scratch = context.scratch[:n], context.scratch[n * LANES :]
         ends, bias, mask = (clip.lo, clip.hi), self.parts.b, context.mask
         geometry = self.layer.geometry(n, threads)
         conv_digits_fwd(
