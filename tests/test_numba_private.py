@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import math
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from test_cache import end, start
 
 from gbp.kernels.codegen import numba_private
 from gbp.kernels.codegen.cache import MachineCode
-from gbp.kernels.codegen.jit import _linked
+from gbp.kernels.codegen.jit import _linked, device_function
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = ROOT / "gbp" / "kernels" / "codegen" / "numba_private.py"
@@ -75,11 +76,33 @@ def test_machine_code_is_linked_and_called_by_address() -> None:
         assert address
         llvm.add_symbol(name, address)
     dispatcher = njit(no_cpython_wrapper=True)(_twice_and_one)
-    dispatcher.compile(types.float64(types.float64))
-    symbol, objects = numba_private.machine_code(dispatcher)
+    symbol, objects = numba_private.machine_code(dispatcher, types.float64(types.float64))
     engine, address = _linked(MachineCode(symbol, objects))
     assert engine
     assert ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(address)(9.0) == 7.0
+
+
+@device_function
+def _root(x: float) -> float:
+    if x < 0:
+        raise ValueError("negative")
+    return math.sqrt(x) + abs(x) // 1 + np.sign(x)
+
+
+def _rooted(x: float) -> float:
+    return _root(x) * 2 + 1
+
+
+def test_numba_compiles_the_same_functions_for_others_before_and_after() -> None:
+    """A program may have Numba functions of its own, which call what a kernel calls."""
+    before = njit(lambda x: np.sign(x) + abs(x) // 1)
+    assert before(9.0) == 10.0
+    numba_private.machine_code(njit(no_cpython_wrapper=True)(_rooted), types.float64(types.float64))
+    after = njit(lambda x: _root(x) + np.sign(x) + abs(x) // 1)
+    assert after(9.0) == 23.0
+    with pytest.raises(ValueError, match="negative"):
+        after(-1.0)
+    assert before(16) == 17
 
 
 def test_files_of_numbas_cache_are_replaced(tmp_path: Path) -> None:

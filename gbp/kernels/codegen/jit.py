@@ -171,9 +171,9 @@ class Native:
         dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
             function
         )
-        dispatcher.compile(signature)
+        code = MachineCode(*numba_private.machine_code(dispatcher, signature))
         compiled.append((self.name, perf_counter() - start))
-        return MachineCode(*numba_private.machine_code(dispatcher))
+        return code
 
 
 def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ for a card: those are functions that import them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -66,11 +67,59 @@ def compiled_with(dispatcher: Any) -> Any:
     return compiled
 
 
-def machine_code(dispatcher: Any) -> tuple[str, bytes]:
-    """The symbol to call by C's convention, and the object file, of a dispatcher that has one signature."""
-    compiled = compiled_with(dispatcher)
-    _, _, (objects, _) = compiled.library.serialize_using_object_code()
-    return compiled.fndesc.llvm_cfunc_wrapper_name, objects
+@cache
+def _frugal_codegen() -> Any:
+    """Numba's code generator, whose libraries are neither optimised nor turned into machine code.
+
+    Numba does both to each function that it compiles, and again to each that calls it.
+    """
+    codegen = import_module("numba.core.codegen")
+
+    class Library(codegen.JITCodeLibrary):  # type: ignore[name-defined]
+        def _optimize_final_module(self) -> None:
+            pass
+
+        def _finalize_final_module(self) -> None:
+            self._finalize_dynamic_globals()
+            self._finalized = True
+
+        def get_pointer_to_function(self, name: str) -> int:
+            self._ensure_finalized()  # links the functions that it calls
+            return 0
+
+        def machine_code(self, symbol: str) -> bytes:
+            for function in self._final_module.functions:
+                # Nobody else calls it, so LLVM inlines more, and drops it where it is inlined everywhere.
+                if not function.is_declaration and function.name != symbol:
+                    function.linkage = "internal"
+            super()._optimize_final_module()
+            code: bytes = self._codegen._tm.emit_object(self._final_module)
+            return code
+
+    class Codegen(codegen.JITCPUCodegen):  # type: ignore[name-defined]
+        _library_class = Library
+
+        def set_env(self, name: str, environment: Any) -> None:
+            pass  # for Python's objects, which kernels do not have
+
+    return Codegen("gbp")
+
+
+def machine_code(dispatcher: Any, kind: Any) -> tuple[str, bytes]:
+    """Compile a dispatcher for a signature, together with all that it calls.
+
+    Returns the symbol to call by C's convention, and the object file.
+    """
+    context = dispatcher.targetdescr.target_context
+    with import_module("numba.core.compiler_lock").global_compiler_lock:
+        usual, context._internal_codegen = context._internal_codegen, _frugal_codegen()
+        try:
+            dispatcher.compile(kind)
+        finally:
+            context._internal_codegen = usual
+        compiled = compiled_with(dispatcher)
+        symbol = compiled.fndesc.llvm_cfunc_wrapper_name
+        return symbol, compiled.library.machine_code(symbol)
 
 
 def was_compiled(dispatcher: Any) -> bool:
