@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "diagnostics": "errors explainer graph importer inputs limits ops plan runtime",
         "doubt": "arguments errors explainer importer inputs methods pictures questions result rules",
         "compat": "arguments engine errors explainer graph importer methods pictures",
-        "bulk": "arguments errors explainer files importer inputs kernels methods pictures questions result "
+        "bulk": "arguments errors explainer importer inputs kernels methods pictures questions result "
         "rules version",
         "features": "arguments bulk errors explainer graph importer ops pictures rules",
         "report": "errors explainer methods pictures questions result rules",

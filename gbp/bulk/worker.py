@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GbpError, InputError, OutOfMemoryError
+from ..errors import GbpError, OutOfMemoryError
 from ..explainer import Explainer
-from ..files import open_regular
 from ..inputs import Batch, together
-from ..pictures.decode import MAX_FILE
-from ..pictures.image import MAX_ARRAY, NamedBytes, is_array_file, read_image, read_sample
+from ..pictures.image import NamedBytes, content_of, is_array_file, read_image, read_sample
 from ..result.attribution import Attribution
 from ..result.strips import save_rules
 from .folder import Folder
@@ -150,7 +148,7 @@ class Worker:
         row |= {"path": task.name, "method": self.job.method, "row": task.row}
         row["rule"] = "all" if self.job.rule == "all" else self.job.rules[0]
         try:
-            data = _content(task.path)
+            data = content_of(task.path)
             with self._processors.held(1):
                 row |= {"hash": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
                 if is_array_file(task.path):
@@ -244,16 +242,6 @@ class Worker:
 def _said(error: GbpError, task: Task) -> str:
     """An error as the index has it: the same wherever the image was read."""
     return str(error).replace(repr(task.path), repr(task.name))
-
-
-def _content(path: str) -> bytes:
-    """The bytes of an image's file."""
-    try:
-        with open_regular(path, MAX_ARRAY if is_array_file(path) else MAX_FILE) as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot open {path!r}: {reason}.") from error
 
 
 def _bytes(fill: Callable[[io.BytesIO], object]) -> bytes:

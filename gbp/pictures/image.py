@@ -81,6 +81,16 @@ def is_array_file(source: object) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fspath(source)[-4:].lower() == ".npy"
 
 
+def content_of(path: str) -> bytes:
+    """The bytes of the file of a picture or an array.  Raises `InputError` if it cannot be opened."""
+    try:
+        with open_regular(path, MAX_ARRAY if is_array_file(path) else MAX_FILE) as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot open {path!r}: {reason}.") from error
+
+
 def read_array(
     source: str | os.PathLike[str] | bytes, name: str | os.PathLike[str] = "the given array"
 ) -> NDArray[Any]:
