@@ -94,7 +94,7 @@ def trial(python: str, which: str, options: list[str]) -> list[str]:
     path = interpreter(python)
     if not path:
         return [python, which, *[""] * 4, f"{_NOT_RUN}: this Python is not here", ""]
-    folder = WORK / f"{python}-{which}"
+    tested, folder = commit(), WORK / f"{python}-{which}"
     binary = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     subprocess.run([path, "-m", "venv", "--clear", str(folder)], check=True)
     pins = lowest(python) if which == "lowest" else []
@@ -103,7 +103,7 @@ def trial(python: str, which: str, options: list[str]) -> list[str]:
     if done.returncode == 0:
         done = subprocess.run([*pip, str(ROOT)], check=False)
     if done.returncode != 0:
-        return [python, which, *[""] * 4, "cannot be installed", commit()]
+        return [python, which, *[""] * 4, "cannot be installed", tested]
     shown = subprocess.run([str(binary), "-c", VERSIONS], capture_output=True, text=True, check=True)
     log = folder / "log"
     with log.open("w") as file:
@@ -117,7 +117,7 @@ def trial(python: str, which: str, options: list[str]) -> list[str]:
     print(log.read_text())
     (end,) = re.findall(r"^=+ (.*) in [\d.]+s.*=+$", log.read_text(), re.M)[-1:] or ["no test ran"]
     version, *others = shown.stdout.split()
-    return [version, which, *others, end, commit()]
+    return [version, which, *others, end, tested]
 
 
 def main(arguments: list[str]) -> int:
@@ -139,7 +139,9 @@ def main(arguments: list[str]) -> int:
             # The file is read again: a run beside this one may have added to it.
             machine = f"{platform.system()} {platform.machine()}"
             text = table([*(recorded() | {(python, which): shown[python, which]}).values()])
-            RESULTS.write_text(f"# Results of `make matrix`\n\nThe fast tests, on {machine}.\n\n{text}")
+            RESULTS.write_text(
+                f"# Results of `make matrix`\n\nThe fast tests, without the extras, on {machine}.\n\n{text}"
+            )
     print(table([*shown.values()]))
     ends = [row[-2] for row in shown.values() if not row[-2].startswith(_NOT_RUN)]
     return not (ends and all(map(PASSED.fullmatch, ends)))
