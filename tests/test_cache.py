@@ -329,7 +329,8 @@ def test_a_disk_that_is_full(folder: Path) -> None:
 INTERRUPTED = """
 import os, signal, sys
 import numpy as np
-from numba.core.registry import cpu_target
+import llvmlite.binding as llvm
+from gbp.kernels.codegen import jit, numba_private
 from small import one, use
 
 class Alarm(Exception):
@@ -338,26 +339,27 @@ class Alarm(Exception):
 def raises(*_):
     raise Alarm
 
-number, callback, at = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+number, (home, name) = signal.Signals[sys.argv[1]], sys.argv[2].split(".")
 if number != signal.SIGINT:
     signal.signal(number, raises)
 expected = KeyboardInterrupt if number == signal.SIGINT else Alarm
 before = {n: signal.getsignal(n) for n in signal.valid_signals()}
-engine = cpu_target.target_context.codegen()._engine._ee
-real, left = getattr(engine, callback), [at]
+home = {"numba_private": numba_private, "TargetMachine": llvm.TargetMachine, "jit": jit}[home]
+real, ended = getattr(home, name), []
 
 def hook(*given):
-    left[0] -= 1
-    if left[0] == 0:
+    if not ended:
         os.kill(os.getpid(), number)
-    return real(*given)
+    result = real(*given)
+    ended.append(name)
+    return result
 
-setattr(engine, callback, hook)
+setattr(home, name, hook)
 try:
     use()
 except expected:
     print("interrupted")
-assert left[0] <= 0, left
+assert ended
 use()
 assert {n: signal.getsignal(n) for n in signal.valid_signals()} == before
 print("usable")
@@ -365,13 +367,14 @@ print("usable")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGALRM"])
-@pytest.mark.parametrize("callback", ["_object_cache_getbuffer", "_object_cache_notify"])
-def test_an_interrupt_in_a_callback_of_llvm_waits(
-    folder: Path, filled: Callable[[Path], Path], number: str, callback: str
+@pytest.mark.parametrize(
+    "function", ["numba_private.compiled_with", "TargetMachine.emit_object", "jit._linked"]
+)
+def test_an_interrupt_while_a_kernel_is_compiled_and_linked_waits(
+    folder: Path, filled: Callable[[Path], Path], number: str, function: str
 ) -> None:
-    """In the compiler: ctypes would drop it, and Numba crash."""
     kept(filled(folder / "cache")).unlink()  # so the small kernel is all that is compiled
-    arguments = f"import sys\nsys.argv = ['', {number!r}, {callback!r}, '1']\n"
+    arguments = f"import sys\nsys.argv = ['', {number!r}, {function!r}]\n"
     out, err = end(start(folder, arguments + INTERRUPTED, folder / "cache"))
     assert out == "interrupted\nusable\n"
     assert err == ""
