@@ -141,9 +141,7 @@ def decode_image(image: Image.Image, name: str, mode: Mode) -> Image.Image:
     with _refusals(name):
         form = image.format
         if form is not None and _LIKE.get(form, form) not in FORMATS:
-            raise InputError(
-                f"it was opened from {form}.", supported=SUPPORTED, hint="Of others pass image.copy()."
-            )
+            raise InputError(f"it was opened from {form}.", supported=SUPPORTED, hint="Pass image.copy().")
         image.load()
         result = upright(image, mode)
     return result
@@ -179,7 +177,7 @@ def _refusals(name: str) -> Iterator[None]:
 
 
 class _Metered(io.RawIOBase):
-    """A file of which only so much is read, in so many calls: parsers in Python take their time for each."""
+    """A file that refuses too many calls, and too many bytes in all: parsers in Python are slow for each."""
 
     def __init__(self, file: BufferedReader, size: int) -> None:
         super().__init__()
@@ -211,7 +209,10 @@ class _Metered(io.RawIOBase):
 
 
 def _check_size(image: Image.Image, limit: Limit, held: int) -> None:
-    """Or have a large JPEG decoded small; `held`: bytes a pixel that it takes at whatever size."""
+    """Refuse an image that takes too much memory, or have a large JPEG decoded at a part of its size.
+
+    `held`: bytes that are held for each pixel of the file, at whatever size it is decoded.
+    """
     pixels = image.width * image.height
     if pixels > (Image.MAX_IMAGE_PIXELS or pixels):  # of which Pillow itself only warns
         raise Image.DecompressionBombError
@@ -230,7 +231,7 @@ def _check_size(image: Image.Image, limit: Limit, held: int) -> None:
 
 
 def _check_tiles(image: Image.Image) -> None:
-    """No tile is far larger than the image: decoded, one takes memory of its own."""
+    """Refuse a TIFF with huge tiles: a decoded tile takes memory of its own."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return
@@ -240,7 +241,7 @@ def _check_tiles(image: Image.Image) -> None:
 
 
 def _jpeg_has_several_scans(file: BufferedReader) -> bool:
-    """Whether the pixels come in several scans, as of a progressive JPEG: coefficients of all are held then.
+    """Whether the pixels come in several scans, as in a progressive JPEG: then all coefficients are held.
 
     Refuses a header that takes long to parse: Pillow joins all EXIF segments, and a table in there may refer
     to the whole of them thousands of times.
@@ -270,9 +271,9 @@ def _jpeg_has_several_scans(file: BufferedReader) -> bool:
 
 
 def upright(image: Image.Image, mode: Mode) -> Image.Image:
-    """As the network's training saw it: 8 bits a channel, transparency on white, turned as EXIF says.
+    """Convert to 8 bits a channel, put transparency on white, and turn as EXIF says.
 
-    A strip at a time, so that there are two images in memory and not four.
+    It is done a strip at a time, so that there are two images in memory and not four.
     """
     if 0 in image.size:
         raise InputError("the image has no pixels.")
@@ -355,7 +356,7 @@ def _exif(image: Image.Image) -> bytes:
 
 
 def _exif_orientation(data: bytes) -> int | None:
-    """The value of that tag in the first table of EXIF data (TIFF 6.0, section 2)."""
+    """The orientation in the first table of EXIF data (TIFF 6.0, section 2)."""
     data = data.removeprefix(b"Exif\0\0")
     orders: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
     order = orders.get(data[:4])

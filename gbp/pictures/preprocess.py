@@ -1,7 +1,7 @@
 """Image → array: crop or scale it as the network was trained, and bring it to the network's numbers.
 
 file ─read_image→ PIL image ─Preprocess.apply→ float32 (C, H, W)
-└Preprocess.seen→ the part of it that the network sees
+                      └─Preprocess.seen→ the part of it that the network sees
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from .image import read_image
 Channels = Literal["RGB", "BGR", "L"]
 Resize = Literal["crop", "stretch", "fit"]
 
+#: How many input channels a network may have under each order; RGB turns to grey where it takes one.
 NETWORK_CHANNELS: Mapping[Channels, tuple[int, ...]] = {"RGB": (3, 1), "BGR": (3,), "L": (1,)}
-"""How many input channels a network may have under each order; RGB turns to grey where it takes one."""
-
+#: Pixels that a resized image may have before the crop; a 1 × 65535 strip would ask for 4 000 000 000.
 MAX_RESIZED = 2**25
-"""Pixels that a resized image may have before the crop; a 1 × 65535 strip would ask for 4 000 000 000."""
-
+#: The fraction that the crop "auto" keeps: 224 of 256, as ImageNet's networks are measured.
 AUTO_CROP = 0.875
-"""The fraction that the crop "auto" keeps: 224 of 256, as ImageNet's networks are measured."""
-
+#: Sides of an input below which "auto" crops nothing: such networks are trained on whole images.
 SMALL = 64
-"""Sides of an input below which "auto" crops nothing: networks for such are trained on whole images."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class Preprocess:
     def parse(
         cls, value: str | Mapping[str, Any] | Preprocess | None, base: Preprocess | None = None
     ) -> Preprocess | None:
-        """Read a preset's name or a table of settings; None stays None: nothing was said.
+        """Read a preset's name or a table of settings.  None stays None.
 
         Parameters
         ----------
@@ -179,7 +176,7 @@ class Preprocess:
     def window(self, photo: tuple[int, int], size: tuple[int, int] | None = None) -> Window:
         """The network's input as a part of a photo.
 
-        With torchvision's arithmetic for `Resize` then `CenterCrop`, to the pixel.
+        To the pixel, it is that of torchvision's `Resize` and `CenterCrop`.
 
         Parameters
         ----------
@@ -376,9 +373,11 @@ def _tuple(value: Any, repeat: int) -> Any:
     return (value,) * repeat
 
 
+#: The keys of a table of settings.
 KEYS = ("preset", *(field.name for field in fields(Preprocess)), "bgr")
-"""What a preprocess table may hold."""
 
+#: "imagenet": torchvision and timm.  "caffe": Caffe, and VGG and ResNet of Keras.  "tf": TF-slim, and
+#: MobileNet of Keras.  "unit": pixels from 0 to 1.  "raw": pixels from 0 to 255.
 PRESETS: Mapping[str, Preprocess] = {
     "imagenet": Preprocess(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop="auto"),
     "caffe": Preprocess(1.0, (103.939, 116.779, 123.68), channels="BGR", crop="auto"),
@@ -386,4 +385,3 @@ PRESETS: Mapping[str, Preprocess] = {
     "unit": Preprocess(1 / 255),
     "raw": Preprocess(),
 }
-"""Whose: torchvision and timm; Caffe, Keras' VGG and ResNet; TF-slim, Keras' MobileNet; 0..1; 0..255."""

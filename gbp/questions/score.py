@@ -1,13 +1,15 @@
 """Scores: a number that is made of the class scores, with its gradient.
 
-logit             s_c                        e_c
-probability       p_c                        p_c · (e_c − p)       Softmax; p over the axes of the head
-                                           p_c · (1 − p_c) · e_c Sigmoid
-log-probability   log p_c                    the same, divided by p_c
-margin            s_c − s_r                  e_c − e_r             r: the other class of the highest score;
-                                                                   of a detector, of the same box
-sum               Σ s_c over the targets     Σ e_c
-a function f      f(s)                       ∂f/∂s
+    logit             s_c                      e_c
+    probability       p_c, of a Softmax        p_c · (e_c − p)         p: over the axes of the head
+                      p_c, of a Sigmoid        p_c · (1 − p_c) · e_c
+    log-probability   log p_c                  the same, divided by p_c
+    margin            s_c − s_r                e_c − e_r               r: the best other class; in a detector,
+                                                                       that of the same box
+    sum               Σ s_c over the targets   Σ e_c
+    a function f      f(s)                     ∂f/∂s
+
+s are the class scores, and e_c is 1 at class c and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -162,9 +164,10 @@ def of_function(f: ScoreFunction, scores: NDArray[np.float32], check: bool) -> V
     if check:
         rng, size = np.random.default_rng(0), max(1.0, float(np.abs(s).max()))
         for _ in range(2):
-            way = rng.standard_normal(s.shape)
-            slope = (found.gradient * way).sum(axis=1)
-            if not any(_is_slope(f, s, way * step * size, slope * step * size) for step in (1e-5, 1e-3)):
+            direction = rng.standard_normal(s.shape)
+            slope = (found.gradient * direction).sum(axis=1)
+            steps = (1e-5 * size, 1e-3 * size)
+            if not any(_is_slope(f, s, direction * step, slope * step) for step in steps):
                 raise InputError(
                     f"the gradient that {_name(f)} returns is not that of its value.",
                     supported="(values (N,), their gradient (N, classes)), as finite differences find it",
