@@ -21,6 +21,7 @@ from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
 from gbp import Explainer, InputError, ModelError
 from gbp.devices import cpu as device
 from gbp.graph.tensors import Tensor, find
+from gbp.ops.tap import TapStep
 
 DEMO = Path(__file__).parents[1] / "models" / "demo.onnx"
 Net = Callable[[Builder, str], str]
@@ -185,6 +186,39 @@ def test_a_batch_has_the_bits_of_its_samples(threads: int) -> None:
             found = one.vjp(seeds[n : n + 1, 2], "deconvnet", wrt="relu1")
             assert found.tobytes() == gradient[n, 2].tobytes()
             assert one.vjp(value[n : n + 1], "guided", of="relu1").tobytes() == maps[n].tobytes()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_run_that_never_goes_back_to_the_input_gives_the_same_bits(name: str) -> None:
+    explainer, x = Explainer(built(NETS[name])), noise((2, 3, 6, 7))
+    names = [tensor.name for tensor in explainer.tensors[:-1]]
+    for at, wrt in enumerate(names):
+        behind = names[at + 1 : at + 2]
+        found = []
+        for to_input in (True, False):
+            with mock.patch.object(device, "aligned", poisoned):
+                for run in explainer.runs(x, [wrt, *behind], to_input=to_input):
+                    gradients = [run.vjp(noise((2, 3, 4)), rule, wrt=wrt) for rule in RULES]
+                    seeds = [(of, noise(run.value(of).shape)) for of in behind]
+                    gradients += [run.vjp(seed, "guided", of=of, wrt=wrt) for of, seed in seeds]
+                    found.append([run.scores, run.value(wrt), *gradients])
+                    if not to_input:
+                        with pytest.raises(InputError, match="goes back to kept tensors only"):
+                            run.vjp(noise((2, 4)))
+        for a, b in zip(*found, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_a_run_that_never_goes_back_to_the_input_writes_masks_behind_the_kept_tensor_alone() -> None:
+    """And the convolution writes the kept tensor itself, without a copy."""
+    explainer, x = Explainer(built(NETS["a chain"])), noise((1, 3, 6, 7))
+    for run in explainer.runs(x, ["relu1"], to_input=False):
+        runs = run._tape._forward.runs
+        assert not any(isinstance(each.instruction.step, TapStep) for each in runs)
+        written = [each.instruction.output for each in runs if each.context.mask.size]
+    wanted = [each.instruction.output for each in runs if each.instruction.has_mask]
+    assert wanted == ["relu1/kept", "relu4"]
+    assert written == ["relu4"]
 
 
 def test_many_seeds_are_computed_in_parts_that_fit_into_memory() -> None:

@@ -16,6 +16,9 @@ from ..limits import is_finite
 #: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
 
+#: Numbers of a sample from which samples are copied one by one.
+_LARGE = 2**14
+
 #: Runs the function that it is given.  The function must call the same kernels on the same arrays each time.
 Repeater = Callable[[Callable[[], None]], None]
 
@@ -66,8 +69,15 @@ class Exit:
 
     def read(self) -> tuple[NDArray[np.float32], bool]:
         """All values, as the host's own array in the model's layout; and whether all are finite."""
-        values = np.array(self._logical, np.float32)
-        return values, is_finite(values)
+        values = np.empty_like(self._logical, np.float32)  # in the same order in memory
+        if values[:1].size < _LARGE:
+            values[...] = self._logical
+            return values, is_finite(values)
+        finite = True
+        for to, row in zip(values, self._logical, strict=True):  # each is looked at while a cache holds it
+            to[...] = row
+            finite = is_finite(to) and finite
+        return values, finite
 
     def look(self) -> NDArray[np.float32]:
         """All values, as `read` returns them, but without a copy: valid until x is written again."""

@@ -145,7 +145,12 @@ class Network:
                 yield run
 
     def runs(
-        self, images: Images, keep: Sequence[str] = (), *, batch_size: int | None = None
+        self,
+        images: Images,
+        keep: Sequence[str] = (),
+        *,
+        batch_size: int | None = None,
+        to_input: bool = True,
     ) -> Iterator[Run]:
         """Run any number of images forward, slice by slice.
 
@@ -155,6 +160,9 @@ class Network:
             As for `run`.
         batch_size
             As for `explain`.
+        to_input
+            Whether gradients with respect to the input will be asked for.  If not, layers before the kept
+            tensors write no masks, which is faster.
 
         Yields
         ------
@@ -172,7 +180,9 @@ class Network:
         size = at_least_one("batch_size", batch_size)
         for batch, session in self._engine.batches(images, size, keep=kept):
             session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
-            open_part = partial(Run, self._engine, session_for, batch, first=done, count=count)
+            open_part = partial(
+                Run, self._engine, session_for, batch, first=done, count=count, to_input=to_input
+            )
             for run in session.fitting(slice(0, len(batch.x)), open_part):
                 with run:
                     yield run

@@ -40,6 +40,8 @@ class Run:
         Prepared samples, and which of them to run.
     first, count
         The index of the batch's first sample among all, and how many samples there are in all.
+    to_input
+        As for `Network.runs`.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Run:
         part: slice,
         first: int,
         count: int,
+        to_input: bool = True,
     ) -> None:
+        self._to_input = to_input
         self._engine, self._session_for, self._is_open = engine, session_for, True
         self._batch, self._part = batch, part
         self._runs: dict[Rewrite | None, tuple[Session, Tape]] = {}
@@ -116,7 +120,7 @@ class Run:
         if rewrite not in self._runs:
             session = self._session_for(rewrite)
             with session.device.turn(), computing():
-                self._runs[rewrite] = session, session.run(self.x, self.samples.start)
+                self._runs[rewrite] = session, session.run(self.x, self.samples.start, self._to_input)
         return self._runs[rewrite]
 
     def __len__(self) -> int:
@@ -197,7 +201,8 @@ class Run:
         Raises
         ------
         InputError
-            For a seed of another shape, a tensor that was not kept, a result of `reduce` that is no array
+            For a seed of another shape, a tensor that was not kept, the input where the run was made with
+            `to_input=False`, a result of `reduce` that is no array
             (N, k, …) of numbers, and where the run is closed.
         ModelError
             Where the gradient overflows.
@@ -212,6 +217,8 @@ class Run:
             raise InputError(f"of is {of!r}, the input.", supported="the scores, and kept tensors")
         if end == plan.scores:
             raise InputError(f"wrt is {wrt!r}, the scores.", supported="the input, and kept tensors")
+        if not self._to_input and end == plan.input.name:
+            raise InputError("this run goes back to kept tensors only.", hint="Make it with to_input=True.")
         is_inner = start != plan.scores
         shape = plan.shape_of(start) if is_inner else self.scores.shape[1:]
         seeds, is_one = _seeds(seed, len(self), shape)

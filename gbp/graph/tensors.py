@@ -57,10 +57,10 @@ def find(tensors: Sequence[Tensor], name: str) -> Tensor:
     """
     if not isinstance(name, str):
         raise InputError(f"a tensor is called {name!r}.", supported="names, as `Explainer.tensors` has them")
-    exact = [[t for t in tensors if t.name == name], [t for t in tensors if t.node == name]]
-    for found in exact:
-        if len(found) == 1:
-            return found[0]
+    for key in ("name", "node"):
+        exact = [t for t in tensors if getattr(t, key) == name]
+        if len(exact) == 1:
+            return exact[0]
     word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
     found = [tensor for tensor in tensors if name and (word.search(tensor.name) or word.search(tensor.node))]
     if not found:

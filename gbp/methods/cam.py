@@ -63,7 +63,15 @@ def grad_cam(
         return _enlarged_cam(run, questions, run.tensor(tensor.name)), {}
 
     found = explained(
-        explainer, images, target, "vanilla", "grad-cam", compute, (tensor.name,), looks_at_image=True
+        explainer,
+        images,
+        target,
+        "vanilla",
+        "grad-cam",
+        compute,
+        (tensor.name,),
+        looks_at_image=True,
+        to_input=False,
     )
     return _with_layer(found, tensor)
 
@@ -94,7 +102,15 @@ def layer_grad_cam(
         return _cam(run, questions, run.tensor(tensor.name))[:, :, None], {}
 
     found = explained(
-        explainer, images, target, "vanilla", "layer-grad-cam", compute, (tensor.name,), looks_at_image=True
+        explainer,
+        images,
+        target,
+        "vanilla",
+        "layer-grad-cam",
+        compute,
+        (tensor.name,),
+        looks_at_image=True,
+        to_input=False,
     )
     layout = of_layer(replace(tensor, channels=0))
     return _with_layer(replace(found, layout=layout, channels="RGB"), tensor)
@@ -131,32 +147,34 @@ def guided_grad_cam(
     return _with_layer(found, tensor)
 
 
-def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
-    """Σ_c w_c · A_c: float64 (n, K, *sides)."""
+def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
+    """Σ_c w_c · A_c: float32 (n, K, *sides)."""
     assert tensor.channels is not None  # it has planes
-    channels, pixels = tensor.channels, spatial(tensor)
+    pixels = spatial(tensor)
+    sides = [axis for axis in range(len(tensor.shape)) if axis != tensor.channels]
+    order = *sides, tensor.channels
 
     # Channels last, the order of arrays on a CPU; and no BLAS, whose threads cost more than the sums.
     def means(gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        last = np.moveaxis(gradient, 2 + channels, -1)
+        last = gradient.transpose(0, 1, *(2 + axis for axis in order))
         sums = np.add.reduce(last.reshape(*last.shape[:2], -1, last.shape[-1]), axis=2)
         return np.asarray(sums / np.float32(elements(pixels)))
 
     weights = questions.gradient(run, wrt=tensor.name, reduce=means)
 
     def weighted(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        last = np.moveaxis(planes, 1 + channels, -1)
+        last = planes.transpose(0, *(1 + axis for axis in order))
         last = last.reshape(len(last), -1, last.shape[-1])
         parts = (slice(c, c + _CHANNELS) for c in range(0, last.shape[-1], _CHANNELS))
         sums = [np.einsum("nkc,npc->nkp", weights[..., part], last[..., part]) for part in parts]
         return np.asarray(reduce(np.add, sums))
 
     cam = run.value(tensor.name, reduce=weighted)
-    return cam.reshape(*cam.shape[:2], *pixels).astype(np.float64)
+    return cam.reshape(*cam.shape[:2], *pixels)
 
 
-def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float64]:
-    """Grad-CAM with one channel, in the layout of the input: float64 (n, K, 1, *sides)."""
+def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
+    """Grad-CAM with one channel, in the layout of the input: float32 (n, K, 1, *sides)."""
     last = run.layout == "NHWC"
     sides = run.x.shape[1:-1] if last else run.x.shape[2:]
     if len(sides) != len(tensor.shape) - 1:
@@ -164,7 +182,7 @@ def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.
             f"layer {tensor.name!r} has planes with {len(tensor.shape) - 1} sides, and the input "
             f"{len(sides)}."
         )
-    cam = interpolated(np.maximum(_cam(run, questions, tensor), 0), sides, "bilinear")
+    cam = interpolated(np.maximum(_cam(run, questions, tensor), 0), sides, "bilinear", "float32")
     return cam[..., None] if last else cam[:, :, None]
 
 

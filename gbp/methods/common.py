@@ -116,6 +116,7 @@ def explained(
     keep: Sequence[str] = (),
     *,
     looks_at_image: bool = False,
+    to_input: bool = True,
 ) -> Attribution:
     """Run images slice by slice, and join what `compute` makes of the runs.
 
@@ -133,6 +134,8 @@ def explained(
         As for `Explainer.runs`.
     looks_at_image
         Whether the maps are made of the image, or of activations, beside backward passes.
+    to_input
+        As for `Explainer.runs`.
 
     Raises
     ------
@@ -142,13 +145,13 @@ def explained(
         Where a map overflows float32.
     """
     parts: list[Attribution] = []
-    for run in explainer.runs(images, (*keep, *tensors_of(target))):
+    for run in explainer.runs(images, (*keep, *tensors_of(target)), to_input=to_input):
         if run.scores_name in keep:
             raise InputError(f"layer {run.scores_name!r} holds the scores.", supported="layers before them")
         questions, one, names = _questions(run, target)
         maps, details = compute(run, questions)
         with np.errstate(over="ignore"):
-            single = maps.astype(np.float32)
+            single = maps.astype(np.float32, copy=False)
         if not np.isfinite(single).all():
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
         targets = questions.targets[:, 0] if one else questions.targets

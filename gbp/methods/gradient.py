@@ -107,6 +107,7 @@ def layer_gradient(
         compute,
         (name,),
         looks_at_image=times_activation,
+        to_input=False,
     )
     (layout,) = layouts
     is_plane = layout in ("NCHW", "NHWC")

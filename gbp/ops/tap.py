@@ -3,7 +3,8 @@
 y = x        gx = gy
 
 All readers of x read y instead.  So y's gradient is that of x as the file has it: the sum over x's readers,
-before the gate of the rectifier that made x.  Nothing is fused into a tap, and nothing overwrites it.
+before the gate of the rectifier that made x.  Nothing is fused into a tap, and nothing overwrites it.  In the
+end the plan has the step that makes x write y itself, where it can (`plan.fusion.without_copies`).
 """
 
 from __future__ import annotations

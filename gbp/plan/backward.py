@@ -90,6 +90,8 @@ class Route:
         The tensor whose gradient is wanted: the sum of its readers' contributions.
     arena
         The memory of the gradients.
+    macs
+        Multiply-adds of one sample and seed.
     """
 
     instructions: tuple[BackwardInstruction, ...]
@@ -97,6 +99,7 @@ class Route:
     start: PhysicalTensor
     end: PhysicalTensor
     arena: Arena
+    macs: int
 
 
 def route_between(
@@ -126,6 +129,7 @@ def route_between(
         return None
     gradients = _Gradients(instructions[:last], slices, masks)
     gradients.start_at(start.name)
+    gradients.end_at(end.name)
     order = tuple(gradients.go_back(i) for i in reversed(range(first, last)))
     zeros, handed_on = gradients.unwritten(end.name), gradients.handed_on
     uses = [(start.name, -1), (end.name, len(order))]
@@ -134,7 +138,8 @@ def route_between(
     roots = ((slices[name].root, when) for name, when in uses)
     arena = pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
     begins = arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}
-    return Route(order, zeros, start, end, Arena(begins, arena.size))
+    macs = sum(instruction.macs for instruction in instructions[first:last])
+    return Route(order, zeros, start, end, Arena(begins, arena.size), macs)
 
 
 class _Gradients:
@@ -183,6 +188,10 @@ class _Gradients:
     def start_at(self, name: str) -> None:
         """The gradient of this tensor is given."""
         self._written[self._spans[name]] = True
+
+    def end_at(self, name: str) -> None:
+        """The gradient of this tensor is wanted as it is before the tensor's own gate."""
+        self._gate[self._spans[name]] = -1
 
     def go_back(self, index: int) -> BackwardInstruction:
         """The backward pass of one instruction, after those of all later ones."""

@@ -7,10 +7,12 @@ A tensor stays where it has another reader or a view, or where it holds the scor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..ops.step import UNCLIPPED
-from .layout import Instruction
+from ..ops.tap import TapStep
+from .layout import Instruction, PhysicalTensor
 
 
 def fuse(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
@@ -74,3 +76,26 @@ def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instr
             result[makers[source]] = merged
             makers[instruction.output] = makers[source]
     return [instruction for i, instruction in enumerate(result) if i not in replaced]
+
+
+def without_copies(
+    instructions: list[Instruction], tensors: Mapping[str, PhysicalTensor]
+) -> list[Instruction]:
+    """Without taps that copy what another instruction makes: it writes the kept tensor itself.
+
+    The tap has kept other steps from that tensor until now.
+    """
+    taps = {it.inputs[0]: it for it in instructions if isinstance(it.step, TapStep)}
+    # Concat and Split may need no instruction of their own, and then nothing would say when x is made.
+    made = {it.output for it in instructions if it.step.part_starts is None and it.step.slice_start is None}
+    merged = {
+        name: tap
+        for name, tap in taps.items()
+        if name in made and tensors[name].order == tensors[tap.output].order
+    }
+    dropped = {id(tap) for tap in merged.values()}
+    return [
+        replace(it, output=merged[it.output].output) if it.output in merged else it
+        for it in instructions
+        if id(it) not in dropped
+    ]

@@ -71,6 +71,8 @@ class Instruction:
         The bounds to which the epilogue clips.
     rectified
         Whether it is an activation but no rectifier, and the rule's gradient gate clamps its gradient.
+    macs
+        Multiply-adds of one sample in one direction, where the op multiplies by weights.
     """
 
     layers: tuple[str, ...]
@@ -80,6 +82,7 @@ class Instruction:
     residual: str | None = None
     clip: Clipped = UNCLIPPED
     rectified: bool = False
+    macs: int = 0
 
     @cached_property
     def has_mask(self) -> bool:
@@ -152,7 +155,15 @@ def lay_out(graph: Graph, target: Target, clamp: bool = False) -> Layout:
         tensor = _add_tensor(layout, layer.output, y, result)
         rectified = clamp and layer.op.is_activation
         layout.instructions.append(
-            Instruction((layer.name,), step, inputs, tensor.name, clip=step.clip, rectified=rectified)
+            Instruction(
+                (layer.name,),
+                step,
+                inputs,
+                tensor.name,
+                clip=step.clip,
+                rectified=rectified,
+                macs=layer.op.macs(y),
+            )
         )
     return layout
 

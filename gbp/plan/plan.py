@@ -28,7 +28,7 @@ from .aliasing import BufferSlice, alias_buffers, mask_slices
 from .arena import Arena, pack
 from .backward import Route, route_between
 from .channels import channel_axes
-from .fusion import fuse
+from .fusion import fuse, without_copies
 from .layout import Instruction, PhysicalTensor, lay_out
 
 
@@ -127,6 +127,7 @@ class Plan:
         image, scores = tensors[graph.input], tensors[graph.output]
         kept = {name: tensors[made] for name, made in taps.items()}
         fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
+        fused = without_copies(fused, tensors)
         instructions, slices = alias_buffers(fused, tensors, layout.views)
         if not device.is_host:
             _refuse_steps_of_the_host(instructions)
@@ -170,6 +171,12 @@ class Plan:
     def keeps_activations(self) -> bool:
         """Whether activations are read after the forward pass.  If not, gradients may overwrite them."""
         return bool(self.kept) or any(instruction.saves for instruction in self.instructions)
+
+    @cached_property
+    def first_behind(self) -> int:
+        """The index of the first instruction that a route to a kept tensor may have."""
+        made = {instruction.output: i for i, instruction in enumerate(self.instructions)}
+        return min((made[tensor.name] + 1 for tensor in self.kept.values()), default=0)
 
     @cached_property
     def forward_bytes(self) -> int:

@@ -22,7 +22,8 @@ def doubted(found: Attribution, looks_at_image: bool = False) -> Attribution:
     looks_at_image
         Whether the map was made of the image beside the backward pass, as a product with it is.
     """
-    found = replace(found, depends_on_image=True) if looks_at_image else found
+    if looks_at_image and not found.depends_on_image:
+        found = replace(found, depends_on_image=True)
     same = (
         f"Under {found.rule!r} this network gives a class the same map for any image: the backward pass "
         "reads nothing of the image, such as the switches of a max-pool.",

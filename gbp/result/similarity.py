@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from ..errors import InputError
 
 #: Maps of several classes whose likeness is at least this are called nearly the same.
 ALIKE = 0.9
-#: Numbers that are added in float32; between these, float32 holds the squares of what matters beside them.
+#: Numbers that are added in float32.  If a map's sum of squares is between these, float32 holds the squares
+#: of what matters in it.
 _BLOCK = 256
-_LEAST, _MOST = 1e-15, 1e15
+_LEAST, _MOST = 1e-24, 1e30
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
 _DEVIATION, _TAPS = 1.5, 11
 _K1, _K2 = 0.01, 0.03
@@ -52,12 +54,11 @@ def likeness(maps: NDArray[Any]) -> float:
         float32 (K, …): the maps of K targets of one sample, K at least 2.
     """
     flat = [one.ravel(order="K") for one in maps]  # in the order of memory
-    peaks = [max(one.max(), -one.min()) for one in flat]
-    # float32 may not hold the squares of other numbers.
-    product = _blockwise if all(_LEAST < peak < _MOST for peak in peaks) else _product
-    squares = [product(one, one) for one in flat]
-    pairs = zip(flat[1:], squares[1:], strict=True)
-    return min(_cosine(product(flat[0], other), squares[0], square) for other, square in pairs)
+    found = _products(flat, _blockwise)
+    if not all(_LEAST < square < _MOST for square, _ in found):
+        found = _products(flat, _product)
+    first = found[0][0]
+    return min(_cosine(product, first, square) for square, product in found[1:])
 
 
 def remark(maps: NDArray[Any]) -> str | None:
@@ -76,6 +77,13 @@ def empty_maps(maps: NDArray[Any]) -> int:
 def rounded_down(value: float) -> str:
     """Two decimals, such that "at least" is true of them."""
     return f"{math.floor(100 * value) / 100:.2f}"
+
+
+def _products(
+    flat: list[NDArray[Any]], product: Callable[[NDArray[Any], NDArray[Any]], float]
+) -> list[tuple[float, float]]:
+    """The square of each row, and its product with the first; row by row, as the caches hold two."""
+    return [(product(row, row), product(flat[0], row)) for row in flat]
 
 
 def _product(x: NDArray[Any], y: NDArray[Any]) -> float:

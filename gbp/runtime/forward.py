@@ -21,6 +21,9 @@ from ..plan.plan import Plan
 from .garbage import collected_later
 from .memory import Buffers, masks_of
 
+#: Floats and multiply-adds of a backward pass that one thread computes before a helper has woken up.
+_SHORT = 2**18
+
 
 @dataclass
 class Forward:
@@ -57,13 +60,17 @@ class Forward:
 
     @classmethod
     @collected_later()
-    def make(cls, plan: Plan, n: int, threads: int, device: Device) -> Forward:
-        """Allocate the memory of a run of n samples."""
+    def make(cls, plan: Plan, n: int, threads: int, device: Device, first: int = 0) -> Forward:
+        """Allocate the memory of a run of n samples.
+
+        Instructions before number `first` write no masks, so no backward pass may go through them.
+        """
         size = plan.activations.size if plan.keeps_activations else plan.shared_size
         memory = Buffers.new(plan, plan.activations, n, size, threads, device)
         masks = masks_of(plan, n, device)
         contexts = [
-            _context(instruction, memory, masks, threads, device) for instruction in plan.instructions
+            _context(instruction, memory, masks if i >= first else {}, threads, device)
+            for i, instruction in enumerate(plan.instructions)
         ]
         runs = _runs(plan, memory.arrays, contexts)
         marks = device.empty((n,)) if device.looks_at_samples else None
@@ -109,9 +116,10 @@ class Forward:
     @collected_later()
     def _run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
+        threads = 1 if memory.n * (route.arena.size + route.macs) < _SHORT else self.threads
         seed, leaving = memory.ends(route, self.device)
         root = arrays[plan.slices[route.start.name].root]
-        _start_backward(root, arrays[route.start.name], seed, self.threads)
+        _start_backward(root, arrays[route.start.name], seed, threads)
 
         def gate_of(instruction: Instruction) -> Gate:
             """The gate at its output."""
@@ -130,16 +138,17 @@ class Forward:
             run = self.runs[backward.instruction]
             instruction, context, gy = run.instruction, run.context, arrays[run.instruction.output]
             for part in backward.zeros:
-                clear(memory.at(part), self.threads)
+                clear(memory.at(part), threads)
             if backward.gates_first:
-                _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), self.threads)
+                _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), threads)
             gx = tuple(map(slot_of, backward.inputs))
-            vjp = partial(instruction.step.vjp, gy, gx, context.with_scratch(memory.scratch))
+            context = replace(context, threads=threads, scratch=memory.scratch)
+            vjp = partial(instruction.step.vjp, gy, gx, context)
             perform(vjp, instruction.step.repeats_back)
             if backward.residual is not None:
-                _through_gate(gy, slot_of(backward.residual), self.threads)
+                _through_gate(gy, slot_of(backward.residual), threads)
         for part in route.zeros:
-            clear(memory.at(part), self.threads)
+            clear(memory.at(part), threads)
         leaving.settle()
 
 
@@ -194,13 +203,13 @@ def _context(
     threads: int,
     device: Device,
 ) -> Context:
-    """The arrays that one instruction keeps of a run for its vjp."""
+    """The arrays that one instruction keeps of a run for its vjp; without its mask where `masks` has none."""
     step, arrays = instruction.step, memory.arrays
     y = arrays[instruction.output]
     return Context(
         threads,
         memory.scratch,
-        mask=masks[instruction.output] if instruction.has_mask else NO_MASK,
+        mask=masks.get(instruction.output, NO_MASK) if instruction.has_mask else NO_MASK,
         switches=device.empty(y.shape, step.switches) if step.switches else NO_MASK,
         x=tuple(arrays[name] for name in instruction.inputs) if step.saves_x else (),
         y=y if step.saves_y else NO_TENSOR,

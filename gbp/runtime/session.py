@@ -66,7 +66,7 @@ class Session:
     def __post_init__(self) -> None:
         self.pool = MemoryPool(self.memory or self.device.slice_bytes, max(4, self.threads))
 
-    def run(self, x: NDArray[np.float32], first: int = 0) -> Tape:
+    def run(self, x: NDArray[np.float32], first: int = 0, to_input: bool = True) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.
 
         Parameters
@@ -75,6 +75,8 @@ class Session:
             float32 (N, …) in the model's own layout.
         first
             The index of the first of them among all samples, for messages.
+        to_input
+            As for `Tape`.
 
         Raises
         ------
@@ -83,7 +85,7 @@ class Session:
         ModelError
             Where a score is NaN or infinity.
         """
-        tape = Tape(self.plan, x, self.pool, self.threads, self.device)
+        tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input)
         if tape.not_finite.size:
             refuse_not_finite(first + int(tape.not_finite[0]))
         if not is_finite(tape.scores):

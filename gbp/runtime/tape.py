@@ -38,7 +38,13 @@ class Tape:
     """
 
     def __init__(
-        self, plan: Plan, x: NDArray[np.float32], pool: MemoryPool, threads: int, device: Device = CPU
+        self,
+        plan: Plan,
+        x: NDArray[np.float32],
+        pool: MemoryPool,
+        threads: int,
+        device: Device = CPU,
+        to_input: bool = True,
     ) -> None:
         """Run the plan forward.
 
@@ -54,13 +60,16 @@ class Tape:
             How many threads a kernel may use.
         device
             Where the plan runs; the device that it was built for.
+        to_input
+            Whether backward passes may go on before the kept tensors.
         """
+        first = 0 if to_input else plan.first_behind
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
-        self._nbytes = self.n * plan.forward_bytes
+        self._nbytes, self._kind = self.n * plan.forward_bytes, "forward" if first == 0 else "forward, inner"
         with device.running():
             self._forward = pool.acquire(
-                "forward", self.n, self._nbytes, lambda: Forward.make(plan, self.n, threads, device)
+                self._kind, self.n, self._nbytes, lambda: Forward.make(plan, self.n, threads, device, first)
             )
             self._forward.feed(x)
             pieces, marks = self._forward.pieces, self._forward.marks
@@ -79,7 +88,7 @@ class Tape:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.release("forward", self.n, self._nbytes, self._forward)
+        self._pool.release(self._kind, self.n, self._nbytes, self._forward)
 
     def backward(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
         """Run a backward pass for every target.
