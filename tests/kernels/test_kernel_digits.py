@@ -8,12 +8,16 @@ import pytest
 from harness import ON_CARD, check_epilogue, nchw, nhwc, noise, pads_of, taps_of
 from test_kernel_conv import GEOMETRIES, window
 
+from gbp.devices.base import LoweringTarget
+from gbp.devices.cpu import CPU
 from gbp.graph.geometry import Axis, Window
+from gbp.graph.shapes import CHANNELS_LAST
 from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
-from gbp.kernels.codegen import amx
+from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
 from gbp.ops.conv.algorithms_amx import AmxForward
 from gbp.ops.conv.algorithms_digits import DigitsForward, DigitsLayer, suits_digits
+from gbp.ops.conv.conv import Conv
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context
 
 pytestmark = pytest.mark.skipif(
@@ -153,6 +157,24 @@ def test_which_weights_suit() -> None:
         assert not suits_digits(other)
     assert not suits_digits(np.zeros_like(w))
     assert not suits_digits(w * np.float32(1e-30))
+
+
+def test_which_layers_go_by_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones whose weights suit, on a machine that multiplies bytes."""
+
+    def algorithm(C: int, size: int, largest: float = 1.0) -> str:
+        w = noise(C, C, 3, 3)
+        w[:, 0, 0, 0] *= largest
+        window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
+        op = Conv(w, np.zeros(C), window, 1)
+        step = op.lower(((1, C, size, size),), (1, C, size, size), CHANNELS_LAST, LoweringTarget(CPU))
+        return str(step.algorithm).split()[1]
+
+    assert algorithm(128, 64) == "digits"
+    assert algorithm(128, 64, largest=1e4) == "amx"
+    assert algorithm(64, 14) == "amx"
+    monkeypatch.setattr(emit, "HAS_AMX_BYTES", False)
+    assert algorithm(128, 64) == "amx"
 
 
 def test_the_longest_sums_fit() -> None:
