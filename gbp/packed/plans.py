@@ -32,7 +32,7 @@ MOST = 4 * 2**30
 _MOST_SEEN = 2**12
 #: A smaller model is built as fast as it is found.
 _LEAST = 2**20
-#: Seconds after which a file that is not complete is nobody's any more.
+#: Seconds after which the writer of an incomplete file is taken for dead.
 _LEFT = 3600
 
 
