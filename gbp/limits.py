@@ -18,6 +18,8 @@ from .errors import InputError
 
 #: Most tensors that the nodes of one file make, and most names of any kind.
 MAX_NODES = 2**14
+#: Most subgraphs that are compared with known functions, where a network has activations in parts.
+MAX_JUDGED = 2**13
 MAX_NAMES = 2**17
 #: Most elements of one tensor for one sample (512 MiB of float32), and of one tensor that the file stores.
 MAX_ELEMENTS = 2**27
@@ -104,12 +106,14 @@ class Budget:
     weights: float
     #: Multiply-adds of one sample.
     work: float
+    #: Layers, some of which count as several: see `Op.planning`.
+    layers: float
 
     @property
     def is_spent(self) -> bool:
-        return min(self.folded, self.steps, self.weights, self.work) < 0
+        return min(self.folded, self.steps, self.weights, self.work, self.layers) < 0
 
     @classmethod
     def of(cls, stored: int) -> Budget:
         """For a file whose tensors take `stored` bytes."""
-        return cls(max_bytes_made_of(stored), 2**31 + 2 * stored, 2**30 + 12 * stored, MAX_WORK)
+        return cls(max_bytes_made_of(stored), 2**31 + 2 * stored, 2**30 + 12 * stored, MAX_WORK, MAX_NODES)

@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -22,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from gbp import Explainer, GbpError
-from gbp.importer import subgraph
+from gbp import Explainer, GbpError, UnsupportedError, limits
+from gbp.importer import subgraph, waiting
 from gbp.importer.load import build, open_model
 from gbp.passes.known import _FEW, known, likely
 from gbp.passes.search import Search
@@ -389,7 +390,7 @@ PADDED = node("Conv", ["a", "w"], ["y"], pads=[2**21, 1, 1, 1])
 
 OPEN = """
 import sys, time
-from gbp import Explainer, GbpError
+from gbp import Explainer, GbpError, UnsupportedError, limits
 start = time.process_time()
 try:
     Explainer(sys.argv[1])
@@ -439,3 +440,38 @@ def test_limits(tmp_path: Path, model: Callable[[], onnx.ModelProto], says: str)
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+COSTLY: dict[str, Callable[[int], onnx.ModelProto]] = {
+    "layers": chain(
+        lambda x, y: node("Conv", [x, "w"], [y]), w=np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    ),
+    "nodes": chain(
+        lambda x, y: node("Einsum", [x, "w"], [y], equation="nchw,wv->nchv"), w=np.eye(4, dtype=np.float32)
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "module"), [("layers", limits), ("nodes", waiting)])
+def test_layers_of_costly_kinds_count_as_several(name: str, module: ModuleType) -> None:
+    """20 of these count as more than 30 layers, or stand for more than 30 nodes; 4 do not."""
+    with mock.patch.object(module, "MAX_NODES", 30):
+        Explainer(COSTLY[name](4).SerializeToString(), cache=False)
+        with pytest.raises(UnsupportedError, match=f"(too many|3[0-9]) {name}"):
+            Explainer(COSTLY[name](20).SerializeToString(), cache=False)
+
+
+def test_different_activations_in_parts_are_limited() -> None:
+    def leaky(n: int) -> onnx.ModelProto:
+        nodes, stored = [], dict[str, object]()
+        for i in range(n):
+            stored[f"c{i}"] = np.float32(0.1 + i / 100)
+            nodes += [
+                node("Mul", [f"t{i}" if i else "x", f"c{i}"], [f"m{i}"]),
+                node("Max", [f"t{i}" if i else "x", f"m{i}"], [f"t{i + 1}"]),
+            ]
+        return graph(nodes, f"t{n}", **stored)
+
+    assert named(leaky(4)) == ["Function"] * 4
+    with mock.patch.object(naming, "MAX_JUDGED", 8), pytest.raises(UnsupportedError, match="in parts"):
+        named(leaky(40))

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kernels": "errors",
         "devices": "errors kernels limits",
         "ops": "errors graph kernels limits",
-        "passes": "graph ops",
+        "passes": "errors graph limits ops",
         "rewrites": "errors graph limits ops passes",
         "rules": "errors limits rewrites",
         "importer": "errors files graph kernels limits ops",

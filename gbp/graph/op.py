@@ -51,6 +51,14 @@ class Op:
         """Whether it is an activation but no rectifier: then the papers define no rule for it."""
         return False
 
+    @property
+    def planning(self) -> int:
+        """As how many layers it counts where these are limited.
+
+        It takes about as many times as long to plan as a rectifier.
+        """
+        return 1
+
     #: The op copies numbers and computes none, so its output may be a view or a part of another tensor.
     moves_only: bool = False
     #: The op rounds, and its gradient ignores the rounding.

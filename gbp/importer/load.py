@@ -5,6 +5,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..errors import GbpError, InputError, ModelError, UnsupportedError, without
 from ..graph.graph import Graph, Layer
 from ..graph.op import Op
 from ..graph.shapes import Shape
-from ..limits import MAX_AXES, MAX_ELEMENTS, Budget, computing, elements
+from ..limits import MAX_AXES, MAX_ELEMENTS, MAX_NODES, Budget, computing, elements
 from ..ops import PARSERS, REWRITERS
 from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
@@ -213,7 +214,8 @@ class _Builder:
             like, proto = proto, onnx.NodeProto()
             proto.CopyFrom(like)
             del proto.input[1]
-        if self.place.bound and self.waiting.moves_batch(self._node(proto)):
+        reads_moved = op == "Transpose" or not self.waiting.moved.keys().isdisjoint(names)
+        if self.place.bound and reads_moved and self.waiting.moves_batch(self._node(proto)):
             return
         if op in REWRITERS:
             self.waiting.rewrite(self._node(proto))
@@ -226,7 +228,7 @@ class _Builder:
         """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""
         first: ModelError | None = None
         for way in (self._by_sample, self._in_front, self._by_rows):
-            before = len(self.layers), replace(self.budget)
+            before = len(self.layers), copy(self.budget)
             try:
                 if way(proto):
                     break
@@ -353,9 +355,18 @@ class _Builder:
             inputs = (result,)
 
     def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
-        """Charge weights and work to the budget.  Layers that share weights in the file each pack a copy."""
+        """Charge a layer, its weights and its work to the budget.
+
+        Layers that share weights in the file each pack a copy.
+        """
+        self.budget.layers -= op.planning
         self.budget.weights -= op.nbytes
         self.budget.work -= op.work(tuple((1, *shape[1:]) for shape in x), (1, *y[1:]))
+        if self.budget.layers < 0:
+            node.refuse(
+                "with it the network has too many layers to plan.",
+                supported=f"up to {MAX_NODES}, of which some kinds count as several",
+            )
         if self.budget.weights < 0:
             node.refuse("with its weights the network takes many times the memory of its file.")
         if self.budget.work < 0:

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import ModelError, UnsupportedError
+from ..limits import MAX_NODES
 from ..ops import REWRITERS
 from ..ops.node import Node
 from ..ops.written import Writer
@@ -48,6 +49,7 @@ class Waiting:
         taken: set[str],
     ) -> None:
         self.nodes = deque(nodes)
+        self._count = len(self.nodes)
         self.constants, self.stored, self.read, self.taken = constants, stored, read, taken
         self.of_file = frozenset(taken)
         #: Tensors whose batch is not the first axis.  They are never computed.
@@ -66,6 +68,12 @@ class Waiting:
         return name if moved is None or moved.name not in self.of_file else moved.name
 
     def _put(self, nodes: list[onnx.NodeProto]) -> None:
+        self._count += len(nodes)
+        if self._count > MAX_NODES:
+            raise UnsupportedError(
+                f"the network has {self._count} nodes, with those that others stand for.",
+                supported=f"up to {MAX_NODES}",
+            )
         self.read.update(name for node in nodes for name in reads(node))
         self.nodes.extendleft(reversed(nodes))
 

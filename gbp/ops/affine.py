@@ -40,7 +40,7 @@ class Affine(Op):
         return self.a.size + self.b.size
 
     def macs(self, y: Shape) -> int:
-        return int(np.prod(y[1:]))
+        return elements(y[1:])
 
     def shape(self, *x: Shape) -> Shape:
         return x[0]
@@ -69,7 +69,7 @@ class Scale(Op):
         return x[0]
 
     def macs(self, y: Shape) -> int:
-        return int(np.prod(y[1:]))
+        return elements(y[1:])
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         return (row_major(len(x[0])),), row_major(len(x[0]))
@@ -103,16 +103,16 @@ def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
 
 def scale_and_shift(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) -> Op:
     """The op a·x + b: an `Affine` if a and b vary along at most one common axis, else a `Scale`."""
-    a, b = np.broadcast_arrays(*(at_rank(node, c.astype(np.float64), shape) for c in (a, b)))
-    axes = [axis for axis, n in enumerate(a.shape) if n > 1]
+    a, b = (at_rank(node, c.astype(np.float64), shape) for c in (a, b))
+    axes = [axis for axis, sizes in enumerate(zip(a.shape, b.shape, strict=True)) if max(sizes) > 1]
     if len(axes) > 1:
-        return Scale(a, b)
+        return Scale(*np.broadcast_arrays(a, b))
     axis = axes[0] if axes else min(1, len(shape) - 1)
     if axis == 0:
         node.refuse(f"x has shape {list(shape)}.", supported="at least one axis besides the batch")
     if shape[axis] > _MAX_CHANNELS:
         node.refuse(f"axis {axis} of x has {shape[axis]} channels.", supported=f"up to {_MAX_CHANNELS}")
-    a, b = (np.broadcast_to(c.reshape(-1), (shape[axis],)).copy() for c in (a, b))
+    a, b = (np.full(shape[axis], c.reshape(-1)) for c in (a, b))
     return Affine(a, b, axis)
 
 

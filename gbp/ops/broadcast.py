@@ -74,7 +74,7 @@ class Add(SameRank):
 @dataclass(frozen=True)
 class Mul(SameRank):
     def macs(self, y: Shape) -> int:
-        return int(np.prod(y[1:]))
+        return elements(y[1:])
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         one_a_channel = y[0], *(y[axis] if axis == order[-1] else 1 for axis in range(1, len(y)))

@@ -37,6 +37,10 @@ class MatMul(Op):
     constant_first: bool = False
 
     @property
+    def planning(self) -> int:
+        return 3
+
+    @property
     def parameters(self) -> int:
         return 0 if self.constant is None else self.constant.size
 

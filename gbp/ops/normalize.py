@@ -58,6 +58,10 @@ class Normalize(Op):
     norm: bool = False
     power: int = 2
 
+    @property
+    def planning(self) -> int:
+        return 2
+
     def shape(self, *x: Shape) -> Shape:
         return x[0]
 

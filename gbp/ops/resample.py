@@ -106,6 +106,10 @@ class Resample(Op):
     table: Table
 
     @property
+    def planning(self) -> int:
+        return 4
+
+    @property
     def nbytes(self) -> int:
         return 8 * (2 * len(self.table.taps) + self.table.outputs + self.size)
 

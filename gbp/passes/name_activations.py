@@ -22,7 +22,9 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from ..errors import UnsupportedError
 from ..graph.graph import Graph, Layer
+from ..limits import MAX_JUDGED
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
@@ -47,7 +49,7 @@ def name_activations(graph: Graph) -> Graph:
     for some in _in_turn(graph.layers[::-1]):
         left = (layer.output for layer in some if layer.output not in replaced)
         growths = {name: search.before(name) for name in left}
-        several = [growth for growth in growths.values() if len(growth.layers) > 1]
+        several = [growth for growth in growths.values() if len(growth.layers) > 1 and growth.ends]
         verdicts.sift(several, partial(likely, search))
         for layer in some:
             if layer.output in replaced:
@@ -77,7 +79,7 @@ def _rename(graph: Graph, search: Search, verdicts: _Verdicts) -> Graph:
     unknown = [layer for layer in graph.layers if not (isinstance(layer.op, STRAIGHT) or is_plain(layer.op))]
     for some in _in_turn(unknown):
         growths = [search.before(layer.output, most=1) for layer in some]
-        verdicts.sift(growths, partial(likely_alone, search))
+        verdicts.sift((growth for growth in growths if growth.ends), partial(likely_alone, search))
         for layer, growth in zip(some, growths, strict=True):
             found = verdicts.largest(growth)
             if found is not None:
@@ -148,6 +150,13 @@ class _Verdicts:
     def _known_as(self, parts: Subgraph, y: str) -> Known | None:
         """The kind of the layers up to tensor y."""
         if (parts.x, y) not in self._known:
+            if len(self._known) == MAX_JUDGED:
+                raise UnsupportedError(
+                    "it has too many different activations that are written in parts.",
+                    node=parts.layers[-1].name,
+                    op=parts.layers[-1].kind,
+                    supported=f"up to {MAX_JUDGED} groups of layers that could be activations",
+                )
             self._known[parts.x, y] = known(parts if y == parts.y else parts.until(y))
         return self._known[parts.x, y]
 

@@ -29,6 +29,8 @@ _MAX_LAYERS = 16
 _MAX_CLIPS = 3
 #: The most of them whose constants differ by place.  A PRelu in parts has one, and a scale before it another.
 _MAX_BY_PLACE = 4
+#: The most scales, shifts and sums that follow each other at its end.
+_MAX_STRAIGHT = 6
 _MAX_BYTES = 64  # of a constant, beyond which its digest stands for it
 
 
@@ -152,6 +154,8 @@ class Search:
             part = self._part(last)
             if part is None or uses[last] < self._uses[last] or behind.by_place == _MAX_BY_PLACE:
                 break
+            if is_straight and part.is_straight and len(parts) == _MAX_STRAIGHT:
+                break
             if len(edge) == 1 and behind.is_apart(part):
                 break
             behind.add(part)
@@ -196,12 +200,13 @@ def _values(
 ) -> tuple[list[str], Numbers]:
     """The op's output as a function of each tensor that all its inputs are a function of."""
     sources: dict[str, tuple[list[str], Numbers]] = {}
+    none = np.empty((0, len(x)))
     for name in inputs:
         if name not in sources:
             # A subgraph has no more tensors, so those that came earlier are no end of one.
-            names, rows = of.get(name, ([], x[:0]))
+            names, rows = of.get(name, ([], none))
             names = [name, *names[: _MAX_LAYERS - 1]]
-            sources[name] = names, np.vstack([x, *rows[: _MAX_LAYERS - 1]])
+            sources[name] = names, np.concatenate([x[None], rows[: _MAX_LAYERS - 1]])
     names, *others = (names for names, _ in sources.values())
     if others:
         names = [name for name in names if all(name in other for other in others)]

@@ -168,10 +168,12 @@ class _Gradients:
         #: For each stretch: the contributions that are still to come, whether one was written, and whether
         #: the last one applied a gate.
         self._pending = np.zeros(count, np.int64)
-        self._written, self._gated = np.zeros((2, count), np.bool_)
+        self._written, self._gated = bytearray(count), bytearray(count)
         #: For each stretch the gate at which its gradient ends, or -1: the index of the instruction that has
         #: it.  Instructions with equal gates, whose masks are in one buffer, count as the first of them.
-        self._gate = np.full(count, -1)
+        self._gate = np.full(count, -1, np.int64)
+        #: Their numbers one by one, which is several times as fast for a tensor of one stretch, as most are.
+        self._pending_of, self._gate_of_one = self._pending.data, self._gate.data
         #: Slices that were cleared for the present instruction.
         self._zeros: list[BufferSlice] = []
         #: The gradient buffers that are taken over, {root of r: root of y}.
@@ -179,15 +181,23 @@ class _Gradients:
         equal: dict[tuple[str | None, bool], int] = {}
         for i, instruction in enumerate(instructions):
             for name in instruction.reads:
-                self._pending[self._spans[name]] += 1
+                self._wait(self._spans[name], 1)
             if instruction.has_gate:
                 root = masks[instruction.output].root if instruction.has_mask else None
                 first = equal.setdefault((root, instruction.clip.is_rectifier), i)
                 self._gate[self._spans[instruction.output]] = first
 
+    def _wait(self, span: slice, change: int) -> bool:
+        """Count contributions that are still to come.  Returns whether there are any."""
+        if span.stop - span.start == 1:
+            self._pending_of[span.start] += change
+            return bool(self._pending_of[span.start])
+        self._pending[span] += change
+        return bool(self._pending[span].any())
+
     def start_at(self, name: str) -> None:
         """The gradient of this tensor is given."""
-        self._written[self._spans[name]] = True
+        _mark(self._written, self._spans[name])
 
     def end_at(self, name: str) -> None:
         """The gradient of this tensor is wanted as it is before the tensor's own gate."""
@@ -198,7 +208,7 @@ class _Gradients:
         instruction = self._instructions[index]
         self._zeros = []
         self._clear(instruction.output)
-        gates_first = instruction.has_gate and not self._gated[self._spans[instruction.output]].all()
+        gates_first = instruction.has_gate and 0 in self._gated[self._spans[instruction.output]]
         inputs = tuple(self._write(name, instruction.step.gates) for name in instruction.inputs)
         r, residual = instruction.residual, None
         if r is not None and not self._hand_on(instruction.output, to=r):
@@ -214,26 +224,29 @@ class _Gradients:
     def _clear(self, name: str) -> None:
         """Clear what no contribution has written."""
         span = self._spans[name]
-        self._zeros += [self._stretches[k] for k in span.start + np.flatnonzero(~self._written[span])]
-        self._written[span] = True
+        at = self._written.find(0, span.start, span.stop)
+        while at >= 0:
+            self._zeros.append(self._stretches[at])
+            at = self._written.find(0, at + 1, span.stop)
+        _mark(self._written, span)
 
     def _write(self, name: str, can_gate: bool) -> GradientWrite:
         """Contribute to the gradient of `name` by a kernel.  `can_gate`: whether the kernel can gate."""
         span = self._spans[name]
-        accumulate = bool(self._written[span].any())
+        accumulate = 1 in self._written[span]
         if accumulate:
             self._clear(name)
-        self._written[span] = True
-        self._pending[span] -= 1
-        gate = self._gate_of(name) if can_gate and not self._pending[span].any() else None
-        self._gated[span] |= gate is not None
+        _mark(self._written, span)
+        gate = self._gate_of(name) if not self._wait(span, -1) and can_gate else None
+        if gate is not None:
+            _mark(self._gated, span)
         return GradientWrite(name, accumulate, gate)
 
     def _gate_of(self, name: str) -> int | None:
         """An instruction whose mask and gate are valid for the whole tensor; None where there is none."""
-        gates = self._gate[self._spans[name]]
-        first = int(gates[0])
-        if first < 0 or not (gates == first).all():
+        span = self._spans[name]
+        first = int(self._gate_of_one[span.start])
+        if first < 0 or (span.stop - span.start > 1 and not (self._gate[span] == first).all()):
             return None
         maker = self._instructions[first]
         if not maker.has_mask:
@@ -244,12 +257,16 @@ class _Gradients:
     def _hand_on(self, name: str, to: str) -> bool:
         """Have the gradient of a residual take over the memory of the sum's gradient, if it can."""
         y, r = self._slices[name], self._slices[to]
-        if not (y.is_whole and r.is_whole) or self._written[self._spans[to]].any():
+        if not (y.is_whole and r.is_whole) or 1 in self._written[self._spans[to]]:
             return False
-        self._written[self._spans[to]] = True
-        self._pending[self._spans[to]] -= 1
+        _mark(self._written, self._spans[to])
+        self._wait(self._spans[to], -1)
         self.handed_on[r.root] = self.handed_on.get(y.root, y.root)
         return True
+
+
+def _mark(marks: bytearray, span: slice) -> None:
+    marks[span] = b"\1" * (span.stop - span.start)
 
 
 def _stretches(slices: Mapping[str, BufferSlice]) -> tuple[list[BufferSlice], dict[str, slice]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,10 +77,22 @@ class BackwardAlgorithm(Algorithm):
 
 def padded_bias(b: NDArray[Any]) -> Floats:
     """b, padded with zeros to whole tiles."""
-    padded = aligned((-(-len(b) // TILE_CHANNELS) * TILE_CHANNELS,))
+    size = -(-len(b) // TILE_CHANNELS) * TILE_CHANNELS
+    if not b.any():
+        return _no_bias(size)
+    padded = aligned((size,))
     padded[:] = 0
     padded[: len(b)] = b
     return padded
+
+
+@lru_cache(64)
+def _no_bias(size: int) -> Floats:
+    """Zeros, which all layers without a bias share."""
+    zeros = aligned((size,))
+    zeros.fill(0)
+    zeros.flags.writeable = False
+    return zeros
 
 
 def _as_row(x: NDArray[Any]) -> NDArray[Any]:

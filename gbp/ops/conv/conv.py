@@ -84,6 +84,15 @@ class Conv(Op):
         return self.group > 1 and self.w.shape[1] == 1 and len(self.w) == self.group
 
     @property
+    def calls(self) -> int:
+        """Calls of kernels, each with packed weights of its own."""
+        return (1 if self.is_depthwise else self.group) * self._deep
+
+    @property
+    def planning(self) -> int:
+        return 1 + self.calls
+
+    @property
     def is_padded(self) -> bool:
         sides = (self.window.height, self.window.width, *([self.depth] if self.depth else []))
         return any(side.begin or side.end for side in sides)
@@ -121,7 +130,7 @@ class Conv(Op):
         backward = 0
         if self.is_depthwise or not self.window.is_dense:
             backward = pairs * reverse_work(self.window, x[0][1])
-        calls = 6 * OPERAND * self._deep * (1 if self.is_depthwise else self.group) if self.depth else 0
+        calls = 6 * OPERAND * self.calls if self.depth else 0
         if self.is_depthwise:
             moved = ELEMENT * self._deep * elements(y)
             return super().work(x, y) + 8 * self.macs(y) + backward + moved + calls
@@ -189,8 +198,7 @@ def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group:
     elif len(axes) == 3:
         depth = axes[0]
     conv = Conv(w, b.astype(np.float64), Window.over_plane(axes), group, depth=depth)
-    calls = (1 if conv.is_depthwise else group) * (depth.kernel if depth else 1)
-    if calls > _MAX_GROUPS:
+    if conv.calls > _MAX_GROUPS:
         found = f"it has {group} groups" + (f" and {depth.kernel} taps along the depth." if depth else ".")
         node.refuse(found, supported=f"up to {_MAX_GROUPS} in all, or one group for each channel")
     return conv
