@@ -4,8 +4,9 @@
     python benchmarks/methods.py --network resnet18 --threads 1
     python benchmarks/methods.py --model model.onnx
 
-Calls are timed in turns in one process, so that a noisy moment meets them all; printed are the medians and
-their ratios.  The bars: SmoothGrad of 25 copies costs at most 20 explanations, Grad-CAM 1.15 forward runs,
+Calls are timed in one process, several of a kind in a row after a quarter of a second of the same, and the
+kinds in turns, so that a noisy moment meets them all (`timing.steady`).  Printed are the medians and their
+ratios.  The bars: SmoothGrad of 25 copies costs at most 20 explanations, Grad-CAM 1.15 forward runs,
 five targets 2.5 explanations.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from timing import medians
+from timing import steady
 from workloads import NETWORKS, SEED, network
 
 from gbp import Explainer, Top, methods
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
     parser.add_argument("--model", help="a file instead")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--only", nargs="*", help="names of calls; the others are left out")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
         calls = {name: call for name, call in calls.items() if name in arguments.only}
     for call in calls.values():
         call()
-    seconds = dict(zip(calls, medians([*calls.values()], arguments.rounds), strict=True))
+    seconds = dict(zip(calls, steady([*calls.values()], arguments.rounds), strict=True))
     if arguments.json:
         print(json.dumps(seconds, indent=2))
         return

@@ -1,4 +1,9 @@
-"""How a call is timed beside others: in turn, each after a silence and warm, medians of several rounds."""
+"""How a call is timed beside others: in turn, medians of several rounds.
+
+`medians` times one call of each, after a silence and warm, as libraries are compared.  `steady` times several
+calls of each in a row, after a quarter of a second of them, as calls of one library are compared: what a call
+before it leaves in the caches, and where it leaves the threads, is forgotten by then.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,9 @@ WARM = 0.01
 #: A call of this many seconds warms itself.
 LONG = 1.0
 LEAST_ROUNDS = 3
+#: Seconds of untimed calls, and of timed ones, in each round of `steady`; and the fewest timed calls.
+SETTLING, TIMED = 0.25, 0.12
+LEAST_CALLS = 3
 
 
 def medians(calls: Sequence[Instruction], rounds: int, budget: float = math.inf) -> list[float]:
@@ -38,6 +46,21 @@ def medians(calls: Sequence[Instruction], rounds: int, budget: float = math.inf)
                 call()
             seconds.append(seconds_of(call))
     return [statistics.median(seconds) for seconds in taken]
+
+
+def steady(calls: Sequence[Instruction], rounds: int) -> list[float]:
+    """Seconds of each call among calls of its own kind: the median round's median."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, taken, strict=True):
+            settled_at = time.perf_counter() + SETTLING
+            while time.perf_counter() < settled_at:
+                call()
+            seconds: list[float] = []
+            while len(seconds) < LEAST_CALLS or sum(seconds) < TIMED:
+                seconds.append(seconds_of(call))
+            found.append(statistics.median(seconds))
+    return [statistics.median(found) for found in taken]
 
 
 def seconds_of(call: Instruction) -> float:
