@@ -37,10 +37,11 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     width: int, height: int, kind: int = 2, bits: int = 8, before: bytes = b"", whole: bool = False
 ) -> bytes:
-    """Of zeros, with `before` before its pixels, which are there or not."""
+    """Of zeros, with `before` before its pixels; they are there, or no more than the first of them."""
     row = 1 + (width * {0: 1, 2: 3, 3: 1, 6: 4}[kind] * bits + 7) // 8
     packed = zlib.compressobj(1)
-    parts = [packed.compress(bytes(row)) for _ in range(height if whole else 1)]
+    rows = [row] * height if whole else [min(row, 2**16)]
+    parts = [packed.compress(bytes(size)) for size in rows]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     if kind == 3:
         before += chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", b"\x80")
