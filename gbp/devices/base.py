@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..limits import is_finite
+from ..limits import elements, is_finite
 
 #: An array on a device: a NumPy array, or one that supports the operations that steps use.
 Array = Any
@@ -62,18 +62,17 @@ class Exit:
 
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.x, self.axes = x, axes
-        self._logical = x.transpose(*axes)
+        self._logical, self._is_large = x.transpose(*axes), elements(x.shape[1:]) >= _LARGE
 
     def settle(self) -> None:
         """Prepare what `read` returns."""
 
     def read(self) -> tuple[NDArray[np.float32], bool]:
         """All values, as the host's own array in the model's layout; and whether all are finite."""
-        values = np.empty_like(self._logical, np.float32)  # in the same order in memory
-        if values[:1].size < _LARGE:
-            values[...] = self._logical
+        if not self._is_large:
+            values = np.array(self._logical, np.float32)
             return values, is_finite(values)
-        finite = True
+        values, finite = np.empty_like(self._logical, np.float32), True  # in the same order in memory
         for to, row in zip(values, self._logical, strict=True):  # each is looked at while a cache holds it
             to[...] = row
             finite = is_finite(to) and finite
