@@ -89,6 +89,12 @@ def table(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def end_of(log: str) -> str:
+    """The counts in pytest's last line, which is framed unless an option asks for less."""
+    ends = re.findall(r"^(?:=+ )?(\d+ \w+.*) in [\d.]+s", log, re.M)
+    return ends[-1] if ends else "no test ran"
+
+
 def trial(python: str, which: str, options: list[str]) -> list[str]:
     """A row of the table."""
     path = interpreter(python)
@@ -115,9 +121,8 @@ def trial(python: str, which: str, options: list[str]) -> list[str]:
             check=False,
         )
     print(log.read_text())
-    (end,) = re.findall(r"^=+ (.*) in [\d.]+s.*=+$", log.read_text(), re.M)[-1:] or ["no test ran"]
     version, *others = shown.stdout.split()
-    return [version, which, *others, end, tested]
+    return [version, which, *others, end_of(log.read_text()), tested]
 
 
 def main(arguments: list[str]) -> int:

@@ -207,6 +207,18 @@ def test_the_matrix_passes_without_pythons_that_are_not_here(
     assert matrix.main(["3.11"]) == 1  # none ran
 
 
+@pytest.mark.parametrize(
+    ("log", "end"),
+    [
+        ("...\n===== 1 failed, 5 passed in 83.20s (0:01:23) =====\n", "1 failed, 5 passed"),
+        ("..s\n5 passed, 1 skipped in 3.00s\n", "5 passed, 1 skipped"),
+        ("===== no tests ran in 0.01s =====\nERROR: file not found\n", "no test ran"),
+    ],
+)
+def test_the_matrix_reads_how_pytest_ends(matrix: Any, log: str, end: str) -> None:
+    assert matrix.end_of(log) == end
+
+
 def test_the_matrix_goes_on_where_it_was(matrix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {"3.11-lowest": "5 passed", "3.11-newest": "2 failed, 3 passed", "3.12-lowest": "5 passed"}
     ran: list[str] = []
