@@ -84,10 +84,11 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     """The programs of an environment with the wheel and its dependencies, as constraints.txt has them."""
     wheel, _ = built
     folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder / "venv", with_pip=True, symlinks=os.name != "nt")
+    venv.create(folder / "venv", with_pip=False, symlinks=os.name != "nt")
     programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, "--no-compile", "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python", "--disable-pip-version-check")
+    options = ("--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt")
+    run(*pip, "install", *options, wheel, cwd=folder)
     return programs
 
 
