@@ -9,8 +9,10 @@ one unsigned digit and two signed ones, those of weights three signed ones.
 
 These sums, the *levels*, are exact in int32.  They become float32 once, at the end.  The error is what the
 scales leave and the missing products, x₁·w₂ + x₂·w₁ first.  Both are relative to the *largest* value of a
-sample, and weight of a channel: about 1.4·10⁻⁸ · (largest ÷ root mean square of x) · (the same of w).  So a
-sample whose largest value is too far from the others also gets the fourth level, or goes another way.
+sample, and weight of a channel: about 1.4·10⁻⁸ · (largest ÷ root mean square of x) · (the same of w).  The
+dimmest part of a picture counts: the root mean square is that of the least run of about 16 pixels of a row,
+zeros aside.  So a sample with values far above those anywhere else also gets the fourth level, or goes
+another way.
 
 The scale depends on the sample alone, and the sums are exact: equal windows give equal outputs, whatever the
 threads, the batch and the place.
@@ -27,6 +29,7 @@ import numpy as np
 from numba import float32
 from numpy.typing import NDArray
 
+from .amx_facts import LEAST, MOST
 from .amx_frame import Frame
 from .amx_sums import Sum
 from .codegen.amx import (
@@ -46,17 +49,12 @@ from .codegen.emit import LANES
 from .codegen.jit import device_function, one_of_many
 from .codegen.memory import aligned
 from .codegen.simd import (
-    above,
     broadcast,
     fma,
     load,
-    load_scalar,
     load_some,
     prefetch_read,
-    select,
     store,
-    sum_lanes,
-    zeros,
 )
 from .codegen.tile import TILE_CHANNELS
 from .codegen.views import zero_run
@@ -64,16 +62,14 @@ from .epilogue import Plane
 
 #: Terms of a sum that enter one multiplication, and so the channels of a chunk.
 DIGITS_DEPTH = ROW_BYTES
-#: The largest whole numbers of values and weights: all of the highest digit, less a half for rounding.
-_MOST, _MOST_WEIGHT = 255.49 * 2**16, 127.49 * 2**16
+#: The largest whole number of weights, as `amx_facts` has that of values.
+_MOST_WEIGHT = 127.49 * 2**16
 #: Most terms of a sum, so that the third level fits into int32: each is at most 2⁷·(255 + 2⁷ + 2⁷).
 MOST_TERMS = (2**31 - 1) // (2**7 * (255 + 2**7 + 2**7))
 #: Bytes at the end of a block of weights: what a whole number of each channel is worth.
 DIGITS_TAIL = 4 * TILE_CHANNELS
-#: The largest value and the largest weight are between these, so that no square is infinite or 0.
-LEAST, MOST = 2.0**-50, 2.0**50
-#: Floats of the facts about a row of x.
-FACTS = 3 * LANES
+#: Input channels of weights whose mean square counts on its own, and how far below the largest it may be.
+_WEIGHTS_RUN, _FURTHEST = 16, 256.0
 _ROW = ROW_BYTES // 4
 _AHEAD = 2**11
 #: Bytes of the weights of half a block, for one chunk and tap.
@@ -81,15 +77,21 @@ _HALF = PARTS * TILE_BYTES
 
 
 def spread_of(w: NDArray[np.float32]) -> float:
-    """The largest weight of a channel ÷ a weight, in the mean square of all; inf if digits fail.
+    """How far the largest weights are above the others; inf if digits fail.
 
-    w is (O, C, KH, KW).
+    w is (O, C, KH, KW).  It is √(mean over channels of largest² ÷ mean of all weights²).  Digits also fail
+    where all weights of a channel for a few input channels are very small beside its largest, whose own input
+    may be 0.
     """
-    flat = np.abs(w.reshape(len(w), -1).astype(np.float64))
-    most = flat.max(1)
-    if not np.all((most == 0) | ((most > LEAST) & (most < MOST))) or not most.any():
+    squares = np.square(w.reshape(len(w), w.shape[1], -1).astype(np.float64))
+    most = squares.max((1, 2))
+    if not np.all((most == 0) | ((most > LEAST**2) & (most < MOST**2))) or not most.any():
         return math.inf
-    return math.sqrt(np.square(most).mean() / np.square(flat).mean())
+    for c in range(0, w.shape[1], _WEIGHTS_RUN):
+        mean = squares[:, c : c + _WEIGHTS_RUN].mean((1, 2))
+        if np.any((mean > 0) & (mean * _FURTHEST**2 < most)):
+            return math.inf
+    return math.sqrt(most.mean() / squares.mean())
 
 
 def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,54 +127,6 @@ def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
 @device_function
 def chunks_of_digits(channels: int) -> int:
     return (channels + DIGITS_DEPTH - 1) // DIGITS_DEPTH
-
-
-@device_function
-def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
-    """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`."""
-    most, least, squares = zeros(), zeros(), zeros()
-    line = x.address + n * x.image + h * x.line
-    for _ in range(x.W):
-        for c in range(0, x.C, LANES):
-            prefetch_read(line + 4 * c + _AHEAD)
-            v = load_some(line + 4 * c, x.C - c)
-            most = select(above(v, most), v, most)
-            least = select(above(least, v), v, least)
-            squares = fma(v, v, squares)
-        line += x.pixel
-    store(to, most)
-    store(to + 4 * LANES, least)
-    store(to + 8 * LANES, squares)
-
-
-@device_function
-def scale_from(facts: int, rows: int, count: int, spread: float, larger: float) -> float:
-    """The scale of a sample of `count` values, from the facts about its rows.
-
-    It is negative if the sample needs the fourth level, because its largest value is more than `spread` times
-    the root mean square; and 0 if that is more than `larger`, or a value is negative or not finite.
-    """
-    most, least, squares = zeros(), zeros(), zeros()
-    for h in range(rows):
-        at = facts + h * 4 * FACTS
-        v, low = load(at), load(at + 4 * LANES)
-        most = select(above(v, most), v, most)
-        least = select(above(least, low), low, least)
-        squares = squares + load(at + 8 * LANES)
-    mean = sum_lanes(squares) / count
-    negative = sum_lanes(least) < 0
-    store(facts, most)
-    largest = load_scalar(facts)
-    for lane in range(1, LANES):
-        largest = max(largest, load_scalar(facts + 4 * lane))
-    if negative or not mean < MOST * MOST:
-        return float32(0)
-    if largest == 0:
-        return float32(1)
-    if largest < LEAST or largest * largest > larger * larger * mean:
-        return float32(0)
-    scale = float32(_MOST) / largest
-    return -scale if largest * largest > spread * spread * mean else scale
 
 
 @device_function

@@ -12,13 +12,11 @@ from typing import Any
 from .amx_beside import fetch_fwd
 from .amx_digits import (
     DIGITS_TAIL,
-    FACTS,
     chunks_of_digits,
-    gather_facts,
     multiply_digits_beside,
-    scale_from,
     split_digits,
 )
+from .amx_facts import FACTS, gather_facts, scale_from
 from .amx_frame import FRAME, Frame
 from .amx_shares import LEVELS, Form, Job, shares_of
 from .codegen.gate import MASK
@@ -57,8 +55,8 @@ def conv_digits_fwd(
     mask: Any,
     lo: float,
     hi: float,
-    spread: float,
-    larger: float,
+    enough: float,
+    furthest: float,
     scales: Any,
     scratch: Any,
     taps: Taps,
@@ -70,7 +68,7 @@ def conv_digits_fwd(
 ) -> None:
     """`conv_amx_fwd` for the samples that digits suit.  Writes the scale of each sample to `scales`.
 
-    w is packed by `pack_digits`.  spread, larger: see `scale_from`.  scratch holds the facts about the rows
+    w is packed by `pack_digits`.  enough, furthest: see `scale_from`.  scratch holds the facts about the rows
     of x, LEVELS bytes a thread, and `amx_scratch` for chunks of DIGITS_DEPTH channels.
     """
     N, OH, OW, O = y.shape
@@ -87,9 +85,8 @@ def conv_digits_fwd(
         for row in range(rows * share.first // threads, rows * share.last // threads):
             gather_facts(source, row // source.H, row % source.H, facts + row * 4 * FACTS)
     elif share.phase == 1:
-        count = source.H * source.W * source.C
         for n in range(N * share.first // threads, N * share.last // threads):
-            scale = scale_from(facts + n * source.H * 4 * FACTS, source.H, count, spread, larger)
+            scale = scale_from(facts + n * source.H * 4 * FACTS, source.H, enough, furthest)
             store_scalar(own + 4 * n, scale)
     else:
         sums = levels + members * LEVELS

@@ -48,7 +48,12 @@ class Planes(Step):
         return fixed, each * self.count
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        own = replace(context, mask=mask_planes(context.mask, y), switches=planes(context.switches))
+        own = replace(
+            context,
+            mask=mask_planes(context.mask, y),
+            switches=planes(context.switches),
+            parts=context.parts * self.count,
+        )
         self.step.forward(tuple(map(planes, x)), planes(r), planes(y), clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:

@@ -115,7 +115,12 @@ class RowsStep(Step):
         return view(mask, len(mask) * self.rows, *plane, mask.shape[-1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        own = replace(context, mask=self._mask(context.mask, y), switches=self._rows(context.switches))
+        own = replace(
+            context,
+            mask=self._mask(context.mask, y),
+            switches=self._rows(context.switches),
+            parts=context.parts * self.rows,
+        )
         self.step.forward(tuple(map(self._rows, x)), self._rows(r), self._rows(y), clip, own)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:

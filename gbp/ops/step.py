@@ -95,6 +95,8 @@ class Context:
         The choices of a maximum, one for each element of y; of the dtype `Step.switches`.
     x, y
         The inputs and the output, where the step saves them.
+    parts
+        How many rows of the batch belong to one sample: planes of a volume, or frames.
     """
 
     threads: int
@@ -103,10 +105,11 @@ class Context:
     switches: NDArray[Any] = field(default_factory=lambda: NO_MASK)
     x: tuple[Floats, ...] = ()
     y: Floats = field(default_factory=lambda: NO_TENSOR)
+    parts: int = 1
 
     def with_scratch(self, scratch: Floats) -> Context:
         """The same context with other scratch."""
-        return Context(self.threads, scratch, self.mask, self.switches, self.x, self.y)
+        return Context(self.threads, scratch, self.mask, self.switches, self.x, self.y, self.parts)
 
 
 @dataclass

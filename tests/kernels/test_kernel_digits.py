@@ -94,6 +94,34 @@ def test_a_sample_goes_by_digits_where_they_suit() -> None:
     assert not y[8].any()
 
 
+@pytest.mark.parametrize("dim", [1e-1, 1e-2, 1e-4])
+@pytest.mark.parametrize("area", ["rows", "columns"])
+def test_a_dim_area_is_as_exact_as_a_bright_one(area: str, dim: float) -> None:
+    """The scale comes from the largest value, so where an area is far below it, parts are used."""
+    C, O, size = 70, 40, (12, 40)
+    x, w = abs(noise(1, *size, C)), noise(O, C, 3, 3, seed=1)
+    where = np.s_[:, 6:] if area == "rows" else np.s_[:, :, 20:]
+    x[where] *= np.float32(dim)
+    forward = DigitsForward(w, np.zeros(O), Window.resolve(size, (3, 3), pads=(1, 1, 1, 1)))
+    y, scales = outputs(forward, x)
+    assert scales[0] != 0 or dim < 0.1
+    inner = np.s_[:, 8:] if area == "rows" else np.s_[:, :, 22:]  # windows of dim pixels alone
+    exact = nhwc(naive.conv_fwd(nchw(x), w, np.zeros(O), pads=(1, 1, 1, 1)))
+    assert off(y[inner], exact[inner]) < 1e-6
+
+
+def test_parts_of_a_sample_have_no_scales_of_their_own() -> None:
+    """Planes of a volume: equal windows of two planes give equal bits, whatever else the planes hold."""
+    C, O = 70, 40
+    x = np.repeat(abs(noise(1, 9, 11, C)), 2, axis=0)
+    x[1, :, -1] *= 3
+    forward = DigitsForward(noise(O, C, 3, 3, seed=1), np.zeros(O), PADDED)
+    fixed, each = forward.scratch(1)
+    y = aligned((2, *forward.layer.size, O))
+    forward(x, NO_TENSOR, y, UNCLIPPED, Context(1, aligned((fixed + 2 * each,)), parts=2))
+    np.testing.assert_array_equal(y[0, :, :-2], y[1, :, :-2])
+
+
 def test_values_of_many_sizes_and_zeros() -> None:
     """Most values are 0 and the rest of very different sizes, as behind a rectifier."""
     C, O = 192, 64
@@ -155,6 +183,10 @@ def test_which_weights_suit() -> None:
         other = w.copy()
         other[3, 4, 1, 1] = value
         assert not suits_digits(other)
+    other = w.copy()
+    other[5] *= np.float32(1e-6)
+    other[5, 7, 1, 1] = 1  # and input channel 7 may be 0
+    assert not suits_digits(other)
     assert not suits_digits(np.zeros_like(w))
     assert not suits_digits(w * np.float32(1e-30))
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
-from ...kernels.amx_digits import DIGITS_DEPTH, FACTS, MOST_TERMS, pack_digits, spread_of
+from ...kernels.amx_digits import DIGITS_DEPTH, MOST_TERMS, pack_digits, spread_of
+from ...kernels.amx_facts import FACTS
 from ...kernels.amx_shares import LEVELS
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
@@ -22,13 +23,11 @@ from ..step import Clipped, Context, Floats
 from .algorithms import READ, ForwardAlgorithm
 from .algorithms_amx import AmxForward, AmxLayer
 
-#: The largest value of a sample ÷ the root mean square, times that of the weights, up to which three levels
-#: are enough: their error is then about 10⁻⁶ of the outputs'.
+#: The largest value of a sample ÷ the root mean square of its dimmest run of pixels, times `spread_of` the
+#: weights, up to which three levels are enough: their error is then about 10⁻⁶ of the outputs'.
 _ENOUGH = 64.0
 #: The same of values alone, and of weights alone, that 24 bits suit.
-_MOST_VALUES, _MOST_WEIGHTS = 50.0, 16.0
-
-
+_MOST_VALUES, _MOST_WEIGHTS = 64.0, 16.0
 #: Costs, as `algorithms_amx` has them: of LANES products; to split a value and to look at it before; to add
 #: the levels of a sum; of a pixel; and of two calls with more phases, several times what they take, so that
 #: digits are used where there is much to gain.
@@ -71,7 +70,7 @@ class DigitsForward(ForwardAlgorithm):
         self.parts = AmxForward(w, b, window)
         self.layer = DigitsLayer.forward(len(w), w.shape[1], window)
         self.w = pack_digits(w)
-        self.spread = min(_MOST_VALUES, _ENOUGH / spread_of(w))
+        self.enough = min(_MOST_VALUES, _ENOUGH / spread_of(w))
 
     def scratch(self, threads: int) -> tuple[int, int]:
         parts, digits = self.parts.scratch(threads), self.layer.scratch(threads)
@@ -81,12 +80,15 @@ class DigitsForward(ForwardAlgorithm):
         return fixed, LANES + max(parts[1], digits[1] + rows)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
+        if context.parts > 1:  # equal windows of two parts would have different scales
+            self.parts(x, r, y, clip, context)
+            return
         n, threads, x = len(x), context.threads, self.parts.seen(x)
         scales, scratch = context.scratch[:n], context.scratch[n * LANES :]
         ends, bias, mask = (clip.lo, clip.hi), self.parts.b, context.mask
         geometry = self.layer.geometry(n, threads)
         conv_digits_fwd(
-            x, self.w, bias, r, y, mask, *ends, self.spread, _MOST_VALUES, scales, scratch, *geometry
+            x, self.w, bias, r, y, mask, *ends, self.enough, _MOST_VALUES, scales, scratch, *geometry
         )  # fmt: skip
         geometry = self.parts.layer.geometry(n, threads)
         conv_amx_fwd(x, self.parts.w, bias, r, y, mask, *ends, scales, scratch, *geometry)

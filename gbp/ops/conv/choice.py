@@ -119,13 +119,15 @@ def _forward(
     layer = AmxLayer.forward(O, C, window)
     fast = target.algorithm == "fast" and is_3x3(window)
     others = {"winograd": _cost_of_winograd(O, C, window.output)} if fast else {}
-    others["digits"] = DigitsLayer.forward(O, C, window).cost
-    chosen = _cheapest(layer, window, target.algorithm, **others)
+    digits = DigitsLayer.forward(O, C, window).cost
+    single = w.astype(np.float32)
+    chosen = _cheapest(layer, window, target.algorithm, digits=digits, **others)
+    if chosen == "digits":
+        if suits_digits(single):
+            return DigitsForward(single, b, window)
+        chosen = _cheapest(layer, window, target.algorithm, **others)
     if chosen == "winograd":
         return WinogradForward(w, b, window)
-    single = w.astype(np.float32)
-    if chosen == "digits" and suits_digits(single):
-        return DigitsForward(single, b, window)
     return DirectForward(single, b, window) if chosen == "direct" else AmxForward(single, b, window)
 
 

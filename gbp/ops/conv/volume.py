@@ -148,7 +148,8 @@ class VolumeStep(Step):
         for n in range(len(y)):
             for run in self.runs:
                 part = y[n, run.outs]
-                own = replace(context, mask=NO_MASK if mask is None or not run.last else mask[n, run.outs])
+                bits = NO_MASK if mask is None or not run.last else mask[n, run.outs]
+                own = replace(context, mask=bits, parts=self.depth.size)
                 end = clip if run.last else UNCLIPPED
                 self.taps[run.tap].forward((x[0][n, run.ins],), part, part, end, own)
 

@@ -1,0 +1,99 @@
+"""The scale of a sample, if digits suit it: `amx_digits` needs that before it splits values."""
+
+from __future__ import annotations
+
+from numba import float32
+
+from .codegen.emit import LANES
+from .codegen.jit import device_function
+from .codegen.simd import (
+    above,
+    fma,
+    load,
+    load_scalar,
+    load_some,
+    prefetch_read,
+    select,
+    store,
+    store_scalar,
+    sum_lanes,
+    zeros,
+)
+from .epilogue import Plane
+
+#: Floats of the facts about a row of x.
+FACTS = 4 * LANES
+#: The largest value and the largest weight are between these, so that no square is infinite or 0.
+LEAST, MOST = 2.0**-50, 2.0**50
+#: The largest whole number.  The two lower digits are signed and reach half of what the digit above counts,
+#: so it is half a digit below 256, less the rounding of the scale.
+_MOST_VALUE = 255.49 * 2**16
+#: Pixels, or a few more, whose mean square counts on its own; and a mean square above all others.
+_RUN, _NONE = 16, 3e38
+_AHEAD = 2**11
+
+
+@device_function
+def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
+    """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`.
+
+    Behind them: the least mean square of a run of pixels, of those that are not 0; `_NONE` if all are.  What
+    follows a negative value does not count.
+    """
+    most, least, squares = zeros(), zeros(), zeros()
+    dimmest = float32(_NONE)
+    line = x.address + n * x.image + h * x.line
+    runs = max(1, x.W // _RUN)
+    for run in range(runs):
+        count = x.W * (run + 1) // runs - x.W * run // runs
+        here = zeros()
+        for _ in range(count):
+            for c in range(0, x.C, LANES):
+                prefetch_read(line + 4 * c + _AHEAD)
+                v = load_some(line + 4 * c, x.C - c)
+                most = select(above(v, most), v, most)
+                least = select(above(least, v), v, least)
+                here = fma(v, v, here)
+            line += x.pixel
+        squares = squares + here
+        mean = sum_lanes(here) / float32(count * x.C)
+        if mean > 0:
+            dimmest = min(dimmest, mean)
+        if above(zeros(), least) != 0:
+            break
+    store(to, most)
+    store(to + 4 * LANES, least)
+    store(to + 8 * LANES, squares)
+    store_scalar(to + 12 * LANES, dimmest)
+
+
+@device_function
+def scale_from(facts: int, rows: int, enough: float, furthest: float) -> float:
+    """The scale of a sample, from the facts about its rows.  Overwrites those of the first row.
+
+    It is negative if the sample needs the fourth level, because its largest value is more than `enough` times
+    the root mean square of a run of pixels; and 0 if that is more than `furthest`, or a value is negative or
+    not finite.
+    """
+    most, least, squares = zeros(), zeros(), zeros()
+    dimmest = float32(_NONE)
+    for h in range(rows):
+        at = facts + h * 4 * FACTS
+        v, low = load(at), load(at + 4 * LANES)
+        most = select(above(v, most), v, most)
+        least = select(above(least, low), low, least)
+        squares = squares + load(at + 8 * LANES)
+        dimmest = min(dimmest, load_scalar(at + 12 * LANES))
+    negative = sum_lanes(least) < 0
+    store(facts, most)
+    largest = load_scalar(facts)
+    for lane in range(1, LANES):
+        largest = max(largest, load_scalar(facts + 4 * lane))
+    if negative or not sum_lanes(squares) < MOST * MOST:
+        return float32(0)
+    if largest == 0:
+        return float32(1)
+    if largest < LEAST or largest * largest > furthest * furthest * dimmest:
+        return float32(0)
+    scale = float32(_MOST_VALUE) / largest
+    return -scale if largest * largest > enough * enough * dimmest else scale
