@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gbp import Explainer
 from gbp.kernels.codegen import amx
+from gbp.ops.conv.algorithms_digits import DigitsLayer
 
 #: Those that promise it.
 EXACT = ("auto", "direct", "lists")
@@ -106,6 +107,38 @@ def test_convolutions(name: str, algorithm: str) -> None:
         seen = windows(kinds, kernel, **taps)
         # Padding is pixels of 0.
         assert_equal_windows_agree(model, image(rng, kinds, C), np.maximum(seen, 0), algorithm=algorithm)
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not amx.has_bytes():
+        pytest.skip("this machine's AMX multiplies no bytes")
+    monkeypatch.setattr(DigitsLayer, "cost", property(lambda _: 0.0))
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_by_digits(name: str) -> None:
+    size, C, O, kernel, attributes = CONVOLUTIONS[name]
+    rng, b = np.random.default_rng(0), Builder()
+    kinds = mosaic(rng, size)
+    model = b.model(b.conv(b.input(1, C, *size), O, kernel, **attributes))
+    taps = {key: value for key, value in attributes.items() if key != "group"}
+    seen = np.maximum(windows(kinds, kernel, **taps), 0)
+    assert_equal_windows_agree(model, abs(image(rng, kinds, C)), seen)
+
+
+@pytest.mark.usefixtures("digits")
+def test_frames_by_digits() -> None:
+    """Two frames of a sample differ at one edge and so in their largest values; equal windows stay equal."""
+    b, C, O, size = Builder(), 70, 40, (9, 11)
+    frames = b.reshape(b.input(1, 2, C, *size), 2, C, *size)
+    y = b.reshape(b.relu(b.conv(frames, O, (3, 3), pads=(1, 1, 1, 1))), 1, 2, O, *size)
+    x = np.repeat(abs(np.random.default_rng(0).standard_normal((1, 1, C, *size))), 2, axis=1)
+    x[:, 1, ..., -1] *= 3
+    first, second = Explainer(b.model(y)).predict(x.astype(np.float32)).reshape(2, O, *size)
+    np.testing.assert_array_equal(first[..., :-2], second[..., :-2])
+    assert (first[..., -1] != second[..., -1]).any()
 
 
 @pytest.mark.parametrize("usable", [True, False])

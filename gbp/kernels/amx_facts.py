@@ -37,8 +37,8 @@ _AHEAD = 2**11
 def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
     """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`.
 
-    Behind them: the least mean square of a run of pixels, of those that are not 0; `_NONE` if all are.  What
-    follows a negative value does not count.
+    Behind them: the least mean square of a run of pixels, of those that are not 0; `_NONE` if all are.  Runs
+    that follow a negative value are left out, because digits do not suit its sample.
     """
     most, least, squares = zeros(), zeros(), zeros()
     dimmest = float32(_NONE)
