@@ -105,6 +105,109 @@ def test_numba_compiles_the_same_functions_for_others_before_and_after() -> None
     assert before(16) == 17
 
 
+#: Numba's runtime, which all functions of a process share, is the usual one where a kernel is compiled first.
+RUNTIME = """
+from numba import njit, types
+from numba.core.runtime import rtsys
+from gbp.kernels.codegen import numba_private
+
+def work(x):
+    return x + 1
+
+numba_private.machine_code(njit(no_cpython_wrapper=True)(work), types.float64(types.float64))
+assert rtsys.library.get_pointer_to_function("nrt_unresolved_abort")
+
+@njit
+def even(n):
+    return n == 0 or odd(n - 1)
+
+@njit
+def odd(n):
+    return n != 0 and even(n - 1)
+
+assert even(10)
+"""
+
+#: Python calls functions that a kernel compiled, or loaded from Numba's cache, as it calls any other.
+CALLED = """
+from numba import njit, types
+from gbp.kernels.codegen import numba_private
+
+@njit
+def thrice(x):
+    if x < 0:
+        raise ValueError("negative", x)
+    return x * 3
+
+@njit(cache=True)
+def kept(x):
+    return thrice(x) + 1
+
+def work(x):
+    return kept(x) + 1
+
+numba_private.machine_code(njit(no_cpython_wrapper=True)(work), types.float64(types.float64))
+assert thrice(2.0) == 6.0
+assert kept(2.0) == 7.0
+try:
+    thrice(-2.0)
+except ValueError as error:
+    assert error.args == ("negative", -2.0)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("program", [RUNTIME, CALLED], ids=["runtime", "called"])
+def test_a_process_whose_first_compiled_function_is_a_kernel(program: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(program)
+    for _ in range(2):  # the second finds `kept` in Numba's cache
+        end(start(tmp_path, "import program", tmp_path / "cache", NUMBA_CACHE_DIR=str(tmp_path / "numba")))
+
+
+@device_function
+def _is_even(n: int) -> bool:
+    return n == 0 or _is_odd(n - 1)
+
+
+@device_function
+def _is_odd(n: int) -> bool:
+    return n != 0 and _is_even(n - 1)
+
+
+@device_function
+def _factorial(n: int) -> int:
+    return 1 if n < 2 else n * _factorial(n - 1)
+
+
+_nowhere = types.ExternalFunction("_ZN3gbp7nowhereE", types.int64(types.int64))
+
+
+def test_a_function_whose_code_is_missing_is_refused() -> None:
+    """LLVM's linker would end the process."""
+
+    def compiled(function: Any) -> tuple[str, bytes]:
+        return numba_private.machine_code(njit(no_cpython_wrapper=True)(function), types.int64(types.int64))
+
+    with pytest.raises(RuntimeError, match=r"calls _ZN.*_is_\w+.*may call itself, but not by way of another"):
+        compiled(lambda n: _is_even(n) + 1)
+    with pytest.raises(RuntimeError, match="calls _ZN3gbp7nowhereE"):
+        compiled(lambda n: _nowhere(n) + 1)
+    engine, address = _linked(MachineCode(*compiled(lambda n: _factorial(n) + 1)))
+    assert engine
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(5) == 121
+
+
+def test_no_part_of_a_kernel_has_an_address() -> None:
+    """Zero would do for Numba, which then jumps to it."""
+    dispatcher = njit(no_cpython_wrapper=True)(_twice_and_one)
+    symbol, _ = numba_private.machine_code(dispatcher, types.float64(types.float64))
+    library = numba_private.compiled_with(dispatcher).library
+    assert library.get_pointer_to_function("not there") == 0
+    with pytest.raises(RuntimeError, match="compiled as a part of a kernel"):
+        library.get_pointer_to_function(symbol)
+
+
 def test_files_of_numbas_cache_are_replaced(tmp_path: Path) -> None:
     """As those of kernels for cards are."""
 

@@ -68,12 +68,14 @@ def compiled_with(dispatcher: Any) -> Any:
 
 
 @cache
-def _frugal_codegen() -> Any:
+def _frugal_codegen(usual: Any) -> Any:
     """Numba's code generator, whose libraries are neither optimised nor turned into machine code.
 
-    Numba does both to each function that it compiles, and again to each that calls it.
+    Numba does both to each function that it compiles, and again to each that calls it.  Functions that Python
+    may call are left to `usual`, Numba's own generator.
     """
     codegen = import_module("numba.core.codegen")
+    flags = import_module("numba.core.targetconfig").ConfigStack
 
     class Library(codegen.JITCodeLibrary):  # type: ignore[name-defined]
         def _optimize_final_module(self) -> None:
@@ -85,7 +87,11 @@ def _frugal_codegen() -> Any:
 
         def get_pointer_to_function(self, name: str) -> int:
             self._ensure_finalized()  # links the functions that it calls
-            return 0
+            try:
+                self.get_function(name)
+            except NameError:
+                return 0  # Numba's answer too for a wrapper that there is not
+            raise RuntimeError(f"{name} was compiled as a part of a kernel and has no address.")
 
         def machine_code(self, symbol: str) -> bytes:
             for function in self._final_module.functions:
@@ -93,11 +99,32 @@ def _frugal_codegen() -> Any:
                 if not function.is_declaration and function.name != symbol:
                     function.linkage = "internal"
             super()._optimize_final_module()
+            self._refuse_what_no_linker_finds()
             code: bytes = self._codegen._tm.emit_object(self._final_module)
             return code
 
+        def _refuse_what_no_linker_finds(self) -> None:
+            """Raise RuntimeError: LLVM's linker would end the process."""
+            # Numba calls a function that is not yet compiled by way of a variable, which its own linker sets.
+            late = codegen.RuntimeLinker.PREFIX
+            for each in (*self._final_module.functions, *self._final_module.global_variables):
+                if each.is_declaration and each.name.startswith(("_ZN", late)):
+                    raise RuntimeError(
+                        f"{self.name} calls {each.name.removeprefix(late)}, whose code is not there.  "
+                        "A function of a kernel may call itself, but not by way of another function."
+                    )
+
     class Codegen(codegen.JITCPUCodegen):  # type: ignore[name-defined]
         _library_class = Library
+
+        def create_library(self, name: str, **options: Any) -> Any:
+            function = flags().top_or_none()
+            is_part = function is not None and function.no_cpython_wrapper
+            create = super().create_library if is_part else usual.create_library
+            return create(name, **options)
+
+        def unserialize_library(self, serialized: Any) -> Any:
+            return usual.unserialize_library(serialized)  # somebody's function, from Numba's own cache
 
         def set_env(self, name: str, environment: Any) -> None:
             pass  # for Python's objects, which kernels do not have
@@ -108,11 +135,14 @@ def _frugal_codegen() -> Any:
 def machine_code(dispatcher: Any, kind: Any) -> tuple[str, bytes]:
     """Compile a dispatcher for a signature, together with all that it calls.
 
-    Returns the symbol to call by C's convention, and the object file.
+    Returns the symbol to call by C's convention, and the object file.  Raises RuntimeError where a function
+    that it calls has no code: a function of a kernel may not call itself by way of another.
     """
     context = dispatcher.targetdescr.target_context
     with import_module("numba.core.compiler_lock").global_compiler_lock:
-        usual, context._internal_codegen = context._internal_codegen, _frugal_codegen()
+        context.refresh()  # Numba's runtime and its extensions are loaded here, for the whole process
+        usual = context._internal_codegen
+        context._internal_codegen = _frugal_codegen(usual)
         try:
             dispatcher.compile(kind)
         finally:
