@@ -236,7 +236,7 @@ def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had to wait for helpers twice in a row works without them, each time longer, until it goes well."""
     monkeypatch.setattr(threads, "available", lambda: 2)
-    clock = {"now": 100.0, "cpu": 0.0, "slow": 0.05}
+    clock = {"now": 100.0, "cpu": 0.0, "slow": 0.05, "work": 0.0}
     fake = SimpleNamespace(
         monotonic=lambda: clock["now"], perf_counter=lambda: clock["now"], thread_time=lambda: clock["cpu"]
     )
@@ -245,7 +245,8 @@ def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatc
 
     def run_team(*_: int) -> None:
         ways.append("together")
-        clock["now"] += clock["slow"]
+        clock["now"] += clock["work"] + clock["slow"]
+        clock["cpu"] += clock["work"]
 
     monkeypatch.setattr(team, "_hire", lambda helpers: None)
     monkeypatch.setattr(threads._functions(), "run_team", run_team)
@@ -259,16 +260,30 @@ def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatc
     def runs_after(*seconds: float) -> str:
         return " ".join(run_after(s) for s in seconds)
 
-    for _ in range(3):  # a single wait in a row
-        for clock["slow"] in (0.05, 1e-4):
+    def set_run(work: float, wait: float) -> None:
+        clock["work"], clock["slow"] = work, wait
+
+    for _ in range(3):  # a single wait in a row: the other runs could have waited and did not
+        for run in ((0.0, 0.05), (0.002, 1e-4)):
+            set_run(*run)
             assert run_after(0) == "together"
-    clock["slow"] = 0.05
+    set_run(0.0, 0.05)
     assert runs_after(0, 0, 0.01) == "together together alone"
     assert runs_after(0.06, 0.06, 0.06) == "together alone together"
     assert runs_after(0.15, 0.06) == "alone together"
-    clock["slow"] = 1e-4
+    set_run(0.002, 1e-4)
     assert runs_after(2, 0, 0) == "together together together"
-    clock["slow"] = 0.05
+    for run, way in (
+        ((0.0025, 0.02), "together"),
+        ((0.0003, 1e-5), "together"),  # too short to say anything
+        ((0.0025, 0.02), "together"),  # so this is the second in a row
+        ((0.0003, 1e-5), "alone"),
+    ):
+        set_run(*run)
+        assert run_after(0) == way
+    set_run(0.002, 1e-4)
+    assert runs_after(2, 0) == "together together"
+    set_run(0.0, 0.05)
     assert runs_after(0, 0, 0.01) == "together together alone"  # as at first
 
 

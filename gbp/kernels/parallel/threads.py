@@ -6,8 +6,9 @@ together are no more than the processors that the process may use: each further 
 helper.
 
 On a busy machine a caller may wait long for a helper that the system does not run.  A caller that waited too
-long in two runs in a row works alone for a while.  One long wait says little: the system may wake a helper on
-the caller's own processor, and leaves it there until its next tick.
+long in two runs in a row works alone for a while.  A run is one call of `run`: up to 32 calls of kernels.
+Runs shorter than a wait that counts say nothing, so they may lie between the two.  One long wait says little:
+the system may wake a helper on the caller's own processor, and leaves it there until its next tick.
 
 A thread may also work alone always, because others compute at the same time.
 
@@ -95,7 +96,7 @@ class _Team:
         if waited > max(_LEAST_WAIT, _WAITED * took):
             self._alone_until = time.monotonic() + self._alone
             self._alone = min(max(_ALONE, 2 * self._alone), _MAX_ALONE)
-        else:
+        elif took > _LEAST_WAIT:  # a shorter run could not have waited too long
             self._alone = 0.0
 
     def _hire(self, helpers: int) -> None:
