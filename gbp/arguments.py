@@ -39,6 +39,30 @@ def count_of(name: str, value: int) -> int:
     return int(value)
 
 
+def seed_of(name: str, value: int) -> int:
+    """Check the seed of a random generator.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    value
+        Its value.
+
+    Returns
+    -------
+    The value as an int.
+
+    Raises
+    ------
+    InputError
+        Unless it is a whole number of at least 0, as NumPy's generators take.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 0")
+    return int(value)
+
+
 def array_of(value: Any) -> NDArray[Any]:
     """The array that NumPy makes of what a caller gave.
 

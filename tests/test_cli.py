@@ -643,6 +643,31 @@ def test_importing_the_command_line_is_light():
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_output_that_cannot_be_written_is_an_error(size):
+    """The print itself fails for long outputs, and the flush in the end for short ones."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    code = (
+        "import sys, types; from gbp.cli import main as cli; name = 'gbp.diagnostics.inspection';"
+        "engine = types.ModuleType(name); sys.modules[name] = engine;"
+        f"engine.inspect = lambda *_, **__: print('x' * {size});"
+        "sys.exit(cli.main(['inspect', 'net.onnx']))"
+    )
+    root = Path(cli.__file__).parents[2]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=root,
+            text=True,
+            check=False,
+        )
+    said = "gbp: error: cannot write the output: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_a_closed_pipe_is_no_error():
     code = (
         "import sys, types; from gbp.cli import main as cli; name = 'gbp.diagnostics.inspection';"

@@ -20,11 +20,13 @@ from onnx import numpy_helper
 
 from gbp import RULES, Attribution, Contrast, Explainer, InputError, Top, methods
 from gbp.cli import main as cli
+from gbp.compat.captum import NoiseTunnel, Saliency
+from gbp.compat.xplique import SmoothGrad
 from gbp.doubt.classes import class_sensitivity
 from gbp.doubt.faithful import deletion, infidelity, insertion, max_sensitivity
 from gbp.doubt.localise import pointing_game, relevance_mass
 from gbp.doubt.randomise import Randomised, drawn_like
-from gbp.doubt.sanity import MEASURES, MODES, sanity
+from gbp.doubt.sanity import MEASURES, MODES, _randomised_of, sanity
 from gbp.importer.subgraph import Choice
 from gbp.pictures.chart import Chart, draw_charts
 from gbp.pictures.figure import WARNING_PAPER as WARNING
@@ -274,6 +276,23 @@ def test_the_gradient_of_a_linear_score_has_no_infidelity() -> None:
             infidelity(explainer, x, maps, target, moves)
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, "1", None, True])
+def test_seeds_are_checked_by_all_that_draw(seed: Any) -> None:
+    x = noise(1, 3, 8, 8)
+    scores = np.eye(2, 3)
+    calls: list[Callable[[], object]] = [
+        lambda: class_sensitivity(lambda t: t, scores, seed=seed),
+        lambda: max_sensitivity(lambda x, of: x, x, seed=seed),
+        lambda: Randomised(small(), Choice(), seed),
+        lambda: methods.smoothgrad(Explainer(small()), x, seed=seed),
+        lambda: NoiseTunnel(Saliency(small())).attribute(x, target=0, seed=seed),
+        lambda: SmoothGrad(small(), seed=seed),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"seed is .*a whole number of at least 0"):
+            call()
+
+
 def test_sensitivity_is_the_largest_relative_change() -> None:
     x = noise(3, 2, 4) + 5
     assert max_sensitivity(lambda x, of: np.ones_like(x), x).tolist() == [0, 0, 0]
@@ -378,7 +397,7 @@ def test_guided_maps_outlast_random_weights_and_gradients_do_not() -> None:
     assert guided[1].rank > 0.5 > vanilla[1].rank
     assert max(guided[-1].ssim, vanilla[-1].ssim) < 0.5
     assert found.class_cosine["guided"] > 0.9 > found.class_cosine["vanilla"]
-    assert "hardly depends on what the upper layers" in found.verdicts["guided"]
+    assert "hardly depends on what these layers" in found.verdicts["guided"]
     assert "hardly" not in found.verdicts["vanilla"]
     assert found.likeness["independent"]["guided"][0] == guided[0]
     assert any("cascading: fc1" in stage for stage in stages)
@@ -415,9 +434,33 @@ def test_methods_are_doubted_too() -> None:
 
 def test_a_deep_network_has_fewer_stages_and_the_same_end() -> None:
     every, some = (sanity(DEMO, PICTURE, rules=["guided"], layers=k) for k in (24, 2))
-    assert [name for name, _ in some.layers] == ["logits", "conv1"]
+    assert [name for name, _ in some.layers] == ["conv4", "conv1"]
+    assert some.randomised == (3, 6)
     assert not some.every_layer
+    assert some.verdicts == every.verdicts
     assert some.likeness["cascading"]["guided"][-1] == every.likeness["cascading"]["guided"][-1]
+
+
+def test_a_single_stage_randomises_all_layers() -> None:
+    found = sanity(DEMO, PICTURE, rules=["guided"], layers=1)
+    assert found.randomised == (6,)
+    assert found.likeness["cascading"]["guided"][0].ssim < 0.5  # type: ignore[union-attr]
+    verdict = found.verdicts["guided"]
+    assert verdict.startswith("with all SSIM is")
+    assert "hardly" not in verdict
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_the_last_stage_randomises_all_layers_and_one_about_half(count: int) -> None:
+    for most in range(1, count + 2):
+        randomised = _randomised_of(count, most)
+        assert len(randomised) == min(most, count)
+        assert [*randomised] == sorted({*randomised})
+        assert randomised[-1] == count
+        if count > 1 < most:
+            near = min(abs(n - count / 2) for n in randomised[:-1])
+            step = (count - 1) / (min(most, count) - 1)
+            assert near <= (0.5 if most == 2 else step / 2 + 0.5)
 
 
 def test_sanity_of_rows_of_numbers_and_of_volumes() -> None:
@@ -439,6 +482,7 @@ def test_sanity_of_rows_of_numbers_and_of_volumes() -> None:
         ({"target": Top(2)}, "names 2 classes"),
         ({"rules": []}, "no rules"),
         ({"layers": 0}, "layers is 0"),
+        ({"seed": -1}, "seed is -1.*at least 0"),
         ({"method": "best"}, "method is 'best'.*smoothgrad"),
         ({"method": "grad-cam", "rules": ["guided"]}, "'grad-cam' has a rule of its own"),
         ({"method": "saliency", "method_options": {"steps": 3}}, "steps is no argument of method 'saliency'"),
@@ -477,6 +521,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "cannot tell the format" in capsys.readouterr().err
     assert cli.main([*arguments, "--layers", "0"]) == 2
     assert "--layers is 0" in capsys.readouterr().err
+    assert cli.main([*arguments, "--seed", "-1"]) == 2
+    assert "--seed is -1. Supported: a whole number of at least 0." in capsys.readouterr().err
 
 
 def test_a_chart_draws_every_line_and_leaves_gaps() -> None:

@@ -57,9 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, `head` say, is gone; the flush at exit needs another file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        if error.errno is None or error.filename is not None:  # it is no error of the standard output
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        if isinstance(error, BrokenPipeError):  # the reader, `head` say, is gone
+            return 141
+        print(f"gbp: error: cannot write the output: {error.strerror}.", file=sys.stderr)
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

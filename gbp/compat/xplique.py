@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import at_least_one, count_of
+from ..arguments import at_least_one, count_of, seed_of
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -286,7 +286,7 @@ class Statistic(WhiteBox, ABC):
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
         count_of("nb_samples", nb_samples)
-        self.nb_samples, self.noise, self.seed = nb_samples, deviation("noise", noise), seed
+        self.nb_samples, self.noise, self.seed = nb_samples, deviation("noise", noise), seed_of("seed", seed)
 
     def _explain(self, x: Floats, targets: Floats) -> Floats:
         rng, maps = np.random.default_rng(self.seed), []

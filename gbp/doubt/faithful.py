@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import array_of, count_of, fits
+from ..arguments import array_of, count_of, fits, seed_of
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
@@ -210,12 +210,12 @@ def max_sensitivity(
     Raises
     ------
     InputError
-        For a radius that is not above 0.
+        For a radius that is not above 0, and for samples and seeds that are none.
     """
     count_of("samples", samples)
     if not 0 < radius < np.inf:
         raise InputError(f"radius is {radius}.", supported="numbers above 0")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_of("seed", seed))
     at = np.asarray(explain(x, np.arange(len(x))), np.float64)
     values = []
     for i, sample in enumerate(x):

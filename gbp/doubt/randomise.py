@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from ..arguments import seed_of
 from ..errors import InputError, ModelError
 from ..importer.load import open_model
 from ..importer.proto import Model, label, tensor_values
@@ -61,16 +62,16 @@ class Randomised:
     Raises
     ------
     InputError
-        Where the model has no layer with weights.
+        Where the model has no layer with weights, and for a seed that is none.
     GbpError
         Where the model cannot be read.
     """
 
     def __init__(self, model: Model, choice: Choice, seed: int = 0) -> None:
+        self._seed = seed_of("seed", seed)
         source = open_model(model, choice)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source.model)
-        self._seed = seed
         self._tensors: dict[str, onnx.TensorProto] = {}
         for tensor in self.model.graph.initializer:
             if tensor.name in source.weights.pieces:  # they were left in the file

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..arguments import count_of
+from ..arguments import count_of, seed_of
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..importer.proto import Model
@@ -83,8 +83,9 @@ class Sanity:
         The seed of the draws.
     layers
         (name, op) of the layers that were randomised, the last one of the network first.
-    every_layer
-        Whether these are all layers with weights; else those between them were randomised with the next.
+    randomised
+        How many layers the cascade has randomised at each of them.  At the last one these are all layers with
+        weights.
     likeness
         Mode → rule, or method and rule → one `Likeness` for each layer; None where the randomised network has
         no map: it overflows, or the map is 0 everywhere.
@@ -97,23 +98,33 @@ class Sanity:
     target: int
     seed: int
     layers: tuple[tuple[str, str], ...]
-    every_layer: bool
+    randomised: tuple[int, ...]
     likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]]
     class_cosine: dict[str, float]
     pictures: dict[str, tuple[tuple[str, Image.Image], ...]]
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """For each rule a sentence on the cascade: half of its stages, and all of them."""
+        """For each rule a sentence on the cascade: about half of the layers, and all of them."""
+        count = self.randomised[-1]
+        near = min(range(len(self.randomised)), key=lambda k: abs(self.randomised[k] - count / 2))
         said = {}
         for rule, values in self.likeness["cascading"].items():
-            half, last = values[len(values) // 2 - 1], values[-1]
-            said[rule] = f"with the upper half of the layers random {_said(half)}, with all {_said(last)}."
-            if len(values) > 1 and half is not None and half.ssim >= _SAME:
-                said[rule] += " The map hardly depends on what the upper layers have learned."
+            half, last = values[near], values[-1]
+            parts = [f"with all {_said(last)}."]
+            if (n := self.randomised[near]) < count:
+                parts.insert(0, f"with the last {n} of {count} layers random {_said(half)},")
+                if half is not None and half.ssim >= _SAME:
+                    parts.append("The map hardly depends on what these layers have learned.")
             if last is not None and last.ssim >= _SAME:
-                said[rule] += " It hardly depends on any weights."
+                parts.append("The map hardly depends on any weights.")
+            said[rule] = " ".join(parts)
         return said
+
+    @property
+    def every_layer(self) -> bool:
+        """Whether each layer has a stage; else those between two stages were randomised with the later."""
+        return len(self.layers) == self.randomised[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, in JSON's types.  `gbp sanity --json` prints them."""
@@ -125,6 +136,7 @@ class Sanity:
             "target": self.target,
             "seed": self.seed,
             "layers": [{"name": name, "op": op} for name, op in self.layers],
+            "randomised": list(self.randomised),
             "every_layer": self.every_layer,
             **{
                 mode: {
@@ -190,7 +202,8 @@ def sanity(
         the same for all randomised models.
     layers
         How many stages there are at most.  In a network of more layers the stages are spread evenly, and a
-        stage of the cascade randomises all layers from there on.
+        stage of the cascade randomises all layers from there on.  The last stage randomises all layers; of
+        two stages the first randomises half of them.
     seed
         The seed of the draws.
     report
@@ -208,6 +221,7 @@ def sanity(
         Where gbp cannot explain the model or the image, or finds no weights.
     """
     count_of("layers", layers)
+    seed = seed_of("seed", seed)
     makers = _makers(rules, method, method_options or {})
     explainer = Explainer(model, **options)
     x = explainer.prepare(image)
@@ -222,7 +236,8 @@ def sanity(
     choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
     weights = Randomised(model, choice, seed)
     count = len(weights.layers)
-    stages = _spread(count - 1, 0, layers)
+    randomised = _randomised_of(count, layers)
+    stages = [count - n for n in randomised]
     options |= {"preprocess": explainer.preprocess, "labels": explainer.labels}
     likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
     pictures = {
@@ -250,7 +265,7 @@ def sanity(
         asked,
         seed,
         tuple((weights.layers[k].name, weights.layers[k].op) for k in stages),
-        len(stages) == count,
+        randomised,
         likeness,
         _class_cosines(explainer, makers, x, first.scores, seed),
         {
@@ -279,6 +294,13 @@ def _makers(rules: Sequence[str] | None, method: str | None, options: Mapping[st
         f"{method}, {rule}": partial(known.call, rule=rule, **options)
         for rule in (rules if rules is not None else (known.rule,))
     }
+
+
+def _randomised_of(count: int, most: int) -> tuple[int, ...]:
+    """How many of `count` layers each of up to `most` stages randomises: in the end all of them."""
+    if most == 1:
+        return (count,)
+    return tuple(_spread(count // 2 if most == 2 and count > 1 else 1, count, most))
 
 
 def _spread(first: int, last: int, most: int) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import array_of, count_of
+from ..arguments import array_of, count_of, seed_of
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -258,10 +258,9 @@ class _Copies:
         given = _array(noise) if share is None else None
         count = count_of("samples", samples) if given is None else len(given)
         if count < least:
-            raise InputError(f"samples is {count}.", supported=f"at least {least}, for a variance")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise InputError(f"seed is {seed!r}.", supported="a whole number of at least 0")
-        return cls(count, share, int(seed) if given is None else None, given)
+            raise InputError(f"samples is {count}.", supported=f"at least {least}")
+        seed = seed_of("seed", seed)
+        return cls(count, share, seed if given is None else None, given)
 
     @property
     def noise(self) -> str:
@@ -270,9 +269,10 @@ class _Copies:
 
     def of(self, x: NDArray[np.float32], index: int, images: int) -> Callable[[slice], NDArray[np.float32]]:
         """The copies of sample x, number `index` of so many images: a function that makes some of them."""
-        if self.share is None or self.seed is None:
-            assert self.given is not None
+        if self.given is not None:
             return _with_given(x, self.given, index, images)
+        assert self.share is not None
+        assert self.seed is not None
         return _with_drawn(x, self.share, self.count, self.seed)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...arguments import count_of
+from ...arguments import count_of, seed_of
 from ...errors import InputError
 from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
@@ -80,7 +80,7 @@ class NoiseTunnel:
         target, n = options.pop("target", None), len(x)
         total: Any = 0.0
         squares: Any = 0.0
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed_of("seed", seed))
         for start in range(0, count, at_once):
             copies = min(at_once, count - start)
             noise = np.stack([rng.normal(0, scale, x.shape) for _ in range(copies)], axis=1)
