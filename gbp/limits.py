@@ -81,12 +81,14 @@ class computing(np.errstate):  # lower case, like the context manager that it ex
             ) from None
 
 
-def max_working_bytes(numbers: int, weights: int) -> int:
-    """Most bytes of working memory for one sample of so many numbers, in a network with so many weights.
+def max_working_bytes(numbers: int, weights: int, layers: int) -> int:
+    """Most bytes of working memory for one sample, by its numbers and by a network's weights and layers.
 
-    A few bytes in a file, such as pads of a million, must not make gigabytes of a small picture.
+    A few bytes in a file, such as pads of a million, must not make gigabytes of a small picture.  A layer may
+    have many channels at each number of the input, and the gradient may need the values of all layers, so
+    each of them adds to the limit.
     """
-    return min(MAX_BYTES_PER_SAMPLE, 2**28 + 2**11 * numbers + 2**4 * weights)
+    return min(MAX_BYTES_PER_SAMPLE, 2**28 + 2**4 * weights + 2**11 * numbers * layers)
 
 
 def max_bytes_made_of(stored: int) -> int:

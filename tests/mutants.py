@@ -291,6 +291,13 @@ def change_tensor(m: onnx.ModelProto, rng: random.Random) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, kind), tensor.name))
 
 
+def empty(tensor: TensorProto, axis: int) -> None:
+    """Leave no index along one axis of a tensor, so that it holds no number."""
+    dims, kind, name = list(tensor.dims), tensor.data_type, tensor.name
+    dims[axis] = 0
+    tensor.CopyFrom(helper.make_tensor(name, kind, dims, b"", raw=True))
+
+
 def change_node(m: onnx.ModelProto, rng: random.Random) -> None:
     graph = m.graph
     node = rng.choice(graph.node)
@@ -607,4 +614,8 @@ def mutated(seed: int) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if model.graph.node and model.graph.initializer:
             rng.choice(STRUCTURAL)(model, rng)
+    tensors = [tensor for tensor in model.graph.initializer if tensor.dims]
+    if tensors and rng.random() < 0.05:  # last, so that the mutant of a seed is otherwise what it was
+        tensor = rng.choice(tensors)
+        empty(tensor, rng.randrange(len(tensor.dims)))
     return model.SerializeToString()

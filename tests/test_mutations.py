@@ -29,7 +29,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mutants import BESIDE, FIELDS, MODELS, beside, change_any, mutated
+from builder import Builder
+from mutants import BESIDE, FIELDS, MODELS, beside, change_any, empty, mutated
+
+from gbp import Explainer, GbpError
+from gbp.ops.affine import Affine
+from gbp.passes.elementwise import of_numbers
 
 COUNT = 2000
 MEMORY = 6 * 2**30  # of address space: LLVM, OpenMP's stacks and the modules take one and a half
@@ -244,6 +249,41 @@ def test_a_damaged_file_is_refused_or_explained_but_never_crashes():
     assert sum("Error: " in line for line in attempts) > COUNT // 3
     assert int(peak.split()[1]) < MAX_MEBIBYTES
     assert float(peak.split()[5]) < MAX_CPU
+
+
+ONE_BY_ONE = ("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Pow", "Where", "PRelu", "Greater")
+
+
+@pytest.mark.parametrize("op", ONE_BY_ONE)
+@pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 1, 1, 1), (1, 3, 1, 4), (1, 1)], ids=str)
+def test_an_empty_constant_is_refused(op: str, shape: tuple[int, ...]) -> None:
+    for dims in ((0,), (0, 1), (1, 0), (3, 0, 1), (0, 1, 1, 1), (1, 3, 4, 0)):
+        for is_first in (False, True)[: 1 if op == "PRelu" else 2]:
+            b = Builder(17)
+            y, c = b.relu(b.input(*shape)), b.constant(np.ones(dims))
+            operands = (c, y) if is_first else (y, c)
+            if op == "Where":
+                operands = b.node("Greater", y, b.constant(0.5)), *operands
+            model = b.foreign(op, shape, *operands)
+            with pytest.raises(GbpError, match=r"holds no number|does not broadcast"):
+                Explainer(b.model(model))
+
+
+def test_an_op_of_no_channels_is_a_function_of_numbers() -> None:
+    found = of_numbers(Affine(np.empty(0), np.empty(0), 1), 4)
+    assert found is not None
+    assert [c.shape for c in found.constants] == [(1, 0, 1, 1)] * 2
+
+
+def test_an_empty_weight_is_refused_or_explained(tmp_path: Path) -> None:
+    """Each tensor of each model in turn, with no index along one axis."""
+    (tmp_path / BESIDE).write_bytes(beside())
+    for make in MODELS:
+        for i, tensor in enumerate(make().graph.initializer):
+            for axis in range(len(tensor.dims)):
+                model = make()
+                empty(model.graph.initializer[i], axis)
+                attempt(model.SerializeToString(), random.Random(3), tmp_path / "model.onnx")
 
 
 #: What earlier runs found: an attribute of 2⁶³ − 1, to which one was added; an empty list of axes; a constant

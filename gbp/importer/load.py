@@ -365,7 +365,7 @@ class _Builder:
         if self.budget.layers < 0:
             node.refuse(
                 "with it the network has too many layers to plan.",
-                supported=f"up to {MAX_NODES}, of which some kinds count as several",
+                supported=f"up to {MAX_NODES} layers; some kinds count as several",
             )
         if self.budget.weights < 0:
             node.refuse("with its weights the network takes many times the memory of its file.")

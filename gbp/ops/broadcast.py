@@ -113,6 +113,8 @@ def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
         c = node.constant_integers(index).astype(np.float32)
     else:
         c = node.constant(index, infinite=node.op in _OF_INFINITY)
+    if not c.size:
+        node.refuse(f"a constant of shape {list(c.shape)} holds no number.")
     if node.opset >= 7:
         return c
     node.ignore("broadcast")

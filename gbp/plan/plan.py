@@ -159,11 +159,14 @@ class Plan:
             kinds={layer.name: layer.kind for layer in graph.layers},
             notes=graph.notes,
         )
-        nbytes, most = plan.nbytes(1, targets=1), max_working_bytes(elements(plan.input_shape), plan.weights)
+        numbers, layers = elements(plan.input_shape), len(plan.instructions)
+        nbytes, most = plan.nbytes(1, targets=1), max_working_bytes(numbers, plan.weights, layers)
         if nbytes > most:
             raise UnsupportedError(
                 f"one image needs {readable_bytes(nbytes)} of working memory.",
-                supported=f"up to {readable_bytes(most)} for an input and weights of their size",
+                supported=f"up to {readable_bytes(most)} for a network and an image of this size",
+                hint=("Keep fewer tensors, or explain" if kept else "Explain")
+                + " a smaller image; else check the pads and sizes in the file.",
             )
         return plan
 
