@@ -14,9 +14,8 @@ from typing import Any
 def uninterrupted() -> Iterator[None]:
     """Delay the Python handlers of signals until the block is done.  Then Ctrl-C raises KeyboardInterrupt.
 
-    While LLVM links a kernel it calls Python through ctypes, which drops exceptions.  If a handler raised
-    there, LLVM would have no kernel, and Numba would write to an invalid address.  Python runs handlers in
-    the main thread only, so other threads need no delay.
+    An exception in the middle of compiling would leave Numba's own tables half filled.  Python runs handlers
+    in the main thread only, so other threads need no delay.
     """
     held: dict[int, Any] = {}
     waiting: dict[int, FrameType | None] = {}
