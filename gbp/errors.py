@@ -61,9 +61,22 @@ def shown(text: str) -> str:
 
 
 def readable_bytes(bytes_: float) -> str:
-    """The number of bytes with a unit, such as 1.5 GiB or 12 MiB."""
-    gib = bytes_ / 2**30
-    return f"{gib:.3g} GiB" if gib >= 1 else f"{bytes_ / 2**20:.3g} MiB"
+    """The number of bytes with a unit, such as 1.5 GiB, 12 MiB or 40.1 KiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if bytes_ >= unit:
+            return f"{bytes_ / unit:.3g} {name}"
+    return f"{bytes_ / 2**10:.3g} KiB"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A count with its noun: "1 image", "2 images"; `many` is the plural of a noun that takes no s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def reason_of(error: Exception) -> str:
+    """The reason of an error, without the number and the name of a file, and without a full stop."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return (reason or str(error)).rstrip(".")
 
 
 class ModelError(GbpError, ValueError):

@@ -405,7 +405,7 @@ def test_two_runs_at_once_are_refused_unless_they_share(photos: Path, out: Path)
         ({"shard": (0, 2)}, "shard is"),
         ({"engine": "spark"}, "engine is 'spark'"),
         ({"engine": "ray", "actors": 0}, "actors is 0"),
-        ({"labels": ["a"]}, "1 labels and 12 scores"),
+        ({"labels": ["a"]}, "1 label and 12 scores do not fit"),
     ],
 )
 def test_what_is_wrong_for_all_images_is_refused_at_once(

@@ -175,6 +175,11 @@ def test_noisy_methods_are_moments_of_the_maps_of_copies(tiny: Explainer, rule: 
     assert found.details["same_class"].tolist() == kept.tolist()
 
 
+def test_a_single_copy_is_named_so(tiny: Explainer) -> None:
+    (note,) = (note for note in smoothgrad(tiny, samples_of(1), samples=1).notes if "SmoothGrad" in note)
+    assert " 1 copy, noise of 0.15 " in note
+
+
 def test_the_class_is_fixed_before_noise_is_added(tiny: Explainer) -> None:
     x = samples_of(1)
     best = tiny.predict(x).argmax(axis=1)

@@ -225,7 +225,7 @@ def test_what_cannot_be_asked(explainer: Explainer) -> None:
     headless = Explainer(DEMO, output="relu_fc")
     x = np.zeros((1, *headless.input_shape[1:]), np.float32)
     for target, score, message in [
-        (Unit("relu1", 5, 0, 0), None, r"'relu1' has shape \[5, 4, 5\], and no unit 5:0:0"),
+        (Unit("relu1", 5, 0, 0), None, r"'relu1' has shape \[5, 4, 5\], and no unit 5,0,0"),
         (Unit("relu1", 1), None, r"shape \[5, 4, 5\]"),
         (Channel("relu1", 5), None, "no channel 5 along axis 0"),
         (Unit("relu9"), None, "no tensor .* is called 'relu9'"),
@@ -300,6 +300,9 @@ def test_the_command_line_asks(
         (("--against", "key"), "--against needs --target."),
         (("--at", "relu3", "--score", "margin"), "--score is of classes"),
         (("--at", "relu3", "--unit", "a"), "--unit is 'a'."),
+        (("--at", "relu3", "--unit", "1,2"), "and no unit 1,2."),
+        (("--target", "5,6", "--against", "7"), "--target is '5,6'. Supported: with --against, one class"),
+        (("--target", "5", "--against", "6,7"), "--against is '6,7'. Supported: with --against, one class"),
         (("--score", "margin", "--method", "smoothgrad"), "--method explains logits."),
         (("--target", "ring,key", "--rule", "all"), "several rules draw one target."),
         (("--target", "ring,key", "--style", "overlay"), "several targets are drawn as a strip."),

@@ -349,7 +349,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unknown ops": ("explain odd.onnx cat.png", "Frobnicate 'relu' (node 3 of 6); LSTM 'pool'"),
     "no picture": ("explain net.onnx nothing.png", "'nothing.png'"),
     "text": ("explain net.onnx cat.png text.png -o .", "'text.png' is not an image"),
-    "half a picture": ("explain net.onnx half.png", "'half.png' is a damaged image"),
+    "half a picture": (
+        "explain net.onnx half.png",
+        "'half.png' is a damaged image: image file is truncated.",
+    ),
+    "a baseline": (
+        "explain net.onnx cat.png --method integrated-gradients --baseline nosuch.npy",
+        "cannot read the array 'nosuch.npy': No such file or directory.",
+    ),
     "a bomb": ("explain net.onnx bomb.png", "'bomb.png' has more than"),
     "class 99": ("explain net.onnx cat.png --target 99", "target 99 is no class. Supported: 0 to 3"),
     "no such class": ("explain net.onnx cat.png --target zebra", "no class is called 'zebra'"),

@@ -147,6 +147,8 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     about = scripts(out)["about"]
     assert about["title"] == "Two rings"
     assert list(about["seconds"]) == ["vanilla", "grad-cam"]
+    assert cli.main(["report", str(MODELS / "demo.onnx"), images[0], *options]) == 0
+    assert re.search(r": 1 image, [\d.]+ [KM]iB\n", capsys.readouterr().out)
     assert cli.main(["report", str(MODELS / "demo.onnx"), images[0], "-o", images[0]]) == 2
 
 

@@ -204,9 +204,10 @@ def test_what_is_refused_at_the_start(
 ) -> None:
     assert "two models are called 'demo'" in refused(capsys, DEMO, DEMO)
     assert "supported: a name without '/'" in refused(capsys, f"a/b={DEMO}").lower()
-    assert "the limit queue is 0" in refused(capsys, DEMO, "--queue", "0")
+    assert "--queue is 0" in refused(capsys, DEMO, "--queue", "0")
+    assert "--max-pixels is 0" in refused(capsys, DEMO, "--max-pixels", "0")
     assert "nowhere.onnx" in refused(capsys, str(tmp_path / "nowhere.onnx"))
-    assert "the port is 99999" in refused(capsys, DEMO, "--port", "99999")
+    assert "--port is 99999" in refused(capsys, DEMO, "--port", "99999")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on" in refused(capsys, DEMO, "--port", str(taken.getsockname()[1]))
     monkeypatch.setattr(command, "_NEEDED", {"no_such_module": "no-such-module"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from gbp import At, Explainer, InputError, Top
 from gbp.cli.main import main
 from gbp.cli.options import in_options
 from gbp.cli.options import target as target_of
+from gbp.errors import counted, readable_bytes
+from gbp.kernels.parallel.threads import thread_count
+from gbp.pictures.preprocess import Preprocess
 from gbp.questions.targets import Classes
+from gbp.serve.limits import Limits
 
 IMAGENET = (
     *("bullfrog, Rana catesbeiana", "polecat, fitch", "catamaran", "tabby, tabby cat", "tiger cat"),
@@ -140,6 +145,22 @@ def test_the_command_line_reads(said: str, meant: Any) -> None:
     assert target_of(said) == meant
 
 
+def test_counts_and_sizes_in_sentences() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
+    assert [readable_bytes(2.0**n) for n in (9, 19, 21, 31)] == ["0.5 KiB", "512 KiB", "2 MiB", "2 GiB"]
+    one = Classes((2,), ("cat",))
+    with pytest.raises(InputError, match=r"^1 label and 2 scores do not fit together"):
+        one.check_labels()
+
+
+def refusal(call: Callable[..., object], *arguments: object, **options: object) -> str:
+    """The message of what the library refuses."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
@@ -150,6 +171,29 @@ def test_the_command_line_reads(said: str, meant: Any) -> None:
         ("input 'x' has shape [1].", "input 'x' has shape [1]."),
         ("Say it: size=(H, W).", "Say it: --size HxW."),
         ("labels are not known. Give labels.", "labels are not known. Give --labels."),
+        (refusal(Preprocess, size=(0, 0)), "--size is 0x0. Supported: N or HxW, of at least 1."),
+        (refusal(Preprocess, mean=(1.0, 2.0)), "--mean is 1,2. Supported: 1 or 3 numbers."),
+        (refusal(Preprocess, std=(0.0,)), "--std is 0. Supported: numbers above 0."),
+        (refusal(Preprocess, crop=3.0), "--crop is 3.0. Supported: a number from 0.01 to 1, or auto."),
+        (refusal(Preprocess, scale=0.0), "--scale is 0.0. Supported: a number other than 0."),
+        (refusal(thread_count, 0), "--threads is 0. Supported: a whole number from 1 to 1024."),
+        (refusal(Limits, body=0), "--max-body is 0. Supported: numbers of at least 1."),
+        (refusal(Limits, pixels=0), "--max-pixels is 0. Supported: numbers of at least 1."),
+        (refusal(Limits, targets=0), "--max-targets is 0. Supported: numbers of at least 1."),
+        (refusal(Limits, queue=0), "--queue is 0. Supported: numbers of at least 1."),
+        (refusal(Limits, seconds=0), "--seconds is 0. Supported: numbers of at least 1."),
+        ("port is 99999. Supported: 0 to 65535.", "--port is 99999. Supported: 0 to 65535."),
+        ("classes is 0. Supported: 1 to 20.", "--classes is 0. Supported: 1 to 20."),
+        ("Leave the device out to compute on the CPU.", "Leave --device out to compute on the CPU."),
+        ("size is (5, 5), the network takes (8, any).", "--size is 5x5, the network takes 8xany."),
+        (
+            "preprocess asks for size (5, 5), the network takes (8, 8).",
+            "preprocess asks for size 5x5, the network takes 8x8.",
+        ),
+        (
+            "'a.toml': preprocess size is (0, 0), wanted it.",
+            "'a.toml': preprocess size is (0, 0), wanted it.",
+        ),
     ],
 )
 def test_the_command_line_speaks_its_own_language(said: str, shown: str) -> None:

@@ -19,9 +19,9 @@ from builder import Builder
 from PIL import Image
 from test_cache import with_kernels
 
-from gbp import Explainer
+from gbp import Explainer, InputError
 from gbp.cli import compiling
-from gbp.engine.warming import kernels_of
+from gbp.engine.warming import _noise, kernels_of
 from gbp.kernels.binary import CHOICES, SLOPES, VALUES, choice_kernel, slope_kernel, value_kernel
 from gbp.kernels.checksum import _sum_blocks
 from gbp.kernels.codegen.cache import ROOT as CACHE
@@ -328,12 +328,31 @@ def test_a_cache_that_cannot_be_written(folder: Path, threads: int) -> None:
     assert warmed.count("\n") == 1
 
 
+def test_a_size_fills_the_axis_that_is_open() -> None:
+    """The height is fixed, so the width is the second number; a size of another height is refused."""
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.input(1, 3, 8, 9))), 4))
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "any"
+    engine = Explainer(model)._engine
+    _, sample = _noise(engine, (8, 5))
+    assert sample.shape == (1, 3, 8, 5)
+    for size, says in (
+        ((9, 5), r"size is \(9, 5\), the network takes \(8, any\)"),
+        ((8, 0), r"size is \(8, 0\)\. Supported: \(H, W\)"),
+        (8, "size is 8"),
+    ):
+        with pytest.raises(InputError, match=says):
+            Explainer(model).warmup(size)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["warmup", "gone.onnx"], "gone.onnx"),
         (["warmup", "plain.onnx", "cat.png"], "cat.png"),
         (["warmup", "open.onnx"], "leaves the image size open"),
+        (["warmup", "open.onnx", "--size", "0"], "--size is 0x0. Supported: "),
+        (["warmup", "plain.onnx", "--size", "50"], "--size is 50x50, the network takes 8x8."),
     ],
 )
 def test_warmup_refuses_on_one_line(folder: Path, arguments: list[str], says: str) -> None:

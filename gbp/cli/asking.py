@@ -93,11 +93,20 @@ def question_of(arguments: argparse.Namespace, labels: Callable[[], Sequence[str
     if best:
         return Top(int(best[1]))
     if arguments.against is not None:
+        _refuse_several(arguments, labels)
         return Contrast(target(text), target(arguments.against))
     parts = [part.strip() for part in text.split(",")]
     if several and all(parts):
         return Several(*map(target, parts))
     return target(text)
+
+
+def _refuse_several(arguments: argparse.Namespace, labels: Callable[[], Sequence[str] | None]) -> None:
+    """Raise `InputError` where a contrast is asked for with several classes on a side."""
+    for name in ("target", "against"):
+        text = getattr(arguments, name)
+        if "," in text and text.casefold() not in {label.casefold() for label in labels() or ()}:
+            raise InputError(f"--{name} is {text!r}.", supported="with --against, one class on each side")
 
 
 def _position(text: str | None) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
+from ..errors import counted
 from ..rules import RULES
 from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
 from .progress import add_progress, compiling_shown, counting, reporting
@@ -85,7 +86,7 @@ def features(arguments: argparse.Namespace) -> int:
     elif not arguments.quiet:
         failed = f"; {len(found.failed)} could not be read" if found.failed else ""
         before = f", {found.before} of them before" if found.before else ""
-        print_line(f"{found.layer}: {found.images} images{before}{failed}")
+        print_line(f"{found.layer}: {counted(found.images, 'image')}{before}{failed}")
         print_line(f"a unit sees {found.field[0]}×{found.field[1]} pixels")
         for channel, hits in found.hits.items():
             if hits:

@@ -21,9 +21,9 @@ STYLES = ("overlay", "diverging", "gray", "rgb", "strip")
 
 #: Arguments of the library that are options of the same name.
 _OPTIONS = (
-    "activations|actors|algorithm|alpha|bare|baseline|canvas|channels?|device|given|input|labels|layers?|"
-    "limits|memory|noise|output|palette|part|percentile|preprocess|rule|samples|score|seed|size|smooth|"
-    "steps|style|target|threads|top"
+    "activations|actors|algorithm|alpha|bare|baseline|canvas|channels?|classes|device|given|input|labels|"
+    "layers?|limits|memory|noise|output|palette|part|percentile|port|preprocess|queue|rule|samples|score|"
+    "seconds|seed|size|smooth|steps|style|target|threads|top"
 )
 
 #: Text in messages of the library → its form on the command line.
@@ -32,9 +32,14 @@ _SAID = {
     "size=(H, W)": "--size HxW",
     "Give labels.": "Give --labels.",
     "max_side is": "--max-side is",
+    ", or None for all": "",
+    "Leave the device out": "Leave --device out",
     "Top(k)": "top5",
     "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
 }
+
+#: How a size of another input is said on the command line.
+_TAKES = r"size\1 \2x\3, the network takes \4x\5"
 
 
 def add_model(command: Options) -> None:
@@ -306,9 +311,26 @@ def print_paragraph(text: str, indent: int, break_on_hyphens: bool = True) -> No
 
 def in_options(text: str) -> str:
     """A message of the library with arguments written as options: `target=3` → `--target 3`."""
+    text = _of_preprocessing(text)
     for said, option in _SAID.items():
         text = text.replace(said, option)
     text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
     text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
     text = re.sub(r"^k(?= is\b)", "top", text)  # of `Top(k)`
+    text = re.sub(r"^(body|pixels|targets)(?= is\b)", r"--max-\1", text)
+    text = re.sub(r"\bsize( is)? \((\w+), (\w+)\), the network takes \((\w+), (\w+)\)", _TAKES, text)
+    text = re.sub(r"^size is \((-?\d+), (-?\d+)\)", r"size is \1x\2", text)
     return re.sub(rf"^((target|layer)(?= ['\d-])|({_OPTIONS})(?= (is|has|holds|names)\b))", r"--\1", text)
+
+
+def _of_preprocessing(text: str) -> str:
+    """`in_options` of what `Preprocess` refuses: preprocess std is (0.0, 1.0) → --std is 0,1."""
+    found = re.fullmatch(r"preprocess (mean|std|scale|size|crop|resize) is (.*), wanted (.*)\.", text)
+    if found is None:
+        return text
+    name, value, wanted = found.groups()
+    if value.startswith("("):
+        numbers = [f"{float(number):g}" for number in value.strip("()").split(",") if number]
+        value = ("x" if name == "size" else ",").join(numbers)
+    wanted = "N or HxW, of at least 1" if name == "size" else wanted.replace("resize is", "--resize is")
+    return f"--{name} is {value}. Supported: {wanted.replace(chr(39), '')}."

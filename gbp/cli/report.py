@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, shown
+from ..errors import InputError, counted, readable_bytes, shown
 from ..methods import METHODS
 from .explain import make_folder
 from .methods import rules
@@ -101,7 +101,8 @@ def report(arguments: argparse.Namespace) -> int:
     elif not arguments.quiet:
         for name, value in summary.seconds.items():
             print_line(f"  {name:<24} {value:8.2f} s")
-        print_line(f"wrote {path}: {summary.images} images, {path.stat().st_size / 2**20:.1f} MiB")
+        size = readable_bytes(path.stat().st_size)
+        print_line(f"wrote {path}: {counted(summary.images, 'image')}, {size}")
     for why in summary.skipped.values():
         print(shown(f"gbp: skipped: {why}"), file=sys.stderr)
     return 1 if summary.skipped else 0

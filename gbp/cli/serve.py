@@ -83,7 +83,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
     limits = Limits(
         body=arguments.max_body,
-        pixels=arguments.max_pixels or Limits.pixels,
+        pixels=Limits.pixels if arguments.max_pixels is None else arguments.max_pixels,
         targets=arguments.max_targets,
         queue=arguments.queue,
         seconds=arguments.seconds,

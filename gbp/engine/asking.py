@@ -214,7 +214,7 @@ def _place(item: Unit | Channel, tensor: Tensor) -> tuple[Any, ...]:
     if len(item.position) != len(axes) or any(
         i >= shape[axis] for i, axis in zip(item.position, axes, strict=True)
     ):
-        place = ":".join(map(str, item.position))
+        place = ",".join(map(str, item.position))
         raise InputError(
             f"{item.tensor!r} has shape {list(shape)}, and no unit {place}.",
             supported="an index for each axis",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import array_of
 from ..errors import GbpError, InputError
 from ..kernels.codegen.cache import CACHE_DIRECTORY
 from ..kernels.codegen.jit import Native, compiled, not_kept
@@ -77,10 +79,31 @@ def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
 
 def _noise(engine: Engine, size: tuple[int, int] | None) -> tuple[Plan, NDArray[np.float32]]:
     """The plan for samples of the model's size, or of this one where it is open, and such a sample."""
-    preprocess, source = engine.inputs.preprocess, engine.inputs.source
-    open_sizes = iter(size or (preprocess and preprocess.size) or ())
-    shape = tuple(n or next(open_sizes, 0) for n in source.input_shape[1:])
+    preprocess, input_shape = engine.inputs.preprocess, engine.inputs.source.input_shape
+    if size is not None:
+        _check_size(size, input_shape, _plane(engine))
+    sizes = size or (preprocess and preprocess.size) or ()
+    given = dict(zip(_plane(engine), sizes, strict=False))
+    shape = tuple(n or given.get(axis, 0) for axis, n in enumerate(input_shape))[1:]
     if 0 in shape:
         raise InputError("the model leaves the image size open.", hint="Say it: size=(H, W).")
     noise = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
     return engine.sessions.of(shape).plan, noise
+
+
+def _plane(engine: Engine) -> tuple[int, ...]:
+    """The axes of height and width; of what is no image, the axes that the model leaves open."""
+    shape = engine.inputs.source.input_shape
+    if len(shape) == 4:
+        return (1, 2) if engine.inputs.layout(shape) == "NHWC" else (2, 3)
+    return tuple(axis for axis, n in enumerate(shape) if axis and n is None)
+
+
+def _check_size(size: tuple[int, int], shape: Sequence[int | None], plane: tuple[int, ...]) -> None:
+    """Raise `InputError` for a size that is none, or that is not the size of a model which fixes its own."""
+    given = array_of(size)
+    if given.shape != (2,) or given.dtype.kind not in "iu" or given.min() < 1:
+        raise InputError(f"size is {size!r}.", supported="(H, W), whole numbers of at least 1")
+    if any(shape[axis] not in (None, n) for axis, n in zip(plane, size, strict=False)):
+        takes = ", ".join("any" if shape[axis] is None else str(shape[axis]) for axis in plane)
+        raise InputError(f"size is {tuple(size)}, the network takes ({takes}).")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..arguments import array_of, count_of, seed_of
 from ..engine.run import Run
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..explainer import Explainer
 from ..inputs import Images
 from ..pictures.percent import whole_percent
@@ -221,8 +221,9 @@ def _noisy(
         return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
 
     found = explained(explainer, images, target, rule, statistic.method, compute)
+    made = counted(copies.count, "copy", "copies")
     note = (
-        f"{statistic.remark}. {copies.count} copies, {copies.noise}: the best class stayed the best in "
+        f"{statistic.remark}. {made}, {copies.noise}: the best class stayed the best in "
         f"{whole_percent(found.details['same_class'].mean())} of them."
     )
     return with_details(found, (note,), samples=copies.count, noise=copies.share, seed=copies.seed)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError, readable_bytes
+from ..errors import InputError, readable_bytes, reason_of
 
 Mode = Literal["RGB", "L"]
 
@@ -173,7 +173,7 @@ def _refusals(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(f"{called(name)} is a damaged image: {error}") from error
+        raise InputError(f"{called(name)} is a damaged image: {reason_of(error)}.") from error
 
 
 class _Metered(io.RawIOBase):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError, readable_bytes
+from ..errors import InputError, readable_bytes, reason_of
 from ..files import open_regular
 from .decode import MAX_FILE, UNNAMED, called, decode_file, decode_image
 
@@ -55,8 +55,7 @@ def read_image(
     except InputError:  # a ValueError too
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot open the image {name!r}: {reason}.") from error
+        raise InputError(f"cannot open the image {name!r}: {reason_of(error)}.") from error
 
 
 def read_bytes(source: IO[bytes]) -> bytes:
@@ -87,8 +86,7 @@ def content_of(path: str) -> bytes:
         with open_regular(path, MAX_ARRAY if is_array_file(path) else MAX_FILE) as file:
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot open {path!r}: {reason}.") from error
+        raise InputError(f"cannot open {path!r}: {reason_of(error)}.") from error
 
 
 def read_array(
@@ -109,7 +107,7 @@ def read_array(
         raise
     except Exception as error:  # the header is Python's text, on which NumPy raises what its parser does
         what = name if name in UNNAMED else f"the array {name!r}"
-        raise InputError(f"cannot read {what}: {error}.") from None
+        raise InputError(f"cannot read {what}: {reason_of(error)}.") from None
     return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..files import read_text
 
 #: Names that are shipped; `names/SOURCES.md` says where they are from.  The last has a class "background"
@@ -66,7 +66,7 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         ) from None
     # Not UTF-8, not JSON, a NUL in the path.
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"cannot read the labels {str(path)!r}: {error}.") from error
+        raise InputError(f"cannot read the labels {str(path)!r}: {reason_of(error)}.") from error
 
 
 def _lines(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..files import beside, read_text
 from .labels import SHIPPED, read_labels
 from .preprocess import Preprocess
@@ -45,7 +45,7 @@ def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     except FileNotFoundError:
         return Sidecar()
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the path
-        raise InputError(f"cannot read {str(path)!r}: {error}.") from error
+        raise InputError(f"cannot read {str(path)!r}: {reason_of(error)}.") from error
     try:
         return _sidecar(tomllib.loads(text), path)
     except InputError as error:
@@ -65,7 +65,8 @@ def _sidecar(table: Mapping[str, Any], path: Path) -> Sidecar:
             labels = beside(path, labels)
         except (OSError, ValueError) as error:  # whoever gave the model does not choose among all files
             raise InputError(
-                f"cannot read the labels {labels!r}: {error}.", hint="Give them apart: labels=, --labels."
+                f"cannot read the labels {labels!r}: {reason_of(error)}.",
+                hint="Give them apart: labels=, --labels.",
             ) from error
     return Sidecar(
         Preprocess.parse(table["preprocess"]) if "preprocess" in table else None,

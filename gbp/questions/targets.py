@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import array_of, count_of
-from ..errors import InputError
+from ..errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,11 @@ class Classes:
     def check_labels(self) -> None:
         """Raise InputError if there are labels and no axis has as many elements."""
         if self.labels is not None and self.labelled_axis is None:
-            found = f"{self.count} scores" if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
+            found = (
+                counted(self.count, "score") if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
+            )
             raise InputError(
-                f"there are {len(self.labels)} labels and {found}.",
+                f"{counted(len(self.labels), 'label')} and {found} do not fit together.",
                 hint="Some models have a background class at index 0: put a line for it.",
             )
 

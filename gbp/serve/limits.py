@@ -51,7 +51,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 1 <= value < 2**40:
-                raise InputError(f"the limit {field.name} is {value!r}.", supported="numbers of at least 1")
+                raise InputError(f"{field.name} is {value!r}.", supported="numbers of at least 1")
 
     @property
     def held(self) -> int:

@@ -63,7 +63,7 @@ class Protocol(H11Protocol):
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.  Raises `InputError` if the address cannot be used."""
     if not 0 <= port < 2**16:  # getaddrinfo would take its last 16 bits
-        raise InputError(f"the port is {port}.", supported="0 to 65535")
+        raise InputError(f"port is {port}.", supported="0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
