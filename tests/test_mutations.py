@@ -32,7 +32,8 @@ import pytest
 from builder import Builder
 from mutants import BESIDE, FIELDS, MODELS, beside, change_any, empty, mutated
 
-from gbp import Explainer, GbpError
+from gbp import Explainer, GbpError, ModelError
+from gbp.importer.folding import AVERAGES
 from gbp.ops.affine import Affine
 from gbp.passes.elementwise import of_numbers
 
@@ -267,6 +268,23 @@ def test_an_empty_constant_is_refused(op: str, shape: tuple[int, ...]) -> None:
             model = b.foreign(op, shape, *operands)
             with pytest.raises(GbpError, match=r"holds no number|does not broadcast"):
                 Explainer(b.model(model))
+
+
+@pytest.mark.parametrize("op", sorted(AVERAGES))
+def test_no_numbers_have_no_mean(op: str, recwarn: pytest.WarningsRecorder) -> None:
+    """NumPy would warn of it on the standard error."""
+    b = Builder(23)
+    x, c, one = b.input(1, 3, 4, 4), b.constant(np.ones((1, 1, 0, 4))), b.constant(np.ones(1))
+    operands = {
+        "InstanceNormalization": (one, one),
+        "GroupNormalization": (one, one),
+        "RMSNormalization": (one,),
+    }
+    given = {"num_groups": 1} if op == "GroupNormalization" else {}
+    y = b.add(x, b.foreign(op, (1, 1, 1, 1), c, *operands.get(op, ()), **given))
+    with pytest.raises(ModelError, match=f"{op}.*holds no number"):
+        Explainer(b.model(y))
+    assert not recwarn.list
 
 
 def test_an_op_of_no_channels_is_a_function_of_numbers() -> None:

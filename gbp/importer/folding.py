@@ -80,6 +80,19 @@ FOLDS: dict[str, Folds] = {
 }  # fmt: skip
 
 
+#: Ops that take the mean of their first input.
+AVERAGES = frozenset(
+    (
+        "GlobalAveragePool",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "MeanVarianceNormalization",
+        "ReduceMean",
+        "RMSNormalization",
+    )
+)
+
+
 def _makes_text(node: onnx.NodeProto) -> bool:
     """Whether the node makes text.  A CNN has no use for it, and a few letters repeated fill the memory."""
     for attribute in node.attribute:
@@ -159,6 +172,8 @@ def evaluate(
             op=node.op_type,
             supported="constants that are floats, integers or booleans",
         )
+    if node.op_type in AVERAGES and inputs and not values[inputs[0]].size:  # NumPy would warn
+        raise refuse(f"input {inputs[0]!r} holds no number.")
     if node.op_type == "Constant" and (value := _value_of(node)) is not None:
         return {node.output[0]: value}
     if node.op_type == "Reshape" and opset < 5:
