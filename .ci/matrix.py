@@ -3,10 +3,11 @@
     python .ci/matrix.py [ROW ...] [-- PYTEST OPTIONS]
 
 A row is a Python with one set of dependencies: 3.13-lowest or 3.13-newest; 3.13 names both.  Where none is
-named, all rows run but those that passed on this commit.  Each row gets an environment and a log in
-out/matrix.  It is written to .ci/matrix.md when it ends, so a run that was stopped goes on with the next
-row.  With options for pytest, for example `python .ci/matrix.py 3.11 -- tests/test_demo.py`, the results
-are printed alone.  Needs packaging, which pytest brings.
+named, all rows run but those that passed on files that are the same now.  Each row gets an environment and
+a log in out/matrix.  It is written to .ci/matrix.md when it ends, so a run that was stopped goes on with
+the next row, also after the table was committed.  With options for pytest, for example `python
+.ci/matrix.py 3.11 -- tests/test_demo.py`, the results are printed alone.  Needs packaging, which pytest
+brings.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 SETS = ("lowest", "newest")
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 SHOWN = ("numpy", "numba", "onnx", "pillow")
+#: The files that a commit is tested with: a commit of the table changes none of them.
+TESTED = (".", ":!.ci/matrix.md")
 #: How rows without a result begin.
 _NOT_RUN = "not run"
 TITLES = ("Python", "dependencies", *SHOWN, "tests", "commit")
@@ -63,14 +66,20 @@ def lowest(python: str) -> list[str]:
 
 def commit() -> str:
     """The commit that is tested, with a + where files were changed since."""
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *TESTED).stdout.strip()
+    return git("rev-parse", "--short=7", "HEAD").stdout.strip() + ("+" if changed else "")
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!.ci/matrix.md")
-    return git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
+def is_current(tested: str) -> bool:
+    """Whether no file differs from those of the commit `tested`, other than the table itself."""
+    return (
+        re.fullmatch("[0-9a-f]+", tested) is not None
+        and not git("diff", "--quiet", tested, "--", *TESTED).returncode
+    )
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def recorded() -> dict[tuple[str, str], list[str]]:
@@ -135,7 +144,7 @@ def main(arguments: list[str]) -> int:
     for (python, which), old in rows.items():
         if named and not named & {python, f"{python}-{which}"}:
             continue
-        if not named and not options and PASSED.fullmatch(old[-2]) and old[-1] == commit():
+        if not named and not options and PASSED.fullmatch(old[-2]) and is_current(old[-1]):
             shown[python, which] = old
             continue
         print(f"Python {python}, {which} dependencies", flush=True)

@@ -174,17 +174,23 @@ def test_every_constraint_is_one_version_of_one_package() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.fixture
-def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script of `make matrix`, on the commit "new", with two Pythons, writing its results elsewhere."""
+def script_of_the_matrix() -> Any:
+    """The script of `make matrix`."""
     spec = spec_from_file_location("matrix", ROOT / ".ci" / "matrix.py")
     assert spec is not None
     assert spec.loader is not None
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, with two Pythons, writing its results elsewhere; the commit "new" is current."""
+    script = script_of_the_matrix()
     monkeypatch.setattr(script, "RESULTS", tmp_path / "matrix.md")
     monkeypatch.setattr(script, "PYTHONS", ("3.11", "3.12"))
-    monkeypatch.setattr(script, "commit", lambda: "new")
+    monkeypatch.setattr(script, "is_current", lambda tested: tested == "new")
     return script
 
 
@@ -220,6 +226,38 @@ def test_the_matrix_reads_how_pytest_ends(matrix: Any, log: str, end: str) -> No
     assert matrix.end_of(log) == end
 
 
+def test_a_commit_of_the_table_alone_leaves_the_rows_current(tmp_path: Path) -> None:
+    script = script_of_the_matrix()
+    script.ROOT = tmp_path
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def save() -> str:
+        script.git("add", "--all")
+        assert script.git(*identity, "commit", "--quiet", "--message", "x").returncode == 0
+        return str(script.commit())
+
+    script.git("init", "--quiet")
+    put("a.py", "1")
+    put(".ci/matrix.md", "one row")
+    first = save()
+    assert script.is_current(first)
+    put(".ci/matrix.md", "two rows")
+    assert script.is_current(first)
+    assert save() != first
+    assert script.is_current(first)
+    put("a.py", "2")
+    assert script.commit().endswith("+")
+    assert not script.is_current(first)
+    assert not script.is_current(script.commit())
+    second = save()
+    assert (script.is_current(first), script.is_current(second)) == (False, True)
+    assert not any(map(script.is_current, ("", "before 951965c", "0000000")))
+
+
 def test_the_matrix_goes_on_where_it_was(matrix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {"3.11-lowest": "5 passed", "3.11-newest": "2 failed, 3 passed", "3.12-lowest": "5 passed"}
     ran: list[str] = []
@@ -238,7 +276,7 @@ def test_the_matrix_goes_on_where_it_was(matrix: Any, monkeypatch: pytest.Monkey
     ends |= {"3.11-newest": "5 passed", "3.12-newest": "5 passed, 1 warning"}
     assert matrix.main([]) == 0
     assert ran == ["3.11-newest", "3.12-newest"]  # what failed, and what was not run
-    monkeypatch.setattr(matrix, "commit", lambda: "newer")
+    monkeypatch.setattr(matrix, "is_current", lambda tested: False)
     ran.clear()
     assert matrix.main([]) == 0
     assert ran == [*ends]  # another commit: all

@@ -338,7 +338,7 @@ def test_a_size_fills_the_axis_that_is_open() -> None:
     assert sample.shape == (1, 3, 8, 5)
     for size, says in (
         ((9, 5), r"size is \(9, 5\), the network takes \(8, any\)"),
-        ((8, 0), r"size is \(8, 0\)\. Supported: \(H, W\)"),
+        ((8, 0), r"size is \(8, 0\)\. Supported: two whole"),
         (8, "size is 8"),
     ):
         with pytest.raises(InputError, match=says):

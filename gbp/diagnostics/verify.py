@@ -325,9 +325,8 @@ def _step_errors(
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
         values = reference.run(x, sorted(wanted)) if wanted else {}
-        for names, (instruction, arrays) in zip(
-            part, run, strict=False
-        ):  # the run goes on with the next part
+        # The run goes on with the next part, so it is longer than this one.
+        for names, (instruction, arrays) in zip(part, run, strict=False):
             for name in names:
                 if instruction.step.yields_positions:  # ONNX counts positions differently
                     continue

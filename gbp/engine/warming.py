@@ -103,7 +103,7 @@ def _check_size(size: tuple[int, int], shape: Sequence[int | None], plane: tuple
     """Raise `InputError` for a size that is none, or that is not the size of a model which fixes its own."""
     given = array_of(size)
     if given.shape != (2,) or given.dtype.kind not in "iu" or given.min() < 1:
-        raise InputError(f"size is {size!r}.", supported="(H, W), whole numbers of at least 1")
+        raise InputError(f"size is {size!r}.", supported="two whole numbers of at least 1")
     if any(shape[axis] not in (None, n) for axis, n in zip(plane, size, strict=False)):
         takes = ", ".join("any" if shape[axis] is None else str(shape[axis]) for axis in plane)
         raise InputError(f"size is {tuple(size)}, the network takes ({takes}).")

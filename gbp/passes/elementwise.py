@@ -106,14 +106,15 @@ class Elementwise:
     constants: tuple[Numbers, ...] = ()
 
 
-_FEW = 64
+#: Numbers of a constant up to which its bytes are compared: comparing the numbers of so few takes longer.
+_SMALL = 64
 
 
 def _constant(c: NDArray[Any]) -> Numbers:
     """The constant; as a scalar if all its values are equal."""
     first = c.flat[:1].tobytes()
     # Few bytes are compared faster than numbers.  0 and −0 differ in bytes alone.
-    same = c.size == 1 or (1 < c.size <= _FEW and c.tobytes() == c.size * first)
+    same = c.size == 1 or (1 < c.size <= _SMALL and c.tobytes() == c.size * first)
     same = same or (c.size > 1 and bool((c == c.flat[0]).all()))
     return np.array(c.flat[0], np.float64) if same else c  # in its own type, as it may be large
 
