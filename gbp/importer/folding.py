@@ -17,7 +17,7 @@ from onnx import helper
 
 from ..errors import GbpError, ModelError, UnsupportedError, readable_bytes
 from ..limits import Budget
-from ..ops import FACTS
+from ..ops import FACTS, fact
 from ..ops.folded import (
     Constants,
     Cost,
@@ -78,19 +78,6 @@ FOLDS: dict[str, Folds] = {
         as_inferred,
     ),
 }  # fmt: skip
-
-
-#: Ops that take the mean of their first input.
-AVERAGES = frozenset(
-    (
-        "GlobalAveragePool",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "MeanVarianceNormalization",
-        "ReduceMean",
-        "RMSNormalization",
-    )
-)
 
 
 def _makes_text(node: onnx.NodeProto) -> bool:
@@ -172,7 +159,7 @@ def evaluate(
             op=node.op_type,
             supported="constants that are floats, integers or booleans",
         )
-    if node.op_type in AVERAGES and inputs and not values[inputs[0]].size:  # NumPy would warn
+    if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
         raise refuse(f"input {inputs[0]!r} holds no number.")
     if node.op_type == "Constant" and (value := _value_of(node)) is not None:
         return {node.output[0]: value}

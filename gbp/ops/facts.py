@@ -28,6 +28,8 @@ class Fact:
         them together.  So it does not say which axis holds the channels.
     slides
         Whether the output at a pixel depends on the values in its window and not on the window's position.
+    averages
+        Whether the op takes the mean of its first input, which then must hold a number.
     folds
         Bounds the cost of a node whose inputs are all constant.  None if such a node is refused.
     """
@@ -38,4 +40,5 @@ class Fact:
     reads_planes: bool = False
     is_pixelwise: bool = False
     slides: bool = False
+    averages: bool = False
     folds: Folds | None = None

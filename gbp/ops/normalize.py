@@ -155,9 +155,13 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(PARSERS, Fact(folds=as_operands)),
+    **dict.fromkeys(("LayerNormalization", "LpNormalization"), Fact(folds=as_operands)),
     **dict.fromkeys(
-        ("GroupNormalization", "InstanceNormalization"), Fact(reads_planes=True, folds=as_operands)
+        ("MeanVarianceNormalization", "RMSNormalization"), Fact(averages=True, folds=as_operands)
+    ),
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization"),
+        Fact(reads_planes=True, averages=True, folds=as_operands),
     ),
 }
 

@@ -159,7 +159,8 @@ PARSERS = {
 
 FACTS = {
     **dict.fromkeys(("MaxPool", "AveragePool"), Fact(reads_planes=True, slides=True, folds=as_pool)),
-    **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool"), Fact(reads_planes=True, folds=as_operands)),
+    "GlobalMaxPool": Fact(reads_planes=True, folds=as_operands),
+    "GlobalAveragePool": Fact(reads_planes=True, averages=True, folds=as_operands),
 }
 
 

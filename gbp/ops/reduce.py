@@ -187,7 +187,10 @@ PARSERS = {
     "ReduceMin": lambda node: _parse_extremum(node, highest=False),
 }
 
-FACTS = dict.fromkeys(PARSERS, Fact(folds=as_operands))
+FACTS = {
+    **dict.fromkeys(PARSERS, Fact(folds=as_operands)),
+    "ReduceMean": Fact(averages=True, folds=as_operands),
+}
 
 
 class ReduceStep(Step):
