@@ -20,8 +20,8 @@ from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 
 from ..errors import InputError, UnsupportedError
 from ..importer import dated
-from ..importer.branches import graphs, reads
-from ..importer.proto import Model, label, qualified
+from ..importer.branches import reads
+from ..importer.proto import Model, graphs_of, label, qualified
 from ..importer.subgraph import Source
 from ..ops import fused
 from ..ops.dtypes import FLOATS
@@ -253,7 +253,7 @@ def _make_double(node: onnx.NodeProto) -> None:
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i in FLOATS:
                 attribute.i = TensorProto.DOUBLE
-    for graph in graphs(node):
+    for graph in graphs_of(node):
         tensors = [attribute.t for each in graph.node for attribute in each.attribute]
         for tensor in (*graph.initializer, *tensors):
             if tensor.data_type in FLOATS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from .op import Op
@@ -77,3 +77,10 @@ class Graph:
         kept = {self.input, self.output, *(layer.output for layer in layers)}
         shapes = {name: shape for name, shape in self.shapes.items() if name in kept}
         return replace(self, layers=layers, shapes=shapes)
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """A name for a tensor that is made besides the file's: `name`, or one like it that is not taken."""
+    while name in taken:
+        name += "'"
+    return name

@@ -6,27 +6,19 @@ is taken joins the nodes around it; its own tensors get new names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 from onnx import helper
 
 from ..errors import ModelError, UnsupportedError
-from .proto import label
-
-
-def graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+from .proto import graphs_of, label
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
     """The tensors that a node reads: its inputs, and outer tensors that its graphs read."""
     names = [name for name in node.input if name]
-    for graph in graphs(node):
+    for graph in graphs_of(node):
         names += _outer(graph)
     return list(dict.fromkeys(names))
 
@@ -51,13 +43,11 @@ def taken(
         raise ModelError(f"its {name} does not make its outputs.", node=label(node), op=node.op_type)
     if branch.sparse_initializer:
         raise UnsupportedError(f"its {name} stores sparse tensors.", node=label(node), op=node.op_type)
-    names: dict[str, str] = {}
     inner = [tensor.name for tensor in branch.initializer]
     inner += [output for each in branch.node for output in each.output if output]
     if len(set(inner)) < len(inner):
         raise ModelError(f"its {name} makes a tensor twice.", node=label(node), op=node.op_type)
-    for made in inner:
-        names[made] = unused(f"{label(node)}/{made}")
+    names = {made: unused(f"{label(node)}/{made}") for made in inner}
     tensors = []
     for tensor in branch.initializer:
         copy = onnx.TensorProto()
@@ -77,7 +67,7 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
     copy.output[:] = [names.get(name, name) for name in node.output]
-    for graph in graphs(copy):
+    for graph in graphs_of(copy):
         _rename_outer(graph, names)
     return copy
 
@@ -88,7 +78,7 @@ def _rename_outer(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     names = {old: new for old, new in names.items() if old not in own}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
-        for inner in graphs(node):
+        for inner in graphs_of(node):
             _rename_outer(inner, names)
     for value in graph.output:
         value.name = names.get(value.name, value.name)

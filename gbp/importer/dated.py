@@ -1,12 +1,13 @@
 """Constant folding where onnx's reference implementation knows only an op's newest meaning, or differs from
 runtimes.
 
-    Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row Resize, Upsample
-    by the tables of `ops.resample` BatchNormalization before opset 14             in inference
-    GroupNormalization                             scaled by channel; before opset 21 by group LRN
-    of any rank, with the windows of runtimes QuantizeLinear, DequantizeLinear               at any opset:
-    `quantized.py` Add, Pow, And and so on before opset 7         the second operand's axes are the first
-    one's from `axis` on
+    Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row
+    Resize, Upsample                               by the tables of `ops.resample`
+    BatchNormalization before opset 14             in inference
+    GroupNormalization                             scaled by channel; before opset 21 by group
+    LRN                                            of any rank, with the windows of runtimes
+    QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
+    Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
 """
 
 from __future__ import annotations
@@ -104,8 +105,12 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
     return None
 
 
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def _batchnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
-    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = _attributes(node)
     if not given.get("spatial", 1) or not given.get("is_test", 1) or given.get("training_mode", 0):
         raise ValueError("it normalizes by sample, or as in training")
     shape = (-1, *(1,) * (x.ndim - 2))
@@ -115,7 +120,7 @@ def _batchnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array, mean: 
 
 
 def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Array:
-    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = _attributes(node)
     N, C, groups = *x.shape[:2], int(given["num_groups"])
     rows = x.astype(np.float64).reshape(N, groups, -1)
     rows = rows - rows.mean(axis=2, keepdims=True)
@@ -126,7 +131,7 @@ def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Arr
 
 
 def _lrn(node: onnx.NodeProto, x: Array) -> Array:
-    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = _attributes(node)
     size, alpha = int(given["size"]), given.get("alpha", 1e-4)
     if x.ndim < 2 or size < 1:
         raise ValueError(f"size {size} does not fit {list(x.shape)}")

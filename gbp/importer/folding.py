@@ -80,6 +80,50 @@ FOLDS: dict[str, Folds] = {
 }  # fmt: skip
 
 
+def evaluate(
+    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
+) -> dict[str, NDArray[Any]]:
+    """The outputs of `node` for constant inputs, by name.  The cost is taken off `budget`.
+
+    Raises ModelError if the reference implementation cannot compute it, UnsupportedError if the op is not
+    folded or the result exceeds the budget.
+    """
+    inputs = [name for name in node.input if name]
+    folds = FOLDS.get(qualified(node))
+    if folds is None:
+        raise UnsupportedError(
+            "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
+        )
+    if _makes_text(node) or any(not _is_number(value) for value in values.values()):
+        raise UnsupportedError(
+            "it computes with text or with exotic numbers.",
+            node=label(node),
+            op=node.op_type,
+            supported="constants that are floats, integers or booleans",
+        )
+    if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
+        raise _refused(node, f"input {inputs[0]!r} holds no number.")
+    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
+        return {node.output[0]: value}
+    if node.op_type == "Reshape" and opset < 5:
+        return {node.output[0]: _reshaped(node, values[node.input[0]])}
+    try:
+        size, steps, width = folds(Constants(node, [values[name] for name in inputs], opset))
+    except Exception:  # onnx's shape inference raises errors of its own
+        raise _refused(node, "its constant inputs do not fit the op.") from None
+    budget.steps -= steps
+    if not (width * size <= budget.folded and budget.steps >= 0):
+        raise UnsupportedError(
+            f"its constant result could have {size:.3g} elements.",
+            node=label(node),
+            op=node.op_type,
+            supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
+        )
+    results = _computed(node, values, opset)
+    budget.folded -= sum(array.nbytes for array in results.values())
+    return results
+
+
 def _makes_text(node: onnx.NodeProto) -> bool:
     """Whether the node makes text.  A CNN has no use for it, and a few letters repeated fill the memory."""
     for attribute in node.attribute:
@@ -118,6 +162,31 @@ def _is_number(value: NDArray[Any]) -> bool:
     )
 
 
+def _computed(
+    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int
+) -> dict[str, NDArray[Any]]:
+    """The outputs by name.  Raises ModelError where they cannot be computed, or are no numbers."""
+    try:
+        own = dated.computed(node, values, opset)
+        results = [own] if own is not None else _by_reference(*dated.modern(node, values, opset), opset)
+    except GbpError:
+        raise
+    except Exception as error:  # the reference implementation raises whatever NumPy does
+        reason = f"{type(error).__name__}: {error}"
+        raise _refused(node, f"its constant inputs do not fit the op ({reason:.120}).") from None
+    named = {}
+    for name, value in zip((name for name in node.output if name), results, strict=False):
+        if not isinstance(value, np.ndarray) and not np.isscalar(value):
+            raise _refused(node, f"output {name!r} is no tensor.")
+        array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # as all such are
+            array = array.astype(np.float32)
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise _refused(node, f"its constant result {name!r} holds NaN.")
+        named[name] = array
+    return named
+
+
 def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int) -> list[Any]:
     """The outputs by onnx's reference implementation, without those that the node leaves out."""
     from onnx.reference import ReferenceEvaluator  # slow to load, and most models have nothing to fold
@@ -134,66 +203,5 @@ def _by_reference(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opse
         return list(ReferenceEvaluator(model).run(None, {name: values[name] for name in inputs}))
 
 
-def evaluate(
-    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
-) -> dict[str, NDArray[Any]]:
-    """The outputs of `node` for constant inputs, by name.  The cost is taken off `budget`.
-
-    Raises ModelError if the reference implementation cannot compute it, UnsupportedError if the op is not
-    folded or the result exceeds the budget.
-    """
-
-    def refuse(found: str) -> ModelError:
-        return ModelError(found, node=label(node), op=node.op_type)
-
-    inputs = [name for name in node.input if name]
-    folds = FOLDS.get(qualified(node))
-    if folds is None:
-        raise UnsupportedError(
-            "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
-        )
-    if _makes_text(node) or any(not _is_number(value) for value in values.values()):
-        raise UnsupportedError(
-            "it computes with text or with exotic numbers.",
-            node=label(node),
-            op=node.op_type,
-            supported="constants that are floats, integers or booleans",
-        )
-    if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
-        raise refuse(f"input {inputs[0]!r} holds no number.")
-    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
-        return {node.output[0]: value}
-    if node.op_type == "Reshape" and opset < 5:
-        return {node.output[0]: _reshaped(node, values[node.input[0]])}
-    try:
-        size, steps, width = folds(Constants(node, [values[name] for name in inputs], opset))
-    except Exception:  # onnx's shape inference raises errors of its own
-        raise refuse("its constant inputs do not fit the op.") from None
-    budget.steps -= steps
-    if not (width * size <= budget.folded and budget.steps >= 0):
-        raise UnsupportedError(
-            f"its constant result could have {size:.3g} elements.",
-            node=label(node),
-            op=node.op_type,
-            supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
-        )
-    try:
-        own = dated.computed(node, values, opset)
-        results = [own] if own is not None else _by_reference(*dated.modern(node, values, opset), opset)
-    except GbpError:
-        raise
-    except Exception as error:  # the reference implementation raises whatever NumPy does
-        reason = f"{type(error).__name__}: {error}"
-        raise refuse(f"its constant inputs do not fit the op ({reason:.120}).") from None
-    named = dict(zip((name for name in node.output if name), results, strict=False))
-    for name, value in named.items():
-        if not isinstance(value, np.ndarray) and not np.isscalar(value):
-            raise refuse(f"output {name!r} is no tensor.")
-        array = np.asarray(value)
-        if array.dtype.name == "bfloat16":  # as all such are
-            array = array.astype(np.float32)
-        budget.folded -= array.nbytes
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            raise refuse(f"its constant result {name!r} holds NaN.")
-        named[name] = array
-    return named
+def _refused(node: onnx.NodeProto, found: str) -> ModelError:
+    return ModelError(found, node=label(node), op=node.op_type)

@@ -10,8 +10,7 @@ import onnx
 
 from ..errors import ModelError, UnsupportedError
 from ..limits import MAX_NODES
-from .branches import graphs
-from .proto import label
+from .proto import graphs_of, label
 
 _Key = tuple[str, str, str]
 
@@ -29,7 +28,7 @@ class _Counter:
         self.open: set[_Key] = set()
 
     def node(self, node: onnx.NodeProto, depth: int) -> int:
-        inside = sum(self.node(each, depth + 1) for graph in graphs(node) for each in graph.node)
+        inside = sum(self.node(each, depth + 1) for graph in graphs_of(node) for each in graph.node)
         return inside + (self.call(_key(node), node, depth) if _key(node) in self.functions else 1)
 
     def call(self, key: _Key, node: onnx.NodeProto, depth: int) -> int:

@@ -18,6 +18,8 @@ from .subgraph import Source
 _RANGES = {"NominalRange_0_255": "raw", "Normalized_0_1": "unit", "Normalized_1_1": "tf"}
 #: Numbers that a node of a normalisation has: one for each channel.
 _MOST = 8
+#: Constants of a normalisation are above it for pixels from 0 to 255, and below it for those from 0 to 1.
+_UNIT = 2
 _LOOKED_THROUGH = ("Identity", "Cast", "Transpose", "Dropout")
 
 
@@ -46,19 +48,19 @@ def _of_nodes(source: Source) -> str:
         if node.op_type in _LOOKED_THROUGH:
             at = node.output[0]
             continue
-        number = _number(node, at, constants)
-        if number is None:
+        found = _normalisation(node, at, constants)
+        if found is None:
             return ""
-        does, size = number
-        preset = "raw" if size > 2 else "unit"
+        does, range_ = found
+        preset = "raw" if range_ > _UNIT else "unit"
         return f"The file's first node {does} by itself, which suggests preprocess={preset!r}."
     return ""
 
 
-def _number(
+def _normalisation(
     node: onnx.NodeProto, image: str, constants: dict[str, onnx.TensorProto]
 ) -> tuple[str, float] | None:
-    """The effect of a node on pixels, and a number that is above 2 if pixels go up to 255; else None."""
+    """What a node does with pixels, and a number as large as their range; None if it is no such node."""
 
     def value(k: int) -> NDArray[np.float64] | None:
         tensor = constants.get(node.input[k]) if k < len(node.input) else None

@@ -2,7 +2,7 @@
 
 A file for a batch of one may squeeze axis 0, flatten it, or stack heads along it.  No samples mix, because
 there is one.  So a tensor (a, b, …) of the file is computed as (N, a, b, …) for N samples.  All axes and
-sizes of the node move one place.
+sizes of the node move one batch.
 
 In a file whose batch is open, or a fixed k, axis 0 may hold m rows for each sample, as (N·T, …) holds
 frames.  It is computed as (N, m, …).  The node may do anything along all axes but the first, which
@@ -64,38 +64,40 @@ class SampleAxis:
         return (shape[0] * shape[1], *shape[2:]) if len(shape) > 1 else ()
 
 
-class Reader:
-    """One node for the handlers in `lift_nodes.py`.  Its operands have the file's shapes."""
+class Lifting:
+    """A node while a handler of `lift_nodes.py` reads it.  Its operands have the file's shapes."""
 
-    def __init__(self, node: Node, place: SampleAxis) -> None:
-        self.node, self.place = node, place
+    def __init__(self, node: Node, batch: SampleAxis) -> None:
+        self.node, self.batch = node, batch
         self.shapes = [o for o in node.operands if isinstance(o, tuple)]
         self.rank = max(map(len, self.shapes))
 
     def axis(self, axis: int) -> int:
-        """The axis of the computed tensor that is `axis` in the file.  The batch axis is refused where it is
-        bound.
-        """
+        """The axis of the computed tensor that is `axis` in the file.  It may not be a bound batch axis."""
         if axis in (0, -self.rank):
-            self.touch(f"it works along axis {axis}")
+            self.refuse_if_bound(f"it works along axis {axis}")
         # The largest number has no successor that an attribute can hold.  Both are refused as outside.
         return min(axis + 1, 2**63 - 1) if axis >= 0 else axis
 
     def is_by_row(self, size: int) -> bool:
         """Whether a constant of this size along axis 0 is the same for all samples, and has as many rows."""
-        return size == 1 or (self.place.samples == 1 and size == max(shape[0] for shape in self.shapes))
+        return size == 1 or (self.batch.samples == 1 and size == max(shape[0] for shape in self.shapes))
 
-    def touch(self, found: str) -> None:
+    def refuse_if_bound(self, found: str) -> None:
         """Refuse a node that works along the batch axis, or changes it, where it is bound."""
-        if self.place.bound:
-            batch = f"which holds the batch of {self.place.samples}, or one left open"
+        if self.batch.bound:
+            batch = f"which holds the batch of {self.batch.samples}, or one left open"
             self.node.refuse(f"{found}, {batch}.", supported="what keeps the samples apart")
 
-    def again(self, operands: Sequence[Operand] | None = None, **attributes: Any) -> Lifted:
-        """The node with samples in front.
+    def parse(self, operands: Sequence[Operand] | None = None, **attributes: Any) -> Lifted:
+        """Parse the node with samples in front.
 
-        Attributes that are named replace the node's, or remove them where None.  `operands` replaces the
-        operands.
+        Parameters
+        ----------
+        operands
+            Replace the node's; by default `self.operands()`.
+        attributes
+            Replace the node's attributes of these names; None removes one.
         """
         proto = onnx.NodeProto()
         proto.CopyFrom(self.node.proto)
@@ -117,7 +119,7 @@ class Reader:
 
     def operands(self, rank: int = 1) -> list[Operand]:
         """All operands.  Computed ones have samples in front and at least `rank` axes behind them."""
-        return [self.place.lifted(o, rank) if isinstance(o, tuple) else o for o in self.node.operands]
+        return [self.batch.lifted(o, rank) if isinstance(o, tuple) else o for o in self.node.operands]
 
     def integers(self, index: int, name: str) -> tuple[int, ...] | None:
         """A list that is input `index` in newer opsets and an attribute in older ones; None if the node has
@@ -127,4 +129,5 @@ class Reader:
 
 
 def one_after_another(ops: Ops) -> tuple[Op, ...]:
+    """The ops of one output, of which there may be one alone."""
     return ops if isinstance(ops, tuple) else (ops,)

@@ -83,31 +83,58 @@ def build(source: Source, input_shape: Shape) -> Graph:
 
 
 class _Builder:
+    """Reads the nodes of a source one by one, in order of computation."""
+
     def __init__(self, source: Source, input_shape: Shape) -> None:
         graph = source.model.graph
         self.source = source
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
+        self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
+        self.batch = SampleAxis(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
+        self.layers: list[Layer] = []
+        #: A tensor that does not depend on the image → its value.
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
-        self.place = SampleAxis(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
-        #: `shapes`: the shape of each tensor that layers make.  `meant`: the shape that the file gives it.
+        #: A tensor that layers make → its shape, and the shape that it has in the file.
         self.shapes: dict[str, Shape] = {source.input: input_shape}
         self.meant = {source.input: input_shape if source.has_batch else input_shape[1:]}
-        self.views: dict[tuple[str, Shape], str] = {}
+        #: A tensor that holds positions, as MaxPool's Indices.
         self.positions: dict[str, Positions] = {}
-        self.layers: list[Layer] = []
-        self.lost: set[str] = set()
-        #: Tensors behind a refused node.  Their shapes are the declared ones.
-        self.guessed: set[str] = set()
-        self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
+        #: (tensor, another shape) → the tensor that is the same in that shape.
+        self.views: dict[tuple[str, Shape], str] = {}
+        #: Shapes that the file declares and its nodes do not make, for a note.
         self.stale: list[str] = []
-        #: Why the first lifted node could not be read as it stands, where the batch is open.
-        self.moved: UnsupportedError | None = None
+        #: Tensors behind a refused node: those whose shape is the declared one, and those without a shape.
+        self.guessed: set[str] = set()
+        self.lost: set[str] = set()
+        #: Where the batch is open: why the first node that was lifted could not be read as it stands.
+        self.first_lifted: UnsupportedError | None = None
         self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
         taken = self.read | {name for proto in graph.node for name in proto.output}
         self.waiting = Waiting(source.nodes, self.constants, self.stored, self.read, taken)
         self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
+        """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused."""
+        refused = self._read_nodes()
+        if self.first_lifted is not None and (refused or self.source.scores not in self.shapes):
+            refused.insert(0, self.first_lifted)
+        if refused:
+            reasons = dict.fromkeys(map(str, refused))
+            raise refused[0] if len(reasons) == 1 else UnsupportedError(" ".join(reasons))
+        self.waiting.check(self.source.scores)
+        if self.source.scores not in self.shapes:
+            raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
+        return Graph(
+            self.source.input,
+            self.source.scores,
+            tuple(self.layers),
+            self.shapes,
+            tuple(self._notes()),
+            self.waiting.of_file,
+        )
+
+    def _read_nodes(self) -> list[UnsupportedError]:
+        """Read all nodes, or as many as tell more than the first refusal.  Returns the refusals."""
         refused: list[UnsupportedError] = []
         while self.waiting.nodes:
             proto = self.waiting.nodes.popleft()
@@ -124,30 +151,15 @@ class _Builder:
                     break
                 self._lose(proto)
             except ModelError:
-                if not refused and self.moved is None:
+                if not refused and self.first_lifted is None:
                     raise
-                if self.guessed.isdisjoint(proto.input):
+                if self.guessed.isdisjoint(proto.input):  # a damaged node, which is no news beside refusals
                     break
-                self.lost.update(proto.output)
+                self.lost.update(proto.output)  # a declared shape may have been wrong
             else:
                 if not self.guessed.isdisjoint(proto.input):
                     self.guessed.update(proto.output)
-        if self.moved is not None and (refused or self.source.scores not in self.shapes):
-            refused.insert(0, self.moved)
-        if refused:
-            reasons = dict.fromkeys(map(str, refused))
-            raise refused[0] if len(reasons) == 1 else UnsupportedError(" ".join(reasons))
-        self.waiting.check(self.source.scores)
-        if self.source.scores not in self.shapes:
-            raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
-        return Graph(
-            self.source.input,
-            self.source.scores,
-            tuple(self.layers),
-            self.shapes,
-            tuple(self._notes()),
-            self.waiting.of_file,
-        )
+        return refused
 
     def _notes(self) -> Iterator[str]:
         if self.stale:
@@ -181,7 +193,7 @@ class _Builder:
         shape = declared_shape(self.declared[name])
         if not shape or None in shape[1:] or batches[0] != batches[1]:
             return None
-        return (self.place.samples, *(n or 1 for n in shape[1:]))
+        return (self.batch.samples, *(n or 1 for n in shape[1:]))
 
     def _check(self, proto: onnx.NodeProto) -> None:
         check_arity(proto, self.source.opset)
@@ -195,9 +207,8 @@ class _Builder:
         return tensor_values(self.stored[name], name, reader, self.source.weights)
 
     def _take(self, proto: onnx.NodeProto) -> None:
-        """Fold the node, or parse it into layers."""
-        names = [name for name in proto.input if name]
-        op = qualified(proto)
+        """Fold the node, replace it by others, or parse it into layers."""
+        names, op = [name for name in proto.input if name], qualified(proto)
         if op in ("Shape", "Size") and names[0] not in self.constants:
             shape = self.meant.get(names[0]) or self.waiting.moved[names[0]].seen
             self.constants[proto.output[0]] = shape_constant(proto, shape)
@@ -215,7 +226,7 @@ class _Builder:
             proto.CopyFrom(like)
             del proto.input[1]
         reads_moved = op == "Transpose" or not self.waiting.moved.keys().isdisjoint(names)
-        if self.place.bound and reads_moved and self.waiting.moves_batch(self._node(proto)):
+        if self.batch.bound and reads_moved and self.waiting.moves_batch(self._node(proto)):
             return
         if op in REWRITERS:
             self.waiting.rewrite(self._node(proto))
@@ -227,10 +238,10 @@ class _Builder:
     def _parse(self, proto: onnx.NodeProto) -> None:
         """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""
         first: ModelError | None = None
-        for way in (self._by_sample, self._in_front, self._by_rows):
+        for is_read in (self._by_sample, self._in_front, self._by_rows):
             before = len(self.layers), copy(self.budget)
             try:
-                if way(proto):
+                if is_read(proto):
                     break
             except ModelError as error:
                 first = first or without_frames(error)
@@ -245,8 +256,8 @@ class _Builder:
             Node(proto, self.source.opset, []).refuse(found)
         if first is not None and self.budget.is_spent:
             raise first
-        if first is not None and self.place.bound and isinstance(first, UnsupportedError):
-            self.moved = self.moved or self._with_way_out(first, proto)
+        if first is not None and self.batch.bound and isinstance(first, UnsupportedError):
+            self.first_lifted = self.first_lifted or self._with_way_out(first, proto)
         for name in filter(None, proto.output):
             declared = declared_shape(self.declared[name]) if name in self.declared else None
             if name in self.meant and declared is not None and not fits(declared, self.meant[name]):
@@ -265,7 +276,7 @@ class _Builder:
     def _by_sample(self, proto: onnx.NodeProto) -> bool:
         """Read the node as it is in the file: the first axis of its tensors is the batch."""
         shapes = [self.meant[name] for name in proto.input if name in self.meant]
-        if any(shape[:1] != (self.place.samples,) for shape in shapes):
+        if any(shape[:1] != (self.batch.samples,) for shape in shapes):
             return False
         node = self._node(proto)
         self._add_all(node, PARSERS[qualified(proto)](node), lambda shape: shape)
@@ -273,22 +284,22 @@ class _Builder:
 
     def _in_front(self, proto: onnx.NodeProto) -> bool:
         """Read the node with an axis of samples in front of its tensors."""
-        return self._add_lifted(in_front(self._node(proto), self.place))
+        return self._add_lifted(in_front(self._node(proto), self.batch))
 
     def _by_rows(self, proto: onnx.NodeProto) -> bool:
         """Read the node with each row of its tensors as a sample."""
-        return self._add_lifted(by_rows(self._node(proto), self.place))
+        return self._add_lifted(by_rows(self._node(proto), self.batch))
 
     def _add_lifted(self, read: Lifted | None) -> bool:
         if read is None:
             return False
-        self._add_all(read.node, read.parsed, lambda shape: () if read.is_scalar else self.place.meant(shape))
+        self._add_all(read.node, read.parsed, lambda shape: () if read.is_scalar else self.batch.meant(shape))
         return True
 
     def _node(self, proto: onnx.NodeProto) -> Node:
         """The node, with the shapes that its operands have in the file."""
         operands = [self._operand(name) for name in proto.input]
-        return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.place.bound)
+        return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.batch.bound)
 
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
         for known in (self.positions, self.meant, self.constants):

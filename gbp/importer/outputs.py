@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 
@@ -19,72 +20,36 @@ Producers = Mapping[str, onnx.NodeProto]
 _MAX_LISTED = 12
 
 
-def maker_of(producers: Producers, name: str) -> onnx.NodeProto | None:
-    """The node that computes a tensor: the first one, going back, that does more than reshape or cast."""
-    node = producers.get(name)
-    for _ in range(len(producers)):
-        if node is None or not fact(node.op_type).keeps_values or not node.input:
-            break
-        node = producers.get(node.input[0])
-    return node
+@dataclass(frozen=True)
+class Scores:
+    """The tensor to explain.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    head
+        The op that turns the scores into probabilities.  None if there is none, "" if the scores are
+        probabilities.
+    head_axis
+        The axis of the head's softmax; None if the file does not give one.
+    notes
+        Remarks on the choice.
+    """
+
+    name: str
+    head: str | None = None
+    head_axis: int | None = None
+    notes: tuple[str, ...] = ()
 
 
-def fed_to_argmax(producers: Producers, name: str) -> str | None:
-    """The tensor that an output's ArgMax reads; None if the output is no ArgMax's index."""
-    node = maker_of(producers, name)
-    if node is None or node.op_type != "ArgMax" or not node.input or node.input[0] not in producers:
-        return None
-    return str(node.input[0])
-
-
-def none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
-    """The error for a model without scores.  It says what the outputs hold, and which tensors feed them."""
-    lines, before = [], None
-    for value in outputs:
-        node = maker_of(producers, value.name)
-        what = f"{value.name!r} holds {type_name(value.type.tensor_type.elem_type)}"
-        if node is not None:
-            what += f", made by {node.op_type} {label(node)!r}"
-            before = before or next((name for name in node.input if name in producers), None)
-        lines.append(what)
-    return InputError(
-        f"no output of the model holds scores: {_joined(lines)}.",
-        supported="floating point; nothing flows back through whole numbers",
-        hint=f"To explain what feeds it, say output={before!r}." if before else None,
-    )
-
-
-def several(outputs: Sequence[onnx.ValueInfoProto], heads: Sequence[str | None]) -> InputError:
-    """The error for a model with several outputs.  It lists them.  `heads`: the op that ends each."""
-    lines, likely = [], []
-    for value, head in zip(outputs, heads, strict=True):
-        shape = declared_shape(value)
-        sizes = "of unknown shape" if shape is None else str(["?" if n is None else n for n in shape])
-        lines.append(f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head}" if head else ""))
-        if head or (shape is not None and len(shape) == 2 and shape[1] != 1):
-            likely.append(value.name)
-    looks = f" Scores look like {_joined(list(map(repr, likely)))}." if likely else ""
-    example = f"output={(likely[0] if likely else outputs[0].name)!r}"
-    return InputError(
-        f"the model has {len(outputs)} outputs: {_joined(lines)}.{looks}",
-        hint=f"Say which one is to be explained: {example}, say.",
-    )
-
-
-def _joined(lines: Sequence[str]) -> str:
-    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return "; ".join(lines[:_MAX_LISTED]) + more
-
-
-def scores_of(
-    proto: onnx.ModelProto, producers: dict[str, onnx.NodeProto], output: str | Probability | None
-) -> tuple[str, onnx.NodeProto | str | None, tuple[str, ...]]:
-    """The tensor to explain, its head ("" if it holds probabilities), and notes on the choice."""
+def scores_of(proto: onnx.ModelProto, producers: Producers, output: str | Probability | None) -> Scores:
+    """The tensor to explain; `output` is as in `Choice`.  Raises InputError where that is not clear."""
     if output is not None and output is not PROBABILITY:
-        return _named(proto, producers, output), None, ()
+        return Scores(_named(proto, producers, output))
     outputs = [value for value in proto.graph.output if _holds_scores(value, producers)]
     if len(outputs) > 1:
-        raise several(outputs, [op_of(_logits(producers, value.name)[1]) for value in outputs])
+        raise _several(outputs, producers)
     found = [value.name for value in outputs or proto.graph.output]
     if not found:
         raise InputError(
@@ -92,15 +57,16 @@ def scores_of(
         )
     if any(name not in producers for name in found):
         raise ModelError(f"output {min(set(found) - set(producers))!r} is made by no node.")
-    fed = {fed_to_argmax(producers, name) for name in found}
-    last = fed.pop() if len(fed) == 1 else None
-    if last is None and not outputs:
-        raise none_holds_scores(proto.graph.output, producers)
-    is_index, last = last is not None, last or found[0]
+    fed = {_fed_to_argmax(producers, name) for name in found}
+    maximum_of = fed.pop() if len(fed) == 1 else None
+    if maximum_of is None and not outputs:
+        raise _none_holds_scores(proto.graph.output, producers)
+    last = maximum_of or found[0]
     logits, head = _logits(producers, last)
-    if output is PROBABILITY and op_of(head) not in ("Softmax", "Sigmoid"):
+    op = None if head is None else head.op_type
+    if output is PROBABILITY and op not in ("Softmax", "Sigmoid"):
         raise InputError(
-            f"the model ends in {op_of(head) or 'scores'}, not in probabilities.",
+            f"the model ends in {op or 'scores'}, not in probabilities.",
             supported="output=PROBABILITY where it ends in Softmax or Sigmoid",
             hint="Leave output out to explain the logits.",
         )
@@ -108,7 +74,11 @@ def scores_of(
     note = (
         f"Output {found[0]!r} is the index of a maximum; what it is the maximum of is explained: {scores!r}."
     )
-    return scores, "" if output is PROBABILITY else head, (note,) if is_index else ()
+    notes = () if maximum_of is None else (note,)
+    if output is PROBABILITY:
+        return Scores(scores, head="", notes=notes)
+    axes = (int(attribute.i) for attribute in (head.attribute if head else ()) if attribute.name == "axis")
+    return Scores(scores, op, next(axes, None), notes)
 
 
 def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:
@@ -131,14 +101,14 @@ def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:
     )
 
 
-def _holds_scores(value: onnx.ValueInfoProto, producers: dict[str, onnx.NodeProto]) -> bool:
+def _holds_scores(value: onnx.ValueInfoProto, producers: Producers) -> bool:
     """Whether an output is, or may be, a tensor of floats, or a table made of one, and is no label."""
     made_by = producers[value.name].op_type if value.name in producers else ""
     kind = value.type.tensor_type.elem_type
     return made_by == "ZipMap" or kind in FLOATS or not kind
 
 
-def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.NodeProto | None]:
+def _logits(producers: Producers, last: str) -> tuple[str, onnx.NodeProto | None]:
     """The input of the final Softmax, LogSoftmax or Sigmoid, and that node; `last` if there is none."""
     name = last
     for _ in range(len(producers)):
@@ -153,10 +123,61 @@ def _logits(producers: dict[str, onnx.NodeProto], last: str) -> tuple[str, onnx.
     return last, None
 
 
-def op_of(head: onnx.NodeProto | str | None) -> str | None:
-    return head.op_type if isinstance(head, onnx.NodeProto) else head
+def _maker_of(producers: Producers, name: str) -> onnx.NodeProto | None:
+    """The node that computes a tensor: the first one, going back, that does more than reshape or cast."""
+    node = producers.get(name)
+    for _ in range(len(producers)):
+        if node is None or not fact(node.op_type).keeps_values or not node.input:
+            break
+        node = producers.get(node.input[0])
+    return node
 
 
-def axis_of(head: onnx.NodeProto | str | None) -> int | None:
-    attributes = head.attribute if isinstance(head, onnx.NodeProto) else ()
-    return next((int(a.i) for a in attributes if a.name == "axis"), None)
+def _fed_to_argmax(producers: Producers, name: str) -> str | None:
+    """The tensor that an output's ArgMax reads; None if the output is no ArgMax's index."""
+    node = _maker_of(producers, name)
+    if node is None or node.op_type != "ArgMax" or not node.input or node.input[0] not in producers:
+        return None
+    return str(node.input[0])
+
+
+def _none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
+    """The error for a model without scores.  It says what the outputs hold, and which tensors feed them."""
+    lines, before = [], None
+    for value in outputs:
+        node = _maker_of(producers, value.name)
+        what = f"{value.name!r} holds {type_name(value.type.tensor_type.elem_type)}"
+        if node is not None:
+            what += f", made by {node.op_type} {label(node)!r}"
+            before = before or next((name for name in node.input if name in producers), None)
+        lines.append(what)
+    return InputError(
+        f"no output of the model holds scores: {_joined(lines)}.",
+        supported="floating point; nothing flows back through whole numbers",
+        hint=f"To explain what feeds it, say output={before!r}." if before else None,
+    )
+
+
+def _several(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
+    """The error for a model with several outputs.  It lists them, with the op that ends each."""
+    lines, likely = [], []
+    for value in outputs:
+        _, head = _logits(producers, value.name)
+        shape = declared_shape(value)
+        sizes = "of unknown shape" if shape is None else str(["?" if n is None else n for n in shape])
+        lines.append(
+            f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head.op_type}" if head else "")
+        )
+        if head or (shape is not None and len(shape) == 2 and shape[1] != 1):
+            likely.append(value.name)
+    looks = f" Scores look like {_joined(list(map(repr, likely)))}." if likely else ""
+    example = f"output={(likely[0] if likely else outputs[0].name)!r}"
+    return InputError(
+        f"the model has {len(outputs)} outputs: {_joined(lines)}.{looks}",
+        hint=f"Say which one is to be explained: {example}, say.",
+    )
+
+
+def _joined(lines: Sequence[str]) -> str:
+    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+    return "; ".join(lines[:_MAX_LISTED]) + more

@@ -194,11 +194,11 @@ def _names_of(node: onnx.NodeProto) -> Iterator[str]:
     for attribute in node.attribute:
         yield attribute.name
         yield attribute.ref_attr_name
-        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-            yield from (value.name for value in (*graph.input, *graph.output))
-            yield from (tensor.name for tensor in graph.initializer)
-            for inner in graph.node:
-                yield from _names_of(inner)
+    for graph in graphs_of(node):
+        yield from (value.name for value in (*graph.input, *graph.output))
+        yield from (tensor.name for tensor in graph.initializer)
+        for inner in graph.node:
+            yield from _names_of(inner)
 
 
 def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
@@ -218,8 +218,8 @@ def _check_attributes(nodes: Iterable[onnx.NodeProto]) -> None:
                     f"attribute {attribute.name!r} is given twice.", node=label(node), op=node.op_type
                 )
             seen.add(attribute.name)
-            for graph in (attribute.g, *attribute.graphs):
-                _check_attributes(graph.node)
+        for graph in graphs_of(node):
+            _check_attributes(graph.node)
 
 
 def check_tensors(proto: onnx.ModelProto) -> None:
@@ -237,7 +237,7 @@ def check_tensors(proto: onnx.ModelProto) -> None:
 
 def _check_tensors_of(node: onnx.NodeProto) -> None:
     """Check that no tensor in the node's attributes or graphs is stored in another file."""
-    graphs = [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+    graphs = list(graphs_of(node))
     inside = [tensor for graph in graphs for tensor in graph.initializer]
     if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
         raise UnsupportedError(
@@ -249,6 +249,14 @@ def _check_tensors_of(node: onnx.NodeProto) -> None:
     for graph in graphs:
         for each in graph.node:
             _check_tensors_of(each)
+
+
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def label(node: onnx.NodeProto) -> str:

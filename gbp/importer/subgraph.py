@@ -17,7 +17,7 @@ from ..limits import MAX_AXES
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
 from .branches import reads
-from .outputs import axis_of, op_of, scores_of
+from .outputs import scores_of
 from .proto import declared_shape, label, tensor_values
 from .weights import Weights
 
@@ -53,13 +53,20 @@ class Source:
 
     Parameters
     ----------
-    input_shape
-        The input's shape; None for each size that the file leaves open.
+    model, weights
+        The file.  Large weights are apart.
+    input, input_shape
+        The input to explain; None for each size that the file leaves open.
     scores
         The tensor to explain.
-    head
-        The op that turns the scores into probabilities.  None if there is none, "" if the scores are
-        probabilities.
+    opset
+        The version of the ONNX operators.
+    nodes
+        Those between the input and the scores, in order of computation.
+    head, head_axis
+        As in `outputs.Scores`.
+    is_output
+        Whether `scores` are the model's own scores, and not a tensor that the caller named.
     given
         Values of the model's other inputs.
     dtype
@@ -83,9 +90,7 @@ class Source:
     opset: int
     nodes: tuple[onnx.NodeProto, ...]
     head: str | None
-    #: The axis of the head's softmax; None if the file does not give one.
     head_axis: int | None
-    #: Whether `scores` are the model's own scores, and not a tensor that the caller named.
     is_output: bool
     given: Mapping[str, NDArray[Any]]
     dtype: str
@@ -132,26 +137,27 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
     choice = choice or Choice()
     opset = _opset(proto)
     producers = _producers(proto)
-    scores, head, notes = scores_of(proto, producers, choice.output)
-    nodes = _upstream(producers, scores)
+    scores = scores_of(proto, producers, choice.output)
+    nodes = _upstream(producers, scores.name)
     given = _given(proto, choice.given)
     value, shape = _explained_input(proto, nodes, choice.input, given)
+    is_output = choice.output is None or choice.output is PROBABILITY
     source = Source(
-        proto,
-        weights,
-        value.name,
-        shape,
-        scores,
-        opset,
-        nodes,
-        op_of(head),
-        axis_of(head),
-        choice.output is None or choice.output is PROBABILITY,
-        given,
-        type_name(value.type.tensor_type.elem_type),
-        _reads_channels_last(nodes, value.name),
-        _labels(proto) if choice.output is None or choice.output is PROBABILITY else None,
-        notes=notes,
+        model=proto,
+        weights=weights,
+        input=value.name,
+        input_shape=shape,
+        scores=scores.name,
+        opset=opset,
+        nodes=nodes,
+        head=scores.head,
+        head_axis=scores.head_axis,
+        is_output=is_output,
+        given=given,
+        dtype=type_name(value.type.tensor_type.elem_type),
+        channels_last=_reads_channels_last(nodes, value.name),
+        labels=_labels(proto) if is_output else None,
+        notes=scores.notes,
     )
     return source.without_batch() if _lacks_batch(source) else source
 
@@ -227,7 +233,7 @@ def _explained_input(
         raise InputError(
             f"{len(free)} inputs, {', '.join(map(repr, free))}, have no value.",
             supported="one that is explained; all others given",
-            hint="Say input=name, and inputs={name: array} for the others (--input, --given).",
+            hint="Say input=name, and given={name: array} for the others (--input, --given).",
         )
     value = declared[free[0]]
     kind = value.type.tensor_type
@@ -300,9 +306,9 @@ def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.N
 
 
 def _lacks_batch(source: Source) -> bool:
-    """Whether the first node that is not pixelwise adds an axis in front of the image, which is then the
-    batch.
-    """
+    """Whether the first node that is not pixelwise adds an axis in front of the image: the batch's."""
+    if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
+        return False
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
     stored |= {
         node.output[0]: attribute.t
@@ -311,10 +317,7 @@ def _lacks_batch(source: Source) -> bool:
         for attribute in node.attribute
         if attribute.name == "value"
     }
-    rank = len(source.input_shape)
-    name = source.input
-    if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
-        return False
+    rank, name = len(source.input_shape), source.input
     nodes = iter(source.nodes)  # Nodes are in order of computation, so readers of a node's output come later.
     while (node := next(_first_nodes(nodes, name), None)) is not None:
         if node.op_type != "Transpose":

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedError
+from ..graph.graph import unused
 from ..limits import MAX_NODES
 from ..ops import REWRITERS
 from ..ops.node import Node
@@ -57,8 +58,7 @@ class Waiting:
 
     def unused(self, name: str) -> str:
         """A name that no tensor has."""
-        while name in self.taken:
-            name += "'"
+        name = unused(name, self.taken)
         self.taken.add(name)
         return name
 

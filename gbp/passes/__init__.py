@@ -13,21 +13,22 @@ from .name_activations import name_activations
 from .nest_concat import nest_concat
 from .rectify_quantized import rectify_quantized
 
-PASSES = (drop_dead, name_activations, rectify_quantized, fold_pad, fold_affine, nest_concat)
 #: The passes that decide what is a rectifier or an activation, which is one layer then, with no tensors
 #: inside.
 NAMING = (drop_dead, name_activations, rectify_quantized)
+#: The passes that fold layers into others.
+FOLDING = (fold_pad, fold_affine, nest_concat)
 
 
 def named(graph: Graph) -> Graph:
     """Apply the passes of `NAMING`, in order."""
-    for apply in PASSES:
-        graph = apply(graph) if apply in NAMING else graph
+    for apply in NAMING:
+        graph = apply(graph)
     return graph
 
 
 def folded(graph: Graph) -> Graph:
-    """Apply the other passes, in order: they fold layers into others."""
-    for apply in PASSES:
-        graph = graph if apply in NAMING else apply(graph)
+    """Apply the passes of `FOLDING`, in order."""
+    for apply in FOLDING:
+        graph = apply(graph)
     return graph

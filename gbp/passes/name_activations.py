@@ -23,7 +23,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..errors import UnsupportedError
-from ..graph.graph import Graph, Layer
+from ..graph.graph import Graph, Layer, unused
 from ..limits import MAX_JUDGED
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
@@ -211,9 +211,7 @@ def _reads_only(parts: Subgraph, y: str) -> bool:
 
 def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
     """The layers as they are, with no rectifier or activation among them, followed by an `End`."""
-    y = f"{parts.y}/in parts"
-    while y in taken:
-        y += "'"
+    y = unused(f"{parts.y}/in parts", taken)
     taken.add(y)
     layers = []
     for layer in parts.layers:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph.graph import Graph, Layer
+from ..graph.graph import Graph, Layer, unused
 from ..ops.quantize import Quantize
 from ..ops.rectifier import Rectifier
 from ..ops.step import Clipped
@@ -45,9 +45,7 @@ def rectify_quantized(graph: Graph) -> Graph:
                 layers[made[x]] = replace(maker, op=Rectifier(both))
                 narrowed.add(x)
             elif x not in positive:
-                rectified = f"{x}/rectified"
-                while rectified in shapes:
-                    rectified += "'"
+                rectified = unused(f"{x}/rectified", shapes)
                 shapes[rectified] = shapes[x]
                 layers.append(Layer(f"{layer.name}/rectifier", Rectifier(clip), (x,), rectified, layer.kind))
                 layer = replace(layer, inputs=(rectified,))  # noqa: PLW2901  # it stands for the loop's

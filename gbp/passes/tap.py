@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..graph.graph import Graph, Layer
+from ..graph.graph import Graph, Layer, unused
 from ..ops.tap import Tap
 
 
@@ -23,12 +23,7 @@ def tap(graph: Graph, names: Iterable[str]) -> tuple[Graph, dict[str, str]]:
     -------
     The graph; and for each tensor the name of its tap, which all its readers read.
     """
-    taps: dict[str, str] = {}
-    for name in names:
-        made = f"{name}/kept"
-        while made in graph.shapes:
-            made += "'"
-        taps[name] = made
+    taps = {name: unused(f"{name}/kept", graph.shapes) for name in names}
     layers: list[Layer] = []
     for layer in graph.layers:
         inputs = tuple(taps.get(x, x) for x in layer.inputs)

@@ -172,8 +172,9 @@ class _Gradients:
         #: For each stretch the gate at which its gradient ends, or -1: the index of the instruction that has
         #: it.  Instructions with equal gates, whose masks are in one buffer, count as the first of them.
         self._gate = np.full(count, -1, np.int64)
-        #: Their numbers one by one, which is several times as fast for a tensor of one stretch, as most are.
-        self._pending_of, self._gate_of_one = self._pending.data, self._gate.data
+        #: The same numbers, read and written one by one: several times as fast where a tensor is one stretch,
+        #: as most are.
+        self._pending_one, self._gate_one = self._pending.data, self._gate.data
         #: Slices that were cleared for the present instruction.
         self._zeros: list[BufferSlice] = []
         #: The gradient buffers that are taken over, {root of r: root of y}.
@@ -190,8 +191,8 @@ class _Gradients:
     def _wait(self, span: slice, change: int) -> bool:
         """Count contributions that are still to come.  Returns whether there are any."""
         if span.stop - span.start == 1:
-            self._pending_of[span.start] += change
-            return bool(self._pending_of[span.start])
+            self._pending_one[span.start] += change
+            return bool(self._pending_one[span.start])
         self._pending[span] += change
         return bool(self._pending[span].any())
 
@@ -245,7 +246,7 @@ class _Gradients:
     def _gate_of(self, name: str) -> int | None:
         """An instruction whose mask and gate are valid for the whole tensor; None where there is none."""
         span = self._spans[name]
-        first = int(self._gate_of_one[span.start])
+        first = int(self._gate_one[span.start])
         if first < 0 or (span.stop - span.start > 1 and not (self._gate[span] == first).all()):
             return None
         maker = self._instructions[first]

@@ -37,7 +37,7 @@ def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[I
     for i, instruction in enumerate(instructions):
         if not instruction.step.is_sum or len(instruction.inputs) != 2:
             continue
-        # Prefer the input that is makers later: then fewer tensors are alive in between.
+        # Prefer the input that is made later: then fewer tensors are alive in between.
         for name in sorted(instruction.inputs, key=lambda x: -makers.get(x, -1)):
             maker = result.get(makers.get(name, -1))
             if maker is None or name not in once or not maker.step.fuses_residual:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..graph.graph import Graph
+from ..graph.graph import Graph, unused
 from ..graph.op import Target
 from ..graph.shapes import Order, Shape, row_major
 from ..limits import elements
@@ -196,9 +196,7 @@ def _in_order(layout: Layout, name: str, shape: Shape, order: Order) -> str:
         return tensor.name
     ordered = layout.ordered.get((name, order))
     if ordered is None:
-        ordered = f"{name} in order {order}"
-        while ordered in layout.named:
-            ordered += "'"
+        ordered = unused(f"{name} in order {order}", layout.named)
         layout.ordered[name, order] = ordered
         if _memory(shape, tensor.order) == _memory(shape, order):
             _add_view(layout, tensor.name, ordered, shape, order)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError, UnsupportedError
-from ..graph.graph import Graph, Layer
+from ..graph.graph import Graph, Layer, unused
 from ..graph.op import Op
 from ..ops.affine import Affine, Scale
 from ..ops.binary import Binary, Choice
@@ -90,9 +90,7 @@ class Relevance:
         positive = nonnegative(graph, image=False)
 
         def made(base: str, shape_of: str) -> str:
-            name = base
-            while name in shapes:
-                name += "'"
+            name = unused(base, shapes)
             shapes[name] = shapes[shape_of]
             return name
 
