@@ -60,7 +60,7 @@ def _of_nodes(source: Source) -> str:
 def _normalisation(
     node: onnx.NodeProto, image: str, constants: dict[str, onnx.TensorProto]
 ) -> tuple[str, float] | None:
-    """What a node does with pixels, and a number as large as their range; None if it is no such node."""
+    """Describe what a node does to pixels, with a number as large as their range; None for other nodes."""
 
     def value(k: int) -> NDArray[np.float64] | None:
         tensor = constants.get(node.input[k]) if k < len(node.input) else None
