@@ -10,37 +10,8 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 
-def at_least_one(name: str, value: int | None) -> int | None:
-    """Check an argument that counts something.
-
-    Parameters
-    ----------
-    name
-        The argument's name, for the message.
-    value
-        Its value, or None.
-
-    Returns
-    -------
-    The value as an int, or None.
-
-    Raises
-    ------
-    InputError
-        Unless the value is None or a whole number of at least 1.
-    """
-    return None if value is None else count_of(name, value)
-
-
-def count_of(name: str, value: int) -> int:
-    """`at_least_one` of an argument that may not be None."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 1")
-    return int(value)
-
-
-def seed_of(name: str, value: int) -> int:
-    """Check the seed of a random generator.
+def whole_number(name: str, value: int, least: int = 1) -> int:
+    """Check an argument that counts something, or is the seed of a random generator.
 
     Parameters
     ----------
@@ -48,6 +19,8 @@ def seed_of(name: str, value: int) -> int:
         The argument's name, for the message.
     value
         Its value.
+    least
+        The smallest number that it may be: 0 for a seed or an index.
 
     Returns
     -------
@@ -56,11 +29,16 @@ def seed_of(name: str, value: int) -> int:
     Raises
     ------
     InputError
-        Unless it is a whole number of at least 0, as NumPy's generators take.
+        Unless it is a whole number of at least `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise InputError(f"{name} is {value!r}.", supported="a whole number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InputError(f"{name} is {value!r}.", supported=f"a whole number of at least {least}")
     return int(value)
+
+
+def at_least_one(name: str, value: int | None) -> int | None:
+    """`whole_number` of an argument that may be None."""
+    return None if value is None else whole_number(name, value)
 
 
 def array_of(value: Any) -> NDArray[Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .arguments import at_least_one
 from .engine.asking import explained
 from .engine.engine import Engine
 from .engine.network import Network
@@ -202,10 +201,10 @@ class Explainer(Network):
         ModelError
             Where the network's values overflow.
         """
-        size, score, chosen = at_least_one("batch_size", batch_size), checked_score(score), rule_named(rule)
+        score, chosen = checked_score(score), rule_named(rule)
         if score is not None or is_hidden(target):
-            return explained(self, images, chosen, target, score, size)
-        return self._engine.explain(images, chosen, target, size)
+            return explained(self, images, chosen, target, score, batch_size)
+        return self._engine.explain(images, chosen, target, batch_size)
 
     def warmup(self, size: tuple[int, int] | None = None) -> int:
         """Compile every kernel that this model needs, under any rule, and store them on this machine.

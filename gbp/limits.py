@@ -18,8 +18,6 @@ from .errors import InputError
 
 #: Most tensors that the nodes of one file make, and most names of any kind.
 MAX_NODES = 2**14
-#: Most subgraphs that are compared with known functions, where a network has activations in parts.
-MAX_JUDGED = 2**12
 MAX_NAMES = 2**17
 #: Most elements of one tensor for one sample (512 MiB of float32), and of one tensor that the file stores.
 MAX_ELEMENTS = 2**27

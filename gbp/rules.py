@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, ModelError
-from .limits import is_finite
+from .errors import InputError
 
 #: A graph → the same network, whose layers pass gradients on in another way.
 Rewrite: TypeAlias = Callable[[Any], Any]
@@ -187,27 +186,8 @@ OTHER_RULES: dict[str, Rule] = {
 }
 
 
-def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rule's `finish`, applied to a gradient (N, K, …) at a tensor that holds `values` (N, …).
-
-    Raises InputError for a finish that changes the shape, and ModelError where the map overflows.
-    """
-    if rule.finish is None:
-        return gradient
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = np.asarray(rule.finish(gradient, values[:, None]))
-        if found.dtype.kind not in "fiu" or found.shape != gradient.shape:
-            raise InputError(
-                f"the finish of {rule.name!r} returned {found.dtype} of shape {list(found.shape)}.",
-                supported=f"numbers of the gradient's shape {list(gradient.shape)}",
-            )
-        found = found.astype(np.float32, copy=False)
-    if not is_finite(found):
-        raise ModelError(
-            f"the map holds NaN or infinity, which the finish of {rule.name!r} made.",
-            hint="The network's values overflow float32.",
-        )
-    return found
+#: The names of all rules.
+RULE_NAMES: tuple[str, ...] = (*RULES, *OTHER_RULES)
 
 
 def rule_named(name: str | Rule) -> Rule:
@@ -216,5 +196,5 @@ def rule_named(name: str | Rule) -> Rule:
         return name
     rule = (RULES.get(name) or OTHER_RULES.get(name)) if isinstance(name, str) else None
     if rule is None:
-        raise InputError(f"no rule is called {name!r}.", supported=", ".join((*RULES, *OTHER_RULES)))
+        raise InputError(f"no rule is called {name!r}.", supported=", ".join(RULE_NAMES))
     return rule

@@ -477,8 +477,8 @@ def one_run(
     from cases import CASES
     from test_ops import FRAMES
 
+    from gbp.graph.op import ALGORITHMS
     from gbp.kernels.codegen import amx
-    from gbp.ops.conv.conv import ALGORITHMS
 
     faulthandler.enable()
     guards, runs, failures = Guards(ends, alike), 0, 0

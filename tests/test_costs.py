@@ -508,5 +508,5 @@ def test_different_activations_in_parts_are_limited() -> None:
         return graph(nodes, f"t{n}", **stored)
 
     assert named(leaky(4)) == ["Function"] * 4
-    with mock.patch.object(naming, "MAX_JUDGED", 8), pytest.raises(UnsupportedError, match="in parts"):
+    with mock.patch.object(naming, "_MAX_JUDGED", 8), pytest.raises(UnsupportedError, match="in parts"):
         named(leaky(40))

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from gbp import Attribution, Explainer, passes
 from gbp.devices import cpu as device
+from gbp.graph.op import ALGORITHMS
 from gbp.kernels.codegen.memory import aligned
-from gbp.ops.conv.conv import ALGORITHMS
 from gbp.passes.drop_dead import drop_dead
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -30,9 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kernels": "errors",
         "devices": "errors kernels limits",
         "ops": "errors graph kernels limits",
-        "passes": "errors graph limits ops",
+        "passes": "errors graph ops",
         "rewrites": "errors graph limits ops passes",
-        "rules": "errors limits rewrites",
+        "rules": "errors rewrites",
         "importer": "errors files graph kernels limits ops",
         "plan": "devices errors graph limits ops passes",
         "runtime": "devices errors graph kernels limits ops plan rules",
@@ -41,9 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inputs": "errors graph importer limits pictures",
         "questions": "arguments errors graph",
         "result": "errors files graph pictures questions rules version",
-        "engine": "arguments devices errors graph importer inputs kernels limits ops packed pictures "
+        "engine": "arguments devices errors graph importer inputs kernels limits packed pictures "
         "plan questions result rules runtime",
-        "explainer": "arguments engine graph importer inputs pictures questions result rules runtime",
+        "explainer": "engine graph importer inputs pictures questions result rules runtime",
         "gbp": "errors explainer rules version",
         "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
         "diagnostics": "errors explainer graph importer inputs limits ops plan runtime",

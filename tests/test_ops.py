@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from gbp import PROBABILITY, Explainer
-from gbp.ops.conv.conv import ALGORITHMS
+from gbp.graph.op import ALGORITHMS
 from gbp.packed import entry
 
 Frame = Callable[[Builder, str, Net, Net], str]

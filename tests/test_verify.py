@@ -22,9 +22,10 @@ from gbp.diagnostics import reference as others
 from gbp.diagnostics import verify as module
 from gbp.diagnostics.reference import Exact, OnnxRuntime
 from gbp.diagnostics.verify import StepError, Verification, verify
+from gbp.graph.op import ALGORITHMS
 from gbp.importer.load import open_model
 from gbp.ops.concat import ConcatStep
-from gbp.ops.conv.conv import ALGORITHMS, Conv, ConvStep
+from gbp.ops.conv.conv import Conv, ConvStep
 from gbp.ops.lrn import LRNStep
 from gbp.ops.pool import AveragePoolStep, MaxPoolStep
 from gbp.ops.step import GradientSlot, Step

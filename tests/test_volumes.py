@@ -19,7 +19,7 @@ from test_graphs import CLASSES, REPRODUCIBLE, Draw, Move, Network, any_of, asse
 
 from gbp import Explainer
 from gbp.devices import cpu as device
-from gbp.ops.conv.conv import ALGORITHMS
+from gbp.graph.op import ALGORITHMS
 
 MAX_PIXELS = 300
 

@@ -22,7 +22,7 @@ from ..pictures.look import Look
 from ..questions.questions import Channel, Contrast, Question, Score, Several, Unit, is_hidden
 from ..questions.targets import At, Top
 from ..result.attribution import Attribution
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES, RULES
 from ..version import VERSION
 
 Arrays = Literal["npz", "zarr"]
@@ -81,7 +81,7 @@ class Job:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("rule", self.rule, [None, *RULES, *OTHER_RULES, "all"]),
+            ("rule", self.rule, [None, *RULE_NAMES, "all"]),
             ("method", self.method, [None, *METHODS]),
             ("style", self.style, STYLES),
             ("format", self.format, PICTURES),

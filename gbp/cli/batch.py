@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES
 from .asking import add_questions, question_of, refuse_contradictions
 from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--rule",
-        choices=(*RULES, *OTHER_RULES, "all"),
+        choices=(*RULE_NAMES, "all"),
         help="all: the first three; default: guided; that of a --method: vanilla",
     )
     command.add_argument(

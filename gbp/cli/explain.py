@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, shown
 from ..pictures.percent import percent
 from ..result.titles import title_of
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES
 from .asking import add_questions, is_several, question_of, refuse_contradictions
 from .methods import Explaining, add_methods, made_by, refuse_misplaced, rules, rules_of
 from .options import (
@@ -56,7 +56,7 @@ def add_command(commands: Any) -> None:
         "--rule",
         type=rules,
         metavar="RULE[,RULE]",
-        help=f"{', '.join((*RULES, *OTHER_RULES))}; several with commas between; all: the first three; "
+        help=f"{', '.join(RULE_NAMES)}; several with commas between; all: the first three; "
         "default: guided; that of a --method: vanilla",
     )
     command.add_argument(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..methods import METHODS
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES, RULES
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from ..explainer import Explainer
@@ -59,9 +59,8 @@ def baseline(text: str) -> str | float:
 # Its name is plain because argparse prints it: "invalid rules value: 'x'".
 def rules(text: str) -> tuple[str, ...]:
     chosen = tuple(RULES) if text == "all" else tuple(dict.fromkeys(text.split(",")))
-    known = (*RULES, *OTHER_RULES)
-    if not all(rule in known for rule in chosen):
-        raise argparse.ArgumentTypeError(f"{text!r} (choose of {', '.join(known)}, or all)")
+    if not all(rule in RULE_NAMES for rule in chosen):
+        raise argparse.ArgumentTypeError(f"{text!r} (choose of {', '.join(RULE_NAMES)}, or all)")
     return chosen
 
 

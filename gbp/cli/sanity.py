@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES
 from .methods import add_methods, method_options, refuse_misplaced, rules
 from .options import (
     add_algorithm,
@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("image", metavar="IMAGE", help="a picture; or an .npy file, a sample, preprocessed")
     command.add_argument(
         "--rule",
-        choices=(*RULES, *OTHER_RULES, "all"),
+        choices=(*RULE_NAMES, "all"),
         help="all, the default: the first three; of a --method: vanilla",
     )
     command.add_argument("--target", type=target, help="class index or label; default: the best class")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import at_least_one, count_of, seed_of
+from ..arguments import at_least_one, whole_number
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -243,7 +243,7 @@ class IntegratedGradients(WhiteBox):
         baseline_value: float = 0.0,
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
-        if count_of("steps", steps) < 2:
+        if whole_number("steps", steps) < 2:
             raise InputError(f"steps is {steps}.", supported="at least 2, for the trapezoid")
         self.steps, self.baseline_value = steps, float(baseline_value)
 
@@ -285,8 +285,8 @@ class Statistic(WhiteBox, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__(model, output_layer, batch_size, operator, reducer)
-        count_of("nb_samples", nb_samples)
-        self.nb_samples, self.noise, self.seed = nb_samples, deviation("noise", noise), seed_of("seed", seed)
+        self.nb_samples, self.seed = whole_number("nb_samples", nb_samples), whole_number("seed", seed, 0)
+        self.noise = deviation("noise", noise)
 
     def _explain(self, x: Floats, targets: Floats) -> Floats:
         rng, maps = np.random.default_rng(self.seed), []

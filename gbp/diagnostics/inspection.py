@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import UnsupportedError
 from ..graph.graph import Graph
+from ..graph.op import check_algorithm
 from ..graph.shapes import Shape
 from ..importer.functions import inlined
 from ..importer.proto import Model, check_tensors, read
@@ -17,7 +18,6 @@ from ..importer.refusals import unsupported_nodes
 from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
-from ..ops.conv.conv import check_algorithm
 from ..plan.plan import Plan
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import count_of, seed_of
+from ..arguments import whole_number
 from ..errors import InputError
 from ..result.similarity import cosine
 
@@ -46,11 +46,11 @@ def class_sensitivity(
         For a model of one score, for arguments that cannot be used, and where `explain` returns maps of
         another shape.
     """
-    count_of("others", others)
+    whole_number("others", others)
     n, classes = scores.shape
     if classes < 2:
         raise InputError("the model has one score.", supported="two classes and more")
-    rng, k = np.random.default_rng(seed_of("seed", seed)), min(others, classes - 1)
+    rng, k = np.random.default_rng(whole_number("seed", seed, 0)), min(others, classes - 1)
     best = scores.argmax(axis=1)
     drawn = np.array([rng.permutation(np.delete(np.arange(classes), b))[:k] for b in best], np.int64)
     maps = explain(np.concatenate([best[:, None], drawn], axis=1))

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import array_of, count_of, fits, seed_of
+from ..arguments import array_of, fits, whole_number
 from ..errors import InputError
 from ..explainer import Explainer
 from ..inputs import Images
@@ -212,10 +212,10 @@ def max_sensitivity(
     InputError
         For a radius that is not above 0, and for samples and seeds that are none.
     """
-    count_of("samples", samples)
+    whole_number("samples", samples)
     if not 0 < radius < np.inf:
         raise InputError(f"radius is {radius}.", supported="numbers above 0")
-    rng = np.random.default_rng(seed_of("seed", seed))
+    rng = np.random.default_rng(whole_number("seed", seed, 0))
     at = np.asarray(explain(x, np.arange(len(x))), np.float64)
     values = []
     for i, sample in enumerate(x):
@@ -238,7 +238,7 @@ def _curve(
     measure: Measure | None,
 ) -> Curve:
     """The scores while the pixels of `start` are replaced by those of `end`, the most relevant first."""
-    count_of("steps", steps)
+    whole_number("steps", steps)
     if found.target.ndim != 1 or len(found) != len(start) or found.map.shape != start.shape:
         raise InputError(
             f"images of shape {list(start.shape)} and maps of shape {list(found.map.shape)} do not fit.",

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from ..arguments import seed_of
+from ..arguments import whole_number
 from ..errors import InputError, ModelError
 from ..importer.load import open_model
 from ..importer.proto import Model, label, tensor_values
@@ -68,7 +68,7 @@ class Randomised:
     """
 
     def __init__(self, model: Model, choice: Choice, seed: int = 0) -> None:
-        self._seed = seed_of("seed", seed)
+        self._seed = whole_number("seed", seed, 0)
         source = open_model(model, choice)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source.model)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..arguments import count_of, seed_of
+from ..arguments import whole_number
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..importer.proto import Model
@@ -220,8 +220,8 @@ def sanity(
     GbpError
         Where gbp cannot explain the model or the image, or finds no weights.
     """
-    count_of("layers", layers)
-    seed = seed_of("seed", seed)
+    whole_number("layers", layers)
+    seed = whole_number("seed", seed, 0)
     makers = _makers(rules, method, method_options or {})
     explainer = Explainer(model, **options)
     x = explainer.prepare(image)

@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from ..errors import ModelError
+from ..arguments import at_least_one
+from ..errors import InputError, ModelError
 from ..graph.head import Head
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
@@ -21,7 +22,7 @@ from ..importer.settle import settled
 from ..importer.subgraph import Source
 from ..importer.weights import Weights
 from ..inputs import Batch, Images, Inputs, together
-from ..limits import computing
+from ..limits import computing, is_finite
 from ..packed.plans import Plans
 from ..pictures.later import Pictures
 from ..pictures.photo import Photo
@@ -32,7 +33,7 @@ from ..questions.targets import Top, resolve
 from ..result.attribution import Attribution
 from ..result.doubts import doubted
 from ..result.provenance import Provenance
-from ..rules import Rewrite, Rule, finished
+from ..rules import Rewrite, Rule
 from ..runtime.garbage import collected_later
 from ..runtime.session import Kept, Session, Sessions
 from .facts import Facts
@@ -94,6 +95,7 @@ class Engine:
 
     def explain(self, images: Images, rule: Rule, target: Question, batch_size: int | None) -> Attribution:
         """See `Explainer.explain`."""
+        batch_size = at_least_one("batch_size", batch_size)
         count, done = self.inputs.count(images), 0
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
@@ -266,6 +268,29 @@ class Engine:
     @property
     def _is_freed(self) -> bool:
         return not self.inputs.source.nodes
+
+
+def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rule's `finish`, applied to a gradient (N, K, …) at a tensor that holds `values` (N, …).
+
+    Raises InputError for a finish that changes the shape, and ModelError where the map overflows.
+    """
+    if rule.finish is None:
+        return gradient
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.asarray(rule.finish(gradient, values[:, None]))
+        if found.dtype.kind not in "fiu" or found.shape != gradient.shape:
+            raise InputError(
+                f"the finish of {rule.name!r} returned {found.dtype} of shape {list(found.shape)}.",
+                supported=f"numbers of the gradient's shape {list(gradient.shape)}",
+            )
+        found = found.astype(np.float32, copy=False)
+    if not is_finite(found):
+        raise ModelError(
+            f"the map holds NaN or infinity, which the finish of {rule.name!r} made.",
+            hint="The network's values overflow float32.",
+        )
+    return found
 
 
 def _run(

@@ -20,10 +20,10 @@ from ..pictures.layout import Layout
 from ..pictures.photo import Photo
 from ..questions.questions import Question
 from ..result.attribution import Attribution
-from ..rules import Rewrite, Rule, finished, rule_named
+from ..rules import Rewrite, Rule, rule_named
 from ..runtime.session import Session
 from ..runtime.tape import Reduce, Tape
-from .engine import Engine
+from .engine import Engine, finished
 from .notes import refuse_meaningless
 
 

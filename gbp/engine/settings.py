@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ..arguments import at_least_one
 from ..devices import Device, device_named
 from ..errors import InputError
+from ..graph.op import check_algorithm
 from ..kernels.parallel.threads import thread_count
-from ..ops.conv.conv import check_algorithm
 
 #: Values of the argument `activations`.
 ACTIVATIONS = ("gradient", "clamp")

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import count_of
+from ..arguments import whole_number
 from ..bulk.folder import Folder
 from ..bulk.job import settings_of
 from ..errors import GbpError, InputError
@@ -130,7 +130,7 @@ def features(
     GbpError
         Where the model cannot be explained.
     """
-    count_of("top", top)
+    whole_number("top", top)
     if part not in PARTS:
         raise InputError(f"part is {part!r}.", supported=", ".join(PARTS))
     rule_named(rule)

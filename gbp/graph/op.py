@@ -11,8 +11,21 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..limits import ELEMENT, OPERAND, elements
-from .shapes import Order, Shape
+from .shapes import Order, Shape, innermost
+
+#: How convolutions are computed.  "auto": forward directly, so that equal windows give equal outputs at every
+#: position; backward by the cheapest algorithm.  "fast": the cheapest in both directions.  The others are
+#: used wherever they apply.  "direct": tiles, and columns for the backward pass of strides.  "winograd": 3×3
+#: windows of stride 1.  "lists": the backward pass over lists of the gradient's nonzero values.
+ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
+
+
+def check_algorithm(algorithm: str) -> None:
+    """Raise InputError unless it is one of ALGORITHMS."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
 class Target(Protocol):
@@ -24,7 +37,7 @@ class Target(Protocol):
 
     @property
     def algorithm(self) -> str:
-        """One of `ops.conv.ALGORITHMS`."""
+        """One of `ALGORITHMS`."""
 
     @property
     def tf32(self) -> bool:
@@ -77,9 +90,9 @@ class Op:
         """Estimated multiply-adds of one sample, forward and backward.  Models of absurd cost are refused."""
         return 2 * self.macs(y) + ELEMENT * (elements(y) + sum(map(elements, x))) + OPERAND * (1 + len(x))
 
-    @abstractmethod
     def shape(self, *x: Shape) -> Shape:
-        """The output's shape, given the inputs' shapes; batch first."""
+        """The output's shape, given the inputs' shapes; batch first.  By default that of the first input."""
+        return x[0]
 
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         """The memory orders that the step needs.
@@ -115,3 +128,11 @@ class Op:
         -------
         The step; None where the output is a view of the input and nothing has to be computed.
         """
+
+
+class ChannelsLast(Op):
+    """An op whose step needs the channels innermost in memory, as kernels read pixels."""
+
+    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
+        order = innermost(1, len(x[0]))
+        return (order,) * len(x), order

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import array_of, count_of, seed_of
+from ..arguments import array_of, whole_number
 from ..engine.run import Run
 from ..errors import InputError, counted
 from ..explainer import Explainer
@@ -257,10 +257,10 @@ class _Copies:
         if share is not None and not 0 <= share < np.inf:
             raise InputError(f"noise is {share}.", supported="a share of the image's range, 0.15 say")
         given = _array(noise) if share is None else None
-        count = count_of("samples", samples) if given is None else len(given)
+        count = whole_number("samples", samples) if given is None else len(given)
         if count < least:
             raise InputError(f"samples is {count}.", supported=f"at least {least}")
-        seed = seed_of("seed", seed)
+        seed = whole_number("seed", seed, 0)
         return cls(count, share, seed if given is None else None, given)
 
     @property

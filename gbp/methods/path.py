@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import array_of, count_of, fits
+from ..arguments import array_of, fits, whole_number
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -98,7 +98,7 @@ def integrated_gradients(
     """
     if not isinstance(quadrature, str) or quadrature not in QUADRATURES:
         raise InputError(f"quadrature is {quadrature!r}.", supported=", ".join(QUADRATURES))
-    count = count_of("steps", steps)
+    count = whole_number("steps", steps)
     if quadrature == "trapezoid" and count < 2:
         raise InputError(f"steps is {count}.", supported="at least 2 for the trapezoid")
     if isinstance(baseline, str) and baseline not in BASELINES:

@@ -42,9 +42,6 @@ class Affine(Op):
     def macs(self, y: Shape) -> int:
         return elements(y[1:])
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         order = given[0] if given[0][-1] == self.axis else innermost(self.axis, len(x[0]))
         return (order,), order
@@ -64,9 +61,6 @@ class Scale(Op):
     @property
     def parameters(self) -> int:
         return self.a.size + self.b.size
-
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
 
     def macs(self, y: Shape) -> int:
         return elements(y[1:])

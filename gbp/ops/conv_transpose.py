@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.geometry import Axis
-from ..graph.op import Op, Target
-from ..graph.shapes import Order, Shape, innermost
+from ..graph.op import ChannelsLast, Op, Target
+from ..graph.shapes import Order, Shape
 from .conv.conv import convolution, read_kernel
 from .facts import Fact
 from .folded import as_convolution
@@ -27,7 +27,7 @@ from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
 
 
 @dataclass(frozen=True)
-class Spread(Op):
+class Spread(ChannelsLast):
     """Puts pixels at distances of `step` and fills the gaps with zeros.
 
     `begin` and `end` are zeros before the first and behind the last pixel; negative numbers crop.  Each field
@@ -41,10 +41,6 @@ class Spread(Op):
     def shape(self, *x: Shape) -> Shape:
         axes = zip(x[0][2:], self.step, self.begin, self.end, strict=True)
         return *x[0][:2], *((n - 1) * step + 1 + begin + end for n, step, begin, end in axes)
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return SpreadStep(list(starmap(_cells, zip(x[0][2:], y[2:], self.step, self.begin, strict=True))))

@@ -49,9 +49,6 @@ class Function(Op):
     def is_activation(self) -> bool:
         return self.name in ACTIVATIONS and not self.is_part
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + (8 * ELEMENT * elements(y) if self.name in NUMBERS else 0)
 
@@ -77,9 +74,6 @@ class PRelu(Op):
     def parameters(self) -> int:
         return self.slopes.size
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
         order = row_major(len(x[0])) if self.axis is None else given[0]
         if self.axis is not None and self.axis != order[-1]:
@@ -102,9 +96,6 @@ class End(Op):
     @property
     def is_activation(self) -> bool:
         return True
-
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return EndStep()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..graph.geometry import Window
-from ..graph.op import Op, Target
-from ..graph.shapes import Order, Shape, innermost
+from ..graph.op import ChannelsLast, Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
 from .facts import Fact
@@ -28,7 +28,7 @@ _POWER = 2**8
 
 
 @dataclass(frozen=True)
-class LpPool(Op):
+class LpPool(ChannelsLast):
     window: Window
     p: int
 
@@ -38,10 +38,6 @@ class LpPool(Op):
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         reverse = planes_of(y) * reverse_work(self.window, _POWER * y[1])
         return super().work(x, y) + _POWER * self.window.taps * elements(y) + reverse
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(LpPoolStep(self), x[0])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..graph.op import Op, Target
-from ..graph.shapes import Order, Shape, innermost
+from ..graph.op import ChannelsLast, Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.lrn import lrn_bwd, lrn_fwd, lrn_scratch_floats
 from ..limits import elements
 from .facts import Fact
@@ -22,21 +22,14 @@ _MAX_SIZE = 2**12
 
 
 @dataclass(frozen=True)
-class LRN(Op):
+class LRN(ChannelsLast):
     size: int
     alpha: float
     beta: float
     bias: float
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + (8 * self.size + 2**13) * elements(y)  # beta ≠ 0.75 takes a power
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return LRNStep(self, x[0][1])

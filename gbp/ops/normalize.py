@@ -62,9 +62,6 @@ class Normalize(Op):
     def planning(self) -> int:
         return 2
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + 8 * ELEMENT * elements(y)
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..graph.geometry import Axis, Window
-from ..graph.op import Op, Target
-from ..graph.shapes import Order, Shape, innermost
+from ..graph.op import ChannelsLast, Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.pool import (
     averagepool_bwd,
     averagepool_fwd,
@@ -49,7 +49,7 @@ from .window import (
 
 
 @dataclass(frozen=True)
-class _Pool(Op):
+class _Pool(ChannelsLast):
     """A pool whose window slides over the last two axes of x, or over the only spatial axis."""
 
     window: Window
@@ -60,10 +60,6 @@ class _Pool(Op):
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         reverse = planes_of(y) * reverse_work(self.window, y[1])
         return super().work(x, y) + 8 * self.window.taps * elements(y) + reverse
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
 
 
 @dataclass(frozen=True)

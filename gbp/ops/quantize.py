@@ -41,9 +41,6 @@ class _Linear(Op):
     scale: NDArray[np.float32]
     zero: NDArray[np.float32]
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def _physical(self, order: Order) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return self.scale.transpose(0, *order), self.zero.transpose(0, *order)
 

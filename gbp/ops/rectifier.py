@@ -32,9 +32,6 @@ MAX_FLOOR = 1.001e-3
 class Rectifier(Op):
     clip: Clipped
 
-    def shape(self, *x: Shape) -> Shape:
-        return x[0]
-
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return PointwiseStep(clip=self.clip)
 

@@ -203,7 +203,7 @@ def parse_dropout(node: Node) -> Op:
 
 
 def parse_cast(node: Node) -> Op:
-    """Between widths of floating point: the engine has but one.  Input may come as bytes; see `source.py`."""
+    """Between floating-point types it does nothing: gbp computes in float32.  An image may be bytes."""
     to = node.text("to", "").upper() if node.opset < 6 else type_name(node.integer("to", 0))
     node.ignore("saturate", "round_mode")
     if to not in map(type_name, FLOATS):

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graph.geometry import Axis
-from ..graph.op import Op, Target
-from ..graph.shapes import Order, Shape, innermost
+from ..graph.op import ChannelsLast, Op, Target
+from ..graph.shapes import Order, Shape
 from ..kernels.unpool import maxpool_indices, unpool_bwd, unpool_fwd
 from ..limits import ELEMENT, elements
 from .facts import Fact
@@ -34,7 +34,7 @@ _TAP = 2**5
 
 
 @dataclass(frozen=True)
-class Indices(Op):
+class Indices(ChannelsLast):
     """The positions of the maxima of a MaxPool.
 
     Parameters
@@ -59,16 +59,12 @@ class Indices(Op):
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + _TAP * elements([axis.kernel for axis in self.axes]) * elements(y)
 
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
-
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return IndicesStep(self)
 
 
 @dataclass(frozen=True, eq=False)
-class MaxUnpool(Op):
+class MaxUnpool(ChannelsLast):
     """Unpools to planes of size `plane`.
 
     `positions`: float32 (1, C, …) where they are constant; None where they are the second input.
@@ -86,10 +82,6 @@ class MaxUnpool(Op):
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         return super().work(x, y) + ELEMENT * elements(y)
-
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,) * len(x), order
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return MaxUnpoolStep(self, target)
@@ -180,7 +172,7 @@ class IndicesStep(Step):
         maxpool_indices(volume(x[0]), volume(y), self.axes, self.by_columns, context.threads)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        _add_nothing(gx[0])
+        gx[0].begin(context.threads)  # it adds nothing
 
 
 class MaxUnpoolStep(Step):
@@ -199,10 +191,5 @@ class MaxUnpoolStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            _add_nothing(g)
+            g.begin(context.threads)
         unpool_bwd(_lines(gy), _lines(context.switches), _lines(gx[0].array), context.threads)
-
-
-def _add_nothing(g: GradientSlot) -> None:
-    if not g.accumulate:
-        g.array.fill(0)

@@ -2,7 +2,7 @@
 
 There are two exceptions: `name_activations` and `rectify_quantized` change maps under rules with gates,
 because they decide what is a rectifier.  The graph of a file comes in; the same network in fewer layers comes
-out.  It may import ops, graph, limits and errors.
+out.  It may import ops, graph and errors.
 """
 
 from ..graph.graph import Graph

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from ..graph.graph import Graph, Layer, unused
-from ..limits import MAX_JUDGED
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
 from .elementwise import STRAIGHT, Subgraph
@@ -34,6 +33,8 @@ from .signs import nonnegative
 
 #: Layers whose subgraphs are sifted at once.
 _AT_ONCE = 512
+#: Most subgraphs of one network that are compared with known functions.
+_MAX_JUDGED = 2**12
 
 
 def name_activations(graph: Graph) -> Graph:
@@ -150,12 +151,12 @@ class _Verdicts:
     def _known_as(self, parts: Subgraph, y: str) -> Known | None:
         """The kind of the layers up to tensor y."""
         if (parts.x, y) not in self._known:
-            if len(self._known) == MAX_JUDGED:
+            if len(self._known) == _MAX_JUDGED:
                 raise UnsupportedError(
                     "it has too many different activations that are written in parts.",
                     node=parts.layers[-1].name,
                     op=parts.layers[-1].kind,
-                    supported=f"up to {MAX_JUDGED} groups of layers that could be activations",
+                    supported=f"up to {_MAX_JUDGED} groups of layers that could be activations",
                 )
             self._known[parts.x, y] = known(parts if y == parts.y else parts.until(y))
         return self._known[parts.x, y]

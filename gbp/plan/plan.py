@@ -90,7 +90,7 @@ class Plan:
         graph
             The network, with the sizes of one kind of sample.
         algorithm
-            How convolutions are computed: one of `ops.conv.conv.ALGORITHMS`.
+            How convolutions are computed: one of `graph.op.ALGORITHMS`.
         clamp
             Whether rules with a gradient gate clamp the gradient of activations that are no rectifiers.
         device
@@ -246,6 +246,7 @@ class Plan:
         each, fixed = self.forward_bytes + targets * self.backward_bytes, 4 * self._scratch[0]
         if targets > 1 or self.keeps_activations:
             return samples * each + 2 * fixed
+        # The backward pass takes the memory and the scratch of the forward pass over.
         shared = 4 * (self.backward.arena.size + self._scratch[1])
         return samples * (each - shared) + fixed
 

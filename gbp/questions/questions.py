@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import whole_number
 from ..errors import InputError
 from .targets import At, Target
 
@@ -19,12 +20,6 @@ ScoreName: TypeAlias = Literal["logit", "probability", "log-probability", "margi
 Score: TypeAlias = ScoreName | ScoreFunction
 
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
-
-
-def _index(what: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
-        raise InputError(f"{what} is {value!r}.", supported="whole numbers of at least 0")
-    return int(value)
 
 
 def _checked_seed(seed: str) -> Seed:
@@ -72,7 +67,7 @@ class Unit(_Question):
 
     def __init__(self, tensor: str, *position: int, seed: Seed = "one") -> None:
         self.tensor, self.seed = tensor, _checked_seed(seed)
-        self.position = tuple(_index("an index of a unit", i) for i in position)
+        self.position = tuple(whole_number("an index of a unit", i, 0) for i in position)
 
     def __repr__(self) -> str:
         return f"Unit({', '.join(map(repr, (self.tensor, *self.position)))}{_argument_of(self.seed)})"
@@ -112,8 +107,8 @@ class Channel(_Question):
     ) -> None:
         if how not in ("max", "sum"):
             raise InputError(f"how is {how!r}.", supported="max, sum")
-        self.tensor, self.channel, self.how = tensor, _index("channel", channel), how
-        self.seed, self.axis = _checked_seed(seed), None if axis is None else _index("axis", axis)
+        self.tensor, self.channel, self.how = tensor, whole_number("channel", channel, 0), how
+        self.seed, self.axis = _checked_seed(seed), None if axis is None else whole_number("axis", axis, 0)
 
     def __repr__(self) -> str:
         axis = "" if self.axis is None else f", axis={self.axis}"

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..arguments import array_of, count_of
+from ..arguments import array_of, whole_number
 from ..errors import InputError, counted
 
 
@@ -34,7 +34,7 @@ class Top:
     k: int = 5
 
     def __post_init__(self) -> None:
-        count_of("k", self.k)
+        whole_number("k", self.k)
 
 
 class At:

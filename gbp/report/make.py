@@ -15,7 +15,6 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from .. import methods as methods_of
 from ..errors import InputError
 from ..explainer import Explainer
 from ..methods import METHODS
@@ -188,7 +187,7 @@ class _Making:
             if name in self.rules:
                 made = self.explainer.explain(part, rule=name, target=target)
             else:
-                made = getattr(methods_of, METHODS[name].function)(self.explainer, part, target=target)
+                made = METHODS[name].call(self.explainer, part, target=target)
             self.summary.seconds[name] += time.perf_counter() - began
             beside = {*likeness_notes(made), *empty_notes(made)}  # are beside each image
             self.notes.update(dict.fromkeys(f"{name}: {note}" for note in made.notes if note not in beside))

@@ -25,7 +25,7 @@ class Metrics:
     Parameters
     ----------
     waiting
-        Tells how many requests wait.
+        Returns how many requests wait.
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:

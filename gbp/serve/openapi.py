@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from ..methods import METHODS
 from ..pictures.drawing import Panel
+from ..rules import RULE_NAMES
 from ..version import VERSION
 from .limits import Limits
-from .requests import EXTRAS, FORMATS, MAX_TEXT, RULE_NAMES, STYLES
+from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES
 
 _ERRORS = {
     400: "The query, the form or the body is not as described here.",

@@ -16,7 +16,7 @@ from ..methods import METHODS
 from ..pictures.drawing import Style
 from ..questions.questions import Channel, Question, Unit
 from ..questions.targets import At, Target, Top, target_of
-from ..rules import OTHER_RULES, RULES
+from ..rules import RULE_NAMES
 from .limits import Limits
 from .work import BusyError
 
@@ -29,7 +29,6 @@ FORMATS = {
     "npz": "application/x-npz",
 }
 STYLES = get_args(Style)
-RULE_NAMES = (*RULES, *OTHER_RULES)
 #: The parts of an answer in JSON that a request may choose.
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.

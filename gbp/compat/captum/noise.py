@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...arguments import count_of, seed_of
+from ...arguments import whole_number
 from ...errors import InputError
 from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
@@ -74,13 +74,13 @@ class NoiseTunnel:
             draw_baseline_from_distrib=(draw_baseline_from_distrib, False),
             return_convergence_delta=(options.pop("return_convergence_delta", False), False),
         )
-        count, at_once = count_of("nt_samples", nt_samples), nt_samples_batch_size or nt_samples
+        count, at_once = whole_number("nt_samples", nt_samples), nt_samples_batch_size or nt_samples
         scale = deviation("stdevs", stdevs[0] if isinstance(stdevs, tuple) else stdevs)
         x, wrap = opened(inputs, None)
         target, n = options.pop("target", None), len(x)
         total: Any = 0.0
         squares: Any = 0.0
-        rng = np.random.default_rng(seed_of("seed", seed))
+        rng = np.random.default_rng(whole_number("seed", seed, 0))
         for start in range(0, count, at_once):
             copies = min(at_once, count - start)
             noise = np.stack([rng.normal(0, scale, x.shape) for _ in range(copies)], axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ...arguments import count_of
+from ...arguments import whole_number
 from ...errors import InputError
 from ..core import Floats
 
@@ -27,7 +27,7 @@ def points_of(method: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.
     InputError
         For a method that Captum does not have, or for fewer than 2 points where the method needs 2.
     """
-    if count_of("n_steps", steps) < 2 and method != "gausslegendre":
+    if whole_number("n_steps", steps) < 2 and method != "gausslegendre":
         raise InputError(f"n_steps is {steps}.", supported="at least 2")
     weights = np.full(steps, 1.0 / steps)
     if method == "gausslegendre":

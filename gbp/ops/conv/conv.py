@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
 from ...graph.geometry import Axis, Window
-from ...graph.op import Op, Target
-from ...graph.shapes import Order, Shape, innermost
+from ...graph.op import ChannelsLast, Target
+from ...graph.shapes import Order, Shape
 from ...kernels.codegen.emit import TILE_ROWS
 from ...kernels.codegen.jit import Kernel
 from ...kernels.codegen.tile import TILE_CHANNELS
@@ -40,15 +39,10 @@ from .volume import VolumeStep
 #: Most kernel calls of one convolution: one for each group, unless it is depthwise, and each tap of the
 #: depth.
 _MAX_GROUPS = 2**12
-#: How convolutions are computed.  "auto": forward directly, so that equal windows give equal outputs at every
-#: position; backward by the cheapest algorithm.  "fast": the cheapest in both directions.  The others are
-#: used wherever they apply.  "direct": tiles, and columns for the backward pass of strides.  "winograd": 3×3
-#: windows of stride 1.  "lists": the backward pass over lists of the gradient's nonzero values.
-ALGORITHMS = ("auto", "fast", "direct", "winograd", "lists")
 
 
 @dataclass(frozen=True, eq=False)
-class Conv(Op):
+class Conv(ChannelsLast):
     """A convolution.
 
     Parameters
@@ -147,10 +141,6 @@ class Conv(Op):
         spatial = spatial_outputs(x[0], self.window)
         return x[0][0], len(self.w), *((self.depth.outputs, *spatial[1:]) if self.depth else spatial)
 
-    def orders(self, x: tuple[Shape, ...], given: tuple[Order, ...]) -> tuple[tuple[Order, ...], Order]:
-        order = innermost(1, len(x[0]))
-        return (order,), order
-
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         if self.depth is None:
             return by_planes(self._flat_step(target), x[0])
@@ -207,12 +197,6 @@ def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group:
 PARSERS = {"Conv": parse}
 
 FACTS = {"Conv": Fact(reads_planes=True, slides=True, folds=as_convolution)}
-
-
-def check_algorithm(algorithm: str) -> None:
-    """Raise InputError unless it is one of ALGORITHMS."""
-    if algorithm not in ALGORITHMS:
-        raise InputError(f"algorithm is {algorithm!r}.", supported=", ".join(map(repr, ALGORITHMS)))
 
 
 class ConvStep(Step):
