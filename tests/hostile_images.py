@@ -9,6 +9,7 @@ import faulthandler
 import io
 import random
 import resource
+import struct
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from mutants import damaged_bytes
+from damage import damaged_bytes
 from PIL import Image
 
 MEMORY = 6 * 2**30
@@ -65,14 +66,87 @@ HANDMADE: dict[str, Callable[[], bytes]] = {
 }
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    width: int, height: int, kind: int = 2, bits: int = 8, before: bytes = b"", whole: bool = False
+) -> bytes:
+    """Of zeros, with `before` before its pixels; they are there, or no more than the first of them."""
+    row = 1 + (width * {0: 1, 2: 3, 3: 1, 6: 4}[kind] * bits + 7) // 8
+    packed = zlib.compressobj(1)
+    rows = [row] * height if whole else [min(row, 2**16)]
+    parts = [packed.compress(bytes(size)) for size in rows]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    if kind == 3:
+        before += chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", b"\x80")
+    pixels = chunk(b"IDAT", b"".join(parts) + packed.flush())
+    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + chunk(b"IEND", b"")
+
+
+def saved(kind: str, mode: str = "RGB", size: tuple[int, int] = (16, 12), **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def table(tags: int, size: int, total: int) -> bytes:
+    """EXIF data, or the start of a TIFF, with tags that all refer to the same bytes."""
+    entries = b"".join(struct.pack("<HHII", 5000 + i, 7, size, 8) for i in range(tags))
+    ends = struct.pack("<H", tags) + entries + bytes(4)
+    return (b"II*\0" + struct.pack("<I", total - len(ends))).ljust(total - len(ends), b"\0") + ends
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
+
+
+def jpeg(*segments: bytes) -> bytes:
+    return b"\xff\xd8" + b"".join(segments) + saved("JPEG")[2:]
+
+
+def scans(count: int) -> bytes:
+    data = saved("JPEG", "L", (4000, 4000), progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+
+
+def tiff(**tags: int) -> bytes:
+    """16 × 12 with tags by number: `t322=60000`."""
+    known = {256: 16, 257: 12, 258: 8, 259: 8, 262: 1, 277: 1} | {int(k[1:]): v for k, v in tags.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(known.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(known)) + entries + bytes(4) + zlib.compress(bytes(2**20))
+
+
+def bmp(width: int, height: int, compression: int, data: bytes) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + info + bytes(1024) + data
+
+
+def ico(image: bytes) -> bytes:
+    return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(image), 22) + image
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def iptc(image: bytes) -> bytes:
+    """A file of IPTC, of the size 64 × 64, that holds another."""
+
+    def field(record: int, number: int, data: bytes) -> bytes:
+        return bytes((0x1C, record, number)) + struct.pack(">H", len(data)) + data
+
+    side = struct.pack(">H", 64)
+    fields = field(3, 60, b"\1\0") + field(3, 20, side) + field(3, 30, side) + field(3, 120, b"\5")
+    return fields + field(8, 10, image) + bytes(5)
+
+
 @cache
 def bases() -> list[tuple[str, bytes]]:
     """What is damaged: every format that can be written, in all modes that it takes, and some by hand.
 
     HEIC, too, where pillow-heif is installed.
     """
-    from test_hostile_images import EPS, ico, iptc, jpeg, png, segment, table, tiff
-
     Image.init()
     with suppress(ImportError):
         import pillow_heif
@@ -92,7 +166,7 @@ def bases() -> list[tuple[str, bytes]]:
         ("TIFF of tiles", tiff(t322=16, t323=16, t324=90, t325=1020)),
     ]
     for kind in sorted(Image.SAVE):
-        for mode in MODES if kind != "HEIF" else ("RGBA", "L"):  # its encoder is slow
+        for mode in MODES if kind not in ("HEIF", "ICNS") else ("RGBA", "L"):  # their encoders are slow
             for options in (
                 {},
                 {"exif": exif},

@@ -26,8 +26,8 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 import numpy as np
+from damage import damaged_bytes
 from hostile_images import bases, hostile
-from mutants import damaged_bytes
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 #: Seconds after which an answer is missed, and that the server gives a request.

@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hostile_images import EPS, bmp, chunk, ico, iptc, jpeg, png, saved, scans, segment, table, tiff
 from PIL import Image, ImageOps
 
 from gbp.errors import InputError
@@ -28,81 +30,6 @@ from gbp.pictures.preprocess import Preprocess
 from gbp.pictures.sidecar import read_sidecar
 
 MEMORY, SECONDS = 400, 5  # MiB beyond what the imports took; CPU time
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(
-    width: int, height: int, kind: int = 2, bits: int = 8, before: bytes = b"", whole: bool = False
-) -> bytes:
-    """Of zeros, with `before` before its pixels; they are there, or no more than the first of them."""
-    row = 1 + (width * {0: 1, 2: 3, 3: 1, 6: 4}[kind] * bits + 7) // 8
-    packed = zlib.compressobj(1)
-    rows = [row] * height if whole else [min(row, 2**16)]
-    parts = [packed.compress(bytes(size)) for size in rows]
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
-    if kind == 3:
-        before += chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", b"\x80")
-    pixels = chunk(b"IDAT", b"".join(parts) + packed.flush())
-    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + chunk(b"IEND", b"")
-
-
-def saved(kind: str, mode: str = "RGB", size: tuple[int, int] = (16, 12), **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, kind, **options)
-    return file.getvalue()
-
-
-def table(tags: int, size: int, total: int) -> bytes:
-    """EXIF data, or the start of a TIFF, with tags that all refer to the same bytes."""
-    entries = b"".join(struct.pack("<HHII", 5000 + i, 7, size, 8) for i in range(tags))
-    ends = struct.pack("<H", tags) + entries + bytes(4)
-    return (b"II*\0" + struct.pack("<I", total - len(ends))).ljust(total - len(ends), b"\0") + ends
-
-
-def segment(marker: int, data: bytes) -> bytes:
-    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(data)) + data
-
-
-def jpeg(*segments: bytes) -> bytes:
-    return b"\xff\xd8" + b"".join(segments) + saved("JPEG")[2:]
-
-
-def scans(count: int) -> bytes:
-    data = saved("JPEG", "L", (4000, 4000), progressive=True)
-    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
-
-
-def tiff(**tags: int) -> bytes:
-    """16 × 12 with tags by number: `t322=60000`."""
-    known = {256: 16, 257: 12, 258: 8, 259: 8, 262: 1, 277: 1} | {int(k[1:]): v for k, v in tags.items()}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(known.items()))
-    return b"II*\0" + struct.pack("<IH", 8, len(known)) + entries + bytes(4) + zlib.compress(bytes(2**20))
-
-
-def bmp(width: int, height: int, compression: int, data: bytes) -> bytes:
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, 0, 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + info + bytes(1024) + data
-
-
-def ico(image: bytes) -> bytes:
-    return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(image), 22) + image
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
-
-
-def iptc(image: bytes) -> bytes:
-    """A file of IPTC, of the size 64 × 64, that holds another."""
-
-    def field(record: int, number: int, data: bytes) -> bytes:
-        return bytes((0x1C, record, number)) + struct.pack(">H", len(data)) + data
-
-    side = struct.pack(">H", 64)
-    fields = field(3, 60, b"\1\0") + field(3, 20, side) + field(3, 30, side) + field(3, 120, b"\5")
-    return fields + field(8, 10, image) + bytes(5)
 
 
 #: What refuses or decodes, and how: None where either is well.
@@ -169,55 +96,86 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "nothing": (lambda: b"", "not an image"),
 }
 
-OPEN = """
-import json, os, subprocess, sys, time
+#: Reads the image that each line of its input names, in a fork of its own, so that Python and gbp start once.
+#: The line also names the file for the fork's standard error.  The answer is the fork's, and its exit status.
+READER = """
+import json, os, signal, sys, time
 from gbp import InputError
 from gbp.pictures.image import read_image
 from gbp.pictures.preprocess import Preprocess
 
-ran = []
-sys.addaudithook(lambda name, given: ran.append(name) if name in (
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+preprocess = Preprocess.parse("imagenet")
 
 def peak():
     return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) // 1024
 
-before, start = peak(), time.process_time()
-try:
-    image = read_image(sys.argv[1])
-    Preprocess.parse("imagenet").apply(image, channels=3, size=(224, 224))
-    said = ""
-except InputError as error:
-    said = str(error)
-print(json.dumps([said, peak() - before, time.process_time() - start, ran]))
+def report(path):
+    ran = []
+    sys.addaudithook(lambda name, given: ran.append(name) if name in PROGRAMS else None)
+    before, start = peak(), time.process_time()
+    try:
+        preprocess.apply(read_image(path), channels=3, size=(224, 224))
+        said = ""
+    except InputError as error:
+        said = str(error)
+    print(json.dumps([said, peak() - before, time.process_time() - start, ran]), end=" ", flush=True)
+
+while line := sys.stdin.readline():
+    path, errors = json.loads(line)
+    process = os.fork()
+    if not process:
+        signal.alarm(120)  # by then it hangs
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        report(path)
+        break
+    print(os.waitpid(process, 0)[1], flush=True)
 """
+
+
+class Reader(NamedTuple):
+    """The process of `READER`, where programs that Pillow may start are found, and where these tell of it."""
+
+    process: subprocess.Popen[str]
+    ran: Path
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    programs = tmp_path_factory.mktemp("programs")
+    for program in ("gs", "djpeg"):
+        (programs / program).write_text(f"#!/bin/sh\necho run >> {programs}/ran\n")
+        (programs / program).chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", READER],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Reader(process, programs / "ran")
+        assert process.communicate() == ("", None)
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
 @pytest.mark.parametrize("name", FILES)
-def test_what_a_file_takes(tmp_path: Path, name: str) -> None:
+def test_what_a_file_takes(tmp_path: Path, reader: Reader, name: str) -> None:
     make, says = FILES[name]
-    path = tmp_path / "image"
+    reader.ran.unlink(missing_ok=True)
+    path, errors = tmp_path / "image", tmp_path / "errors"
     path.write_bytes(make())
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for program in ("gs", "djpeg"):
-        (programs / program).write_text(f"#!/bin/sh\necho run >> {tmp_path}/ran\n")
-        (programs / program).chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(path)],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said, mebibytes, seconds, ran = json.loads(done.stdout)
-    assert done.stderr.count("\n") <= 2  # Pillow's own, of a bomb
+    assert reader.process.stdin
+    assert reader.process.stdout
+    print(json.dumps([str(path), str(errors)]), file=reader.process.stdin, flush=True)
+    answer, _, status = reader.process.stdout.readline().rpartition(" ")
+    stderr = errors.read_text()
+    assert status == "0\n", stderr[-2000:]
+    said, mebibytes, seconds, ran = json.loads(answer)
+    assert stderr.count("\n") <= 2  # Pillow's own, of a bomb
     assert not ran
-    assert not (tmp_path / "ran").exists()
+    assert not reader.ran.exists()
     assert mebibytes < MEMORY
     assert seconds < SECONDS
     if says:
