@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import InputError
+from .. import InputError
 from .options import target
 
 SCORES = ("logit", "probability", "log-probability", "margin", "sum")
@@ -37,8 +37,7 @@ def add_questions(command: argparse.ArgumentParser) -> None:
 
 def is_several(arguments: argparse.Namespace, target: Any) -> bool:
     """Whether there is a map for each of several targets; `target` as `question_of` returns it."""
-    from ..questions.questions import Several
-    from ..questions.targets import Top
+    from .. import Several, Top
 
     return arguments.score != "sum" and isinstance(target, (Several, Top))
 
@@ -73,8 +72,7 @@ def question_of(arguments: argparse.Namespace, labels: Callable[[], Sequence[str
     labels
         Returns the names of the classes, or None.  It is called where a name could be mistaken.
     """
-    from ..questions.questions import Channel, Contrast, Several, Unit
-    from ..questions.targets import Top
+    from .. import Channel, Contrast, Several, Top, Unit
 
     if arguments.at is not None:
         seed: Any = "activation" if arguments.activation else "one"

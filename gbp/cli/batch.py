@@ -94,8 +94,8 @@ def shard(text: str) -> tuple[int, int]:
 
 def batch(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
-    from ..bulk.run import batch as explain_all
-    from ..explainer import Explainer
+    from .. import Explainer
+    from .. import batch as explain_all
 
     refuse_misplaced(arguments)
     refuse_contradictions(arguments)

@@ -16,9 +16,8 @@ from threading import Condition, Thread
 from time import perf_counter
 from typing import Any
 
+from .. import Explainer, InputError
 from ..engine.warming import kernels_of
-from ..errors import InputError
-from ..explainer import Explainer
 from ..kernels.codegen.cache import CACHE_DIRECTORY, log, make_folder, refused
 from ..kernels.codegen.jit import Native, compiled, found, not_kept
 from ..kernels.parallel.threads import available

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, shown
+from .. import InputError
+from ..errors import shown
 from ..pictures.percent import percent
 from ..result.titles import title_of
 from ..rules import RULE_NAMES
@@ -29,7 +30,7 @@ from .options import (
 from .progress import add_progress, advancing, compiling_shown
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
-    from ..result.sample import Sample
+    from .. import Sample
 
 #: Images that are explained together: enough to keep the kernels busy, few enough to hold their maps.
 CHUNK = 16
@@ -88,7 +89,7 @@ def explain(arguments: argparse.Namespace) -> int:
     _refuse_conflicts(arguments, outputs)
     look = look_of(arguments)
     opened, skipped = _read(arguments)
-    from ..explainer import Explainer
+    from .. import Explainer
     from .compiling import compile_on_new_machine
 
     images = [image for image in arguments.images if image not in skipped]

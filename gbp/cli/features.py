@@ -7,8 +7,8 @@ import dataclasses
 import sys
 from typing import Any
 
+from .. import RULES
 from ..errors import counted
-from ..rules import RULES
 from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
 from .progress import add_progress, compiling_shown, counting, reporting
 

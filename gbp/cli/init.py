@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from .. import InputError
 from ..pictures.percent import percent
 from .explain import make_folder
 from .options import add_ends, add_labels, add_model, ends_of, print_line, print_paragraph, size
@@ -53,8 +53,8 @@ def add_command(commands: Any) -> None:
 
 def init(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
-    from ..explainer import Explainer
-    from ..pictures.preprocess import PRESETS, Preprocess
+    from .. import Explainer, Preprocess
+    from ..pictures.preprocess import PRESETS
     from .compiling import compile_on_new_machine
     from .progress import compiling_shown
 

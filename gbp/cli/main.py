@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..errors import GbpError, shown
-from ..version import VERSION
+from .. import GbpError, __version__
+from ..errors import shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
 from .options import in_options
 
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Begin with gbp init MODEL.onnx PHOTO, then gbp explain. Each command has its own --help, "
         "with examples.",
     )
-    parser.add_argument("--version", action="version", version=f"gbp {VERSION}")
+    parser.add_argument("--version", action="version", version=f"gbp {__version__}")
     parser.add_argument(
         "--print-completion",
         action=_Completion,

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from .. import RULES, InputError
 from ..methods import METHODS
-from ..rules import RULE_NAMES, RULES
+from ..rules import RULE_NAMES
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
-    from ..explainer import Explainer
-    from ..result.attribution import Attribution
+    from .. import Attribution, Explainer
 
 #: Options that are arguments of methods.
 _OPTIONS = ("samples", "noise", "seed", "steps", "baseline", "layer")

@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
 
-from ..errors import InputError, shown
-from ..graph.head import PROBABILITY
+from .. import PROBABILITY, At, InputError
+from ..errors import shown
 from ..pictures.look import Canvas, Limits
-from ..questions.targets import At, target_of
+from ..questions.targets import target_of
 
 #: A parser, or a group of its options.
 Options: TypeAlias = argparse._ActionsContainer
@@ -281,7 +281,7 @@ def _value(text: str) -> Any:
 
 def preprocess_of(arguments: argparse.Namespace) -> Any:
     """The preprocessing: the options on top of the preset or the model's sidecar; None without options."""
-    from ..pictures.preprocess import Preprocess
+    from .. import Preprocess
     from ..pictures.sidecar import read_sidecar
 
     given = {

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, counted, readable_bytes, shown
+from .. import InputError
+from ..errors import counted, readable_bytes, shown
 from ..methods import METHODS
 from .explain import make_folder
 from .methods import rules
@@ -75,7 +76,7 @@ def report(arguments: argparse.Namespace) -> int:
     path = Path(arguments.out)
     if path.resolve() in {Path(name).resolve() for name in (arguments.model, *images)}:
         raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
-    from ..explainer import Explainer
+    from .. import Explainer
     from ..report.make import report as write_report
     from .compiling import compile_on_new_machine
 

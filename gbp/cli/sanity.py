@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from .. import InputError
 from ..rules import RULE_NAMES
 from .methods import add_methods, method_options, refuse_misplaced, rules
 from .options import (

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import GbpError, InputError
+from .. import GbpError, InputError
 from ..errors import shown as shown_text
 from .options import add_explainer, add_preprocessing, explainer_options, in_options, memory, print_line
 
@@ -72,8 +72,8 @@ def serve(arguments: argparse.Namespace) -> int:
             f"gbp serve needs {', '.join(missing)}.",
             hint="Install the extra: pip install 'gbp-explain[serve]'.",
         )
+    from .. import Explainer
     from ..engine.warming import NotKeptError
-    from ..explainer import Explainer
     from ..serve.limits import Limits
     from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening

@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
-    from ..explainer import Explainer
+    from .. import Explainer
     from ..kernels.codegen.cache import CACHE_DIRECTORY
     from ..kernels.codegen.jit import compiled
     from .compiling import compile_together

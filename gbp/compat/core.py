@@ -8,12 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import PROBABILITY, Explainer, InputError, Run, Tensor
 from ..arguments import array_of
-from ..engine.run import Run
-from ..errors import InputError
-from ..explainer import Explainer
-from ..graph.head import PROBABILITY, Probability
-from ..graph.tensors import Tensor, find
+from ..graph.head import Probability
+from ..graph.tensors import find
 from ..importer.proto import Model
 
 #: An ONNX file, its bytes, a ModelProto, or an Explainer.

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from .. import InputError
 from .core import Floats
 
 #: g(f, x, y) → one number for each sample; or those and their gradient by f(x).

@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..engine.run import Run
-from ..errors import InputError
+from .. import InputError, Run
 from .core import AnyModel, ChannelsLast, floats, layer_of, loaded
 
 #: The keys of PAIR's dictionaries.

@@ -18,10 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import Explainer, InputError, Run
 from ..arguments import at_least_one, whole_number
-from ..engine.run import Run
-from ..errors import InputError
-from ..explainer import Explainer
 from ..methods.interpolation import interpolated
 from ..methods.path import QUADRATURES
 from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps

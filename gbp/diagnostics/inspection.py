@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from numpy.typing import ArrayLike
 
-from ..errors import UnsupportedError
+from .. import UnsupportedError
 from ..graph.graph import Graph
 from ..graph.op import check_algorithm
 from ..graph.shapes import Shape

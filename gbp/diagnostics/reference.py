@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 
-from ..errors import InputError, UnsupportedError
+from .. import InputError, UnsupportedError
 from ..importer import dated
 from ..importer.branches import reads
 from ..importer.proto import Model, graphs_of, label, qualified

@@ -24,8 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import InputError, UnsupportedError
-from ..explainer import Explainer
+from .. import Explainer, InputError, UnsupportedError
 from ..graph.shapes import Shape
 from ..importer.load import open_model
 from ..importer.proto import Model, label

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import InputError
 from ..arguments import whole_number
-from ..errors import InputError
 from ..result.similarity import cosine
 
 #: Targets, int64 (N, K), → maps (N, K, …).

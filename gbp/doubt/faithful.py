@@ -9,11 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import Attribution, Explainer, InputError
 from ..arguments import array_of, fits, whole_number
-from ..errors import InputError
-from ..explainer import Explainer
 from ..inputs import Images
-from ..result.attribution import Attribution
 
 #: Scores (n, classes) → numbers of the same shape.
 Measure: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]

@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from .. import InputError, ModelError
 from ..arguments import whole_number
-from ..errors import InputError, ModelError
 from ..importer.load import open_model
 from ..importer.proto import Model, label, tensor_values
 from ..importer.subgraph import Choice

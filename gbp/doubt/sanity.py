@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import RULES, Attribution, Explainer, InputError, ModelError
 from ..arguments import whole_number
-from ..errors import InputError, ModelError
-from ..explainer import Explainer
 from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
@@ -30,9 +29,7 @@ from ..methods import method_named
 from ..pictures.chart import Chart, draw_charts
 from ..pictures.figure import Panel, enlarged, figure, stacked
 from ..questions.targets import Target
-from ..result.attribution import Attribution
 from ..result.similarity import rank_correlation, ssim
-from ..rules import RULES
 from .classes import class_sensitivity
 from .randomise import Randomised
 

@@ -22,13 +22,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import Explainer, GbpError, InputError, Tensor
 from ..arguments import whole_number
 from ..bulk.folder import Folder
 from ..bulk.job import settings_of
-from ..errors import GbpError, InputError
-from ..explainer import Explainer
 from ..graph.graph import Graph
-from ..graph.tensors import Tensor, find
+from ..graph.tensors import find
 from ..importer.load import open_model
 from ..importer.settle import settled
 from ..importer.subgraph import Choice

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..explainer import Explainer
+from .. import Explainer, Tensor
 from ..graph.graph import Graph
-from ..graph.tensors import Tensor
 from ..pictures import render
 from ..pictures.layout import channels_first
 from .field import field_of

@@ -11,11 +11,9 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import Explainer, GbpError, InputError, Tensor
 from ..bulk.folder import Folder
 from ..bulk.job import name_of
-from ..errors import GbpError, InputError
-from ..explainer import Explainer
-from ..graph.tensors import Tensor
 from .strongest import Strongest
 
 #: The file with the state of the scan and its results.

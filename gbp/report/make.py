@@ -15,8 +15,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from ..explainer import Explainer
+from .. import Attribution, Explainer, InputError, Sample, Top
 from ..methods import METHODS
 from ..pictures import render
 from ..pictures.drawing import prepared
@@ -25,10 +24,7 @@ from ..pictures.legend import UNLIKELY, meaning
 from ..pictures.look import Look
 from ..pictures.palettes import HEAT
 from ..pictures.percent import with_percent
-from ..questions.targets import Top
-from ..result.attribution import Attribution
 from ..result.doubts import empty_notes, likeness_notes
-from ..result.sample import Sample
 from ..rules import rule_named
 
 #: Images explained together, and most pixels of the longer side of a photo in the page.

@@ -18,10 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import GbpError, InputError
+from .. import GbpError, InputError, __version__
 from ..kernels.codegen.jit import compiled
 from ..kernels.parallel.threads import available
-from ..version import VERSION
 from .limits import Limits
 from .metrics import MEDIA_TYPE, Metrics
 from .models import Answer, Job, Served, as_json
@@ -119,7 +118,7 @@ class Server:
         models = await asyncio.to_thread(lambda: [model.describe() for model in self.models.values()])
         limits = dataclasses.asdict(self.limits)
         progress = {"ready": self._is_ready, "compiled": len(compiled)}
-        return _Json({"models": models, "limits": limits, "version": VERSION, **progress})
+        return _Json({"models": models, "limits": limits, "version": __version__, **progress})
 
     async def healthz(self, _: Request) -> Response:
         """`GET /healthz`: the process lives."""

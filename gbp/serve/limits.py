@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..errors import InputError, readable_bytes
+from .. import InputError
+from ..errors import readable_bytes
 
 #: Bodies of the largest size that are held at a time, read or being read.
 _BODIES = 8

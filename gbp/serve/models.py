@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import GbpError, InputError
-from ..explainer import Explainer
+from .. import RULES, Attribution, Explainer, GbpError, InputError
 from ..methods import METHODS
 from ..pictures.drawing import Panel
 from ..pictures.files import save_picture
 from ..pictures.image import read_image, read_sample
 from ..pictures.legend import meaning
-from ..result.attribution import Attribution
-from ..rules import OTHER_RULES, RULES, rule_named
+from ..rules import OTHER_RULES, rule_named
 from .limits import Limits
 from .requests import FORMATS, STYLES, Ask
 

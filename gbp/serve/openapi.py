@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from .. import __version__
 from ..methods import METHODS
 from ..pictures.drawing import Panel
 from ..rules import RULE_NAMES
-from ..version import VERSION
 from .limits import Limits
 from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES
 
@@ -30,7 +30,7 @@ def document(names: Sequence[str], limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "gbp",
-            "version": VERSION,
+            "version": __version__,
             "summary": "Explains the decisions of CNNs.",
             "description": f"Limits: {limits}.",
         },

@@ -11,11 +11,11 @@ from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import InputError
+from .. import At, Channel, InputError, Top, Unit
 from ..methods import METHODS
 from ..pictures.drawing import Style
-from ..questions.questions import Channel, Question, Unit
-from ..questions.targets import At, Target, Top, target_of
+from ..questions.questions import Question
+from ..questions.targets import Target, target_of
 from ..rules import RULE_NAMES
 from .limits import Limits
 from .work import BusyError

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import InputError
+from .. import InputError
 from .app import application
 from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, KEEP_ALIVE_SECONDS, Limits
 from .models import Served

@@ -8,10 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ... import Explainer, InputError, Run
 from ...arguments import array_of, fits
-from ...engine.run import Run
-from ...errors import InputError
-from ...explainer import Explainer
 from ..core import AnyModel, Floats, Seeds, floats, loaded, vjps
 
 #: An array (N, …), or a tuple of one; a tuple gives a tuple.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
+from ... import InputError
 from ...methods.interpolation import interpolated
 from ..core import AnyModel, Floats, layer_of, refuse, vjps
 from .common import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ... import InputError
 from ...arguments import whole_number
-from ...errors import InputError
 from ..core import deviation, refuse
 from .common import Inputs, opened, repeated
 

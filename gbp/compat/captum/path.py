@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import InputError
 from ...arguments import whole_number
-from ...errors import InputError
 from ..core import Floats
 
 

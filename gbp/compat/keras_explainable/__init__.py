@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ... import InputError
 from ...arguments import array_of, at_least_one
-from ...errors import InputError
 from ...methods.interpolation import interpolated
 from ..core import AnyModel, ChannelsLast, Floats, floats, loaded, refuse
 from . import filters, utils

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...errors import InputError
+from ... import InputError
 from ...pictures import render
 from ...pictures.figure import Panel, enlarged, figure, stacked
 from ...pictures.files import File, save_picture
