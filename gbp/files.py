@@ -33,6 +33,15 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Buffe
     return file
 
 
+def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """A value that changes when the file does, its time and its size; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL byte in the path
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def _check(status: os.stat_result, most: int | None) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

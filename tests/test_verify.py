@@ -21,7 +21,8 @@ from gbp.cli.verify import _print_verification
 from gbp.diagnostics import reference as others
 from gbp.diagnostics import verify as module
 from gbp.diagnostics.reference import Exact, OnnxRuntime
-from gbp.diagnostics.verify import StepError, Verification, verify
+from gbp.diagnostics.verification import StepError, Verification
+from gbp.diagnostics.verify import verify
 from gbp.graph.op import ALGORITHMS
 from gbp.importer.load import open_model
 from gbp.ops.concat import ConcatStep

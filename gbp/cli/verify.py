@@ -18,7 +18,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..diagnostics.verify import Verification
+    from ..diagnostics.verification import Verification
 
 
 def add_command(commands: Any) -> None:

@@ -66,11 +66,6 @@ class CudaDevice(Device):
             2**28 if SIMULATED else cuda.current_context().get_memory_info().free // 2
         )
 
-    @property
-    def full_name(self) -> str:
-        """The card's name, as its maker gives it."""
-        return "simulator" if SIMULATED else str(cuda.get_current_device().name)
-
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> CudaArray:
         dtype = np.dtype(dtype)
         nbytes = max(1, math.prod(shape)) * dtype.itemsize

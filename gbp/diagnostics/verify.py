@@ -17,7 +17,6 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ import onnx
 from numpy.typing import NDArray
 
 from .. import Explainer, InputError, UnsupportedError
-from ..graph.shapes import Shape
 from ..importer.load import open_model
 from ..importer.proto import Model, label
 from ..importer.subgraph import Choice, Source
@@ -38,6 +36,7 @@ from ..runtime.tape import steps
 from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
 from .ties import told_apart, with_flat_areas
+from .verification import StepError, Verification
 
 #: The error where it cannot be measured, as between different shapes.
 _WRONG = 1e9
@@ -53,127 +52,6 @@ _ROUNDINGS, _ROUNDING, _TIMES = 8, 5e-7, 4
 _STIR = 1e-3
 #: Bytes of the reference's tensors that are in memory at once.
 _PART = 2**28
-
-
-@dataclass(frozen=True)
-class StepError:
-    """The error of one step of the plan.
-
-    Parameters
-    ----------
-    node, op
-        The name and op of the file's node; "first … last" where several nodes became one step.
-    tensor
-        The step's output.
-    error
-        The relative error of that tensor.
-    told_apart
-        The largest difference between two pixels that equal windows made, over the tensor's largest
-        value.
-    shapes
-        The shapes of gbp's and of the reference's tensor, if they differ; then there is no error to measure.
-    """
-
-    node: str
-    op: str
-    tensor: str
-    error: float
-    told_apart: float = 0.0
-    shapes: tuple[Shape, Shape] | None = None
-
-    @property
-    def found(self) -> str:
-        """In words."""
-        if self.shapes is None:
-            return f"is off by {self.error:.1e}"
-        return "makes {}, and the reference {}".format(*map(list, self.shapes))
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The result of `verify`: relative L2 errors, each with its bound.
-
-    Parameters
-    ----------
-    input
-        The input's name, its shape and where its values came from.
-    reference
-        The runtime that the steps were compared with.
-    steps
-        How many steps were compared.
-    worst
-        The step with the largest error; None where the plan has no steps.
-    step_bound
-        The bound on a step's error.
-    tie_breaker
-        The step that breaks ties most; None where all keep them.
-    scores
-        The name of the explained tensor.
-    scores_error, scores_bound
-        The error of the scores, and its bound.
-    target
-        The class whose gradient was compared.
-    directions
-        In how many directions the score was smooth enough to compare.
-    gradient_error, gradient_bound
-        The error of the map, None where there was no such direction; and its bound.
-    quantized
-        Whether the model rounds to integers.  Then the gradient is not compared, because it ignores the
-        rounding and differences do not.
-    """
-
-    input: str
-    reference: str
-    steps: int
-    worst: StepError | None
-    step_bound: float
-    tie_breaker: StepError | None
-    scores: str
-    scores_error: float
-    scores_bound: float
-    target: int
-    directions: int
-    gradient_error: float | None
-    gradient_bound: float
-    quantized: bool
-
-    @property
-    def mismatches(self) -> tuple[str, ...]:
-        """The errors that exceed their bound, in words."""
-        compared = [
-            ("the scores are", self.scores_error, self.scores_bound),
-            ("the gradient is", self.gradient_error or 0.0, self.gradient_bound),
-        ]
-        worst = self.worst
-        if worst is not None and worst.shapes is not None:
-            return (f"{worst.op} {worst.node!r} {worst.found}",)
-        if worst is not None:
-            compared.insert(0, (f"{worst.op} {worst.node!r} is", worst.error, self.step_bound))
-        off = [
-            f"{what} off by {error:.1e}, and {bound:.0e} is allowed"
-            for what, error, bound in compared
-            if error > bound
-        ]
-        if self.tie_breaker is not None:
-            step = self.tie_breaker
-            off.append(f"{step.op} {step.node!r} tells equal windows apart, by {step.told_apart:.1e}")
-        return tuple(off)
-
-    @property
-    def verified(self) -> bool:
-        """Whether everything was compared and agrees."""
-        return not self.mismatches and (self.quantized or self.gradient_error is not None)
-
-    @property
-    def verdict(self) -> str:
-        """The result in one line."""
-        if self.mismatches:
-            return f"MISMATCH: {'; '.join(self.mismatches)}."
-        if self.quantized:
-            return "verified: steps and scores; the gradient passes straight through QuantizeLinear."
-        if self.gradient_error is None:
-            return "NOT VERIFIED: the score is not smooth here and has no gradient. Try another image."
-        return "verified: every error is within its bound."
 
 
 def verify(
@@ -215,14 +93,7 @@ def verify(
     if len(explainer.input_shape) > len(source.input_shape):
         source = source.without_batch()
     rng = np.random.default_rng(0)
-    if image is None:
-        size = size or (explainer.preprocess.size if explainer.preprocess else None)
-        x = rng.standard_normal((1, *source.sample_shape(size)), np.float32)
-    else:
-        x = explainer.prepare(image)
-        if len(x) != 1:
-            raise InputError(f"there are {len(x)} images.", supported="one at a time")
-        x += _STIR * (np.linalg.norm(x) / math.sqrt(x.size) or 1.0) * rng.standard_normal(x.shape, np.float32)
+    x = _sample(explainer, source, image, size, rng)
     report("explaining")
     explained = explainer.explain(x, rule="vanilla")
     target = int(explained.target[0])
@@ -272,6 +143,24 @@ def verify(
         gradient_bound=min(_MAX_GRADIENT_BOUND, max(_GRADIENT_BOUND, _TIMES * moved)),
         quantized=quantized,
     )
+
+
+def _sample(
+    explainer: Explainer,
+    source: Source,
+    image: Picture | NDArray[np.floating[Any]] | None,
+    size: tuple[int, int] | None,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The image with a little noise, or noise alone: float32 (1, …)."""
+    if image is None:
+        size = size or (explainer.preprocess.size if explainer.preprocess else None)
+        return rng.standard_normal((1, *source.sample_shape(size)), np.float32)
+    x = explainer.prepare(image)
+    if len(x) != 1:
+        raise InputError(f"there are {len(x)} images.", supported="one at a time")
+    x += _STIR * (np.linalg.norm(x) / math.sqrt(x.size) or 1.0) * rng.standard_normal(x.shape, np.float32)
+    return x
 
 
 def _tie_breaker(errors: list[StepError]) -> StepError | None:

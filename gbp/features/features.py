@@ -175,16 +175,7 @@ def features(
                 save_picture(project.picture(title, channel, hits), drawn, "png")
                 folder.put(file, drawn.getvalue())
             made[channel] = (file, hits)
-        shown = ""
-        if part == "effective":
-            shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
-        more = f" ({len(scan.failed)} more could not be read)" if scan.failed else ""
-        about = (
-            f"Of each channel of {tensor.name}, the strongest unit of each of {read} images{more}: "
-            f"on the left what the unit responds to, projected back under the rule {rule}, on the right the "
-            f"same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
-            "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",
-        )
+        about = _about(project, read, len(scan.failed))
         folder.put("index.html", index_page(f"Features of {tensor.name}", about, made).encode())
     finally:
         folder.close()
@@ -196,6 +187,20 @@ def features(
         scan.strongest.hits,
         project.field,
         Path(out) / "index.html",
+    )
+
+
+def _about(project: Projector, read: int, failed: int) -> tuple[str, ...]:
+    """The paragraphs above the pictures, after so many images were read."""
+    shown = ""
+    if project.part == "effective":
+        shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
+    more = f" ({failed} more could not be read)" if failed else ""
+    return (
+        f"Of each channel of {project.tensor.name}, the strongest unit of each of {read} images{more}: "
+        f"on the left what the unit responds to, projected back under the rule {project.rule}, on the right "
+        f"the same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
+        "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",
     )
 
 

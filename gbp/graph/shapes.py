@@ -6,9 +6,8 @@ from __future__ import annotations
 Shape = tuple[int, ...]
 
 #: The order in memory of the axes behind the batch, outermost first.  (1, 2, 3) is the file's order, and
-#: CHANNELS_LAST is (N, H, W, C).
+#: (2, 3, 1) has the channels last.
 Order = tuple[int, ...]
-CHANNELS_LAST: Order = (2, 3, 1)
 
 
 def row_major(rank: int) -> Order:

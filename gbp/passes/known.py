@@ -61,69 +61,6 @@ def is_plain(op: Op) -> bool:
     return 0 <= op.clip.lo <= MAX_FLOOR and op.clip.lo < hi and (hi <= _FAR / 10 or hi == math.inf)
 
 
-def _may_rectify(few: Numbers) -> NDArray[np.bool_]:
-    """The same for functions whose values at `_FEW` are these rows."""
-    with np.errstate(all="ignore"):
-        lo, hi = few[:, :1], few[:, -1:]
-        # Each value is x or one of the bounds, which are the values far out.
-        near = _near(few, _FEW) | _near(few, lo) | _near(few, hi) | (~np.isfinite(few) & ~_NEAR)
-        found: NDArray[np.bool_] = near.all(axis=1) & (lo[:, 0] >= 0) & (lo[:, 0] <= MAX_FLOOR)
-        return found
-
-
-def _near(few: Numbers, values: Numbers) -> NDArray[np.bool_]:
-    """Whether they are, as `_by_values` asks of rectifiers."""
-    far = _ALIKE * np.maximum(1, np.abs(values))
-    found: NDArray[np.bool_] = np.abs(few - values) <= 2 * np.where(_NEAR, _EQUAL * np.abs(_FEW) + 1e-15, far)
-    return found
-
-
-def likely(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
-    """For each growth, the sizes of subgraphs that may be known functions.
-
-    These are all that `known` finds, and few others.  Most subgraphs are none.  This finds that out for all
-    of them at once, from what `_candidates` asks.
-    """
-    values = search.values(growths, _FEW)
-    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
-    at = {x: few[:, i] for x, i in _AT.items()}
-    with np.errstate(all="ignore"):
-        may = _may_rectify(few)
-        may |= np.abs(at[1] - 1) <= 2 * _EQUAL  # LeakyRelu, Elu, Celu
-        may |= (at[50] == -at[-50]) & (at[0] == 0)  # Shrink
-        may |= (np.abs(at[0] - 0.5) <= _ALIKE) & (np.abs(at[50] - 1) <= _ALIKE)  # HardSigmoid
-        may |= (at[1] > 0.5) & (at[1] < 1) & (np.abs(at[1] - at[-1] - 1) <= 2 * _ALIKE)  # Swish
-        for near, size in zip(_NEAR_OF_FIXED, _NEAR_SIZES, strict=True):
-            may |= np.all(np.abs(few[:, _NEAR] - near) <= _ALIKE * size, axis=1)
-    sizes = np.array([size for growth in growths for size in growth.ends], int)
-    alike = np.repeat([growth.alike for growth in growths], [len(rows) for rows in values])
-    may = np.where(sizes > alike, _may_be_by_place(few), may)
-    return _sizes(growths, may)
-
-
-def likely_alone(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
-    """The same for growths of one layer, which is news only as a rectifier."""
-    values = search.values(growths, _FEW)
-    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
-    is_by_place = np.repeat([not growth.alike for growth in growths], [len(rows) for rows in values])
-    by_place = _may_be_by_place(few) & (few[:, _AT[-1.0]] == 0)
-    return _sizes(growths, np.where(is_by_place, by_place, _may_rectify(few)))
-
-
-def _may_be_by_place(few: Numbers) -> NDArray[np.bool_]:
-    """Where constants differ by place, it can only be a PRelu or a Relu."""
-    x = _FEW[_KEPT]
-    with np.errstate(all="ignore"):
-        found: NDArray[np.bool_] = np.all(np.abs(few[:, _KEPT] - x) <= 2 * _EQUAL * x, axis=1)
-        return found
-
-
-def _sizes(growths: Sequence[Growth], may: NDArray[np.bool_]) -> list[set[int]]:
-    """The sizes of each growth that a row of `may` holds for; a row is one size of one growth."""
-    each = iter(may.tolist())
-    return [{size for size in growth.ends if next(each)} for growth in growths]
-
-
 def known(f: Subgraph) -> Known | None:
     """The known function that `f` is, or None."""
     if f.is_straight:
@@ -133,10 +70,12 @@ def known(f: Subgraph) -> Known | None:
 
 
 def _by_values(f: Subgraph) -> Known | None:
+    """The known function that f is where its constants are the same at every place."""
     values = f.values(_FEW)
     few = values[f.y][:, 0]
-    if _same(few, _FEW) and _close(f(_GRID)[:, 0], _GRID, _GRID, _EQUAL, by_size=True):
+    if np.array_equal(few, _FEW) and _close(f(_GRID)[:, 0], _GRID, _GRID, _EQUAL, by_size=True):
         return None  # x itself, which rounding may take to 0 where it is next to nothing
+    # Whether a tensor inside has the values of y already.
     inner = np.array([values[layer.output][:, 0] for layer in f.layers[:-1]]).reshape(-1, len(few))
     repeats = bool(((inner == few) | (np.isnan(inner) & np.isnan(few))).all(axis=1).any())
     alike = None
@@ -146,10 +85,10 @@ def _by_values(f: Subgraph) -> Known | None:
         if not _close(few, expected, _FEW, _ALIKE):
             continue
         if repeats:
-            return None  # what comes behind does nothing, so this is no part of it
+            return None  # the layers behind that tensor do nothing, so they are no part of the function
         kind = _kind(op)
         piecewise = isinstance(op, Rectifier) or op.name in ("LeakyRelu", "Shrink")
-        # These numbers are on the grid as well.
+        # The grid below holds these numbers as well; most functions that differ do so here.
         if piecewise and not _close(few[_NEAR], expected[_NEAR], _FEW[_NEAR], _EQUAL, by_size=True):
             continue
         grid = _grid(op)
@@ -161,17 +100,8 @@ def _by_values(f: Subgraph) -> Known | None:
     return alike
 
 
-def _same(a: Numbers, b: Numbers) -> bool:
-    return bool(np.array_equal(a, b, equal_nan=True))
-
-
-def _function(op: Op) -> Callable[[Numbers], Numbers]:
-    found = of_numbers(op, 2)
-    assert found is not None
-    return found.function
-
-
 def _kind(op: Op) -> str:
+    """The function's name in notes."""
     if isinstance(op, Function):
         if op.name == "Elu" and op.q != 1:
             return "Selu"
@@ -192,10 +122,22 @@ def _grid(op: Op) -> Numbers:
 
 
 def _close(found: Numbers, wanted: Numbers, x: Numbers, bound: float, *, by_size: bool = False) -> bool:
-    """Whether all are; far out, where they are numbers.  `by_size`: to x's size, however small."""
+    """Whether values at x are the wanted ones, up to a relative `bound`; far out, where they are numbers.
+
+    `by_size`: relative to x, however small it is.
+    """
     size = np.abs(x) if by_size else np.maximum(1, np.abs(wanted))
     far = ~(np.abs(found - wanted) <= bound * size + 1e-15)
     return not (far & ((np.abs(x) <= _SAFE) | np.isfinite(found))).any()
+
+
+# --- Candidates ---------------------------------------------------------------------------------------------
+
+
+def _function(op: Op) -> Callable[[Numbers], Numbers]:
+    found = of_numbers(op, 2)
+    assert found is not None
+    return found.function
 
 
 #: Functions without parameters, or with those that float16 rounds, and their values at the few numbers that
@@ -208,9 +150,6 @@ _FIXED = (
 _NEAR = np.abs(_FEW) <= _SAFE
 _NEAR_OF_FIXED = np.stack([_function(op)(_FEW[_NEAR]) for op in _FIXED])
 _NEAR_SIZES = np.maximum(1, np.abs(_NEAR_OF_FIXED))
-
-
-# --- Candidates ---------------------------------------------------------------------------------------------
 
 
 def _candidates(f: Subgraph, few: Numbers) -> Iterator[Rectifier | Function]:
@@ -295,3 +234,69 @@ def _by_place(f: Subgraph) -> Known | None:
     if len(by_axis) == 1:
         return Known("PRelu", PRelu(shaped.reshape(-1), by_axis[0]), equal=True)
     return Known("PRelu", PRelu(np.broadcast_to(shaped, (1, *f.shape[1:])), None), equal=True)
+
+
+# --- Many subgraphs at once ---------------------------------------------------------------------------------
+
+
+def likely(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
+    """For each growth, the sizes of subgraphs that may be known functions.
+
+    These are all that `known` finds, and few others.  Most subgraphs are no known function, and here that is
+    found for all of them at once: the conditions are those of `_candidates`, a little wider.
+    """
+    values = search.values(growths, _FEW)
+    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
+    at = {x: few[:, i] for x, i in _AT.items()}
+    with np.errstate(all="ignore"):
+        may = _may_rectify(few)
+        may |= np.abs(at[1] - 1) <= 2 * _EQUAL  # LeakyRelu, Elu, Celu
+        may |= (at[50] == -at[-50]) & (at[0] == 0)  # Shrink
+        may |= (np.abs(at[0] - 0.5) <= _ALIKE) & (np.abs(at[50] - 1) <= _ALIKE)  # HardSigmoid
+        may |= (at[1] > 0.5) & (at[1] < 1) & (np.abs(at[1] - at[-1] - 1) <= 2 * _ALIKE)  # Swish
+        for near, size in zip(_NEAR_OF_FIXED, _NEAR_SIZES, strict=True):
+            may |= np.all(np.abs(few[:, _NEAR] - near) <= _ALIKE * size, axis=1)
+    sizes = np.array([size for growth in growths for size in growth.ends], int)
+    alike = np.repeat([growth.alike for growth in growths], [len(rows) for rows in values])
+    may = np.where(sizes > alike, _may_be_by_place(few), may)
+    return _sizes(growths, may)
+
+
+def likely_alone(search: Search, growths: Sequence[Growth]) -> list[set[int]]:
+    """`likely` for growths of one layer, where only rectifiers under another name are of interest."""
+    values = search.values(growths, _FEW)
+    few = np.concatenate([*values, np.empty((0, len(_FEW)))])
+    is_by_place = np.repeat([not growth.alike for growth in growths], [len(rows) for rows in values])
+    by_place = _may_be_by_place(few) & (few[:, _AT[-1.0]] == 0)
+    return _sizes(growths, np.where(is_by_place, by_place, _may_rectify(few)))
+
+
+def _may_rectify(few: Numbers) -> NDArray[np.bool_]:
+    """Which functions may be rectifiers: a row of `few` has the values of one at `_FEW`."""
+    with np.errstate(all="ignore"):
+        lo, hi = few[:, :1], few[:, -1:]
+        # Each value is x or one of the bounds, which are the values far out.
+        near = _near(few, _FEW) | _near(few, lo) | _near(few, hi) | (~np.isfinite(few) & ~_NEAR)
+        found: NDArray[np.bool_] = near.all(axis=1) & (lo[:, 0] >= 0) & (lo[:, 0] <= MAX_FLOOR)
+        return found
+
+
+def _near(few: Numbers, values: Numbers) -> NDArray[np.bool_]:
+    """Which values at `_FEW` are as near to these as `_by_values` asks of rectifiers."""
+    far = _ALIKE * np.maximum(1, np.abs(values))
+    found: NDArray[np.bool_] = np.abs(few - values) <= 2 * np.where(_NEAR, _EQUAL * np.abs(_FEW) + 1e-15, far)
+    return found
+
+
+def _may_be_by_place(few: Numbers) -> NDArray[np.bool_]:
+    """Where constants differ by place, it can only be a PRelu or a Relu."""
+    x = _FEW[_KEPT]
+    with np.errstate(all="ignore"):
+        found: NDArray[np.bool_] = np.all(np.abs(few[:, _KEPT] - x) <= 2 * _EQUAL * x, axis=1)
+        return found
+
+
+def _sizes(growths: Sequence[Growth], may: NDArray[np.bool_]) -> list[set[int]]:
+    """The sizes of each growth that a row of `may` holds for; a row is one size of one growth."""
+    each = iter(may.tolist())
+    return [{size for size in growth.ends if next(each)} for growth in growths]

@@ -124,16 +124,12 @@ def draw_map(
     planes = prepared(m, style, look, given)
     limit = look.limit or render.robust_limit(planes, look.percentile)
     sharp = max(given) < SHARP
-    frame = None
-    if uses_photo(style, look, photo) and photo is not None:
+    on_photo = uses_photo(style, look, photo)
+    if on_photo and photo is not None:
         size = photo_size(photo, look, height)
-        scale = size[0] / photo.size[0], size[1] / photo.size[1]
-        left, top, right, bottom = (round(edge * scale[i % 2]) for i, edge in enumerate(photo.box))
-        box = left, top, max(right, left + 1), max(bottom, top + 1)
-        frame = None if photo.is_whole else box
+        box = _box_on(photo, size)
         base = photo.open(size) if style == "overlay" else None
     else:
-        photo = None
         factor = 1 if height is None else height / given[1]
         size = (max(1, round(given[0] * factor)), max(1, round(given[1] * factor)))
         box = (0, 0, *size)
@@ -160,10 +156,18 @@ def draw_map(
     else:
         pixels = render.coloured(planes[0], colours, limit=1)
     picture = Image.fromarray(pixels)
-    if frame is not None:
-        picture = framed(picture, frame)
+    if on_photo and photo is not None and not photo.is_whole:
+        picture = framed(picture, box)
     sigma = sigma_of(m, style, look, given)
-    return Drawn(picture, limit, sigma, colours, style in ("diverging", "rgb"), photo is not None)
+    return Drawn(picture, limit, sigma, colours, style in ("diverging", "rgb"), on_photo)
+
+
+def _box_on(photo: Photo, size: tuple[int, int]) -> render.Box:
+    """The left, top, right and bottom of what the network saw, on the photo at this (width, height)."""
+    across, down = size[0] / photo.size[0], size[1] / photo.size[1]
+    left, top, right, bottom = photo.box
+    left, top = round(left * across), round(top * down)
+    return left, top, max(round(right * across), left + 1), max(round(bottom * down), top + 1)
 
 
 def photo_size(photo: Photo, look: Look, height: int | None = None) -> tuple[int, int]:

@@ -43,8 +43,7 @@ def suffix_of(file: File, format: str | None = None) -> str:
     file
         A path or a file object.
     format
-        A suffix without its dot; by default the path's, and "png" for a file object without a
-        name.
+        A suffix without its dot; by default the path's, and "png" for a file object without a name.
 
     Raises
     ------
@@ -116,8 +115,7 @@ def save_picture(
         A suffix of `FORMATS` without its dot; by default the path's.
     metadata
         The facts that the file holds about itself, in JSON's types: in a PNG the text "gbp", in JPEG and WebP
-        the EXIF
-        tag ImageDescription, in a PDF the subject.
+        the EXIF tag ImageDescription, in a PDF the subject.
 
     Raises
     ------

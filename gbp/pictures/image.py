@@ -15,8 +15,8 @@ from ..errors import InputError, readable_bytes, reason_of
 from ..files import open_regular
 from .decode import MAX_FILE, UNNAMED, called, decode_file, decode_image
 
+#: Bytes of an array in a file.
 MAX_ARRAY = 2**31
-"""Bytes of an array in a file."""
 
 
 def read_image(
@@ -27,16 +27,26 @@ def read_image(
 ) -> Image.Image:
     """Decode an image, turn it upright and bring it to 8 bits a channel.
 
-    `source` is a path, a binary file object or an open PIL image; of an animation the first frame is taken.
-    `channels` is 3 for mode "RGB" or 1 for mode "L".  EXIF orientation is applied, transparency is composited
-    on white, palettes and CMYK are converted, 16-bit greyscale is scaled down by 257.  A JPEG of more than 33
-    million pixels, or 19 million in several scans, is decoded at a half, a quarter or an eighth of its size.
-    `max_pixels` is a limit on top of gbp's own, for files.
+    EXIF orientation is applied, transparency is composited on white, palettes and CMYK are converted, 16-bit
+    greyscale is scaled down by 257.  A JPEG of more than 33 million pixels, or 19 million in several scans,
+    is decoded at a half, a quarter or an eighth of its size.
 
-    Raises `InputError`, naming the file, when it is missing, no regular file, not an image of a format in
-    `decode.FORMATS`, damaged, larger than what is said there or than `PIL.Image.MAX_IMAGE_PIXELS`, or of a
-    kind whose brightness range is undefined (32-bit, float; 16-bit where
-    no pixel reaches 2¹², as of cameras of 8 to 12 bits).
+    Parameters
+    ----------
+    source
+        A path, a binary file object or an open PIL image.  The first frame of an animation is taken.
+    channels
+        3 for mode "RGB", 1 for mode "L".
+    max_pixels
+        A limit on top of gbp's own, for files.
+
+    Raises
+    ------
+    InputError
+        For a file that is missing, no regular file, not an image of a format in `decode.FORMATS`, damaged, or
+        larger than what is said there or than `PIL.Image.MAX_IMAGE_PIXELS`; and for a kind of image whose
+        brightness range is undefined: 32-bit, float, and 16-bit where no pixel reaches 2¹², as of cameras of
+        8 to 12 bits.  The message names the file.
     """
     mode: Literal["RGB", "L"] = "L" if channels == 1 else "RGB"
     if isinstance(source, Image.Image):
@@ -135,7 +145,7 @@ def read_sample(content: bytes, rank: int, name: str | os.PathLike[str] = "the g
 
 
 def _array(file: BinaryIO, size: int) -> NDArray[Any]:
-    """The image in a file of `size` bytes, after a check that the file holds as much as its header says."""
+    """The array in a file of `size` bytes, after a check that the file holds as much as its header says."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)

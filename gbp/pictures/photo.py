@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
+from ..files import stamp_of
 from .image import read_image
 from .percent import whole_percent
 from .preprocess import Preprocess, Window
@@ -47,13 +48,13 @@ class Photo:
     def of(cls, picture: Any, image: Image.Image, preprocess: Preprocess, size: tuple[int, int]) -> Photo:
         """The photo of a picture that was decoded to `image`, for an input of `size` = (H, W)."""
         source = os.fspath(picture) if isinstance(picture, os.PathLike) else picture
-        stamp = _stamp(source) if isinstance(source, str) else None
+        stamp = stamp_of(source) if isinstance(source, str) else None
         window = preprocess.window(image.size, size)
         return cls(source, image.size, window, preprocess.resize, stamp)
 
     def from_file(self, path: str) -> Photo:
         """The same photo, which is read from this file when it is drawn."""
-        return replace(self, source=path, stamp=_stamp(path))
+        return replace(self, source=path, stamp=stamp_of(path))
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -84,7 +85,7 @@ class Photo:
 
     def is_there(self) -> bool:
         """Whether the photo can still be read, and its file is the same as when it was explained."""
-        return not isinstance(self.source, str) or _stamp(self.source) == self.stamp
+        return not isinstance(self.source, str) or stamp_of(self.source) == self.stamp
 
     def open(self, size: tuple[int, int]) -> Image.Image:
         """The photo at this (width, height), RGB.
@@ -95,14 +96,6 @@ class Photo:
             Where its file is gone or was changed.
         """
         return _opened(self, size)
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=2)  # the panels of a strip show the same photo

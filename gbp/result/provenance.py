@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ..files import open_regular
+from ..files import open_regular, stamp_of
 from ..pictures.preprocess import Preprocess
 from ..version import VERSION
 
@@ -76,7 +76,7 @@ class Provenance:
     @property
     def sha256(self) -> str:
         """The digest of the model's bytes, hexadecimal; "" where they are unknown or gone."""
-        return self.digest or (_digest_of(self.path, _stamp(self.path)) if self.path else "")
+        return self.digest or (_digest_of(self.path, stamp_of(self.path)) if self.path else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Its keys: "gbp", "model", "sha256", "preprocess" and "options", in JSON's types."""
@@ -100,14 +100,6 @@ def _in_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _in_json(each) for key, each in value.items()}
     return f"{value!r:.200}"
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 @cache

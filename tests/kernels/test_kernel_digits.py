@@ -11,7 +11,7 @@ from test_kernel_conv import GEOMETRIES, window
 from gbp.devices.base import LoweringTarget
 from gbp.devices.cpu import CPU
 from gbp.graph.geometry import Axis, Window
-from gbp.graph.shapes import CHANNELS_LAST
+from gbp.graph.shapes import innermost
 from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
 from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
@@ -199,7 +199,7 @@ def test_which_layers_go_by_digits(monkeypatch: pytest.MonkeyPatch) -> None:
         w[:, 0, 0, 0] *= largest
         window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
         op = Conv(w, np.zeros(C), window, 1)
-        step = op.lower(((1, C, size, size),), (1, C, size, size), CHANNELS_LAST, LoweringTarget(CPU))
+        step = op.lower(((1, C, size, size),), (1, C, size, size), innermost(1, 4), LoweringTarget(CPU))
         return str(step.algorithm).split()[1]
 
     assert algorithm(128, 64) == "digits"
