@@ -30,8 +30,8 @@ MAX_WORK = 2**41
 #: The time to handle one element, or one operand, in multiply-adds of a convolution.
 ELEMENT = 2**9
 OPERAND = 2**20
-#: Up to `_SMALL` numbers their sum takes as long as `np.isfinite`; `_PIECE` numbers are summed at a time.
-_SMALL, _PIECE = 2**14, 2**20
+#: Numbers that are looked at together: the answers for each fit a core's cache.
+_PIECE = 2**16
 
 
 def elements(shape: Sequence[int]) -> int:
@@ -42,18 +42,11 @@ def elements(shape: Sequence[int]) -> int:
 def is_finite(values: NDArray[Any]) -> bool:
     """Whether no number is NaN or infinite.
 
-    NaN and infinity show in the sum of a large array, which is found faster.  It is taken a piece at a time,
-    because `np.isfinite`, where the sum overflows, allocates as many booleans.
+    It is done a piece at a time, because `np.isfinite` allocates as many booleans.
     """
-    if values.size <= _SMALL:
-        return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
     flat = values.ravel(order="K")
-    with np.errstate(all="ignore"):
-        for i in range(0, flat.size, _PIECE):
-            part = flat[i : i + _PIECE]
-            if not (np.isfinite(part.sum()) or np.isfinite(part).all()):
-                return False
-    return True
+    pieces = (flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE))
+    return all(np.logical_and.reduce(np.isfinite(piece)) for piece in pieces)
 
 
 def refuse_not_finite(sample: int) -> NoReturn:

@@ -408,8 +408,10 @@ def test_memory_of_another_size_is_given_up_at_once(targets: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_value_that_is_not_finite_is_found(bad: float) -> None:
-    x = np.full((3, 5, 7), 1e38, np.float32)
-    assert is_finite(x)  # though the sum is not
-    x[1, 2, 3] = bad
-    assert not is_finite(x)
+    for shape, place in (((3, 5, 7), (1, 2, 3)), ((7, 5, 2**12), (6, 4, -1))):
+        x = np.full(shape, 1e38, np.float32)
+        assert is_finite(x)  # though the sum is not
+        x[place] = bad
+        assert not is_finite(x)
+        assert not is_finite(x.transpose(2, 0, 1))
     assert not is_finite(np.array([np.inf, -np.inf], np.float32))

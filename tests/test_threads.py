@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ from numba.np.ufunc import parallel
 from numpy.typing import NDArray
 
 from gbp import RULES, Explainer, InputError, Top
+from gbp.kernels.codegen.atomics import load_word, pause, store_word
+from gbp.kernels.codegen.jit import DENSE, INT, kernel
+from gbp.kernels.codegen.packing import Share
+from gbp.kernels.codegen.simd import address_of
 from gbp.kernels.parallel import cores, threads
 
 pytestmark = pytest.mark.threads
@@ -285,6 +290,33 @@ def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatc
     assert runs_after(2, 0) == "together together"
     set_run(0.0, 0.05)
     assert runs_after(0, 0, 0.01) == "together together alone"  # as at first
+
+
+#: A team with a helper, which lives as long as the process, as the helper does.
+PAIR = threads._Team()
+
+
+@kernel(DENSE, DENSE, INT)
+def note_slots(slots: Any, came: Any, parts: int, share: Share) -> None:
+    """Write who computes each part.  Each waits in its first part until the other member has one too."""
+    store_word(address_of(came) + 8 * share.slot, 1)
+    while load_word(address_of(came) + 8 * (1 - share.slot)) == 0:
+        pause()
+    for t in range(share.first, share.last):
+        slots[t] = share.slot
+
+
+def test_members_begin_at_opposite_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So each reads again what it wrote before."""
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    monkeypatch.setattr(threads, "_team", PAIR)
+    monkeypatch.setattr(threads, "_LEAST_WAIT", float("inf"))  # it never works alone
+    parts = note_slots.split * 2
+    for _ in range(20):
+        slots, came = np.full(parts, -1, np.float32), np.zeros(4, np.float32)
+        note_slots(slots, came, 2)
+        assert (slots[0], slots[-1]) == (0, 1)
+        assert sorted(slots) == list(slots)
 
 
 # --------------------------------------------------------------------------- what is prepared stays right

@@ -116,11 +116,11 @@ class Engine:
         photos: list[Photo] = []
         for batch, session in self.batches(images, batch_size, targets, rewrite=rule.rewrite):
             refuse_meaningless(rule, session.plan)
-            parts += _run(session, batch.x, done, explained)
-            done += len(batch.x)
-            if batch.pictures is not None:
+            if batch.pictures is not None:  # they may copy the samples, which caches hold now
                 pictures.append(batch.pictures)
             photos.extend(batch.photos or ())
+            parts += _run(session, batch.x, done, explained)
+            done += len(batch.x)
         maps, scores, classes = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         seen = Pictures.joined(pictures) if pictures else None
         return doubted(

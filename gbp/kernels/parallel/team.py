@@ -8,10 +8,14 @@ Each thread that asks gets the next part of the current phase.  A thread that co
 left, and nobody waits for it; others wait only for a thread that holds a part.  The thread that finishes the
 last part of a phase publishes the next phase.
 
-To take a part, a thread needs one word, the ticket.  Its upper bits are a number that grows with each
-published phase; its lower bits say how many parts are left.  A thread takes a part by a compare-and-swap of
-the ticket for one with a part less.  With an old ticket the swap fails, so the thread takes nothing and reads
-nothing that may have been freed.
+To take a part, a thread needs one word, the ticket.  Its upper half is a number that grows with each
+published phase; its lower half says which parts are left: the first, and how many.  A thread takes a part by
+a compare-and-swap of the ticket for one with a part less.  With an old ticket the swap fails, so the thread
+takes nothing and reads nothing that may have been freed.
+
+Members of even number take the first part that is left, those of odd number the last.  Most kernels cut their
+work by rows of pixels, so a thread mostly reads the rows that it wrote in the call before.  Those are in its
+own core's cache.
 
 A thread without work looks at the ticket for some microseconds, about as long as waking up takes.  Then it
 announces that it sleeps, looks once more, and waits for a lock, which the thread that publishes the next
@@ -46,8 +50,10 @@ MEMBERS = 6 * _LINE
 ASLEEP, LOCK, TEAM, SLOT = range(0, 32, 8)
 MEMBER_BYTES = _LINE
 
-_COUNT_BITS = 16
-MAX_PARTS = (1 << _COUNT_BITS) - 1
+# A ticket, from its lowest bit: how many parts are left, the first of them, the number of the phase.
+_FIRST_BITS, _NUMBER_BITS = 16, 32
+MAX_PARTS = (1 << _FIRST_BITS) - 1
+_NEXT_FIRST, _NEXT_NUMBER = 1 << _FIRST_BITS, 1 << _NUMBER_BITS
 
 
 @device_function
@@ -88,7 +94,8 @@ def _publish_next(team: int, slot: int) -> None:
     store_word(team + PARTS, parts)
     store_word(team + LEFT, parts)
     members = min(parts, load_word(team + LIMIT))
-    store_word(team + TICKET, ((load_word(team + TICKET) >> _COUNT_BITS) + 1 << _COUNT_BITS) + parts)
+    number = load_word(team + TICKET) >> _NUMBER_BITS << _NUMBER_BITS
+    store_word(team + TICKET, number + _NEXT_NUMBER + parts)
     for other in range(members):
         if other != slot:
             _wake(team, other)
@@ -98,12 +105,17 @@ def _publish_next(team: int, slot: int) -> None:
 def _work_once(team: int, slot: int) -> bool:
     """Take a part and compute it.  Returns False if there is none."""
     ticket = load_word(team + TICKET)
-    if ticket & MAX_PARTS == 0 or slot >= load_word(team + LIMIT):
+    part, left = ticket >> _FIRST_BITS & MAX_PARTS, ticket & MAX_PARTS
+    if left == 0 or slot >= load_word(team + LIMIT):
         return False
-    if replace_word(team + TICKET, ticket, ticket - 1):
+    rest = ticket - 1
+    if slot % 2 == 0:
+        rest += _NEXT_FIRST
+    else:
+        part += left - 1
+    if replace_word(team + TICKET, ticket, rest):
         # Nobody changes the words that are read here until this part is done.
         at, parts = load_word(team + AT), load_word(team + PARTS)
-        part = parts - (ticket & MAX_PARTS)
         call_part(load_word(at), load_word(at + 8), part, part + 1, parts, slot, load_word(team + PHASE))
         if add_word(team + LEFT, -1) == 1:
             _publish_next(team, slot)
