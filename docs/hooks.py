@@ -1,28 +1,18 @@
-"""Fills the pages whose text is elsewhere: the help of the commands, and tables of the README."""
+"""Fills the page of the commands with their help."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-#: In a page: the place of the help of all commands, and of the README's section of this name.
-_HELP, _SECTION = "<!-- help -->", re.compile(r"<!-- README: (.+) -->")
+#: The place in a page of the help of all commands.
+_HELP = "<!-- help -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of each page; returns the text to render."""
-    if _HELP in markdown:
-        markdown = markdown.replace(_HELP, _help())
-    return _SECTION.sub(lambda found: _section(found[1]), markdown)
-
-
-def _section(title: str) -> str:
-    readme = (ROOT / "README.md").read_text()
-    return readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0].strip()
+    return markdown.replace(_HELP, _help()) if _HELP in markdown else markdown
 
 
 def _help() -> str:
