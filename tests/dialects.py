@@ -12,7 +12,7 @@ from builder import Builder
 from cases import CASES, Case
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from test_clothes import ACTIVATIONS, RECTIFIERS, commuted, say
+from test_in_parts import ACTIVATIONS, RECTIFIERS, commuted, say
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

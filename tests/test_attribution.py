@@ -1,4 +1,4 @@
-"""attribution.py: reductions, names, pictures, files."""
+"""Attributions: reductions, names, pictures, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cli: arguments, what it asks of the engine, what it prints.  The engine is a stand-in here."""
+"""The command line: arguments, what it asks of the engine, what it prints.  The engine is a stand-in here."""
 
 from __future__ import annotations
 

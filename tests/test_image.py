@@ -1,4 +1,4 @@
-"""image.py: decoding, the crop, the numbers, sidecars and labels."""
+"""Images: decoding, the crop, the numbers, sidecars and labels."""
 
 from __future__ import annotations
 

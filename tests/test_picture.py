@@ -1,4 +1,4 @@
-"""picture.py: the laws of its colours, and the canvas."""
+"""Pictures of maps: the laws of their colours, and the canvas."""
 
 from __future__ import annotations
 

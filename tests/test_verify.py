@@ -1,4 +1,4 @@
-"""verify.py and reference.py: models that are right are found so, and engines that are broken are not."""
+"""Verification: models that are right are found so, and engines that are broken are not."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Functions of two numbers, and choices among several, with broadcasting."""
+
 from typing import Any
 
 import naive

@@ -1,3 +1,5 @@
+"""Sums and products with broadcasting, and their gradients, which sum over broadcast axes."""
+
 from typing import Any
 
 import naive

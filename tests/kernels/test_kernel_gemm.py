@@ -1,3 +1,5 @@
+"""Dense layers."""
+
 from typing import Any
 
 import naive

@@ -1,3 +1,5 @@
+"""Scale, shift, sum and clip, with masks and gates."""
+
 from typing import Any
 
 import naive

@@ -1,3 +1,5 @@
+"""Max-pools with their switches, and average pools."""
+
 from typing import Any
 
 import naive

@@ -1,4 +1,4 @@
-"""The examples of the documents that gbp is built after run as written, but for the import and the model."""
+"""Examples from Xplique's and keras-explainable's documents run as written, but for import and model."""
 
 from __future__ import annotations
 

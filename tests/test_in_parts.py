@@ -1,4 +1,4 @@
-"""Rectifiers and activations in other clothes: one op and its parts have one map under every rule."""
+"""Rectifiers and activations in parts: the op and its parts have one map under every rule."""
 
 from __future__ import annotations
 
