@@ -20,7 +20,7 @@ from timing import Instruction, medians
 from gbp.devices.base import LoweringTarget
 from gbp.devices.cpu import CPU
 from gbp.graph.geometry import Window
-from gbp.graph.shapes import CHANNELS_LAST
+from gbp.graph.shapes import innermost
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.parallel.threads import parallel
 from gbp.ops.conv.conv import Conv, ConvStep
@@ -46,7 +46,7 @@ def gbp_calls(C: int, O: int, size: int, N: int, threads: int) -> list[Instructi
     w = rng.standard_normal((O, C, 3, 3)) / (3 * C**0.5)
     window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
     op = Conv(w, np.zeros(O), window, 1)
-    step = op.lower(((N, C, size, size),), (N, O, size, size), CHANNELS_LAST, LoweringTarget(CPU))
+    step = op.lower(((N, C, size, size),), (N, O, size, size), innermost(1, 4), LoweringTarget(CPU))
     assert isinstance(step, ConvStep)
     fixed, each = step.scratch(threads)
     x, y = aligned((N, size, size, C)), aligned((N, size, size, O))

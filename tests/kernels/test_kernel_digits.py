@@ -15,7 +15,7 @@ from gbp.graph.shapes import innermost
 from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
 from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
-from gbp.ops.conv.algorithms_amx import AmxForward
+from gbp.ops.conv.algorithms_amx import AmxForward, AmxLayer
 from gbp.ops.conv.algorithms_digits import DigitsForward, DigitsLayer, suits_digits
 from gbp.ops.conv.conv import Conv
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context
@@ -219,3 +219,21 @@ def test_the_longest_sums_fit() -> None:
     y, scales = outputs(DigitsForward(w, np.zeros(64), window), x)
     assert scales[0] > 0
     assert off(y, x.astype(np.float64) @ w[:, :, 0, 0].T.astype(np.float64)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("O", "C", "side", "kernel", "digits"),
+    [
+        (1024, 256, 14, 1, True),
+        (256, 1024, 14, 1, True),
+        (256, 64, 13, 3, True),
+        (64, 16, 55, 3, False),
+        (64, 512, 13, 1, False),
+    ],
+)
+def test_layers_with_enough_work_go_by_digits(O: int, C: int, side: int, kernel: int, digits: bool) -> None:
+    """Layers of ResNet-50 and SqueezeNet, as they were measured."""
+    pad = kernel // 2
+    window = Window.resolve((side, side), (kernel, kernel), pads=(pad, pad, pad, pad))
+    by_digits, by_parts = DigitsLayer.forward(O, C, window), AmxLayer.forward(O, C, window)
+    assert (by_digits.cost < by_parts.cost) == digits

@@ -29,9 +29,9 @@ _ENOUGH = 64.0
 #: The same of values alone, and of weights alone, that 24 bits suit.
 _MOST_VALUES, _MOST_WEIGHTS = 64.0, 16.0
 #: Costs, as `algorithms_amx` has them: of LANES products; to split a value and to look at it before; to add
-#: the levels of a sum; of a pixel; and of two calls with more phases, several times what they take, so that
-#: digits are used where there is much to gain.
-_PRODUCTS, _SPLIT, _LEVELS, _PIXEL, _CALLS = 0.24, 0.8, 2.5, 30.0, 1e6
+#: the levels of a sum; of a pixel; and of two calls with more phases, after each of which threads wait for
+#: each other.
+_PRODUCTS, _SPLIT, _LEVELS, _PIXEL, _CALLS = 0.24, 0.8, 2.5, 30.0, 2e5
 
 
 @dataclass(frozen=True)
