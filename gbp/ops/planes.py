@@ -33,19 +33,30 @@ def mask_planes(mask: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
     return view(mask, -1, *planes(x).shape[1:3], mask.shape[-1]) if mask.size else mask
 
 
-class Planes(Step):
-    """Applies a step for (N, H, W, C) to each of the `count` planes of a sample."""
+class OnParts(Step):
+    """Applies a step to each of the `count` parts of a sample: planes, or rows.
+
+    It declares what the step does, except that it repeats the same calls, which its classes may.
+    """
 
     def __init__(self, step: Step, count: int) -> None:
         self.step, self.count = step, count
         self.algorithm, self.kernels, self.switches = step.algorithm, step.kernels, step.switches
-        self.repeats, self.repeats_back = step.repeats, step.repeats_back
         self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
         self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
+        self.needs_host, self.yields_positions = step.needs_host, step.yields_positions
 
     def scratch(self, threads: int) -> tuple[int, int]:
         fixed, each = self.step.scratch(threads)
         return fixed, each * self.count
+
+
+class Planes(OnParts):
+    """Applies a step for (N, H, W, C) to each plane of a sample."""
+
+    def __init__(self, step: Step, count: int) -> None:
+        super().__init__(step, count)
+        self.repeats, self.repeats_back = step.repeats, step.repeats_back
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         own = replace(

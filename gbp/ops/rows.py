@@ -18,6 +18,7 @@ from ..graph.shapes import Order, Shape
 from .affine import Affine
 from .broadcast import Add, Mul
 from .functions import Function
+from .planes import OnParts
 from .rectifier import Rectifier
 from .shape import Reshape, Transpose
 from .step import Clipped, Context, Floats, GradientSlot, Step, lower, view
@@ -88,38 +89,27 @@ def over_rows(op: Op, samples: int) -> Op:
     return Rows(op)
 
 
-class RowsStep(Step):
+class RowsStep(OnParts):
     """Applies a step for (N·m, …) to arrays (N, m, …)."""
 
     wants_whole = True
 
-    def __init__(self, step: Step, rows: int) -> None:
-        self.step, self.rows = step, rows
-        self.algorithm, self.kernels, self.switches = step.algorithm, step.kernels, step.switches
-        self.gates, self.saves_x, self.saves_y = step.gates, step.saves_x, step.saves_y
-        self.fuses_residual, self.fuses_clip = step.fuses_residual, step.fuses_clip
-        self.needs_host, self.yields_positions = step.needs_host, step.yields_positions
-
-    def scratch(self, threads: int) -> tuple[int, int]:
-        fixed, each = self.step.scratch(threads)
-        return fixed, each * self.rows
-
     def _rows(self, x: NDArray[Any]) -> NDArray[Any]:
-        return view(x, len(x) * self.rows, *x.shape[2:]) if x.size else x
+        return view(x, len(x) * self.count, *x.shape[2:]) if x.size else x
 
     def _mask(self, mask: NDArray[np.uint8], x: NDArray[Any]) -> NDArray[np.uint8]:
         """The mask of x (N, m, …) as (N·m, H, W, bytes)."""
         if not mask.size:
             return mask
         plane = x.shape[2:4] if x.ndim == 5 else (1, -1)  # as `op.pixels` sees a row
-        return view(mask, len(mask) * self.rows, *plane, mask.shape[-1])
+        return view(mask, len(mask) * self.count, *plane, mask.shape[-1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         own = replace(
             context,
             mask=self._mask(context.mask, y),
             switches=self._rows(context.switches),
-            parts=context.parts * self.rows,
+            parts=context.parts * self.count,
         )
         self.step.forward(tuple(map(self._rows, x)), self._rows(r), self._rows(y), clip, own)
 
