@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -564,9 +565,15 @@ STRUCTURAL: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
 )
 
 
+@cache
+def valid(make: Callable[[], onnx.ModelProto]) -> bytes:
+    """One of `MODELS` as a file."""
+    return make().SerializeToString()
+
+
 def mutated(seed: int) -> bytes:
     rng = random.Random(seed)
-    model = rng.choice(MODELS)()
+    model = onnx.ModelProto.FromString(valid(rng.choice(MODELS)))
     kind = rng.random()
     if kind < 0.25:
         return damaged_bytes(model.SerializeToString(), rng)
