@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -21,22 +22,22 @@ from test_cache import with_kernels
 
 from gbp import Explainer, InputError
 from gbp.cli import compiling
+from gbp.cli import main as cli
 from gbp.engine.warming import _noise, kernels_of
 from gbp.kernels.binary import CHOICES, SLOPES, VALUES, choice_kernel, slope_kernel, value_kernel
 from gbp.kernels.checksum import _sum_blocks
-from gbp.kernels.codegen.cache import ROOT as CACHE
 from gbp.kernels.codegen.jit import found
 from gbp.kernels.depthwise_dense import WIDTHS, dense_kernels
 from gbp.kernels.formulas import NUMBERS, VECTORS
 from gbp.kernels.functions import BY_PLACE, function_kernels
-from gbp.kernels.parallel.team import work
+from gbp.kernels.parallel.team import look, run_alone, run_team, work
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
 
 
 def gbp(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.CompletedProcess[str]:
-    """Run the command line in `folder`, with the cache in a folder of that name there, or at that path."""
+    """Run the command line in `folder`, with the cache in a folder of that name there."""
     return python(folder, "-m", "gbp", *arguments, cache=cache)
 
 
@@ -64,10 +65,10 @@ def kept(folder: Path) -> dict[str, int]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of few kernels that compile fast, the second with more, and an image."""
     folder = tmp_path_factory.mktemp("warmup")
-    for name, pools in (("plain", False), ("pooled", True)):
+    for name, has_more in (("plain", False), ("larger", True)):
         b = Builder()
         x = b.input(1, 3, 8, 8)
-        x = b.node("GlobalMaxPool", x) if pools else x
+        x = b.node("Abs", x) if has_more else x
         model = b.model(b.flatten(b.relu(x)))
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "cat.png")
@@ -94,7 +95,7 @@ def test_after_a_warmup_nothing_is_compiled(folder: Path) -> None:
     assert kept(folder) == before
 
     # Another model, which needs more kernels, says so although most are there.
-    other = gbp(folder, "explain", "pooled.onnx", "cat.png", "--preprocess", "unit")
+    other = gbp(folder, "explain", "larger.onnx", "cat.png", "--preprocess", "unit")
     assert (other.returncode, other.stderr) == (0, LINE)
     assert before.items() < kept(folder).items()
 
@@ -134,10 +135,10 @@ del os.environ["PYTHONPATH"]  # the others find gbp where this process found it,
 alone, compile_alone = [], Native._compiled
 Native._compiled = lambda kernel: alone.append(kernel.module) or compile_alone(kernel)
 with redirect_stdout(io.StringIO()):
-    assert cli.main(["explain", "pooled.onnx", "cat.png", "--preprocess", "unit"]) == 0
+    assert cli.main(["explain", "larger.onnx", "cat.png", "--preprocess", "unit"]) == 0
 count, before = len(compiled), len(alone)
 assert count > before + 1
-explainer, x = Explainer("pooled.onnx"), np.ones((1, 3, 8, 8), np.float32)
+explainer, x = Explainer("larger.onnx"), np.ones((1, 3, 8, 8), np.float32)
 compile_on_new_machine(Explainer("plain.onnx"))  # it is no longer new
 assert len(compiled) == count
 assert explainer.warmup() == len(alone) - before and set(alone) <= {"gbp.kernels.parallel.team"}
@@ -153,13 +154,13 @@ for file in Path(sys.argv[1]).rglob("*.nbc"):
     file.unlink()
 started, popen = [], subprocess.Popen
 subprocess.Popen = lambda command, **options: started.append(command) or popen(command, **options)
-fresh = Explainer("pooled.onnx", cache=False)
+fresh = Explainer("larger.onnx", cache=False)
 for kernel in kernels_of(fresh._engine, None):
     kernel._address = 0
 sys.executable = sys.argv[2]  # processes that do not answer: all is compiled here, on first use
 compile_together(fresh)
 assert len(started) == 2 and len(compiled) == count
-compile_together(Explainer("pooled.onnx", cache=False, threads=1))
+compile_together(Explainer("larger.onnx", cache=False, threads=1))
 sys.executable = None  # Python is part of another program
 compile_together(fresh)
 sys.executable, sys.frozen = sys.argv[2], True  # a program that was made of Python
@@ -172,7 +173,7 @@ def test_kernels_that_several_processes_compile(folder: Path) -> None:
     """The process itself compiles those of its threads, and no other; none imports from the folder."""
     stranger = folder / "stranger"
     stranger.mkdir()
-    for name in ("plain.onnx", "pooled.onnx", "cat.png"):
+    for name in ("plain.onnx", "larger.onnx", "cat.png"):
         shutil.copy(folder / name, stranger)
     for name in ("numba.py", "numpy.py", "gbp.py"):
         (stranger / name).write_text("raise SystemExit")
@@ -293,18 +294,21 @@ def test_a_cache_that_is_read_only(folder: Path) -> None:
 
 
 NOWHERE = """
-import subprocess, sys
+import pickle, subprocess, sys
+from pathlib import Path
 import numpy as np
 from gbp import Explainer
 from gbp.cli import compiling, main as cli
-from gbp.kernels.codegen.jit import compiled
+from gbp.kernels.codegen.jit import Native, compiled
 from gbp.engine.warming import NotKeptError
 
+codes = pickle.loads(Path(sys.argv[1]).read_bytes())  # compiled by another process, in the compiler's place
+Native._compiled = lambda kernel: compiled.append((kernel.name, 0)) or codes[kernel.name]
 compiling._FEW, subprocess.Popen = 1, None  # no process compiles what cannot be kept
 explainer = Explainer("plain.onnx")
 assert explainer.explain(np.ones((1, 3, 8, 8), np.float32)).map.any() and compiled
 print("the library", file=sys.stderr)
-assert cli.main(["explain", "pooled.onnx", "cat.png", "--preprocess", "unit"]) == 0
+assert cli.main(["explain", "larger.onnx", "cat.png", "--preprocess", "unit"]) == 0
 print("explain", file=sys.stderr)
 assert cli.main(["warmup", "plain.onnx"]) == 2
 try:
@@ -315,10 +319,21 @@ sys.exit("it was kept")
 """
 
 
+@pytest.fixture(scope="module")
+def codes(folder: Path) -> Path:
+    """The machine code of the larger model's kernels by their names, pickled."""
+    explainer = Explainer(folder / "larger.onnx")
+    explainer.warmup()
+    kernels = (*kernels_of(explainer._engine, None), run_team, run_alone, work, look)
+    (folder / "codes").write_bytes(pickle.dumps({each.name: each._file().load() for each in kernels}))
+    return folder / "codes"
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_cache_that_cannot_be_written(folder: Path, threads: int) -> None:
+def test_a_cache_that_cannot_be_written(folder: Path, codes: Path, threads: int) -> None:
     """All is explained, and the command line says what is lost; a warmup would be for nothing."""
-    done = python(folder, "-c", NOWHERE, cache="cat.png", threads=threads)  # a file, where no folder can be
+    cache = "cat.png"  # a file, where no folder can be
+    done = python(folder, "-c", NOWHERE, str(codes), cache=cache, threads=threads)
     assert done.returncode == 0, done.stderr
     silent, explained, warmed = re.split("the library\n|explain\n", done.stderr)
     assert silent == ""
@@ -355,15 +370,22 @@ def test_a_size_fills_the_axis_that_is_open() -> None:
         (["warmup", "plain.onnx", "--size", "50"], "--size is 50x50, the network takes 8x8."),
     ],
 )
-def test_warmup_refuses_on_one_line(folder: Path, arguments: list[str], says: str) -> None:
+def test_warmup_refuses_on_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
     b = Builder()
     model = b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.input(1, 3, 8, 8))), 4))
     for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         axis.dim_param = "any"
     (folder / "open.onnx").write_bytes(model.SerializeToString())
-    Explainer(folder / "plain.onnx").warmup()  # here, so the process need not
-    done = gbp(folder, *arguments, cache=CACHE)
-    assert done.returncode == 2
-    assert done.stderr.startswith("gbp: error: ")
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    Explainer(folder / "plain.onnx").warmup()  # so that it need not say that it compiles
+    monkeypatch.chdir(folder)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gbp: error: ")
+    assert says in said
+    assert said.count("\n") == 1
