@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import onnx
-import pytest
 
 import gbp
 from gbp.ops import FACTS, PARSERS, REWRITERS, fact
@@ -48,17 +47,14 @@ def test_the_importer_lists_no_op_that_has_facts() -> None:
     assert {path.name for path in IMPORTER if path.name in LISTING and listed(path)} == LISTING
 
 
-@pytest.mark.parametrize("op", FACTS)
-def test_facts_say_something_of_an_op_that_is_read(op: str) -> None:
-    assert fact(op) == FACTS[op] != Fact()
-    assert op in PARSERS or op in REWRITERS or op == "ZipMap"
+def test_facts_say_something_of_an_op_that_is_read() -> None:
+    assert [op for op in FACTS if not fact(op) == FACTS[op] != Fact()] == []
+    assert FACTS.keys() - PARSERS.keys() - REWRITERS.keys() == {"ZipMap"}
 
 
-@pytest.mark.parametrize("op", sorted({*PARSERS, *REWRITERS}))
-def test_operands_are_listed_where_onnx_does_not_know_the_op(op: str) -> None:
-    domain, _, name = op.rpartition(".")
-    known = not domain and onnx.defs.has(name)
-    assert known == (fact(op).operands is None)
+def test_operands_are_listed_where_onnx_does_not_know_the_op() -> None:
+    known = {op for op in (*PARSERS, *REWRITERS) if "." not in op and onnx.defs.has(op)}
+    assert {op for op in (*PARSERS, *REWRITERS) if fact(op).operands is None} == known
 
 
 def test_an_op_without_facts_has_the_defaults() -> None:

@@ -7,7 +7,8 @@ to a gradient that is there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
@@ -86,12 +87,23 @@ def _keep_small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "_SMALL", 0)
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """What fails here names this among its notes."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_op(name: str, frame: str) -> None:
-    model, run = safe_run(CASES[name], FRAMES[frame])
-    for algorithm in ALGORITHMS if name.startswith("conv") else ("auto",):
-        check(model, run, algorithm)
+def test_op(name: str) -> None:
+    for frame, around in FRAMES.items():
+        model, run = safe_run(CASES[name], around)
+        for algorithm in ALGORITHMS if name.startswith("conv") else ("auto",):
+            with named(f"{frame}, algorithm {algorithm}"):
+                check(model, run, algorithm)
 
 
 #: Ops that decide by comparing, for inputs of few whole numbers.
@@ -108,15 +120,16 @@ DECIDING: dict[str, Net] = {
 }
 
 
-@pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("name", DECIDING)
-def test_ties(name: str, frame: str) -> None:
+def test_ties(name: str) -> None:
     """The first maximum wins, row-major; nothing passes a rectifier whose input is at a bound."""
     case = Case(DECIDING[name])
-    model = build(case, FRAMES[frame], seed=0)
-    run = oracle.Run(model, np.random.default_rng(0).integers(-3, 4, case.shape))
-    assert run.margin > SAFE  # equal or well apart
-    check(model, run)
+    for frame, around in FRAMES.items():
+        model = build(case, around, seed=0)
+        run = oracle.Run(model, np.random.default_rng(0).integers(-3, 4, case.shape))
+        with named(frame):
+            assert run.margin > SAFE  # equal or well apart
+            check(model, run)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.reference])

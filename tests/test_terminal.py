@@ -110,8 +110,7 @@ def test_messages_are_one_line(folder: Path) -> None:
         assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("code", [*range(0x250), 0x200E, 0x2028, 0x202E, 0x2066, 0xFEFF, 0xFFFF, 0xE0041])
-def test_any_character(code: int) -> None:
-    assert shown(f"a{chr(code)}b").isprintable()
-    if chr(code).isprintable():
-        assert shown(chr(code)) == chr(code)
+def test_any_character() -> None:
+    for code in (*range(0x250), 0x200E, 0x2028, 0x202E, 0x2066, 0xFEFF, 0xFFFF, 0xE0041):
+        assert shown(f"a{chr(code)}b").isprintable(), hex(code)
+        assert not chr(code).isprintable() or shown(chr(code)) == chr(code), hex(code)
