@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -273,9 +274,55 @@ def test_the_gradient_of_a_sum_becomes_that_of_what_was_added(name: str) -> None
     assert sum(reverse.residual is not None for reverse in sums) == copied
 
 
-@pytest.mark.parametrize("name", [*COPIES, *GATES, *SUMS])
+def pooled(b: Builder, x: str, **window: Any) -> str:
+    y = b.relu(b.conv(x, 8, 3, pads=(1,) * 4, strides=(2, 2)))
+    return b.node("MaxPool", y, kernel_shape=[2, 2], **window)
+
+
+def pooled_beside_another_reader(b: Builder, x: str) -> str:
+    y = b.relu(b.conv(x, 8, 3, pads=(1,) * 4, strides=(2, 2)))
+    z = b.node("MaxPool", y, kernel_shape=[2, 2], pads=[0, 0, 1, 1])
+    return b.add(z, y)
+
+
+def pooled_part(b: Builder, x: str) -> str:
+    parts = [b.relu(b.conv(x, 8, 3, pads=(1,) * 4, strides=(2, 2))) for _ in range(2)]
+    return b.node("MaxPool", b.concat(*parts), kernel_shape=[2, 2])
+
+
+#: Networks, and how many max-pools go backward in one kernel with the convolution before them.
+POOLED: dict[str, tuple[Net, int]] = {
+    "a stem": (pooled, 1),
+    "without a rectifier": (
+        lambda b, x: b.node("MaxPool", b.conv(x, 8, 3, strides=(2, 2)), kernel_shape=[2, 1]),
+        1,
+    ),
+    "of planes in which windows overlap much": (
+        lambda b, x: b.node("MaxPool", b.relu(b.conv(x, 8, 3, pads=(1,) * 4)), kernel_shape=[2, 2]),
+        0,
+    ),
+    "beside another reader": (pooled_beside_another_reader, 0),
+    "of a whole": (pooled_part, 0),
+    "another pool": (
+        lambda b, x: b.node("AveragePool", b.relu(b.conv(x, 8, 3, strides=(2, 2))), kernel_shape=[2, 2]),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_pool_and_the_convolution_before_it_go_backward_together(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amx, "is_usable", lambda: False)  # else strides go by tiles of it
+    net, together = POOLED[name]
+    plan = plan_of(net)
+    assert sum(reverse.maker is not None for reverse in plan.backward.instructions) == together
+
+
+@pytest.mark.parametrize("name", [*COPIES, *GATES, *SUMS, *POOLED])
 def test_results_are_right(name: str) -> None:
-    net, _ = {**COPIES, **GATES, **SUMS}[name]
+    net, _ = {**COPIES, **GATES, **SUMS, **POOLED}[name]
     assert any(check(model_of(net, seed), seed) for seed in range(9))
 
 

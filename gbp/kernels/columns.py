@@ -58,6 +58,64 @@ def _gather_line(
     return v
 
 
+@device_function
+def sum_row(
+    columns: int,
+    pixel: int,
+    line: int,
+    size: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    taps: Taps,
+    n: int,
+    h: int,
+    sample: int,
+) -> None:
+    """Write row h of gx, row n of the batch, or add it with `accumulate`; then apply the gate.
+
+    `columns` is the address of the first row of windows that reads the row.  A window's columns are `pixel`
+    bytes, and a row of windows `line` bytes.  `size`: how many windows there are down and across.
+    `sample`: the row of the mask.
+    """
+    W, C = gx.shape[2], gx.shape[3]
+    count_h, _, step_oh, i, step_i = windows_down(taps, h, size[0])
+    row_step = step_oh * line + step_i * taps.columns * 4 * C
+    # A mask begins a new byte at each pixel, so a vector that holds several pixels cannot be gated by it.
+    if C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward:
+        ca = columns + i * taps.columns * 4 * C
+        for q in range(0, W * C, LANES):
+            count = min(LANES, W * C - q)
+            v = _gather_line(
+                ca,
+                row_step,
+                count_h,
+                pixel,
+                size[1],
+                taps.stride_w * C,
+                taps.columns * C,
+                q + taps.left * C,
+                count,
+            )
+            write_gradient(v, 0, gate, accumulate, at(gx, n, h, 0) + 4 * q, 0, count)
+        return
+    for w in range(W):
+        count_w, ow, step_ow, j, step_j = windows_across(taps, w, size[1])
+        ca = columns + ow * pixel + (i * taps.columns + j) * 4 * C
+        column_step = step_ow * pixel + step_j * 4 * C
+        xa, ma = at(gx, n, h, w), at(mask, sample, h, w)
+        for c in range(0, C, LANES):
+            v = zeros()
+            for p in range(count_h):
+                a = ca + p * row_step + 4 * c
+                for _ in range(count_w):
+                    keep_rolled()
+                    v = v + load_some(a, C - c)
+                    a += column_step
+            write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+
+
 @kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT)
 def col2im(
     columns: Any,
@@ -73,45 +131,12 @@ def col2im(
 
     With `accumulate` it is added.  Then the gate is applied.  Windows are added in row-major order.
     """
-    OH, OW = columns.shape[1], columns.shape[2]
-    N, H, W, C = gx.shape
+    size, H = (columns.shape[1], columns.shape[2]), gx.shape[1]
     targets = targets_of(columns, mask)
-    rows = N * H
-    # A mask begins a new byte at each pixel, so a vector that holds several pixels cannot be gated by it.
-    as_line = C < LANES and taps.dilation_w == 1 and gx.strides[2] == 4 * C and not gate.forward
-    for row in range(*part_of(rows, share, threads)):
+    for row in range(*part_of(len(gx) * H, share, threads)):
         n, h = row // H, row % H
-        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
-        row_step = step_oh * columns.strides[1] + step_i * taps.columns * 4 * C
-        if as_line:
-            ca = at(columns, n, oh, 0) + i * taps.columns * 4 * C
-            for q in range(0, W * C, LANES):
-                count = min(LANES, W * C - q)
-                xa = at(gx, n, h, 0) + 4 * q
-                v = _gather_line(
-                    ca,
-                    row_step,
-                    count_h,
-                    columns.strides[2],
-                    OW,
-                    taps.stride_w * C,
-                    taps.columns * C,
-                    q + taps.left * C,
-                    count,
-                )
-                write_gradient(v, 0, gate, accumulate, xa, 0, count)
-        else:
-            for w in range(W):
-                count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
-                ca = at(columns, n, oh, ow) + (i * taps.columns + j) * 4 * C
-                column_step = step_ow * columns.strides[2] + step_j * 4 * C
-                xa, ma = at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
-                for c in range(0, C, LANES):
-                    v = zeros()
-                    for p in range(count_h):
-                        a = ca + p * row_step + 4 * c
-                        for _ in range(count_w):
-                            keep_rolled()
-                            v = v + load_some(a, C - c)
-                            a += column_step
-                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+        _, oh, _, _, _ = windows_down(taps, h, size[0])
+        sum_row(
+            at(columns, n, oh, 0), columns.strides[2], columns.strides[1], size, mask, gate, gx, accumulate,
+            taps, n, h, sample_of(n, targets),
+        )  # fmt: skip

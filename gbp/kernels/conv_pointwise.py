@@ -40,6 +40,12 @@ _room = device_function(_room_of)
 
 
 @device_function
+def strip_scratch(O: int) -> int:
+    """Floats of scratch of one thread: see `pointwise_scratch`."""
+    return STRIP * (SUMS // 4 + 2 * _room(O) + _room((O + GROUP - 1) // GROUP))
+
+
+@device_function
 def _density(gy: int, pixel: int, count: int, O: int) -> float:
     """The part of gy that is nonzero, measured at up to three of `count` pixels."""
     found, seen = 0, 0
@@ -48,6 +54,75 @@ def _density(gy: int, pixel: int, count: int, O: int) -> float:
             found += nonzero(load_some(gy + p * pixel + 4 * o, O - o))
         seen += O
     return found / seen
+
+
+@device_function
+def list_strip(gy: int, pixel: int, count: int, O: int, most: float, scratch: int) -> bool:
+    """List the nonzero values of a strip of `count` pixels, if few are; return whether they are."""
+    if _density(gy, pixel, count, O) > most:
+        return False
+    list_bytes, groups = 4 * _room(O), (O + GROUP - 1) // GROUP
+    lists = scratch + STRIP * SUMS
+    ends = lists + STRIP * 2 * list_bytes
+    for p in range(count):
+        values = lists + p * 2 * list_bytes
+        list_pixel(gy + p * pixel, O, 0, values, values + list_bytes, ends + 4 * p * groups)
+    return True
+
+
+@device_function
+def multiply_strip(
+    is_listed: bool,
+    gy: int,
+    pixel: int,
+    count: int,
+    O: int,
+    w: int,
+    c0: int,
+    C: int,
+    scratch: int,
+    accumulate: int,
+    gate: Gate,
+    mask: int,
+    mask_step: int,
+    gx: int,
+    gx_step: int,
+) -> None:
+    """Compute up to BLOCKS blocks of channels, from c0 on, of a strip of `count` pixels.
+
+    `gy`, `gx` and `mask` are addresses of the strip's first pixel, and `pixel`, `gx_step` and `mask_step`
+    bytes from one pixel to the next.  `w` is the address of all weights.
+    """
+    block, blocks = c0 // TILE_CHANNELS, (C + TILE_CHANNELS - 1) // TILE_CHANNELS
+    step, groups, list_bytes = 4 * TILE_CHANNELS * O, (O + GROUP - 1) // GROUP, 4 * _room(O)
+    together, wa = min(BLOCKS, blocks - block), w + block * step
+    if is_listed:
+        lists = scratch + STRIP * SUMS
+        ends = lists + STRIP * 2 * list_bytes
+        zero_run(scratch, count * SUMS // 4)
+        for g in range(groups):
+            for p in range(count):
+                start = load_index(ends + 4 * (p * groups + g - 1)) if g else 0
+                stop = load_index(ends + 4 * (p * groups + g))
+                values = lists + p * 2 * list_bytes
+                if stop > start:
+                    s = scratch + p * SUMS
+                    add_listed(together, values, values + list_bytes, start, stop, wa, step, s)
+    tiles = tiles_of(count, pixel)
+    for b in range(together):
+        c = c0 + b * TILE_CHANNELS
+        for k in range(tiles):
+            p = first_pixel(k, tiles, count)
+            rows = first_pixel(k + 1, tiles, count) - p
+            s, s_step, xa = scratch + p * SUMS + b * 4 * TILE_CHANNELS, SUMS, gx + p * gx_step
+            if not is_listed:
+                s, s_step = scratch, 4 * TILE_CHANNELS
+                prefetch_epilogue(xa + 4 * c, gx_step, 0, 0, rows)
+                multiply_tile(rows, C - c, gy + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
+            epilogue_bwd(
+                s, s_step, rows, c, C, accumulate, gate.forward, gate.gradient,
+                mask + p * mask_step, mask_step, xa, gx_step,
+            )  # fmt: skip
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
@@ -73,51 +148,21 @@ def conv_pointwise_bwd(
     targets = targets_of(gy, mask)
     strips = (W + STRIP - 1) // STRIP
     blocks = (C + TILE_CHANNELS - 1) // TILE_CHANNELS
-    parts, groups = (blocks + BLOCKS - 1) // BLOCKS, (O + GROUP - 1) // GROUP
+    parts = (blocks + BLOCKS - 1) // BLOCKS
     work = N * H * strips * parts
-    list_bytes, step, pixel = 4 * _room(O), 4 * TILE_CHANNELS * O, gy.strides[2]
-    own = 4 * STRIP * (SUMS // 4 + 2 * _room(O) + _room(groups))
+    own = 4 * strip_scratch(O)
     for t in range(share.first, share.last):
-        sums = address_of(scratch) + share.slot * own
-        lists = sums + STRIP * SUMS
-        ends = lists + STRIP * 2 * list_bytes
+        scratch_of_own = address_of(scratch) + share.slot * own
         listed, few = -1, False
         for q in range(work * t // threads, work * (t + 1) // threads):
-            strip, block0 = q // parts, q % parts * BLOCKS
-            together, wa = min(BLOCKS, blocks - block0), address_of(w) + block0 * step
+            strip, c0 = q // parts, q % parts * BLOCKS * TILE_CHANNELS
             row = strip // strips
             n, h, first = row // H, row % H, W * (strip % strips) // strips
             count = W * (strip % strips + 1) // strips - first
             ga = at(gy, n, h, first)
             if strip != listed:
-                listed, few = strip, _density(ga, pixel, count, O) <= most
-                if few:
-                    for p in range(count):
-                        values = lists + p * 2 * list_bytes
-                        list_pixel(ga + p * pixel, O, 0, values, values + list_bytes, ends + 4 * p * groups)
-            xa, ma = at(gx, n, h, first), at(mask, n // targets, h, first)
-            if few:
-                zero_run(sums, count * SUMS // 4)
-                for g in range(groups):
-                    for p in range(count):
-                        start = load_index(ends + 4 * (p * groups + g - 1)) if g else 0
-                        stop = load_index(ends + 4 * (p * groups + g))
-                        values = lists + p * 2 * list_bytes
-                        if stop > start:
-                            s = sums + p * SUMS
-                            add_listed(together, values, values + list_bytes, start, stop, wa, step, s)
-            tiles = tiles_of(count, pixel)
-            for b in range(together):
-                c0 = (block0 + b) * TILE_CHANNELS
-                for k in range(tiles):
-                    p = first_pixel(k, tiles, count)
-                    rows = first_pixel(k + 1, tiles, count) - p
-                    s, s_step = sums + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
-                    if not few:
-                        s, s_step = sums, 4 * TILE_CHANNELS
-                        prefetch_epilogue(xa + p * gx.strides[2] + 4 * c0, gx.strides[2], 0, 0, rows)
-                        multiply_tile(rows, C - c0, ga + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
-                    epilogue_bwd(
-                        s, s_step, rows, c0, C, accumulate, gate.forward, gate.gradient,
-                        ma + p * mask.strides[2], mask.strides[2], xa + p * gx.strides[2], gx.strides[2],
-                    )  # fmt: skip
+                listed, few = strip, list_strip(ga, gy.strides[2], count, O, most, scratch_of_own)
+            multiply_strip(
+                few, ga, gy.strides[2], count, O, address_of(w), c0, C, scratch_of_own, accumulate, gate,
+                at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
+            )  # fmt: skip

@@ -51,6 +51,13 @@ def _locate(unit: int, OH: int, C: int) -> Any:
     return row // OH, row % OH, block * BLOCK, min(C, (block + 1) * BLOCK)
 
 
+@device_function
+def _better(v: Any, tap: Any, best: Any, winner: Any) -> Any:
+    """The larger of v and best with its tap; best where they are equal."""
+    better = exceeds(v, best)
+    return select(better, v, best), select(better, tap, winner)
+
+
 def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share: Share) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches, both (N, OH, OW, C).
 
@@ -59,18 +66,45 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     units = N * OH * _blocks(C)
-    one = broadcast(np.float32(1))
+    one, s_vector = broadcast(np.float32(1)), LANES * switches.itemsize
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for unit in range(*part_of(units, share, threads)):
         n, oh, first, stop = _locate(unit, OH, C)
         h = oh * taps.stride_h - taps.top
         i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        whole = first + (stop - first) // BLOCK * BLOCK
         for ow in range(OW):
             w = ow * taps.stride_w - taps.left
             j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
             xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
             ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
-            for c in range(first, stop, LANES):
+            for c in range(first, whole, BLOCK):
+                a = xa + 4 * c
+                b0, b1 = load_some(a, LANES), load_some(a + VECTOR_BYTES, LANES)
+                b2, b3 = load_some(a + 2 * VECTOR_BYTES, LANES), load_some(a + 3 * VECTOR_BYTES, LANES)
+                w0 = broadcast(np.float32(i0 * taps.columns + j0))
+                w1, w2, w3 = w0, w0, w0
+                for i in range(i0, i1):
+                    a = xa + (i - i0) * step_h + 4 * c
+                    tap = broadcast(np.float32(i * taps.columns + j0))
+                    for _ in range(j0, j1):
+                        keep_rolled()
+                        b0, w0 = _better(load_some(a, LANES), tap, b0, w0)
+                        b1, w1 = _better(load_some(a + VECTOR_BYTES, LANES), tap, b1, w1)
+                        b2, w2 = _better(load_some(a + 2 * VECTOR_BYTES, LANES), tap, b2, w2)
+                        b3, w3 = _better(load_some(a + 3 * VECTOR_BYTES, LANES), tap, b3, w3)
+                        tap = tap + one
+                        a += step_w
+                a, s = ya + 4 * c, sa + c * switches.itemsize
+                store_some(a, b0, LANES)
+                store_some(a + VECTOR_BYTES, b1, LANES)
+                store_some(a + 2 * VECTOR_BYTES, b2, LANES)
+                store_some(a + 3 * VECTOR_BYTES, b3, LANES)
+                store_integers(switches, s, w0, LANES)
+                store_integers(switches, s + s_vector, w1, LANES)
+                store_integers(switches, s + 2 * s_vector, w2, LANES)
+                store_integers(switches, s + 3 * s_vector, w3, LANES)
+            for c in range(whole, stop, LANES):
                 best = load_some(xa + 4 * c, C - c)
                 winner = broadcast(np.float32(i0 * taps.columns + j0))
                 for i in range(i0, i1):
@@ -78,9 +112,7 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
                     tap = broadcast(np.float32(i * taps.columns + j0))
                     for _ in range(j0, j1):
                         keep_rolled()
-                        v = load_some(a, C - c)
-                        better = exceeds(v, best)
-                        best, winner = select(better, v, best), select(better, tap, winner)
+                        best, winner = _better(load_some(a, C - c), tap, best, winner)
                         tap = tap + one
                         a += step_w
                 store_some(ya + 4 * c, best, C - c)
@@ -91,6 +123,66 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
 def _won(switches: Any, s: int, tap: int, g: int, count: int) -> Any:
     """`count` values at g, with 0 in place of those whose window was won by another tap."""
     return select(integers_equal(switches, s, tap, count), load_some(g, count), zeros())
+
+
+@device_function
+def unpool_row(
+    gy: Any,
+    switches: Any,
+    mask: Any,
+    gate: Gate,
+    gx: int,
+    pixel: int,
+    size: Any,
+    accumulate: int,
+    taps: Taps,
+    n: int,
+    h: int,
+) -> None:
+    """Write row h of gx, row n of the batch: its first pixel to address gx, the next `pixel` bytes further.
+
+    `size`: pixels and channels of the row.
+    """
+    W, C = size
+    sample, s_vector = sample_of(n, targets_of(gy, switches)), LANES * switches.itemsize
+    count_h, oh, step_oh, i, step_i = windows_down(taps, h, gy.shape[1])
+    g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
+    tap_down = step_i * taps.columns
+    mask_row = at(mask, sample_of(n, targets_of(gy, mask)), h, 0)
+    for w in range(W):
+        count_w, ow, step_ow, j, step_j = windows_across(taps, w, gy.shape[2])
+        xa, ma = gx + w * pixel, mask_row + w * mask.strides[2]
+        ga, sa, first_tap = at(gy, n, oh, ow), at(switches, sample, oh, ow), i * taps.columns + j
+        g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
+        whole = C // BLOCK * BLOCK
+        for c in range(0, whole, BLOCK):
+            v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+            g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+            for _ in range(count_h):
+                g, s, tap = g_row, s_row, tap_row
+                for _ in range(count_w):
+                    keep_rolled()
+                    v0 = v0 + _won(switches, s, tap, g, LANES)
+                    v1 = v1 + _won(switches, s + s_vector, tap, g + VECTOR_BYTES, LANES)
+                    v2 = v2 + _won(switches, s + 2 * s_vector, tap, g + 2 * VECTOR_BYTES, LANES)
+                    v3 = v3 + _won(switches, s + 3 * s_vector, tap, g + 3 * VECTOR_BYTES, LANES)
+                    g, s, tap = g + g_right, s + s_right, tap + step_j
+                g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
+            write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
+            write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
+            write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
+            write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
+        for c in range(whole, C, LANES):
+            v = zeros()
+            g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
+            for _ in range(count_h):
+                g, s, tap = g_row, s_row, tap_row
+                for _ in range(count_w):
+                    keep_rolled()
+                    v = v + _won(switches, s, tap, g, C - c)
+                    g, s, tap = g + g_right, s + s_right, tap + step_j
+                g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
+            write_gradient(v, c, gate, accumulate, xa, ma, C - c)
 
 
 def _maxpool_bwd(
@@ -105,53 +197,11 @@ def _maxpool_bwd(
     share: Share,
 ) -> None:
     """Write to each pixel of gx the sum of gy of the windows that it won, or add it with `accumulate`."""
-    OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
-    sharing, targets = targets_of(gy, switches), targets_of(gy, mask)
-    rows, s_vector = N * H, LANES * switches.itemsize
-    for row in range(*part_of(rows, share, threads)):
+    for row in range(*part_of(N * H, share, threads)):
         n, h = row // H, row % H
-        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
-        g_down, s_down = step_oh * gy.strides[1], step_oh * switches.strides[1]
-        tap_down = step_i * taps.columns
-        for w in range(W):
-            count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
-            xa, ma = at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
-            ga, sa, first_tap = (
-                at(gy, n, oh, ow),
-                at(switches, sample_of(n, sharing), oh, ow),
-                i * taps.columns + j,
-            )
-            g_right, s_right = step_ow * gy.strides[2], step_ow * switches.strides[2]
-            whole = C // BLOCK * BLOCK
-            for c in range(0, whole, BLOCK):
-                v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
-                g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
-                for _ in range(count_h):
-                    g, s, tap = g_row, s_row, tap_row
-                    for _ in range(count_w):
-                        keep_rolled()
-                        v0 = v0 + _won(switches, s, tap, g, LANES)
-                        v1 = v1 + _won(switches, s + s_vector, tap, g + VECTOR_BYTES, LANES)
-                        v2 = v2 + _won(switches, s + 2 * s_vector, tap, g + 2 * VECTOR_BYTES, LANES)
-                        v3 = v3 + _won(switches, s + 3 * s_vector, tap, g + 3 * VECTOR_BYTES, LANES)
-                        g, s, tap = g + g_right, s + s_right, tap + step_j
-                    g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
-                write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
-                write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
-                write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
-                write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
-            for c in range(whole, C, LANES):
-                v = zeros()
-                g_row, s_row, tap_row = ga + 4 * c, sa + c * switches.itemsize, first_tap
-                for _ in range(count_h):
-                    g, s, tap = g_row, s_row, tap_row
-                    for _ in range(count_w):
-                        keep_rolled()
-                        v = v + _won(switches, s, tap, g, C - c)
-                        g, s, tap = g + g_right, s + s_right, tap + step_j
-                    g_row, s_row, tap_row = g_row + g_down, s_row + s_down, tap_row + tap_down
-                write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+        xa, pixel = at(gx, n, h, 0), gx.strides[2]
+        unpool_row(gy, switches, mask, gate, xa, pixel, (W, C), accumulate, taps, n, h)
 
 
 def _maxpool_pair(name: str, switches: Any) -> tuple[Kernel, Kernel]:

@@ -241,6 +241,32 @@ class Step(ABC):
         """The step for these inputs alone; the other inputs are slices of y and need no copy."""
         raise TypeError(f"{type(self).__name__} has no parts")
 
+    def takes_in(self, reader: Step) -> bool:
+        """Whether `vjp_through` is faster than the vjp of `reader`, which alone reads y, and then `vjp`."""
+        return False
+
+    def vjp_through(
+        self,
+        reader: Step,
+        gy: Floats,
+        read: Context,
+        between: GradientSlot,
+        gx: tuple[GradientSlot, ...],
+        context: Context,
+    ) -> None:
+        """Compute the vjp of `reader`, and then this step's, without the gradient between them in memory.
+
+        Parameters
+        ----------
+        reader, gy, read
+            The step that reads y; the gradient of its output; what its forward run saved.
+        between
+            The mask and the gate of y.  Its array is NO_TENSOR.
+        gx, context
+            As for `vjp`.
+        """
+        raise TypeError(f"{type(self).__name__} takes in no step")
+
     @abstractmethod
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         """Compute the output.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +60,10 @@ class BackwardInstruction:
         The step's contributions to its inputs.
     residual
         The contribution to the residual, if there is one and it needs a copy.
+    maker
+        Where one kernel computes this vjp and that of the instruction before it, which makes the only input:
+        the backward pass of that one.  `inputs` then says how the gradient between them is gated, which is
+        not in memory.
     """
 
     instruction: int
@@ -67,10 +71,13 @@ class BackwardInstruction:
     gates_first: bool
     inputs: tuple[GradientWrite, ...]
     residual: GradientWrite | None
+    maker: BackwardInstruction | None = None
 
     @property
     def writes(self) -> tuple[str, ...]:
         """The tensors whose gradients it contributes to."""
+        if self.maker is not None:
+            return self.maker.writes
         return tuple(write.tensor for write in (*self.inputs, self.residual) if write)
 
 
@@ -130,7 +137,7 @@ def route_between(
     gradients = _Gradients(instructions[:last], slices, masks)
     gradients.start_at(start.name)
     gradients.end_at(end.name)
-    order = tuple(gradients.go_back(i) for i in reversed(range(first, last)))
+    order = _with_makers([gradients.go_back(i) for i in reversed(range(first, last))], instructions)
     zeros, handed_on = gradients.unwritten(end.name), gradients.handed_on
     uses = [(start.name, -1), (end.name, len(order))]
     for i, back in enumerate(order):
@@ -140,6 +147,35 @@ def route_between(
     begins = arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}
     macs = sum(instruction.macs for instruction in instructions[first:last])
     return Route(order, zeros, start, end, Arena(begins, arena.size), macs)
+
+
+def _with_makers(
+    order: Sequence[BackwardInstruction], instructions: Sequence[Instruction]
+) -> tuple[BackwardInstruction, ...]:
+    """The same order, where steps that one kernel computes are one instruction."""
+    found: list[BackwardInstruction] = []
+    for back in order:
+        if found and _takes_in(instructions[back.instruction], back, instructions, found[-1]):
+            found[-1] = replace(found[-1], maker=back)
+        else:
+            found.append(back)
+    return tuple(found)
+
+
+def _takes_in(
+    maker: Instruction,
+    back: BackwardInstruction,
+    instructions: Sequence[Instruction],
+    later: BackwardInstruction,
+) -> bool:
+    """Whether `later` alone gives the gradient of what `maker` makes, and one kernel computes both."""
+    whole = GradientWrite(maker.output, False, later.inputs[0].gated_by if later.inputs else None)
+    return (
+        later.inputs == (whole,)
+        and later.residual is None
+        and not (later.maker or back.zeros or back.gates_first or maker.residual)
+        and maker.step.takes_in(instructions[later.instruction].step)
+    )
 
 
 class _Gradients:

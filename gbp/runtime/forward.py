@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -15,7 +16,7 @@ from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
 from ..limits import elements
 from ..ops.step import NO_MASK, NO_TENSOR, NO_WEIGHTS, Context, Floats, GradientSlot, clear, pixels
-from ..plan.backward import GradientWrite, Route
+from ..plan.backward import BackwardInstruction, GradientWrite, Route
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from .garbage import collected_later
@@ -128,23 +129,35 @@ class Forward:
             return rectifiers if instruction.clip.is_rectifier else Gate(1, 0)
 
         def slot_of(write: GradientWrite) -> GradientSlot:
+            array = arrays.get(write.tensor, NO_TENSOR)  # not in memory, where a kernel goes on at once
             if write.gated_by is None:
-                return GradientSlot(arrays[write.tensor], write.accumulate)
+                return GradientSlot(array, write.accumulate)
             instruction = plan.instructions[write.gated_by]
             mask = self.masks[write.tensor] if instruction.has_mask else NO_MASK
-            return GradientSlot(arrays[write.tensor], write.accumulate, mask, gate_of(instruction))
+            return GradientSlot(array, write.accumulate, mask, gate_of(instruction))
+
+        def vjp_of(backward: BackwardInstruction) -> tuple[Callable[[], None], bool]:
+            """The function that computes it, and whether a program can repeat that."""
+            run = self.runs[backward.instruction]
+            step, gy = run.instruction.step, arrays[run.instruction.output]
+            gx = tuple(map(slot_of, backward.inputs))
+            context = replace(run.context, threads=threads, scratch=memory.scratch)
+            if backward.maker is None:
+                return partial(step.vjp, gy, gx, context), step.repeats_back
+            made = self.runs[backward.maker.instruction]
+            maker, ends = made.instruction.step, tuple(map(slot_of, backward.maker.inputs))
+            own = replace(made.context, threads=threads, scratch=memory.scratch)
+            vjp = partial(maker.vjp_through, step, gy, context, gx[0], ends, own)
+            return vjp, step.repeats_back and maker.repeats_back
 
         for backward in route.instructions:
             run = self.runs[backward.instruction]
-            instruction, context, gy = run.instruction, run.context, arrays[run.instruction.output]
+            instruction, gy = run.instruction, arrays[run.instruction.output]
             for part in backward.zeros:
                 clear(memory.at(part), threads)
             if backward.gates_first:
-                _through_gate(gy, GradientSlot(gy, False, context.mask, gate_of(instruction)), threads)
-            gx = tuple(map(slot_of, backward.inputs))
-            context = replace(context, threads=threads, scratch=memory.scratch)
-            vjp = partial(instruction.step.vjp, gy, gx, context)
-            perform(vjp, instruction.step.repeats_back)
+                _through_gate(gy, GradientSlot(gy, False, run.context.mask, gate_of(instruction)), threads)
+            perform(*vjp_of(backward))
             if backward.residual is not None:
                 _through_gate(gy, slot_of(backward.residual), threads)
         for part in route.zeros:

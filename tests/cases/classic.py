@@ -102,6 +102,10 @@ POOLS = {
     "max, stride 1": Case(pool("MaxPool", 3, 2)),
     "max padded": Case(pool("MaxPool", 3, 3, strides=(2, 2), pads=(1, 1, 1, 1))),
     "max padded at the end": Case(pool("MaxPool", 3, 3, strides=(2, 2), pads=(0, 0, 1, 1))),
+    "max behind a strided conv": Case(
+        lambda b, x: pool("MaxPool", 3, 2, strides=(2, 1))(b, b.relu(conv(6, 3, strides=(2, 2))(b, x))),
+        (2, 3, 13, 11),
+    ),
     "max SAME_UPPER": Case(pool("MaxPool", 3, 4, strides=(2, 3), **SAME)),
     "max SAME_LOWER": Case(pool("MaxPool", 3, 4, strides=(2, 3), **LOWER), reference="loses windows"),
     "max VALID": Case(pool("MaxPool", 3, 3, auto_pad="VALID")),

@@ -26,6 +26,7 @@ from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
 from ...kernels.pointwise import pointwise_bwd
+from ...kernels.pooled_columns import pooled_columns_bwd, pooled_columns_scratch
 from ...kernels.taps import Taps
 from ...kernels.winograd import pack_winograd
 from ...limits import elements
@@ -246,7 +247,12 @@ class ColumnsBackward(BackwardAlgorithm):
         self.algorithm = "columns"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return pointwise_scratch(self.outputs, threads) + elements(self.columns), 0
+        apart = pointwise_scratch(self.outputs, threads) + elements(self.columns)
+        return max(apart, self._pooled_scratch(threads)), 0
+
+    def _pooled_scratch(self, threads: int) -> int:
+        _, _, width, columns = self.columns
+        return pooled_columns_scratch(width, self.outputs, columns, self.taps, threads)
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         own = pointwise_scratch(self.outputs, context.threads)
@@ -256,6 +262,27 @@ class ColumnsBackward(BackwardAlgorithm):
             row = _as_row(gy[n : n + 1])
             conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.max_density, context.threads)
             col2im(columns, *gx.rows(n, n + 1).end, self.taps, context.threads)
+
+    @property
+    def takes_in_pool(self) -> bool:
+        """Whether `through_pool` is faster than the pool's vjp and then this: if few columns are shared."""
+        return self.taps.dilation_h == 1 and self.taps.rows <= 2 * self.taps.stride_h
+
+    def through_pool(
+        self,
+        gy: Floats,
+        switches: NDArray[np.uint8],
+        pool: Taps,
+        between: GradientSlot,
+        gx: GradientSlot,
+        context: Context,
+    ) -> None:
+        """The same from the gradient of a max-pool behind the convolution.  `between`: see `vjp_through`."""
+        _, height, width, _ = self.columns
+        scratch = context.scratch[: self._pooled_scratch(context.threads)]
+        gate = between.mask, between.gate, self.w
+        end = self.taps, height, width, scratch, self.max_density, context.threads
+        pooled_columns_bwd(gy, switches, pool, *gate, *gx.end, *end)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from ..facts import Fact
 from ..folded import as_convolution
 from ..node import Node
 from ..planes import by_planes
+from ..pool import MaxPoolStep
 from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
+from .algorithms import ColumnsBackward
 from .algorithms_digits import digits_bytes
 from .choice import algorithms_for, is_3x3, packed_bytes, whole
 from .volume import VolumeStep
@@ -242,6 +244,24 @@ class ConvStep(Step):
         for bwd, (ins, outs) in zip(self.bwd, self.groups, strict=True):
             own = replace(whole, array=whole.array[..., ins], mask=whole.mask[..., ins.start // 8 :])
             bwd(gy[..., outs], own, context)
+
+    def takes_in(self, reader: Step) -> bool:
+        own, is_pool = self.bwd[0], isinstance(reader, MaxPoolStep) and reader.switches is np.uint8
+        return is_pool and len(self.bwd) == 1 and isinstance(own, ColumnsBackward) and own.takes_in_pool
+
+    def vjp_through(
+        self,
+        reader: Step,
+        gy: Floats,
+        read: Context,
+        between: GradientSlot,
+        gx: tuple[GradientSlot, ...],
+        context: Context,
+    ) -> None:
+        (algorithm,) = self.bwd
+        assert isinstance(algorithm, ColumnsBackward)  # as `takes_in` says
+        assert isinstance(reader, MaxPoolStep)
+        algorithm.through_pool(gy, read.switches, reader.taps, between, gx[0], context)
 
 
 class DepthwiseStep(Step):
