@@ -45,6 +45,8 @@ def is_finite(values: NDArray[Any]) -> bool:
     It is done a piece at a time, because `np.isfinite` allocates as many booleans.
     """
     flat = values.ravel(order="K")
+    if flat.size <= _PIECE:
+        return bool(np.logical_and.reduce(np.isfinite(flat)))
     pieces = (flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE))
     return all(np.logical_and.reduce(np.isfinite(piece)) for piece in pieces)
 

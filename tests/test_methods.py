@@ -375,6 +375,36 @@ def test_the_last_plane_is_not_a_pool_and_follows_what_is_pointwise() -> None:
     )
 
 
+def means_of(b: Builder, y: str, op: str) -> str:
+    if op == "GlobalAveragePool":
+        return b.node(op, y)
+    if op == "AveragePool":
+        return b.node(op, y, kernel_shape=list(b.shapes[y][2:]))
+    return b.node("ReduceMean", y, b.constant(np.array([2, 3])), keepdims=0)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "AveragePool", "ReduceMean"])
+@pytest.mark.parametrize("readers", ["alone", "beside another", "are the scores"])
+def test_grad_cam_of_planes_that_are_averaged(op: str, readers: str) -> None:
+    """The gradient of the mean tells that of each pixel, where nothing else reads the planes."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 8, 9), 5))
+    means = b.flatten(means_of(b, y, op))
+    if readers == "alone":
+        means = b.gemm(means, 4)
+    elif readers == "beside another":
+        means = b.gemm(b.add(means, b.flatten(b.node("GlobalMaxPool", y))), 4)
+    explainer, x = Explainer(b.model(means)), samples_of(2)
+    (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
+    assert (tensor.means is None) == (readers == "beside another")
+    with explainer.run(x, keep=[y]) as run:
+        seeds = np.eye(run.scores.shape[1], dtype=np.float32)[[[0, 2], [1, 3]]]
+        weights, planes = run.vjp(seeds, wrt=y).mean(axis=(3, 4)), run.value(y)
+    want = np.einsum("nkc,nchw->nkhw", weights, planes)[:, :, None]
+    found = methods.layer_grad_cam(explainer, x, target=[[0, 2], [1, 3]], layer=y)
+    np.testing.assert_allclose(found.map, want, rtol=1e-4, atol=1e-6)
+
+
 def test_series_and_volumes_have_planes_too() -> None:
     for shape in ((4, 12), (2, 4, 6, 5)):
         b = Builder()

@@ -29,6 +29,9 @@ class Tensor:
         The shape of one sample, without the batch, in the file's order of axes.
     channels
         The axis of `shape` that has the channels; None where the ops do not say.
+    means
+        The name of the tensor that holds the mean of each channel, where nothing else reads this one and that
+        is not the scores; else None.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Tensor:
     op: str
     shape: tuple[int, ...]
     channels: int | None = None
+    means: str | None = None
 
 
 def find(tensors: Sequence[Tensor], name: str) -> Tensor:
@@ -57,10 +61,12 @@ def find(tensors: Sequence[Tensor], name: str) -> Tensor:
     """
     if not isinstance(name, str):
         raise InputError(f"a tensor is called {name!r}.", supported="names, as `Explainer.tensors` has them")
-    for key in ("name", "node"):
-        exact = [t for t in tensors if getattr(t, key) == name]
-        if len(exact) == 1:
-            return exact[0]
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    exact = [t for t in tensors if t.node == name]
+    if len(exact) == 1:
+        return exact[0]
     word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
     found = [tensor for tensor in tensors if name and (word.search(tensor.name) or word.search(tensor.node))]
     if not found:

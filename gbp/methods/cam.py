@@ -69,7 +69,7 @@ def grad_cam(
         "vanilla",
         "grad-cam",
         compute,
-        (tensor.name,),
+        _kept(tensor),
         looks_at_image=True,
         to_input=False,
     )
@@ -108,7 +108,7 @@ def layer_grad_cam(
         "vanilla",
         "layer-grad-cam",
         compute,
-        (tensor.name,),
+        _kept(tensor),
         looks_at_image=True,
         to_input=False,
     )
@@ -142,13 +142,17 @@ def guided_grad_cam(
         return cam * questions.gradient(run, "guided"), {}
 
     found = explained(
-        explainer, images, target, "guided", "guided-grad-cam", compute, (tensor.name,), looks_at_image=True
+        explainer, images, target, "guided", "guided-grad-cam", compute, _kept(tensor), looks_at_image=True
     )
     return _with_layer(found, tensor)
 
 
 def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
-    """Σ_c w_c · A_c: float32 (n, K, *sides)."""
+    """Σ_c w_c · A_c: float32 (n, K, *sides).
+
+    Where the layer is read by a mean of its planes alone, ∂s/∂A_c is the gradient of the mean in each pixel,
+    over the number of pixels.  So w_c is, too, and the planes of gradients are never made.
+    """
     assert tensor.channels is not None  # it has planes
     pixels = spatial(tensor)
     sides = [axis for axis in range(len(tensor.shape)) if axis != tensor.channels]
@@ -160,7 +164,11 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
         sums = np.add.reduce(last.reshape(*last.shape[:2], -1, last.shape[-1]), axis=2)
         return np.asarray(sums / np.float32(elements(pixels)))
 
-    weights = questions.gradient(run, wrt=tensor.name, reduce=means)
+    if tensor.means is not None and questions.of is None:
+        of_means = questions.gradient(run, wrt=tensor.means)
+        weights = of_means.reshape(*of_means.shape[:2], -1) / np.float32(elements(pixels))
+    else:
+        weights = questions.gradient(run, wrt=tensor.name, reduce=means)
 
     def weighted(planes: NDArray[np.float32]) -> NDArray[np.float32]:
         last = planes.transpose(0, *(1 + axis for axis in order))
@@ -171,6 +179,11 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
 
     cam = run.value(tensor.name, reduce=weighted)
     return cam.reshape(*cam.shape[:2], *pixels)
+
+
+def _kept(tensor: Tensor) -> tuple[str, ...]:
+    """The tensors that a run keeps for Grad-CAM."""
+    return (tensor.name,) if tensor.means is None else (tensor.name, tensor.means)
 
 
 def _enlarged_cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
 from ..inputs import Batch, Images
-from ..limits import elements
+from ..limits import elements, is_finite
 from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
 from ..result.doubts import doubted
@@ -152,7 +152,7 @@ def explained(
         maps, details = compute(run, questions)
         with np.errstate(over="ignore"):
             single = maps.astype(np.float32, copy=False)
-        if not np.isfinite(single).all():
+        if not is_finite(single):
             raise ModelError("the map holds NaN or infinity.", hint="The network's values overflow float32.")
         targets = questions.targets[:, 0] if one else questions.targets
         found = run.attribution(single[:, 0] if one else single, targets, rule)

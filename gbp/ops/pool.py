@@ -72,6 +72,11 @@ class MaxPool(_Pool):
 class AveragePool(_Pool):
     include_pad: bool = False
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean of a whole plane."""
+        return self.window.kernel == self.window.size and self.window.is_unpadded
+
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(AveragePoolStep(self), x[0])
 

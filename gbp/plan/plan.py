@@ -20,7 +20,9 @@ from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor, find
 from ..limits import elements, max_working_bytes
+from ..ops.pool import AveragePool
 from ..ops.rectifier import Rectifier
+from ..ops.shape import Reshape
 from ..ops.unpool import Indices
 from ..passes import folded, named
 from ..passes.tap import tap
@@ -292,12 +294,33 @@ def _other_clips(graph: Graph) -> int:
 
 def _of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
-    axes = channel_axes(graph)
+    axes, means = channel_axes(graph), _means(graph)
     return tuple(
-        Tensor(layer.output, layer.name, layer.kind, graph.shapes[layer.output][1:], axes.get(layer.output))
+        Tensor(
+            layer.output,
+            layer.name,
+            layer.kind,
+            graph.shapes[layer.output][1:],
+            axes.get(layer.output),
+            means.get(layer.output),
+        )
         for layer in graph.layers
         if layer.output in graph.of_file and not isinstance(layer.op, Indices)
     )
+
+
+def _means(graph: Graph) -> dict[str, str]:
+    """The tensors that are read by a mean of their planes alone, and the file's tensor that holds it."""
+    readers = Counter(name for layer in graph.layers for name in layer.inputs)
+    planes_of: dict[str, str] = {}
+    for layer in graph.layers:
+        x, op = next(iter(layer.inputs), ""), layer.op
+        if isinstance(op, AveragePool) and op.is_mean and readers[x] == 1:
+            planes_of[layer.output] = x
+        elif isinstance(op, Reshape) and x in planes_of and x not in graph.of_file:  # a part of ReduceMean
+            planes_of[layer.output] = planes_of[x]
+    inner = graph.of_file - {graph.output}
+    return {planes: means for means, planes in planes_of.items() if means in inner and planes in inner}
 
 
 def _buffer_sizes(tensors: Mapping[str, PhysicalTensor], slices: Mapping[str, BufferSlice]) -> dict[str, int]:
