@@ -415,3 +415,12 @@ def test_one_value_that_is_not_finite_is_found(bad: float) -> None:
         assert not is_finite(x)
         assert not is_finite(x.transpose(2, 0, 1))
     assert not is_finite(np.array([np.inf, -np.inf], np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("order", [(2, 3, 1), (1, 2, 3), (2, 1, 3)])
+def test_samples_enter_in_the_order_of_memory(channels: int, order: tuple[int, ...]) -> None:
+    values = np.arange(2 * channels * 4 * 6, dtype=np.float32).reshape(2, channels, 4, 6)
+    there = np.full_like(values.transpose(0, *order), -1, order="C")
+    CpuDevice().entry(there, order, None).write(values)
+    np.testing.assert_array_equal(there, values.transpose(0, *order))

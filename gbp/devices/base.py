@@ -18,6 +18,8 @@ Array = Any
 
 #: Numbers of a sample from which samples are copied one by one.
 _LARGE = 2**14
+#: Up to so many channels that are innermost in memory, NumPy copies faster channel by channel.
+_FEW = 4
 
 #: Runs the function that it is given.  The function must call the same kernels on the same arrays each time.
 Repeater = Callable[[Callable[[], None]], None]
@@ -37,13 +39,19 @@ class Entry:
     def __init__(self, x: Array, order: tuple[int, ...]) -> None:
         self.x, self.order = x, order
         self._logical = x.transpose(0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
+        self._by_channels = len(order) > 1 and order[-1] == 1 < x.shape[-1] <= _FEW
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout, C-contiguous.
 
         The caller may overwrite them before `settle`.
         """
-        self._logical[...] = values
+        if not self._by_channels:
+            self._logical[...] = values
+            return
+        for to, sample in zip(self._logical, values, strict=True):
+            for channel in range(len(sample)):
+                to[channel] = sample[channel]
 
     def settle(self) -> None:
         """Move what was written to where steps read it."""
