@@ -33,18 +33,15 @@ BESIDE := $(MAKE) --no-print-directory --jobs 3 $(if $(filter output-sync,$(.FEA
 
 BENCH_PYTHON ?= $(BIN)/python
 
-# Where other goals need all of the development's packages, so do these: two pips at once may disturb each other.
-INSTALLED := .venv/installed$(if $(filter-out demo bench clean,$(MAKECMDGOALS)),-dev)
-
 .PHONY: demo test check cpu cudasim matrix conformance guard docs lint bench clean
 
-demo: $(INSTALLED)
+demo: .venv/installed
 	@mkdir -p out
 	$(BIN)/gbp explain models/demo.onnx models/demo.png --rule all -o out/demo.png
 	@echo "The explanation is the picture $(CURDIR)/out/demo.png"
 
-test: .venv/installed-dev
-	$(BESIDE) lint cpu cudasim
+test:
+	$(BESIDE) cudasim lint cpu
 
 check: lint
 	$(PYTEST) -m fast
@@ -52,7 +49,8 @@ check: lint
 cpu: .venv/installed-dev
 	$(PYTEST)
 
-cudasim: .venv/installed-dev
+# Needs few packages, so it begins while the others are installed.
+cudasim: .venv/installed-test
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/test_card.py tests/kernels
 
 matrix: .venv/installed-dev
@@ -73,23 +71,21 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
+bench: .venv/installed
 	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/networks.py $(BENCH)
 
-define environment
-@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
-$(PYTHON) -m venv .venv
-endef
-
+# One pip after the other: two at once may disturb each other.
 .venv/installed: pyproject.toml constraints.txt
-	$(environment)
+	@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
 	$(PIP) --editable .
 	@touch $@
 
-.venv/installed-dev: pyproject.toml constraints.txt
-	$(environment)
-	$(PIP) --editable '.[dev]'
-	@touch $@ .venv/installed
+.venv/installed-test: .venv/installed
+.venv/installed-dev: .venv/installed-test
+.venv/installed-%:
+	$(PIP) 'gbp-explain[$*]'
+	@touch $@
 
 clean:
 	rm -rf .venv out build dist *.egg-info
