@@ -16,6 +16,9 @@ THREADS = "GBP_NUM_THREADS"
 os.environ[THREADS] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # which computes the oracle's products
 
+# Numba gives colours to an error of each signature that it tries and rejects, and shows hardly any of them.
+os.environ["NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"] = "1"
+
 # Tests start many processes.  Where Python is told to keep no bytecode, each of them would compile all
 # sources anew, which takes longer than most of what they do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -6,6 +6,7 @@ Of two functions with one name, made by a factory, the linker takes either.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -21,9 +22,10 @@ from types import SimpleNamespace
 import pytest
 from numba.core.config import reload_config
 
-from gbp.kernels.codegen import jit
+from gbp.kernels.codegen import jit, numba_private
 from gbp.kernels.codegen.cache import CACHE_DIRECTORY, _cache_directory, untrusted
 from gbp.kernels.codegen.interrupts import uninterrupted
+from gbp.kernels.codegen.jit import Native
 from gbp.kernels.parallel import team
 
 APART = """
@@ -410,3 +412,24 @@ def test_signals_in_other_threads_and_within_each_other() -> None:
         assert len(seen) == 2
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_collector_of_garbage_pauses_while_a_kernel_is_compiled(
+    was_enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fail(*_: object) -> None:
+        seen.append(gc.isenabled())
+        raise RuntimeError
+
+    monkeypatch.setattr(numba_private, "machine_code", fail)
+    before = gc.isenabled()
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with pytest.raises(RuntimeError):
+            Native(lambda: None, ())._compiled()
+        assert (seen, gc.isenabled()) == ([False], was_enabled)
+    finally:
+        (gc.enable if before else gc.disable)()
