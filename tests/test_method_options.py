@@ -111,6 +111,19 @@ def test_methods_of_hidden_units_and_contrasts(capsys: pytest.CaptureFixture[str
     assert report["details"]["question"] == "fish - heart"
 
 
+def test_the_value_of_a_hidden_unit_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("--at", "relu3", "--channel", "7") == 0
+    assert re.search(r"explained by guided: relu3 7:\d+:\d+ = \d", capsys.readouterr().out)
+
+
+def test_who_asks_for_a_rule_is_told_the_methods_that_take_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("--method", "grad-cam", "--rule", "guided") == 2
+    error = capsys.readouterr().err
+    assert "a rule of its own" in error
+    assert "smoothgrad" in error
+    assert "layer-gradient" in error
+
+
 def test_titles_tell_rules_apart() -> None:
     layer = {"layer": "relu3"}
     assert title_of("", "guided", {}) == "guided"
@@ -138,7 +151,7 @@ def test_guided_grad_cam_is_not_called_guided() -> None:
 
 def test_a_method_over_all_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("--method", "vargrad", "--samples", "2", "--rule", "all") == 0
-    assert "vargrad, vanilla, vargrad, deconvnet, vargrad, guided: fish" in capsys.readouterr().out
+    assert "vargrad, vanilla; vargrad, deconvnet; vargrad, guided: fish" in capsys.readouterr().out
     assert Path("02_fish_vargrad_all.png").exists()
 
 

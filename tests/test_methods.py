@@ -405,6 +405,22 @@ def test_grad_cam_of_planes_that_are_averaged(op: str, readers: str) -> None:
     np.testing.assert_allclose(found.map, want, rtol=1e-4, atol=1e-6)
 
 
+def test_a_gradient_that_is_the_same_in_each_pixel_says_so() -> None:
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 8, 9), 5))
+    z = b.relu(b.conv(y, 4))
+    explainer = Explainer(b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", z)), 4)))
+    for layer, is_flat in ((z, True), (y, False)):
+        notes = methods.layer_gradient(explainer, samples_of(2), layer=layer).notes
+        assert any("the same in each pixel" in note for note in notes) == is_flat
+
+
+@pytest.mark.parametrize("rule", ["vanilla", "guided", "input-x-gradient", "lrp-epsilon"])
+def test_integrated_gradients_are_complete_for_the_gradient_alone(tiny: Explainer, rule: str) -> None:
+    notes = integrated_gradients(tiny, samples_of(1), steps=2, rule=rule).notes
+    assert any("is not complete" in note for note in notes) == (rule != "vanilla")
+
+
 def test_series_and_volumes_have_planes_too() -> None:
     for shape in ((4, 12), (2, 4, 6, 5)):
         b = Builder()

@@ -268,7 +268,7 @@ def _print_report(report: dict[str, Any], sample: Sample) -> None:
         place = row.get("position", row["class"])
         print_line(f"  {place:>8} {chance:>11} {row['score']:10.4f}  {row['label']}")
     explained = "; ".join(
-        f"{row['label']}: {row['score']:.4f}"
+        f"{row['label']} = {row['score']:.4f}"
         if row["class"] is None
         else row["label"]
         if "position" in row
@@ -276,7 +276,7 @@ def _print_report(report: dict[str, Any], sample: Sample) -> None:
         for row in report["explained"]
     )
     method, details = report.get("method", ""), report.get("details", {})
-    titles = ", ".join(title_of(method, rule, details) for rule in report["rules"])
+    titles = ("; " if method else ", ").join(title_of(method, rule, details) for rule in report["rules"])
     print_line(f"  explained by {titles}: {explained}")
     if sample.photo is not None and not sample.photo.is_whole:
         print_line(f"  {sample.photo.description(framed=False)}")

@@ -86,8 +86,10 @@ def refuse_misplaced(arguments: argparse.Namespace, free: Sequence[str] = ()) ->
     if method is not None and method.needs and getattr(arguments, method.needs) is None:
         raise InputError(f"--method {method.name} needs --{method.needs}.")
     if method is not None and method.rule is None and arguments.rule is not None:
+        takers = ", ".join(name for name, each in METHODS.items() if each.rule is not None)
         raise InputError(
-            f"--method {method.name} has a rule of its own.", hint="Leave --rule out, or choose smoothgrad."
+            f"--method {method.name} has a rule of its own.",
+            hint=f"Leave --rule out.  Methods under any rule are {takers}.",
         )
 
 

@@ -20,7 +20,7 @@ from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule
 from .common import Questions, explained, with_details
-from .planes import layer_named, of_layer
+from .planes import has_plane, layer_named, of_layer
 
 
 def saliency(explainer: Explainer, images: Images, *, target: Question = None) -> Attribution:
@@ -114,8 +114,18 @@ def layer_gradient(
     found = replace(found, layout=layout, channels="RGB")
     if not is_plane:
         found = replace(found, images=None, photos=None)
-    note = (
-        f"The map is of the tensor {name!r}, and not of the image: one of its pixels sees a region of the "
-        "image, which may be larger than its square in the picture."
-    )
-    return with_details(found, (note,) if is_plane else (), layer=name, times_activation=times_activation)
+    notes = []
+    if is_plane:
+        notes.append(
+            f"The map is of the tensor {name!r}, and not of the image: one of its pixels sees a region of "
+            "the image, which may be larger than its square in the picture."
+        )
+        if has_plane(tensor) and _is_flat(found.map, layout):
+            notes.append("It is the same in each pixel: it tells which channels count, and not where.")
+    return with_details(found, notes, layer=name, times_activation=times_activation)
+
+
+def _is_flat(maps: NDArray[np.float32], layout: Layout) -> bool:
+    """Whether all pixels of a plane are equal, as where a mean is all that reads them."""
+    sides = (-2, -1) if layout == "NCHW" else (-3, -2)
+    return bool((np.ptp(maps, axis=sides) == 0).all())

@@ -156,7 +156,10 @@ def _notes(found: Attribution, rule: Rule, baseline: str, steps: int, quadrature
         f"{error[worst]:.2g}{worst_of}.  A pixel that equals the baseline gets 0, whatever it means to the "
         "network."
     ]
-    if rule.gradient_gate or not rule.forward_gate:
+    is_gradient = (
+        rule.forward_gate and not rule.gradient_gate and rule.rewrite is None and rule.finish is None
+    )
+    if not is_gradient:
         notes.append(
             f"Under {rule.name!r} Integrated Gradients is not complete: it is so for the gradient alone."
         )
