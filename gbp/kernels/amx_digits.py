@@ -175,46 +175,23 @@ def split_digits(
 def _levels_of(two: bool, work: Any, name: str) -> Any:
     """A function that computes the sums of 1 or 2 tiles of pixels × half a block of channels."""
 
-    @one_of_many(f"pair_0_{name}")
-    def highest(a: int, b: int, s: Sum) -> None:
-        """Level 0: the first digits."""
-        amx_load(6, a, s.pixel)
-        amx_multiply_digits(0, 6, 7)
-        if two:
-            amx_load(6, b, s.pixel)
-            amx_multiply_digits(3, 6, 7)
+    def product(digit: str, multiply: Any, level: int) -> Any:
+        """A function that adds a product of two digits to a level.  The weights' digit is in tile 7."""
+        other = level + 3
 
-    @one_of_many(f"pair_1_{name}")
-    def second_of_first(a: int, b: int, s: Sum) -> None:
-        amx_load(6, a, s.pixel)
-        amx_multiply_digits(1, 6, 7)
-        if two:
-            amx_load(6, b, s.pixel)
-            amx_multiply_digits(4, 6, 7)
+        @one_of_many(f"{digit}_to_level_{level}_{name}")
+        def add(a: int, b: int, s: Sum) -> None:
+            amx_load(6, a, s.pixel)
+            multiply(level, 6, 7)
+            if two:
+                amx_load(6, b, s.pixel)
+                multiply(other, 6, 7)
 
-    @one_of_many(f"pair_2_{name}")
-    def second(a: int, b: int, s: Sum) -> None:
-        amx_load(6, a, s.pixel)
-        amx_multiply_signed(1, 6, 7)
-        if two:
-            amx_load(6, b, s.pixel)
-            amx_multiply_signed(4, 6, 7)
+        return add
 
-    @one_of_many(f"pair_3_{name}")
-    def third_of_first(a: int, b: int, s: Sum) -> None:
-        amx_load(6, a, s.pixel)
-        amx_multiply_digits(2, 6, 7)
-        if two:
-            amx_load(6, b, s.pixel)
-            amx_multiply_digits(5, 6, 7)
-
-    @one_of_many(f"pair_4_{name}")
-    def third(a: int, b: int, s: Sum) -> None:
-        amx_load(6, a, s.pixel)
-        amx_multiply_signed(2, 6, 7)
-        if two:
-            amx_load(6, b, s.pixel)
-            amx_multiply_signed(5, 6, 7)
+    # The first digit of a value has no sign.
+    first_to_0, first_to_1, first_to_2 = (product("first", amx_multiply_digits, level) for level in range(3))
+    other_to_1, other_to_2 = (product("other", amx_multiply_signed, level) for level in (1, 2))
 
     @one_of_many(f"fourth_{name}")
     def fourth(a: int, b: int, s: Sum, w: int) -> None:
@@ -275,16 +252,16 @@ def _levels_of(two: bool, work: Any, name: str) -> Any:
                 for _ in range(s.taps_w):
                     a0, b0 = a + to, b + to
                     amx_load(7, at + 2 * TILE_BYTES, ROW_BYTES)
-                    third_of_first(a0, b0, s)
+                    first_to_2(a0, b0, s)
                     amx_load(7, at + TILE_BYTES, ROW_BYTES)
-                    second_of_first(a0, b0, s)
+                    first_to_1(a0, b0, s)
                     run = work(run, data)
-                    third(a0 + s.part, b0 + s.part, s)
+                    other_to_2(a0 + s.part, b0 + s.part, s)
                     amx_load(7, at, ROW_BYTES)
-                    highest(a0, b0, s)
+                    first_to_0(a0, b0, s)
                     run = work(run, data)
-                    third(a0 + 2 * s.part, b0 + 2 * s.part, s)
-                    second(a0 + s.part, b0 + s.part, s)
+                    other_to_2(a0 + 2 * s.part, b0 + 2 * s.part, s)
+                    other_to_1(a0 + s.part, b0 + s.part, s)
                     at, to = at + _HALF, to + s.step_w
         amx_store(0, s.levels, ROW_BYTES)
         amx_store(1, s.levels + TILE_BYTES, ROW_BYTES)
