@@ -31,13 +31,13 @@ from .codegen.views import targets_of
 from .epilogue import (
     EndBwd,
     EndFwd,
-    Plane,
     end_run_bwd,
     end_run_fwd,
     finish_bwd,
     finish_fwd,
     joins_bwd,
     joins_fwd,
+    plane_of,
     run_bwd,
     run_fwd,
 )
@@ -81,17 +81,12 @@ def conv_amx_fwd(
     scratch holds `amx_scratch`.  `members`: how many threads there are.  A sample whose scale is not 0 is
     left out; scales may be empty.
     """
-    N, OH, OW, O = y.shape
-    source = Plane(
-        address_of(x), x.strides[0], x.strides[1], x.strides[2], x.shape[1], x.shape[2], x.shape[3]
-    )
-    out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
-    residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
-    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
     left_out = address_of(scales) if scales.size else 0
+    N, H, W, C = y.shape
     work = address_of(scratch)
-    job = Job(address_of(w), N, OH, OW, O, taps, frame, band, work, threads, members, left_out, 0)
-    _parts_fwd(source, job, EndFwd(address_of(b), lo, hi, residual, bits, out), share)
+    job = Job(address_of(w), N, H, W, C, taps, frame, band, work, threads, members, left_out, 0)
+    end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
+    _parts_fwd(plane_of(x), job, end, share)
 
 
 @kernel(
@@ -118,10 +113,6 @@ def conv_amx_bwd(
     w is packed by `pack_amx` from the flipped, transposed weights; the window has stride 1.
     """
     N, H, W, C = gx.shape
-    source = Plane(
-        address_of(gy), gy.strides[0], gy.strides[1], gy.strides[2], gy.shape[1], gy.shape[2], gy.shape[3]
-    )
-    out = Plane(address_of(gx), gx.strides[0], gx.strides[1], gx.strides[2], H, W, C)
-    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], H, W, mask.shape[3])
     job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0)
-    _parts_bwd(source, job, EndBwd(accumulate, gate, targets_of(gx, mask), bits, out), share)
+    end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
+    _parts_bwd(plane_of(gy), job, end, share)

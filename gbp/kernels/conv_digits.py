@@ -1,7 +1,7 @@
 """Direct convolution on Intel's AMX, channels last: `conv_amx` with digits of whole numbers (`amx_digits`).
 
 Four phases: facts about each row of x; the scale of each sample; splitting all pixels, if threads share
-channels; and the sums.  A sample whose scale is 0 is left to `conv_amx`.
+channels; and the sums.  A sample whose scale is 0 is left to another algorithm.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .amx_beside import fetch_fwd
+from .amx_beside import fetch_bwd, fetch_fwd
 from .amx_digits import (
     DIGITS_TAIL,
     chunks_of_digits,
@@ -19,11 +19,26 @@ from .amx_digits import (
 from .amx_facts import FACTS, gather_facts, scale_from
 from .amx_frame import FRAME, Frame
 from .amx_shares import LEVELS, Form, Job, shares_of
-from .codegen.gate import MASK
+from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
-from .epilogue import EndFwd, Plane, end_run_fwd, finish_fwd, joins_fwd, run_fwd
+from .codegen.views import part_of, targets_of
+from .density import CHOSEN
+from .epilogue import (
+    EndBwd,
+    EndFwd,
+    Plane,
+    end_run_bwd,
+    end_run_fwd,
+    finish_bwd,
+    finish_fwd,
+    joins_bwd,
+    joins_fwd,
+    plane_of,
+    run_bwd,
+    run_fwd,
+)
 from .taps import TAPS, Taps
 
 
@@ -33,7 +48,21 @@ def _scale_of(job: Job, n: int) -> float:
 
 
 _FORM = Form(split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, DIGITS_TAIL)
-_parts = shares_of(end_run_fwd, run_fwd, finish_fwd, fetch_fwd, joins_fwd, _FORM, "digits")
+_parts_fwd = shares_of(end_run_fwd, run_fwd, finish_fwd, fetch_fwd, joins_fwd, _FORM, "digits_fwd")
+_parts_bwd = shares_of(end_run_bwd, run_bwd, finish_bwd, fetch_bwd, joins_bwd, _FORM, "digits_bwd")
+
+
+@device_function
+def _gather(x: Plane, N: int, facts: int, threads: int, share: Share) -> None:
+    """The first phase: facts about the rows of x."""
+    for row in range(*part_of(N * x.H, share, threads)):
+        gather_facts(x, row // x.H, row % x.H, facts + row * 4 * FACTS)
+
+
+@device_function
+def _rest(share: Share) -> Share:
+    """A share of the phases of `shares_of`, which follow."""
+    return Share(share.first, share.last, share.slot, share.phase - 2)
 
 
 def _phases(args: Sequence[Any]) -> int:
@@ -71,25 +100,62 @@ def conv_digits_fwd(
     w is packed by `pack_digits`.  enough, furthest: see `scale_from`.  scratch holds the facts about the rows
     of x, LEVELS bytes a thread, and `amx_scratch` for chunks of DIGITS_DEPTH channels.
     """
-    N, OH, OW, O = y.shape
-    source = Plane(
-        address_of(x), x.strides[0], x.strides[1], x.strides[2], x.shape[1], x.shape[2], x.shape[3]
-    )
-    out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
-    residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
-    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
-    facts, own = address_of(scratch), address_of(scales)
-    levels = facts + N * source.H * 4 * FACTS
+    N, H, W, C = y.shape
+    source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
     if share.phase == 0:
-        rows = N * source.H
-        for row in range(rows * share.first // threads, rows * share.last // threads):
-            gather_facts(source, row // source.H, row % source.H, facts + row * 4 * FACTS)
+        _gather(source, N, facts, threads, share)
     elif share.phase == 1:
-        for n in range(N * share.first // threads, N * share.last // threads):
+        for n in range(*part_of(N, share, threads)):
+            rows = facts + n * source.H * 4 * FACTS
+            store_scalar(own + 4 * n, scale_from(rows, source.H, enough, furthest))
+    else:
+        levels = facts + N * source.H * 4 * FACTS
+        sums = levels + members * LEVELS
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels)
+        end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
+        _parts_fwd(source, job, end, _rest(share))
+
+
+@kernel(
+    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, FLOAT, FLOAT, DENSE, CHOSEN, DENSE, TAPS, FRAME,
+    INT, INT, INT,
+    phases=_phases,
+)  # fmt: skip
+def conv_digits_bwd(
+    gy: Any,
+    w: Any,
+    mask: Any,
+    gate: Gate,
+    gx: Any,
+    accumulate: int,
+    enough: float,
+    furthest: float,
+    scales: Any,
+    done: Any,
+    scratch: Any,
+    taps: Taps,
+    frame: Frame,
+    band: int,
+    members: int,
+    threads: int,
+    share: Share,
+) -> None:
+    """`conv_amx_bwd` for the rows of gy that digits suit: those without negative values first of all.
+
+    Writes 1 to done[n] where it computes row n, else 0.  The other arguments are those of `conv_digits_fwd`.
+    """
+    N, H, W, C = gx.shape
+    source, facts, own = plane_of(gy), address_of(scratch), address_of(scales)
+    if share.phase == 0:
+        _gather(source, N, facts, threads, share)
+    elif share.phase == 1:
+        for n in range(*part_of(N, share, threads)):
             scale = scale_from(facts + n * source.H * 4 * FACTS, source.H, enough, furthest)
             store_scalar(own + 4 * n, scale)
+            done[n] = 1 if scale != 0 else 0
     else:
+        levels = facts + N * source.H * 4 * FACTS
         sums = levels + members * LEVELS
-        job = Job(address_of(w), N, OH, OW, O, taps, frame, band, sums, threads, members, own, levels)
-        rest = Share(share.first, share.last, share.slot, share.phase - 2)
-        _parts(source, job, EndFwd(address_of(b), lo, hi, residual, bits, out), rest)
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels)
+        end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
+        _parts_bwd(source, job, end, _rest(share))

@@ -31,7 +31,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import targets_of
-from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, pixel_of
+from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, pixel_of, plane_of
 from .taps import TAPS, Taps
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
 
@@ -260,18 +260,13 @@ def conv_winograd_fwd(
     time.  Otherwise all threads transform `together` squares, then share the channels.  The products of
     `width` blocks of channels are held at once.
     """
-    N, H, W, I = x.shape
-    OH, OW, O = y.shape[1], y.shape[2], y.shape[3]
-    source = Plane(address_of(x), x.strides[0], x.strides[1], x.strides[2], H, W, I)
-    out = Plane(address_of(y), y.strides[0], y.strides[1], y.strides[2], OH, OW, O)
-    residual = Plane(address_of(r), r.strides[0], r.strides[1], r.strides[2], OH, OW, r.shape[3])
-    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], OH, OW, mask.shape[3])
+    N, OH, OW, O = y.shape
     down, across = _across(OH), _across(OW)
     job = Job(
         taps.top, taps.left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    end = EndFwd(address_of(b), lo, hi, residual, bits, out)
+    source, end = plane_of(x), EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
     rounds, k = (job.squares + together - 1) // together, share.phase // 2
     first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
     for t in range(share.first, share.last):
@@ -309,18 +304,14 @@ def conv_winograd_bwd(
     u is packed by `pack_winograd` from the flipped, transposed weights.  `taps`: the window of that
     convolution.
     """
-    N, H, W, O = gy.shape
-    GH, GW, C = gx.shape[1], gx.shape[2], gx.shape[3]
-    source = Plane(address_of(gy), gy.strides[0], gy.strides[1], gy.strides[2], H, W, O)
-    out = Plane(address_of(gx), gx.strides[0], gx.strides[1], gx.strides[2], GH, GW, C)
-    bits = Plane(address_of(mask), mask.strides[0], mask.strides[1], mask.strides[2], GH, GW, mask.shape[3])
-    targets = targets_of(gx, mask)
+    N, GH, GW, C = gx.shape
     down, across = _across(GH), _across(GW)
     job = Job(
         taps.top, taps.left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    end = EndBwd(accumulate, gate, targets, bits, out)
+    source = plane_of(gy)
+    end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
     rounds, k = (job.squares + together - 1) // together, share.phase // 2
     first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
     for t in range(share.first, share.last):

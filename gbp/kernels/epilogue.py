@@ -16,7 +16,17 @@ from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.gate import Gate, clip, write_gradient
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
-from .codegen.simd import above, broadcast, load, load_some, prefetch_read, prefetch_write, store, store_some
+from .codegen.simd import (
+    above,
+    address_of,
+    broadcast,
+    load,
+    load_some,
+    prefetch_read,
+    prefetch_write,
+    store,
+    store_some,
+)
 from .codegen.tile import TILE_CHANNELS
 
 
@@ -119,6 +129,14 @@ class Plane(NamedTuple):
     H: int
     W: int
     C: int
+
+
+@device_function
+def plane_of(x: Any) -> Plane:
+    """An array (N, H, W, C) as numbers; it may be empty."""
+    return Plane(
+        address_of(x), x.strides[0], x.strides[1], x.strides[2], x.shape[1], x.shape[2], x.shape[3]
+    )  # fmt: skip
 
 
 @device_function

@@ -5,7 +5,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from harness import ON_CARD, check_epilogue, nchw, nhwc, noise, pads_of, taps_of
+from harness import ON_CARD, check_epilogue, check_reverse, nchw, nhwc, noise, pads_of, taps_of
 from test_kernel_conv import GEOMETRIES, window
 
 from gbp.devices.base import LoweringTarget
@@ -15,10 +15,14 @@ from gbp.graph.shapes import innermost
 from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
 from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
-from gbp.ops.conv.algorithms_amx import AmxForward, AmxLayer
-from gbp.ops.conv.algorithms_digits import DigitsForward, DigitsLayer, suits_digits
+from gbp.kernels.parallel.program import Program
+from gbp.kernels.parallel.threads import parallel
+from gbp.ops.conv.algorithms import WinogradBackward
+from gbp.ops.conv.algorithms_amx import AmxBackward, AmxForward, AmxLayer
+from gbp.ops.conv.algorithms_digits import DigitsBackward, DigitsForward, DigitsLayer, suits_digits
+from gbp.ops.conv.algorithms_lists import ListsBackward
 from gbp.ops.conv.conv import Conv
-from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 
 pytestmark = pytest.mark.skipif(
     ON_CARD or not amx.has_bytes(), reason="this machine's AMX multiplies no bytes, or a card computes"
@@ -65,6 +69,79 @@ def test_forward(name: str, C: int, O: int) -> None:
         forward(x[samples], r, y, Clipped(lo, hi), context)
 
     check_epilogue(fused, linear)
+
+
+@pytest.mark.parametrize(("C", "O"), CHANNELS)
+@pytest.mark.parametrize("name", ["1x1", "3x3", "asymmetric", "dilated", "one pixel"])
+def test_backward(name: str, C: int, O: int) -> None:
+    size, geometry = GEOMETRIES[name]
+    geometry = {**geometry, "stride": (1, 1)}
+    own = window_of(size, geometry)
+    w, gy = noise(O, C, *geometry["kernel"], seed=1), abs(noise(6, *own.output, O))
+    gy[1] *= 1e-6
+    gy[2].reshape(-1)[0] = -1  # the other algorithm computes this one
+    gy[4] = 0
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), **window(geometry)))
+    backward = DigitsBackward(w, own, AmxBackward(w, own))
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        fixed, each = backward.scratch(threads)
+        context = Context(threads, aligned((fixed + len(gx) * each,)))
+        backward(gy, GradientSlot(gx, bool(accumulate), mask, gate), context)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_row_chooses_its_way_when_a_recorded_pass_is_repeated(threads: int) -> None:
+    """Lists, digits or Winograd: for all rows or some, and other ones than when the pass was recorded."""
+    O, C, n = 70, 80, 5
+    w = noise(O, C, 3, 3)
+    other = WinogradBackward(w.astype(np.float64), PADDED)
+    digits = DigitsBackward(w, PADDED, other)
+    step = ListsBackward(w, PADDED, digits, 0.2)
+    fixed, each = step.scratch(threads)
+    context = Context(threads, aligned((fixed + n * each,)))
+    gy, gx, one = (aligned((rows, 9, 11, channels)) for rows, channels in ((n, O), (n, C), (1, C)))
+    again = Program()
+    for ways in ("ddddd", "wwwww", "lllll", "ldwdl", "wdddw", "dllll", "lllwl", "ddddd"):
+        for row, way in enumerate(ways):
+            gy[row] = abs(noise(9, 11, O, seed=row))
+            if way == "w":
+                gy[row, 3, 4, 5] = -1
+            elif way == "l":
+                gy[row] *= noise(9, 11, O, seed=row + n) > 1.5
+        gx[:] = 1
+        with parallel():
+            again(lambda: step(gy, GradientSlot(gx, True), context))
+        for row, way in enumerate(ways):
+            one[:] = 1
+            alone = Context(1, aligned((fixed + each,)))
+            step(gy[row : row + 1], GradientSlot(one, True), alone)
+            np.testing.assert_array_equal(gx[row], one[0])
+            if way != "l":
+                one[:] = 1
+                (digits if way == "d" else other)(gy[row : row + 1], GradientSlot(one, True), alone)
+                np.testing.assert_array_equal(gx[row], one[0])
+            exact = 1 + nhwc(naive.conv_bwd(nchw(gy[row : row + 1]), w, (1, C, 9, 11), pads=(1, 1, 1, 1)))
+            assert off(one, exact) < 2e-6
+
+
+def test_gradients_by_digits_are_exact() -> None:
+    """Gradients behind a gate are mostly 0 and of very different sizes; Winograd is less exact."""
+    O, C = 192, 64
+    w = noise(O, C, 3, 3, seed=1)
+    gy = abs(noise(2, 9, 11, O)) * np.float32(2) ** noise(2, 9, 11, O, seed=3)
+    gy *= noise(2, 9, 11, O, seed=4) > 1
+    backward = DigitsBackward(w, PADDED, WinogradBackward(w.astype(np.float64), PADDED))
+    exact = nhwc(naive.conv_bwd(nchw(gy), w, (2, C, 9, 11), pads=(1, 1, 1, 1)))
+    errors = []
+    for algorithm in (backward, backward.other):
+        fixed, each = algorithm.scratch(1)
+        gx = aligned((2, 9, 11, C))
+        algorithm(gy, GradientSlot(gx, False), Context(1, aligned((fixed + 2 * each,))))
+        errors.append(off(gx, exact))
+    assert errors[0] < min(5e-7, errors[1])
 
 
 def test_a_sample_goes_by_digits_where_they_suit() -> None:
@@ -194,15 +271,23 @@ def test_which_weights_suit() -> None:
 def test_which_layers_go_by_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large ones whose weights suit, on a machine that multiplies bytes."""
 
-    def algorithm(C: int, size: int, largest: float = 1.0) -> str:
+    def step_of(C: int, size: int, largest: float) -> Any:
         w = noise(C, C, 3, 3)
-        w[:, 0, 0, 0] *= largest
+        w[:, 0, 0, 0] *= largest  # forward, and backward
+        w[0, :, 0, 0] *= largest
         window = Window.resolve((size, size), (3, 3), pads=(1, 1, 1, 1))
         op = Conv(w, np.zeros(C), window, 1)
-        step = op.lower(((1, C, size, size),), (1, C, size, size), innermost(1, 4), LoweringTarget(CPU))
-        return str(step.algorithm).split()[1]
+        return op.lower(((1, C, size, size),), (1, C, size, size), innermost(1, 4), LoweringTarget(CPU))
+
+    def algorithm(C: int, size: int, largest: float = 1.0) -> str:
+        return str(step_of(C, size, largest).algorithm).split()[1]
+
+    def backward(C: int, size: int, largest: float = 1.0) -> Any:
+        return step_of(C, size, largest).bwd[0].dense
 
     assert algorithm(128, 64) == "digits"
+    assert isinstance(backward(256, 14), DigitsBackward)
+    assert not isinstance(backward(256, 14, largest=1e4), DigitsBackward)
     assert algorithm(128, 64, largest=1e4) == "amx"
     assert algorithm(64, 14) == "amx"
     monkeypatch.setattr(emit, "HAS_AMX_BYTES", False)

@@ -137,9 +137,18 @@ def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
     comes.
 
     So a run that decides by a computed value can be recorded.  Both of its ways are, each under its
-    condition.
+    condition.  Inside another such manager both conditions must hold.
     """
-    before, _recording.where = _recording.where, _Where(word, value)
+    before = _recording.where
+    if before is not None:
+        from ..density import hold_both  # here, because kernels import this module
+
+        # The inner word may be old where the outer condition does not hold.
+        both = np.zeros(1, np.int64)
+        _recording.where = None
+        hold_both(before.word, before.value, word, value, both, 1)
+        word, value = both, 1
+    _recording.where = _Where(word, value)
     try:
         yield
     finally:

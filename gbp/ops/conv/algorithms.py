@@ -25,6 +25,8 @@ from ...kernels.columns import col2im
 from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
+from ...kernels.density import leave_others
+from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.pooled_columns import pooled_columns_bwd, pooled_columns_scratch
 from ...kernels.taps import Taps
@@ -74,6 +76,24 @@ class BackwardAlgorithm(Algorithm):
     @abstractmethod
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         """See `Step.vjp`."""
+
+
+def compute_others(
+    algorithm: BackwardAlgorithm, gy: Floats, gx: GradientSlot, done: NDArray[np.int64], context: Context
+) -> None:
+    """Compute the rows whose word in `done` is 0: all at once if all are, otherwise one by one.
+
+    The words are read where the kernels run.
+    """
+    none, alone = np.zeros(1, np.int64), np.zeros(len(done), np.int64)
+    leave_others(done, none, alone, 1)
+    with only_where(none, 1):
+        algorithm(gy, gx, context)
+    if len(done) == 1:
+        return
+    for row in range(len(done)):
+        with only_where(alone[row : row + 1], 1):
+            algorithm(gy[row : row + 1], gx.rows(row, row + 1), context)
 
 
 def padded_bias(b: NDArray[Any]) -> Floats:

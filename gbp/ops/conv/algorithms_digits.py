@@ -1,4 +1,4 @@
-"""Forward convolutions on Intel's AMX by digits (`kernels.conv_digits`): windows in, calls of kernels out."""
+"""Convolutions on Intel's AMX by digits (`kernels.conv_digits`): windows in, calls of kernels out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_amx import conv_amx_fwd
-from ...kernels.conv_digits import conv_digits_fwd
+from ...kernels.conv_digits import conv_digits_bwd, conv_digits_fwd
 from ...limits import elements
-from ..step import Clipped, Context, Floats
-from .algorithms import READ, ForwardAlgorithm
+from ..step import Clipped, Context, Floats, GradientSlot
+from .algorithms import READ, Algorithm, BackwardAlgorithm, ForwardAlgorithm, compute_others, flipped
 from .algorithms_amx import AmxForward, AmxLayer
 
 #: The largest value of a sample ÷ the root mean square of its dimmest run of pixels, times `spread_of` the
@@ -61,6 +61,19 @@ def digits_bytes(O: int, C: int) -> int:
     return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * -(-C // DIGITS_DEPTH) * DIGITS_DEPTH + 4)
 
 
+def _enough(w: NDArray[np.float32]) -> float:
+    """What three levels are enough for, as `scale_from` takes it."""
+    return min(_MOST_VALUES, _ENOUGH / spread_of(w))
+
+
+def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tuple[int, int]:
+    """See `Algorithm.scratch`.  `rows`: of a plane; `other`: what computes the other samples."""
+    (fixed, each), (other_fixed, other_each) = layer.scratch(threads), other.scratch(threads)
+    # A vector for the scale of each sample, so that what is behind is aligned.
+    each = LANES + max(other_each, each + FACTS * rows)
+    return max(other_fixed, fixed + threads * LEVELS // 4), each
+
+
 class DigitsForward(ForwardAlgorithm):
     """Sums of products of digits; `AmxForward` for samples that these do not suit."""
 
@@ -70,14 +83,10 @@ class DigitsForward(ForwardAlgorithm):
         self.parts = AmxForward(w, b, window)
         self.layer = DigitsLayer.forward(len(w), w.shape[1], window)
         self.w = pack_digits(w)
-        self.enough = min(_MOST_VALUES, _ENOUGH / spread_of(w))
+        self.enough = _enough(w)
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        parts, digits = self.parts.scratch(threads), self.layer.scratch(threads)
-        rows = FACTS * self.parts.window.height.size
-        fixed = max(parts[0], digits[0] + threads * LEVELS // 4)
-        # A vector for the scale of each sample, so that what is behind is aligned.
-        return fixed, LANES + max(parts[1], digits[1] + rows)
+        return _scratch(self.layer, self.parts.window.height.size, self.parts, threads)
 
     def __call__(self, x: Floats, r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
         if context.parts > 1:  # equal windows of two parts would have different scales
@@ -92,3 +101,29 @@ class DigitsForward(ForwardAlgorithm):
         )  # fmt: skip
         geometry = self.parts.layer.geometry(n, threads)
         conv_amx_fwd(x, self.parts.w, bias, r, y, mask, *ends, scales, scratch, *geometry)
+
+
+class DigitsBackward(BackwardAlgorithm):
+    """For stride 1: sums of products of digits of gy, for the rows that these suit; `other` for the rest.
+
+    Rules with a gradient gate, such as guided, leave no negative values in gy.
+    """
+
+    algorithm = "digits"
+
+    def __init__(self, w: Floats, window: Window, other: BackwardAlgorithm) -> None:
+        self.other, self.rows = other, window.height.outputs
+        self.layer = DigitsLayer.backward(len(w), w.shape[1], window)
+        self.w, self.enough = pack_digits(flipped(w)), _enough(flipped(w))
+        self.kernels = conv_digits_bwd, *other.kernels
+
+    def scratch(self, threads: int) -> tuple[int, int]:
+        return _scratch(self.layer, self.rows, self.other, threads)
+
+    def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        n, done = len(gy), np.zeros(len(gy), np.int64)
+        scales, scratch = context.scratch[:n], context.scratch[n * LANES :]
+        target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
+        limits, geometry = (self.enough, _MOST_VALUES), self.layer.geometry(n, context.threads)
+        conv_digits_bwd(gy, self.w, *target, *limits, scales, done, scratch, *geometry)
+        compute_others(self.other, gy, gx, done, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from ...kernels.density import choose_sparse
 from ...kernels.parallel.program import only_where
 from ..step import Context, Floats, GradientSlot
 from ..window import taps_of
-from .algorithms import BackwardAlgorithm, PointwiseBackward
+from .algorithms import BackwardAlgorithm, PointwiseBackward, compute_others
 
 
 class ByDensity(BackwardAlgorithm):
@@ -44,8 +43,8 @@ class ByDensity(BackwardAlgorithm):
         self.dense, self.max_density = dense, max_density
 
     @abstractmethod
-    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
-        """Write to each array (1,) of `chosen` 1 if one row gy is to be computed by lists, else 0."""
+    def _choose(self, gy: Floats, chosen: NDArray[np.int64], context: Context) -> None:
+        """Write 1 to chosen (1,) if one row gy is to be computed by lists, else 0."""
 
     @abstractmethod
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
@@ -57,29 +56,15 @@ class ByDensity(BackwardAlgorithm):
             self._group(gy, gx, range(start, start + group), context)
 
     def _group(self, gy: Floats, gx: GradientSlot, rows: range, context: Context) -> None:
-        """Compute rows that `gx` can address together.  All choices are made where the kernels run.
-
-        Each row that is mostly zero is computed by its lists.  If no row is, all are computed at once;
-        otherwise the others one by one.
-        """
-        # By row: whether it is listed, and whether no row is.
-        listed, choices = np.zeros(len(rows), np.int64), np.zeros((len(rows), 2), np.int64)
+        """Compute rows that `gx` can address together.  All choices are made where the kernels run."""
+        listed = np.zeros(len(rows), np.int64)
         for i, row in enumerate(rows):
             one = gy[row : row + 1]
-            self._choose(one, (listed[i : i + 1], choices[i, :1]), context)
+            self._choose(one, listed[i : i + 1], context)
             with only_where(listed[i : i + 1], 1):
                 self._by_lists(one, gx.rows(row, row + 1), context)
-        for choice in choices:
-            choose_lists(listed, 0.0, choice[1:], 1)
-        with only_where(choices[0, 1:], 1):
-            self.dense(gy[rows.start : rows.stop], gx.rows(rows.start, rows.stop), context)
-        if len(rows) == 1:
-            return
-        for row, choice in zip(rows, choices, strict=True):
-            alone = np.zeros(1, np.int64)
-            choose_lists(choice, 0.0, alone, 1)  # where neither holds
-            with only_where(alone, 1):
-                self.dense(gy[row : row + 1], gx.rows(row, row + 1), context)
+        start, stop = rows.start, rows.stop
+        compute_others(self.dense, gy[start:stop], gx.rows(start, stop), listed, context)
 
 
 class ListsBackward(ByDensity):
@@ -95,11 +80,10 @@ class ListsBackward(ByDensity):
         fixed, each = self.dense.scratch(threads)
         return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
 
-    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
+    def _choose(self, gy: Floats, chosen: NDArray[np.int64], context: Context) -> None:
         lists, counts = context.scratch[: lists_floats(self.listing)], np.empty(self.listing.H, np.int64)
         list_plane(gy, lists, self.listing, counts, context.threads)
-        for each in chosen:
-            choose_lists(counts, self.max_density * gy.size, each, 1)
+        choose_lists(counts, self.max_density * gy.size, chosen, 1)
 
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
@@ -122,9 +106,8 @@ class SparseBackward(ByDensity):
         (fixed, each), (lists, _) = self.dense.scratch(threads), self._lists.scratch(threads)
         return max(fixed, lists), each
 
-    def _choose(self, gy: Floats, chosen: Sequence[NDArray[np.int64]], context: Context) -> None:
-        for each in chosen:
-            choose_sparse(gy, each, self.max_density, 1)
+    def _choose(self, gy: Floats, chosen: NDArray[np.int64], context: Context) -> None:
+        choose_sparse(gy, chosen, self.max_density, 1)
 
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         self._lists(gy, gx, context)

@@ -27,9 +27,10 @@ from .algorithms import (
     PointwiseBackward,
     WinogradBackward,
     WinogradForward,
+    flipped,
 )
 from .algorithms_amx import AmxBackward, AmxForward, AmxLayer
-from .algorithms_digits import DigitsForward, DigitsLayer, suits_digits
+from .algorithms_digits import DigitsBackward, DigitsForward, DigitsLayer, suits_digits
 from .algorithms_lists import ListsBackward, SparseBackward
 from .algorithms_strides import AmxMerged, AmxPhases
 
@@ -38,6 +39,7 @@ from .algorithms_strides import AmxMerged, AmxPhases
 _FEW_CHANNELS = LANES // 2
 #: The density of gy up to which lists are faster than Winograd, than direct tiles, and than AMX.
 _MAX_BEFORE_WINOGRAD, _MAX_BEFORE_DIRECT, _MAX_BEFORE_AMX, _MAX_BEFORE_AMX_1x1 = 0.17, 0.3, 0.12, 0.1
+_MAX_BEFORE_DIGITS = 0.08
 #: Costs of a load in a sum of columns; and of a float of columns, where they take more bytes than a cache.
 _LOAD, _MOVED, _CACHE = 11, 8, 2**22
 #: How much longer a vector of products takes that is alone in its tile, which has room for two.
@@ -100,16 +102,17 @@ def _cost_of_winograd(O: int, C: int, plane: tuple[int, int]) -> float:
     return MATRICES * C * outputs * (squares + READ) + squares * (380 * inputs + 330 * outputs)
 
 
-def _cheapest(layer: AmxLayer, window: Window, algorithm: str, **others: float) -> str:
+def _cheapest(layer: AmxLayer, window: Window, algorithm: str, **others: float) -> tuple[str, float]:
     """The algorithm that `algorithm` names, or the one that costs least: "direct", "amx" or one of `others`.
 
-    `others`: the costs of further algorithms.
+    `others`: the costs of further algorithms.  Returns what it costs, too: 0 if it was named.
     """
     if algorithm not in ("auto", "fast"):
-        return "winograd" if algorithm == "winograd" and is_3x3(window) else "direct"
+        return "winograd" if algorithm == "winograd" and is_3x3(window) else "direct", 0.0
     direct = _cost_of_direct(layer.O, layer.C, window.taps, layer.size)
     costs = {"direct": direct, "amx": layer.cost, **others}
-    return min(costs, key=costs.__getitem__)
+    chosen = min(costs, key=costs.__getitem__)
+    return chosen, costs[chosen]
 
 
 def _forward(
@@ -121,11 +124,11 @@ def _forward(
     others = {"winograd": _cost_of_winograd(O, C, window.output)} if fast else {}
     digits = DigitsLayer.forward(O, C, window).cost
     single = w.astype(np.float32)
-    chosen = _cheapest(layer, window, target.algorithm, digits=digits, **others)
+    chosen, _ = _cheapest(layer, window, target.algorithm, digits=digits, **others)
     if chosen == "digits":
         if suits_digits(single):
             return DigitsForward(single, b, window)
-        chosen = _cheapest(layer, window, target.algorithm, **others)
+        chosen, _ = _cheapest(layer, window, target.algorithm, **others)
     if chosen == "winograd":
         return WinogradForward(w, b, window)
     return DirectForward(single, b, window) if chosen == "direct" else AmxForward(single, b, window)
@@ -149,15 +152,19 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         on_amx = _strided(single, window)
         if on_amx is not None:
             return on_amx
+    cost = 0.0
     if not window.is_dense:
         chosen = "columns"
     else:
         others = {"columns": _cost_of_columns(O, C, window)} if window.taps > 1 else {}
         if is_3x3(window):
             others["winograd"] = _cost_of_winograd(C, O, window.size)
-        chosen = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
+        chosen, cost = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
+    by_digits = DigitsLayer.backward(O, C, window).cost < cost and suits_digits(flipped(single))
     if chosen == "amx" and not is_3x3(window):
-        amx_backward = AmxBackward(single, window)
+        amx_backward: BackwardAlgorithm = AmxBackward(single, window)
+        if by_digits:
+            amx_backward = DigitsBackward(single, window, amx_backward)
         if window.taps == 1 and window.is_unpadded and O > C:
             return SparseBackward(single, window, amx_backward, _MAX_BEFORE_AMX_1x1)
         return amx_backward
@@ -174,6 +181,8 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         dense, max_density = AmxBackward(single, window), _MAX_BEFORE_AMX
     else:
         dense, max_density = DirectBackward(single, window), _MAX_BEFORE_DIRECT
+    if by_digits:
+        dense, max_density = DigitsBackward(single, window, dense), _MAX_BEFORE_DIGITS
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
     # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.

@@ -109,17 +109,17 @@ class Conv(ChannelsLast):
     def nbytes(self) -> int:
         if self.is_depthwise:
             return 12 * self.w.size
+        O, C = len(self.w) // self.group, self.w.shape[1]
+        taps = self.group * self.window.taps * self._deep
+        digits = taps * (digits_bytes(O, C) + digits_bytes(C, O))
         if not is_3x3(self.window):
-            O, C = len(self.w) // self.group, self.w.shape[1]
-            taps = self.group * self.window.taps * self._deep
             listed = (
                 4 * taps * O * whole(C, TILE_CHANNELS) if self.window.taps == 1 else 0
             )  # `SparseBackward`
-            packed = packed_bytes(O, C) + digits_bytes(O, C) + packed_bytes(C, O)
-            return 8 * self.w.size + taps * packed + listed
+            return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O)) + listed + digits
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
-        listed = 9 * self._deep * len(self.w) * whole(self.w.shape[1], LISTED_CHANNELS)
-        return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed)
+        listed = 9 * self._deep * len(self.w) * whole(C, LISTED_CHANNELS)
+        return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed) + digits
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         pairs = planes_of(y) * self._deep  # (plane of y, plane of x that it reads)
