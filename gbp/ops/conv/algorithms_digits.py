@@ -62,7 +62,7 @@ def digits_bytes(O: int, C: int) -> int:
 
 
 def _enough(w: NDArray[np.float32]) -> float:
-    """What three levels are enough for, as `scale_from` takes it."""
+    """Three levels are enough for such a sample: see `scale_from`."""
     return min(_MOST_VALUES, _ENOUGH / spread_of(w))
 
 
