@@ -69,9 +69,9 @@ def _enough(w: NDArray[np.float32]) -> float:
 def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tuple[int, int]:
     """See `Algorithm.scratch`.  `rows`: of a plane; `other`: what computes the other samples."""
     (fixed, each), (other_fixed, other_each) = layer.scratch(threads), other.scratch(threads)
-    # A vector for the scale of each sample, so that what is behind is aligned.
-    each = LANES + max(other_each, each + FACTS * rows)
-    return max(other_fixed, fixed + threads * LEVELS // 4), each
+    fixed, each = max(other_fixed, fixed + threads * LEVELS // 4), max(other_each, each + FACTS * rows)
+    # Whole vectors, and one for the scale of each sample, so that what is behind is aligned.
+    return -(-fixed // LANES) * LANES, (1 + -(-each // LANES)) * LANES
 
 
 class DigitsForward(ForwardAlgorithm):
