@@ -157,12 +157,14 @@ if SIMULATED:
     def copy_16(to: int, source: int, nbytes: int) -> None:
         """Copy the first `nbytes` of 16 bytes; the rest becomes 0."""
         ctypes.memmove(to, source, nbytes)
-        ctypes.memset(to + nbytes, 0, 16 - nbytes)
+        if nbytes < 16:
+            ctypes.memset(to + nbytes, 0, 16 - nbytes)
 
     def copy_4(to: int, source: int, nbytes: int) -> None:
         """Copy 4 bytes, or write 0."""
         ctypes.memmove(to, source, nbytes)
-        ctypes.memset(to + nbytes, 0, 4 - nbytes)
+        if nbytes < 4:
+            ctypes.memset(to + nbytes, 0, 4 - nbytes)
 
     def nothing() -> None:
         """Do nothing, because copies are done at once."""
