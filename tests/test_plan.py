@@ -26,6 +26,7 @@ from gbp.kernels.parallel.threads import parallel
 from gbp.ops.concat import AxisSliceStep, ConcatStep
 from gbp.ops.conv.algorithms import BackwardAlgorithm, DirectBackward
 from gbp.ops.conv.algorithms_lists import ListsBackward, SparseBackward
+from gbp.ops.conv.conv import ConvStep
 from gbp.ops.step import Context, GradientSlot, view
 from gbp.plan.plan import Plan
 
@@ -290,6 +291,11 @@ def pooled_part(b: Builder, x: str) -> str:
     return b.node("MaxPool", b.concat(*parts), kernel_shape=[2, 2])
 
 
+def pooled_sum(b: Builder, x: str) -> str:
+    first, second = (b.conv(x, 8, 3, pads=(1,) * 4, strides=(2, 2)) for _ in range(2))
+    return b.node("MaxPool", b.relu(b.add(first, second)), kernel_shape=[2, 2])
+
+
 #: Networks, and how many max-pools go backward in one kernel with the convolution before them.
 POOLED: dict[str, tuple[Net, int]] = {
     "a stem": (pooled, 1),
@@ -303,6 +309,7 @@ POOLED: dict[str, tuple[Net, int]] = {
     ),
     "beside another reader": (pooled_beside_another_reader, 0),
     "of a whole": (pooled_part, 0),
+    "of a sum": (pooled_sum, 0),
     "another pool": (
         lambda b, x: b.node("AveragePool", b.relu(b.conv(x, 8, 3, strides=(2, 2))), kernel_shape=[2, 2]),
         0,
@@ -318,6 +325,19 @@ def test_a_pool_and_the_convolution_before_it_go_backward_together(
     net, together = POOLED[name]
     plan = plan_of(net)
     assert sum(reverse.maker is not None for reverse in plan.backward.instructions) == together
+
+
+def test_a_step_that_adds_to_a_gradient_twice_is_not_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pool does so; here, a convolution and what was added to it."""
+    monkeypatch.setattr(ConvStep, "takes_in", lambda *_: True)
+
+    def net(b: Builder, x: str) -> str:
+        y = b.relu(b.conv(x, 8, 3))
+        return b.add(b.conv(y, 8, 1), y)
+
+    plan = plan_of(net)
+    (adds,) = (reverse for reverse in plan.backward.instructions if reverse.residual)
+    assert adds.maker is None
 
 
 @pytest.mark.parametrize("name", [*COPIES, *GATES, *SUMS, *POOLED])

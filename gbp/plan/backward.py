@@ -155,7 +155,7 @@ def _with_makers(
     """The same order, where steps that one kernel computes are one instruction."""
     found: list[BackwardInstruction] = []
     for back in order:
-        if found and _takes_in(instructions[back.instruction], back, instructions, found[-1]):
+        if found and _takes_in(instructions[back.instruction], instructions, found[-1]):
             found[-1] = replace(found[-1], maker=back)
         else:
             found.append(back)
@@ -164,16 +164,19 @@ def _with_makers(
 
 def _takes_in(
     maker: Instruction,
-    back: BackwardInstruction,
     instructions: Sequence[Instruction],
     later: BackwardInstruction,
 ) -> bool:
-    """Whether `later` alone gives the gradient of what `maker` makes, and one kernel computes both."""
+    """Whether `later` alone gives the gradient of what `maker` makes, and one kernel computes both.
+
+    The backward pass of `maker` comes right after `later`.  If `later` writes the whole gradient, nothing is
+    left to clear or to gate before `maker`, and `later` has taken in no other step.
+    """
     whole = GradientWrite(maker.output, False, later.inputs[0].gated_by if later.inputs else None)
     return (
         later.inputs == (whole,)
         and later.residual is None
-        and not (later.maker or back.zeros or back.gates_first or maker.residual)
+        and maker.residual is None
         and maker.step.takes_in(instructions[later.instruction].step)
     )
 
