@@ -81,6 +81,26 @@ def test_the_map_lies_where_the_network_looked(explained: Sample) -> None:
     assert abs((x - 54) / 2 - strongest[1]) <= 3
 
 
+def test_a_frame_shows_what_the_network_saw(explained: Sample, tmp_path: Path) -> None:
+    """A white frame between two dark lines, in each style; and none where the network saw the whole photo."""
+    white, dark = (255, 255, 255), (48, 48, 48)
+    for drawn in (explained.overlay(), explained.overlay(alpha=0), explained.gray(canvas="photo")):
+        pixels = np.asarray(drawn.convert("RGB"))
+        middle, down = pixels[pixels.shape[0] // 2], pixels[:, pixels.shape[1] // 2]
+        left, right = 54, 246
+        assert [tuple(middle[x]) for x in (left - 1, left, left + 1)] == [dark, white, dark]
+        assert [tuple(middle[x]) for x in (right - 2, right - 1, right)] == [dark, white, dark]
+        assert [tuple(down[y]) for y in (0, 1, 2)] == [dark, white, dark]
+        assert [tuple(down[y]) for y in (-3, -2, -1)] == [dark, white, dark]
+    path = tmp_path / "square.png"
+    Image.new("RGB", (200, 200), (200, 0, 0)).save(path)
+    whole = Explainer(MODELS / "demo.onnx").explain(path)[0]
+    assert whole.photo is not None
+    assert whole.photo.is_whole
+    pixels = np.asarray(whole.overlay(alpha=0).convert("RGB"))
+    assert (pixels == pixels[0, 0]).all()  # dimmed, with no line
+
+
 def test_any_source_of_a_photo_draws_alike(photo: Path) -> None:
     explainer = Explainer(MODELS / "demo.onnx")
     content = photo.read_bytes()
