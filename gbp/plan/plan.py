@@ -294,7 +294,8 @@ def _other_clips(graph: Graph) -> int:
 
 def _of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
-    axes, means = channel_axes(graph), _means(graph)
+    axes = channel_axes(graph)
+    means = _means(graph, axes)
     return tuple(
         Tensor(
             layer.output,
@@ -309,14 +310,27 @@ def _of_file(graph: Graph) -> tuple[Tensor, ...]:
     )
 
 
-def _means(graph: Graph) -> dict[str, str]:
-    """The tensors that are read by a mean of their planes alone, and the file's tensor that holds it."""
+def _means(graph: Graph, channels: Mapping[str, int]) -> dict[str, str]:
+    """The tensors that are read by a mean of each channel alone, and the file's tensor that holds it.
+
+    An AveragePool averages the last two axes of its input, or the only one behind the first.  The mean of a
+    channel is over all axes but that of the channels.  So the two agree only where the first axis of a sample
+    has the channels, and where no more than two are behind it: a volume has a depth, too.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    channels
+        The axis of each tensor's channels in one sample, as `channel_axes` finds them.
+    """
     readers = Counter(name for layer in graph.layers for name in layer.inputs)
     planes_of: dict[str, str] = {}
     for layer in graph.layers:
         x, op = next(iter(layer.inputs), ""), layer.op
         if isinstance(op, AveragePool) and op.is_mean and readers[x] == 1:
-            planes_of[layer.output] = x
+            if channels.get(x) == 0 and len(graph.shapes[x]) <= 4:
+                planes_of[layer.output] = x
         elif isinstance(op, Reshape) and x in planes_of and x not in graph.of_file:  # a part of ReduceMean
             planes_of[layer.output] = planes_of[x]
     inner = graph.of_file - {graph.output}
