@@ -125,6 +125,19 @@ class Inputs:
         for part in slices(len(pictures), self.picture_shape()):
             yield self._from_pictures(pictures[part])
 
+    def shape_of(self, images: Images) -> Shape:
+        """The shape of one sample of these images.  Pictures are not read for it."""
+        found: list[Shape] = []
+
+        def no_slice(count: int, shape: Shape) -> Iterator[slice]:
+            found.append(shape)
+            return iter(())
+
+        for _ in self.batches(images, no_slice):
+            pass
+        (shape,) = found
+        return shape
+
     def layout(self, shape: Sequence[int | None]) -> Layout:
         """The meaning of the axes of an input of this shape, batch first.
 

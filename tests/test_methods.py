@@ -20,8 +20,9 @@ from builder import Builder
 from numpy.typing import NDArray
 from PIL import Image
 
-from gbp import Attribution, Channel, Contrast, Explainer, Several, Top, Unit, methods
+from gbp import Attribution, Channel, Contrast, Explainer, Preprocess, Several, Top, Unit, methods
 from gbp.errors import InputError
+from gbp.inputs import Batch
 from gbp.methods.interpolation import interpolated
 from gbp.methods.noise import smoothgrad, smoothgrad_squared, vargrad
 from gbp.methods.path import QUADRATURES, integrated_gradients
@@ -397,12 +398,154 @@ def test_grad_cam_of_planes_that_are_averaged(op: str, readers: str) -> None:
     explainer, x = Explainer(b.model(means)), samples_of(2)
     (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
     assert (tensor.means is None) == (readers == "beside another")
-    with explainer.run(x, keep=[y]) as run:
+    check_cam(explainer, x, y)
+
+
+def check_cam(explainer: Explainer, x: NDArray[np.float32], layer: str) -> None:
+    """Compare Grad-CAM with its definition, by the whole gradient of the layer."""
+    (axis,) = (tensor.channels for tensor in explainer.tensors_for(x) if tensor.name == layer)
+    assert axis is not None
+    with explainer.run(x, keep=[layer]) as run:
         seeds = np.eye(run.scores.shape[1], dtype=np.float32)[[[0, 2], [1, 3]]]
-        weights, planes = run.vjp(seeds, wrt=y).mean(axis=(3, 4)), run.value(y)
-    want = np.einsum("nkc,nchw->nkhw", weights, planes)[:, :, None]
-    found = methods.layer_grad_cam(explainer, x, target=[[0, 2], [1, 3]], layer=y)
+        gradient = np.moveaxis(run.vjp(seeds, wrt=layer), 2 + axis, 2)
+        planes = np.moveaxis(run.value(layer), 1 + axis, 1)
+    weights = gradient.reshape(*gradient.shape[:3], -1).mean(axis=3)
+    found = methods.layer_grad_cam(explainer, x, target=[[0, 2], [1, 3]], layer=layer)
+    assert found.map.any()
+    want = np.einsum("nkc,nc...->nk...", weights, planes)[:, :, None]
     np.testing.assert_allclose(found.map, want, rtol=1e-4, atol=1e-6)
+
+
+def averaged_over(*axes: int) -> Callable[[Builder, str], tuple[str, str]]:
+    """Means over axes of planes with channels last."""
+
+    def net(b: Builder, x: str) -> tuple[str, str]:
+        y = b.relu(b.transpose(x, 0, 2, 3, 1))
+        return y, b.gemm(b.flatten(b.node("ReduceMean", y, b.constant(np.array(axes)), keepdims=0)), 4)
+
+    return net
+
+
+def averaged_by_parts(**window: Any) -> Callable[[Builder, str], tuple[str, str]]:
+    def net(b: Builder, x: str) -> tuple[str, str]:
+        y = b.relu(x)
+        return y, b.gemm(b.flatten(b.node("AveragePool", y, **window)), 4)
+
+    return net
+
+
+def bare_means(b: Builder, x: str) -> tuple[str, str]:
+    y = b.relu(x)
+    return y, b.node("ReduceMean", y, b.constant(np.array([2, 3])), keepdims=0)
+
+
+#: From planes to (planes that are averaged, scores): by no mean of each channel, or the means are the scores.
+AVERAGED = {
+    "columns and channels, channels last": averaged_over(2, 3),
+    "rows and columns, channels last": averaged_over(1, 2),
+    "rows and channels, channels last": averaged_over(1, 3),
+    "columns": averaged_over(2),
+    "parts": averaged_by_parts(kernel_shape=[3, 4], strides=[2, 3]),
+    "one part": averaged_by_parts(kernel_shape=[5, 6], strides=[8, 9]),
+    "with a border": averaged_by_parts(
+        kernel_shape=[8, 9], pads=[1, 2, 3, 4], strides=[2, 3], count_include_pad=1
+    ),
+    "scores": bare_means,
+}
+
+
+@pytest.mark.parametrize("channels", [5, 8, 9])
+@pytest.mark.parametrize("name", AVERAGED)
+def test_grad_cam_of_planes_that_are_averaged_otherwise(name: str, channels: int) -> None:
+    """Also with as many channels as rows or columns, where a shape tells no axis from another."""
+    b = Builder()
+    y, scores = AVERAGED[name](b, b.conv(b.input(1, 3, 8, 9), channels, 3, pads=(1,) * 4))
+    explainer, x = Explainer(b.model(scores)), samples_of(2)
+    (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
+    assert tensor.means is None
+    check_cam(explainer, x, y)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_grad_cam_of_volumes_of_which_each_slice_is_averaged(depth: int) -> None:
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 2, 4, 6, 5), 3, 3, pads=(1,) * 6))
+    means = b.node("AveragePool", y, kernel_shape=[depth, 6, 5])
+    check_cam(Explainer(b.model(b.gemm(b.flatten(means), 4))), samples_of(2, shape=(2, 4, 6, 5)), y)
+
+
+def test_grad_cam_of_a_hidden_unit_of_planes_that_are_averaged() -> None:
+    """A unit of the planes themselves does not depend on their means."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 8, 9), 5))
+    explainer, x = Explainer(b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", y)), 4))), samples_of(2)
+    found = methods.layer_grad_cam(explainer, x, layer=y, target=Unit(y, 1, 2, 3))
+    with explainer.run(x, keep=[y]) as run:
+        planes = run.value(y)
+    np.testing.assert_allclose(found.map[:, 0], planes[:, 1] / planes[0, 0].size, rtol=1e-5)
+    assert found.map.any()
+
+
+def open_planes() -> tuple[onnx.ModelProto, str]:
+    """A network of open size, whose pool averages whole planes of 6 x 6 and only a part of larger ones."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 6, 6), 5, 3, pads=(1,) * 4))
+    z = b.conv(b.node("AveragePool", y, kernel_shape=[6, 6]), 4, 1)
+    model = b.model(b.flatten(b.node("GlobalAveragePool", z)))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].ClearField("dim_value")
+    return model, y
+
+
+def test_a_layer_is_that_of_the_images_whatever_size_was_used_last() -> None:
+    """Another thread may use another size at any time: here, just before tensors are looked up."""
+    model, layer = open_planes()
+    explainer = Explainer(model)
+    sizes = {size: samples_of(2, shape=(3, size, size)) for size in (6, 8)}
+    for size, x in sizes.items():
+        other = sizes[14 - size]
+        for images in (x, Batch(x, lambda: None)):
+            explainer.predict(other)
+            check_cam(explainer, x, layer)
+            explainer.predict(other)
+            found = methods.layer_grad_cam(explainer, images, layer=layer)
+            assert found.details["layer_shape"] == [5, size, size]
+            assert any(f"({size} × {size})" in note for note in found.notes)
+            explainer.predict(other)
+            assert methods.layer_gradient(explainer, images, layer=layer).map.shape == (2, 5, size, size)
+
+
+def test_tensors_for_images_of_any_kind_have_their_sizes(tmp_path: Path) -> None:
+    model, layer = open_planes()
+    explainer = Explainer(model, preprocess=Preprocess(size=(7, 8)))
+    x, path = samples_of(2, shape=(3, 6, 9)), tmp_path / "sample.npy"
+    np.save(path, x[0])
+    picture = Image.new("RGB", (20, 20))
+    for images, sides in ((x, (6, 9)), (Batch(x, lambda: None), (6, 9)), (path, (6, 9)), (picture, (7, 8))):
+        explainer.predict(np.zeros((1, 3, 10, 10), np.float32))
+        shapes = {tensor.name: tensor.shape for tensor in explainer.tensors_for(images)}
+        assert shapes[layer] == (5, *sides)
+    with pytest.raises(InputError, match="there are no images"):
+        explainer.tensors_for([])
+
+
+def test_a_layer_is_that_of_the_images_while_another_size_is_used() -> None:
+    """A look at whatever was used last would find the other size."""
+    model, layer = open_planes()
+    explainer = Explainer(model)
+    sizes = {size: samples_of(1, shape=(3, size, size)) for size in (6, 8)}
+    of = explainer._engine.sessions.of
+
+    def interrupted(shape: tuple[int, ...], *rest: Any) -> Session:
+        found = of(shape, *rest)
+        of((3, 14 - shape[1], 14 - shape[2]))  # what another thread uses right after
+        return found
+
+    with mock.patch.object(explainer._engine.sessions, "of", interrupted):
+        for x in sizes.values():
+            for method in (methods.grad_cam, methods.layer_grad_cam, methods.guided_grad_cam):
+                found = method(explainer, x, layer=layer)
+                assert found.details["layer_shape"] == [5, *x.shape[2:]]
 
 
 def test_a_gradient_that_is_the_same_in_each_pixel_says_so() -> None:
@@ -413,6 +556,16 @@ def test_a_gradient_that_is_the_same_in_each_pixel_says_so() -> None:
     for layer, is_flat in ((z, True), (y, False)):
         notes = methods.layer_gradient(explainer, samples_of(2), layer=layer).notes
         assert any("the same in each pixel" in note for note in notes) == is_flat
+
+
+def test_a_gradient_that_is_0_everywhere_says_nothing_of_channels() -> None:
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 8, 9), 5))
+    means = b.flatten(b.node("GlobalAveragePool", y))
+    explainer = Explainer(b.model(b.gemm(b.mul(means, b.constant(np.zeros(1))), 4)))
+    notes = methods.layer_gradient(explainer, samples_of(2), layer=y).notes
+    assert any("0 everywhere" in note for note in notes)
+    assert not any("which channels count" in note for note in notes)
 
 
 @pytest.mark.parametrize("rule", ["vanilla", "guided", "input-x-gradient", "lrp-epsilon"])

@@ -165,10 +165,12 @@ class Engine:
             assert session is not None  # all images of a call have one shape
             yield batch, session
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """See `Network.tensors`."""
+    def tensors(self, images: Images | None = None) -> tuple[Tensor, ...]:
+        """See `Network.tensors`, and `Network.tensors_for`."""
         shape = self.inputs.source.input_shape[1:]
-        if None in shape:
+        if None in shape and images is not None:
+            shape = self.inputs.shape_of(images)
+        elif None in shape:
             last = self.sessions.last()
             if last is not None:
                 return last.plan.named

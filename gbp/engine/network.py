@@ -88,6 +88,24 @@ class Network:
         """
         return self._engine.tensors()
 
+    def tensors_for(self, images: Images) -> tuple[Tensor, ...]:
+        """`tensors`, with the shapes that they have for certain images.
+
+        Where the model leaves its sizes open, `tensors` has the shapes of what was explained last, which
+        another thread may change.
+
+        Parameters
+        ----------
+        images
+            As for `explain`.
+
+        Raises
+        ------
+        InputError
+            For what is no image.
+        """
+        return self._engine.tensors(images)
+
     def at_once(self, shape: Shape, samples: int, targets: int = 1, keep: Sequence[str] = ()) -> int:
         """How many slices of a batch are best computed at the same time, each by a thread of its own.
 

@@ -60,7 +60,7 @@ def grad_cam(
     tensor = layer_named(explainer, images, layer, target)
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _enlarged_cam(run, questions, run.tensor(tensor.name)), {}
+        return _enlarged_cam(run, questions, tensor), {}
 
     found = explained(
         explainer,
@@ -99,7 +99,7 @@ def layer_grad_cam(
     tensor = layer_named(explainer, images, layer, target)
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _cam(run, questions, run.tensor(tensor.name))[:, :, None], {}
+        return _cam(run, questions, tensor)[:, :, None], {}
 
     found = explained(
         explainer,
@@ -138,7 +138,7 @@ def guided_grad_cam(
     tensor = layer_named(explainer, images, layer, target)
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        cam = _enlarged_cam(run, questions, run.tensor(tensor.name))
+        cam = _enlarged_cam(run, questions, tensor)
         return cam * questions.gradient(run, "guided"), {}
 
     found = explained(

@@ -91,10 +91,9 @@ def layer_gradient(
         For arguments that cannot be used.
     """
     tensor = layer_named(explainer, images, layer, target, needs_plane=False)
-    name, layouts = tensor.name, set[Layout]()
+    name, layout = tensor.name, of_layer(tensor)
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        layouts.add(of_layer(run.tensor(name)))
         gradient = questions.gradient(run, rule, name)
         return gradient * run.value(name)[:, None] if times_activation else gradient, {}
 
@@ -109,7 +108,6 @@ def layer_gradient(
         looks_at_image=times_activation,
         to_input=False,
     )
-    (layout,) = layouts
     is_plane = layout in ("NCHW", "NHWC")
     found = replace(found, layout=layout, channels="RGB")
     if not is_plane:
@@ -126,6 +124,6 @@ def layer_gradient(
 
 
 def _is_flat(maps: NDArray[np.float32], layout: Layout) -> bool:
-    """Whether all pixels of a plane are equal, as where a mean is all that reads them."""
+    """Whether all pixels of a plane are equal and not all 0, as where a mean is all that reads them."""
     sides = (-2, -1) if layout == "NCHW" else (-3, -2)
-    return bool((np.ptp(maps, axis=sides) == 0).all())
+    return bool(maps.any() and (np.ptp(maps, axis=sides) == 0).all())

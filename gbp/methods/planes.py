@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..errors import InputError
 from ..explainer import Explainer
 from ..graph.tensors import Tensor, find
@@ -86,9 +84,7 @@ def layer_named(
     InputError
         For a name that no tensor has, and where there is no plane.
     """
-    if None in explainer.input_shape[1:] and isinstance(images, np.ndarray):
-        explainer.predict(images[:1])  # now the sizes are known
-    tensors = before = explainer.tensors
+    tensors = before = explainer.tensors_for(images)
     for hidden in tensors_of(target):
         before = before[: tensors.index(find(tensors, hidden)) + 1]
     last = last_plane(before, len(explainer.input_shape) - 1)
