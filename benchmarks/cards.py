@@ -179,7 +179,8 @@ class OnCard:
         forward = self.tape._forward
         for piece in forward.pieces:  # the samples are on the card already
             piece.run()
-        forward.run_backward(forward.backward_memory, forward.plan.backward, GUIDED)
+        assert forward.backward is not None, "guided backpropagation needs no activations"
+        forward.run_backward(forward.backward, forward.plan.backward, GUIDED)
 
     def check(self, model: onnx.ModelProto) -> NDArray[np.float64]:
         """The relative distance of each map from that of the CPU."""
@@ -290,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     limits = ceilings(device)
     limits["convolution_gflops"] = convolution_gflops(device)
-    facts = {"card": device.full_name, **limits, "peers": peers.available()}
+    facts = {"card": str(cuda.get_current_device().name), **limits, "peers": peers.available()}
     print(json.dumps(facts, ensure_ascii=False), flush=True)
     rows = []
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

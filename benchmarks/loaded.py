@@ -112,8 +112,8 @@ def measure(model: onnx.ModelProto, arguments: argparse.Namespace) -> dict[str, 
         f" one with {max(THREADS)} threads {one:.1f};"
         f"  ratio {many / one:.2f}"
     )
-    callers = {"callers": arguments.callers, "one": one, "many": many, "ratio": many / one}
-    return {"load": load, "busy": arguments.busy, "rows": rows, "callers": callers}
+    at_once = {"callers": arguments.callers, "one": one, "many": many, "ratio": many / one}
+    return {"load": load, "busy": arguments.busy, "rows": rows, "callers": at_once}
 
 
 def _in_turns(turns: dict[int, list[float]]) -> Iterator[tuple[int, list[float]]]:

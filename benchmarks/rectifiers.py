@@ -39,6 +39,10 @@ class Guided(torch.autograd.Function):
         return g.clamp(min=0) * context.saved_tensors[0], None
 
 
+def _guided(top: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda v: Guided.apply(v, top)
+
+
 class Net(torch.nn.Module):
     """Three convolutions with rectifiers, and a dense layer."""
 
@@ -74,7 +78,7 @@ def exported(net: Net, top: float) -> onnx.ModelProto:
             )
         )
         x = f"r{k}"
-    weights += [numpy_helper.from_array(np.float32(v), n) for n, v in (("zero", 0), ("top", top))]
+    weights += [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("zero", 0), ("top", top))]
     nodes += [
         helper.make_node("Flatten", [x], ["flat"]),
         helper.make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["y"], transB=1),
@@ -102,7 +106,7 @@ def main() -> None:
         net = Net(rectifiers).eval()
         captum = GuidedBackprop(net).attribute(x.clone().requires_grad_(), target=2).detach().numpy()
         ours = Explainer(exported(net, top)).explain(x.numpy(), rule="guided", target=2).map
-        true = Net([lambda v, top=top: Guided.apply(v, top)] * 3)
+        true = Net([_guided(top)] * 3)
         inputs = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(true(inputs)[0, 2], inputs)
         print(f"{name:28}{cosine(captum, gradient.numpy()):8.4f}{cosine(ours, gradient.numpy()):8.4f}")

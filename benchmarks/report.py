@@ -136,10 +136,11 @@ TITLES = {
 def markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The README's tables: a row for each network and batch, on all threads."""
     lines = [f"On {facts['cpu']}, {max(map(int, facts['peak_gflops']))} threads:"]
-    for section, peer, others in (
+    tables: tuple[tuple[str, str, dict[str, str]], ...] = (
         ("speed", CAPTUM_BEST, {RUNTIME: RUNTIME}),
         ("keras", XPLIQUE, {RUNTIME: RUNTIME, AS_TORCH: AS_TORCH}),
-    ):
+    )
+    for section, peer, others in tables:
         chosen = [row for row in rows if row["section"] == section and row["all_threads"]]
         if not chosen:
             continue
@@ -148,7 +149,8 @@ def markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         for row in chosen:
             ms = 1e3 * row["values"]["gbp guided"]
             figures = [_cell(row["figures"].get(figure), 0, 2) for figure in (peer, *others)]
-            title = TITLES.get(row["network"], row["network"])
+            network = str(row["network"])
+            title = TITLES.get(network, network)
             cells = [title, str(row["batch"]), f"{ms:.1f}" if ms < 30 else f"{ms:.0f}", *figures]
             lines.append(_markdown_row(cells))
     return "\n".join(lines)

@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zoo
 from PIL import Image
-from workloads import network, zoo
+from workloads import network
 
 from gbp import Explainer
 
