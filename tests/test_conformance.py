@@ -35,4 +35,6 @@ def test_as_many_pass(results: list[Result], kind: str, report: Callable[[str], 
 
 def test_the_documents_name_every_op() -> None:
     named = set(re.findall(r"[\w.]+\w", (Path(__file__).parent.parent / "docs/operators.md").read_text()))
-    assert not (PARSERS.keys() | REWRITERS.keys()) - named
+    ops = PARSERS.keys() | REWRITERS.keys()
+    assert not ops - named
+    assert f"with {len(ops)} operators" in (Path(__file__).parent.parent / "README.md").read_text()

@@ -2,7 +2,7 @@
 
 A file for a batch of one may squeeze axis 0, flatten it, or stack heads along it.  No samples mix, because
 there is one.  So a tensor (a, b, …) of the file is computed as (N, a, b, …) for N samples.  All axes and
-sizes of the node move one batch.
+sizes of the node move by one place.
 
 In a file whose batch is open, or a fixed k, axis 0 may hold m rows for each sample, as (N·T, …) holds
 frames.  It is computed as (N, m, …).  The node may do anything along all axes but the first, which

@@ -1,8 +1,8 @@
 """One handler for each op that can be read with an axis of samples in front; `lift.py` says when that is
 needed.
 
-A handler moves the node's axes and sizes one batch.  The op's own parser reads the result.  A handler calls
-`refuse_if_bound` if the node would work along axis 0.
+A handler moves the node's axes and sizes by one place.  The op's own parser reads the result.  A handler
+calls `refuse_if_bound` if the node would work along axis 0.
 """
 
 from __future__ import annotations

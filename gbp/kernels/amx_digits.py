@@ -1,8 +1,10 @@
 """Matrix products on Intel's AMX at float32's accuracy, in whole numbers: digits instead of bfloat16 parts.
 
-All values of a sample are scaled by one number and rounded to whole numbers of 24 bits.  So are the weights
-of each output channel.  A whole number is three digits of 8 bits: those of values that are never negative are
-one unsigned digit and two signed ones, those of weights three signed ones.
+The values of a sample are scaled by one number and rounded to whole numbers of 24 bits, and so are the
+weights of each output channel.  Before that the input channels are balanced, because small values may have
+large weights: weights are divided, and values multiplied, by a power of two for each channel, so that each
+channel adds about as much.  A whole number is three digits of 8 bits: those of values that are never negative
+are one unsigned digit and two signed ones, those of weights three signed ones.
 
     Σ x·w  =  Σ (x₀·2¹⁶ + x₁·2⁸ + x₂) · (w₀·2¹⁶ + w₁·2⁸ + w₂)
            ≈  2³²·Σ x₀·w₀  +  2²⁴·Σ (x₀·w₁ + x₁·w₀)  +  2¹⁶·Σ (x₀·w₂ + x₁·w₁ + x₂·w₀)
@@ -70,20 +72,41 @@ MOST_TERMS = (2**31 - 1) // (2**7 * (255 + 2**7 + 2**7))
 DIGITS_TAIL = 4 * TILE_CHANNELS
 #: Input channels of weights whose mean square counts on its own, and how far below the largest it may be.
 _WEIGHTS_RUN, _FURTHEST = 16, 256.0
+#: The least number that a channel is multiplied by; the weights of others hardly count.
+_LEAST_BALANCE = 2.0**-60
 _ROW = ROW_BYTES // 4
 _AHEAD = 2**11
 #: Bytes of the weights of half a block, for one chunk and tap.
 _HALF = PARTS * TILE_BYTES
 
 
+def balance_of(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What each input channel of weights (O, C, KH, KW) is divided by: powers of two, so no bits are lost.
+
+    They are the ratios of the channels' root mean squares to the largest, so at most 1.  Each output channel
+    counts as much as another, whatever the size of its weights.
+    """
+    squares = np.square(w.astype(np.float64)).mean((2, 3))
+    outputs = squares.mean(1, keepdims=True)
+    if not np.all(outputs < math.inf):  # infinite or NaN
+        return np.ones(w.shape[1], np.float32)
+    squares = np.divide(squares, outputs, out=np.zeros_like(squares), where=outputs > 0).mean(0)
+    most = squares.max(initial=0.0)
+    if most == 0:
+        return np.ones(w.shape[1], np.float32)
+    ratio = np.sqrt(np.where(squares > 0, squares, most) / most)
+    return np.exp2(np.rint(np.log2(np.maximum(ratio, _LEAST_BALANCE)))).astype(np.float32)
+
+
 def spread_of(w: NDArray[np.float32]) -> float:
     """How far the largest weights are above the others; inf if digits fail.
 
-    w is (O, C, KH, KW).  It is √(mean over channels of largest² ÷ mean of all weights²).  Digits also fail
-    where all weights of a channel for a few input channels are very small beside its largest, whose own input
-    may be 0.
+    w is (O, C, KH, KW).  It is √(mean over output channels of largest² ÷ mean²), once the input channels are
+    balanced.  Digits also fail where all weights of an output channel for a few input channels are very small
+    beside its largest, whose own input may be 0.
     """
-    squares = np.square(w.reshape(len(w), w.shape[1], -1).astype(np.float64))
+    balanced = w / balance_of(w)[:, None, None]
+    squares = np.square(balanced.reshape(len(w), w.shape[1], -1).astype(np.float64))
     most = squares.max((1, 2))
     if not np.all((most == 0) | ((most > LEAST**2) & (most < MOST**2))) or not most.any():
         return math.inf
@@ -91,24 +114,31 @@ def spread_of(w: NDArray[np.float32]) -> float:
         mean = squares[:, c : c + _WEIGHTS_RUN].mean((1, 2))
         if np.any((mean > 0) & (mean * _FURTHEST**2 < most)):
             return math.inf
-    return math.sqrt(most.mean() / squares.mean())
+    used = most > 0
+    return math.sqrt((most[used] / squares[used].mean((1, 2))).mean())
 
 
 def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
     """Split and pack weights (O, C, KH, KW) for blocks of TILE_CHANNELS channels.
 
     A block is [half][chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes, and what a whole number of each
-    channel is worth.  Four bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has
-    them.  The bits are returned as float32.
+    channel is worth.  Behind the blocks is `balance_of` the input channels, and 1 up to whole chunks.  Four
+    bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  The bits are
+    returned as float32.
     """
     O, C, KH, KW = w.shape
     blocks, count = -(-O // TILE_CHANNELS), -(-C // DIGITS_DEPTH)
     size = 2 * count * KH * KW * _HALF
-    packed = aligned((blocks, size + DIGITS_TAIL), np.uint8)
+    balance = np.ones(count * DIGITS_DEPTH, np.float32)
+    balance[:C] = balance_of(w)
+    whole_size = blocks * (size + DIGITS_TAIL)
+    everything = aligned((whole_size + balance.nbytes,), np.uint8)
+    everything[whole_size:] = balance.view(np.uint8)
+    packed = everything[:whole_size].reshape(blocks, -1)
     for block in range(blocks):
         whole = np.zeros((TILE_CHANNELS, count * DIGITS_DEPTH, KH, KW))
         part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
-        whole[: len(part), :C] = part
+        whole[: len(part), :C] = part / balance[:C, None, None]
         most = np.abs(whole).max((1, 2, 3))
         worth = (np.where(most > 0, most, _MOST_WEIGHT) / _MOST_WEIGHT).astype(np.float32)
         rest = np.rint(whole / worth[:, None, None, None].astype(np.float64)).astype(np.int32)
@@ -121,7 +151,7 @@ def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
         ordered = np.ascontiguousarray(split.transpose(1, 3, 6, 7, 0, 5, 2, 4))
         packed[block, :size] = ordered.reshape(-1).view(np.uint8)
         packed[block, size:] = worth.view(np.uint8)
-    return packed.reshape(-1).view(np.float32)
+    return everything.view(np.float32)
 
 
 @device_function
@@ -130,27 +160,43 @@ def chunks_of_digits(channels: int) -> int:
 
 
 @device_function
-def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: float) -> None:
+def _store_balanced(out: int, part: int, scale: float, factor: int, a: Any, b: Any, c: Any, d: Any) -> None:
+    """Store the digits of a chunk, whose channels are multiplied by the numbers at `factor`."""
+    a, b = a * load(factor), b * load(factor + 64)
+    c, d = c * load(factor + 128), d * load(factor + 192)
+    store_digits(out, part, scale, a, b, c, d)
+
+
+@device_function
+def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: float, balance: int) -> None:
     whole = plane.C // DIGITS_DEPTH
     left = plane.C - whole * DIGITS_DEPTH
     for _ in range(count):
-        pixel, out = x, to
+        pixel, out, factor = x, to, balance
         for _ in range(whole):
             for line in range(0, 4 * DIGITS_DEPTH, ROW_BYTES):
                 prefetch_read(pixel + line + _AHEAD)
             a, b, c, d = load(pixel), load(pixel + 64), load(pixel + 128), load(pixel + 192)
-            store_digits(out, part, scale, a, b, c, d)
-            pixel, out = pixel + 4 * DIGITS_DEPTH, out + PARTS * part
+            _store_balanced(out, part, scale, factor, a, b, c, d)
+            pixel, out, factor = pixel + 4 * DIGITS_DEPTH, out + PARTS * part, factor + 4 * DIGITS_DEPTH
         if left:
             a, b = load_some(pixel, left), load_some(pixel + 64, left - 16)
             c, d = load_some(pixel + 128, left - 32), load_some(pixel + 192, left - 48)
-            store_digits(out, part, scale, a, b, c, d)
+            _store_balanced(out, part, scale, factor, a, b, c, d)
         x, to = x + plane.pixel, to + ROW_BYTES
 
 
 @device_function
 def split_digits(
-    x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int, scale: float
+    x: Plane,
+    n: int,
+    frame: Frame,
+    begin: int,
+    rows: int,
+    to: int,
+    positions: int,
+    scale: float,
+    balance: int,
 ) -> None:
     """`split_rows` into digits."""
     part = positions * ROW_BYTES
@@ -169,7 +215,7 @@ def split_digits(
                 digit = out + (c // DIGITS_DEPTH * PARTS + k) * part
                 zero_run(digit, low * _ROW)
                 zero_run(digit + high * ROW_BYTES, (frame.columns - high) * _ROW)
-        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part, factor)
+        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part, factor, balance)
 
 
 def _levels_of(two: bool, work: Any, name: str) -> Any:

@@ -34,11 +34,12 @@ _AHEAD = 2**11
 
 
 @device_function
-def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
+def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
     """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`.
 
-    Behind them: the least mean square of a run of pixels, of those that are not 0; `_NONE` if all are.  Runs
-    that follow a negative value are left out, because digits do not suit its sample.
+    Values are multiplied by the number of their channel at `balance`.  Behind these facts: the least mean
+    square of a run of pixels, of those that are not 0; `_NONE` if all are.  It is 0 if the squares of a run
+    are too small for float32.  Runs that follow a negative value are left out: digits do not suit its sample.
     """
     most, least, squares = zeros(), zeros(), zeros()
     dimmest = float32(_NONE)
@@ -46,18 +47,19 @@ def gather_facts(x: Plane, n: int, h: int, to: int) -> None:
     runs = max(1, x.W // _RUN)
     for run in range(runs):
         count = x.W * (run + 1) // runs - x.W * run // runs
-        here = zeros()
+        here, top = zeros(), zeros()
         for _ in range(count):
             for c in range(0, x.C, LANES):
                 prefetch_read(line + 4 * c + _AHEAD)
-                v = load_some(line + 4 * c, x.C - c)
-                most = select(above(v, most), v, most)
+                v = load_some(line + 4 * c, x.C - c) * load(balance + 4 * c)
+                top = select(above(v, top), v, top)
                 least = select(above(least, v), v, least)
                 here = fma(v, v, here)
             line += x.pixel
         squares = squares + here
+        most = select(above(top, most), top, most)
         mean = sum_lanes(here) / float32(count * x.C)
-        if mean > 0:
+        if sum_lanes(top) > 0:
             dimmest = min(dimmest, mean)
         if above(zeros(), least) != 0:
             break

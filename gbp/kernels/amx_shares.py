@@ -62,7 +62,8 @@ class Job(NamedTuple):
 
     `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads
     share channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.  `scales`: address
-    of the scales of samples, or 0 for none; `levels`: of the threads' sums of digits (`conv_digits`).
+    of the scales of samples, or 0 for none; `levels`: of the threads' sums of digits; `balance`: of what x is
+    multiplied by (both `conv_digits`).
     """
 
     w: int
@@ -78,6 +79,7 @@ class Job(NamedTuple):
     threads: int
     scales: int
     levels: int
+    balance: int
 
 
 class Form(NamedTuple):
@@ -118,7 +120,15 @@ class Tiles(NamedTuple):
 
 @device_function
 def _split_parts(
-    x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int, scale: float
+    x: Plane,
+    n: int,
+    frame: Frame,
+    begin: int,
+    rows: int,
+    to: int,
+    positions: int,
+    scale: float,
+    balance: int,
 ) -> None:
     split_rows(x, n, frame, begin, rows, to, positions)
 
@@ -149,7 +159,7 @@ def shares_of(
             scale = scale_of(job, n)
             if scale != 0:
                 out = to + n * sample + row * frame.columns * ROW_BYTES
-                split(x, n, frame, row, 1, out, positions, scale)
+                split(x, n, frame, row, 1, out, positions, scale, job.balance)
 
     @one_of_many(f"end_tile_{name}")
     def end_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any) -> None:
@@ -273,7 +283,7 @@ def shares_of(
             bands = (left + job.band - 1) // job.band
             rows = (left + bands - 1) // bands
             reads = _rows_read(rows, job.taps)
-            split(x, n, job.frame, h * job.taps.stride_h, reads, to, positions, scale)
+            split(x, n, job.frame, h * job.taps.stride_h, reads, to, positions, scale, job.balance)
             finish(to, positions, x.C, job, end, n, h, rows, (0, blocks), 1, sums, scale)
             q += rows
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .amx_beside import fetch_bwd, fetch_fwd
 from .amx_digits import (
+    DIGITS_DEPTH,
     DIGITS_TAIL,
     chunks_of_digits,
     multiply_digits_beside,
@@ -53,10 +54,16 @@ _parts_bwd = shares_of(end_run_bwd, run_bwd, finish_bwd, fetch_bwd, joins_bwd, _
 
 
 @device_function
-def _gather(x: Plane, N: int, facts: int, threads: int, share: Share) -> None:
+def _balance(w: Any, x: Plane) -> int:
+    """Address of what the channels of x are multiplied by: at the end of the packed weights."""
+    return address_of(w) + 4 * (w.size - chunks_of_digits(x.C) * DIGITS_DEPTH)
+
+
+@device_function
+def _gather(x: Plane, N: int, facts: int, balance: int, threads: int, share: Share) -> None:
     """The first phase: facts about the rows of x."""
     for row in range(*part_of(N * x.H, share, threads)):
-        gather_facts(x, row // x.H, row % x.H, facts + row * 4 * FACTS)
+        gather_facts(x, row // x.H, row % x.H, facts + row * 4 * FACTS, balance)
 
 
 @device_function
@@ -102,8 +109,9 @@ def conv_digits_fwd(
     """
     N, H, W, C = y.shape
     source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
+    balance = _balance(w, source)
     if share.phase == 0:
-        _gather(source, N, facts, threads, share)
+        _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
         for n in range(*part_of(N, share, threads)):
             rows = facts + n * source.H * 4 * FACTS
@@ -111,7 +119,9 @@ def conv_digits_fwd(
     else:
         levels = facts + N * source.H * 4 * FACTS
         sums = levels + members * LEVELS
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels)
+        job = Job(
+            address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels, balance
+        )  # fmt: skip
         end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
         _parts_fwd(source, job, end, _rest(share))
 
@@ -146,8 +156,9 @@ def conv_digits_bwd(
     """
     N, H, W, C = gx.shape
     source, facts, own = plane_of(gy), address_of(scratch), address_of(scales)
+    balance = _balance(w, source)
     if share.phase == 0:
-        _gather(source, N, facts, threads, share)
+        _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
         for n in range(*part_of(N, share, threads)):
             scale = scale_from(facts + n * source.H * 4 * FACTS, source.H, enough, furthest)
@@ -156,6 +167,8 @@ def conv_digits_bwd(
     else:
         levels = facts + N * source.H * 4 * FACTS
         sums = levels + members * LEVELS
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels)
+        job = Job(
+            address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels, balance
+        )  # fmt: skip
         end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
         _parts_bwd(source, job, end, _rest(share))

@@ -84,6 +84,7 @@ class Planes(OnParts):
                 switches=planes(own(context.switches)),
                 x=tuple(planes(own(x)) for x in context.x),
                 y=planes(own(context.y)),
+                parts=context.parts * self.count,
             )
             parts = (
                 replace(g, array=planes(g.array[m]), mask=mask_planes(own(g.mask), g.array[m])) for g in gx

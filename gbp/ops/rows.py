@@ -140,6 +140,10 @@ class RowsStep(OnParts):
             for g in gx
         )
         mine = replace(
-            context, switches=own(context.switches), x=tuple(map(own, context.x)), y=own(context.y)
+            context,
+            switches=own(context.switches),
+            x=tuple(map(own, context.x)),
+            y=own(context.y),
+            parts=context.parts * self.count,
         )
         self.step.vjp(self._rows(gy[m]), parts, mine)

@@ -49,6 +49,15 @@ def outputs(forward: Any, x: Any, threads: int = 1) -> tuple[Any, Any]:
     return y, context.scratch[: len(x)].copy()
 
 
+def gradients(backward: Any, gy: Any, parts: int = 1) -> tuple[Any, Any]:
+    """Plain gradients of a layer, and the scales of the samples."""
+    fixed, each = backward.scratch(1)
+    context = Context(1, aligned((fixed + len(gy) * each,)), parts=parts)
+    gx = aligned((len(gy), *backward.layer.size, backward.layer.O))
+    backward(gy, GradientSlot(gx, False), context)
+    return gx, context.scratch[: len(gy)].copy()
+
+
 def off(y: Any, exact: Any) -> float:
     return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
 
@@ -197,6 +206,9 @@ def test_parts_of_a_sample_have_no_scales_of_their_own() -> None:
     y = aligned((2, *forward.layer.size, O))
     forward(x, NO_TENSOR, y, UNCLIPPED, Context(1, aligned((fixed + 2 * each,)), parts=2))
     np.testing.assert_array_equal(y[0, :, :-2], y[1, :, :-2])
+    w, gy = noise(C, O, 3, 3, seed=1), x
+    gx, _ = gradients(DigitsBackward(w, PADDED, AmxBackward(w, PADDED)), gy, parts=2)
+    np.testing.assert_array_equal(gx[0, :, :-2], gx[1, :, :-2])
 
 
 def test_values_of_many_sizes_and_zeros() -> None:
@@ -241,7 +253,9 @@ def test_digits_are_the_whole() -> None:
     w = noise(40, 70, 2, 3)
     w[5] = 0
     size = 2 * 2 * 6 * amx.PARTS * amx.TILE_BYTES
-    blocks = pack_digits(w).view(np.uint8).reshape(2, size + 128)
+    packed = pack_digits(w).view(np.uint8)
+    blocks = packed[: 2 * (size + 128)].reshape(2, size + 128)
+    assert np.all(packed[2 * (size + 128) :].view(np.float32) == 1)  # noise is balanced
     worth = blocks[:, size:].copy().view(np.float32).reshape(64)[:40]
     # block, half, chunk, KH, KW, digit, k, o, i
     digits = blocks[:, :size].copy().view(np.int8).reshape(2, 2, 2, 2, 3, 3, 16, 16, 4).astype(np.float64)
@@ -250,6 +264,51 @@ def test_digits_are_the_whole() -> None:
     assert not whole[:, 70:].any()
     assert abs(whole[:40, :70] - w / worth[:, None, None, None].astype(np.float64)).max() <= 0.5
     assert abs(digits).max() <= 128
+
+
+#: Values of these sizes in the channels, and weights of the inverse sizes: the same function.
+SIZES = np.logspace(0, -6, 70).astype(np.float32)
+
+
+def test_channels_of_small_values_count_as_their_weights_do() -> None:
+    """Networks that scale channels, and the next weights back, lose no accuracy."""
+    x, w = abs(noise(2, 9, 11, 70)) * SIZES, noise(40, 70, 3, 3, seed=1) / SIZES[:, None, None]
+    forward = DigitsForward(w, np.zeros(40), PADDED)
+    y, scales = outputs(forward, x)
+    assert np.all(scales > 0)
+    assert off(y, nhwc(naive.conv_fwd(nchw(x), w, np.zeros(40), pads=(1, 1, 1, 1)))) < 5e-7
+    gy, w = x, np.ascontiguousarray(w.swapaxes(0, 1))
+    backward = DigitsBackward(w, PADDED, AmxBackward(w, PADDED))
+    gx, scales = gradients(backward, gy)
+    assert np.all(scales > 0)
+    assert off(gx, nhwc(naive.conv_bwd(nchw(gy), w, (2, 40, 9, 11), pads=(1, 1, 1, 1)))) < 5e-7
+
+
+def test_large_weights_of_a_dead_channel_hide_no_others() -> None:
+    x, w = abs(noise(1, 9, 11, 70)), noise(40, 70, 3, 3, seed=1)
+    x[..., 5] = 0
+    w[:, 5] *= 200
+    y, scales = outputs(DigitsForward(w, np.zeros(40), PADDED), x)
+    assert scales[0] != 0
+    assert off(y, nhwc(naive.conv_fwd(nchw(x), w, np.zeros(40), pads=(1, 1, 1, 1)))) < 5e-7
+
+
+def test_a_loud_output_channel_hides_no_others() -> None:
+    w = noise(40, 70, 3, 3)
+    w[:, 3] *= np.float32(0.03)
+    w[7] *= np.float32(1000)
+    quiet = np.delete(w, 7, axis=0)
+    assert spread_of(w) == pytest.approx(spread_of(quiet), rel=0.05)
+
+
+def test_values_whose_squares_are_too_small_are_no_zeros() -> None:
+    x, w = abs(noise(2, 9, 40, 70)) * np.float32(1e-13), noise(40, 70, 3, 3, seed=1)
+    x[0, :, 20:] *= np.float32(1e-12)
+    x[1, :, 20:] = 0
+    window = Window.resolve((9, 40), (3, 3), pads=(1, 1, 1, 1))
+    y, scales = outputs(DigitsForward(w, np.zeros(40), window), x)
+    assert scales[0] == 0 < scales[1]
+    assert y[0, :, 22:].all()
 
 
 def test_which_weights_suit() -> None:

@@ -44,7 +44,7 @@ GEOMETRIES = {
 CASES = [
     pytest.param(size, geometry, C, id=f"{name} C={C}")
     for name, (size, geometry) in GEOMETRIES.items()
-    for C in (CHANNELS if name == "caffe2" else (19,))
+    for C in (CHANNELS if name == "caffe2" else (19, 65, 130) if name == "ceil" else (19,))
 ]
 MAXPOOL = {np.uint8: (maxpool_fwd_u8, maxpool_bwd_u8), np.uint32: (maxpool_fwd_u32, maxpool_bwd_u32)}
 

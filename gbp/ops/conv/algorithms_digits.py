@@ -58,7 +58,8 @@ def suits_digits(w: NDArray[np.float32]) -> bool:
 
 def digits_bytes(O: int, C: int) -> int:
     """Most bytes of the digits of one tap, O channels from C."""
-    return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * -(-C // DIGITS_DEPTH) * DIGITS_DEPTH + 4)
+    channels = -(-C // DIGITS_DEPTH) * DIGITS_DEPTH
+    return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * channels + 4) + 4 * channels
 
 
 def _enough(w: NDArray[np.float32]) -> float:
@@ -121,6 +122,9 @@ class DigitsBackward(BackwardAlgorithm):
         return _scratch(self.layer, self.rows, self.other, threads)
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
+        if context.parts > 1:  # as forward
+            self.other(gy, gx, context)
+            return
         n, done = len(gy), np.zeros(len(gy), np.int64)
         scales, scratch = context.scratch[:n], context.scratch[n * LANES :]
         target = gx.mask, gx.gate, gx.array, int(gx.accumulate)

@@ -158,10 +158,11 @@ class VolumeStep(Step):
         mask = _volumes(whole.array, whole.mask) if whole.mask.size else None
         if not (whole.accumulate or self.reaches_all):
             whole.array.fill(0)
+        parts = replace(context, parts=self.depth.size)
         for m in range(len(gy)):
             for run in self.runs_back:
                 part = GradientSlot(whole.array[m, run.ins], whole.accumulate or not run.first)
                 if run.last:  # an activation that is rectified has a gate and no mask
                     own = NO_MASK if mask is None else mask[m // whole.targets, run.ins]
                     part = replace(part, mask=own, gate=whole.gate)
-                self.taps[run.tap].vjp(gy[m, run.outs], (part,), context)
+                self.taps[run.tap].vjp(gy[m, run.outs], (part,), parts)
