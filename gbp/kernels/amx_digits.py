@@ -81,10 +81,10 @@ _HALF = PARTS * TILE_BYTES
 
 
 def balance_of(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What each input channel of weights (O, C, KH, KW) is divided by: powers of two, so no bits are lost.
+    """The divisor of each input channel of weights (O, C, KH, KW): a power of two, so no bits are lost.
 
-    They are the ratios of the channels' root mean squares to the largest, so at most 1.  Each output channel
-    counts as much as another, whatever the size of its weights.
+    Divisors are the ratios of the channels' root mean squares to the largest, so at most 1.  Each output
+    channel counts as much as another, whatever the size of its weights.
     """
     squares = np.square(w.astype(np.float64)).mean((2, 3))
     outputs = squares.mean(1, keepdims=True)
