@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import workloads
 import zoo
 from PIL import Image
-from workloads import network
 
 from gbp import Explainer
 
@@ -170,7 +170,7 @@ def main() -> None:
         model = arguments.model
         if model is None:
             model = f"{folder}/squeezenet.onnx"
-            Path(model).write_bytes(network("squeezenet").SerializeToString())
+            Path(model).write_bytes(workloads.network("squeezenet").SerializeToString())
         measure(model, arguments)
 
 
