@@ -114,8 +114,8 @@ class DigitsBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window, other: BackwardAlgorithm) -> None:
         self.other, self.rows = other, window.height.outputs
-        self.layer = DigitsLayer.backward(len(w), w.shape[1], window)
-        self.w, self.enough = pack_digits(flipped(w)), _enough(flipped(w))
+        self.layer, back = DigitsLayer.backward(len(w), w.shape[1], window), flipped(w)
+        self.w, self.enough = pack_digits(back), _enough(back)
         self.kernels = conv_digits_bwd, *other.kernels
 
     def scratch(self, threads: int) -> tuple[int, int]:
