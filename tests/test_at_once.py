@@ -19,7 +19,7 @@ from gbp import Explainer, Top, methods
 from gbp.engine.at_once import in_order
 from gbp.errors import InputError
 from gbp.kernels.parallel.threads import is_alone
-from gbp.methods.common import _even
+from gbp.methods.common import _even, _left_over
 from gbp.runtime.session import Session
 from gbp.runtime.tape import Tape
 
@@ -128,6 +128,22 @@ def test_works_begin_no_threads_of_their_own(x: Floats, small_works: None) -> No
     assert max(most) == 3
 
 
+@pytest.mark.parametrize(("threads", "samples", "shared"), [(2, 7, 1), (2, 8, 0), (3, 7, 1), (4, 7, 0)])
+def test_copies_left_over_from_equal_shares_are_computed_by_all_threads(
+    threads: int, samples: int, shared: int, x: Floats, small_works: None
+) -> None:
+    explainer, alone = Explainer(model(), threads=threads), list[bool]()
+
+    def backward(tape: Tape, *args: Any) -> Floats:
+        alone.extend([is_alone()] * tape.n)
+        return original(tape, *args)
+
+    original = Tape._backward
+    with mock.patch.object(Tape, "_backward", backward):
+        methods.smoothgrad(explainer, x[:1], samples=samples)
+    assert (alone.count(True), alone.count(False)) == (samples - shared, shared)
+
+
 # ------------------------------------------------------------------------------------------------ same bits
 
 
@@ -169,6 +185,14 @@ def test_small_works_large_weights_and_little_memory_are_not_worth_a_thread() ->
     assert replace(session, memory=room).at_once(many, 1) == 3
     assert replace(session, memory=room - 1).at_once(many, 1) == 2
     assert replace(session, plan=replace(plan, weights=plan.nbytes(many, 1))).at_once(many, 1) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_no_copy_is_left_over_where_more_than_half_of_the_threads_would_compute(workers: int) -> None:
+    for count in range(1, 60):
+        left = _left_over(count, workers)
+        assert left in (0, count % workers)
+        assert left == 0 or ((count - left) % workers == 0 < count - left and 2 * left <= workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

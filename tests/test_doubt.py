@@ -67,6 +67,12 @@ def test_the_likeness_of_maps_is_the_smallest_cosine(k: int, size: int, power: i
     assert likeness(maps) == pytest.approx(exact, abs=1e-6)
 
 
+def test_once_one_map_differs_enough_the_likeness_of_others_does_not_count() -> None:
+    maps = np.float32([[1, 0], [1, 1], [1, 0.5], [-1, 0]])
+    assert likeness(maps) == likeness(maps, 0.7) == -1
+    assert likeness(maps, 0.9) == pytest.approx(math.sqrt(0.5))
+
+
 @given(arrays(np.float32, 9, elements=st.integers(0, 4).map(float)), vectors)
 def test_ranks_are_mean_places(a: NDArray[Any], b: NDArray[Any]) -> None:
     b = b[:9]

@@ -42,11 +42,11 @@ class Entry:
         self._by_channels = len(order) > 1 and order[-1] == 1 < x.shape[-1] <= _FEW
 
     def write(self, values: NDArray[np.float32]) -> None:
-        """Bring in samples (N, …) in the model's own layout, C-contiguous.
+        """Bring in samples (N, …) in the model's own layout.
 
         The caller may overwrite them before `settle`.
         """
-        if not self._by_channels:
+        if not self._by_channels or not values.flags.c_contiguous:  # else they are in x's order already
             self._logical[...] = values
             return
         for to, sample in zip(self._logical, values, strict=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,8 @@ class Questions:
 
 #: From a run and its questions to maps (n, K, …), and details with one row for each sample.
 Compute = Callable[[Run, Questions], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+#: The maps (K, …) and the scores (classes,) of copies of a sample.
+Pairs: TypeAlias = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def tensors_of(target: Question) -> tuple[str, ...]:
@@ -200,25 +203,37 @@ def each_copy(
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
     workers = explainer.at_once(x.shape, most, k, questions.kept)
+    alone = count - _left_over(count, workers)
     # They share the caches; but one copy at a time would read the weights too often.
-    step = _even(count, max(min(most, 2), -(-most // workers)), workers)
+    step = _even(alone, max(min(most, 2), -(-most // workers)), workers)
     rewrites = rule_named(rule).rewrite is not None
 
-    def compute(some: Batch) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def compute(some: Batch) -> Pairs:
         if rewrites and questions.is_plain:  # a run would compute the network as it is, too
             found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some.x), 1)))
             return [*zip(found.map, found.scores, strict=True)]
-        pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        pairs: Pairs = []
         for run in explainer.runs(some, questions.kept):
             seeds = np.broadcast_to(questions.seeds, (len(run), *questions.seeds.shape[1:]))
             pairs += zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
         return pairs
 
-    # No picture, because nobody draws these, and x was searched for NaN and infinity already.
-    parts = (slice(start, min(start + step, count)) for start in range(0, count, step))
-    works = (partial(compute, Batch(copies(part), lambda: None)) for part in parts)
-    for pairs in in_order(works, workers):
+    def works(first: int, stop: int) -> Iterator[Callable[[], Pairs]]:
+        for start in range(first, stop, step):
+            # No picture, because nobody draws these, and x was searched for NaN and infinity already.
+            yield partial(compute, Batch(copies(slice(start, min(start + step, stop))), lambda: None))
+
+    for pairs in chain(in_order(works(0, alone), workers), in_order(works(alone, count), 1)):
         yield from pairs
+
+
+def _left_over(count: int, workers: int) -> int:
+    """How many copies remain for all threads together after each worker had an equal share.
+
+    None remain where they keep more than half of the workers busy, one each: a thread alone wastes less.
+    """
+    left = count % workers
+    return left if left < count and 2 * left <= workers else 0
 
 
 def _even(count: int, most: int, workers: int) -> int:

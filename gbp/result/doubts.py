@@ -57,7 +57,7 @@ def likeness_notes(found: Attribution) -> tuple[str, ...]:
     """A note, where the maps of a sample's targets are nearly the same; else none."""
     if found.target.ndim < 2 or found.target.shape[1] < 2:
         return ()
-    alike = [c for c in map(likeness, found.map) if c >= ALIKE]
+    alike = [c for maps in found.map if (c := likeness(maps, ALIKE)) >= ALIKE]
     if not alike:
         return ()
     where = f" in {len(alike)} of {len(found)} samples" if len(found) > 1 else ""

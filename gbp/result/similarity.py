@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,25 +44,32 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     return _cosine(_product(x, y), _product(x, x), _product(y, y))
 
 
-def likeness(maps: NDArray[Any]) -> float:
+def likeness(maps: NDArray[Any], least: float = -1) -> float:
     """The smallest cosine of the first map with any other.
 
     Parameters
     ----------
     maps
         float32 (K, …): the maps of K targets of one sample, K at least 2.
+    least
+        Once a cosine is below this, it is returned, and the other maps are not looked at.
     """
-    flat = [one.ravel(order="K") for one in maps]  # in the order of memory
-    found = _products(flat, _blockwise)
-    if not all(_LEAST < square < _MOST for square, _ in found):
-        found = _products(flat, _product)
-    first = found[0][0]
-    return min(_cosine(product, first, square) for square, product in found[1:])
+    first, *others = (one.ravel(order="K") for one in maps)  # in the order of memory
+    square, smallest = _blockwise(first, first), 1.0
+    for other in others:
+        squares = square, _blockwise(other, other)
+        product = _blockwise
+        if not all(_LEAST < each < _MOST for each in squares):
+            product, squares = _product, (_product(first, first), _product(other, other))
+        smallest = min(smallest, _cosine(product(first, other), *squares))
+        if smallest < least:
+            break
+    return smallest
 
 
 def remark(maps: NDArray[Any]) -> str | None:
     """A short sentence where the maps of K targets, (K, …), are nearly the same; else None."""
-    if len(maps) < 2 or (alike := likeness(maps)) < ALIKE:
+    if len(maps) < 2 or (alike := likeness(maps, ALIKE)) < ALIKE:
         return None
     return f"the maps are nearly the same (cosine {rounded_down(alike)} or more)."
 
@@ -77,13 +83,6 @@ def empty_maps(maps: NDArray[Any]) -> int:
 def rounded_down(value: float) -> str:
     """Two decimals, such that "at least" is true of them."""
     return f"{math.floor(100 * value) / 100:.2f}"
-
-
-def _products(
-    flat: list[NDArray[Any]], product: Callable[[NDArray[Any], NDArray[Any]], float]
-) -> list[tuple[float, float]]:
-    """The square of each row, and its product with the first; row by row, as the caches hold two."""
-    return [(product(row, row), product(flat[0], row)) for row in flat]
 
 
 def _product(x: NDArray[Any], y: NDArray[Any]) -> float:
