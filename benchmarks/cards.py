@@ -42,7 +42,6 @@ from gbp.kernels.codegen.jit_cuda import block_kernel, tensor_cores
 from gbp.kernels.conv_tiles_cuda import NOTHING, conv_of, pack
 from gbp.kernels.taps import Taps
 from gbp.ops.step import NO_MASK, NO_TENSOR
-from gbp.rules import RULES
 from gbp.runtime.memory import MemoryPool
 from gbp.runtime.tape import Tape
 
@@ -172,7 +171,7 @@ class OnCard:
         plan = self.explainer._engine.sessions.of(x.shape[1:]).plan
         self.tape = Tape(plan, x, MemoryPool(), 1, cuda_device())
         self.targets = self.tape.scores.argmax(axis=1)[:, None]
-        self.map = self.tape.backward(RULES["guided"], self.targets)[:, 0]
+        self.map = self.tape.backward(GUIDED, self.targets)[:, 0]
 
     def run(self) -> None:
         """The work of `Tape` between upload and download."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .bulk.run import batch
     from .engine.run import Run
     from .explainer import Explainer
-    from .graph.head import PROBABILITY
     from .graph.tensors import Tensor
+    from .importer.outputs import PROBABILITY
     from .importer.proto import Model
     from .inputs import Images
     from .pictures.preprocess import Preprocess
@@ -52,7 +52,7 @@ __all__ = [
 
 #: Public name → its module.  They are imported on first use, so that `gbp --help` needs no Numba and no onnx.
 _LAZY = {
-    "PROBABILITY": "graph.head",
+    "PROBABILITY": "importer.outputs",
     "At": "questions.targets",
     "Attribution": "result.attribution",
     "Channel": "questions.questions",

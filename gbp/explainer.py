@@ -10,14 +10,12 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from .engine.asking import explained
-from .engine.engine import Engine
+from .engine.engine import Engine, opened
 from .engine.network import Network
 from .engine.settings import Settings
 from .engine.warming import warm_up
-from .graph.head import PROBABILITY, Probability
-from .importer.load import open_model
+from .importer.outputs import PROBABILITY, Probability
 from .importer.proto import Model
-from .importer.reader import Reader
 from .importer.subgraph import Choice
 from .inputs import Images
 from .pictures.labels import read_labels
@@ -27,7 +25,6 @@ from .questions.questions import Question, Score, checked_score, is_hidden
 from .result.attribution import Attribution
 from .result.provenance import Provenance
 from .rules import Rule, rule_named
-from .runtime.garbage import collected_later
 
 
 class Explainer(Network):
@@ -101,16 +98,12 @@ class Explainer(Network):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         settings = Settings.checked(device, threads, memory, algorithm, activations, tf32, cache)
-        choice = Choice(output, input, given or {})
-        with collected_later():
-            source = open_model(model, choice)
+        source, reader = opened(model, Choice(output, input, given or {}))
         sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
         # The labels of the .toml file name the model's own scores.  A hidden tensor has none.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
-        self._engine = Engine(
-            source, settings, self.preprocess, self.labels, Reader.of(model, choice, source)
-        )
+        self._engine = Engine(source, settings, self.preprocess, self.labels, reader)
         self._engine.provenance = Provenance.of(model, self.preprocess, self._arguments, self._engine.digest)
 
     @property

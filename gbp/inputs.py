@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import InputError
-from .graph.shapes import Shape
-from .importer.subgraph import Source
 from .limits import MAX_ELEMENTS, elements, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
 from .pictures.later import Pictures
@@ -25,6 +23,8 @@ from .pictures.preprocess import Preprocess
 #: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
 #: (H, W, 3), (H, W, 4) or (H, W).
 Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.uint8]
+#: The sizes of a sample, without the batch.
+Shape: TypeAlias = tuple[int, ...]
 #: A function that cuts a number of samples of a shape into slices.
 Slices: TypeAlias = Callable[[int, Shape], Iterator[slice]]
 
@@ -77,8 +77,13 @@ class Inputs:
 
     Parameters
     ----------
-    source
-        The model, with the shape of its input.
+    model_shape
+        The shape of the model's input, batch first; None for each size that the model leaves open.
+    has_batch
+        Whether the file's input has a batch axis.  If not, the file takes one sample, and `model_shape` has a
+        batch of 1 in front.
+    channels_last
+        Whether the network reads four axes as (N, H, W, C); None if nothing in the file shows it.
     preprocess
         How pictures become input, or None.
     looks_at_samples
@@ -87,7 +92,9 @@ class Inputs:
         The preprocessing that the model's file suggests, a sentence, or "".
     """
 
-    source: Source
+    model_shape: tuple[int | None, ...]
+    has_batch: bool
+    channels_last: bool | None
     preprocess: Preprocess | None
     looks_at_samples: bool = True
     suggestion: str = ""
@@ -146,20 +153,18 @@ class Inputs:
         """
         if len(shape) != 4:
             return "NC" if len(shape) == 2 else "NCL" if len(shape) == 3 else "ND"
-        if self.source.channels_last is not None:
-            return "NHWC" if self.source.channels_last else "NCHW"
+        if self.channels_last is not None:
+            return "NHWC" if self.channels_last else "NCHW"
         return "NHWC" if shape[1] not in _CHANNEL_COUNTS and shape[3] in _CHANNEL_COUNTS else "NCHW"
 
     def _samples(self, x: NDArray[Any]) -> NDArray[Any]:
         """x as (N, …).  Where the file has no batch axis, an array of the file's shape is one sample."""
-        return x[None] if not self.source.has_batch and x.ndim == len(self.source.input_shape) - 1 else x
+        return x[None] if not self.has_batch and x.ndim == len(self.model_shape) - 1 else x
 
     def _is_pixels(self, array: NDArray[Any]) -> bool:
         """Whether an array is one picture and not an array of samples."""
-        is_sample = not self.source.has_batch and array.shape == self.source.input_shape[1:]
-        return (
-            array.dtype == np.uint8 and array.ndim == len(self.source.input_shape) - 1 == 3 and not is_sample
-        )
+        is_sample = not self.has_batch and array.shape == self.model_shape[1:]
+        return array.dtype == np.uint8 and array.ndim == len(self.model_shape) - 1 == 3 and not is_sample
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
         """Read one sample from each file.  A sample may have a batch axis of 1."""
@@ -167,7 +172,7 @@ class Inputs:
             raise InputError(
                 "some images are pictures and some arrays.", hint="Explain them one kind at a time."
             )
-        shape = self.source.input_shape
+        shape = self.model_shape
         rank, arrays = len(shape), list(map(read_array, paths))
         samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
         if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
@@ -179,7 +184,7 @@ class Inputs:
         return np.concatenate(samples)
 
     def _array_batches(self, x: NDArray[Any], slices: Slices) -> Iterator[Batch]:
-        expected = self.source.input_shape
+        expected = self.model_shape
         if x.dtype.kind not in "fiu":
             raise InputError(
                 f"the array holds {x.dtype}.",
@@ -223,7 +228,7 @@ class Inputs:
 
     def picture_shape(self) -> Shape:
         """The shape of the sample that a picture becomes."""
-        shape = self.source.input_shape
+        shape = self.model_shape
         if len(shape) != 4:
             raise InputError(
                 f"the model takes {len(shape)} axes, which is no image.", hint="Pass an array (.npy)."

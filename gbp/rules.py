@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
-#: A graph → the same network, whose layers pass gradients on in another way.
-Rewrite: TypeAlias = Callable[[Any], Any]
 #: (gradient, values) → map, both (N, K, …), or values (N, 1, …).
 Finish: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -50,7 +48,7 @@ class Rule:
     gradient_gate: bool
     source: str
     caution: str = ""
-    rewrite: Rewrite | None = None
+    rewrite: Callable[[Any], Any] | None = None
     finish: Finish | None = None
 
     def __post_init__(self) -> None:

@@ -18,11 +18,11 @@ from PIL import Image
 
 from gbp import Explainer
 from gbp.errors import InputError
-from gbp.graph.head import Head
 from gbp.pictures.figure import Picture, Text
 from gbp.pictures.files import check_path, save_picture
 from gbp.pictures.look import Look
 from gbp.pictures.preprocess import Preprocess
+from gbp.questions.head import Head
 from gbp.result.attribution import Attribution
 from gbp.result.doubts import doubted
 from gbp.result.figures import figure_of, rules_figure

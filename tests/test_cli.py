@@ -25,9 +25,9 @@ from gbp.cli.explain import CHUNK
 from gbp.cli.help import EXAMPLES
 from gbp.cli.inspect import _count
 from gbp.errors import InputError, UnsupportedError
-from gbp.graph.head import Head
 from gbp.pictures.drawing import Style
 from gbp.pictures.preprocess import PRESETS, Preprocess
+from gbp.questions.head import Head
 from gbp.result.attribution import Attribution
 from gbp.rules import RULES
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from gbp import Explainer, InputError, Top
-from gbp.graph.head import Head
 from gbp.pictures import figure as layout
 from gbp.pictures import render, text
 from gbp.pictures.drawing import Panel
@@ -27,6 +26,7 @@ from gbp.pictures.look import Look
 from gbp.pictures.percent import percent, whole_percent, with_percent
 from gbp.pictures.photo import Photo
 from gbp.pictures.preprocess import PRESETS, Preprocess
+from gbp.questions.head import Head
 from gbp.result.attribution import Attribution
 from gbp.result.figures import figure_of, metadata_of, rules_figure
 from gbp.result.sample import Sample

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gbp import Channel, Contrast, Explainer, InputError, Several, Top, Unit
 from gbp.cli.main import main
-from gbp.graph.head import Head
+from gbp.questions.head import Head
 from gbp.questions.score import of_classes, of_function
 from gbp.questions.targets import Classes
 

@@ -99,7 +99,7 @@ def test_maps_of_photos_are_those_of_float64(name: str, photo: str) -> None:
 def compare(name: str, explainer: Explainer, x: NDArray[np.float32]) -> None:
     """Within 1e-5; or, where a gate lies within rounding of 0, as near as other arithmetic that rounds."""
     model = onnx.load(path_of(MODERN.get(name, name)))
-    truth, output = oracle.Run(model, x), explainer._engine.inputs.source.scores
+    truth, output = oracle.Run(model, x), explainer._engine.source.scores
     other = cache(lambda seed: oracle.Run(model, x, noise=DISTURBANCE, seed=seed))
     for rule in RULES:
         found = explainer.explain(x, rule=rule)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..explainer import Explainer
-from ..importer.proto import read
 from ..methods import METHODS
 from ..pictures.look import Look
 from ..questions.questions import Channel, Contrast, Question, Score, Several, Unit, is_hidden
@@ -192,7 +191,7 @@ def settings_of(model: str, explainer: Explainer, **others: Any) -> dict[str, An
     given = options.pop("given") or {}
     settings = {
         "gbp": VERSION,
-        "model": model_digest(model),
+        "model": model_digest(model, explainer._engine.files),
         **others,
         "preprocess": asdict(explainer.preprocess) if explainer.preprocess else None,
         "labels": digest_of(json.dumps(explainer.labels)) if explainer.labels else None,
@@ -209,12 +208,10 @@ def name_of(path: str) -> str:
     return short.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def model_digest(model: str) -> str:
-    """The SHA-256 of a model's file and of the files that hold its weights."""
-    _, weights = read(model)
-    others = {str(store.file) for store in weights.stores.values() if isinstance(store.file, Path)}
+def model_digest(model: str, files: Iterable[Path]) -> str:
+    """The SHA-256 of a model's file and of the other files that it was read from, which hold weights."""
     digest = hashlib.sha256()
-    for path in (model, *sorted(others - {str(Path(model))})):
+    for path in (model, *sorted({str(file) for file in files} - {str(Path(model))})):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
 
-from .. import PROBABILITY, At, InputError
+from .. import At, InputError
 from ..errors import shown
 from ..pictures.look import Canvas, Limits
 from ..questions.targets import target_of
@@ -235,6 +235,8 @@ def memory(text: str) -> int:
 
 def ends_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Explainer` that choose inputs and outputs."""
+    from .. import PROBABILITY
+
     given = _given(arguments.given)
     output = PROBABILITY if arguments.output == "probability" else arguments.output
     return {"output": output, "input": arguments.input, "given": given}

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import PROBABILITY, Explainer, InputError, Run, Tensor
 from ..arguments import array_of
-from ..graph.head import Probability
 from ..graph.tensors import find
+from ..importer.outputs import Probability
 from ..importer.proto import Model
 
 #: An ONNX file, its bytes, a ModelProto, or an Explainer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, proxy
 
@@ -14,26 +15,30 @@ from PIL.Image import Image
 
 from ..arguments import at_least_one
 from ..errors import InputError, ModelError
-from ..graph.head import Head
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..importer.hints import suggestion
+from ..importer.load import open_model
+from ..importer.proto import Model
+from ..importer.reader import Reader
 from ..importer.settle import settled
-from ..importer.subgraph import Source
+from ..importer.subgraph import Choice, Source
 from ..importer.weights import Weights
 from ..inputs import Batch, Images, Inputs, together
+from ..kernels.codegen.gate import Gate
 from ..limits import computing, is_finite
 from ..packed.plans import Plans
 from ..pictures.later import Pictures
 from ..pictures.photo import Photo
 from ..pictures.preprocess import Preprocess
-from ..plan.plan import Plan
+from ..plan.plan import Plan, Rewrite
+from ..questions.head import Head
 from ..questions.questions import Question, Several
 from ..questions.targets import Top, resolve
 from ..result.attribution import Attribution
 from ..result.doubts import doubted
 from ..result.provenance import Provenance
-from ..rules import Rewrite, Rule
+from ..rules import Rule
 from ..runtime.garbage import collected_later
 from ..runtime.session import Kept, Session, Sessions
 from .facts import Facts
@@ -56,7 +61,7 @@ class Engine:
         How pictures become input, or None.
     labels
         The names of the classes, or None.
-    reopen
+    reader
         Reads the model again, for a plan that is built after the model was freed.
     """
 
@@ -66,9 +71,9 @@ class Engine:
         settings: Settings,
         preprocess: Preprocess | None,
         labels: tuple[str, ...] | None,
-        reopen: Callable[[], Source],
+        reader: Reader,
     ) -> None:
-        self.settings, self.labels, self._reopen = settings, labels, reopen
+        self.settings, self.labels, self._reader = settings, labels, reader
         depends_on = source.input, source.scores, source.given, settings.algorithm, settings.clamp
         self._plans = Plans(source.weights.files if settings.cache else (), depends_on, settings.threads)
         source = replace(source, weights=replace(source.weights, files=()))  # a model's bytes may be freed
@@ -77,7 +82,16 @@ class Engine:
         #: `Explainer` sets it: it knows the arguments.
         self.provenance: Provenance | None = None
         self._facts_of: WeakKeyDictionary[Plan, Facts] = WeakKeyDictionary()
-        self.inputs = Inputs(source, preprocess, not settings.device.looks_at_samples, suggestion(source))
+        #: The model.  Its nodes and weights are freed where the plan of its only shape is built.
+        self.source = source
+        self.inputs = Inputs(
+            source.input_shape,
+            source.has_batch,
+            source.channels_last,
+            preprocess,
+            not settings.device.looks_at_samples,
+            suggestion(source),
+        )
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
 
         def build(shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:
@@ -87,11 +101,13 @@ class Engine:
         self.sessions = Sessions(build)
         if None not in source.input_shape[1:]:
             self.sessions.of(_sizes(source.input_shape[1:]))
-            # The plan holds everything that runs need, so the model is freed.
-            source = replace(
-                self.inputs.source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={}
-            )
-            self.inputs = replace(self.inputs, source=source)
+            # The plan holds everything that runs need.
+            self.source = replace(self.source, model=onnx.ModelProto(), weights=Weights(), nodes=(), given={})
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the model was read from; none for bytes and a ModelProto without external data."""
+        return tuple(store.file for store in self._reader.files if isinstance(store.file, Path))
 
     def explain(self, images: Images, rule: Rule, target: Question, batch_size: int | None) -> Attribution:
         """See `Explainer.explain`."""
@@ -102,7 +118,7 @@ class Engine:
             with session.device.turn(), computing(), session.run(x, first) as tape:
                 part = slice(first, first + tape.n)
                 classes = self.resolve(target, session.plan, tape.scores, part, count)
-                maps = finished(rule, session.backward(tape, rule, classes.reshape(tape.n, -1)), x)
+                maps = finished(rule, session.backward(tape, gate_of(rule), classes.reshape(tape.n, -1)), x)
                 if not tape.is_finite:
                     hint = "The network's values overflow float32."
                     raise ModelError("the map holds NaN or infinity.", hint=hint)
@@ -167,7 +183,7 @@ class Engine:
 
     def tensors(self, images: Images | None = None) -> tuple[Tensor, ...]:
         """See `Network.tensors`, and `Network.tensors_for`."""
-        shape = self.inputs.source.input_shape[1:]
+        shape = self.source.input_shape[1:]
         if None in shape and images is not None:
             shape = self.inputs.shape_of(images)
         elif None in shape:
@@ -228,12 +244,12 @@ class Engine:
     def _facts(self, plan: Plan) -> Facts:
         facts = self._facts_of.get(plan)
         if facts is None:
-            facts = self._facts_of[plan] = Facts(plan, self.inputs.source, self.settings, self.labels)
+            facts = self._facts_of[plan] = Facts(plan, self.source, self.settings, self.labels)
         return facts
 
     def _session(self, shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:
         """Build the plan for samples of a shape, or take the one that is kept on this machine."""
-        settings, has_batch = self.settings, self.inputs.source.has_batch
+        settings, has_batch = self.settings, self.source.has_batch
 
         def build() -> tuple[Plan, bool]:
             source = self._source()
@@ -255,21 +271,50 @@ class Engine:
         is_kept = not keep and rewrite is None and self.sessions.last() is None
         plan, still_has = self._plans.of((shape, has_batch), build) if is_kept else build()
         if has_batch and not still_has and not self._is_freed:  # sizes showed that axis 0 is no batch
-            self.inputs = replace(self.inputs, source=self.inputs.source.without_batch())
+            self.source = found = self.source.without_batch()
+            self.inputs = replace(
+                self.inputs,
+                model_shape=found.input_shape,
+                has_batch=False,
+                channels_last=found.channels_last,
+            )
         return Session(plan, settings.device, settings.threads, settings.memory)
 
     def _source(self) -> Source:
         """The model; where its nodes and weights were freed, it is read again."""
         if not self._is_freed:
-            return self.inputs.source
-        source = self._reopen()
-        if source.has_batch and not self.inputs.source.has_batch:
+            return self.source
+        source = self._reader()
+        if source.has_batch and not self.source.has_batch:
             source = source.without_batch()
         return source
 
     @property
     def _is_freed(self) -> bool:
-        return not self.inputs.source.nodes
+        return not self.source.nodes
+
+
+def opened(model: Model, choice: Choice) -> tuple[Source, Reader]:
+    """Read a model, while Python's collector waits.  Returns also what reads it again.
+
+    Parameters
+    ----------
+    model, choice
+        As for `open_model`.
+
+    Raises
+    ------
+    GbpError
+        Where the model cannot be read or explained.
+    """
+    with collected_later():
+        source = open_model(model, choice)
+    return source, Reader.of(model, choice, source)
+
+
+def gate_of(rule: Rule) -> Gate:
+    """The gate of a rule, as kernels take it."""
+    return Gate(int(rule.forward_gate), int(rule.gradient_gate))
 
 
 def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ..graph.head import Head
 from ..importer.subgraph import Source
 from ..plan.plan import Plan
+from ..questions.head import Head
 from ..questions.targets import Classes
 from ..rules import Rule
 from .notes import depends_on_image, notes_of

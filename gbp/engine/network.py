@@ -28,7 +28,7 @@ class Network:
     @property
     def input_shape(self) -> tuple[int | None, ...]:
         """The shape of the model's input, batch first; None for each size that the file leaves open."""
-        return self._engine.inputs.source.input_shape
+        return self._engine.source.input_shape
 
     @property
     def layout(self) -> Layout:

@@ -12,18 +12,19 @@ from PIL import Image
 
 from ..arguments import array_of
 from ..errors import InputError, ModelError
-from ..graph.head import Head
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
 from ..limits import computing, is_finite
 from ..pictures.layout import Layout
 from ..pictures.photo import Photo
+from ..plan.plan import Rewrite
+from ..questions.head import Head
 from ..questions.questions import Question
 from ..result.attribution import Attribution
-from ..rules import Rewrite, Rule, rule_named
+from ..rules import Rule, rule_named
 from ..runtime.session import Session
 from ..runtime.tape import Reduce, Tape
-from .engine import Engine, finished
+from .engine import Engine, finished, gate_of
 from .notes import refuse_meaningless
 
 
@@ -233,7 +234,7 @@ class Run:
                 )
         with session.device.turn(), computing():
             early = reduce if rule.finish is None else None
-            gradient = session.vjp(tape, rule, seeds, of_kept, wrt_kept, early)
+            gradient = session.vjp(tape, gate_of(rule), seeds, of_kept, wrt_kept, early)
             overflows, tape.is_finite = not tape.is_finite, True
         if rule.finish is not None:
             gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))

@@ -18,7 +18,7 @@ from ..plan.plan import Plan
 from ..rules import RULES
 from ..runtime.memory import MemoryPool
 from ..runtime.tape import Tape
-from .engine import Engine
+from .engine import Engine, gate_of
 
 
 class NotKeptError(InputError):
@@ -69,7 +69,7 @@ def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
     with only_named() as run, np.errstate(all="ignore"), suppress(*errors), computing():
         tape = Tape(plan, noise, MemoryPool(), engine.settings.threads)
         for rule in RULES.values():
-            tape.backward(rule, np.zeros((1, 1), np.int64))
+            tape.backward(gate_of(rule), np.zeros((1, 1), np.int64))
     found = dict[Native, None]()
     for kernel in (*named, *run):
         if isinstance(kernel, Native):
@@ -79,7 +79,7 @@ def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
 
 def _noise(engine: Engine, size: tuple[int, int] | None) -> tuple[Plan, NDArray[np.float32]]:
     """The plan for samples of the model's size, or of this one where it is open, and such a sample."""
-    preprocess, input_shape = engine.inputs.preprocess, engine.inputs.source.input_shape
+    preprocess, input_shape = engine.inputs.preprocess, engine.source.input_shape
     if size is not None:
         _check_size(size, input_shape, _plane(engine))
     sizes = size or (preprocess and preprocess.size) or ()
@@ -93,7 +93,7 @@ def _noise(engine: Engine, size: tuple[int, int] | None) -> tuple[Plan, NDArray[
 
 def _plane(engine: Engine) -> tuple[int, ...]:
     """The axes of height and width; of what is no image, the axes that the model leaves open."""
-    shape = engine.inputs.source.input_shape
+    shape = engine.source.input_shape
     if len(shape) == 4:
         return (1, 2) if engine.inputs.layout(shape) == "NHWC" else (2, 3)
     return tuple(axis for axis, n in enumerate(shape) if axis and n is None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import onnx
 
 from ..errors import InputError, ModelError
-from ..graph.head import PROBABILITY, Probability
 from ..graph.tensors import Tensor, find
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
@@ -18,6 +18,19 @@ Producers = Mapping[str, onnx.NodeProto]
 
 #: How many outputs a message lists.
 _MAX_LISTED = 12
+
+
+class Probability(Enum):
+    """The type of `PROBABILITY`."""
+
+    PROBABILITY = "PROBABILITY"
+
+    def __repr__(self) -> str:
+        return "gbp.PROBABILITY"
+
+
+#: A value for `output=`: explain the probabilities that the model's head computes, not the scores.
+PROBABILITY = Probability.PROBABILITY
 
 
 @dataclass(frozen=True)

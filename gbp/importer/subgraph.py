@@ -12,12 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
 from ..errors import InputError, ModelError, UnsupportedError
-from ..graph.head import PROBABILITY, Probability
 from ..limits import MAX_AXES
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
 from .branches import reads
-from .outputs import scores_of
+from .outputs import PROBABILITY, Probability, scores_of
 from .proto import declared_shape, label, tensor_values
 from .weights import Weights
 
@@ -35,7 +34,7 @@ class Choice:
     Parameters
     ----------
     output
-        None for the logits of the only output, "probability" for that output itself, or a tensor's name.
+        None for the logits of the only output, `PROBABILITY` for that output itself, or a tensor's name.
     input
         The input to explain.
     given

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from .backward import Route, route_between
 from .channels import channel_axes
 from .fusion import fuse, without_copies
 from .layout import Instruction, PhysicalTensor, lay_out
+
+#: A rule's rewrite: a graph → the same network, whose layers pass gradients on in another way.
+Rewrite: TypeAlias = Callable[[Graph], Graph]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +87,7 @@ class Plan:
         device: Device = CPU,
         tf32: bool = False,
         keep: Sequence[str] = (),
-        rewrite: Callable[[Graph], Graph] | None = None,
+        rewrite: Rewrite | None = None,
     ) -> Plan:
         """Plan a graph.
 
@@ -272,7 +276,7 @@ class Plan:
         return max((fixed for fixed, _ in sizes), default=0), max((each for _, each in sizes), default=0)
 
 
-def _rewritten(graph: Graph, rewrite: Callable[[Graph], Graph]) -> Graph:
+def _rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
     """The graph of a rule's rewrite.  Raises InputError where it is none of the same network."""
     found = rewrite(graph)
     if not isinstance(found, Graph):

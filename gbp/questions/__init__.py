@@ -1,5 +1,5 @@
 """Questions: what a map explains.
 
 The arguments `target` and `score` come in; classes come out, or scores of them with their gradients.  This
-folder runs no network.  It may import `Head` of graph, arguments and errors.
+folder runs no network.  It may import arguments and errors.
 """

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..graph.head import Head
+from .head import Head
 from .questions import ScoreFunction, ScoreName
 from .targets import Classes
 

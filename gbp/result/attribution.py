@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
-from ..graph.head import Head
 from ..pictures.drawing import Reduction, Style, reduce
 from ..pictures.files import ARRAYS, File, suffix_of, write
 from ..pictures.later import Pictures
@@ -23,6 +22,7 @@ from ..pictures.layout import Layout, channels_first
 from ..pictures.look import LookOptions
 from ..pictures.photo import Photo
 from ..pictures.preprocess import Channels
+from ..questions.head import Head
 from .provenance import Provenance
 from .sample import Drawable, Sample
 from .titles import plain, title_of

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
-from ..graph.head import Head
 from ..pictures.drawing import Panel
 from ..pictures.layout import Layout, channels_first
 from ..pictures.percent import percent
 from ..pictures.photo import Photo
 from ..pictures.preprocess import Channels
+from ..questions.head import Head
 from ..questions.targets import Classes
 from .provenance import Provenance
 from .similarity import empty_maps, remark

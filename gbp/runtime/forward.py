@@ -97,7 +97,7 @@ class Forward:
             piece.entry.write(x[piece.samples])
             piece.run()
 
-    def run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
+    def run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
         """Run a backward pass.
 
         Parameters
@@ -106,27 +106,27 @@ class Forward:
             Its memory, cut by the route's arena.
         route
             From which tensor to which.
-        rectifiers
+        gate
             The gate of the rule.
         """
         again = self._again_backward.setdefault(memory, {})
-        if rectifiers not in again:
-            again[rectifiers] = self.device.repeater()
-        again[rectifiers](lambda: self._run_backward(memory, route, rectifiers))
+        if gate not in again:
+            again[gate] = self.device.repeater()
+        again[gate](lambda: self._run_backward(memory, route, gate))
 
     @collected_later()
-    def _run_backward(self, memory: Buffers, route: Route, rectifiers: Gate) -> None:
+    def _run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
         threads = 1 if memory.n * (route.arena.size + route.macs) < _SHORT else self.threads
         seed, leaving = memory.ends(route, self.device)
         root = arrays[plan.slices[route.start.name].root]
         _start_backward(root, arrays[route.start.name], seed, threads)
 
-        def gate_of(instruction: Instruction) -> Gate:
-            """The gate at its output."""
+        def gate_at(instruction: Instruction) -> Gate:
+            """The gate at the output of a rectifier, or of another op that has one."""
             if not instruction.has_mask:  # an activation, whose gradient is clamped
-                return Gate(0, rectifiers.gradient)
-            return rectifiers if instruction.clip.is_rectifier else Gate(1, 0)
+                return Gate(0, gate.gradient)
+            return gate if instruction.clip.is_rectifier else Gate(1, 0)
 
         def slot_of(write: GradientWrite) -> GradientSlot:
             array = arrays.get(write.tensor, NO_TENSOR)  # not in memory, where a kernel goes on at once
@@ -134,7 +134,7 @@ class Forward:
                 return GradientSlot(array, write.accumulate)
             instruction = plan.instructions[write.gated_by]
             mask = self.masks[write.tensor] if instruction.has_mask else NO_MASK
-            return GradientSlot(array, write.accumulate, mask, gate_of(instruction))
+            return GradientSlot(array, write.accumulate, mask, gate_at(instruction))
 
         def vjp_of(backward: BackwardInstruction) -> tuple[Callable[[], None], bool]:
             """The function that computes it, and whether a program can repeat that."""
@@ -156,7 +156,7 @@ class Forward:
             for part in backward.zeros:
                 clear(memory.at(part), threads)
             if backward.gates_first:
-                _through_gate(gy, GradientSlot(gy, False, run.context.mask, gate_of(instruction)), threads)
+                _through_gate(gy, GradientSlot(gy, False, run.context.mask, gate_at(instruction)), threads)
             perform(*vjp_of(backward))
             if backward.residual is not None:
                 _through_gate(gy, slot_of(backward.residual), threads)

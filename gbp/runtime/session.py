@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from ..devices.base import Device
 from ..errors import InputError, ModelError, OutOfMemoryError, readable_bytes
-from ..graph.shapes import Shape
+from ..kernels.codegen.gate import Gate
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, refuse_not_finite
 from ..plan.backward import Route
-from ..plan.plan import Plan
-from ..rules import Rewrite, Rule
+from ..plan.plan import Plan, Rewrite
 from .locks import give_lock
 from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, steps
@@ -26,7 +25,9 @@ T = TypeVar("T")
 
 #: Names of tensors to keep.
 Kept: TypeAlias = tuple[str, ...]
-#: The key of a plan: the shape of a sample without the batch, the kept tensors, and the rule's rewrite.
+#: The sizes of a sample, without the batch.
+Shape: TypeAlias = tuple[int, ...]
+#: The key of a plan: the shape of a sample, the kept tensors, and the rule's rewrite.
 Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
@@ -114,15 +115,15 @@ class Session:
                     )
         return ModelError("the scores hold NaN or infinity.", hint=overflow)
 
-    def backward(self, tape: Tape, rule: Rule, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+    def backward(self, tape: Tape, gate: Gate, targets: NDArray[np.int64]) -> NDArray[np.float32]:
         """The maps of a forward run, as many targets at a time as the memory holds.
 
         Parameters
         ----------
         tape
             The forward run of n samples.
-        rule
-            The rule.
+        gate
+            The gate of the rule.
         targets
             int64 (n, K): indices into the scores.
 
@@ -137,7 +138,7 @@ class Session:
         """
         count = targets.shape[1]
         if count == 1:
-            return tape.backward(rule, targets)
+            return tape.backward(gate, targets)
         nbytes = 4 * count * elements(self.plan.input_shape)
         if nbytes > MAX_BYTES_PER_SAMPLE:
             raise InputError(
@@ -146,13 +147,13 @@ class Session:
                 hint="Explain fewer targets at a time.",
             )
         return self._in_parts(
-            tape.n, count, self.plan.backward, lambda part: tape.backward(rule, targets[:, part])
+            tape.n, count, self.plan.backward, lambda part: tape.backward(gate, targets[:, part])
         )
 
     def vjp(
         self,
         tape: Tape,
-        rule: Rule,
+        gate: Gate,
         seeds: NDArray[np.float32],
         of: str | None,
         wrt: str | None,
@@ -164,8 +165,8 @@ class Session:
         ----------
         tape
             The forward run of n samples.
-        rule
-            The rule.
+        gate
+            The gate of the rule.
         seeds
             float32 (n, K, …): K seeds for each sample.
         of, wrt
@@ -182,7 +183,7 @@ class Session:
         route, (n, count) = self.routes[of, wrt], seeds.shape[:2]
         is_same = of == wrt is not None
         if route is not None and not is_same:
-            return self._in_parts(n, count, route, lambda part: tape.vjp(rule, route, seeds[:, part], reduce))
+            return self._in_parts(n, count, route, lambda part: tape.vjp(gate, route, seeds[:, part], reduce))
         gradient = seeds if is_same else np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
         return gradient if reduce is None else reduce(gradient)
 

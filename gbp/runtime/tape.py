@@ -20,7 +20,6 @@ from ..ops.step import Floats
 from ..plan.backward import Route
 from ..plan.layout import Instruction, PhysicalTensor
 from ..plan.plan import Plan
-from ..rules import Rule
 from .forward import Forward
 from .memory import Buffers, MemoryPool
 
@@ -33,7 +32,7 @@ _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 class Tape:
     """One forward run on a batch.
 
-    `backward` and `vjp` may be called any number of times, under any rules, by one thread at a time.  A tape
+    `backward` and `vjp` may be called any number of times, under any gates, by one thread at a time.  A tape
     is a context manager: leaving it gives the memory back to the pool.
     """
 
@@ -90,15 +89,15 @@ class Tape:
     def __exit__(self, *_: object) -> None:
         self._pool.release(self._kind, self.n, self._nbytes, self._forward)
 
-    def backward(self, rule: Rule, targets: NDArray[np.int64]) -> Floats:
+    def backward(self, gate: Gate, targets: NDArray[np.int64]) -> Floats:
         """Run a backward pass for every target.
 
         All K targets of a sample are computed as one batch over the sample's masks and switches.
 
         Parameters
         ----------
-        rule
-            The rule; its two booleans make the gate.
+        gate
+            The gate of the rule.
         targets
             int64 (N, K): indices into the scores.
 
@@ -114,15 +113,15 @@ class Tape:
         def write(seed: Floats) -> None:
             self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(n * k), *where))
 
-        return self._backward(rule, plan.backward, k, write)
+        return self._backward(gate, plan.backward, k, write)
 
-    def vjp(self, rule: Rule, route: Route, seeds: Floats, reduce: Reduce | None = None) -> Floats:
+    def vjp(self, gate: Gate, route: Route, seeds: Floats, reduce: Reduce | None = None) -> Floats:
         """Run a backward pass for every seed, all K of a sample as one batch.
 
         Parameters
         ----------
-        rule
-            The rule.
+        gate
+            The gate of the rule.
         route
             Between which tensors of the plan.
         seeds
@@ -139,11 +138,11 @@ class Tape:
         def write(seed: Floats) -> None:
             self._device.write(seeds.reshape(-1, *seeds.shape[2:]).transpose(order), seed)
 
-        return self._backward(rule, route, k, write, reduce)
+        return self._backward(gate, route, k, write, reduce)
 
     def _backward(
         self,
-        rule: Rule,
+        gate: Gate,
         route: Route,
         k: int,
         write: Callable[[Floats], None],
@@ -159,7 +158,7 @@ class Tape:
         with self._device.running():
             seed, leaving = memory.ends(route, self._device)
             write(seed)
-            forward.run_backward(memory, route, Gate(int(rule.forward_gate), int(rule.gradient_gate)))
+            forward.run_backward(memory, route, gate)
             if reduce is None:
                 maps, finite = leaving.read()
                 maps = maps.reshape(self.n, k, *maps.shape[1:])

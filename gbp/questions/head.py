@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-
-from .shapes import Shape
-
-
-class Probability(Enum):
-    """The type of `PROBABILITY`."""
-
-    PROBABILITY = "PROBABILITY"
-
-    def __repr__(self) -> str:
-        return "gbp.PROBABILITY"
-
-
-#: A value for `output=`: explain the probabilities that the model's head computes, not the scores.
-PROBABILITY = Probability.PROBABILITY
 
 
 @dataclass(frozen=True)
@@ -39,7 +23,7 @@ class Head:
     """
 
     op: str
-    shape: Shape
+    shape: tuple[int, ...]
     axes: tuple[int, ...] = ()
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
