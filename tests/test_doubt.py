@@ -26,7 +26,8 @@ from gbp.doubt.classes import class_sensitivity
 from gbp.doubt.faithful import deletion, infidelity, insertion, max_sensitivity
 from gbp.doubt.localise import pointing_game, relevance_mass
 from gbp.doubt.randomise import Randomised, drawn_like
-from gbp.doubt.sanity import MEASURES, MODES, _randomised_of, sanity
+from gbp.doubt.result import MEASURES, MODES
+from gbp.doubt.sanity import _randomised_of, sanity
 from gbp.importer.subgraph import Choice
 from gbp.pictures.chart import Chart, draw_charts
 from gbp.pictures.figure import WARNING_PAPER as WARNING

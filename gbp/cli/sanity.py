@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..doubt.sanity import Sanity
+    from ..doubt.result import Sanity
 
 
 def add_command(commands: Any) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,146 +26,20 @@ from ..importer.proto import Model
 from ..importer.subgraph import Choice
 from ..inputs import Picture
 from ..methods import method_named
-from ..pictures.chart import Chart, draw_charts
-from ..pictures.figure import Panel, enlarged, figure, stacked
 from ..questions.targets import Target
-from ..result.similarity import rank_correlation, ssim
 from .classes import class_sensitivity
 from .randomise import Randomised
+from .result import MODES, Likeness, Mode, Sanity, is_drawable
 
-Mode = Literal["cascading", "independent"]
-MODES: tuple[Mode, ...] = ("cascading", "independent")
-#: Measure → its title.
-MEASURES = {
-    "ssim": "SSIM of |map|",
-    "rank_magnitude": "rank correlation of |map|",
-    "rank": "rank correlation, signed",
-}
-#: A map that keeps this structural similarity is said to depend little on the random weights.
-_SAME = 0.5
+#: Makes the map of a model, an image and a target.
+Maker: TypeAlias = Callable[..., Attribution]
+#: For each maker, captions and pictures.
+Pictures: TypeAlias = dict[str, list[tuple[str, Image.Image]]]
+
 #: How often weights are drawn at most, until there is a map.
 _DRAWS = 8
 #: Rows of maps in the picture have so many randomised models at most.
 _SHOWN = 5
-#: Pixels of each chart in a picture without maps.
-_WIDTH = 288
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How alike a map is to the model's own.
-
-    Parameters
-    ----------
-    ssim
-        The structural similarity of the magnitudes.
-    rank_magnitude, rank
-        Spearman's rank correlation of the magnitudes, and of the signed sums over the channels.
-    """
-
-    ssim: float
-    rank_magnitude: float
-    rank: float
-
-
-@dataclass(frozen=True)
-class Sanity:
-    """The result of `sanity`.
-
-    Parameters
-    ----------
-    target
-        The class that was explained.
-    seed
-        The seed of the draws.
-    layers
-        (name, op) of the layers that were randomised, the last one of the network first.
-    randomised
-        How many layers the cascade has randomised at each of them.  At the last one these are all layers with
-        weights.
-    likeness
-        Mode → rule, or method and rule → one `Likeness` for each layer; None where the randomised network has
-        no map: it overflows, or the map is 0 everywhere.
-    class_cosine
-        The same → the mean cosine of the map with the maps of other classes; empty for a model of one score.
-    pictures
-        The same → captions and pictures: the map, and those of the cascade, in part.
-    """
-
-    target: int
-    seed: int
-    layers: tuple[tuple[str, str], ...]
-    randomised: tuple[int, ...]
-    likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]]
-    class_cosine: dict[str, float]
-    pictures: dict[str, tuple[tuple[str, Image.Image], ...]]
-
-    @property
-    def verdicts(self) -> dict[str, str]:
-        """For each rule a sentence on the cascade: about half of the layers, and all of them."""
-        count = self.randomised[-1]
-        near = min(range(len(self.randomised)), key=lambda k: abs(self.randomised[k] - count / 2))
-        said = {}
-        for rule, values in self.likeness["cascading"].items():
-            half, last = values[near], values[-1]
-            parts = [f"with all {_said(last)}."]
-            if (n := self.randomised[near]) < count:
-                parts.insert(0, f"with the last {n} of {count} layers random {_said(half)},")
-                if half is not None and half.ssim >= _SAME:
-                    parts.append("The map hardly depends on what these layers have learned.")
-            if last is not None and last.ssim >= _SAME:
-                parts.append("The map hardly depends on any weights.")
-            said[rule] = " ".join(parts)
-        return said
-
-    @property
-    def every_layer(self) -> bool:
-        """Whether each layer has a stage; else those between two stages were randomised with the later."""
-        return len(self.layers) == self.randomised[-1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers, in JSON's types.  `gbp sanity --json` prints them."""
-
-        def column(values: Sequence[Likeness | None], name: str) -> list[float | None]:
-            return [None if value is None else getattr(value, name) for value in values]
-
-        return {
-            "target": self.target,
-            "seed": self.seed,
-            "layers": [{"name": name, "op": op} for name, op in self.layers],
-            "randomised": list(self.randomised),
-            "every_layer": self.every_layer,
-            **{
-                mode: {
-                    rule: {name: column(values, name) for name in MEASURES} for rule, values in rules.items()
-                }
-                for mode, rules in self.likeness.items()
-            },
-            "class_cosine": self.class_cosine,
-            "verdicts": self.verdicts,
-        }
-
-    def picture(self) -> Image.Image:
-        """The likeness layer by layer as charts, and under them the maps of the cascade, in part."""
-        names = [name for name, _ in self.layers]
-        charts = [
-            Chart(
-                f"{mode}: {title}",
-                names,
-                {
-                    rule: [None if v is None else getattr(v, name) for v in values]
-                    for rule, values in self.likeness[mode].items()
-                },
-            )
-            for mode in MODES
-            for name, title in MEASURES.items()
-        ]
-        rows = [
-            figure([Panel(enlarged(image), title) for title, image in row]).image()
-            for row in self.pictures.values()
-        ]
-        width = max((row.width for row in rows), default=_WIDTH * len(MEASURES))
-        return stacked([draw_charts(charts, columns=len(MEASURES), width=width), *rows])
 
 
 def sanity(
@@ -231,32 +105,12 @@ def sanity(
         raise InputError(f"target names {first.target.size} classes.", supported="one")
     asked = int(first.target[0])
     choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
-    weights = Randomised(model, choice, seed)
-    count = len(weights.layers)
-    randomised = _randomised_of(count, layers)
-    stages = [count - n for n in randomised]
     options |= {"preprocess": explainer.preprocess, "labels": explainer.labels}
-    likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
-    pictures = {
-        name: [("the model's own", one[0].gray(smooth=0))] for name, one in own.items() if _is_drawn(first)
-    }
-    drawn = {stages[k] for k in _spread(0, len(stages) - 1, _SHOWN)}
-    for mode in MODES:
-        values: dict[str, list[Likeness | None]] = {name: [] for name in own}
-        for stage in _randomised(weights, mode, stages):
-            layer = weights.layers[stage].name
-            report(f"{mode}: {layer}")
-            maps = _random_maps(weights, options, makers, x, asked)
-            for draw in range(1, _DRAWS):
-                if None not in maps.values():
-                    break
-                weights.randomise(count - 1 if mode == "cascading" else stage, draw)
-                maps = _random_maps(weights, options, makers, x, asked)
-            for name, found in maps.items():
-                values[name].append(None if found is None else _likeness(own[name], found))
-                if mode == "cascading" and stage in drawn and name in pictures and found is not None:
-                    pictures[name].append((f"random down to {layer}", found[0].gray(smooth=0)))
-        likeness[mode] = {name: tuple(found) for name, found in values.items()}
+    weights = Randomised(model, choice, seed)
+    randomised = _randomised_of(len(weights.layers), layers)
+    stages = [len(weights.layers) - n for n in randomised]
+    copies = _Copies(weights, options, makers, x, asked)
+    likeness, pictures = _compared(copies, own, stages, report)
     report("other classes")
     return Sanity(
         asked,
@@ -265,15 +119,8 @@ def sanity(
         randomised,
         likeness,
         _class_cosines(explainer, makers, x, first.scores, seed),
-        {
-            name: tuple((f"{name}: {caption}", picture) for caption, picture in row)
-            for name, row in pictures.items()
-        },
+        {name: tuple(row) for name, row in pictures.items()},
     )
-
-
-#: Makes the map of a model, an image and a target.
-Maker: TypeAlias = Callable[..., Attribution]
 
 
 def _makers(rules: Sequence[str] | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Maker]:
@@ -324,23 +171,106 @@ def _own_maps(
     return found
 
 
-def _random_maps(
-    weights: Randomised,
-    options: Mapping[str, Any],
-    makers: Mapping[str, Maker],
-    x: NDArray[np.float32],
-    target: int,
-) -> dict[str, Attribution | None]:
-    """The maps of the model as it is randomised now; None where there is none."""
-    maps: dict[str, Attribution | None] = dict.fromkeys(makers)
-    with Explainer(weights.model, **options) as random:
-        for name, make in makers.items():
-            try:
-                made = make(random, x, target=target)
-            except ModelError:  # values overflow
-                continue
-            maps[name] = made if made.map.any() else None
-    return maps
+@dataclass(frozen=True)
+class _Copies:
+    """Copies of a model with random weights, of which one image is explained for one class.
+
+    Parameters
+    ----------
+    weights
+        The model, whose layers are randomised and restored.
+    options
+        Arguments of `Explainer`.
+    makers
+        The functions that make the maps, by name.
+    x
+        The prepared image, a batch of one.
+    target
+        The class.
+    """
+
+    weights: Randomised
+    options: Mapping[str, Any]
+    makers: Mapping[str, Maker]
+    x: NDArray[np.float32]
+    target: int
+
+    def stages(self, mode: Mode, stages: Sequence[int]) -> Iterator[int]:
+        """Randomise the layers of each stage, and restore all in the end.  Yields each stage once it is done.
+
+        In a cascade these are all layers from number `stage` on, else this layer alone.
+        """
+        weights = self.weights
+        done = len(weights.layers)
+        for stage in stages:
+            if mode == "cascading":
+                for k in range(stage, done):
+                    weights.randomise(k)
+                done = stage
+            else:
+                weights.randomise(stage)
+            yield stage
+            if mode == "independent":
+                weights.restore(stage)
+        for k in range(done, len(weights.layers)):
+            weights.restore(k)
+
+    def maps(self, again: int) -> dict[str, Attribution | None]:
+        """The maps of the copy as it is now; None where it has none.
+
+        While one is missing, layer `again` is drawn anew, up to `_DRAWS` draws in all.
+        """
+        maps = self._maps()
+        for draw in range(1, _DRAWS):
+            if None not in maps.values():
+                break
+            self.weights.randomise(again, draw)
+            maps = self._maps()
+        return maps
+
+    def _maps(self) -> dict[str, Attribution | None]:
+        """The maps of this draw.  There is none where values overflow, or where the map is 0 everywhere."""
+        maps: dict[str, Attribution | None] = dict.fromkeys(self.makers)
+        with Explainer(self.weights.model, **self.options) as random:
+            for name, make in self.makers.items():
+                try:
+                    made = make(random, self.x, target=self.target)
+                except ModelError:  # values overflow
+                    continue
+                maps[name] = made if made.map.any() else None
+        return maps
+
+
+def _compared(
+    copies: _Copies,
+    own: Mapping[str, Attribution],
+    stages: Sequence[int],
+    report: Callable[[str], None],
+) -> tuple[dict[Mode, dict[str, tuple[Likeness | None, ...]]], Pictures]:
+    """For each mode and maker the likeness at each stage; and pictures of the cascade, in part."""
+    layers = copies.weights.layers
+    drawn = {stages[k] for k in _spread(0, len(stages) - 1, _SHOWN)}
+    likeness: dict[Mode, dict[str, tuple[Likeness | None, ...]]] = {}
+    pictures: Pictures = {}
+    _draw(pictures, own, "the model's own")
+    for mode in MODES:
+        found: dict[str, list[Likeness | None]] = {name: [] for name in own}
+        for stage in copies.stages(mode, stages):
+            report(f"{mode}: {layers[stage].name}")
+            maps = copies.maps(again=len(layers) - 1 if mode == "cascading" else stage)
+            for name, made in maps.items():
+                found[name].append(None if made is None else Likeness.of(own[name], made))
+            if mode == "cascading" and stage in drawn:
+                _draw(pictures, maps, f"random down to {layers[stage].name}")
+        likeness[mode] = {name: tuple(values) for name, values in found.items()}
+    return likeness, pictures
+
+
+def _draw(pictures: Pictures, maps: Mapping[str, Attribution | None], caption: str) -> None:
+    """Add the maps to the rows of pictures, each to that of its maker; none of what cannot be drawn."""
+    for name, found in maps.items():
+        if found is not None and is_drawable(found):
+            pictures.setdefault(name, []).append((f"{name}: {caption}", found[0].gray(smooth=0)))
 
 
 def _class_cosines(
@@ -359,39 +289,3 @@ def _class_cosines(
         return float(found.mean())
 
     return {name: cosine_of(make) for name, make in makers.items()}
-
-
-def _randomised(weights: Randomised, mode: Mode, stages: Sequence[int]) -> Iterator[int]:
-    """Randomise what a mode says, and restore it in the end.  Yields each stage."""
-    done = len(weights.layers)
-    for stage in stages:
-        if mode == "cascading":
-            for k in range(stage, done):
-                weights.randomise(k)
-            done = stage
-        else:
-            weights.randomise(stage)
-        yield stage
-        if mode == "independent":
-            weights.restore(stage)
-    for k in range(done, len(weights.layers)):
-        weights.restore(k)
-
-
-def _said(value: Likeness | None) -> str:
-    if value is None:
-        return "there is no map"
-    return f"SSIM is {value.ssim:.2f} and rank correlation {value.rank_magnitude:.2f}"
-
-
-def _is_drawn(found: Attribution) -> bool:
-    return found.layout != "ND"
-
-
-def _likeness(own: Attribution, other: Attribution) -> Likeness:
-    if _is_drawn(own):
-        (a, b), (sa, sb) = ([m.reduce(how)[0] for m in (own, other)] for how in ("abs-max", "sum"))
-    else:
-        sa, sb = (m.map[0].reshape(len(m.map[0]), -1) for m in (own, other))
-        a, b = np.abs(sa), np.abs(sb)
-    return Likeness(ssim(a, b), rank_correlation(a, b), rank_correlation(sa, sb))

@@ -165,7 +165,7 @@ class PointwiseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        pointwise_bwd(pixels(gy), self.a, *g.end, context.threads)
+        pointwise_bwd(pixels(gy), self.a, *g.arguments, context.threads)
 
 
 class ScaleStep(Step):

@@ -183,7 +183,7 @@ class AddStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for g in gx:
-            pointwise_bwd(pixels(gy), NO_WEIGHTS, *g.end, context.threads)
+            pointwise_bwd(pixels(gy), NO_WEIGHTS, *g.arguments, context.threads)
 
 
 def six_axes(x: Floats, like: Floats) -> Floats:
@@ -244,7 +244,7 @@ class ProductStep(Step):
         others = reversed(self._spread(context.x, g))
         for slot, other, by_channel in zip(gx, others, self.by_channel, strict=True):
             bwd = products_sum_bwd if by_channel else products_bwd
-            bwd(g, other, *slot.end, context.threads)
+            bwd(g, other, *slot.arguments, context.threads)
 
 
 class MulStep(Step):

@@ -151,7 +151,7 @@ class ConcatStep(Step):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         for part, g in zip(self.parts, gx, strict=True):
             if self.along_rows:
-                pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.end, context.threads)
+                pointwise_bwd(pixels(gy[part]), NO_WEIGHTS, *g.arguments, context.threads)
             else:
                 g.put(gy[part])
 

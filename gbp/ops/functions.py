@@ -195,7 +195,7 @@ class FunctionStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         _, bwd = function_kernels(self.name)
-        bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].end, context.threads)
+        bwd(pixels(gy), pixels(context.x[0]), self.p, self.q, *gx[0].arguments, context.threads)
 
 
 class EndStep(PointwiseStep):

@@ -155,7 +155,7 @@ class DenseStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        gemm_bwd(pixels(gy), self.w, *g.end, context.threads)
+        gemm_bwd(pixels(gy), self.w, *g.arguments, context.threads)
 
 
 class DenseSumStep(DenseStep):
@@ -166,4 +166,4 @@ class DenseSumStep(DenseStep):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         super().vjp(gy, gx[:1], context)
-        pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx[1].end, context.threads)
+        pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx[1].arguments, context.threads)

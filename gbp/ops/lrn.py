@@ -74,4 +74,6 @@ class LRNStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        lrn_bwd(pixels(gy), pixels(context.x[0]), *g.end, context.scratch, *self.constants, context.threads)
+        lrn_bwd(
+            pixels(gy), pixels(context.x[0]), *g.arguments, context.scratch, *self.constants, context.threads
+        )

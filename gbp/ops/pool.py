@@ -181,7 +181,7 @@ class MaxPoolStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        self.bwd(gy, context.switches, *g.end, self.taps, context.threads)
+        self.bwd(gy, context.switches, *g.arguments, self.taps, context.threads)
 
 
 class AveragePoolStep(Step):
@@ -198,4 +198,4 @@ class AveragePoolStep(Step):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
-        averagepool_bwd(gy, *g.end, self.taps, self.include_pad, context.threads)
+        averagepool_bwd(gy, *g.arguments, self.taps, self.include_pad, context.threads)

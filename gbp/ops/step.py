@@ -133,8 +133,8 @@ class GradientSlot:
     gate: Gate = OPEN
 
     @property
-    def end(self) -> tuple[NDArray[np.uint8], Gate, Floats, int]:
-        """The slot as arguments of a `*_bwd` kernel: mask, gate, gx (N, H, W, C), accumulate."""
+    def arguments(self) -> tuple[NDArray[np.uint8], Gate, Floats, int]:
+        """The slot, as `*_bwd` kernels take it: mask, gate, gx (N, H, W, C), accumulate."""
         return self.mask, self.gate, pixels(self.array), int(self.accumulate)
 
     @property

@@ -247,4 +247,4 @@ def _start_backward(root: Floats, gy: Floats, seed: Floats, threads: int) -> Non
 
 def _through_gate(gy: Floats, gx: GradientSlot, threads: int) -> None:
     """gx (+)= gy; then the gate is applied to the result."""
-    pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx.end, threads)
+    pointwise_bwd(pixels(gy), NO_WEIGHTS, *gx.arguments, threads)

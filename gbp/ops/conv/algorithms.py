@@ -200,7 +200,7 @@ class DirectBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         tile, rest = _scratch_of(context)
         gy = _framed(gy, self._plane(), self.taps, rest, context.threads)
-        conv_bwd(gy, self.w, *gx.end, tile, self.taps, self.by_rows, context.threads)
+        conv_bwd(gy, self.w, *gx.arguments, tile, self.taps, self.by_rows, context.threads)
 
 
 #: The density of gy up to which lists of its nonzero values are faster than dense tiles.  The index is the
@@ -281,7 +281,7 @@ class ColumnsBackward(BackwardAlgorithm):
         for n in range(len(gy)):
             row = _as_row(gy[n : n + 1])
             conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.max_density, context.threads)
-            col2im(columns, *gx.rows(n, n + 1).end, self.taps, context.threads)
+            col2im(columns, *gx.rows(n, n + 1).arguments, self.taps, context.threads)
 
     @property
     def takes_in_pool(self) -> bool:
@@ -302,7 +302,7 @@ class ColumnsBackward(BackwardAlgorithm):
         scratch = context.scratch[: self._pooled_scratch(context.threads)]
         gate = between.mask, between.gate, self.w
         end = self.taps, height, width, scratch, self.max_density, context.threads
-        pooled_columns_bwd(gy, switches, pool, *gate, *gx.end, *end)
+        pooled_columns_bwd(gy, switches, pool, *gate, *gx.arguments, *end)
 
 
 @dataclass(frozen=True)
@@ -363,4 +363,4 @@ class WinogradBackward(BackwardAlgorithm):
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         share = *self.squares.choose(context.threads), context.threads
-        conv_winograd_bwd(gy, self.u, *gx.end, context.scratch, self.taps, *share)
+        conv_winograd_bwd(gy, self.u, *gx.arguments, context.scratch, self.taps, *share)

@@ -42,7 +42,7 @@ from .algorithms import BackwardAlgorithm, ForwardAlgorithm
 _FEW_CHANNELS = 8
 _POINT = Taps(1, 1)
 
-#: Mask, gate, gx and whether to accumulate, as `GradientSlot.end`.
+#: Mask, gate, gx and whether to accumulate, as `GradientSlot.arguments`.
 _Slot = tuple[NDArray[Any], Gate, NDArray[Any], int]
 
 
@@ -227,4 +227,4 @@ class ColumnsBackward(BackwardAlgorithm):
         columns = context.scratch[: elements(shape)].reshape(shape)
         ends = _POINT, -np.inf, np.inf, 1, NO_WEIGHTS
         self.conv.forward(gy, self.w, self.b, NO_TENSOR, columns, NO_MASK, *ends)
-        col2im(columns, *gx.end, self.taps)
+        col2im(columns, *gx.arguments, self.taps)

@@ -88,7 +88,7 @@ class ListsBackward(ByDensity):
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)
         lists, sums = context.scratch[:size], context.scratch[size:]
-        conv_lists_bwd(lists, self.listing, self.w, *gx.end, sums, self.taps, context.threads)
+        conv_lists_bwd(lists, self.listing, self.w, *gx.arguments, sums, self.taps, context.threads)
 
 
 class SparseBackward(ByDensity):

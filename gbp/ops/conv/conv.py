@@ -299,7 +299,7 @@ class DepthwiseStep(Step):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         g = gx[0]
         _, backward = self._kernels
-        backward(gy, self.w, *g.end, self.taps, context.threads)
+        backward(gy, self.w, *g.arguments, self.taps, context.threads)
 
     @property
     def _kernels(self) -> tuple[Kernel, Kernel]:
