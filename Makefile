@@ -33,7 +33,7 @@ BESIDE := $(MAKE) --no-print-directory --jobs 3 $(if $(filter output-sync,$(.FEA
 
 BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test check cpu cudasim matrix conformance guard docs lint bench clean
+.PHONY: demo test check cpu kernels cudasim matrix conformance guard docs lint bench clean
 
 demo: .venv/installed
 	@mkdir -p out
@@ -46,8 +46,12 @@ test:
 check: lint
 	$(PYTEST) -m fast
 
-cpu: .venv/installed-dev
+cpu: .venv/installed-dev kernels
 	$(PYTEST)
+
+# Needs no other packages, so it runs while they are installed.
+kernels: .venv/installed
+	$(BIN)/python tests/compile_kernels.py
 
 # Needs few packages, so it begins while the others are installed.
 cudasim: .venv/installed-test
