@@ -25,7 +25,7 @@ Source: Ootomo, Ozaki & Yokota 2024, "DGEMM on integer matrix multiplication uni
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32
@@ -80,57 +80,82 @@ _AHEAD = 2**11
 _HALF = PARTS * TILE_BYTES
 
 
-def balance_of(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The divisor of each input channel of weights (O, C, KH, KW): a power of two, so no bits are lost.
+class Balance(NamedTuple):
+    """How weights (O, C, KH, KW) are balanced, and how well digits then suit them.
 
-    Divisors are the ratios of the channels' root mean squares to the largest, so at most 1.  Each output
-    channel counts as much as another, whatever the size of its weights.
+    `divisors`: of each input channel, (C,): powers of two, so no bits are lost.  They are the ratios of the
+    channels' root mean squares to the largest, so at most 1.  Each output channel counts as much as another,
+    whatever the size of its weights.
+
+    `spread`: how far the largest weights are above the others, √(mean over output channels of
+    largest² ÷ mean²), once they are balanced; inf if digits fail.  Digits also fail where all weights of an
+    output channel for a few input channels are very small beside its largest, whose own input may be 0.
     """
-    squares = np.square(w.astype(np.float64)).mean((2, 3))
+
+    divisors: NDArray[np.float32]
+    spread: float
+
+
+def balance_of(w: NDArray[np.float32]) -> Balance:
+    """The balance of weights (O, C, KH, KW)."""
+    squares, most = _squares_of(w)
+    divisors = _divisors(squares)
+    balanced = np.square(divisors.astype(np.float64))  # powers of two, so dividing squares is exact
+    return Balance(divisors, _spread(squares / balanced, most / balanced))
+
+
+def _squares_of(w: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean and the largest square of the weights (O, C, KH, KW) of each two channels, (O, C)."""
+    mean, most = np.empty(w.shape[:2]), np.empty(w.shape[:2])
+    for o in range(0, len(w), ROWS):  # so few at a time that their squares stay in the cache
+        some = w[o : o + ROWS]
+        taps = some.reshape(*some.shape[:2], -1).transpose(2, 0, 1).astype(np.float64, order="C")
+        squares = np.square(taps, out=taps)
+        squares.mean(0, out=mean[o : o + ROWS])
+        squares.max(0, out=most[o : o + ROWS])
+    return mean, most
+
+
+def _divisors(squares: NDArray[np.float64]) -> NDArray[np.float32]:
+    """See `Balance`; squares: mean squares (O, C)."""
+    ones = np.ones(squares.shape[1], np.float32)
     outputs = squares.mean(1, keepdims=True)
     if not np.all(outputs < math.inf):  # infinite or NaN
-        return np.ones(w.shape[1], np.float32)
+        return ones
     squares = np.divide(squares, outputs, out=np.zeros_like(squares), where=outputs > 0).mean(0)
     most = squares.max(initial=0.0)
     if most == 0:
-        return np.ones(w.shape[1], np.float32)
+        return ones
     ratio = np.sqrt(np.where(squares > 0, squares, most) / most)
     return np.exp2(np.rint(np.log2(np.maximum(ratio, _LEAST_BALANCE)))).astype(np.float32)
 
 
-def spread_of(w: NDArray[np.float32]) -> float:
-    """How far the largest weights are above the others; inf if digits fail.
-
-    w is (O, C, KH, KW).  It is √(mean over output channels of largest² ÷ mean²), once the input channels are
-    balanced.  Digits also fail where all weights of an output channel for a few input channels are very small
-    beside its largest, whose own input may be 0.
-    """
-    balanced = w / balance_of(w)[:, None, None]
-    squares = np.square(balanced.reshape(len(w), w.shape[1], -1).astype(np.float64))
-    most = squares.max((1, 2))
+def _spread(squares: NDArray[np.float64], most: NDArray[np.float64]) -> float:
+    """See `Balance`; the mean and the largest squares of balanced weights, (O, C)."""
+    most = most.max(1)
     if not np.all((most == 0) | ((most > LEAST**2) & (most < MOST**2))) or not most.any():
         return math.inf
-    for c in range(0, w.shape[1], _WEIGHTS_RUN):
-        mean = squares[:, c : c + _WEIGHTS_RUN].mean((1, 2))
+    for c in range(0, squares.shape[1], _WEIGHTS_RUN):
+        mean = squares[:, c : c + _WEIGHTS_RUN].mean(1)
         if np.any((mean > 0) & (mean * _FURTHEST**2 < most)):
             return math.inf
     used = most > 0
-    return math.sqrt((most[used] / squares[used].mean((1, 2))).mean())
+    return math.sqrt((most[used] / squares[used].mean(1)).mean())
 
 
-def pack_digits(w: NDArray[np.float32]) -> NDArray[np.float32]:
+def pack_digits(w: NDArray[np.float32], divisors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Split and pack weights (O, C, KH, KW) for blocks of TILE_CHANNELS channels.
 
-    A block is [half][chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes, and what a whole number of each
-    channel is worth.  Behind the blocks is `balance_of` the input channels, and 1 up to whole chunks.  Four
-    bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  The bits are
-    returned as float32.
+    divisors: see `Balance`.  A block is [half][chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes, and what
+    a whole number of each channel is worth.  Behind the blocks are the divisors, and 1 up to whole chunks.
+    Four bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  The bits
+    are returned as float32.
     """
     O, C, KH, KW = w.shape
     blocks, count = -(-O // TILE_CHANNELS), -(-C // DIGITS_DEPTH)
     size = 2 * count * KH * KW * _HALF
     balance = np.ones(count * DIGITS_DEPTH, np.float32)
-    balance[:C] = balance_of(w)
+    balance[:C] = divisors
     whole_size = blocks * (size + DIGITS_TAIL)
     everything = aligned((whole_size + balance.nbytes,), np.uint8)
     everything[whole_size:] = balance.view(np.uint8)

@@ -12,7 +12,7 @@ from gbp.devices.base import LoweringTarget
 from gbp.devices.cpu import CPU
 from gbp.graph.geometry import Axis, Window
 from gbp.graph.shapes import innermost
-from gbp.kernels.amx_digits import MOST_TERMS, pack_digits, spread_of
+from gbp.kernels.amx_digits import MOST_TERMS, balance_of, pack_digits
 from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.parallel.program import Program
@@ -253,7 +253,7 @@ def test_digits_are_the_whole() -> None:
     w = noise(40, 70, 2, 3)
     w[5] = 0
     size = 2 * 2 * 6 * amx.PARTS * amx.TILE_BYTES
-    packed = pack_digits(w).view(np.uint8)
+    packed = pack_digits(w, balance_of(w).divisors).view(np.uint8)
     blocks = packed[: 2 * (size + 128)].reshape(2, size + 128)
     assert np.all(packed[2 * (size + 128) :].view(np.float32) == 1)  # noise is balanced
     worth = blocks[:, size:].copy().view(np.float32).reshape(64)[:40]
@@ -298,7 +298,7 @@ def test_a_loud_output_channel_hides_no_others() -> None:
     w[:, 3] *= np.float32(0.03)
     w[7] *= np.float32(1000)
     quiet = np.delete(w, 7, axis=0)
-    assert spread_of(w) == pytest.approx(spread_of(quiet), rel=0.05)
+    assert balance_of(w).spread == pytest.approx(balance_of(quiet).spread, rel=0.05)
 
 
 def test_values_whose_squares_are_too_small_are_no_zeros() -> None:
@@ -313,18 +313,18 @@ def test_values_whose_squares_are_too_small_are_no_zeros() -> None:
 
 def test_which_weights_suit() -> None:
     w = noise(40, 70, 3, 3)
-    assert suits_digits(w)
-    assert 3 < spread_of(w) < 6
+    assert suits_digits(balance_of(w))
+    assert 3 < balance_of(w).spread < 6
     for value in (1000.0, np.inf, np.nan, 1e30):
         other = w.copy()
         other[3, 4, 1, 1] = value
-        assert not suits_digits(other)
+        assert not suits_digits(balance_of(other))
     other = w.copy()
     other[5] *= np.float32(1e-6)
     other[5, 7, 1, 1] = 1  # and input channel 7 may be 0
-    assert not suits_digits(other)
-    assert not suits_digits(np.zeros_like(w))
-    assert not suits_digits(w * np.float32(1e-30))
+    assert not suits_digits(balance_of(other))
+    assert not suits_digits(balance_of(np.zeros_like(w)))
+    assert not suits_digits(balance_of(w * np.float32(1e-30)))
 
 
 def test_which_layers_go_by_digits(monkeypatch: pytest.MonkeyPatch) -> None:

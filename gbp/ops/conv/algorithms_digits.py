@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
-from ...kernels.amx_digits import DIGITS_DEPTH, MOST_TERMS, pack_digits, spread_of
+from ...kernels.amx_digits import DIGITS_DEPTH, MOST_TERMS, Balance, balance_of, pack_digits
 from ...kernels.amx_facts import FACTS
 from ...kernels.amx_shares import LEVELS
 from ...kernels.codegen import amx
@@ -23,8 +23,8 @@ from ..step import Clipped, Context, Floats, GradientSlot
 from .algorithms import READ, Algorithm, BackwardAlgorithm, ForwardAlgorithm, compute_others, flipped
 from .algorithms_amx import AmxForward, AmxLayer
 
-#: The largest value of a sample ÷ the root mean square of its dimmest run of pixels, times `spread_of` the
-#: weights, up to which three levels are enough: their error is then about 10⁻⁶ of the outputs'.
+#: The largest value of a sample ÷ the root mean square of its dimmest run of pixels, times the spread of
+#: the weights, up to which three levels are enough: their error is then about 10⁻⁶ of the outputs'.
 _ENOUGH = 64.0
 #: The same of values alone, and of weights alone, that 24 bits suit.
 _MOST_VALUES, _MOST_WEIGHTS = 64.0, 16.0
@@ -51,9 +51,9 @@ class DigitsLayer(AmxLayer):
         return _PRODUCTS * self.computed * weights + reading + elements(self.size) * ends + _CALLS
 
 
-def suits_digits(w: NDArray[np.float32]) -> bool:
-    """Whether weights (O, C, KH, KW) are as exact in 24 bits of the largest of their channel."""
-    return spread_of(w) <= _MOST_WEIGHTS
+def suits_digits(balance: Balance) -> bool:
+    """Whether weights of this balance are as exact in 24 bits of the largest of their channel."""
+    return balance.spread <= _MOST_WEIGHTS
 
 
 def digits_bytes(O: int, C: int) -> int:
@@ -62,9 +62,9 @@ def digits_bytes(O: int, C: int) -> int:
     return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * channels + 4) + 4 * channels
 
 
-def _enough(w: NDArray[np.float32]) -> float:
+def _enough(balance: Balance) -> float:
     """Three levels are enough for such a sample: see `scale_from`."""
-    return min(_MOST_VALUES, _ENOUGH / spread_of(w))
+    return min(_MOST_VALUES, _ENOUGH / balance.spread)
 
 
 def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tuple[int, int]:
@@ -76,15 +76,18 @@ def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tupl
 
 
 class DigitsForward(ForwardAlgorithm):
-    """Sums of products of digits; `AmxForward` for samples that these do not suit."""
+    """Sums of products of digits; `AmxForward` for samples that these do not suit.
+
+    balance: `balance_of(w)`, where that is known.
+    """
 
     algorithm = "digits"
 
-    def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
+    def __init__(self, w: Floats, b: NDArray[Any], window: Window, balance: Balance | None = None) -> None:
+        balance = balance or balance_of(w)
         self.parts = AmxForward(w, b, window)
         self.layer = DigitsLayer.forward(len(w), w.shape[1], window)
-        self.w = pack_digits(w)
-        self.enough = _enough(w)
+        self.w, self.enough = pack_digits(w, balance.divisors), _enough(balance)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return _scratch(self.layer, self.parts.window.height.size, self.parts, threads)
@@ -107,15 +110,19 @@ class DigitsForward(ForwardAlgorithm):
 class DigitsBackward(BackwardAlgorithm):
     """For stride 1: sums of products of digits of gy, for the rows that these suit; `other` for the rest.
 
-    Rules with a gradient gate, such as guided, leave no negative values in gy.
+    Rules with a gradient gate, such as guided, leave no negative values in gy.  balance: that of the flipped
+    weights, where it is known.
     """
 
     algorithm = "digits"
 
-    def __init__(self, w: Floats, window: Window, other: BackwardAlgorithm) -> None:
+    def __init__(
+        self, w: Floats, window: Window, other: BackwardAlgorithm, balance: Balance | None = None
+    ) -> None:
         self.other, self.rows = other, window.height.outputs
         self.layer, back = DigitsLayer.backward(len(w), w.shape[1], window), flipped(w)
-        self.w, self.enough = pack_digits(back), _enough(back)
+        balance = balance or balance_of(back)
+        self.w, self.enough = pack_digits(back, balance.divisors), _enough(balance)
         self.kernels = conv_digits_bwd, *other.kernels
 
     def scratch(self, threads: int) -> tuple[int, int]:

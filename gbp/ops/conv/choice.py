@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ...graph.geometry import Window
 from ...graph.op import Target
+from ...kernels.amx_digits import balance_of
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
@@ -126,8 +127,9 @@ def _forward(
     single = w.astype(np.float32)
     chosen, _ = _cheapest(layer, window, target.algorithm, digits=digits, **others)
     if chosen == "digits":
-        if suits_digits(single):
-            return DigitsForward(single, b, window)
+        balance = balance_of(single)
+        if suits_digits(balance):
+            return DigitsForward(single, b, window, balance)
         chosen, _ = _cheapest(layer, window, target.algorithm, **others)
     if chosen == "winograd":
         return WinogradForward(w, b, window)
@@ -160,11 +162,12 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         if is_3x3(window):
             others["winograd"] = _cost_of_winograd(C, O, window.size)
         chosen, cost = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
-    by_digits = DigitsLayer.backward(O, C, window).cost < cost and suits_digits(flipped(single))
+    balance = balance_of(flipped(single)) if DigitsLayer.backward(O, C, window).cost < cost else None
+    by_digits = balance is not None and suits_digits(balance)
     if chosen == "amx" and not is_3x3(window):
         amx_backward: BackwardAlgorithm = AmxBackward(single, window)
         if by_digits:
-            amx_backward = DigitsBackward(single, window, amx_backward)
+            amx_backward = DigitsBackward(single, window, amx_backward, balance)
         if window.taps == 1 and window.is_unpadded and O > C:
             return SparseBackward(single, window, amx_backward, _MAX_BEFORE_AMX_1x1)
         return amx_backward
@@ -182,7 +185,7 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     else:
         dense, max_density = DirectBackward(single, window), _MAX_BEFORE_DIRECT
     if by_digits:
-        dense, max_density = DigitsBackward(single, window, dense), _MAX_BEFORE_DIGITS
+        dense, max_density = DigitsBackward(single, window, dense, balance), _MAX_BEFORE_DIGITS
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
     # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.
