@@ -68,5 +68,5 @@ def beside(path: Path, location: str) -> Path:
     # that `path` itself links into is allowed as well.
     folders = path.parent.resolve(), path.resolve().parent
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
-        raise PermissionError(f"it lies outside the folder of {path.name!r}")
+        raise PermissionError(f"it is outside the folder of {path.name!r}")
     return found

@@ -103,8 +103,8 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         M,
         "'y' does not depend on",
     ),
-    "external data": (external, I, "'w' lies in the file '/etc/passwd'"),
-    "external data in a node": (external_constant, U, "'made': its tensor lies in another file"),
+    "external data": (external, I, "'w' is stored in the file '/etc/passwd'"),
+    "external data in a node": (external_constant, U, "'made': its tensor is stored in another file"),
     "sparse weights": (lambda m: m.graph.sparse_initializer.append(sparse()), U, "sparse"),
     # names
     "cycle": (inputs("conv", "r", "w", "b"), M, "cycle"),
@@ -339,7 +339,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         U,
         "MaxPool 'pool': its Indices have no gradient",
     ),
-    "pool of padding": (with_("pool", pads=[4, 4, 4, 4]), U, "'pool': some window lies in the padding"),
+    "pool of padding": (with_("pool", pads=[4, 4, 4, 4]), U, "'pool': some window sees padding alone"),
     "flatten beyond the rank": (with_("flatten", axis=5), M, "'flatten': axis 5"),
     "flatten of the batch": (with_("flatten", axis=2), U, "'flatten': .*batch"),
     "softmax beyond the rank": (

@@ -40,7 +40,7 @@ def test_weights_in_too_many_files(tmp_path: Path) -> None:
         other.data_location = onnx.TensorProto.EXTERNAL
         other.external_data.add(key="location", value=f"{i}.bin")
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match="the weights lie in more than"):
+    with pytest.raises(ModelError, match="the weights are stored in more than"):
         Explainer(tmp_path / "net.onnx")
 
 

@@ -266,7 +266,7 @@ def test_a_file_without_a_name_is_refused(tmp_path: Path, location: str | None, 
     path = tmp_path / "net.onnx"
     path.write_bytes(model.SerializeToString())
     for given_as in (path, path.read_bytes(), model):
-        with pytest.raises(ModelError, match="lies in a file that it does not name"):
+        with pytest.raises(ModelError, match="is stored in a file that it does not name"):
             Explainer(given_as)
 
 

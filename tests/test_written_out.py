@@ -157,7 +157,7 @@ def test_a_branch_with_tensors_in_another_file_is_refused(tmp_path: Path) -> Non
     then.initializer[0].ClearField("raw_data")
     then.initializer[0].data_location = TensorProto.EXTERNAL
     then.initializer[0].external_data.add(key="location", value="/etc/passwd")
-    with pytest.raises(UnsupportedError, match="lies in another file"):
+    with pytest.raises(UnsupportedError, match="is stored in another file"):
         Explainer(model(by_shape(then, then), sizes(5)))
 
 

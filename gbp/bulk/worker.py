@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,12 +57,12 @@ class Explained:
 
 
 class Processors:
-    """The processors that the threads of a worker share.
+    """The processors that the threads of a worker share: each thread holds some while it computes.
 
     Parameters
     ----------
     count
-        How many there are; None for any number.
+        How many there are; None for any number, so that nobody waits.
     """
 
     def __init__(self, count: int | None) -> None:
@@ -74,7 +73,8 @@ class Processors:
     def held(self, count: int | None = None) -> Iterator[None]:
         """Wait for so many processors, by default all of them, and hold them.
 
-        One thread may want several, else two could wait for each other.
+        Only one thread may ask for several.  Two such threads could each hold some and wait for the rest for
+        ever.
         """
         held = 0 if self._count is None else count or self._count
         for _ in range(held):
@@ -109,6 +109,8 @@ class Worker:
     def probe(self, tasks: Sequence[Task]) -> tuple[str, ...]:
         """Explain and draw noise as the job says, so that what is wrong with the job is raised at once.
 
+        Arrays of all maps are made here, because now their shapes are known.
+
         Parameters
         ----------
         tasks
@@ -116,31 +118,40 @@ class Worker:
 
         Returns
         -------
-        The notes that hold for any image.
+        The notes that hold for any image.  Where notes may depend on the image, these are the notes that two
+        samples of noise share.
 
         Raises
         ------
         GbpError
             Whatever `Explainer.explain` raises.
         """
-        shape = self.explainer.input_shape[1:]
-        draw, noise = np.random.default_rng(0), list[Any]()
-        if not all(is_array_file(task.path) for task in tasks):
-            noise = [draw.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
-        elif None not in shape:
-            noise = [draw.standard_normal((1, *(n or 1 for n in shape)), np.float32) for _ in range(2)]
-        else:  # where there is not one good array, the rows will say so
-            noise = list(islice((read.batch for read in map(self.read, tasks) if read.batch), 1))
         notes: list[tuple[str, ...]] = []
-        for sample in noise[: 2 if self.job.is_of_one else 1]:
+        for sample in self._noise(tasks)[: 2 if self.job.is_of_one else 1]:
             attributions = self.job.explain(self.explainer, sample)
             notes.append(tuple(dict.fromkeys(note for found in attributions for note in found.notes)))
             if len(notes) == 1:
-                self._pictures(attributions)
+                self._picture(attributions)
                 one = attributions[0]
                 if self.job.arrays == "zarr":
                     self.maps = Maps(self.folder, {"map": one.map.shape[1:], "scores": one.scores.shape[1:]})
         return tuple(note for note in notes[0] if note in notes[-1]) if notes else ()
+
+    def _noise(self, tasks: Sequence[Task]) -> list[Any]:
+        """Two samples of noise as `Explainer.explain` takes images.
+
+        Where nothing but the arrays says how large a sample is, the first one that can be read stands for
+        noise; none where there is none, which the rows will say.
+        """
+        shape, rng = self.explainer.input_shape[1:], np.random.default_rng(0)
+        if not all(is_array_file(task.path) for task in tasks):
+            return [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
+        if None not in shape:
+            return [rng.standard_normal((1, *(n or 1 for n in shape)), np.float32) for _ in range(2)]
+        for task in tasks:
+            if (batch := self.read(task).batch) is not None:
+                return [batch]
+        return []
 
     def read(self, task: Task) -> Read:
         """Read and preprocess one image."""
@@ -161,15 +172,15 @@ class Worker:
             return Read(task, row | {"error": _said(error, task)})
 
     def explain(self, reads: Sequence[Read]) -> list[Explained]:
-        """Explain images together; alone, where together some fail."""
+        """Explain images, those of one shape together; each alone where that fails.  The order stays."""
         explained: dict[int, Explained] = {}
         groups: dict[Any, list[int]] = {}
         for i, read in enumerate(reads):
             if read.batch is None:
                 explained[i] = Explained(read.task, read.row)
             else:
-                kind = i if self.job.is_of_one else (read.batch.x.shape, read.batch.pictures is None)
-                groups.setdefault(kind, []).append(i)
+                alike = i if self.job.is_of_one else (read.batch.x.shape, read.batch.pictures is None)
+                groups.setdefault(alike, []).append(i)
         with self._processors.held():
             for group in groups.values():
                 explained.update(zip(group, self._group([reads[i] for i in group]), strict=True))
@@ -194,7 +205,7 @@ class Worker:
         report = attributions[0][0].to_dict()
         row = explained.row | {"top": _valid(report["top"]), "target": _valid(report["explained"])}
         files: dict[str, bytes] = {}
-        picture = self._pictures(attributions)
+        picture = self._picture(attributions)
         if picture is not None:
             row["file"] = task.file("pictures", self.job.format)
             files[row["file"]] = picture
@@ -211,7 +222,7 @@ class Worker:
         try:
             batch = together([read.batch for read in reads if read.batch])
             attributions = self.job.explain(self.explainer, batch)
-        except OutOfMemoryError:
+        except OutOfMemoryError:  # it is no fault of the images
             raise
         except GbpError as error:
             if len(reads) == 1:
@@ -223,16 +234,13 @@ class Worker:
             for i, read in enumerate(reads)
         ]
 
-    def _pictures(self, attributions: Sequence[Attribution]) -> bytes | None:
+    def _picture(self, attributions: Sequence[Attribution]) -> bytes | None:
         """The picture of one image as a file's bytes, or None where none is drawn."""
         style: Any = self.job.style
         if style == "none":
             return None
-        samples, format, look = (
-            [attribution[0] for attribution in attributions],
-            self.job.format,
-            self.job.look,
-        )
+        format, look = self.job.format, self.job.look
+        samples = [attribution[0] for attribution in attributions]
         if len(samples) > 1:
             chosen = None if style == "strip" else style
             return _bytes(lambda to: save_rules(samples, to, chosen, format=format, **look))
@@ -240,11 +248,12 @@ class Worker:
 
 
 def _said(error: GbpError, task: Task) -> str:
-    """An error as the index has it: the same wherever the image was read."""
+    """An error as the index has it: with the image's name in the index, not the path on this machine."""
     return str(error).replace(repr(task.path), repr(task.name))
 
 
 def _bytes(fill: Callable[[io.BytesIO], object]) -> bytes:
+    """The bytes that a function writes into a file."""
     to = io.BytesIO()
     fill(to)
     return to.getvalue()

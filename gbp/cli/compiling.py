@@ -72,12 +72,12 @@ def compile_together(explainer: Explainer, size: tuple[int, int] | None = None) 
 
 
 class _Queue:
-    """Kernels to compile: those that others call first, because who calls them waits for them.
+    """Kernels to compile.  A kernel waits until those that it calls are compiled.
 
     Parameters
     ----------
     kernels
-        Each behind those that it calls.
+        In an order in which each stands behind those that it calls.
     """
 
     def __init__(self, kernels: Sequence[Native]) -> None:

@@ -117,7 +117,7 @@ def _labels(given: str | None, folder: Path) -> str | None:
         return Path(given).resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
         raise InputError(
-            f"the labels {given!r} lie outside the model's folder.",
+            f"the labels {given!r} are outside the model's folder.",
             hint="Copy them there: the file names them.",
         ) from None
 

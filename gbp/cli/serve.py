@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import GbpError, InputError
-from ..errors import shown as shown_text
+from ..errors import shown
 from .options import add_explainer, add_preprocessing, explainer_options, in_options, memory, print_line
+
+if TYPE_CHECKING:
+    from ..serve.limits import Limits
+    from ..serve.models import Served
 
 #: Modules of the extra → the names of their distributions.
 _NEEDED = {
@@ -52,7 +57,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--no-warmup",
         action="store_true",
-        help="be ready at once; the first requests then compile what kernels are not stored yet",
+        help="be ready at once; the first requests then compile the kernels that are not stored yet",
     )
     limits = command.add_argument_group("limits", "requests beyond them are refused")
     limits.add_argument("--max-body", type=memory, metavar="BYTES", default="32M", help="default: 32M")
@@ -72,14 +77,9 @@ def serve(arguments: argparse.Namespace) -> int:
             f"gbp serve needs {', '.join(missing)}.",
             hint="Install the extra: pip install 'gbp-explain[serve]'.",
         )
-    from .. import Explainer
-    from ..engine.warming import NotKeptError
     from ..serve.limits import Limits
-    from ..serve.models import TOGETHER_ON_A_CARD, Served
     from ..serve.server import LOOPBACK, listening
     from ..serve.server import serve as run
-    from .compiling import compile_together
-    from .progress import compiling_shown
 
     limits = Limits(
         body=arguments.max_body,
@@ -88,46 +88,66 @@ def serve(arguments: argparse.Namespace) -> int:
         queue=arguments.queue,
         seconds=arguments.seconds,
     )
-    models = []
-    for name, path in _named(arguments.models).items():
-        explainer = Explainer(path, **explainer_options(argparse.Namespace(**vars(arguments), model=path)))
-        together = 1 if arguments.device == "cpu" else TOGETHER_ON_A_CARD
-        models.append(Served(name, explainer, limits, together))
+    models = _opened(arguments, limits)
     listener = listening(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     is_loopback = host.startswith("127.") or host == "::1"
-    shown = f"[{host}]" if ":" in host else host
-    print_line(f"gbp: serving {', '.join(model.name for model in models)} at http://{shown}:{port}/")
+    in_url = f"[{host}]" if ":" in host else host
+    print_line(f"gbp: serving {', '.join(model.name for model in models)} at http://{in_url}:{port}/")
     print_line(f"gbp: limits: {limits}")
     sys.stdout.flush()
-
-    def prepare() -> None:
-        began = time.perf_counter()
-        with compiling_shown():
-            for model in models:
-                try:
-                    compile_together(model.explainer)
-                    model.explainer.warmup()
-                except GbpError as error:  # pictures may be explained all the same
-                    state = "is warmed up, but" if isinstance(error, NotKeptError) else "is not warmed up:"
-                    print(shown_text(f"gbp: {model.name} {state} {in_options(str(error))}"), file=sys.stderr)
-        with suppress(OSError):  # nobody reads it any more
-            print_line(f"gbp: ready after {time.perf_counter() - began:.0f} s")
-            sys.stdout.flush()
-
-    hosts = (*LOOPBACK, shown, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
-    run(models, limits, listener, hosts=hosts, prepare=None if arguments.no_warmup else prepare)
+    hosts = (*LOOPBACK, in_url, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
+    prepare = None if arguments.no_warmup else partial(_warm_up, models)
+    run(models, limits, listener, hosts=hosts, prepare=prepare)
     return 0
 
 
+def _opened(arguments: argparse.Namespace, limits: Limits) -> list[Served]:
+    """Open the models that the command names."""
+    from .. import Explainer
+    from ..serve.models import TOGETHER_ON_A_CARD, Served
+
+    together = 1 if arguments.device == "cpu" else TOGETHER_ON_A_CARD
+    models = []
+    for name, path in _named(arguments.models).items():
+        # Options such as --mean change the preprocessing in the file beside the model: they need its path.
+        options = explainer_options(argparse.Namespace(**vars(arguments), model=path))
+        models.append(Served(name, Explainer(path, **options), limits, together))
+    return models
+
+
+def _warm_up(models: Sequence[Served]) -> None:
+    """Compile the kernels of all models, and print when that is done."""
+    from ..engine.warming import NotKeptError
+    from .compiling import compile_together
+    from .progress import compiling_shown
+
+    began = time.perf_counter()
+    with compiling_shown():
+        for model in models:
+            try:
+                compile_together(model.explainer)
+                model.explainer.warmup()
+            except GbpError as error:  # pictures may be explained all the same
+                state = "is warmed up, but" if isinstance(error, NotKeptError) else "is not warmed up:"
+                print(shown(f"gbp: {model.name} {state} {in_options(str(error))}"), file=sys.stderr)
+    with suppress(OSError):  # nobody reads it any more
+        print_line(f"gbp: ready after {time.perf_counter() - began:.0f} s")
+        sys.stdout.flush()
+
+
 def _missing() -> list[str]:
+    """The distributions of the extra that are not installed."""
     from importlib.util import find_spec
 
     return [name for module, name in _NEEDED.items() if find_spec(module) is None]
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    """Name → path.  Raises InputError for a name that is there twice."""
+    """Name → path, of NAME=PATH or of a path alone.
+
+    Raises InputError for a name that two models have, and for one that cannot be part of a URL's path.
+    """
     named: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")

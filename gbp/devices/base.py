@@ -38,7 +38,9 @@ class Entry:
 
     def __init__(self, x: Array, order: tuple[int, ...]) -> None:
         self.x, self.order = x, order
-        self._logical = x.transpose(0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
+        #: The axes of x in the model's own layout.
+        self.axes = (0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
+        self._logical = x.transpose(*self.axes)
         self._by_channels = len(order) > 1 and order[-1] == 1 < x.shape[-1] <= _FEW
 
     def write(self, values: NDArray[np.float32]) -> None:

@@ -29,7 +29,7 @@ from ..kernels.codegen import numba_private
 from ..kernels.codegen.jit_cuda import SIMULATED, CudaKernel, tensor_cores
 from .base import Device, Entry, Exit, Repeater
 from .cuda_array import CudaArray, copyto, row_major_strides
-from .cuda_ends import CardEntry, CardExit
+from .cuda_ends import CudaEntry, CudaExit
 
 if SIMULATED:
     from ..kernels.codegen.simulation import simulate
@@ -152,10 +152,10 @@ class CudaDevice(Device):
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
     def entry(self, x: CudaArray, order: tuple[int, ...], marks: CudaArray | None) -> Entry:
-        return CardEntry(x, order, marks if marks is not None else self.empty((len(x),)))
+        return CudaEntry(x, order, marks if marks is not None else self.empty((len(x),)))
 
     def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
-        return CardExit(x, axes)
+        return CudaExit(x, axes)
 
     @property
     def has_tf32(self) -> bool:

@@ -31,14 +31,25 @@ class Allocator(Protocol):
 
 
 class CudaArray(NDArrayOperatorsMixin):
-    """An array in the memory of a card.
+    """An array in the memory of a card, or a view of one.
 
-    `shadow` is a NumPy array of the same shape and strides.  It has no memory of its own, except in the
-    simulator.
+    It has a *shadow*, a NumPy array of the same shape, strides and dtype.  NumPy slices and transposes the
+    shadow in place of the array on the card, whose address follows from the shadow's.  The elements of a
+    shadow are never read, except in the simulator, where it is the array itself.
+
+    Parameters
+    ----------
+    device
+        The card.
+    shadow
+        The shadow.
+    memory
+        The memory on the card, as Numba allocates it; None in the simulator.
+    origin
+        The address of a shadow whose array would start where the memory does.
     """
 
     def __init__(self, device: Allocator, shadow: NDArray[Any], memory: Any, origin: int) -> None:
-        """Make an array in `memory`.  A view whose shadow starts at `origin` starts where the memory does."""
         self.device, self.shadow, self._memory, self._origin = device, shadow, memory, origin
         self._handle: Any = None
 
@@ -104,10 +115,12 @@ class CudaArray(NDArrayOperatorsMixin):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         part = self[index]
-        if not (isinstance(value, CudaArray) and part._is(value)):  # as `a[i] += b` would have it
+        # `a[i] += b` adds in place and then assigns the sum to itself.
+        if not (isinstance(value, CudaArray) and part._is(value)):
             copyto(part, value)
 
     def _is(self, other: CudaArray) -> bool:
+        """Whether both are views of the same elements."""
         mine, its = self.shadow.__array_interface__, other.shadow.__array_interface__
         return bool(mine == its and self._memory is other._memory)
 
@@ -136,15 +149,16 @@ class CudaArray(NDArrayOperatorsMixin):
     def fill(self, value: float) -> None:
         if self.dtype != np.float32 and value:
             raise TypeError(f"only zeros are filled into {self.dtype}")
-        zeros = self if self.dtype == np.float32 else self.view(np.float32)  # which are zeros of any type
-        fill(_merged(zeros)[0], value)
+        # The kernel writes float32.  The bytes of 0.0 are those of 0 in any type.
+        floats = self if self.dtype == np.float32 else self.view(np.float32)
+        fill(_merged(floats)[0], value)
 
     def run_kernel(self, kernel: Kernel, args: tuple[Any, ...]) -> None:
-        """Run the twin of a CPU's kernel.  It ignores the last argument, the number of threads."""
+        """Run the twin of a CPU's kernel.  The last argument, the number of threads, is left out."""
         twin_of(kernel)(*args[:-1])
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("an array on the card is read by Card.read alone")
+        raise TypeError("an array on the card is read by CudaDevice.read alone")
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function not in _FUNCTIONS:
@@ -154,25 +168,27 @@ class CudaArray(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         if method != "__call__" or kwargs or ufunc not in _UFUNCS:
             return NotImplemented
-        shape = np.broadcast_shapes(
-            *(np.shape(x) if not isinstance(x, CudaArray) else x.shape for x in inputs)
-        )
-        y = self.device.empty(shape) if out is None else out[0]
         a, b = (
             x if isinstance(x, CudaArray) else self.device.upload(np.asarray(x, np.float32)) for x in inputs
         )
-        _UFUNCS[ufunc](*_merged(y, *(_broadcast_to(x, y.shape) for x in (a, b))))
+        y = self.device.empty(np.broadcast_shapes(a.shape, b.shape)) if out is None else out[0]
+        _UFUNCS[ufunc](*_merged(y, _broadcast_to(a, y.shape), _broadcast_to(b, y.shape)))
         return y
 
 
 def row_major_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The strides in bytes of a C-contiguous array."""
     return tuple(itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _merged(*arrays: CudaArray) -> list[CudaArray]:
-    """Views of the same arrays with MOVED_AXES axes.  Axes that are adjacent in all arrays are merged."""
+    """The arrays, which have one shape, as views of MOVED_AXES axes, which is what the kernels take.
+
+    Neighbouring axes become one where each array is dense across them, axes of size 1 are dropped, and axes
+    of size 1 in front fill up the number.  Raises UnsupportedError where more axes are left.
+    """
     shape = arrays[0].shape
-    axes: list[list[int]] = []  # runs of neighbours
+    axes: list[list[int]] = []  # runs of neighbours that become one axis
     for axis, size in enumerate(shape):
         if size == 1:
             continue
@@ -187,11 +203,11 @@ def _merged(*arrays: CudaArray) -> list[CudaArray]:
             supported=f"up to {MOVED_AXES} on a card",
         )
     sizes = [math.prod(shape[axis] for axis in run) for run in axes]
-    filled = (1,) * (MOVED_AXES - len(axes))
+    missing = MOVED_AXES - len(axes)
     merged = []
     for array in arrays:
         strides = [array.strides[run[-1]] for run in axes]
-        merged.append(array.strided((*filled, *sizes), (*(0 for _ in filled), *strides)))
+        merged.append(array.strided((*[1] * missing, *sizes), (*[0] * missing, *strides)))
     return merged
 
 
@@ -200,6 +216,7 @@ def _broadcast_to(x: CudaArray, shape: tuple[int, ...]) -> CudaArray:
 
 
 def copyto(to: CudaArray, values: Any) -> None:
+    """Copy an array on the card, or a number, into one.  Raises TypeError for an array of the host."""
     if isinstance(values, CudaArray):
         target, source = _merged(to, _broadcast_to(values, to.shape))
         copy(source, target)
@@ -220,6 +237,6 @@ _UFUNCS: dict[Any, Callable[..., None]] = {np.add: add, np.multiply: multiply, n
 
 @cache
 def twin_of(kernel: Kernel) -> Callable[..., None]:
-    """The kernel of the same name in the module `…_cuda` of the kernel's own module."""
+    """The CUDA kernel for a kernel of the CPU: of the same name, in the module `…_cuda` beside its own."""
     twin: Callable[..., None] = getattr(import_module(f"{kernel.module}_cuda"), kernel.name)
     return twin

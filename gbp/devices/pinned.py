@@ -1,7 +1,8 @@
 """Pinned memory of the host.  A card copies from and to it directly, twice as fast, and while it computes.
 
-Pinning is slow, so pinned memory is kept.  Results are stored in it; it is free again once the last array in
-it is deleted.
+Pinning is slow, so pinned memory is kept.  On the way to the card, samples are copied through one block of
+it, the *stage*.  On the way back, each result is an array in pinned memory of its own, which is lent to
+whoever holds the array, and free again once the last view of it is deleted.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from ..errors import GbpError
 
 #: The most bytes of results that are pinned; further ones are in ordinary memory.
 MAX_LENT = 2**30
-#: Bytes of the stage, through which samples are copied, and of the piece that one thread copies at a time.
-STAGE, _PIECE = 2**26, 2**21
-_THREADS = 4
-_ROUND = 2**12
+#: The most bytes that are kept pinned while nobody holds a result in them.
+_MAX_FREE = MAX_LENT // 4
+#: Bytes of the stage.
+STAGE = 2**26
+#: How many threads fill the stage, and the bytes that one of them copies at a time.
+_THREADS, _PIECE = 4, 2**21
+#: Bytes of a page.  Sizes are rounded up to whole pages.
+_PAGE = 2**12
 
 
 def check(result: tuple[Any, ...]) -> Any:
@@ -53,11 +58,13 @@ class Pinned:
 
     def __init__(self) -> None:
         self._context = check(driver.cuCtxGetCurrent())
+        #: Size → addresses of memory that nobody holds.
         self._free: dict[int, list[int]] = defaultdict(list)
+        #: Bytes of the results that are held.
         self._lent = 0
-        #: Bytes from the stage's begin that the card may still have to fetch.
+        #: The stage is in use up to this byte: the card may not have fetched what is there.
         self._used = 0
-        #: Python may delete an array, and so call `_give_back`, at any moment, in any thread.
+        #: Reentrant: Python may delete an array, and so call `_give_back`, at any moment, also in `array`.
         self._lock = RLock()
 
     def use(self) -> None:
@@ -67,7 +74,7 @@ class Pinned:
     def array(self, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
         """A float32 array for results; None if too much is in use."""
         floats = int(np.prod(shape, dtype=np.int64))
-        size = -(-4 * floats // _ROUND) * _ROUND
+        size = _rounded(4 * floats)
         with self._lock:
             if not size or self._lent + size > MAX_LENT:
                 return None
@@ -83,8 +90,8 @@ class Pinned:
     def _give_back(self, address: int, size: int) -> None:
         with self._lock:
             self._lent -= size
-            kept = sum(nbytes * len(free) for nbytes, free in self._free.items())
-            if kept + size > MAX_LENT // 4:
+            free = sum(nbytes * len(addresses) for nbytes, addresses in self._free.items())
+            if free + size > _MAX_FREE:
                 self.use()
                 driver.cuMemFreeHost(address)
             else:
@@ -110,10 +117,13 @@ class Pinned:
                 check(driver.cuCtxSynchronize())
                 self.arrived()
             self._copy(source + start, to + start, nbytes, self._stage + self._used, stream)
-            self._used += -(-nbytes // _ROUND) * _ROUND
+            self._used += _rounded(nbytes)
 
     def _copy(self, source: int, to: int, nbytes: int, stage: int, stream: int) -> None:
-        """Copy through the stage: threads fill it piece by piece, and the card fetches each piece."""
+        """Copy to the card's address `to` through the stage's part at address `stage`.
+
+        Threads fill it piece by piece, and the card fetches each piece as soon as it is there.
+        """
         pieces = range(0, nbytes, _PIECE)
 
         def move(some: range) -> None:
@@ -129,7 +139,7 @@ class Pinned:
             list(self._threads.map(move, (pieces[i::_THREADS] for i in range(_THREADS))))
 
     def upload_ahead(self, values: NDArray[Any], to: int, stream: int) -> None:
-        """`upload` in another stream.  Later work in `stream` waits for it."""
+        """`upload`, beside the work that `stream` has now.  Later work in `stream` waits for it."""
         self.upload(values, to, self._ahead)
         check(driver.cuEventRecord(self._event, self._ahead))
         check(driver.cuStreamWaitEvent(stream, self._event, 0))
@@ -152,5 +162,11 @@ class Pinned:
         check(driver.cuMemcpyDtoHAsync(to.ctypes.data, source, to.nbytes, stream))
 
 
+def _rounded(nbytes: int) -> int:
+    """`nbytes`, rounded up to whole pages."""
+    return -(-nbytes // _PAGE) * _PAGE
+
+
 def _allocate(nbytes: int) -> int:
+    """The address of new pinned memory.  Raises GbpError where there is none."""
     return int(check(driver.cuMemHostAlloc(nbytes, 0)))

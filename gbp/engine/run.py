@@ -230,7 +230,7 @@ class Run:
         for name in (of_kept, wrt_kept):
             if name is not None and name not in session.plan.kept:
                 raise InputError(
-                    f"{rule.name!r} has no tensor {name!r}, which lies between layers that it folds into one."
+                    f"{rule.name!r} has no tensor {name!r}, which is between layers that it folds into one."
                 )
         with session.device.turn(), computing():
             early = reduce if rule.finish is None else None

@@ -41,7 +41,7 @@ class Scan:
     Raises
     ------
     InputError
-        Where the state is of other images.
+        Where the state that was left is of other images, or some of them have changed.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class Scan:
         top: int,
     ) -> None:
         self.explainer, self.tensor, self.folder, self.files = explainer, tensor, folder, files
+        #: How many images were looked at; and why some could not be read, by name.
         self.done, self.failed = 0, dict[str, str]()
         self.strongest = Strongest(channels, top)
+        #: Of the identities of the images that were looked at, in order.
         self._digest = hashlib.sha256()
         try:
             before = json.loads((folder.path / STATE).read_text())
@@ -88,6 +90,7 @@ class Scan:
         self._write()
 
     def _look(self, part: Sequence[str]) -> None:
+        """Run some images, those of one size together, and add what is strongest in them."""
         names: list[str] = []
         samples: list[NDArray[np.float32]] = []
         for file in part:
@@ -107,6 +110,7 @@ class Scan:
                 self.strongest.add(planes, [names[k] for k in group[run.samples]])
 
     def _write(self) -> None:
+        """Write the state: how far the scan is, of which images, and its results so far."""
         saved = {
             "layer": self.tensor.name,
             "done": self.done,
@@ -119,7 +123,7 @@ class Scan:
 
 
 def _identity(file: str) -> bytes:
-    """The identity of an image: its name, its size and its time."""
+    """An image's name, size and time, by which a change of it is noticed."""
     try:
         status = os.stat(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""`Strongest`: the strongest unit of each channel in each image, and of these the strongest of all images."""
+"""`Strongest`: the units of a channel that are strongest over all images, at most one of each image."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class Hit:
 
 
 class Strongest:
-    """The strongest hits of some channels, each of another image.
+    """For each channel, the hits with the largest values, in falling order.  No two are of one image.
 
     Parameters
     ----------
     channels
         The channels.
     top
-        How many hits of each are kept.  Among equal units, that of the first image counts.
+        How many hits of each are kept.  Of equal hits, that of the earlier image comes first.  Units that are
+        not above 0 are no hits.
     """
 
     def __init__(self, channels: tuple[int, ...], top: int) -> None:
@@ -44,12 +45,12 @@ class Strongest:
         self.hits: dict[int, list[Hit]] = {channel: [] for channel in channels}
 
     def add(self, planes: NDArray[np.float32], images: list[str]) -> None:
-        """Look at more images.
+        """Add the strongest unit of each channel in more images.
 
         Parameters
         ----------
         planes
-            float32 (n, channels of the layer, …): what the layer holds.
+            float32 (n, C, …): the activations of the layer, with all its channels.
         images
             The names of the n images.
         """

@@ -135,9 +135,10 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
     size, alpha = int(given["size"]), given.get("alpha", 1e-4)
     if x.ndim < 2 or size < 1:
         raise ValueError(f"size {size} does not fit {list(x.shape)}")
-    before, C = min((size - 1) // 2, x.shape[1]), x.shape[1]
-    after = min(size - 1 - (size - 1) // 2, C)
-    sums = np.zeros((len(x), 1 + C, *x.shape[2:]))
+    C = x.shape[1]
+    # Channels of the window on either side; more than C are as good as C, and may not fit an integer.
+    before, after = min((size - 1) // 2, C), min(size - 1 - (size - 1) // 2, C)
+    sums = np.zeros((len(x), 1 + C, *x.shape[2:]))  # of all squares before each channel
     np.cumsum(x.astype(np.float64) ** 2, axis=1, out=sums[:, 1:])
     first, stop = np.maximum(np.arange(C) - before, 0), np.minimum(np.arange(C) + after + 1, C)
     window = sums[:, stop] - sums[:, first]

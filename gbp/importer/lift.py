@@ -80,7 +80,10 @@ class Lifting:
         return min(axis + 1, 2**63 - 1) if axis >= 0 else axis
 
     def is_by_row(self, size: int) -> bool:
-        """Whether a constant of this size along axis 0 is the same for all samples, and has as many rows."""
+        """Whether all samples read the same rows of a constant that has this size along axis 0.
+
+        It has one row; or the file is for one sample, and the constant has as many rows as the operands.
+        """
         return size == 1 or (self.batch.samples == 1 and size == max(shape[0] for shape in self.shapes))
 
     def refuse_if_bound(self, found: str) -> None:

@@ -75,7 +75,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
             pieces[tensor.name] = _piece_outside(tensor, file, stores)
     weights = Weights(stores, pieces, (*own, *(store for name, store in stores.items() if name)))
     if sum(piece.length for piece in pieces.values()) > max_bytes_made_of(weights.nbytes):
-        raise ModelError("its tensors take many times what the files hold that they lie in.")
+        raise ModelError("its tensors take many times the bytes of the files that store them.")
     return proto, weights
 
 
@@ -88,21 +88,20 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
     `stores`.
     """
     given = {entry.key: entry.value for entry in tensor.external_data}
-    if not all(
-        isinstance(text, str) for entry in given.items() for text in entry
-    ):  # protobuf returns invalid text as bytes.
-        raise ModelError(f"tensor {tensor.name!r} lies in a file whose name is not UTF-8 text.")
+    # protobuf returns invalid text as bytes.
+    if not all(isinstance(text, str) for entry in given.items() for text in entry):
+        raise ModelError(f"tensor {tensor.name!r} is stored in a file whose name is not UTF-8 text.")
     location = given.get("location", "")
     if not location:
-        raise ModelError(f"tensor {tensor.name!r} lies in a file that it does not name.")
+        raise ModelError(f"tensor {tensor.name!r} is stored in a file that it does not name.")
     if not isinstance(file, Path):
         raise InputError(
-            f"tensor {tensor.name!r} lies in the file {location!r}, and the model is not a file itself.",
+            f"tensor {tensor.name!r} is stored in the file {location!r}, and the model is not a file itself.",
             supported="such a model by its path",
         )
 
     def refuse(found: str) -> ModelError:
-        return ModelError(f"tensor {tensor.name!r} lies in the file {location!r}: {found}.")
+        return ModelError(f"tensor {tensor.name!r} is stored in the file {location!r}: {found}.")
 
     kind = int(tensor.data_type)
     if kind not in _STORED:
@@ -112,7 +111,7 @@ def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: 
     dtype = np.dtype(_STORED[kind])
     expected = dtype.itemsize * elements(tensor.dims)
     if location not in stores and len(stores) > _MAX_FILES:
-        raise refuse(f"the weights lie in more than {_MAX_FILES} files")
+        raise refuse(f"the weights are stored in more than {_MAX_FILES} files")
     try:
         if location not in stores:
             stores[location] = open_beside(file, location)
@@ -241,7 +240,7 @@ def _check_tensors_of(node: onnx.NodeProto) -> None:
     inside = [tensor for graph in graphs for tensor in graph.initializer]
     if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
         raise UnsupportedError(
-            "its tensor lies in another file.",
+            "its tensor is stored in another file.",
             node=label(node),
             op=node.op_type,
             supported="initializers there",
@@ -315,7 +314,7 @@ def tensor_values(
             if tensor.data_type == TensorProto.BOOL:
                 values = values != 0
         elif _is_outside(tensor):  # It is in a graph inside a node.  Reading it here could open any file.
-            raise damaged("lies in another file.")
+            raise damaged("is stored in another file.")
         else:
             values = numpy_helper.to_array(tensor)
     except OSError:

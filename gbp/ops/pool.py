@@ -97,7 +97,7 @@ def read_pool_axes(node: Node) -> tuple[Axis, ...]:
         node.invalid("kernel_shape is missing.")
     axes = read_axes(node, kernel, ceil_mode=bool(node.integer("ceil_mode", 0)))
     if any(map(_has_an_empty_window, axes)):
-        node.refuse("some window lies in the padding alone.", supported="windows that see at least one pixel")
+        node.refuse("some window sees padding alone.", supported="windows that see at least one pixel")
     return axes
 
 

@@ -145,7 +145,7 @@ def _constant_positions(node: Node, shape: Shape, plane: Shape) -> NDArray[np.fl
     channels = np.arange(shape[1]).reshape(1, -1, *(1,) * len(plane))
     positions = indices - channels * elements(plane)
     if positions.size and not 0 <= positions.min() <= positions.max() < elements(plane):
-        node.refuse("an index lies outside its channel's plane.", supported="indices within each plane")
+        node.refuse("an index is outside its channel's plane.", supported="indices within each plane")
     return positions.astype(np.float32)
 
 

@@ -33,6 +33,10 @@ class DamagedError(Exception):
 
 
 class _Head(NamedTuple):
+    """The place (first byte, length) of each array; the bytes of all arrays, padded, and their checksum; and
+    the pickled object.
+    """
+
     spans: list[tuple[int, int]]
     size: int
     checksum: bytes
@@ -47,12 +51,12 @@ class Pickled:
 
     def __init__(self, value: Any) -> None:
         self._arrays: list[memoryview] = []
-        self._pickled = pickle.dumps(value, protocol=5, buffer_callback=self._is_small)
+        self._pickled = pickle.dumps(value, protocol=5, buffer_callback=self._goes_with_object)
         #: About the size of a file with it.
         self.nbytes = len(self._pickled) + sum(array.nbytes for array in self._arrays)
 
-    def _is_small(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether an array is pickled with the object; otherwise keeps it."""
+    def _goes_with_object(self, buffer: pickle.PickleBuffer) -> bool:
+        """Decide for an array: True where it is pickled with the object; else it is added to the arrays."""
         array = memoryview(buffer)
         if array.format == "f" and array.ndim == 1 and array.nbytes >= _SMALL:
             self._arrays.append(buffer.raw())
@@ -75,6 +79,7 @@ class Pickled:
 
 
 def _checksum(file: IO[bytes], size: int, threads: int) -> bytes:
+    """The checksum of the first `size` bytes of a file."""
     if not size:
         return b""
     with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
@@ -95,12 +100,13 @@ def load(path: Path, threads: int) -> Any:
         raise DamagedError
     view = memoryview(data)
     if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        # Weights that no run reads are then not in memory.
+        # The checksum has read all pages.  They are dropped: a run reads those that it needs from the file.
         data.madvise(mmap.MADV_DONTNEED)
     return pickle.loads(head.pickled, buffers=[view[start : start + n] for start, n in head.spans])
 
 
 def _read_head(path: Path, file: IO[bytes]) -> _Head:
+    """The head, once its digest is checked.  Raises DamagedError."""
     total = os.fstat(file.fileno()).st_size
     if total < _TAIL.size:
         raise DamagedError

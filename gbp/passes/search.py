@@ -42,7 +42,7 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 def signature(value: object) -> Hashable:
     """A key that is equal for ops of the same type with the same constants, bit by bit, and for no others."""
     if isinstance(value, float):
-        return value.hex()  # −0 is another number than 0, as 1/x tells
+        return value.hex()  # −0 is another number than 0, as 1/x shows
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, np.ndarray):

@@ -16,9 +16,12 @@ from .figure import FRAME, INK
 COLOURS = ("#113a85", "#dd4a5d", "#f2a12e", "#4f8f5b", "#7b4fa3", "#555555")
 #: Everything is drawn this much larger and reduced, which smooths the lines.
 _OVER = 2
-_HEIGHT, _LABELS, _LEFT, _TOP, _GAP, _FONT = 190, 160, 44, 30, 20, 13
-#: The width that all these sizes are for.
+#: Pixels of the whole picture's width, for which all sizes below are; it is scaled to the width asked for.
 _WIDTH = 1400
+#: Pixels of a chart's height, and of the longest label under it.
+_HEIGHT, _LABELS = 190, 160
+#: Pixels that a chart leaves for the numbers on its left and for the title above it; between things; of text.
+_LEFT, _TOP, _GAP, _FONT = 44, 30, 20, 13
 #: Labels along the axis of a chart are at most so many; of more, every second or third is written.
 _MAX_LABELS = 26
 
@@ -63,21 +66,20 @@ def draw_charts(charts: Sequence[Chart], columns: int, width: int) -> Image.Imag
         font.getlength(_shortened(text.legible(name), font)) for chart in charts for name in chart.places
     )
     across = (_WIDTH - _GAP) // columns
-    each = (across, _TOP + _HEIGHT + int(labels / _OVER) + 2 * _GAP)
-    canvas = Image.new(
-        "RGB", (_OVER * (columns * across + _GAP), _OVER * (rows * each[1] + 2 * _GAP)), "white"
-    )
+    down = _TOP + _HEIGHT + int(labels / _OVER) + 2 * _GAP
+    size = _OVER * (columns * across + _GAP), _OVER * (rows * down + 2 * _GAP)
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    low = min((v for c in charts for line in c.lines.values() for v in line if v is not None), default=0.0)
-    low = -1.0 if low < -0.5 else -0.5 if low < -0.25 else -0.25
+    least = min((v for c in charts for line in c.lines.values() for v in line if v is not None), default=0.0)
+    low = -1.0 if least < -0.5 else -0.5 if least < -0.25 else -0.25  # where the axes begin
     x = _OVER * (_GAP + _LEFT)
     for colour, name in zip(_colours(charts[0]), charts[0].lines, strict=True):
         draw.line((x, _OVER * _GAP, x + _OVER * 24, _OVER * _GAP), fill=colour, width=3 * _OVER)
         draw.text((x + _OVER * 30, _OVER * _GAP), name, fill=INK, font=font, anchor="lm")
         x += int(_OVER * 50 + font.getlength(name))
     for k, chart in enumerate(charts):
-        left = _GAP + _LEFT + k % columns * each[0]
-        top = 2 * _GAP + _TOP + k // columns * each[1]
+        left = _GAP + _LEFT + k % columns * across
+        top = 2 * _GAP + _TOP + k // columns * down
         _draw(canvas, draw, chart, (_OVER * left, _OVER * top, _OVER * (across - _LEFT - _GAP)), low, font)
     return canvas.resize((width, canvas.height * width // canvas.width), Image.Resampling.LANCZOS)
 
@@ -94,10 +96,11 @@ def _draw(
     low: float,
     font: Font,
 ) -> None:
-    """Draw one chart.  `where`: left, top and width of its area; `low`: the least value of the axis."""
+    """Draw one chart.  `where`: left, top and width of its area; `low`: the value at the axis' bottom."""
     (left, top, width), height = where, _OVER * _HEIGHT
 
     def at(value: float) -> float:
+        """The height of a value on the canvas."""
         return top + height * (1.0 - value) / (1.0 - low)
 
     draw.text((left, top - _OVER * 8), chart.title, fill=INK, font=font, anchor="ls")

@@ -39,7 +39,7 @@ class Drawn:
     colours
         The colours (n, 3), from 0 to `limit`; from -`limit` to `limit` where `signed`.
     signed
-        Whether colours tell the sign.
+        Whether colours show the sign.
     on_photo
         Whether it shows the whole photo.
     """

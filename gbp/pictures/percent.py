@@ -21,7 +21,7 @@ def percent(chance: float) -> str:
 
 
 def whole_percent(share: float) -> str:
-    """A share in per cent without decimals; 0 % is none, 100 % is all, and "<1 %" and ">99 %" lie inside."""
+    """A share in per cent without decimals; 0 % is none, 100 % is all, and "<1 %" and ">99 %" are between."""
     if 0 < share < 0.01:
         return "<1 %"
     return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

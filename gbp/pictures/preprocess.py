@@ -77,7 +77,7 @@ class Preprocess:
         where the network's input has a side under 64 pixels.
     resize
         "crop" does that and keeps the aspect ratio; "stretch" scales the whole image to `size`; "fit" scales
-        it to lie within `size`, and pads it with the mean.
+        it to be within `size`, and pads it with the mean.
 
     Raises
     ------

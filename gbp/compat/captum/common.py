@@ -59,6 +59,7 @@ def opened(inputs: Inputs, additional_forward_args: Any) -> tuple[Floats, Callab
 
 
 def refuse_inputs(**given: bool) -> None:
+    """Refuse options that ask for the input of a layer in place of its output, where they are True."""
     for name, value in given.items():
         if value:
             raise InputError(
@@ -67,6 +68,7 @@ def refuse_inputs(**given: bool) -> None:
 
 
 def baseline_of(baselines: Any, x: Floats) -> Floats:
+    """The baseline of each sample, in the shape of x; by default 0.  Raises InputError."""
     given = baselines[0] if isinstance(baselines, tuple) else baselines
     found = floats(0.0 if given is None else given, "baselines")
     if not fits(found, x.shape):
@@ -106,6 +108,8 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
 
 
 def class_seeds(target: Target, n: int) -> Seeds:
+    """Seeds of the scores: 1 at the target of each of n samples."""
+
     def seeds(run: Run) -> NDArray[np.float32]:
         made = np.zeros(run.scores.shape, np.float32)
         classes = classes_of(target, n, run.score_shape)[run.samples]
@@ -116,6 +120,7 @@ def class_seeds(target: Target, n: int) -> Seeds:
 
 
 def neuron_seeds(layer: str, selector: Selector) -> Seeds:
+    """Seeds of a layer's output: 1 at the neuron, or at each of those that slices select."""
     index = selector if isinstance(selector, tuple) else (selector,)
     if not all(isinstance(i, (int, np.integer, slice)) and not isinstance(i, bool) for i in index):
         raise InputError(f"neuron_selector is {selector!r:.80}.", supported="an index, or indices and slices")
@@ -152,5 +157,6 @@ def repeated(target: Target, n: int, copies: int) -> Any:
 
 
 def selected(scores: Floats, target: Target) -> NDArray[np.float64]:
+    """The score of each sample's target, from scores (N, …)."""
     classes = classes_of(target, len(scores), scores.shape[1:])
     return np.asarray(np.take_along_axis(scores, classes[:, None], 1)[:, 0], np.float64)
