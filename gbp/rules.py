@@ -124,8 +124,8 @@ RULES: dict[str, Rule] = {
             False,
             True,
             "Zeiler & Fergus 2013, arXiv:1311.2901",
-            "Its map hardly depends on the class, and without max-pools not on the image either: do not read "
-            "it as evidence for one class.",
+            "Its map hardly depends on the class, and in a network without max-pools it does not depend on "
+            "the image: do not read it as evidence for one class.",
         ),
         Rule(
             "guided",

@@ -57,7 +57,7 @@ class Scan:
         #: How many images were looked at; and why some could not be read, by name.
         self.done, self.failed = 0, dict[str, str]()
         self.strongest = Strongest(channels, top)
-        #: Of the identities of the images that were looked at, in order.
+        #: The digest of the identities of the images that were looked at, in order.
         self._digest = hashlib.sha256()
         try:
             before = json.loads((folder.path / STATE).read_text())

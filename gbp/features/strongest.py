@@ -36,7 +36,7 @@ class Strongest:
     channels
         The channels.
     top
-        How many hits of each are kept.  Of equal hits, that of the earlier image comes first.  Units that are
+        How many hits of each are kept.  Among equal hits the earlier image comes first.  Units that are
         not above 0 are no hits.
     """
 

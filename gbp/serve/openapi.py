@@ -113,7 +113,7 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "description": "A picture or an .npy file, told by its content; alone or in a form.",
+            "description": "A picture or an .npy file, recognised by its content; alone or in a form.",
             "content": {
                 **{media: {"schema": file} for media in ("image/*", "application/octet-stream")},
                 "multipart/form-data": {"schema": form},
