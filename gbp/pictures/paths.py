@@ -17,7 +17,7 @@ SUFFIXES = frozenset(
     | {".heic", ".heif"}
 )
 STDIN = "-"
-_SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, PPM, HEIC and .npy files, recognised by their suffix"
+_SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, PPM, HEIC and .npy files, known by their suffix"
 
 
 def find_images(names: Iterable[str | os.PathLike[str]], stdin: IO[bytes] | None = None) -> list[str]:
