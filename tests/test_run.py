@@ -234,6 +234,26 @@ def test_many_seeds_are_computed_in_parts_that_fit_into_memory() -> None:
     assert np.concatenate([part for _, part in parts]).tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("rule", ["vanilla", "guided", "lrp-epsilon", "rectgrad"])
+def test_gradients_of_tiny_seeds_are_those_of_others_times_a_power_of_two(rule: str) -> None:
+    """Where AMX computes, too: it takes what is below 2⁻¹²⁶ as 0."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 64, 12, 12), 64, 3, pads=(1, 1, 1, 1)))
+    model = b.model(b.head(b.relu(b.conv(y, 64, 3, pads=(1, 1, 1, 1)))))
+    x, seeds = noise((2, 64, 12, 12)), noise((2, 3, 4), 1)
+    tiny = seeds.copy()
+    tiny[:, 1] *= np.float32(2.0**-100)
+    tiny[1, 2] = 0
+    with Explainer(model).run(x, keep=["relu3"]) as run:
+        for wrt in (None, "relu3"):
+            expected = run.vjp(seeds, rule, wrt=wrt)
+            expected[:, 1] *= np.float32(2.0**-100)
+            expected[1, 2] = 0
+            np.testing.assert_array_equal(run.vjp(tiny, rule, wrt=wrt), expected)
+            reduced = run.vjp(tiny, rule, wrt=wrt, reduce=lambda g: g.max(axis=(2, 3)))
+            np.testing.assert_array_equal(reduced, expected.max(axis=(2, 3)))
+
+
 def test_what_is_reduced_in_the_run_s_memory_is_what_a_copy_gives() -> None:
     model = built(NETS["a rectifier's output with two readers"])
     explainer = Explainer(model)

@@ -27,6 +27,9 @@ from ..runtime.tape import Reduce, Tape
 from .engine import Engine, finished, gate_of
 from .notes import refuse_meaningless
 
+#: Seeds whose largest number is below are multiplied by a power of two.
+_TINY = 2.0**-20
+
 
 class Run:
     """One forward run of N samples.  One thread at a time may ask it.
@@ -223,6 +226,7 @@ class Run:
         is_inner = start != plan.scores
         shape = plan.shape_of(start) if is_inner else self.scores.shape[1:]
         seeds, is_one = _seeds(seed, len(self), shape)
+        seeds, worth = _near_1(seeds)
         if not is_inner:
             seeds = seeds.reshape(*seeds.shape[:2], *plan.output_shape)
         session, tape = self._on(rule.rewrite)
@@ -233,12 +237,15 @@ class Run:
                     f"{rule.name!r} has no tensor {name!r}, which is between layers that it folds into one."
                 )
         with session.device.turn(), computing():
-            early = reduce if rule.finish is None else None
+            early = reduce if rule.finish is None and worth is None else None
             gradient = session.vjp(tape, gate_of(rule), seeds, of_kept, wrt_kept, early)
             overflows, tape.is_finite = not tape.is_finite, True
+        if worth is not None:
+            gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))
         if rule.finish is not None:
             gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
-            gradient = gradient if reduce is None else reduce(gradient)
+        if reduce is not None and early is None:
+            gradient = reduce(gradient)
         if overflows:
             hint = "The network's values overflow float32."
             raise ModelError("the gradient holds NaN or infinity.", hint=hint)
@@ -373,3 +380,18 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
     if not is_finite(seeds):
         raise InputError("the seed holds NaN or infinity.")
     return seeds[:, None] if is_one else seeds, is_one
+
+
+def _near_1(seeds: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Seeds (n, K, …), tiny ones multiplied by powers of two, and what their gradients are worth, (n, K).
+
+    So the gradient of a small probability is as exact as another: products on AMX take what is below 2⁻¹²⁶,
+    also the last bits of a number, as 0.  None where no seed is tiny.
+    """
+    largest = np.abs(seeds).reshape(*seeds.shape[:2], -1).max(axis=2)
+    is_tiny = (largest > 0) & (largest < _TINY)
+    if not is_tiny.any():
+        return seeds, None
+    exponents = np.where(is_tiny, np.frexp(largest)[1], 0)
+    scaled = np.ldexp(seeds, -exponents.reshape(exponents.shape + (1,) * (seeds.ndim - 2)))
+    return scaled, np.ldexp(np.float32(1), exponents)
