@@ -45,12 +45,17 @@ def array_of(value: Any) -> NDArray[Any]:
     """The array that NumPy makes of what a caller gave.
 
     It makes none of rows that differ in length; this is an empty array of objects then, which every check of
-    a dtype refuses.
+    a dtype refuses.  Raises InputError for an array that is masked somewhere, and where another library
+    refuses, as torch does for a tensor that requires a gradient.
     """
+    if np.ma.is_masked(value):
+        raise InputError("an array is masked.", hint="Say what is there: array.filled(0).")
     try:
         return np.asarray(value)
     except ValueError:
         return np.empty(0, object)
+    except Exception as error:
+        raise InputError(f"NumPy makes no array of a {type(value).__name__}: {error}.") from error
 
 
 def fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .arguments import array_of
 from .errors import InputError
 from .limits import MAX_ELEMENTS, elements, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
@@ -114,18 +115,21 @@ class Inputs:
                 yield images[part]
             return
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            yield from self._array_batches(self._samples(images), slices)
+            yield from self._array_batches(self._samples(array_of(images)), slices)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise InputError("there are no images.")
         if any(map(is_array_file, pictures)):
-            yield from self._array_batches(self._samples(self._from_array_files(pictures)), slices)
+            arrays = self._from_array_files(pictures)
+            yield from self._array_batches(self._samples(arrays), slices, list(map(os.fspath, pictures)))
             return
         for picture in pictures:
             if not _is_picture(picture):
+                is_array = isinstance(picture, np.ndarray)
+                held = f", {picture.dtype} of shape {list(picture.shape)}" if is_array else ""
                 raise InputError(
-                    f"an image is of type {type(picture).__name__}.",
+                    f"an image is of type {type(picture).__name__}{held}.",
                     supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W, 3), or one "
                     "float array (N, …) for all",
                 )
@@ -164,7 +168,8 @@ class Inputs:
     def _is_pixels(self, array: NDArray[Any]) -> bool:
         """Whether an array is one picture and not an array of samples."""
         is_sample = not self.has_batch and array.shape == self.model_shape[1:]
-        return array.dtype == np.uint8 and array.ndim == len(self.model_shape) - 1 == 3 and not is_sample
+        takes_pictures = len(self.model_shape) == 4
+        return array.dtype == np.uint8 and takes_pictures and array.ndim in (2, 3) and not is_sample
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
         """Read one sample from each file.  A sample may have a batch axis of 1."""
@@ -172,18 +177,25 @@ class Inputs:
             raise InputError(
                 "some images are pictures and some arrays.", hint="Explain them one kind at a time."
             )
-        shape = self.model_shape
-        rank, arrays = len(shape), list(map(read_array, paths))
-        samples = [array[None] if array.ndim == rank - 1 else array for array in arrays]
-        if any(sample.ndim != rank or sample.shape != (1, *samples[0].shape[1:]) for sample in samples):
-            shapes = ", ".join(str(list(array.shape)) for array in arrays)
-            expected = ["?" if n is None else n for n in shape[1:]]
-            raise InputError(
-                f"arrays of shape {shapes:.200}.", supported=f"one sample of {expected} in each file"
-            )
+        expected, samples = self.model_shape[1:], []
+        for path in paths:
+            array = read_array(path)
+            sample = array if array.ndim == len(self.model_shape) else array[None]
+            if len(sample) != 1 or not _fit(sample.shape[1:], expected):
+                sizes = ["?" if n is None else n for n in expected]
+                alike = (
+                    f", all of the shape of {os.fspath(paths[0])!r}" if None in self.model_shape[1:] else ""
+                )
+                raise InputError(
+                    f"the array {os.fspath(path)!r} has shape {list(array.shape)}.",
+                    supported=f"one sample of {sizes} in each file{alike}",
+                )
+            expected = sample.shape[1:]  # all have the sizes of the first
+            samples.append(sample)
         return np.concatenate(samples)
 
-    def _array_batches(self, x: NDArray[Any], slices: Slices) -> Iterator[Batch]:
+    def _array_batches(self, x: NDArray[Any], slices: Slices, files: Sequence[str] = ()) -> Iterator[Batch]:
+        """Slices of an array of samples, which these files held."""
         expected = self.model_shape
         if x.dtype.kind not in "fiu":
             raise InputError(
@@ -191,11 +203,7 @@ class Inputs:
                 supported="numbers in the model's input layout, already preprocessed",
                 hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
             )
-        fits = x.shape[1:] == expected[1:] or (
-            x.ndim == len(expected)
-            and all(n in (None, m) for n, m in zip(expected[1:], x.shape[1:], strict=True))
-        )
-        if not fits or 0 in x.shape:
+        if not _fit(x.shape[1:], expected[1:]) or not x.ndim or 0 in x.shape:
             wanted = ["N", *("?" if n is None else n for n in expected[1:])]
             raise InputError(
                 f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
@@ -209,7 +217,8 @@ class Inputs:
                     samples = np.ascontiguousarray(samples, np.float32)
             if self.looks_at_samples and not is_finite(samples):
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
-                refuse_not_finite(part.start + int(np.argmin(finite)))
+                first = part.start + int(np.argmin(finite))
+                refuse_not_finite(first, files[first] if files else "")
             yield Batch(samples, partial(self._looks, samples))
 
     def _looks(self, x: NDArray[np.float32]) -> Sequence[Image.Image] | None:
@@ -280,6 +289,11 @@ def together(batches: Sequence[Batch]) -> Batch:
 
     photos = tuple(photo for batch in batches for photo in batch.photos or ())
     return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)
+
+
+def _fit(shape: Shape, expected: Sequence[int | None]) -> bool:
+    """Whether sizes are those that are expected; None stands for any."""
+    return len(shape) == len(expected) and all(n in (None, m) for n, m in zip(expected, shape, strict=True))
 
 
 def _is_picture(value: object) -> bool:

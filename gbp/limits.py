@@ -51,9 +51,10 @@ def is_finite(values: NDArray[Any]) -> bool:
     return all(np.logical_and.reduce(np.isfinite(piece)) for piece in pieces)
 
 
-def refuse_not_finite(sample: int) -> NoReturn:
-    """Raise InputError for the sample of this index, which holds NaN or infinity."""
-    raise InputError(f"sample {sample} of the array holds NaN or infinity.")
+def refuse_not_finite(sample: int, file: str = "") -> NoReturn:
+    """Raise InputError for the sample of this index, or its file, which holds NaN or infinity."""
+    what = f"the array {file!r}" if file else f"sample {sample} of the array"
+    raise InputError(f"{what} holds NaN or infinity.")
 
 
 class computing(np.errstate):  # lower case, like the context manager that it extends

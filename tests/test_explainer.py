@@ -351,6 +351,9 @@ def test_a_picture_is_a_path_bytes_a_file_pixels_or_a_pil_image(tmp_path: Path) 
         prepared = explainer.prepare(kinds)
     assert all(x.tobytes() == prepared[0].tobytes() for x in prepared)
     np.testing.assert_array_equal(explainer.prepare(pixels)[0], prepared[0])
+    for other in (pixels[:, :, 0], np.dstack([pixels, pixels[:, :, :1]])):  # grey, and with transparency
+        np.testing.assert_array_equal(explainer.prepare(other), explainer.prepare([other]))
+        np.testing.assert_array_equal(explainer.prepare(other), explainer.prepare(Image.fromarray(other)))
 
 
 FIRST_USE = f"""

@@ -285,6 +285,13 @@ def test_quadratures_integrate_straight_lines(quadrature: str) -> None:
         assert points.max() <= 1
 
 
+def test_so_many_points_are_refused_before_they_are_computed(tiny: Explainer) -> None:
+    with pytest.raises(InputError, match=r"steps is 60000\. Supported: up to 1000"):
+        integrated_gradients(tiny, samples_of(1), steps=60_000)
+    with pytest.raises(InputError, match=r"baseline is an array \[2\] of float64"):
+        integrated_gradients(tiny, samples_of(1), baseline=np.zeros(2))
+
+
 def test_the_map_adds_up_to_the_difference_of_the_scores(demo: Explainer) -> None:
     for baseline in ("zero", "mean", "blur", 0.3):
         found = integrated_gradients(demo, SCENES, steps=100, baseline=baseline)

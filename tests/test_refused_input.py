@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import struct
 import zlib
@@ -162,6 +163,12 @@ def explainer() -> Explainer:
     return Explainer(valid(), preprocess="unit", labels=["cat", "dog", "dog, spotted", "carp"])
 
 
+def closed() -> io.BytesIO:
+    file = io.BytesIO()
+    file.close()
+    return file
+
+
 ARRAYS: dict[str, tuple[Any, str]] = {
     "one channel": (image(1, 1, 8, 8), r"\[1, 1, 8, 8\].*Supported: \[N, 3, 8, 8\]"),
     "four channels": (image(1, 4, 8, 8), "shape"),
@@ -187,7 +194,35 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "a folder": ("/", "'/' is a directory"),
     "no name": ("", "cannot open"),
     "a NUL": ("a\0b.png", "cannot open"),
+    "pixels of two channels": (np.zeros((8, 8, 2), np.uint8), r"uint8 of shape \[8, 8, 2\]"),
+    "masked": (np.ma.masked_equal(np.zeros((1, 3, 8, 8)), 0), "masked"),
+    "a file of text": (io.StringIO("PNG"), "no bytes"),
+    "a closed file": (closed(), "cannot read .*closed file.*'rb'"),
 }
+
+
+def test_the_file_of_an_array_that_is_refused_is_named(explainer: Explainer, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    np.save(paths[0], image()[0])
+    for wrong, message in ((np.full((3, 8, 8), np.nan), "NaN"), (np.zeros((3, 9, 8)), r"\[3, 9, 8\]")):
+        np.save(paths[1], wrong)
+        for given in (paths, paths[1:]):
+            with pytest.raises(InputError, match=f"the array '.*b.npy' .*{message}"):
+                explainer.explain(given)
+
+
+def test_what_numpy_makes_no_array_of(explainer: Explainer) -> None:
+    class Tensor:
+        """As torch's that require a gradient."""
+
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("call detach() first")
+
+    for target in (Tensor(), [Tensor()]):
+        with pytest.raises(InputError, match=r"call detach\(\) first|target"):
+            explainer.explain(image(), target=target)
+    with explainer.run(image()) as run, pytest.raises(InputError, match=r"call detach\(\) first"):
+        run.vjp(Tensor())
 
 
 @pytest.mark.parametrize("case", ARRAYS)

@@ -51,6 +51,8 @@ QUADRATURES: dict[str, Callable[[int], Points]] = {
     "midpoint": _midpoint,
 }
 BASELINES = ("zero", "mean", "blur")
+#: Most points of Gauss and Legendre: they are the eigenvalues of a matrix of as many rows.
+_MOST_LEGENDRE = 1000
 #: The deviation of the blurred baseline, as a share of each side.
 _BLUR = 0.1
 
@@ -101,6 +103,8 @@ def integrated_gradients(
     count = whole_number("steps", steps)
     if quadrature == "trapezoid" and count < 2:
         raise InputError(f"steps is {count}.", supported="at least 2 for the trapezoid")
+    if quadrature == "gauss-legendre" and count > _MOST_LEGENDRE:
+        raise InputError(f"steps is {count}.", supported=f"up to {_MOST_LEGENDRE} of Gauss and Legendre")
     if isinstance(baseline, str) and baseline not in BASELINES:
         raise InputError(f"baseline is {baseline!r}.", supported=f"{', '.join(BASELINES)}, or an array")
     points, weights = QUADRATURES[quadrature](count)
@@ -194,8 +198,9 @@ def _given(baseline: ArrayLike, run: Run) -> NDArray[np.float64]:
     given, shape = array_of(baseline), (run.count, *run.x.shape[1:])
     if not fits(given, shape):
         sizes = ", ".join(map(str, shape[1:]))
+        what = f"an array {list(given.shape)} of {given.dtype}" if given.ndim else f"{baseline!r:.80}"
         raise InputError(
-            f"baseline is {baseline!r:.80}.",
+            f"baseline is {what}.",
             supported=f"{', '.join(BASELINES)}, a finite number, or an array [{sizes}] or [N, {sizes}]",
         )
     return np.broadcast_to(given, shape)[run.samples].astype(np.float64)

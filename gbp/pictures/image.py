@@ -70,10 +70,13 @@ def read_image(
 
 def read_bytes(source: IO[bytes]) -> bytes:
     """All bytes of a file object that holds an image.  Raises `InputError` if they are too many, or none."""
-    content = source.read(MAX_FILE + 1)
+    name = called(str(getattr(source, "name", "the given image")))
+    try:
+        content = source.read(MAX_FILE + 1)
+    except Exception as error:  # what a caller's object raises: it is closed, say, or opened as text
+        raise InputError(f"cannot read {name}: {reason_of(error)}.", hint="Open it with 'rb'.") from error
     if not isinstance(content, bytes) or len(content) > MAX_FILE:
-        name = str(getattr(source, "name", "the given image"))
-        raise InputError(f"{called(name)} holds no bytes, or more than {readable_bytes(MAX_FILE)}.")
+        raise InputError(f"{name} holds no bytes, or more than {readable_bytes(MAX_FILE)}.")
     return content
 
 
