@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runtime": "devices errors kernels limits ops plan",
         "packed": "errors kernels",
         "pictures": "errors files",
-        "inputs": "errors limits pictures",
+        "inputs": "arguments errors limits pictures",
         "questions": "arguments errors",
         "result": "errors files pictures questions rules version",
         "engine": "arguments devices errors graph importer inputs kernels limits packed pictures "

@@ -211,6 +211,12 @@ def test_the_file_of_an_array_that_is_refused_is_named(explainer: Explainer, tmp
                 explainer.explain(given)
 
 
+@pytest.mark.parametrize("given", [3, [("x", 1)], "x"])
+def test_what_is_given_for_inputs_is_a_table(given: Any) -> None:
+    with pytest.raises(InputError, match=r"given is .*Supported: a table"):
+        Explainer(valid(), given=given)
+
+
 def test_what_numpy_makes_no_array_of(explainer: Explainer) -> None:
     class Tensor:
         """As torch's that require a gradient."""

@@ -402,6 +402,15 @@ def test_a_map_of_ones_own_fits_its_target() -> None:
         ]:
             with pytest.raises(InputError, match=message):
                 run.attribution(map, target)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="the map has shape"):
+            run.attribution(np.ones((n, 3, 0, 7)), [0] * n)
+        for shape in ((n, 6, 7), (n, 7), (n, 2, 3, 6, 7)):  # which may be kept, but not read as an image
+            found = run.attribution(np.ones(shape), [0] * n)
+            for ask in (found.reduce, found[0].gray, found[0].draw):
+                with pytest.raises(
+                    InputError, match=r"a sample's map has shape .*an axis for each of C, H, W"
+                ):
+                    ask()
 
 
 def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def _checked(
     maps, targets = array_of(map), array_of(target)
     are_numbers = maps.dtype.kind in "fiu" and targets.dtype.kind in "iu"
     is_one_or_many = targets.ndim in (1, 2) and targets.size > 0 and len(targets) == n
-    fits = maps.ndim > targets.ndim and maps.shape[: targets.ndim] == targets.shape
+    fits = maps.ndim > targets.ndim and maps.shape[: targets.ndim] == targets.shape and maps.size > 0
     if not (are_numbers and is_one_or_many and fits):
         supported = f"numbers [{n}, …] with indices [{n}], or [{n}, K, …] with [{n}, K]"
         raise InputError(

@@ -68,7 +68,8 @@ class Projector:
             gradient = run.vjp(seed, self.rule, of=self.tensor.name)
             pictures = run.pictures
         preprocess = self.explainer.preprocess
-        planes = channels_first(gradient, self.explainer.layout, preprocess.channels if preprocess else "RGB")
+        channels = preprocess.channels if preprocess else "RGB"
+        planes = channels_first(gradient, self.explainer.layout, channels, 1)
         box = self._box(channel, hit.at)
         if not pictures:
             return _cut(planes[0], box, 0), None

@@ -180,6 +180,8 @@ def _opset(proto: onnx.ModelProto) -> int:
 def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
     """The values of the other inputs, cast to the types that the file declares."""
     declared = {value.name: value for value in proto.graph.input}
+    if not isinstance(given, Mapping):
+        raise InputError(f"given is {given!r:.80}.", supported="a table, {name: array}")
     result = {}
     for name, value in given.items():
         if name not in declared:

@@ -14,13 +14,22 @@ from .preprocess import Channels
 Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
 
 
-def channels_first(m: NDArray[np.float32], layout: Layout, channels: Channels) -> NDArray[np.float32]:
-    """A map (…, C, H, W), colours red first.
+def channels_first(
+    m: NDArray[np.float32], layout: Layout, channels: Channels, leading: int
+) -> NDArray[np.float32]:
+    """A map (…, C, H, W), colours red first, of a map with `leading` axes before those of a sample.
 
-    A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.
+    A series is one channel of a plane, (1, C, L), and a row of numbers a plane of one row.  Raises InputError
+    where a sample has more axes or fewer.
     """
     if layout == "ND":
         raise InputError("the network's input is not an image.", hint="Use the array `map` itself.")
+    if m.ndim - leading != len(layout) - 1:
+        raise InputError(
+            f"a sample's map has shape {list(m.shape[leading:])}.",
+            supported=f"an axis for each of {', '.join(layout[1:])}",
+            hint="Use the array `map` itself.",
+        )
     if layout == "NC":
         return m[..., None, None, :]
     if layout == "NCL":

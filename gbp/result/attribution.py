@@ -198,7 +198,7 @@ class Attribution(Drawable, Sequence[Sample]):
         InputError
             For another name, and where the input is not an image.
         """
-        return reduce(channels_first(self.map, self.layout, self.channels), how)
+        return reduce(channels_first(self.map, self.layout, self.channels, self.target.ndim), how)
 
     def save(
         self,

@@ -126,7 +126,7 @@ class Explained:
         """The map of the only target as (C, H, W), colours red first."""
         self.the_target()
         m = self.map if np.ndim(self.target) == 0 else self.map[0]
-        return channels_first(m, self.layout, self.channels)
+        return channels_first(m, self.layout, self.channels, 0)
 
     def name_of(self, number: int) -> str:
         """The label of a class, or "class 7"; with its position where the scores have several axes.
