@@ -318,7 +318,7 @@ def is_empty(case: Case) -> bool:
     return any(d.HasField("dim_value") and d.dim_value == 0 for kind in kinds for d in kind.shape.dim)
 
 
-UNKNOWN_OP = "gbp does not do an op"
+UNKNOWN_OP = "gbp does not support an op"
 
 #: Ops that are no part of a trained CNN with a gradient.
 OUT_OF_SCOPE = {
@@ -356,7 +356,7 @@ EXCLUSIONS = (
     Exclusion("no input is float", has_no_float(free_inputs)),
     Exclusion("no float input has an axis", lambda case: not explainable(case.model)),
     Exclusion("an input is empty", is_empty),
-    Exclusion(UNKNOWN_OP, refusal="that gbp does not do: "),
+    Exclusion(UNKNOWN_OP, refusal="that gbp does not support: "),
     Exclusion("an output is made of constants alone", refusal=" does not depend on the input "),
     Exclusion("its output is constant", refusal="The output would be constant"),
     Exclusion(TRAINS, refusal="training_mode is"),
@@ -440,9 +440,9 @@ def unneeded(results: Sequence[Result]) -> list[str]:
 
 
 def unknown_ops(results: Sequence[Result]) -> Counter[str]:
-    """How many tests each op excludes that gbp does not do, but for those out of scope."""
+    """How many tests each op excludes that gbp does not support, but for those out of scope."""
     listed = (
-        result.said.partition("does not do: ")[2].partition(" Supported: ")[0]
+        result.said.partition("does not support: ")[2].partition(" Supported: ")[0]
         for result in results
         if result.row and result.row.reason == UNKNOWN_OP
     )
@@ -459,7 +459,7 @@ def summary(results: Sequence[Result]) -> str:
     reasons = Counter(result.row.reason for result in results if result.row)
     lines += [f"{count:9}  {reason}" for reason, count in reasons.most_common()]
     ops = ", ".join(f"{op} {count}" for op, count in unknown_ops(results).most_common())
-    lines += ["", *textwrap.wrap(f"ops that gbp does not do, and tests that have them: {ops}", 110)]
+    lines += ["", *textwrap.wrap(f"ops that gbp does not support, and tests that have them: {ops}", 110)]
     for verdict in (Verdict.FAILED, Verdict.STALE):
         wrong = [result for result in results if result.verdict == verdict]
         lines += [f"{verdict}: {each.kind} {each.name}: {' '.join(each.said.split())}" for each in wrong]

@@ -159,7 +159,10 @@ def test_unsupported_nodes_are_counted_by_op() -> None:
     with pytest.raises(UnsupportedError) as caught:
         Explainer(model)
     text = str(caught.value)
-    assert "40 node(s) that gbp does not do: 20 QLinearAdd, the first of them '/features/features.0/" in text
+    assert (
+        "40 node(s) that gbp does not support: 20 QLinearAdd, the first of them '/features/features.0/"
+        in text
+    )
     assert "20 QLinearConv" in text
     assert text.endswith("quantize in the QDQ format, or export in float32.")
     assert len(text) < 500

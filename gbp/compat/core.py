@@ -137,7 +137,7 @@ def refuse(**given: Any) -> None:
     """
     for name, (value, default) in given.items():
         if value is not default and value != default:
-            raise InputError(f"gbp does not do {name}={value!r:.80}.", supported=f"{name}={default!r}")
+            raise InputError(f"gbp does not support {name}={value!r:.80}.", supported=f"{name}={default!r}")
 
 
 class ChannelsLast:

@@ -71,7 +71,8 @@ class WhiteBox:
             raise InputError(f"reducer is {reducer!r}.", supported="min, mean, max, sum, None")
         if not callable(operator) and operator not in (None, *_TASKS):
             raise InputError(
-                f"gbp does not do operator={operator!r}.", supported=f"{', '.join(_TASKS)}, or a function"
+                f"gbp does not support operator={operator!r}.",
+                supported=f"{', '.join(_TASKS)}, or a function",
             )
         self.model = _output(model, output_layer)
         self.batch_size = at_least_one("batch_size", batch_size)

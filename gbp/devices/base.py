@@ -32,16 +32,15 @@ class Entry:
     ----------
     x
         (N, …), the array that steps read.
-    order
-        The order in which the axes of a sample are stored in x.
+    axes
+        The axes of x in the model's own layout.
     """
 
-    def __init__(self, x: Array, order: tuple[int, ...]) -> None:
-        self.x, self.order = x, order
-        #: The axes of x in the model's own layout.
-        self.axes = (0, *(1 + order.index(axis) for axis in range(1, 1 + len(order))))
-        self._logical = x.transpose(*self.axes)
-        self._by_channels = len(order) > 1 and order[-1] == 1 < x.shape[-1] <= _FEW
+    def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
+        self.x, self.axes = x, axes
+        self._logical = x.transpose(*axes)
+        has_channels_last = len(axes) > 2 and axes[1] == len(axes) - 1
+        self._by_channels = has_channels_last and 1 < x.shape[-1] <= _FEW
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout.
@@ -142,17 +141,17 @@ class Device(ABC):
         """Cut n samples of `nbytes` bytes into pieces: one is brought in while the last one is computed."""
         return [slice(0, n)]
 
-    def entry(self, x: Array, order: tuple[int, ...], marks: Array | None) -> Entry:
+    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None) -> Entry:
         """The entry to x (N, …).
 
         Parameters
         ----------
-        x, order
+        x, axes
             As for `Entry`.
         marks
             (N,) where the device looks at samples, else None.  A run makes it 0 for samples that are finite.
         """
-        return Entry(x, order)
+        return Entry(x, axes)
 
     def exit(self, x: Array, axes: tuple[int, ...]) -> Exit:
         """The exit from x (N, …), which is read with these axes."""

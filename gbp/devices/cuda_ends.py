@@ -14,15 +14,15 @@ class CudaEntry(Entry):
 
     Parameters
     ----------
-    x, order
+    x, axes
         As for `Entry`.
     marks
         (N,), where `settle` writes 0 for each sample that holds neither NaN nor infinity.
     """
 
-    def __init__(self, x: Array, order: tuple[int, ...], marks: Array) -> None:
-        super().__init__(x, order)
-        self._given, self._marks = _dense(x, self.axes), marks
+    def __init__(self, x: Array, axes: tuple[int, ...], marks: Array) -> None:
+        super().__init__(x, axes)
+        self._given, self._marks = _dense(x, axes), marks
 
     def write(self, values: NDArray[np.float32]) -> None:
         self.x.device.copy_ahead(np.ascontiguousarray(values), self._given)
@@ -30,7 +30,7 @@ class CudaEntry(Entry):
     def settle(self) -> None:
         _mark(self._given, self._marks)
         if self._given is not self.x:
-            np.copyto(self.x, self._given.transpose(0, *self.order))
+            np.copyto(self.x, self._given.transpose(*np.argsort(self.axes)))
 
 
 class CudaExit(Exit):

@@ -233,7 +233,7 @@ class _Builder:
         elif op in PARSERS:
             self._parse(proto)
         else:  # The op is in the branch of an If, which `open_model` has not seen.
-            self._node(proto).refuse("gbp does not do this op.", hint=instead(op, None))
+            self._node(proto).refuse("gbp does not support this op.", hint=instead(op, None))
 
     def _parse(self, proto: onnx.NodeProto) -> None:
         """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""

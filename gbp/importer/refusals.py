@@ -14,7 +14,8 @@ from .subgraph import Source
 
 #: How many ops a message lists before it only counts nodes.
 _MAX_LISTED = 50
-_SENSELESS = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
+#: Ops whose result does not change, or jumps, where their input changes a little.
+_WITHOUT_GRADIENT = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
 _RECURRENT = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
 _INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
@@ -40,7 +41,7 @@ def instead(op: str, before: str | None) -> str | None:
     if "QLinear" in op or op in _INTEGER:
         return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
     reason = None
-    if op in _SENSELESS:
+    if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
     elif op in _RECURRENT:
         reason = "gbp explains networks that go forward, once, through every node."
@@ -59,10 +60,10 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
         read = reads(node)
         behind = any(name not in constant and name not in computed for name in read)
         folds = op in FOLDS or op in REWRITERS
-        is_known = op == "If" and node.input and node.input[0] in constant  # It folds once sizes are known.
-        if op in ("Shape", "Size") or ((folds or is_known) and constant.issuperset(read)):
+        is_settled = op == "If" and node.input and node.input[0] in constant  # It folds once sizes are known.
+        if op in ("Shape", "Size") or ((folds or is_settled) and constant.issuperset(read)):
             constant.update(node.output)
-        elif op in PARSERS or op in REWRITERS or is_known:
+        elif op in PARSERS or op in REWRITERS or is_settled:
             computed.update(() if behind else node.output)
         else:
             before = next((name for name in node.input if name in computed and name != source.input), None)
@@ -87,7 +88,7 @@ def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> Unsupport
     hints = dict.fromkeys(node.hint for node in nodes if node.hint)
     all_have_one = all(node.hint for node in nodes)
     return UnsupportedError(
-        f"{len(nodes)} node(s) that gbp does not do: {listed}.",
+        f"{len(nodes)} node(s) that gbp does not support: {listed}.",
         supported=None if all_have_one else f"{', '.join(sorted(supported))}; shape arithmetic",
         hint=" ".join(hints) or None,
     )

@@ -38,7 +38,7 @@ def interpolated(
         raise InputError(f"planes of size {list(size)} are empty.", supported="sides of at least 1")
     if mode not in ("nearest", "bilinear", "bicubic"):
         raise InputError(
-            f"gbp does not do the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"
+            f"gbp does not support the interpolation {mode!r}.", supported="nearest, bilinear, bicubic"
         )
     y: NDArray[Any] = planes.astype(dtype)
     for axis, new in zip(range(-len(size), 0), size, strict=True):

@@ -34,6 +34,7 @@ _NO_X = np.empty((0, 0, 0, 0, 0), np.float32)
 
 
 def _groups(order: Order, axes: tuple[int, ...]) -> re.Match[str] | None:
+    """The four groups of `Runs` as groups of a match, each of which may be empty; None in another order."""
     return re.fullmatch("(k*)(r*)(k*)(r*)", "".join("r" if axis in axes else "k" for axis in order))
 
 
@@ -61,7 +62,7 @@ def runs_of(x: Shape, order: Order, axes: tuple[int, ...]) -> Runs:
     if groups is None:
         raise AssertionError(f"axes {axes} of {order} are not in two runs")
     A, R, B, S = (elements([x[axis] for axis in order[slice(*groups.span(i))]]) for i in range(1, 5))
-    return (A, R, B, S) if groups[3] else (A, 1, 1, R)
+    return (A, R, B, S) if groups[3] else (A, 1, 1, R)  # a single run is innermost
 
 
 def in_runs(x: Floats, runs: Runs) -> Floats:
@@ -152,7 +153,8 @@ def _axes(node: Node) -> tuple[int, ...]:
     node.refuse("it has no axes, so it reduces the batch as well.", supported="axes from 1 on")
 
 
-def _with_axes(node: Node, ops: tuple[Op, ...], axes: tuple[int, ...]) -> tuple[Op, ...]:
+def _with_keepdims(node: Node, ops: tuple[Op, ...], axes: tuple[int, ...]) -> tuple[Op, ...]:
+    """The ops, and where keepdims is 0 one that drops the reduced axes."""
     shape = node.shape(0)
     if node.integer("keepdims", 1):
         return ops
@@ -165,13 +167,13 @@ def _parse(node: Node, kind: int) -> tuple[Op, ...]:
         node.ignore("keepdims")
         return or_identity((), shape)
     if kind == kernels.MEAN and axes == tuple(range(2, len(shape))) and len(shape) == 4:
-        return _with_axes(node, over_everything(node, AveragePool), axes)
-    return _with_axes(node, (Reduce(axes, kind),), axes)
+        return _with_keepdims(node, over_everything(node, AveragePool), axes)
+    return _with_keepdims(node, (Reduce(axes, kind),), axes)
 
 
 def _parse_extremum(node: Node, highest: bool) -> tuple[Op, ...]:
     axes = _axes(node)
-    return _with_axes(node, (Extremum(axes, highest),), axes)
+    return _with_keepdims(node, (Extremum(axes, highest),), axes)
 
 
 PARSERS = {
@@ -194,7 +196,7 @@ FACTS = {
 
 
 class ReduceStep(Step):
-    """A sum or a mean.  Other functions are a `CurvedReduceStep`, whose vjp reads x."""
+    """A sum or a mean."""
 
     wants_whole = True
 
@@ -218,10 +220,14 @@ class ReduceStep(Step):
 
 
 class CurvedReduceStep(ReduceStep):
+    """A function that is not linear: its vjp reads x."""
+
     saves_x = True
 
 
 class ExtremumStep(Step):
+    """A maximum or a minimum.  The switches hold which of the reduced elements it is."""
+
     wants_whole = True
     switches = np.uint32
 

@@ -11,10 +11,12 @@ from ..ops.shape import Pad
 
 
 def _widen(axis: Axis, begin: int, end: int) -> Axis:
+    """The axis before padding, which the window now adds."""
     return replace(axis, size=axis.size - begin - end, begin=axis.begin + begin, end=axis.end + end)
 
 
 def _folded(pad: Pad, conv: Conv) -> Conv | None:
+    """The convolution of the unpadded input; None where its windows cannot pad as `pad` does."""
     deep, high, wide = ((0, 0), (0, 0), *zip(pad.begin[2:], pad.end[2:], strict=True))[-3:]
     if pad.value != 0 or pad.begin[1] or pad.end[1] or (any(deep) and conv.depth is None):
         return None

@@ -17,10 +17,12 @@ from ..errors import InputError
 from .palettes import DIVERGING, GLOW, HEAT, Pixels, rounded
 
 PERCENTILE = 99.5
+# `report/page.html` and `serve/page.html` use the same three numbers.
+
 #: The shares of its brightness and of its colour that an image keeps under a map.
 DIMMED, SATURATION = 0.72, 0.6
 #: Opacity grows with this power of a map's magnitude.  With the first power, the small values that a gradient
-#: has nearly everywhere would tint white ground pink.  `report/page.html` and `serve/page.html` do the same.
+#: has nearly everywhere would tint white ground pink.
 STEEPNESS = 1.5
 
 
@@ -88,7 +90,7 @@ def overlay(
     base
         The image, uint8 (H, W, 3).
     alpha
-        The opacity of the heat at `limit`, 0 to 1.  Below, it falls with the power 1.5 of the magnitude.
+        The opacity of the heat at `limit`, 0 to 1.  Below, it falls as `STEEPNESS` says.
     limit
         The magnitude that is drawn at full strength; by default `robust_limit`.
     colours

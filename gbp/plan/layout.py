@@ -69,8 +69,8 @@ class Instruction:
         A tensor that the epilogue adds, or None.
     clip
         The bounds to which the epilogue clips.
-    rectified
-        Whether it is an activation but no rectifier, and the rule's gradient gate clamps its gradient.
+    clamped
+        Whether it is an activation but no rectifier, and a rule's gradient gate clamps its gradient.
     macs
         Multiply-adds of one sample in one direction, where the op multiplies by weights.
     """
@@ -81,7 +81,7 @@ class Instruction:
     output: str
     residual: str | None = None
     clip: Clipped = UNCLIPPED
-    rectified: bool = False
+    clamped: bool = False
     macs: int = 0
 
     @cached_property
@@ -92,7 +92,7 @@ class Instruction:
     @property
     def has_gate(self) -> bool:
         """Whether the gradient of the output passes a gate."""
-        return self.has_mask or self.rectified
+        return self.has_mask or self.clamped
 
     @cached_property
     def saves(self) -> tuple[str, ...]:
@@ -153,7 +153,6 @@ def lay_out(graph: Graph, target: Target, clamp: bool = False) -> Layout:
             _add_view(layout, inputs[0], layer.output, y, result)
             continue
         tensor = _add_tensor(layout, layer.output, y, result)
-        rectified = clamp and layer.op.is_activation
         layout.instructions.append(
             Instruction(
                 (layer.name,),
@@ -161,7 +160,7 @@ def lay_out(graph: Graph, target: Target, clamp: bool = False) -> Layout:
                 inputs,
                 tensor.name,
                 clip=step.clip,
-                rectified=rectified,
+                clamped=clamp and layer.op.is_activation,
                 macs=layer.op.macs(y),
             )
         )

@@ -158,7 +158,7 @@ class Plan:
             scores=graph.output,
             named=of_file,
             kept=kept,
-            rectifiers=sum(each.clip.is_rectifier or each.rectified for each in instructions),
+            rectifiers=sum(each.clip.is_rectifier or each.clamped for each in instructions),
             other_clips=other_clips,
             straight_through=sum(layer.op.is_straight_through for layer in graph.layers),
             other_activations=dict(Counter(layer.kind for layer in graph.layers if layer.op.is_activation)),

@@ -57,6 +57,8 @@ class Rectified:
 
 @dataclass(frozen=True)
 class RectGrad(Op):
+    """A rectifier that goes backward as RectGrad does."""
+
     clip: Clipped
     percentile: float
 
@@ -65,6 +67,8 @@ class RectGrad(Op):
 
 
 class RectGradStep(NumpyStep):
+    """τ is looked for in the products y · gy of one gradient at a time."""
+
     algorithm = "rectgrad"
     saves_y = True
 
@@ -77,9 +81,9 @@ class RectGradStep(NumpyStep):
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         (products,) = self.temporaries(context)
-        each = len(gy) // len(context.y)
+        targets = len(gy) // len(context.y)
         for n, g in enumerate(gy):
-            np.multiply(g, context.y[n // each], out=products.reshape(g.shape))
+            np.multiply(g, context.y[n // targets], out=products.reshape(g.shape))
             threshold = np.partition(products, self.place)[self.place]
             passed = np.where(products.reshape(g.shape) > threshold, g, np.float32(0))
             if gx[0].accumulate:

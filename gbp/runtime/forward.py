@@ -87,7 +87,7 @@ class Forward:
                 arrays = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
                 part_runs = _runs(plan, arrays, [_of_samples(context, part) for context in contexts])
             part_marks = None if marks is None else marks[part]
-            entry = device.entry(arrays[plan.input.name], plan.input.order, part_marks)
+            entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, part_marks)
             pieces.append(Piece(part, entry, arrays[plan.output.name], part_runs, device))
         return cls(plan, threads, device, pieces, marks, memory.arrays, runs, masks, backward)
 

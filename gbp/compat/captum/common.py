@@ -48,7 +48,7 @@ def opened(inputs: Inputs, additional_forward_args: Any) -> tuple[Floats, Callab
     """The samples, and what puts a result into a tuple where they came in one."""
     if additional_forward_args is not None:
         raise InputError(
-            "gbp does not do additional_forward_args.",
+            "gbp does not support additional_forward_args.",
             hint="An Explainer takes the model's other inputs: Explainer(…, given={name: value}).",
         )
     if not isinstance(inputs, tuple):
@@ -63,7 +63,7 @@ def refuse_inputs(**given: bool) -> None:
     for name, value in given.items():
         if value:
             raise InputError(
-                f"gbp does not do {name}=True.", hint="Name the tensor before the layer instead."
+                f"gbp does not support {name}=True.", hint="Name the tensor before the layer instead."
             )
 
 

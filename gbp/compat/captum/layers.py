@@ -186,7 +186,7 @@ class GuidedGradCam(OfLayer):
         """
         if interpolate_mode not in ("nearest", "bilinear"):
             raise InputError(
-                f"gbp does not do interpolate_mode={interpolate_mode!r}.", supported="nearest, bilinear"
+                f"gbp does not support interpolate_mode={interpolate_mode!r}.", supported="nearest, bilinear"
             )
         x, wrap = opened(inputs, additional_forward_args)
         cam = LayerGradCam(self.model, self.layer).attribute(

@@ -130,7 +130,7 @@ def explain(
     """
     if method is not _gradients:
         name = getattr(method, "__name__", repr(method))
-        raise InputError(f"gbp does not do the method {name!r}.", supported="methods.gradient.gradients")
+        raise InputError(f"gbp does not support the method {name!r}.", supported="methods.gradient.gradients")
     refuse(steps=(steps, None), callbacks=(callbacks, None))
     _check_axes(spatial_axis)
     logits, maps = _explained(model, x, y, batch_size, gradient_filter, postprocessing)
@@ -236,4 +236,4 @@ def _units(y: ArrayLike, n: int) -> NDArray[np.int64]:
 
 def _check_axes(spatial_axis: Sequence[int]) -> None:
     if tuple(spatial_axis) not in ((-3, -2), (1, 2)):
-        raise InputError(f"gbp does not do spatial_axis={tuple(spatial_axis)}.", supported="(-3, -2)")
+        raise InputError(f"gbp does not support spatial_axis={tuple(spatial_axis)}.", supported="(-3, -2)")
