@@ -19,7 +19,7 @@ from gbp import Explainer, Top, methods
 from gbp.engine.at_once import in_order
 from gbp.errors import InputError
 from gbp.kernels.parallel.threads import is_alone
-from gbp.methods.common import _even, _left_over
+from gbp.methods.common import _even, _left_over, add_each
 from gbp.runtime.session import Session
 from gbp.runtime.tape import Tape
 
@@ -185,6 +185,26 @@ def test_small_works_large_weights_and_little_memory_are_not_worth_a_thread() ->
     assert replace(session, memory=room).at_once(many, 1) == 3
     assert replace(session, memory=room - 1).at_once(many, 1) == 2
     assert replace(session, plan=replace(plan, weights=plan.nbytes(many, 1))).at_once(many, 1) == 1
+
+
+@pytest.mark.threads
+def test_noise_that_is_not_kept_is_drawn_in_the_order_of_the_copies(x: Floats, small_works: None) -> None:
+    kept = methods.smoothgrad(Explainer(model(), threads=1), x, samples=7).map
+    explainer = Explainer(model(), threads=3)
+    with mock.patch("gbp.methods.noise._MAX_DRAWN", 0):
+        found = [methods.smoothgrad(explainer, x, samples=7).map for _ in range(3)]
+    assert {each.tobytes() for each in found} == {kept.tobytes()}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
+@pytest.mark.parametrize("size", [1, 999, 1000, 70_000])
+def test_terms_are_added_one_after_another(size: int, order: tuple[int, ...]) -> None:
+    terms = np.random.default_rng(0).standard_normal((4, 3, size, 2), np.float32)
+    terms = terms.transpose(0, *(1 + axis for axis in order))
+    total = np.ones_like(terms[0], np.float64)
+    expected = (((total + terms[0]) + terms[1]) + terms[2]) + terms[3]
+    add_each(total, [*terms[:3], np.array(terms[3], order="C")])
+    assert total.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +26,8 @@ from ..rules import Rule, rule_named
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.
 _MAX_COPIES = 32
 _MAX_BYTES = 7 * 2**20
+#: Numbers of sums that are added to together.
+_PIECE = 2**15
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Questions:
 
 #: From a run and its questions to maps (n, K, …), and details with one row for each sample.
 Compute = Callable[[Run, Questions], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
+#: From a part of the copies of a sample to what makes them.
+Copies: TypeAlias = Callable[[slice], Callable[[], NDArray[np.float32]]]
 #: The maps (K, …) and the scores (classes,) of copies of a sample.
 Pairs: TypeAlias = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -173,11 +176,11 @@ def with_details(found: Attribution, notes: Sequence[str], **details: Any) -> At
 def each_copy(
     explainer: Explainer,
     x: NDArray[np.float32],
-    copies: Callable[[slice], NDArray[np.float32]],
+    copies: Copies,
     count: int,
     questions: Questions,
     rule: str | Rule,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+) -> Iterator[Pairs]:
     """Explain copies of one sample, one forward run each.
 
     Parameters
@@ -187,7 +190,7 @@ def each_copy(
     x
         The sample, float32.
     copies
-        Makes some of the copies, float32 (m, …).
+        Said which of the copies, which it is in order, it returns what makes them: float32 (m, …).
     count
         How many there are.
     questions
@@ -197,8 +200,8 @@ def each_copy(
 
     Yields
     ------
-    The maps (K, …) and the scores (classes,) of each copy, in order.  Maps have the device's order in memory.
-    Sums in the same order are fastest.
+    Some copies' maps and scores, in order.  Maps have the device's order in memory.  Sums in the same order
+    are fastest.
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
@@ -208,7 +211,9 @@ def each_copy(
     step = _even(alone, max(min(most, 2), -(-most // workers)), workers)
     rewrites = rule_named(rule).rewrite is not None
 
-    def compute(some: Batch) -> Pairs:
+    def compute(make: Callable[[], NDArray[np.float32]]) -> Pairs:
+        # No picture, because nobody draws these, and x was searched for NaN and infinity already.
+        some = Batch(make(), lambda: None)
         if rewrites and questions.is_plain:  # a run would compute the network as it is, too
             found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some.x), 1)))
             return [*zip(found.map, found.scores, strict=True)]
@@ -220,11 +225,23 @@ def each_copy(
 
     def works(first: int, stop: int) -> Iterator[Callable[[], Pairs]]:
         for start in range(first, stop, step):
-            # No picture, because nobody draws these, and x was searched for NaN and infinity already.
-            yield partial(compute, Batch(copies(slice(start, min(start + step, stop))), lambda: None))
+            yield partial(compute, copies(slice(start, min(start + step, stop))))
 
-    for pairs in chain(in_order(works(0, alone), workers), in_order(works(alone, count), 1)):
-        yield from pairs
+    yield from in_order(works(0, alone), workers)
+    yield from in_order(works(alone, count), 1)
+
+
+def add_each(total: NDArray[np.float64], terms: Sequence[NDArray[Any]]) -> None:
+    """Add terms to a sum, one after another: a piece of all, then the next piece, while a cache holds it.
+
+    All have the same shape.  It is fastest where all have the same order in memory.
+    """
+    order = sorted(range(total.ndim), key=lambda axis: -total.strides[axis])
+    flat, *each = (one.transpose(order).reshape(-1) for one in (total, *terms))
+    for start in range(0, flat.size, _PIECE):
+        part = slice(start, start + _PIECE)
+        for term in each:
+            flat[part] += term[part]
 
 
 def _left_over(count: int, workers: int) -> int:

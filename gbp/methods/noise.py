@@ -32,7 +32,7 @@ from ..pictures.percent import whole_percent
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule
-from .common import Questions, each_copy, explained, with_details
+from .common import Copies, Questions, add_each, each_copy, explained, with_details
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
 Noise: TypeAlias = float | NDArray[Any]
@@ -202,13 +202,13 @@ def _noisy(
         best, kept = scores.argmax(), 0
         total = squares = square = np.empty(0)
         made = copies.of(x, index, images)
-        for i, (maps, copy_scores) in enumerate(each_copy(explainer, x, made, copies.count, questions, rule)):
-            if i == 0:  # in the memory order of the maps
-                total, squares, square = (np.zeros_like(maps, np.float64) for _ in range(3))
-            total += maps
-            if statistic.reads_squares:
+        for pairs in each_copy(explainer, x, made, copies.count, questions, rule):
+            if not total.size:  # in the memory order of the maps
+                total, squares, square = (np.zeros_like(pairs[0][0], np.float64) for _ in range(3))
+            add_each(total, [maps for maps, _ in pairs])
+            for maps, _ in pairs if statistic.reads_squares else ():
                 squares += np.multiply(maps, maps, out=square, dtype=np.float64)
-            kept += int(copy_scores.argmax() == best)
+            kept += sum(int(copy_scores.argmax() == best) for _, copy_scores in pairs)
         total /= copies.count
         squares /= copies.count
         return statistic.of(total, squares), kept / copies.count
@@ -268,8 +268,8 @@ class _Copies:
         """The noise, in words."""
         return "given noise" if self.share is None else f"noise of {self.share:.3g} of an image's range"
 
-    def of(self, x: NDArray[np.float32], index: int, images: int) -> Callable[[slice], NDArray[np.float32]]:
-        """The copies of sample x, number `index` of so many images: a function that makes some of them."""
+    def of(self, x: NDArray[np.float32], index: int, images: int) -> Copies:
+        """The copies of sample x, number `index` of so many images."""
         if self.given is not None:
             return _with_given(x, self.given, index, images)
         assert self.share is not None
@@ -277,22 +277,24 @@ class _Copies:
         return _with_drawn(x, self.share, self.count, self.seed)
 
 
-def _with_drawn(
-    x: NDArray[np.float32], share: float, count: int, seed: int
-) -> Callable[[slice], NDArray[np.float32]]:
+def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> Copies:
     """Copies of a sample with drawn noise, which are asked for in order."""
     deviation = np.float32(share * (float(x.max()) - float(x.min())))
     kept = _draws(x.shape, count, seed) if 4 * count * x.size <= _MAX_DRAWN else None
     generator, base = np.random.Generator(np.random.SFC64(seed)), _interleaved(x)
 
-    def copies(part: slice) -> NDArray[np.float32]:
+    def copies(part: slice) -> Callable[[], NDArray[np.float32]]:
         if kept is None:
-            noise = generator.standard_normal((part.stop - part.start, *x.shape), np.float32)
-            noise *= deviation
+            drawn = generator.standard_normal((part.stop - part.start, *x.shape), np.float32)
         else:
-            noise = kept[part] * deviation
-        noise += base
-        return noise
+            drawn = kept[part]
+
+        def make() -> NDArray[np.float32]:
+            made = drawn * deviation
+            made += base
+            return made
+
+        return make
 
     return copies
 
@@ -316,9 +318,7 @@ def _interleaved(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -3, -1)), -1, -3)
 
 
-def _with_given(
-    x: NDArray[np.float32], noise: NDArray[np.float32], index: int, images: int
-) -> Callable[[slice], NDArray[np.float32]]:
+def _with_given(x: NDArray[np.float32], noise: NDArray[np.float32], index: int, images: int) -> Copies:
     """Copies of a sample with the caller's noise."""
     one = noise[:, index] if noise.ndim == x.ndim + 2 and noise.shape[1] == images else noise
     if one.shape[1:] != x.shape:
@@ -327,7 +327,7 @@ def _with_given(
             f"noise has shape {list(noise.shape)}.",
             supported=f"one number, or an array of shape [S, {sizes}] or [S, N, {sizes}]",
         )
-    return lambda part: x + one[part]
+    return lambda part: lambda: x + one[part]
 
 
 def _array(noise: Any) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ It is complete: were the sum the integral, the map would add up to s(x) - s(x').
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,11 +115,11 @@ def integrated_gradients(
     ) -> NDArray[np.float64]:
         way = x - start
 
-        def copies(part: slice) -> NDArray[np.float32]:
+        def copies(part: slice) -> Callable[[], NDArray[np.float32]]:
             at = points[part].reshape(-1, *(1,) * x.ndim)
-            return (start + at * way).astype(np.float32)
+            return lambda: (start + at * way).astype(np.float32)
 
-        each = each_copy(explainer, x, copies, count, questions, rule)
+        each = chain.from_iterable(each_copy(explainer, x, copies, count, questions, rule))
         total = part = np.empty(0)
         for i, (weight, (maps, _)) in enumerate(zip(weights, each, strict=True)):
             if i == 0:  # in the memory order of the maps
