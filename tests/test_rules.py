@@ -138,7 +138,7 @@ def test_a_tensor_that_a_rule_folds_away_is_refused() -> None:
     seed = np.ones((2, 5))
     with explainer.run(X, ["conv0", "batchnormalization1"]) as run:
         assert run.vjp(seed, "lrp-epsilon", wrt="batchnormalization1").shape == (2, 8, 16, 16)
-        with pytest.raises(InputError, match=r"'lrp-epsilon' has no tensor 'conv0', which lies between"):
+        with pytest.raises(InputError, match=r"'lrp-epsilon' has no tensor 'conv0', which is between"):
             run.vjp(seed, "lrp-epsilon", wrt="conv0")
 
 
