@@ -23,9 +23,9 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at
-from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, first_pixel, multiply_tile, tiles_of
-from .codegen.views import copy_run, part_of, zero_run
-from .epilogue import epilogue_bwd, epilogue_fwd, prefetch_epilogue
+from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, blocks_in, first_pixel, multiply_tile, tiles_of
+from .codegen.views import cell_of, copy_run, next_cell, part_of, targets_of, zero_run
+from .epilogue import Forward, Plane, backward, finish, pixel_of, plane_of, prefetch
 from .taps import TAPS, Taps
 
 #: Bytes of weights that a thread keeps in its second-level cache; the smallest such caches have 512 KiB.
@@ -44,43 +44,18 @@ def pack(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1)
 
 
-# The functions below take numbers, not arrays.  Numba would count the references of an array argument with
+# The functions below take a Plane, not an array.  Numba would count the references of an array argument with
 # atomic instructions, on a cache line that all threads share.
 
 
 @device_function
-def _locate(q: int, tiles: int, H: int) -> Any:
-    """Tile q of an output as (tile of its row, row, n)."""
-    row = q // tiles
-    return q - row * tiles, row % H, row // H
-
-
-@device_function
-def _next(tile: int, h: int, n: int, tiles: int, H: int) -> Any:
-    """The next tile.  Divisions, as in `_locate`, would cost as much as a short sum."""
-    tile += 1
-    if tile == tiles:
-        tile, h = 0, h + 1
-        if h == H:
-            h, n = 0, n + 1
-    return tile, h, n
-
-
-@device_function
-def _convolve(
-    count: int, channels: int, x: int, line: int, pixel: int, I: int, taps: Taps, w: int, out: int
-) -> None:
-    """Write the plain sums of `count` pixels to `out`.  x: address of the first tap; line, pixel: strides."""
-    taps_w, step_w, run = taps.columns, taps.dilation_w * pixel, I
-    if step_w == 4 * I:  # the taps of one row are adjacent in memory, so they are one run
-        taps_w, run = 1, I * taps.columns
-    pixel, line = taps.stride_w * pixel, taps.dilation_h * line
-    multiply_tile(count, channels, x, pixel, taps.rows, line, taps_w, step_w, run, w, out)
-
-
-@device_function
-def _block_of(w: int, block: int, I: int, taps: Taps) -> int:
-    return w + block * 4 * taps.rows * taps.columns * I * TILE_CHANNELS
+def _convolve(count: int, channels: int, corner: int, x: Plane, taps: Taps, w: int, sums: int) -> None:
+    """Write the plain sums of `count` pixels.  corner: address of the first tap of the first of them."""
+    taps_w, step_w, run = taps.columns, taps.dilation_w * x.pixel, x.C
+    if step_w == 4 * x.C:  # the taps of one row are adjacent in memory, so they are one run
+        taps_w, run = 1, x.C * taps.columns
+    pixel, line = taps.stride_w * x.pixel, taps.dilation_h * x.line
+    multiply_tile(count, channels, corner, pixel, taps.rows, line, taps_w, step_w, run, w, sums)
 
 
 @device_function
@@ -106,9 +81,29 @@ def _own_tiles(start: int, stop: int, tiles: int, block: int, by_rows: int) -> A
 
 
 @device_function
-def _together(I: int, taps: Taps) -> int:
-    """How many blocks of weights fit into CACHED bytes; each tile runs through them before the next tile."""
-    return max(1, CACHED // (4 * taps.rows * taps.columns * I * TILE_CHANNELS))
+def _compute(
+    x: Plane, N: int, w: int, taps: Taps, by_rows: int, t: int, threads: int, sums: int, end: Any
+) -> None:
+    """Compute part t of the outputs.  sums: the address of TILE_FLOATS."""
+    H, W, C = end.out.H, end.out.W, end.out.C
+    across, blocks = tiles_of(W, taps.stride_w * x.pixel), blocks_in(C)
+    tiles, block_bytes = N * H * across, 4 * taps.rows * taps.columns * x.C * TILE_CHANNELS
+    # Each tile runs through as many blocks of weights as a core keeps, before the next tile does.
+    together = max(1, CACHED // block_bytes)
+    start, stop, first_block, last_block, step = _share(tiles, blocks, together, by_rows, t, threads)
+    for group in range(first_block, last_block, step):
+        low, high = _own_tiles(start, stop, tiles, group, by_rows)
+        n, h, tile = cell_of(low, H, across)
+        for _ in range(low, high):
+            first = first_pixel(tile, across, W)
+            count = first_pixel(tile + 1, across, W) - first
+            corner = pixel_of(x, n, h * taps.stride_h, first * taps.stride_w)
+            for block in range(group, min(group + step, last_block)):
+                c0 = block * TILE_CHANNELS
+                prefetch(count, c0, n, h, first, end)
+                _convolve(count, C - c0, corner, x, taps, w + block * block_bytes, sums)
+                finish(sums, 4 * TILE_CHANNELS, count, c0, n, h, first, end)
+            n, h, tile = next_cell(n, h, tile, H, across)
 
 
 @kernel(
@@ -136,33 +131,10 @@ def conv_fwd(
     TILE_FLOATS for each thread.  `by_rows`: threads share the rows of y; otherwise, for few tiles, its
     channels.
     """
-    N, OH, OW, O = y.shape
-    I = x.shape[3]
-    tiles, blocks = tiles_of(OW, taps.stride_w * x.strides[2]), (O + TILE_CHANNELS - 1) // TILE_CHANNELS
-    together = _together(I, taps)
+    sums = address_of(scratch) + 4 * share.slot * TILE_FLOATS
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
     for t in range(share.first, share.last):
-        s = address_of(scratch) + 4 * share.slot * TILE_FLOATS
-        start, stop, block0, block1, step = _share(tiles * OH * N, blocks, together, by_rows, t, threads)
-        for group in range(block0, block1, step):
-            low, high = _own_tiles(start, stop, tiles * OH * N, group, by_rows)
-            tile, oh, n = _locate(low, tiles, OH)
-            for _ in range(low, high):
-                first = first_pixel(tile, tiles, OW)
-                count = first_pixel(tile + 1, tiles, OW) - first
-                corner, ya = at(x, n, oh * taps.stride_h, first * taps.stride_w), at(y, n, oh, first)
-                ra = at(r, n, oh, first) if r.size else 0
-                ma = at(mask, n, oh, first) if mask.size else 0
-                for block in range(group, min(group + step, block1)):
-                    c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, I, taps)
-                    prefetch_epilogue(
-                        ya + 4 * c0, y.strides[2], ra + 4 * c0 if ra else 0, r.strides[2], count
-                    )
-                    _convolve(count, O - c0, corner, x.strides[1], x.strides[2], I, taps, wa, s)
-                    epilogue_fwd(
-                        s, 4 * TILE_CHANNELS, count, c0, O, address_of(b), lo, hi, ra, r.strides[2],
-                        ma, mask.strides[2], ya, y.strides[2],
-                    )  # fmt: skip
-                tile, oh, n = _next(tile, oh, n, tiles, OH)
+        _compute(plane_of(x), len(y), address_of(w), taps, by_rows, t, threads, sums, end)
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT, INT, calls=[multiply_tile])
@@ -183,30 +155,10 @@ def conv_bwd(
 
     gy is padded to the full correlation.  w is packed by `pack` from the flipped, transposed weights.
     """
-    N, H, W, C = gx.shape
-    O = gy.shape[3]
-    targets = N // max(1, mask.shape[0])
-    tiles, blocks = tiles_of(W, gy.strides[2]), (C + TILE_CHANNELS - 1) // TILE_CHANNELS
-    together = _together(O, taps)
+    sums = address_of(scratch) + 4 * share.slot * TILE_FLOATS
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
     for t in range(share.first, share.last):
-        s = address_of(scratch) + 4 * share.slot * TILE_FLOATS
-        start, stop, block0, block1, step = _share(tiles * H * N, blocks, together, by_rows, t, threads)
-        for group in range(block0, block1, step):
-            low, high = _own_tiles(start, stop, tiles * H * N, group, by_rows)
-            tile, h, n = _locate(low, tiles, H)
-            for _ in range(low, high):
-                first = first_pixel(tile, tiles, W)
-                count = first_pixel(tile + 1, tiles, W) - first
-                corner, xa, ma = at(gy, n, h, first), at(gx, n, h, first), at(mask, n // targets, h, first)
-                for block in range(group, min(group + step, block1)):
-                    c0, wa = block * TILE_CHANNELS, _block_of(address_of(w), block, O, taps)
-                    prefetch_epilogue(xa + 4 * c0, gx.strides[2], 0, 0, count)
-                    _convolve(count, C - c0, corner, gy.strides[1], gy.strides[2], O, taps, wa, s)
-                    epilogue_bwd(
-                        s, 4 * TILE_CHANNELS, count, c0, C, accumulate, gate.forward, gate.gradient,
-                        ma, mask.strides[2], xa, gx.strides[2],
-                    )  # fmt: skip
-                tile, h, n = _next(tile, h, n, tiles, H)
+        _compute(plane_of(gy), len(gx), address_of(w), taps, by_rows, t, threads, sums, end)
 
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT)

@@ -24,25 +24,33 @@ from .codegen.jit import ACTIVATION, DENSE, INT, WEIGHTS, device_function, kerne
 from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, keep_rolled
-from .codegen.tile import TILE_CHANNELS, TILE_VECTORS, tile_add_rows, tile_load, tile_slide, tile_store
+from .codegen.tile import (
+    TILE_CHANNELS,
+    TILE_VECTORS,
+    blocks_in,
+    tile_add_rows,
+    tile_load,
+    tile_slide,
+    tile_store,
+)
 from .codegen.views import part_of, zero_run
-from .epilogue import epilogue_bwd
-from .lists import GROUP, groups_of, list_pixel
+from .conditions import WORDS
+from .epilogue import Backward, backward, finish, plane_of
+from .lists import groups_in, groups_of, list_pixel
 from .taps import TAPS, Taps
 
 #: Taps along each axis.
 SIDE = 3
 #: Blocks of channels of the three pixels whose sums are in registers: twelve vectors in all.
-BLOCKS = 2
-LISTED_CHANNELS = BLOCKS * TILE_CHANNELS
-ROWS = SIDE * BLOCKS
+SLID_BLOCKS = 2
+SLID_CHANNELS = SLID_BLOCKS * TILE_CHANNELS
+ROWS = SIDE * SLID_BLOCKS
 #: Bytes of the sums of one pixel.
-PIXEL = 4 * LISTED_CHANNELS
+PIXEL = 4 * SLID_CHANNELS
 #: Pixels of gx that are computed with one group of weights, with two more at both ends of each row.
 TOGETHER = 128
 
 FLOAT64 = types.float64
-COUNTS = types.Array(types.int64, 1, "C")
 
 
 class Listing(NamedTuple):
@@ -77,9 +85,9 @@ def sums_floats(threads: int) -> int:
 
 
 def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Pack weights (O, C, 3, 3) in the order of their use: [part of C][i][O][j][BLOCKS · TILE_CHANNELS]."""
+    """Pack weights (O, C, 3, 3) in the order of their use: [part of C][i][O][j][SLID_CHANNELS]."""
     O, C = w.shape[:2]
-    width = LISTED_CHANNELS
+    width = SLID_CHANNELS
     parts = -(-C // width)
     packed = aligned((parts, SIDE, O, SIDE, width))
     packed.fill(0)
@@ -89,11 +97,11 @@ def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1)
 
 
-@kernel(ACTIVATION, DENSE, LISTING, COUNTS, INT)
+@kernel(ACTIVATION, DENSE, LISTING, WORDS, INT)
 def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int, share: Share) -> None:
     """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if they do not fit."""
     H, W, O, capacity = listing
-    groups = (O + GROUP - 1) // GROUP
+    groups = groups_in(O)
     for h in range(*part_of(H, share, threads)):
         values = address_of(lists) + 4 * h * capacity
         ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
@@ -106,7 +114,7 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
         counts[h] = n
 
 
-@kernel(COUNTS, FLOAT64, COUNTS, INT, split=1)
+@kernel(WORDS, FLOAT64, WORDS, INT, split=1)
 def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Share) -> None:
     """Write 1 to chosen (1,) if all rows fit their lists and at most `most` values are listed, else 0."""
     for _ in range(share.first, share.last):
@@ -133,7 +141,7 @@ def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, wei
     Columns w − 2 … w of gy contribute to the first of these pixels.  `sums` holds two unused pixels, then the
     `count`, then two more unused ones.
     """
-    groups = (listing.O + GROUP - 1) // GROUP
+    groups = groups_in(listing.O)
     values = lists + 4 * h * listing.capacity
     indices = values + 4 * listing.H * listing.capacity
     ends = lists + 4 * (2 * listing.H * listing.capacity + h * listing.W * groups)
@@ -148,9 +156,36 @@ def _slide(lists: int, listing: Listing, h: int, w: int, count: int, g: int, wei
             t = tile_add_rows(
                 t, values + e, weights + load_index(indices + e) * ROWS * 4 * TILE_CHANNELS, 4 * TILE_CHANNELS
             )
-        t = tile_slide(t, BLOCKS, sums)
+        t = tile_slide(t, SLID_BLOCKS, sums)
         sums += PIXEL
     tile_store(t, TILE_VECTORS, sums)
+
+
+@device_function
+def _sum_rectangle(
+    lists: int, listing: Listing, h: int, w: int, height: int, width: int, weights: int, sums: int
+) -> None:
+    """Compute the sums of height × width pixels, from row h and column w of the padded gx on.
+
+    The sums of each row are as in `_slide`.
+    """
+    row, tap_row = (width + 4) * PIXEL, listing.O * SIDE * 4 * SLID_CHANNELS
+    zero_run(sums, height * row // 4)
+    for g in range(groups_in(listing.O)):
+        for i in range(SIDE):
+            for q in range(height):
+                if h + q - i >= 0 and h + q - i < listing.H:
+                    _slide(lists, listing, h + q - i, w, width, g, weights + i * tap_row, sums + q * row)
+
+
+@device_function
+def _finish_rectangle(sums: int, h: int, w: int, height: int, width: int, block: int, end: Backward) -> None:
+    """Finish height × width pixels of gx, from (h, w) on, in SLID_BLOCKS blocks of channels."""
+    row = (width + 4) * PIXEL
+    for q in range(height):
+        for b in range(min(SLID_BLOCKS, blocks_in(end.out.C) - block)):
+            s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS
+            finish(s, PIXEL, width, (block + b) * TILE_CHANNELS, 0, h + q, w, end)
 
 
 @kernel(DENSE, LISTING, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, INT)
@@ -174,35 +209,19 @@ def conv_lists_bwd(
     """
     H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
     rows, columns = _rectangle(W)
-    parts = (C + LISTED_CHANNELS - 1) // LISTED_CHANNELS
-    groups = (listing.O + GROUP - 1) // GROUP
-    tap_bytes = listing.O * ROWS * 4 * TILE_CHANNELS
+    parts = (C + SLID_CHANNELS - 1) // SLID_CHANNELS
+    part_bytes = SIDE * listing.O * SIDE * 4 * SLID_CHANNELS
+    end = backward(plane_of(gx), accumulate, plane_of(mask), 1, gate)
     for t in range(share.first, share.last):
         sums = address_of(scratch) + share.slot * TOGETHER * PIXEL
-        h1 = H * (t + 1) // threads
-        for h0 in range(H * t // threads, h1, rows):
-            height = min(rows, h1 - h0)
+        stop = H * (t + 1) // threads
+        for h in range(H * t // threads, stop, rows):
+            height = min(rows, stop - h)
             for w0 in range(0, W, columns):
                 width = min(columns, W - w0)
-                row = (width + 4) * PIXEL
                 for part in range(parts):
-                    zero_run(sums, height * row // 4)
-                    for g in range(groups):
-                        for i in range(SIDE):
-                            weights = address_of(w) + (part * SIDE + i) * tap_bytes
-                            for q in range(height):
-                                h = h0 + q + taps.top - i
-                                if h >= 0 and h < listing.H:
-                                    to = sums + q * row
-                                    _slide(
-                                        address_of(lists), listing, h, w0 + taps.left, width, g, weights, to
-                                    )
-                    for q in range(height):
-                        for b in range(min(BLOCKS, (C - 1) // TILE_CHANNELS + 1 - part * BLOCKS)):
-                            s = sums + q * row + 2 * PIXEL + b * 4 * TILE_CHANNELS
-                            c0 = (part * BLOCKS + b) * TILE_CHANNELS
-                            epilogue_bwd(
-                                s, PIXEL, width, c0, C, accumulate, gate.forward, gate.gradient,
-                                at(mask, 0, h0 + q, w0), mask.strides[2],
-                                at(gx, 0, h0 + q, w0), gx.strides[2],
-                            )  # fmt: skip
+                    weights = address_of(w) + part * part_bytes
+                    _sum_rectangle(
+                        address_of(lists), listing, h + taps.top, w0 + taps.left, height, width, weights, sums
+                    )
+                    _finish_rectangle(sums, h, w0, height, width, part * SLID_BLOCKS, end)

@@ -17,10 +17,10 @@ from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, load_some
-from .codegen.tile import TILE_CHANNELS, first_pixel, multiply_tile, tiles_of
+from .codegen.tile import TILE_CHANNELS, blocks_in, first_pixel, multiply_tile, tiles_of
 from .codegen.views import targets_of, zero_run
-from .epilogue import epilogue_bwd, prefetch_epilogue
-from .lists import BLOCKS, GROUP, SUMS, add_listed, groups_of, list_pixel
+from .epilogue import backward, finish, plane_of, prefetch
+from .lists import LISTED_BLOCKS, SUMS, add_listed, groups_in, groups_of, list_pixel
 
 #: Pixels in a strip: their lists are multiplied with one group of weights before the next group.
 STRIP = 4 * TILE_ROWS
@@ -42,7 +42,7 @@ _room = device_function(_room_of)
 @device_function
 def strip_scratch(O: int) -> int:
     """Floats of scratch of one thread: see `pointwise_scratch`."""
-    return STRIP * (SUMS // 4 + 2 * _room(O) + _room((O + GROUP - 1) // GROUP))
+    return STRIP * (SUMS // 4 + 2 * _room(O) + _room(groups_in(O)))
 
 
 @device_function
@@ -61,13 +61,30 @@ def list_strip(gy: int, pixel: int, count: int, O: int, most: float, scratch: in
     """List the nonzero values of a strip of `count` pixels, if few are; return whether they are."""
     if _density(gy, pixel, count, O) > most:
         return False
-    list_bytes, groups = 4 * _room(O), (O + GROUP - 1) // GROUP
+    list_bytes, groups = 4 * _room(O), groups_in(O)
     lists = scratch + STRIP * SUMS
     ends = lists + STRIP * 2 * list_bytes
     for p in range(count):
         values = lists + p * 2 * list_bytes
         list_pixel(gy + p * pixel, O, 0, values, values + list_bytes, ends + 4 * p * groups)
     return True
+
+
+@device_function
+def _multiply_lists(count: int, O: int, blocks: int, w: int, scratch: int) -> None:
+    """Compute the sums of `blocks` blocks of channels of a strip that `list_strip` has listed."""
+    step, groups, list_bytes = 4 * TILE_CHANNELS * O, groups_in(O), 4 * _room(O)
+    lists = scratch + STRIP * SUMS
+    ends = lists + STRIP * 2 * list_bytes
+    zero_run(scratch, count * SUMS // 4)
+    for g in range(groups):
+        for p in range(count):
+            start = load_index(ends + 4 * (p * groups + g - 1)) if g else 0
+            stop = load_index(ends + 4 * (p * groups + g))
+            values = lists + p * 2 * list_bytes
+            if stop > start:
+                s = scratch + p * SUMS
+                add_listed(blocks, values, values + list_bytes, start, stop, w, step, s)
 
 
 @device_function
@@ -79,50 +96,33 @@ def multiply_strip(
     O: int,
     w: int,
     c0: int,
-    C: int,
     scratch: int,
-    accumulate: int,
-    gate: Gate,
-    mask: int,
-    mask_step: int,
-    gx: int,
-    gx_step: int,
+    n: int,
+    h: int,
+    first: int,
+    end: Any,
 ) -> None:
-    """Compute up to BLOCKS blocks of channels, from c0 on, of a strip of `count` pixels.
+    """Compute up to LISTED_BLOCKS blocks of channels, from c0 on, of a strip of `count` pixels.
 
-    `gy`, `gx` and `mask` are addresses of the strip's first pixel, and `pixel`, `gx_step` and `mask_step`
-    bytes from one pixel to the next.  `w` is the address of all weights.
+    The strip begins at pixel (n, h, first) of the gradient that `end` writes.  `gy`: the address of its first
+    pixel in gy, whose pixels are `pixel` bytes apart.  `w`: the address of all weights.
     """
-    block, blocks = c0 // TILE_CHANNELS, (C + TILE_CHANNELS - 1) // TILE_CHANNELS
-    step, groups, list_bytes = 4 * TILE_CHANNELS * O, (O + GROUP - 1) // GROUP, 4 * _room(O)
-    together, wa = min(BLOCKS, blocks - block), w + block * step
+    block, C, step = c0 // TILE_CHANNELS, end.out.C, 4 * TILE_CHANNELS * O
+    together, wa = min(LISTED_BLOCKS, blocks_in(C) - block), w + block * step
     if is_listed:
-        lists = scratch + STRIP * SUMS
-        ends = lists + STRIP * 2 * list_bytes
-        zero_run(scratch, count * SUMS // 4)
-        for g in range(groups):
-            for p in range(count):
-                start = load_index(ends + 4 * (p * groups + g - 1)) if g else 0
-                stop = load_index(ends + 4 * (p * groups + g))
-                values = lists + p * 2 * list_bytes
-                if stop > start:
-                    s = scratch + p * SUMS
-                    add_listed(together, values, values + list_bytes, start, stop, wa, step, s)
+        _multiply_lists(count, O, together, wa, scratch)
     tiles = tiles_of(count, pixel)
     for b in range(together):
         c = c0 + b * TILE_CHANNELS
         for k in range(tiles):
             p = first_pixel(k, tiles, count)
-            rows = first_pixel(k + 1, tiles, count) - p
-            s, s_step, xa = scratch + p * SUMS + b * 4 * TILE_CHANNELS, SUMS, gx + p * gx_step
+            pixels = first_pixel(k + 1, tiles, count) - p
+            s, s_step = scratch + p * SUMS + b * 4 * TILE_CHANNELS, SUMS
             if not is_listed:
                 s, s_step = scratch, 4 * TILE_CHANNELS
-                prefetch_epilogue(xa + 4 * c, gx_step, 0, 0, rows)
-                multiply_tile(rows, C - c, gy + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
-            epilogue_bwd(
-                s, s_step, rows, c, C, accumulate, gate.forward, gate.gradient,
-                mask + p * mask_step, mask_step, xa, gx_step,
-            )  # fmt: skip
+                prefetch(pixels, c, n, h, first + p, end)
+                multiply_tile(pixels, C - c, gy + p * pixel, pixel, 1, 0, 1, 0, O, wa + b * step, s)
+            finish(s, s_step, pixels, c, n, h, first + p, end)
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, FLOAT, INT, calls=[multiply_tile])
@@ -145,24 +145,19 @@ def conv_pointwise_bwd(
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]
-    targets = targets_of(gy, mask)
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
     strips = (W + STRIP - 1) // STRIP
-    blocks = (C + TILE_CHANNELS - 1) // TILE_CHANNELS
-    parts = (blocks + BLOCKS - 1) // BLOCKS
+    parts = (blocks_in(C) + LISTED_BLOCKS - 1) // LISTED_BLOCKS
     work = N * H * strips * parts
-    own = 4 * strip_scratch(O)
+    own = address_of(scratch) + share.slot * 4 * strip_scratch(O)
     for t in range(share.first, share.last):
-        scratch_of_own = address_of(scratch) + share.slot * own
         listed, few = -1, False
         for q in range(work * t // threads, work * (t + 1) // threads):
-            strip, c0 = q // parts, q % parts * BLOCKS * TILE_CHANNELS
+            strip, c0 = q // parts, q % parts * LISTED_BLOCKS * TILE_CHANNELS
             row = strip // strips
             n, h, first = row // H, row % H, W * (strip % strips) // strips
             count = W * (strip % strips + 1) // strips - first
-            ga = at(gy, n, h, first)
+            ga, pixel = at(gy, n, h, first), gy.strides[2]
             if strip != listed:
-                listed, few = strip, list_strip(ga, gy.strides[2], count, O, most, scratch_of_own)
-            multiply_strip(
-                few, ga, gy.strides[2], count, O, address_of(w), c0, C, scratch_of_own, accumulate, gate,
-                at(mask, n // targets, h, first), mask.strides[2], at(gx, n, h, first), gx.strides[2],
-            )  # fmt: skip
+                listed, few = strip, list_strip(ga, pixel, count, O, most, own)
+            multiply_strip(few, ga, pixel, count, O, address_of(w), c0, own, n, h, first, end)

@@ -26,14 +26,17 @@ from typing import Any, NamedTuple
 
 from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of
-from .codegen.tile import TILE_CHANNELS, multiply_tile
-from .codegen.views import targets_of
-from .epilogue import EndBwd, EndFwd, Plane, end_run_bwd, end_run_fwd, pixel_of, plane_of
+from .codegen.tile import TILE_CHANNELS, blocks_in, multiply_tile
+from .codegen.views import cell_of, next_cell, targets_of
+from .epilogue import Forward, Plane, backward, finish, pixel_of, plane_of
 from .taps import TAPS, Taps
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product
+
+#: Bytes of the sums of a line of a square.
+LINE = SQUARE * 4 * TILE_CHANNELS
 
 
 def winograd_scratch(together: int, width: int, I: int, by_squares: bool, threads: int) -> int:
@@ -112,31 +115,9 @@ def _across(size: int) -> int:
 
 
 @device_function
-def _blocks(channels: int) -> int:
-    return (channels + TILE_CHANNELS - 1) // TILE_CHANNELS
-
-
-@device_function
-def _locate(q: int, down: int, across: int) -> Any:
-    """Square q as (n, its row, its column), in squares."""
-    row = q // across
-    return row // down, row % down, q - row * across
-
-
-@device_function
-def _next(n: int, i: int, j: int, down: int, across: int) -> Any:
-    j += 1
-    if j == across:
-        j, i = 0, i + 1
-        if i == down:
-            i, n = 0, n + 1
-    return n, i, j
-
-
-@device_function
 def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: Work) -> None:
     """Transform the patches of squares [first, last) into the rows of V from v on."""
-    n, i, j = _locate(first, job.down, job.across)
+    n, i, j = cell_of(first, job.down, job.across)
     for _ in range(first, last):
         h, w = SQUARE * i - job.top, SQUARE * j - job.left
         a, line, pixel = pixel_of(x, n, h, w), x.line, x.pixel
@@ -145,7 +126,7 @@ def _transform_patches(x: Plane, job: Job, first: int, last: int, v: int, work: 
             a, line, pixel = work.patch, PATCH * work.row, work.row
         transform_patch(a, line, pixel, v, work.v_step, work.row)
         v += work.row
-        n, i, j = _next(n, i, j, job.down, job.across)
+        n, i, j = next_cell(n, i, j, job.down, job.across)
 
 
 @device_function
@@ -171,52 +152,56 @@ def _multiply(rows: int, c0: int, blocks: int, C: int, I: int, u: int, work: Wor
                 multiply_tile(last - first, channels, x, work.row, 1, 0, 1, 0, I, own_u, out)
 
 
-def _shares_of(end_run: Any, name: str) -> Any:
-    """Make the functions for one part of the work, by squares and by channels.
-
-    `end_run` is the epilogue of one line of a square.
-    """
-
-    @one_of_many(f"finish_{name}")
-    def finish(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
-        """Compute a range of blocks of channels for a range of squares whose patches are in V."""
-        first, last = squares
-        for group in range(blocks[0], blocks[1], job.width):
-            width = min(job.width, blocks[1] - group)
-            _multiply(last - first, group * TILE_CHANNELS, width, job.C, x.C, job.u, work)
-            n, i, j = _locate(first, job.down, job.across)
-            for k in range(last - first):
-                for b in range(width):
-                    c0, m = (group + b) * TILE_CHANNELS, work.m + b * work.block + k * 4 * TILE_CHANNELS
-                    transform_product(m, work.m_step, job.C - c0, work.square)
-                    for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
-                        s = work.square + (h - SQUARE * i) * SQUARE * 4 * TILE_CHANNELS
-                        end_run(s, min(SQUARE, job.W - SQUARE * j), c0, n, h, SQUARE * j, end)
-                n, i, j = _next(n, i, j, job.down, job.across)
-
-    @one_of_many(f"by_squares_{name}")
-    def by_squares(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
-        """Compute part t of the squares, for all channels, `together` squares at a time."""
-        work = _work(x, job, 1, slot)
-        start, stop = job.squares * t // job.parts, job.squares * (t + 1) // job.parts
-        rounds = (stop - start + job.together - 1) // job.together
-        for k in range(rounds):
-            first, last = start + (stop - start) * k // rounds, start + (stop - start) * (k + 1) // rounds
-            _transform_patches(x, job, first, last, work.v, work)
-            finish(x, job, end, (first, last), (0, _blocks(job.C)), work)
-
-    @one_of_many(f"by_channels_{name}")
-    def by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int, slot: int) -> None:
-        """Compute part t of the channels, for squares [first, last), whose patches are in the shared V."""
-        count = _blocks(job.C)
-        blocks = count * t // job.parts, count * (t + 1) // job.parts
-        finish(x, job, end, (first, last), blocks, _work(x, job, 0, slot))
-
-    return by_squares, by_channels
+@device_function
+def _multiply_squares(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
+    """Compute a range of blocks of channels for a range of squares whose patches are in V."""
+    first, last = squares
+    for group in range(blocks[0], blocks[1], job.width):
+        width = min(job.width, blocks[1] - group)
+        _multiply(last - first, group * TILE_CHANNELS, width, job.C, x.C, job.u, work)
+        n, i, j = cell_of(first, job.down, job.across)
+        for k in range(last - first):
+            for b in range(width):
+                c0, m = (group + b) * TILE_CHANNELS, work.m + b * work.block + k * 4 * TILE_CHANNELS
+                transform_product(m, work.m_step, job.C - c0, work.square)
+                for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
+                    s, pixels = work.square + (h - SQUARE * i) * LINE, min(SQUARE, job.W - SQUARE * j)
+                    finish(s, 4 * TILE_CHANNELS, pixels, c0, n, h, SQUARE * j, end)
+            n, i, j = next_cell(n, i, j, job.down, job.across)
 
 
-_by_squares_fwd, _by_channels_fwd = _shares_of(end_run_fwd, "fwd")
-_by_squares_bwd, _by_channels_bwd = _shares_of(end_run_bwd, "bwd")
+@device_function
+def _by_squares(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
+    """Compute part t of the squares, for all channels, `together` squares at a time."""
+    work = _work(x, job, 1, slot)
+    start, stop = job.squares * t // job.parts, job.squares * (t + 1) // job.parts
+    rounds = (stop - start + job.together - 1) // job.together
+    for k in range(rounds):
+        first, last = start + (stop - start) * k // rounds, start + (stop - start) * (k + 1) // rounds
+        _transform_patches(x, job, first, last, work.v, work)
+        _multiply_squares(x, job, end, (first, last), (0, blocks_in(job.C)), work)
+
+
+@device_function
+def _by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int, slot: int) -> None:
+    """Compute part t of the channels, for squares [first, last), whose patches are in the shared V."""
+    count = blocks_in(job.C)
+    blocks = count * t // job.parts, count * (t + 1) // job.parts
+    _multiply_squares(x, job, end, (first, last), blocks, _work(x, job, 0, slot))
+
+
+@device_function
+def _compute(x: Plane, job: Job, end: Any, by_squares: int, share: Share) -> None:
+    """Compute a share of a phase.  `by_squares`: see `conv_winograd_fwd`."""
+    rounds, k = (job.squares + job.together - 1) // job.together, share.phase // 2
+    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
+    for t in range(share.first, share.last):
+        if by_squares:
+            _by_squares(x, job, end, t, share.slot)
+        elif share.phase % 2 == 0:
+            _transform_share(x, job, first, last, t, share.slot)
+        else:
+            _by_channels(x, job, end, first, last, t, share.slot)
 
 
 def _phases(args: Sequence[Any]) -> int:
@@ -266,16 +251,8 @@ def conv_winograd_fwd(
         taps.top, taps.left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    source, end = plane_of(x), EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
-    rounds, k = (job.squares + together - 1) // together, share.phase // 2
-    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
-    for t in range(share.first, share.last):
-        if by_squares:
-            _by_squares_fwd(source, job, end, t, share.slot)
-        elif share.phase % 2 == 0:
-            _transform_share(source, job, first, last, t, share.slot)
-        else:
-            _by_channels_fwd(source, job, end, first, last, t, share.slot)
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
+    _compute(plane_of(x), job, end, by_squares, share)
 
 
 @kernel(
@@ -310,14 +287,5 @@ def conv_winograd_bwd(
         taps.top, taps.left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
         address_of(scratch), threads,
     )  # fmt: skip
-    source = plane_of(gy)
-    end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
-    rounds, k = (job.squares + together - 1) // together, share.phase // 2
-    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
-    for t in range(share.first, share.last):
-        if by_squares:
-            _by_squares_bwd(source, job, end, t, share.slot)
-        elif share.phase % 2 == 0:
-            _transform_share(source, job, first, last, t, share.slot)
-        else:
-            _by_channels_bwd(source, job, end, first, last, t, share.slot)
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
+    _compute(plane_of(gy), job, end, by_squares, share)

@@ -12,13 +12,15 @@ from .codegen.jit import ACTIVATION, INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, load_some
 from .codegen.views import part_of
+from .conditions import WORDS
 
-CHOSEN = types.Array(types.int64, 1, "C")
+#: One word for each row.
+CHOSEN = WORDS
 #: Pixels that are looked at, evenly spaced.
 _PIXELS = 16
 
 
-@kernel(ACTIVATION, CHOSEN, types.float64, INT)
+@kernel(ACTIVATION, WORDS, types.float64, INT)
 def choose_sparse(gy: Any, chosen: Any, most: float, threads: int, share: Share) -> None:
     """Write 1 to chosen[n] if at most this part of row n of gy (N, H, W, O) is nonzero, else 0.
 
@@ -35,27 +37,3 @@ def choose_sparse(gy: Any, chosen: Any, most: float, threads: int, share: Share)
             for o in range(0, O, LANES):
                 found += nonzero(load_some(ga + 4 * o, O - o))
         chosen[n] = 1 if found <= most * looks * O else 0
-
-
-@kernel(CHOSEN, CHOSEN, CHOSEN, INT, split=1)
-def leave_others(done: Any, none: Any, alone: Any, threads: int, share: Share) -> None:
-    """Write 1 to none (1,) if no row is done, else 1 to alone[n] of each row n that is left.
-
-    All other words become 0.
-    """
-    for _ in range(share.first, share.last):
-        none[0] = 1
-        for word in done:
-            if word:
-                none[0] = 0
-        for n in range(len(done)):
-            alone[n] = 0 if done[n] or none[0] else 1
-
-
-@kernel(CHOSEN, INT, CHOSEN, INT, CHOSEN, INT, split=1)
-def hold_both(
-    outer: Any, outer_value: int, inner: Any, inner_value: int, both: Any, threads: int, share: Share
-) -> None:
-    """Write 1 to both (1,) if both words hold their values, else 0."""
-    for _ in range(share.first, share.last):
-        both[0] = 1 if outer[0] == outer_value and inner[0] == inner_value else 0

@@ -13,7 +13,7 @@ from .codegen.jit_cuda import device_function, kernel
 from .codegen.simd_cuda import at_pixel, load_channels, load_four, quotient
 from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, epilogue_fwd
 from .taps import TAPS, Taps
-from .taps_cuda import inside, windows_across, windows_down
+from .taps_cuda import taps_across, taps_down, windows_across, windows_down
 
 
 def depthwise_fwd(
@@ -78,9 +78,8 @@ def _depthwise_fwd(
         pixel = quotient(unit, eights)
         first = (unit - pixel * eights) * 8
         n, oh, ow = at_pixel(pixel, OH, OW)
-        h, v = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-        j0, j1 = inside(v, taps.columns, taps.dilation_w, 0, W)
+        h, i0, i1 = taps_down(taps, oh, H)
+        v, j0, j1 = taps_across(taps, ow, W)
         for k in range(8):
             sums[k] = np.float32(0)
         for i in range(i0, i1):

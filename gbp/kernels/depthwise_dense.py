@@ -13,112 +13,121 @@ Source: see `depthwise`.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, write_gradient
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, Kernel, inlined, kernel_from
+from .codegen.gate import GATE, MASK, Gate
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, Kernel, kernel_from, one_of_many
 from .codegen.packing import Share
-from .codegen.simd import address_of, at, broadcast, keep_rolled, load_each
+from .codegen.simd import address_of, keep_rolled, load_each
 from .codegen.slide import load_each_between, slide, slide_first
 from .codegen.tile import tile_zeros
-from .codegen.views import sample_of, targets_of
-from .depthwise import FOUR, write_y
+from .codegen.views import part_of, targets_of
+from .depthwise import FOUR, write_four
+from .epilogue import Forward, Plane, backward, pixel_of, place_of, plane_of
 from .taps import TAPS, Taps
 
 #: The widths of windows that there is a kernel for.
 WIDTHS = (3, 5, 7)
 
 
-def _whole_block(columns: int) -> Any:
-    """Make the function that sums up a block inside the plane, for whole vectors of channels."""
+class Window(NamedTuple):
+    """A window of `rows` rows, whose top left tap reads pixel (−top, −left) for pixel (0, 0) of the output.
+
+    `w`: the address of that tap's weights.  Steps are bytes, from row to row and from column to column.
+    """
+
+    rows: int
+    top: int
+    left: int
+    w: int
+    w_down: int
+    w_right: int
+
+
+def _rows_of(columns: int) -> Any:
+    """Make the function that computes rows of the output, for windows of so many columns."""
     seen = FOUR + columns - 1
 
-    def block(
-        x: int, x_down: int, x_right: int, start: int, stop: int, rows: int, below: int, w: int, w_down: int,
-        w_right: int,
-    ) -> Any:  # fmt: skip
-        """Return the sums of FOUR neighbours of a row, and of those below.
+    @one_of_many(f"whole_block_{columns}", inline=True)
+    def whole_block(a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window) -> Any:
+        """Sum up FOUR neighbours of a row, and those below, for a vector of channels inside the plane.
 
-        The windows of the upper row begin at x, of which rows [start, stop) are in the plane.  `below`: the
-        first row of the lower windows, or `rows` if there are none.
+        The windows of the upper row begin at address a, of which rows [start, stop) are in the plane.
+        `below`: the first row of the lower windows, or the window's `rows` if there are none.
         """
         upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
         for k in range(start, stop):
             keep_rolled()
-            v = load_each(x + k * x_down, x_right, seen)
-            if k < rows:
-                upper = slide(upper, v, w + k * w_down, w_right)
+            v = load_each(a + k * x.line, x.pixel, seen)
+            if k < window.rows:
+                upper = slide(upper, v, w + k * window.w_down, window.w_right)
             if k >= below:
-                lower = slide(lower, v, w + (k - 1) * w_down, w_right)
+                lower = slide(lower, v, w + (k - 1) * window.w_down, window.w_right)
         return upper, lower
 
-    return block
-
-
-def _edge_block(columns: int) -> Any:
-    """Make the same function for any block: columns [first, last) are in the plane, and `count` channels."""
-    seen = FOUR + columns - 1
-
-    def block(
-        x: int, x_down: int, x_right: int, start: int, stop: int, rows: int, below: int, w: int, w_down: int,
-        w_right: int, first: int, last: int, count: int,
+    @one_of_many(f"edge_block_{columns}", inline=True)
+    def edge_block(
+        a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window,
+        first: int, last: int, count: int,
     ) -> Any:  # fmt: skip
+        """The same for any block: columns [first, last) are in the plane, and `count` channels."""
         upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
         for k in range(start, stop):
             keep_rolled()
-            v = load_each_between(x + k * x_down, x_right, first, last, count, seen)
-            if k < rows:
-                upper = slide_first(upper, v, w + k * w_down, w_right, count)
+            v = load_each_between(a + k * x.line, x.pixel, first, last, count, seen)
+            if k < window.rows:
+                upper = slide_first(upper, v, w + k * window.w_down, window.w_right, count)
             if k >= below:
-                lower = slide_first(lower, v, w + (k - 1) * w_down, w_right, count)
+                lower = slide_first(lower, v, w + (k - 1) * window.w_down, window.w_right, count)
         return upper, lower
 
-    return block
+    def compute_rows(x: Plane, window: Window, row: int, last_row: int, end: Any) -> None:
+        """Compute rows of all samples, counted through the batch."""
+        H, W, C = end.out.H, end.out.W, end.out.C
+        while row < last_row:
+            n, oh = row // H, row % H
+            two = row + 1 < last_row and oh + 1 < H
+            h, below = oh - window.top, 1 if two else window.rows
+            start, stop = max(0, -h), min(window.rows + (1 if two else 0), x.H - h)
+            for ow in range(0, W, FOUR):
+                left_out, pixels = window.left - ow, min(FOUR, W - ow)
+                is_inside = left_out <= 0 and seen - left_out <= x.W and pixels == FOUR
+                first = pixel_of(x, n, h, -left_out)
+                place, place_below = place_of(n, oh, ow, end), place_of(n, oh + 1, ow, end)
+                for c in range(0, C, LANES):
+                    a, w, count = first + 4 * c, window.w + 4 * c, C - c
+                    if is_inside and count >= LANES:
+                        upper, lower = whole_block(a, x, start, stop, below, w, window)
+                        write_four(upper, FOUR, 1, c, place, LANES, end)
+                        if two:
+                            write_four(lower, FOUR, 1, c, place_below, LANES, end)
+                    else:
+                        upper, lower = edge_block(
+                            a, x, start, stop, below, w, window, left_out, x.W + left_out, count
+                        )
+                        write_four(upper, pixels, 1, c, place, count, end)
+                        if two:
+                            write_four(lower, pixels, 1, c, place_below, count, end)
+            row += 2 if two else 1
 
-
-@inlined
-def _write_row(
-    v: Any, pixels: int, c: int, ba: int, ra: int, r_next: int, ya: int, y_next: int, ma: int, m_next: int,
-    given: Any, low: Any, high: Any, count: int,
-) -> None:  # fmt: skip
-    """Finish the first `pixels` of FOUR neighbours, the first at these addresses."""
-    write_y(v[0], c, ba, ra, ya, ma, given, low, high, count)
-    if pixels > 1:
-        write_y(v[1], c, ba, ra + r_next, ya + y_next, ma + m_next, given, low, high, count)
-    if pixels > 2:
-        write_y(v[2], c, ba, ra + 2 * r_next, ya + 2 * y_next, ma + 2 * m_next, given, low, high, count)
-    if pixels > 3:
-        write_y(v[3], c, ba, ra + 3 * r_next, ya + 3 * y_next, ma + 3 * m_next, given, low, high, count)
-
-
-@inlined
-def _write_gradients(
-    v: Any, pixels: int, c: int, gate: Gate, accumulate: int, xa: int, x_next: int, ma: int, m_next: int,
-    count: int,
-) -> None:  # fmt: skip
-    """Finish the first `pixels` of FOUR neighbours, the first at these addresses."""
-    write_gradient(v[0], c, gate, accumulate, xa, ma, count)
-    if pixels > 1:
-        write_gradient(v[1], c, gate, accumulate, xa + x_next, ma + m_next, count)
-    if pixels > 2:
-        write_gradient(v[2], c, gate, accumulate, xa + 2 * x_next, ma + 2 * m_next, count)
-    if pixels > 3:
-        write_gradient(v[3], c, gate, accumulate, xa + 3 * x_next, ma + 3 * m_next, count)
+    return compute_rows
 
 
 @cache
 def dense_kernels(columns: int) -> tuple[Kernel, Kernel]:
     """The kernels of windows of so many columns, which take what `depthwise_fwd` and `depthwise_bwd` take."""
-    blocks = {"whole_block": _whole_block(columns), "edge_block": _edge_block(columns)}
+    rows = _rows_of(columns)
     return (
         kernel_from(
             _fwd, f"depthwise_{columns}_fwd",
-            ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT, **blocks,
+            ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, TAPS, FLOAT, FLOAT, INT,
+            compute_rows=rows,
         ),
         kernel_from(
             _bwd, f"depthwise_{columns}_bwd",
-            ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, TAPS, INT, **blocks,
+            ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, TAPS, INT,
+            compute_rows=rows,
         ),
     )  # fmt: skip
 
@@ -129,9 +138,8 @@ def made(name: str) -> Kernel:
     return dense_kernels(int(columns))[("fwd", "bwd").index(way)]
 
 
-#: Names for the two functions in the templates below; `kernel_from` replaces them.
-whole_block: Any = None
-edge_block: Any = None
+#: A name in the templates below, which `kernel_from` replaces by what `_rows_of` makes.
+compute_rows: Any = None
 
 
 def _fwd(
@@ -139,55 +147,12 @@ def _fwd(
     threads: int, share: Share,
 ) -> None:  # fmt: skip
     """See `depthwise_fwd`."""
-    H, W = x.shape[1], x.shape[2]
-    N, OH, OW, C = y.shape
-    low, high = broadcast(lo), broadcast(hi)
-    KH, KW, top, left = taps.rows, taps.columns, taps.top, taps.left
-    x_down, x_right, w_down, w_right = x.strides[1], x.strides[2], 4 * C * KW, 4 * C
-    wa, ba, given = address_of(w), address_of(b), (b.size > 0, r.size > 0, mask.size > 0)
-    r_next, y_next, m_next = r.strides[2], y.strides[2], mask.strides[2]
-    r_down, y_down, m_down = r.strides[1], y.strides[1], mask.strides[1]
-    rows = N * OH
-    for t in range(share.first, share.last):
-        row, end = rows * t // threads, rows * (t + 1) // threads
-        while row < end:
-            n, oh = row // OH, row % OH
-            two = row + 1 < end and oh + 1 < OH
-            h, below = oh - top, 1 if two else KH
-            start, stop = max(0, -h), min(KH + (1 if two else 0), H - h)
-            for ow in range(0, OW, FOUR):
-                left_out, pixels = left - ow, min(FOUR, OW - ow)
-                is_inside = left_out <= 0 and FOUR + KW - 1 - left_out <= W and pixels == FOUR
-                xa = at(x, n, h, -left_out)
-                ra, ya, ma = at(r, n, oh, ow), at(y, n, oh, ow), at(mask, n, oh, ow)
-                for c in range(0, C, LANES):
-                    a, k, count = xa + 4 * c, wa + 4 * c, C - c
-                    if is_inside and count >= LANES:
-                        upper, lower = whole_block(
-                            a, x_down, x_right, start, stop, KH, below, k, w_down, w_right
-                        )
-                        _write_row(
-                            upper, FOUR, c, ba, ra, r_next, ya, y_next, ma, m_next, given, low, high, LANES
-                        )
-                        if two:
-                            _write_row(
-                                lower, FOUR, c, ba, ra + r_down, r_next, ya + y_down, y_next,
-                                ma + m_down, m_next, given, low, high, LANES,
-                            )  # fmt: skip
-                    else:
-                        upper, lower = edge_block(
-                            a, x_down, x_right, start, stop, KH, below, k, w_down, w_right,
-                            left_out, W + left_out, count,
-                        )  # fmt: skip
-                        _write_row(
-                            upper, pixels, c, ba, ra, r_next, ya, y_next, ma, m_next, given, low, high, count
-                        )
-                        if two:
-                            _write_row(
-                                lower, pixels, c, ba, ra + r_down, r_next, ya + y_down, y_next,
-                                ma + m_down, m_next, given, low, high, count,
-                            )  # fmt: skip
-            row += 2 if two else 1
+    bias = address_of(b) if b.size else 0
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
+    N, H, C = y.shape[0], y.shape[1], y.shape[3]
+    window = Window(taps.rows, taps.top, taps.left, address_of(w), 4 * C * taps.columns, 4 * C)
+    first, last = part_of(N * H, share, threads)
+    compute_rows(plane_of(x), window, first, last, end)
 
 
 def _bwd(
@@ -195,47 +160,11 @@ def _bwd(
     threads: int, share: Share,
 ) -> None:  # fmt: skip
     """See `depthwise_bwd`: the forward kernel over gy, with the taps from last to first."""
-    OH, OW = gy.shape[1], gy.shape[2]
-    N, H, W, C = gx.shape
-    targets = targets_of(gy, mask)
-    KH, KW, top, left = taps.rows, taps.columns, taps.top, taps.left
-    g_down, g_right, w_down, w_right = gy.strides[1], gy.strides[2], -4 * C * KW, -4 * C
-    wa = address_of(w) + 4 * C * (KH * KW - 1)
-    x_next, m_next, x_down, m_down = gx.strides[2], mask.strides[2], gx.strides[1], mask.strides[1]
-    rows = N * H
-    for t in range(share.first, share.last):
-        row, end = rows * t // threads, rows * (t + 1) // threads
-        while row < end:
-            n, h = row // H, row % H
-            two = row + 1 < end and h + 1 < H
-            oh, below = h + top - (KH - 1), 1 if two else KH
-            start, stop = max(0, -oh), min(KH + (1 if two else 0), OH - oh)
-            for q in range(0, W, FOUR):
-                left_out, pixels = KW - 1 - left - q, min(FOUR, W - q)
-                is_inside = left_out <= 0 and FOUR + KW - 1 - left_out <= OW and pixels == FOUR
-                ga = at(gy, n, oh, -left_out)
-                xa, ma = at(gx, n, h, q), at(mask, sample_of(n, targets), h, q)
-                for c in range(0, C, LANES):
-                    a, k, count = ga + 4 * c, wa + 4 * c, C - c
-                    if is_inside and count >= LANES:
-                        upper, lower = whole_block(
-                            a, g_down, g_right, start, stop, KH, below, k, w_down, w_right
-                        )
-                        _write_gradients(upper, FOUR, c, gate, accumulate, xa, x_next, ma, m_next, LANES)
-                        if two:
-                            _write_gradients(
-                                lower, FOUR, c, gate, accumulate, xa + x_down, x_next, ma + m_down, m_next,
-                                LANES,
-                            )  # fmt: skip
-                    else:
-                        upper, lower = edge_block(
-                            a, g_down, g_right, start, stop, KH, below, k, w_down, w_right,
-                            left_out, OW + left_out, count,
-                        )  # fmt: skip
-                        _write_gradients(upper, pixels, c, gate, accumulate, xa, x_next, ma, m_next, count)
-                        if two:
-                            _write_gradients(
-                                lower, pixels, c, gate, accumulate, xa + x_down, x_next, ma + m_down, m_next,
-                                count,
-                            )  # fmt: skip
-            row += 2 if two else 1
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
+    N, H, C = gx.shape[0], gx.shape[1], gx.shape[3]
+    rows, columns = taps.rows, taps.columns
+    last_tap = address_of(w) + 4 * C * (rows * columns - 1)
+    top, left = rows - 1 - taps.top, columns - 1 - taps.left
+    window = Window(rows, top, left, last_tap, -4 * C * columns, -4 * C)
+    first, last = part_of(N * H, share, threads)
+    compute_rows(plane_of(gy), window, first, last, end)

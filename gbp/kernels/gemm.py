@@ -20,13 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from .codegen.bits import store_bits
 from .codegen.emit import LANES, VECTOR_BYTES
-from .codegen.gate import GATE, MASK, Gate, clip, gate_run
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, kernel, one_of_many
+from .codegen.gate import GATE, MASK, Gate, gate_run
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, by_count, device_function, kernel, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import (
-    above,
     address_of,
     at,
     broadcast,
@@ -39,6 +37,7 @@ from .codegen.simd import (
 )
 from .codegen.tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
 from .codegen.views import targets_of, zero_run
+from .epilogue import Forward, place_of, plane_of, write
 
 #: Samples in a tile: as many as the smallest register file holds.
 SAMPLES = 4
@@ -46,9 +45,12 @@ SAMPLES = 4
 BLOCK = 8192
 
 
-def _dot_of(samples: int) -> Any:
-    @one_of_many(f"dot_{samples}")
-    def dot(x: int, x_row: int, w: int, w_row: int, count: int) -> Any:
+def _add_dots_of(samples: int) -> Any:
+    @one_of_many(f"add_dots_{samples}")
+    def add_dots(
+        own: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int,
+        first: bool,
+    ) -> None:  # fmt: skip
         t = tile_zeros(samples, TILE_VECTORS)
         for _ in range(count // LANES):
             t = tile_dot(t, x, x_row, w, w_row)
@@ -56,50 +58,18 @@ def _dot_of(samples: int) -> Any:
             w += VECTOR_BYTES
         if count % LANES:
             t = tile_dot_first(t, x, x_row, w, w_row, count % LANES)
-        return t
-
-    @one_of_many(f"add_dot_{samples}")
-    def add_dot(
-        x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int, first: bool
-    ) -> None:
-        t = dot(x, x_row, w, w_row, count)
         for i in range(samples):
             for j in range(rows):
                 to = y + i * y_row + 4 * j
                 total = sum_lanes(t[i * TILE_VECTORS + j])
                 store_scalar(to, total if first else load_scalar(to) + total)
 
-    return add_dot
+    return add_dots
 
 
-_dot_1, _dot_2, _dot_3, _dot_4 = (_dot_of(samples) for samples in range(1, SAMPLES + 1))
-
-
-@device_function
-def _dots(
-    samples: int,
-    x: int,
-    x_row: int,
-    w: int,
-    w_row: int,
-    count: int,
-    y: int,
-    y_row: int,
-    rows: int,
-    first: bool,
-) -> None:
-    """For each sample i and row j of w, add to y[i, j] the dot product of `count` columns of x[i] and w[j].
-
-    With `first`, it is written instead of added.
-    """
-    if samples == 1:
-        _dot_1(x, x_row, w, w_row, count, y, y_row, rows, first)
-    elif samples == 2:
-        _dot_2(x, x_row, w, w_row, count, y, y_row, rows, first)
-    elif samples == 3:
-        _dot_3(x, x_row, w, w_row, count, y, y_row, rows, first)
-    else:
-        _dot_4(x, x_row, w, w_row, count, y, y_row, rows, first)
+#: `add_dots(samples, x, x_row, w, w_row, count, y, y_row, rows, first)`: for each sample i and row j of w,
+#: add to y[i, j] the dot product of `count` columns of x[i] and w[j].  With `first`, it is written instead.
+_add_dots = by_count("add_dots", [_add_dots_of(samples) for samples in range(1, SAMPLES + 1)])
 
 
 @kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
@@ -112,7 +82,8 @@ def gemm_fwd(
     may be empty.
     """
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
-    low, high = broadcast(lo), broadcast(hi)
+    bias = address_of(b) if b.size else 0
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
     units = (M + LANES - 1) // LANES  # each is LANES rows of w, so that threads write whole bytes of mask
     for t in range(share.first, share.last):
         m0, m1 = units * t // threads * LANES, min(M, units * (t + 1) // threads * LANES)
@@ -121,30 +92,15 @@ def gemm_fwd(
                 rows = min(TILE_VECTORS, m1 - m)
                 # If one row is left, a step of 0 fills the tile with copies of it; one result is stored.
                 w_row = 4 * K if rows == TILE_VECTORS else 0
+                wa, count = address_of(w) + 4 * (m * K + k), min(BLOCK, K - k)
                 for n in range(0, N, SAMPLES):
-                    _dots(
-                        min(SAMPLES, N - n),
-                        at(x, n, 0, 0) + 4 * k,
-                        x.strides[0],
-                        address_of(w) + 4 * (m * K + k),
-                        w_row,
-                        min(BLOCK, K - k),
-                        at(y, n, 0, 0) + 4 * m,
-                        y.strides[0],
-                        rows,
-                        k == 0,
-                    )
+                    xa, ya = at(x, n, 0, 0) + 4 * k, at(y, n, 0, 0) + 4 * m
+                    samples = min(SAMPLES, N - n)
+                    _add_dots(samples, xa, x.strides[0], wa, w_row, count, ya, y.strides[0], rows, k == 0)
         for n in range(N):
+            place = place_of(n, 0, 0, end)
             for m in range(m0, m1, LANES):
-                to = at(y, n, 0, 0) + 4 * m
-                v = load_some(to, M - m)
-                if b.size:
-                    v = v + load_some(address_of(b) + 4 * m, M - m)
-                if r.size:
-                    v = v + load_some(at(r, n, 0, 0) + 4 * m, M - m)
-                if mask.size:
-                    store_bits(at(mask, n, 0, 0) + m // 8, above(v, low) & above(high, v), M - m)
-                store_some(to, clip(v, low, high), M - m)
+                write(load_some(place.out + 4 * m, M - m), m, place, M - m, end)
 
 
 @device_function
@@ -160,24 +116,20 @@ def _next_row(gy: int, step: int, N: int, M: int, m: int) -> int:
 
 @device_function
 def _factor(gy: int, M: int, m: int) -> Any:
-    return load_scalar(gy + 4 * m) if m < M else np.float32(0)
+    """A row's factor; 0 beyond the last row."""
+    return broadcast(load_scalar(gy + 4 * m) if m < M else np.float32(0))
 
 
 @device_function
-def _add_rows(
-    gx: int,
-    count: int,
-    g0: float,
-    w0: int,
-    g1: float,
-    w1: int,
-    g2: float,
-    w2: int,
-    g3: float,
-    w3: int,
-) -> None:
-    """Add g0 · w0 + g1 · w1 + g2 · w2 + g3 · w3, one after the other, to `count` values at gx."""
-    f0, f1, f2, f3 = broadcast(g0), broadcast(g1), broadcast(g2), broadcast(g3)
+def _add_rows(gx: int, count: int, gy: int, M: int, w: int, row: int, rows: Any) -> None:
+    """Add four rows of w, each times its gy, one after the other, to `count` values at gx.
+
+    `w` is the address of row 0.  A row beyond the last one counts nothing: the last one is read instead.
+    """
+    m0, m1, m2, m3 = rows
+    f0, f1, f2, f3 = _factor(gy, M, m0), _factor(gy, M, m1), _factor(gy, M, m2), _factor(gy, M, m3)
+    w0, w1 = w + row * m0, w + row * min(m1, M - 1)
+    w2, w3 = w + row * min(m2, M - 1), w + row * min(m3, M - 1)
     for k in range(0, count, LANES):
         c = count - k
         v = fma(f0, load_some(w0 + 4 * k, c), load_some(gx + 4 * k, c))
@@ -212,21 +164,9 @@ def gemm_bwd(
                 m1 = _next_row(first_gy, step, N, M, m0 + 1)
                 m2 = _next_row(first_gy, step, N, M, m1 + 1)
                 m3 = _next_row(first_gy, step, N, M, m2 + 1)
+                rows = m0, m1, m2, m3
                 for n in range(N):
-                    ga = at(gy, n, 0, 0)
-                    # Beyond the last row the factor is 0, and the last row is read instead.
-                    _add_rows(
-                        at(gx, n, 0, 0) + 4 * k,
-                        count,
-                        _factor(ga, M, m0),
-                        column + 4 * K * m0,
-                        _factor(ga, M, m1),
-                        column + 4 * K * min(m1, M - 1),
-                        _factor(ga, M, m2),
-                        column + 4 * K * min(m2, M - 1),
-                        _factor(ga, M, m3),
-                        column + 4 * K * min(m3, M - 1),
-                    )
+                    _add_rows(at(gx, n, 0, 0) + 4 * k, count, at(gy, n, 0, 0), M, column, 4 * K, rows)
                 m0 = _next_row(first_gy, step, N, M, m3 + 1)
             for n in range(N):
                 gate_run(at(gx, n, 0, 0) + 4 * k, count, gate, at(mask, n // targets, 0, 0) + k // 8)

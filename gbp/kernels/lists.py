@@ -1,8 +1,8 @@
 """Lists of the nonzero values of a gradient's pixels, and sums of the rows of weights that belong to them.
 
 Behind a rule's gate a third or less of a gradient is nonzero, and zeros add nothing.  A pixel's list holds
-its nonzero values in the order of channels, and the ends of each GROUP of channels.  GROUP rows of BLOCKS
-blocks of weights fill about a first-level cache, and many pixels use them in turn.
+its nonzero values in the order of channels, and the ends of each GROUP of channels.  GROUP rows of
+LISTED_BLOCKS blocks of weights fill about a first-level cache, and many pixels use them in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from .codegen.bits import load_index, store_index, store_nonzero
 from .codegen.emit import LANES
-from .codegen.jit import device_function, one_of_many
+from .codegen.jit import by_count, device_function, one_of_many
 from .codegen.simd import keep_rolled, load_some
 from .codegen.tile import (
     CHAIN,
@@ -24,15 +24,18 @@ from .codegen.tile import (
 )
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
-BLOCKS = 4
+LISTED_BLOCKS = 4
 #: The length of a chain of additions in `multiply_tile`, so that lists and tiles give the same sums.
 GROUP = CHAIN
 #: Bytes of the sums of one pixel.
-SUMS = BLOCKS * TILE_CHANNELS * 4
+SUMS = LISTED_BLOCKS * TILE_CHANNELS * 4
 
 
 def groups_of(channels: int) -> int:
     return -(-channels // GROUP)
+
+
+groups_in = device_function(groups_of)
 
 
 @device_function
@@ -49,7 +52,9 @@ def list_pixel(g: int, channels: int, n: int, values: int, indices: int, ends: i
 
 def _add_listed_of(blocks: int) -> Any:
     @one_of_many(f"add_listed_{blocks}")
-    def add_listed(values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int) -> None:
+    def add_listed(
+        own: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
+    ) -> None:
         t = tile_zeros(blocks, TILE_VECTORS)
         for k in range(4 * start, 4 * stop, 4):
             keep_rolled()
@@ -59,22 +64,7 @@ def _add_listed_of(blocks: int) -> Any:
     return add_listed
 
 
-_add_1, _add_2, _add_3, _add_4 = (_add_listed_of(blocks) for blocks in range(1, BLOCKS + 1))
-
-
-@device_function
-def add_listed(
-    blocks: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
-) -> None:
-    """Add entries start … stop − 1 of the lists, each times its row of weights, to the sums.
-
-    Row c of the first block of w is at `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
-    """
-    if blocks == 4:
-        _add_4(values, indices, start, stop, w, step, sums)
-    elif blocks == 3:
-        _add_3(values, indices, start, stop, w, step, sums)
-    elif blocks == 2:
-        _add_2(values, indices, start, stop, w, step, sums)
-    else:
-        _add_1(values, indices, start, stop, w, step, sums)
+#: `add_listed(blocks, values, indices, start, stop, w, step, sums)`: add entries start … stop − 1 of the
+#: lists, each times its row of weights, to the sums.  Row c of the first block of weights is at
+#: `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
+add_listed = by_count("add_listed", [_add_listed_of(blocks) for blocks in range(1, LISTED_BLOCKS + 1)])

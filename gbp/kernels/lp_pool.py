@@ -19,7 +19,7 @@ import numpy as np
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.views import part_of, targets_of
-from .taps import TAPS, Taps, inside, windows_across, windows_down
+from .taps import TAPS, Taps, taps_across, taps_down, windows_across, windows_down
 
 
 @device_function
@@ -51,11 +51,9 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) 
     rows = N * OH
     for row in range(*part_of(rows, share, threads)):
         n, oh = row // OH, row % OH
-        h = oh * taps.stride_h - taps.top
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        h, i0, i1 = taps_down(taps, oh, H)
         for ow in range(OW):
-            w = ow * taps.stride_w - taps.left
-            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            w, j0, j1 = taps_across(taps, ow, W)
             for c in range(C):
                 largest = 0.0
                 for i in range(i0, i1):

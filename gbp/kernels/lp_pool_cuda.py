@@ -12,7 +12,7 @@ from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import device_function_of, elements_of, kernel
 from .codegen.simd_cuda import at_pixel, targets_of
 from .taps import TAPS, Taps
-from .taps_cuda import inside, windows_across, windows_down
+from .taps_cuda import taps_across, taps_down, windows_across, windows_down
 
 _power = device_function_of(lp_pool._power)
 _root = device_function_of(lp_pool._root)
@@ -26,9 +26,8 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int) -> None:
     for unit in range(cuda.grid(1), N * OH * OW * C, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // C, OH, OW)
         c = unit % C
-        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        h, i0, i1 = taps_down(taps, oh, H)
+        w, j0, j1 = taps_across(taps, ow, W)
         largest = np.float64(0)
         for i in range(i0, i1):
             for j in range(j0, j1):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .codegen.bits import store_bits
 from .codegen.emit import LANES
-from .codegen.gate import GATE, MASK, Gate, clip, write_gradient
+from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
-from .codegen.simd import above, address_of, at, broadcast, load_some, store_some
-from .codegen.views import part_of, sample_of, targets_of, zero_run
+from .codegen.simd import address_of, at, load_some
+from .codegen.views import part_of, targets_of, zero_run
+from .epilogue import Forward, backward, place_of, plane_of, write
 
 
 @kernel(ACTIVATION, INT)
@@ -43,23 +43,17 @@ def pointwise_fwd(
     mask no bits are written.
     """
     N, H, W, C = x.shape
-    low, high = broadcast(lo), broadcast(hi)
-    rows = N * H
-    for row in range(*part_of(rows, share, threads)):
+    bias = address_of(b) if b.size else 0
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
+    for row in range(*part_of(N * H, share, threads)):
         n, h = row // H, row % H
         for w in range(W):
-            xa, ra, ya, ma = at(x, n, h, w), at(r, n, h, w), at(y, n, h, w), at(mask, n, h, w)
+            xa, place = at(x, n, h, w), place_of(n, h, w, end)
             for c in range(0, C, LANES):
                 v = load_some(xa + 4 * c, C - c)
                 if a.size:
                     v = v * load_some(address_of(a) + 4 * c, C - c)
-                if b.size:
-                    v = v + load_some(address_of(b) + 4 * c, C - c)
-                if r.size:
-                    v = v + load_some(ra + 4 * c, C - c)
-                if mask.size:
-                    store_bits(ma + c // 8, above(v, low) & above(high, v), C - c)
-                store_some(ya + 4 * c, clip(v, low, high), C - c)
+                write(v, c, place, C - c, end)
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, INT)
@@ -71,14 +65,13 @@ def pointwise_bwd(
     a (C,) may be empty: then it is 1.
     """
     N, H, W, C = gx.shape
-    targets = targets_of(gy, mask)
-    rows = N * H
-    for row in range(*part_of(rows, share, threads)):
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
+    for row in range(*part_of(N * H, share, threads)):
         n, h = row // H, row % H
         for w in range(W):
-            ga, xa, ma = at(gy, n, h, w), at(gx, n, h, w), at(mask, sample_of(n, targets), h, w)
+            ga, place = at(gy, n, h, w), place_of(n, h, w, end)
             for c in range(0, C, LANES):
                 v = load_some(ga + 4 * c, C - c)
                 if a.size:
                     v = v * load_some(address_of(a) + 4 * c, C - c)
-                write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+                write(v, c, place, C - c, end)

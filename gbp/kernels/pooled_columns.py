@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .codegen.gate import GATE, MASK, OPEN, Gate
+from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of
@@ -23,7 +23,8 @@ from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import copy_run, part_of, sample_of, targets_of
 from .columns import sum_row
 from .conv_pointwise import STRIP, list_strip, multiply_strip, pointwise_scratch, strip_scratch
-from .lists import BLOCKS
+from .epilogue import Plane, backward
+from .lists import LISTED_BLOCKS
 from .pool import SWITCHES_U8, unpool_row
 from .taps import TAPS, Taps, windows_down
 
@@ -47,13 +48,15 @@ _rows_held = device_function(_held)
 @device_function
 def _row_of_columns(gz: int, W: int, O: int, w: int, most: float, scratch: int, y: int, size: int) -> None:
     """Write the columns of a row of gz, `size` floats for each of W pixels, to address y."""
+    nowhere = Plane(0, 0, 0, 0, 0, 0, 0)
+    end = backward(Plane(y, 0, 0, 4 * size, 1, W, size), 0, nowhere, 1, Gate(0, 0))
     strips = (W + STRIP - 1) // STRIP
     for strip in range(strips):
         first = W * strip // strips
-        count, ga, ya = W * (strip + 1) // strips - first, gz + 4 * first * O, y + 4 * first * size
+        count, ga = W * (strip + 1) // strips - first, gz + 4 * first * O
         few = list_strip(ga, 4 * O, count, O, most, scratch)
-        for c0 in range(0, size, BLOCKS * TILE_CHANNELS):
-            multiply_strip(few, ga, 4 * O, count, O, w, c0, size, scratch, 0, Gate(*OPEN), 0, 0, ya, 4 * size)
+        for c0 in range(0, size, LISTED_BLOCKS * TILE_CHANNELS):
+            multiply_strip(few, ga, 4 * O, count, O, w, c0, scratch, 0, 0, first, end)
 
 
 @kernel(

@@ -1,8 +1,8 @@
 """Which taps of a sliding window read which pixels, along one axis.
 
-Tap k of window o reads pixel  o·stride + k·dilation − begin.  `inside` finds a window's taps on the plane,
-for the forward pass.  `windows_down` and `windows_across` find the windows that read a pixel, for the
-backward pass.  So every kernel loops over its outputs, and each output is written by one thread.
+Tap k of window o reads pixel  o·stride + k·dilation − begin.  Forward, `taps_down` and `taps_across` find a
+window's taps that are on the plane.  Backward, `windows_down` and `windows_across` find the windows that read
+a pixel.  So every kernel loops over its outputs, and each output is written by one thread.
 """
 
 from __future__ import annotations
@@ -62,11 +62,27 @@ def common_divisor(a: int, b: int) -> int:
 
 
 @device_function
-def meeting(position: int, kernel: int, stride: int, dilation: int, windows: int) -> Any:
-    """Return (count, o, o's step, k, k's step) of the windows o whose tap k reads pixel position − begin.
+def taps_down(taps: Taps, o: int, H: int) -> Any:
+    """(first, start, stop): the row that tap 0 of window o reads, and the taps [start, stop) on the plane."""
+    first = o * taps.stride_h - taps.top
+    start, stop = inside(first, taps.rows, taps.dilation_h, 0, H)
+    return first, start, stop
 
-    o ascends, so k descends.  Stride and dilation together skip windows: o·stride + k·dilation = position
-    has a solution only every dilation / gcd windows.
+
+@device_function
+def taps_across(taps: Taps, o: int, W: int) -> Any:
+    """`taps_down` of columns."""
+    first = o * taps.stride_w - taps.left
+    start, stop = inside(first, taps.columns, taps.dilation_w, 0, W)
+    return first, start, stop
+
+
+@device_function
+def windows_that_read(position: int, kernel: int, stride: int, dilation: int, windows: int) -> Any:
+    """(count, o, o's step, k, k's step) of the windows o whose tap k reads pixel position − begin.
+
+    There are `windows` in all.  o ascends, so k descends.  Stride and dilation together skip windows:
+    o·stride + k·dilation = position has a solution only every dilation / gcd windows.
     """
     if dilation == 1:
         o = max(0, -floor_div(kernel - 1 - position, stride))
@@ -83,11 +99,11 @@ def meeting(position: int, kernel: int, stride: int, dilation: int, windows: int
 
 @device_function
 def windows_down(taps: Taps, h: int, windows: int) -> Any:
-    """`meeting` of row h, among so many rows of windows."""
-    return meeting(h + taps.top, taps.rows, taps.stride_h, taps.dilation_h, windows)
+    """`windows_that_read` row h, among so many rows of windows."""
+    return windows_that_read(h + taps.top, taps.rows, taps.stride_h, taps.dilation_h, windows)
 
 
 @device_function
 def windows_across(taps: Taps, w: int, windows: int) -> Any:
-    """`meeting` of column w, among so many columns of windows."""
-    return meeting(w + taps.left, taps.columns, taps.stride_w, taps.dilation_w, windows)
+    """`windows_that_read` column w, among so many columns of windows."""
+    return windows_that_read(w + taps.left, taps.columns, taps.stride_w, taps.dilation_w, windows)

@@ -17,9 +17,11 @@ _STRAND = 4
 floor_div = device_function_of(taps.floor_div)
 common_divisor = device_function_of(taps.common_divisor)
 inside = device_function_of(taps.inside, floor_div=floor_div)
-meeting = device_function_of(taps.meeting, floor_div=floor_div, common_divisor=common_divisor)
-windows_down = device_function_of(taps.windows_down, meeting=meeting)
-windows_across = device_function_of(taps.windows_across, meeting=meeting)
+taps_down = device_function_of(taps.taps_down, inside=inside)
+taps_across = device_function_of(taps.taps_across, inside=inside)
+_reading = device_function_of(taps.windows_that_read, floor_div=floor_div, common_divisor=common_divisor)
+windows_down = device_function_of(taps.windows_down, windows_that_read=_reading)
+windows_across = device_function_of(taps.windows_across, windows_that_read=_reading)
 
 
 @device_function

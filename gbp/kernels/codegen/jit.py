@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import llvmlite.binding as llvm
 import numpy as np
 from numba import njit, types
+from numba.extending import overload
 
 from . import numba_private
 from .cache import CodeFile, MachineCode, log
@@ -31,14 +32,15 @@ WEIGHTS = types.Array(types.float32, 1, "C", readonly=True)  # may be part of a 
 INT = types.int64
 FLOAT = types.float32
 
+_OPTIONS = {
+    "error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True
+}  # fmt: skip
 #: Inlined into the kernels that call it, so it needs no signature; Python cannot call it, because the wrapper
 #: for that would take a quarter of the time to compile.
-device_function = njit(error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+device_function = njit(**_OPTIONS)
 #: A device function that is inlined wherever it is called.  LLVM would call a large one, or one that is used
 #: often, and a call passes most arguments and all results through memory.
-inlined = njit(
-    error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
-)
+inlined = njit(**_OPTIONS, forceinline=True)
 
 
 def one_of_many(name: str, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -53,6 +55,44 @@ def one_of_many(name: str, inline: bool = False) -> Callable[[Callable[..., Any]
         return inlined(function) if inline else device_function(function)
 
     return decorate
+
+
+def by_class(name: str, functions: Mapping[type, Callable[..., Any]]) -> Any:
+    """Make a device function, always inlined, that is one of these, by the class of its last argument.
+
+    That argument is a NamedTuple, so the choice is made when a kernel is compiled.  The functions are plain
+    ones, and take the same parameters.
+    """
+
+    def function(*args: Any) -> Any:
+        raise NotImplementedError(f"{name} is for kernels")
+
+    @overload(function, jit_options=_OPTIONS | {"forceinline": True}, strict=False)
+    def chosen(*args: Any) -> Any:
+        return functions[args[-1].instance_class]
+
+    return function
+
+
+def by_count(name: str, functions: Sequence[Any], first: int = 1) -> Any:
+    """Make a device function (count, …) that is the one of these device functions for this count.
+
+    Each is made for one count, from `first` on, and takes the same arguments.  A tree of branches finds it.
+    """
+    if len(functions) == 1:
+        return functions[0]
+    half = len(functions) // 2
+    lower = by_count(f"{name}_low", functions[:half], first)
+    upper = by_count(f"{name}_high", functions[half:], first + half)
+    middle = first + half
+
+    @one_of_many(name)
+    def choose(count: int, *args: Any) -> Any:
+        if count < middle:
+            return lower(count, *args)
+        return upper(count, *args)
+
+    return choose
 
 
 #: Kernels that this process had to compile, or had others compile, in order, and the seconds that each took.

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from . import emit
 from .emit import LANES, TILE_ROWS
-from .jit import INT, device_function, one_of_many, shared
+from .jit import INT, by_count, device_function, one_of_many, shared
 from .memory import ALIGNMENT
 from .simd import keep_rolled, prefetch_read, vector
 
@@ -222,25 +222,8 @@ def _tile_of(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _tile_from(low: int, high: int, vectors: int) -> Any:
-    """A function that calls the tile of n rows, low ≤ n ≤ high, by a tree of branches."""
-    if low == high:
-        return _tile_of(low, vectors)
-    middle = (low + high) // 2
-    lower, upper = _tile_from(low, middle, vectors), _tile_from(middle + 1, high, vectors)
-
-    @one_of_many(f"tile_{low}_to_{high}_{vectors}")
-    def tile(n: int, sweep: Sweep, out: int) -> None:
-        if n <= middle:
-            lower(n, sweep, out)
-        else:
-            upper(n, sweep, out)
-
-    return tile
-
-
-_whole_tile = _tile_from(1, TILE_ROWS, TILE_VECTORS)
-_half_tile = _tile_from(1, TILE_ROWS, 1)
+_whole_tile = by_count("whole_tile", [_tile_of(n, TILE_VECTORS) for n in range(1, TILE_ROWS + 1)])
+_half_tile = by_count("half_tile", [_tile_of(n, 1) for n in range(1, TILE_ROWS + 1)])
 
 
 @shared(*[INT] * 11)
@@ -269,6 +252,12 @@ def multiply_tile(
         _whole_tile(n, sweep, out)
     else:
         _half_tile(n, sweep, out)
+
+
+@device_function
+def blocks_in(channels: int) -> int:
+    """How many blocks of TILE_CHANNELS so many channels are."""
+    return (channels + TILE_CHANNELS - 1) // TILE_CHANNELS
 
 
 @device_function

@@ -1,4 +1,4 @@
-"""The part of a kernel's work that one call computes, rows of a gradient, and runs of float32 values."""
+"""The part of a kernel's work that one call computes, cells of planes, rows of a gradient, runs of values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ from .simd import load_some, store_some, zeros
 def part_of(work: int, share: Share, threads: int) -> Any:
     """Return [start, stop): the units that this call computes, of `work` units in `threads` parts."""
     return work * share.first // threads, work * share.last // threads
+
+
+@device_function
+def cell_of(number: int, rows: int, columns: int) -> Any:
+    """A cell of planes that are divided into rows × columns cells, as (n, row, column)."""
+    line = number // columns
+    return line // rows, line % rows, number - line * columns
+
+
+@device_function
+def next_cell(n: int, row: int, column: int, rows: int, columns: int) -> Any:
+    """The cell behind this one.  Divisions, as in `cell_of`, would cost as much as a short sum."""
+    column += 1
+    if column == columns:
+        column, row = 0, row + 1
+        if row == rows:
+            row, n = 0, n + 1
+    return n, row, column
 
 
 @device_function

@@ -29,8 +29,8 @@ _BYTES = 8 * INSTRUCTION
 _SMALL = 2**14
 
 
-class _Where(NamedTuple):
-    """A condition: the word (1,) holds the value."""
+class Condition(NamedTuple):
+    """The word (1,) holds the value."""
 
     word: NDArray[np.int64]
     value: int
@@ -39,7 +39,9 @@ class _Where(NamedTuple):
 class _Instruction:
     """One call of a kernel."""
 
-    def __init__(self, kernel: Kernel, args: Sequence[Any], where: _Where | None, cuts_small: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, args: Sequence[Any], where: Condition | None, cuts_small: bool
+    ) -> None:
         self.args, self.threads = args, int(args[-1])
         self.block = kernel.pack(args[:-1])  # the address of this memory goes into the row
         parts = 1 if self.threads == 1 else min(MAX_PARTS, kernel.split * self.threads)
@@ -113,7 +115,7 @@ class Program:
 
 class _Recording(threading.local):
     program: Program | None = None
-    where: _Where | None = None
+    where: Condition | None = None
     named: dict[Kernel, None] | None = None
 
 
@@ -132,25 +134,14 @@ def submit(kernel: Kernel, args: Sequence[Any]) -> None:
 
 
 @contextmanager
-def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
-    """A context manager: kernels called inside run only if the word (1,) holds this value when their turn
-    comes.
+def under(condition: Condition | None) -> Iterator[Condition | None]:
+    """A context manager: kernels called inside run only where the condition holds, or always.
 
-    So a run that decides by a computed value can be recorded.  Both of its ways are, each under its
-    condition.  Inside another such manager both conditions must hold.
+    Yields the condition outside.
     """
-    before = _recording.where
-    if before is not None:
-        from ..density import hold_both  # here, because kernels import this module
-
-        # The inner word may be old where the outer condition does not hold.
-        both = np.zeros(1, np.int64)
-        _recording.where = None
-        hold_both(before.word, before.value, word, value, both, 1)
-        word, value = both, 1
-    _recording.where = _Where(word, value)
+    before, _recording.where = _recording.where, condition
     try:
-        yield
+        yield before
     finally:
         _recording.where = before
 

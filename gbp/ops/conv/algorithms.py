@@ -22,11 +22,10 @@ from ...kernels.codegen.jit import Compiled
 from ...kernels.codegen.memory import aligned
 from ...kernels.codegen.tile import TILE_CHANNELS, TILE_FLOATS
 from ...kernels.columns import col2im
+from ...kernels.conditions import leave_others, only_where
 from ...kernels.conv_direct import conv_bwd, conv_fwd, pack, pad
 from ...kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
 from ...kernels.conv_winograd import conv_winograd_bwd, conv_winograd_fwd, winograd_scratch
-from ...kernels.density import leave_others
-from ...kernels.parallel.program import only_where
 from ...kernels.pointwise import pointwise_bwd
 from ...kernels.pooled_columns import pooled_columns_bwd, pooled_columns_scratch
 from ...kernels.taps import Taps

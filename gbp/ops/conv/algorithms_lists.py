@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
+from ...kernels.conditions import only_where
 from ...kernels.conv_lists import (
     choose_lists,
     conv_lists_bwd,
@@ -18,7 +19,6 @@ from ...kernels.conv_lists import (
     sums_floats,
 )
 from ...kernels.density import choose_sparse
-from ...kernels.parallel.program import only_where
 from ..step import Context, Floats, GradientSlot
 from ..window import taps_of
 from .algorithms import BackwardAlgorithm, PointwiseBackward, compute_others

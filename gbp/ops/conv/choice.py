@@ -13,7 +13,7 @@ from ...kernels.amx_digits import balance_of
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
-from ...kernels.conv_lists import LISTED_CHANNELS
+from ...kernels.conv_lists import SLID_CHANNELS
 from ...kernels.winograd import MATRICES, SQUARE
 from ...limits import elements
 from ..step import Floats
@@ -188,8 +188,8 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         dense, max_density = DigitsBackward(single, window, dense, balance), _MAX_BEFORE_DIGITS
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
-    # Lists compute whole blocks of LISTED_CHANNELS channels of gx; this part of them exists.
-    full = C / whole(C, LISTED_CHANNELS)
+    # Lists compute whole blocks of SLID_CHANNELS channels of gx; this part of them exists.
+    full = C / whole(C, SLID_CHANNELS)
     pays = full > _MIN_FULL and (chosen != "direct" or O >= FEW_OUTPUTS)
     if free and is_3x3(window) and pays:
         return ListsBackward(single, window, dense, full * max_density)

@@ -22,7 +22,7 @@ from ...graph.shapes import Order, Shape
 from ...kernels.codegen.emit import TILE_ROWS
 from ...kernels.codegen.jit import Kernel
 from ...kernels.codegen.tile import TILE_CHANNELS
-from ...kernels.conv_lists import LISTED_CHANNELS
+from ...kernels.conv_lists import SLID_CHANNELS
 from ...kernels.depthwise import depthwise_bwd, depthwise_fwd
 from ...kernels.depthwise_dense import WIDTHS, dense_kernels
 from ...limits import ELEMENT, OPERAND, elements
@@ -118,7 +118,7 @@ class Conv(ChannelsLast):
             )  # `SparseBackward`
             return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O)) + listed + digits
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
-        listed = 9 * self._deep * len(self.w) * whole(C, LISTED_CHANNELS)
+        listed = 9 * self._deep * len(self.w) * whole(C, SLID_CHANNELS)
         return 8 * self.w.size + 4 * (4 * sum(self._packed) + listed) + digits
 
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
