@@ -50,15 +50,7 @@ from .codegen.amx import (
 from .codegen.emit import LANES
 from .codegen.jit import device_function, one_of_many
 from .codegen.memory import aligned
-from .codegen.simd import (
-    broadcast,
-    fma,
-    load,
-    load_some,
-    prefetch_read,
-    store,
-)
-from .codegen.tile import TILE_CHANNELS
+from .codegen.simd import broadcast, fma, load, load_some, prefetch_read
 from .codegen.views import zero_run
 from .epilogue import Plane
 
@@ -68,16 +60,17 @@ DIGITS_DEPTH = ROW_BYTES
 _MOST_WEIGHT = 127.49 * 2**16
 #: Most terms of a sum, so that the third level fits into int32: each is at most 2⁷·(255 + 2⁷ + 2⁷).
 MOST_TERMS = (2**31 - 1) // (2**7 * (255 + 2**7 + 2**7))
-#: Bytes at the end of a block of weights: what a whole number of each channel is worth.
-DIGITS_TAIL = 4 * TILE_CHANNELS
+#: Channels of a block of weights, and bytes of a block for one chunk and tap.
+DIGITS_BLOCK, DIGITS_STEP = LANES, PARTS * TILE_BYTES
+#: Bytes of a level of two tiles of pixels, and of all levels: three, and the fourth in two halves.
+LEVEL = 2 * TILE_BYTES
+LEVELS = 5 * LEVEL
 #: Input channels of weights whose mean square counts on its own, and how far below the largest it may be.
 _WEIGHTS_RUN, _FURTHEST = 16, 256.0
 #: The least number that a channel is multiplied by; the weights of others hardly count.
 _LEAST_BALANCE = 2.0**-60
 _ROW = ROW_BYTES // 4
 _AHEAD = 2**11
-#: Bytes of the weights of half a block, for one chunk and tap.
-_HALF = PARTS * TILE_BYTES
 
 
 class Balance(NamedTuple):
@@ -144,44 +137,55 @@ def _spread(squares: NDArray[np.float64], most: NDArray[np.float64]) -> float:
 
 
 def pack_digits(w: NDArray[np.float32], divisors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Split and pack weights (O, C, KH, KW) for blocks of TILE_CHANNELS channels.
+    """Split and pack weights (O, C, KH, KW) for blocks of DIGITS_BLOCK channels.
 
-    divisors: see `Balance`.  A block is [half][chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes, and what
-    a whole number of each channel is worth.  Behind the blocks are the divisors, and 1 up to whole chunks.
-    Four bytes hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  The bits
-    are returned as float32.
+    divisors: see `Balance`.  A block is [chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes.  Four bytes
+    hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  Behind the blocks are
+    float32 numbers: what a whole number of each output channel is worth, and the divisors, 1 up to whole
+    chunks.  The bits are returned as float32.
     """
     O, C, KH, KW = w.shape
-    blocks, count = -(-O // TILE_CHANNELS), -(-C // DIGITS_DEPTH)
-    size = 2 * count * KH * KW * _HALF
+    blocks, count = -(-O // DIGITS_BLOCK), -(-C // DIGITS_DEPTH)
     balance = np.ones(count * DIGITS_DEPTH, np.float32)
     balance[:C] = divisors
-    whole_size = blocks * (size + DIGITS_TAIL)
-    everything = aligned((whole_size + balance.nbytes,), np.uint8)
-    everything[whole_size:] = balance.view(np.uint8)
-    packed = everything[:whole_size].reshape(blocks, -1)
+    shape = blocks, count, KH, KW, PARTS, DIGITS_DEPTH // 4, DIGITS_BLOCK, 4
+    size, worths_size = math.prod(shape), 4 * blocks * DIGITS_BLOCK
+    everything = aligned((size + worths_size + balance.nbytes,), np.int8)
+    packed = everything[:size].reshape(shape)
+    worths = everything[size : size + worths_size].view(np.float32).reshape(blocks, DIGITS_BLOCK)
+    everything[size + worths_size :] = balance.view(np.int8)
     for block in range(blocks):
-        whole = np.zeros((TILE_CHANNELS, count * DIGITS_DEPTH, KH, KW))
-        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
+        part = w[block * DIGITS_BLOCK : (block + 1) * DIGITS_BLOCK]
+        whole = np.zeros((DIGITS_BLOCK, count * DIGITS_DEPTH, KH, KW))
         whole[: len(part), :C] = part / balance[:C, None, None]
         most = np.abs(whole).max((1, 2, 3))
-        worth = (np.where(most > 0, most, _MOST_WEIGHT) / _MOST_WEIGHT).astype(np.float32)
-        rest = np.rint(whole / worth[:, None, None, None].astype(np.float64)).astype(np.int32)
+        worths[block] = np.where(most > 0, most, _MOST_WEIGHT) / _MOST_WEIGHT
+        rest = np.rint(whole / worths[block, :, None, None, None].astype(np.float64)).astype(np.int32)
         digits = np.empty((PARTS, *rest.shape), np.int8)
         for k in range(PARTS - 1, -1, -1):
             digits[k] = rest.astype(np.int8)  # the lowest byte, signed
             rest = rest - digits[k] >> 8
-        # digit, half, o, chunk, i, k, KH, KW
-        split = digits.reshape(PARTS, 2, ROWS, count, 4, DIGITS_DEPTH // 4, KH, KW)
-        ordered = np.ascontiguousarray(split.transpose(1, 3, 6, 7, 0, 5, 2, 4))
-        packed[block, :size] = ordered.reshape(-1).view(np.uint8)
-        packed[block, size:] = worth.view(np.uint8)
+        # digit, o, chunk, i, k, KH, KW
+        split = digits.reshape(PARTS, DIGITS_BLOCK, count, 4, DIGITS_DEPTH // 4, KH, KW)
+        packed[block] = split.transpose(2, 5, 6, 0, 4, 1, 3)
     return everything.view(np.float32)
 
 
 @device_function
 def chunks_of_digits(channels: int) -> int:
     return (channels + DIGITS_DEPTH - 1) // DIGITS_DEPTH
+
+
+@device_function
+def balance_at(w: int, size: int, C: int) -> int:
+    """The address of the balance of C channels, behind packed weights of `size` floats."""
+    return w + 4 * (size - chunks_of_digits(C) * DIGITS_DEPTH)
+
+
+@device_function
+def worths_at(w: int, size: int, O: int, C: int) -> int:
+    """The address of what a whole number of each of O channels is worth."""
+    return balance_at(w, size, C) - 4 * ((O + DIGITS_BLOCK - 1) // DIGITS_BLOCK * DIGITS_BLOCK)
 
 
 @device_function
@@ -243,30 +247,28 @@ def split_digits(
         _split_pixels(line, x, high - low, out + low * ROW_BYTES, part, factor, balance)
 
 
+@device_function
+def sum_of_levels(s: int, scale: float) -> Any:
+    """The sums of a pixel in a block, in float32; its first level is at s."""
+    large, small = broadcast(float32(2.0**16)), broadcast(float32(2.0**8))
+    total = fma(load_whole(s + LEVEL), small, load_whole(s + 2 * LEVEL))
+    if scale < 0:
+        rest = load_whole(s + 3 * LEVEL) + load_whole(s + 4 * LEVEL)
+        total = fma(rest, broadcast(float32(2.0**-8)), total)
+    return fma(load_whole(s), large, total)
+
+
 def _levels_of(two: bool, work: Any, name: str) -> Any:
-    """A function that computes the sums of 1 or 2 tiles of pixels × half a block of channels."""
+    """A function that writes the levels of 1 or 2 tiles of pixels × a block of channels to `out`.
 
-    def product(digit: str, multiply: Any, level: int) -> Any:
-        """A function that adds a product of two digits to a level.  The weights' digit is in tile 7."""
-        other = level + 3
-
-        @one_of_many(f"{digit}_to_level_{level}_{name}")
-        def add(a: int, b: int, s: Sum) -> None:
-            amx_load(6, a, s.pixel)
-            multiply(level, 6, 7)
-            if two:
-                amx_load(6, b, s.pixel)
-                multiply(other, 6, 7)
-
-        return add
-
-    # The first digit of a value has no sign.
-    first_to_0, first_to_1, first_to_2 = (product("first", amx_multiply_digits, level) for level in range(3))
-    other_to_1, other_to_2 = (product("other", amx_multiply_signed, level) for level in (1, 2))
+    Tiles 0 to 2 are the levels of the first pixels and 3 to 5 those of the others; pixels are loaded to tile
+    6, weights to tile 7.  Between two products one side stays, and the sum of a product is not needed for
+    three more: it is ready by then.
+    """
 
     @one_of_many(f"fourth_{name}")
-    def fourth(a: int, b: int, s: Sum, w: int) -> None:
-        """The fourth level, in two tiles for each tile of pixels: a sum waits for the one before."""
+    def fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
+        """The fourth level, in two halves, because a sum waits for the one before."""
         amx_zero(0)
         amx_zero(1)
         amx_zero(2)
@@ -286,73 +288,80 @@ def _levels_of(two: bool, work: Any, name: str) -> Any:
                         amx_load(5, b + to + 2 * s.part, s.pixel)
                         amx_multiply_signed(2, 4, 7)
                         amx_multiply_signed(3, 5, 6)
-                    w, to = w + _HALF, to + s.step_w
-        at = s.levels + 6 * TILE_BYTES
-        amx_store(0, at, ROW_BYTES)
-        amx_store(1, at + TILE_BYTES, ROW_BYTES)
-        amx_store(2, at + 2 * TILE_BYTES, ROW_BYTES)
-        amx_store(3, at + 3 * TILE_BYTES, ROW_BYTES)
-
-    @one_of_many(f"add_levels_{name}")
-    def add_levels(tile: int, levels: int, s: Sum, worth: Any, out: int) -> None:
-        """Write the float32 sums of a tile of pixels."""
-        factor = worth * broadcast(float32(2.0**16) / float32(abs(s.scale)))
-        large, small = broadcast(float32(2.0**16)), broadcast(float32(2.0**8))
-        tiny = broadcast(float32(2.0**-8))
-        for row in range(0, TILE_BYTES, ROW_BYTES):
-            at = levels + 3 * tile * TILE_BYTES + row
-            total = fma(load_whole(at + TILE_BYTES), small, load_whole(at + 2 * TILE_BYTES))
-            if s.scale < 0:
-                rest = levels + (6 + 2 * tile) * TILE_BYTES + row
-                total = fma(load_whole(rest) + load_whole(rest + TILE_BYTES), tiny, total)
-            store(out, fma(load_whole(at), large, total) * factor)
-            out += 4 * TILE_CHANNELS
+                    w, to = w + DIGITS_STEP, to + s.step_w
+        amx_store(0, out + 3 * LEVEL, ROW_BYTES)
+        amx_store(1, out + 4 * LEVEL, ROW_BYTES)
+        if two:
+            amx_store(2, out + 3 * LEVEL + TILE_BYTES, ROW_BYTES)
+            amx_store(3, out + 4 * LEVEL + TILE_BYTES, ROW_BYTES)
 
     @one_of_many(f"levels_{name}", inline=two)
-    def levels(a: int, b: int, s: Sum, w: int, worth: int, out: int, run: Any, data: Any) -> Any:
+    def levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
         amx_zero(0)
         amx_zero(1)
         amx_zero(2)
         amx_zero(3)
         amx_zero(4)
         amx_zero(5)
-        at = w
+        w0 = w
         for c in range(s.chunks):
             for i in range(s.taps_h):
                 to = c * s.chunk + i * s.step_h
                 for _ in range(s.taps_w):
+                    w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
                     a0, b0 = a + to, b + to
-                    amx_load(7, at + 2 * TILE_BYTES, ROW_BYTES)
-                    first_to_2(a0, b0, s)
-                    amx_load(7, at + TILE_BYTES, ROW_BYTES)
-                    first_to_1(a0, b0, s)
+                    amx_load(6, a0, s.pixel)
+                    amx_load(7, w0, ROW_BYTES)
+                    amx_multiply_digits(0, 6, 7)
+                    amx_load(7, w1, ROW_BYTES)
+                    amx_multiply_digits(1, 6, 7)
+                    amx_load(7, w2, ROW_BYTES)
+                    amx_multiply_digits(2, 6, 7)
+                    if two:
+                        amx_load(6, b0, s.pixel)
+                        amx_multiply_digits(5, 6, 7)
+                        amx_load(7, w1, ROW_BYTES)
+                        amx_multiply_digits(4, 6, 7)
                     run = work(run, data)
-                    other_to_2(a0 + s.part, b0 + s.part, s)
-                    amx_load(7, at, ROW_BYTES)
-                    first_to_0(a0, b0, s)
+                    amx_load(7, w0, ROW_BYTES)
+                    if two:
+                        amx_multiply_digits(3, 6, 7)
+                    amx_load(6, a0 + 2 * s.part, s.pixel)
+                    amx_multiply_signed(2, 6, 7)
+                    if two:
+                        amx_load(6, b0 + 2 * s.part, s.pixel)
+                        amx_multiply_signed(5, 6, 7)
+                        amx_load(6, b0 + s.part, s.pixel)
+                        amx_multiply_signed(4, 6, 7)
+                    amx_load(6, a0 + s.part, s.pixel)
+                    amx_multiply_signed(1, 6, 7)
                     run = work(run, data)
-                    other_to_2(a0 + 2 * s.part, b0 + 2 * s.part, s)
-                    other_to_1(a0 + s.part, b0 + s.part, s)
-                    at, to = at + _HALF, to + s.step_w
-        amx_store(0, s.levels, ROW_BYTES)
-        amx_store(1, s.levels + TILE_BYTES, ROW_BYTES)
-        amx_store(2, s.levels + 2 * TILE_BYTES, ROW_BYTES)
+                    amx_load(7, w1, ROW_BYTES)
+                    amx_multiply_signed(2, 6, 7)
+                    if two:
+                        amx_load(6, b0 + s.part, s.pixel)
+                        amx_multiply_signed(5, 6, 7)
+                    w0, to = w0 + DIGITS_STEP, to + s.step_w
+        amx_store(0, out, ROW_BYTES)
+        amx_store(1, out + LEVEL, ROW_BYTES)
+        amx_store(2, out + 2 * LEVEL, ROW_BYTES)
         if two:
-            amx_store(3, s.levels + 3 * TILE_BYTES, ROW_BYTES)
-            amx_store(4, s.levels + 4 * TILE_BYTES, ROW_BYTES)
-            amx_store(5, s.levels + 5 * TILE_BYTES, ROW_BYTES)
+            amx_store(3, out + TILE_BYTES, ROW_BYTES)
+            amx_store(4, out + LEVEL + TILE_BYTES, ROW_BYTES)
+            amx_store(5, out + 2 * LEVEL + TILE_BYTES, ROW_BYTES)
         if s.scale < 0:
-            fourth(a, b, s, w)
-        add_levels(0, s.levels, s, load(worth), out)
-        if two:
-            add_levels(1, s.levels, s, load(worth), out + ROWS * 4 * TILE_CHANNELS)
+            fourth(a, b, s, w, out)
         return run
 
     return levels
 
 
 def multiply_digits_beside(work: Any, name: str) -> Any:
-    """`multiply_beside` of digits."""
+    """`multiply_beside` of digits: for a block of DIGITS_BLOCK channels, levels in place of sums.
+
+    The levels of a pixel are ROW_BYTES each, LEVEL bytes apart; the next pixel's follow.  `sum_of_levels`
+    reads them beside the next products, because it would wait for a tile that was stored just now.
+    """
 
     @one_of_many(f"nothing_{name}")
     def nothing(run: Any, data: Any) -> Any:
@@ -372,14 +381,8 @@ def multiply_digits_beside(work: Any, name: str) -> Any:
         run: Any,
         data: Any,
     ) -> Any:
-        size = terms.chunks * terms.taps_h * terms.taps_w * _HALF
-        halves = 2 if channels > LANES else 1
-        for half in range(halves):
-            at, worth, to = w + half * size, w + 2 * size + half * ROW_BYTES, out + half * ROW_BYTES
-            if two:
-                run = two_tiles(a, b, terms, at, worth, to, run, data)
-            else:
-                run = one_tile(a, b, terms, at, worth, to, run, data)
-        return run
+        if two:
+            return two_tiles(a, b, terms, w, out, run, data)
+        return one_tile(a, b, terms, w, out, run, data)
 
     return multiply

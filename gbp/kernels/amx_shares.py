@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from numba import float32
 
-from .amx_beside import BLOCK_BYTES, PIECE, Beside
+from .amx_beside import PIECE, Beside
 from .amx_frame import Frame, positions_in, positions_of, split_rows
 from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_beside
-from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, TILE_BYTES, amx_begin, amx_end
+from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.jit import device_function, one_of_many
 from .codegen.packing import Share
 from .codegen.simd import load_scalar
@@ -25,8 +25,6 @@ from .codegen.tile import TILE_CHANNELS
 from .epilogue import Plane, Run
 from .taps import Taps
 
-#: Bytes of a thread's sums of digits: six tiles, and four more.
-LEVELS = 10 * TILE_BYTES
 #: Bytes of split pixels that a thread holds at once; the cores with AMX have 2 MiB of second-level cache.
 _HELD = 3 * 2**18
 #: Bytes of weights that it keeps there where a frame is larger than the cache: a tile of pixels runs through
@@ -44,13 +42,14 @@ def band_of(C: int, frame: Frame, taps: Taps, depth: int = DEPTH) -> int:
 
 
 def amx_scratch(
-    C: int, frame: Frame, taps: Taps, band: int, threads: int, depth: int = DEPTH
+    C: int, frame: Frame, taps: Taps, band: int, threads: int, depth: int = DEPTH, sums: int = SUMS
 ) -> tuple[int, int]:
     """Floats of scratch: (a fixed number, more for each sample).
 
-    `band`: 0 if threads share channels.  `depth`: channels of a chunk.
+    `band`: 0 if threads share channels.  `depth`: channels of a chunk.  `sums`: floats of the sums of two
+    tiles of pixels.
     """
-    sums, split = threads * 2 * SUMS, chunks_of(C, depth) * PARTS * ROW_BYTES // 4
+    sums, split = threads * 2 * sums, chunks_of(C, depth) * PARTS * ROW_BYTES // 4
     if not band:
         return sums, split * positions_of(frame.rows, frame.columns, taps.stride_w)
     rows = (band - 1) * taps.stride_h + (taps.rows - 1) * taps.dilation_h + 1
@@ -62,8 +61,7 @@ class Job(NamedTuple):
 
     `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads
     share channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.  `scales`: address
-    of the scales of samples, or 0 for none; `levels`: of the threads' sums of digits; `balance`: of what x is
-    multiplied by (both `conv_digits`).
+    of the scales of samples, or 0 for none; `balance`: of what x is multiplied by (`conv_digits`).
     """
 
     w: int
@@ -78,7 +76,6 @@ class Job(NamedTuple):
     parts: int
     threads: int
     scales: int
-    levels: int
     balance: int
 
 
@@ -93,8 +90,18 @@ class Form(NamedTuple):
     chunks: Any
     #: The scale of a sample, from a Job; 0 if another kernel computes this sample.
     scale_of: Any
-    #: Bytes at the end of a block of weights.
-    tail: int
+    #: The end for a sample of some scale, from the end of a layer.
+    scaled: Any
+    #: Channels of a block of weights, and bytes of a block for one chunk and tap.
+    block: int
+    step: int
+    #: Bytes of the sums of two tiles of pixels, and from pixel to pixel.
+    sums: int
+    pixel: int
+    #: Pixels whose epilogue is done between two groups of multiplications.
+    piece: int
+    #: Through how many blocks a pair of tiles runs before the next pair, where threads share rows.
+    width: int
 
 
 @device_function
@@ -139,14 +146,23 @@ def _unscaled(job: Job, n: int) -> float:
     return float32(0.0 if done else 1.0)
 
 
-PARTS_OF_BFLOAT16 = Form(_split_parts, multiply_beside, chunks, _unscaled, 0)
+@device_function
+def _same(end: Any, scale: float) -> Any:
+    return end
+
+
+PARTS_OF_BFLOAT16 = Form(
+    _split_parts, multiply_beside, chunks, _unscaled, _same, TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, PIECE, 1
+)
 
 
 def shares_of(
     end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: Any, form: Form, name: str
 ) -> Any:
     """Make the functions for one part of the work, by rows and by channels, from those of `epilogue`."""
-    split, chunks, scale_of, tail = form.split_rows, form.chunks, form.scale_of, form.tail
+    split, chunks, scale_of, scaled = form.split_rows, form.chunks, form.scale_of, form.scaled
+    block_channels, tap_bytes, piece, width_by_rows = form.block, form.step, form.piece, form.width
+    sums_bytes, pixel_bytes = form.sums, form.pixel
 
     @one_of_many(f"split_share_{name}")
     def split_share(x: Plane, job: Job, to: int, t: int) -> None:
@@ -171,14 +187,14 @@ def shares_of(
             count = min(stop - start, tiles.columns - column)
             if column < tiles.W:
                 end_run(s, min(count, tiles.W - column), c0, tiles.n, row, column, end)
-            s, start = s + count * SUMS_ROW, start + count
+            s, start = s + count * pixel_bytes, start + count
             row, column = row + 1, 0
 
     @one_of_many(f"some_{name}", inline=True)
     def some(run: Run, beside: Any) -> Run:
         if run.pixels:
             fetch(run, beside)
-            run = finish_run(run, PIECE, beside.end)
+            run = finish_run(run, piece, beside.end)
         return run
 
     @one_of_many(f"rest_{name}")
@@ -194,12 +210,12 @@ def shares_of(
         row, column = tiles.h + k // tiles.across + start // tiles.columns, start % tiles.columns
         if column >= tiles.W:  # it begins in padding
             skipped = tiles.columns - column
-            s, start, row, column = s + skipped * SUMS_ROW, start + skipped, row + 1, 0
+            s, start, row, column = s + skipped * pixel_bytes, start + skipped, row + 1, 0
         pixels, at = 0, start - column
         while at < stop:
             pixels += min(stop, at + tiles.W) - max(start, at)
             at += tiles.columns
-        gap = (tiles.columns - tiles.W) * SUMS_ROW
+        gap = (tiles.columns - tiles.W) * pixel_bytes
         return run_of(s, pixels, gap, c0, tiles.n, row, column, end)
 
     multiply = form.multiply_beside(some, name)
@@ -210,7 +226,7 @@ def shares_of(
         positions: int,
         I: int,
         job: Job,
-        end: Any,
+        layer_end: Any,
         n: int,
         h: int,
         rows: int,
@@ -223,7 +239,7 @@ def shares_of(
 
         A pair of tiles runs through `width` blocks before the next pair.
         """
-        taps, columns = job.taps, job.frame.columns
+        taps, columns, end = job.taps, job.frame.columns, scaled(layer_end, scale)
         line, pixel = taps.stride_h * columns * ROW_BYTES, taps.stride_w * ROW_BYTES
         lines, length, columns_out = rows, job.W, job.W
         if taps.stride_h == 1 and taps.stride_w == 1:  # one line through the whole frame
@@ -236,9 +252,9 @@ def shares_of(
         terms = Sum(
             pixel, part, PARTS * part, count,
             taps.rows, taps.dilation_h * columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
-            scale, job.levels + (sums - job.scratch) // (8 * SUMS) * LEVELS,
+            scale,
         )  # fmt: skip
-        own, weights = sums, count * taps.rows * taps.columns * STEP + tail
+        own, weights = sums, count * taps.rows * taps.columns * tap_bytes
         for group in range(blocks[0], blocks[1], width):
             last = min(blocks[1], group + width)
             for k in range(0, lines * across, 2):
@@ -246,32 +262,32 @@ def shares_of(
                 a = pixels + k // across * line + k % across * ROWS * pixel
                 b = pixels + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
                 for block in range(group, last):
-                    c0, w = block * TILE_CHANNELS, job.w + block * weights
+                    c0, w = block * block_channels, job.w + block * weights
                     # How far the sums that are computed now are from those of the run before.
                     if block > group:
-                        beside = Beside(end, 0, BLOCK_BYTES)
+                        beside = Beside(end, 0, 4 * block_channels)
                     else:
-                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * BLOCK_BYTES)
+                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * 4 * block_channels)
                     run = multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
                     rest(run, beside)
                     # The epilogue of these pixels is done beside the next multiplications, if it is simple.
-                    if simple and c0 + TILE_CHANNELS <= job.C and (not two or k % across + 1 < across):
+                    if simple and c0 + block_channels <= job.C and (not two or k % across + 1 < across):
                         run = run_from(own, k, two, c0, tiles, end)
                     else:
                         run = none
                         for tile in range(k, k + 1 + two):
-                            end_tile(own + (tile - k) * ROWS * SUMS_ROW, tile, c0, tiles, end)
-                    own = sums if own != sums else sums + 4 * SUMS
+                            end_tile(own + (tile - k) * ROWS * pixel_bytes, tile, c0, tiles, end)
+                    own = sums if own != sums else sums + sums_bytes
         rest(run, Beside(end, 0, 0))
 
     @one_of_many(f"by_rows_{name}")
     def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the rows of all samples, a band at a time."""
-        sums = job.scratch + slot * 8 * SUMS
+        sums = job.scratch + slot * 2 * sums_bytes
         positions = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
-        to = job.scratch + job.threads * 8 * SUMS
+        to = job.scratch + job.threads * 2 * sums_bytes
         to += slot * chunks(x.C) * PARTS * positions * ROW_BYTES
-        blocks = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS
+        blocks = (job.C + block_channels - 1) // block_channels
         q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
         while q < stop:
             n, h = q // job.H, q % job.H
@@ -284,24 +300,24 @@ def shares_of(
             rows = (left + bands - 1) // bands
             reads = _rows_read(rows, job.taps)
             split(x, n, job.frame, h * job.taps.stride_h, reads, to, positions, scale, job.balance)
-            finish(to, positions, x.C, job, end, n, h, rows, (0, blocks), 1, sums, scale)
+            finish(to, positions, x.C, job, end, n, h, rows, (0, blocks), width_by_rows, sums, scale)
             q += rows
 
     @one_of_many(f"by_channels_{name}")
     def by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         """Compute part t of the channels of all samples, whose pixels are split."""
-        sums = job.scratch + slot * 8 * SUMS
+        sums = job.scratch + slot * 2 * sums_bytes
         positions = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w)
         sample = chunks(x.C) * PARTS * positions * ROW_BYTES
-        blocks = (job.C + TILE_CHANNELS - 1) // TILE_CHANNELS
+        blocks = (job.C + block_channels - 1) // block_channels
         first, stop = blocks * t // job.parts, blocks * (t + 1) // job.parts
-        together = max(1, _WEIGHTS // (chunks(x.C) * job.taps.rows * job.taps.columns * STEP))
+        together = max(1, _WEIGHTS // (chunks(x.C) * job.taps.rows * job.taps.columns * tap_bytes))
         for block in range(first, stop, together):
             own = block, min(stop, block + together)
             for n in range(job.N):
                 scale = scale_of(job, n)
                 if scale != 0:
-                    at = job.scratch + job.threads * 8 * SUMS + n * sample
+                    at = job.scratch + job.threads * 2 * sums_bytes + n * sample
                     finish(at, positions, x.C, job, end, n, 0, job.H, own, together, sums, scale)
 
     @one_of_many(f"amx_parts_{name}")
@@ -311,7 +327,7 @@ def shares_of(
             if job.band:
                 by_rows(x, job, end, t, share.slot)
             elif share.phase == 0:
-                split_share(x, job, job.scratch + job.threads * 8 * SUMS, t)
+                split_share(x, job, job.scratch + job.threads * 2 * sums_bytes, t)
             else:
                 by_channels(x, job, end, t, share.slot)
         amx_end()

@@ -77,7 +77,7 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
 class Sum(NamedTuple):
     """The terms of a sum, as steps in bytes from pixel to pixel, part to part, chunk to chunk, tap to tap.
 
-    `scale`, `levels`: see `amx_digits`.
+    `scale`: see `amx_digits`.
     """
 
     pixel: int
@@ -89,7 +89,6 @@ class Sum(NamedTuple):
     taps_w: int
     step_w: int
     scale: float
-    levels: int
 
 
 def _sums_of(pixels: int, halves: int, work: Any, name: str) -> Any:

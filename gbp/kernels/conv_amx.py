@@ -84,7 +84,7 @@ def conv_amx_fwd(
     left_out = address_of(scales) if scales.size else 0
     N, H, W, C = y.shape
     work = address_of(scratch)
-    job = Job(address_of(w), N, H, W, C, taps, frame, band, work, threads, members, left_out, 0, 0)
+    job = Job(address_of(w), N, H, W, C, taps, frame, band, work, threads, members, left_out, 0)
     end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
     _parts_fwd(plane_of(x), job, end, share)
 
@@ -113,6 +113,6 @@ def conv_amx_bwd(
     w is packed by `pack_amx` from the flipped, transposed weights; the window has stride 1.
     """
     N, H, W, C = gx.shape
-    job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0, 0)
+    job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0)
     end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
     _parts_bwd(plane_of(gy), job, end, share)

@@ -9,37 +9,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .amx_beside import fetch_bwd, fetch_fwd
+from numba import float32
+
 from .amx_digits import (
-    DIGITS_DEPTH,
-    DIGITS_TAIL,
+    DIGITS_BLOCK,
+    DIGITS_STEP,
+    LEVELS,
+    balance_at,
     chunks_of_digits,
     multiply_digits_beside,
     split_digits,
+    worths_at,
 )
 from .amx_facts import FACTS, gather_facts, scale_from
 from .amx_frame import FRAME, Frame
-from .amx_shares import LEVELS, Form, Job, shares_of
+from .amx_shares import Form, Job, shares_of
+from .codegen.amx import ROW_BYTES
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
 from .codegen.views import part_of, targets_of
 from .density import CHOSEN
-from .epilogue import (
-    EndBwd,
-    EndFwd,
-    Plane,
-    end_run_bwd,
-    end_run_fwd,
-    finish_bwd,
-    finish_fwd,
-    joins_bwd,
-    joins_fwd,
-    plane_of,
-    run_bwd,
-    run_fwd,
+from .digits_ends import (
+    PIECE,
+    EndLevels,
+    end_levels,
+    fetch_levels,
+    finish_levels,
+    levels_join,
+    run_levels,
+    scaled,
 )
+from .epilogue import Forward, Plane, backward, plane_of
 from .taps import TAPS, Taps
 
 
@@ -48,15 +50,12 @@ def _scale_of(job: Job, n: int) -> float:
     return load_scalar(job.scales + 4 * n)
 
 
-_FORM = Form(split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, DIGITS_TAIL)
-_parts_fwd = shares_of(end_run_fwd, run_fwd, finish_fwd, fetch_fwd, joins_fwd, _FORM, "digits_fwd")
-_parts_bwd = shares_of(end_run_bwd, run_bwd, finish_bwd, fetch_bwd, joins_bwd, _FORM, "digits_bwd")
-
-
-@device_function
-def _balance(w: Any, x: Plane) -> int:
-    """Address of what the channels of x are multiplied by: at the end of the packed weights."""
-    return address_of(w) + 4 * (w.size - chunks_of_digits(x.C) * DIGITS_DEPTH)
+#: A pair of tiles runs through four blocks, so the lines of y that they write are neighbours.
+_FORM = Form(
+    split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, scaled,
+    DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, PIECE, 4,
+)  # fmt: skip
+_parts = shares_of(end_levels, run_levels, finish_levels, fetch_levels, levels_join, _FORM, "digits")
 
 
 @device_function
@@ -105,11 +104,11 @@ def conv_digits_fwd(
     """`conv_amx_fwd` for the samples that digits suit.  Writes the scale of each sample to `scales`.
 
     w is packed by `pack_digits`.  enough, furthest: see `scale_from`.  scratch holds the facts about the rows
-    of x, LEVELS bytes a thread, and `amx_scratch` for chunks of DIGITS_DEPTH channels.
+    of x, and `amx_scratch` for chunks of DIGITS_DEPTH channels and sums of LEVELS bytes.
     """
     N, H, W, C = y.shape
     source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
-    balance = _balance(w, source)
+    balance = balance_at(address_of(w), w.size, source.C)
     if share.phase == 0:
         _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
@@ -117,13 +116,11 @@ def conv_digits_fwd(
             rows = facts + n * source.H * 4 * FACTS
             store_scalar(own + 4 * n, scale_from(rows, source.H, enough, furthest))
     else:
-        levels = facts + N * source.H * 4 * FACTS
-        sums = levels + members * LEVELS
-        job = Job(
-            address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels, balance
-        )  # fmt: skip
-        end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
-        _parts_fwd(source, job, end, _rest(share))
+        sums = facts + N * source.H * 4 * FACTS
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance)
+        worths = worths_at(address_of(w), w.size, C, source.C)
+        end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
+        _parts(source, job, EndLevels(end, worths, float32(0)), _rest(share))
 
 
 @kernel(
@@ -156,7 +153,7 @@ def conv_digits_bwd(
     """
     N, H, W, C = gx.shape
     source, facts, own = plane_of(gy), address_of(scratch), address_of(scales)
-    balance = _balance(w, source)
+    balance = balance_at(address_of(w), w.size, source.C)
     if share.phase == 0:
         _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
@@ -165,10 +162,8 @@ def conv_digits_bwd(
             store_scalar(own + 4 * n, scale)
             done[n] = 1 if scale != 0 else 0
     else:
-        levels = facts + N * source.H * 4 * FACTS
-        sums = levels + members * LEVELS
-        job = Job(
-            address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, levels, balance
-        )  # fmt: skip
-        end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
-        _parts_bwd(source, job, end, _rest(share))
+        sums = facts + N * source.H * 4 * FACTS
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance)
+        worths = worths_at(address_of(w), w.size, C, source.C)
+        end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
+        _parts(source, job, EndLevels(end, worths, float32(0)), _rest(share))

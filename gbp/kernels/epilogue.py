@@ -207,7 +207,7 @@ class Run(NamedTuple):
 
 
 @device_function
-def _joins(x: Plane) -> bool:
+def rows_join(x: Plane) -> bool:
     """Whether each row begins where the row before it ends."""
     return x.C == 0 or x.line == x.W * x.pixel
 
@@ -215,13 +215,13 @@ def _joins(x: Plane) -> bool:
 @device_function
 def joins_fwd(end: EndFwd) -> bool:
     """Whether a run may go on in the next row."""
-    return _joins(end.y) and _joins(end.r) and _joins(end.mask)
+    return rows_join(end.y) and rows_join(end.r) and rows_join(end.mask)
 
 
 @device_function
 def joins_bwd(end: EndBwd) -> bool:
     """`joins_fwd` of a gradient."""
-    return _joins(end.gx) and _joins(end.mask)
+    return rows_join(end.gx) and rows_join(end.mask)
 
 
 @device_function
@@ -241,7 +241,7 @@ def run_bwd(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end:
 
 
 @device_function
-def _rest(run: Run, count: int, s: int, y: int, r: int, mask: int) -> Run:
+def rest_of(run: Run, count: int, s: int, y: int, r: int, mask: int) -> Run:
     """The rest of a run after `count` pixels of its first row: the next pixel is at s, y, r and mask."""
     left = run.left - count
     if left == 0:
@@ -266,7 +266,7 @@ def finish_fwd(run: Run, count: int, end: EndFwd) -> Run:
         store(y, clip(v0, low, high))
         store(y + VECTOR_BYTES, clip(v1, low, high))
         s, y, r, mask = s + 4 * TILE_CHANNELS, y + end.y.pixel, r + end.r.pixel, mask + end.mask.pixel
-    return _rest(run, count, s, y, r, mask)
+    return rest_of(run, count, s, y, r, mask)
 
 
 @device_function
@@ -278,7 +278,7 @@ def finish_bwd(run: Run, count: int, end: EndBwd) -> Run:
         write_gradient(load(s), 0, end.gate, end.accumulate, gx, mask, LANES)
         write_gradient(load(s + VECTOR_BYTES), LANES, end.gate, end.accumulate, gx, mask, LANES)
         s, gx, mask = s + 4 * TILE_CHANNELS, gx + end.gx.pixel, mask + end.mask.pixel
-    return _rest(run, count, s, gx, 0, mask)
+    return rest_of(run, count, s, gx, 0, mask)
 
 
 # A kernel makes a `Forward` or a `Backward` of its arguments and passes it on whole.  The functions below

@@ -252,14 +252,14 @@ def test_digits_are_the_whole() -> None:
     """The digits of a weight add up to it, to half of a whole number."""
     w = noise(40, 70, 2, 3)
     w[5] = 0
-    size = 2 * 2 * 6 * amx.PARTS * amx.TILE_BYTES
+    blocks, size = 3, 3 * 2 * 2 * 3 * amx.PARTS * amx.TILE_BYTES
     packed = pack_digits(w, balance_of(w).divisors).view(np.uint8)
-    blocks = packed[: 2 * (size + 128)].reshape(2, size + 128)
-    assert np.all(packed[2 * (size + 128) :].view(np.float32) == 1)  # noise is balanced
-    worth = blocks[:, size:].copy().view(np.float32).reshape(64)[:40]
-    # block, half, chunk, KH, KW, digit, k, o, i
-    digits = blocks[:, :size].copy().view(np.int8).reshape(2, 2, 2, 2, 3, 3, 16, 16, 4).astype(np.float64)
-    whole = np.einsum("bhcyxdkoi,d->bhocikyx", digits, 2.0 ** np.array([16, 8, 0])).reshape(64, 128, 2, 3)
+    numbers = packed[size:].view(np.float32)
+    worth = numbers[:40]
+    assert np.all(numbers[16 * blocks :] == 1)  # noise is balanced
+    # block, chunk, KH, KW, digit, k, o, i
+    digits = packed[:size].view(np.int8).reshape(blocks, 2, 2, 3, 3, 16, 16, 4).astype(np.float64)
+    whole = np.einsum("bcyxdkoi,d->bocikyx", digits, 2.0 ** np.array([16, 8, 0])).reshape(48, 128, 2, 3)
     assert not whole[40:].any()
     assert not whole[:, 70:].any()
     assert abs(whole[:40, :70] - w / worth[:, None, None, None].astype(np.float64)).max() <= 0.5

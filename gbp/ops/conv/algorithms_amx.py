@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...graph.geometry import Window
 from ...kernels.amx_frame import Frame
 from ...kernels.amx_shares import amx_scratch, band_of
-from ...kernels.amx_sums import chunks_of, pack_amx
+from ...kernels.amx_sums import SUMS, chunks_of, pack_amx
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
@@ -43,8 +43,9 @@ class AmxLayer:
     taps: Taps
     frame: Frame
     size: tuple[int, int]
-    #: Channels of a chunk.
+    #: Channels of a chunk, and floats of the sums of two tiles of pixels.
     depth: int = amx.DEPTH
+    sums: int = SUMS
 
     @classmethod
     def forward(cls, O: int, C: int, window: Window) -> AmxLayer:
@@ -100,7 +101,7 @@ class AmxLayer:
 
     def scratch(self, threads: int) -> tuple[int, int]:
         few, many = (
-            amx_scratch(self.C, self.frame, self.taps, self._band(n, threads), threads, self.depth)
+            amx_scratch(self.C, self.frame, self.taps, self._band(n, threads), threads, self.depth, self.sums)
             for n in (1, _MANY)
         )
         return max(few[0], many[0]), max(few[1], many[1])

@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
-from ...kernels.amx_digits import DIGITS_DEPTH, MOST_TERMS, Balance, balance_of, pack_digits
+from ...kernels.amx_digits import (
+    DIGITS_BLOCK,
+    DIGITS_DEPTH,
+    LEVELS,
+    MOST_TERMS,
+    Balance,
+    balance_of,
+    pack_digits,
+)
 from ...kernels.amx_facts import FACTS
-from ...kernels.amx_shares import LEVELS
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
-from ...kernels.codegen.tile import TILE_CHANNELS
 from ...kernels.conv_amx import conv_amx_fwd
 from ...kernels.conv_digits import conv_digits_bwd, conv_digits_fwd
 from ...limits import elements
@@ -36,9 +42,10 @@ _PRODUCTS, _SPLIT, _LEVELS, _PIXEL, _CALLS = 0.24, 0.8, 2.5, 30.0, 2e5
 
 @dataclass(frozen=True)
 class DigitsLayer(AmxLayer):
-    """`AmxLayer` with chunks of twice the channels."""
+    """`AmxLayer` with chunks of twice the channels, and levels for sums."""
 
     depth: int = DIGITS_DEPTH
+    sums: int = LEVELS // 4
 
     @property
     def cost(self) -> float:
@@ -59,7 +66,7 @@ def suits_digits(balance: Balance) -> bool:
 def digits_bytes(O: int, C: int) -> int:
     """Most bytes of the digits of one tap, O channels from C."""
     channels = -(-C // DIGITS_DEPTH) * DIGITS_DEPTH
-    return -(-O // TILE_CHANNELS) * TILE_CHANNELS * (amx.PARTS * channels + 4) + 4 * channels
+    return -(-O // DIGITS_BLOCK) * DIGITS_BLOCK * (amx.PARTS * channels + 4) + 4 * channels
 
 
 def _enough(balance: Balance) -> float:
@@ -70,7 +77,7 @@ def _enough(balance: Balance) -> float:
 def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tuple[int, int]:
     """See `Algorithm.scratch`.  `rows`: of a plane; `other`: what computes the other samples."""
     (fixed, each), (other_fixed, other_each) = layer.scratch(threads), other.scratch(threads)
-    fixed, each = max(other_fixed, fixed + threads * LEVELS // 4), max(other_each, each + FACTS * rows)
+    fixed, each = max(other_fixed, fixed), max(other_each, each + FACTS * rows)
     # Whole vectors, and one for the scale of each sample, so that what is behind is aligned.
     return -(-fixed // LANES) * LANES, (1 + -(-each // LANES)) * LANES
 
