@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,19 @@ def test_maps_of_photos_are_those_of_float64(name: str, photo: str) -> None:
     compare(name, explainer, explainer.prepare(ZOO / "photos" / photo))
 
 
+@lru_cache(maxsize=1)  # files of one network follow each other
+def truth_of(name: str, x: bytes, shape: tuple[int, ...]) -> tuple[oracle.Run, Callable[[int], oracle.Run]]:
+    """The network's run on x, and runs with disturbances by their seeds."""
+    model, image = onnx.load(path_of(name)), np.frombuffer(x, np.float32).reshape(shape)
+    return oracle.Run(model, image), cache(
+        lambda seed: oracle.Run(model, image, noise=DISTURBANCE, seed=seed)
+    )
+
+
 def compare(name: str, explainer: Explainer, x: NDArray[np.float32]) -> None:
     """Within 1e-5; or, where a gate lies within rounding of 0, as near as other arithmetic that rounds."""
-    model = onnx.load(path_of(MODERN.get(name, name)))
-    truth, output = oracle.Run(model, x), explainer._engine.source.scores
-    other = cache(lambda seed: oracle.Run(model, x, noise=DISTURBANCE, seed=seed))
+    truth, other = truth_of(MODERN.get(name, name), x.tobytes(), x.shape)
+    output = explainer._engine.source.scores
     for rule in RULES:
         found = explainer.explain(x, rule=rule)
         scores, exact = truth.explain(rule, output=output)

@@ -55,6 +55,7 @@ class Run:
         (self.output,) = (value.name for value in graph.output)
         self.values[self.image] = f64(x)
         self.steps: list[tuple[Node, Reverse]] = []
+        self._explained: dict[tuple[Any, ...], tuple[Array, Array]] = {}
         for node in (Node(proto, opset) for proto in graph.node):
             operands = [self.values[name] if name else None for name in node.inputs]
             result, vjp = OPERATORS[node.op](node, *operands)
@@ -91,11 +92,19 @@ class Run:
         name = self._logits() if output is None else self.output if output is PROBABILITY else output
         scores = self.values[name].reshape(len(self.values[name]), -1)
         target = np.asarray(scores.argmax(axis=1) if target is None else target)
+        key = rule, name, target.shape, target.tobytes()
+        if key not in self._explained:
+            self._explained[key] = scores, self._map(rule, name, scores, target)
+            for array in self._explained[key]:
+                array.flags.writeable = False  # so that whoever asks again gets the same
+        return self._explained[key]
+
+    def _map(self, rule: str, name: str, scores: Array, target: Array) -> Array:
         if target.ndim == 2:
-            return scores, np.stack([self.explain(rule, column, name)[1] for column in target.T], axis=1)
+            return np.stack([self.explain(rule, column, name)[1] for column in target.T], axis=1)
         seed = np.zeros(scores.shape)
         seed[np.arange(len(seed)), target] = 1
-        return scores, self.reverse(rule, name, seed.reshape(self.values[name].shape))
+        return self.reverse(rule, name, seed.reshape(self.values[name].shape))
 
     def reverse(self, rule: str, output: str, seed: Array, wrt: str | None = None) -> Array:
         """The gradient of the image, or of tensor `wrt`, under the rule, given that of tensor `output`.
@@ -131,9 +140,16 @@ class Run:
         # Bits of the value are mixed as in SplitMix64, so equal values get equal numbers.
         bits = x.reshape(-1).view(np.uint64) + np.uint64(self._seed + 1)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-        uniform = math.sqrt(12) * ((bits >> np.uint64(11)) * 2.0**-53 - 0.5)  # of variance 1
-        return x + self._noise * rms * np.where(x == 0, 0, uniform.reshape(x.shape))
+            bits ^= bits >> np.uint64(shift)
+            bits *= np.uint64(factor)
+        bits >>= np.uint64(11)
+        uniform = bits * 2.0**-53
+        uniform -= 0.5
+        uniform *= math.sqrt(12) * self._noise * rms  # √12, so of variance 1 before
+        uniform = uniform.reshape(x.shape)
+        uniform[x == 0] = 0
+        uniform += x
+        return uniform
 
     def _made(self, node: Node) -> list[str]:
         """The outputs that were computed; Dropout's mask and MaxPool's indices are not."""

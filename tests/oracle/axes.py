@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -237,10 +238,14 @@ def _on_vectors(x: Array, axes: Sequence[int], f: Callable[[Complex], Complex]) 
         sizes = [x.shape[axis] for axis in axes] if a.ndim == 2 and a.shape[1] > 1 else [1] * len(axes)
         return a.reshape(*(x.shape[axis] for axis in kept), *sizes).transpose(back)
 
+    @cache
+    def jacobians() -> list[Array]:
+        return [_jacobian(f, v) for v in rows(x)]
+
     def vjp(gy: Array) -> list[Array]:
         gx = [
-            np.tensordot(g if np.ndim(f(v)) else g[0], _jacobian(f, v), axes=np.ndim(f(v)))
-            for g, v in zip(rows(gy), rows(x), strict=True)
+            np.tensordot(g if J.ndim > 1 else g[0], J, axes=J.ndim - 1)
+            for g, J in zip(rows(gy), jacobians(), strict=True)
         ]
         return [np.reshape(gx, [x.shape[axis] for axis in (*kept, *axes)]).transpose(back)]
 
@@ -426,14 +431,23 @@ def grid_sample(n: Node, x: Array, grid: Array) -> tuple[Array, Kinked]:
         for i, w in _cells(taken[(m, *o)]):
             y[(m, slice(None), *o)] += w * x[(m, slice(None), *i)]
 
+    @cache
+    def slopes(m: int, *o: int) -> list[list[tuple[tuple[int, ...], float]]]:
+        """By axis: the pixels that an output takes more of where its coordinate grows, and how much."""
+        axes = taken[(m, *o)]
+        return [
+            _cells([*axes[:d], _slopes(n, c, size), *axes[d + 1 :]])
+            for d, (c, size) in enumerate(zip(grid[(m, *o)][::-1], sizes, strict=True))
+        ]
+
     def vjp(gy: Array) -> list[Array]:
         gx, ggrid = np.zeros(x.shape), np.zeros(grid.shape)
         for m, *o in outputs:
-            g, axes = gy[(m, slice(None), *o)], taken[(m, *o)]
-            for i, w in _cells(axes):
+            g = gy[(m, slice(None), *o)]
+            for i, w in _cells(taken[(m, *o)]):
                 gx[(m, slice(None), *i)] += w * g
-            for d, (c, size) in enumerate(zip(grid[(m, *o)][::-1], sizes, strict=True)):
-                for i, w in _cells([*axes[:d], _slopes(n, c, size), *axes[d + 1 :]]):
+            for d, cells in enumerate(slopes(m, *o)):
+                for i, w in cells:
                     ggrid[(m, *o, len(sizes) - 1 - d)] += w * (g @ x[(m, slice(None), *i)])
         return [gx, ggrid]
 
