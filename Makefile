@@ -53,9 +53,10 @@ cpu: .venv/installed-dev kernels
 kernels: .venv/installed
 	$(BIN)/python tests/compile_kernels.py
 
-# Needs few packages, so it begins while the others are installed.
+# Needs few packages, so it begins while the others are installed; with what needs no kernels of the CPU, which are
+# being compiled then.
 cudasim: .venv/installed-test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/test_card.py tests/kernels
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/kernels tests/test_card.py
 
 matrix: .venv/installed-dev
 	$(BIN)/python .ci/matrix.py
