@@ -161,10 +161,9 @@ if SIMULATED:
             ctypes.memset(to + nbytes, 0, 16 - nbytes)
 
     def copy_4(to: int, source: int, nbytes: int) -> None:
-        """Copy 4 bytes, or write 0."""
-        ctypes.memmove(to, source, nbytes)
-        if nbytes < 4:
-            ctypes.memset(to + nbytes, 0, 4 - nbytes)
+        """Copy 4 bytes, or write 0 if `nbytes` is 0.  `memmove` would take three times as long."""
+        word = ctypes.c_int32.from_address
+        word(to).value = word(source).value if nbytes else 0
 
     def nothing() -> None:
         """Do nothing, because copies are done at once."""
@@ -175,15 +174,16 @@ if SIMULATED:
         """Whether 0 ≤ a < b."""
         return 0 <= a < b
 
+    class _Place(ctypes.Structure):
+        _fields_ = (("address", ctypes.c_int64), ("h", ctypes.c_int32), ("w", ctypes.c_int32))
+
     def load_place(address: int) -> Any:
-        place = ctypes.c_int64.from_address(address).value
-        h, w = (ctypes.c_int32.from_address(address + at).value for at in (8, 12))
-        return place, h, w
+        place = _Place.from_address(address)
+        return place.address, place.h, place.w
 
     def store_place(address: int, place: int, h: int, w: int) -> None:
-        ctypes.c_int64.from_address(address).value = place
-        ctypes.c_int32.from_address(address + 8).value = h
-        ctypes.c_int32.from_address(address + 12).value = w
+        found = _Place.from_address(address)
+        found.address, found.h, found.w = place, h, w
 
     def divide(a: int, b: int) -> int:
         return a // b
