@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 def _same_pads(size: int, kernel: int, stride: int, dilation: int, odd_at_end: bool) -> Pair:
     """Pads that give ceil(size / stride) outputs.
 
-    An odd pad goes to the end (SAME_UPPER) or to the start (SAME_LOWER).
+    If their sum is odd, the larger one is at the end (SAME_UPPER) or at the start (SAME_LOWER).
     """
     outputs = -(-size // stride)
     total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - size)
@@ -161,7 +161,7 @@ class Window:
     @cached_property
     def is_pointwise(self) -> bool:
         """Whether each output pixel reads its own input pixel alone: one tap, stride 1, no padding."""
-        return self.taps == 1 and self.is_dense and self.is_unpadded
+        return self.taps == 1 and self.is_unstrided and self.is_unpadded
 
     @property
     def is_unpadded(self) -> bool:
@@ -172,6 +172,6 @@ class Window:
         return self.height.dilation == self.width.dilation == 1
 
     @property
-    def is_dense(self) -> bool:
+    def is_unstrided(self) -> bool:
         """Whether both strides are 1: then the input gradient is a convolution of the output gradient."""
         return self.height.stride == self.width.stride == 1

@@ -18,9 +18,13 @@ _MANY = 61
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
 
-    A file that fixes all its sizes may use its first axis in a way that a batch does not allow.  Then it
-    holds one sample and no batch.  Returns the source, with that decision, and the graph.  Raises what
-    `build` raises.
+    Where the graph cannot be built with a batch, there are two more attempts.  If the file leaves the batch
+    open, the graph is built for a batch of one, and kept if it can be built for many samples as well.  If the
+    file fixes all its sizes, it may use its first axis in a way that a batch does not allow.  Then it holds
+    one sample and no batch.
+
+    Returns the source, with that decision, and the graph.  Raises what `build` raises, with a hint where
+    another attempt says more.
     """
     try:
         return source, build(source, input_shape)
@@ -44,6 +48,7 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
 
 
 def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
+    """The graph, or the error that there is none."""
     try:
         return build(source, input_shape)
     except GbpError as error:

@@ -80,11 +80,9 @@ def one_row(c: NDArray[Any]) -> NDArray[Any]:
 
 def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Reshape constant c to x's rank.  It must broadcast to x's `shape`, with 1 on the batch axis."""
-    extra, sides = (
-        c.shape[: max(0, c.ndim - len(shape))],
-        zip(reversed(c.shape), reversed(shape), strict=False),
-    )
-    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in sides):
+    extra = c.shape[: max(0, c.ndim - len(shape))]
+    aligned = zip(reversed(c.shape), reversed(shape), strict=False)
+    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in aligned):
         node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
     kept = c.shape[len(extra) :]
     c = one_row(c.reshape((1,) * (len(shape) - len(kept)) + kept))
@@ -111,10 +109,12 @@ def scale_and_shift(node: Node, shape: Shape, a: NDArray[Any], b: NDArray[Any]) 
 
 
 def times(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
+    """The op c·x."""
     return scale_and_shift(node, shape, c, np.zeros(()))
 
 
 def plus(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
+    """The op x + c."""
     return scale_and_shift(node, shape, np.ones(()), c)
 
 
@@ -133,10 +133,10 @@ def parse_batchnorm(node: Node) -> Op:
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
         if value.shape != (shape[1],):
             node.invalid(f"{name} has shape {list(value.shape)}, expected ({shape[1]},).")
-    deviation = var + node.number("epsilon", 1e-5)
-    if np.any(deviation <= 0):
+    variance = var + node.number("epsilon", 1e-5)
+    if np.any(variance <= 0):
         node.invalid("var + epsilon is not positive.")
-    a = scale / np.sqrt(deviation)
+    a = scale / np.sqrt(variance)
     return Affine(a, bias - a * mean, axis=1)
 
 
@@ -169,6 +169,8 @@ class PointwiseStep(Step):
 
 
 class ScaleStep(Step):
+    """y = a·x + b through NumPy; a and b broadcast."""
+
     algorithm = "scale"
 
     def __init__(self, a: Floats, b: Floats, size: int) -> None:

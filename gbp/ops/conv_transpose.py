@@ -64,25 +64,22 @@ def parse(node: Node) -> tuple[Op, ...]:
         )
     group = node.integer("group", 1)
     if group < 1 or C % group:
-        node.invalid(f"{C} input channels do not part into {group} groups.")
+        node.invalid(f"{C} input channels cannot be divided into {group} groups.")
     sliding = read_sliding(node, read_kernel(node, w))
     begin, end = _pads(node, size, sliding)
     spread = tuple((n - 1) * step + 1 for n, step in zip(size, sliding.stride, strict=True))
     padded = [n + a + b for n, a, b in zip(spread, begin, end, strict=True)]
     check_room(node, padded)
-    flipped = _as_convolution(w, group)
+    flipped, taps = _as_convolution(w, group), (sliding.kernel, sliding.dilation)
     if max(sliding.stride) == 1 and min(*begin, *end) >= 0:
-        axes = [_axis(*values) for values in zip(size, *_taps(sliding), begin, end, strict=True)]
+        axes = [_axis(*values) for values in zip(size, *taps, begin, end, strict=True)]
         return (convolution(node, flipped, axes, group),)
-    axes = [_axis(*values, 0, 0) for values in zip(padded, *_taps(sliding), strict=True)]
+    axes = [_axis(*values, 0, 0) for values in zip(padded, *taps, strict=True)]
     return Spread(sliding.stride, begin, end), convolution(node, flipped, axes, group)
 
 
-def _taps(sliding: Sliding) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return sliding.kernel, sliding.dilation
-
-
 def _axis(size: int, kernel: int, dilation: int, begin: int, end: int) -> Axis:
+    """A window with stride 1."""
     return Axis(size, kernel, 1, dilation, begin, end)
 
 
@@ -137,6 +134,8 @@ FACTS = {"ConvTranspose": Fact(reads_planes=True, slides=True, folds=as_convolut
 
 
 class SpreadStep(Step):
+    """Copies the pixels that are not cropped, `kept` of x, to their places, `to` in y."""
+
     algorithm = "spread"
 
     def __init__(self, cells: list[tuple[slice, slice]]) -> None:

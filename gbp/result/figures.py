@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..pictures import legend
@@ -16,10 +16,24 @@ from ..pictures.percent import percent
 from ..version import VERSION
 from .explained import Explained
 
-#: The height of the panels of a strip, and the least of a single one.
-STRIP_HEIGHT, LEAST_HEIGHT = 448, 320
+#: The height of the panels of a strip; the least longer side of a single one, and the least of any side.
+STRIP_HEIGHT, LEAST_HEIGHT, _LEAST_SIDE = 448, 320, 48
 #: How many times as wide as high a strip's panel may be before it becomes lower.
 _WIDEST = 2
+
+
+class _Shown(NamedTuple):
+    """A drawn map, which shows a sample with one target in a style, and its title."""
+
+    sample: Explained
+    style: Panel
+    drawn: Drawn
+    title: str
+
+    @classmethod
+    def of(cls, sample: Explained, style: Panel, drawn: Drawn) -> _Shown:
+        """With a title that names the style too."""
+        return cls(sample, style, drawn, f"{sample.title}: {legend.SHOWN[style]}")
 
 
 def draw_panel(sample: Explained, style: str, look: Look, height: int | None = None) -> Drawn:
@@ -54,13 +68,11 @@ def figure_of(sample: Explained, style: Style | None, look: Look) -> Figure:
     if style == "strip":
         return _strip(sample, look)
     chosen: Panel = style or sample.panels()[0]
-    own = draw_panel(sample, chosen, look)
-    height = own.image.height
-    if max(own.image.size) < LEAST_HEIGHT or min(own.image.size) < 48:
-        height = _enlarged(*own.image.size)
-    drawn = own if height == own.image.height else draw_panel(sample, chosen, look, height)
-    title = f"{sample.title}: {legend.SHOWN[chosen]}"
-    return _composed([(sample, chosen, drawn, title)], [], look, sample.doubts())
+    drawn = draw_panel(sample, chosen, look)
+    size = drawn.image.size
+    if max(size) < LEAST_HEIGHT or min(size) < _LEAST_SIDE:
+        drawn = draw_panel(sample, chosen, look, _enlarged(*size))
+    return _composed([_Shown.of(sample, chosen, drawn)], [], look, sample.doubts())
 
 
 def _strip(sample: Explained, look: Look) -> Figure:
@@ -69,12 +81,11 @@ def _strip(sample: Explained, look: Look) -> Figure:
     where, *others = sample.panels()
     if sample.targets > 1:
         ones = sample.each_target()
-        look = _shared([(one, where) for one in ones], look)
-        shown = [(one, where, draw_panel(one, where, look, height), one.title) for one in ones]
+        look = _shared(ones, where, look)
+        shown = [_Shown(one, where, draw_panel(one, where, look, height), one.title) for one in ones]
     else:
         shown = [
-            (sample, style, draw_panel(sample, style, look, height), f"{sample.title}: {legend.SHOWN[style]}")
-            for style in (where, *others)
+            _Shown.of(sample, style, draw_panel(sample, style, look, height)) for style in (where, *others)
         ]
     return _composed(shown, _input_panel(sample, look, height), look, sample.doubts())
 
@@ -101,32 +112,27 @@ def rules_figure(samples: Sequence[Explained], style: Panel | None, look: Look) 
     first = samples[0]
     chosen: Panel = style or ("rgb" if "rgb" in first.panels() else "gray")
     height = _strip_height(first, look)
-    look = _shared([(sample, chosen) for sample in samples], look)
-    shown = [
-        (sample, chosen, draw_panel(sample, chosen, look, height), f"{sample.title}: {legend.SHOWN[chosen]}")
-        for sample in samples
-    ]
+    look = _shared(samples, chosen, look)
+    shown = [_Shown.of(sample, chosen, draw_panel(sample, chosen, look, height)) for sample in samples]
     doubts = [doubt for sample in samples for doubt in sample.doubts()]
     return _composed(shown, _input_panel(first, look, height), look, doubts)
 
 
-def _shared(maps: Sequence[tuple[Explained, Panel]], look: Look) -> Look:
-    """The look with the limit of all maps, where they share it."""
+def _shared(samples: Sequence[Explained], style: Panel, look: Look) -> Look:
+    """The look with one limit for the maps of all samples, unless each map is to have its own."""
     if look.limits == "own" or look.limit is not None:
         return look
-    first = maps[0][0]
-    height, width = _plane_size(first)
-    size = first.image.size if first.image else (width, height)
-    return look.but(limit=limit_of([one.planes() for one, _ in maps], maps[0][1], look, size))
+    height, width = _plane_size(samples[0])
+    return look.but(limit=limit_of([one.planes() for one in samples], style, look, (width, height)))
 
 
 def _composed(
-    shown: Sequence[tuple[Explained, Panel, Drawn, str]],
+    shown: Sequence[_Shown],
     panels: list[FigurePanel],
     look: Look,
     doubts: Sequence[str],
 ) -> Figure:
-    """The figure of drawn maps, each with its sample, style and title, behind the photo's panel."""
+    """The figure of drawn maps behind other panels."""
     has_photo = any(panel.title == "photo" for panel in panels)
     unlikely: dict[str, str] = {}
     for sample, style, drawn, title in shown:
@@ -136,7 +142,7 @@ def _composed(
         # A map of 0 has no colours to read.
         key = None if sample.is_empty else legend.key_of(drawn, style, sample.rule, look, sample.method)
         panels.append(FigurePanel(drawn.image, title, sample.caption(), key, bool(doubt)))
-    sample, all_drawn = shown[0][0], [drawn for _, _, drawn, _ in shown]
+    sample, all_drawn = shown[0].sample, [each.drawn for each in shown]
     is_framed = has_photo or any(drawn.on_photo for drawn in all_drawn)
     parts = [sample.provenance.model if sample.provenance else ""]
     if sample.photo is not None:
@@ -199,7 +205,7 @@ def _plane_size(sample: Explained) -> tuple[int, int]:
 def _enlarged(width: int, height: int) -> int:
     """The height of a small picture enlarged by a whole factor; a single row must be visible."""
     factor = max(1, -(-LEAST_HEIGHT // max(width, height)))
-    return max(factor, -(-48 // height)) * height
+    return max(factor, -(-_LEAST_SIDE // height)) * height
 
 
 def metadata_of(samples: Sequence[Explained], look: Look) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class BusyError(Exception):
 
 @dataclass(eq=False)
 class _Entry(Generic[Task, Result]):
+    """A task in the queue, with the arguments of `submit`."""
+
     task: Task
     key: Hashable
     together: int
@@ -65,7 +67,9 @@ class Workers(Generic[Task, Result]):
         self._run, self._length = run, length
         self._waiting: deque[_Entry[Task, Result]] = deque()
         self._changed = threading.Condition()
-        self._idle, self._closed, self._seconds = 0, False, 0.0
+        self._idle, self._closed = 0, False
+        #: The mean duration of a task.
+        self._seconds = 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"gbp-serve-{i}", daemon=True) for i in range(threads)
         ]
@@ -123,6 +127,7 @@ class Workers(Generic[Task, Result]):
             thread.join()
 
     def _seconds_until_room(self) -> int:
+        """In about how many seconds the tasks that wait now are done, at least 1."""
         return max(1, math.ceil(len(self._waiting) * self._seconds / len(self._threads)))
 
     def _take(self) -> list[_Entry[Task, Result]]:
@@ -131,7 +136,7 @@ class Workers(Generic[Task, Result]):
             self._idle += 1
             while not self._waiting and not self._closed:
                 self._changed.wait()
-            # So many that the other idle threads get as many.
+            # Idle threads share what waits.
             share = math.ceil(len(self._waiting) / self._idle)
             self._idle -= 1
             if not self._waiting:
@@ -144,6 +149,7 @@ class Workers(Generic[Task, Result]):
         return taken
 
     def _work(self) -> None:
+        """Do tasks until the queue is closed and empty."""
         while taken := self._take():
             entries = [entry for entry in taken if entry.future.set_running_or_notify_cancel()]
             if not entries:

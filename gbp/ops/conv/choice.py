@@ -65,7 +65,7 @@ def packed_bytes(O: int, C: int) -> int:
 
 
 def is_3x3(window: Window) -> bool:
-    return window.kernel == (3, 3) and window.is_dense and window.is_undilated
+    return window.kernel == (3, 3) and window.is_unstrided and window.is_undilated
 
 
 # Costs are in vector multiply-adds of a core.  They are for one sample, because the bits must not depend on
@@ -150,12 +150,12 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
     algorithm = target.algorithm
     forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
     single = w.astype(np.float32)
-    if algorithm in ("auto", "fast") and not window.is_dense:
+    if algorithm in ("auto", "fast") and not window.is_unstrided:
         on_amx = _strided(single, window)
         if on_amx is not None:
             return on_amx
     cost = 0.0
-    if not window.is_dense:
+    if not window.is_unstrided:
         chosen = "columns"
     else:
         others = {"columns": _cost_of_columns(O, C, window)} if window.taps > 1 else {}

@@ -124,7 +124,7 @@ class Conv(ChannelsLast):
     def work(self, x: tuple[Shape, ...], y: Shape) -> int:
         pairs = planes_of(y) * self._deep  # (plane of y, plane of x that it reads)
         backward = 0
-        if self.is_depthwise or not self.window.is_dense:
+        if self.is_depthwise or not self.window.is_unstrided:
             backward = pairs * reverse_work(self.window, x[0][1])
         calls = 6 * OPERAND * self.calls if self.depth else 0
         if self.is_depthwise:
