@@ -291,8 +291,10 @@ def together(batches: Sequence[Batch]) -> Batch:
     return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)
 
 
-def _fit(shape: Shape, expected: Sequence[int | None]) -> bool:
+def _fit(shape: Shape, expected: tuple[int | None, ...]) -> bool:
     """Whether sizes are those that are expected; None stands for any."""
+    if shape == expected:
+        return True
     return len(shape) == len(expected) and all(n in (None, m) for n, m in zip(expected, shape, strict=True))
 
 

@@ -47,6 +47,9 @@ from .settings import Settings
 
 T = TypeVar("T")
 
+#: The two gates of a rule → its gate, as kernels take it.
+GATES = {(forward, gradient): Gate(forward, gradient) for forward in (0, 1) for gradient in (0, 1)}
+
 
 class Engine:
     """A model and its sessions.  Threads may share an engine.
@@ -113,12 +116,13 @@ class Engine:
         """See `Explainer.explain`."""
         batch_size = at_least_one("batch_size", batch_size)
         count, done = self.inputs.count(images), 0
+        gate = GATES[rule.forward_gate, rule.gradient_gate]
 
         def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
             with session.device.turn(), computing(), session.run(x, first) as tape:
                 part = slice(first, first + tape.n)
                 classes = self.resolve(target, session.plan, tape.scores, part, count)
-                maps = finished(rule, session.backward(tape, gate_of(rule), classes.reshape(tape.n, -1)), x)
+                maps = finished(rule, session.backward(tape, gate, classes.reshape(tape.n, -1)), x)
                 if not tape.is_finite:
                     hint = "The network's values overflow float32."
                     raise ModelError("the map holds NaN or infinity.", hint=hint)
@@ -310,11 +314,6 @@ def opened(model: Model, choice: Choice) -> tuple[Source, Reader]:
     with collected_later():
         source = open_model(model, choice)
     return source, Reader.of(model, choice, source)
-
-
-def gate_of(rule: Rule) -> Gate:
-    """The gate of a rule, as kernels take it."""
-    return Gate(int(rule.forward_gate), int(rule.gradient_gate))
 
 
 def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
 from ..runtime.session import Session
 from ..runtime.tape import Reduce, Tape
-from .engine import Engine, finished, gate_of
+from .engine import GATES, Engine, finished
 from .notes import refuse_meaningless
 
 #: Seeds whose largest number is below are multiplied by a power of two.
@@ -238,7 +238,9 @@ class Run:
                 )
         with session.device.turn(), computing():
             early = reduce if rule.finish is None and worth is None else None
-            gradient = session.vjp(tape, gate_of(rule), seeds, of_kept, wrt_kept, early)
+            gradient = session.vjp(
+                tape, GATES[rule.forward_gate, rule.gradient_gate], seeds, of_kept, wrt_kept, early
+            )
             overflows, tape.is_finite = not tape.is_finite, True
         if worth is not None:
             gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))

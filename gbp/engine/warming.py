@@ -18,7 +18,7 @@ from ..plan.plan import Plan
 from ..rules import RULES
 from ..runtime.memory import MemoryPool
 from ..runtime.tape import Tape
-from .engine import Engine, gate_of
+from .engine import GATES, Engine
 
 
 class NotKeptError(InputError):
@@ -69,7 +69,7 @@ def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
     with only_named() as run, np.errstate(all="ignore"), suppress(*errors), computing():
         tape = Tape(plan, noise, MemoryPool(), engine.settings.threads)
         for rule in RULES.values():
-            tape.backward(gate_of(rule), np.zeros((1, 1), np.int64))
+            tape.backward(GATES[rule.forward_gate, rule.gradient_gate], np.zeros((1, 1), np.int64))
     found = dict[Native, None]()
     for kernel in (*named, *run):
         if isinstance(kernel, Native):
