@@ -405,6 +405,8 @@ def test_two_runs_at_once_are_refused_unless_they_share(photos: Path, out: Path)
         ({"shard": (0, 2)}, "shard is"),
         ({"engine": "spark"}, "engine is 'spark'"),
         ({"engine": "ray", "actors": 0}, "actors is 0"),
+        ({"actors": 2}, "actors is 2, and engine is 'local'"),
+        ({"ray_address": "auto"}, "ray_address is 'auto'"),
         ({"labels": ["a"]}, "1 label and 12 scores do not fit"),
     ],
 )

@@ -668,6 +668,18 @@ def test_output_that_cannot_be_written_is_an_error(size):
     assert (done.returncode, done.stderr) == (2, said)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+def test_closed_streams_are_empty_files(tmp_path):
+    """A daemon, or a shell with `>&-`, starts programs without one of the three."""
+    root, picture = Path(cli.__file__).parents[2], tmp_path / "o.png"
+    gbp = [sys.executable, "-m", "gbp", "explain", "models/demo.onnx"]
+    for stream, image, code in ((">&-", "models/demo.png", 0), ("2>&-", "no.png", 2), ("<&-", "-", 2)):
+        arguments = [*gbp, image, "-q", "-o", str(picture)]
+        done = subprocess.run(["sh", "-c", f'"$@" {stream}', "sh", *arguments], cwd=root, check=False)
+        assert done.returncode == code
+    assert picture.exists()
+
+
 def test_a_closed_pipe_is_no_error():
     code = (
         "import sys, types; from gbp.cli import main as cli; name = 'gbp.diagnostics.inspection';"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,13 @@ def test_a_run_that_was_stopped_goes_on(
     (photos / "0.png").write_bytes((MODELS / "demo.png").read_bytes())
     with pytest.raises(InputError, match="begun for other images"):
         features(model, photos, tmp_path / "out", **arguments)
+
+
+def test_names_that_are_no_text(photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(next(photos.glob("*.png")), image)
+    features(DEMO, image, tmp_path / "out", layer="relu3", channels=[6], top=1)
+    assert "caf\\xe9.png" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_broken_image_is_left_out_and_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -104,3 +105,11 @@ def test_nothing_is_chosen_in_silence(folder: Path, capsys: pytest.CaptureFixtur
         cli.main(["init", "elsewhere/net.onnx", "a.png", "--labels", "names.txt", "--preprocess", "tf"]) == 2
     )
     assert "outside" in capsys.readouterr().err
+
+
+def test_labels_whose_name_toml_cannot_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"names\xe9.txt")
+    Path(name).write_text("\n".join(f"thing {i}" for i in range(12)))
+    assert cli.main(["init", "net.onnx", "a.png", "--labels", name, "--preprocess", "tf"]) == 2
+    assert "no UTF-8" in capsys.readouterr().err
+    assert not Path("net.toml").exists()

@@ -135,6 +135,9 @@ def batch(
     if engine not in ("local", "ray"):
         raise InputError(f"engine is {engine!r}.", supported="local, ray")
     actors = at_least_one("actors", actors)
+    for name, value in (("actors", actors), ("ray_address", ray_address)):
+        if engine != "ray" and value is not None:
+            raise InputError(f"{name} is {value!r}, and engine is {engine!r}.", supported="with engine 'ray'")
     if engine == "ray":
         import_ray()
         if actors is None and options.get("device", "cpu") != "cpu":

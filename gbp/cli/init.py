@@ -114,12 +114,15 @@ def _labels(given: str | None, folder: Path) -> str | None:
         return given
     read_labels(given)
     try:
-        return Path(given).resolve().relative_to(folder.resolve()).as_posix()
+        name = Path(given).resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
         raise InputError(
             f"the labels {given!r} are outside the model's folder.",
             hint="Copy them there: the file names them.",
         ) from None
+    if name != name.encode("utf-8", "replace").decode():
+        raise InputError(f"the name of the labels {name!r} is no UTF-8, as TOML wants it.", hint="Rename it.")
+    return name
 
 
 def _asked(presets: tuple[str, ...]) -> str | None:

@@ -21,9 +21,13 @@ from .options import in_options
 def run() -> int:
     """Run `main` as a whole process.
 
-    The garbage collector is off: it would take a tenth of a second after the imports, and again at exit.
+    Streams that the caller has closed, as `>&-` in a shell does, are the empty device.  The garbage collector
+    is off: it would take a tenth of a second after the imports, and again at exit.
     """
     gc.disable()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     code = main()
     gc.freeze()
     return code

@@ -8,6 +8,7 @@ from html import escape
 
 from PIL import Image, ImageDraw
 
+from ..bulk.job import name_of
 from ..pictures import text
 from ..pictures.figure import FRAME, INK, PAPER
 from .strongest import Hit
@@ -87,7 +88,7 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
             parts.append(f"<figcaption>Channel {channel}: no image activates it.</figcaption></figure>")
             continue
         rows = "".join(
-            f"<tr><td>{hit.value:.4g}<td>{', '.join(map(str, hit.at)) or '–'}<td>{escape(hit.image)}"
+            f"<tr><td>{hit.value:.4g}<td>{', '.join(map(str, hit.at)) or '–'}<td>{escape(name_of(hit.image))}"
             for hit in hits
         )
         parts.append(
