@@ -238,9 +238,8 @@ class Run:
                 )
         with session.device.turn(), computing():
             early = reduce if rule.finish is None and worth is None else None
-            gradient = session.vjp(
-                tape, GATES[rule.forward_gate, rule.gradient_gate], seeds, of_kept, wrt_kept, early
-            )
+            gate = GATES[rule.forward_gate, rule.gradient_gate]
+            gradient = session.vjp(tape, gate, seeds, of_kept, wrt_kept, early)
             overflows, tape.is_finite = not tape.is_finite, True
         if worth is not None:
             gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))

@@ -16,7 +16,7 @@ from .subgraph import Source
 
 #: Values of the metadata "Image.NominalPixelRange", of ONNX's image denotation, and their presets.
 _RANGES = {"NominalRange_0_255": "raw", "Normalized_0_1": "unit", "Normalized_1_1": "tf"}
-#: Numbers that a node of a normalisation has: one for each channel.
+#: The most numbers of a constant in a normalisation, which has one for each channel.
 _MOST = 8
 #: Constants of a normalisation are above it for pixels from 0 to 255, and below it for those from 0 to 1.
 _UNIT = 2

@@ -94,12 +94,12 @@ def _indexed(node: Node, x: Moved, indices: NDArray[Any]) -> tuple[tuple[int, ..
     return axes, np.ravel_multi_index(tuple(whole), tuple(sizes.tolist())).astype(np.int64)
 
 
-def _behind(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...], Shape]:
-    """The result where `lead` new axes, behind the batch, replace `axes`.
+def _with_new_axes(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...], Shape]:
+    """How nodes see x where `lead` new axes replace `axes`, and are stored right behind the batch.
 
     Returns
     -------
-    The order of axes that the file's nodes see, and the sizes of the axes behind the new ones.
+    The order of all axes that the file's nodes see, and the sizes of those that are stored behind the new.
     """
     rest = [axis for axis in x.perm if axis not in axes]
     others = [axis for axis in rest if axis]
@@ -114,7 +114,7 @@ def gathered(node: Node, w: Writer, x: Moved) -> Moved:
     indices = node.constant_integers(1).astype(np.int64)
     axes, picked = _indexed(node, x, indices)
     batch, lead = x.shape[0], picked.ndim
-    perm, rest = _behind(x, axes, lead)
+    perm, rest = _with_new_axes(x, axes, lead)
     inside = elements([x.shape[axis] for axis in axes])
     flat = w.reshaped(x.in_order(w, axes), (batch, inside, *rest))
     made = w.write("Gather", flat, w.constant(picked.reshape(-1)), axis=1)
@@ -143,7 +143,7 @@ def scattered(node: Node, w: Writer, x: Moved | NDArray[Any], updates: Moved | N
         node.refuse("its data are constant and the batch of its updates is moved.", supported="computed data")
     axes, picked = _indexed(node, like, node.constant_integers(1).astype(np.int64))
     batch, lead = like.shape[0], picked.ndim
-    perm, rest = _behind(like, axes, lead)
+    perm, rest = _with_new_axes(like, axes, lead)
     inside = elements([like.shape[axis] for axis in axes])
     flat = w.reshaped(like.in_order(w, axes), (batch, inside, *rest))
     shape = (batch, picked.size, *rest)
@@ -160,10 +160,10 @@ def scattered(node: Node, w: Writer, x: Moved | NDArray[Any], updates: Moved | N
     ones = (1,) * len(rest)
     where = np.broadcast_to(picked.reshape(1, -1, *ones), shape)
     reduction = node.text("reduction", "none")
-    said = {} if reduction == "none" else {"reduction": reduction}
-    made = w.write("ScatterElements", flat, w.constant(where), new, axis=1, **said)
+    attributes = {} if reduction == "none" else {"reduction": reduction}
+    made = w.write("ScatterElements", flat, w.constant(where), new, axis=1, **attributes)
     original = (batch, *(like.shape[axis] for axis in axes), *rest)
-    order, _ = _behind(like, axes, len(axes))
+    order, _ = _with_new_axes(like, axes, len(axes))
     return Moved(w.reshaped(made, original), original, order, like.node)
 
 

@@ -68,6 +68,7 @@ class Waiting:
         return name if moved is None or moved.name not in self.of_file else moved.name
 
     def _put(self, nodes: list[onnx.NodeProto]) -> None:
+        """Put nodes at the front of the queue.  Raises UnsupportedError where they become too many."""
         self._count += len(nodes)
         if self._count > MAX_NODES:
             raise UnsupportedError(
@@ -121,6 +122,7 @@ class Waiting:
         return True
 
     def _move(self, node: Node) -> bool:
+        """Describe the output of a Transpose that moves the batch.  Returns whether it is one."""
         if not isinstance(shape := node.operands[0], tuple):
             return False
         perm = node.integers("perm", tuple(reversed(range(len(shape)))))
@@ -143,6 +145,7 @@ class Waiting:
         self._take(node, writer)
 
     def _take(self, node: Node, writer: Writer) -> None:
+        """Put what was written in place of a node at the front of the queue."""
         node.check_all_attributes_read()
         self.constants.update({name: np.asarray(value) for name, value in writer.constants.items()})
         self._put(writer.nodes)

@@ -125,6 +125,7 @@ class Search:
         return self._parts[name]
 
     def _found(self, layer: Layer) -> _Part | None:
+        """The layer as a part; None if it does not work element by element."""
         shape, op = self._shapes[layer.output], layer.op
         if any(self._shapes[name] != shape for name in layer.inputs):
             return None
@@ -147,18 +148,19 @@ class Search:
         ends: dict[int, str] = {}
         # A name for the key, and how often it is read inside, of each tensor.
         numbers, uses = {y: 0}, {y: self._uses[y]}
+        # What the layers so far read and do not make; the key; whether all are scales, shifts and sums.
         edge, key, is_straight = {y}, list[int](), True
-        behind, alike = _Behind(), most
+        passed, alike = _Passed(), most
         while len(parts) < most:
             last = max(edge, key=self._age.__getitem__) if len(edge) > 1 else next(iter(edge))
             part = self._part(last)
-            if part is None or uses[last] < self._uses[last] or behind.by_place == _MAX_BY_PLACE:
+            if part is None or uses[last] < self._uses[last] or passed.by_place == _MAX_BY_PLACE:
                 break
             if is_straight and part.is_straight and len(parts) == _MAX_STRAIGHT:
                 break
-            if len(edge) == 1 and behind.is_apart(part):
+            if len(edge) == 1 and passed.ends_before(part):
                 break
-            behind.add(part)
+            passed.add(part)
             if part.is_by_place:
                 alike = min(alike, len(parts))
             parts.append(part)
@@ -216,8 +218,8 @@ def _values(
     return names, np.asarray(op.function(*given, *constants), np.float64)
 
 
-class _Behind:
-    """The layers that a search has passed, and which layers may stand before them."""
+class _Passed:
+    """The layers that a search has passed on its way back, and whether it may end before the next one."""
 
     def __init__(self) -> None:
         self._has_activation, self.by_place = False, 0
@@ -234,14 +236,14 @@ class _Behind:
         if type(part.layer.op) is not Rectifier:
             self._others += 1
 
-    def is_apart(self, part: _Part) -> bool:
-        """Whether no subgraph that ends with the layers behind is recognised if it has this one as well.
+    def ends_before(self, part: _Part) -> bool:
+        """Whether this layer is no part of an activation whose other parts were passed, nor is any before it.
 
-        The layers behind read nothing but its output, or each other.
+        The layers that were passed read nothing but its output, or each other.  Without this check, long
+        chains of nodes with constants of their own would be judged in every length.
 
-        An activation is none of the parts of an activation behind it, unless it keeps every value.
-        Behind a Clip, wider Clips do nothing, and an activation has few of them.
-        Long chains of nodes with constants of their own would otherwise be judged in every length.
+        An activation is no part of another one behind it, unless it keeps every value.  A Clip is none where
+        a narrower Clip alone is behind it, so that it changes nothing, or where there are `_MAX_CLIPS`.
         """
         op = part.layer.op
         if part.acts_alone:

@@ -30,6 +30,7 @@ def _read_once(instructions: list[Instruction], remain: set[str]) -> set[str]:
 
 
 def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
+    """Have the step that makes one operand of a sum add the other one, where nothing else reads the first."""
     once = _read_once(instructions, remain)
     makers = {instruction.output: i for i, instruction in enumerate(instructions)}
     replaced: set[int] = set()
@@ -54,6 +55,7 @@ def _fuse_residuals(instructions: list[Instruction], remain: set[str]) -> list[I
 
 
 def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instruction]:
+    """Have steps clip what they make, where a Clip or rectifier alone reads it."""
     once = _read_once(instructions, remain)
     makers = {instruction.output: i for i, instruction in enumerate(instructions)}
     result = list(instructions)
