@@ -148,7 +148,7 @@ class Search:
         ends: dict[int, str] = {}
         # A name for the key, and how often it is read inside, of each tensor.
         numbers, uses = {y: 0}, {y: self._uses[y]}
-        # Tensors that the layers so far read and do not make; the key; whether all are scales, shifts and sums.
+        # Tensors that the layers so far read and do not make; the key; whether all these layers are straight.
         edge, key, is_straight = {y}, list[int](), True
         passed, alike = _Passed(), most
         while len(parts) < most:
