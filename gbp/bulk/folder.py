@@ -126,6 +126,7 @@ class Folder:
             # Some network file systems have no locks.
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
+        """Raise InputError unless the folder is new, or was made with these settings."""
         path = self.path / SETTINGS
         try:
             before = json.loads(path.read_text())

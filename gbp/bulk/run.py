@@ -205,6 +205,7 @@ def batch(
 
 
 def _part(shard: tuple[int, int] | None) -> str:
+    """The name of a part, as `Folder` takes it.  Raises InputError for what is no shard."""
     if shard is None:
         return ""
     i, n = shard

@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the model was read from; none for bytes and a ModelProto without external data."""
+        """The files that the model was read from; none for bytes and a ModelProto."""
         return tuple(store.file for store in self._reader.files if isinstance(store.file, Path))
 
     def explain(self, images: Images, rule: Rule, target: Question, batch_size: int | None) -> Attribution:
@@ -246,6 +246,7 @@ class Engine:
         )
 
     def _facts(self, plan: Plan) -> Facts:
+        """What results of a plan say besides numbers."""
         facts = self._facts_of.get(plan)
         if facts is None:
             facts = self._facts_of[plan] = Facts(plan, self.source, self.settings, self.labels)
@@ -253,7 +254,7 @@ class Engine:
 
     def _session(self, shape: Shape, keep: Kept, rewrite: Rewrite | None) -> Session:
         """Build the plan for samples of a shape, or take the one that is kept on this machine."""
-        settings, has_batch = self.settings, self.source.has_batch
+        settings, known = self.settings, self.source
 
         def build() -> tuple[Plan, bool]:
             source = self._source()
@@ -273,9 +274,9 @@ class Engine:
         # Each choice of inner tensors, each rewrite and each size of image has a plan of its own, with all
         # weights.  One plan of a model is kept on disk.
         is_kept = not keep and rewrite is None and self.sessions.last() is None
-        plan, still_has = self._plans.of((shape, has_batch), build) if is_kept else build()
-        if has_batch and not still_has and not self._is_freed:  # sizes showed that axis 0 is no batch
-            self.source = found = self.source.without_batch()
+        plan, still_has = self._plans.of((shape, known.has_batch), build) if is_kept else build()
+        if known.has_batch and not still_has and known.nodes:  # sizes showed that axis 0 is no batch
+            self.source = found = known.without_batch()
             self.inputs = replace(
                 self.inputs,
                 model_shape=found.input_shape,
@@ -286,16 +287,12 @@ class Engine:
 
     def _source(self) -> Source:
         """The model; where its nodes and weights were freed, it is read again."""
-        if not self._is_freed:
+        if self.source.nodes:
             return self.source
         source = self._reader()
         if source.has_batch and not self.source.has_batch:
             source = source.without_batch()
         return source
-
-    @property
-    def _is_freed(self) -> bool:
-        return not self.source.nodes
 
 
 def opened(model: Model, choice: Choice) -> tuple[Source, Reader]:

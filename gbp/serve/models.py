@@ -152,6 +152,7 @@ class Served:
     def _explained(
         self, jobs: Sequence[Job], samples: Sequence[Any], began: float
     ) -> list[Answer | BaseException]:
+        """Explain one batch, and write the answer to each job, or the error that it cannot be written."""
         ask = jobs[0].ask
         images = samples[0] if isinstance(samples[0], np.ndarray) else list(samples)
         result = _explain(self.explainer, images, ask)
@@ -171,6 +172,7 @@ class Served:
 
 
 def _explain(explainer: Explainer, images: Any, ask: Ask) -> Attribution:
+    """Explain images by the rule or the method that is asked for."""
     if ask.method is None:
         return explainer.explain(images, rule=ask.rule, target=ask.target)
     method, options = METHODS[ask.method], {} if ask.layer is None else {"layer": ask.layer}
@@ -181,6 +183,7 @@ def _explain(explainer: Explainer, images: Any, ask: Ask) -> Attribution:
 
 
 def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
+    """The answer to a job, from the result for its sample alone."""
     ask = job.ask
     if ask.format == "npz":
         content = _arrays(result)
@@ -194,6 +197,7 @@ def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
 
 
 def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str, Any]:
+    """The answer in JSON's types."""
     report = {
         "model": job.model.name,
         **result.to_dict(),
@@ -219,12 +223,14 @@ def as_json(content: Any) -> bytes:
 
 
 def _arrays(result: Attribution) -> bytes:
+    """The map and the scores as an .npz file."""
     buffer = io.BytesIO()
     result.save(buffer, format="npz")
     return buffer.getvalue()
 
 
 def _encoded(picture: Image.Image, format: str) -> bytes:
+    """A picture as a file of this format."""
     buffer = io.BytesIO()
     if format == "webp":
         picture.save(buffer, "WEBP", quality=95, method=2)

@@ -141,6 +141,7 @@ def _rule_of(method: str | None) -> str:
 
 
 def _short(name: str, text: str) -> str:
+    """A text of at most `MAX_TEXT` characters.  Raises RequestError for a longer one."""
     if len(text) > MAX_TEXT:
         raise RequestError(400, f"{name} has {len(text)} characters.", supported=f"up to {MAX_TEXT}")
     return text
