@@ -246,7 +246,7 @@ class Engine:
         )
 
     def _facts(self, plan: Plan) -> Facts:
-        """What results of a plan say besides numbers."""
+        """The facts of a plan, found once."""
         facts = self._facts_of.get(plan)
         if facts is None:
             facts = self._facts_of[plan] = Facts(plan, self.source, self.settings, self.labels)
