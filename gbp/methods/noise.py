@@ -204,7 +204,9 @@ def _noisy(
         made = copies.of(x, index, images)
         for pairs in each_copy(explainer, x, made, copies.count, questions, rule):
             if not total.size:  # in the memory order of the maps
-                total, squares, square = (np.zeros_like(pairs[0][0], np.float64) for _ in range(3))
+                total = np.zeros_like(pairs[0][0], np.float64)
+                if statistic.reads_squares:
+                    squares, square = np.zeros_like(total), np.zeros_like(total)
             add_each(total, [maps for maps, _ in pairs])
             for maps, _ in pairs if statistic.reads_squares else ():
                 squares += np.multiply(maps, maps, out=square, dtype=np.float64)
