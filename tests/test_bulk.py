@@ -729,8 +729,9 @@ def test_what_cannot_be_written_stops_the_run(engine: Any, photos: Path, out: Pa
     gbp.batch(MODEL, photos / "1.png", out, **PLAIN)
     shutil.rmtree(out / "pictures")
     (out / "pictures").write_bytes(b"no folder")
+    actors = 1 if engine == "ray" else None
     with pytest.raises(InputError, match="cannot write"):
-        gbp.batch(MODEL, photos, out, **PLAIN, engine=engine, actors=1)
+        gbp.batch(MODEL, photos, out, **PLAIN, engine=engine, actors=actors)
 
 
 @pytest.mark.parametrize(("actors", "threads"), [(2, None), (1, 2)])
