@@ -162,11 +162,13 @@ class _Builder:
         return refused
 
     def _notes(self) -> Iterator[str]:
+        """Remarks on the file."""
         if self.stale:
             more = f" and {len(self.stale) - 1} more shapes" if len(self.stale) > 1 else ""
             yield f"The file declares {self.stale[0]}{more}: what its nodes compute counts."
 
     def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
+        """The error with the advice to explain a tensor before the node, if one could be read."""
         read = (self.waiting.source_of(name) for name in proto.input)
         made = (name for name in read if name in self.meant and name != self.source.input)
         return error if self.budget.is_spent else with_way_out(error, next(made, None))
@@ -196,12 +198,14 @@ class _Builder:
         return (self.batch.samples, *(n or 1 for n in shape[1:]))
 
     def _check(self, proto: onnx.NodeProto) -> None:
+        """Check a node's operands, and read those that the file stores."""
         check_arity(proto, self.source.opset)
         for name in filter(None, proto.input):
             if not (name in self.shapes or name in self.constants or name in self.waiting.moved):
                 self.constants[name] = self._stored(name, proto)
 
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
+        """A tensor that the file stores.  `reader`: the node that messages name."""
         if name not in self.stored:
             raise ModelError(f"input {name!r} is made by no node.", node=label(reader), op=reader.op_type)
         return tensor_values(self.stored[name], name, reader, self.source.weights)
@@ -291,6 +295,7 @@ class _Builder:
         return self._add_lifted(by_rows(self._node(proto), self.batch))
 
     def _add_lifted(self, read: Lifted | None) -> bool:
+        """Add the layers of a node that `lift.py` has read.  Returns whether it has."""
         if read is None:
             return False
         self._add_all(read.node, read.parsed, lambda shape: () if read.is_scalar else self.batch.meant(shape))
@@ -302,6 +307,7 @@ class _Builder:
         return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.batch.bound)
 
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
+        """An operand as `Node` has it."""
         for known in (self.positions, self.meant, self.constants):
             if name in known:
                 return known[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,12 @@ from ..errors import InputError
 from . import render
 from .look import Look
 from .palettes import Pixels, palette
-from .photo import MAX_SIDE, Photo
+from .photo import MAX_SIDE, SHARP, Photo
 
 Reduction = Literal["abs-max", "abs-mean", "positive", "negative", "norm", "sum"]
 Panel = Literal["overlay", "diverging", "gray", "rgb"]
 Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
 
-#: Maps of fewer pixels a side are enlarged by whole factors, each pixel to a square.
-SHARP = 96
 _PALETTES = {"overlay": "heat", "gray": "gray", "diverging": "red-blue"}
 
 
@@ -125,15 +123,18 @@ def draw_map(
     limit = look.limit or render.robust_limit(planes, look.percentile)
     sharp = max(given) < SHARP
     on_photo = uses_photo(style, look, photo)
+    base: Image.Image | None = None
     if on_photo and photo is not None:
         size = photo_size(photo, look, height)
         box = _box_on(photo, size)
-        base = photo.open(size) if style == "overlay" else None
+        if style == "overlay":
+            base = photo.open(size)
     else:
         factor = 1 if height is None else height / given[1]
         size = (max(1, round(given[0] * factor)), max(1, round(given[1] * factor)))
         box = (0, 0, *size)
-        base = seen(image, size, sharp) if image and style == "overlay" else None
+        if style == "overlay" and image:
+            base = seen(image, size, sharp)
     if style == "overlay" and base is None:
         raise InputError(
             "there is no image to lay the map over.", hint="The styles gray and diverging do without."
@@ -144,22 +145,27 @@ def draw_map(
         planes = planes / limit
     name = look.palette or _PALETTES.get(style, "gray")
     colours = palette(name, 255 if style == "diverging" else 256)
-    if style == "rgb":
-        pixels = render.rgb(planes, limit=1)
-    elif style == "diverging":
-        pixels = render.diverging(planes[0], limit=1, colours=colours)
-    elif base is not None:
-        over = np.asarray(base.convert("RGB"))
-        pixels = render.overlay(planes[0], over, alpha=look.alpha, limit=1, colours=colours)
-    elif name == "gray":
-        pixels = render.gray(planes[0], limit=1)
-    else:
-        pixels = render.coloured(planes[0], colours, limit=1)
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(_coloured(planes, style, name, colours, base, look.alpha))
     if on_photo and photo is not None and not photo.is_whole:
         picture = framed(picture, box)
     sigma = sigma_of(m, style, look, given)
     return Drawn(picture, limit, sigma, colours, style in ("diverging", "rgb"), on_photo)
+
+
+def _coloured(
+    planes: NDArray[Any], style: str, name: str, colours: Pixels, base: Image.Image | None, alpha: float
+) -> Pixels:
+    """The pixels of a map from -1 to 1, as `prepared` has it, in the colours of this name."""
+    if style == "rgb":
+        return render.rgb(planes, limit=1)
+    if style == "diverging":
+        return render.diverging(planes[0], limit=1, colours=colours)
+    if base is not None:
+        over = np.asarray(base.convert("RGB"))
+        return render.overlay(planes[0], over, alpha=alpha, limit=1, colours=colours)
+    if name == "gray":
+        return render.gray(planes[0], limit=1)
+    return render.coloured(planes[0], colours, limit=1)
 
 
 def _box_on(photo: Photo, size: tuple[int, int]) -> render.Box:

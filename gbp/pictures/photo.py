@@ -18,6 +18,8 @@ from .preprocess import Preprocess, Window
 
 #: Most pixels of a photo's longer side, unless `Look` says another number.
 MAX_SIDE = 1600
+#: Pictures and maps of fewer pixels a side are enlarged with each pixel as a square.
+SHARP = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,5 @@ def _opened(photo: Photo, size: tuple[int, int]) -> Image.Image:
     image = read_image(io.BytesIO(source) if isinstance(source, bytes) else source)
     if image.size == size:
         return image
-    # A few pixels show as squares, as the network saw them; see `drawing.SHARP`.
-    small = max(photo.size) < 96 and size[0] >= image.width
+    small = max(photo.size) < SHARP and size[0] >= image.width
     return image.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..pictures import legend
-from ..pictures.drawing import SHARP, Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
+from ..pictures.drawing import Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
 from ..pictures.figure import Figure, figure
 from ..pictures.figure import Panel as FigurePanel
 from ..pictures.look import Look
 from ..pictures.percent import percent
+from ..pictures.photo import SHARP
 from ..version import VERSION
 from .explained import Explained
 
