@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,16 @@ from onnx import TensorProto, helper, numpy_helper
 NEWEST = onnx.defs.onnx_opset_version()
 
 Shape = tuple[int, ...]
+
+
+@cache  # onnx makes a copy of all schemas
+def versions_of_ops() -> dict[str, set[int]]:
+    """The opsets at which each of ONNX's ops came or changed."""
+    versions: dict[str, set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and not schema.deprecated:
+            versions.setdefault(schema.name, set()).add(schema.since_version)
+    return versions
 
 
 class Builder:

@@ -158,7 +158,9 @@ def scores_of_joined(model: onnx.ModelProto, output: str, given: dict[str, Array
 
 
 def with_constants(model: onnx.ModelProto, values: dict[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with these inputs constant."""
+    """A copy of the model with these inputs constant; the model itself if there are none."""
+    if not values:
+        return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())

@@ -18,7 +18,7 @@ import onnx
 import oracle
 import pytest
 from agreement import BOUND
-from builder import NEWEST, Builder
+from builder import NEWEST, Builder, versions_of_ops
 from cases import chain, node
 from cases.axes import grid_sample, reduce, resize
 from cases.picks import einsum, put
@@ -76,8 +76,7 @@ def drawn(build: Callable[[Draw], Drawn]) -> st.SearchStrategy[Drawn]:
 
 def since(op: str, oldest: int = 7) -> st.SearchStrategy[int]:
     """`oldest` or the op's first opset, whichever is later, and all since then at which it changed."""
-    history = (s for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", op))
-    return st.sampled_from(sorted({max(oldest, s.since_version) for s in history if not s.deprecated}))
+    return st.sampled_from(sorted({max(oldest, version) for version in versions_of_ops()[op]}))
 
 
 def plain(
