@@ -425,8 +425,26 @@ def test_one_value_that_is_not_finite_is_found(bad: float) -> None:
 def test_samples_enter_in_the_order_of_memory(channels: int, order: tuple[int, ...]) -> None:
     values = np.arange(2 * channels * 4 * 6, dtype=np.float32).reshape(2, channels, 4, 6)
     there = np.full_like(values.transpose(0, *order), -1, order="C")
-    entry = CpuDevice().entry(there, tuple(np.argsort((0, *order))), None)
+    entry = CpuDevice().entry(there, tuple(np.argsort((0, *order))), None, 2)
     for given in (values, np.ascontiguousarray(values.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
         there[...] = -1
         entry.write(given)
+        entry.settle()
         np.testing.assert_array_equal(there, values.transpose(0, *order))
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_maps_leave_in_the_order_of_memory(is_whole: bool) -> None:
+    there = np.arange(2 * 5 * 7 * 3, dtype=np.float32).reshape(2, 5, 7, 3)
+    there = there if is_whole else there[:, :, 1:]
+    exit_ = CpuDevice().exit(there, (0, 3, 1, 2), 2)
+    exit_.settle()  # nobody reads after this run
+    for value, is_odd in ((4, False), (np.nan, True), (-np.inf, True), (3e38, False)):
+        there[1, 4, -1, 2] = value
+        exit_.prepare()
+        exit_.settle()
+        found, finite = exit_.read()
+        np.testing.assert_array_equal(found, there.transpose(0, 3, 1, 2))
+        assert found.strides[1] == 4
+        assert finite != is_odd
+        assert not np.shares_memory(found, there)

@@ -45,7 +45,7 @@ class Entry:
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout.
 
-        The caller may overwrite them before `settle`.
+        The caller keeps them as they are until `settle`.
         """
         if not self._by_channels or not values.flags.c_contiguous:  # else they are in x's order already
             self._logical[...] = values
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Exit:
-    """Brings results to the host: a run, which calls `settle`, then `read` or `look`.
+    """Brings results to the host: `prepare`, a run, which calls `settle`, then `read`; or a run, then `look`.
 
     Parameters
     ----------
@@ -72,6 +72,9 @@ class Exit:
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.x, self.axes = x, axes
         self._logical, self._is_large = x.transpose(*axes), elements(x.shape[1:]) >= _LARGE
+
+    def prepare(self) -> None:
+        """Say, before a run, that `read` will follow it."""
 
     def settle(self) -> None:
         """Prepare what `read` returns."""
@@ -141,7 +144,7 @@ class Device(ABC):
         """Cut n samples of `nbytes` bytes into pieces: one is brought in while the last one is computed."""
         return [slice(0, n)]
 
-    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None) -> Entry:
+    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None, threads: int) -> Entry:
         """The entry to x (N, …).
 
         Parameters
@@ -150,11 +153,13 @@ class Device(ABC):
             As for `Entry`.
         marks
             (N,) where the device looks at samples, else None.  A run makes it 0 for samples that are finite.
+        threads
+            How many threads a kernel may use.
         """
         return Entry(x, axes)
 
-    def exit(self, x: Array, axes: tuple[int, ...]) -> Exit:
-        """The exit from x (N, …), which is read with these axes."""
+    def exit(self, x: Array, axes: tuple[int, ...], threads: int) -> Exit:
+        """The exit from x (N, …), which is read with these axes.  threads: as for `entry`."""
         return Exit(x, axes)
 
     @property

@@ -12,7 +12,8 @@ from ..kernels.codegen.memory import aligned
 from ..kernels.parallel.program import Program
 from ..kernels.parallel.threads import parallel, turn
 from ..limits import MAX_BYTES_PER_SAMPLE
-from .base import Array, Device, Repeater
+from .base import Array, Device, Entry, Exit, Repeater
+from .cpu_ends import CpuEntry, CpuExit
 
 
 class CpuDevice(Device):
@@ -45,6 +46,12 @@ class CpuDevice(Device):
     def seed(self, x: Array, where: tuple[NDArray[np.int64], ...]) -> None:
         x.fill(0)
         x[tuple([index.item() for index in where]) if len(x) == 1 else where] = 1  # numbers are faster
+
+    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None, threads: int) -> Entry:
+        return CpuEntry(x, axes, threads)
+
+    def exit(self, x: Array, axes: tuple[int, ...], threads: int) -> Exit:
+        return CpuExit(x, axes, threads)
 
     def repeater(self) -> Repeater:
         return Program()

@@ -151,10 +151,10 @@ class CudaDevice(Device):
         ends = sorted({0, n // 4, n // 2, n})
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
-    def entry(self, x: CudaArray, axes: tuple[int, ...], marks: CudaArray | None) -> Entry:
+    def entry(self, x: CudaArray, axes: tuple[int, ...], marks: CudaArray | None, threads: int) -> Entry:
         return CudaEntry(x, axes, marks if marks is not None else self.empty((len(x),)))
 
-    def exit(self, x: CudaArray, axes: tuple[int, ...]) -> Exit:
+    def exit(self, x: CudaArray, axes: tuple[int, ...], threads: int) -> Exit:
         return CudaExit(x, axes)
 
     @property

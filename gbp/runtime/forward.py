@@ -87,7 +87,7 @@ class Forward:
                 arrays = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
                 part_runs = _runs(plan, arrays, [_of_samples(context, part) for context in contexts])
             part_marks = None if marks is None else marks[part]
-            entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, part_marks)
+            entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, part_marks, threads)
             pieces.append(Piece(part, entry, arrays[plan.output.name], part_runs, device))
         return cls(plan, threads, device, pieces, marks, memory.arrays, runs, masks, backward)
 
@@ -118,7 +118,7 @@ class Forward:
     def _run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
         plan, arrays = self.plan, memory.arrays
         threads = 1 if memory.n * (route.arena.size + route.macs) < _SHORT else self.threads
-        seed, leaving = memory.ends(route, self.device)
+        seed, leaving = memory.ends(route, self.device, self.threads)
         root = arrays[plan.slices[route.start.name].root]
         _start_backward(root, arrays[route.start.name], seed, threads)
 

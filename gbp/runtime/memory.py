@@ -53,7 +53,7 @@ class Buffers:
         scratch = device.empty((scratch_floats(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
 
-    def ends(self, route: Route, device: Device) -> tuple[Floats, Exit]:
+    def ends(self, route: Route, device: Device, threads: int) -> tuple[Floats, Exit]:
         """The ends of a backward pass: the start's gradient, in memory order, and where the end's leaves.
 
         `route`: the one whose arena this is.
@@ -61,7 +61,7 @@ class Buffers:
         if self._ends is None:
             start, end = route.start, route.end
             seed = device.empty((self.n, *start.shape))
-            self._ends = seed, device.exit(self.arrays[end.name], end.logical_axes)
+            self._ends = seed, device.exit(self.arrays[end.name], end.logical_axes, threads)
         return self._ends
 
     def at(self, part: BufferSlice) -> Floats:

@@ -156,8 +156,10 @@ class Tape:
             nbytes = m * self._plan.route_bytes(route)
             memory = self._pool.acquire("backward", size, nbytes, lambda: self._buffers(route, m))
         with self._device.running():
-            seed, leaving = memory.ends(route, self._device)
+            seed, leaving = memory.ends(route, self._device, self._threads)
             write(seed)
+            if reduce is None:
+                leaving.prepare()
             forward.run_backward(memory, route, gate)
             if reduce is None:
                 maps, finite = leaving.read()
@@ -206,6 +208,8 @@ def steps(
     forward = Forward.make(plan, len(x), threads, CPU)
     for piece in forward.pieces:
         piece.entry.write(x[piece.samples])
+        with CPU.running():
+            piece.entry.settle()
     for run in forward.runs:
         with CPU.running():
             run.forward()

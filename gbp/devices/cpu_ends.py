@@ -1,0 +1,73 @@
+"""The two ends of a run on the CPU: its first kernel copies the caller's samples, its last one the map."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.ends import bring_in, take_out
+from .base import Entry, Exit
+
+
+class CpuEntry(Entry):
+    """Threads put the axes of samples in order.
+
+    Parameters
+    ----------
+    x, axes
+        As for `Entry`.
+    threads
+        How many threads a kernel may use.
+    """
+
+    def __init__(self, x: NDArray[np.float32], axes: tuple[int, ...], threads: int) -> None:
+        super().__init__(x, axes)
+        self._threads, self._address = threads, np.zeros(1, np.int64)
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        if values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:
+            self._address[0] = address_of(values)
+        else:
+            self._address[0] = 0
+            super().write(values)
+
+    def settle(self) -> None:
+        if self.x.ndim == 4:
+            bring_in(self._address, self._logical, self._threads)
+
+
+class CpuExit(Exit):
+    """Threads copy a map, in the order that it has in memory, and look for NaN.
+
+    Parameters
+    ----------
+    x, axes
+        As for `Exit`.
+    threads
+        How many threads a kernel may use.
+    """
+
+    def __init__(self, x: NDArray[np.float32], axes: tuple[int, ...], threads: int) -> None:
+        super().__init__(x, axes)
+        self._threads, self._address, self._odd = threads, np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self._flat = x.reshape(-1) if x.flags.c_contiguous else None
+        self._values: NDArray[np.float32] | None = None
+
+    def prepare(self) -> None:
+        if self._flat is not None:
+            self._values = np.empty_like(self._logical)  # in the same order in memory
+            self._address[0], self._odd[0] = address_of(self._values), 0
+
+    def settle(self) -> None:
+        if self._flat is not None:
+            take_out(self._flat, self._address, self._odd, self._threads)
+
+    def read(self) -> tuple[NDArray[np.float32], bool]:
+        values, self._values, self._address[0] = self._values, None, 0
+        return super().read() if values is None else (values, not self._odd[0])
+
+
+def address_of(values: NDArray[np.float32]) -> int:
+    """The address of an array's first element."""
+    address: int = values.__array_interface__["data"][0]  # a third of the time of `values.ctypes.data`
+    return address
