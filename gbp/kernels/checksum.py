@@ -16,6 +16,7 @@ from numba import types
 
 from .codegen.jit import INT, kernel
 from .codegen.packing import Share
+from .codegen.views import part_of
 
 #: Words of a block.  A checksum has 64 bytes for each block.
 BLOCK = 2**17
@@ -28,17 +29,15 @@ _SUMS = types.Array(types.uint64, 2, "C")
 @kernel(_WORDS, _SUMS, INT)
 def _sum_blocks(words: Any, sums: Any, threads: int, share: Share) -> None:
     """Write the sums of each block, (blocks, 2 · LANES); the number of words is a multiple of LANES."""
-    blocks = len(sums)
-    for part in range(share.first, share.last):
-        for block in range(blocks * part // threads, blocks * (part + 1) // threads):
-            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = np.uint64(0)
-            for i in range(block * BLOCK, min(len(words), (block + 1) * BLOCK), LANES):
-                s0, s1 = s0 + words[i], s1 + words[i + 1]
-                s2, s3 = s2 + words[i + 2], s3 + words[i + 3]
-                t0, t1, t2, t3 = t0 + s0, t1 + s1, t2 + s2, t3 + s3
-            at = sums[block]
-            at[0], at[1], at[2], at[3] = s0, s1, s2, s3
-            at[4], at[5], at[6], at[7] = t0, t1, t2, t3
+    for block in range(*part_of(len(sums), share, threads)):
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = np.uint64(0)
+        for i in range(block * BLOCK, min(len(words), (block + 1) * BLOCK), LANES):
+            s0, s1 = s0 + words[i], s1 + words[i + 1]
+            s2, s3 = s2 + words[i + 2], s3 + words[i + 3]
+            t0, t1, t2, t3 = t0 + s0, t1 + s1, t2 + s2, t3 + s3
+        at = sums[block]
+        at[0], at[1], at[2], at[3] = s0, s1, s2, s3
+        at[4], at[5], at[6], at[7] = t0, t1, t2, t3
 
 
 def checksum(data: Any, threads: int) -> bytes:

@@ -13,7 +13,7 @@ Source: ONNX LRN; Krizhevsky et al. 2012, section 3.3 (whose α is ONNX's α/siz
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from .codegen.simd import (
     store_some,
     zeros,
 )
-from .codegen.views import targets_of, zero_run
+from .codegen.views import part_of, targets_of, zero_run
 
 LINES = 4
 
@@ -52,6 +52,30 @@ def lrn_scratch_floats(channels: int, size: int) -> int:
 _whole = device_function(_whole_vectors)
 
 
+class Lines(NamedTuple):
+    """Addresses of channel 0 in the lines of a thread, and the numbers of the formulas."""
+
+    squares: int
+    d: int
+    power: int
+    terms: int
+    size: int
+    scale: Any
+    beta: float
+    bias: float
+
+
+@device_function
+def _lines(scratch: Any, slot: int, C: int, size: int, alpha: float, beta: float, bias: float) -> Lines:
+    """The thread's lines, with zeros in them."""
+    line = 4 * (_whole(C) + 2 * _whole(size))
+    base = address_of(scratch) + slot * LINES * line
+    zero_run(base, LINES * line // 4)
+    squares = base + 4 * _whole(size)
+    scale = np.float32(alpha / size)
+    return Lines(squares, squares + line, squares + 2 * line, squares + 3 * line, size, scale, beta, bias)
+
+
 @device_function
 def _window_sum(line: int, size: int) -> Any:
     """Return line[0] + … + line[size − 1], for a vector of neighbours at a time."""
@@ -62,23 +86,23 @@ def _window_sum(line: int, size: int) -> Any:
 
 
 @device_function
-def _powers(
-    x: int, C: int, squares: int, d: int, power: int, size: int, scale: float, beta: float, bias: float
-) -> None:
-    """Write d[c] and d[c]^−β of the pixel at x to their lines; `squares` is a line bordered by zeros."""
+def _powers(x: int, C: int, lines: Lines) -> None:
+    """Write d[c] and d[c]^−β of the pixel at x to their lines."""
     for c in range(0, C, LANES):
         v = load_some(x + 4 * c, C - c)
-        store(squares + 4 * c, v * v)
-    below = (size - 1) // 2
+        store(lines.squares + 4 * c, v * v)
+    below = (lines.size - 1) // 2
     for c in range(0, C, LANES):
-        v = fma(_window_sum(squares + 4 * (c - below), size), broadcast(scale), broadcast(bias))
-        store(d + 4 * c, v)
-        if beta == 0.75:
+        total = _window_sum(lines.squares + 4 * (c - below), lines.size)
+        v = fma(total, broadcast(lines.scale), broadcast(lines.bias))
+        store(lines.d + 4 * c, v)
+        if lines.beta == 0.75:
             root = square_root(v)
-            store(power + 4 * c, broadcast(np.float32(1)) / (root * square_root(root)))
-    if beta != 0.75:
+            store(lines.power + 4 * c, broadcast(np.float32(1)) / (root * square_root(root)))
+    if lines.beta != 0.75:
         for c in range(C):
-            store_scalar(power + 4 * c, np.float32(math.pow(load_scalar(d + 4 * c), -beta)))
+            power = math.pow(load_scalar(lines.d + 4 * c), -lines.beta)
+            store_scalar(lines.power + 4 * c, np.float32(power))
 
 
 @kernel(ACTIVATION, ACTIVATION, DENSE, INT, FLOAT, FLOAT, FLOAT, INT)
@@ -95,21 +119,14 @@ def lrn_fwd(
 ) -> None:
     """Write y; y may be x.  scratch holds `lrn_scratch_floats` a thread."""
     N, H, W, C = x.shape
-    rows = N * H
-    scale = np.float32(alpha / size)
-    line = 4 * (_whole(C) + 2 * _whole(size))
-    for t in range(share.first, share.last):
-        base = address_of(scratch) + share.slot * LINES * line
-        zero_run(base, line // 4)
-        squares = base + 4 * _whole(size)
-        d, power = squares + line, squares + 2 * line
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, ya = at(x, n, h, w), at(y, n, h, w)
-                _powers(xa, C, squares, d, power, size, scale, beta, bias)
-                for c in range(0, C, LANES):
-                    store_some(ya + 4 * c, load_some(xa + 4 * c, C - c) * load(power + 4 * c), C - c)
+    lines = _lines(scratch, share.slot, C, size, alpha, beta, bias)
+    for row in range(*part_of(N * H, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            xa, ya = at(x, n, h, w), at(y, n, h, w)
+            _powers(xa, C, lines)
+            for c in range(0, C, LANES):
+                store_some(ya + 4 * c, load_some(xa + 4 * c, C - c) * load(lines.power + 4 * c), C - c)
 
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, DENSE, INT, FLOAT, FLOAT, FLOAT, INT)
@@ -134,28 +151,21 @@ def lrn_bwd(
     """
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
-    rows = N * H
-    scale = np.float32(alpha / size)
     slope = np.float32(-2 * alpha * beta / size)
     above = size - 1 - (size - 1) // 2  # region(c) reaches this far up, so i is in regions of channels below
-    line = 4 * (_whole(C) + 2 * _whole(size))
-    for t in range(share.first, share.last):
-        base = address_of(scratch) + share.slot * LINES * line
-        zero_run(base, LINES * line // 4)
-        squares = base + 4 * _whole(size)
-        d, power, terms = squares + line, squares + 2 * line, squares + 3 * line
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
-                to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                _powers(xa, C, squares, d, power, size, scale, beta, bias)
-                for c in range(0, C, LANES):
-                    g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
-                    term = g * load_some(xa + 4 * c, C - c) / load(d + 4 * c)
-                    store_some(terms + 4 * c, term, C - c)  # beyond C it stays 0, though 0/0 is NaN
-                for c in range(0, C, LANES):
-                    g = load_some(ga + 4 * c, C - c) * load(power + 4 * c)
-                    s = _window_sum(terms + 4 * (c - above), size) * broadcast(slope)
-                    v = fma(s, load_some(xa + 4 * c, C - c), g)
-                    write_gradient(v, c, gate, accumulate, to, ma, C - c)
+    lines = _lines(scratch, share.slot, C, size, alpha, beta, bias)
+    for row in range(*part_of(N * H, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            ga, xa = at(gy, n, h, w), at(x, n // sharing, h, w)
+            to, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            _powers(xa, C, lines)
+            for c in range(0, C, LANES):
+                g = load_some(ga + 4 * c, C - c) * load(lines.power + 4 * c)
+                term = g * load_some(xa + 4 * c, C - c) / load(lines.d + 4 * c)
+                store_some(lines.terms + 4 * c, term, C - c)  # beyond C it stays 0, though 0/0 is NaN
+            for c in range(0, C, LANES):
+                g = load_some(ga + 4 * c, C - c) * load(lines.power + 4 * c)
+                s = _window_sum(lines.terms + 4 * (c - above), size) * broadcast(slope)
+                v = fma(s, load_some(xa + 4 * c, C - c), g)
+                write_gradient(v, c, gate, accumulate, to, ma, C - c)

@@ -19,7 +19,7 @@ from .codegen.gate import GATE, MASK, Gate, gated, write_gradient
 from .codegen.jit import ACTIVATION, INT, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, fma, load_some, store_some, zeros
-from .codegen.views import targets_of
+from .codegen.views import part_of, targets_of
 
 
 @inlined
@@ -31,17 +31,15 @@ def _multiply(x: int, s: int, y: int, count: int) -> None:
 def products_fwd(x: Any, s: Any, y: Any, threads: int, share: Share) -> None:
     """Write y = x · s, all of one shape; y may be either."""
     N, H, W, C = y.shape
-    rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                xa, sa, ya = at(x, n, h, w), at(s, n, h, w), at(y, n, h, w)
-                for c in range(0, C - C % LANES, LANES):
-                    _multiply(xa + 4 * c, sa + 4 * c, ya + 4 * c, LANES)
-                if C % LANES:
-                    c = C - C % LANES
-                    _multiply(xa + 4 * c, sa + 4 * c, ya + 4 * c, C - c)
+    for row in range(*part_of(N * H, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            xa, sa, ya = at(x, n, h, w), at(s, n, h, w), at(y, n, h, w)
+            for c in range(0, C - C % LANES, LANES):
+                _multiply(xa + 4 * c, sa + 4 * c, ya + 4 * c, LANES)
+            if C % LANES:
+                c = C - C % LANES
+                _multiply(xa + 4 * c, sa + 4 * c, ya + 4 * c, C - c)
 
 
 @kernel(ACTIVATION, ACTIVATION, MASK, GATE, ACTIVATION, INT, INT)
@@ -54,20 +52,18 @@ def products_bwd(
     """
     N, H, W, C = gx.shape
     sharing, targets = targets_of(gy, s), targets_of(gy, mask)
-    rows = N * H
-    for t in range(share.first, share.last):
-        for row in range(rows * t // threads, rows * (t + 1) // threads):
-            n, h = row // H, row % H
-            for w in range(W):
-                ga, sa = at(gy, n, h, w), at(s, n // sharing, h, w)
-                xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
-                for c in range(0, C - C % LANES, LANES):
-                    v = load_some(ga + 4 * c, LANES) * load_some(sa + 4 * c, LANES)
-                    write_gradient(v, c, gate, accumulate, xa, ma, LANES)
-                if C % LANES:
-                    c = C - C % LANES
-                    v = load_some(ga + 4 * c, C - c) * load_some(sa + 4 * c, C - c)
-                    write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+    for row in range(*part_of(N * H, share, threads)):
+        n, h = row // H, row % H
+        for w in range(W):
+            ga, sa = at(gy, n, h, w), at(s, n // sharing, h, w)
+            xa, ma = at(gx, n, h, w), at(mask, n // targets, h, w)
+            for c in range(0, C - C % LANES, LANES):
+                v = load_some(ga + 4 * c, LANES) * load_some(sa + 4 * c, LANES)
+                write_gradient(v, c, gate, accumulate, xa, ma, LANES)
+            if C % LANES:
+                c = C - C % LANES
+                v = load_some(ga + 4 * c, C - c) * load_some(sa + 4 * c, C - c)
+                write_gradient(v, c, gate, accumulate, xa, ma, C - c)
 
 
 @inlined
@@ -93,20 +89,19 @@ def products_sum_bwd(
     N, H, W, C = gy.shape
     sharing, targets = targets_of(gy, x), targets_of(gy, mask)
     vectors = (C + LANES - 1) // LANES
-    for t in range(share.first, share.last):
-        first, last = N * vectors * t // threads, N * vectors * (t + 1) // threads
-        for n in range(first // vectors, (last + vectors - 1) // vectors):
-            start = LANES * max(0, first - n * vectors)
-            stop = min(C, LANES * (last - n * vectors))
-            to, ma = at(gs, n, 0, 0), at(mask, n // targets, 0, 0)
-            for h in range(H):
-                ga, xa = at(gy, n, h, 0), at(x, n // sharing, h, 0)
-                starts = h == 0 and not accumulate
-                for c in range(start, stop, LANES):
-                    g, v, total = ga + 4 * c, xa + 4 * c, to + 4 * c
-                    if C - c >= LANES:
-                        _add_line(g, gy.strides[2], v, x.strides[2], W, total, starts, LANES)
-                    else:
-                        _add_line(g, gy.strides[2], v, x.strides[2], W, total, starts, C - c)
+    first, last = part_of(N * vectors, share, threads)
+    for n in range(first // vectors, (last + vectors - 1) // vectors):
+        start = LANES * max(0, first - n * vectors)
+        stop = min(C, LANES * (last - n * vectors))
+        to, ma = at(gs, n, 0, 0), at(mask, n // targets, 0, 0)
+        for h in range(H):
+            ga, xa = at(gy, n, h, 0), at(x, n // sharing, h, 0)
+            starts = h == 0 and not accumulate
             for c in range(start, stop, LANES):
-                store_some(to + 4 * c, gated(load_some(to + 4 * c, C - c), gate, ma + c // 8, C - c), C - c)
+                g, v, total = ga + 4 * c, xa + 4 * c, to + 4 * c
+                if C - c >= LANES:
+                    _add_line(g, gy.strides[2], v, x.strides[2], W, total, starts, LANES)
+                else:
+                    _add_line(g, gy.strides[2], v, x.strides[2], W, total, starts, C - c)
+        for c in range(start, stop, LANES):
+            store_some(to + 4 * c, gated(load_some(to + 4 * c, C - c), gate, ma + c // 8, C - c), C - c)

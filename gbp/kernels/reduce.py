@@ -40,8 +40,17 @@ REDUCE_SUMS = 2 * BLOCK
 
 
 @device_function
-def blocks_of(B: int) -> Any:
-    return (B + BLOCK - 1) // BLOCK
+def jobs_of(N: int, A: int, B: int) -> Any:
+    """How many jobs there are: each reduces BLOCK neighbours of B."""
+    return N * A * ((B + BLOCK - 1) // BLOCK)
+
+
+@device_function
+def neighbours_of(job: int, A: int, B: int) -> Any:
+    """(n, a, first, last): the neighbours [first, last) of B that a job reduces."""
+    blocks = (B + BLOCK - 1) // BLOCK
+    first = job % blocks * BLOCK
+    return job // (A * blocks), job // blocks % A, first, min(B, first + BLOCK)
 
 
 @device_function
@@ -122,17 +131,13 @@ def _slope(kind: int, v: float, total: float, beside: float, count: int) -> Any:
 def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int, share: Share) -> None:
     """Write y (N, A, B); sums has REDUCE_SUMS a thread."""
     N, A, R, B, S = x.shape
-    blocks = blocks_of(B)
-    jobs = N * A * blocks
-    for t in range(share.first, share.last):
-        at = share.slot * REDUCE_SUMS
-        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
-            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
-            last = min(B, first + BLOCK)
-            _reduce(x, n, a, first, last, kind, sums, at)
-            for b in range(first, last):
-                i = at + b - first
-                y[n, a, b] = _finish(kind, sums[i], sums[i + BLOCK], R * S)
+    at = share.slot * REDUCE_SUMS
+    for job in range(*part_of(jobs_of(N, A, B), share, threads)):
+        n, a, first, last = neighbours_of(job, A, B)
+        _reduce(x, n, a, first, last, kind, sums, at)
+        for b in range(first, last):
+            i = at + b - first
+            y[n, a, b] = _finish(kind, sums[i], sums[i + BLOCK], R * S)
 
 
 @kernel(REDUCED, RUNS, RUNS, INT, SUMS, INT, INT)
@@ -142,33 +147,27 @@ def reduce_bwd(
     """Write the gradient to gx, or add it with `accumulate`; for SUM and MEAN x is not read."""
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
-    blocks = blocks_of(B)
-    jobs = N * A * blocks
-    for t in range(share.first, share.last):
-        at = share.slot * REDUCE_SUMS
-        for job in range(jobs * t // threads, jobs * (t + 1) // threads):
-            n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
-            m, last = n // sharing, min(B, first + BLOCK)
-            if kind > MEAN:
-                _reduce(x, m, a, first, last, kind, sums, at)
-            for r in range(R):
-                for b in range(first, last):
-                    i = at + b - first
-                    for s in range(S):
-                        v = np.float64(x[m, a, r, b, s]) if kind > MEAN else 0.0
-                        g = gy[n, a, b] * _slope(kind, v, sums[i], sums[i + BLOCK], R * S)
-                        gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g
+    at = share.slot * REDUCE_SUMS
+    for job in range(*part_of(jobs_of(N, A, B), share, threads)):
+        n, a, first, last = neighbours_of(job, A, B)
+        m = n // sharing
+        if kind > MEAN:
+            _reduce(x, m, a, first, last, kind, sums, at)
+        for r in range(R):
+            for b in range(first, last):
+                i = at + b - first
+                for s in range(S):
+                    v = np.float64(x[m, a, r, b, s]) if kind > MEAN else 0.0
+                    g = gy[n, a, b] * _slope(kind, v, sums[i], sums[i + BLOCK], R * S)
+                    gx[n, a, r, b, s] = g + gx[n, a, r, b, s] if accumulate else g
 
 
 @kernel(RUNS, REDUCED, SWITCHES, INT, INT)
 def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, share: Share) -> None:
     """Write the first maximum, or the first minimum, to y (N, A, B), and its position r·S + s to switches."""
     N, A, R, B, S = x.shape
-    blocks = blocks_of(B)
-    jobs = N * A * blocks
-    for job in range(*part_of(jobs, share, threads)):
-        n, a, first = job // (A * blocks), job // blocks % A, job % blocks * BLOCK
-        last = min(B, first + BLOCK)
+    for job in range(*part_of(jobs_of(N, A, B), share, threads)):
+        n, a, first, last = neighbours_of(job, A, B)
         for b in range(first, last):
             y[n, a, b], switches[n, a, b] = x[n, a, 0, b, 0], 0
         for r in range(R):

@@ -339,8 +339,8 @@ def kernel_from(
 ) -> Kernel:
     """Make a `Kernel` from a template in which these global names are replaced by functions, inlined.
 
-    A closure would do the same but would never be found in the cache: Numba takes a captured function for a
-    new one in every process.
+    A closure would do the same, but the cache tells kernels apart by their names and code, and the closures
+    of one function share both.
     """
     named = {key: one_of_many(f"{name}_{key}", inline=True)(function) for key, function in functions.items()}
     copy = FunctionType(template.__code__, template.__globals__ | named, name)
