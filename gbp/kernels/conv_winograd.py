@@ -54,17 +54,14 @@ def winograd_scratch(together: int, width: int, I: int, by_squares: bool, thread
 class Job(NamedTuple):
     """Numbers that are the same for all threads.
 
-    `top`, `left`: pads of x.  `u`: address of U.  `H`, `W`, `C`: sizes of the output.  `down`,
-    `across`: squares in a column and in a row; `squares`: all of them.  `together`, `width`: see
-    `winograd_scratch`.  `scratch`: its address.  `parts`: into how many parts the work is cut.
+    `top`, `left`: pads of x.  `u`: address of U.  `down`, `across`: squares in a column and in a row;
+    `squares`: all of them.  `together`, `width`: see `winograd_scratch`.  `scratch`: its address.  `parts`:
+    into how many parts the work is cut.
     """
 
     top: int
     left: int
     u: int
-    H: int
-    W: int
-    C: int
     down: int
     across: int
     squares: int
@@ -156,16 +153,17 @@ def _multiply(rows: int, c0: int, blocks: int, C: int, I: int, u: int, work: Wor
 def _multiply_squares(x: Plane, job: Job, end: Any, squares: Any, blocks: Any, work: Work) -> None:
     """Compute a range of blocks of channels for a range of squares whose patches are in V."""
     first, last = squares
+    H, W, C = end.out.H, end.out.W, end.out.C
     for group in range(blocks[0], blocks[1], job.width):
         width = min(job.width, blocks[1] - group)
-        _multiply(last - first, group * TILE_CHANNELS, width, job.C, x.C, job.u, work)
+        _multiply(last - first, group * TILE_CHANNELS, width, C, x.C, job.u, work)
         n, i, j = cell_of(first, job.down, job.across)
         for k in range(last - first):
             for b in range(width):
                 c0, m = (group + b) * TILE_CHANNELS, work.m + b * work.block + k * 4 * TILE_CHANNELS
-                transform_product(m, work.m_step, job.C - c0, work.square)
-                for h in range(SQUARE * i, min(job.H, SQUARE * (i + 1))):
-                    s, pixels = work.square + (h - SQUARE * i) * LINE, min(SQUARE, job.W - SQUARE * j)
+                transform_product(m, work.m_step, C - c0, work.square)
+                for h in range(SQUARE * i, min(H, SQUARE * (i + 1))):
+                    s, pixels = work.square + (h - SQUARE * i) * LINE, min(SQUARE, W - SQUARE * j)
                     finish(s, 4 * TILE_CHANNELS, pixels, c0, n, h, SQUARE * j, end)
             n, i, j = next_cell(n, i, j, job.down, job.across)
 
@@ -179,22 +177,28 @@ def _by_squares(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
     for k in range(rounds):
         first, last = start + (stop - start) * k // rounds, start + (stop - start) * (k + 1) // rounds
         _transform_patches(x, job, first, last, work.v, work)
-        _multiply_squares(x, job, end, (first, last), (0, blocks_in(job.C)), work)
+        _multiply_squares(x, job, end, (first, last), (0, blocks_in(end.out.C)), work)
 
 
 @device_function
 def _by_channels(x: Plane, job: Job, end: Any, first: int, last: int, t: int, slot: int) -> None:
     """Compute part t of the channels, for squares [first, last), whose patches are in the shared V."""
-    count = blocks_in(job.C)
+    count = blocks_in(end.out.C)
     blocks = count * t // job.parts, count * (t + 1) // job.parts
     _multiply_squares(x, job, end, (first, last), blocks, _work(x, job, 0, slot))
 
 
 @device_function
-def _compute(x: Plane, job: Job, end: Any, by_squares: int, share: Share) -> None:
-    """Compute a share of a phase.  `by_squares`: see `conv_winograd_fwd`."""
-    rounds, k = (job.squares + job.together - 1) // job.together, share.phase // 2
-    first, last = job.squares * k // rounds, job.squares * (k + 1) // rounds
+def _compute(
+    x: Plane, N: int, u: int, scratch: int, taps: Taps, together: int, width: int, by_squares: int,
+    threads: int, share: Share, end: Any,
+) -> None:  # fmt: skip
+    """Compute a share of a phase.  The arguments are those of `conv_winograd_fwd`."""
+    down, across = _across(end.out.H), _across(end.out.W)
+    squares = N * down * across
+    job = Job(taps.top, taps.left, u, down, across, squares, together, width, scratch, threads)
+    rounds, k = (squares + together - 1) // together, share.phase // 2
+    first, last = squares * k // rounds, squares * (k + 1) // rounds
     for t in range(share.first, share.last):
         if by_squares:
             _by_squares(x, job, end, t, share.slot)
@@ -245,14 +249,11 @@ def conv_winograd_fwd(
     time.  Otherwise all threads transform `together` squares, then share the channels.  The products of
     `width` blocks of channels are held at once.
     """
-    N, OH, OW, O = y.shape
-    down, across = _across(OH), _across(OW)
-    job = Job(
-        taps.top, taps.left, address_of(u), OH, OW, O, down, across, N * down * across, together, width,
-        address_of(scratch), threads,
-    )  # fmt: skip
     end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
-    _compute(plane_of(x), job, end, by_squares, share)
+    _compute(
+        plane_of(x), len(y), address_of(u), address_of(scratch), taps, together, width, by_squares,
+        threads, share, end,
+    )  # fmt: skip
 
 
 @kernel(
@@ -281,11 +282,8 @@ def conv_winograd_bwd(
     u is packed by `pack_winograd` from the flipped, transposed weights.  `taps`: the window of that
     convolution.
     """
-    N, GH, GW, C = gx.shape
-    down, across = _across(GH), _across(GW)
-    job = Job(
-        taps.top, taps.left, address_of(u), GH, GW, C, down, across, N * down * across, together, width,
-        address_of(scratch), threads,
-    )  # fmt: skip
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
-    _compute(plane_of(gy), job, end, by_squares, share)
+    _compute(
+        plane_of(gy), len(gx), address_of(u), address_of(scratch), taps, together, width, by_squares,
+        threads, share, end,
+    )  # fmt: skip

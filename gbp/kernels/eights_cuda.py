@@ -72,22 +72,23 @@ def write_eight(v: Any, n: int, h: int, w: int, o: int, y: Any, fours: int) -> N
 
 
 @device_function
+def add_four(v: Any, k: int, four: Any) -> None:
+    """Add four numbers to v from k on."""
+    v[k] += four[0]
+    v[k + 1] += four[1]
+    v[k + 2] += four[2]
+    v[k + 3] += four[3]
+
+
+@device_function
 def add_eight(v: Any, n: int, h: int, w: int, o: int, r: Any, fours: int) -> None:
     """Add eight channels of a pixel of r to v, up to the last channel."""
     O = r.shape[3]
     if fours:
         if o < O:
-            first, second, third, fourth = load_channels(r, n, h, w, o)
-            v[0] += first
-            v[1] += second
-            v[2] += third
-            v[3] += fourth
+            add_four(v, 0, load_channels(r, n, h, w, o))
         if o + 4 < O:
-            first, second, third, fourth = load_channels(r, n, h, w, o + 4)
-            v[4] += first
-            v[5] += second
-            v[6] += third
-            v[7] += fourth
+            add_four(v, 4, load_channels(r, n, h, w, o + 4))
     else:
         for k in range(8):
             if o + k < O:
@@ -101,16 +102,8 @@ def epilogue_fwd(
     """Finish eight channels of a pixel from o on, whose sums are v."""
     bits = 0
     if fours and o + 4 < b.size:
-        first, second, third, fourth = load_four(b, o)
-        v[0] += first
-        v[1] += second
-        v[2] += third
-        v[3] += fourth
-        first, second, third, fourth = load_four(b, o + 4)
-        v[4] += first
-        v[5] += second
-        v[6] += third
-        v[7] += fourth
+        add_four(v, 0, load_four(b, o))
+        add_four(v, 4, load_four(b, o + 4))
     else:
         for k in range(8):
             if o + k < b.size:

@@ -20,10 +20,10 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
-from .codegen.views import copy_run, part_of, sample_of, targets_of
+from .codegen.views import copy_run, part_of, targets_of
 from .columns import sum_row
 from .conv_pointwise import STRIP, list_strip, multiply_strip, pointwise_scratch, strip_scratch
-from .epilogue import Plane, backward
+from .epilogue import Plane, backward, plane_of
 from .lists import LISTED_BLOCKS
 from .pool import SWITCHES_U8, unpool_row
 from .taps import TAPS, Taps, windows_down
@@ -93,7 +93,9 @@ def pooled_columns_bwd(
     """
     H, C, O = gx.shape[1], gx.shape[3], gy.shape[3]
     size, held = taps.rows * taps.columns * C, _rows_held(taps)
-    line, targets = width * size, targets_of(gy, mask)
+    line = width * size
+    windows = Plane(0, 0, 4 * line, 4 * size, height, width, size)
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
     strip = address_of(scratch) + share.slot * 4 * (strip_scratch(O) + width * O + held * line)
     gz = strip + 4 * strip_scratch(O)
     columns = gz + 4 * width * O
@@ -112,7 +114,4 @@ def pooled_columns_bwd(
                 gz, width, O, address_of(w), most, strip, columns + 4 * (stop - first) * line, size
             )
             stop += 1
-        sum_row(
-            columns + 4 * (oh - first) * line, 4 * size, 4 * line, (height, width), mask, gate, gx,
-            accumulate, taps, n, h, sample_of(n, targets),
-        )  # fmt: skip
+        sum_row(columns + 4 * (oh - first) * line, windows, taps, n, h, end)

@@ -14,7 +14,7 @@ from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT
 from .codegen.jit_cuda import device_function, kernel
 from .codegen.simd_cuda import at_pixel, load_four, store_four
-from .eights_cuda import eights_of, epilogue_bwd, epilogue_fwd
+from .eights_cuda import add_four, eights_of, epilogue_bwd, epilogue_fwd
 
 
 @device_function
@@ -33,17 +33,9 @@ def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int,
         v[k] = np.float32(0)
     for s in range(parts):
         i = (s * pixels + p) * channels + o
-        first, second, third, fourth = load_four(partial, i)
-        v[0] += first
-        v[1] += second
-        v[2] += third
-        v[3] += fourth
+        add_four(v, 0, load_four(partial, i))
         if o + 4 < channels:
-            first, second, third, fourth = load_four(partial, i + 4)
-            v[4] += first
-            v[5] += second
-            v[6] += third
-            v[7] += fourth
+            add_four(v, 4, load_four(partial, i + 4))
 
 
 @kernel(
