@@ -1,4 +1,8 @@
-"""Fetching for the next epilogue of `conv_amx`, while tiles are multiplied."""
+"""Work beside the multiplications of tiles: the epilogue of the pixels before, and fetching.
+
+A core's vectors are free while its tiles multiply.  So the sums of a pair of tiles are finished a few pixels
+at a time, between the multiplications of the next pair.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,35 @@ from typing import Any, NamedTuple
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
 from .codegen.simd import prefetch_read, prefetch_write
-from .codegen.tile import TILE_CHANNELS
-from .epilogue import Run
+from .epilogue import Place, Plane, place_of, right_of
 
-#: Pixels whose epilogue is done between two groups of multiplications.
-PIECE = 4
-#: Bytes of a whole block of channels of a pixel.
-BLOCK_BYTES = 4 * TILE_CHANNELS
+
+class Run(NamedTuple):
+    """Neighbouring pixels whose sums are at `s`, in a block of channels from c0 on.
+
+    `left`: how many of the `pixels` are in the first row; each further row has `width`.  Between rows, `gap`
+    bytes of sums belong to padding.  `place`: that of the first pixel, in arrays whose rows join.
+    """
+
+    s: int
+    pixels: int
+    left: int
+    width: int
+    gap: int
+    c0: int
+    place: Place
+
+
+class Worth(NamedTuple):
+    """The worth of sums of digits (`amx_digits`); other sums are worth what they are.
+
+    `worths`: address of what a whole number of each channel is worth.  `unit`: what all of them are
+    multiplied by.  `scale`: of the sample.
+    """
+
+    worths: int
+    unit: float
+    scale: float
 
 
 class Beside(NamedTuple):
@@ -24,29 +50,45 @@ class Beside(NamedTuple):
     """
 
     end: Any
+    worth: Worth
     pixels: int
     bytes: int
 
 
 @device_function
-def fetch_fwd(run: Run, beside: Beside) -> None:
-    """Fetch what the epilogue of the next run reads and writes."""
-    end = beside.end
-    y = run.y + beside.pixels * end.y.pixel + beside.bytes
-    r = run.r + beside.pixels * end.r.pixel + beside.bytes
-    for _ in range(PIECE):
-        for line in range(0, BLOCK_BYTES, ALIGNMENT):
-            prefetch_write(y + line)
-            if end.r.C:
-                prefetch_read(r + line)
-        y, r = y + end.y.pixel, r + end.r.pixel
+def _joins(x: Plane) -> bool:
+    return x.C == 0 or x.line == x.W * x.pixel
 
 
 @device_function
-def fetch_bwd(run: Run, beside: Beside) -> None:
-    """`fetch_fwd` of a gradient."""
-    gx = run.y + beside.pixels * beside.end.gx.pixel + beside.bytes
-    for _ in range(PIECE):
-        for line in range(0, BLOCK_BYTES, ALIGNMENT):
-            prefetch_write(gx + line)
-        gx += beside.end.gx.pixel
+def rows_join(end: Any) -> bool:
+    """Whether each row begins where the row before it ends, so that a run may go on in the next row."""
+    return _joins(end.out) and _joins(end.r) and _joins(end.mask)
+
+
+@device_function
+def run_of(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end: Any) -> Run:
+    """The run from pixel (n, h, w) on."""
+    return Run(s, pixels, end.out.W - w, end.out.W, gap, c0, place_of(n, h, w, end))
+
+
+@device_function
+def rest_of(run: Run, count: int, s: int, place: Place) -> Run:
+    """The rest of a run after `count` pixels of its first row; the next pixel's sums are at s."""
+    left = run.left - count
+    if left == 0:
+        left, s = run.width, s + run.gap
+    return Run(s, run.pixels - count, left, run.width, run.gap, run.c0, place)
+
+
+@device_function
+def fetch(run: Run, beside: Beside, pixels: int, block_bytes: int) -> None:
+    """Fetch what the epilogue of so many pixels of the next run reads and writes."""
+    end = beside.end
+    place, first = right_of(run.place, beside.pixels, end), 4 * run.c0 + beside.bytes
+    for _ in range(pixels):
+        for line in range(first, first + block_bytes, ALIGNMENT):
+            prefetch_write(place.out + line)
+            if end.r.C:
+                prefetch_read(place.r + line)
+        place = right_of(place, 1, end)

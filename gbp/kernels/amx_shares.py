@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 from numba import float32
 
-from .amx_beside import PIECE, Beside
+from .amx_beside import Beside, Run, Worth, fetch, rest_of, rows_join, run_of
 from .amx_frame import Frame, positions_in, positions_of, split_rows
 from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_beside
 from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
+from .codegen.emit import LANES
 from .codegen.jit import device_function, one_of_many
 from .codegen.packing import Share
-from .codegen.simd import load_scalar
+from .codegen.simd import load, load_scalar
 from .codegen.tile import TILE_CHANNELS
-from .epilogue import Plane, Run
+from .epilogue import Place, Plane, right_of, write
 from .taps import Taps
 
+#: Pixels whose epilogue is done between two groups of multiplications.
+_PIECE = 4
 #: Bytes of split pixels that a thread holds at once; the cores with AMX have 2 MiB of second-level cache.
 _HELD = 3 * 2**18
 #: Bytes of weights that it keeps there where a frame is larger than the cache: a tile of pixels runs through
@@ -61,7 +64,8 @@ class Job(NamedTuple):
 
     `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads
     share channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.  `scales`: address
-    of the scales of samples, or 0 for none; `balance`: of what x is multiplied by (`conv_digits`).
+    of the scales of samples, or 0 for none; `balance`: of what x is multiplied by, and `worths`: of what sums
+    are worth (both `conv_digits`).
     """
 
     w: int
@@ -77,6 +81,7 @@ class Job(NamedTuple):
     threads: int
     scales: int
     balance: int
+    worths: int
 
 
 class Form(NamedTuple):
@@ -90,8 +95,9 @@ class Form(NamedTuple):
     chunks: Any
     #: The scale of a sample, from a Job; 0 if another kernel computes this sample.
     scale_of: Any
-    #: The end for a sample of some scale, from the end of a layer.
-    scaled: Any
+    #: A vector of sums, from where a pixel's sums are, a channel of the block, the block's first channel, and
+    #: the Worth.
+    sum_at: Any
     #: Channels of a block of weights, and bytes of a block for one chunk and tap.
     block: int
     step: int
@@ -147,20 +153,19 @@ def _unscaled(job: Job, n: int) -> float:
 
 
 @device_function
-def _same(end: Any, scale: float) -> Any:
-    return end
+def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
+    return load(s + 4 * c)
 
 
 PARTS_OF_BFLOAT16 = Form(
-    _split_parts, multiply_beside, chunks, _unscaled, _same, TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, PIECE, 1
-)
+    _split_parts, multiply_beside, chunks, _unscaled, _sum_at,
+    TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, _PIECE, 1,
+)  # fmt: skip
 
 
-def shares_of(
-    end_run: Any, run_of: Any, finish_run: Any, fetch: Any, joins: Any, form: Form, name: str
-) -> Any:
-    """Make the functions for one part of the work, by rows and by channels, from those of `epilogue`."""
-    split, chunks, scale_of, scaled = form.split_rows, form.chunks, form.scale_of, form.scaled
+def shares_of(form: Form, name: str) -> Any:
+    """Make the function that computes a share of a convolution: `shares(x, job, end, share)`."""
+    split, chunks, scale_of, sum_at = form.split_rows, form.chunks, form.scale_of, form.sum_at
     block_channels, tap_bytes, piece, width_by_rows = form.block, form.step, form.piece, form.width
     sums_bytes, pixel_bytes = form.sums, form.pixel
 
@@ -177,8 +182,22 @@ def shares_of(
                 out = to + n * sample + row * frame.columns * ROW_BYTES
                 split(x, n, frame, row, 1, out, positions, scale, job.balance)
 
-    @one_of_many(f"end_tile_{name}")
-    def end_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any) -> None:
+    @one_of_many(f"finish_pixels_{name}", inline=True)
+    def finish_pixels(run: Run, count: int, channels: int, end: Any, worth: Worth) -> Run:
+        """Finish up to `count` pixels of the first row of a run, in whose block so many channels exist."""
+        count = min(count, run.pixels, run.left)
+        s, place = run.s, run.place
+        for _ in range(count):
+            for c in range(0, block_channels, LANES):
+                if c + LANES <= channels:
+                    write(sum_at(s, c, run.c0, worth), run.c0 + c, place, LANES, end)
+                elif c < channels:
+                    write(sum_at(s, c, run.c0, worth), run.c0 + c, place, channels - c, end)
+            s, place = s + pixel_bytes, right_of(place, 1, end)
+        return rest_of(run, count, s, place)
+
+    @one_of_many(f"finish_tile_{name}")
+    def finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, worth: Worth) -> None:
         """Finish the pixels of a tile, whose sums are at s."""
         start = tile % tiles.across * ROWS
         stop = min(tiles.length, start + ROWS)
@@ -186,21 +205,24 @@ def shares_of(
         while start < stop:
             count = min(stop - start, tiles.columns - column)
             if column < tiles.W:
-                end_run(s, min(count, tiles.W - column), c0, tiles.n, row, column, end)
+                pixels = min(count, tiles.W - column)
+                run = run_of(s, pixels, 0, c0, tiles.n, row, column, end)
+                finish_pixels(run, pixels, end.out.C - c0, end, worth)
             s, start = s + count * pixel_bytes, start + count
             row, column = row + 1, 0
 
-    @one_of_many(f"some_{name}", inline=True)
-    def some(run: Run, beside: Any) -> Run:
+    @one_of_many(f"finish_piece_{name}", inline=True)
+    def finish_piece(run: Run, beside: Beside) -> Run:
+        """Finish a piece of a run in a whole block, if any is left.  Returns the rest."""
         if run.pixels:
-            fetch(run, beside)
-            run = finish_run(run, piece, beside.end)
+            fetch(run, beside, piece, 4 * block_channels)
+            run = finish_pixels(run, piece, block_channels, beside.end, beside.worth)
         return run
 
-    @one_of_many(f"rest_{name}")
-    def rest(run: Run, beside: Any) -> None:
+    @one_of_many(f"finish_run_{name}")
+    def finish_run(run: Run, beside: Beside) -> None:
         while run.pixels:
-            run = some(run, beside)
+            run = finish_piece(run, beside)
 
     @one_of_many(f"run_from_{name}")
     def run_from(s: int, k: int, two: int, c0: int, tiles: Tiles, end: Any) -> Run:
@@ -218,15 +240,15 @@ def shares_of(
         gap = (tiles.columns - tiles.W) * pixel_bytes
         return run_of(s, pixels, gap, c0, tiles.n, row, column, end)
 
-    multiply = form.multiply_beside(some, name)
+    multiply = form.multiply_beside(finish_piece, name)
 
-    @one_of_many(f"finish_{name}")
-    def finish(
+    @one_of_many(f"compute_{name}")
+    def compute(
         pixels: int,
         positions: int,
         I: int,
         job: Job,
-        layer_end: Any,
+        end: Any,
         n: int,
         h: int,
         rows: int,
@@ -239,7 +261,8 @@ def shares_of(
 
         A pair of tiles runs through `width` blocks before the next pair.
         """
-        taps, columns, end = job.taps, job.frame.columns, scaled(layer_end, scale)
+        taps, columns = job.taps, job.frame.columns
+        worth = Worth(job.worths, float32(2.0**16) / float32(abs(scale)), scale)
         line, pixel = taps.stride_h * columns * ROW_BYTES, taps.stride_w * ROW_BYTES
         lines, length, columns_out = rows, job.W, job.W
         if taps.stride_h == 1 and taps.stride_w == 1:  # one line through the whole frame
@@ -247,7 +270,7 @@ def shares_of(
         across = (length + ROWS - 1) // ROWS
         tiles = Tiles(across, length, columns_out, n, h, job.W)
         part, count = positions * ROW_BYTES, chunks(I)
-        none, simple = Run(sums, 0, 1, 1, 0, 0, 0, 0, 0), joins(end)
+        none, simple = Run(sums, 0, 1, 1, 0, 0, Place(0, 0, 0)), rows_join(end)
         run = none
         terms = Sum(
             pixel, part, PARTS * part, count,
@@ -265,20 +288,20 @@ def shares_of(
                     c0, w = block * block_channels, job.w + block * weights
                     # How far the sums that are computed now are from those of the run before.
                     if block > group:
-                        beside = Beside(end, 0, 4 * block_channels)
+                        beside = Beside(end, worth, 0, 4 * block_channels)
                     else:
-                        beside = Beside(end, 2 * ROWS, (group + 1 - last) * 4 * block_channels)
+                        beside = Beside(end, worth, 2 * ROWS, (group + 1 - last) * 4 * block_channels)
                     run = multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
-                    rest(run, beside)
+                    finish_run(run, beside)
                     # The epilogue of these pixels is done beside the next multiplications, if it is simple.
                     if simple and c0 + block_channels <= job.C and (not two or k % across + 1 < across):
                         run = run_from(own, k, two, c0, tiles, end)
                     else:
                         run = none
                         for tile in range(k, k + 1 + two):
-                            end_tile(own + (tile - k) * ROWS * pixel_bytes, tile, c0, tiles, end)
+                            finish_tile(own + (tile - k) * ROWS * pixel_bytes, tile, c0, tiles, end, worth)
                     own = sums if own != sums else sums + sums_bytes
-        rest(run, Beside(end, 0, 0))
+        finish_run(run, Beside(end, worth, 0, 0))
 
     @one_of_many(f"by_rows_{name}")
     def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
@@ -300,7 +323,7 @@ def shares_of(
             rows = (left + bands - 1) // bands
             reads = _rows_read(rows, job.taps)
             split(x, n, job.frame, h * job.taps.stride_h, reads, to, positions, scale, job.balance)
-            finish(to, positions, x.C, job, end, n, h, rows, (0, blocks), width_by_rows, sums, scale)
+            compute(to, positions, x.C, job, end, n, h, rows, (0, blocks), width_by_rows, sums, scale)
             q += rows
 
     @one_of_many(f"by_channels_{name}")
@@ -318,10 +341,10 @@ def shares_of(
                 scale = scale_of(job, n)
                 if scale != 0:
                     at = job.scratch + job.threads * 2 * sums_bytes + n * sample
-                    finish(at, positions, x.C, job, end, n, 0, job.H, own, together, sums, scale)
+                    compute(at, positions, x.C, job, end, n, 0, job.H, own, together, sums, scale)
 
-    @one_of_many(f"amx_parts_{name}")
-    def parts(x: Plane, job: Job, end: Any, share: Share) -> None:
+    @one_of_many(f"shares_{name}")
+    def shares(x: Plane, job: Job, end: Any, share: Share) -> None:
         amx_begin()
         for t in range(share.first, share.last):
             if job.band:
@@ -332,4 +355,4 @@ def shares_of(
                 by_channels(x, job, end, t, share.slot)
         amx_end()
 
-    return parts
+    return shares

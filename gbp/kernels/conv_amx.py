@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .amx_beside import fetch_bwd, fetch_fwd
 from .amx_frame import FRAME, Frame
 from .amx_shares import PARTS_OF_BFLOAT16, Job, shares_of
 from .codegen.gate import GATE, MASK, Gate
@@ -28,23 +27,10 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.views import targets_of
-from .epilogue import (
-    EndBwd,
-    EndFwd,
-    end_run_bwd,
-    end_run_fwd,
-    finish_bwd,
-    finish_fwd,
-    joins_bwd,
-    joins_fwd,
-    plane_of,
-    run_bwd,
-    run_fwd,
-)
+from .epilogue import Forward, backward, plane_of
 from .taps import TAPS, Taps
 
-_parts_fwd = shares_of(end_run_fwd, run_fwd, finish_fwd, fetch_fwd, joins_fwd, PARTS_OF_BFLOAT16, "fwd")
-_parts_bwd = shares_of(end_run_bwd, run_bwd, finish_bwd, fetch_bwd, joins_bwd, PARTS_OF_BFLOAT16, "bwd")
+_shares = shares_of(PARTS_OF_BFLOAT16, "amx")
 
 
 def _phases(args: Sequence[Any]) -> int:
@@ -84,9 +70,9 @@ def conv_amx_fwd(
     left_out = address_of(scales) if scales.size else 0
     N, H, W, C = y.shape
     work = address_of(scratch)
-    job = Job(address_of(w), N, H, W, C, taps, frame, band, work, threads, members, left_out, 0)
-    end = EndFwd(address_of(b), lo, hi, plane_of(r), plane_of(mask), plane_of(y))
-    _parts_fwd(plane_of(x), job, end, share)
+    job = Job(address_of(w), N, H, W, C, taps, frame, band, work, threads, members, left_out, 0, 0)
+    end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
+    _shares(plane_of(x), job, end, share)
 
 
 @kernel(
@@ -113,6 +99,6 @@ def conv_amx_bwd(
     w is packed by `pack_amx` from the flipped, transposed weights; the window has stride 1.
     """
     N, H, W, C = gx.shape
-    job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0)
-    end = EndBwd(accumulate, gate, targets_of(gx, mask), plane_of(mask), plane_of(gx))
-    _parts_bwd(plane_of(gy), job, end, share)
+    job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0, 0)
+    end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
+    _shares(plane_of(gy), job, end, share)

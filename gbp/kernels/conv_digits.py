@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from numba import float32
-
+from .amx_beside import Worth
 from .amx_digits import (
     DIGITS_BLOCK,
     DIGITS_STEP,
@@ -19,6 +18,7 @@ from .amx_digits import (
     chunks_of_digits,
     multiply_digits_beside,
     split_digits,
+    sum_of_levels,
     worths_at,
 )
 from .amx_facts import FACTS, gather_facts, scale_from
@@ -28,19 +28,9 @@ from .codegen.amx import ROW_BYTES
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
-from .codegen.simd import address_of, load_scalar, store_scalar
+from .codegen.simd import address_of, broadcast, load, load_scalar, store_scalar
 from .codegen.views import part_of, targets_of
-from .density import CHOSEN
-from .digits_ends import (
-    PIECE,
-    EndLevels,
-    end_levels,
-    fetch_levels,
-    finish_levels,
-    levels_join,
-    run_levels,
-    scaled,
-)
+from .conditions import WORDS
 from .epilogue import Forward, Plane, backward, plane_of
 from .taps import TAPS, Taps
 
@@ -50,12 +40,21 @@ def _scale_of(job: Job, n: int) -> float:
     return load_scalar(job.scales + 4 * n)
 
 
+@device_function
+def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
+    """The sums of a pixel in a block, whose first level is at s."""
+    factor = load(worth.worths + 4 * c0) * broadcast(worth.unit)
+    return sum_of_levels(s, worth.scale) * factor
+
+
+#: Pixels whose epilogue is done between two groups of multiplications.
+_PIECE = 8
 #: A pair of tiles runs through four blocks, so the lines of y that they write are neighbours.
 _FORM = Form(
-    split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, scaled,
-    DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, PIECE, 4,
+    split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, _sum_at,
+    DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 4,
 )  # fmt: skip
-_parts = shares_of(end_levels, run_levels, finish_levels, fetch_levels, levels_join, _FORM, "digits")
+_shares = shares_of(_FORM, "digits")
 
 
 @device_function
@@ -117,14 +116,14 @@ def conv_digits_fwd(
             store_scalar(own + 4 * n, scale_from(rows, source.H, enough, furthest))
     else:
         sums = facts + N * source.H * 4 * FACTS
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance)
         worths = worths_at(address_of(w), w.size, C, source.C)
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, worths)
         end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
-        _parts(source, job, EndLevels(end, worths, float32(0)), _rest(share))
+        _shares(source, job, end, _rest(share))
 
 
 @kernel(
-    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, FLOAT, FLOAT, DENSE, CHOSEN, DENSE, TAPS, FRAME,
+    ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, FLOAT, FLOAT, DENSE, WORDS, DENSE, TAPS, FRAME,
     INT, INT, INT,
     phases=_phases,
 )  # fmt: skip
@@ -163,7 +162,7 @@ def conv_digits_bwd(
             done[n] = 1 if scale != 0 else 0
     else:
         sums = facts + N * source.H * 4 * FACTS
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance)
         worths = worths_at(address_of(w), w.size, C, source.C)
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, worths)
         end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
-        _parts(source, job, EndLevels(end, worths, float32(0)), _rest(share))
+        _shares(source, job, end, _rest(share))

@@ -14,8 +14,6 @@ from .codegen.simd import at, load_some
 from .codegen.views import part_of
 from .conditions import WORDS
 
-#: One word for each row.
-CHOSEN = WORDS
 #: Pixels that are looked at, evenly spaced.
 _PIXELS = 16
 

@@ -22,7 +22,7 @@ from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, inlin
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, fma, keep_rolled, load, load_first, zeros
 from .codegen.views import part_of, targets_of
-from .epilogue import Forward, Place, backward, beside, place_of, plane_of, write
+from .epilogue import Forward, Place, backward, place_of, plane_of, right_of, write
 from .taps import TAPS, Taps, taps_across, taps_down, windows_across, windows_down
 
 FOUR = 4
@@ -105,11 +105,11 @@ def write_four(v: Any, pixels: int, step: int, c: int, place: Place, count: int,
     """Finish channels c … of the first `pixels` of FOUR pixels, which are `step` pixels apart."""
     write(v[0], c, place, count, end)
     if pixels > 1:
-        write(v[1], c, beside(place, step, end), count, end)
+        write(v[1], c, right_of(place, step, end), count, end)
     if pixels > 2:
-        write(v[2], c, beside(place, 2 * step, end), count, end)
+        write(v[2], c, right_of(place, 2 * step, end), count, end)
     if pixels > 3:
-        write(v[3], c, beside(place, 3 * step, end), count, end)
+        write(v[3], c, right_of(place, 3 * step, end), count, end)
 
 
 @inlined

@@ -23,11 +23,11 @@ from .codegen.simd import (
     zeros,
 )
 from .codegen.views import part_of
-from .density import CHOSEN
+from .conditions import WORDS
 from .moves import STRIDED
 
 
-@kernel(CHOSEN, STRIDED, INT)
+@kernel(WORDS, STRIDED, INT)
 def bring_in(source: Any, x: Any, threads: int, share: Share) -> None:
     """Write the samples (N, C, H, W) at the address in source (1,), C-contiguous, to x of any strides.
 
@@ -49,7 +49,7 @@ def bring_in(source: Any, x: Any, threads: int, share: Share) -> None:
                     store_scalar(to + step * w, load_scalar(given + 4 * w))
 
 
-@kernel(DENSE, CHOSEN, CHOSEN, INT)
+@kernel(DENSE, WORDS, WORDS, INT)
 def take_out(x: Any, target: Any, odd: Any, threads: int, share: Share) -> None:
     """Copy x to the address in target (1,).  Writes 1 to odd (1,) if x holds NaN or infinity."""
     begin, to = address_of(x), target[0]
