@@ -400,11 +400,23 @@ def test_nothing_is_outside_or_on_top_of_each_other(style: Panel, name: str) -> 
     check_apart(figure_of(labelled(name=name), style, Look()))
 
 
-@pytest.mark.parametrize("size", [(1200, 200), (200, 900)])
-def test_photos_of_any_aspect(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1200, 200), (200, 900), (3000, 1), (1, 3000), (1, 1)])
+def test_photos_of_any_aspect(size: tuple[int, int], tmp_path: Path) -> None:
     found = Explainer(MODELS / "demo.onnx").explain(Image.new("RGB", size, "gray"))[0]
     for style in ("strip", "overlay"):
-        check_apart(figure_of(found, style, Look()))
+        figure = figure_of(found, style, Look())
+        check_apart(figure)
+        assert max(figure.width, figure.height) < 30_000
+    for style in PANELS:
+        for canvas in ("photo", "network"):
+            found.save(tmp_path / "a.jpg", style, bare=True, canvas=canvas)
+
+
+def test_a_long_row_of_numbers_makes_no_endless_picture() -> None:
+    x = np.zeros((1, 30_000), np.float32)
+    x[0, 5] = 1
+    found = Attribution(x, np.zeros((1, 2), np.float32), np.array([0]), "vanilla", layout="NC")[0]
+    assert figure_of(found, None, Look()).width < 10_000
 
 
 def check_apart(figure: Figure) -> None:

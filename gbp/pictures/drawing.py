@@ -19,6 +19,8 @@ Reduction = Literal["abs-max", "abs-mean", "positive", "negative", "norm", "sum"
 Panel = Literal["overlay", "diverging", "gray", "rgb"]
 Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
 
+#: A picture is at most so many times as wide as the longer side of a photo.
+_WIDEST = 4
 _PALETTES = {"overlay": "heat", "gray": "gray", "diverging": "red-blue"}
 
 
@@ -126,12 +128,11 @@ def draw_map(
     base: Image.Image | None = None
     if on_photo and photo is not None:
         size = photo_size(photo, look, height)
-        box = _box_on(photo, size)
+        box = box_on(photo, size)
         if style == "overlay":
             base = photo.open(size)
     else:
-        factor = 1 if height is None else height / given[1]
-        size = (max(1, round(given[0] * factor)), max(1, round(given[1] * factor)))
+        size = given if height is None else size_of(given, height, look)
         box = (0, 0, *size)
         if style == "overlay" and image:
             base = seen(image, size, sharp)
@@ -168,7 +169,7 @@ def _coloured(
     return render.coloured(planes[0], colours, limit=1)
 
 
-def _box_on(photo: Photo, size: tuple[int, int]) -> render.Box:
+def box_on(photo: Photo, size: tuple[int, int]) -> render.Box:
     """The left, top, right and bottom of what the network saw, on the photo at this (width, height)."""
     across, down = size[0] / photo.size[0], size[1] / photo.size[1]
     left, top, right, bottom = photo.box
@@ -176,11 +177,21 @@ def _box_on(photo: Photo, size: tuple[int, int]) -> render.Box:
     return left, top, max(round(right * across), left + 1), max(round(bottom * down), top + 1)
 
 
+def size_of(given: tuple[int, int], height: int, look: Look) -> tuple[int, int]:
+    """The (width, height) of a picture of `given` size at this height.
+
+    A very wide one loses its aspect: a row of 3,000 pixels, enlarged until it is seen, would be as wide as
+    140,000.
+    """
+    most = max(_WIDEST * MAX_SIDE, look.max_side or 0)
+    return min(max(1, round(given[0] * height / given[1])), most), height
+
+
 def photo_size(photo: Photo, look: Look, height: int | None = None) -> tuple[int, int]:
     """The (width, height) at which a photo is drawn."""
     width, tall = photo.size
     if height is not None:
-        return max(1, round(width * height / tall)), height
+        return size_of(photo.size, height, look)
     factor = min(1.0, (look.max_side or MAX_SIDE) / max(photo.size))
     return max(1, round(width * factor)), max(1, round(tall * factor))
 
@@ -193,7 +204,10 @@ def seen(image: Image.Image, size: tuple[int, int], sharp: bool) -> Image.Image:
 
 
 def framed(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A picture with a white frame, and a thin dark line on either side of it, on any ground."""
+    """A picture with a white frame, and a thin dark line on either side of it, on any ground.
+
+    Lines for which the picture is too narrow are left out.
+    """
     picture = picture.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 500))
@@ -202,7 +216,8 @@ def framed(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     right, bottom = min(right, picture.width - line), min(bottom, picture.height - line)
     for out, colour in ((line, "#303030"), (0, "#ffffff"), (-line, "#303030")):
         edge = (left - out, top - out, right + out - 1, bottom + out - 1)
-        draw.rectangle(edge, outline=colour, width=line)
+        if edge[0] <= edge[2] and edge[1] <= edge[3]:
+            draw.rectangle(edge, outline=colour, width=line)
     return picture
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -274,9 +275,10 @@ def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int, l
     if sum(lengths) > width - size:  # too narrow for a tick in the middle, and for what a number means
         ticks = [ticks[0], "", ticks[2].partition(" ")[0]]
         lengths = [text.width_of(tick, size) for tick in ticks]
+    span = max(width, math.ceil(sum(lengths)) + size)  # two ticks are wider than a bar of a few pixels
     for place, (tick, length) in enumerate(zip(ticks, lengths, strict=True)):
         if tick:
-            result.items.append(Text((left + place / 2 * (width - length), top), tick, size, FAINT))
+            result.items.append(Text((left + place / 2 * (span - length), top), tick, size, FAINT))
     top += line
     lines = text.wrapped(key.meaning, size, max(width, least), most=8)
     for number, words in enumerate(lines):

@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..pictures import legend
-from ..pictures.drawing import Drawn, Panel, Style, draw_map, framed, limit_of, photo_size, seen
+from ..pictures.drawing import (
+    Drawn,
+    Panel,
+    Style,
+    box_on,
+    draw_map,
+    framed,
+    limit_of,
+    photo_size,
+    seen,
+    size_of,
+)
 from ..pictures.figure import Figure, figure
 from ..pictures.figure import Panel as FigurePanel
 from ..pictures.look import Look
@@ -169,15 +180,14 @@ def _input_panel(sample: Explained, look: Look, height: int) -> list[FigurePanel
     caption = sample.caption(sample.best())
     if sample.photo is not None and sample.photo.is_there() and look.canvas != "network":
         photo, size = sample.photo, photo_size(sample.photo, look, height)
-        image, scale = photo.open(size), size[0] / photo.size[0]
+        image = photo.open(size)
         if not photo.is_whole:
-            left, top, right, bottom = (round(edge * scale) for edge in photo.box)
-            image = framed(image, (left, top, right, bottom))
+            image = framed(image, box_on(photo, size))
         return [FigurePanel(image, "photo", caption)]
     if sample.image is None:
         return []
-    width = round(sample.image.width * height / sample.image.height)
-    image = seen(sample.image, (width, height), max(sample.image.size) < SHARP)
+    size = size_of(sample.image.size, height, look)
+    image = seen(sample.image, size, max(sample.image.size) < SHARP)
     return [FigurePanel(image, "input", caption)]
 
 
