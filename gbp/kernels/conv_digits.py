@@ -49,7 +49,8 @@ def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
 
 #: Pixels whose epilogue is done between two groups of multiplications.
 _PIECE = 8
-#: A pair of tiles runs through four blocks, so the lines of y that they write are neighbours.
+#: A pair of tiles runs through eight blocks: it stays in the cache, and the lines of y that are written are
+#: neighbours.  The weights of more blocks would leave a second-level cache.
 _FORM = Form(
     split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, _sum_at,
     DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 4,
