@@ -258,6 +258,7 @@ class Inputs:
         return (height, width, channels) if layout == "NHWC" else (channels, height, width)
 
     def _from_pictures(self, pictures: Sequence[Any]) -> Batch:
+        """Decode and preprocess pictures."""
         shape = self.picture_shape()
         if self.preprocess is None:
             raise InputError(

@@ -148,6 +148,7 @@ def _cut_to_lines(path: Path) -> None:
 
 
 def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """The rows in lists of `_ROWS`, the last of which may be shorter."""
     piece: list[Row] = []
     for row in rows:
         piece.append(row)
@@ -159,6 +160,7 @@ def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _pyarrow() -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.parquet`.  Raises InputError where pyarrow is missing."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -69,6 +69,7 @@ class Maps:
         return found
 
     def _array(self, group: Any, name: str, rows: int) -> Any:
+        """Make an array with a row, and a chunk, for each image; NaN where nothing is written."""
         shape = self._shapes[name]
         return group.create_array(
             name,

@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose messages are on one line.  For an unknown option it names the nearest one."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": help.Formatter} | options)
 
@@ -87,6 +89,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="gbp",
         description="Explain a trained CNN from its ONNX file. A map shows where a small change of the "

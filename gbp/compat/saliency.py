@@ -99,6 +99,7 @@ def call_model_function(
 def _parts(
     run: Run, wanted: Sequence[str], chosen: int, inner: str | None, rule: str
 ) -> dict[str, NDArray[np.float32]]:
+    """The values of `wanted`, by their keys, for one class of all samples of a run."""
     classes = run.scores.shape[1]
     if not 0 <= chosen < classes:
         raise InputError(f"class {chosen} is none.", supported=f"0 to {classes - 1}")

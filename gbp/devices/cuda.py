@@ -188,6 +188,7 @@ class CudaDevice(Device):
         self._put(launch, self.stream)
 
     def _put(self, launch: Launch, stream: Any) -> None:
+        """Launch a kernel in a stream."""
         kernel, blocks, threads, args = launch
         if SIMULATED:
             simulate(
@@ -291,6 +292,7 @@ def cuda_device() -> CudaDevice:
 
 @cache
 def _cuda_device() -> CudaDevice:
+    """The card, made once."""
     why = ""
     if not SIMULATED and find_spec("numba_cuda") is None:
         why = "numba-cuda is not installed"

@@ -88,6 +88,7 @@ class Pinned:
         return np.asarray(lent)[: 4 * floats].view(np.float32).reshape(shape)
 
     def _give_back(self, address: int, size: int) -> None:
+        """Take back the memory of a result that nobody holds any more."""
         with self._lock:
             self._lent -= size
             free = sum(nbytes * len(addresses) for nbytes, addresses in self._free.items())

@@ -124,6 +124,7 @@ def inspect(
 
 
 def _inspect(source: Source, size: tuple[int, int] | None, algorithm: str) -> Inspection:
+    """The layers of a model that gbp supports."""
     shape = (source.input_shape[0] or 1, *source.sample_shape(size))
     source, graph = settled(source, shape)
     shape = graph.shapes[graph.input]

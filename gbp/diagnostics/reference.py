@@ -77,6 +77,7 @@ def references(model: Model, source: Source) -> tuple[Reference, Exact]:
 
 
 def _read_whole(model: Model) -> onnx.ModelProto:
+    """A copy of the model with all its weights."""
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)

@@ -78,6 +78,7 @@ def relevance_mass(relevance: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.fl
 
 
 def _checked(relevance: NDArray[Any], mask: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Relevance in float64, and its mask.  Raises InputError where they do not fit."""
     if relevance.ndim != 3 or relevance.shape != mask.shape or 0 in relevance.shape:
         raise InputError(
             f"relevance of shape {list(relevance.shape)} and a mask of shape {list(mask.shape)}.",

@@ -68,6 +68,7 @@ def _begun(workers: int, tasks: SimpleQueue[_Task[T]]) -> list[Thread]:
 
 
 def _work(tasks: SimpleQueue[_Task[T]]) -> None:
+    """Do tasks until None comes."""
     work_alone()
     with computing():  # NumPy's settings are those of a thread
         while (task := tasks.get()) is not None:

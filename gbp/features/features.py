@@ -216,6 +216,7 @@ def _first_sample(explainer: Explainer, files: Sequence[str]) -> NDArray[np.floa
 
 
 def _channels(tensor: Tensor, channels: Sequence[int] | None) -> tuple[int, ...]:
+    """The chosen channels; by default the first few.  Raises InputError for what is no channel."""
     count = tensor.shape[tensor.channels or 0]
     if tensor.channels is None and len(tensor.shape) > 1:
         raise InputError(

@@ -73,6 +73,7 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
 
 
 def _rename_outer(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename what a graph reads from outside, and in graphs inside it.  Names that it makes itself stay."""
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     own.update(name for node in graph.node for name in node.output)
     names = {old: new for old, new in names.items() if old not in own}

@@ -120,6 +120,7 @@ def _batchnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array, mean: 
 
 
 def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Array:
+    """A scale and a shift may be given for each channel, or for each group."""
     given = _attributes(node)
     N, C, groups = *x.shape[:2], int(given["num_groups"])
     rows = x.astype(np.float64).reshape(N, groups, -1)
@@ -131,6 +132,7 @@ def _groupnorm(node: onnx.NodeProto, x: Array, scale: Array, bias: Array) -> Arr
 
 
 def _lrn(node: onnx.NodeProto, x: Array) -> Array:
+    """LRN over a window of channels, which is cut at the first and the last one."""
     given = _attributes(node)
     size, alpha = int(given["size"]), given.get("alpha", 1e-4)
     if x.ndim < 2 or size < 1:
@@ -147,6 +149,7 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
 
 
 def _softmax(node: onnx.NodeProto, x: Array) -> Array:
+    """Softmax and its like over all axes from `axis` on, as one row."""
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if not -x.ndim <= axis <= x.ndim:
         raise ValueError(f"axis {axis} of {x.ndim}")
@@ -161,6 +164,7 @@ def _softmax(node: onnx.NodeProto, x: Array) -> Array:
 
 
 def _resized(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:
+    """The resized constant; None where the parser refuses the node."""
     x = values[node.input[0]]
     parsed = Node(node, opset, [x.shape, *(values.get(name) for name in node.input[1:])])
     try:

@@ -180,6 +180,7 @@ def _normalize(lifting: Lifting) -> Lifted | None:
 
 
 def _slice(lifting: Lifting) -> Lifted | None:
+    """Along axis 0 only where all is kept, or where no batch is bound."""
     node = lifting.node
     old = node.opset < 10
     starts, ends = (
@@ -205,6 +206,7 @@ def _slice(lifting: Lifting) -> Lifted | None:
 
 
 def _pad(lifting: Lifting) -> Lifted | None:
+    """Along axis 0 only by nothing, or where no batch is bound."""
     node = lifting.node
     name = "pads" if node.opset > 1 else "paddings"
     pads = list(lifting.integers(1, name) or ())
@@ -229,6 +231,7 @@ def _pad(lifting: Lifting) -> Lifted | None:
 
 
 def _tile(lifting: Lifting) -> Lifted | None:
+    """Along axis 0 only once, or where no batch is bound."""
     node, operands = lifting.node, lifting.operands()
     if node.opset < 6:
         axis = int(node.scalar(2))

@@ -172,6 +172,7 @@ def _check_names(proto: onnx.ModelProto, name: str) -> None:
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[str]:
+    """All names in a model, in subgraphs and functions too."""
     graph = proto.graph
     for entry in proto.opset_import:
         yield entry.domain

@@ -162,6 +162,7 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
 
 
 def _opset(proto: onnx.ModelProto) -> int:
+    """The version of the ONNX operators.  Raises ModelError, UnsupportedError."""
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions and proto.ir_version < 3 and not proto.opset_import:
         versions = [1]  # Files of IR version 1 and 2 name no opset (ONNX IR, "Opset Version").

@@ -119,6 +119,7 @@ def plus(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
 
 
 def parse_batchnorm(node: Node) -> Op:
+    """BatchNormalization in inference; attributes of training are refused."""
     shape = node.shape(0)
     if len(shape) < 2:
         node.refuse(f"the input has shape {list(shape)}.", supported="(N, C, …)")

@@ -121,6 +121,7 @@ def _by_constant(node: Node, shape: Shape, c: NDArray[np.float32], constant_firs
 
 
 def _of_two(node: Node) -> Op:
+    """The product of two computed tensors."""
     a, b = node.shape(0), node.shape(1)
     if not len(a) == len(b) >= 3:
         node.refuse(
@@ -138,6 +139,7 @@ def _of_two(node: Node) -> Op:
 
 
 def parse(node: Node) -> tuple[Op, ...]:
+    """A product; a constant vector becomes a matrix, and the axis that it adds is dropped behind."""
     constant_first = node.is_constant(0)
     if not constant_first and not node.is_constant(1):
         return (_of_two(node),)

@@ -44,6 +44,7 @@ def _places(node: Node, shape: Shape) -> Positions:
 
 
 def _indices(node: Node, index: int = 1) -> Positions:
+    """The constant indices of a node."""
     if not node.is_constant(index):
         node.refuse(
             "its indices are computed from the image.",

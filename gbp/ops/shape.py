@@ -50,6 +50,8 @@ def _blocks(x: Shape, y: Shape) -> Iterator[tuple[list[int], list[int]]]:
 
 @dataclass(frozen=True)
 class Reshape(Op):
+    """The same values, row-major, in another shape."""
+
     to: Shape
 
     moves_only = True
@@ -82,6 +84,8 @@ def or_identity(ops: Sequence[Op], shape: Shape) -> tuple[Op, ...]:
 
 @dataclass(frozen=True)
 class Transpose(Op):
+    """The same values with the axes in the order `perm`, the batch first."""
+
     perm: tuple[int, ...]
 
     moves_only = True
@@ -348,6 +352,8 @@ def _merged(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 class PadStep(Step):
+    """Copies x to the part `inside` of y, and the value around it."""
+
     algorithm = "pad"
 
     def __init__(self, inside: tuple[slice, ...], value: float) -> None:

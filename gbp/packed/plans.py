@@ -106,6 +106,7 @@ class Plans:
         return made if found is None else found
 
     def _load(self, path: Path) -> Any:
+        """The plan in a file; None where there is none, or where it is damaged, which is logged."""
         try:
             found = entry.load(path, self._threads)
         except FileNotFoundError:

@@ -129,6 +129,7 @@ class _Verdicts:
         return self._found[key]
 
     def _judge(self, growth: Growth) -> _Verdict | None:
+        """The largest subgraph that is an activation; None where there is none."""
         may_be = self._likely[growth.key]
         for size in reversed(growth.ends):
             if size not in may_be or size == 1 < len(growth.layers):  # which `_rename` has judged alone

@@ -74,6 +74,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _from_json(found: Any, origin: str) -> tuple[str, ...]:
+    """The names in a list, or in an object of indices to names or of names to indices."""
     if isinstance(found, Mapping) and isinstance(found.get("id2label"), Mapping):
         found = found["id2label"]
     if not isinstance(found, Mapping):
@@ -95,6 +96,7 @@ def _by_index(named: Mapping[str, Any], origin: str) -> tuple[str, ...]:
 
 
 def _from_table(text: str, delimiter: str, origin: str) -> tuple[str, ...]:
+    """The names in a table, in the order of its indices where it has such a column."""
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(map(str.strip, row))]
     if not rows:
         return _checked([], origin)

@@ -102,6 +102,7 @@ class Photo:
 
 @lru_cache(maxsize=2)  # the panels of a strip show the same photo
 def _opened(photo: Photo, size: tuple[int, int]) -> Image.Image:
+    """The photo at a size.  The last two are kept."""
     if not photo.is_there():
         raise InputError(
             f"the photo {photo.source!r} is gone or was changed since it was explained.",

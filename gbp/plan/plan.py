@@ -362,6 +362,7 @@ def _activation_arena(
     image: str,
     read: Sequence[str],
 ) -> Arena:
+    """Pack the activations.  The vjps, and a caller, read some of them after the last instruction."""
     uses = [(image, -1), *((name, len(instructions)) for name in read)]
     for i, instruction in enumerate(instructions):
         uses += [(name, i) for name in (*instruction.reads, instruction.output)]

@@ -186,6 +186,7 @@ def _is_slope(f: ScoreFunction, s: Doubles, step: Doubles, expected: Doubles) ->
 
 
 def _call(f: ScoreFunction, s: Doubles) -> Value:
+    """The caller's function of scores.  Raises InputError where it fails or returns something else."""
     expected = f"float (N,) and (N, classes), here {[len(s)]} and {list(s.shape)}"
     try:
         value, gradient = (np.asarray(found) for found in f(s))

@@ -267,6 +267,7 @@ def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
 
 
 def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
+    """The index of a label: as it is, else in other case, else as one of the synonyms of a label."""
     if labels is None:
         raise InputError(
             f"target is {name!r}, and the labels of this model are not known.", hint="Give labels."

@@ -177,6 +177,7 @@ class _Making:
         ]
 
     def _attributions(self, part: list[str]) -> dict[str, Attribution]:
+        """The maps of some images by each rule and method, and how long they took."""
         target, found = Top(self.classes), {}
         for name in (*self.rules, *self.methods):
             began = time.perf_counter()

@@ -104,6 +104,7 @@ def _in_json(value: Any) -> Any:
 
 @cache
 def _digest_of(path: str, stamp: tuple[int, int] | None) -> str:
+    """The SHA-256 of the file that had this stamp; "" where it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:

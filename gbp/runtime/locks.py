@@ -35,6 +35,7 @@ def give_lock(owner: Locked) -> None:
 
 
 def _begin_anew() -> None:
+    """Give a forked child new locks."""
     for owner in _owners:
         owner.lock = Lock()
     # Before Python 3.12 each cached_property has a lock, which a thread holds while it computes the value.

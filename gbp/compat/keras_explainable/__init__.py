@@ -197,6 +197,7 @@ def _explained(
     gradient_filter: Callable[[Maps], Maps],
     postprocessing: Postprocessing | None = None,
 ) -> tuple[Floats, Floats]:
+    """The logits (N, K) and the maps (N, H, W, K) of K units of each sample; of all where `y` is None."""
     at_least_one("batch_size", batch_size)
     explainer = loaded(model)
     layout = ChannelsLast(explainer)
