@@ -48,7 +48,7 @@ def array_of(value: Any) -> NDArray[Any]:
     a dtype refuses.  Raises InputError for an array that is masked somewhere, and where another library
     refuses, as torch does for a tensor that requires a gradient.
     """
-    if np.ma.is_masked(value):
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InputError("an array is masked.", hint="Say what is there: array.filled(0).")
     try:
         return np.asarray(value)
