@@ -53,7 +53,7 @@ _PIECE = 8
 #: neighbours.  The weights of more blocks would leave a second-level cache.
 _FORM = Form(
     split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, _sum_at,
-    DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 4,
+    DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 8,
 )  # fmt: skip
 _shares = shares_of(_FORM, "digits")
 
