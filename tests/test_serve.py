@@ -152,6 +152,15 @@ def test_a_picture_is_the_librarys(app: Any, explainer: Explainer, style: Any) -
     assert Image.open(io.BytesIO(answer.content)).tobytes() == expected.tobytes()
 
 
+def test_several_classes_are_a_strip(app: Any, explainer: Explainer) -> None:
+    answer = post(app, accept="image/png", target="top2")
+    expected = explainer.explain(PHOTO, target=Top(2)).strip()
+    assert Image.open(io.BytesIO(answer.content)).tobytes() == expected.tobytes()
+    refused = post(app, accept="image/png", target="top2", style="gray")
+    assert (refused.status_code, refused.json()["error"]["hint"]) == (422, "Leave the style out.")
+    assert post(app, accept="image/png", target="top1", style="gray").status_code == 200
+
+
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_every_format_of_pictures(app: Any, name: str) -> None:
     by_query, by_header = post(app, format=name), post(app, accept=FORMATS[name])

@@ -190,7 +190,10 @@ def _answer(job: Job, result: Attribution, timing: dict[str, float]) -> Answer:
     elif ask.format == "json":
         content = as_json(_report(job, result, timing))
     else:
-        style = ask.style or result[0].panels()[0]
+        several = result.target.size > 1
+        style = ask.style or ("strip" if several else result[0].panels()[0])
+        if several and style != "strip":
+            raise InputError("several targets are drawn as a strip.", hint="Leave the style out.")
         picture = result.strip() if style == "strip" else getattr(result, style)()
         content = _encoded(picture, ask.format)
     return Answer(content, FORMATS[ask.format])
