@@ -39,7 +39,9 @@ from gbp.serve.work import BusyError, Workers
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PHOTO = (MODELS / "demo.png").read_bytes()
 EXPLAIN = "/v1/models/demo/explain"
-LIMITS = Limits(body=2**20, pixels=200_000, targets=3, queue=4, seconds=60)
+LIMITS = Limits(
+    body=2**20, pixels=200_000, targets=3, queue=4, seconds=600
+)  # kernels may have to be compiled
 
 
 @pytest.fixture(scope="module")
