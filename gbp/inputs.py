@@ -130,8 +130,8 @@ class Inputs:
                 held = f", {picture.dtype} of shape {list(picture.shape)}" if is_array else ""
                 raise InputError(
                     f"an image is of type {type(picture).__name__}{held}.",
-                    supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W, 3), or one "
-                    "float array (N, …) for all",
+                    supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W), (H, W, 3) "
+                    "and (H, W, 4), or one float array (N, …) for all",
                 )
         for part in slices(len(pictures), self.picture_shape()):
             yield self._from_pictures(pictures[part])
@@ -190,6 +190,7 @@ class Inputs:
                     f"the array {os.fspath(path)!r} has shape {list(array.shape)}.",
                     supported=f"one sample of {sizes} in each file{alike}",
                 )
+            _refuse_unless_numbers(sample, f"the array {os.fspath(path)!r}")
             expected = sample.shape[1:]  # all have the sizes of the first
             samples.append(sample)
         return np.concatenate(samples)
@@ -197,12 +198,7 @@ class Inputs:
     def _array_batches(self, x: NDArray[Any], slices: Slices, files: Sequence[str] = ()) -> Iterator[Batch]:
         """Slices of an array of samples, which these files held."""
         expected = self.model_shape
-        if x.dtype.kind not in "fiu":
-            raise InputError(
-                f"the array holds {x.dtype}.",
-                supported="numbers in the model's input layout, already preprocessed",
-                hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
-            )
+        _refuse_unless_numbers(x, "the array")
         if not _fit(x.shape[1:], expected[1:]) or not x.ndim or 0 in x.shape:
             wanted = ["N", *("?" if n is None else n for n in expected[1:])]
             raise InputError(
@@ -299,6 +295,15 @@ def _fit(shape: Shape, expected: tuple[int | None, ...]) -> bool:
     return len(shape) == len(expected) and all(n in (None, m) for n, m in zip(expected, shape, strict=True))
 
 
+def _refuse_unless_numbers(array: NDArray[Any], what: str) -> None:
+    if array.dtype.kind not in "fiu":
+        raise InputError(
+            f"{what} holds {array.dtype}.",
+            supported="numbers in the model's input layout, already preprocessed",
+            hint="For pixels pass a path, a PIL image, or uint8 pixels (H, W, 3).",
+        )
+
+
 def _is_picture(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype == np.uint8 and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4)))
@@ -308,7 +313,9 @@ def _is_picture(value: object) -> bool:
 def _kept(picture: Any) -> Any:
     """A picture in a form that can be read twice: a path, bytes, or a PIL image."""
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture).copy()  # else it would change with an array that is used again
+        return Image.fromarray(
+            array_of(picture)
+        ).copy()  # else it would change with an array that is used again
     return (
         read_bytes(picture) if hasattr(picture, "read") and not isinstance(picture, Image.Image) else picture
     )

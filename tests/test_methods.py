@@ -286,8 +286,11 @@ def test_quadratures_integrate_straight_lines(quadrature: str) -> None:
 
 
 def test_so_many_points_are_refused_before_they_are_computed(tiny: Explainer) -> None:
-    with pytest.raises(InputError, match=r"steps is 60000\. Supported: up to 1000"):
+    with pytest.raises(InputError, match=r"steps is 60000\. Supported: up to 1000 for gauss"):
         integrated_gradients(tiny, samples_of(1), steps=60_000)
+    for quadrature in ("midpoint", "trapezoid"):
+        with pytest.raises(InputError, match=rf"Supported: up to 1000000 for {quadrature}"):
+            integrated_gradients(tiny, samples_of(1), steps=10**13, quadrature=quadrature)
     with pytest.raises(InputError, match=r"baseline is an array \[2\] of float64"):
         integrated_gradients(tiny, samples_of(1), baseline=np.zeros(2))
 

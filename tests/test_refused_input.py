@@ -196,6 +196,8 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "a NUL": ("a\0b.png", "cannot open"),
     "pixels of two channels": (np.zeros((8, 8, 2), np.uint8), r"uint8 of shape \[8, 8, 2\]"),
     "masked": (np.ma.masked_equal(np.zeros((1, 3, 8, 8)), 0), "masked"),
+    "masked pixels": (np.ma.masked_equal(np.zeros((8, 8, 3), np.uint8), 0), "masked"),
+    "masked pixels in a list": ([np.ma.masked_equal(np.zeros((8, 8), np.uint8), 0)], "masked"),
     "a file of text": (io.StringIO("PNG"), "no bytes"),
     "a closed file": (closed(), "cannot read .*closed file.*'rb'"),
 }
@@ -204,7 +206,11 @@ ARRAYS: dict[str, tuple[Any, str]] = {
 def test_the_file_of_an_array_that_is_refused_is_named(explainer: Explainer, tmp_path: Path) -> None:
     paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
     np.save(paths[0], image()[0])
-    for wrong, message in ((np.full((3, 8, 8), np.nan), "NaN"), (np.zeros((3, 9, 8)), r"\[3, 9, 8\]")):
+    for wrong, message in (
+        (np.full((3, 8, 8), np.nan), "NaN"),
+        (np.zeros((3, 9, 8)), r"\[3, 9, 8\]"),
+        (np.full((3, 8, 8), "a"), "holds <U1"),
+    ):
         np.save(paths[1], wrong)
         for given in (paths, paths[1:]):
             with pytest.raises(InputError, match=f"the array '.*b.npy' .*{message}"):

@@ -34,7 +34,7 @@ def add_methods(command: argparse.ArgumentParser, *, seed: bool = True) -> None:
     )
     if seed:
         add("--seed", type=int, help="of their noise; default: 0")
-    add("--steps", type=int, metavar="S", help="points of integrated-gradients; default: 50")
+    add("--steps", type=int, metavar="S", help="points of integrated-gradients, up to 1000; default: 50")
     add(
         "--baseline",
         type=baseline,

@@ -52,8 +52,8 @@ QUADRATURES: dict[str, Callable[[int], Points]] = {
     "midpoint": _midpoint,
 }
 BASELINES = ("zero", "mean", "blur")
-#: Most points of Gauss and Legendre: they are the eigenvalues of a matrix of as many rows.
-_MOST_LEGENDRE = 1000
+#: Most points.  Those of Gauss and Legendre are the eigenvalues of a matrix of as many rows.
+_MOST = {"gauss-legendre": 1000, "trapezoid": 1_000_000, "midpoint": 1_000_000}
 #: The deviation of the blurred baseline, as a share of each side.
 _BLUR = 0.1
 
@@ -79,7 +79,8 @@ def integrated_gradients(
     rule
         The rule that explains each point.  The method is complete under "vanilla" alone.
     steps
-        Points on the path; at least 2 for the trapezoid.
+        Points on the path: up to 1000 for "gauss-legendre", up to 1,000,000 for others; at least 2 for
+        "trapezoid".
     baseline
         The start of the path.  "zero": zeros of the prepared input; where preprocessing subtracts a mean,
         that is the mean colour.  "mean": the mean of each channel in the sample.  "blur": the sample, blurred
@@ -104,8 +105,8 @@ def integrated_gradients(
     count = whole_number("steps", steps)
     if quadrature == "trapezoid" and count < 2:
         raise InputError(f"steps is {count}.", supported="at least 2 for the trapezoid")
-    if quadrature == "gauss-legendre" and count > _MOST_LEGENDRE:
-        raise InputError(f"steps is {count}.", supported=f"up to {_MOST_LEGENDRE} of Gauss and Legendre")
+    if count > _MOST[quadrature]:
+        raise InputError(f"steps is {count}.", supported=f"up to {_MOST[quadrature]} for {quadrature}")
     if isinstance(baseline, str) and baseline not in BASELINES:
         raise InputError(f"baseline is {baseline!r}.", supported=f"{', '.join(BASELINES)}, or an array")
     points, weights = QUADRATURES[quadrature](count)
