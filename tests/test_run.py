@@ -254,6 +254,13 @@ def test_gradients_of_tiny_seeds_are_those_of_others_times_a_power_of_two(rule: 
             np.testing.assert_array_equal(reduced, expected.max(axis=(2, 3)))
 
 
+@pytest.mark.parametrize("rule", ["vanilla", "input-x-gradient"])
+def test_numpy_s_settings_do_not_reach_gradients_that_underflow(rule: str) -> None:
+    x, seeds = noise((1, 3, 6, 7)), noise((1, 4)) * np.float32(2.0**-140)
+    with np.errstate(all="raise"), Explainer(built(residual_net)).run(x) as run:
+        assert run.vjp(seeds, rule).shape == x.shape
+
+
 def test_what_is_reduced_in_the_run_s_memory_is_what_a_copy_gives() -> None:
     model = built(NETS["a rectifier's output with two readers"])
     explainer = Explainer(model)

@@ -320,7 +320,7 @@ def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float
     """
     if rule.finish is None:
         return gradient
-    with np.errstate(over="ignore", invalid="ignore"):
+    with computing():
         found = np.asarray(rule.finish(gradient, values[:, None]))
         if found.dtype.kind not in "fiu" or found.shape != gradient.shape:
             raise InputError(

@@ -241,8 +241,8 @@ class Run:
             gate = GATES[rule.forward_gate, rule.gradient_gate]
             gradient = session.vjp(tape, gate, seeds, of_kept, wrt_kept, early)
             overflows, tape.is_finite = not tape.is_finite, True
-        if worth is not None:
-            gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))
+            if worth is not None:
+                gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))
         if rule.finish is not None:
             gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
         if reduce is not None and early is None:
