@@ -115,7 +115,8 @@ def scores_of_one(model: onnx.ModelProto, output: str, given: dict[str, Array]) 
     """Explain the first input that can be, with all others constant."""
     name = explainable(model)[0]
     others = {other: array for other, array in given.items() if other != name}
-    return Explainer(with_constants(model, others), output=output).predict(given[name])
+    model = with_constants(model, others) if others else model  # some are large
+    return Explainer(model, output=output).predict(given[name])
 
 
 def scores_sample_by_sample(model: onnx.ModelProto, output: str, given: dict[str, Array]) -> Array:
@@ -158,9 +159,7 @@ def scores_of_joined(model: onnx.ModelProto, output: str, given: dict[str, Array
 
 
 def with_constants(model: onnx.ModelProto, values: dict[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with these inputs constant; the model itself if there are none."""
-    if not values:
-        return model
+    """A copy of the model with these inputs constant."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())
