@@ -133,7 +133,10 @@ def scores_of_joined(model: onnx.ModelProto, output: str, given: dict[str, Array
     """Explain all float inputs of as many samples, side by side in one, which the model takes apart again."""
     floats = [value.name for value in free_inputs(model) if value.type.tensor_type.elem_type in FLOATS]
     names = [name for name in of_one_shape(model, given) if name in floats]
-    model = with_constants(model, {name: array for name, array in given.items() if name not in names})
+    others = {name: array for name, array in given.items() if name not in names}
+    joining = onnx.ModelProto()  # a copy, because the model is asked for other outputs, too
+    joining.CopyFrom(with_constants(model, others))
+    model = joining
     rows = [given[name].reshape(len(given[name]), -1) for name in names]
     joined, parts = "joined", [f"{name} of joined" for name in names]
     sizes = [row.shape[1] for row in rows]

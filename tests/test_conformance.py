@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from conformance import KINDS, Result, Verdict, judge_all, summary, unneeded
+from conformance import KINDS, Result, Verdict, judge_all, scores_of_joined, summary, unneeded
 
 from gbp.ops import PARSERS, REWRITERS
 
@@ -31,6 +33,17 @@ def test_as_many_pass(results: list[Result], kind: str, report: Callable[[str], 
     passed = sum(result.verdict == Verdict.PASSED for result in results if result.kind == kind)
     report(f"ONNX's {kind} tests: {passed} pass of {sum(result.kind == kind for result in results)}")
     assert passed >= LEAST[kind]
+
+
+def test_models_stay_as_they_are() -> None:
+    """One model is asked for each of its outputs, and with several sets of inputs."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3]) for name in "aby"]
+    add = onnx.helper.make_node("Add", ["a", "b"], ["y"])
+    graph = onnx.helper.make_graph([add], "g", values[:2], values[2:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    before, x = model.SerializeToString(), np.ones((2, 3), np.float32)
+    assert np.array_equal(scores_of_joined(model, "y", {"a": x, "b": 2 * x}), 3 * x)
+    assert model.SerializeToString() == before
 
 
 def test_the_documents_name_every_op() -> None:
