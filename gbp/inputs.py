@@ -177,18 +177,17 @@ class Inputs:
             raise InputError(
                 "some images are pictures and some arrays.", hint="Explain them one kind at a time."
             )
-        expected, samples = self.model_shape[1:], []
+        expected, samples = self.model_shape[1:], list[NDArray[Any]]()
         for path in paths:
             array = read_array(path)
             sample = array if array.ndim == len(self.model_shape) else array[None]
             if len(sample) != 1 or not _fit(sample.shape[1:], expected):
-                sizes = ["?" if n is None else n for n in expected]
-                alike = (
-                    f", all of the shape of {os.fspath(paths[0])!r}" if None in self.model_shape[1:] else ""
-                )
+                sizes = ", ".join("?" if n is None else str(n) for n in expected)
+                is_open = samples and None in self.model_shape[1:]
+                alike = f", all of the shape of {os.fspath(paths[0])!r}" if is_open else ""
                 raise InputError(
                     f"the array {os.fspath(path)!r} has shape {list(array.shape)}.",
-                    supported=f"one sample of {sizes} in each file{alike}",
+                    supported=f"one sample of [{sizes}] in each file{alike}",
                 )
             _refuse_unless_numbers(sample, f"the array {os.fspath(path)!r}")
             expected = sample.shape[1:]  # all have the sizes of the first

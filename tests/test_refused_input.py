@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from broken import CLASSES, Model, image, input_dims, unknown_ops, valid
+from builder import Builder
 from PIL import Image
 
 from gbp import Explainer, GbpError, InputError, ModelError
@@ -215,6 +216,22 @@ def test_the_file_of_an_array_that_is_refused_is_named(explainer: Explainer, tmp
         for given in (paths, paths[1:]):
             with pytest.raises(InputError, match=f"the array '.*b.npy' .*{message}"):
                 explainer.explain(given)
+
+
+def test_array_files_of_an_open_size_have_the_size_of_the_first(tmp_path: Path) -> None:
+    b = Builder()
+    y = b.node("GlobalAveragePool", b.relu(b.conv(b.input(1, 3, 8, 8), 4)))
+    model = b.model(b.flatten(y))
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size {axis}"
+    explainer, paths = Explainer(model), [tmp_path / name for name in ("a.npy", "b.npy")]
+    for path, shape in zip(paths, [(3, 8, 9), (3, 8, 8)], strict=True):
+        np.save(path, np.zeros(shape))
+    with pytest.raises(InputError, match=r"b.npy' .*one sample of \[3, 8, 9\] in each .*shape of '.*a.npy'"):
+        explainer.explain(paths)
+    np.save(paths[0], np.zeros((4, 8, 9)))
+    with pytest.raises(InputError, match=r"a.npy' .*one sample of \[3, \?, \?\] in each file\."):
+        explainer.explain(paths)
 
 
 @pytest.mark.parametrize("given", [3, [("x", 1)], "x"])
