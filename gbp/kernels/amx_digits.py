@@ -47,7 +47,7 @@ from .codegen.amx import (
     load_whole,
     store_digits,
 )
-from .codegen.emit import LANES
+from .codegen.emit import LANES, VECTOR_BYTES
 from .codegen.jit import device_function, one_of_many
 from .codegen.memory import aligned
 from .codegen.simd import broadcast, fma, load, load_some, prefetch_read
@@ -69,8 +69,7 @@ LEVELS = 5 * LEVEL
 _WEIGHTS_RUN, _FURTHEST = 16, 256.0
 #: The least number that a channel is multiplied by; the weights of others hardly count.
 _LEAST_BALANCE = 2.0**-60
-_ROW = ROW_BYTES // 4
-_AHEAD = 2**11
+_ROW, _AHEAD = ROW_BYTES // 4, 2**11
 
 
 class Balance(NamedTuple):
@@ -189,11 +188,25 @@ def worths_at(w: int, size: int, O: int, C: int) -> int:
 
 
 @device_function
+def _load_chunk(address: int) -> Any:
+    """The values of a chunk: DIGITS_DEPTH channels are four vectors."""
+    two = address + 2 * VECTOR_BYTES
+    return load(address), load(address + VECTOR_BYTES), load(two), load(two + VECTOR_BYTES)
+
+
+@device_function
+def _load_last_chunk(address: int, channels: int) -> Any:
+    """`_load_chunk` where so many channels exist; the others are 0."""
+    two, left = address + 2 * VECTOR_BYTES, channels - 2 * LANES
+    a, b = load_some(address, channels), load_some(address + VECTOR_BYTES, channels - LANES)
+    return a, b, load_some(two, left), load_some(two + VECTOR_BYTES, left - LANES)
+
+
+@device_function
 def _store_balanced(out: int, part: int, scale: float, factor: int, a: Any, b: Any, c: Any, d: Any) -> None:
     """Store the digits of a chunk, whose channels are multiplied by the numbers at `factor`."""
-    a, b = a * load(factor), b * load(factor + 64)
-    c, d = c * load(factor + 128), d * load(factor + 192)
-    store_digits(out, part, scale, a, b, c, d)
+    e, f, g, h = _load_chunk(factor)
+    store_digits(out, part, scale, a * e, b * f, c * g, d * h)
 
 
 @device_function
@@ -205,12 +218,11 @@ def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: f
         for _ in range(whole):
             for line in range(0, 4 * DIGITS_DEPTH, ROW_BYTES):
                 prefetch_read(pixel + line + _AHEAD)
-            a, b, c, d = load(pixel), load(pixel + 64), load(pixel + 128), load(pixel + 192)
+            a, b, c, d = _load_chunk(pixel)
             _store_balanced(out, part, scale, factor, a, b, c, d)
             pixel, out, factor = pixel + 4 * DIGITS_DEPTH, out + PARTS * part, factor + 4 * DIGITS_DEPTH
         if left:
-            a, b = load_some(pixel, left), load_some(pixel + 64, left - 16)
-            c, d = load_some(pixel + 128, left - 32), load_some(pixel + 192, left - 48)
+            a, b, c, d = _load_last_chunk(pixel, left)
             _store_balanced(out, part, scale, factor, a, b, c, d)
         x, to = x + plane.pixel, to + ROW_BYTES
 

@@ -27,7 +27,7 @@ from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel, kerne
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, fma, keep_rolled, load_some, select, store_some, zeros
 from .codegen.views import part_of, sample_of, targets_of
-from .taps import TAPS, Taps, inside, windows_across, windows_down
+from .taps import TAPS, Taps, inside, taps_across, taps_down, windows_across, windows_down
 
 #: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as
 #: well.
@@ -70,12 +70,10 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps, threads: int, share:
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for unit in range(*part_of(units, share, threads)):
         n, oh, first, stop = _locate(unit, OH, C)
-        h = oh * taps.stride_h - taps.top
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        h, i0, i1 = taps_down(taps, oh, H)
         whole = first + (stop - first) // BLOCK * BLOCK
         for ow in range(OW):
-            w = ow * taps.stride_w - taps.left
-            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            w, j0, j1 = taps_across(taps, ow, W)
             xa = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w)
             ya, sa = at(y, n, oh, ow), at(switches, n, oh, ow)
             for c in range(first, whole, BLOCK):
@@ -249,12 +247,10 @@ def averagepool_fwd(
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for unit in range(*part_of(units, share, threads)):
         n, oh, first, stop = _locate(unit, OH, C)
-        h = oh * taps.stride_h - taps.top
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
+        h, i0, i1 = taps_down(taps, oh, H)
         count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
         for ow in range(OW):
-            w = ow * taps.stride_w - taps.left
-            j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+            w, j0, j1 = taps_across(taps, ow, W)
             divisor = broadcast(np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w)))
             xa, ya = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w), at(y, n, oh, ow)
             for c in range(first, stop, LANES):

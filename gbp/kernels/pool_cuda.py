@@ -30,7 +30,7 @@ from .codegen.simd_cuda import at_pixel, load_bytes, quotient, store_bytes, targ
 from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, load_eight_of, write_eight
 from .pool import SWITCHES_U8, SWITCHES_U32
 from .taps import TAPS, Taps
-from .taps_cuda import inside, strands, strands_of, windows_across, windows_down
+from .taps_cuda import inside, strands, strands_of, taps_across, taps_down, windows_across, windows_down
 
 #: A window with more taps is computed by a block.
 _LARGE = 25
@@ -76,9 +76,8 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     apart = strands(C)
     for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        h, i0, i1 = taps_down(taps, oh, H)
+        w, j0, j1 = taps_across(taps, ow, W)
         for c in range(unit % apart, C, apart):
             best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
             winner = i0 * taps.columns + j0
@@ -96,12 +95,10 @@ def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
-    c = min(
-        first + across, y.shape[3] - 1
-    )  # a thread beyond the last channel computes the last, and does not write it
-    h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-    i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-    j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+    # A thread beyond the last channel computes the last, and does not write it.
+    c = min(first + across, y.shape[3] - 1)
+    h, i0, i1 = taps_down(taps, oh, H)
+    w, j0, j1 = taps_across(taps, ow, W)
     best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
     winner = i0 * taps.columns + j0
     for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
@@ -160,9 +157,8 @@ def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps) -> None:
         pixel = quotient(unit, eights)
         c = (unit - pixel * eights) * 8
         n, oh, ow = at_pixel(pixel, OH, OW)
-        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        h, i0, i1 = taps_down(taps, oh, H)
+        w, j0, j1 = taps_across(taps, ow, W)
         load_eight_of(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c, best, 1)
         for k in range(8):
             winner[k] = i0 * taps.columns + j0
@@ -276,9 +272,8 @@ def _averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
     apart = strands(C)
     for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-        i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-        j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+        h, i0, i1 = taps_down(taps, oh, H)
+        w, j0, j1 = taps_across(taps, ow, W)
         divisor = _divisor(h, w, H, W, taps, include_pad)
         for c in range(unit % apart, C, apart):
             total = np.float32(0)
@@ -296,12 +291,10 @@ def _large_averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
     n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
-    c = min(
-        first + across, y.shape[3] - 1
-    )  # a thread beyond the last channel computes the last, and does not write it
-    h, w = oh * taps.stride_h - taps.top, ow * taps.stride_w - taps.left
-    i0, i1 = inside(h, taps.rows, taps.dilation_h, 0, H)
-    j0, j1 = inside(w, taps.columns, taps.dilation_w, 0, W)
+    # A thread beyond the last channel computes the last, and does not write it.
+    c = min(first + across, y.shape[3] - 1)
+    h, i0, i1 = taps_down(taps, oh, H)
+    w, j0, j1 = taps_across(taps, ow, W)
     total = np.float32(0)
     for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
         i, j = i0 + k // (j1 - j0), j0 + k % (j1 - j0)
