@@ -226,7 +226,7 @@ class Session:
             to = None if whole is None else whole[:, part]
             return lambda: compute(part, to, workers > 1 and is_alone())
 
-        parts = [*in_shares(work, count, most, workers)]
+        parts = [part for part in in_shares(work, count, most, workers) if whole is None]  # or is in it
         if whole is not None:
             return whole
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
