@@ -14,7 +14,7 @@ from PIL import Image
 
 from .arguments import array_of
 from .errors import InputError
-from .limits import MAX_ELEMENTS, elements, is_finite, refuse_not_finite
+from .limits import MAX_ELEMENTS, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
 from .pictures.later import Pictures
 from .pictures.layout import Layout
@@ -203,7 +203,7 @@ class Inputs:
             raise InputError(
                 f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
             )
-        if elements(x.shape[1:]) > MAX_ELEMENTS:
+        if x[0].size > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
         for part in slices(len(x), tuple(x.shape[1:])):
             samples = x[part]

@@ -254,7 +254,7 @@ def test_a_file_with_holes_holds_little(tmp_path: Path) -> None:
     proto.graph.initializer[0].dims[:] = [8, 2**24]
     del proto.graph.initializer[0].external_data[2:]
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="many times what the files hold"):
+    with pytest.raises(ModelError, match="many times the bytes of the files"):
         Explainer(path)
 
 
