@@ -15,11 +15,11 @@ import pytest
 from builder import Builder
 from numpy.typing import NDArray
 
-from gbp import Contrast, Explainer, Several, Top, methods
+from gbp import Explainer, Top, methods
+from gbp.engine.at_once import in_order
 from gbp.errors import InputError
 from gbp.kernels.parallel.threads import is_alone
-from gbp.methods.common import add_each
-from gbp.runtime.at_once import _even, _left_over, in_order
+from gbp.methods.common import _even, _left_over, add_each
 from gbp.runtime.session import Session
 from gbp.runtime.tape import Tape
 
@@ -43,10 +43,7 @@ def x() -> Floats:
 @pytest.fixture
 def small_works() -> Iterator[None]:
     """Works of any size are computed at once."""
-    with (
-        mock.patch.object(Session, "at_once", lambda session, samples, targets: session.threads),
-        mock.patch("gbp.runtime.session._LEAST_AT_ONCE", 0),
-    ):
+    with mock.patch.object(Session, "at_once", lambda session, samples, targets: session.threads):
         yield
 
 
@@ -147,42 +144,14 @@ def test_copies_left_over_from_equal_shares_are_computed_by_all_threads(
     assert (alone.count(True), alone.count(False)) == (samples - shared, shared)
 
 
-def test_seeds_go_back_each_on_one_thread(x: Floats, small_works: None) -> None:
-    explainer, seen = Explainer(model(), threads=2), list[tuple[bool, int]]()
-
-    def backward(tape: Tape, gate: Any, route: Any, k: int, *args: Any) -> Floats:
-        seen.append((is_alone(), k))
-        return original(tape, gate, route, k, *args)
-
-    original = Tape._backward
-    with mock.patch.object(Tape, "_backward", backward):
-        explainer.explain(x, target=Top(5))
-    assert sorted(seen) == [(False, 1), *[(True, 1)] * 4]
-
-
-def test_few_seeds_large_weights_and_little_memory_are_not_worth_a_thread() -> None:
-    session = Explainer(model(), threads=2)._engine.sessions.of((3, 8, 9))
-    plan, route = session.plan, session.plan.backward
-    many = -(-(2**22) // plan.route_bytes(route))  # seeds of one thread that take 4 MiB
-    assert session._seeds_at_once(1, 2 * many, route) == 2
-    assert session._seeds_at_once(1, 2 * many - 1, route) == 1
-    assert session._seeds_at_once(many, 2, route) == 2
-    assert replace(session, memory=1)._seeds_at_once(1, 2 * many, route) == 1
-    heavy = replace(session, plan=replace(plan, weights=plan.route_bytes(route)))
-    assert heavy._seeds_at_once(1, 2 * many, route) == 1
-
-
 # ------------------------------------------------------------------------------------------------ same bits
 
 
-CONTRASTS = [Contrast(c, 8) for c in range(7)]
 QUESTIONS: dict[str, Callable[[Explainer, Floats], Floats]] = {
     "smoothgrad": lambda e, x: methods.smoothgrad(e, x, samples=7, target=Top(2)).map,
     "vargrad": lambda e, x: methods.vargrad(e, x, samples=5, rule="guided").map,
     "smoothgrad, lrp": lambda e, x: methods.smoothgrad(e, x, samples=5, rule="lrp-epsilon").map,
     "integrated gradients": lambda e, x: methods.integrated_gradients(e, x, steps=9).map,
-    "several classes": lambda e, x: e.explain(x, rule="guided", target=Top(7)).map,
-    "several contrasts": lambda e, x: e.explain(x, target=Several(*CONTRASTS), rule="vanilla").map,
 }
 
 

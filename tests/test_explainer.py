@@ -177,10 +177,10 @@ class Runs(Tape):
 
     seen: ClassVar[list[tuple[int, int, int]]] = []
 
-    def backward(self, gate: Any, targets: Any, *others: Any) -> Any:
+    def backward(self, gate: Any, targets: Any) -> Any:
         n, k = targets.shape
         self.seen.append((n, k, self._plan.nbytes(n, k)))
-        return super().backward(gate, targets, *others)
+        return super().backward(gate, targets)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine": "arguments devices errors graph importer inputs kernels limits packed pictures "
         "plan questions result rules runtime",
         "explainer": "engine importer inputs pictures questions result rules",
-        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules "
-        "runtime",
+        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
         "bulk": "arguments errors explainer inputs kernels methods pictures questions result rules version",
         # What stands behind it uses the names that it exports, as a user does.
         "gbp": "bulk engine errors explainer graph importer pictures questions result rules version",

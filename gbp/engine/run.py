@@ -194,8 +194,8 @@ class Run:
             computed.
         reduce
             A function of the gradients of some of the K seeds, float32 (N, k, …), of which it returns another
-            array (N, k, …).  It sees them in the run's memory, as in `value`.  Several threads may call it at
-            once.  An overflow that it hides may stay unseen.
+            array (N, k, …).  It sees them in the run's memory, as in `value`.  An overflow that it hides may
+            stay unseen.
 
         Returns
         -------

@@ -1,8 +1,8 @@
 """Methods that are built of explanations: SmoothGrad, Integrated Gradients, Grad-CAM and others.
 
 An `Explainer` and images come in; an `Attribution` comes out, which names the method and has notes on the
-method's limits.  A file is one method or one family; it states the equations on top.  It may import the
-explainer, engine, questions, result, rules, runtime, pictures, inputs, graph, arguments, limits and errors.
+method's limits.  A file is one method or one family; it states the equations on top.  It may
+import the explainer, engine, questions, result, rules, pictures, inputs, graph, arguments, limits and errors.
 """
 
 from __future__ import annotations

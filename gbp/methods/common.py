@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.asking import ask
+from ..engine.at_once import in_order
 from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
@@ -20,7 +21,6 @@ from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
 from ..result.doubts import doubted
 from ..rules import Rule, rule_named
-from ..runtime.at_once import in_shares
 
 #: Copies of a sample that are computed at a time, and bytes that they, their seeds and their maps may take:
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.
@@ -206,8 +206,9 @@ def each_copy(
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
     workers = explainer.at_once(x.shape, most, k, questions.kept)
+    alone = count - _left_over(count, workers)
     # They share the caches; but one copy at a time would read the weights too often.
-    most = max(min(most, 2), -(-most // workers))
+    step = _even(alone, max(min(most, 2), -(-most // workers)), workers)
     rewrites = rule_named(rule).rewrite is not None
 
     def compute(make: Callable[[], NDArray[np.float32]]) -> Pairs:
@@ -222,7 +223,12 @@ def each_copy(
             pairs += zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
         return pairs
 
-    return in_shares(lambda part: partial(compute, copies(part)), count, most, workers)
+    def works(first: int, stop: int) -> Iterator[Callable[[], Pairs]]:
+        for start in range(first, stop, step):
+            yield partial(compute, copies(slice(start, min(start + step, stop))))
+
+    yield from in_order(works(0, alone), workers)
+    yield from in_order(works(alone, count), 1)
 
 
 def add_each(total: NDArray[np.float64], terms: Sequence[NDArray[Any]]) -> None:
@@ -236,3 +242,27 @@ def add_each(total: NDArray[np.float64], terms: Sequence[NDArray[Any]]) -> None:
         part = slice(start, start + _PIECE)
         for term in each:
             flat[part] += term[part]
+
+
+def _left_over(count: int, workers: int) -> int:
+    """How many copies remain for all threads together after each worker had an equal share.
+
+    None remain where they keep more than half of the workers busy, one each: a thread alone wastes less.
+    """
+    left = count % workers
+    return left if left < count and 2 * left <= workers else 0
+
+
+def _even(count: int, most: int, workers: int) -> int:
+    """The size of slices, up to `most`, with which the workers have equal shares.
+
+    Among those it is a size that leaves no rest, because runs of one size share their memory; then the
+    largest.
+    """
+
+    def largest_share(size: int) -> int:
+        rounds, rest = divmod(count, size * workers)  # the workers take slices in turn
+        return rounds * size + min(rest, size)
+
+    sizes = range(min(most, count) // 2 + 1, min(most, count) + 1)
+    return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=count)

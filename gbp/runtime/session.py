@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 from ..devices.base import Device
 from ..errors import InputError, ModelError, OutOfMemoryError, readable_bytes
 from ..kernels.codegen.gate import Gate
-from ..kernels.parallel.threads import is_alone
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, refuse_not_finite
-from ..ops.step import Floats
 from ..plan.backward import Route
 from ..plan.plan import Plan, Rewrite
-from .at_once import in_shares
 from .locks import give_lock
 from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, steps
@@ -35,7 +32,7 @@ Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
 
 #: How many plans a model of open size keeps, each with its own copy of the weights.
 _MAX_SESSIONS = 4
-#: A thread takes a tenth of a millisecond to begin, which pays from so many bytes of work on.
+#: Bytes of a work from which a thread of its own pays, which takes a tenth of a millisecond to begin.
 _LEAST_AT_ONCE = 4 * 2**20
 #: Ops that are not defined for all numbers.
 _UNDEFINED = ("Div", "Reciprocal", "Log", "Sqrt", "Pow", "Acos", "Acosh", "Asin", "Atanh", "LpNormalization")
@@ -149,11 +146,9 @@ class Session:
                 supported=readable_bytes(MAX_BYTES_PER_SAMPLE),
                 hint="Explain fewer targets at a time.",
             )
-
-        def maps(part: slice, to: Floats | None, apart: bool) -> Floats:
-            return tape.backward(gate, targets[:, part], to, apart)
-
-        return self._in_parts(tape, count, self.plan.backward, maps, True)
+        return self._in_parts(
+            tape.n, count, self.plan.backward, lambda part: tape.backward(gate, targets[:, part])
+        )
 
     def vjp(
         self,
@@ -188,63 +183,19 @@ class Session:
         route, (n, count) = self.routes[of, wrt], seeds.shape[:2]
         is_same = of == wrt is not None
         if route is not None and not is_same:
-
-            def gradients(part: slice, to: Floats | None, apart: bool) -> Floats:
-                return tape.vjp(gate, route, seeds[:, part], reduce, to, apart)
-
-            return self._in_parts(tape, count, route, gradients, reduce is None)
+            return self._in_parts(n, count, route, lambda part: tape.vjp(gate, route, seeds[:, part], reduce))
         gradient = seeds if is_same else np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
         return gradient if reduce is None else reduce(gradient)
 
     def _in_parts(
-        self,
-        tape: Tape,
-        count: int,
-        route: Route,
-        compute: Callable[[slice, Floats | None, bool], Floats],
-        are_gradients: bool,
-    ) -> Floats:
-        """The backward passes of several seeds for each sample, as many at a time as are best.
-
-        Parameters
-        ----------
-        tape, count, route
-            The forward run, how many seeds there are, and from where to where.
-        compute
-            Goes back for some of the seeds; then `to` and `apart` of `Tape.vjp`.
-        are_gradients
-            Whether it returns gradients, and not what a function made of them.
-        """
+        self, n: int, count: int, route: Route, compute: Callable[[slice], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The backward passes of `count` targets for each of n samples, as many at a time as fit."""
         if count == 1:
-            return compute(slice(0, 1), None, False)
-        workers = self._seeds_at_once(tape.n, count, route)
-        room = self.memory or self.device.slice_bytes
-        most = 1 if workers > 1 else self.plan.max_targets(room, tape.n, route)
-        whole = tape.room(route, count) if are_gradients and most < count else None
-
-        def work(part: slice) -> Callable[[], Floats]:
-            to = None if whole is None else whole[:, part]
-            return lambda: compute(part, to, workers > 1 and is_alone())
-
-        parts = [part for part in in_shares(work, count, most, workers) if whole is None]  # or is in it
-        if whole is not None:
-            return whole
+            return compute(slice(0, 1))
+        step = self.plan.max_targets(self.memory or self.device.slice_bytes, n, route)
+        parts = [compute(slice(k, k + step)) for k in range(0, count, step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
-    def _seeds_at_once(self, n: int, count: int, route: Route) -> int:
-        """How many seeds for each of n samples go back at the same time, each alone on one thread.
-
-        As for `at_once`, more than 1 where layers are small.  A thread reads the weights for each of its
-        seeds, but reads and writes the seed's planes many times more often, because all of these are larger
-        than the largest that are alive together.
-        """
-        seed, room = self.plan.route_bytes(route), self.memory or self.device.slice_bytes
-        share = count // self.threads * n * seed
-        is_small = 2 * self.plan.weights <= seed and share >= _LEAST_AT_ONCE
-        if not (self.device.is_host and self.threads > 1 and is_small) or is_alone():
-            return 1
-        fitting = self.plan.max_targets(room - self.threads * self.scratch_bytes, n, route)
-        return self.threads if self.threads <= fitting else 1
 
     def at_once(self, samples: int, targets: int) -> int:
         """How many slices of a batch are best computed at the same time, each by one thread.

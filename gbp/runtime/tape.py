@@ -32,8 +32,8 @@ _NONE: NDArray[np.int64] = np.empty(0, np.int64)
 class Tape:
     """One forward run on a batch.
 
-    `backward` and `vjp` may be called any number of times, under any gates, by one thread at a time, or by
-    several that go back `apart`.  A tape is a context manager: leaving it gives the memory back to the pool.
+    `backward` and `vjp` may be called any number of times, under any gates, by one thread at a time.  A tape
+    is a context manager: leaving it gives the memory back to the pool.
     """
 
     def __init__(
@@ -89,9 +89,7 @@ class Tape:
     def __exit__(self, *_: object) -> None:
         self._pool.release(self._kind, self.n, self._nbytes, self._forward)
 
-    def backward(
-        self, gate: Gate, targets: NDArray[np.int64], to: Floats | None = None, apart: bool = False
-    ) -> Floats:
+    def backward(self, gate: Gate, targets: NDArray[np.int64]) -> Floats:
         """Run a backward pass for every target.
 
         All K targets of a sample are computed as one batch over the sample's masks and switches.
@@ -102,10 +100,6 @@ class Tape:
             The gate of the rule.
         targets
             int64 (N, K): indices into the scores.
-        to
-            Where the maps are written: some of the seeds of an array that `room` made.  None for a new array.
-        apart
-            Whether other threads go back over this tape meanwhile.
 
         Returns
         -------
@@ -119,17 +113,9 @@ class Tape:
         def write(seed: Floats) -> None:
             self._device.seed(seed.transpose(plan.output.logical_axes), (np.arange(n * k), *where))
 
-        return self._backward(gate, plan.backward, k, write, None, to, apart)
+        return self._backward(gate, plan.backward, k, write)
 
-    def vjp(
-        self,
-        gate: Gate,
-        route: Route,
-        seeds: Floats,
-        reduce: Reduce | None = None,
-        to: Floats | None = None,
-        apart: bool = False,
-    ) -> Floats:
+    def vjp(self, gate: Gate, route: Route, seeds: Floats, reduce: Reduce | None = None) -> Floats:
         """Run a backward pass for every seed, all K of a sample as one batch.
 
         Parameters
@@ -142,8 +128,6 @@ class Tape:
             float32 (N, K, …): gradients of the route's start, in the file's order of axes.
         reduce
             A function of what would be returned, while it is in the run's memory.
-        to, apart
-            As for `backward`; `to` is None with `reduce`.
 
         Returns
         -------
@@ -154,13 +138,7 @@ class Tape:
         def write(seed: Floats) -> None:
             self._device.write(seeds.reshape(-1, *seeds.shape[2:]).transpose(order), seed)
 
-        return self._backward(gate, route, k, write, reduce, to, apart)
-
-    def room(self, route: Route, k: int) -> Floats:
-        """An array of the host for the gradients of k seeds a sample, in the order of the run's memory."""
-        end = route.end
-        found = np.empty((self.n, k, *end.shape), np.float32)
-        return found.transpose(0, 1, *(1 + axis for axis in end.logical_axes[1:]))
+        return self._backward(gate, route, k, write, reduce)
 
     def _backward(
         self,
@@ -168,13 +146,11 @@ class Tape:
         route: Route,
         k: int,
         write: Callable[[Floats], None],
-        reduce: Reduce | None,
-        to: Floats | None,
-        apart: bool,
+        reduce: Reduce | None = None,
     ) -> Floats:
         """One backward pass for k seeds a sample, which `write` writes in memory order."""
         forward, m = self._forward, self.n * k
-        memory = forward.backward if k == 1 and not apart and route is self._plan.backward else None
+        memory = forward.backward if k == 1 and route is self._plan.backward else None
         size, nbytes = (m, route.start.name, route.end.name), 0
         if memory is None:
             nbytes = m * self._plan.route_bytes(route)
@@ -188,14 +164,11 @@ class Tape:
             if reduce is None:
                 maps, finite = leaving.read()
                 maps = maps.reshape(self.n, k, *maps.shape[1:])
-                if to is not None:
-                    np.copyto(to, maps)
             else:
                 found = leaving.look()
                 maps = np.array(reduce(found.reshape(self.n, k, *found.shape[1:])))
                 finite = is_finite(maps)
-        if not finite:
-            self.is_finite = False
+        self.is_finite &= finite
         if memory is not forward.backward:
             self._pool.release("backward", size, nbytes, memory)
         return maps

@@ -54,56 +54,6 @@ def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
             thread.join()
 
 
-def in_shares(work: Callable[[slice], Callable[[], T]], count: int, most: int, workers: int) -> Iterator[T]:
-    """Have threads compute equal shares of `count` things, slice by slice, and yield the results in order.
-
-    Things that are left over from equal shares are computed by the calling thread, whose kernels all threads
-    share.
-
-    Parameters
-    ----------
-    work
-        From a slice of the things to the function that computes it.  The calling thread calls it, in order.
-    count, most
-        How many things there are, and how many a slice holds at most.
-    workers
-        As for `in_order`.
-    """
-    alone = count - _left_over(count, workers)
-    step = _even(alone, most, workers)
-
-    def works(first: int, stop: int) -> Iterator[Callable[[], T]]:
-        for start in range(first, stop, step):
-            yield work(slice(start, min(start + step, stop)))
-
-    yield from in_order(works(0, alone), workers)
-    yield from in_order(works(alone, count), 1)
-
-
-def _left_over(count: int, workers: int) -> int:
-    """How many things remain for all threads together after each worker had an equal share.
-
-    None remain where they keep more than half of the workers busy, one each: a thread alone wastes less.
-    """
-    left = count % workers
-    return left if left < count and 2 * left <= workers else 0
-
-
-def _even(count: int, most: int, workers: int) -> int:
-    """The size of slices, up to `most`, with which the workers have equal shares.
-
-    Among those it is a size that leaves no rest, because runs of one size share their memory; then the
-    largest.
-    """
-
-    def largest_share(size: int) -> int:
-        rounds, rest = divmod(count, size * workers)  # the workers take slices in turn
-        return rounds * size + min(rest, size)
-
-    sizes = range(min(most, count) // 2 + 1, min(most, count) + 1)
-    return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=count)
-
-
 def _begun(workers: int, tasks: SimpleQueue[_Task[T]]) -> list[Thread]:
     """Up to `workers` threads that do tasks: fewer where the system gives no more or Python ends."""
     threads: list[Thread] = []
