@@ -18,8 +18,6 @@ Array = Any
 
 #: Numbers of a sample from which samples are copied one by one.
 _LARGE = 2**14
-#: Up to so many channels that are innermost in memory, NumPy copies faster channel by channel.
-_FEW = 4
 
 #: Runs the function that it is given.  The function must call the same kernels on the same arrays each time.
 Repeater = Callable[[Callable[[], None]], None]
@@ -39,20 +37,13 @@ class Entry:
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.x, self.axes = x, axes
         self._logical = x.transpose(*axes)
-        has_channels_last = len(axes) > 2 and axes[1] == len(axes) - 1
-        self._by_channels = has_channels_last and 1 < x.shape[-1] <= _FEW
 
     def write(self, values: NDArray[np.float32]) -> None:
         """Bring in samples (N, …) in the model's own layout.
 
         The caller keeps them as they are until `settle`.
         """
-        if not self._by_channels or not values.flags.c_contiguous:  # else they are in x's order already
-            self._logical[...] = values
-            return
-        for to, sample in zip(self._logical, values, strict=True):
-            for channel in range(len(sample)):
-                to[channel] = sample[channel]
+        self._logical[...] = values
 
     def settle(self) -> None:
         """Move what was written to where steps read it."""
