@@ -65,9 +65,8 @@ class Axis:
     def outputs(self) -> int:
         """Positions of the window; 0 where it does not fit."""
         room = self.size + self.begin + self.end - self.extent
-        if room < 0:
-            return 0
-        count = (-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1
+        # With ceil_mode, a window that is larger than the plane by less than the stride is incomplete, too.
+        count = max(0, (-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1)
         # A window that starts in the end padding does not exist (ONNX MaxPool, ceil_mode).
         if self.ceil_mode and (count - 1) * self.stride >= self.size + self.begin:
             count -= 1

@@ -110,6 +110,9 @@ POOLS = {
     "max SAME_LOWER": Case(pool("MaxPool", 3, 4, strides=(2, 3), **LOWER), reference="loses windows"),
     "max VALID": Case(pool("MaxPool", 3, 3, auto_pad="VALID")),
     "max in ceil mode": Case(pool("MaxPool", 3, 2, strides=(3, 2), ceil_mode=1)),
+    "max in ceil mode of a window larger than the image": Case(
+        pool("MaxPool", 8, 4, strides=(3, 2), ceil_mode=1)
+    ),
     "max in ceil mode without the window in the padding": Case(
         pool("MaxPool", 2, 2, strides=(3, 2), pads=(1, 1, 1, 1), ceil_mode=1)
     ),
@@ -125,6 +128,9 @@ POOLS = {
     "average SAME_LOWER": Case(pool("AveragePool", 3, 4, strides=(2, 3), **LOWER)),
     "average in ceil mode": Case(
         pool("AveragePool", 3, 2, strides=(3, 2), ceil_mode=1), reference="counts cells beyond the image"
+    ),
+    "average in ceil mode of a window larger than the image": Case(
+        pool("AveragePool", 8, 10, strides=(2, 3), ceil_mode=1), reference="counts cells beyond the image"
     ),
     "average in ceil mode of padding too": Case(
         pool("AveragePool", 3, 2, strides=(3, 2), pads=(1, 1, 0, 1), ceil_mode=1, count_include_pad=1)
