@@ -1,4 +1,4 @@
-"""How threads share a convolution on AMX: the functions of `conv_amx` and `conv_digits` for one part of it.
+"""How threads share a convolution on AMX: what `conv_amx` and `conv_digits` do for one part of it.
 
 Threads share the rows of the output, and each splits the pixels that it needs, few enough for its cache.  If
 the weights are larger than the plane, one phase splits all pixels, and in the next threads share the output
@@ -6,6 +6,8 @@ channels, so that each weight is read once.
 
 The epilogue of a pair of tiles is done beside the multiplications of the next pair.  The arrays that the next
 pair's own epilogue reads and writes are fetched there, too.
+
+The two kernels differ in the `Form` of split values.  For each, `shares_of` makes a copy of these functions.
 """
 
 from __future__ import annotations
@@ -15,19 +17,15 @@ from typing import Any, NamedTuple
 from numba import float32
 
 from .amx_beside import Beside, Run, Worth, fetch, rest_of, rows_join, run_of
-from .amx_frame import Frame, positions_in, positions_of, split_rows
-from .amx_sums import STEP, SUMS, SUMS_ROW, Sum, chunks, chunks_of, multiply_beside
+from .amx_frame import Frame, positions_in, positions_of
+from .amx_sums import SUMS, Sum, chunks_of
 from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.emit import LANES
-from .codegen.jit import device_function, one_of_many
+from .codegen.jit import copy_of, device_function, inlined
 from .codegen.packing import Share
-from .codegen.simd import load, load_scalar
-from .codegen.tile import TILE_CHANNELS
 from .epilogue import Place, Plane, right_of, write
 from .taps import Taps
 
-#: Pixels whose epilogue is done between two groups of multiplications.
-_PIECE = 4
 #: Bytes of split pixels that a thread holds at once; the cores with AMX have 2 MiB of second-level cache.
 _HELD = 3 * 2**18
 #: Bytes of weights that it keeps there where a frame is larger than the cache: a tile of pixels runs through
@@ -85,12 +83,10 @@ class Job(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How values are split, and how split values are multiplied."""
+    """How values are split, and what their sums are."""
 
     #: Writes rows of a frame, from those of x.
     split_rows: Any
-    #: See `multiply_beside`.
-    multiply_beside: Any
     #: How many chunks so many channels are.
     chunks: Any
     #: The scale of a sample, from a Job; 0 if another kernel computes this sample.
@@ -110,6 +106,113 @@ class Form(NamedTuple):
     width: int
 
 
+#: A `Form`, and what multiplies its split values; `shares_of` gives each copy of the functions below its own.
+FORM: Any = None
+_multiply: Any = None
+
+
+def shares_of(form: Form, multiply_beside: Any, name: str) -> Any:
+    """Make the function that computes a share of a convolution on values of this form: see `_shares`.
+
+    `multiply_beside`: as that of `amx_sums`.  `name`: of the form, for the names of machine code.
+    """
+    finish_piece = copy_of(_finish_piece, name, FORM=form)
+    multiply = multiply_beside(finish_piece, name)
+    return copy_of(_shares, name, FORM=form, _multiply=multiply, _finish_piece=finish_piece)
+
+
+@device_function
+def _shares(x: Plane, job: Job, end: Any, share: Share) -> None:
+    """Compute the parts of a share, whose sums the epilogue `end` finishes."""
+    amx_begin()
+    for t in range(share.first, share.last):
+        if job.band:
+            _by_rows(x, job, end, t, share.slot)
+        elif share.phase == 0:
+            _split_share(x, job, t)
+        else:
+            _by_channels(x, job, end, t, share.slot)
+    amx_end()
+
+
+class Split(NamedTuple):
+    """Split pixels of one sample: the address of the first, the positions of a part, channels, and scale."""
+
+    address: int
+    positions: int
+    C: int
+    scale: float
+
+
+class Band(NamedTuple):
+    """Rows [h, h + rows) of sample n of the output."""
+
+    n: int
+    h: int
+    rows: int
+
+
+class Blocks(NamedTuple):
+    """Blocks of output channels [first, stop).  A pair of tiles runs through `width` before the next pair."""
+
+    first: int
+    stop: int
+    width: int
+
+
+@device_function
+def _by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
+    """Compute part t of the rows of all samples, a band at a time."""
+    positions = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
+    to = _behind_sums(job) + slot * FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    blocks = Blocks(0, (job.C + FORM.block - 1) // FORM.block, FORM.width)
+    q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
+    while q < stop:
+        n, h = q // job.H, q % job.H
+        left = min(stop - q, job.H - h)
+        scale = FORM.scale_of(job, n)
+        if scale == 0:
+            q += left
+            continue
+        bands = (left + job.band - 1) // job.band
+        rows = (left + bands - 1) // bands
+        begin, reads = h * job.taps.stride_h, _rows_read(rows, job.taps)
+        FORM.split_rows(x, n, job.frame, begin, reads, to, positions, scale, job.balance)
+        _compute(job, end, Split(to, positions, x.C, scale), Band(n, h, rows), blocks, slot)
+        q += rows
+
+
+@device_function
+def _split_share(x: Plane, job: Job, t: int) -> None:
+    """Split part t of the rows of all frames."""
+    frame = job.frame
+    positions = positions_in(frame.rows, frame.columns, job.taps.stride_w)
+    rows, sample = job.N * frame.rows, FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    for q in range(rows * t // job.parts, rows * (t + 1) // job.parts):
+        n, row = q // frame.rows, q % frame.rows
+        scale = FORM.scale_of(job, n)
+        if scale != 0:
+            to = _behind_sums(job) + n * sample + row * frame.columns * ROW_BYTES
+            FORM.split_rows(x, n, frame, row, 1, to, positions, scale, job.balance)
+
+
+@device_function
+def _by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
+    """Compute part t of the channels of all samples, whose pixels are split."""
+    positions = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w)
+    sample = FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    blocks = (job.C + FORM.block - 1) // FORM.block
+    first, stop = blocks * t // job.parts, blocks * (t + 1) // job.parts
+    width = max(1, _WEIGHTS // (FORM.chunks(x.C) * job.taps.rows * job.taps.columns * FORM.step))
+    for block in range(first, stop, width):
+        own = Blocks(block, min(stop, block + width), width)
+        for n in range(job.N):
+            scale = FORM.scale_of(job, n)
+            if scale != 0:
+                split = Split(_behind_sums(job) + n * sample, positions, x.C, scale)
+                _compute(job, end, split, Band(n, 0, job.H), own, slot)
+
+
 @device_function
 def _rows_read(rows: int, taps: Taps) -> int:
     """How many rows of the frame so many rows of the output read."""
@@ -119,10 +222,11 @@ def _rows_read(rows: int, taps: Taps) -> int:
 class Tiles(NamedTuple):
     """How the pixels of a band lie in tiles, and which pixels of y they are.
 
-    A line of the frame has `length` pixels in `across` tiles; rows, W pixels each, begin every `columns` of
-    them.  The band begins at row h of sample n.
+    There are `lines` lines of the frame, each of `length` pixels in `across` tiles.  In a line, a row of W
+    pixels begins every `columns` pixels.  The band begins at row h of sample n.
     """
 
+    lines: int
     across: int
     length: int
     columns: int
@@ -132,227 +236,133 @@ class Tiles(NamedTuple):
 
 
 @device_function
-def _split_parts(
-    x: Plane,
-    n: int,
-    frame: Frame,
-    begin: int,
-    rows: int,
-    to: int,
-    positions: int,
-    scale: float,
-    balance: int,
-) -> None:
-    split_rows(x, n, frame, begin, rows, to, positions)
+def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot: int) -> None:
+    """Compute blocks of channels of rows from split pixels."""
+    tiles, terms = _tiles_of(job, band), _terms_of(job, split)
+    worth = Worth(job.worths, float32(2.0**16) / float32(abs(split.scale)), split.scale)
+    # There is room for two pairs: the sums of one are finished while those of the next are written.
+    sums = job.scratch + slot * 2 * FORM.sums
+    own, none, simple = sums, Run(sums, 0, 1, 1, 0, 0, Place(0, 0, 0)), rows_join(end)
+    run = none
+    line = job.taps.stride_h * job.frame.columns * ROW_BYTES
+    weights = terms.chunks * terms.taps_h * terms.taps_w * FORM.step
+    for group in range(blocks.first, blocks.stop, blocks.width):
+        last = min(blocks.stop, group + blocks.width)
+        for k in range(0, tiles.lines * tiles.across, 2):
+            two = 1 if k + 1 < tiles.lines * tiles.across else 0
+            one_line = not two or k % tiles.across + 1 < tiles.across
+            a = split.address + k // tiles.across * line + k % tiles.across * ROWS * terms.pixel
+            b = split.address + (k + 1) // tiles.across * line + (k + 1) % tiles.across * ROWS * terms.pixel
+            for block in range(group, last):
+                c0, w = block * FORM.block, job.w + block * weights
+                # How far the sums that are computed now are from those of the run before.
+                if block > group:
+                    beside = Beside(end, worth, 0, 4 * FORM.block)
+                else:
+                    beside = Beside(end, worth, 2 * ROWS, (group + 1 - last) * 4 * FORM.block)
+                run = _multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
+                _finish_run(run, beside)
+                # The epilogue of these pixels is done beside the next multiplications, if it is simple.
+                if simple and c0 + FORM.block <= job.C and one_line:
+                    run = _run_from(own, k, 1 + two, c0, tiles, end)
+                else:
+                    run = none
+                    for tile in range(k, k + 1 + two):
+                        _finish_tile(own + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, worth)
+                own = sums if own != sums else sums + FORM.sums
+    _finish_run(run, Beside(end, worth, 0, 0))
 
 
 @device_function
-def _unscaled(job: Job, n: int) -> float:
-    done = job.scales != 0 and load_scalar(job.scales + 4 * n) != 0
-    return float32(0.0 if done else 1.0)
+def _tiles_of(job: Job, band: Band) -> Tiles:
+    """The tiles of these rows: with stride 1 those of one line through the whole frame."""
+    lines, length, columns = band.rows, job.W, job.W
+    if job.taps.stride_h == 1 and job.taps.stride_w == 1:
+        columns = job.frame.columns
+        lines, length = 1, (band.rows - 1) * columns + job.W
+    return Tiles(lines, (length + ROWS - 1) // ROWS, length, columns, band.n, band.h, job.W)
 
 
 @device_function
-def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
-    return load(s + 4 * c)
+def _terms_of(job: Job, split: Split) -> Sum:
+    """The terms of each sum over split pixels."""
+    taps, part = job.taps, split.positions * ROW_BYTES
+    return Sum(
+        taps.stride_w * ROW_BYTES, part, PARTS * part, FORM.chunks(split.C),
+        taps.rows, taps.dilation_h * job.frame.columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
+        split.scale,
+    )  # fmt: skip
 
 
-PARTS_OF_BFLOAT16 = Form(
-    _split_parts, multiply_beside, chunks, _unscaled, _sum_at,
-    TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, _PIECE, 1,
-)  # fmt: skip
+@device_function
+def _pixels_of(k: int, count: int, tiles: Tiles) -> tuple[int, int, int, int]:
+    """The pixels [start, stop) of `count` tiles of a line from tile k on, and row and column of the first."""
+    start = k % tiles.across * ROWS
+    stop = min(tiles.length, start + count * ROWS)
+    return start, stop, tiles.h + k // tiles.across + start // tiles.columns, start % tiles.columns
 
 
-def shares_of(form: Form, name: str) -> Any:
-    """Make the function that computes a share of a convolution: `shares(x, job, end, share)`."""
-    split, chunks, scale_of, sum_at = form.split_rows, form.chunks, form.scale_of, form.sum_at
-    block_channels, tap_bytes, piece, width_by_rows = form.block, form.step, form.piece, form.width
-    sums_bytes, pixel_bytes = form.sums, form.pixel
+@device_function
+def _run_from(s: int, k: int, count: int, c0: int, tiles: Tiles, end: Any) -> Run:
+    """The pixels of one or two tiles of a line, from tile k on."""
+    start, stop, row, column = _pixels_of(k, count, tiles)
+    if column >= tiles.W:  # it begins in padding
+        skipped = tiles.columns - column
+        s, start, row, column = s + skipped * FORM.pixel, start + skipped, row + 1, 0
+    pixels, at = 0, start - column
+    while at < stop:
+        pixels += min(stop, at + tiles.W) - max(start, at)
+        at += tiles.columns
+    gap = (tiles.columns - tiles.W) * FORM.pixel
+    return run_of(s, pixels, gap, c0, tiles.n, row, column, end)
 
-    @one_of_many(f"split_share_{name}")
-    def split_share(x: Plane, job: Job, to: int, t: int) -> None:
-        """Split part t of the rows of all frames."""
-        frame = job.frame
-        positions = positions_in(frame.rows, frame.columns, job.taps.stride_w)
-        rows, sample = job.N * frame.rows, chunks(x.C) * PARTS * positions * ROW_BYTES
-        for q in range(rows * t // job.parts, rows * (t + 1) // job.parts):
-            n, row = q // frame.rows, q % frame.rows
-            scale = scale_of(job, n)
-            if scale != 0:
-                out = to + n * sample + row * frame.columns * ROW_BYTES
-                split(x, n, frame, row, 1, out, positions, scale, job.balance)
 
-    @one_of_many(f"finish_pixels_{name}", inline=True)
-    def finish_pixels(run: Run, count: int, channels: int, end: Any, worth: Worth) -> Run:
-        """Finish up to `count` pixels of the first row of a run, in whose block so many channels exist."""
-        count = min(count, run.pixels, run.left)
-        s, place = run.s, run.place
-        for _ in range(count):
-            for c in range(0, block_channels, LANES):
-                if c + LANES <= channels:
-                    write(sum_at(s, c, run.c0, worth), run.c0 + c, place, LANES, end)
-                elif c < channels:
-                    write(sum_at(s, c, run.c0, worth), run.c0 + c, place, channels - c, end)
-            s, place = s + pixel_bytes, right_of(place, 1, end)
-        return rest_of(run, count, s, place)
+@device_function
+def _finish_run(run: Run, beside: Beside) -> None:
+    """Finish what is left of a run."""
+    while run.pixels:
+        run = _finish_piece(run, beside)
 
-    @one_of_many(f"finish_tile_{name}")
-    def finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, worth: Worth) -> None:
-        """Finish the pixels of a tile, whose sums are at s."""
-        start = tile % tiles.across * ROWS
-        stop = min(tiles.length, start + ROWS)
-        row, column = tiles.h + tile // tiles.across + start // tiles.columns, start % tiles.columns
-        while start < stop:
-            count = min(stop - start, tiles.columns - column)
-            if column < tiles.W:
-                pixels = min(count, tiles.W - column)
-                run = run_of(s, pixels, 0, c0, tiles.n, row, column, end)
-                finish_pixels(run, pixels, end.out.C - c0, end, worth)
-            s, start = s + count * pixel_bytes, start + count
-            row, column = row + 1, 0
 
-    @one_of_many(f"finish_piece_{name}", inline=True)
-    def finish_piece(run: Run, beside: Beside) -> Run:
-        """Finish a piece of a run in a whole block, if any is left.  Returns the rest."""
-        if run.pixels:
-            fetch(run, beside, piece, 4 * block_channels)
-            run = finish_pixels(run, piece, block_channels, beside.end, beside.worth)
-        return run
+@device_function
+def _finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, worth: Worth) -> None:
+    """Finish the pixels of a tile, whose sums are at s."""
+    start, stop, row, column = _pixels_of(tile, 1, tiles)
+    while start < stop:
+        count = min(stop - start, tiles.columns - column)
+        if column < tiles.W:
+            pixels = min(count, tiles.W - column)
+            run = run_of(s, pixels, 0, c0, tiles.n, row, column, end)
+            _finish_pixels(run, pixels, end.out.C - c0, end, worth)
+        s, start = s + count * FORM.pixel, start + count
+        row, column = row + 1, 0
 
-    @one_of_many(f"finish_run_{name}")
-    def finish_run(run: Run, beside: Beside) -> None:
-        while run.pixels:
-            run = finish_piece(run, beside)
 
-    @one_of_many(f"run_from_{name}")
-    def run_from(s: int, k: int, two: int, c0: int, tiles: Tiles, end: Any) -> Run:
-        """The pixels of one or two tiles of a line, from tile k on."""
-        start = k % tiles.across * ROWS
-        stop = min(tiles.length, start + (1 + two) * ROWS)
-        row, column = tiles.h + k // tiles.across + start // tiles.columns, start % tiles.columns
-        if column >= tiles.W:  # it begins in padding
-            skipped = tiles.columns - column
-            s, start, row, column = s + skipped * pixel_bytes, start + skipped, row + 1, 0
-        pixels, at = 0, start - column
-        while at < stop:
-            pixels += min(stop, at + tiles.W) - max(start, at)
-            at += tiles.columns
-        gap = (tiles.columns - tiles.W) * pixel_bytes
-        return run_of(s, pixels, gap, c0, tiles.n, row, column, end)
+@inlined
+def _finish_piece(run: Run, beside: Beside) -> Run:
+    """Finish a piece of a run in a whole block, if any is left.  Returns the rest."""
+    if run.pixels:
+        fetch(run, beside, FORM.piece, 4 * FORM.block)
+        run = _finish_pixels(run, FORM.piece, FORM.block, beside.end, beside.worth)
+    return run
 
-    multiply = form.multiply_beside(finish_piece, name)
 
-    @one_of_many(f"compute_{name}")
-    def compute(
-        pixels: int,
-        positions: int,
-        I: int,
-        job: Job,
-        end: Any,
-        n: int,
-        h: int,
-        rows: int,
-        blocks: Any,
-        width: int,
-        sums: int,
-        scale: float,
-    ) -> None:
-        """Compute blocks of channels of rows [h, h + rows) of sample n, whose split pixels are at `pixels`.
+@inlined
+def _finish_pixels(run: Run, count: int, channels: int, end: Any, worth: Worth) -> Run:
+    """Finish up to `count` pixels of the first row of a run, in whose block so many channels exist."""
+    count = min(count, run.pixels, run.left)
+    s, place = run.s, run.place
+    for _ in range(count):
+        for c in range(0, FORM.block, LANES):
+            if c + LANES <= channels:
+                write(FORM.sum_at(s, c, run.c0, worth), run.c0 + c, place, LANES, end)
+            elif c < channels:
+                write(FORM.sum_at(s, c, run.c0, worth), run.c0 + c, place, channels - c, end)
+        s, place = s + FORM.pixel, right_of(place, 1, end)
+    return rest_of(run, count, s, place)
 
-        A pair of tiles runs through `width` blocks before the next pair.
-        """
-        taps, columns = job.taps, job.frame.columns
-        worth = Worth(job.worths, float32(2.0**16) / float32(abs(scale)), scale)
-        line, pixel = taps.stride_h * columns * ROW_BYTES, taps.stride_w * ROW_BYTES
-        lines, length, columns_out = rows, job.W, job.W
-        if taps.stride_h == 1 and taps.stride_w == 1:  # one line through the whole frame
-            lines, length, columns_out = 1, (rows - 1) * columns + job.W, columns
-        across = (length + ROWS - 1) // ROWS
-        tiles = Tiles(across, length, columns_out, n, h, job.W)
-        part, count = positions * ROW_BYTES, chunks(I)
-        none, simple = Run(sums, 0, 1, 1, 0, 0, Place(0, 0, 0)), rows_join(end)
-        run = none
-        terms = Sum(
-            pixel, part, PARTS * part, count,
-            taps.rows, taps.dilation_h * columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
-            scale,
-        )  # fmt: skip
-        own, weights = sums, count * taps.rows * taps.columns * tap_bytes
-        for group in range(blocks[0], blocks[1], width):
-            last = min(blocks[1], group + width)
-            for k in range(0, lines * across, 2):
-                two = 1 if k + 1 < lines * across else 0
-                a = pixels + k // across * line + k % across * ROWS * pixel
-                b = pixels + (k + 1) // across * line + (k + 1) % across * ROWS * pixel
-                for block in range(group, last):
-                    c0, w = block * block_channels, job.w + block * weights
-                    # How far the sums that are computed now are from those of the run before.
-                    if block > group:
-                        beside = Beside(end, worth, 0, 4 * block_channels)
-                    else:
-                        beside = Beside(end, worth, 2 * ROWS, (group + 1 - last) * 4 * block_channels)
-                    run = multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
-                    finish_run(run, beside)
-                    # The epilogue of these pixels is done beside the next multiplications, if it is simple.
-                    if simple and c0 + block_channels <= job.C and (not two or k % across + 1 < across):
-                        run = run_from(own, k, two, c0, tiles, end)
-                    else:
-                        run = none
-                        for tile in range(k, k + 1 + two):
-                            finish_tile(own + (tile - k) * ROWS * pixel_bytes, tile, c0, tiles, end, worth)
-                    own = sums if own != sums else sums + sums_bytes
-        finish_run(run, Beside(end, worth, 0, 0))
 
-    @one_of_many(f"by_rows_{name}")
-    def by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
-        """Compute part t of the rows of all samples, a band at a time."""
-        sums = job.scratch + slot * 2 * sums_bytes
-        positions = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
-        to = job.scratch + job.threads * 2 * sums_bytes
-        to += slot * chunks(x.C) * PARTS * positions * ROW_BYTES
-        blocks = (job.C + block_channels - 1) // block_channels
-        q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
-        while q < stop:
-            n, h = q // job.H, q % job.H
-            left = min(stop - q, job.H - h)
-            scale = scale_of(job, n)
-            if scale == 0:
-                q += left
-                continue
-            bands = (left + job.band - 1) // job.band
-            rows = (left + bands - 1) // bands
-            reads = _rows_read(rows, job.taps)
-            split(x, n, job.frame, h * job.taps.stride_h, reads, to, positions, scale, job.balance)
-            compute(to, positions, x.C, job, end, n, h, rows, (0, blocks), width_by_rows, sums, scale)
-            q += rows
-
-    @one_of_many(f"by_channels_{name}")
-    def by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
-        """Compute part t of the channels of all samples, whose pixels are split."""
-        sums = job.scratch + slot * 2 * sums_bytes
-        positions = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w)
-        sample = chunks(x.C) * PARTS * positions * ROW_BYTES
-        blocks = (job.C + block_channels - 1) // block_channels
-        first, stop = blocks * t // job.parts, blocks * (t + 1) // job.parts
-        together = max(1, _WEIGHTS // (chunks(x.C) * job.taps.rows * job.taps.columns * tap_bytes))
-        for block in range(first, stop, together):
-            own = block, min(stop, block + together)
-            for n in range(job.N):
-                scale = scale_of(job, n)
-                if scale != 0:
-                    at = job.scratch + job.threads * 2 * sums_bytes + n * sample
-                    compute(at, positions, x.C, job, end, n, 0, job.H, own, together, sums, scale)
-
-    @one_of_many(f"shares_{name}")
-    def shares(x: Plane, job: Job, end: Any, share: Share) -> None:
-        amx_begin()
-        for t in range(share.first, share.last):
-            if job.band:
-                by_rows(x, job, end, t, share.slot)
-            elif share.phase == 0:
-                split_share(x, job, job.scratch + job.threads * 2 * sums_bytes, t)
-            else:
-                by_channels(x, job, end, t, share.slot)
-        amx_end()
-
-    return shares
+@device_function
+def _behind_sums(job: Job) -> int:
+    """The address of the scratch behind the sums of all threads, where split pixels are."""
+    return job.scratch + job.threads * 2 * FORM.sums

@@ -20,17 +20,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .amx_frame import FRAME, Frame
-from .amx_shares import PARTS_OF_BFLOAT16, Job, shares_of
+from numba import float32
+
+from .amx_beside import Worth
+from .amx_frame import FRAME, Frame, split_rows
+from .amx_shares import Form, Job, shares_of
+from .amx_sums import STEP, SUMS, SUMS_ROW, chunks, multiply_beside
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, kernel
+from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
-from .codegen.simd import address_of
+from .codegen.simd import address_of, load, load_scalar
+from .codegen.tile import TILE_CHANNELS
 from .codegen.views import targets_of
-from .epilogue import Forward, backward, plane_of
+from .epilogue import Forward, Plane, backward, plane_of
 from .taps import TAPS, Taps
 
-_shares = shares_of(PARTS_OF_BFLOAT16, "amx")
+
+@device_function
+def _split_parts(
+    x: Plane,
+    n: int,
+    frame: Frame,
+    begin: int,
+    rows: int,
+    to: int,
+    positions: int,
+    scale: float,
+    balance: int,
+) -> None:
+    """`split_rows`.  Parts of bfloat16 need no scale and no balance."""
+    split_rows(x, n, frame, begin, rows, to, positions)
+
+
+@device_function
+def _scale_of(job: Job, n: int) -> float:
+    """1, or 0 for a sample that `conv_digits` computes."""
+    done = job.scales != 0 and load_scalar(job.scales + 4 * n) != 0
+    return float32(0.0 if done else 1.0)
+
+
+@device_function
+def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
+    return load(s + 4 * c)
+
+
+#: Pixels whose epilogue is done between two groups of multiplications.
+_PIECE = 4
+_FORM = Form(
+    _split_parts, chunks, _scale_of, _sum_at,
+    TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, _PIECE, 1,
+)  # fmt: skip
+_shares = shares_of(_FORM, multiply_beside, "amx")
 
 
 def _phases(args: Sequence[Any]) -> int:

@@ -52,10 +52,10 @@ _PIECE = 8
 #: A pair of tiles runs through eight blocks: it stays in the cache, and the lines of y that are written are
 #: neighbours.  The weights of more blocks would leave a second-level cache.
 _FORM = Form(
-    split_digits, multiply_digits_beside, chunks_of_digits, _scale_of, _sum_at,
+    split_digits, chunks_of_digits, _scale_of, _sum_at,
     DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 8,
 )  # fmt: skip
-_shares = shares_of(_FORM, "digits")
+_shares = shares_of(_FORM, multiply_digits_beside, "digits")
 
 
 @device_function

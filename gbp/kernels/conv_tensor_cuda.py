@@ -94,141 +94,34 @@ _begin: Any = None
 _copy_weights = _first_wait = _wait = _arrived = _load = _multiply = _store_sums = _begin
 
 
-def _locate(x: Any, y: Any, taps: Taps, block: int, rows: int) -> None:
-    """Write address, h and w of the first tap of each of the block's pixels."""
-    N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
-    for row in range(cuda.threadIdx.x, PIXELS, THREADS):
-        p = int32(block * PIXELS + row)
-        line = divide(p, OW)
-        n = divide(line, OH)
-        h = int64(line - n * OH) * taps.stride_h - taps.top
-        w = int64(p - line * OW) * taps.stride_w - taps.left
-        place = global_address(x) + n * x.strides[0] + h * x.strides[1] + w * x.strides[2]
-        store_place(int32(rows + 16 * row), place, int32(h if n < N else _FAR), int32(w))
+class Shared(NamedTuple):
+    """Addresses in shared memory: of the first taps of pixels, of a barrier for each stage, and of stages."""
+
+    places: int
+    barriers: int
+    stages: int
 
 
-def _fetch(
-    x: Any, w: int, taps: Taps, K: int, step: int, eights: int, first: int, fours: int, rows: int, stage: int,
-    barrier: int,
-) -> None:  # fmt: skip
-    """Start a thread's share of the copies of a step to a stage: chunks of X, and weights."""
-    t = int32(cuda.threadIdx.x)
-    C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
-    _copy_weights(
-        int32(stage + X_BYTES),
-        w + (int64(step) * eights + first) * W_ATOM,
-        int32(min(EIGHTS, eights - first) * W_ATOM),
-        barrier,
-    )
-    if fours:
-        for q in range(X_UNITS):
-            unit = int32(q * THREADS + t)
-            row, chunk = unit >> 3, unit & 7
-            k = int32(step * DEPTH + chunk * 4)
-            tap = divide(int32(step * DEPTH) if fours > 1 else k, C)
-            i = divide(tap, KW)
-            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
-            place, h, v = load_place(int32(rows + row * 16))
-            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
-            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
-            to = int32(stage + row * _ROW + ((chunk ^ (row & 7)) << 4))
-            copy_16(to, source, int32(16 if inside else 0))
-    else:
-        for q in range(X_WORDS):
-            unit = int32(q * THREADS + t)
-            row, word = unit >> 5, unit & 31
-            k = int32(step * DEPTH + word)
-            tap = divide(k, C)
-            i = divide(tap, KW)
-            dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
-            place, h, v = load_place(int32(rows + row * 16))
-            inside = k < K and below(int32(h + dh), H) and below(int32(v + dw), W)
-            source = place + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C))
-            to = int32(stage + row * _ROW + (((word >> 2) ^ (row & 7)) << 4) + ((word & 3) << 2))
-            copy_4(to, source, int32(4 if inside else 0))
+class Factors(NamedTuple):
+    """The factors of a block's products, beside x.
+
+    `K`: terms of a sum.  `w`: address of the weights, which are of `eights` times eight channels, the block's
+    from number `first` on.  `fours`: see `_conv_fwd`.
+    """
+
+    K: int
+    w: int
+    eights: int
+    first: int
+    fours: int
 
 
-def _add_up(own: Any, kept: Any, at: int, is_first: bool, is_last: bool) -> None:
-    """Add the sums of a part to those of the parts before it, which are kept in memory."""
-    start = at + cuda.threadIdx.x
-    for i in range(OWN):
-        v = own[i] if is_first else kept[start + i * THREADS] + own[i]
-        if is_last:
-            own[i] = v
-        else:
-            kept[start + i * THREADS] = v
-            own[i] = np.float32(0)
+class Parts(NamedTuple):
+    """How sums are cut: see `_conv_fwd`.  `kept`: memory for the sums of parts.  `steps`: of a part."""
 
-
-def _product(
-    x: Any, w: Any, y: Any, taps: Taps, kept: Any, alone: int, part_steps: int,
-    fours: int, shared: Any,
-) -> int:  # fmt: skip
-    """Store the sums of a block where the stages were, pixel by pixel.  Returns the index of the first."""
-    start = shared_address(shared)
-    rows = int32((start + 1023) // 1024 * 1024)
-    base, barriers = int32(rows + ROWS_BYTES), int32(rows + 16 * PIXELS)
-    across = (y.shape[3] + CHANNELS - 1) // CHANNELS
-    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * EIGHTS
-    K = taps.rows * taps.columns * x.shape[3]
-    eights, at = (y.shape[3] + 7) // 8, global_address(w)
-    begin, end = int32(0), int32((K + DEPTH - 1) // DEPTH)
-    boundary = int32(part_steps)
-    if alone:
-        begin = int32(cuda.blockIdx.y * part_steps)
-        end = int32(min(begin + part_steps, end))
-        boundary = end
-    own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
-    words, others = cuda.local.array(WORDS, float32), cuda.local.array(WORDS, float32)
-    for i in range(OWN):
-        own[i] = np.float32(0)
-    _begin(barriers)
-    _locate(x, y, taps, block, rows)
-    cuda.syncthreads()
-    for s in range(STAGES - 1):
-        if begin + s < end:
-            to, barrier = int32(base + s * STAGE_BYTES), int32(barriers + 8 * s)
-            _fetch(x, at, taps, K, begin + s, eights, first, fours, rows, to, barrier)
-        commit()
-    _first_wait()
-    cuda.syncthreads()
-    if begin < end:
-        _load(base, words)
-    stage, ahead, parity = int32(0), int32(STAGES - 1), int32(0)
-    step = begin
-    while step < end:
-        for turn in range(2):
-            if step < end:
-                _wait()
-                cuda.syncthreads()
-                if step + STAGES - 1 < end:
-                    to, barrier = int32(base + ahead * STAGE_BYTES), int32(barriers + 8 * ahead)
-                    _fetch(x, at, taps, K, step + STAGES - 1, eights, first, fours, rows, to, barrier)
-                commit()
-                _arrived(int32(barriers + 8 * stage), parity)
-                to = int32(base + stage * STAGE_BYTES)
-                following = int32(to + STAGE_BYTES if stage < STAGES - 1 else base)
-                if turn == 0:
-                    _multiply(to, following, part, words, others)
-                else:
-                    _multiply(to, following, part, others, words)
-                for i in range(OWN):
-                    own[i] += part[i]
-                ahead = stage
-                if stage < STAGES - 1:
-                    stage = int32(stage + 1)
-                else:
-                    stage, parity = int32(0), int32(parity ^ 1)
-                step = int32(step + 1)
-                if step == boundary and step < end:
-                    _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), step == part_steps, False)
-                    boundary = int32(boundary + part_steps)
-    if not alone and boundary > part_steps:
-        _add_up(own, kept, cuda.blockIdx.x * (OWN * THREADS), False, True)
-    cuda.syncthreads()
-    _store_sums(base, own)
-    cuda.syncthreads()
-    return (base - start) // 4
+    kept: Any
+    alone: int
+    steps: int
 
 
 def _conv_fwd(
@@ -242,7 +135,7 @@ def _conv_fwd(
     """
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
-    at = _product(x, w, y, taps, partial, alone, part_steps, x_fours, shared)
+    at = _product(x, w, y, taps, Parts(partial, alone, part_steps), x_fours, shared)
     N, OH, OW, O = y.shape
     across = (O + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -266,7 +159,7 @@ def _conv_bwd(
     """See `conv_tiles_cuda.Conv.backward`, and `_conv_fwd` for the other arguments."""
     shared = cuda.shared.array(0, float32, alignment=16)
     v = cuda.local.array(8, float32)
-    at = _product(gy, w, gx, taps, partial, alone, part_steps, gy_fours, shared)
+    at = _product(gy, w, gx, taps, Parts(partial, alone, part_steps), gy_fours, shared)
     N, H, W, C = gx.shape
     across = (C + CHANNELS - 1) // CHANNELS
     block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
@@ -281,6 +174,146 @@ def _conv_bwd(
             else:
                 h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
                 epilogue_bwd(v, int64(n), h, u, c, mask, gate, gx, accumulate, gx_fours)
+
+
+def _product(x: Any, w: Any, y: Any, taps: Taps, parts: Parts, fours: int, shared: Any) -> int:
+    """Store the sums of a block where the stages were, pixel by pixel.  Returns the index of the first."""
+    start = shared_address(shared)
+    places = int32((start + 1023) // 1024 * 1024)
+    memory = Shared(places, int32(places + 16 * PIXELS), int32(places + ROWS_BYTES))
+    across = (y.shape[3] + CHANNELS - 1) // CHANNELS
+    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * EIGHTS
+    K = taps.rows * taps.columns * x.shape[3]
+    factors = Factors(K, global_address(w), (y.shape[3] + 7) // 8, first, fours)
+    begin, end = int32(0), int32((K + DEPTH - 1) // DEPTH)
+    boundary = int32(parts.steps)
+    if parts.alone:
+        begin = int32(cuda.blockIdx.y * parts.steps)
+        end = int32(min(begin + parts.steps, end))
+        boundary = end
+    own, part = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)
+    words, others = cuda.local.array(WORDS, float32), cuda.local.array(WORDS, float32)
+    for i in range(OWN):
+        own[i] = np.float32(0)
+    _begin(memory.barriers)
+    _locate(x, y, taps, block, memory.places)
+    cuda.syncthreads()
+    for s in range(STAGES - 1):
+        _fetch(x, taps, factors, int32(begin + s), end, int32(s), memory)
+    _first_wait()
+    cuda.syncthreads()
+    if begin < end:
+        _load(memory.stages, words)
+    stage, ahead, parity = int32(0), int32(STAGES - 1), int32(0)
+    step = begin
+    while step < end:
+        for turn in range(2):  # in which the two arrays of words change places: registers have fixed names
+            if step < end:
+                _wait()
+                cuda.syncthreads()
+                _fetch(x, taps, factors, int32(step + STAGES - 1), end, ahead, memory)
+                _arrived(int32(memory.barriers + 8 * stage), parity)
+                to = int32(memory.stages + stage * STAGE_BYTES)
+                following = int32(to + STAGE_BYTES if stage < STAGES - 1 else memory.stages)
+                if turn == 0:
+                    _multiply(to, following, part, words, others)
+                else:
+                    _multiply(to, following, part, others, words)
+                for i in range(OWN):
+                    own[i] += part[i]
+                ahead = stage
+                if stage < STAGES - 1:
+                    stage = int32(stage + 1)
+                else:
+                    stage, parity = int32(0), int32(parity ^ 1)
+                step = int32(step + 1)
+                if step == boundary and step < end:
+                    _add_up(own, parts.kept, step == parts.steps, False)
+                    boundary = int32(boundary + parts.steps)
+    if not parts.alone and boundary > parts.steps:
+        _add_up(own, parts.kept, False, True)
+    cuda.syncthreads()
+    _store_sums(memory.stages, own)
+    cuda.syncthreads()
+    return (memory.stages - start) // 4
+
+
+def _locate(x: Any, y: Any, taps: Taps, block: int, places: int) -> None:
+    """Write address, h and w of the first tap of each of the block's pixels."""
+    N, OH, OW = int32(y.shape[0]), int32(y.shape[1]), int32(y.shape[2])
+    for row in range(cuda.threadIdx.x, PIXELS, THREADS):
+        p = int32(block * PIXELS + row)
+        line = divide(p, OW)
+        n = divide(line, OH)
+        h = int64(line - n * OH) * taps.stride_h - taps.top
+        w = int64(p - line * OW) * taps.stride_w - taps.left
+        place = global_address(x) + n * x.strides[0] + h * x.strides[1] + w * x.strides[2]
+        store_place(int32(places + 16 * row), place, int32(h if n < N else _FAR), int32(w))
+
+
+def _fetch(x: Any, taps: Taps, factors: Factors, step: int, end: int, stage: int, memory: Shared) -> None:
+    """Start a thread's share of the copies of a step, if there is one, to a stage."""
+    if step < end:
+        to = int32(memory.stages + stage * STAGE_BYTES)
+        _copy_weights(
+            int32(to + X_BYTES),
+            factors.w + (int64(step) * factors.eights + factors.first) * W_ATOM,
+            int32(min(EIGHTS, factors.eights - factors.first) * W_ATOM),
+            int32(memory.barriers + 8 * stage),
+        )
+        _copy_columns(x, taps, factors, step, memory.places, to)
+    commit()
+
+
+def _copy_columns(x: Any, taps: Taps, factors: Factors, step: int, places: int, to: int) -> None:
+    """Start a thread's share of the copies of DEPTH columns of X: by fours, or one by one.
+
+    Chunk c of four columns of row r is stored at position c xor r.
+    """
+    t = int32(cuda.threadIdx.x)
+    if factors.fours:
+        for q in range(X_UNITS):
+            unit = int32(q * THREADS + t)
+            row, chunk = unit >> 3, unit & 7
+            k = int32(step * DEPTH + chunk * 4)
+            tap = divide(int32(step * DEPTH) if factors.fours > 1 else k, int32(x.shape[3]))
+            source, inside = _find(x, taps, factors.K, k, tap, int32(places + row * 16))
+            at = int32(to + row * _ROW + ((chunk ^ (row & 7)) << 4))
+            copy_16(at, source, int32(16 if inside else 0))
+    else:
+        for q in range(X_WORDS):
+            unit = int32(q * THREADS + t)
+            row, word = unit >> 5, unit & 31
+            k = int32(step * DEPTH + word)
+            tap = divide(k, int32(x.shape[3]))
+            source, inside = _find(x, taps, factors.K, k, tap, int32(places + row * 16))
+            at = int32(to + row * _ROW + (((word >> 2) ^ (row & 7)) << 4) + ((word & 3) << 2))
+            copy_4(at, source, int32(4 if inside else 0))
+
+
+def _find(x: Any, taps: Taps, K: int, k: int, tap: int, place: int) -> tuple[int, bool]:
+    """The address in x of column k of X, which is in this tap, and whether it is inside.
+
+    `place`: where that of the row's pixel is stored.
+    """
+    C, H, W, KW = int32(x.shape[3]), int32(x.shape[1]), int32(x.shape[2]), int32(taps.columns)
+    i = divide(tap, KW)
+    dh, dw = int32(i * taps.dilation_h), int32((tap - i * KW) * taps.dilation_w)
+    address, h, w = load_place(place)
+    inside = k < K and below(int32(h + dh), H) and below(int32(w + dw), W)
+    return address + (dh * x.strides[1] + dw * x.strides[2] + 4 * (k - tap * C)), inside
+
+
+def _add_up(own: Any, kept: Any, is_first: bool, is_last: bool) -> None:
+    """Add the sums of a part to those of the parts before it, which are kept in memory."""
+    start = cuda.blockIdx.x * (OWN * THREADS) + cuda.threadIdx.x
+    for i in range(OWN):
+        v = own[i] if is_first else kept[start + i * THREADS] + own[i]
+        if is_last:
+            own[i] = v
+        else:
+            kept[start + i * THREADS] = v
+            own[i] = np.float32(0)
 
 
 def _constants(tile: Tile) -> dict[str, Any]:
@@ -320,15 +353,16 @@ def _constants(tile: Tile) -> dict[str, Any]:
     return values
 
 
-def _parts(tile: Tile) -> dict[str, Any]:
-    own = {"_locate": _locate, "_fetch": _fetch, "_add_up": _add_up, "_product": _product}
-    return own | TILES_BY[tile.kind]
+def _called(tile: Tile) -> dict[str, Any]:
+    """The functions that the kernels call, by the names under which they call them."""
+    own = _product, _locate, _fetch, _copy_columns, _find, _add_up
+    return {function.__name__: function for function in own} | TILES_BY[tile.kind]
 
 
 def kernels_of(tile: Tile) -> tuple[CudaKernel, CudaKernel]:
     """Make the two kernels that compute such tiles."""
     name = f"{tile.kind}{tile.products}_{tile.pixels}x{tile.channels}_{tile.stages}"
-    conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _parts(tile), _constants(tile))
+    conv_fwd, conv_bwd = specialised(name, (_conv_fwd, _conv_bwd), _called(tile), _constants(tile))
 
     def blocks_of(y: Any, partial: Any, alone: int) -> tuple[int, int]:
         N, H, W, C = y.shape

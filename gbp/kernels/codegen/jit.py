@@ -57,6 +57,22 @@ def one_of_many(name: str, inline: bool = False) -> Callable[[Callable[..., Any]
     return decorate
 
 
+def copy_of(function: Any, name: str, **values: Any) -> Any:
+    """Copy a device function and all others of its module, with these global names replaced.
+
+    The copies call each other.  Each has machine code under a name of its own (see `one_of_many`).
+    """
+    module = function.py_func.__globals__
+    names = module | values
+    for key, other in module.items():
+        plain = getattr(other, "py_func", None)
+        if key not in values and plain is not None and plain.__globals__ is module:
+            copy = FunctionType(plain.__code__, names, key)
+            inline = other.targetoptions.get("forceinline", False)
+            names[key] = one_of_many(f"{key}_{name}", inline)(copy)
+    return names[function.__name__]
+
+
 def by_class(name: str, functions: Mapping[type, Callable[..., Any]]) -> Any:
     """Make a device function, always inlined, that is one of these, by the class of its last argument.
 
