@@ -174,6 +174,7 @@ def test_json(capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "net.onnx"
     assert report["notes"] == ["SiLU takes its true derivative."]
+    assert report["cautions"] == {name: rule.caution for name, rule in RULES.items()}
     cat, dog = report["images"]
     assert (cat["image"], cat["file"]) == ("cat.jpg", "cat_all.png")
     assert cat["rules"] == ["vanilla", "deconvnet", "guided"]
@@ -534,6 +535,39 @@ def test_an_unknown_option_is_refused_by_its_command(capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("usage: gbp explain ")
     assert said.endswith("gbp explain: error: unrecognized arguments: --smoth 3. Did you mean --smooth?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["explian"], "argument COMMAND: 'explian' is not known. Did you mean explain?"),
+        (["explain", "n", "i", "--rule", "guided,lrp"], "Did you mean lrp-epsilon or lrp-epsilon-plus?"),
+        (["explain", "n", "i", "--rule", "guided-backprop"], "Did you mean guided?"),
+        (["explain", "n", "i", "--method", "GradCAM"], "Did you mean grad-cam or "),
+        (["explain", "n", "i", "--style", "best"], "'best' is not known. Supported: overlay, diverging,"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_like_it(capsys, arguments, hint):
+    """In few lines: the usage holds only what must be given."""
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert hint in said
+    assert len(said.splitlines()) == 2
+
+
+def test_without_arguments_the_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as error:
+        run()
+    assert error.value.code == 2
+    assert "Begin with gbp init MODEL.onnx PHOTO" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_caution_of_a_rule_is_printed_once(capsys):
+    assert run("explain", "net.onnx", "cat.jpg", "dog.jpg") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(f"note on guided: {RULES['guided'].caution}") == 1
 
 
 def test_all_options_are_explained():

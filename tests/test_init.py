@@ -107,6 +107,19 @@ def test_nothing_is_chosen_in_silence(folder: Path, capsys: pytest.CaptureFixtur
     assert "outside" in capsys.readouterr().err
 
 
+def test_presets_of_colours_are_left_out_for_grey_pictures(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b = Builder(opset=13)
+    made = b.model(b.gemm(b.flatten(b.relu(b.conv(b.input(1, 1, 8, 8), 4))), 1))
+    onnx.save(made, "grey.onnx")
+    assert cli.main(["init", "grey.onnx", "a.png", "--preprocess", "unit"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\w+): left out", out, re.MULTILINE) == ["imagenet", "caffe"]
+    assert re.findall(r"^(\w+) \(.+\):$", out, re.MULTILINE) == ["tf", "unit", "raw"]
+    assert read_sidecar("grey.onnx").preprocess is not None
+
+
 def test_labels_whose_name_toml_cannot_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"names\xe9.txt")
     Path(name).write_text("\n".join(f"thing {i}" for i in range(12)))

@@ -102,6 +102,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.onnx").write_text("Not a model at all.\n")
     Path("latin.onnx").write_bytes(data.replace(b"softmax", b"softma\xff"))
     Path("folder.onnx").mkdir()
+    Path("network.pt").write_bytes(b"PK\3\4 of PyTorch")
+    Path("network.keras").write_bytes(b"PK\3\4 of Keras")
+    Path("empty.pb").write_bytes(b"")
+    Path("saved").mkdir()
+    Path("saved", "saved_model.pb").write_bytes(b"")
     Path("odd.onnx").write_bytes(_odd().SerializeToString())
     Path("deep.toml").write_text("labels = " + "[" * 20_000)
     Path("deep.onnx").write_bytes(data)
@@ -136,6 +141,10 @@ def _odd() -> Model:
         ("half.onnx", ModelError, "'half.onnx' is not an ONNX file, or is damaged"),
         ("text.onnx", ModelError, "'text.onnx' is not an ONNX file, or is damaged"),
         ("cat.png", ModelError, "'cat.png' is not an ONNX file, or is damaged"),
+        ("network.pt", ModelError, r"'network.pt' is not .* reads ONNX files.*torch\.onnx\.export"),
+        ("network.keras", ModelError, r"'network.keras' is not .*network\.export\("),
+        ("empty.pb", ModelError, "'empty.pb' holds no ONNX graph.*--saved-model"),
+        ("saved", InputError, "'saved' is a folder.*tf2onnx.*--saved-model"),
         ("latin.onnx", ModelError, "'latin.onnx' is damaged: .*is not UTF-8"),
         ("deep.onnx", InputError, "'deep.toml' is not valid TOML"),
         ("digits.onnx", InputError, "'digits.toml' is not valid TOML"),

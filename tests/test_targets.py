@@ -152,6 +152,10 @@ def test_counts_and_sizes_in_sentences() -> None:
     one = Classes((2,), ("cat",))
     with pytest.raises(InputError, match=r"^1 label and 2 scores do not fit together"):
         one.check_labels()
+    with pytest.raises(
+        InputError, match=r"^2 labels and 1 score do not .* name what a high score stands for"
+    ):
+        Classes((1,), ("cat", "dog")).check_labels()
 
 
 def refusal(call: Callable[..., object], *arguments: object, **options: object) -> str:

@@ -15,7 +15,7 @@ from ..pictures.percent import percent
 from ..result.titles import title_of
 from ..rules import RULE_NAMES
 from .asking import add_questions, is_several, question_of, refuse_contradictions
-from .methods import Explaining, add_methods, made_by, refuse_misplaced, rules, rules_of
+from .methods import Explaining, add_methods, cautions_of, made_by, refuse_misplaced, rules, rules_of
 from .options import (
     add_drawing,
     add_explainer,
@@ -123,12 +123,15 @@ def explain(arguments: argparse.Namespace) -> int:
                     _print_report(reports[-1], samples[0])
             if progress is not None:
                 progress.advance(len(images[chunk]))
+    cautions = cautions_of(arguments)
     if arguments.json:
-        answer = {"model": arguments.model, "notes": list(notes), "images": reports}
+        answer = {"model": arguments.model, "notes": list(notes), "cautions": cautions, "images": reports}
         print_json(answer | ({"skipped": skipped} if arguments.skip_broken else {}))
     elif not arguments.quiet:
         for note in notes:
             print_paragraph(f"note: {note}", 6)
+        for rule, caution in cautions.items():
+            print_paragraph(f"note on {rule}: {caution}", 6)
     if skipped:
         print(shown(f"gbp: {len(skipped)} of {len(outputs)} images were skipped"), file=sys.stderr)
     return 1 if skipped else 0

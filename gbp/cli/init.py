@@ -7,12 +7,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import InputError
 from ..pictures.percent import percent
 from .explain import make_folder
 from .options import add_ends, add_labels, add_model, ends_of, print_line, print_paragraph, size
+
+if TYPE_CHECKING:
+    from .. import Explainer
 
 #: Preset → the models that need it.
 _OF = {
@@ -67,23 +70,22 @@ def init(arguments: argparse.Namespace) -> int:
     labels = _labels(arguments.labels, path.parent)
     suggestion = ""
     for preset in PRESETS:
-        try:
-            explainer = Explainer(
-                arguments.model,
-                preprocess=Preprocess.parse({"preset": preset} | more),
-                labels=arguments.labels,
-                **ends_of(arguments),
-                cache=False,
-            )
-            suggestion = explainer.suggestion
-            with compiling_shown():
-                compile_on_new_machine(explainer)
-                found = explainer.explain(arguments.image, rule="vanilla")[0]
-        except InputError as error:
-            if "channels" not in str(error):
-                raise
-            print_line(f"{preset}: the network does not take its channels")
+        preprocess = Preprocess.parse({"preset": preset} | more)
+        explainer = Explainer(
+            arguments.model,
+            preprocess=preprocess,
+            labels=arguments.labels,
+            **ends_of(arguments),
+            cache=False,
+        )
+        suggestion = explainer.suggestion
+        channels = _channels(explainer)
+        if channels in (1, 3) and not preprocess.fits(channels):
+            print_line(f"{preset}: left out, it is for colours, and the network takes grey pictures")
             continue
+        with compiling_shown():
+            compile_on_new_machine(explainer)
+            found = explainer.explain(arguments.image, rule="vanilla")[0]
         print_line(f"{preset} ({_OF[preset]}):")
         for number, name, score in found.top(5):
             chance = found.chance(number)
@@ -96,7 +98,8 @@ def init(arguments: argparse.Namespace) -> int:
         raise InputError(
             "nothing was chosen, and nothing is written.",
             hint="Choose the preset whose classes are right: --preprocess. Where several are, choose the "
-            "one of the library that the model comes from.",
+            "one of the library that the model comes from. Where none is, write mean, std and scale of its "
+            f"training into {path.name}, as docs/preprocess.md shows.",
         )
     lines = [*([f"labels = {json.dumps(labels, ensure_ascii=False)}", ""] if labels else []), "[preprocess]"]
     lines += [f"preset = {json.dumps(choice)}"]
@@ -104,6 +107,12 @@ def init(arguments: argparse.Namespace) -> int:
     _write(path, "\n".join(lines) + "\n")
     print_line(f"wrote {path}")
     return 0
+
+
+def _channels(explainer: Explainer) -> int | None:
+    """How many channels a network of pictures takes; None where it is open or takes no pictures."""
+    shape = explainer.input_shape
+    return shape[3 if explainer.layout == "NHWC" else 1] if len(shape) == 4 else None
 
 
 def _labels(given: str | None, folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from .options import (
     add_ends,
     add_model,
     ends_of,
+    in_options,
     print_json,
     print_line,
     print_paragraph,
@@ -83,7 +84,7 @@ def _print_inspection(inspection: Inspection) -> None:
     for reason in inspection.unsupported:
         print_paragraph(f"unsupported: {reason}", 2)
     for hint in inspection.hints:
-        print_paragraph(f"what to do: {hint}", 2)
+        print_paragraph(f"what to do: {in_options(hint)}", 2)
     for note in inspection.notes:
         print_paragraph(f"note: {note}", 2)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .. import GbpError, __version__
 from ..errors import shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
-from .options import in_options
+from .options import in_options, refusal_of_choice
 
 
 def run() -> int:
@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are refused or not
     try:
-        arguments, unknown = _parser().parse_known_args(argv)
+        parser = _parser()
+        if not (sys.argv[1:] if argv is None else argv):
+            parser.exit(2, parser.format_help())
+        arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             arguments.parser.refuse(unknown)
         code: int = arguments.run(arguments)
@@ -78,7 +81,17 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": help.Formatter} | options)
 
     def error(self, message: str) -> NoReturn:
-        super().error(shown(message))  # it repeats arguments, which may be names of files
+        """Exit with the message, which may repeat names of files, below the arguments that must be given."""
+        usage = self.formatter_class(prog=f"{self.prog} [options]")
+        usage.add_usage(None, [action for action in self._actions if action.required], [])
+        self.exit(2, f"{usage.format_help()}{self.prog}: error: {shown(message)}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            message = refusal_of_choice(str(value), tuple(action.choices or ()))
+            raise argparse.ArgumentError(action, message) from None
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Exit with the first argument that this command does not have, and the option nearest to it."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import RULES, InputError
 from ..methods import METHODS
-from ..rules import RULE_NAMES
+from ..rules import RULE_NAMES, rule_named
+from .options import refusal_of_choice
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from .. import Attribution, Explainer
@@ -58,14 +59,22 @@ def baseline(text: str) -> str | float:
 # Its name is plain because argparse prints it: "invalid rules value: 'x'".
 def rules(text: str) -> tuple[str, ...]:
     chosen = tuple(RULES) if text == "all" else tuple(dict.fromkeys(text.split(",")))
-    if not all(rule in RULE_NAMES for rule in chosen):
-        raise argparse.ArgumentTypeError(f"{text!r} (choose of {', '.join(RULE_NAMES)}, or all)")
+    for rule in chosen:
+        if rule not in RULE_NAMES:
+            raise argparse.ArgumentTypeError(refusal_of_choice(rule, (*RULE_NAMES, "all")))
     return chosen
 
 
 def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
     """The rules to explain with; None stands for the rule of the method itself."""
     return arguments.rule or (None if arguments.method else "guided",)
+
+
+def cautions_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Rule → the remark for readers of its maps; empty for a method, whose remarks are notes."""
+    return (
+        {} if arguments.method else {name: rule_named(name).caution for name in arguments.rule or ("guided",)}
+    )
 
 
 def made_by(arguments: argparse.Namespace) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import re
 import textwrap
@@ -31,6 +32,7 @@ _SAID = {
     "output=PROBABILITY": "--output probability",
     "size=(H, W)": "--size HxW",
     "Give labels.": "Give --labels.",
+    "given={name: array}": "--given NAME=VALUE",
     "max_side is": "--max-side is",
     ", or None for all": "",
     "Leave the device out": "Leave --device out",
@@ -293,6 +295,16 @@ def preprocess_of(arguments: argparse.Namespace) -> Any:
     if not given or arguments.preprocess is not None:
         return Preprocess.parse(given | {"preset": arguments.preprocess} if given else arguments.preprocess)
     return Preprocess.parse(given, base=read_sidecar(arguments.model).preprocess)
+
+
+def refusal_of_choice(value: str, choices: Sequence[str]) -> str:
+    """The message about a value that is none of these, with those that are spelled most like it."""
+    plain = {name.replace("-", ""): name for name in choices}
+    said = value.lower().replace("-", "").replace("_", "")
+    inside = [name for text, name in plain.items() if said and (said in text or text in said)]
+    near = inside or [plain[text] for text in difflib.get_close_matches(said, plain, 2, 0.7)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{value!r} is not known.{hint} Supported: {', '.join(choices)}."
 
 
 def print_json(value: object) -> None:

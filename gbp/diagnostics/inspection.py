@@ -14,7 +14,7 @@ from ..graph.op import check_algorithm
 from ..graph.shapes import Shape
 from ..importer.functions import inlined
 from ..importer.proto import Model, check_tensors, read
-from ..importer.refusals import unsupported_nodes
+from ..importer.refusals import advice, unsupported_nodes
 from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
@@ -111,7 +111,7 @@ def inspect(
         source = locate(proto, weights, Choice(output, input, given or {}))
         refused = unsupported_nodes(source)
         unsupported = list(map(str, refused))
-        hints = tuple(dict.fromkeys(node.hint for node in refused if node.hint))
+        hints = advice(refused)
         nodes = source.nodes
         if not unsupported:
             check_tensors(proto)

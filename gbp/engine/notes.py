@@ -13,7 +13,7 @@ def refuse_meaningless(rule: Rule, plan: Plan) -> None:
     if rule.gradient_gate and not plan.rectifiers:
         raise InputError(
             f"the network has no rectifier, and {rule.name!r} differs from 'vanilla' at rectifiers only.",
-            supported="'vanilla' for this network",
+            supported="rule='vanilla' for this network",
             hint="Its activations can serve as rectifiers: activations='clamp'."
             if plan.other_activations
             else None,

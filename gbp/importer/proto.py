@@ -18,6 +18,7 @@ from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
 from ..ops.dtypes import type_name
+from .formats import how_to_export
 from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -63,11 +64,13 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
             named = zip(proto.graph.initializer, spans, strict=bool(spans))
             pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
         except Exception:  # The exception depends on protobuf's backend.
-            raise ModelError(f"{name} is not an ONNX file, or is damaged.") from None
+            hint = how_to_export(file)
+            raise ModelError(f"{name} is not an ONNX file, or is damaged.", hint=hint) from None
         own = (store,)
         stores = {"": store} if pieces else {}
     if not proto.graph.node:
-        raise ModelError(f"{name} holds no ONNX graph.", hint="Is it a model file, and complete?")
+        hint = how_to_export(file) or "Is it a model file, and complete?"
+        raise ModelError(f"{name} holds no ONNX graph.", hint=hint)
     _check_names(proto, name)
     _check_attributes(proto.graph.node)
     for tensor in proto.graph.initializer:
@@ -145,7 +148,7 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"cannot read {name}: {reason}.") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{name} is a folder, not a model.")
+        raise InputError(f"{name} is a folder, not a model.", hint=how_to_export(path))
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{name} is no file.")
     if status.st_size > _MAX_BYTES:

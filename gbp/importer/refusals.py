@@ -17,6 +17,13 @@ _MAX_LISTED = 50
 #: Ops whose result does not change, or jumps, where their input changes a little.
 _WITHOUT_GRADIENT = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
 _RECURRENT = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
+#: Part of the names of ops that draw random numbers, as TensorFlow's StatelessRandomUniformV2.
+_DRAWING = ("Random", "Bernoulli", "Multinomial")
+_IN_TRAINING = (
+    "The file draws random numbers, as in training: export the network for inference. Where a Keras network "
+    "holds RandomFlip or the like, export keras.Model(x, network(x, training=False)), where x is a "
+    "keras.Input."
+)
 _INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 
@@ -40,6 +47,8 @@ def instead(op: str, before: str | None) -> str | None:
     """Advice about an unsupported op.  `before`: a tensor that feeds it and can be explained."""
     if "QLinear" in op or op in _INTEGER:
         return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
+    if any(part in op for part in _DRAWING):
+        return _IN_TRAINING
     reason = None
     if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
@@ -72,6 +81,13 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     return found
 
 
+def advice(nodes: Sequence[Unsupported]) -> tuple[str, ...]:
+    """The advice about these nodes, each once."""
+    hints = tuple(dict.fromkeys(node.hint for node in nodes if node.hint))
+    # Exported for inference, the network may hold none of the other nodes.
+    return (_IN_TRAINING,) if _IN_TRAINING in hints else hints
+
+
 def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> UnsupportedError:
     """The error about these nodes, of which there is at least one."""
     groups: dict[str, list[Unsupported]] = {}
@@ -85,11 +101,11 @@ def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> Unsupport
     ]
     more = sum(len(group) for group in list(groups.values())[_MAX_LISTED:])
     listed = "; ".join(lines[:_MAX_LISTED]) + (f"; and {more} more" if more else "")
-    hints = dict.fromkeys(node.hint for node in nodes if node.hint)
-    all_have_one = all(node.hint for node in nodes)
+    hints = advice(nodes)
+    is_enough = hints == (_IN_TRAINING,) or all(node.hint for node in nodes)
     return UnsupportedError(
         f"{len(nodes)} node(s) that gbp does not support: {listed}.",
-        supported=None if all_have_one else f"{', '.join(sorted(supported))}; shape arithmetic",
+        supported=None if is_enough else f"{', '.join(sorted(supported))}; shape arithmetic",
         hint=" ".join(hints) or None,
     )
 

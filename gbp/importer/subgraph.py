@@ -235,7 +235,7 @@ def _explained_input(
         raise InputError(
             f"{len(free)} inputs, {', '.join(map(repr, free))}, have no value.",
             supported="one that is explained; all others given",
-            hint="Say input=name, and given={name: array} for the others (--input, --given).",
+            hint=f"Say input={free[0]!r}, if that is the image, and given={{name: array}} for the others.",
         )
     value = declared[free[0]]
     kind = value.type.tensor_type

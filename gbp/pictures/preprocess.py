@@ -338,7 +338,8 @@ class Preprocess:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
                 raise InputError(
-                    f"preprocess has {len(numbers)} numbers in {name}, the network {channels} channel."
+                    f"preprocess has {len(numbers)} numbers in {name}, the network {channels} channel.",
+                    hint="Give one number, or a preset that has one: 'unit', 'raw' or 'tf'.",
                 )
         return np.array(self.mean), np.array(self.std)
 

@@ -107,7 +107,9 @@ class Classes:
             )
             raise InputError(
                 f"{counted(len(self.labels), 'label')} and {found} do not fit together.",
-                hint="Some models have a background class at index 0: put a line for it.",
+                hint="A network of one score has one class: name what a high score stands for."
+                if self.count == 1
+                else "Some models have a background class at index 0: put a line for it.",
             )
 
     @property
