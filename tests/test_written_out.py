@@ -197,6 +197,30 @@ def test_functions_are_written_out_with_their_attributes() -> None:
     assert inspect(model(nodes, {}, functions=[act, twice])).unsupported == ()
 
 
+@pytest.mark.parametrize("given", [{}, {"slope": 0.5}])
+def test_an_attribute_that_a_call_leaves_out_has_the_functions_default(given: dict[str, float]) -> None:
+    """In calls of the graph, of functions and of branches."""
+    leaky = node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    act = function("Act", [leaky])
+    act.attribute_proto.append(helper.make_attribute("slope", 0.25))
+    slope = given.get("slope", 0.25)
+    scores = np.where(X < 0, slope * X, X).mean((2, 3))
+    through = function("Through", [call("Act", "a", "b", **given)])
+    then = branch("then", [call("Act", "x", "t", **given)], "t")
+    ways: dict[str, tuple[Nodes, dict[str, Any]]] = {
+        "graph": ([call("Act", "x", "r", **given), MEAN], {}),
+        "function": ([call("Through", "x", "r"), MEAN], {}),
+        "branch": (
+            [node("If", ["true"], ["r"], then_branch=then, else_branch=then), MEAN],
+            {"true": np.array(True)},
+        ),
+    }
+    for nodes, stored in ways.values():
+        found = Explainer(model(nodes, stored, functions=[act, through])).predict(X)
+        np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-6)
+
+
 def test_functions_are_verified() -> None:
     m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
     assert verify(m, X).verified

@@ -6,6 +6,8 @@ or in circles.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 
 from ..errors import ModelError, UnsupportedError
@@ -19,11 +21,15 @@ def _key(node: onnx.NodeProto) -> _Key:
     return str(node.domain), str(node.op_type), str(node.overload)
 
 
+def _key_of(function: onnx.FunctionProto) -> _Key:
+    return str(function.domain), str(function.name), str(function.overload)
+
+
 class _Counter:
     """Counts the nodes that a node becomes."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.functions = {(str(f.domain), str(f.name), str(f.overload)): f for f in proto.functions}
+        self.functions = {_key_of(function): function for function in proto.functions}
         self.known: dict[_Key, int] = {}
         self.open: set[_Key] = set()
 
@@ -72,6 +78,26 @@ def _is_same(op: str, *opsets: int) -> bool:
     return len(versions) == 1
 
 
+def _give_defaults(model: onnx.ModelProto) -> None:
+    """Write the defaults of a function's attributes into the calls that leave them out.
+
+    onnx.inliner knows no such defaults: it leaves the attribute out, and the op inside takes its own default.
+    """
+    defaults = {_key_of(function): function.attribute_proto for function in model.functions}
+
+    def fill(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            given = {attribute.name for attribute in node.attribute}
+            missing = [each for each in defaults.get(_key(node), ()) if each.name not in given]
+            node.attribute.extend(missing)
+            for graph in graphs_of(node):
+                fill(graph.node)
+
+    fill(model.graph.node)
+    for function in model.functions:
+        fill(function.node)
+
+
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without functions; `proto` itself if it calls none.
 
@@ -100,6 +126,7 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in proto.graph.initializer
     )
     bare.graph.initializer.extend(stored)
+    _give_defaults(bare)
     from onnx import inliner  # Slow to import, and few models have functions.
 
     try:
