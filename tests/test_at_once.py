@@ -16,8 +16,9 @@ from builder import Builder
 from numpy.typing import NDArray
 
 from gbp import Explainer, Top, methods
-from gbp.engine.at_once import in_order
-from gbp.errors import InputError
+from gbp.devices.base import Later
+from gbp.engine.at_once import InTurn, in_order
+from gbp.errors import InputError, ModelError
 from gbp.kernels.parallel.threads import is_alone
 from gbp.methods.common import _even, _left_over, add_each
 from gbp.runtime.session import Session
@@ -114,6 +115,82 @@ def test_where_the_system_gives_fewer_threads_the_work_is_done(
     assert len(begun) == most
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_are_taken_in_order_whatever_order_they_are_brought_in(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, cuts = np.arange(12) * 10, [0, *sorted(rng.choice(range(1, 12), 5, replace=False)), 12]
+    taken: list[tuple[int, list[int], list[int]]] = []
+    turns = InTurn(lambda first, a, b: taken.append((first, a.tolist(), b.tolist())))
+    for i in rng.permutation(6):
+        part = rows[cuts[i] : cuts[i + 1]].copy()
+        turns.bring(cuts[i], part, -part)
+        part[:] = 7  # its memory serves the next part
+    assert [first for first, _, _ in taken] == cuts[:-1]
+    assert [row for _, a, _ in taken for row in a] == rows.tolist()
+    assert [row for _, _, b in taken for row in b] == (-rows).tolist()
+
+
+@pytest.mark.threads
+def test_parts_that_threads_bring_are_taken_one_at_a_time() -> None:
+    taken, within = list[int](), threading.Lock()
+
+    def take(first: int, rows: Floats) -> None:
+        assert within.acquire(blocking=False)
+        taken.append(first)
+        within.release()
+
+    turns = InTurn(take)
+    works = (partial(turns.bring, i, np.zeros(1)) for i in range(500))
+    assert len(list(in_order(works, 4))) == 500
+    assert taken == [*range(500)]
+
+
+def test_copies_are_written_where_a_run_reads_them_and_their_map_is_added_there(
+    x: Floats, small_works: None
+) -> None:
+    explainer, seen = Explainer(model(), threads=1), list[bool]()
+
+    def added(total: Any, terms: Any) -> None:
+        seen.extend(term.base is not None for term in terms)
+        add_each(total, terms)
+
+    expected = methods.smoothgrad(explainer, x, samples=5).map
+    with (
+        mock.patch.object(Later, "__array__", side_effect=AssertionError("an array was made")),
+        mock.patch("gbp.runtime.tape.Tape._backward", side_effect=Tape._backward, autospec=True) as backward,
+        mock.patch("gbp.methods.noise.add_each", added),
+    ):
+        assert methods.smoothgrad(explainer, x, samples=5).map.tobytes() == expected.tobytes()
+    assert len(seen) == 10
+    assert all(call.args[-1] is not None for call in backward.call_args_list)  # no map is copied out
+
+
+def test_samples_that_are_written_later_are_arrays_where_one_is_needed() -> None:
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+    def write(part: slice, to: Floats) -> None:
+        to[...] = rows[part]
+
+    later = Later(rows.shape, write)
+    np.testing.assert_array_equal(np.asarray(later), rows)
+    np.testing.assert_array_equal(np.asarray(later[2:5][1:]), rows[3:5])
+    assert len(later[2:5][1:]) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_whose_map_overflows_is_an_error(threads: int, small_works: None) -> None:
+    b = Builder()
+    y = b.relu(b.mul(b.input(1, 3, 8, 9), b.constant(np.float32([1e20]))))
+    explainer = Explainer(b.model(b.head(b.mul(y, b.constant(np.float32([1e20]))), 4)), threads=threads)
+    x = np.full((1, 3, 8, 9), -1, np.float32)
+    noise = np.zeros((4, 3, 8, 9), np.float32)
+    assert not methods.smoothgrad(explainer, x, noise=noise).map.any()
+    noise[2, 0, 0, 0] = np.float32(1 + 1e-7)  # a tiny number, and so a finite score
+    for method in (methods.smoothgrad, methods.vargrad):
+        with pytest.raises(ModelError, match="NaN or infinity"):
+            method(explainer, x, noise=noise)
+
+
 def test_works_begin_no_threads_of_their_own(x: Floats, small_works: None) -> None:
     explainer, most = Explainer(model(), threads=3), [0]
 
@@ -150,6 +227,9 @@ def test_copies_left_over_from_equal_shares_are_computed_by_all_threads(
 QUESTIONS: dict[str, Callable[[Explainer, Floats], Floats]] = {
     "smoothgrad": lambda e, x: methods.smoothgrad(e, x, samples=7, target=Top(2)).map,
     "vargrad": lambda e, x: methods.vargrad(e, x, samples=5, rule="guided").map,
+    "smoothgrad, input-x-gradient": lambda e, x: (
+        methods.smoothgrad(e, x, samples=5, rule="input-x-gradient").map
+    ),
     "smoothgrad, lrp": lambda e, x: methods.smoothgrad(e, x, samples=5, rule="lrp-epsilon").map,
     "integrated gradients": lambda e, x: methods.integrated_gradients(e, x, steps=9).map,
 }

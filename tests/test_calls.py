@@ -6,6 +6,7 @@ plan, a rule or a session has settled.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,11 +48,13 @@ def counted() -> Iterator[list[str]]:
             names.append(frame.f_code.co_name)
 
     before = sys.getprofile()
+    gc.disable()  # it would call what was registered for garbage of other tests
     sys.setprofile(count)
     try:
         yield names
     finally:
         sys.setprofile(before)
+        gc.enable()
 
 
 def test_an_explanation_enters_native_code_once_in_each_direction(

@@ -23,6 +23,47 @@ _LARGE = 2**14
 Repeater = Callable[[Callable[[], None]], None]
 
 
+@dataclass(frozen=True)
+class Later:
+    """Samples (N, …), float32 in the model's own layout, which a function writes where a run reads them.
+
+    That saves an array, and a copy of it.  Whoever needs an array has one made by `np.asarray`.
+
+    Parameters
+    ----------
+    shape
+        (N, …).
+    write
+        Writes these of the samples to an array of any strides; the same each time.
+    first
+        The number of the first, for `write`.
+    """
+
+    shape: tuple[int, ...]
+    write: Callable[[slice, NDArray[np.float32]], None]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> Later:
+        start, stop, _ = part.indices(len(self))
+        return Later((stop - start, *self.shape[1:]), self.write, self.first + start)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        values = np.empty(self.shape, np.float32)
+        self.write_to(values)
+        return values
+
+    def write_to(self, to: NDArray[np.float32]) -> None:
+        """Write all of them."""
+        self.write(slice(self.first, self.first + len(self)), to)
+
+
+#: Samples (N, …) in the model's own layout.
+Samples = NDArray[np.float32] | Later
+
+
 class Entry:
     """Brings samples of the host into an array of the device: `write`, then a run, which calls `settle`.
 
@@ -38,7 +79,7 @@ class Entry:
         self.x, self.axes = x, axes
         self._logical = x.transpose(*axes)
 
-    def write(self, values: NDArray[np.float32]) -> None:
+    def write(self, values: Samples) -> None:
         """Bring in samples (N, …) in the model's own layout.
 
         The caller keeps them as they are until `settle`.

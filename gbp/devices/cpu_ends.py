@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.ends import bring_in, take_out
-from .base import Entry, Exit
+from .base import Entry, Exit, Later, Samples
 
 
 class CpuEntry(Entry):
@@ -24,8 +24,11 @@ class CpuEntry(Entry):
         super().__init__(x, axes)
         self._threads, self._address = threads, np.zeros(1, np.int64)
 
-    def write(self, values: NDArray[np.float32]) -> None:
-        if values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:
+    def write(self, values: Samples) -> None:
+        if isinstance(values, Later):
+            self._address[0] = 0
+            values.write_to(self._logical)
+        elif values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:
             self._address[0] = address_of(values)
         else:
             self._address[0] = 0

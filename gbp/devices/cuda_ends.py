@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.moves_cuda import mark_not_finite
-from .base import Array, Entry, Exit
+from .base import Array, Entry, Exit, Samples
 
 
 class CudaEntry(Entry):
@@ -24,7 +24,7 @@ class CudaEntry(Entry):
         super().__init__(x, axes)
         self._given, self._marks = _dense(x, axes), marks
 
-    def write(self, values: NDArray[np.float32]) -> None:
+    def write(self, values: Samples) -> None:
         self.x.device.copy_ahead(np.ascontiguousarray(values), self._given)
 
     def settle(self) -> None:

@@ -1,13 +1,15 @@
-"""Several pieces of work at once, each by one thread; their results come in order."""
+"""Several pieces of work at once, each by one thread; what they find is taken in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Thread
-from typing import TypeAlias, TypeVar
+from threading import Lock, Thread
+from typing import Any, TypeAlias, TypeVar
+
+from numpy.typing import NDArray
 
 from ..kernels.parallel.threads import work_alone
 from ..limits import computing
@@ -52,6 +54,36 @@ def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
             tasks.put(None)
         for thread in threads:
             thread.join()
+
+
+class InTurn:
+    """Calls a function with parts in order, by the thread that brings the next one.
+
+    A part that comes early is copied, and its turn comes when those before it were brought.
+
+    Parameters
+    ----------
+    act
+        Is called with the number of a part's first row, and with arrays of its rows, each (n, …).
+    """
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act, self._lock = act, Lock()
+        self._next = 0
+        self._early: dict[int, list[NDArray[Any]]] = {}
+
+    def bring(self, first: int, *rows: NDArray[Any]) -> None:
+        """Bring the rows from number `first` on.  They are not kept."""
+        with self._lock:
+            if first != self._next:
+                self._early[first] = [each.copy(order="K") for each in rows]
+                return
+        part: Sequence[NDArray[Any]] | None = rows
+        while part is not None:  # no other thread has the part that is next
+            self._act(self._next, *part)
+            with self._lock:
+                self._next += len(part[0])
+                part = self._early.pop(self._next, None)
 
 
 def _begun(workers: int, tasks: SimpleQueue[_Task[T]]) -> list[Thread]:

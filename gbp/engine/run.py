@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..arguments import array_of
-from ..errors import InputError, ModelError
+from ..errors import InputError
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
 from ..limits import computing, is_finite
@@ -24,11 +24,9 @@ from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
 from ..runtime.session import Session
 from ..runtime.tape import Reduce, Tape
-from .engine import GATES, Engine, finished
+from .engine import Engine
+from .gradient import Gradient
 from .notes import refuse_meaningless
-
-#: Seeds whose largest number is below are multiplied by a power of two.
-_TINY = 2.0**-20
 
 
 class Run:
@@ -226,30 +224,10 @@ class Run:
         is_inner = start != plan.scores
         shape = plan.shape_of(start) if is_inner else self.scores.shape[1:]
         seeds, is_one = _seeds(seed, len(self), shape)
-        seeds, worth = _near_1(seeds)
-        if not is_inner:
-            seeds = seeds.reshape(*seeds.shape[:2], *plan.output_shape)
         session, tape = self._on(rule.rewrite)
         of_kept, wrt_kept = start if is_inner else None, end if end in plan.kept else None
-        for name in (of_kept, wrt_kept):
-            if name is not None and name not in session.plan.kept:
-                raise InputError(
-                    f"{rule.name!r} has no tensor {name!r}, which is between layers that it folds into one."
-                )
-        with session.device.turn(), computing():
-            early = reduce if rule.finish is None and worth is None else None
-            gate = GATES[rule.forward_gate, rule.gradient_gate]
-            gradient = session.vjp(tape, gate, seeds, of_kept, wrt_kept, early)
-            overflows, tape.is_finite = not tape.is_finite, True
-            if worth is not None:
-                gradient *= worth.reshape(worth.shape + (1,) * (gradient.ndim - 2))
-        if rule.finish is not None:
-            gradient = finished(rule, gradient, self.x if wrt_kept is None else self.value(wrt_kept))
-        if reduce is not None and early is None:
-            gradient = reduce(gradient)
-        if overflows:
-            hint = "The network's values overflow float32."
-            raise ModelError("the gradient holds NaN or infinity.", hint=hint)
+        asked = Gradient(rule, session, seeds, of_kept, wrt_kept, len(self))
+        gradient = asked.of_run(tape, lambda: self.x if wrt_kept is None else self.value(wrt_kept), reduce)
         return gradient[:, 0] if is_one else gradient
 
     @property
@@ -381,18 +359,3 @@ def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.
     if not is_finite(seeds):
         raise InputError("the seed holds NaN or infinity.")
     return seeds[:, None] if is_one else seeds, is_one
-
-
-def _near_1(seeds: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Seeds (n, K, …), tiny ones multiplied by powers of two, and what their gradients are worth, (n, K).
-
-    So the gradient of a small probability is as exact as another: products on AMX take what is below 2⁻¹²⁶,
-    also the last bits of a number, as 0.  None where no seed is tiny.
-    """
-    largest = np.abs(seeds).reshape(*seeds.shape[:2], -1).max(axis=2)
-    is_tiny = (largest > 0) & (largest < _TINY)
-    if not is_tiny.any():
-        return seeds, None
-    exponents = np.where(is_tiny, np.frexp(largest)[1], 0)
-    scaled = np.ldexp(seeds, -exponents.reshape(exponents.shape + (1,) * (seeds.ndim - 2)))
-    return scaled, np.ldexp(np.float32(1), exponents)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.asking import ask
-from ..engine.at_once import in_order
+from ..engine.at_once import InTurn, in_order
+from ..engine.gradient import Take, Write
 from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
-from ..inputs import Batch, Images
+from ..inputs import Images
 from ..limits import elements, is_finite
 from ..questions.questions import Channel, Question, Several, Unit, is_hidden
 from ..result.attribution import Attribution, joined
@@ -42,14 +44,11 @@ class Questions:
         float32 (n, K, …): where backward passes start.  They stay the same for copies of a sample.
     targets
         int64 (n, K): the classes that they are about.
-    is_plain
-        Whether they are classes and no more.
     """
 
     of: str | None
     seeds: NDArray[np.float32]
     targets: NDArray[np.int64]
-    is_plain: bool
 
     def __getitem__(self, part: slice) -> Questions:
         """Those of some samples."""
@@ -80,10 +79,8 @@ class Questions:
 
 #: From a run and its questions to maps (n, K, …), and details with one row for each sample.
 Compute = Callable[[Run, Questions], tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]
-#: From a part of the copies of a sample to what makes them.
-Copies: TypeAlias = Callable[[slice], Callable[[], NDArray[np.float32]]]
-#: The maps (K, …) and the scores (classes,) of copies of a sample.
-Pairs: TypeAlias = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+#: From a part of the copies of a sample to what writes some of that part to an array.
+Copies: TypeAlias = Callable[[slice], Write]
 
 
 def tensors_of(target: Question) -> tuple[str, ...]:
@@ -99,7 +96,7 @@ def _questions(run: Run, target: Question) -> tuple[Questions, bool, dict[str, N
         columns = targets.reshape(len(run), -1)
         seeds = np.zeros((*columns.shape, run.scores.shape[1]), np.float32)
         seeds.reshape(columns.size, -1)[np.arange(columns.size), columns.reshape(-1)] = 1
-        return Questions(None, seeds, columns, True), targets.ndim == 1, {}
+        return Questions(None, seeds, columns), targets.ndim == 1, {}
     asked, is_one = ask(run, target.targets if isinstance(target, Several) else (target,))
     if len({each.of for each in asked}) > 1:
         raise InputError("a method explains units of one tensor at a time.", hint="Ask one after the other.")
@@ -109,7 +106,7 @@ def _questions(run: Run, target: Question) -> tuple[Questions, bool, dict[str, N
         "question": np.array([each.names for each in asked]).T,
         "value": np.stack([each.value for each in asked], axis=1),
     }
-    return Questions(asked[0].of, seeds, targets, False), is_one, details
+    return Questions(asked[0].of, seeds, targets), is_one, details
 
 
 def explained(
@@ -173,15 +170,16 @@ def with_details(found: Attribution, notes: Sequence[str], **details: Any) -> At
     return replace(found, notes=(*found.notes, *notes), details={**details, **found.details})
 
 
-def each_copy(
+def of_copies(
     explainer: Explainer,
     x: NDArray[np.float32],
     copies: Copies,
     count: int,
     questions: Questions,
     rule: str | Rule,
-) -> Iterator[Pairs]:
-    """Explain copies of one sample, one forward run each.
+    add: Take,
+) -> None:
+    """Explain copies of one sample, one forward run each, and add up their maps.
 
     Parameters
     ----------
@@ -190,45 +188,38 @@ def each_copy(
     x
         The sample, float32.
     copies
-        Said which of the copies, which it is in order, it returns what makes them: float32 (m, …).
+        Said which of the copies, which it is in order, it returns what writes them: given some of these, and
+        an array (m, …).
     count
         How many there are.
     questions
         Those of the sample, the same for all copies.
     rule
         The rule.
-
-    Yields
-    ------
-    Some copies' maps and scores, in order.  Maps have the device's order in memory.  Sums in the same order
-    are fastest.
+    add
+        Is called with the number of a first copy, the maps (m, K, …) from there on, and their scores
+        (m, classes).  It keeps no maps, because they may be in a run's memory.  It is called in order, one
+        call at a time, not always by this thread.  Maps have the device's order in memory, and sums in the
+        same order are fastest.
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    workers = explainer.at_once(x.shape, most, k, questions.kept)
+    ask = explainer.repeated(x.shape, questions.seeds, rule_named(rule), questions.of, most)
+    workers, turns = ask.workers(), InTurn(add)
     alone = count - _left_over(count, workers)
     # They share the caches; but one copy at a time would read the weights too often.
     step = _even(alone, max(min(most, 2), -(-most // workers)), workers)
-    rewrites = rule_named(rule).rewrite is not None
 
-    def compute(make: Callable[[], NDArray[np.float32]]) -> Pairs:
-        # No picture, because nobody draws these, and x was searched for NaN and infinity already.
-        some = Batch(make(), lambda: None)
-        if rewrites and questions.is_plain:  # a run would compute the network as it is, too
-            found = explainer.explain(some, rule=rule, target=np.tile(questions.targets, (len(some.x), 1)))
-            return [*zip(found.map, found.scores, strict=True)]
-        pairs: Pairs = []
-        for run in explainer.runs(some, questions.kept):
-            seeds = np.broadcast_to(questions.seeds, (len(run), *questions.seeds.shape[1:]))
-            pairs += zip(run.vjp(seeds, rule, of=questions.of), run.scores, strict=True)
-        return pairs
+    def compute(part: slice, write: Write) -> None:
+        ask(part.stop - part.start, write, lambda i, *found: turns.bring(part.start + i, *found))
 
-    def works(first: int, stop: int) -> Iterator[Callable[[], Pairs]]:
+    def works(first: int, stop: int) -> Iterator[Callable[[], None]]:
         for start in range(first, stop, step):
-            yield partial(compute, copies(slice(start, min(start + step, stop))))
+            part = slice(start, min(start + step, stop))
+            yield partial(compute, part, copies(part))
 
-    yield from in_order(works(0, alone), workers)
-    yield from in_order(works(alone, count), 1)
+    for _ in chain(in_order(works(0, alone), workers), in_order(works(alone, count), 1)):
+        pass
 
 
 def add_each(total: NDArray[np.float64], terms: Sequence[NDArray[Any]]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import array_of, whole_number
+from ..engine.gradient import Write
 from ..engine.run import Run
 from ..errors import InputError, counted
 from ..explainer import Explainer
@@ -32,7 +33,7 @@ from ..pictures.percent import whole_percent
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule
-from .common import Copies, Questions, add_each, each_copy, explained, with_details
+from .common import Copies, Questions, add_each, explained, of_copies, with_details
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
 Noise: TypeAlias = float | NDArray[Any]
@@ -197,23 +198,12 @@ def _noisy(
 
     def of_sample(
         x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int, images: int
-    ) -> tuple[NDArray[np.float64], float]:
+    ) -> tuple[NDArray[np.float32], float]:
         """A sample's map, and the share of its copies in which its best class stayed the best."""
-        best, kept = scores.argmax(), 0
-        total = squares = square = np.empty(0)
-        made = copies.of(x, index, images)
-        for pairs in each_copy(explainer, x, made, copies.count, questions, rule):
-            if not total.size:  # in the memory order of the maps
-                total = np.zeros_like(pairs[0][0], np.float64)
-                if statistic.reads_squares:
-                    squares, square = np.zeros_like(total), np.zeros_like(total)
-            add_each(total, [maps for maps, _ in pairs])
-            for maps, _ in pairs if statistic.reads_squares else ():
-                squares += np.multiply(maps, maps, out=square, dtype=np.float64)
-            kept += sum(int(copy_scores.argmax() == best) for _, copy_scores in pairs)
-        total /= copies.count
-        squares /= copies.count
-        return statistic.of(total, squares), kept / copies.count
+        sums, made = _Sums(statistic.reads_squares, int(scores.argmax())), copies.of(x, index, images)
+        of_copies(explainer, x, made, copies.count, questions, rule, sums.add)
+        with np.errstate(over="ignore", invalid="ignore"):  # `explained` looks at the result
+            return statistic.of(*sums.means(copies.count)).astype(np.float32), sums.same / copies.count
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         run.close()  # its memory serves the copies
@@ -229,6 +219,41 @@ def _noisy(
         f"{whole_percent(found.details['same_class'].mean())} of them."
     )
     return with_details(found, (note,), samples=copies.count, noise=copies.share, seed=copies.seed)
+
+
+class _Sums:
+    """Sums over copies: of their maps, in float64, in the order that maps have in memory.
+
+    Parameters
+    ----------
+    squares
+        Whether the squares of maps are added, too.
+    best
+        The sample's best class.
+    """
+
+    def __init__(self, squares: bool, best: int) -> None:
+        self._adds_squares, self._best = squares, best
+        #: In how many copies the best class stayed the best.
+        self.same = 0
+        self._total, self._squares, self._square = np.empty(0), np.empty(0), np.empty(0)
+
+    def add(self, first: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Add maps (m, …) and scores (m, classes) of copies, from number `first` on."""
+        self.same += int(np.count_nonzero(scores.argmax(axis=1) == self._best))
+        if first == 0:
+            self._total = np.zeros_like(maps[0], np.float64)
+            if self._adds_squares:
+                self._squares, self._square = np.zeros_like(self._total), np.zeros_like(self._total)
+        add_each(self._total, list(maps))
+        for one in maps if self._adds_squares else ():
+            self._squares += np.multiply(one, one, out=self._square, dtype=np.float64)
+
+    def means(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean of all maps, so many, and that of their squares, in place of the sums."""
+        self._total /= count
+        self._squares /= count
+        return self._total, self._squares
 
 
 @dataclass(frozen=True)
@@ -285,18 +310,17 @@ def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> 
     kept = _draws(x.shape, count, seed) if 4 * count * x.size <= _MAX_DRAWN else None
     generator, base = np.random.Generator(np.random.SFC64(seed)), _interleaved(x)
 
-    def copies(part: slice) -> Callable[[], NDArray[np.float32]]:
+    def copies(part: slice) -> Write:
         if kept is None:
             drawn = generator.standard_normal((part.stop - part.start, *x.shape), np.float32)
         else:
             drawn = kept[part]
 
-        def make() -> NDArray[np.float32]:
-            made = drawn * deviation
-            made += base
-            return made
+        def write(some: slice, to: NDArray[np.float32]) -> None:
+            np.multiply(drawn[some], deviation, out=to)
+            to += base
 
-        return make
+        return write
 
     return copies
 
@@ -329,7 +353,14 @@ def _with_given(x: NDArray[np.float32], noise: NDArray[np.float32], index: int, 
             f"noise has shape {list(noise.shape)}.",
             supported=f"one number, or an array of shape [S, {sizes}] or [S, N, {sizes}]",
         )
-    return lambda part: lambda: x + one[part]
+
+    def copies(part: slice) -> Write:
+        def write(some: slice, to: NDArray[np.float32]) -> None:
+            np.add(x, one[part][some], out=to)
+
+        return write
+
+    return copies
 
 
 def _array(noise: Any) -> NDArray[np.float32]:

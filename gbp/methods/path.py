@@ -11,13 +11,13 @@ It is complete: were the sum the integral, the map would add up to s(x) - s(x').
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import array_of, fits, whole_number
+from ..engine.gradient import Write
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer
@@ -25,7 +25,7 @@ from ..inputs import Images
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
-from .common import Questions, each_copy, explained, with_details
+from .common import Questions, explained, of_copies, with_details
 
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -116,16 +116,23 @@ def integrated_gradients(
     ) -> NDArray[np.float64]:
         way = x - start
 
-        def copies(part: slice) -> Callable[[], NDArray[np.float32]]:
-            at = points[part].reshape(-1, *(1,) * x.ndim)
-            return lambda: (start + at * way).astype(np.float32)
+        def copies(part: slice) -> Write:
+            def write(some: slice, to: NDArray[np.float32]) -> None:
+                to[...] = start + points[part][some].reshape(-1, *(1,) * x.ndim) * way
 
-        each = chain.from_iterable(each_copy(explainer, x, copies, count, questions, rule))
-        total = part = np.empty(0)
-        for i, (weight, (maps, _)) in enumerate(zip(weights, each, strict=True)):
-            if i == 0:  # in the memory order of the maps
-                total, part = np.zeros_like(maps, np.float64), np.empty_like(maps, np.float64)
-            total += np.multiply(maps, weight, out=part)
+            return write
+
+        total = product = np.empty(0)
+
+        def add(first: int, maps: NDArray[np.float32], _: NDArray[np.float32]) -> None:
+            nonlocal total, product
+            if first == 0:  # in the memory order of the maps
+                total = np.zeros_like(maps[0], np.float64)
+                product = np.empty_like(total)
+            for weight, one in zip(weights[first : first + len(maps)], maps, strict=True):
+                total += np.multiply(one, weight, out=product)
+
+        of_copies(explainer, x, copies, count, questions, rule, add)
         total *= way
         return total
 

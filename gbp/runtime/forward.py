@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Array, Device, Entry, Repeater
+from ..devices.base import Array, Device, Entry, Repeater, Samples
 from ..kernels.codegen.gate import Gate
 from ..kernels.parallel.program import perform
 from ..kernels.pointwise import pointwise_bwd
@@ -91,7 +91,7 @@ class Forward:
             pieces.append(Piece(part, entry, arrays[plan.output.name], part_runs, device))
         return cls(plan, threads, device, pieces, marks, memory.arrays, runs, masks, backward)
 
-    def feed(self, x: NDArray[np.float32]) -> None:
+    def feed(self, x: Samples) -> None:
         """Run on samples x (N, …) in the model's own layout."""
         for piece in self.pieces:
             piece.entry.write(x[piece.samples])

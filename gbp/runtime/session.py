@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device
+from ..devices.base import Device, Samples
 from ..errors import InputError, ModelError, OutOfMemoryError, readable_bytes
 from ..kernels.codegen.gate import Gate
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, refuse_not_finite
@@ -67,7 +67,7 @@ class Session:
     def __post_init__(self) -> None:
         self.pool = MemoryPool(self.memory or self.device.slice_bytes, max(4, self.threads))
 
-    def run(self, x: NDArray[np.float32], first: int = 0, to_input: bool = True) -> Tape:
+    def run(self, x: Samples, first: int = 0, to_input: bool = True) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.
 
         Parameters
@@ -93,7 +93,7 @@ class Session:
             raise self._not_finite(x, tape.scores)
         return tape
 
-    def _not_finite(self, x: NDArray[np.float32], scores: NDArray[np.float32]) -> ModelError:
+    def _not_finite(self, x: Samples, scores: NDArray[np.float32]) -> ModelError:
         """The error that names the first node whose result is NaN or infinite as the scores are."""
         sample = int(np.argmin(np.isfinite(scores).all(axis=1)))
         is_odd, what = (np.isnan, "NaN") if np.isnan(scores[sample]).any() else (np.isinf, "infinity")

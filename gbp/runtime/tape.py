@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device
+from ..devices.base import Device, Samples
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
 from ..limits import is_finite
@@ -39,7 +39,7 @@ class Tape:
     def __init__(
         self,
         plan: Plan,
-        x: NDArray[np.float32],
+        x: Samples,
         pool: MemoryPool,
         threads: int,
         device: Device = CPU,
@@ -185,9 +185,7 @@ class Tape:
             return np.array(found if reduce is None else reduce(found))
 
 
-def steps(
-    plan: Plan, x: NDArray[np.float32], threads: int
-) -> Iterator[tuple[Instruction, Mapping[str, Floats]]]:
+def steps(plan: Plan, x: Samples, threads: int) -> Iterator[tuple[Instruction, Mapping[str, Floats]]]:
     """Run `plan` on x, instruction by instruction.
 
     Parameters
