@@ -87,8 +87,6 @@ class Inputs:
         Whether the network reads four axes as (N, H, W, C); None if nothing in the file shows it.
     preprocess
         How pictures become input, or None.
-    looks_at_samples
-        Whether samples are searched for NaN and infinity here; not where the device searches them.
     suggestion
         The preprocessing that the model's file suggests, a sentence, or "".
     """
@@ -97,7 +95,6 @@ class Inputs:
     has_batch: bool
     channels_last: bool | None
     preprocess: Preprocess | None
-    looks_at_samples: bool = True
     suggestion: str = ""
 
     def count(self, images: Images) -> int:
@@ -108,14 +105,30 @@ class Inputs:
             return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
-    def batches(self, images: Images, slices: Slices) -> Iterator[Batch]:
-        """Prepare images slice by slice.  Raises InputError for images that cannot be read or do not fit."""
+    def batches(self, images: Images, slices: Slices, run_looks: bool = False) -> Iterator[Batch]:
+        """Prepare images slice by slice.
+
+        Parameters
+        ----------
+        images
+            As for `Explainer.explain`.
+        slices
+            Cuts them.
+        run_looks
+            Whether the run that follows looks for NaN and infinity in an array (`Session.run`), so that it is
+            not searched here.
+
+        Raises
+        ------
+        InputError
+            For images that cannot be read or do not fit, and for arrays that hold NaN or infinity.
+        """
         if isinstance(images, Batch):
             for part in slices(len(images.x), tuple(images.x.shape[1:])):
                 yield images[part]
             return
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            yield from self._array_batches(self._samples(array_of(images)), slices)
+            yield from self._array_batches(self._samples(array_of(images)), slices, run_looks=run_looks)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
@@ -194,7 +207,9 @@ class Inputs:
             samples.append(sample)
         return np.concatenate(samples)
 
-    def _array_batches(self, x: NDArray[Any], slices: Slices, files: Sequence[str] = ()) -> Iterator[Batch]:
+    def _array_batches(
+        self, x: NDArray[Any], slices: Slices, files: Sequence[str] = (), run_looks: bool = False
+    ) -> Iterator[Batch]:
         """Slices of an array of samples, which these files held."""
         expected = self.model_shape
         _refuse_unless_numbers(x, "the array")
@@ -210,7 +225,7 @@ class Inputs:
             if samples.dtype != np.float32 or not samples.flags.c_contiguous:
                 with np.errstate(over="ignore"):
                     samples = np.ascontiguousarray(samples, np.float32)
-            if self.looks_at_samples and not is_finite(samples):
+            if not run_looks and not is_finite(samples):
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
                 first = part.start + int(np.argmin(finite))
                 refuse_not_finite(first, files[first] if files else "")

@@ -24,7 +24,7 @@ from gbp.ops.conv.algorithms import ColumnsBackward
 from gbp.ops.conv.choice import _backward
 
 #: Calls of Python functions in one explanation of a small network by its array.
-MOST_CALLS = 106
+MOST_CALLS = 103
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,15 @@ def test_an_explanation_calls_few_python_functions(lenet: Explainer, target: int
     with counted() as names:
         lenet.explain(x, target=target)
     assert len(names) <= MOST_CALLS, "\n".join(names)
+
+
+def test_small_kernels_run_at_once_and_large_ones_leave_room_for_ctrl_c() -> None:
+    most, limit = program._AT_ONCE, program._ELEMENTS_AT_ONCE
+    few, many = limit // (4 * most), limit // 2 + 1
+    assert list(program._spans([few] * 3 * most)) == [(0, 3 * most)]
+    assert list(program._spans([many] * 2 * most)) == [(0, most), (most, 2 * most)]
+    assert list(program._spans([few] * most + [limit, few])) == [(0, most), (most, most + 2)]
+    assert list(program._spans([limit + 1])) == [(0, 1)]
 
 
 def test_notes_are_found_once_for_a_rule(lenet: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ def run(*given):
         raise Broken
     return real(*given)
 
-program.run, program._AT_ONCE = run, 1  # between any two kernels, also of a run that is prepared
+program.run = run  # between any two kernels, also of a run that is prepared
+program._AT_ONCE, program._ELEMENTS_AT_ONCE = 1, -1
 for prepared in (False, True):
     broken = 0
     for at in range(1, 60):

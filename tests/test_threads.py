@@ -238,6 +238,26 @@ def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads._turns().qsize() == 2
 
 
+def test_helpers_are_called_before_a_run_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wake while the caller prepares the run; helpers that it will not have sleep on."""
+    called: list[int] = []
+    monkeypatch.setattr(threads, "available", lambda: 4)
+    monkeypatch.setattr(threads._functions(), "call", lambda _, members: called.append(members))
+    team = threads._Team()
+    monkeypatch.setattr(threads, "_team", team)
+    with threads.parallel(4):
+        assert called == []  # there are no helpers yet
+    team._helpers = 2
+    for wanted in (1, 2, 4):
+        with threads.parallel(wanted):
+            pass
+    assert called == [2, 3]
+    team.callers = 3  # beside this one
+    with threads.parallel(4):
+        pass
+    assert called == [2, 3]
+
+
 def test_a_busy_machine_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had to wait for helpers twice in a row works without them, each time longer, until it goes well."""
     monkeypatch.setattr(threads, "available", lambda: 2)

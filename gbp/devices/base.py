@@ -161,8 +161,8 @@ class Device(ABC):
         """The same values in this device's memory.  On the CPU this is the array itself."""
 
     @abstractmethod
-    def running(self) -> AbstractContextManager[None]:
-        """A context manager inside which kernels may be run."""
+    def running(self, threads: int = 1) -> AbstractContextManager[None]:
+        """A context manager inside which kernels may be run; soon, where they may use so many threads."""
 
     def turn(self) -> AbstractContextManager[None]:
         """A context manager inside which one caller explains.  Entering it may wait for other callers."""
@@ -176,7 +176,8 @@ class Device(ABC):
         """Cut n samples of `nbytes` bytes into pieces: one is brought in while the last one is computed."""
         return [slice(0, n)]
 
-    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None, threads: int) -> Entry:
+    @abstractmethod
+    def entry(self, x: Array, axes: tuple[int, ...], marks: Array, threads: int) -> Entry:
         """The entry to x (N, …).
 
         Parameters
@@ -184,11 +185,10 @@ class Device(ABC):
         x, axes
             As for `Entry`.
         marks
-            (N,) where the device looks at samples, else None.  A run makes it 0 for samples that are finite.
+            (N,), float32.  A run makes it 0 for samples that are finite, and else another number.
         threads
             How many threads a kernel may use.
         """
-        return Entry(x, axes)
 
     def exit(self, x: Array, axes: tuple[int, ...], threads: int) -> Exit:
         """The exit from x (N, …), which is read with these axes.  threads: as for `entry`."""
@@ -197,11 +197,6 @@ class Device(ABC):
     @property
     def has_tf32(self) -> bool:
         """Whether it can multiply in TF32."""
-        return False
-
-    @property
-    def looks_at_samples(self) -> bool:
-        """Whether its entries mark samples that hold NaN or infinity."""
         return False
 
     @abstractmethod

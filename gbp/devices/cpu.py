@@ -37,8 +37,8 @@ class CpuDevice(Device):
     def constant(self, values: NDArray[Any]) -> Array:
         return values
 
-    def running(self) -> AbstractContextManager[None]:
-        return parallel()
+    def running(self, threads: int = 1) -> AbstractContextManager[None]:
+        return parallel(threads)
 
     def turn(self) -> AbstractContextManager[None]:
         return turn()
@@ -47,8 +47,8 @@ class CpuDevice(Device):
         x.fill(0)
         x[tuple([index.item() for index in where]) if len(x) == 1 else where] = 1  # numbers are faster
 
-    def entry(self, x: Array, axes: tuple[int, ...], marks: Array | None, threads: int) -> Entry:
-        return CpuEntry(x, axes, threads)
+    def entry(self, x: Array, axes: tuple[int, ...], marks: Array, threads: int) -> Entry:
+        return CpuEntry(x, axes, marks, threads)
 
     def exit(self, x: Array, axes: tuple[int, ...], threads: int) -> Exit:
         return CpuExit(x, axes, threads)

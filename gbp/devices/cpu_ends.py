@@ -6,26 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.ends import bring_in, take_out
+from ..limits import is_finite
 from .base import Entry, Exit, Later, Samples
 
 
 class CpuEntry(Entry):
-    """Threads put the axes of samples in order.
+    """Threads put the axes of samples in order, and look for NaN.
 
     Parameters
     ----------
     x, axes
         As for `Entry`.
+    marks
+        (N,), where a run writes 0 for each sample that holds neither NaN nor infinity.
     threads
         How many threads a kernel may use.
     """
 
-    def __init__(self, x: NDArray[np.float32], axes: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self, x: NDArray[np.float32], axes: tuple[int, ...], marks: NDArray[np.float32], threads: int
+    ) -> None:
         super().__init__(x, axes)
-        self._threads, self._address = threads, np.zeros(1, np.int64)
+        self._marks, self._threads, self._address = marks, threads, np.zeros(1, np.int64)
 
     def write(self, values: Samples) -> None:
-        if isinstance(values, Later):
+        self._marks.fill(0)
+        if isinstance(values, Later):  # of samples that were looked at
             self._address[0] = 0
             values.write_to(self._logical)
         elif values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:
@@ -33,10 +39,11 @@ class CpuEntry(Entry):
         else:
             self._address[0] = 0
             super().write(values)
+            self._marks[...] = [not is_finite(sample) for sample in values]
 
     def settle(self) -> None:
         if self.x.ndim == 4:
-            bring_in(self._address, self._logical, self._threads)
+            bring_in(self._address, self._logical, self._marks, self._threads)
 
 
 class CpuExit(Exit):

@@ -151,8 +151,8 @@ class CudaDevice(Device):
         ends = sorted({0, n // 4, n // 2, n})
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
-    def entry(self, x: CudaArray, axes: tuple[int, ...], marks: CudaArray | None, threads: int) -> Entry:
-        return CudaEntry(x, axes, marks if marks is not None else self.empty((len(x),)))
+    def entry(self, x: CudaArray, axes: tuple[int, ...], marks: CudaArray, threads: int) -> Entry:
+        return CudaEntry(x, axes, marks)
 
     def exit(self, x: CudaArray, axes: tuple[int, ...], threads: int) -> Exit:
         return CudaExit(x, axes)
@@ -161,10 +161,6 @@ class CudaDevice(Device):
     def has_tf32(self) -> bool:
         return bool(tensor_cores())
 
-    @property
-    def looks_at_samples(self) -> bool:
-        return True
-
     def constant(self, values: NDArray[Any]) -> Any:
         if not values.size:
             return values
@@ -172,7 +168,7 @@ class CudaDevice(Device):
             return self.upload(values)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, threads: int = 1) -> Iterator[None]:
         with self._lock:
             if not SIMULATED:
                 self._pinned.use()

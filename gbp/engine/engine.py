@@ -92,7 +92,6 @@ class Engine:
             source.has_batch,
             source.channels_last,
             preprocess,
-            not settings.device.looks_at_samples,
             suggestion(source),
         )
         engine = proxy(self)  # a cycle would keep the memory of an Explainer that is gone, on a card too
@@ -134,7 +133,7 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Sequence[Image]] = []
         photos: list[Photo] = []
-        for batch, session in self.batches(images, batch_size, targets, rewrite=rule.rewrite):
+        for batch, session in self.batches(images, batch_size, targets, rewrite=rule.rewrite, run_looks=True):
             refuse_meaningless(rule, session.plan)
             if batch.pictures is not None:  # they may copy the samples, which caches hold now
                 pictures.append(batch.pictures)
@@ -156,7 +155,7 @@ class Engine:
 
         parts: list[NDArray[np.float32]] = []
         done = 0
-        for batch, session in self.batches(images):
+        for batch, session in self.batches(images, run_looks=True):
             parts += _run(session, batch.x, done, computed)
             done += len(batch.x)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -172,8 +171,12 @@ class Engine:
         targets: int = 1,
         keep: Kept = (),
         rewrite: Rewrite | None = None,
+        run_looks: bool = False,
     ) -> Iterator[tuple[Batch, Session]]:
-        """Cut images into slices; each comes with the session for its shape."""
+        """Cut images into slices; each comes with the session for its shape.
+
+        `run_looks`: as for `Inputs.batches`.
+        """
         session: Session | None = None
 
         def slices(count: int, shape: Shape) -> Iterator[slice]:
@@ -181,7 +184,7 @@ class Engine:
             session = self.sessions.of(shape, keep, rewrite)
             return session.slices(count, targets, batch_size)
 
-        for batch in self.inputs.batches(images, slices):
+        for batch in self.inputs.batches(images, slices, run_looks):
             assert session is not None  # all images of a call have one shape
             yield batch, session
 

@@ -1,4 +1,8 @@
-"""Frames of split pixels, which the kernels of `conv_amx` read: the parts of x's values, and padding."""
+"""Frames of split pixels, which the kernels of `conv_amx` read: the parts of x's values, and padding.
+
+Where x has no more channels than half a chunk, the other half of a row may hold the next pixel to the right.
+Then a row has the values of two taps, and a tile multiplies no zeros.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, store_parts
 from .codegen.emit import LANES
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
-from .codegen.simd import load, load_some, prefetch_read
+from .codegen.simd import load, load_some, prefetch_read, zeros
 from .codegen.views import zero_run
 from .epilogue import Plane
 
@@ -20,15 +24,19 @@ _AHEAD = 2**11
 
 
 class Frame(NamedTuple):
-    """Where windows read: sides of the padded plane, and where pixel (0, 0) of x is in it."""
+    """Where windows read: sides of the padded plane, and where pixel (0, 0) of x is in it.
+
+    `pairs`: 1 where a row holds its pixel and the next one.
+    """
 
     rows: int
     columns: int
     top: int
     left: int
+    pairs: int = 0
 
 
-FRAME = types.NamedUniTuple(types.int64, 4, Frame)
+FRAME = types.NamedUniTuple(types.int64, len(Frame._fields), Frame)
 
 
 def positions_of(rows: int, columns: int, stride: int) -> int:
@@ -67,6 +75,22 @@ def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int) -> None:
 
 
 @device_function
+def _split_pairs(x: int, plane: Plane, low: int, high: int, to: int, part: int) -> None:
+    """Split the pixels of columns low … high − 1, from address x on, each with the next; `to` is of column 0.
+
+    The column before them holds a pair, too: padding and the first pixel.
+    """
+    for column in range(max(0, low - 1), high):
+        pixel, following = zeros(), zeros()
+        if column >= low:
+            pixel = load_some(x, plane.C)
+            x += plane.pixel
+        if column + 1 < high:
+            following = load_some(x, plane.C)
+        store_parts(to + column * ROW_BYTES, part, pixel, following)
+
+
+@device_function
 def split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int) -> None:
     """Split `rows` rows of sample n's frame, from row `begin` on, to address `to`."""
     part = positions * ROW_BYTES
@@ -83,4 +107,7 @@ def split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, p
             chunk = out + c // DEPTH * PARTS * part
             _zero_parts(chunk, low, part)
             _zero_parts(chunk + high * ROW_BYTES, frame.columns - high, part)
-        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part)
+        if frame.pairs:
+            _split_pairs(line, x, low, high, out, part)
+        else:
+            _split_pixels(line, x, high - low, out + low * ROW_BYTES, part)

@@ -74,6 +74,16 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1).view(np.float32)
 
 
+def paired(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights (O, C, KH, KW) for frames of pairs: (O, DEPTH, KH, ⌈KW / 2⌉), two taps side by side."""
+    O, C, KH, KW = w.shape
+    pairs = np.zeros((O, 2, DEPTH // 2, KH, (KW + 1) // 2), w.dtype)
+    for which in (0, 1):
+        taps = w[..., which::2]
+        pairs[:, which, :C, :, : taps.shape[3]] = taps
+    return pairs.reshape(O, DEPTH, KH, -1)
+
+
 class Sum(NamedTuple):
     """The terms of a sum, as steps in bytes from pixel to pixel, part to part, chunk to chunk, tap to tap.
 

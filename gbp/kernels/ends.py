@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from .codegen.emit import LANES
-from .codegen.jit import DENSE, INT, kernel
+from .codegen.jit import DENSE, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import (
     address_of,
     at,
     fma,
+    interleave_three,
+    load,
     load_scalar,
     load_some,
+    store_each,
     store_scalar,
     store_some,
     sum_lanes,
@@ -27,11 +30,40 @@ from .conditions import WORDS
 from .moves import STRIDED
 
 
-@kernel(WORDS, STRIDED, INT)
-def bring_in(source: Any, x: Any, threads: int, share: Share) -> None:
+@device_function
+def _copy_row(given: int, to: int, step: int, W: int) -> Any:
+    """Copy W numbers to addresses `step` bytes apart.  Returns a vector: NaN if one of them is not finite."""
+    seen = zeros()
+    for w in range(0, W, LANES):
+        v = load_some(given + 4 * w, W - w)
+        seen = fma(v, zeros(), seen)
+        if step == 4:
+            store_some(to + 4 * w, v, W - w)
+    if step != 4:
+        for w in range(W):
+            store_scalar(to + step * w, load_scalar(given + 4 * w))
+    return seen
+
+
+@device_function
+def _copy_colours(given: int, plane: int, to: int, W: int) -> Any:
+    """Copy W pixels of three planes, `plane` bytes apart, side by side; returns the same as `_copy_row`."""
+    seen, whole = zeros(), W // LANES * LANES
+    for w in range(0, whole, LANES):
+        a, b, c = load(given + 4 * w), load(given + plane + 4 * w), load(given + 2 * plane + 4 * w)
+        seen = fma(a, zeros(), fma(b, zeros(), fma(c, zeros(), seen)))
+        store_each(to + 12 * w, 4 * LANES, interleave_three(a, b, c))
+    for i in range(3):
+        seen = seen + _copy_row(given + i * plane + 4 * whole, to + 12 * whole + 4 * i, 12, W - whole)
+    return seen
+
+
+@kernel(WORDS, STRIDED, DENSE, INT)
+def bring_in(source: Any, x: Any, marks: Any, threads: int, share: Share) -> None:
     """Write the samples (N, C, H, W) at the address in source (1,), C-contiguous, to x of any strides.
 
-    Threads share the rows, with all channels, because these are neighbours in x as a rule.
+    Writes 1 to the mark of each sample that holds NaN or infinity; marks are (N,).  Threads share the rows,
+    with all channels, because these are neighbours in x as a rule.
     """
     N, C, H, W = x.shape
     step, begin = x.strides[3], source[0]
@@ -39,14 +71,15 @@ def bring_in(source: Any, x: Any, threads: int, share: Share) -> None:
         return
     for row in range(*part_of(N * H, share, threads)):
         n, h = row // H, row % H
-        for c in range(C):
-            given, to = begin + 4 * W * ((n * C + c) * H + h), at(x, n, c, h)
-            if step == 4:
-                for w in range(0, W, LANES):
-                    store_some(to + 4 * w, load_some(given + 4 * w, W - w), W - w)
-            else:
-                for w in range(W):
-                    store_scalar(to + step * w, load_scalar(given + 4 * w))
+        given, plane = begin + 4 * W * (n * C * H + h), 4 * W * H
+        seen = zeros()
+        if C == 3 and x.strides[1] == 4 and step == 12:
+            seen = _copy_colours(given, plane, at(x, n, 0, h), W)
+        else:
+            for c in range(C):
+                seen = seen + _copy_row(given + c * plane, at(x, n, c, h), step, W)
+        if sum_lanes(seen) != 0:
+            marks[n] = 1
 
 
 @kernel(DENSE, WORDS, WORDS, INT)

@@ -15,6 +15,8 @@ ALIKE = 0.9
 #: Numbers that are added in float32.  If a map's sum of squares is between these, float32 holds the squares
 #: of what matters in it.
 _BLOCK = 256
+#: Numbers that show of most maps that they are not 0 everywhere.
+_FEW = 1024
 _LEAST, _MOST = 1e-24, 1e30
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
 _DEVIATION, _TAPS = 1.5, 11
@@ -76,8 +78,14 @@ def remark(maps: NDArray[Any]) -> str | None:
 
 def empty_maps(maps: NDArray[Any]) -> int:
     """How many of the maps, (K, …), are 0 everywhere."""
-    # A few numbers of a map show mostly that it is not.
-    return sum(not (flat[::997].any() or flat.any()) for flat in (one.ravel(order="K") for one in maps))
+    empty = 0
+    for one in maps:
+        flat = one.ravel(order="K")
+        middle = flat.size // 2
+        # A few neighbours in its middle show it mostly, and take less time than all numbers.
+        if not np.logical_or.reduce(flat[middle : middle + _FEW]) and not np.logical_or.reduce(flat):
+            empty += 1
+    return empty
 
 
 def rounded_down(value: float) -> str:

@@ -37,7 +37,7 @@ class Forward:
     pieces
         The samples, in the order in which they are computed.
     marks
-        (n,), not 0 for samples that hold NaN or infinity; None where the device does not look for them.
+        (n,), not 0 for samples that hold NaN or infinity.
     arrays, runs, masks
         All tensors, instructions and masks, of all samples.
     backward
@@ -49,7 +49,7 @@ class Forward:
     threads: int
     device: Device
     pieces: list[Piece]
-    marks: Array | None
+    marks: Array
     arrays: dict[str, Floats]
     runs: list[_Run]
     masks: dict[str, NDArray[np.uint8]]
@@ -74,7 +74,7 @@ class Forward:
             for i, instruction in enumerate(plan.instructions)
         ]
         runs = _runs(plan, memory.arrays, contexts)
-        marks = device.empty((n,)) if device.looks_at_samples else None
+        marks = device.empty((n,))
         backward, samples = None, [slice(0, n)]
         if not plan.keeps_activations:
             backward = Buffers(plan, plan.backward.arena, n, memory.floats, memory.scratch)
@@ -86,8 +86,7 @@ class Forward:
                 floats, count = memory.floats[part.start * size : part.stop * size], part.stop - part.start
                 arrays = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
                 part_runs = _runs(plan, arrays, [_of_samples(context, part) for context in contexts])
-            part_marks = None if marks is None else marks[part]
-            entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, part_marks, threads)
+            entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, marks[part], threads)
             pieces.append(Piece(part, entry, arrays[plan.output.name], part_runs, device))
         return cls(plan, threads, device, pieces, marks, memory.arrays, runs, masks, backward)
 

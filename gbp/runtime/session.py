@@ -82,7 +82,7 @@ class Session:
         Raises
         ------
         InputError
-            Where the device looks at samples and one holds NaN or infinity.
+            Where a sample holds NaN or infinity.
         ModelError
             Where a score is NaN or infinity.
         """

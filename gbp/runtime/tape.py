@@ -26,8 +26,6 @@ from .memory import Buffers, MemoryPool
 #: A function of an array of the run, which may not keep it: it is overwritten later.
 Reduce: TypeAlias = Callable[[Floats], Floats]
 
-_NONE: NDArray[np.int64] = np.empty(0, np.int64)
-
 
 class Tape:
     """One forward run on a batch.
@@ -66,16 +64,14 @@ class Tape:
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
         self._nbytes, self._kind = self.n * plan.forward_bytes, "forward" if first == 0 else "forward, inner"
-        with device.running():
+        with device.running(threads):
             self._forward = pool.acquire(
                 self._kind, self.n, self._nbytes, lambda: Forward.make(plan, self.n, threads, device, first)
             )
             self._forward.feed(x)
-            pieces, marks = self._forward.pieces, self._forward.marks
-            marked = [] if marks is None else [marks]
-            found = device.read_all(*[piece.y for piece in pieces], *marked)
-        #: The samples that hold NaN or infinity, where the device looks for them.
-        self.not_finite = np.flatnonzero(found.pop()) if marked else _NONE
+            marks, *found = device.read_all(self._forward.marks, *[piece.y for piece in self._forward.pieces])
+        #: The samples that hold NaN or infinity.
+        self.not_finite = marks.nonzero()[0]
         #: Whether all maps so far are finite.
         self.is_finite = True
         scores = np.concatenate(found) if len(found) > 1 else found[0]
@@ -155,7 +151,7 @@ class Tape:
         if memory is None:
             nbytes = m * self._plan.route_bytes(route)
             memory = self._pool.acquire("backward", size, nbytes, lambda: self._buffers(route, m))
-        with self._device.running():
+        with self._device.running(self._threads):
             seed, leaving = memory.ends(route, self._device, self._threads)
             write(seed)
             if reduce is None:

@@ -18,9 +18,9 @@ from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_amx import conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
-from gbp.ops.conv.algorithms_amx import NO_SCALES, AmxForward
+from gbp.ops.conv.algorithms_amx import NO_SCALES, AmxBackward, AmxForward
 from gbp.ops.conv.algorithms_strides import AmxMerged, AmxPhases
-from gbp.ops.step import NO_TENSOR, UNCLIPPED, Context, GradientSlot
+from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 
 pytestmark = pytest.mark.skipif(
     ON_CARD or not amx.is_usable(), reason="this machine has no AMX, or may not use it, or a card computes"
@@ -99,6 +99,47 @@ def test_strided_backward(data: st.DataObject) -> None:
     size = pair("size")
     expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, C, *size), stride=pair("stride"), pads=pads))
     backward = algorithm(w, Window(height, width))
+
+    def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
+        fixed, each = backward.scratch(threads)
+        context = Context(threads, aligned((fixed + len(gx) * each,)))
+        backward(gy, GradientSlot(gx, bool(accumulate), mask, gate), context)
+
+    check_reverse(run, gy, expected, targets=3)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_pairs_of_taps(data: st.DataObject) -> None:
+    """Few channels: a chunk holds two neighbours of a row, of any window, in both directions."""
+
+    def axis() -> Axis:
+        kernel, stride = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+        begin, end = data.draw(st.integers(-2, 4)), data.draw(st.integers(-2, 4))
+        return Axis(data.draw(st.integers(max(1, kernel - begin - end), 40)), kernel, stride, 1, begin, end)
+
+    height, width = axis(), axis()
+    both = Window(height, width)
+    C, O = data.draw(st.sampled_from([(1, 20), (3, 16), (13, 33), (16, 64)]))
+    x, w, b = noise(2, height.size, width.size, C), noise(O, C, *both.kernel, seed=1), noise(O, seed=2)
+    pads = height.begin, width.begin, height.end, width.end
+    linear = nhwc(naive.conv_fwd(nchw(x), w, b, stride=(height.stride, width.stride), pads=pads))
+    forward = AmxForward(w, b, both)
+    assert forward.layer.frame.pairs == (width.kernel > 1)
+
+    def fused(samples: slice, r: Any, y: Any, mask: Any, lo: float, hi: float, threads: int) -> None:
+        fixed, each = forward.scratch(threads)
+        context = Context(threads, aligned((fixed + len(y) * each,)), mask=mask)
+        forward(Guarded.of(x[samples]), r, y, Clipped(lo, hi), context)
+
+    check_epilogue(fused, linear)
+    if not both.is_unstrided:
+        return
+    w = w.transpose(1, 0, 2, 3)  # so that few channels come in backward
+    gy = noise(6, *both.output, C)
+    expected = nhwc(naive.conv_bwd(nchw(gy), w, (6, O, *both.size), pads=pads))
+    backward = AmxBackward(w, both)
+    assert backward.layer.frame.pairs == (width.kernel > 1)
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
         fixed, each = backward.scratch(threads)

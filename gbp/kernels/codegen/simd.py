@@ -308,6 +308,25 @@ def sum_lanes(typing: Any, a: Any) -> Any:
     return types.float32(vector), codegen
 
 
+@intrinsic
+def interleave_three(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """The lanes a₀ b₀ c₀ a₁ b₁ c₁ … as a tuple of three vectors."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b, c = args
+        result = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
+        for part in range(3):
+            places = [divmod(part * LANES + lane, 3) for lane in range(LANES)]  # (lane, which vector)
+            of_two = [lane + LANES * which if which < 2 else 0 for lane, which in places]
+            of_all = [at if which < 2 else LANES + lane for at, (lane, which) in enumerate(places)]
+            two = builder.shuffle_vector(a, b, ir.Constant(emit.VECTOR_I32, of_two))
+            row = builder.shuffle_vector(two, c, ir.Constant(emit.VECTOR_I32, of_all))
+            result = builder.insert_value(result, row, part)
+        return result
+
+    return types.UniTuple(vector, 3)(vector, vector, vector), codegen
+
+
 @device_function
 def load_some(address: int, count: int) -> Any:
     """`load` if there are `LANES` values or more, else `load_first`, which is slower."""

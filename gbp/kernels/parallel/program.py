@@ -22,8 +22,9 @@ from .threads import run
 
 Work = Callable[[], None]
 
-#: Most instructions that native code runs at once.  In between, the interpreter can handle Ctrl-C.
-_AT_ONCE = 32
+#: Instructions that native code runs at once; in between, the interpreter can handle Ctrl-C.  More, while the
+#: arrays of all hold no more elements than these, because to go back costs more than a small instruction.
+_AT_ONCE, _ELEMENTS_AT_ONCE = 32, 2**24
 _BYTES = 8 * INSTRUCTION
 #: A recorded call on fewer elements is not cut into parts: it is done before a helper wakes up.
 _SMALL = 2**14
@@ -44,8 +45,9 @@ class _Instruction:
     ) -> None:
         self.args, self.threads = args, int(args[-1])
         self.block = kernel.pack(args[:-1])  # the address of this memory goes into the row
+        self.elements = kernel.elements(args)
         parts = 1 if self.threads == 1 else min(MAX_PARTS, kernel.split * self.threads)
-        if not cuts_small and kernel.elements(args) < _SMALL:
+        if not cuts_small and self.elements < _SMALL:
             parts = 1
         phases = kernel.phases(args) if kernel.phases else 1
         self._where = where  # keeps the word's memory alive
@@ -61,14 +63,25 @@ class _Row:
         self._words: NDArray[np.int64] = np.array([each.row for each in instructions], np.int64)
         self._threads = max(each.threads for each in instructions)
         first = self._words.ctypes.data
-        stop = first + self._words.nbytes
         self._spans = [
-            (at, min(stop, at + _BYTES * _AT_ONCE)) for at in range(first, stop, _BYTES * _AT_ONCE)
+            (first + _BYTES * start, first + _BYTES * stop)
+            for start, stop in _spans([each.elements for each in instructions])
         ]
 
     def __call__(self) -> None:
         for first, stop in self._spans:
             run(first, stop, self._threads)
+
+
+def _spans(elements: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Which instructions, of so many elements each, native code runs at once: [start, stop) of each span."""
+    start = held = 0
+    for at, each in enumerate(elements):
+        if at - start >= _AT_ONCE and held + each > _ELEMENTS_AT_ONCE:
+            yield start, at
+            start, held = at, 0
+        held += each
+    yield start, len(elements)
 
 
 class Program:

@@ -168,6 +168,12 @@ def _work(member: int) -> None:
     _member_loop(load_word(member + TEAM), load_word(member + SLOT), -1)
 
 
+def _call(team: int, members: int) -> None:
+    """Wake the first `members` members, because work for them will come at once."""
+    for slot in range(1, members):
+        _wake(team, slot)
+
+
 def _run_alone(first: int, stop: int) -> None:
     """Run the instructions from address `first` to `stop` on this thread alone, in slot 0."""
     at = first
@@ -187,5 +193,6 @@ def _look(times: int) -> None:
 
 run_team = Native(_run, [INT] * 4)
 work = Native(_work, [INT])
+call = Native(_call, [INT] * 2)
 run_alone = Native(_run_alone, [INT] * 2)
 look = Native(_look, [INT])

@@ -6,7 +6,7 @@ together are no more than the processors that the process may use: each further 
 helper.
 
 On a busy machine a caller may wait long for a helper that the system does not run.  A caller that waited too
-long in two runs in a row works alone for a while.  A run is one call of `run`: up to 32 calls of kernels.
+long in two runs in a row works alone for a while.  A run is one call of `run`: some dozen calls of kernels.
 Runs shorter than a wait that counts say nothing, so they may lie between the two.  One long wait says little:
 the system may wake a helper on the caller's own processor, and leaves it there until its next tick.
 
@@ -76,10 +76,24 @@ class _Team:
         self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
         self._address = self._memory.ctypes.data
 
+    def call(self, threads: int) -> None:
+        """Wake the helpers that a run will have, if it begins now.
+
+        Waking up takes as long as a caller needs to prepare a run.
+        """
+        members = min(self._members(threads), 1 + self._helpers)
+        if members > 1:
+            _functions().call(self._address, members)
+
+    def _members(self, threads: int) -> int:
+        """How many threads, with the caller, may work on a run now."""
+        members = min(threads, 1 + available() - max(1, self.callers))
+        return members if members > 1 and time.monotonic() >= self._alone_until else 1
+
     def run(self, first: int, stop: int, threads: int) -> None:
         """Run the instructions from address `first` to `stop`, with as many helpers as may work."""
-        members = min(threads, 1 + available() - max(1, self.callers))
-        if members > 1 and time.monotonic() >= self._alone_until and self.free.acquire(blocking=False):
+        members = self._members(threads)
+        if members > 1 and self.free.acquire(blocking=False):
             try:
                 self._run(first, stop, members)
             finally:
@@ -154,6 +168,7 @@ class _Functions:
 
     def __init__(self) -> None:
         self.run_team = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(native.run_team.address)
+        self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(native.call.address)
         self.run_alone = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(native.run_alone.address)
         self.look = ctypes.CFUNCTYPE(None, ctypes.c_int64)(native.look.address)
         self.work = native.work.address
@@ -223,12 +238,23 @@ def _turns() -> SimpleQueue[None]:
 
 
 class parallel:  # named like a function, as `turn`
-    """A context manager inside which a thread counts as a caller, and so takes the place of a helper."""
+    """A context manager inside which a thread counts as a caller, and so takes the place of a helper.
+
+    Parameters
+    ----------
+    threads
+        How many threads the runs inside may use.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
 
     def __enter__(self) -> None:
         self._team = _team
         with _counting:
             self._team.callers += 1
+        if self._threads > 1 and not is_alone():
+            self._team.call(self._threads)
 
     def __exit__(self, *_: object) -> None:
         with _counting:

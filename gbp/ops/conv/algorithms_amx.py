@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...graph.geometry import Window
 from ...kernels.amx_frame import Frame
 from ...kernels.amx_shares import amx_scratch, band_of
-from ...kernels.amx_sums import SUMS, chunks_of, pack_amx
+from ...kernels.amx_sums import SUMS, chunks_of, pack_amx, paired
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
@@ -46,6 +46,20 @@ class AmxLayer:
     #: Channels of a chunk, and floats of the sums of two tiles of pixels.
     depth: int = amx.DEPTH
     sums: int = SUMS
+    #: Whether frames may hold pairs of pixels.
+    may_pair: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, C: int, O: int, taps: Taps, frame: Frame, size: tuple[int, int]) -> AmxLayer:
+        """The layer, with two taps of a row in one chunk, if they fit there."""
+        if cls.may_pair and 2 * C <= amx.DEPTH and taps.columns > 1 and taps.dilation_w == 1:
+            taps = taps._replace(columns=(taps.columns + 1) // 2, dilation_w=2)
+            frame = frame._replace(pairs=1)
+        return cls(C, O, taps, frame, size)
+
+    def pack(self, w: Floats) -> Floats:
+        """Pack weights (O, C, KH, KW)."""
+        return pack_amx(paired(w) if self.frame.pairs else w)
 
     @classmethod
     def forward(cls, O: int, C: int, window: Window) -> AmxLayer:
@@ -54,7 +68,7 @@ class AmxLayer:
             return cls(C, O, Taps(1, 1), Frame(*window.output, 0, 0), window.output)
         rows, columns = ((axis.outputs - 1) * axis.stride + axis.extent for axis in (h, w))
         taps = taps_of(window)
-        return cls(C, O, taps, Frame(rows, columns, taps.top, taps.left), window.output)
+        return cls.of(C, O, taps, Frame(rows, columns, taps.top, taps.left), window.output)
 
     @classmethod
     def backward(cls, O: int, C: int, window: Window) -> AmxLayer:
@@ -62,7 +76,7 @@ class AmxLayer:
         h, w = window.height, window.width
         rows, columns = (axis.size + axis.extent - 1 for axis in (h, w))
         taps = reversed_taps_of(window)
-        return cls(O, C, taps, Frame(rows, columns, taps.top, taps.left), window.size)
+        return cls.of(O, C, taps, Frame(rows, columns, taps.top, taps.left), window.size)
 
     @property
     def cost(self) -> float:
@@ -122,7 +136,7 @@ class AmxForward(ForwardAlgorithm):
 
     def __init__(self, w: Floats, b: NDArray[Any], window: Window) -> None:
         self.window, self.layer = window, AmxLayer.forward(len(w), w.shape[1], window)
-        self.w, self.b = pack_amx(w), padded_bias(b)
+        self.w, self.b = self.layer.pack(w), padded_bias(b)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return self.layer.scratch(threads)
@@ -147,7 +161,7 @@ class AmxBackward(BackwardAlgorithm):
 
     def __init__(self, w: Floats, window: Window) -> None:
         self.layer = AmxLayer.backward(len(w), w.shape[1], window)
-        self.w = pack_amx(flipped(w))
+        self.w = self.layer.pack(flipped(w))
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return self.layer.scratch(threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class DigitsLayer(AmxLayer):
 
     depth: int = DIGITS_DEPTH
     sums: int = LEVELS // 4
+    may_pair: ClassVar[bool] = False
 
     @property
     def cost(self) -> float:
