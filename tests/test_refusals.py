@@ -618,7 +618,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "Constant of integers": (constant(value_ints=[3, 4]), M, "Conv 'conv': input 1 .*holds int64"),
     "Constant of a float": (constant(value_float=3.0), M, r"Conv 'conv': weights have shape \[\]"),
     "Constant of floats": (constant(value_floats=[3.0, 4.0]), M, r"Conv 'conv': weights have shape \[2\]"),
-    "Constant that is sparse": (constant(sparse_value=sparse()), M, "Constant 'made'"),
+    "Constant that is sparse": (constant(sparse_value=sparse()), U, "Constant 'made': it holds a sparse"),
     "Constant of nothing": (constant(), M, "Constant 'made'"),
     "Constant that is NaN": (constant(value_float=float("nan")), M, "Constant 'made': .*NaN"),
     "Constant tensor that is NaN": (

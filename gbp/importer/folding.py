@@ -101,6 +101,10 @@ def evaluate(
             op=node.op_type,
             supported="constants that are floats, integers or booleans",
         )
+    if any(attribute.HasField("sparse_tensor") for attribute in node.attribute):
+        raise UnsupportedError(
+            "it holds a sparse tensor.", node=label(node), op=node.op_type, supported="dense tensors"
+        )
     if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
         raise _refused(node, f"input {inputs[0]!r} holds no number.")
     if node.op_type == "Constant" and (value := _value_of(node)) is not None:
