@@ -9,17 +9,22 @@ from .rules import RULES, Rule
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .bulk.run import batch
+    from .bulk.run import Summary, batch
     from .engine.run import Run
     from .explainer import Explainer
     from .graph.tensors import Tensor
-    from .importer.outputs import PROBABILITY
+    from .importer.outputs import PROBABILITY, Probability
     from .importer.proto import Model
-    from .inputs import Images
-    from .pictures.preprocess import Preprocess
-    from .questions.questions import Channel, Contrast, Question, Several, Unit
-    from .questions.targets import At, Top
+    from .inputs import Images, Picture
+    from .pictures.drawing import Panel, Reduction, Style
+    from .pictures.layout import Layout
+    from .pictures.look import LookOptions
+    from .pictures.preprocess import ChannelOrder, Preprocess, Resize
+    from .questions.head import Head
+    from .questions.questions import Channel, Contrast, Question, Score, Seed, Several, Unit
+    from .questions.targets import At, Target, Top
     from .result.attribution import Attribution
+    from .result.provenance import Provenance
     from .result.sample import Sample
 
 __version__ = VERSION
@@ -30,17 +35,35 @@ __all__ = [
     "At",
     "Attribution",
     "Channel",
+    "ChannelOrder",
     "Contrast",
     "Explainer",
     "GbpError",
+    "Head",
+    "Images",
     "InputError",
+    "Layout",
+    "LookOptions",
+    "Model",
     "ModelError",
     "OutOfMemoryError",
+    "Panel",
+    "Picture",
     "Preprocess",
+    "Probability",
+    "Provenance",
+    "Question",
+    "Reduction",
+    "Resize",
     "Rule",
     "Run",
     "Sample",
+    "Score",
+    "Seed",
     "Several",
+    "Style",
+    "Summary",
+    "Target",
     "Tensor",
     "Top",
     "Unit",
@@ -56,12 +79,30 @@ _LAZY = {
     "At": "questions.targets",
     "Attribution": "result.attribution",
     "Channel": "questions.questions",
+    "ChannelOrder": "pictures.preprocess",
     "Contrast": "questions.questions",
     "Explainer": "explainer",
+    "Head": "questions.head",
+    "Images": "inputs",
+    "Layout": "pictures.layout",
+    "LookOptions": "pictures.look",
+    "Model": "importer.proto",
+    "Panel": "pictures.drawing",
+    "Picture": "inputs",
     "Preprocess": "pictures.preprocess",
+    "Probability": "importer.outputs",
+    "Provenance": "result.provenance",
+    "Question": "questions.questions",
+    "Reduction": "pictures.drawing",
+    "Resize": "pictures.preprocess",
     "Run": "engine.run",
     "Sample": "result.sample",
+    "Score": "questions.questions",
+    "Seed": "questions.questions",
     "Several": "questions.questions",
+    "Style": "pictures.drawing",
+    "Summary": "bulk.run",
+    "Target": "questions.targets",
     "Tensor": "graph.tensors",
     "Top": "questions.targets",
     "Unit": "questions.questions",

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-
-#: (gradient, values) → map, both (N, K, …), or values (N, 1, …).
-Finish: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Rule:
     source: str
     caution: str = ""
     rewrite: Callable[[Any], Any] | None = None
-    finish: Finish | None = None
+    finish: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]] | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for a field that no rule can have."""

@@ -193,7 +193,7 @@ def test_memory_bounds_what_runs_together(
     """With room for so many: fewer samples at a time, then fewer targets; the same bits."""
     x, target = images(6, 3, 8, 9), np.tile(np.arange(4), (6, 1))
     whole = Explainer(classifier(None)).explain(x, target=target)
-    plan, _ = Explainer(classifier(None)).plan_for((3, 8, 9))
+    plan, _ = Explainer(classifier(None))._plan_for((3, 8, 9))
     budget = plan.nbytes(*room) if room else 1
     monkeypatch.setattr("gbp.runtime.session.Tape", Runs)
     Runs.seen.clear()

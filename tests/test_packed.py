@@ -100,7 +100,7 @@ def test_the_next_explainer_builds_nothing(
 def test_weights_lie_in_the_file(folder: Path, file: Path) -> None:
     """Also of the process that packed them: what it packed itself nobody could share."""
     for _ in range(2):
-        plan, _ = Explainer(file).plan_for((3, 8, 8))
+        plan, _ = Explainer(file)._plan_for((3, 8, 8))
         arrays = entry.Pickled(plan)._arrays
         assert len(arrays) >= 4
         for array in arrays:

@@ -357,7 +357,7 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(
     monkeypatch.setattr(amx, "is_usable", lambda: False)
     b = Builder()
     x = b.relu(b.conv(b.input(1, 64, size, size), 64, 3, pads=(1, 1, 1, 1)))
-    plan, _ = Explainer(b.model(b.head(x))).plan_for((64, size, size))
+    plan, _ = Explainer(b.model(b.head(x)))._plan_for((64, size, size))
     named = {kernel.name for call in plan.instructions for kernel in call.step.kernels}
     assert named == {"conv_lists_bwd", *otherwise}
 

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 import pytest
 
 import gbp
 import gbp.methods
 
-NAMES = (
-    *("PROBABILITY", "RULES", "At", "Attribution", "Channel", "Contrast", "Explainer", "GbpError"),
-    *("InputError", "ModelError"),
-    *(
-        "OutOfMemoryError",
-        "Preprocess",
-        "Rule",
-        "Run",
-        "Sample",
-        "Several",
-        "Tensor",
-        "Top",
-        "Unit",
-        "UnsupportedError",
-        "__version__",
-        "batch",
-        "explain",
-    ),
-)
+NAMES = [
+    "PROBABILITY",
+    "RULES",
+    "At",
+    "Attribution",
+    "Channel",
+    "ChannelOrder",
+    "Contrast",
+    "Explainer",
+    "GbpError",
+    "Head",
+    "Images",
+    "InputError",
+    "Layout",
+    "LookOptions",
+    "Model",
+    "ModelError",
+    "OutOfMemoryError",
+    "Panel",
+    "Picture",
+    "Preprocess",
+    "Probability",
+    "Provenance",
+    "Question",
+    "Reduction",
+    "Resize",
+    "Rule",
+    "Run",
+    "Sample",
+    "Score",
+    "Seed",
+    "Several",
+    "Style",
+    "Summary",
+    "Target",
+    "Tensor",
+    "Top",
+    "Unit",
+    "UnsupportedError",
+    "__version__",
+    "batch",
+    "explain",
+]
 
 
 #: The page that documents the functions and classes outside `gbp` itself.
@@ -72,7 +99,7 @@ DOCUMENTED = dict(documented())
 
 
 def test_the_names_are_these() -> None:
-    assert tuple(gbp.__all__) == NAMES
+    assert gbp.__all__ == NAMES
     assert dir(gbp) == sorted(NAMES)
     assert all(hasattr(gbp, name) for name in NAMES)
     with pytest.raises(AttributeError, match="'gbp' has no attribute 'nothing'"):
@@ -106,9 +133,64 @@ def listed(text: str) -> list[str]:
 
 
 def test_their_parameters_are_listed() -> None:
-    """An exception's message alone needs no list."""
+    """But those of an exception, which is a message, of an Enum, and of a TypedDict."""
     texts = {name: inspect.getdoc(value) for name, value in DOCUMENTED.items()}
     assert [name for name, text in texts.items() if not text] == []
     for name, value in DOCUMENTED.items():
-        if not (inspect.isclass(value) and issubclass(value, Exception)):
+        if not (inspect.isclass(value) and issubclass(value, Exception | Enum)) and not is_typeddict(value):
             assert {*parameters(value)} == {*listed(texts[name] or "")}, name
+
+
+#: Only gbp makes these: the parameters of their constructors are its own affair.
+MADE_BY_GBP = [
+    "Attribution",
+    "Curve",
+    "Features",
+    "Head",
+    "Method",
+    "Provenance",
+    "Run",
+    "Sample",
+    "Sanity",
+    "Summary",
+    "Tensor",
+    "Window",
+]
+
+
+def defined() -> Iterator[str]:
+    """The names of the types that the modules of gbp define."""
+    for path in Path(gbp.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                yield node.name
+            elif isinstance(node, ast.Assign):
+                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id
+
+
+def annotations(name: str, value: Any) -> str:
+    """The annotations of a signature, and those of a class's fields, as they are written."""
+    if isinstance(value, property):
+        value = value.fget
+    if not inspect.isclass(value):
+        return str([*inspect.unwrap(value).__annotations__.values()])
+    if name in MADE_BY_GBP or issubclass(value, Exception) or is_typeddict(value):
+        return ""  # the fields of a TypedDict are arguments of a function, which documents them
+    own = [vars(base) for base in value.__mro__ if base.__module__.startswith("gbp")]
+    holders = [*own, *(vars(names["__init__"]) for names in own if "__init__" in names)]
+    texts = (names.get("__annotations__", {}).items() for names in holders)
+    return str([text for each in texts for key, text in each if not key.startswith("_")])
+
+
+def test_no_signature_names_a_private_type() -> None:
+    """A user who annotates code with the types of gbp finds each where the documents say."""
+    private = {*defined()} - {name for name, _ in public()} - vars(builtins).keys()
+    mentioned = {
+        f"{name}: {word}"
+        for name, value in DOCUMENTED.items()
+        for word in re.findall(r"[A-Za-z_]\w*", annotations(name, value))
+        if word in private
+    }
+    assert mentioned == set()

@@ -161,13 +161,13 @@ def residual_net(b: Builder, x: str) -> str:
 def test_kept_tensors_change_no_map_and_leave_the_plan_of_others_alone() -> None:
     explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
     before = explainer.explain(x, rule="guided")
-    plan, _ = explainer.plan_for((3, 6, 7))
+    plan, _ = explainer._plan_for((3, 6, 7))
     nbytes = plan.nbytes(1, 1)
     with explainer.run(x, ["relu1"]) as run:
         seed = np.eye(4, dtype=np.float32)[before.target]
         np.testing.assert_allclose(run.vjp(seed, "guided"), before.map, rtol=1e-4, atol=1e-6)
         assert run.value("relu1").min() == 0
-    assert explainer.plan_for((3, 6, 7))[0] is plan
+    assert explainer._plan_for((3, 6, 7))[0] is plan
     assert plan.nbytes(1, 1) == nbytes
     assert explainer.explain(x, rule="guided").map.tobytes() == before.map.tobytes()
 

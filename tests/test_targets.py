@@ -123,7 +123,7 @@ def test_a_score_by_its_position_is_that_score() -> None:
         assert result.label() == "dog (5:1)"
     best = explainer.explain(image(), target=Top(3))[0]
     assert (
-        best.only(At(*map(int, best.classes.position(int(best.target[1])).split(":")))).target
+        best.only(At(*map(int, best._classes.position(int(best.target[1])).split(":")))).target
         == best.target[1]
     )
     row = result.to_dict()["explained"][0]

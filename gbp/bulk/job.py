@@ -24,7 +24,6 @@ from ..result.attribution import Attribution
 from ..rules import RULE_NAMES, RULES
 from ..version import VERSION
 
-Arrays = Literal["npz", "zarr"]
 #: Arguments of `Explainer` that change no bit, and those that `settings` looks at by themselves.
 _FREE = ("model", "threads", "memory", "cache", "preprocess", "labels")
 #: Formats whose files hold no time at which they were written.
@@ -75,7 +74,7 @@ class Job:
     format: str
     look: Mapping[str, Any]
     bare: bool
-    arrays: Arrays | None
+    arrays: Literal["npz", "zarr"] | None
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:

@@ -17,10 +17,8 @@ from ..questions.questions import Question, Score, checked_score
 from .engines import import_ray, locally, on_ray, threads_of
 from .folder import Folder
 from .index import Index
-from .job import Arrays, Job, Task, digest_of, name_of
+from .job import Job, Task, digest_of, name_of
 from .worker import Worker
-
-Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,10 @@ def batch(
     format: str = "png",
     look: Mapping[str, Any] | None = None,
     bare: bool = False,
-    arrays: Arrays | None = None,
+    arrays: Literal["npz", "zarr"] | None = None,
     shard: tuple[int, int] | None = None,
     retry: bool = False,
-    engine: Engine = "local",
+    engine: Literal["local", "ray"] = "local",
     actors: int | None = None,
     ray_address: str | None = None,
     stdin: IO[bytes] | None = None,

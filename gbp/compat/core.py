@@ -8,11 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import PROBABILITY, Explainer, InputError, Run, Tensor
+from .. import PROBABILITY, Explainer, InputError, Model, Probability, Run, Tensor
 from ..arguments import array_of
 from ..graph.tensors import find
-from ..importer.outputs import Probability
-from ..importer.proto import Model
 
 #: An ONNX file, its bytes, a ModelProto, or an Explainer.
 AnyModel: TypeAlias = Explainer | Model

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import onnx
 from numpy.typing import ArrayLike
 
-from .. import UnsupportedError
+from .. import Model, UnsupportedError
 from ..graph.graph import Graph
 from ..graph.op import check_algorithm
 from ..graph.shapes import Shape
 from ..importer.functions import inlined
-from ..importer.proto import Model, check_tensors, read
+from ..importer.proto import check_tensors, read
 from ..importer.refusals import advice, unsupported_nodes
 from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source, locate

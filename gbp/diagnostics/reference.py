@@ -18,10 +18,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 
-from .. import InputError, UnsupportedError
+from .. import InputError, Model, UnsupportedError
 from ..importer import dated
 from ..importer.branches import reads
-from ..importer.proto import Model, graphs_of, label, qualified
+from ..importer.proto import graphs_of, label, qualified
 from ..importer.subgraph import Source
 from ..ops import fused
 from ..ops.dtypes import FLOATS

@@ -23,11 +23,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from .. import Explainer, InputError, UnsupportedError
+from .. import Explainer, InputError, Model, Picture, UnsupportedError
 from ..importer.load import open_model
-from ..importer.proto import Model, label
+from ..importer.proto import label
 from ..importer.subgraph import Choice, Source
-from ..inputs import Picture
 from ..limits import computing, elements
 from ..ops import fact
 from ..plan.layout import Instruction
@@ -200,7 +199,7 @@ def _step_errors(
 
     After each step the reference's values replace its output, so that later steps compute on them.
     """
-    plan, threads = explainer.plan_for(x.shape[1:])
+    plan, threads = explainer._plan_for(x.shape[1:])
     run = steps(plan, x, threads)
     nodes = {name: node for node in source.nodes for name in node.output}
     labelled = {label(node): node for node in source.nodes}

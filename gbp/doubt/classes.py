@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,13 @@ from .. import InputError
 from ..arguments import whole_number
 from ..result.similarity import cosine
 
-#: Targets, int64 (N, K), → maps (N, K, …).
-ExplainTargets: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]
-
 
 def class_sensitivity(
-    explain: ExplainTargets, scores: NDArray[Any], *, others: int = 8, seed: int = 0
+    explain: Callable[[NDArray[np.int64]], NDArray[Any]],
+    scores: NDArray[Any],
+    *,
+    others: int = 8,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
     """The cosine of each sample's best class' map with the maps of other classes, drawn at random.
 

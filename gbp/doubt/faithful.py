@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import Attribution, Explainer, InputError
+from .. import Attribution, Explainer, Images, InputError
 from ..arguments import array_of, fits, whole_number
-from ..inputs import Images
-
-#: Scores (n, classes) → numbers of the same shape.
-Measure: TypeAlias = Callable[[NDArray[np.float32]], NDArray[Any]]
-#: Samples (n, …) and the index of the original of each, (n,) → maps (n, …).
-ExplainSamples: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[Any]]
 
 #: Petsiuk et al. blur 224 pixels with a window of 11 and a deviation of 5.
 _BLUR, _BLUR_TAPS = 5.0, 11
@@ -52,7 +46,7 @@ def deletion(
     *,
     steps: int = 50,
     baseline: ArrayLike = 0.0,
-    measure: Measure | None = None,
+    measure: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
 ) -> Curve:
     """Replace pixels by the baseline, the most relevant first: the lower the area, the better the map.
 
@@ -91,7 +85,7 @@ def insertion(
     *,
     steps: int = 50,
     baseline: ArrayLike | None = None,
-    measure: Measure | None = None,
+    measure: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
 ) -> Curve:
     """Put pixels into the baseline, the most relevant first: the higher the area, the better the map.
 
@@ -179,7 +173,12 @@ def infidelity(
 
 
 def max_sensitivity(
-    explain: ExplainSamples, x: NDArray[np.float32], *, radius: float = 0.02, samples: int = 10, seed: int = 0
+    explain: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[Any]],
+    x: NDArray[np.float32],
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
     """The largest ‖map(x′) − map(x)‖ / ‖map(x)‖ over points x′ whose numbers are within `radius` of x.
 
@@ -233,7 +232,7 @@ def _curve(
     end: NDArray[np.float32],
     found: Attribution,
     steps: int,
-    measure: Measure | None,
+    measure: Callable[[NDArray[np.float32]], NDArray[Any]] | None,
 ) -> Curve:
     """The scores while the pixels of `start` are replaced by those of `end`, the most relevant first."""
     whole_number("steps", steps)
@@ -269,7 +268,9 @@ def _as_input(plane: NDArray[np.int64], layout: str) -> NDArray[np.int64]:
 
 
 def _scores(
-    explainer: Explainer, parts: Iterable[NDArray[Any]], measure: Measure | None = None
+    explainer: Explainer,
+    parts: Iterable[NDArray[Any]],
+    measure: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
 ) -> NDArray[np.float64]:
     scores = np.concatenate([explainer.predict(np.asarray(part, np.float32)) for part in parts])
     return np.asarray(scores if measure is None else measure(scores), np.float64)

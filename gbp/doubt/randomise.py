@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from .. import InputError, ModelError
+from .. import InputError, Model, ModelError
 from ..arguments import whole_number
 from ..importer.load import open_model
-from ..importer.proto import Model, label, tensor_values
+from ..importer.proto import label, tensor_values
 from ..importer.subgraph import Choice
 
 #: Ops that multiply by weights.  Their constant operands are the layer's parameters.

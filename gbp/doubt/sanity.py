@@ -20,13 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import RULES, Attribution, Explainer, InputError, ModelError
+from .. import RULES, Attribution, Explainer, InputError, Model, ModelError, Picture, Target
 from ..arguments import whole_number
-from ..importer.proto import Model
 from ..importer.subgraph import Choice
-from ..inputs import Picture
 from ..methods import method_named
-from ..questions.targets import Target
 from .classes import class_sensitivity
 from .randomise import Randomised
 from .result import MODES, Likeness, Mode, Sanity, is_drawable

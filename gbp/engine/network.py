@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ..arguments import at_least_one
 from ..errors import InputError
-from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..inputs import Images
 from ..pictures.layout import Layout
@@ -108,8 +107,8 @@ class Network:
         """
         return self._engine.tensors(images)
 
-    def repeated(
-        self, shape: Shape, seeds: NDArray[np.float32], rule: Rule, of: str | None, most: int
+    def _repeated(
+        self, shape: tuple[int, ...], seeds: NDArray[np.float32], rule: Rule, of: str | None, most: int
     ) -> Repeated:
         """One question to many samples of one shape: what does not depend on the samples is settled once.
 
@@ -222,7 +221,7 @@ class Network:
                     yield run
             done += len(batch.x)
 
-    def plan_for(self, shape: Shape) -> tuple[Plan, int]:
+    def _plan_for(self, shape: tuple[int, ...]) -> tuple[Plan, int]:
         """The plan for samples of one shape, and how many threads execute it; `diagnostics` reads it.
 
         Parameters

@@ -16,7 +16,6 @@ from ..graph.tensors import Tensor, find
 from ..inputs import Batch
 from ..limits import computing, is_finite
 from ..pictures.layout import Layout
-from ..pictures.photo import Photo
 from ..plan.plan import Rewrite
 from ..questions.head import Head
 from ..questions.questions import Question
@@ -69,12 +68,6 @@ class Run:
         self._session, self._tape = self._on(None)
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
         self.scores: NDArray[np.float32] = self._tape.scores
-
-    @property
-    def photos(self) -> tuple[Photo, ...] | None:
-        """The whole photos that the samples were cut of; None where the samples came as arrays."""
-        photos = self._batch.photos
-        return photos and photos[self._part]
 
     @property
     def pictures(self) -> Sequence[Image.Image] | None:
@@ -132,7 +125,9 @@ class Run:
         kept = ", ".join(self._session.plan.kept) or "nothing"
         return f"<Run of {len(self)} sample(s), {kept} kept>"
 
-    def value(self, name: str, reduce: Reduce | None = None) -> NDArray[np.float32]:
+    def value(
+        self, name: str, reduce: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    ) -> NDArray[np.float32]:
         """The values of a kept tensor, or a function of them.
 
         Parameters
@@ -168,7 +163,7 @@ class Run:
         rule: str | Rule = "vanilla",
         of: str | None = None,
         wrt: str | None = None,
-        reduce: Reduce | None = None,
+        reduce: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         """The gradient of Σ seed · tensor under a rule: a vector-Jacobian product, and the rule's finish.
 
@@ -290,8 +285,9 @@ class Run:
         """
         plan, of = self._session.plan, rule_named(rule)
         map, target = _checked(map, target, *self.scores.shape)
+        photos = self._batch.photos and self._batch.photos[self._part]
         return self._engine.attribution(
-            plan, self.x.shape, of, map, self.scores, target, self.pictures, self.photos
+            plan, self.x.shape, of, map, self.scores, target, self.pictures, photos
         )
 
     def _refuse_closed(self) -> None:

@@ -15,12 +15,13 @@ from .table import METHODS, Method, method_named
 if TYPE_CHECKING:
     from .cam import grad_cam, guided_grad_cam, layer_grad_cam
     from .gradient import layer_gradient, saliency
-    from .noise import smoothgrad, smoothgrad_squared, vargrad
+    from .noise import Noise, smoothgrad, smoothgrad_squared, vargrad
     from .path import integrated_gradients
 
 __all__ = [
     "METHODS",
     "Method",
+    "Noise",
     "grad_cam",
     "guided_grad_cam",
     "integrated_gradients",
@@ -35,6 +36,7 @@ __all__ = [
 
 #: Name → its module.  They are imported on first use, so that `gbp --help` needs no Numba.
 _LAZY = {
+    "Noise": "noise",
     "grad_cam": "cam",
     "guided_grad_cam": "cam",
     "integrated_gradients": "path",

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .preprocess import Channels
+from .preprocess import ChannelOrder
 
 #: The axes of the network's input: images, rows of numbers, series (either axis may be time), more axes.
 Layout = Literal["NCHW", "NHWC", "NC", "NCL", "ND"]
 
 
 def channels_first(
-    m: NDArray[np.float32], layout: Layout, channels: Channels, leading: int
+    m: NDArray[np.float32], layout: Layout, channels: ChannelOrder, leading: int
 ) -> NDArray[np.float32]:
     """A map (…, C, H, W), colours red first, of a map with `leading` axes before those of a sample.
 

@@ -18,11 +18,11 @@ from PIL import Image
 from ..errors import InputError
 from .image import read_image
 
-Channels = Literal["RGB", "BGR", "L"]
+ChannelOrder = Literal["RGB", "BGR", "L"]
 Resize = Literal["crop", "stretch", "fit"]
 
 #: How many input channels a network may have under each order; RGB turns to grey where it takes one.
-NETWORK_CHANNELS: Mapping[Channels, tuple[int, ...]] = {"RGB": (3, 1), "BGR": (3,), "L": (1,)}
+NETWORK_CHANNELS: Mapping[ChannelOrder, tuple[int, ...]] = {"RGB": (3, 1), "BGR": (3,), "L": (1,)}
 #: Pixels that a resized image may have before the crop; a 1 × 65535 strip would ask for 4 000 000 000.
 MAX_RESIZED = 2**25
 #: The fraction that the crop "auto" keeps: 224 of 256, as ImageNet's networks are measured.
@@ -51,7 +51,13 @@ class Window:
     size: tuple[int, int]
 
     def box(self, photo: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The input's left, top, right and bottom in pixels of the photo of this (width, height)."""
+        """The input's left, top, right and bottom in pixels of the photo.
+
+        Parameters
+        ----------
+        photo
+            (width, height) of the photo.
+        """
         across, down = (side / scaled for side, scaled in zip(photo, self.resized, strict=True))
         right, bottom = self.left + self.size[0], self.top + self.size[1]
         return self.left * across, self.top * down, right * across, bottom * down
@@ -88,7 +94,7 @@ class Preprocess:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    channels: Channels = "RGB"
+    channels: ChannelOrder = "RGB"
     size: tuple[int, int] | None = None
     crop: float | Literal["auto"] = 1.0
     resize: Resize = "crop"
@@ -99,7 +105,7 @@ class Preprocess:
             good = isinstance(numbers, tuple) and len(numbers) in (1, 3) and all(map(_finite, numbers))
             _check(good, name, numbers, "1 or 3 numbers")
         _check(all(number > 0 for number in self.std), "std", self.std, "numbers above 0")
-        _check(self.channels in get_args(Channels), "channels", self.channels, "'RGB', 'BGR' or 'L'")
+        _check(self.channels in get_args(ChannelOrder), "channels", self.channels, "'RGB', 'BGR' or 'L'")
         _check(
             self.size is None or _is_size(self.size),
             "size",

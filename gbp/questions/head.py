@@ -27,7 +27,17 @@ class Head:
     axes: tuple[int, ...] = ()
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply the head to scores, float32 (N, classes).  The result has the same shape."""
+        """Apply the head.
+
+        Parameters
+        ----------
+        scores
+            float32 (N, classes).
+
+        Returns
+        -------
+        float32 (N, classes).
+        """
         if not self.op:
             return scores
         x = scores.astype(np.float64)

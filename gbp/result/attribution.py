@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any, Unpack, overload
+from typing import IO, Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,12 @@ from PIL import Image
 
 from ..errors import InputError
 from ..pictures.drawing import Reduction, Style, reduce
-from ..pictures.files import ARRAYS, File, suffix_of, write
+from ..pictures.files import ARRAYS, suffix_of, write
 from ..pictures.later import Pictures
 from ..pictures.layout import Layout, channels_first
 from ..pictures.look import LookOptions
 from ..pictures.photo import Photo
-from ..pictures.preprocess import Channels
+from ..pictures.preprocess import ChannelOrder
 from ..questions.head import Head
 from .provenance import Provenance
 from .sample import Drawable, Sample
@@ -87,7 +88,7 @@ class Attribution(Drawable, Sequence[Sample]):
     layout: Layout = "NCHW"
     labels: tuple[str, ...] | None = None
     images: Sequence[Image.Image] | None = None
-    channels: Channels = "RGB"
+    channels: ChannelOrder = "RGB"
     head: Head | None = None
     score_shape: tuple[int, ...] = ()
     method: str = ""
@@ -202,7 +203,7 @@ class Attribution(Drawable, Sequence[Sample]):
 
     def save(
         self,
-        file: File,
+        file: str | os.PathLike[str] | IO[bytes],
         style: Style | None = None,
         *,
         format: str | None = None,

@@ -15,7 +15,7 @@ from ..pictures.drawing import Panel
 from ..pictures.layout import Layout, channels_first
 from ..pictures.percent import percent
 from ..pictures.photo import Photo
-from ..pictures.preprocess import Channels
+from ..pictures.preprocess import ChannelOrder
 from ..questions.head import Head
 from ..questions.targets import Classes
 from .provenance import Provenance
@@ -34,7 +34,7 @@ class Explained:
     layout: Layout = "NCHW"
     labels: tuple[str, ...] | None = None
     image: Image.Image | None = None
-    channels: Channels = "RGB"
+    channels: ChannelOrder = "RGB"
     head: Head | None = None
     score_shape: tuple[int, ...] = ()
     method: str = ""
@@ -112,7 +112,7 @@ class Explained:
         return [f"{self.title}: {doubt}" for doubt in found if doubt]
 
     @property
-    def classes(self) -> Classes:
+    def _classes(self) -> Classes:
         """The shape and the labels of the scores."""
         return Classes(self.score_shape or self.scores.shape, self.labels)
 
@@ -136,7 +136,7 @@ class Explained:
         number
             The class: an index into the scores.
         """
-        return self.classes.name(number)
+        return self._classes.name(number)
 
     def row(self, number: int) -> dict[str, Any]:
         """Class, label, score and probability of one class, in JSON's types.
@@ -148,7 +148,7 @@ class Explained:
         number
             The class: an index into the scores.
         """
-        classes = self.classes
+        classes = self._classes
         several = len(classes.axes) > 1
         return {
             "class": number,

@@ -171,7 +171,7 @@ def _doubt(sample: Explained) -> str:
     chance, higher = sample.chance(number), int((sample.scores > sample.scores[number]).sum())
     if chance is not None:
         return percent(chance) if chance < legend.UNLIKELY else ""
-    is_low = len(sample.classes.axes) == 1 and higher >= max(5, len(sample.scores) // 20)
+    is_low = len(sample._classes.axes) == 1 and higher >= max(5, len(sample.scores) // 20)
     return f"{higher} of {len(sample.scores)} classes score higher" if is_low else ""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import IO, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..pictures.drawing import Panel, Reduction, Style, reduce
-from ..pictures.files import File, save_figure, save_picture, suffix_of
+from ..pictures.files import save_figure, save_picture, suffix_of
 from ..pictures.look import Look, LookOptions
 from ..questions.targets import At
 from .explained import Explained
@@ -201,7 +202,7 @@ class Drawable(ABC):
 
     def save(
         self,
-        file: File,
+        file: str | os.PathLike[str] | IO[bytes],
         style: Style | None = None,
         *,
         format: str | None = None,
@@ -311,7 +312,7 @@ class Sample(Explained, Drawable):
         InputError
             For another class.
         """
-        number = self.classes.number(target) if isinstance(target, At) else target
+        number = self._classes.number(target) if isinstance(target, At) else target
         for one in self.each_target():
             if one.target == number:
                 return one

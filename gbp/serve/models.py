@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import RULES, Attribution, Explainer, GbpError, InputError
+from .. import RULES, Attribution, Explainer, GbpError, InputError, Panel
 from ..methods import METHODS
-from ..pictures.drawing import Panel
 from ..pictures.files import save_picture
 from ..pictures.image import read_image, read_sample
 from ..pictures.legend import meaning

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from .. import __version__
+from .. import Panel, __version__
 from ..methods import METHODS
-from ..pictures.drawing import Panel
 from ..rules import RULE_NAMES
 from .limits import Limits
 from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES

@@ -11,11 +11,9 @@ from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from .. import At, Channel, InputError, Top, Unit
+from .. import At, Channel, InputError, Question, Style, Target, Top, Unit
 from ..methods import METHODS
-from ..pictures.drawing import Style
-from ..questions.questions import Question
-from ..questions.targets import Target, target_of
+from ..questions.targets import target_of
 from ..rules import RULE_NAMES
 from .limits import Limits
 from .work import BusyError
