@@ -34,6 +34,9 @@ class CpuDevice(Device):
     def read(self, x: Array) -> NDArray[Any]:
         return np.asarray(x)
 
+    def read_all(self, *arrays: Array) -> list[NDArray[Any]]:
+        return list(arrays)
+
     def constant(self, values: NDArray[Any]) -> Array:
         return values
 

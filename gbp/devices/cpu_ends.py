@@ -65,7 +65,7 @@ class CpuExit(Exit):
 
     def prepare(self) -> None:
         if self._flat is not None:
-            self._values = np.empty_like(self._logical)  # in the same order in memory
+            self._values = np.empty(self.x.shape, np.float32).transpose(self.axes)  # in x's order in memory
             self._address[0], self._odd[0] = address_of(self._values), 0
 
     def settle(self) -> None:

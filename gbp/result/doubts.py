@@ -24,11 +24,13 @@ def doubted(found: Attribution, looks_at_image: bool = False) -> Attribution:
     """
     if looks_at_image and not found.depends_on_image:
         found = replace(found, depends_on_image=True)
-    same = (
-        f"Under {found.rule!r} this network gives a class the same map for any image: the backward pass "
-        "reads nothing of the image, such as the switches of a max-pool.",
-    )
-    added = (*(() if found.depends_on_image else same), *empty_notes(found), *likeness_notes(found))
+    added = (*empty_notes(found), *likeness_notes(found))
+    if not found.depends_on_image:
+        same = (
+            f"Under {found.rule!r} this network gives a class the same map for any image: the backward pass "
+            "reads nothing of the image, such as the switches of a max-pool."
+        )
+        added = same, *added
     return replace(found, notes=(*found.notes, *added)) if added else found
 
 

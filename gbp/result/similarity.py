@@ -16,7 +16,7 @@ ALIKE = 0.9
 #: of what matters in it.
 _BLOCK = 256
 #: Numbers that show of most maps that they are not 0 everywhere.
-_FEW = 1024
+_FEW = 128
 _LEAST, _MOST = 1e-24, 1e30
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
 _DEVIATION, _TAPS = 1.5, 11

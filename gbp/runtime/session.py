@@ -87,8 +87,8 @@ class Session:
             Where a score is NaN or infinity.
         """
         tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input)
-        if tape.not_finite.size:
-            refuse_not_finite(first + int(tape.not_finite[0]))
+        if any(tape.marks):
+            refuse_not_finite(first + next(i for i, mark in enumerate(tape.marks) if mark))
         if not is_finite(tape.scores):
             raise self._not_finite(x, tape.scores)
         return tape

@@ -70,14 +70,15 @@ class Tape:
             )
             self._forward.feed(x)
             marks, *found = device.read_all(self._forward.marks, *[piece.y for piece in self._forward.pieces])
-        #: The samples that hold NaN or infinity.
-        self.not_finite = marks.nonzero()[0]
+        #: For each sample a number, not 0 if it holds NaN or infinity.
+        self.marks: list[float] = marks.tolist()
         #: Whether all maps so far are finite.
         self.is_finite = True
         scores = np.concatenate(found) if len(found) > 1 else found[0]
-        logical = scores.transpose(plan.output.logical_axes)
         #: float32 (N, classes): the scores, in the model's own layout, flattened.
-        self.scores: Floats = np.array(logical, np.float32).reshape(self.n, -1)
+        self.scores: Floats = np.array(scores.transpose(plan.output.logical_axes), np.float32)
+        if scores.ndim != 2:
+            self.scores = self.scores.reshape(self.n, -1)
 
     def __enter__(self) -> Tape:
         return self
