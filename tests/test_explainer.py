@@ -425,12 +425,14 @@ def test_one_value_that_is_not_finite_is_found(bad: float) -> None:
 def test_samples_enter_in_the_order_of_memory(channels: int, order: tuple[int, ...]) -> None:
     values = np.arange(2 * channels * 4 * 6, dtype=np.float32).reshape(2, channels, 4, 6)
     there = np.full_like(values.transpose(0, *order), -1, order="C")
-    entry = CpuDevice().entry(there, tuple(np.argsort((0, *order))), None, 2)
+    marks = np.ones(2, np.float32)
+    entry = CpuDevice().entry(there, tuple(np.argsort((0, *order))), marks, 2)
     for given in (values, np.ascontiguousarray(values.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
         there[...] = -1
         entry.write(given)
         entry.settle()
         np.testing.assert_array_equal(there, values.transpose(0, *order))
+        assert not marks.any()
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
