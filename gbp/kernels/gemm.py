@@ -3,10 +3,11 @@
     y[n, m]  = clip(Σ_k x[n, k] · w[m, k] + b[m] + r[n, m], lo, hi)        w (M, K), row-major
     gx[n, k] = Σ_m gy[n, m] · w[m, k],  then the gate of gx's own rectifier
 
-Matrices are activations (N, 1, 1, C).  Forward, a tile holds the dot products of TILE_VECTORS rows of w with
-up to SAMPLES rows of x, and each thread computes some rows of w.  Backward, gx is a sum of rows of w, each
-times its gy, and each thread computes some columns.  A row whose gy is 0 for every sample is not read; behind
-a rule that gates the gradient these are most rows.
+Matrices are activations (N, 1, 1, C).  Forward, a tile holds the dot products of ROWS rows of w with up to
+SAMPLES rows of x, and each thread computes some rows of w.  Further samples find the BLOCK of these rows in a
+first-level cache.  Backward, gx is a sum of rows of w, each times its gy, and each thread computes some
+columns.  A row whose gy is 0 for every sample is not read; behind a rule that gates the gradient these are
+most rows.
 
 A dot product has LANES partial sums for each BLOCK of k, and the blocks are added one after another.  A
 backward sum is one chain in the order of m.  Neither depends on N, on threads or on the tile.
@@ -20,17 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from .codegen.emit import LANES, VECTOR_BYTES
+from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate, gate_run
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, by_count, device_function, kernel, one_of_many
+from .codegen.memory import ALIGNMENT
 from .codegen.packing import Share
 from .codegen.simd import (
     address_of,
     at,
     broadcast,
     fma,
+    load,
     load_scalar,
     load_some,
+    prefetch_read,
+    store,
     store_scalar,
     store_some,
     sum_lanes,
@@ -41,8 +46,17 @@ from .epilogue import Forward, place_of, plane_of, write
 
 #: Samples in a tile: as many as the smallest register file holds.
 SAMPLES = 4
-#: Columns at a time: x's columns of all samples stay in the cache while w is read.
-BLOCK = 8192
+#: Rows of w in a tile.
+ROWS = 4 if 4 * SAMPLES <= TILE_VECTORS * TILE_ROWS else 2
+#: Columns of a partial sum: those of ROWS rows stay in a first-level cache.
+BLOCK = 1024
+#: Floats of x that stay in a second-level cache while all rows of w are read.
+_HELD = 2**18
+#: How many bytes of a row of w are fetched ahead.
+_AHEAD = 2048
+#: Columns of gradients that rows of w are added to at a time: for up to SAMPLES samples, so many that the
+#: processor fetches a row on its own; for more, so few that all stay in a first-level cache.
+_COLUMNS, _FEW_COLUMNS = 2**13, 2**9
 
 
 def _add_dots_of(samples: int) -> Any:
@@ -51,17 +65,19 @@ def _add_dots_of(samples: int) -> Any:
         own: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int,
         first: bool,
     ) -> None:  # fmt: skip
-        t = tile_zeros(samples, TILE_VECTORS)
+        t = tile_zeros(samples, ROWS)
         for _ in range(count // LANES):
-            t = tile_dot(t, x, x_row, w, w_row)
+            for j in range(ROWS):
+                prefetch_read(w + j * w_row + _AHEAD)
+            t = tile_dot(t, ROWS, x, x_row, w, w_row)
             x += VECTOR_BYTES
             w += VECTOR_BYTES
         if count % LANES:
-            t = tile_dot_first(t, x, x_row, w, w_row, count % LANES)
+            t = tile_dot_first(t, ROWS, x, x_row, w, w_row, count % LANES)
         for i in range(samples):
             for j in range(rows):
                 to = y + i * y_row + 4 * j
-                total = sum_lanes(t[i * TILE_VECTORS + j])
+                total = sum_lanes(t[i * ROWS + j])
                 store_scalar(to, total if first else load_scalar(to) + total)
 
     return add_dots
@@ -84,19 +100,23 @@ def gemm_fwd(
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
     bias = address_of(b) if b.size else 0
     end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
+    columns = max(1, _HELD // (N * BLOCK)) * BLOCK
     units = (M + LANES - 1) // LANES  # each is LANES rows of w, so that threads write whole bytes of mask
     for t in range(share.first, share.last):
         m0, m1 = units * t // threads * LANES, min(M, units * (t + 1) // threads * LANES)
-        for k in range(0, K, BLOCK):
-            for m in range(m0, m1, TILE_VECTORS):
-                rows = min(TILE_VECTORS, m1 - m)
-                # If one row is left, a step of 0 fills the tile with copies of it; one result is stored.
-                w_row = 4 * K if rows == TILE_VECTORS else 0
-                wa, count = address_of(w) + 4 * (m * K + k), min(BLOCK, K - k)
-                for n in range(0, N, SAMPLES):
-                    xa, ya = at(x, n, 0, 0) + 4 * k, at(y, n, 0, 0) + 4 * m
-                    samples = min(SAMPLES, N - n)
-                    _add_dots(samples, xa, x.strides[0], wa, w_row, count, ya, y.strides[0], rows, k == 0)
+        for first in range(0, K, columns):
+            m = m0
+            while m < m1:
+                # One row fills the tile with copies of it, by a step of 0; one result is stored.
+                rows = ROWS if m + ROWS <= m1 else 1
+                w_row = 4 * K if rows == ROWS else 0
+                for k in range(first, min(K, first + columns), BLOCK):
+                    wa, count = address_of(w) + 4 * (m * K + k), min(BLOCK, K - k)
+                    for n in range(0, N, SAMPLES):
+                        xa, ya = at(x, n, 0, 0) + 4 * k, at(y, n, 0, 0) + 4 * m
+                        samples = min(SAMPLES, N - n)
+                        _add_dots(samples, xa, x.strides[0], wa, w_row, count, ya, y.strides[0], rows, k == 0)
+                m += rows
         for n in range(N):
             place = place_of(n, 0, 0, end)
             for m in range(m0, m1, LANES):
@@ -115,6 +135,15 @@ def _next_row(gy: int, step: int, N: int, M: int, m: int) -> int:
 
 
 @device_function
+def _next_rows(gy: int, step: int, N: int, M: int, m: int) -> Any:
+    """Return the next four such rows, where they exist."""
+    m0 = _next_row(gy, step, N, M, m)
+    m1 = _next_row(gy, step, N, M, m0 + 1)
+    m2 = _next_row(gy, step, N, M, m1 + 1)
+    return m0, m1, m2, _next_row(gy, step, N, M, m2 + 1)
+
+
+@device_function
 def _factor(gy: int, M: int, m: int) -> Any:
     """A row's factor; 0 beyond the last row."""
     return broadcast(load_scalar(gy + 4 * m) if m < M else np.float32(0))
@@ -130,13 +159,28 @@ def _add_rows(gx: int, count: int, gy: int, M: int, w: int, row: int, rows: Any)
     f0, f1, f2, f3 = _factor(gy, M, m0), _factor(gy, M, m1), _factor(gy, M, m2), _factor(gy, M, m3)
     w0, w1 = w + row * m0, w + row * min(m1, M - 1)
     w2, w3 = w + row * min(m2, M - 1), w + row * min(m3, M - 1)
-    for k in range(0, count, LANES):
+    whole = count // LANES * LANES
+    for k in range(0, whole, LANES):
+        v = fma(f0, load(w0 + 4 * k), load(gx + 4 * k))
+        v = fma(f1, load(w1 + 4 * k), v)
+        v = fma(f2, load(w2 + 4 * k), v)
+        store(gx + 4 * k, fma(f3, load(w3 + 4 * k), v))
+    for k in range(whole, count, LANES):
         c = count - k
         v = fma(f0, load_some(w0 + 4 * k, c), load_some(gx + 4 * k, c))
         v = fma(f1, load_some(w1 + 4 * k, c), v)
         v = fma(f2, load_some(w2 + 4 * k, c), v)
         v = fma(f3, load_some(w3 + 4 * k, c), v)
         store_some(gx + 4 * k, v, c)
+
+
+@device_function
+def _fetch_rows(begin: int, end: int, M: int, w: int, row: int, rows: Any) -> None:
+    """Fetch columns [begin, end) of four rows of w, which are added next."""
+    for m in rows:
+        address = w + row * min(m, M - 1)
+        for line in range(4 * begin, 4 * end, ALIGNMENT):
+            prefetch_read(address + line)
 
 
 @kernel(ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, INT)
@@ -149,24 +193,25 @@ def gemm_bwd(
     """
     N, M, K = gx.shape[0], gy.shape[3], gx.shape[3]
     targets = targets_of(gy, mask)
+    columns = _COLUMNS if N <= SAMPLES else _FEW_COLUMNS
     units = (K + LANES - 1) // LANES
     first_gy, step = address_of(gy), gy.strides[0]
     for t in range(share.first, share.last):
         stop = min(K, units * (t + 1) // threads * LANES)
-        for k in range(units * t // threads * LANES, stop, BLOCK):
-            count = min(BLOCK, stop - k)
+        for k in range(units * t // threads * LANES, stop, columns):
+            count = min(columns, stop - k)
             if not accumulate:
                 for n in range(N):
                     zero_run(at(gx, n, 0, 0) + 4 * k, count)
             column = address_of(w) + 4 * k
-            m0 = _next_row(first_gy, step, N, M, 0)
-            while m0 < M:
-                m1 = _next_row(first_gy, step, N, M, m0 + 1)
-                m2 = _next_row(first_gy, step, N, M, m1 + 1)
-                m3 = _next_row(first_gy, step, N, M, m2 + 1)
-                rows = m0, m1, m2, m3
+            rows = _next_rows(first_gy, step, N, M, 0)
+            while rows[0] < M:
+                following = _next_rows(first_gy, step, N, M, rows[3] + 1)
                 for n in range(N):
+                    if N > SAMPLES:
+                        begin, end = count * n // N, count * (n + 1) // N
+                        _fetch_rows(begin, end, M, column, 4 * K, following)
                     _add_rows(at(gx, n, 0, 0) + 4 * k, count, at(gy, n, 0, 0), M, column, 4 * K, rows)
-                m0 = _next_row(first_gy, step, N, M, m3 + 1)
+                rows = following
             for n in range(N):
                 gate_run(at(gx, n, 0, 0) + 4 * k, count, gate, at(mask, n // targets, 0, 0) + k // 8)

@@ -63,36 +63,37 @@ def _rows_at(builder: Any, address: Any, step: Any, count: int) -> Iterator[Any]
         yield builder.add(address, builder.mul(step, ir.Constant(emit.I64, i)))
 
 
-@intrinsic
-def tile_dot(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any) -> Any:
-    """tile[i][j] += x[i] · w[j], lane by lane, with vectors at `x + i·x_bytes` and `w + j·w_bytes`."""
+@intrinsic(prefer_literal=True)
+def tile_dot(typing: Any, tile: Any, rows: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any) -> Any:
+    """tile[i][j] += x[i] · w[j], lane by lane: vectors at `x + i·x_bytes`, and `rows` at `w + j·w_bytes`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        accumulators, x, x_bytes, w, w_bytes = args
-        ws = [emit.load_vector(builder, row) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
-        xs = (
-            emit.load_vector(builder, row)
-            for row in _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
-        )
+        accumulators, _, x, x_bytes, w, w_bytes = args
+        count = rows.literal_value
+        ws = [emit.load_vector(builder, row) for row in _rows_at(builder, w, w_bytes, count)]
+        xs = (emit.load_vector(builder, row) for row in _rows_at(builder, x, x_bytes, tile.count // count))
         return _add_products(builder, accumulators, xs, ws)
 
-    return tile(tile, types.int64, types.int64, types.int64, types.int64), codegen
+    return tile(tile, rows, types.int64, types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def tile_dot_first(typing: Any, tile: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any, count: Any) -> Any:
+@intrinsic(prefer_literal=True)
+def tile_dot_first(
+    typing: Any, tile: Any, rows: Any, x: Any, x_bytes: Any, w: Any, w_bytes: Any, count: Any
+) -> Any:
     """`tile_dot` over the first `count` lanes; touches no memory beyond."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        accumulators, x, x_bytes, w, w_bytes, count = args
-        lanes = emit.first_lanes(builder, count)
-        ws = [emit.masked_load(builder, row, lanes) for row in _rows_at(builder, w, w_bytes, TILE_VECTORS)]
-        rows = _rows_at(builder, x, x_bytes, tile.count // TILE_VECTORS)
-        return _add_products(
-            builder, accumulators, (emit.masked_load(builder, row, lanes) for row in rows), ws
+        accumulators, _, x, x_bytes, w, w_bytes, lanes = args
+        mask, number = emit.first_lanes(builder, lanes), rows.literal_value
+        ws = [emit.masked_load(builder, row, mask) for row in _rows_at(builder, w, w_bytes, number)]
+        xs = (
+            emit.masked_load(builder, row, mask)
+            for row in _rows_at(builder, x, x_bytes, tile.count // number)
         )
+        return _add_products(builder, accumulators, xs, ws)
 
-    return tile(tile, types.int64, types.int64, types.int64, types.int64, types.int64), codegen
+    return tile(tile, rows, *[types.int64] * 5), codegen
 
 
 @intrinsic(prefer_literal=True)
