@@ -133,7 +133,10 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Sequence[Image]] = []
         photos: list[Photo] = []
-        for batch, session in self.batches(images, batch_size, targets, rewrite=rule.rewrite, run_looks=True):
+        batches = self.batches(
+            images, batch_size, targets, rewrite=rule.rewrite, run_looks=True, in_pieces=True
+        )
+        for batch, session in batches:
             refuse_meaningless(rule, session.plan)
             if batch.pictures is not None:  # they may copy the samples, which caches hold now
                 pictures.append(batch.pictures)
@@ -155,7 +158,7 @@ class Engine:
 
         parts: list[NDArray[np.float32]] = []
         done = 0
-        for batch, session in self.batches(images, run_looks=True):
+        for batch, session in self.batches(images, run_looks=True, in_pieces=True):
             parts += _run(session, batch.x, done, computed)
             done += len(batch.x)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -172,17 +175,18 @@ class Engine:
         keep: Kept = (),
         rewrite: Rewrite | None = None,
         run_looks: bool = False,
+        in_pieces: bool = False,
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape.
 
-        `run_looks`: as for `Inputs.batches`.
+        `run_looks`: as for `Inputs.batches`; `in_pieces`: as for `Session.slices`.
         """
         session: Session | None = None
 
         def slices(count: int, shape: Shape) -> Iterator[slice]:
             nonlocal session
             session = self.sessions.of(shape, keep, rewrite)
-            return session.slices(count, targets, batch_size)
+            return session.slices(count, targets, batch_size, in_pieces)
 
         for batch in self.inputs.batches(images, slices, run_looks):
             assert session is not None  # all images of a call have one shape

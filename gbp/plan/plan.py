@@ -33,6 +33,7 @@ from .backward import Route, route_between
 from .channels import channel_axes
 from .fusion import fuse, without_copies
 from .layout import Instruction, PhysicalTensor, lay_out
+from .tail import Tail, tail_of
 
 #: A rule's rewrite: a graph → the same network, whose layers pass gradients on in another way.
 Rewrite: TypeAlias = Callable[[Graph], Graph]
@@ -182,6 +183,13 @@ class Plan:
         return bool(self.kept) or any(instruction.saves for instruction in self.instructions)
 
     @cached_property
+    def tail(self) -> Tail | None:
+        """The dense layers at the end, which may run on more samples at once than the rest; or None."""
+        if self.keeps_activations:
+            return None
+        return tail_of(self.instructions, self.slices, self._sizes, self.backward)
+
+    @cached_property
     def first_behind(self) -> int:
         """The index of the first instruction that a route to a kept tensor may have."""
         made = {instruction.output: i for i, instruction in enumerate(self.instructions)}
@@ -260,6 +268,18 @@ class Plan:
         """How many samples at once fit into `nbytes`, each with `targets` at once; at least 1."""
         none = self.nbytes(0, targets)
         return max(1, (nbytes - none) // max(1, self.nbytes(1, targets) - none))
+
+    def nbytes_in_pieces(self, samples: int, most: int) -> int:
+        """Bytes to explain `samples` for one target each: `most` at a time, and all at once in the tail."""
+        assert self.tail is not None
+        piece = 4 * (self.shared_size + self._scratch[1])
+        kept = self.forward_bytes - piece + 4 * self.tail.arena.size
+        return min(samples, most) * piece + samples * kept + 4 * self._scratch[0]
+
+    def max_together(self, nbytes: int, most: int) -> int:
+        """How many samples fit into `nbytes` if the tail runs on all of them; `most` as before."""
+        none = self.nbytes_in_pieces(most, most)
+        return most + max(0, nbytes - none) // (self.nbytes_in_pieces(most + 1, most) - none)
 
     def max_targets(self, nbytes: int, samples: int, route: Route | None = None) -> int:
         """How many targets at once fit into `nbytes` beside `samples` at once; at least 1.

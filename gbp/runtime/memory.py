@@ -35,11 +35,20 @@ class Buffers:
         The arena's memory, float32.
     scratch
         Memory for intermediate results of single steps, float32.
+    ends
+        See the method; None where the end is in this memory.
     """
 
-    def __init__(self, plan: Plan, arena: Arena, n: int, floats: Floats, scratch: Floats) -> None:
-        self._plan, self.n, self.arena = plan, n, arena
-        self._ends: tuple[Floats, Exit] | None = None
+    def __init__(
+        self,
+        plan: Plan,
+        arena: Arena,
+        n: int,
+        floats: Floats,
+        scratch: Floats,
+        ends: tuple[Floats, Exit] | None = None,
+    ) -> None:
+        self._plan, self.n, self.arena, self._ends = plan, n, arena, ends
         self.floats, self.scratch = floats, scratch
         self.arrays: dict[str, Floats] = {
             name: view(self.at(part), n, *plan.tensors[name].shape)

@@ -65,6 +65,10 @@ class Session:
     max_fitting: int | None = None
 
     def __post_init__(self) -> None:
+        #: How many samples run at once before the plan's tail; None for all.
+        self.most: int | None = None
+        if self.device.is_host and self.plan.tail is not None:
+            self.most = self.plan.max_samples(self.memory or self.device.slice_bytes, targets=1)
         self.pool = MemoryPool(self.memory or self.device.slice_bytes, max(4, self.threads))
 
     def run(self, x: Samples, first: int = 0, to_input: bool = True) -> Tape:
@@ -86,7 +90,7 @@ class Session:
         ModelError
             Where a score is NaN or infinity.
         """
-        tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input)
+        tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input, self.most)
         if any(tape.marks):
             refuse_not_finite(first + next(i for i, mark in enumerate(tape.marks) if mark))
         if not is_finite(tape.scores):
@@ -218,7 +222,9 @@ class Session:
         """Bytes of scratch of one memory, besides what grows with the samples: it serves all threads."""
         return 4 * scratch_floats(self.plan, 0, self.threads)
 
-    def slices(self, count: int, targets: int, batch_size: int | None) -> Iterator[slice]:
+    def slices(
+        self, count: int, targets: int, batch_size: int | None, in_pieces: bool = False
+    ) -> Iterator[slice]:
         """Cut a batch of `count` samples into slices that fit into memory.
 
         Parameters
@@ -229,14 +235,19 @@ class Session:
             Targets for each sample.
         batch_size
             The largest slice; None for the device's default.
+        in_pieces
+            Whether a slice may be as large as fits where only the plan's tail runs on all of its samples.
+            Not for a run that is asked for several gradients, which take the memory of all samples.
         """
         if count == 1:
             yield slice(0, 1)
             return
         device = self.device
         budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
-        size = min(batch_size or device.max_slice, self.plan.max_samples(budget, targets))
-        size = min(size, self.max_fitting or size)
+        fitting = self.plan.max_samples(budget, targets)
+        if in_pieces and targets == 1 and self.most is not None:
+            fitting = self.plan.max_together(budget, self.most)
+        size = min(batch_size or device.max_slice, fitting, self.max_fitting or fitting)
         slices = self._count_of_slices(count, size, targets)
         least, larger = divmod(count, slices)  # of nearly equal size, because weights are read once a slice
         start = 0

@@ -7,6 +7,7 @@ activations only where a vector-Jacobian product needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..plan.layout import Instruction, PhysicalTensor
 from ..plan.plan import Plan
 from .forward import Forward
 from .memory import Buffers, MemoryPool
+from .pieces import InPieces
 
 #: A function of an array of the run, which may not keep it: it is overwritten later.
 Reduce: TypeAlias = Callable[[Floats], Floats]
@@ -42,6 +44,7 @@ class Tape:
         threads: int,
         device: Device = CPU,
         to_input: bool = True,
+        most: int | None = None,
     ) -> None:
         """Run the plan forward.
 
@@ -59,17 +62,21 @@ class Tape:
             Where the plan runs; the device that it was built for.
         to_input
             Whether backward passes may go on before the kept tensors.
+        most
+            How many samples run at once before the plan's tail; None for all.
         """
         first = 0 if to_input else plan.first_behind
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
         self._nbytes, self._kind = self.n * plan.forward_bytes, "forward" if first == 0 else "forward, inner"
+        make: Callable[[], Forward] = partial(Forward.make, plan, self.n, threads, device, first)
+        if most is not None and self.n > most:
+            self._nbytes = plan.nbytes_in_pieces(self.n, most)
+            make = partial(InPieces.cut, plan, self.n, threads, device, most)
         with device.running(threads):
-            self._forward = pool.acquire(
-                self._kind, self.n, self._nbytes, lambda: Forward.make(plan, self.n, threads, device, first)
-            )
+            self._forward = pool.acquire(self._kind, self.n, self._nbytes, make)
             self._forward.feed(x)
-            marks, *found = device.read_all(self._forward.marks, *[piece.y for piece in self._forward.pieces])
+            marks, *found = device.read_all(self._forward.marks, *self._forward.scores)
         #: For each sample a number, not 0 if it holds NaN or infinity.
         self.marks: list[float] = marks.tolist()
         #: Whether all maps so far are finite.

@@ -1,0 +1,98 @@
+"""The tail of a plan: dense layers at its end, whose weights take longer to read than to multiply.
+
+A batch that does not fit into memory is cut into slices, and each slice reads all weights.  In a network like
+VGG, the planes at the beginning take the memory, and the dense layers at the end have the weights.  So a
+larger slice may run in pieces: the planes of a piece take the memory of those of the piece before, and the
+tail runs once, on all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..ops.gemm import DenseStep
+from .aliasing import BufferSlice
+from .arena import Arena, pack
+from .backward import BackwardInstruction, Route
+from .layout import Instruction
+
+#: Fewest weights of a tail: so many leave the caches between two slices.
+_LEAST = 2**23
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last instructions of a plan, which run on more samples at once than the others.
+
+    Parameters
+    ----------
+    first
+        The index of the first of them.
+    back
+        How many instructions of the backward pass from the scores to the input are theirs: the first ones.
+    arena
+        The memory of what they read and write, in both directions.  The buffer that they read and do not
+        write is that of the tensor between them and the others, and of its gradient.
+    """
+
+    first: int
+    back: int
+    arena: Arena
+
+
+def tail_of(
+    instructions: Sequence[Instruction],
+    slices: Mapping[str, BufferSlice],
+    sizes: Mapping[str, int],
+    backward: Route,
+) -> Tail | None:
+    """The tail of a plan that keeps no activations; None where it has none that is worth it.
+
+    Parameters
+    ----------
+    instructions, slices
+        Those of the plan.
+    sizes
+        Floats of each buffer.
+    backward
+        The backward pass from the scores to the input.
+    """
+    first = len(instructions)
+    while first > 0 and _is_dense(instructions[first - 1]):
+        first -= 1
+    tail = instructions[first:]
+    if not 0 < first < len(instructions) or sum(each.macs for each in tail) < _LEAST:
+        return None
+    made = [slices[each.output].root for each in tail]
+    roots = [slices[tail[0].inputs[0]].root, *made]
+    is_chain = all(slices[each.inputs[0]].root == root for each, root in zip(tail, roots[:-1], strict=True))
+    back = sum(each.instruction >= first for each in backward.instructions)
+    if not is_chain or _reaches(roots, instructions[:first], slices, backward.instructions, back):
+        return None
+    times = [(root, 0) for root in roots]  # small beside the planes: all are alive together
+    return Tail(first, back, pack(times, sizes))
+
+
+def _is_dense(instruction: Instruction) -> bool:
+    is_plain = len(instruction.inputs) == 1 and instruction.residual is None
+    return isinstance(instruction.step, DenseStep) and is_plain
+
+
+def _reaches(
+    roots: Sequence[str],
+    others: Sequence[Instruction],
+    slices: Mapping[str, BufferSlice],
+    back: Sequence[BackwardInstruction],
+    count: int,
+) -> bool:
+    """Whether the other instructions share more with the tail than its first buffer, which they write.
+
+    A gradient that takes over the buffer of a sum, or that is cleared in part, would be in two memories.
+    """
+    joint, inner = roots[0], set(roots[1:])
+    used = {slices[name].root for each in others for name in (*each.reads, each.output)}
+    sums = {slices[name].root for each in others if each.residual for name in (each.residual, each.output)}
+    cleared = {part.root for each in back[count:] for part in each.zeros}
+    in_one_kernel = any(each.maker is not None for each in back[:count])
+    return bool(inner & used) or joint in sums | cleared or in_one_kernel or len(inner) < len(roots) - 1
