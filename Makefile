@@ -54,9 +54,9 @@ kernels: .venv/installed
 	$(BIN)/python tests/compile_kernels.py
 
 # Needs few packages, so it begins while the others are installed; with what needs no kernels of the CPU, which are
-# being compiled then.
+# being compiled then.  Those of the CPU go first, so that it still has something to do when one of them only waits.
 cudasim: .venv/installed-test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/kernels tests/test_card.py
+	NUMBA_ENABLE_CUDASIM=1 nice -n 2 $(BIN)/python -m pytest tests/kernels tests/test_card.py
 
 matrix: .venv/installed-dev
 	$(BIN)/python .ci/matrix.py
@@ -79,10 +79,12 @@ lint: .venv/installed-dev
 bench: .venv/installed
 	PYTHONPATH=. $(BENCH_PYTHON) benchmarks/networks.py $(BENCH)
 
-# One pip after the other: two at once may disturb each other.
+# One pip after the other: two at once may disturb each other.  The pip of an older Python takes 10 seconds more to
+# find all versions; where there is no other, that one does.
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "gbp needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	-$(PIP) pip
 	$(PIP) --editable .
 	@touch $@
 
