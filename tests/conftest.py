@@ -65,6 +65,28 @@ FAST = {
     "test_words.py": 1,
 }
 
+#: These files run first.  Tests that wait for a clock do so while the simulator's tests use the processor
+#: (`make test`).  The longest tests follow, so that no process is left with one of them at the end.
+FIRST = (
+    "test_serve_process.py",
+    "test_bulk.py",
+    "test_report.py",
+    "test_page.py",
+    "test_embedding.py",
+    "test_conformance.py",
+    "test_mutations.py",
+    "test_golden.py",
+    "test_zoo.py",
+    "test_architectures.py",
+    "test_graphs.py",
+    "test_distribution.py",
+    "test_hostile_images.py",
+    "test_documents.py",
+    "test_guard.py",
+    "test_warmup.py",
+    "test_cache.py",
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -77,8 +99,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the fast tier."""
+    """Put some files first, and mark the fast tier."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
     seen: Counter[str] = Counter()
     for item in items:
         every = FAST.get(item.path.name) or FAST.get(item.path.parent.name)
