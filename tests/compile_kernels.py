@@ -6,9 +6,13 @@ what it meets, compiling takes more than twice as long.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import walk_packages
+
+# Before Numba is imported: see conftest.py.
+os.environ["NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"] = "1"
 
 from gbp import kernels
 from gbp.kernels import binary, depthwise_dense, functions

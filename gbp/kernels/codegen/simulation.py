@@ -40,12 +40,10 @@ class _Shared:
             return self._arrays[thread.declared - 1]
 
 
-class _Block(FakeCUDAModule):
-    """Replaces the module `cuda` for the threads of a block."""
+class _Grid(FakeCUDAModule):
+    """Replaces the module `cuda` for the threads of a grid; `memory` is that of the block that runs."""
 
-    def __init__(self, blocks: Sequence[int], threads: Sequence[int], shared_bytes: int) -> None:
-        super().__init__(_three(blocks), _three(threads), shared_bytes)
-        self.memory = _Shared(shared_bytes)
+    memory: _Shared
 
     @property
     def shared(self) -> Any:
@@ -97,9 +95,10 @@ def simulate(
 ) -> None:
     """Run a kernel.  `together`: whether its threads wait for each other."""
     indices = list(product(*map(range, _three(threads))))
-    for block in product(*map(range, _three(blocks))):
-        module = _Block(blocks, threads, shared_bytes)
-        with _running, _parts.swapped_cuda_module(function, module), np.errstate(all="ignore"):
+    grid = _Grid(_three(blocks), _three(threads), shared_bytes)
+    with _running, _parts.swapped_cuda_module(function, grid), np.errstate(all="ignore"):
+        for block in product(*map(range, _three(blocks))):
+            grid.memory = _Shared(shared_bytes)
             if together and len(indices) > 1:
                 _together(function, block, indices, args)
             else:
