@@ -14,7 +14,7 @@ from ..errors import InputError
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
     | {".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".npy"}
-    | {".heic", ".heif"}
+    | {".heic", ".heics", ".heif", ".heifs", ".hif"}
 )
 STDIN = "-"
 _SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, PPM, HEIC and .npy files, known by their suffix"
