@@ -149,6 +149,8 @@ def test_counts_and_sizes_in_sentences() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
     assert [readable_bytes(2.0**n) for n in (9, 19, 21, 31)] == ["0.5 KiB", "512 KiB", "2 MiB", "2 GiB"]
+    with pytest.raises(InputError, match=r"^no class is called '3'\. An index is an integer"):
+        Classes((2,), ("cat", "dog")).labelled("3")
     one = Classes((2,), ("cat",))
     with pytest.raises(InputError, match=r"^1 label and 2 scores do not fit together"):
         one.check_labels()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import stat
 import time
 from typing import Any
 
@@ -29,7 +32,7 @@ def add_command(commands: Any) -> None:
 def warmup(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from .. import Explainer
-    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.cache import CACHE_DIRECTORY, ROOT
     from ..kernels.codegen.jit import compiled
     from .compiling import compile_together
     from .progress import compiling_shown
@@ -44,4 +47,12 @@ def warmup(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - began if len(compiled) > before else 0.0
         print_line(f"{model}: {len(compiled) - before} kernel(s) compiled in {seconds:.1f} s")
     print_line(f"All are kept in {CACHE_DIRECTORY}")
+    if _is_roots_alone(CACHE_DIRECTORY):
+        print_line(f"Only root may read them. To let other users run them: chmod -R a+rX {shlex.quote(ROOT)}")
     return 0
+
+
+def _is_roots_alone(folder: str) -> bool:
+    """Whether root owns a folder that other users may not read, as where root builds an image for another."""
+    status = os.stat(folder)
+    return status.st_uid == 0 and status.st_mode & stat.S_IROTH == 0

@@ -287,10 +287,10 @@ def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
     if found:
         raise InputError(f"target {name!r} names {len(found)} classes: {found[:5]}.", hint="Give the index.")
     near = _near(name, labels)
-    raise InputError(
-        f"no class is called {name!r}.",
-        hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else None,
-    )
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
+    if name.strip().isdecimal():
+        hint = "An index is an integer, and no text."
+    raise InputError(f"no class is called {name!r}.", hint=hint)
 
 
 def _near(name: str, labels: tuple[str, ...]) -> list[str]:
