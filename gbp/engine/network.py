@@ -15,9 +15,7 @@ from ..graph.tensors import Tensor
 from ..inputs import Images
 from ..pictures.layout import Layout
 from ..plan.plan import Plan
-from ..rules import Rule
 from .engine import Engine
-from .gradient import Repeated
 from .run import Run
 
 
@@ -106,38 +104,6 @@ class Network:
             For what is no image.
         """
         return self._engine.tensors(images)
-
-    def _repeated(
-        self, shape: tuple[int, ...], seeds: NDArray[np.float32], rule: Rule, of: str | None, most: int
-    ) -> Repeated:
-        """One question to many samples of one shape: what does not depend on the samples is settled once.
-
-        SmoothGrad and Integrated Gradients ask so about the copies of a sample.  `Run.vjp`
-        serves where each sample has a question of its own.
-
-        Parameters
-        ----------
-        shape
-            The shape of a sample, without the batch.
-        seeds
-            float32 (1, K, …), as for `Run.vjp`: K seeds for each sample.
-        rule
-            The rule.
-        of
-            The tensor of the seeds: its whole name, or None for the scores.
-        most
-            Samples that are asked about in one call, at most.
-
-        Returns
-        -------
-        A `Repeated`, which several threads may call.
-
-        Raises
-        ------
-        InputError
-            For a rule that has no meaning for the network, or folds the tensor into another layer.
-        """
-        return Repeated(self._engine, shape, seeds, rule, of, most)
 
     @contextmanager
     def run(self, images: Images, keep: Sequence[str] = ()) -> Iterator[Run]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..engine.asking import ask
 from ..engine.at_once import InTurn, in_order
-from ..engine.gradient import Take, Write
+from ..engine.repeated import Repeated, Take, Write
 from ..engine.run import Run
 from ..errors import InputError, ModelError
 from ..explainer import Explainer
@@ -204,7 +204,7 @@ def of_copies(
     """
     k, size = questions.targets.shape[1], elements(x.shape)
     most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    ask = explainer._repeated(x.shape, questions.seeds, rule_named(rule), questions.of, most)
+    ask = Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, most)
     workers, turns = ask.workers(), InTurn(add)
     alone = count - _left_over(count, workers)
     # They share the caches; but one copy at a time would read the weights too often.

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import array_of, whole_number
-from ..engine.gradient import Write
+from ..engine.repeated import Write
 from ..engine.run import Run
 from ..errors import InputError, counted
 from ..explainer import Explainer
@@ -210,7 +210,8 @@ def _noisy(
         first = run.samples.start
         each = enumerate(zip(run.x, run.scores, strict=True))
         found = [of_sample(x, scores, questions[i : i + 1], first + i, run.count) for i, (x, scores) in each]
-        return np.stack([m for m, _ in found]), {"same_class": np.array([kept for _, kept in found])}
+        maps = found[0][0][None] if len(found) == 1 else np.stack([m for m, _ in found])
+        return maps, {"same_class": np.array([kept for _, kept in found])}
 
     found = explained(explainer, images, target, rule, statistic.method, compute)
     made = counted(copies.count, "copy", "copies")

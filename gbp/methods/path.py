@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import array_of, fits, whole_number
-from ..engine.gradient import Write
+from ..engine.repeated import Write
 from ..engine.run import Run
 from ..errors import InputError
 from ..explainer import Explainer

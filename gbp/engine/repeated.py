@@ -1,0 +1,111 @@
+"""`Repeated`: one question that is asked about many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..devices.base import Later
+from ..graph.shapes import Shape
+from ..limits import computing
+from ..rules import Rule
+from .gradient import Gradient
+from .network import Network
+from .notes import refuse_meaningless
+
+#: Writes these samples to an array.
+Write: TypeAlias = Callable[[slice, NDArray[np.float32]], None]
+#: Is given samples' gradients and scores, and the number of the first.
+Take: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], None]
+
+
+class Repeated:
+    """One question to many samples of a shape, as to copies of one sample.  Several threads may ask it.
+
+    All that does not depend on the samples is settled once.  To settle it for each run would take as long as
+    a small layer, because the layers have driven the interpreter out of a processor's caches.
+
+    Parameters
+    ----------
+    network
+        The model.
+    shape
+        The shape of a sample, without the batch.
+    seeds
+        float32 (1, K, …), finite: K seeds for each sample.
+    rule
+        The rule.
+    of
+        The tensor of the seeds, or None for the scores.
+    most
+        Samples that are asked about in one call, at most.
+
+    Raises
+    ------
+    InputError
+        For a rule that has no meaning for the network, or folds the tensor into another layer.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        shape: Shape,
+        seeds: NDArray[np.float32],
+        rule: Rule,
+        of: str | None,
+        most: int,
+    ) -> None:
+        self._shape, self._k = shape, seeds.shape[1]
+        self._session = network._engine.sessions.of(shape, () if of is None else (of,), rule.rewrite)
+        refuse_meaningless(rule, self._session.plan)
+        self._gradient = Gradient(rule, self._session, seeds, of, None, most)
+        self._most = most
+
+    def workers(self) -> int:
+        """How many threads had best ask at the same time, for `most` samples each; see `Session.at_once`."""
+        return self._session.at_once(self._most, self._k)
+
+    def __call__(self, count: int, write: Write, take: Take) -> None:
+        """Run samples forward, and their gradients back to the input.
+
+        Parameters
+        ----------
+        count
+            How many samples there are.
+        write
+            Writes some of them, (n, …) in the model's own layout, to an array of any strides.  It may be
+            called again, and writes the same then.
+        take
+            Is given the number of a first sample, the gradients (n, K, …) from there on, and their scores
+            (n, classes).  Gradients may be in the run's memory, so it keeps no more than a copy; and where
+            they overflowed, they may hold NaN or infinity.
+
+        Raises
+        ------
+        InputError
+            Where a sample holds NaN or infinity, and the device looks for them.
+        ModelError
+            Where a score overflows.
+        """
+        x, session = Later((count, *self._shape), write), self._session
+        for part in session.slices(count, self._k, None):
+            for _ in session.fitting(part, lambda some: self._ask(x[some], some.start, take)):
+                pass
+
+    def _ask(self, x: Later, first: int, take: Take) -> None:
+        """Ask about samples that fit into memory."""
+        with self._session.device.turn(), computing():
+            tape = self._session.run(x, first)
+
+        def taken(gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+            take(first, gradients, tape.scores)
+            return np.empty((len(x), 1, 0), np.float32)
+
+        with tape:
+            if self._k == 1:
+                self._gradient.of_run(tape, lambda: np.asarray(x), taken)
+            else:  # `taken` would be given some at a time, where the memory does not hold all K
+                taken(self._gradient.of_run(tape, lambda: np.asarray(x)))
