@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,13 @@ def array_of(value: Any) -> NDArray[Any]:
         return np.empty(0, object)
     except Exception as error:
         raise InputError(f"NumPy makes no array of a {type(value).__name__}: {error}.") from error
+
+
+def sizes_fit(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether sizes are those that are expected; None stands for any."""
+    if shape == expected:  # mostly, and each explanation asks
+        return True
+    return len(shape) == len(expected) and all(n in (None, m) for n, m in zip(expected, shape, strict=True))
 
 
 def fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .arguments import array_of
+from .arguments import array_of, sizes_fit
 from .errors import InputError
 from .limits import MAX_ELEMENTS, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
@@ -194,7 +194,7 @@ class Inputs:
         for path in paths:
             array = read_array(path)
             sample = array if array.ndim == len(self.model_shape) else array[None]
-            if len(sample) != 1 or not _fit(sample.shape[1:], expected):
+            if len(sample) != 1 or not sizes_fit(sample.shape[1:], expected):
                 sizes = ", ".join("?" if n is None else str(n) for n in expected)
                 is_open = samples and None in self.model_shape[1:]
                 alike = f", all of the shape of {os.fspath(paths[0])!r}" if is_open else ""
@@ -213,7 +213,7 @@ class Inputs:
         """Slices of an array of samples, which these files held."""
         expected = self.model_shape
         _refuse_unless_numbers(x, "the array")
-        if not _fit(x.shape[1:], expected[1:]) or not x.ndim or 0 in x.shape:
+        if not sizes_fit(x.shape[1:], expected[1:]) or not x.ndim or 0 in x.shape:
             wanted = ["N", *("?" if n is None else n for n in expected[1:])]
             raise InputError(
                 f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
@@ -302,13 +302,6 @@ def together(batches: Sequence[Batch]) -> Batch:
     return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)
 
 
-def _fit(shape: Shape, expected: tuple[int | None, ...]) -> bool:
-    """Whether sizes are those that are expected; None stands for any."""
-    if shape == expected:
-        return True
-    return len(shape) == len(expected) and all(n in (None, m) for n, m in zip(expected, shape, strict=True))
-
-
 def _refuse_unless_numbers(array: NDArray[Any], what: str) -> None:
     if array.dtype.kind not in "fiu":
         raise InputError(
@@ -327,12 +320,10 @@ def _is_picture(value: object) -> bool:
 def _kept(picture: Any) -> Any:
     """A picture in a form that can be read twice: a path, bytes, or a PIL image."""
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(
-            array_of(picture)
-        ).copy()  # else it would change with an array that is used again
-    return (
-        read_bytes(picture) if hasattr(picture, "read") and not isinstance(picture, Image.Image) else picture
-    )
+        # A copy, because the caller may use the array again.
+        return Image.fromarray(array_of(picture)).copy()
+    is_file = hasattr(picture, "read") and not isinstance(picture, Image.Image)
+    return read_bytes(picture) if is_file else picture
 
 
 def _series_picture(x: NDArray[np.float32]) -> Image.Image:

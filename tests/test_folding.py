@@ -238,10 +238,8 @@ def test_it_folds_as_a_runtime_computes_it(op: str) -> None:
     """At the first and the last opset of every version of the op."""
     runtime = pytest.importorskip("onnxruntime", reason="compares with onnxruntime, which is not installed")
     options = runtime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = (
-        4,
-        1,
-    )  # threads take longer to start than all else
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # threads take longer to start than all else
     compared = 0
     for inputs, attributes, opsets in _ROWS[op]:
         for opset in opsets:

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "passes": "errors graph ops",
         "rewrites": "errors graph limits ops passes",
         "rules": "errors rewrites",
-        "importer": "errors files graph kernels limits ops",
+        "importer": "arguments errors files graph kernels limits ops",
         "plan": "devices errors graph limits ops passes",
         "runtime": "devices errors kernels limits ops plan",
         "packed": "errors kernels",

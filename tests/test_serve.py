@@ -39,9 +39,8 @@ from gbp.serve.work import BusyError, Workers
 MODELS = Path(__file__).resolve().parent.parent / "models"
 PHOTO = (MODELS / "demo.png").read_bytes()
 EXPLAIN = "/v1/models/demo/explain"
-LIMITS = Limits(
-    body=2**20, pixels=200_000, targets=3, queue=4, seconds=600
-)  # kernels may have to be compiled
+#: With time for kernels that have to be compiled.
+LIMITS = Limits(body=2**20, pixels=200_000, targets=3, queue=4, seconds=600)
 
 
 @pytest.fixture(scope="module")

@@ -195,9 +195,8 @@ def test_every_kernel_is_found_by_its_name() -> None:
     names = {kernel.name for kernel in kernels}
     assert names > {"depthwise_3_fwd", "depthwise_3_bwd", "sigmoid_bwd", "swish_fwd", "sub_fwd", "gemm_fwd"}
     assert names > {"max_choice", "min_choice"}
-    every = [
-        kernel for kernel in every_kernel() if kernel.module != run_team.module
-    ]  # each process has its own
+    # Each process has its own kernels of the team.
+    every = [kernel for kernel in every_kernel() if kernel.module != run_team.module]
     assert set(kernels) <= set(every)
     assert [kernel.name for kernel in every if found(kernel.module, kernel.name) is not kernel] == []
 

@@ -130,25 +130,12 @@ def batch(
     ModelError, UnsupportedError
         As `Explainer`.
     """
-    if engine not in ("local", "ray"):
-        raise InputError(f"engine is {engine!r}.", supported="local, ray")
     actors = at_least_one("actors", actors)
-    for name, value in (("actors", actors), ("ray_address", ray_address)):
-        if engine != "ray" and value is not None:
-            raise InputError(f"{name} is {value!r}, and engine is {engine!r}.", supported="with engine 'ray'")
-    if engine == "ray":
-        import_ray()
-        if actors is None and options.get("device", "cpu") != "cpu":
-            raise InputError(
-                "each actor takes a card of its own, so their number is not guessed.",
-                hint="Say actors=N, at most as many as there are cards.",
-            )
+    _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images
-    options = options | {"labels": read_labels(options.get("labels"))}
-    root = os.path.abspath(out)
     job = Job(
         model=os.path.abspath(model),
-        out=root,
+        out=os.path.abspath(out),
         rule=rule,
         target=target,
         score=checked_score(score),
@@ -159,32 +146,28 @@ def batch(
         look=look or {},
         bare=bare,
         arrays=arrays,
-        options=options,
+        options=options | {"labels": read_labels(options.get("labels"))},
     )
-    folder = Folder(root, _part(shard))
-    index = Index(folder)
-    tasks = _tasks(names, stdin, root)
+    folder = Folder(job.out, _part(shard))
+    tasks = _tasks(names, stdin, job.out)
     worker = Worker(job, folder)
     notes = worker.probe(tasks)
     settings = job.settings(worker.explainer)
     if worker.maps is not None:
-        # A row of the arrays is a place in this list, so it must not change.
-        tasks = [Task(t.path, t.name, i) for i, t in enumerate(sorted(tasks, key=lambda task: task.name))]
+        tasks = _in_rows(tasks)
         settings["images"] = f"{len(tasks)}: {digest_of(chr(0).join(task.name for task in tasks))[:16]}"
-    rows = len(tasks)
-    if shard is not None:
-        tasks = [task for task in tasks if int(digest_of(task.name)[:16], 16) % shard[1] == shard[0] - 1]
+    own = [task for task in tasks if shard is None or _is_of(shard, task)]
+    index = Index(folder)
     folder.open(settings)
     try:
         if worker.maps is not None:
-            worker.maps.create(rows)
+            worker.maps.create(len(tasks))
         done = index.done()
-        left = [task for task in tasks if task.name not in done or (retry and not done[task.name])]
-        finished = len(tasks) - len(left)
-        before = sum(done.get(task.name, False) for task in tasks)
-        failed = finished - before
+        left = [task for task in own if task.name not in done or (retry and not done[task.name])]
+        before = sum(done.get(task.name, False) for task in own)
+        explained, failed = 0, len(own) - len(left) - before
         if progress is not None:
-            progress(finished, len(tasks))
+            progress(before + failed, len(own))
         if engine == "ray" and left:
             count = actors or max(1, available() // threads_of(job))
             parts = on_ray(job, folder, worker.maps, left, count, ray_address)
@@ -192,14 +175,31 @@ def batch(
             parts = locally(worker, left)
         for part in parts:
             index.append(part)
-            finished += len(part)
-            failed += sum(row["error"] is not None for row in part)
+            errors = sum(row["error"] is not None for row in part)
+            explained, failed = explained + len(part) - errors, failed + errors
             if progress is not None:
-                progress(finished, len(tasks))
+                progress(before + explained + failed, len(own))
         index.finish(settings)
     finally:
         folder.close()
-    return Summary(finished - before - failed, before, failed, index.path, notes)
+    return Summary(explained, before, failed, index.path, notes)
+
+
+def _check_engine(engine: str, actors: int | None, ray_address: str | None, device: str) -> None:
+    """Raise InputError for an engine that is none or not installed, and for arguments of the other one."""
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine is {engine!r}.", supported="local, ray")
+    if engine == "ray":
+        import_ray()
+        if actors is None and device != "cpu":
+            raise InputError(
+                "each actor takes a card of its own, so their number is not guessed.",
+                hint="Say actors=N, at most as many as there are cards.",
+            )
+        return
+    for name, value in (("actors", actors), ("ray_address", ray_address)):
+        if value is not None:
+            raise InputError(f"{name} is {value!r}, and engine is {engine!r}.", supported="with engine 'ray'")
 
 
 def _part(shard: tuple[int, int] | None) -> str:
@@ -217,3 +217,18 @@ def _tasks(names: Sequence[str | os.PathLike[str]], stdin: IO[bytes] | None, out
     inside = os.path.join(out, "")
     paths = [path for path in find_images(names, stdin) if not os.path.abspath(path).startswith(inside)]
     return [Task(path, name_of(path)) for path in paths]
+
+
+def _in_rows(tasks: Sequence[Task]) -> list[Task]:
+    """The same tasks in the order of their names, each with its row of the arrays.
+
+    A row is a place in this list, so the list must not change from run to run.
+    """
+    by_name = sorted(tasks, key=lambda task: task.name)
+    return [Task(task.path, task.name, row) for row, task in enumerate(by_name)]
+
+
+def _is_of(shard: tuple[int, int], task: Task) -> bool:
+    """Whether a task belongs to shard (i, n).  The digest of its name decides, on every machine alike."""
+    i, n = shard
+    return int(digest_of(task.name)[:16], 16) % n == i - 1

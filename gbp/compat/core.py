@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import PROBABILITY, Explainer, InputError, Model, Probability, Run, Tensor
-from ..arguments import array_of
+from ..arguments import array_of, sizes_fit
 from ..graph.tensors import find
 
 #: An ONNX file, its bytes, a ModelProto, or an Explainer.
@@ -165,10 +165,7 @@ class ChannelsLast:
             Where they do not fit the model.
         """
         y = np.ascontiguousarray(np.moveaxis(x, -1, 1)) if self.moves and x.ndim == 4 else x
-        fits = y.ndim == len(self._shape) and all(
-            n in (None, m) for n, m in zip(self._shape[1:], y.shape[1:], strict=True)
-        )
-        if not fits:
+        if y.ndim == 0 or not sizes_fit(y.shape[1:], self._shape[1:]):
             sizes = list(self._shape[1:])
             sizes = [*sizes[1:], sizes[0]] if self.moves else sizes
             text = ", ".join("?" if n is None else str(n) for n in sizes)

@@ -85,10 +85,7 @@ def verify(
     UnsupportedError
         Where onnx's reference evaluator does not support a node; the message names it.
     """
-    explainer = Explainer(model, **options)
-    source = open_model(
-        model, Choice(options.get("output"), options.get("input"), options.get("given") or {})
-    )
+    explainer, source = Explainer(model, **options), _source(model, options)
     if len(explainer.input_shape) > len(source.input_shape):
         source = source.without_batch()
     rng = np.random.default_rng(0)
@@ -98,25 +95,16 @@ def verify(
     target = int(explained.target[0])
     flat = with_flat_areas(x, channels=x.ndim - 1 if explained.layout == "NHWC" else 1)
     moved = _moved_by_rounding(explainer, x, target, explained.map[0], rng)
+    quantized = any(node.op_type == "QuantizeLinear" for node in source.nodes)
+    scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
 
     reference, exact = references(model, source)
-
-    def scores(x: Doubles) -> Doubles:
-        return exact.run(x, [source.scores])[source.scores].reshape(-1)
-
     with computing():
         report(f"running {reference.name}")
         errors = list(_step_errors(explainer, source, flat, reference))
         report(f"running {exact.name}")
-        true_scores = scores(x.astype(np.float64))
-        if true_scores.shape != explained.scores[0].shape:
-            raise UnsupportedError(
-                f"{exact.name} makes {true_scores.size} scores, gbp {explained.scores[0].size}.",
-                hint="One of them reads the model wrong; there is nothing to compare with.",
-            )
-        scores_error = _relative(explained.scores[0], true_scores, true_scores)
-        quantized = any(node.op_type == "QuantizeLinear" for node in source.nodes)
-        scores_bound = _QUANTIZED_SCORES_BOUND if quantized else _SCORES_BOUND
+        true = _true_scores(exact, source, x.astype(np.float64), explained.scores[0].size)
+        scores_error = _relative(explained.scores[0], true, true)
         if scores_error > scores_bound and all(step.error <= reference.bound for step in errors):
             # Every step agrees, and the scores do not: against the exact reference the faulty step may show.
             reference = exact
@@ -124,7 +112,11 @@ def verify(
         gradient_error, directions = None, 0
         if not quantized:
             gradient_error, directions = gradient_error_of(
-                lambda x: float(scores(x)[target] - true_scores[target]), x, explained.map, rng, report
+                lambda x: float(_true_scores(exact, source, x, true.size)[target] - true[target]),
+                x,
+                explained.map,
+                rng,
+                report,
             )
     return Verification(
         input=f"{source.input} {'×'.join(map(str, x.shape[1:]))}, {_called(image)}",
@@ -144,6 +136,12 @@ def verify(
     )
 
 
+def _source(model: Model, options: Mapping[str, Any]) -> Source:
+    """What an `Explainer` of these options computes, as the file has it."""
+    choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
+    return open_model(model, choice)
+
+
 def _sample(
     explainer: Explainer,
     source: Source,
@@ -160,6 +158,17 @@ def _sample(
         raise InputError(f"there are {len(x)} images.", supported="one at a time")
     x += _STIR * (np.linalg.norm(x) / math.sqrt(x.size) or 1.0) * rng.standard_normal(x.shape, np.float32)
     return x
+
+
+def _true_scores(exact: Reference, source: Source, x: Doubles, count: int) -> Doubles:
+    """The scores of x, flat.  Raises UnsupportedError unless there are as many as gbp finds."""
+    scores = exact.run(x, [source.scores])[source.scores].reshape(-1)
+    if scores.size != count:
+        raise UnsupportedError(
+            f"{exact.name} makes {scores.size} scores, gbp {count}.",
+            hint="One of them reads the model wrong; there is nothing to compare with.",
+        )
+    return scores
 
 
 def _tie_breaker(errors: list[StepError]) -> StepError | None:

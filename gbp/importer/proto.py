@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from ..arguments import sizes_fit
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
@@ -289,8 +290,7 @@ def declared_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
 
 def fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     """Whether a tensor declared in this shape may have `shape`, for some batch."""
-    pairs = zip(declared[1:], shape[1:], strict=False)
-    return len(declared) == len(shape) and all(n in (None, m) for n, m in pairs)
+    return len(declared) == len(shape) and sizes_fit(shape[1:], declared[1:])
 
 
 def tensor_values(

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
+from ..arguments import sizes_fit
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_AXES
 from ..ops import fact
@@ -201,10 +202,7 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
             array = array.astype(wanted)
         except (TypeError, ValueError, KeyError):
             raise InputError(f"what is given for input {name!r} is not of {type_name(kind)}.") from None
-        fits = shape is None or (
-            array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
-        )
-        if not fits or np.isnan(array).any():
+        if not (shape is None or sizes_fit(array.shape, shape)) or np.isnan(array).any():
             raise InputError(
                 f"what is given for input {name!r} has shape {list(array.shape)}, or holds NaN.",
                 supported=f"{['?' if n is None else n for n in shape or ()]}",
