@@ -137,7 +137,7 @@ def verify(
 
 
 def _source(model: Model, options: Mapping[str, Any]) -> Source:
-    """What an `Explainer` of these options computes, as the file has it."""
+    """The part of the file that an `Explainer` of these options computes."""
     choice = Choice(options.get("output"), options.get("input"), options.get("given") or {})
     return open_model(model, choice)
 
