@@ -17,6 +17,7 @@ from typing import Any, is_typeddict
 import pytest
 
 import gbp
+import gbp.doubt
 import gbp.methods
 
 NAMES = [
@@ -69,8 +70,8 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Everything that `gbp` and `gbp.methods` export or the reference documents, by name."""
-    for package in (gbp, gbp.methods):
+    """Everything that `gbp`, `gbp.doubt` and `gbp.methods` export or the reference documents, by name."""
+    for package in (gbp, gbp.doubt, gbp.methods):
         yield from ((name, getattr(package, name)) for name in package.__all__)
     for block in REFERENCE.read_text().split("\n::: ")[1:]:
         path, members = block.split()[0], re.search(r"members: \[(.*)\]", block)

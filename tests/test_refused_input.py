@@ -165,6 +165,21 @@ def test_what_is_no_model(model: Any) -> None:
             use(model)
 
 
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("torch.nn", r"torch\.onnx\.export"),
+        ("keras.src.models", r"network\.export"),
+        ("tensorflow", "tf2onnx"),
+    ],
+)
+def test_a_frameworks_network_is_refused_with_what_exports_it(package: str, call: str) -> None:
+    base = type("Module", (), {"__module__": package})
+    own = type("Own", (base,), {})  # a class of the user's own module
+    with pytest.raises(InputError, match=rf"^the model is of type Own\. .*gbp reads ONNX files.*{call}"):
+        Explainer(own())
+
+
 # ------------------------------------------------------------------------------ arguments of the Explainer
 
 

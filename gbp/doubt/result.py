@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from .. import Attribution
+from ..pictures import text
 from ..pictures.chart import Chart, draw_charts
-from ..pictures.figure import Panel, enlarged, figure, stacked
+from ..pictures.figure import INK, PAPER, Panel, enlarged, figure, stacked
 from ..result.similarity import rank_correlation, ssim
 
 Mode = Literal["cascading", "independent"]
@@ -26,6 +27,13 @@ MEASURES = {
 _SAME = 0.5
 #: Pixels of each chart in a picture without maps.
 _WIDTH = 288
+#: How to read the charts.
+_READING = (
+    "1.0: the map is still that of the trained network. Cascading: from left to right more layers are "
+    "random, and a map of what was learned falls. Independent: one layer at a time is random."
+)
+#: Pixels of the picture's text, and of the space around it.
+_TEXT, _MARGIN = 15, 15
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class Sanity:
         }
 
     def picture(self) -> Image.Image:
-        """The likeness layer by layer as charts, and under them the maps of the cascade, in part."""
+        """The verdicts, the likeness layer by layer as charts, and the maps of the cascade, in part."""
         names = [name for name, _ in self.layers]
         charts = [
             Chart(
@@ -152,7 +160,18 @@ class Sanity:
             for row in self.pictures.values()
         ]
         width = max((row.width for row in rows), default=_WIDTH * len(MEASURES))
-        return stacked([draw_charts(charts, columns=len(MEASURES), width=width), *rows])
+        said = _written([_READING, *(f"{way}: {said}" for way, said in self.verdicts.items())], width)
+        return stacked([said, draw_charts(charts, columns=len(MEASURES), width=width), *rows])
+
+
+def _written(paragraphs: Sequence[str], width: int) -> Image.Image:
+    """Text on white, a paragraph below the other."""
+    lines = [line for words in paragraphs for line in text.wrapped(words, _TEXT, width - 2 * _MARGIN)]
+    height = text.line_height(_TEXT)
+    canvas = Image.new("RGB", (width, 2 * _MARGIN + height * len(lines)), PAPER)
+    for k, line in enumerate(lines):
+        text.write(canvas, (_MARGIN, _MARGIN + k * height), line, _TEXT, INK)
+    return canvas
 
 
 def _said(value: Likeness | None) -> str:

@@ -1,4 +1,4 @@
-"""Files of frameworks, which are no ONNX files: how the networks in them become ONNX."""
+"""Files and objects of frameworks, which are no ONNX files: how such networks become ONNX."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ _WRITERS = {
     ".tflite": _TF2ONNX.format("tflite"),
     ".pb": _TF2ONNX.format("saved-model"),
 }
+#: Package of a network's class → the same.  Keras 3 stands before torch: its layers may be torch's modules.
+_OF_OBJECTS = {"keras": _KERAS, "torch": _TORCH, "tensorflow": _TF2ONNX.format("saved-model")}
 
 
-def how_to_export(file: Path | bytes | None) -> str | None:
-    """Advice about a file or folder that is no ONNX file; None where it is of no known framework."""
-    if not isinstance(file, Path):
-        return None
-    is_saved_model = (file / "saved_model.pb").is_file()
-    writer = _WRITERS.get(".pb" if is_saved_model else file.suffix.lower())
+def how_to_export(model: object) -> str | None:
+    """Advice about what is no ONNX file: a path of a file or folder, or a framework's own object.
+
+    Returns None for what is of no known framework.
+    """
+    if isinstance(model, Path):
+        is_saved_model = (model / "saved_model.pb").is_file()
+        writer = _WRITERS.get(".pb" if is_saved_model else model.suffix.lower())
+    else:
+        packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+        writer = next((writer for name, writer in _OF_OBJECTS.items() if name in packages), None)
     return writer and f"gbp reads ONNX files. Write one with {writer}."

@@ -140,7 +140,9 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
         path = Path(model)
     except TypeError:
         raise InputError(
-            f"the model is of type {type(model).__name__}.", supported="a path, bytes or a ModelProto"
+            f"the model is of type {type(model).__name__}.",
+            supported="a path, bytes or a ModelProto",
+            hint=how_to_export(model),
         ) from None
     name = repr(str(path))
     try:
