@@ -18,7 +18,7 @@ from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_amx import conv_amx_bwd, conv_amx_fwd
 from gbp.kernels.taps import Taps
-from gbp.ops.conv.algorithms_amx import NO_SCALES, AmxBackward, AmxForward
+from gbp.ops.conv.algorithms_amx import NO_SCALES, AmxBackward, AmxForward, AmxLayer
 from gbp.ops.conv.algorithms_strides import AmxMerged, AmxPhases
 from gbp.ops.step import NO_TENSOR, UNCLIPPED, Clipped, Context, GradientSlot
 
@@ -162,6 +162,15 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         return y
 
     np.testing.assert_array_equal(outputs(x), np.concatenate([outputs(x[n : n + 1]) for n in range(3)]))
+
+
+def test_one_thread_computes_a_small_layer_alone() -> None:
+    """Of one sample.  Its scratch is laid out as for all threads, because any of them may be the one."""
+    layer = AmxLayer.forward(192, 48, Window.resolve((13, 13), (1, 1)))
+    alone, together = layer.geometry(1, 2), layer.geometry(8, 2)
+    assert (alone[-2:], together[-2:]) == ((2, 1), (2, 2))
+    large = AmxLayer.forward(64, 16, Window.resolve((55, 55), (3, 3), pads=(1, 1, 1, 1)))
+    assert large.geometry(1, 2)[-2:] == (2, 2)
 
 
 def test_parts_are_the_whole() -> None:

@@ -28,6 +28,9 @@ from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padd
 _PRODUCTS, _SPLIT, _STORE, _PIXEL = 0.38, 0.85, 1.0, 30.0
 #: About how many pixels run through all weights together, where these leave the first-level cache.
 _PIXELS = 4 * amx.ROWS
+#: Costs up to which one thread computes a layer alone.  Another would fetch what it reads from the first one's
+#: cache, and leave there half of what the next layer reads, which takes as long as the layer.
+_ALONE = 1.6e5
 #: All samples are computed.
 NO_SCALES = np.empty(0, np.float32)
 #: More samples than any batch has.
@@ -81,8 +84,11 @@ class AmxLayer:
     @property
     def cost(self) -> float:
         """Its time for one sample, in vector multiply-adds of a core; infinite where AMX may not be used."""
-        if not amx.is_usable():
-            return math.inf
+        return self.work if amx.is_usable() else math.inf
+
+    @property
+    def work(self) -> float:
+        """Its time for one sample where AMX may be used."""
         taps, (H, W), depth = self.taps, self.size, amx.DEPTH * chunks_of(self.C)
         weights = taps.rows * taps.columns * depth * -(-self.O // LANES)
         reading = 1.5 * READ * weights  # six bytes, not four
@@ -126,7 +132,8 @@ class AmxLayer:
 
     def geometry(self, n: int, threads: int) -> tuple[Any, ...]:
         """Those after the scratch."""
-        return self.taps, self.frame, self._band(n, threads), threads, threads
+        sharing = 1 if n * self.work < _ALONE else threads
+        return self.taps, self.frame, self._band(n, threads), threads, sharing
 
 
 class AmxForward(ForwardAlgorithm):
