@@ -28,8 +28,8 @@ from .algorithms import READ, BackwardAlgorithm, ForwardAlgorithm, flipped, padd
 _PRODUCTS, _SPLIT, _STORE, _PIXEL = 0.38, 0.85, 1.0, 30.0
 #: About how many pixels run through all weights together, where these leave the first-level cache.
 _PIXELS = 4 * amx.ROWS
-#: Costs up to which one thread computes a layer alone.  Another would fetch what it reads from the first one's
-#: cache, and leave there half of what the next layer reads, which takes as long as the layer.
+#: The cost up to which one thread computes a layer alone.  Another would fetch pixels from the first one's
+#: cache, and the next layer half of its pixels from there, which takes as long as the layer.
 _ALONE = 1.6e5
 #: All samples are computed.
 NO_SCALES = np.empty(0, np.float32)
