@@ -388,3 +388,11 @@ def test_warmup_refuses_on_one_line(
     assert said.startswith("gbp: error: ")
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_a_picture_that_is_refused_is_refused_before_anything_is_compiled(folder: Path) -> None:
+    """On a new machine, where all kernels of the model are compiled ahead."""
+    done = python(folder, "-m", "gbp", "explain", "plain.onnx", "cat.png", cache="new", threads=2)
+    assert done.returncode == 2
+    assert "nothing says how this model wants its images" in done.stderr
+    assert not list((folder / "new").rglob("*.nbc"))

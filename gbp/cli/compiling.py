@@ -16,7 +16,7 @@ from threading import Condition, Thread
 from time import perf_counter
 from typing import Any
 
-from .. import Explainer, InputError
+from .. import Explainer, InputError, Picture
 from ..engine.warming import kernels_of
 from ..kernels.codegen.cache import CACHE_DIRECTORY, log, make_folder, refused
 from ..kernels.codegen.jit import Native, compiled, found, not_kept
@@ -28,12 +28,27 @@ _FEW = 4
 _MOST = 4
 
 
-def compile_on_new_machine(explainer: Explainer) -> None:
+def compile_on_new_machine(explainer: Explainer, image: Picture | None) -> None:
     """Compile together where this version of gbp has compiled nothing yet.
 
-    Where images decide about the size, nothing is compiled ahead.
+    Where images decide about the size, nothing is compiled ahead.  An image that is refused, because nothing
+    says how the model wants it, say, is refused before.
+
+    Parameters
+    ----------
+    explainer
+        The model.
+    image
+        One that will be explained; None where broken ones are left out.
+
+    Raises
+    ------
+    InputError
+        For an image that cannot be prepared.
     """
     if not os.path.isdir(CACHE_DIRECTORY):
+        if image is not None:
+            explainer.prepare([image])
         with suppress(InputError):
             compile_together(explainer)
 

@@ -106,7 +106,7 @@ def explain(arguments: argparse.Namespace) -> int:
             chunk = slice(start, start + CHUNK)
             with compiling_shown(arguments.quiet):
                 if start == 0:
-                    compile_on_new_machine(explainer)
+                    compile_on_new_machine(explainer, pictures[0])
                 attributions = [explaining(pictures[chunk], rule, target) for rule in chosen]
             notes.update(dict.fromkeys(note for attribution in attributions for note in attribution.notes))
             if progress is not None:

@@ -84,7 +84,7 @@ def init(arguments: argparse.Namespace) -> int:
             print_line(f"{preset}: left out, it is for colours, and the network takes grey pictures")
             continue
         with compiling_shown():
-            compile_on_new_machine(explainer)
+            compile_on_new_machine(explainer, arguments.image)
             found = explainer.explain(arguments.image, rule="vanilla")[0]
         print_line(f"{preset} ({_OF[preset]}):")
         for number, name, score in found.top(5):

@@ -83,7 +83,7 @@ def report(arguments: argparse.Namespace) -> int:
     explainer = Explainer(arguments.model, **explainer_options(arguments))
     make_folder(path)
     with advancing(arguments, len(images)) as progress, compiling_shown(arguments.quiet):
-        compile_on_new_machine(explainer)
+        compile_on_new_machine(explainer, None if arguments.skip_broken else images[0])
         summary = write_report(
             explainer,
             images,

@@ -32,8 +32,8 @@ _READING = (
     "1.0: the map is still that of the trained network. Cascading: from left to right more layers are "
     "random, and a map of what was learned falls. Independent: one layer at a time is random."
 )
-#: Pixels of the picture's text, and of the space around it.
-_TEXT, _MARGIN = 15, 15
+#: A letter's share of the picture's width, which is near that of the charts' letters.
+_TEXT = 0.01
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,12 @@ class Sanity:
 
 def _written(paragraphs: Sequence[str], width: int) -> Image.Image:
     """Text on white, a paragraph below the other."""
-    lines = [line for words in paragraphs for line in text.wrapped(words, _TEXT, width - 2 * _MARGIN)]
-    height = text.line_height(_TEXT)
-    canvas = Image.new("RGB", (width, 2 * _MARGIN + height * len(lines)), PAPER)
+    size = margin = round(_TEXT * width)
+    lines = [line for words in paragraphs for line in text.wrapped(words, size, width - 2 * margin)]
+    height = text.line_height(size)
+    canvas = Image.new("RGB", (width, 2 * margin + height * len(lines)), PAPER)
     for k, line in enumerate(lines):
-        text.write(canvas, (_MARGIN, _MARGIN + k * height), line, _TEXT, INK)
+        text.write(canvas, (margin, margin + k * height), line, size, INK)
     return canvas
 
 
