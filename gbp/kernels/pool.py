@@ -15,7 +15,7 @@ Source: ONNX MaxPool, AveragePool, GlobalMaxPool, GlobalAveragePool; Zeiler & Fe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -214,19 +214,44 @@ maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_pair("u8", SWITCHES_U8)
 maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_pair("u32", SWITCHES_U32)
 
 
+class Counting(NamedTuple):
+    """Windows along one axis, and the pixels [low, high) of it that their divisors count."""
+
+    taps: int
+    stride: int
+    dilation: int
+    begin: int
+    low: int
+    high: int
+
+
 @device_function
-def _counted(size: int, begin: int, end: int, include_pad: int) -> Any:
-    """Return the pixels [low, high) of an axis that a divisor counts."""
+def _counting(taps: Taps, H: int, W: int, include_pad: int) -> Any:
+    """The `Counting` of rows and of columns, over a plane, or with `include_pad` over the padded plane."""
+    top, bottom, left, right = 0, H, 0, W
     if include_pad:
-        return -begin, size + end
-    return 0, size
+        top, bottom, left, right = -taps.top, H + taps.bottom, -taps.left, W + taps.right
+    return (
+        Counting(taps.rows, taps.stride_h, taps.dilation_h, taps.top, top, bottom),
+        Counting(taps.columns, taps.stride_w, taps.dilation_w, taps.left, left, right),
+    )
 
 
 @device_function
-def _count(first: int, kernel: int, dilation: int, low: int, high: int) -> Any:
-    """Return how many taps of a window a divisor counts along one axis."""
-    start, stop = inside(first, kernel, dilation, low, high)
+def _count(o: int, axis: Counting) -> Any:
+    """How many taps of window o its divisor counts along an axis."""
+    start, stop = inside(o * axis.stride - axis.begin, axis.taps, axis.dilation, axis.low, axis.high)
     return stop - start
+
+
+@device_function
+def _all_count(first: int, last: int, axis: Counting) -> Any:
+    """Whether all taps of the windows from `first` to `last` count along an axis.
+
+    Windows are cut at the ends of an axis, so if the outermost are whole, all are.
+    """
+    begin, end = first * axis.stride - axis.begin, last * axis.stride - axis.begin
+    return begin >= axis.low and end + (axis.taps - 1) * axis.dilation < axis.high
 
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT)
@@ -242,16 +267,14 @@ def averagepool_fwd(
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     units = N * OH * _blocks(C)
-    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
-    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
+    rows, columns = _counting(taps, H, W, include_pad)
     step_h, step_w = taps.dilation_h * x.strides[1], taps.dilation_w * x.strides[2]
     for unit in range(*part_of(units, share, threads)):
         n, oh, first, stop = _locate(unit, OH, C)
         h, i0, i1 = taps_down(taps, oh, H)
-        count_h = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
         for ow in range(OW):
             w, j0, j1 = taps_across(taps, ow, W)
-            divisor = broadcast(np.float32(count_h * _count(w, taps.columns, taps.dilation_w, low_w, high_w)))
+            divisor = broadcast(np.float32(_count(oh, rows) * _count(ow, columns)))
             xa, ya = at(x, n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w), at(y, n, oh, ow)
             for c in range(first, stop, LANES):
                 total = zeros()
@@ -265,36 +288,6 @@ def averagepool_fwd(
                         a += step_w
                     total = total + line
                 store_some(ya + 4 * c, total / divisor, C - c)
-
-
-@device_function
-def _all_whole(first: int, reach: int, kernel: int, dilation: int, low: int, high: int) -> Any:
-    """Return whether all taps count, for the windows whose tap 0 is on `first` … `first` + `reach`."""
-    return first >= low and first + reach + (kernel - 1) * dilation < high
-
-
-@device_function
-def _add_shares(
-    v: Any,
-    g: int,
-    g_right: int,
-    windows: int,
-    count_h: int,
-    first: int,
-    step: int,
-    kernel: int,
-    dilation: int,
-    low: int,
-    high: int,
-    count: int,
-) -> Any:
-    """Add to v the gradients of a row of windows, each over its own count.  `first`: its first tap."""
-    for q in range(windows):
-        keep_rolled()
-        divisor = count_h * _count(first + q * step, kernel, dilation, low, high)
-        v = fma(load_some(g, count), broadcast(np.float32(1) / np.float32(divisor)), v)
-        g += g_right
-    return v
 
 
 @kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT, INT)
@@ -313,66 +306,34 @@ def averagepool_bwd(
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
-    rows = N * H
-    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
-    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
+    rows, columns = _counting(taps, H, W, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
-    for row in range(*part_of(rows, share, threads)):
+    for row in range(*part_of(N * H, share, threads)):
         n, h = row // H, row % H
-        meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
         g_down = step_oh * gy.strides[1]
-        whole_h = _all_whole(
-            oh * taps.stride_h - taps.top,
-            (meets_h - 1) * step_oh * taps.stride_h,
-            taps.rows,
-            taps.dilation_h,
-            low_h,
-            high_h,
-        )
+        whole_h = _all_count(oh, oh + (count_h - 1) * step_oh, rows)
         for w in range(W):
-            meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-            # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
-            inner = whole_h and _all_whole(
-                ow * taps.stride_w - taps.left,
-                (meets_w - 1) * step_ow * taps.stride_w,
-                taps.columns,
-                taps.dilation_w,
-                low_w,
-                high_w,
-            )
+            count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+            inner = whole_h and _all_count(ow, ow + (count_w - 1) * step_ow, columns)
             xa, ga, ma = at(gx, n, h, w), at(gy, n, oh, ow), at(mask, sample_of(n, targets), h, w)
             g_right = step_ow * gy.strides[2]
             for c in range(0, C, LANES):
                 v, g_row = zeros(), ga + 4 * c
-                if inner:
-                    for _ in range(meets_h):
-                        g = g_row
-                        for _ in range(meets_w):
+                for p in range(count_h):
+                    g = g_row + p * g_down
+                    if inner:  # all divisors are equal: one product, at the end
+                        for _ in range(count_w):
                             keep_rolled()
                             v = v + load_some(g, C - c)
                             g += g_right
-                        g_row += g_down
+                    else:
+                        counted = _count(oh + p * step_oh, rows)
+                        for q in range(count_w):
+                            keep_rolled()
+                            divisor = np.float32(counted * _count(ow + q * step_ow, columns))
+                            v = fma(load_some(g, C - c), broadcast(np.float32(1) / divisor), v)
+                            g += g_right
+                if inner:
                     v = v * broadcast(whole)
-                else:
-                    for p in range(meets_h):
-                        v = _add_shares(
-                            v,
-                            g_row + p * g_down,
-                            g_right,
-                            meets_w,
-                            _count(
-                                (oh + p * step_oh) * taps.stride_h - taps.top,
-                                taps.rows,
-                                taps.dilation_h,
-                                low_h,
-                                high_h,
-                            ),
-                            ow * taps.stride_w - taps.left,
-                            step_ow * taps.stride_w,
-                            taps.columns,
-                            taps.dilation_w,
-                            low_w,
-                            high_w,
-                            C - c,
-                        )
                 write_gradient(v, c, gate, accumulate, xa, ma, C - c)

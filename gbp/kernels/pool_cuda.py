@@ -38,9 +38,9 @@ _LARGE = 25
 _ACROSS, _SHARES = (2, 2) if SIMULATED else (8, 64)
 _THREADS = _ACROSS * _SHARES
 
-_counted = device_function_of(pool._counted)
+_counting = device_function_of(pool._counting)
 _count = device_function_of(pool._count, inside=inside)
-_all_whole = device_function_of(pool._all_whole)
+_all_count = device_function_of(pool._all_count)
 
 
 def _is_large(taps: Taps) -> bool:
@@ -257,12 +257,10 @@ def averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
 
 
 @device_function
-def _divisor(h: int, w: int, H: int, W: int, taps: Taps, include_pad: int) -> Any:
-    """How many taps count of the window whose tap 0 reads (h, w)."""
-    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
-    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
-    rows = _count(h, taps.rows, taps.dilation_h, low_h, high_h)
-    return np.float32(rows * _count(w, taps.columns, taps.dilation_w, low_w, high_w))
+def _divisor(oh: int, ow: int, H: int, W: int, taps: Taps, include_pad: int) -> Any:
+    """How many taps of window (oh, ow) count."""
+    rows, columns = _counting(taps, H, W, include_pad)
+    return np.float32(_count(oh, rows) * _count(ow, columns))
 
 
 @kernel(*_AVERAGES, units=lambda x, y, *_: strands_of(y))
@@ -274,7 +272,7 @@ def _averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
         n, oh, ow = at_pixel(unit // apart, OH, OW)
         h, i0, i1 = taps_down(taps, oh, H)
         w, j0, j1 = taps_across(taps, ow, W)
-        divisor = _divisor(h, w, H, W, taps, include_pad)
+        divisor = _divisor(oh, ow, H, W, taps, include_pad)
         for c in range(unit % apart, C, apart):
             total = np.float32(0)
             for i in range(i0, i1):
@@ -309,7 +307,7 @@ def _large_averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None
             sums[at] = total
         step //= 2
     if share == 0 and first + across == c:
-        y[n, oh, ow, c] = total / _divisor(h, w, H, W, taps, include_pad)
+        y[n, oh, ow, c] = total / _divisor(oh, ow, H, W, taps, include_pad)
 
 
 @kernel(
@@ -329,32 +327,24 @@ def averagepool_bwd(
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape
     targets = targets_of(gy, mask)
-    low_h, high_h = _counted(H, taps.top, taps.bottom, include_pad)
-    low_w, high_w = _counted(W, taps.left, taps.right, include_pad)
+    rows, columns = _counting(taps, H, W, include_pad)
     whole = np.float32(1) / np.float32(taps.rows * taps.columns)
     apart = strands(C)
     for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // apart, H, W)
-        meets_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
-        meets_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-        first_h, reach_h = oh * taps.stride_h - taps.top, (meets_h - 1) * step_oh * taps.stride_h
-        first_w, reach_w = ow * taps.stride_w - taps.left, (meets_w - 1) * step_ow * taps.stride_w
-        # Windows are cut at the ends of an axis, so if the outermost are whole, all are.
-        inner = _all_whole(first_h, reach_h, taps.rows, taps.dilation_h, low_h, high_h) and _all_whole(
-            first_w, reach_w, taps.columns, taps.dilation_w, low_w, high_w
-        )
+        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+        whole_h = _all_count(oh, oh + (count_h - 1) * step_oh, rows)
+        inner = whole_h and _all_count(ow, ow + (count_w - 1) * step_ow, columns)
         for c in range(unit % apart, C, apart):
             v = np.float32(0)
-            for p in range(meets_h):
+            for p in range(count_h):
                 row = oh + p * step_oh
-                rows = _count(row * taps.stride_h - taps.top, taps.rows, taps.dilation_h, low_h, high_h)
-                for q in range(meets_w):
+                for q in range(count_w):
                     column = ow + q * step_ow
                     g = gy[n, row, column, c]
                     if not inner:
-                        start = column * taps.stride_w - taps.left
-                        columns = _count(start, taps.columns, taps.dilation_w, low_w, high_w)
-                        g *= np.float32(1) / np.float32(rows * columns)
+                        g *= np.float32(1) / np.float32(_count(row, rows) * _count(column, columns))
                     v += g
             if inner:
                 v *= whole
