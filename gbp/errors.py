@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 _MAX_MESSAGE = 8000  # characters
@@ -106,3 +108,17 @@ def without_frames(error: _Error) -> _Error:
     """
     error.__traceback__ = error.__context__ = None
     return error
+
+
+@contextmanager
+def calling(what: str, supported: str = "") -> Iterator[None]:
+    """Around a call of a user's own function: what it raises becomes an InputError that names the function.
+
+    Errors of gbp, which it may use, stay as they are.  `supported`: what is said of it besides.
+    """
+    try:
+        yield
+    except GbpError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} failed: {type(error).__name__}: {error}.", supported=supported) from error

@@ -162,9 +162,9 @@ class Explainer(Network):
         ----------
         images
             One picture or a list of them: a path, the bytes of a file, a binary file object, a PIL image, or
-            pixels, uint8 (H, W, 3), (H, W, 4) or (H, W).  Or samples that are preprocessed already: a float
-            array (N, …) in the model's own input layout (uint8 where the model takes bytes), or paths of .npy
-            files with one sample each.
+            pixels, uint8 (H, W, 3), (H, W, 4), (H, W) or (H, W, 1).  Or samples that are preprocessed
+            already: a float array (N, …) in the model's own input layout (uint8 where the model takes
+            bytes), or paths of .npy files with one sample each.
         rule
             "guided", "deconvnet", "vanilla", "input-x-gradient", "lrp-epsilon", "lrp-epsilon-plus" or
             "rectgrad"; or a `Rule`.

@@ -22,7 +22,7 @@ from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
 
 #: One picture: a path, the bytes of a file, a binary file object, a PIL image, or its pixels, uint8
-#: (H, W, 3), (H, W, 4) or (H, W).
+#: (H, W, 3), (H, W, 4), or grey (H, W) or (H, W, 1).
 Picture: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.uint8]
 #: The sizes of a sample, without the batch.
 Shape: TypeAlias = tuple[int, ...]
@@ -143,8 +143,8 @@ class Inputs:
                 held = f", {picture.dtype} of shape {list(picture.shape)}" if is_array else ""
                 raise InputError(
                     f"an image is of type {type(picture).__name__}{held}.",
-                    supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W), (H, W, 3) "
-                    "and (H, W, 4), or one float array (N, …) for all",
+                    supported="paths, bytes, file objects, PIL images and uint8 arrays (H, W), (H, W, 1), "
+                    "(H, W, 3) and (H, W, 4), or one float array (N, …) for all",
                 )
         for part in slices(len(pictures), self.picture_shape()):
             yield self._from_pictures(pictures[part])
@@ -180,9 +180,11 @@ class Inputs:
 
     def _is_pixels(self, array: NDArray[Any]) -> bool:
         """Whether an array is one picture and not an array of samples."""
-        is_sample = not self.has_batch and array.shape == self.model_shape[1:]
-        takes_pictures = len(self.model_shape) == 4
-        return array.dtype == np.uint8 and takes_pictures and array.ndim in (2, 3) and not is_sample
+        if array.dtype != np.uint8 or len(self.model_shape) != 4 or array.ndim not in (2, 3):
+            return False
+        sample = self.model_shape[1:]
+        may_be_sample = not self.has_batch and sizes_fit(array.shape, sample)
+        return not may_be_sample or (None in sample and _is_picture(array))
 
     def _from_array_files(self, paths: Sequence[Any]) -> NDArray[Any]:
         """Read one sample from each file.  A sample may have a batch axis of 1."""
@@ -313,15 +315,18 @@ def _refuse_unless_numbers(array: NDArray[Any], what: str) -> None:
 
 def _is_picture(value: object) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype == np.uint8 and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4)))
+        is_plane = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3, 4))
+        return value.dtype == np.uint8 and is_plane
     return isinstance(value, (str, os.PathLike, bytes, Image.Image)) or hasattr(value, "read")
 
 
 def _kept(picture: Any) -> Any:
     """A picture in a form that can be read twice: a path, bytes, or a PIL image."""
     if isinstance(picture, np.ndarray):
+        pixels = array_of(picture)
+        is_grey = pixels.ndim == 3 and pixels.shape[2] == 1
         # A copy, because the caller may use the array again.
-        return Image.fromarray(array_of(picture)).copy()
+        return Image.fromarray(pixels[..., 0] if is_grey else pixels).copy()
     is_file = hasattr(picture, "read") and not isinstance(picture, Image.Image)
     return read_bytes(picture) if is_file else picture
 

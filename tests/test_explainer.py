@@ -354,6 +354,26 @@ def test_a_picture_is_a_path_bytes_a_file_pixels_or_a_pil_image(tmp_path: Path) 
     for other in (pixels[:, :, 0], np.dstack([pixels, pixels[:, :, :1]])):  # grey, and with transparency
         np.testing.assert_array_equal(explainer.prepare(other), explainer.prepare([other]))
         np.testing.assert_array_equal(explainer.prepare(other), explainer.prepare(Image.fromarray(other)))
+    grey = explainer.prepare(pixels[:, :, 0])
+    np.testing.assert_array_equal(explainer.prepare(pixels[:, :, :1]), grey)
+    np.testing.assert_array_equal(explainer.prepare([pixels[:, :, :1]]), grey)
+
+
+@pytest.mark.parametrize("sizes", [(8, 9), ("H", "W")])
+def test_bytes_in_the_layout_of_a_model_without_a_batch_axis_are_a_sample(sizes: tuple[Any, ...]) -> None:
+    """And pixels are a picture."""
+    b = Builder()
+    pooled = b.node("GlobalAveragePool", b.relu(b.conv(b.unsqueeze(b.input(3, 8, 9), 0), 4)))
+    model = b.model(b.flatten(pooled))
+    model.graph.input[0].CopyFrom(
+        onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [3, *sizes])
+    )
+    explainer = Explainer(model, preprocess={"preset": "raw", "size": (8, 9)})
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    sample = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    expected = explainer.predict(sample.astype(np.float32))
+    np.testing.assert_array_equal(explainer.predict(sample), expected)
+    np.testing.assert_array_equal(explainer.predict(pixels), expected)
 
 
 FIRST_USE = f"""

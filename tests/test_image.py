@@ -376,6 +376,8 @@ def test_labels_as_given():
     assert read_labels(["a", "b"]) == ("a", "b")
     with pytest.raises(InputError):
         read_labels([1, 2])
+    with pytest.raises(InputError, match="there are no labels ''"):
+        read_labels("")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def _odd() -> Model:
     [
         ("nothing.onnx", InputError, "cannot read 'nothing.onnx': No such file"),
         ("folder.onnx", InputError, "'folder.onnx' is a folder"),
-        ("", InputError, "folder"),
+        ("", InputError, "the path of the model is empty"),
         ("a\0b", InputError, "cannot read"),
         ("/dev/zero", InputError, "'/dev/zero' is no file"),
         ("empty.onnx", ModelError, "'empty.onnx' holds no ONNX graph"),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
 
-from gbp import Explainer, InputError, ModelError
+from gbp import Explainer, InputError, ModelError, Rule, Run
 from gbp.devices import cpu as device
 from gbp.graph.tensors import Tensor, find
 from gbp.ops.tap import TapStep
@@ -339,6 +339,39 @@ def test_a_reduce_that_returns_something_else_is_refused(rule: str, wrong: Any) 
         with pytest.raises(InputError, match="reduce returned"):
             run.vjp(run.scores, rule, reduce=wrong)
         assert run.vjp(run.scores, rule, reduce=lambda g: g.sum(axis=(2, 3))).shape == (2, 7)
+
+
+def test_what_a_users_function_raises_names_it_and_leaves_all_as_it_was() -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyError("mine")
+
+    def refuses(*_: Any) -> Any:
+        raise InputError("mine")
+
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    before = explainer.explain(x)
+
+    def calls(run: Run, f: Any) -> dict[str, Callable[[], Any]]:
+        return {
+            "reduce": lambda: run.vjp(run.scores, reduce=f),
+            "reduce ": lambda: run.vjp(run.scores, "input-x-gradient", wrt="relu1", reduce=f),
+            "reduce  ": lambda: run.value("relu1", f),
+            "the finish of 'own'": lambda: explainer.explain(x, rule=Rule("own", True, True, "", finish=f)),
+            "the rewrite of a rule": lambda: explainer.explain(
+                x, rule=Rule("own", True, True, "", rewrite=f)
+            ),
+            "the score 'fails'": lambda: explainer.explain(x, score=f),
+        }
+
+    with explainer.run(x, keep=["relu1"]) as run:
+        for name, call in calls(run, fails).items():
+            with pytest.raises(InputError, match=rf"^{name.strip()} failed: KeyError: 'mine'") as caught:
+                call()
+            assert isinstance(caught.value.__cause__, KeyError)
+            assert explainer.explain(x).map.tobytes() == before.map.tobytes()
+        for call in calls(run, refuses).values():
+            with pytest.raises(InputError, match=r"^mine$"):
+                call()
 
 
 def test_a_run_outlives_the_session_that_others_crowd_out() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from ..arguments import at_least_one
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, calling
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
 from ..importer.hints import suggestion
@@ -328,7 +328,8 @@ def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float
     if rule.finish is None:
         return gradient
     with computing():
-        found = np.asarray(rule.finish(gradient, values[:, None]))
+        with calling(f"the finish of {rule.name!r}"):
+            found = np.asarray(rule.finish(gradient, values[:, None]))
         if found.dtype.kind not in "fiu" or found.shape != gradient.shape:
             raise InputError(
                 f"the finish of {rule.name!r} returned {found.dtype} of shape {list(found.shape)}.",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..arguments import array_of
-from ..errors import InputError
+from ..errors import InputError, calling
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
 from ..limits import computing, is_finite
@@ -151,6 +151,7 @@ class Run:
         """
         self._refuse_closed()
         name, plan = self._known(name), self._session.plan
+        reduce = reduce and partial(_called, reduce)
         if name in plan.kept:
             with self._session.device.turn(), computing():
                 return self._tape.value(plan.kept[name], reduce)
@@ -326,9 +327,15 @@ def _checked(
     return maps.astype(np.float32, copy=False), targets.astype(np.int64, copy=False)
 
 
+def _called(reduce: Reduce, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A user's function of values.  Raises InputError where it fails."""
+    with calling("reduce"):
+        return reduce(values)
+
+
 def _reduced(reduce: Reduce, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
     """A user's function of gradients (n, k, …).  Raises InputError where it returns no such array."""
-    found = array_of(reduce(gradients))
+    found = array_of(_called(reduce, gradients))
     if found.dtype.kind not in "fiub" or found.shape[:2] != gradients.shape[:2]:
         raise InputError(
             f"reduce returned {found.dtype} of shape {list(found.shape)} for gradients of shape "

@@ -144,6 +144,8 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
             supported="a path, bytes or a ModelProto",
             hint=how_to_export(model),
         ) from None
+    if not os.fspath(model):  # a Path of nothing is the current folder
+        raise InputError("the path of the model is empty.")
     name = repr(str(path))
     try:
         status = path.stat()

@@ -52,7 +52,7 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         return ("background", *names) if value.endswith("1001") else tuple(names)
     path, suffix = Path(value), Path(value).suffix.lower()
     try:
-        text = read_text(path, "utf-8-sig")
+        text = read_text(value, "utf-8-sig")  # a Path of nothing is the current folder
         if suffix == ".json":
             return _from_json(json.loads(text), repr(str(path)))
         if suffix in (".csv", ".tsv"):
@@ -62,7 +62,7 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         raise
     except FileNotFoundError:
         raise InputError(
-            f"there are no labels {str(path)!r}.", supported=f"a file, or one of {', '.join(SHIPPED)}"
+            f"there are no labels {os.fspath(value)!r}.", supported=f"a file, or one of {', '.join(SHIPPED)}"
         ) from None
     # Not UTF-8, not JSON, a NUL in the path.
     except (OSError, ValueError, RecursionError, csv.Error) as error:

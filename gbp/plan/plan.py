@@ -16,7 +16,7 @@ import numpy as np
 
 from ..devices.base import Device, LoweringTarget
 from ..devices.cpu import CPU
-from ..errors import InputError, UnsupportedError, readable_bytes
+from ..errors import InputError, UnsupportedError, calling, readable_bytes
 from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor, find
@@ -298,7 +298,8 @@ class Plan:
 
 def _rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
     """The graph of a rule's rewrite.  Raises InputError where it is none of the same network."""
-    found = rewrite(graph)
+    with calling("the rewrite of a rule"):
+        found = rewrite(graph)
     if not isinstance(found, Graph):
         raise InputError(f"the rewrite of a rule returned {found!r:.80}.", supported="a Graph")
     ends = [(g.input, g.output, g.shapes.get(g.input), g.shapes.get(g.output)) for g in (graph, found)]

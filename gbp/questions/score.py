@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, calling
 from .head import Head
 from .questions import ScoreFunction, ScoreName
 from .targets import Classes
@@ -188,14 +188,11 @@ def _is_slope(f: ScoreFunction, s: Doubles, step: Doubles, expected: Doubles) ->
 def _call(f: ScoreFunction, s: Doubles) -> Value:
     """The caller's function of scores.  Raises InputError where it fails or returns something else."""
     expected = f"float (N,) and (N, classes), here {[len(s)]} and {list(s.shape)}"
-    try:
+    with calling(_name(f), expected):
         value, gradient = (np.asarray(found) for found in f(s))
         if not {value.dtype.kind, gradient.dtype.kind} <= set("fiub"):
             raise TypeError(f"it returned {value.dtype} and {gradient.dtype}")
         found = Value(value.astype(np.float64), gradient.astype(np.float64))
-    except Exception as error:  # whatever the caller's function raises
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{_name(f)} failed: {reason}.", supported=expected) from error
     if found.value.shape != s.shape[:1] or found.gradient.shape != s.shape:
         shapes = f"{list(found.value.shape)} and {list(found.gradient.shape)}"
         raise InputError(f"{_name(f)} returned shapes {shapes}.", supported=expected)
