@@ -12,14 +12,13 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forked import Forked
 from numba.core.config import reload_config
 
 from gbp.kernels.codegen import jit, numba_private
@@ -76,11 +75,15 @@ def test_kernels_of_different_processes(tmp_path: Path) -> None:
     end(start(tmp_path, BOTH, cache))
 
 
-def with_kernels(cache: Path, *kernels: jit.Native) -> Path:
+#: What runs kernels: every process needs it.
+RUNNERS = tuple(each for each in vars(team).values() if isinstance(each, Native))
+
+
+def with_kernels(cache: Path, *kernels: Native) -> Path:
     """A cache that has what runs kernels, and these, compiled once for all tests."""
     folder = cache / Path(CACHE_DIRECTORY).name
     folder.mkdir(mode=0o700, parents=True)
-    for kernel in dict.fromkeys((team.run_team, team.run_alone, team.work, team.look, *kernels)):
+    for kernel in dict.fromkeys((*RUNNERS, *kernels)):
         kernel.compile()
         shutil.copy(kernel._file().path, folder)
     return cache
@@ -125,21 +128,19 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     return lambda cache: Path(shutil.copytree(folder / "cache", cache))
 
 
-def start(folder: Path, code: str, cache: Path | None, **environment: str) -> subprocess.Popen[str]:
+def environment(folder: Path, cache: Path | None, **others: str) -> dict[str, str]:
+    """That of a process which imports modules of this folder.  `cache`: None for the usual place."""
     paths = os.pathsep.join((str(folder), str(Path(__file__).parent.parent)))
     known = {k: v for k, v in os.environ.items() if k not in ("GBP_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
     where = {} if cache is None else {"GBP_CACHE_DIR": str(cache)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=known | where | environment | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return known | where | others | {"PYTHONPATH": paths}
 
 
-def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+def start(folder: Path, code: str, cache: Path | None, **others: str) -> Forked:
+    return Forked(("-c", code), folder, environment(folder, cache, **others))
+
+
+def end(process: Forked) -> tuple[str, str]:
     """What a process that must end well has written."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-2000:]
@@ -147,11 +148,11 @@ def end(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def used(
-    folder: Path, cache: Path | None, before: str = "", use: str = "use()", **environment: str
+    folder: Path, cache: Path | None, before: str = "", use: str = "use()", **others: str
 ) -> tuple[bool, str]:
     """Whether a process had to compile the kernel, and what it said."""
     code = f"{before}\nfrom small import one, use, was_compiled\n{use}\nprint(was_compiled())"
-    out, err = end(start(folder, code, cache, **environment))
+    out, err = end(start(folder, code, cache, **others))
     assert out in ("True\n", "False\n")
     return out == "True\n", err
 

@@ -6,6 +6,8 @@ import ast
 import ctypes
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from numba import njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from test_cache import end, start
+from test_cache import end, environment, start
 
 from gbp.kernels.codegen import numba_private
 from gbp.kernels.codegen.cache import MachineCode
@@ -161,8 +163,11 @@ else:
 @pytest.mark.parametrize("program", [RUNTIME, CALLED], ids=["runtime", "called"])
 def test_a_process_whose_first_compiled_function_is_a_kernel(program: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(program)
+    where = environment(tmp_path, tmp_path / "cache", NUMBA_CACHE_DIR=str(tmp_path / "numba"))
     for _ in range(2):  # the second finds `kept` in Numba's cache
-        end(start(tmp_path, "import program", tmp_path / "cache", NUMBA_CACHE_DIR=str(tmp_path / "numba")))
+        command = (sys.executable, "-c", "import program")
+        done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 @device_function

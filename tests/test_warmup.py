@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from builder import Builder
 from compile_kernels import every_kernel
+from forked import Forked
 from PIL import Image
-from test_cache import with_kernels
+from test_cache import RUNNERS, with_kernels
 
 from gbp import Explainer, InputError
 from gbp.cli import compiling
@@ -27,7 +28,7 @@ from gbp.cli import main as cli
 from gbp.engine.warming import _noise, kernels_of
 from gbp.kernels.checksum import _sum_blocks
 from gbp.kernels.codegen.jit import found
-from gbp.kernels.parallel.team import look, run_alone, run_team, work
+from gbp.kernels.parallel.team import run_team, work
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
@@ -35,16 +36,21 @@ LINE = "gbp: compiling kernels, once on this machine: about half a minute\n"
 
 def gbp(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.CompletedProcess[str]:
     """Run the command line in `folder`, with the cache in a folder of that name there."""
-    return python(folder, "-m", "gbp", *arguments, cache=cache)
+    process = Forked(("-m", "gbp", *arguments), folder, environment(folder, cache, 1))
+    out, err = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(arguments, process.returncode or 0, out, err)
+
+
+def environment(folder: Path, cache: str, threads: int) -> dict[str, str]:
+    chosen = {"GBP_CACHE_DIR": str(folder / cache), "GBP_NUM_THREADS": str(threads)}
+    return os.environ | chosen | {"PYTHONPATH": str(ROOT)}
 
 
 def python(folder: Path, *arguments: str, cache: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
-    chosen = {"GBP_CACHE_DIR": str(folder / cache), "GBP_NUM_THREADS": str(threads)}
-    environment = os.environ | chosen | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(folder, cache, threads),
         capture_output=True,
         text=True,
         timeout=900,
@@ -323,7 +329,7 @@ def codes(folder: Path) -> Path:
     """The machine code of the larger model's kernels by their names, pickled."""
     explainer = Explainer(folder / "larger.onnx")
     explainer.warmup()
-    kernels = (*kernels_of(explainer._engine, None), run_team, run_alone, work, look)
+    kernels = (*kernels_of(explainer._engine, None), *RUNNERS)
     (folder / "codes").write_bytes(pickle.dumps({each.name: each._file().load() for each in kernels}))
     return folder / "codes"
 
