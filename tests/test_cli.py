@@ -381,13 +381,15 @@ def test_memory_has_units(text, size):
     ("options", "says"),
     [
         (["gone.onnx", "cat.jpg"], "no model"),
+        (["cat.jpg", "net.onnx"], "'net.onnx' is among the images. The model comes first"),
         (["net.onnx", "cat.jpg", "--target", "unicorn"], "no label 'unicorn'. The labels are these."),
         (["net.onnx", "cat.jpg", "-o", "out.gif"], "format"),
         (["net.onnx", "cat.jpg", "dog.jpg", "-o", "out.png"], "Several images need"),
         (["net.onnx", "cat.jpg", "-o", "cat.jpg"], "would be overwritten"),
         (
             ["net.onnx", "cat.jpg", "sub/cat.png"],
-            "'cat.jpg' and 'sub/cat.png' would both be written to 'cat_guided.png'",
+            "'cat.jpg' and 'sub/cat.png' would both be written to 'cat_guided.png'. Explain them one after "
+            "the other, each with its own -o; or by gbp batch, whose index says which file",
         ),
         (["net.onnx", "cat.jpg", "--rule", "all", "--target", "top5"], "one target"),
         (["net.onnx", "cat.jpg", "--rule", "guided,vanilla", "--bare", "--style", "rgb"], "--bare"),

@@ -118,6 +118,8 @@ def test_presets_of_colours_are_left_out_for_grey_pictures(
     assert re.findall(r"^(\w+): left out", out, re.MULTILINE) == ["imagenet", "caffe"]
     assert re.findall(r"^(\w+) \(.+\):$", out, re.MULTILINE) == ["tf", "unit", "raw"]
     assert read_sidecar("grey.onnx").preprocess is not None
+    assert cli.main(["explain", "grey.onnx", "a.png"]) == 0
+    assert "explained by guided: class 0\n" in capsys.readouterr().out
 
 
 def test_labels_whose_name_toml_cannot_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,8 @@ def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]
     opened: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for image in arguments.images:
+        if image.endswith(".onnx"):
+            raise InputError(f"{image!r} is among the images.", hint="The model comes first, and is one.")
         try:
             if image == STDIN:
                 opened[image] = read_image(sys.stdin.buffer)
@@ -228,7 +230,8 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
             both = f"{arguments.images[other]!r} and {arguments.images[index]!r}"
             raise InputError(
                 f"{both} would both be written to {str(path)!r}.",
-                hint="Explain them one after the other, each with its own -o.",
+                hint="Explain them one after the other, each with its own -o; or by gbp batch, whose index "
+                "says which file belongs to which image.",
             )
 
 
@@ -274,7 +277,7 @@ def _print_report(report: dict[str, Any], sample: Sample) -> None:
         f"{row['label']} = {row['score']:.4f}"
         if row["class"] is None
         else row["label"]
-        if "position" in row
+        if "position" in row or row["label"] == f"class {row['class']}"
         else f"{row['label']} ({row['class']})"
         for row in report["explained"]
     )
