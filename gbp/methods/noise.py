@@ -307,9 +307,9 @@ class _Copies:
 
 def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> Copies:
     """Copies of a sample with drawn noise, which are asked for in order."""
-    deviation = np.float32(share * (float(x.max()) - float(x.min())))
+    base, generator = _interleaved(x), np.random.Generator(np.random.SFC64(seed))
+    deviation = np.float32(share * (float(base.max()) - float(base.min())))  # a cache holds the base now
     kept = _draws(x.shape, count, seed) if 4 * count * x.size <= _MAX_DRAWN else None
-    generator, base = np.random.Generator(np.random.SFC64(seed)), _interleaved(x)
 
     def copies(part: slice) -> Write:
         if kept is None:

@@ -171,7 +171,7 @@ class Tape:
             else:
                 found = leaving.look()
                 maps = np.array(reduce(found.reshape(self.n, k, *found.shape[1:])))
-                finite = is_finite(maps)
+                finite = not maps.size or is_finite(maps)  # empty where `reduce` took what it needs
         self.is_finite &= finite
         if memory is not forward.backward:
             self._pool.release("backward", size, nbytes, memory)
