@@ -91,6 +91,11 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "no opset": (lambda m: m.ClearField("opset_import"), M, "imports no version"),
     "opset of another domain": (field("opset_import[0].domain", "ai.onnx.ml"), M, "imports no version"),
     "opset 0": (field("opset_import[0].version", 0), U, r"opset 0\..*opset 1 to"),
+    "training mode by outputs": (
+        lambda m: node(m, "bn").output.extend(["mean'", "var'", "saved mean", "saved var"]),
+        U,
+        "'bn': it has 5 outputs, as in training",
+    ),
     "training mode, opset 6": (field("opset_import[0].version", 6), U, "'bn': is_test is 0"),
     "opset 999": (field("opset_import[0].version", 999), U, r"opset 999\."),
     "opset -1": (field("opset_import[0].version", -1), U, r"opset -1\."),

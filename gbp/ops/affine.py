@@ -119,7 +119,11 @@ def plus(node: Node, shape: Shape, c: NDArray[Any]) -> Op:
 
 
 def parse_batchnorm(node: Node) -> Op:
-    """BatchNormalization in inference; attributes of training are refused."""
+    """BatchNormalization in inference; training is refused.
+
+    Which it is, an attribute says before opset 7 and since opset 14.  In between the outputs say it: one in
+    inference, and the new statistics besides in training.
+    """
     shape = node.shape(0)
     if len(shape) < 2:
         node.refuse(f"the input has shape {list(shape)}.", supported="(N, C, …)")
@@ -129,6 +133,13 @@ def parse_batchnorm(node: Node) -> Op:
         node.refuse("spatial is 0.", supported="statistics by channel")
     if node.opset < 7 and not node.integer("is_test", 0):
         node.refuse("is_test is 0.", supported="inference", hint="Export the model in evaluation mode.")
+    outputs = sum(map(bool, node.proto.output))
+    if 7 <= node.opset < 14 and outputs > 1:
+        node.refuse(
+            f"it has {outputs} outputs, as in training.",
+            supported="inference, with one output",
+            hint="Export the model in evaluation mode.",
+        )
     node.ignore("momentum")
     scale, bias, mean, var = (node.constant(i).astype(np.float64) for i in (1, 2, 3, 4))
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
