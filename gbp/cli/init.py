@@ -58,8 +58,6 @@ def init(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from .. import Explainer, Preprocess
     from ..pictures.preprocess import PRESETS
-    from .compiling import compile_on_new_machine
-    from .progress import compiling_shown
 
     path = Path(arguments.model).with_suffix(".toml")
     if path.exists() and not arguments.force:
@@ -82,15 +80,8 @@ def init(arguments: argparse.Namespace) -> int:
         channels = _channels(explainer)
         if channels in (1, 3) and not preprocess.fits(channels):
             print_line(f"{preset}: left out, it is for colours, and the network takes grey pictures")
-            continue
-        with compiling_shown():
-            compile_on_new_machine(explainer, arguments.image)
-            found = explainer.explain(arguments.image, rule="vanilla")[0]
-        print_line(f"{preset} ({_OF[preset]}):")
-        for number, name, score in found.top(5):
-            chance = found.chance(number)
-            value = f"{score:12.4f}" if chance is None else f"{percent(chance):>12}"
-            print_line(f"  {number:>6} {value}  {name}")
+        else:
+            _show(preset, explainer, arguments.image)
     if suggestion:
         print_paragraph(suggestion, 2)
     choice = arguments.preprocess or _asked(tuple(PRESETS))
@@ -107,6 +98,21 @@ def init(arguments: argparse.Namespace) -> int:
     _write(path, "\n".join(lines) + "\n")
     print_line(f"wrote {path}")
     return 0
+
+
+def _show(preset: str, explainer: Explainer, image: str) -> None:
+    """Print the five best classes of the image under a preset."""
+    from .compiling import compile_on_new_machine
+    from .progress import compiling_shown
+
+    with compiling_shown():
+        compile_on_new_machine(explainer, image)
+        found = explainer.explain(image, rule="vanilla")[0]
+    print_line(f"{preset} ({_OF[preset]}):")
+    for number, name, score in found.top(5):
+        chance = found.chance(number)
+        value = f"{score:12.4f}" if chance is None else f"{percent(chance):>12}"
+        print_line(f"  {number:>6} {value}  {name}")
 
 
 def _channels(explainer: Explainer) -> int | None:

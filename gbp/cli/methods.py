@@ -67,22 +67,24 @@ def rules(text: str) -> tuple[str, ...]:
 
 def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
     """The rules to explain with; None stands for the rule of the method itself."""
-    return arguments.rule or (None if arguments.method else "guided",)
+    if arguments.rule:
+        chosen: tuple[str, ...] = arguments.rule
+        return chosen
+    return (None,) if arguments.method else ("guided",)
 
 
 def cautions_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Rule → the remark for readers of its maps; empty for a method, whose remarks are notes."""
-    return (
-        {} if arguments.method else {name: rule_named(name).caution for name in arguments.rule or ("guided",)}
-    )
+    if arguments.method:
+        return {}
+    return {name: rule_named(name).caution for name in rules_of(arguments) if name is not None}
 
 
 def made_by(arguments: argparse.Namespace) -> str:
     """The part of a picture's file name that says how it was made: the method and the rules."""
-    said = arguments.rule or (() if arguments.method else ("guided",))
-    if said == tuple(RULES):
-        said = ("all",)
-    return "_".join((*((arguments.method,) if arguments.method else ()), *said))
+    chosen = rules_of(arguments)
+    said = ("all",) if chosen == tuple(RULES) else chosen
+    return "_".join(name for name in (arguments.method, *said) if name)
 
 
 def refuse_misplaced(arguments: argparse.Namespace, free: Sequence[str] = ()) -> None:

@@ -18,9 +18,6 @@ Floats: TypeAlias = NDArray[np.float32]
 #: From a run to its seeds.
 Seeds: TypeAlias = Callable[[Run], NDArray[Any]]
 
-#: Samples of one call of a kernel; results do not depend on it.
-_BATCH = 32
-
 
 def loaded(model: AnyModel, output: str | Probability | None = None) -> Explainer:
     """The Explainer of a model, of this output where one is named.

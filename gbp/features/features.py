@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .. import Explainer, GbpError, InputError, Tensor
 from ..arguments import whole_number
@@ -163,18 +164,14 @@ def features(
         for done in scan.run():
             progress(done, len(files))
         read = len(files) - len(scan.failed)
-        graph = _graph(path, options, first.shape)
-        project = Projector(explainer, tensor, graph, rule, part)
+        project = Projector(explainer, tensor, _graph(path, options, first.shape), rule, part)
         made: dict[int, tuple[str, Sequence[Hit]]] = {}
         for channel, hits in scan.strongest.hits.items():
             report(f"drawing channel {channel}")
-            file = f"channel-{channel}.png"
+            made[channel] = f"channel-{channel}.png", hits
             if hits:
                 title = f"{tensor.name}, channel {channel}: {len(hits)} strongest of {read} images"
-                drawn = io.BytesIO()
-                save_picture(project.picture(title, channel, hits), drawn, "png")
-                folder.put(file, drawn.getvalue())
-            made[channel] = (file, hits)
+                folder.put(made[channel][0], _png(project.picture(title, channel, hits)))
         about = _about(project, read, len(scan.failed))
         folder.put("index.html", index_page(f"Features of {tensor.name}", about, made).encode())
     finally:
@@ -188,6 +185,13 @@ def features(
         project.field,
         Path(out) / "index.html",
     )
+
+
+def _png(picture: Image.Image) -> bytes:
+    """The content of a picture's file."""
+    file = io.BytesIO()
+    save_picture(picture, file, "png")
+    return file.getvalue()
 
 
 def _about(project: Projector, read: int, failed: int) -> tuple[str, ...]:

@@ -39,20 +39,10 @@ from .step import (
 
 RANK = 6  # the number of axes that broadcasting kernels take
 #: Ops that may have an infinite constant: a mask, a bound or a neutral element.
-_OF_INFINITY = (
-    "Add",
-    "Sum",
-    "Sub",
-    "Div",
-    "Max",
-    "Min",
-    "Where",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-)
+_OF_INFINITY = {
+    *("Add", "Sum", "Sub", "Div", "Max", "Min", "Where"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+}
 
 
 class SameRank(Op):

@@ -70,26 +70,30 @@ class Planes(OnParts):
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
         # One row at a time: gy has a row for each target and the context one for each sample, so the planes
         # of both would not match.
-        for m in [slice(None)] if self.count == 1 else [slice(m, m + 1) for m in range(len(gy))]:
-
-            def own(array: NDArray[Any], m: slice = m) -> NDArray[Any]:
-                """The row of `array`, which has one row for each sample, for the gradients m."""
-                if m.start is None or not array.size:
-                    return array
-                n = m.start * len(array) // len(gy)
-                return array[n : n + 1]
-
+        rows = [slice(None)] if self.count == 1 else [slice(m, m + 1) for m in range(len(gy))]
+        for row in rows:
             kept = replace(
                 context,
-                switches=planes(own(context.switches)),
-                x=tuple(planes(own(x)) for x in context.x),
-                y=planes(own(context.y)),
+                switches=planes(_sample_of(context.switches, row, gy)),
+                x=tuple(planes(_sample_of(x, row, gy)) for x in context.x),
+                y=planes(_sample_of(context.y, row, gy)),
                 parts=context.parts * self.count,
             )
             parts = (
-                replace(g, array=planes(g.array[m]), mask=mask_planes(own(g.mask), g.array[m])) for g in gx
+                replace(
+                    g, array=planes(g.array[row]), mask=mask_planes(_sample_of(g.mask, row, gy), g.array[row])
+                )
+                for g in gx
             )
-            self.step.vjp(planes(gy[m]), tuple(parts), kept)
+            self.step.vjp(planes(gy[row]), tuple(parts), kept)
+
+
+def _sample_of(array: NDArray[Any], row: slice, gy: Floats) -> NDArray[Any]:
+    """The row of `array`, which has one for each sample, that belongs to a row of gy; all of it to all."""
+    if row.start is None or not array.size:
+        return array
+    n = row.start * len(array) // len(gy)
+    return array[n : n + 1]
 
 
 def by_planes(step: Step, x: Shape) -> Step:

@@ -146,10 +146,12 @@ class Search:
         """The subgraphs of at most so many layers that end at y."""
         parts = list[_Part]()
         ends: dict[int, str] = {}
-        # A name for the key, and how often it is read inside, of each tensor.
+        # Tensor → the number that stands for it in the key, and how often the layers so far read it.
         numbers, uses = {y: 0}, {y: self._uses[y]}
-        # Tensors that the layers so far read and do not make; the key; whether all these layers are straight.
-        edge, key, is_straight = {y}, list[int](), True
+        key = list[int]()
+        # Tensors that the layers so far read and do not make.
+        edge = {y}
+        is_straight = True  # all layers so far
         passed, alike = _Passed(), most
         while len(parts) < most:
             last = max(edge, key=self._age.__getitem__) if len(edge) > 1 else next(iter(edge))

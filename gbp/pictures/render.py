@@ -16,10 +16,10 @@ from PIL import Image
 from ..errors import InputError
 from .palettes import DIVERGING, GLOW, HEAT, Pixels, rounded
 
+#: The percentile of `robust_limit`.
 PERCENTILE = 99.5
-# `report/page.html` and `serve/page.html` use the same three numbers.
-
-#: The shares of its brightness and of its colour that an image keeps under a map.
+#: The shares of its brightness and of its colour that an image keeps under a map.  The scripts of
+#: `report/page.html` and `serve/page.html` have these two and `STEEPNESS` too.
 DIMMED, SATURATION = 0.72, 0.6
 #: Opacity grows with this power of a map's magnitude.  With the first power, the small values that a gradient
 #: has nearly everywhere would tint white ground pink.

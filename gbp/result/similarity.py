@@ -12,12 +12,12 @@ from ..errors import InputError
 
 #: Maps of several classes whose likeness is at least this are called nearly the same.
 ALIKE = 0.9
-#: Numbers that are added in float32.  If a map's sum of squares is between these, float32 holds the squares
-#: of what matters in it.
+#: Numbers that are added in float32.
 _BLOCK = 256
+#: Where a map's sum of squares is between these, float32 holds the squares of what matters in it.
+_LEAST, _MOST = 1e-24, 1e30
 #: Numbers that show of most maps that they are not 0 everywhere.
 _FEW = 128
-_LEAST, _MOST = 1e-24, 1e30
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
 _DEVIATION, _TAPS = 1.5, 11
 _K1, _K2 = 0.01, 0.03
@@ -60,10 +60,11 @@ def likeness(maps: NDArray[Any], least: float = -1) -> float:
     square, smallest = _blockwise(first, first), 1.0
     for other in others:
         squares = square, _blockwise(other, other)
-        product = _blockwise
-        if not all(_LEAST < each < _MOST for each in squares):
-            product, squares = _product, (_product(first, first), _product(other, other))
-        smallest = min(smallest, _cosine(product(first, other), *squares))
+        if all(_LEAST < each < _MOST for each in squares):
+            found = _cosine(_blockwise(first, other), *squares)
+        else:
+            found = _cosine(_product(first, other), _product(first, first), _product(other, other))
+        smallest = min(smallest, found)
         if smallest < least:
             break
     return smallest
