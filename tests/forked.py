@@ -13,10 +13,22 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
+
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["preloaded"])
+
+
+@cache
+def _begin() -> None:
+    """Start the process of which all are forks.  Until Python 3.13 it finds modules by PYTHONPATH alone."""
+    _FORKS.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 class Forked:
@@ -38,6 +50,7 @@ class Forked:
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name, name) for name in ("out", "err")]
         given = (*arguments,), str(cwd), dict(env), [str(path) for path in self._outputs]
+        _begin()
         self._process = _FORKS.Process(target=_main, args=given)
         self._process.start()
 
@@ -54,6 +67,7 @@ class Forked:
 
 
 def _main(arguments: tuple[str, ...], cwd: str, env: dict[str, str], outputs: list[str]) -> None:
+    assert "preloaded" in sys.modules  # where it cannot be imported, forkserver says nothing
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)
