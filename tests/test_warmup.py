@@ -146,7 +146,7 @@ with redirect_stdout(io.StringIO()):
 count, before = len(compiled), len(alone)
 assert count > before + 1
 explainer, x = Explainer("larger.onnx"), np.ones((1, 3, 8, 8), np.float32)
-compile_on_new_machine(Explainer("plain.onnx"))  # it is no longer new
+compile_on_new_machine(Explainer("plain.onnx"), None)  # it is no longer new
 assert len(compiled) == count
 assert explainer.warmup() == len(alone) - before and set(alone) <= {"gbp.kernels.parallel.team"}
 count = len(compiled)
