@@ -238,11 +238,8 @@ def test_smaller_slices_are_tried_before_memory_is_out(room: Room) -> None:
     explainer = Explainer(model, device="cuda")
     room.limit = room.used + (room.most_used - room.used) * 3 // 4  # beside the weights
     assert explainer.explain(x, rule="guided").map.tobytes() == whole.tobytes()
-    assert explainer._engine.sessions.of((3, 12, 12)).max_fitting in (
-        1,
-        2,
-        3,
-    )  # what did not fit is not tried again
+    # What did not fit is not tried again.
+    assert explainer._engine.sessions.of((3, 12, 12)).max_fitting in (1, 2, 3)
     assert np.array_equal(explainer.predict(x), explainer.predict(x[:6]))
 
 

@@ -280,9 +280,8 @@ def test_the_pool_keeps_no_more_than_its_bound_whatever_many_callers_give_back()
         return sum(map(len, pool._free.values()))
 
     assert together(*[(1, 40)] * 8) == 2
-    assert (
-        together(*[(2, 10)] * 8) == 5
-    )  # four of one size are kept at most, and beside them one of the others
+    # Four of one size are kept at most, and beside them one of the others.
+    assert together(*[(2, 10)] * 8) == 5
     assert sum(len(pool._free[key]) * pool._bytes[key] for key in pool._free) <= 100
     assert together(*[(3, 150)] * 8) == 1  # always one
 

@@ -32,10 +32,10 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
         batch = source.input_shape[0] if source.has_batch else 1
         if isinstance(error, UnsupportedError) and batch is None:
             graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
-            # Samples that stay apart in a batch of this size stay apart in any batch.
-            if isinstance(graph, Graph) and isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
-                return source, graph
             if isinstance(graph, Graph):
+                # Samples that stay apart in a batch of this size stay apart in any batch.
+                if isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
+                    return source, graph
                 raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
         if batch != 1 and input_shape == source.input_shape:
             alone = source.without_batch()

@@ -113,9 +113,8 @@ class Conv(ChannelsLast):
         taps = self.group * self.window.taps * self._deep
         digits = taps * (digits_bytes(O, C) + digits_bytes(C, O))
         if not is_3x3(self.window):
-            listed = (
-                4 * taps * O * whole(C, TILE_CHANNELS) if self.window.taps == 1 else 0
-            )  # `SparseBackward`
+            # The lists of `SparseBackward` have a copy of their own.
+            listed = 4 * taps * O * whole(C, TILE_CHANNELS) if self.window.taps == 1 else 0
             return 8 * self.w.size + taps * (packed_bytes(O, C) + packed_bytes(C, O)) + listed + digits
         # Winograd's transform makes 36 weights of 9, and lists hold a copy of their own.
         listed = 9 * self._deep * len(self.w) * whole(C, SLID_CHANNELS)
