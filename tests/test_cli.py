@@ -559,6 +559,25 @@ def test_an_unknown_name_is_refused_with_those_like_it(capsys, arguments, hint):
     assert len(said.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["explain", "n", "i"],
+        ["batch", "n", "i"],
+        ["features", "n", "--layer", "l", "--images", "i"],
+        ["report", "n", "i"],
+        ["sanity", "n", "i"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_written_has_a_name(capsys, command):
+    """-o "$OUT" of an unset variable does not mean the current folder."""
+    with pytest.raises(SystemExit) as error:
+        run(*command, "-o", "")
+    assert error.value.code == 2
+    assert "argument -o/--out: the name is empty" in capsys.readouterr().err
+
+
 def test_without_arguments_the_help_is_printed(capsys):
     with pytest.raises(SystemExit) as error:
         run()

@@ -18,6 +18,7 @@ from .options import (
     add_preprocessing,
     explainer_options,
     look_of,
+    out_name,
     print_json,
     print_line,
     print_paragraph,
@@ -45,7 +46,7 @@ def add_command(commands: Any) -> None:
         "lists paths; - is such a list from stdin",
     )
     command.add_argument(
-        "-o", "--out", required=True, metavar="DIR", help="folder for the files and the index"
+        "-o", "--out", type=out_name, required=True, metavar="DIR", help="folder for the files and the index"
     )
     command.add_argument(
         "--rule",

@@ -23,6 +23,7 @@ from .options import (
     add_preprocessing,
     explainer_options,
     look_of,
+    out_name,
     print_json,
     print_line,
     print_paragraph,
@@ -63,6 +64,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "-o",
         "--out",
+        type=out_name,
         help="file (.png, .jpg, .webp, .pdf, .svg, or .npz for the arrays), or a folder; "
         "default: IMAGE_RULE.png, here",
     )

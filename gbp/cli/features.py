@@ -9,7 +9,15 @@ from typing import Any
 
 from .. import RULES
 from ..errors import counted
-from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
+from .options import (
+    add_explainer,
+    add_model,
+    add_preprocessing,
+    explainer_options,
+    out_name,
+    print_json,
+    print_line,
+)
 from .progress import add_progress, compiling_shown, counting, reporting
 
 
@@ -45,7 +53,12 @@ def add_command(commands: Any) -> None:
         "default: effective",
     )
     command.add_argument(
-        "-o", "--out", required=True, metavar="DIR", help="folder for the pictures and the index"
+        "-o",
+        "--out",
+        type=out_name,
+        required=True,
+        metavar="DIR",
+        help="folder for the pictures and the index",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     add_progress(command)

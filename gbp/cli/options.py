@@ -210,6 +210,13 @@ def target(text: str) -> int | str | At:
     return target_of(text)
 
 
+def out_name(text: str) -> str:
+    """The name of what is written.  An empty one, as of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def fraction(text: str) -> float:
     numerator, slash, denominator = text.partition("/")
     if slash and float(denominator) == 0:

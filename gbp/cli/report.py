@@ -12,7 +12,15 @@ from ..errors import counted, readable_bytes, shown
 from ..methods import METHODS
 from .explain import make_folder
 from .methods import rules
-from .options import add_explainer, add_model, add_preprocessing, explainer_options, print_json, print_line
+from .options import (
+    add_explainer,
+    add_model,
+    add_preprocessing,
+    explainer_options,
+    out_name,
+    print_json,
+    print_line,
+)
 from .progress import add_progress, advancing, compiling_shown
 
 
@@ -32,7 +40,9 @@ def add_command(commands: Any) -> None:
         nargs="+",
         help="pictures; folders of them; patterns; @FILE, which lists paths",
     )
-    command.add_argument("-o", "--out", default="report.html", metavar="FILE", help="default: report.html")
+    command.add_argument(
+        "-o", "--out", type=out_name, default="report.html", metavar="FILE", help="default: report.html"
+    )
     command.add_argument(
         "--rule",
         type=rules,

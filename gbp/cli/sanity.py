@@ -17,6 +17,7 @@ from .options import (
     add_model,
     add_preprocessing,
     ends_of,
+    out_name,
     preprocess_of,
     print_json,
     print_line,
@@ -47,7 +48,9 @@ def add_command(commands: Any) -> None:
     command.add_argument("--target", type=target, help="class index or label; default: the best class")
     command.add_argument("--layers", type=int, default=24, help="stages at most; default: 24")
     command.add_argument("--seed", type=int, help="of the draws, and of a method's noise; default: 0")
-    command.add_argument("-o", "--out", metavar="FILE", help="picture; default: IMAGE_sanity.png, here")
+    command.add_argument(
+        "-o", "--out", type=out_name, metavar="FILE", help="picture; default: IMAGE_sanity.png, here"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     add_methods(command, seed=False)
     model, computing = (command.add_argument_group(name) for name in ("model", "computing"))
