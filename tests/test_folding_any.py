@@ -177,6 +177,35 @@ UNCHECKED = {
 }
 
 
+@pytest.mark.parametrize(
+    "attributes", [{}, {"sorted": 1}, {"sorted": 0}, {"axis": 0}, {"axis": -1, "sorted": 0}]
+)
+@pytest.mark.parametrize("outputs", [["y"], ["y", "", "to", ""]])
+@pytest.mark.parametrize("shape", [(9,), (4, 3)])
+def test_unique_values_in_either_order(
+    attributes: dict[str, int], outputs: list[str], shape: tuple[int, ...]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    x = np.random.default_rng(3).integers(0, 3, shape).astype(np.float32)
+    node = helper.make_node("Unique", ["x"], outputs, name="unique", **attributes)
+    kinds = [(name, kind) for name, kind in zip(outputs, (1, 7, 7, 7), strict=False) if name]
+    graph = helper.make_graph(
+        [node],
+        "unique",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    expected = runtime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    if len(kinds) > 1 and len(shape) > 1 and not attributes.get("sorted", 1):
+        with pytest.raises(UnsupportedError, match="Unique 'unique': it is not sorted"):
+            evaluate(node, {"x": x}, 17, Budget.of(0))
+        return
+    found = evaluate(node, {"x": x}, 17, Budget.of(0))
+    for (name, _), value in zip(kinds, expected, strict=True):
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_every_op_is_foldable() -> None:
     assert set(OPS) | UNCHECKED <= FOLDS.keys()
 

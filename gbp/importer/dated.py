@@ -6,6 +6,7 @@ runtimes.
     BatchNormalization before opset 14             in inference
     GroupNormalization                             scaled by channel; before opset 21 by group
     LRN                                            of any rank, with the windows of runtimes
+    Unique, not sorted                             in the order of the first occurrence, along any axis
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
     Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
 """
@@ -85,7 +86,7 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         If its inputs do not fit.  Other exceptions of NumPy are possible.
 
     Source: ONNX Softmax-11, LogSoftmax-11, Hardmax-11, BatchNormalization-9, GroupNormalization-18 and -21,
-    LRN-13; Resize-19 and Upsample-9.
+    LRN-13; Resize-19 and Upsample-9; Unique-11.
     """
     if node.op_type in SOFTMAX and opset < 13:
         return _softmax(node, values[node.input[0]])
@@ -98,6 +99,8 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         return _groupnorm(node, *given)
     if node.op_type == "LRN":
         return _lrn(node, *given)
+    if node.op_type == "Unique" and not _attributes(node).get("sorted", 1):
+        return _first_of_each(node, *given)
     if node.op_type == "QuantizeLinear":
         return quantized(node, *given)
     if node.op_type == "DequantizeLinear":
@@ -146,6 +149,26 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
     window = sums[:, stop] - sums[:, first]
     scale = (given.get("bias", 1.0) + alpha / size * window) ** given.get("beta", 0.75)
     return np.asarray(x / scale, x.dtype)
+
+
+def _first_of_each(node: onnx.NodeProto, x: Array) -> Array | None:
+    """Unique values in the order in which they come, of the whole tensor or along an axis.
+
+    With more outputs, the reference implementation orders them so, but only of a tensor of one axis.
+    """
+    axis = _attributes(node).get("axis")
+    if any(node.output[1:]):
+        if x.ndim != 1:
+            raise UnsupportedError(
+                "it is not sorted, and puts out places besides.",
+                node=node.name or node.output[0],
+                op=node.op_type,
+                supported="one output, or a tensor of one axis",
+            )
+        return None
+    along, values = (0, x.reshape(-1)) if axis is None else (axis, x)
+    _, places = np.unique(values, return_index=True, axis=along)
+    return values.take(np.sort(places), along)
 
 
 def _softmax(node: onnx.NodeProto, x: Array) -> Array:
