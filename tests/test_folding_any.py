@@ -147,6 +147,15 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
         np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("p", [1, 2])
+def test_lp_normalization_is_by_magnitudes(p: int, axis: int) -> None:
+    x = np.vstack([noise(3, 4), np.zeros((1, 4), np.float32)])
+    norm = np.abs(x).sum(axis, keepdims=True) if p == 1 else np.sqrt((x**2).sum(axis, keepdims=True))
+    (y,) = folded("LpNormalization", [x], 17, p=p, axis=axis)
+    np.testing.assert_allclose(y, x / np.where(norm == 0, 1, norm), rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 4), (1, 7, 3, 2), (3, 7, 2, 3, 2)])
 @pytest.mark.parametrize("size", [1, 2, 4, 20])
 def test_lrn_of_any_rank_and_size(shape: tuple[int, ...], size: int) -> None:

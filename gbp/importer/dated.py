@@ -6,6 +6,7 @@ runtimes.
     BatchNormalization before opset 14             in inference
     GroupNormalization                             scaled by channel; before opset 21 by group
     LRN                                            of any rank, with the windows of runtimes
+    LpNormalization                                by the sum of magnitudes
     Unique, not sorted                             in the order of the first occurrence, along any axis
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
     Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
@@ -99,6 +100,8 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         return _groupnorm(node, *given)
     if node.op_type == "LRN":
         return _lrn(node, *given)
+    if node.op_type == "LpNormalization":
+        return _lp_normalized(node, *given)
     if node.op_type == "Unique" and not _attributes(node).get("sorted", 1):
         return _first_of_each(node, *given)
     if node.op_type == "QuantizeLinear":
@@ -149,6 +152,13 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
     window = sums[:, stop] - sums[:, first]
     scale = (given.get("bias", 1.0) + alpha / size * window) ** given.get("beta", 0.75)
     return np.asarray(x / scale, x.dtype)
+
+
+def _lp_normalized(node: onnx.NodeProto, x: Array) -> Array:
+    """x by its norm along an axis; 0 where that is 0."""
+    given = _attributes(node)
+    norm = np.linalg.norm(x.astype(np.float64), given.get("p", 2), given.get("axis", -1), keepdims=True)
+    return np.asarray(x / np.where(norm == 0, 1, norm), x.dtype)
 
 
 def _first_of_each(node: onnx.NodeProto, x: Array) -> Array | None:
