@@ -10,7 +10,7 @@ from builder import versions_of_ops
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gbp import GbpError, UnsupportedError
+from gbp import Explainer, GbpError, UnsupportedError
 from gbp.importer.folding import FOLDS, evaluate
 from gbp.limits import Budget
 
@@ -145,6 +145,27 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
     for y, truth in zip(found, truths, strict=True):
         assert (y.shape, y.dtype) == (truth.shape, truth.dtype)
         np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pads": [2, 0, 1, 1]},
+        {"pads": [1, 0, 1, 1], "ceil_mode": 1, "strides": [2, 3]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        {"auto_pad": "VALID", "strides": [3, 2]},
+        {"dilations": [2, 1], "strides": [1, 2]},
+    ],
+)
+def test_max_pools_of_constants_have_the_windows_of_other_max_pools(attributes: dict[str, Any]) -> None:
+    x, kernel = noise(1, 2, 7, 6), {"kernel_shape": [3, 2]}
+    node = helper.make_node("MaxPool", ["x"], ["y"], **kernel, **attributes)
+    of_x = helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)
+    of_y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "pool", [of_x], [of_y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (y,) = folded("MaxPool", [x], 17, **kernel, **attributes)
+    np.testing.assert_array_equal(y.reshape(1, -1), Explainer(model).predict(x))
 
 
 @pytest.mark.parametrize("axis", [0, -1])
