@@ -9,7 +9,7 @@ from .rules import RULES, Rule
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .bulk.run import Summary, batch
+    from .bulk.run import BatchSummary, batch
     from .engine.run import Run
     from .explainer import Explainer
     from .graph.tensors import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .pictures.look import LookOptions
     from .pictures.preprocess import ChannelOrder, Preprocess, Resize
     from .questions.head import Head
-    from .questions.questions import Channel, Contrast, Question, Score, Seed, Several, Unit
+    from .questions.questions import Channel, Contrast, Question, Score, Several, Unit, UnitSeed
     from .questions.targets import At, Target, Top
     from .result.attribution import Attribution
     from .result.provenance import Provenance
@@ -34,6 +34,7 @@ __all__ = [
     "RULES",
     "At",
     "Attribution",
+    "BatchSummary",
     "Channel",
     "ChannelOrder",
     "Contrast",
@@ -59,14 +60,13 @@ __all__ = [
     "Run",
     "Sample",
     "Score",
-    "Seed",
     "Several",
     "Style",
-    "Summary",
     "Target",
     "Tensor",
     "Top",
     "Unit",
+    "UnitSeed",
     "UnsupportedError",
     "__version__",
     "batch",
@@ -78,6 +78,7 @@ _LAZY = {
     "PROBABILITY": "importer.outputs",
     "At": "questions.targets",
     "Attribution": "result.attribution",
+    "BatchSummary": "bulk.run",
     "Channel": "questions.questions",
     "ChannelOrder": "pictures.preprocess",
     "Contrast": "questions.questions",
@@ -98,14 +99,13 @@ _LAZY = {
     "Run": "engine.run",
     "Sample": "result.sample",
     "Score": "questions.questions",
-    "Seed": "questions.questions",
     "Several": "questions.questions",
     "Style": "pictures.drawing",
-    "Summary": "bulk.run",
     "Target": "questions.targets",
     "Tensor": "graph.tensors",
     "Top": "questions.targets",
     "Unit": "questions.questions",
+    "UnitSeed": "questions.questions",
     "batch": "bulk.run",
 }
 

@@ -29,7 +29,7 @@ from gbp.bulk import worker as worker_module
 from gbp.bulk.engines import locally
 from gbp.bulk.folder import Folder
 from gbp.bulk.job import Job, Task, name_of
-from gbp.bulk.run import Summary
+from gbp.bulk.run import BatchSummary
 from gbp.bulk.worker import Worker
 from gbp.cli import main as cli
 
@@ -361,6 +361,24 @@ def test_another_model_or_its_labels_are_noticed(photos: Path, out: Path, tmp_pa
         gbp.batch(model, photos / "1.png", out, labels=[f"c{i}" for i in range(12)])
 
 
+@pytest.mark.parametrize("argument", ["model", "out"])
+@pytest.mark.parametrize("value", ["", None, 3])
+def test_what_is_no_path_is_refused(
+    argument: str, value: Any, photos: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"^{argument} is {value!r}\. +Supported: a path"):
+        gbp.batch(**{"model": MODEL, "images": photos, "out": out, argument: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_in_the_folder_that_is_written_to(photos: Path) -> None:
+    before = files_of(photos)
+    with pytest.raises(InputError, match="all images are in the folder that is written to"):
+        gbp.batch(MODEL, photos, photos, preprocess="unit")
+    assert files_of(photos) == before
+
+
 def test_a_folder_of_something_else_is_left_alone(photos: Path, out: Path) -> None:
     (out / "pictures").mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds 'pictures', and no batch\.json"):
@@ -592,9 +610,9 @@ def test_a_label_of_the_models_own_file_may_hold_a_comma(
     path.write_bytes(model.SerializeToString())
     targets: list[Any] = []
 
-    def batch(*_: object, target: Any, **__: object) -> Summary:
+    def batch(*_: object, target: Any, **__: object) -> BatchSummary:
         targets.append(target)
-        return Summary(0, 0, 0, out)
+        return BatchSummary(0, 0, 0, out)
 
     monkeypatch.setattr("gbp.bulk.run.batch", batch)
     for text in (*names, "cat,top7", "top2"):

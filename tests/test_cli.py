@@ -24,6 +24,7 @@ from gbp.cli import options
 from gbp.cli.explain import CHUNK
 from gbp.cli.help import EXAMPLES
 from gbp.cli.inspect import _count
+from gbp.cli.methods import cautions_of
 from gbp.errors import InputError, UnsupportedError
 from gbp.pictures.drawing import Style
 from gbp.pictures.preprocess import PRESETS, Preprocess
@@ -381,7 +382,7 @@ def test_memory_has_units(text, size):
     ("options", "says"),
     [
         (["gone.onnx", "cat.jpg"], "no model"),
-        (["cat.jpg", "net.onnx"], "'net.onnx' is among the images. The model comes first"),
+        (["cat.jpg", "net.onnx"], "'net.onnx' is among the images. Name one model, and name it first"),
         (["net.onnx", "cat.jpg", "--target", "unicorn"], "no label 'unicorn'. The labels are these."),
         (["net.onnx", "cat.jpg", "-o", "out.gif"], "format"),
         (["net.onnx", "cat.jpg", "dog.jpg", "-o", "out.png"], "Several images need"),
@@ -589,6 +590,13 @@ def test_the_caution_of_a_rule_is_printed_once(capsys):
     assert run("explain", "net.onnx", "cat.jpg", "dog.jpg") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.count(f"note on guided: {RULES['guided'].caution}") == 1
+
+
+def test_a_method_under_a_rule_has_the_caution_of_the_rule():
+    command = ["explain", "net.onnx", "cat.jpg", "--method", "smoothgrad"]
+    assert cautions_of(cli._parser().parse_args(command)) == {}
+    guided = cli._parser().parse_args([*command, "--rule", "guided"])
+    assert cautions_of(guided) == {"guided": RULES["guided"].caution}
 
 
 def test_all_options_are_explained():

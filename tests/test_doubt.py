@@ -453,7 +453,7 @@ def test_a_single_stage_randomises_all_layers() -> None:
     assert found.randomised == (6,)
     assert found.likeness["cascading"]["guided"][0].ssim < 0.5  # type: ignore[union-attr]
     verdict = found.verdicts["guided"]
-    assert verdict.startswith("with all SSIM is")
+    assert verdict.startswith("with all, SSIM is")
     assert "hardly" not in verdict
 
 

@@ -166,7 +166,9 @@ def test_a_process_whose_first_compiled_function_is_a_kernel(program: str, tmp_p
     where = environment(tmp_path, tmp_path / "cache", NUMBA_CACHE_DIR=str(tmp_path / "numba"))
     for _ in range(2):  # the second finds `kept` in Numba's cache
         command = (sys.executable, "-c", "import program")
-        done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -80,9 +80,9 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         r"3 node.*Frobnicate 'relu' \(node 3 of 6\); LSTM 'pool'.*NonZero 'flatten'.*explain what feeds",
     ),
     "random numbers, as in training": (
-        all_of(renamed("relu", "StatelessRandomUniformV2"), renamed("pool", "Frobnicate")),
+        all_of(renamed("relu", "StatelessRandomUniformV2"), renamed("pool", "TopK")),
         U,
-        r"2 node.*Frobnicate 'pool' \(node \d of 6\)\. The file draws random numbers, as in training: "
+        r"2 node.*TopK 'pool' \(node \d of 6\)\. The file draws random numbers, as in training: "
         r"export .*training=False\)\), where x is a keras.Input\.$",
     ),
     "If": (subgraph("If"), U, "If 'relu'"),

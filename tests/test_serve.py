@@ -98,6 +98,8 @@ def test_json_says_what_the_command_line_says(app: Any, explainer: Explainer) ->
     assert answer["notes"] == list(expected.notes)
     assert answer["caution"] == RULES["vanilla"].caution != ""
     assert answer["timing"]["together"] == 1
+    assert post(app, method="smoothgrad", rule="guided").json()["caution"] == RULES["guided"].caution
+    assert post(app, method="smoothgrad").json()["caution"] == ""
     assert "map" not in answer
     assert "input" not in answer
 

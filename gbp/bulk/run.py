@@ -22,7 +22,7 @@ from .worker import Worker
 
 
 @dataclass(frozen=True)
-class Summary:
+class BatchSummary:
     """The result of a run.
 
     Parameters
@@ -67,7 +67,7 @@ def batch(
     stdin: IO[bytes] | None = None,
     progress: Callable[[int, int], object] | None = None,
     **options: Any,
-) -> Summary:
+) -> BatchSummary:
     """Explain images in any number, into a folder with an index (extra gbp-explain[batch]).
 
     A run that was killed at any moment goes on where it stopped when it is started again with the same
@@ -121,7 +121,7 @@ def batch(
 
     Returns
     -------
-    A `Summary`.
+    A `BatchSummary`.
 
     Raises
     ------
@@ -130,6 +130,9 @@ def batch(
     ModelError, UnsupportedError
         As `Explainer`.
     """
+    for name, path in (("model", model), ("out", out)):
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise InputError(f"{name} is {path!r}.", supported="a path")
     actors = at_least_one("actors", actors)
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images
@@ -182,7 +185,7 @@ def batch(
         index.finish(settings)
     finally:
         folder.close()
-    return Summary(explained, before, failed, index.path, notes)
+    return BatchSummary(explained, before, failed, index.path, notes)
 
 
 def _check_engine(engine: str, actors: int | None, ray_address: str | None, device: str) -> None:
@@ -213,9 +216,15 @@ def _part(shard: tuple[int, int] | None) -> str:
 
 
 def _tasks(names: Sequence[str | os.PathLike[str]], stdin: IO[bytes] | None, out: str) -> list[Task]:
-    """The images of these names, without what a batch has written."""
+    """The images of these names, without what a batch has written.
+
+    Raises InputError if all of them are in the folder that is written to.
+    """
     inside = os.path.join(out, "")
-    paths = [path for path in find_images(names, stdin) if not os.path.abspath(path).startswith(inside)]
+    found = find_images(names, stdin)
+    paths = [path for path in found if not os.path.abspath(path).startswith(inside)]
+    if found and not paths:
+        raise InputError("all images are in the folder that is written to.", hint="Name another folder.")
     return [Task(path, name_of(path)) for path in paths]
 
 

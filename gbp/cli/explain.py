@@ -162,7 +162,7 @@ def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]
     skipped: dict[str, str] = {}
     for image in arguments.images:
         if image.endswith(".onnx"):
-            raise InputError(f"{image!r} is among the images.", hint="The model comes first, and is one.")
+            raise InputError(f"{image!r} is among the images.", hint="Name one model, and name it first.")
         try:
             if image == STDIN:
                 opened[image] = read_image(sys.stdin.buffer)

@@ -89,8 +89,8 @@ def init(arguments: argparse.Namespace) -> int:
         raise InputError(
             "nothing was chosen, and nothing is written.",
             hint="Choose the preset whose classes are right: --preprocess. Where several are, choose the "
-            "one of the library that the model comes from. Where none is, write mean, std and scale of its "
-            f"training into {path.name}, as docs/preprocess.md shows.",
+            "one of the library that the model comes from. Where none is right, write mean, std and scale of "
+            f"its training into {path.name}, as docs/preprocess.md shows.",
         )
     lines = [*([f"labels = {json.dumps(labels, ensure_ascii=False)}", ""] if labels else []), "[preprocess]"]
     lines += [f"preset = {json.dumps(choice)}"]

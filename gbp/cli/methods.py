@@ -74,9 +74,7 @@ def rules_of(arguments: argparse.Namespace) -> tuple[str | None, ...]:
 
 
 def cautions_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Rule → the remark for readers of its maps; empty for a method, whose remarks are notes."""
-    if arguments.method:
-        return {}
+    """Rule → the remark for readers of its maps, for those that are named; a method's remarks are notes."""
     return {name: rule_named(name).caution for name in rules_of(arguments) if name is not None}
 
 

@@ -308,7 +308,7 @@ def refusal_of_choice(value: str, choices: Sequence[str]) -> str:
     """The message about a value that is none of these, with those that are spelled most like it."""
     plain = {name.replace("-", ""): name for name in choices}
     said = value.lower().replace("-", "").replace("_", "")
-    inside = [name for text, name in plain.items() if said and (said in text or text in said)]
+    inside = [name for text, name in plain.items() if len(said) > 2 and (said in text or text in said)]
     near = inside or [plain[text] for text in difflib.get_close_matches(said, plain, 2, 0.7)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"{value!r} is not known.{hint} Supported: {', '.join(choices)}."

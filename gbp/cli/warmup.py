@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import stat
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from .options import add_cache, add_device, add_ends, ends_of, print_line, size
@@ -53,6 +54,10 @@ def warmup(arguments: argparse.Namespace) -> int:
 
 
 def _is_roots_alone(folder: str) -> bool:
-    """Whether root owns a folder that other users may not read, as where root builds an image for another."""
-    status = os.stat(folder)
-    return status.st_uid == 0 and status.st_mode & stat.S_IROTH == 0
+    """Whether root owns what others may not read in a folder, as where root builds an image for another."""
+    for path in (Path(folder), *Path(folder).rglob("*")):
+        with suppress(FileNotFoundError):  # another process may have ended the writing of a temporary file
+            status = path.stat()
+            if status.st_uid == 0 and not status.st_mode & stat.S_IROTH:
+                return True
+    return False

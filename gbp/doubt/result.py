@@ -30,7 +30,7 @@ _WIDTH = 288
 #: How to read the charts.
 _READING = (
     "1.0: the map is still that of the trained network. Cascading: from left to right more layers are "
-    "random, and a map of what was learned falls. Independent: one layer at a time is random."
+    "random, and the likeness of a map of what was learned falls. Independent: one layer at a time is random."
 )
 #: A letter's share of the picture's width, which is near that of the charts' letters.
 _TEXT = 0.01
@@ -103,9 +103,9 @@ class Sanity:
         said = {}
         for rule, values in self.likeness["cascading"].items():
             half, last = values[near], values[-1]
-            parts = [f"with all {_said(last)}."]
+            parts = [f"with all, {_said(last)}."]
             if (n := self.randomised[near]) < count:
-                parts.insert(0, f"with the last {n} of {count} layers random {_said(half)},")
+                parts.insert(0, f"with the last {n} of {count} layers random, {_said(half)};")
                 if half is not None and half.ssim >= _SAME:
                     parts.append("The map hardly depends on what these layers have learned.")
             if last is not None and last.ssim >= _SAME:

@@ -79,7 +79,7 @@ class InTurn:
                 self._early[first] = [each.copy(order="K") for each in rows]
                 return
         part: Sequence[NDArray[Any]] | None = rows
-        while part is not None:  # no other thread has the part that is next
+        while part is not None:  # only the thread with the part that is next moves `_next`: no lock is needed
             self._act(self._next, *part)
             with self._lock:
                 self._next += len(part[0])

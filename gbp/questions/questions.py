@@ -13,7 +13,7 @@ from ..errors import InputError
 from .targets import At, Target
 
 #: The gradient with which a hidden unit starts the backward pass: 1, or its activation.
-Seed: TypeAlias = Literal["one", "activation"]
+UnitSeed: TypeAlias = Literal["one", "activation"]
 #: A function of the scores, float64 (N, classes), that returns its values (N,) and its gradient (N, classes).
 ScoreFunction: TypeAlias = Callable[[NDArray[np.float64]], tuple[Any, Any]]
 ScoreName: TypeAlias = Literal["logit", "probability", "log-probability", "margin", "sum"]
@@ -22,15 +22,15 @@ Score: TypeAlias = ScoreName | ScoreFunction
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
-def _checked_seed(seed: str) -> Seed:
+def _checked_seed(seed: str) -> UnitSeed:
     if seed == "one":
         return "one"
     if seed == "activation":
         return "activation"
-    raise InputError(f"seed is {seed!r}.", supported=", ".join(get_args(Seed)))
+    raise InputError(f"seed is {seed!r}.", supported=", ".join(get_args(UnitSeed)))
 
 
-def _argument_of(seed: Seed) -> str:
+def _argument_of(seed: UnitSeed) -> str:
     return "" if seed == "one" else f", seed={seed!r}"
 
 
@@ -65,7 +65,7 @@ class Unit(_Question):
         For what is no index or no seed.
     """
 
-    def __init__(self, tensor: str, *position: int, seed: Seed = "one") -> None:
+    def __init__(self, tensor: str, *position: int, seed: UnitSeed = "one") -> None:
         self.tensor, self.seed = tensor, _checked_seed(seed)
         self.position = tuple(whole_number("an index of a unit", i, 0) for i in position)
 
@@ -102,7 +102,7 @@ class Channel(_Question):
         channel: int,
         how: Literal["max", "sum"] = "max",
         *,
-        seed: Seed = "one",
+        seed: UnitSeed = "one",
         axis: int | None = None,
     ) -> None:
         if how not in ("max", "sum"):

@@ -204,7 +204,7 @@ def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str
         "model": job.model.name,
         **result.to_dict(),
         "notes": list(result.notes),
-        "caution": "" if result.method else rule_named(result.rule).caution,
+        "caution": _caution(job.ask.method, result.rule),
         "timing": timing,
     }
     if "map" in job.ask.include:
@@ -214,6 +214,12 @@ def _report(job: Job, result: Attribution, timing: dict[str, float]) -> dict[str
         image = result[0].image
         report["input"] = None if image is None else base64.b64encode(_encoded(image, "png")).decode()
     return report
+
+
+def _caution(method: str | None, rule: str) -> str:
+    """The remark on a rule; empty where a method chose it, whose own remarks are notes."""
+    is_chosen = method is not None and METHODS[method].rule in (None, rule)
+    return "" if is_chosen else rule_named(rule).caution
 
 
 def as_json(content: Any) -> bytes:

@@ -165,7 +165,7 @@ def test_bits_do_not_depend_on_the_batch() -> None:
 
 
 def test_one_thread_computes_a_small_layer_alone() -> None:
-    """Of one sample.  Its scratch is laid out as for all threads, because any of them may be the one."""
+    """It has one sample.  Its scratch is laid out as for all threads, because any of them may be the one."""
     layer = AmxLayer.forward(192, 48, Window.resolve((13, 13), (1, 1)))
     alone, together = layer.geometry(1, 2), layer.geometry(8, 2)
     assert (alone[-2:], together[-2:]) == ((2, 1), (2, 2))
