@@ -53,8 +53,10 @@ def is_finite(values: NDArray[Any]) -> bool:
 
 def refuse_not_finite(sample: int, file: str = "") -> NoReturn:
     """Raise InputError for the sample of this index, or its file, which holds NaN or infinity."""
-    what = f"the array {file!r}" if file else f"sample {sample} of the array"
-    raise InputError(f"{what} holds NaN or infinity.")
+    if file:
+        raise InputError(f"the array {file!r} holds NaN or infinity.")
+    hint = "A picture does where its preprocessing overflows: see its scale and std."
+    raise InputError(f"sample {sample} holds NaN or infinity.", hint=hint)
 
 
 class computing(np.errstate):  # lower case, like the context manager that it extends

@@ -364,7 +364,7 @@ EXCLUSIONS = (
     Exclusion("an output is made of constants alone", refusal=" does not depend on the input "),
     Exclusion("its output is constant", refusal="The output would be constant"),
     Exclusion(TRAINS, refusal="training_mode is"),
-    Exclusion("an input is not finite", refusal="of the array holds NaN or infinity"),
+    Exclusion("an input is not finite", refusal="holds NaN or infinity"),
     Exclusion("an output is not finite", refusal="the scores hold NaN or infinity"),
     Exclusion(
         "a tensor is empty",

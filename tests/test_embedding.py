@@ -159,7 +159,6 @@ held = {
     "a session that is made": entry.lock,
     "memory": entry.session.pool.lock,
     "helpers": threads._team.free,
-    "callers": threads._counting,
 }
 for name, lock in held.items():
     has, may_go = threading.Event(), threading.Event()

@@ -208,7 +208,8 @@ def test_callers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     team, members = threads._Team(), []
     monkeypatch.setattr(team, "_run", lambda first, stop, count: members.append(count))
     monkeypatch.setattr(threads._functions(), "run_alone", lambda first, stop: members.append(1))
-    for team.callers in (1, 2, 3, 4, 8, 1):
+    for callers in (1, 2, 3, 4, 8, 1):
+        team.callers = set(range(callers))
         team.run(0, 0, threads=8)
     assert members == [4, 3, 2, 1, 1, 4]
     with team.free:  # somebody has the helpers
@@ -238,6 +239,20 @@ def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads._turns().qsize() == 2
 
 
+def test_an_interrupt_before_a_block_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come after a context manager was entered, and before its block, which then never ends."""
+    monkeypatch.setattr(threads, "available", lambda: 1)
+    monkeypatch.setattr(threads, "_turns", cache(threads._turns.__wrapped__))
+    monkeypatch.setattr(threads, "_team", threads._Team())
+    for _ in range(3):  # three times, and none is left
+        threads.turn().__enter__()
+        threads.parallel().__enter__()
+    assert threads._turns().qsize() == 2
+    with threads.turn(), threads.parallel():
+        pass
+    assert not threads._team.callers
+
+
 def test_helpers_are_called_before_a_run_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """They wake while the caller prepares the run; helpers that it will not have sleep on."""
     called: list[int] = []
@@ -252,7 +267,7 @@ def test_helpers_are_called_before_a_run_that_has_them(monkeypatch: pytest.Monke
         with threads.parallel(wanted):
             pass
     assert called == [2, 3]
-    team.callers = 3  # beside this one
+    team.callers = {-1, -2, -3}  # beside this one
     with threads.parallel(4):
         pass
     assert called == [2, 3]

@@ -31,7 +31,7 @@ class CpuEntry(Entry):
 
     def write(self, values: Samples) -> None:
         self._marks.fill(0)
-        if isinstance(values, Later):  # of samples that were looked at
+        if isinstance(values, Later):  # copies of a sample that was looked at
             self._address[0] = 0
             values.write_to(self._logical)
         elif values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:

@@ -161,13 +161,16 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
 def _max_pooled(node: onnx.NodeProto, x: Array) -> Array:
     """The maximum of each window, along one axis after another.  Padding never wins."""
     given, rank = _attributes(node), x.ndim - 2
+    auto_pad = given.get("auto_pad", b"NOTSET").decode()
+    if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise ValueError(f"auto_pad is {auto_pad!r}")
     axes = resolve_axes(
         x.shape[2:],
         given["kernel_shape"],
         stride=given.get("strides", [1] * rank),
         dilation=given.get("dilations", [1] * rank),
         pads=given.get("pads", [0] * 2 * rank),
-        auto_pad=given.get("auto_pad", b"NOTSET").decode(),
+        auto_pad=auto_pad,
         ceil_mode=bool(given.get("ceil_mode", 0)),
     )
     least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
@@ -186,6 +189,8 @@ def _max_pooled(node: onnx.NodeProto, x: Array) -> Array:
 def _lp_normalized(node: onnx.NodeProto, x: Array) -> Array:
     """x by its norm along an axis; 0 where that is 0."""
     given = _attributes(node)
+    if given.get("p", 2) not in (1, 2):
+        raise ValueError(f"p is {given['p']}, and may be 1 or 2")
     norm = np.linalg.norm(x.astype(np.float64), given.get("p", 2), given.get("axis", -1), keepdims=True)
     return np.asarray(x / np.where(norm == 0, 1, norm), x.dtype)
 

@@ -273,7 +273,9 @@ class Plan:
         """Bytes to explain `samples` for one target each: `most` at a time, and all at once in the tail."""
         assert self.tail is not None
         piece = 4 * (self.shared_size + self._scratch[1])
-        kept = self.forward_bytes - piece + 4 * self.tail.arena.size
+        start, end = (elements(each.shape) for each in (self.backward.start, self.backward.end))
+        # The maps of the pieces stay until all are in one array.
+        kept = self.forward_bytes - piece + 4 * (self.tail.arena.size + start + 2 * end)
         return min(samples, most) * piece + samples * kept + 4 * self._scratch[0]
 
     def max_together(self, nbytes: int, most: int) -> int:

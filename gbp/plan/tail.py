@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..ops.gemm import DenseStep
 from .aliasing import BufferSlice
 from .arena import Arena, pack
-from .backward import BackwardInstruction, Route
+from .backward import Route
 from .layout import Instruction
 
 #: Fewest weights of a tail: so many leave the caches between two slices.
@@ -68,7 +68,7 @@ def tail_of(
     roots = [slices[tail[0].inputs[0]].root, *made]
     is_chain = all(slices[each.inputs[0]].root == root for each, root in zip(tail, roots[:-1], strict=True))
     back = sum(each.instruction >= first for each in backward.instructions)
-    if not is_chain or _reaches(roots, instructions[:first], slices, backward.instructions, back):
+    if not is_chain or _reaches(roots, instructions[:first], slices, backward, back):
         return None
     times = [(root, 0) for root in roots]  # small beside the planes: all are alive together
     return Tail(first, back, pack(times, sizes))
@@ -83,7 +83,7 @@ def _reaches(
     roots: Sequence[str],
     others: Sequence[Instruction],
     slices: Mapping[str, BufferSlice],
-    back: Sequence[BackwardInstruction],
+    backward: Route,
     count: int,
 ) -> bool:
     """Whether the other instructions share more with the tail than its first buffer, which they write.
@@ -93,6 +93,7 @@ def _reaches(
     joint, inner = roots[0], set(roots[1:])
     used = {slices[name].root for each in others for name in (*each.reads, each.output)}
     sums = {slices[name].root for each in others if each.residual for name in (each.residual, each.output)}
-    cleared = {part.root for each in back[count:] for part in each.zeros}
-    in_one_kernel = any(each.maker is not None for each in back[:count])
+    cleared = {part.root for each in backward.instructions[count:] for part in each.zeros}
+    cleared |= {part.root for part in backward.zeros}
+    in_one_kernel = any(each.maker is not None for each in backward.instructions[:count])
     return bool(inner & used) or joint in sums | cleared or in_one_kernel or len(inner) < len(roots) - 1

@@ -13,6 +13,10 @@ the system may wake a helper on the caller's own processor, and leaves it there 
 A thread may also work alone always, because others compute at the same time.
 
 A forked child has none of its parent's threads, so it makes a team of its own.
+
+Ctrl-C may interrupt the main thread anywhere, also between a count and the block that would end by undoing
+it.  So callers are a set of threads, which the next call of the same thread puts right, and the main thread
+takes no turn that could be lost.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import threading
 import time
 from functools import cache
 from queue import SimpleQueue
+from threading import get_ident
 
 import numpy as np
 
@@ -65,12 +70,12 @@ def thread_count(threads: int | None) -> int:
 class _Team:
     """The helpers of this process.
 
-    `free` is held by the caller that has them.
+    `free` is held by the caller that has them.  `callers` are the identifiers of threads.
     """
 
     def __init__(self) -> None:
         self.free = threading.Lock()
-        self.callers = 0
+        self.callers: set[int] = set()
         self._helpers = 0
         self._alone_until, self._alone = 0.0, 0.0
         self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
@@ -87,7 +92,7 @@ class _Team:
 
     def _members(self, threads: int) -> int:
         """How many threads, with the caller, may work on a run now."""
-        members = min(threads, 1 + available() - max(1, self.callers))
+        members = min(threads, 1 + available() - max(1, len(self.callers)))
         return members if members > 1 and time.monotonic() >= self._alone_until else 1
 
     def run(self, first: int, stop: int, threads: int) -> None:
@@ -190,9 +195,7 @@ def _looks() -> int:
 
 
 _team = _Team()
-_counting = threading.Lock()
-
-
+_main = threading.main_thread().ident
 _this_thread = threading.local()
 
 
@@ -218,15 +221,17 @@ class turn:  # named like a function; as a generator it would take a notable par
     """A context manager that waits until few enough other threads explain.
 
     Twice as many as there are processors may explain: one computes while another is in the interpreter.  More
-    would take more memory and not be faster.
+    would take more memory and not be faster.  The main thread does not wait.
     """
 
     def __enter__(self) -> None:
-        self._turns = _turns()
-        self._turns.get()
+        self._turns = None if get_ident() == _main else _turns()
+        if self._turns is not None:
+            self._turns.get()
 
     def __exit__(self, *_: object) -> None:
-        self._turns.put(None)
+        if self._turns is not None:
+            self._turns.put(None)
 
 
 @cache
@@ -251,19 +256,17 @@ class parallel:  # named like a function, as `turn`
 
     def __enter__(self) -> None:
         self._team = _team
-        with _counting:
-            self._team.callers += 1
+        self._team.callers.add(get_ident())
         if self._threads > 1 and not is_alone():
             self._team.call(self._threads)
 
     def __exit__(self, *_: object) -> None:
-        with _counting:
-            self._team.callers -= 1
+        self._team.callers.discard(get_ident())
 
 
 def _begin_anew() -> None:
-    global _team, _counting  # a child's own
-    _team, _counting = _Team(), threading.Lock()
+    global _team, _main  # a child's own
+    _team, _main = _Team(), get_ident()
     available.cache_clear()
     _turns.cache_clear()
 
