@@ -114,11 +114,14 @@ def without_frames(error: _Error) -> _Error:
 def calling(what: str, supported: str = "") -> Iterator[None]:
     """Around a call of a user's own function: what it raises becomes an InputError that names the function.
 
-    Errors of gbp, which it may use, stay as they are.  `supported`: what is said of it besides.
+    Errors of gbp, which it may use, stay as they are.  A MemoryError is named too, because it is the function
+    that needs the memory.  `supported`: what is said of it besides.
     """
     try:
         yield
     except GbpError:
         raise
     except Exception as error:
-        raise InputError(f"{what} failed: {type(error).__name__}: {error}.", supported=supported) from error
+        # It keeps the name of a file, unlike `reason_of`, because the sentence names none.
+        reason = ": ".join(filter(None, (type(error).__name__, str(error).rstrip("."))))
+        raise InputError(f"{what} failed: {reason}.", supported=supported) from error

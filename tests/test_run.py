@@ -20,6 +20,7 @@ from test_graphs import REPRODUCIBLE, Network, networks, poisoned, safe_run
 
 from gbp import Explainer, InputError, ModelError, Rule, Run
 from gbp.devices import cpu as device
+from gbp.errors import calling
 from gbp.graph.tensors import Tensor, find
 from gbp.ops.tap import TapStep
 
@@ -339,6 +340,25 @@ def test_a_reduce_that_returns_something_else_is_refused(rule: str, wrong: Any) 
         with pytest.raises(InputError, match="reduce returned"):
             run.vjp(run.scores, rule, reduce=wrong)
         assert run.vjp(run.scores, rule, reduce=lambda g: g.sum(axis=(2, 3))).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("it ends."), "f failed: ValueError: it ends."),
+        (StopIteration(), "f failed: StopIteration."),
+        (MemoryError(), "f failed: MemoryError."),
+        (
+            FileNotFoundError(2, "No such file", "a.txt"),
+            "f failed: FileNotFoundError: [Errno 2] No such file: 'a.txt'.",
+        ),
+    ],
+)
+def test_the_error_of_a_users_function_is_one_sentence(error: Exception, said: str) -> None:
+    with pytest.raises(InputError) as caught, calling("f"):
+        raise error
+    assert str(caught.value) == said
+    assert caught.value.__cause__ is error
 
 
 def test_what_a_users_function_raises_names_it_and_leaves_all_as_it_was() -> None:
