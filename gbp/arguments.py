@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, reason_of
 
 
 def whole_number(name: str, value: int, least: int = 1) -> int:
@@ -56,7 +56,36 @@ def array_of(value: Any) -> NDArray[Any]:
     except ValueError:
         return np.empty(0, object)
     except Exception as error:
-        raise InputError(f"NumPy makes no array of a {type(value).__name__}: {error}.") from error
+        raise InputError(f"NumPy makes no array of a {type(value).__name__}: {reason_of(error)}.") from error
+
+
+def numbers_of(what: str, value: Any, shape: Sequence[int | None], more: bool = False) -> NDArray[Any]:
+    """The array that a user's own function returned.
+
+    Parameters
+    ----------
+    what
+        The beginning of the message, such as "reduce returned".
+    value
+        The returned object.
+    shape
+        The sizes that are expected; None stands for any.
+    more
+        Whether other axes may follow.
+
+    Raises
+    ------
+    InputError
+        Where it is no array of numbers of this shape.
+    """
+    found = array_of(value)
+    sizes = found.shape[: len(shape)] if more else found.shape
+    if found.dtype.kind not in "fiub" or not sizes_fit(sizes, shape):
+        supported = ", ".join(["any" if size is None else str(size) for size in shape] + ["…"] * more)
+        raise InputError(
+            f"{what} {found.dtype} of shape {list(found.shape)}.", supported=f"numbers of shape [{supported}]"
+        )
+    return found
 
 
 def sizes_fit(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

@@ -342,6 +342,17 @@ def test_a_reduce_that_returns_something_else_is_refused(rule: str, wrong: Any) 
         assert run.vjp(run.scores, rule, reduce=lambda g: g.sum(axis=(2, 3))).shape == (2, 7)
 
 
+@pytest.mark.parametrize("wrong", [lambda v: None, lambda v: [[1], [1, 2]], lambda v: "x", lambda v: 1j * v])
+def test_a_function_of_values_returns_numbers_of_any_shape(wrong: Any) -> None:
+    explainer, x = Explainer(built(residual_net)), noise((2, 3, 6, 7))
+    with explainer.run(x, keep=["relu1"]) as run:
+        for name in ("relu1", "x", run.scores_name):
+            with pytest.raises(InputError, match=r"^reduce returned .* Supported: numbers of shape \[…\]"):
+                run.value(name, wrong)
+            assert np.array_equal(run.value(name, lambda v: v[0].tolist()), run.value(name)[0])
+            assert run.value(name, np.max).shape == ()
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

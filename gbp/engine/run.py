@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from ..arguments import array_of
+from ..arguments import array_of, numbers_of
 from ..errors import InputError, calling
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
@@ -135,8 +135,8 @@ class Run:
         name
             As in `keep`; or the name of the input or of the scores.
         reduce
-            A function of the values, of which it returns another array.  It sees them in the run's memory,
-            which saves a copy, and may neither keep nor change them.
+            A function of the values, of which it returns another array, of any shape.  It sees them in the
+            run's memory, which saves a copy, and may neither keep nor change them.
 
         Returns
         -------
@@ -147,11 +147,12 @@ class Run:
         Raises
         ------
         InputError
-            For a tensor that was not kept, and where the run is closed.
+            For a tensor that was not kept, a `reduce` that fails or returns no array of numbers, and where
+            the run is closed.
         """
         self._refuse_closed()
         name, plan = self._known(name), self._session.plan
-        reduce = reduce and partial(_called, reduce)
+        reduce = None if reduce is None else partial(_reduced, reduce, 0)
         if name in plan.kept:
             with self._session.device.turn(), computing():
                 return self._tape.value(plan.kept[name], reduce)
@@ -200,15 +201,15 @@ class Run:
         ------
         InputError
             For a seed of another shape, a tensor that was not kept, the input where the run was made with
-            `to_input=False`, a result of `reduce` that is no array
-            (N, k, …) of numbers, and where the run is closed.
+            `to_input=False`, a `reduce` that fails or returns no array (N, k, …) of numbers, and where the
+            run is closed.
         ModelError
             Where the gradient overflows.
         """
         self._refuse_closed()
         rule, plan = rule_named(rule), self._session.plan
         refuse_meaningless(rule, plan)
-        reduce = None if reduce is None else partial(_reduced, reduce)
+        reduce = None if reduce is None else partial(_reduced, reduce, 2)
         start = plan.scores if of is None else self._known(of)
         end = plan.input.name if wrt is None else self._known(wrt)
         if start == plan.input.name:
@@ -327,23 +328,14 @@ def _checked(
     return maps.astype(np.float32, copy=False), targets.astype(np.int64, copy=False)
 
 
-def _called(reduce: Reduce, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A user's function of values.  Raises InputError where it fails."""
+def _reduced(reduce: Reduce, axes: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A user's function of values.
+
+    Raises InputError where it fails or returns no numbers, or others along the first `axes` axes.
+    """
     with calling("reduce"):
-        return reduce(values)
-
-
-def _reduced(reduce: Reduce, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A user's function of gradients (n, k, …).  Raises InputError where it returns no such array."""
-    found = array_of(_called(reduce, gradients))
-    if found.dtype.kind not in "fiub" or found.shape[:2] != gradients.shape[:2]:
-        raise InputError(
-            f"reduce returned {found.dtype} of shape {list(found.shape)} for gradients of shape "
-            f"{list(gradients.shape)}.",
-            supported=f"numbers of shape {list(gradients.shape[:2])} or [{len(gradients)}, "
-            f"{gradients.shape[1]}, …]",
-        )
-    return found
+        found = reduce(values)
+    return numbers_of("reduce returned", found, values.shape[:axes], more=True)
 
 
 def _seeds(seed: ArrayLike, n: int, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], bool]:
