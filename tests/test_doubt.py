@@ -313,6 +313,62 @@ def test_sensitivity_is_the_largest_relative_change() -> None:
         max_sensitivity(lambda x, of: x, x, radius=0)
 
 
+def measured_by(f: Any) -> dict[str, list[Callable[[], object]]]:
+    """All measures that call a function, by its name."""
+    explainer, x = Explainer(shared(1.0)), np.abs(noise(2, 1, 4, 4))
+    found = explainer.explain(x, rule="vanilla")
+    return {
+        "measure": [
+            lambda: deletion(explainer, x, found, steps=2, measure=f),
+            lambda: insertion(explainer, x, found, steps=2, measure=f),
+        ],
+        "explain": [lambda: class_sensitivity(f, found.scores), lambda: max_sensitivity(f, x)],
+    }
+
+
+def test_what_a_function_raises_that_a_measure_calls_names_it() -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyError("mine")
+
+    def refuses(*_: Any) -> Any:
+        raise InputError("mine")
+
+    for name, calls in measured_by(fails).items():
+        for call in calls:
+            with pytest.raises(InputError, match=rf"^{name} failed: KeyError: 'mine'\.$"):
+                call()
+    for calls in measured_by(refuses).values():
+        for call in calls:
+            with pytest.raises(InputError, match=r"^mine$"):
+                call()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda *a: None,
+        lambda *a: "x",
+        lambda *a: [[1], [1, 2]],
+        lambda *a: 1j * a[0],
+        lambda *a: a[0][:1],
+        lambda *a: np.zeros(7),
+    ],
+)
+def test_what_a_function_returns_that_a_measure_calls_is_checked(wrong: Any) -> None:
+    for name, calls in measured_by(wrong).items():
+        for call in calls:
+            with pytest.raises(InputError, match=rf"^{name} returned .* Supported: numbers of shape \["):
+                call()
+    (few, _), _ = measured_by(lambda scores: scores[:, :1]).values()
+    with pytest.raises(InputError, match=r"^measure returned float32 of shape \[3, 1\]. .* \[3, 3\]\.$"):
+        few()
+
+
+def test_maps_of_moved_samples_have_the_shape_of_the_maps() -> None:
+    with pytest.raises(InputError, match=r"^explain returned float32 of shape \[5, 1\]. .* \[5, 4\]\.$"):
+        max_sensitivity(lambda x, of: x if len(x) == 3 else x[:, :1], noise(3, 4), samples=5)
+
+
 # ------------------------------------------------------------------------------------------------- weights
 
 

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         # What stands behind it uses the names that it exports, as a user does.
         "gbp": "bulk engine errors explainer graph importer inputs pictures questions result rules version",
         "diagnostics": "gbp graph importer limits ops plan runtime",
-        "doubt": "arguments gbp importer methods pictures result",
+        "doubt": "arguments errors gbp importer methods pictures result",
         "compat": "arguments gbp graph methods pictures",
         "features": "arguments bulk gbp graph importer ops pictures rules",
         "report": "gbp methods pictures result rules",

@@ -1,7 +1,8 @@
 """Doubt: measures of whether a map says what it seems to say.
 
 Maps, images and an `Explainer` come in; numbers come out, and a `Sanity`.  It may import what gbp
-exports, what makes results and pictures, the methods, and the importer, whose weights it randomises.
+exports, the errors, what makes results and pictures, the methods, and the importer, whose weights it
+randomises.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import InputError
-from ..arguments import whole_number
+from ..arguments import numbers_of, whole_number
+from ..errors import calling
 from ..result.similarity import cosine
 
 
@@ -44,8 +45,8 @@ def class_sensitivity(
     Raises
     ------
     InputError
-        For a model of one score, for arguments that cannot be used, and where `explain` returns maps of
-        another shape.
+        For a model of one score, for arguments that cannot be used, and where `explain` fails or returns
+        maps of another shape.
     """
     whole_number("others", others)
     n, classes = scores.shape
@@ -54,7 +55,7 @@ def class_sensitivity(
     rng, k = np.random.default_rng(whole_number("seed", seed, 0)), min(others, classes - 1)
     best = scores.argmax(axis=1)
     drawn = np.array([rng.permutation(np.delete(np.arange(classes), b))[:k] for b in best], np.int64)
-    maps = explain(np.concatenate([best[:, None], drawn], axis=1))
-    if maps.shape[:2] != (n, 1 + k):
-        raise InputError(f"`explain` made maps of shape {list(maps.shape)}.", supported=f"[{n}, {1 + k}, …]")
+    with calling("explain"):
+        found = explain(np.concatenate([best[:, None], drawn], axis=1))
+    maps = numbers_of("explain returned", found, (n, 1 + k), more=True)
     return np.array([[cosine(first, other) for other in rest] for first, *rest in maps])

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import Attribution, Explainer, Images, InputError
-from ..arguments import array_of, fits, whole_number
+from ..arguments import array_of, fits, numbers_of, whole_number
+from ..errors import calling
 
 #: Petsiuk et al. blur 224 pixels with a window of 11 and a deviation of 5.
 _BLUR, _BLUR_TAPS = 5.0, 11
@@ -66,13 +67,13 @@ def deletion(
     baseline
         Numbers in the model's input layout that take the pixels' place; they broadcast to (N, …).
     measure
-        The measured quantity, a function of the scores (n, classes); by default the probabilities where the
-        model makes some, else the scores themselves.
+        The measured quantity, a function of the scores (n, classes) that returns numbers of their shape; by
+        default the probabilities where the model makes some, else the scores themselves.
 
     Raises
     ------
     InputError
-        Where images and explanation do not fit.
+        Where images and explanation do not fit, and where `measure` fails or returns another shape.
     """
     x = explainer.prepare(images)
     return _curve(explainer, x, _filled(baseline, x), found, steps, measure)
@@ -207,23 +208,37 @@ def max_sensitivity(
     Raises
     ------
     InputError
-        For a radius that is not above 0, and for samples and seeds that are none.
+        For a radius that is not above 0, for samples and seeds that are none, and where `explain` fails or
+        returns maps of another shape.
     """
     whole_number("samples", samples)
     if not 0 < radius < np.inf:
         raise InputError(f"radius is {radius}.", supported="numbers above 0")
     rng = np.random.default_rng(whole_number("seed", seed, 0))
-    at = np.asarray(explain(x, np.arange(len(x))), np.float64)
+    at = _maps(explain, x, np.arange(len(x)))
     values = []
     for i, sample in enumerate(x):
         norm = float(np.linalg.norm(at[i])) or 1.0
         worst = 0.0
         for count in _counts(samples):
             noise = rng.uniform(-radius, radius, (count, *sample.shape)).astype(np.float32)
-            moved = np.asarray(explain(sample + noise, np.full(count, i)), np.float64) - at[i]
+            moved = _maps(explain, sample + noise, np.full(count, i), at.shape[1:]) - at[i]
             worst = max(worst, *np.linalg.norm(moved.reshape(count, -1), axis=1))
         values.append(worst / norm)
     return np.array(values)
+
+
+def _maps(
+    explain: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[Any]],
+    x: NDArray[np.float32],
+    of: NDArray[np.int64],
+    shape: tuple[int, ...] | None = None,
+) -> NDArray[np.float64]:
+    """The maps of a user's own function: one for each sample, of this shape or of any."""
+    with calling("explain"):
+        found = explain(x, of)
+    maps = numbers_of("explain returned", found, (len(x), *(shape or ())), more=shape is None)
+    return maps.astype(np.float64)
 
 
 def _curve(
@@ -273,7 +288,11 @@ def _scores(
     measure: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
 ) -> NDArray[np.float64]:
     scores = np.concatenate([explainer.predict(np.asarray(part, np.float32)) for part in parts])
-    return np.asarray(scores if measure is None else measure(scores), np.float64)
+    if measure is None:
+        return scores.astype(np.float64)
+    with calling("measure"):
+        found = measure(scores)
+    return numbers_of("measure returned", found, scores.shape).astype(np.float64)
 
 
 def _parts(rows: NDArray[Any]) -> list[NDArray[Any]]:
