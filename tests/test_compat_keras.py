@@ -209,7 +209,7 @@ def test_output_layer_names_what_is_explained() -> None:
         (lambda: xplique.Saliency(LOGITS)(CAPTUM["x"], ONEHOT), r"shape \[3, 3, 10, 10\].*\[N, 10, 10, 3\]"),
         (lambda: xplique.Saliency(LOGITS)(X, ONEHOT[:2]), "3 inputs and 2 targets"),
         (lambda: xplique.Saliency(LOGITS)(X, ONEHOT[:, :4]), r"targets have shape \[3, 4\] for 5"),
-        (lambda: xplique.Saliency(LOGITS, operator=lambda f, x, y: f(x))(X, ONEHOT), "returns shape"),
+        (lambda: xplique.Saliency(LOGITS, operator=lambda f, x, y: f(x))(X, ONEHOT), "the operator returned"),
         (lambda: xplique.Saliency(LOGITS, operator=lambda f, x, y: f(x + 1))(X, ONEHOT), "another point"),
         (lambda: xplique.IntegratedGradients(LOGITS, steps=1), "steps is 1"),
         (lambda: xplique.SmoothGrad(LOGITS, noise="much"), "noise is 'much'"),
@@ -227,10 +227,21 @@ def test_an_operator_of_many_outputs_must_give_its_gradient() -> None:
         gradient_of(lambda f, x, y: f(x).sum(-1), outputs, X, ONEHOT)
     found = gradient_of(lambda f, x, y: (f(x).sum(-1), np.ones_like(f(x))), outputs, X, ONEHOT)
     assert (found == 1).all()
-    with pytest.raises(InputError, match="gradient has shape"):
+    with pytest.raises(InputError, match="the operator's gradient is float64 of shape"):
         gradient_of(lambda f, x, y: (f(x).sum(-1), np.ones(3)), outputs, X, ONEHOT)
     with pytest.raises(InputError, match="the operator failed: IndexError: index 99999"):
         gradient_of(lambda f, x, y: f(x)[:, 99999], outputs, X, ONEHOT)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [[1], [1, 2]], [1j, 1j, 1j]])
+def test_what_an_operator_returns_is_checked(wrong: Any) -> None:
+    outputs = np.zeros((3, 5), np.float32)
+    with pytest.raises(InputError, match=r"^the operator returned .* Supported: numbers of shape \[3\]"):
+        gradient_of(lambda f, x, y: wrong, outputs, X, ONEHOT)
+    with pytest.raises(InputError, match=r"^the operator's gradient is .* numbers of shape \[3, 5\]"):
+        gradient_of(lambda f, x, y: (f(x).sum(-1), wrong), outputs, X, ONEHOT)
+    with pytest.raises(InputError, match=r"^the operator returned .* numbers of shape \[3\]"):
+        gradient_of(lambda f, x, y: f(x).sum(-1) if not f(x).any() else wrong, outputs, X, ONEHOT)
 
 
 # --------------------------------------------------------------------------------------- keras-explainable
@@ -259,6 +270,24 @@ def test_gradients_are_those_of_the_formula() -> None:
     )
     signed = ke.methods.gradient.gradients(LOGITS, X, units, gradient_filter=lambda g: g)[1]
     assert (signed < 0).any()
+    strongest = ke.methods.gradient.gradients(LOGITS, X, units, gradient_filter=strongest_channel)[1]
+    assert strongest.shape == signed.shape
+
+
+def strongest_channel(gradient: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(gradient.max(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("name", ["gradient_filter", "postprocessing"])
+def test_functions_that_fail_or_return_something_else_are_named(name: str) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise KeyError("mine")
+
+    with pytest.raises(InputError, match=rf"^{name} failed: KeyError: 'mine'\.$"):
+        ke.gradients(LOGITS, X, **{name: fails})
+    for wrong in (None, "x", [[1], [1, 2]], np.zeros((3, 4))):
+        with pytest.raises(InputError, match=rf"^{name} returned .* Supported: numbers of shape \[3, "):
+            ke.gradients(LOGITS, X, **{name: lambda *a, wrong=wrong, **k: wrong})
 
 
 def test_without_units_all_are_explained() -> None:

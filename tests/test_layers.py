@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "gbp": "bulk engine errors explainer graph importer inputs pictures questions result rules version",
         "diagnostics": "gbp graph importer limits ops plan runtime",
         "doubt": "arguments errors gbp importer methods pictures result",
-        "compat": "arguments gbp graph methods pictures",
+        "compat": "arguments errors gbp graph methods pictures",
         "features": "arguments bulk gbp graph importer ops pictures rules",
         "report": "gbp methods pictures result rules",
         "serve": "errors gbp kernels methods pictures questions rules",

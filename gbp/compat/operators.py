@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import InputError
+from ..arguments import numbers_of
+from ..errors import calling
 from .core import Floats
 
 #: g(f, x, y) → one number for each sample; or those and their gradient by f(x).
@@ -39,7 +41,7 @@ def gradient_of(operator: Operator, outputs: Floats, x: Floats, targets: Floats)
     Raises
     ------
     InputError
-        Where the operator returns something else, or there are too many outputs for differences.
+        Where the operator fails or returns something else, or there are too many outputs for differences.
     """
 
     def called(at: NDArray[Any]) -> Any:
@@ -48,27 +50,17 @@ def gradient_of(operator: Operator, outputs: Floats, x: Floats, targets: Floats)
                 raise InputError("the operator asks for the model's output at another point than its x.")
             return at
 
-        try:
+        with calling("the operator"):
             return operator(f, x, targets)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the caller's function raises
-            raise InputError(f"the operator failed: {type(error).__name__}: {error}.") from error
+
+    def scores_of(result: Any) -> NDArray[np.float64]:
+        return numbers_of("the operator returned", result, (n,)).astype(np.float64)
 
     n, exact = len(outputs), outputs.astype(np.float64)
     result = called(exact)
     if isinstance(result, tuple) and len(result) == 2:
-        gradient = np.asarray(result[1], np.float64)
-        if gradient.shape != outputs.shape:
-            raise InputError(
-                f"the operator's gradient has shape {list(gradient.shape)}.",
-                supported=f"{list(outputs.shape)}",
-            )
-        return gradient
-    if np.shape(result) != (n,):
-        raise InputError(
-            f"the operator returns shape {list(np.shape(result))} for {n} samples.", supported=f"[{n}]"
-        )
+        return numbers_of("the operator's gradient is", result[1], outputs.shape).astype(np.float64)
+    scores_of(result)
     count = exact[0].size
     if count > _MAX_DIFFERENCES:
         raise InputError(
@@ -82,6 +74,6 @@ def gradient_of(operator: Operator, outputs: Floats, x: Floats, targets: Floats)
         up, down = flat.copy(), flat.copy()
         up[:, k] += step
         down[:, k] -= step
-        scores = [np.asarray(called(v.reshape(outputs.shape)), np.float64) for v in (up, down)]
+        scores = [scores_of(called(v.reshape(outputs.shape))) for v in (up, down)]
         gradient[:, k] = (scores[0] - scores[1]) / (up[:, k] - down[:, k])
     return gradient.reshape(outputs.shape)

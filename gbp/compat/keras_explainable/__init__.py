@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ... import InputError
-from ...arguments import array_of, at_least_one
+from ...arguments import array_of, at_least_one, numbers_of
+from ...errors import calling
 from ...methods.interpolation import interpolated
 from ..core import AnyModel, ChannelsLast, Floats, floats, loaded, refuse
 from . import filters, utils
@@ -62,7 +63,7 @@ def _gradients(
     Raises
     ------
     InputError
-        For what does not fit the model.
+        For what does not fit the model, and for a function that fails or returns another shape.
     """
     refuse(indices_axis=(indices_axis, -1), indices_batch_dims=(indices_batch_dims, -1))
     _check_axes(spatial_axis)
@@ -126,7 +127,7 @@ def explain(
     Raises
     ------
     InputError
-        For what does not fit the model.
+        For what does not fit the model, and for a function that fails or returns another shape.
     """
     if method is not _gradients:
         name = getattr(method, "__name__", repr(method))
@@ -219,8 +220,14 @@ def _explained(
             seeds = np.zeros((*some.shape, classes), np.float32)
             np.put_along_axis(seeds, some[..., None], 1, axis=-1)
             gradient = layout.back(run.vjp(seeds), axis=2)
-            maps = np.moveaxis(gradient_filter(gradient).mean(axis=-1), 1, -1)
-            maps = maps if postprocessing is None else postprocessing(maps, axis=_SPATIAL)
+            with calling("gradient_filter"):
+                filtered = gradient_filter(gradient)
+            filtered = numbers_of("gradient_filter returned", filtered, (*gradient.shape[:-1], None))
+            maps = np.moveaxis(filtered.mean(axis=-1), 1, -1)
+            if postprocessing is not None:
+                with calling("postprocessing"):
+                    processed = postprocessing(maps, axis=_SPATIAL)
+                maps = numbers_of("postprocessing returned", processed, maps.shape)
             all_maps[run.samples, ..., start : start + maps.shape[-1]] = maps
         all_logits.append(np.take_along_axis(run.scores, of, 1))
     return np.concatenate(all_logits), all_maps
