@@ -185,6 +185,19 @@ def annotations(name: str, value: Any) -> str:
     return str([text for each in texts for key, text in each if not key.startswith("_")])
 
 
+def test_what_a_function_returns_is_exported_beside_it() -> None:
+    types = {*defined()} - {*gbp.__all__} - vars(builtins).keys()
+    alone = {
+        f"{package.__name__}.{name}: {word}"
+        for package in (gbp, gbp.doubt, gbp.methods)
+        for name in package.__all__
+        if inspect.isfunction(value := getattr(package, name))
+        for word in re.findall(r"[A-Za-z_]\w*", value.__annotations__["return"])
+        if word in types - {*package.__all__}
+    }
+    assert alone == set()
+
+
 def test_no_signature_names_a_private_type() -> None:
     """A user who annotates code with the types of gbp finds each where the documents say."""
     private = {*defined()} - {name for name, _ in public()} - vars(builtins).keys()

@@ -1,7 +1,7 @@
 """Doubt: measures of whether a map says what it seems to say.
 
-Maps, images and an `Explainer` come in; numbers come out, and a `Sanity`.  It may import what gbp
-exports, the errors, what makes results and pictures, the methods, and the importer, whose weights it
+Maps, images and an `Explainer` come in; numbers, a `Curve` or a `Sanity` come out.  It may import what
+gbp exports, the errors, what makes results and pictures, the methods, and the importer, whose weights it
 randomises.
 """
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .classes import class_sensitivity
-    from .faithful import deletion, infidelity, insertion, max_sensitivity
+    from .faithful import Curve, deletion, infidelity, insertion, max_sensitivity
     from .localise import pointing_game, relevance_mass
     from .result import Sanity
 
 __all__ = [
+    "Curve",
     "Sanity",
     "class_sensitivity",
     "deletion",
@@ -29,6 +30,7 @@ __all__ = [
 
 #: Name → its module.  They are imported on first use, so that `gbp --help` needs no Numba.
 _LAZY = {
+    "Curve": "faithful",
     "Sanity": "result",
     "class_sensitivity": "classes",
     "deletion": "faithful",
