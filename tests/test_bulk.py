@@ -633,6 +633,17 @@ def test_progress_is_counted(photos: Path, out: Path) -> None:
     assert seen == [(0, IMAGES), (16, IMAGES), (32, IMAGES), (IMAGES, IMAGES)]
 
 
+def test_an_error_of_progress_stops_the_run_and_passes(photos: Path, out: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        gbp.batch(MODEL, photos, out, **PLAIN, progress=stop)
+
+
 def test_reading_explaining_and_writing_overlap(
     photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

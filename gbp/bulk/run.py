@@ -115,7 +115,8 @@ def batch(
     stdin
         The file that "-" among the images names: a list of paths.
     progress
-        A function of (images done, images in all), called at the start and whenever some are done.
+        A function of (images done, images in all), called at the start and whenever some are done.  An error
+        that it raises stops the run and reaches the caller as it is.
     options
         As for `Explainer`.
 

@@ -75,7 +75,8 @@ def sanity(
     seed
         The seed of the draws.
     report
-        Called with a few words before each stage, for progress.
+        Called with a few words before each stage, for progress.  An error that it raises stops the run and
+        reaches the caller as it is.
     **options
         Arguments of `Explainer`.
 

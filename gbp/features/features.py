@@ -118,7 +118,8 @@ def features(
     progress
         Called with the images done and their number.
     report
-        Called with a few words before each channel is drawn.
+        Called with a few words before each channel is drawn.  An error that it or `progress` raises stops the
+        run and reaches the caller as it is.
     **options
         Arguments of `Explainer`.
 
