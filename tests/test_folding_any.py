@@ -168,6 +168,19 @@ def test_max_pools_of_constants_have_the_windows_of_other_max_pools(attributes: 
     np.testing.assert_array_equal(y.reshape(1, -1), Explainer(model).predict(x))
 
 
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": "SAME"}),
+        ("LpNormalization", {"p": 3}),
+        ("LpNormalization", {"p": 0}),
+    ],
+)
+def test_attributes_that_onnx_does_not_know(op: str, attributes: dict[str, Any]) -> None:
+    with pytest.raises(GbpError):
+        folded(op, [noise(1, 2, 5, 5)], 17, **attributes)
+
+
 @pytest.mark.parametrize("axis", [0, -1])
 @pytest.mark.parametrize("p", [1, 2])
 def test_lp_normalization_is_by_magnitudes(p: int, axis: int) -> None:

@@ -29,7 +29,9 @@ def images(n: int) -> Any:
 
 
 def behind_pools(b: Builder, x: str) -> str:
-    y = b.node("MaxPool", b.relu(b.conv(x, 8, kernel=3)), kernel_shape=[2, 2], strides=[2, 2])
+    y = b.relu(b.conv(x, 96, kernel=3))
+    for _ in range(2):  # the planes take more memory than the input and what is behind them
+        y = b.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
     return b.gemm(b.relu(b.gemm(b.relu(b.gemm(b.flatten(y), 20)), 17)), 5)
 
 
@@ -159,3 +161,10 @@ def test_pieces_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     explainer.explain(x)
     seeds_and_marks = 4 * 6 * (5 + 1)
     assert allocated[0] - seeds_and_marks <= session.plan.nbytes_in_pieces(6, 2) < session.plan.nbytes(6, 1)
+
+
+def test_memory_counts_the_maps_of_all_pieces() -> None:
+    """They stay until the last piece is done, and then are put into one array."""
+    plan, _ = Explainer(model_of(behind_pools))._plan_for((3, 12, 10))
+    one_more = plan.nbytes_in_pieces(7, 2) - plan.nbytes_in_pieces(6, 2)
+    assert one_more > 2 * images(1).nbytes
