@@ -14,12 +14,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
 _FORKS = multiprocessing.get_context("forkserver")
+#: Held by who starts a process or looks how one ended.  Starting one looks at all others, and of two threads
+#: that look at the same process the second finds nothing, which multiprocessing takes for exit code 255.
+_looking = Lock()
 
 
 @cache
@@ -50,17 +54,19 @@ class Forked:
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name, name) for name in ("out", "err")]
         given = (*arguments,), str(cwd), dict(env), [str(path) for path in self._outputs]
-        _begin()
-        self._process = _FORKS.Process(target=_main, args=given)
-        self._process.start()
+        with _looking:
+            _begin()
+            self._process = _FORKS.Process(target=_main, args=given)
+            self._process.start()
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Wait for its end, and return what it wrote to the standard output and to the standard error."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        connection.wait([self._process.sentinel], timeout)
+        with _looking:
+            self.returncode = self._process.exitcode
+        if self.returncode is None:
             self._process.kill()
             raise TimeoutError(f"it ran for {timeout} s")
-        self.returncode = self._process.exitcode
         out, err = (path.read_text() for path in self._outputs)
         self._folder.cleanup()
         return out, err
