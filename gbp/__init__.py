@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import GbpError, InputError, ModelError, OutOfMemoryError, UnsupportedError
+from .first_use import imported_on_first_use
 from .rules import RULES, Rule
 from .version import VERSION
 
@@ -73,7 +74,7 @@ __all__ = [
     "explain",
 ]
 
-#: Public name → its module.  They are imported on first use, so that `gbp --help` needs no Numba and no onnx.
+#: Public name → its module, which is imported on first use.
 _LAZY = {
     "PROBABILITY": "importer.outputs",
     "At": "questions.targets",
@@ -109,13 +110,7 @@ _LAZY = {
     "batch": "bulk.run",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'gbp' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+__getattr__ = imported_on_first_use(__name__, _LAZY)
 
 
 def explain(

@@ -16,8 +16,8 @@ from .arguments import array_of, sizes_fit
 from .errors import InputError
 from .limits import MAX_ELEMENTS, is_finite, refuse_not_finite
 from .pictures.image import NamedBytes, is_array_file, read_array, read_bytes, read_image
-from .pictures.later import Pictures
 from .pictures.layout import Layout
+from .pictures.lazy import Pictures
 from .pictures.photo import Photo
 from .pictures.preprocess import Preprocess
 
@@ -105,7 +105,7 @@ class Inputs:
             return len(self._samples(images)) if images.ndim else 1
         return len(images) if isinstance(images, (list, tuple)) else 1
 
-    def batches(self, images: Images, slices: Slices, run_looks: bool = False) -> Iterator[Batch]:
+    def batches(self, images: Images, slices: Slices, check_finite: bool = True) -> Iterator[Batch]:
         """Prepare images slice by slice.
 
         Parameters
@@ -114,9 +114,8 @@ class Inputs:
             As for `Explainer.explain`.
         slices
             Cuts them.
-        run_looks
-            Whether the run that follows looks for NaN and infinity in an array (`Session.run`), so that it is
-            not searched here.
+        check_finite
+            Whether to search arrays for NaN and infinity; False where a run does it (`Session.run`).
 
         Raises
         ------
@@ -128,7 +127,7 @@ class Inputs:
                 yield images[part]
             return
         if isinstance(images, np.ndarray) and not self._is_pixels(images):
-            yield from self._array_batches(self._samples(array_of(images)), slices, run_looks=run_looks)
+            yield from self._array_batches(self._samples(array_of(images)), slices, check_finite=check_finite)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
@@ -210,7 +209,7 @@ class Inputs:
         return np.concatenate(samples)
 
     def _array_batches(
-        self, x: NDArray[Any], slices: Slices, files: Sequence[str] = (), run_looks: bool = False
+        self, x: NDArray[Any], slices: Slices, files: Sequence[str] = (), check_finite: bool = True
     ) -> Iterator[Batch]:
         """Slices of an array of samples, which these files held."""
         expected = self.model_shape
@@ -227,7 +226,7 @@ class Inputs:
             if samples.dtype != np.float32 or not samples.flags.c_contiguous:
                 with np.errstate(over="ignore"):
                     samples = np.ascontiguousarray(samples, np.float32)
-            if not run_looks and not is_finite(samples):
+            if check_finite and not is_finite(samples):
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
                 first = part.start + int(np.argmin(finite))
                 refuse_not_finite(first, files[first] if files else "")

@@ -281,6 +281,7 @@ class Guards:
         self.calls, self.guarded = 0, Counter[str]()
         self._seen: Counter[Hashable] = Counter()
         from agreement import from_cache
+        from gbp.runtime.runs import InstructionRun
 
         from gbp.devices import cpu
         from gbp.kernels.codegen.jit import Kernel
@@ -288,7 +289,6 @@ class Guards:
         from gbp.ops.conv.algorithms import Algorithm
         from gbp.ops.step import Step
         from gbp.packed.plans import Plans
-        from gbp.runtime.runs import InstructionRun
 
         call, submit, plan_of, recording = Kernel.__call__, Kernel.submit, Plans.of, program._recording
         is_called = threading.local()

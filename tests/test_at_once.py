@@ -16,7 +16,7 @@ from builder import Builder
 from numpy.typing import NDArray
 
 from gbp import Explainer, Top, methods
-from gbp.devices.base import Later
+from gbp.devices.base import GeneratedSamples
 from gbp.engine.at_once import InTurn, in_order
 from gbp.errors import InputError, ModelError
 from gbp.kernels.parallel.threads import is_alone
@@ -156,7 +156,7 @@ def test_copies_are_written_where_a_run_reads_them_and_their_map_is_added_there(
 
     expected = methods.smoothgrad(explainer, x, samples=5).map
     with (
-        mock.patch.object(Later, "__array__", side_effect=AssertionError("an array was made")),
+        mock.patch.object(GeneratedSamples, "__array__", side_effect=AssertionError("an array was made")),
         mock.patch("gbp.runtime.tape.Tape._backward", side_effect=Tape._backward, autospec=True) as backward,
         mock.patch("gbp.methods.noise.add_each", added),
     ):
@@ -171,7 +171,7 @@ def test_samples_that_are_written_later_are_arrays_where_one_is_needed() -> None
     def write(part: slice, to: Floats) -> None:
         to[...] = rows[part]
 
-    later = Later(rows.shape, write)
+    later = GeneratedSamples(rows.shape, write)
     np.testing.assert_array_equal(np.asarray(later), rows)
     np.testing.assert_array_equal(np.asarray(later[2:5][1:]), rows[3:5])
     assert len(later[2:5][1:]) == 2

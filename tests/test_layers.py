@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "limits": "errors",
         "files": "errors",
         "version": "",
+        "first_use": "",
         "graph": "errors limits",
         "kernels": "errors",
         "devices": "errors kernels limits",
@@ -45,12 +46,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine": "arguments devices errors graph importer inputs kernels limits packed pictures "
         "plan questions result rules runtime",
         "explainer": "engine importer inputs pictures questions result rules",
-        "methods": "arguments engine errors explainer graph inputs limits pictures questions result rules",
+        "methods": "arguments engine errors explainer first_use graph inputs limits pictures questions "
+        "result rules",
         "bulk": "arguments errors explainer inputs kernels methods pictures questions result rules version",
         # What stands behind it uses the names that it exports, as a user does.
-        "gbp": "bulk engine errors explainer graph importer inputs pictures questions result rules version",
+        "gbp": "bulk engine errors explainer first_use graph importer inputs pictures questions result rules "
+        "version",
         "diagnostics": "gbp graph importer limits ops plan runtime",
-        "doubt": "arguments errors gbp importer methods pictures result",
+        "doubt": "arguments errors first_use gbp importer methods pictures result",
         "compat": "arguments errors gbp graph methods pictures",
         "features": "arguments bulk gbp graph importer ops pictures rules",
         "report": "gbp methods pictures result rules",

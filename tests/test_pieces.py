@@ -116,7 +116,7 @@ def test_a_run_in_pieces_answers_any_question(monkeypatch: pytest.MonkeyPatch) -
     model, x, whole = model_of(behind_pools), images(5), Explainer(model_of(behind_pools))
     monkeypatch.setattr(CpuDevice, "slice_bytes", whole._plan_for((3, 12, 10))[0].nbytes(2, 1))
     explainer = Explainer(model)
-    assert explainer._engine.sessions.of((3, 12, 10)).most == 2
+    assert explainer._engine.sessions.of((3, 12, 10)).samples_per_piece == 2
     target = np.tile([3, 1], (5, 1))
     found = explainer.explain(x, target=target, batch_size=5)
     assert found.map.tobytes() == whole.explain(x, target=target).map.tobytes()

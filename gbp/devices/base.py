@@ -24,7 +24,7 @@ Repeater = Callable[[Callable[[], None]], None]
 
 
 @dataclass(frozen=True)
-class Later:
+class GeneratedSamples:
     """Samples (N, …), float32 in the model's own layout, which a function writes where a run reads them.
 
     That saves an array, and a copy of it.  Whoever needs an array has one made by `np.asarray`.
@@ -35,20 +35,20 @@ class Later:
         (N, …).
     write
         Writes these of the samples to an array of any strides; the same each time.
-    first
-        The number of the first, for `write`.
+    offset
+        The index of the first of them, for `write`.
     """
 
     shape: tuple[int, ...]
     write: Callable[[slice, NDArray[np.float32]], None]
-    first: int = 0
+    offset: int = 0
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, part: slice) -> Later:
+    def __getitem__(self, part: slice) -> GeneratedSamples:
         start, stop, _ = part.indices(len(self))
-        return Later((stop - start, *self.shape[1:]), self.write, self.first + start)
+        return GeneratedSamples((stop - start, *self.shape[1:]), self.write, self.offset + start)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
         values = np.empty(self.shape, np.float32)
@@ -57,11 +57,11 @@ class Later:
 
     def write_to(self, to: NDArray[np.float32]) -> None:
         """Write all of them."""
-        self.write(slice(self.first, self.first + len(self)), to)
+        self.write(slice(self.offset, self.offset + len(self)), to)
 
 
 #: Samples (N, …) in the model's own layout.
-Samples = NDArray[np.float32] | Later
+Samples = NDArray[np.float32] | GeneratedSamples
 
 
 class Entry:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..kernels.ends import bring_in, take_out
 from ..limits import is_finite
-from .base import Entry, Exit, Later, Samples
+from .base import Entry, Exit, GeneratedSamples, Samples
 
 
 class CpuEntry(Entry):
@@ -31,7 +31,7 @@ class CpuEntry(Entry):
 
     def write(self, values: Samples) -> None:
         self._marks.fill(0)
-        if isinstance(values, Later):  # copies of a sample that was looked at
+        if isinstance(values, GeneratedSamples):  # of a sample that was searched for NaN
             self._address[0] = 0
             values.write_to(self._logical)
         elif values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:

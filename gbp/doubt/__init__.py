@@ -1,14 +1,15 @@
 """Doubt: measures of whether a map says what it seems to say.
 
 Maps, images and an `Explainer` come in; numbers, a `Curve` or a `Sanity` come out.  It may import what
-gbp exports, the errors, what makes results and pictures, the methods, and the importer, whose weights it
-randomises.
+gbp exports, errors, arguments and first_use, what makes results and pictures, the methods, and the importer,
+whose weights it randomises.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..first_use import imported_on_first_use
 
 if TYPE_CHECKING:
     from .classes import class_sensitivity
@@ -28,7 +29,7 @@ __all__ = [
     "relevance_mass",
 ]
 
-#: Name → its module.  They are imported on first use, so that `gbp --help` needs no Numba.
+#: Name → its module, which is imported on first use.
 _LAZY = {
     "Curve": "faithful",
     "Sanity": "result",
@@ -41,11 +42,7 @@ _LAZY = {
     "relevance_mass": "localise",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'gbp.doubt' has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+__getattr__ = imported_on_first_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,7 @@ class InTurn:
     Parameters
     ----------
     act
-        Is called with the number of a part's first row, and with arrays of its rows, each (n, …).
+        Is called with the index of a part's first row, and with arrays of its rows, each (n, …).
     """
 
     def __init__(self, act: Callable[..., None]) -> None:
@@ -72,11 +72,11 @@ class InTurn:
         self._next = 0
         self._early: dict[int, list[NDArray[Any]]] = {}
 
-    def bring(self, first: int, *rows: NDArray[Any]) -> None:
-        """Bring the rows from number `first` on.  They are not kept."""
+    def bring(self, offset: int, *rows: NDArray[Any]) -> None:
+        """Bring the rows from index `offset` on.  They are not kept."""
         with self._lock:
-            if first != self._next:
-                self._early[first] = [each.copy(order="K") for each in rows]
+            if offset != self._next:
+                self._early[offset] = [each.copy(order="K") for each in rows]
                 return
         part: Sequence[NDArray[Any]] | None = rows
         while part is not None:  # only the thread with the part that is next moves `_next`: no lock is needed

@@ -28,7 +28,7 @@ from ..inputs import Batch, Images, Inputs, together
 from ..kernels.codegen.gate import Gate
 from ..limits import computing, is_finite
 from ..packed.plans import Plans
-from ..pictures.later import Pictures
+from ..pictures.lazy import Pictures
 from ..pictures.photo import Photo
 from ..pictures.preprocess import Preprocess
 from ..plan.plan import Plan, Rewrite
@@ -117,9 +117,9 @@ class Engine:
         count, done = self.inputs.count(images), 0
         gate = GATES[rule.forward_gate, rule.gradient_gate]
 
-        def explained(session: Session, x: NDArray[np.float32], first: int) -> tuple[NDArray[Any], ...]:
-            with session.device.turn(), computing(), session.run(x, first) as tape:
-                part = slice(first, first + tape.n)
+        def explained(session: Session, x: NDArray[np.float32], offset: int) -> tuple[NDArray[Any], ...]:
+            with session.device.turn(), computing(), session.run(x, offset) as tape:
+                part = slice(offset, offset + tape.n)
                 classes = self.resolve(target, session.plan, tape.scores, part, count)
                 maps = finished(rule, session.backward(tape, gate, classes.reshape(tape.n, -1)), x)
                 if not tape.is_finite:
@@ -133,9 +133,7 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Sequence[Image]] = []
         photos: list[Photo] = []
-        batches = self.batches(
-            images, batch_size, targets, rewrite=rule.rewrite, run_looks=True, in_pieces=True
-        )
+        batches = self.batches(images, batch_size, targets, rewrite=rule.rewrite, single_pass=True)
         for batch, session in batches:
             refuse_meaningless(rule, session.plan)
             if batch.pictures is not None:  # they may copy the samples, which caches hold now
@@ -152,13 +150,13 @@ class Engine:
     def scores(self, images: Images) -> NDArray[np.float32]:
         """The scores of images, float32 (N, classes)."""
 
-        def computed(session: Session, x: NDArray[np.float32], first: int) -> NDArray[np.float32]:
-            with session.device.turn(), computing(), session.run(x, first) as tape:
+        def computed(session: Session, x: NDArray[np.float32], offset: int) -> NDArray[np.float32]:
+            with session.device.turn(), computing(), session.run(x, offset) as tape:
                 return tape.scores
 
         parts: list[NDArray[np.float32]] = []
         done = 0
-        for batch, session in self.batches(images, run_looks=True, in_pieces=True):
+        for batch, session in self.batches(images, single_pass=True):
             parts += _run(session, batch.x, done, computed)
             done += len(batch.x)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -174,21 +172,30 @@ class Engine:
         targets: int = 1,
         keep: Kept = (),
         rewrite: Rewrite | None = None,
-        run_looks: bool = False,
-        in_pieces: bool = False,
+        single_pass: bool = False,
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape.
 
-        `run_looks`: as for `Inputs.batches`; `in_pieces`: as for `Session.slices`.
+        Parameters
+        ----------
+        images, batch_size
+            As for `Explainer.explain`.
+        targets
+            Targets for each sample.
+        keep, rewrite
+            As for `Plan.build`.
+        single_pass
+            Whether `Session.run` takes each slice as it comes, once; see `Session.slices`.  The run finds NaN
+            and infinity in the samples, so they are not searched before.
         """
         session: Session | None = None
 
         def slices(count: int, shape: Shape) -> Iterator[slice]:
             nonlocal session
             session = self.sessions.of(shape, keep, rewrite)
-            return session.slices(count, targets, batch_size, in_pieces)
+            return session.slices(count, targets, batch_size, single_pass)
 
-        for batch in self.inputs.batches(images, slices, run_looks):
+        for batch in self.inputs.batches(images, slices, check_finite=not single_pass):
             assert session is not None  # all images of a call have one shape
             yield batch, session
 
@@ -347,14 +354,18 @@ def finished(rule: Rule, gradient: NDArray[np.float32], values: NDArray[np.float
 def _run(
     session: Session,
     x: NDArray[np.float32],
-    first: int,
+    offset: int,
     compute: Callable[[Session, NDArray[np.float32], int], T],
 ) -> list[T]:
-    """The results of `compute(session, x, first)`: one, or one for each part where memory runs out.
+    """The results of `compute(session, x, offset)`: one, or one for each part where memory runs out.
 
-    `first`: the index of the first sample of x in the call.
+    `offset`: the index of x[0] among all samples of the call.
     """
-    return list(session.fitting(slice(0, len(x)), lambda part: compute(session, x[part], first + part.start)))
+
+    def of_part(part: slice) -> T:
+        return compute(session, x[part], offset + part.start)
+
+    return list(session.fitting(slice(0, len(x)), of_part))
 
 
 def _sizes(shape: Sequence[int | None]) -> Shape:

@@ -32,8 +32,8 @@ class Gradient:
         scores are flat.
     of, wrt
         Kept tensors; or None for the scores, and for the input.
-    most
-        Samples of a run, at most.
+    max_samples
+        The most samples of a run.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class Gradient:
         seeds: NDArray[np.float32],
         of: str | None,
         wrt: str | None,
-        most: int,
+        max_samples: int,
     ) -> None:
         for name in (of, wrt):
             if name is not None and name not in session.plan.kept:
@@ -60,7 +60,9 @@ class Gradient:
         seeds, self._worth = _near_1(seeds)
         if of is None:
             seeds = seeds.reshape(*seeds.shape[:2], *session.plan.output_shape)
-        self._seeds = seeds if len(seeds) == most else np.broadcast_to(seeds, (most, *seeds.shape[1:]))
+        if len(seeds) != max_samples:
+            seeds = np.broadcast_to(seeds, (max_samples, *seeds.shape[1:]))
+        self._seeds = seeds
 
     def of_run(
         self, tape: Tape, values: Callable[[], NDArray[np.float32]], reduce: Reduce | None = None

@@ -180,7 +180,7 @@ class Network:
         for batch, session in self._engine.batches(images, size, keep=kept):
             session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
             open_part = partial(
-                Run, self._engine, session_for, batch, first=done, count=count, to_input=to_input
+                Run, self._engine, session_for, batch, offset=done, count=count, to_input=to_input
             )
             for run in session.fitting(slice(0, len(batch.x)), open_part):
                 with run:

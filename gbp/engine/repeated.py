@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Later
+from ..devices.base import GeneratedSamples
 from ..graph.shapes import Shape
 from ..limits import computing
 from ..rules import Rule
@@ -18,7 +18,7 @@ from .notes import refuse_meaningless
 
 #: Writes these samples to an array.
 Write: TypeAlias = Callable[[slice, NDArray[np.float32]], None]
-#: Is given samples' gradients and scores, and the number of the first.
+#: Is given the index of a first sample, and the gradients and scores from there on.
 Take: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], None]
 
 
@@ -40,8 +40,8 @@ class Repeated:
         The rule.
     of
         The tensor of the seeds, or None for the scores.
-    most
-        Samples that are asked about in one call, at most.
+    max_samples
+        The most samples of one call.
 
     Raises
     ------
@@ -56,17 +56,17 @@ class Repeated:
         seeds: NDArray[np.float32],
         rule: Rule,
         of: str | None,
-        most: int,
+        max_samples: int,
     ) -> None:
         self._shape, self._k = shape, seeds.shape[1]
         self._session = network._engine.sessions.of(shape, () if of is None else (of,), rule.rewrite)
         refuse_meaningless(rule, self._session.plan)
-        self._gradient = Gradient(rule, self._session, seeds, of, None, most)
-        self._most = most
+        self._gradient = Gradient(rule, self._session, seeds, of, None, max_samples)
+        self._max_samples = max_samples
 
     def workers(self) -> int:
-        """How many threads had best ask at the same time, for `most` samples each; see `Session.at_once`."""
-        return self._session.at_once(self._most, self._k)
+        """How many threads should ask at the same time, for `max_samples` each; see `Session.at_once`."""
+        return self._session.at_once(self._max_samples, self._k)
 
     def __call__(self, count: int, write: Write, take: Take) -> None:
         """Run samples forward, and their gradients back to the input.
@@ -79,7 +79,7 @@ class Repeated:
             Writes some of them, (n, …) in the model's own layout, to an array of any strides.  It may be
             called again, and writes the same then.
         take
-            Is given the number of a first sample, the gradients (n, K, …) from there on, and their scores
+            Is given the index of a first sample, the gradients (n, K, …) from there on, and their scores
             (n, classes).  Gradients may be in the run's memory, so it keeps no more than a copy; and where
             they overflowed, they may hold NaN or infinity.
 
@@ -90,18 +90,18 @@ class Repeated:
         ModelError
             Where a score overflows.
         """
-        x, session = Later((count, *self._shape), write), self._session
+        x, session = GeneratedSamples((count, *self._shape), write), self._session
         for part in session.slices(count, self._k, None):
             for _ in session.fitting(part, lambda some: self._ask(x[some], some.start, take)):
                 pass
 
-    def _ask(self, x: Later, first: int, take: Take) -> None:
+    def _ask(self, x: GeneratedSamples, offset: int, take: Take) -> None:
         """Ask about samples that fit into memory."""
         with self._session.device.turn(), computing():
-            tape = self._session.run(x, first)
+            tape = self._session.run(x, offset)
 
         def taken(gradients: NDArray[np.float32]) -> NDArray[np.float32]:
-            take(first, gradients, tape.scores)
+            take(offset, gradients, tape.scores)
             return np.empty((len(x), 1, 0), np.float32)
 
         with tape:

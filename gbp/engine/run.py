@@ -39,7 +39,7 @@ class Run:
         The model, and its session for a rule's rewrite, or for None.
     batch, part
         Prepared samples, and which of them to run.
-    first, count
+    offset, count
         The index of the batch's first sample among all, and how many samples there are in all.
     to_input
         As for `Network.runs`.
@@ -51,7 +51,7 @@ class Run:
         session_for: Callable[[Rewrite | None], Session],
         batch: Batch,
         part: slice,
-        first: int,
+        offset: int,
         count: int,
         to_input: bool = True,
     ) -> None:
@@ -64,7 +64,7 @@ class Run:
         #: How many images were given in all.
         self.count = count
         #: Which of them these are.
-        self.samples = slice(first + part.start, first + part.start + len(self.x))
+        self.samples = slice(offset + part.start, offset + part.start + len(self.x))
         self._session, self._tape = self._on(None)
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
         self.scores: NDArray[np.float32] = self._tape.scores

@@ -2,14 +2,15 @@
 
 An `Explainer` and images come in; an `Attribution` comes out, which names the method and has notes on the
 method's limits.  A file is one method or one family; it states the equations on top.  It may
-import the explainer, engine, questions, result, rules, pictures, inputs, graph, arguments, limits and errors.
+import the explainer, engine, questions, result, rules, pictures, inputs, graph, arguments, limits, errors
+and first_use.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..first_use import imported_on_first_use
 from .table import METHODS, Method, method_named
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ __all__ = [
     "vargrad",
 ]
 
-#: Name → its module.  They are imported on first use, so that `gbp --help` needs no Numba.
+#: Name → its module, which is imported on first use.
 _LAZY = {
     "Noise": "noise",
     "grad_cam": "cam",
@@ -48,11 +49,7 @@ _LAZY = {
     "vargrad": "noise",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'gbp.methods' has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+__getattr__ = imported_on_first_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -197,25 +197,25 @@ def of_copies(
     rule
         The rule.
     add
-        Is called with the number of a first copy, the maps (m, K, …) from there on, and their scores
+        Is called with the index of a first copy, the maps (m, K, …) from there on, and their scores
         (m, classes).  It keeps no maps, because they may be in a run's memory.  It is called in order, one
         call at a time, not always by this thread.  Maps have the device's order in memory, and sums in the
         same order are fastest.
     """
     k, size = questions.targets.shape[1], elements(x.shape)
-    most = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    ask = Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, most)
+    max_copies = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
+    ask = Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, max_copies)
     workers, turns = ask.workers(), InTurn(add)
     alone = count - _left_over(count, workers)
     # They share the caches; but one copy at a time would read the weights too often.
-    step = _even(alone, max(min(most, 2), -(-most // workers)), workers)
+    step = _even(alone, max(min(max_copies, 2), -(-max_copies // workers)), workers)
 
     def compute(part: slice, write: Write) -> None:
         ask(part.stop - part.start, write, lambda i, *found: turns.bring(part.start + i, *found))
 
-    def works(first: int, stop: int) -> Iterator[Callable[[], None]]:
-        for start in range(first, stop, step):
-            part = slice(start, min(start + step, stop))
+    def works(begin: int, end: int) -> Iterator[Callable[[], None]]:
+        for start in range(begin, end, step):
+            part = slice(start, min(start + step, end))
             yield partial(compute, part, copies(part))
 
     for _ in chain(in_order(works(0, alone), workers), in_order(works(alone, count), 1)):
@@ -244,8 +244,8 @@ def _left_over(count: int, workers: int) -> int:
     return left if left < count and 2 * left <= workers else 0
 
 
-def _even(count: int, most: int, workers: int) -> int:
-    """The size of slices, up to `most`, with which the workers have equal shares.
+def _even(count: int, largest: int, workers: int) -> int:
+    """The size of slices, up to `largest`, with which the workers have equal shares.
 
     Among those it is a size that leaves no rest, because runs of one size share their memory; then the
     largest.
@@ -255,5 +255,5 @@ def _even(count: int, most: int, workers: int) -> int:
         rounds, rest = divmod(count, size * workers)  # the workers take slices in turn
         return rounds * size + min(rest, size)
 
-    sizes = range(min(most, count) // 2 + 1, min(most, count) + 1)
+    sizes = range(min(largest, count) // 2 + 1, min(largest, count) + 1)
     return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=count)

@@ -207,9 +207,9 @@ def _noisy(
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         run.close()  # its memory serves the copies
-        first = run.samples.start
+        offset = run.samples.start
         each = enumerate(zip(run.x, run.scores, strict=True))
-        found = [of_sample(x, scores, questions[i : i + 1], first + i, run.count) for i, (x, scores) in each]
+        found = [of_sample(x, scores, questions[i : i + 1], offset + i, run.count) for i, (x, scores) in each]
         maps = found[0][0][None] if len(found) == 1 else np.stack([m for m, _ in found])
         return maps, {"same_class": np.array([kept for _, kept in found])}
 
@@ -239,10 +239,10 @@ class _Sums:
         self.same = 0
         self._total, self._squares, self._square = np.empty(0), np.empty(0), np.empty(0)
 
-    def add(self, first: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Add maps (m, …) and scores (m, classes) of copies, from number `first` on."""
+    def add(self, offset: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Add maps (m, …) and scores (m, classes) of copies, from index `offset` on."""
         self.same += int(np.count_nonzero(scores.argmax(axis=1) == self._best))
-        if first == 0:
+        if offset == 0:
             self._total = np.zeros_like(maps[0], np.float64)
             if self._adds_squares:
                 self._squares, self._square = np.zeros_like(self._total), np.zeros_like(self._total)

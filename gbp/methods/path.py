@@ -124,12 +124,12 @@ def integrated_gradients(
 
         total = product = np.empty(0)
 
-        def add(first: int, maps: NDArray[np.float32], _: NDArray[np.float32]) -> None:
+        def add(offset: int, maps: NDArray[np.float32], _: NDArray[np.float32]) -> None:
             nonlocal total, product
-            if first == 0:  # in the memory order of the maps
+            if offset == 0:  # in the memory order of the maps
                 total = np.zeros_like(maps[0], np.float64)
                 product = np.empty_like(total)
-            for weight, one in zip(weights[first : first + len(maps)], maps, strict=True):
+            for weight, one in zip(weights[offset : offset + len(maps)], maps, strict=True):
                 total += np.multiply(one, weight, out=product)
 
         of_copies(explainer, x, copies, count, questions, rule, add)

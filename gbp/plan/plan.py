@@ -269,19 +269,20 @@ class Plan:
         none = self.nbytes(0, targets)
         return max(1, (nbytes - none) // max(1, self.nbytes(1, targets) - none))
 
-    def nbytes_in_pieces(self, samples: int, most: int) -> int:
-        """Bytes to explain `samples` for one target each: `most` at a time, and all at once in the tail."""
+    def nbytes_in_pieces(self, samples: int, per_piece: int) -> int:
+        """Bytes to explain samples for one target each: `per_piece` at once, and all at once in the tail."""
         assert self.tail is not None
         piece = 4 * (self.shared_size + self._scratch[1])
         start, end = (elements(each.shape) for each in (self.backward.start, self.backward.end))
         # The maps of the pieces stay until all are in one array.
         kept = self.forward_bytes - piece + 4 * (self.tail.arena.size + start + 2 * end)
-        return min(samples, most) * piece + samples * kept + 4 * self._scratch[0]
+        return min(samples, per_piece) * piece + samples * kept + 4 * self._scratch[0]
 
-    def max_together(self, nbytes: int, most: int) -> int:
-        """How many samples fit into `nbytes` if the tail runs on all of them; `most` as before."""
-        none = self.nbytes_in_pieces(most, most)
-        return most + max(0, nbytes - none) // (self.nbytes_in_pieces(most + 1, most) - none)
+    def max_samples_in_pieces(self, nbytes: int, per_piece: int) -> int:
+        """How many samples fit into `nbytes` in pieces of `per_piece`, if the tail runs on all of them."""
+        piece = self.nbytes_in_pieces(per_piece, per_piece)
+        one_more = self.nbytes_in_pieces(per_piece + 1, per_piece) - piece
+        return per_piece + max(0, nbytes - piece) // one_more
 
     def max_targets(self, nbytes: int, samples: int, route: Route | None = None) -> int:
         """How many targets at once fit into `nbytes` beside `samples` at once; at least 1.

@@ -18,8 +18,8 @@ from PIL import Image
 from ..errors import InputError
 from ..pictures.drawing import Reduction, Style, reduce
 from ..pictures.files import ARRAYS, suffix_of, write
-from ..pictures.later import Pictures
 from ..pictures.layout import Layout, channels_first
+from ..pictures.lazy import Pictures
 from ..pictures.look import LookOptions
 from ..pictures.photo import Photo
 from ..pictures.preprocess import ChannelOrder

@@ -16,9 +16,9 @@ from ..limits import elements
 from ..ops.step import Floats, clear
 from ..plan.backward import Route
 from ..plan.plan import Plan
+from .bound import BoundInstruction, bind, contexts_of, go_back, of_samples, start_backward
 from .garbage import collected_later
 from .memory import Buffers, masks_of
-from .runs import InstructionRun, contexts_of, go_back, of_samples, runs_of, start_backward
 
 #: Floats and multiply-adds of a backward pass that one thread computes before a helper has woken up.
 _SHORT = 2**18
@@ -36,8 +36,8 @@ class Forward:
         The samples, in the order in which they are computed.
     marks
         (n,), not 0 for samples that hold NaN or infinity.
-    arrays, runs, masks
-        All tensors, instructions and masks, of all samples.
+    arrays, bound, masks
+        All tensors, bound instructions and masks, of all samples.
     scores
         The scores of each piece.
     backward
@@ -51,7 +51,7 @@ class Forward:
     pieces: list[Piece]
     marks: Array
     arrays: dict[str, Floats]
-    runs: list[InstructionRun]
+    bound: list[BoundInstruction]
     masks: dict[str, NDArray[np.uint8]]
     scores: list[Floats]
     backward: Buffers | None
@@ -62,16 +62,23 @@ class Forward:
 
     @classmethod
     @collected_later()
-    def make(cls, plan: Plan, n: int, threads: int, device: Device, first: int = 0) -> Forward:
+    def make(cls, plan: Plan, n: int, threads: int, device: Device, first_masked: int = 0) -> Forward:
         """Allocate the memory of a run of n samples.
 
-        Instructions before number `first` write no masks, so no backward pass may go through them.
+        Parameters
+        ----------
+        plan, threads, device
+            As for `Forward`.
+        n
+            Samples of the run.
+        first_masked
+            Instructions before this number write no masks, so no backward pass may go through them.
         """
         size = plan.activations.size if plan.keeps_activations else plan.shared_size
         memory = Buffers.new(plan, plan.activations, n, size, threads, device)
         masks = masks_of(plan, n, device)
-        contexts = contexts_of(plan, n, memory, masks, threads, device, first)
-        runs = runs_of(plan, memory.arrays, contexts)
+        contexts = contexts_of(plan, n, memory, masks, threads, device, first_masked)
+        bound = bind(plan, memory.arrays, contexts)
         marks = device.empty((n,))
         backward, samples = None, [slice(0, n)]
         if not plan.keeps_activations:
@@ -79,15 +86,15 @@ class Forward:
             samples = device.pieces(n, 4 * elements(plan.input_shape))
         pieces, scores = [], []
         for part in samples:
-            arrays, part_runs = memory.arrays, runs
+            arrays, part_bound = memory.arrays, bound
             if len(samples) > 1:
                 floats, count = memory.floats[part.start * size : part.stop * size], part.stop - part.start
                 arrays = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
-                part_runs = runs_of(plan, arrays, [of_samples(context, part) for context in contexts])
+                part_bound = bind(plan, arrays, [of_samples(context, part) for context in contexts])
             entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, marks[part], threads)
-            pieces.append(Piece(part, entry, part_runs, device))
+            pieces.append(Piece(part, entry, part_bound, device))
             scores.append(arrays[plan.output.name])
-        return cls(plan, threads, device, pieces, marks, memory.arrays, runs, masks, scores, backward)
+        return cls(plan, threads, device, pieces, marks, memory.arrays, bound, masks, scores, backward)
 
     def feed(self, x: Samples) -> None:
         """Run on samples x (N, …) in the model's own layout."""
@@ -121,7 +128,7 @@ class Forward:
         threads = self.threads_for(memory, route)
         seed, leaving = memory.ends(route, self.device, self.threads)
         start_backward(self.plan, memory, route, seed, threads)
-        go_back(self.plan, route.instructions, memory, self.runs, self.masks, gate, threads)
+        go_back(self.plan, route.instructions, memory, self.bound, self.masks, gate, threads)
         for part in route.zeros:
             clear(memory.at(part), threads)
         leaving.settle()
@@ -137,8 +144,10 @@ class Piece:
     A piece has activations of its own, because those of one tensor may take the memory of another's before.
     """
 
-    def __init__(self, samples: slice, entry: Entry, runs: Sequence[InstructionRun], device: Device) -> None:
-        self.samples, self.entry, self.runs = samples, entry, runs
+    def __init__(
+        self, samples: slice, entry: Entry, bound: Sequence[BoundInstruction], device: Device
+    ) -> None:
+        self.samples, self.entry, self.bound = samples, entry, bound
         self._again = device.repeater()
 
     def run(self) -> None:
@@ -148,5 +157,5 @@ class Piece:
     @collected_later()
     def _run(self) -> None:
         self.entry.settle()
-        for run in self.runs:
+        for run in self.bound:
             perform(run.forward, run.instruction.step.repeats)

@@ -21,10 +21,10 @@ from ..kernels.parallel.program import perform
 from ..ops.step import clear
 from ..plan.backward import Route
 from ..plan.plan import Plan
+from .bound import bind, contexts_of, go_back, of_samples, start_backward
 from .forward import Forward, Piece
 from .garbage import collected_later
 from .memory import Buffers, masks_of
-from .runs import contexts_of, go_back, of_samples, runs_of, start_backward
 
 
 class _Gathered(Exit):
@@ -46,8 +46,8 @@ class _Gathered(Exit):
 class InPieces(Forward):
     """A forward run of more samples than memory holds at once.
 
-    `arrays` has the tail's tensors of all samples, and the others of one piece.  `backward` is the memory of
-    the tail.
+    `arrays` and `bound` hold tensors of two sizes: the tail's, of all samples, and the others, of the piece
+    that was computed last.  `backward` is the tail's memory.
 
     Parameters
     ----------
@@ -66,31 +66,44 @@ class InPieces(Forward):
 
     @classmethod
     @collected_later()
-    def cut(cls, plan: Plan, n: int, threads: int, device: Device, most: int) -> InPieces:
-        """Allocate the memory of a run of n samples, in pieces of nearly equal size: `most` at the most."""
+    def cut(cls, plan: Plan, n: int, threads: int, device: Device, samples_per_piece: int) -> InPieces:
+        """Allocate the memory of a run of n samples.
+
+        Parameters
+        ----------
+        plan
+            A plan with a tail.
+        n
+            Samples of the run.
+        threads, device
+            As for `Forward`.
+        samples_per_piece
+            The largest piece.  All are of nearly equal size.
+        """
         tail, size, image = plan.tail, plan.shared_size, plan.input
         assert tail is not None
-        count = -(-n // most)
+        count = -(-n // samples_per_piece)
         edges = [n * k // count for k in range(count + 1)]
         memory = Buffers.new(plan, plan.activations, -(-n // count), size, threads, device)
         gathered, seed = _Gathered(), device.empty((n, *plan.output.shape))
         floats = device.empty((n * tail.arena.size,))
-        behind = Buffers(plan, tail.arena, n, floats, memory.scratch, (seed, gathered))
+        of_tail = Buffers(plan, tail.arena, n, floats, memory.scratch, (seed, gathered))
         masks = masks_of(plan, n, device)
         contexts = contexts_of(plan, n, memory, masks, threads, device)
-        arrays, marks = memory.arrays | behind.arrays, device.empty((n,))
+        arrays = memory.arrays | of_tail.arrays
+        marks = device.empty((n,))
         pieces, gradients = [], []
         for begin, end in pairwise(edges):
             part = slice(begin, end)
             own = memory.floats[: (end - begin) * size]
-            handed_over = {name: array[part] for name, array in behind.arrays.items()}
+            handed_over = {name: array[part] for name, array in of_tail.arrays.items()}
             forward = Buffers(plan, plan.activations, end - begin, own, memory.scratch)
             back = Buffers(plan, plan.backward.arena, end - begin, own, memory.scratch)
             for buffers in (forward, back):
                 buffers.arrays |= handed_over
-            runs = runs_of(plan, forward.arrays, [of_samples(context, part) for context in contexts])
+            bound = bind(plan, forward.arrays, [of_samples(context, part) for context in contexts])
             entry = device.entry(forward.arrays[image.name], image.logical_axes, marks[part], threads)
-            pieces.append(Piece(part, entry, runs[: tail.first], device))
+            pieces.append(Piece(part, entry, bound[: tail.first], device))
             leaving = device.exit(back.arrays[image.name], image.logical_axes, threads)
             gradients.append((back, leaving))
         return cls(
@@ -100,10 +113,10 @@ class InPieces(Forward):
             pieces,
             marks,
             arrays,
-            runs_of(plan, arrays, contexts),
+            bind(plan, arrays, contexts),
             masks,
             [arrays[plan.output.name]],
-            behind,
+            of_tail,
             gradients,
             gathered,
         )
@@ -115,11 +128,12 @@ class InPieces(Forward):
     @collected_later()
     def _run_tail(self) -> None:
         assert self.plan.tail is not None
-        for run in self.runs[self.plan.tail.first :]:
+        for run in self.bound[self.plan.tail.first :]:
             perform(run.forward, run.instruction.step.repeats)
 
     def run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
-        if memory is not self.backward:
+        is_in_pieces = memory is self.backward
+        if not is_in_pieces:  # memory of all samples, as for several targets each
             super().run_backward(memory, route, gate)
             return
         self.repeater(memory, gate)(lambda: self._go_back_to_pieces(memory, route, gate))
@@ -135,7 +149,7 @@ class InPieces(Forward):
         instructions, threads = route.instructions[: self.plan.tail.back], self.threads_for(memory, route)
         seed, _ = memory.ends(route, self.device, self.threads)
         start_backward(self.plan, memory, route, seed, threads)
-        go_back(self.plan, instructions, memory, self.runs, self.masks, gate, threads)
+        go_back(self.plan, instructions, memory, self.bound, self.masks, gate, threads)
 
     @collected_later()
     def _go_back_from_tail(self, k: int, route: Route, gate: Gate) -> None:
@@ -143,7 +157,7 @@ class InPieces(Forward):
         piece, (back, leaving) = self.pieces[k], self.gradients[k]
         masks = {name: mask[piece.samples] for name, mask in self.masks.items()}
         instructions, threads = route.instructions[self.plan.tail.back :], self.threads_for(back, route)
-        go_back(self.plan, instructions, back, piece.runs, masks, gate, threads)
+        go_back(self.plan, instructions, back, piece.bound, masks, gate, threads)
         for part in route.zeros:
             clear(back.at(part), threads)
         leaving.settle()

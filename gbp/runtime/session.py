@@ -66,20 +66,20 @@ class Session:
 
     def __post_init__(self) -> None:
         #: How many samples run at once before the plan's tail; None for all.
-        self.most: int | None = None
+        self.samples_per_piece: int | None = None
         if self.device.is_host and self.plan.tail is not None:
-            self.most = self.plan.max_samples(self.memory or self.device.slice_bytes, targets=1)
+            self.samples_per_piece = self.plan.max_samples(self.memory or self.device.slice_bytes, targets=1)
         self.pool = MemoryPool(self.memory or self.device.slice_bytes, max(4, self.threads))
 
-    def run(self, x: Samples, first: int = 0, to_input: bool = True) -> Tape:
+    def run(self, x: Samples, offset: int = 0, to_input: bool = True) -> Tape:
         """Run samples forward.  The caller must be within `limits.computing`.
 
         Parameters
         ----------
         x
             float32 (N, …) in the model's own layout.
-        first
-            The index of the first of them among all samples, for messages.
+        offset
+            The index of x[0] among all samples of the call, for messages.
         to_input
             As for `Tape`.
 
@@ -90,9 +90,9 @@ class Session:
         ModelError
             Where a score is NaN or infinity.
         """
-        tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input, self.most)
+        tape = Tape(self.plan, x, self.pool, self.threads, self.device, to_input, self.samples_per_piece)
         if any(tape.marks):
-            refuse_not_finite(first + next(i for i, mark in enumerate(tape.marks) if mark))
+            refuse_not_finite(offset + next(i for i, mark in enumerate(tape.marks) if mark))
         if not is_finite(tape.scores):
             raise self._not_finite(x, tape.scores)
         return tape
@@ -223,7 +223,7 @@ class Session:
         return 4 * scratch_floats(self.plan, 0, self.threads)
 
     def slices(
-        self, count: int, targets: int, batch_size: int | None, in_pieces: bool = False
+        self, count: int, targets: int, batch_size: int | None, single_pass: bool = False
     ) -> Iterator[slice]:
         """Cut a batch of `count` samples into slices that fit into memory.
 
@@ -235,9 +235,10 @@ class Session:
             Targets for each sample.
         batch_size
             The largest slice; None for the device's default.
-        in_pieces
-            Whether a slice may be as large as fits where only the plan's tail runs on all of its samples.
-            Not for a run that is asked for several gradients, which take the memory of all samples.
+        single_pass
+            Whether a slice runs once forward and at most once back.  Then it may be as large as fits where
+            only the plan's tail runs on all of its samples (`InPieces`).  Several backward passes of a run
+            take the memory of all samples.
         """
         if count == 1:
             yield slice(0, 1)
@@ -245,8 +246,8 @@ class Session:
         device = self.device
         budget = self.memory or (device.slice_bytes if batch_size is None else device.max_bytes)
         fitting = self.plan.max_samples(budget, targets)
-        if in_pieces and targets == 1 and self.most is not None:
-            fitting = self.plan.max_together(budget, self.most)
+        if single_pass and targets == 1 and self.samples_per_piece is not None:
+            fitting = self.plan.max_samples_in_pieces(budget, self.samples_per_piece)
         size = min(batch_size or device.max_slice, fitting, self.max_fitting or fitting)
         slices = self._count_of_slices(count, size, targets)
         least, larger = divmod(count, slices)  # of nearly equal size, because weights are read once a slice

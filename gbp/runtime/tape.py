@@ -44,7 +44,7 @@ class Tape:
         threads: int,
         device: Device = CPU,
         to_input: bool = True,
-        most: int | None = None,
+        samples_per_piece: int | None = None,
     ) -> None:
         """Run the plan forward.
 
@@ -62,17 +62,18 @@ class Tape:
             Where the plan runs; the device that it was built for.
         to_input
             Whether backward passes may go on before the kept tensors.
-        most
+        samples_per_piece
             How many samples run at once before the plan's tail; None for all.
         """
-        first = 0 if to_input else plan.first_behind
+        first_masked = 0 if to_input else plan.first_behind
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
-        self._nbytes, self._kind = self.n * plan.forward_bytes, "forward" if first == 0 else "forward, inner"
-        make: Callable[[], Forward] = partial(Forward.make, plan, self.n, threads, device, first)
-        if most is not None and self.n > most:
-            self._nbytes = plan.nbytes_in_pieces(self.n, most)
-            make = partial(InPieces.cut, plan, self.n, threads, device, most)
+        self._nbytes = self.n * plan.forward_bytes
+        self._kind = "forward" if first_masked == 0 else "forward, inner"
+        make: Callable[[], Forward] = partial(Forward.make, plan, self.n, threads, device, first_masked)
+        if samples_per_piece is not None and self.n > samples_per_piece:
+            self._nbytes = plan.nbytes_in_pieces(self.n, samples_per_piece)
+            make = partial(InPieces.cut, plan, self.n, threads, device, samples_per_piece)
         with device.running(threads):
             self._forward = pool.acquire(self._kind, self.n, self._nbytes, make)
             self._forward.feed(x)
@@ -212,7 +213,7 @@ def steps(plan: Plan, x: Samples, threads: int) -> Iterator[tuple[Instruction, M
         piece.entry.write(x[piece.samples])
         with CPU.running():
             piece.entry.settle()
-    for run in forward.runs:
+    for run in forward.bound:
         with CPU.running():
             run.forward()
         yield run.instruction, forward.arrays

@@ -1,4 +1,4 @@
-"""Instructions on their arrays: forward, one by one, and back along a route."""
+"""Instructions bound to their arrays: forward, one by one, and back along a route."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .memory import Buffers
 
 
 @dataclass(frozen=True)
-class InstructionRun:
+class BoundInstruction:
     """One instruction with its arrays: inputs x, residual r (or NO_TENSOR), output y, and its context."""
 
     instruction: Instruction
@@ -31,15 +31,14 @@ class InstructionRun:
         self.instruction.step.forward(self.x, self.r, self.y, self.instruction.clip, self.context)
 
 
-def runs_of(plan: Plan, arrays: Mapping[str, Floats], contexts: Sequence[Context]) -> list[InstructionRun]:
-    """All instructions, on these arrays."""
-    runs = []
+def bind(plan: Plan, arrays: Mapping[str, Floats], contexts: Sequence[Context]) -> list[BoundInstruction]:
+    """All instructions of a plan, bound to these arrays and contexts."""
+    bound = []
     for instruction, context in zip(plan.instructions, contexts, strict=True):
-        x, r = tuple(arrays[name] for name in instruction.inputs), instruction.residual
-        runs.append(
-            InstructionRun(instruction, x, arrays[r] if r else NO_TENSOR, arrays[instruction.output], context)
-        )
-    return runs
+        x = tuple(arrays[name] for name in instruction.inputs)
+        r = arrays[instruction.residual] if instruction.residual else NO_TENSOR
+        bound.append(BoundInstruction(instruction, x, r, arrays[instruction.output], context))
+    return bound
 
 
 def contexts_of(
@@ -49,15 +48,15 @@ def contexts_of(
     masks: Mapping[str, Array],
     threads: int,
     device: Device,
-    first: int = 0,
+    first_masked: int = 0,
 ) -> list[Context]:
     """The arrays that each instruction keeps of a run of n samples for its vjp.
 
-    Instructions before number `first` write no masks.
+    Instructions before number `first_masked` write no masks.
     """
     none: Mapping[str, Array] = {}
     return [
-        _context(instruction, plan, n, memory, masks if i >= first else none, threads, device)
+        _context(instruction, plan, n, memory, masks if i >= first_masked else none, threads, device)
         for i, instruction in enumerate(plan.instructions)
     ]
 
@@ -92,7 +91,7 @@ def go_back(
     plan: Plan,
     instructions: Sequence[BackwardInstruction],
     memory: Buffers,
-    runs: Sequence[InstructionRun],
+    bound: Sequence[BoundInstruction],
     masks: Mapping[str, Array],
     gate: Gate,
     threads: int,
@@ -105,8 +104,8 @@ def go_back(
         The plan, and what is carried out, in order.
     memory
         That of the gradients.
-    runs, masks
-        The instructions and the masks of the forward run of the same samples.
+    bound, masks
+        The bound instructions and the masks of the forward run of the same samples.
     gate
         The gate of the rule.
     threads
@@ -130,20 +129,20 @@ def go_back(
 
     def vjp_of(backward: BackwardInstruction) -> tuple[Callable[[], None], bool]:
         """The function that computes it, and whether a program can repeat that."""
-        run = runs[backward.instruction]
+        run = bound[backward.instruction]
         step, gy = run.instruction.step, arrays[run.instruction.output]
         gx = tuple(map(slot_of, backward.inputs))
         context = replace(run.context, threads=threads, scratch=memory.scratch)
         if backward.maker is None:
             return partial(step.vjp, gy, gx, context), step.repeats_back
-        made = runs[backward.maker.instruction]
+        made = bound[backward.maker.instruction]
         maker, ends = made.instruction.step, tuple(map(slot_of, backward.maker.inputs))
         own = replace(made.context, threads=threads, scratch=memory.scratch)
         vjp = partial(maker.vjp_through, step, gy, context, gx[0], ends, own)
         return vjp, step.repeats_back and maker.repeats_back
 
     for backward in instructions:
-        run = runs[backward.instruction]
+        run = bound[backward.instruction]
         instruction, gy = run.instruction, arrays[run.instruction.output]
         for part in backward.zeros:
             clear(memory.at(part), threads)

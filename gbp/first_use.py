@@ -1,0 +1,26 @@
+"""Names of a package that are imported on first use: so `gbp --help` needs neither Numba nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def imported_on_first_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package, which imports a name when somebody asks for it (PEP 562).
+
+    Parameters
+    ----------
+    package
+        The package's `__name__`.
+    modules
+        Name → the module of the package that has it, such as "engine.run".
+    """
+
+    def found(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f".{modules[name]}", package), name)
+
+    return found
