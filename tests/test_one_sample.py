@@ -578,3 +578,94 @@ def test_any_ops_on_one_sample(network: tuple[onnx.ModelProto, NDArray[np.float3
     found = Explainer(net, output=output).explain(x, rule="vanilla")
     nothing = np.abs(found.map).max() < 1e-5  # as where a softmax is summed up again
     assert nothing or not verify(net, x, output=output).mismatches
+
+
+# ------------------------------------------------------------------------ scores that depend on the others
+
+SIZES = N("Shape", ["x"], ["s"])
+COUNTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "Size": ([N("Size", ["x"], ["n"]), N("Cast", ["n"], ["f"], to=1), N("Mul", ["x", "f"], ["r"])], {}),
+    "the batch in a sum of sizes": (
+        [
+            SIZES,
+            N("Cast", ["s"], ["f"], to=1),
+            N("ReduceMax", ["f"], ["g"], keepdims=0),
+            N("Mul", ["x", "g"], ["r"]),
+        ],
+        {},
+    ),
+    "a branch": (
+        [
+            SIZES,
+            N("Gather", ["s", "0"], ["n"]),
+            N("Equal", ["n", "1"], ["t"]),
+            N("Where", ["t", "half", "one"], ["f"]),
+            N("Mul", ["x", "f"], ["r"]),
+        ],
+        {"0": np.array(0), "1": np.array(1), "half": np.float32(0.5), "one": np.float32(1)},
+    ),
+    "rows of all samples": (
+        [
+            N("Reshape", ["x", "to"], ["a"]),
+            N("ReduceMax", ["a"], ["b"], axes=[1], keepdims=0),
+            N("Reshape", ["b", "back"], ["r"]),
+        ],
+        {"to": np.array([3, -1]), "back": np.array([-1, 3, 1, 1])},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_an_open_batch_whose_samples_are_counted_or_mixed_is_refused(case: str) -> None:
+    nodes, values = COUNTS[case]
+    nodes = [*nodes, N("Flatten", ["r"], ["y"])]
+    with pytest.raises(UnsupportedError, match=r"batch.*[Ff]ix the batch at 1"):
+        Explainer(model(nodes, ("N", 3, 6, 6), **values))
+    x = noise(2, 3, 6, 6)
+    fixed = model(nodes, (1, 3, 6, 6), **values)
+    alone = [expected(fixed, x[i : i + 1]) for i in range(2)]
+    np.testing.assert_allclose(Explainer(fixed).predict(x), np.concatenate(alone), rtol=1e-5)
+
+
+FOR_ANY: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "a constant that is repeated for each sample": (
+        [
+            SIZES,
+            N("Gather", ["s", "0"], ["n"]),
+            N("Concat", ["n", "to"], ["e"], axis=0),
+            N("Expand", ["row", "e"], ["a"]),
+            N("Concat", ["a", "x"], ["r"], axis=1),
+        ],
+        {"0": np.array([0]), "to": np.array([1, 6, 6]), "row": np.ones((1, 1, 1, 6), np.float32)},
+    ),
+    "ones like x": (
+        [SIZES, N("ConstantOfShape", ["s"], ["a"]), N("Concat", ["a", "x"], ["r"], axis=1)],
+        {},
+    ),
+    "a mean by the number of samples and pixels": (
+        [
+            N("Size", ["x"], ["n"]),
+            SIZES,
+            N("Gather", ["s", "0"], ["N"]),
+            N("Div", ["n", "N"], ["m"]),
+            N("Cast", ["m"], ["f"], to=1),
+            N("Div", ["x", "f"], ["r"]),
+        ],
+        {"0": np.array(0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOR_ANY)
+def test_an_open_batch_whose_size_is_used_but_changes_no_sample(case: str) -> None:
+    nodes, values = FOR_ANY[case]
+    net = model([*nodes, N("Flatten", ["r"], ["y"])], ("N", 3, 6, 6), **values)
+    x = noise(2, 3, 6, 6)
+    np.testing.assert_allclose(Explainer(net).predict(x), expected(net, x), rtol=1e-5)
+
+
+def test_a_reshape_of_one_image_keeps_an_open_batch() -> None:
+    """As a file that was traced with one image says it, for each sample alone."""
+    net = model([N("Reshape", ["x", "to"], ["y"])], ("N", 3, 6, 6), to=np.array([1, -1]))
+    x = noise(2, 3, 6, 6)
+    np.testing.assert_array_equal(Explainer(net).predict(x), x.reshape(2, -1))

@@ -304,7 +304,8 @@ class _Builder:
     def _node(self, proto: onnx.NodeProto) -> Node:
         """The node, with the shapes that its operands have in the file."""
         operands = [self._operand(name) for name in proto.input]
-        return Node(proto, self.source.opset, operands, self.read, batch_is_open=self.batch.bound)
+        samples = self.batch.samples if self.batch.bound and self.source.input_shape[0] is None else 1
+        return Node(proto, self.source.opset, operands, self.read, self.batch.bound, samples)
 
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
         """An operand as `Node` has it."""

@@ -1,18 +1,27 @@
-"""Decides whether a file that fixes all its sizes has a batch axis: where its graph can be built so."""
+"""Decides whether a file that fixes all its sizes has a batch axis: where its graph can be built so.
+
+Refuses a file of an open batch where one sample's scores depend on how many there are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
 
 from ..errors import GbpError, ModelError, UnsupportedError
-from ..graph.graph import Graph
+from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
+from ..ops.shape import TARGETS, Reshape
 from .load import build
 from .refusals import with_hint
 from .subgraph import Source
 
-#: A batch size that no file has by chance.
-_MANY = 61
+#: Another number of samples than one.  Few files have it by chance, and constants of this size are small.
+_MANY = 11
 
 
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
@@ -23,28 +32,34 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     file fixes all its sizes, it may use its first axis in a way that a batch does not allow.  Then it holds
     one sample and no batch.
 
+    A graph with an open batch is built for one sample and for many, and must be the same: a network that
+    counts its samples, or puts a constant number of rows in place of them, has no scores of one sample.
+
     Returns the source, with that decision, and the graph.  Raises what `build` raises, with a hint where
-    another attempt says more.
+    another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
+    batch = source.input_shape[0] if source.has_batch else 1
     try:
-        return source, build(source, input_shape)
+        graph = build(source, input_shape)
     except ModelError as error:
-        batch = source.input_shape[0] if source.has_batch else 1
         if isinstance(error, UnsupportedError) and batch is None:
-            graph = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
-            if isinstance(graph, Graph):
-                # Samples that stay apart in a batch of this size stay apart in any batch.
-                if isinstance(_built(source, (_MANY, *input_shape[1:])), Graph):
-                    return source, graph
+            alone = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
+            if isinstance(alone, Graph):
+                many = _built(source, (_MANY, *input_shape[1:]))
+                if isinstance(many, Graph) and _first_difference(alone, many) is None:
+                    return source, alone
                 raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
         if batch != 1 and input_shape == source.input_shape:
-            alone = source.without_batch()
-            graph = _built(alone, (1, *input_shape))
-            if isinstance(graph, Graph):
-                return alone, graph
-            if isinstance(error, UnsupportedError) and str(graph) != str(error):
-                raise with_hint(error, f"Nor as one sample without a batch: {graph}") from None
+            without = source.without_batch()
+            whole = _built(without, (1, *input_shape))
+            if isinstance(whole, Graph):
+                return without, whole
+            if isinstance(error, UnsupportedError) and str(whole) != str(error):
+                raise with_hint(error, f"Nor as one sample without a batch: {whole}") from None
         raise
+    if batch is None:
+        _refuse_if_it_counts(graph, _built(source, (_MANY, *input_shape[1:])))
+    return source, graph
 
 
 def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
@@ -53,3 +68,63 @@ def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
         return build(source, input_shape)
     except GbpError as error:
         return error
+
+
+def _refuse_if_it_counts(one: Graph, many: Graph | GbpError) -> None:
+    """Raise UnsupportedError unless a network for one sample and the same for many do the same with each.
+
+    A file with constant indices or updates for one sample cannot be computed for more: each sample is alone
+    there.  A Reshape can, and would mix them.
+    """
+    alone = "Fix the batch at 1 in the file: then each sample is computed alone."
+    if not isinstance(many, Graph):
+        if not isinstance(many, UnsupportedError) or many.op not in TARGETS:
+            return
+        raise UnsupportedError(
+            f"the batch is open, but with {_MANY} samples: {many.found}",
+            node=many.node,
+            op=many.op,
+            supported=many.supported,
+            hint=alone,
+        )
+    if (layer := _first_difference(one, many)) is not None:
+        raise UnsupportedError(
+            "what it computes depends on the number of samples, and the file leaves its batch open.",
+            node=layer.name,
+            op=layer.kind,
+            supported="scores of a sample that do not depend on others",
+            hint=alone,
+        )
+
+
+def _first_difference(one: Graph, many: Graph) -> Layer | None:
+    """The first layer that does something else with each sample; None if both networks do the same."""
+    places = [{graph.input: -1} for graph in (one, many)]  # tensor → the layer that makes it
+    for i, (a, b) in enumerate(zip_longest(one.layers, many.layers)):
+        if a is None or b is None:
+            return a or b
+        reads = [[place[name] for name in layer.inputs] for place, layer in zip(places, (a, b), strict=True)]
+        if reads[0] != reads[1] or not _is_alike(a.op, b.op):
+            return a
+        places[0][a.output] = places[1][b.output] = i
+    return None
+
+
+def _is_alike(one: Any, many: Any) -> bool:
+    """Whether two ops, or two values that they hold, are equal but for the number of samples."""
+    if type(one) is not type(many):
+        return False
+    if isinstance(one, Reshape):
+        return bool(one.to[1:] == many.to[1:])
+    if isinstance(one, np.ndarray):
+        if one.__array_interface__ == many.__array_interface__:  # as of weights that the file stores
+            return True
+        is_repeated = one.shape[:1] == (1,) and one.shape[1:] == many.shape[1:]
+        return (is_repeated or one.shape == many.shape) and bool((one == many).all())
+    if is_dataclass(one):
+        return all(_is_alike(getattr(one, each.name), getattr(many, each.name)) for each in fields(one))
+    if isinstance(one, Mapping):
+        return _is_alike(list(one.items()), list(many.items()))
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(many) and all(map(_is_alike, one, many))
+    return bool(one == many)

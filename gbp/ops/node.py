@@ -39,7 +39,7 @@ class Node:
     """A node whose inputs are each the shape of a computed tensor, a constant, or None where left out.
 
     `read`: the tensors of the model that anybody reads.  `batch_is_open`: axis 0 holds a batch of any size,
-    also where its size here is 1.
+    also where its size here is 1.  `samples`: the size of a batch that the file leaves open, else 1.
     """
 
     proto: onnx.NodeProto
@@ -47,6 +47,7 @@ class Node:
     operands: list[Shape | Positions | Constant | None]
     read: Set[str] = frozenset()
     batch_is_open: bool = False
+    samples: int = 1
     #: Before opset 6 many ops listed what memory they reuse.
     _read: set[str] = field(default_factory=lambda: {"consumed_inputs"})
     _computed: set[int] = field(default_factory=set)

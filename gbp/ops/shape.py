@@ -125,6 +125,8 @@ def _reshaped(node: Node) -> Shape:
         if len(target) > len(shape) and 0 in target[len(shape) :]:
             node.invalid(f"target {target} copies an axis that {list(shape)} has not.")
         target = [shape[i] if n == 0 else n for i, n in enumerate(target)]
+    if target[:1] == [1]:  # Files that were traced with one image say so, though their batch is open.
+        target[0] = node.samples
     size = elements(shape)
     if target.count(-1) > 1 or min(target, default=1) < -1:
         node.invalid(f"target {target} has no meaning.")
