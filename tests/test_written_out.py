@@ -221,6 +221,65 @@ def test_an_attribute_that_a_call_leaves_out_has_the_functions_default(given: di
         np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-6)
 
 
+def test_an_attribute_that_no_caller_gives_has_the_default_of_the_function_that_reads_it() -> None:
+    """Through calls that pass on what they were not given."""
+    leaky = node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    act = function("Act", [leaky])
+    act.attribute_proto.append(helper.make_attribute("slope", 0.25))
+    inner = call("Act", "a", "b")
+    inner.attribute.add(name="slope", ref_attr_name="steep", type=onnx.AttributeProto.FLOAT)
+    functions = [act, function("Through", [inner], "steep")]
+    for given, slope in (({}, 0.25), ({"steep": 0.5}, 0.5)):
+        nodes = [call("Through", "x", "r", **given), MEAN]
+        found = Explainer(model(nodes, {}, functions=functions)).predict(X)
+        scores = np.where(X < 0, slope * X, X).mean((2, 3))
+        np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-6)
+
+
+def test_names_of_a_function_and_of_its_caller_are_apart() -> None:
+    """A branch in the body makes a tensor of the name that the caller gives; calls repeat all names."""
+    then = branch("then", [node("Neg", ["a"], ["t"]), node("Mul", ["t", "a"], ["u"])], "u")
+    body = [node("Constant", [], ["is"], value_ints=[1]), node("Cast", ["is"], ["yes"], to=9)]
+    body += [node("If", ["yes"], ["b"], then_branch=then, else_branch=then)]
+    nodes = [node("Abs", ["x"], ["t"]), call("Act", "t", "b__1"), call("Act", "b__1", "r"), MEAN]
+    found = Explainer(model(nodes, {}, functions=[function("Act", body)])).predict(X)
+    np.testing.assert_allclose(found, (-(X**4)).mean((2, 3)), rtol=1e-4)
+
+
+def test_a_function_may_pass_on_its_input_and_lack_some() -> None:
+    clip = function("Clamp", [node("Clip", ["a", "c", "d"], ["m"])], inputs="acd")
+    del clip.output[:]
+    clip.output.extend(["a", "m", "m"])
+    nodes = [
+        node("Clamp", ["x", "", "top"], ["same", "", "low"], domain="own"),
+        node("Mul", ["same", "low"], ["r"]),
+        MEAN,
+    ]
+    found = Explainer(model(nodes, {"top": np.float32(0.5)}, functions=[clip])).predict(X)
+    np.testing.assert_allclose(found, (X * np.minimum(X, 0.5)).mean((2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ([node("Neg", ["x"], ["b"])], "reads 'x'"),
+        ([node("Neg", ["a"], ["b"]), node("Abs", ["a"], ["b"])], "makes a tensor twice"),
+        ([node("Neg", ["a"], ["a"])], "makes a tensor twice"),
+        ([node("Neg", ["a"], ["c"])], "reads 'b'|made by no node"),
+    ],
+)
+def test_a_damaged_function(body: Nodes, found: str) -> None:
+    with pytest.raises(ModelError, match=found):
+        Explainer(model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", body)]))
+
+
+def test_a_call_with_more_inputs_than_its_function() -> None:
+    nodes = [node("Act", ["x", "x"], ["r"], domain="own"), MEAN]
+    with pytest.raises(ModelError, match="more inputs or outputs"):
+        Explainer(model(nodes, {}, functions=[function("Act", [node("Neg", ["a"], ["b"])])]))
+
+
 def test_functions_are_verified() -> None:
     m = model([call("Act", "x", "r"), MEAN], {}, functions=[function("Act", [node("Exp", ["a"], ["b"])])])
     assert verify(m, X).verified
@@ -240,7 +299,9 @@ def test_a_function_of_another_opset_whose_ops_changed_is_refused() -> None:
     mean = node("ReduceMean", ["a"], ["b"], axes=[2, 3])
     m = model([call("Act", "x", "r"), MEAN], {}, opset=18, functions=[function("Act", [mean])])
     m.graph.node[1].CopyFrom(node("Flatten", ["r"], ["y"]))
-    with pytest.raises(UnsupportedError, match=r"own\.Act"):
+    with pytest.raises(
+        UnsupportedError, match=r"own\.Act 'r': .*for opset 17, and the model for opset 18.*Mean"
+    ):
         Explainer(m)
 
 
@@ -257,6 +318,27 @@ def test_functions_that_double_and_double() -> None:
         functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "m"), call(f"F{i}", "m", "b")]))
     with pytest.raises(UnsupportedError, match=r"written out.* nodes"):
         Explainer(model([call("F30", "x", "r"), MEAN], {}, functions=functions))
+
+
+def test_functions_of_nothing_that_double_and_double() -> None:
+    """They would make no node, and call for years."""
+    functions = [function("F0", [])]
+    functions[0].output[:] = ["a"]
+    for i in range(30):
+        functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "m"), call(f"F{i}", "m", "b")]))
+    with pytest.raises(UnsupportedError, match=r"written out.* nodes"):
+        Explainer(model([call("F30", "x", "r"), MEAN], {}, functions=functions))
+
+
+def test_functions_that_repeat_a_large_attribute_or_many_names() -> None:
+    large = function("F0", [node("Constant", [], ["b"], value=numpy_helper.from_array(np.zeros(2**18)))])
+    wide = function("F0", [node("Sum", ["a"] * 2**12, ["b"])])
+    for first in (large, wide):
+        functions = [first]
+        for i in range(8):
+            functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "m"), call(f"F{i}", "m", "b")]))
+        with pytest.raises(UnsupportedError, match="too large, written out"):
+            Explainer(model([call("F8", "x", "r"), MEAN], {}, functions=functions))
 
 
 def test_a_caller_keeps_its_model() -> None:

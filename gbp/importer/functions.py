@@ -1,4 +1,4 @@
-"""Functions that a model defines (ONNX FunctionProto) are inlined by onnx.inliner.
+"""Functions that a model defines (ONNX FunctionProto) are written out in place of their calls.
 
 The nodes that this would make are counted first.  A file of one kilobyte can call its way to a billion nodes,
 or in circles.
@@ -6,15 +6,21 @@ or in circles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 
 import onnx
+from onnx import helper
 
-from ..errors import ModelError, UnsupportedError
-from ..limits import MAX_NODES
-from .proto import graphs_of, label
+from ..errors import ModelError, UnsupportedError, readable_bytes
+from ..graph.graph import unused
+from ..limits import MAX_NAMES, MAX_NODES, max_bytes_made_of
+from .proto import graphs_of, label, qualified
 
 _Key = tuple[str, str, str]
+_ONNX = ("", "ai.onnx")
+#: Most bytes of the nodes that are written out: each call copies the names and attributes of a body.
+_MAX_BYTES = max_bytes_made_of(0)
 
 
 def _key(node: onnx.NodeProto) -> _Key:
@@ -26,10 +32,10 @@ def _key_of(function: onnx.FunctionProto) -> _Key:
 
 
 class _Counter:
-    """Counts the nodes that a node becomes."""
+    """Counts the nodes that a node becomes.  A call counts as one where its function has no node."""
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.functions = {_key_of(function): function for function in proto.functions}
+    def __init__(self, functions: Mapping[_Key, onnx.FunctionProto]) -> None:
+        self.functions = functions
         self.known: dict[_Key, int] = {}
         self.open: set[_Key] = set()
 
@@ -42,31 +48,163 @@ class _Counter:
             raise ModelError("the functions of the model call each other in circles.", node=label(node))
         if key not in self.known:
             self.open.add(key)
-            self.known[key] = sum(self.node(each, depth + 1) for each in self.functions[key].node)
+            body = self.functions[key].node
+            self.known[key] = max(1, sum(self.node(each, depth + 1) for each in body))
             self.open.discard(key)
         return self.known[key]
 
 
-def _at_opset(function: onnx.FunctionProto, model: onnx.ModelProto) -> onnx.FunctionProto:
-    """The function, declared for the model's opset if all its ops have the same version there.
+class _Writer:
+    """Writes calls out.  Tensors of a body get the number of the call behind their names.
 
-    onnx.inliner leaves a call to a function of another opset as it is.
+    Parameters
+    ----------
+    graph
+        The graph of the model.
+    functions
+        The functions of the model.
+    opset
+        The opset of the model; None if it has no node of ONNX.
     """
-    (own, its) = (
-        next((e.version for e in imports if e.domain in ("", "ai.onnx")), None)
-        for imports in (model.opset_import, function.opset_import)
-    )
-    if own is None or its is None or own == its:
-        return function
-    for node in function.node:
-        if node.domain in ("", "ai.onnx") and not _is_same(node.op_type, own, its):
-            return function
-    copy = onnx.FunctionProto()
-    copy.CopyFrom(function)
-    for entry in copy.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = own
-    return copy
+
+    def __init__(
+        self, graph: onnx.GraphProto, functions: Mapping[_Key, onnx.FunctionProto], opset: int | None
+    ) -> None:
+        self.functions = functions
+        self.opset = opset
+        self.taken = {each.name for each in (*graph.initializer, *graph.input)}
+        self.taken.update(name for node in graph.node for name in node.output)
+        self.calls = 0
+        self.bytes = self.names = 0
+
+    def nodes(self, nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        """The nodes, and bodies in place of calls, also in the graphs that nodes hold."""
+        for node in nodes:
+            if (function := self.functions.get(_key(node))) is not None:
+                yield from self.nodes(self._body(function, node))
+                continue
+            written = node
+            if any(graphs_of(node)):
+                written = onnx.NodeProto()
+                written.CopyFrom(node)
+                for graph in graphs_of(written):
+                    inside = list(self.nodes(graph.node))
+                    del graph.node[:]
+                    graph.node.extend(inside)
+            yield written
+
+    def _body(self, function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes of a function for one call of it."""
+        self._refuse_another_opset(function, call)
+        if len(call.input) > len(function.input) or len(call.output) > len(function.output):
+            raise _wrong(call, "it has more inputs or outputs than its function.")
+        self.calls += 1
+        names = dict(zip_longest(function.input, call.input, fillvalue=""))
+        ends = []
+        for inner, outer in zip_longest(function.output, call.output, fillvalue=""):
+            if outer and inner in names:  # an input, or another output
+                ends.append(helper.make_node("Identity", [names[inner]], [outer], name=label(call)))
+            elif outer:
+                names[inner] = outer
+        made = [name for node in function.node for name in node.output if name]
+        if len(set(made)) < len(made) or not set(made).isdisjoint(function.input):
+            raise _wrong(call, "its function makes a tensor twice.")
+        names |= {name: self._unused(name) for name in made if name not in names}
+        given = {attribute.name: attribute for attribute in (*function.attribute_proto, *call.attribute)}
+        nodes = [self._written(node, names, given, call) for node in function.node]
+        return [*nodes, *ends]
+
+    def _written(
+        self,
+        node: onnx.NodeProto,
+        names: Mapping[str, str],
+        given: Mapping[str, onnx.AttributeProto],
+        call: onnx.NodeProto,
+    ) -> onnx.NodeProto:
+        """A copy of a node of a body, with the names and the attributes of a call.
+
+        An attribute that refers to one that the call leaves out, and that has no default, is left out too.
+        So a call in the body takes its own function's default (ONNX IR, "Attributes" of functions).
+        """
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if node.name:
+            copy.name = f"{node.name}__{self.calls}"
+        for side in (copy.input, copy.output):
+            if missing := [name for name in side if name and name not in names]:
+                raise _wrong(call, f"its function reads {missing[0]!r}, which no node of it makes.")
+            side[:] = [names[name] if name else "" for name in side]
+        del copy.attribute[:]
+        for attribute in node.attribute:
+            kept = given.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+            if kept is not None:
+                copy.attribute.add().CopyFrom(kept)
+                copy.attribute[-1].name = attribute.name
+        self.bytes += copy.ByteSize()
+        self.names += len(copy.input) + len(copy.output)
+        if self.bytes > _MAX_BYTES or self.names > MAX_NAMES:
+            raise UnsupportedError(
+                "the functions of the model are too large, written out.",
+                supported=f"up to {MAX_NAMES} names and {readable_bytes(_MAX_BYTES)} of nodes",
+            )
+        for graph in graphs_of(copy):
+            self._rename(graph, names, given, call)
+        return copy
+
+    def _rename(
+        self,
+        graph: onnx.GraphProto,
+        names: Mapping[str, str],
+        given: Mapping[str, onnx.AttributeProto],
+        call: onnx.NodeProto,
+    ) -> None:
+        """Write out a graph that a node of a body holds."""
+        own = [each.name for each in (*graph.input, *graph.initializer)]
+        own += [name for node in graph.node for name in node.output if name]
+        names = {**names, **{name: self._unused(name) for name in own}}
+        nodes = [self._written(node, names, given, call) for node in graph.node]
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(nodes)
+        for each in (*graph.input, *graph.initializer, *graph.output):
+            each.name = names.get(each.name, each.name)
+
+    def _unused(self, name: str) -> str:
+        """A name for a tensor of the body of this call."""
+        name = unused(f"{name}__{self.calls}", self.taken)
+        self.taken.add(name)
+        return name
+
+    def _refuse_another_opset(self, function: onnx.FunctionProto, call: onnx.NodeProto) -> None:
+        """Refuse a function of another opset than the model's, if an op of it has another version there."""
+        its = _opset(function)
+        if self.opset is None or its is None or self.opset == its:
+            return
+        for node in _all_nodes(function.node):
+            if node.domain in _ONNX and not _is_same(node.op_type, self.opset, its):
+                raise UnsupportedError(
+                    f"its function is written for opset {its}, and the model for opset {self.opset}, where "
+                    f"{node.op_type} means something else.",
+                    node=label(call),
+                    op=qualified(call),
+                    supported="functions of the model's opset, or whose ops are the same there",
+                    hint=f"Export the model for opset {its}.",
+                )
+
+
+def _wrong(call: onnx.NodeProto, found: str) -> ModelError:
+    return ModelError(found, node=label(call), op=qualified(call))
+
+
+def _opset(proto: onnx.ModelProto | onnx.FunctionProto) -> int | None:
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in _ONNX), None)
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those in graphs that they hold."""
+    for node in nodes:
+        yield node
+        for graph in graphs_of(node):
+            yield from _all_nodes(graph.node)
 
 
 def _is_same(op: str, *opsets: int) -> bool:
@@ -78,64 +216,28 @@ def _is_same(op: str, *opsets: int) -> bool:
     return len(versions) == 1
 
 
-def _give_defaults(model: onnx.ModelProto) -> None:
-    """Write the defaults of a function's attributes into the calls that leave them out.
-
-    onnx.inliner knows no such defaults: it leaves the attribute out, and the op inside takes its own default.
-    """
-    defaults = {_key_of(function): function.attribute_proto for function in model.functions}
-
-    def fill(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in nodes:
-            given = {attribute.name for attribute in node.attribute}
-            missing = [each for each in defaults.get(_key(node), ()) if each.name not in given]
-            node.attribute.extend(missing)
-            for graph in graphs_of(node):
-                fill(graph.node)
-
-    fill(model.graph.node)
-    for function in model.functions:
-        fill(function.node)
-
-
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without functions; `proto` itself if it calls none.
 
-    Raises ModelError if functions call each other in circles or cannot be inlined, UnsupportedError if that
-    would make too many nodes.
+    Raises ModelError if functions call each other in circles or do not fit their calls, UnsupportedError if
+    that would make too many nodes, or a function is of an opset that means something else.
     """
     if not proto.functions:
         return proto
-    counter = _Counter(proto)
+    functions = {_key_of(function): function for function in proto.functions}
+    counter = _Counter(functions)
     count = sum(counter.node(node, 0) for node in proto.graph.node)
     if count > MAX_NODES:
         raise UnsupportedError(
             f"with the functions of the model written out the graph has {count} nodes.",
             supported=f"up to {MAX_NODES}",
         )
-    # onnx.inliner needs names and types only.  Weights would be copied, and may exceed what protobuf can
-    # hold.
-    bare = onnx.ModelProto(ir_version=proto.ir_version)
-    bare.opset_import.extend(proto.opset_import)
-    bare.functions.extend(_at_opset(function, proto) for function in proto.functions)
-    bare.graph.name = "graph"  # The message of this error may be no text.
-    bare.graph.node.extend(proto.graph.node)
-    for mine, its in ((bare.graph.input, proto.graph.input), (bare.graph.output, proto.graph.output)):
-        mine.extend(its)
-    stored = (
-        onnx.TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in proto.graph.initializer
-    )
-    bare.graph.initializer.extend(stored)
-    _give_defaults(bare)
-    from onnx import inliner  # Slow to import, and few models have functions.
-
-    try:
-        flat = inliner.inline_local_functions(bare, convert_version=False)
-    except Exception as error:
-        raise ModelError(f"its functions cannot be written out: {error!s:.200}.") from None
     result = onnx.ModelProto(ir_version=proto.ir_version)
-    result.opset_import.extend(flat.opset_import)
+    result.opset_import.extend(proto.opset_import)
+    if _opset(proto) is None:  # only functions have nodes of ONNX
+        result.opset_import.extend(e for e in proto.functions[0].opset_import if e.domain in _ONNX)
+    nodes = list(_Writer(proto.graph, functions, _opset(result)).nodes(proto.graph.node))
     result.graph.CopyFrom(proto.graph)
     del result.graph.node[:]
-    result.graph.node.extend(flat.graph.node)
+    result.graph.node.extend(nodes)
     return result
