@@ -169,7 +169,7 @@ class Explainer(Network):
             "guided", "deconvnet", "vanilla", "input-x-gradient", "lrp-epsilon", "lrp-epsilon-plus" or
             "rectgrad"; or a `Rule`.
         target
-            None for each sample's own best class; a class index; a label; `Top(5)`; `At(8763, 1)` where a
+            None for each sample's own best class; a class index; a label; `Top(5)`; `At(5763, 1)` where a
             sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
             (N, K) of indices for several a sample; one-hot (N, C), float or bool; a `Unit` or `Channel` of a
             hidden tensor; `Contrast("lion", "chow")`; or `Several(…)` of these, the same for each sample.

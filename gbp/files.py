@@ -70,3 +70,9 @@ def beside(path: Path, location: str) -> Path:
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
         raise PermissionError(f"it is outside the folder of {path.name!r}")
     return found
+
+
+def hint_of_address(name: str) -> str | None:
+    """A hint where an address of the web is given for a file; else None."""
+    is_address = name.lower().startswith(("http:/", "https:/", "ftp:/", "s3:/", "gs:/"))
+    return "gbp reads nothing from the network: download it." if is_address else None

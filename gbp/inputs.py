@@ -217,7 +217,9 @@ class Inputs:
         if not sizes_fit(x.shape[1:], expected[1:]) or not x.ndim or 0 in x.shape:
             wanted = ["N", *("?" if n is None else n for n in expected[1:])]
             raise InputError(
-                f"the array has shape {list(x.shape)}.", supported=f"[{', '.join(map(str, wanted))}]"
+                f"the array has shape {list(x.shape)}.",
+                supported=f"[{', '.join(map(str, wanted))}]",
+                hint=self._hint_of_shape(x),
             )
         if x[0].size > MAX_ELEMENTS:
             raise InputError(f"one sample of shape {list(x.shape[1:])} is too large.")
@@ -231,6 +233,19 @@ class Inputs:
                 first = part.start + int(np.argmin(finite))
                 refuse_not_finite(first, files[first] if files else "")
             yield Batch(samples, partial(self._looks, samples))
+
+    def _hint_of_shape(self, x: NDArray[Any]) -> str | None:
+        """A hint for an array of another shape, where it is almost one of samples; else None."""
+        wanted = self.model_shape[1:]
+        if sizes_fit(x.shape, wanted):
+            return "Put an axis for the batch in front: x[None]."
+        if x.ndim == 4 and len(wanted) == 3:
+            for source, target in ((-1, 1), (1, -1)):
+                if sizes_fit(np.moveaxis(x, source, target).shape[1:], wanted):
+                    return f"Move the axis of the channels: np.moveaxis(x, {source}, {target})."
+        if len(wanted) == 3 and x.ndim in (3, 4) and x.shape[-1] in (1, 3, 4):
+            return "Pictures are uint8, (H, W, 3) each; several are a list."
+        return None
 
     def _looks(self, x: NDArray[np.float32]) -> Sequence[Image.Image] | None:
         """Preprocessed samples as pictures; None where that is impossible."""

@@ -306,6 +306,7 @@ def test_other_inputs_are_given() -> None:
         store(same, name, np.float32(value))
     assert_same(model, same, given=given)
     assert_same(model, same, input="x", given=given)
+    assert_same(model, same, given={"other": other[0], "factor": 2})  # without the axis of the batch
     swapped = Explainer(model, input="other", given={"x": X[:1], "factor": 2.0}).explain(other)
     np.testing.assert_array_equal(swapped.map, Explainer(same).explain(X[:1]).map)
 
@@ -328,14 +329,15 @@ def test_inputs_that_do_not_matter_need_no_value() -> None:
     ("options", "found"),
     [
         ({}, "3 inputs, 'x', 'other', 'factor', have no value"),
-        ({"input": "x"}, "3 inputs"),
+        ({"input": "x"}, "^other inputs have no value: 'other', 'factor'"),
         ({"given": {"other": X[:1]}}, "2 inputs, 'x', 'factor'"),
         ({"input": "nobody"}, "'nobody' is no input"),
         ({"input": "x", "given": {"x": X[:1]}}, "'x' is no input to explain"),
         ({"given": {"nobody": 1.0}}, "no input 'nobody'"),
         ({"given": {"other": "a cat"}}, "'other' is not of FLOAT"),
         ({"given": {"other": X[:1, :, :4]}}, r"'other' has shape \[1, 3, 4, 8\]"),
-        ({"given": {"other": np.full((1, 3, 8, 8), np.nan)}}, "'other'.*holds NaN"),
+        ({"given": {"other": X[0, 0]}}, r"'other' has shape \[8, 8\]\. Supported: \[1, 3, 8, 8\]"),
+        ({"given": {"other": np.full((1, 3, 8, 8), np.nan)}}, "for input 'other' holds NaN"),
         ({"given": {"other": X[:1] * 1j}}, "'other' is not of FLOAT"),
     ],
 )

@@ -212,6 +212,8 @@ def test_one_channel_network():
     np.testing.assert_allclose(grey, 150 / 255, rtol=1e-6)
     stated = Preprocess(1 / 255, (0.5,), (0.5,), channels="L")
     assert stated.apply(Image.new("L", (4, 4), 255), channels=1, size=(4, 4)).max() == 1
+    with pytest.raises(InputError, match=r"^the network takes 1 channel, preprocess makes BGR\. For grey"):
+        PRESETS["caffe"].apply(Image.new("RGB", (4, 4)), channels=1, size=(4, 4))
     for wrong, channels in [("imagenet", 1), ("caffe", 1), (stated, 3), ("raw", 4)]:
         with pytest.raises(InputError, match="channel"):
             Preprocess.parse(wrong).apply(noise(9, 9), channels=channels, size=(4, 4))

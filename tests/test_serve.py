@@ -219,8 +219,8 @@ def test_a_form_an_array_and_a_body_say_the_same(app: Any, explainer: Explainer)
 
 
 def test_a_score_of_several_axes_is_named_as_on_the_command_line() -> None:
-    ask = Ask.read(httpx_query("target=8763:dog"), "", LIMITS)
-    assert ask.target == At(8763, "dog")
+    ask = Ask.read(httpx_query("target=5763:dog"), "", LIMITS)
+    assert ask.target == At(5763, "dog")
 
 
 def httpx_query(text: str) -> Any:
@@ -268,6 +268,7 @@ REFUSED: list[tuple[int, dict[str, Any]]] = [
     (405, {"method": "PUT", "content": PHOTO}),
     (406, {"headers": {"accept": "text/html"}}),
     (400, {"content": b""}),
+    (400, {"headers": {"content-type": "application/json"}}),
     (400, {"params": {"rule": "lrp"}}),
     (400, {"params": {"method": "lime"}}),
     (400, {"params": {"method": "layer-gradient"}}),
@@ -322,6 +323,17 @@ def test_refusals_are_json(app: Any, status: int, request_: dict[str, Any]) -> N
     assert "Traceback" not in answer.text
     assert "<" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_refusals_say_what_to_do(app: Any) -> None:
+    def told(method: str, path: str, **more: Any) -> dict[str, Any]:
+        return send(app, method, path, **more).json()["error"]
+
+    assert told("GET", "/docs")["hint"] == "GET /openapi.json lists them."
+    assert told("GET", EXPLAIN)["supported"] == "POST"
+    sent = told("POST", EXPLAIN, json={"image": base64.b64encode(PHOTO).decode()})
+    assert sent["found"] == "the body is JSON, which holds no file."
+    assert sent["hint"].startswith("Send a picture")
 
 
 def array_file(x: Any) -> bytes:

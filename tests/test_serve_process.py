@@ -209,7 +209,9 @@ def test_what_is_refused_at_the_start(
     assert "nowhere.onnx" in refused(capsys, str(tmp_path / "nowhere.onnx"))
     assert "--port is 99999" in refused(capsys, DEMO, "--port", "99999")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "cannot listen on" in refused(capsys, DEMO, "--port", str(taken.getsockname()[1]))
+        port = str(taken.getsockname()[1])
+        told = f"127.0.0.1:{port}: Address already in use. Choose another port; 0 is any that is free."
+        assert told in refused(capsys, DEMO, "--port", port)
     monkeypatch.setattr(command, "_NEEDED", {"no_such_module": "no-such-module"})
     message = refused(capsys, DEMO)
     assert "no-such-module" in message
@@ -252,7 +254,9 @@ def test_it_gets_ready_before_it_explains(tmp_path: Path) -> None:
         assert re.fullmatch(r"gbp: ready after \d+ s\n", process.stdout.readline())
         assert httpx.get(f"{address}readyz").status_code == 200
         process.terminate()
-        assert "gbp: open is not warmed up" in process.stderr.read()
+        told = process.stderr.read()
+        assert "gbp: open takes arrays alone: nothing says how it wants pictures." in told
+        assert "gbp: open is not warmed up" in told
 
 
 def test_what_is_said_while_it_gets_ready(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gbp import At, Explainer, InputError, Top
+from gbp import At, Contrast, Explainer, InputError, Top
 from gbp.cli.main import main
 from gbp.cli.options import in_options
 from gbp.cli.options import target as target_of
@@ -38,8 +38,8 @@ def detector(*shape: int) -> onnx.ModelProto:
     return b.model(b.reshape(y, 0, *shape))
 
 
-def image() -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+def image(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).standard_normal((1, 3, 6, 6)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,23 @@ def image() -> np.ndarray[Any, np.dtype[np.float32]]:
         ("beasts", "'lion, king of beasts'"),
         ("cata", "'catamaran'"),
         ("tabbi", "'tabby, tabby cat'"),
+        ("lino", "'lion, king of beasts'"),
+        ("oleca", "'polecat, fitch'"),
         ("c++", None),
     ],
 )
 def test_what_was_meant(said: str, hint: str | None) -> None:
     with pytest.raises(InputError, match=f"no class is called '{said[0]}") as caught:
-        Classes((len(IMAGENET),), IMAGENET).labelled(said)
+        Classes((len(IMAGENET),), IMAGENET).labelled(said, np.zeros((1, len(IMAGENET)), np.float32))
     assert caught.value.hint == (hint and f"Did you mean {hint}?")
 
 
 def test_a_label_may_name_several_classes() -> None:
-    assert Classes((len(IMAGENET),), IMAGENET).labelled("tabby") == 3
-    assert Classes((len(IMAGENET),), IMAGENET).labelled("Crane") == 7
+    scores = np.zeros((1, len(IMAGENET)), np.float32)
+    assert Classes((len(IMAGENET),), IMAGENET).labelled("tabby", scores) == 3
+    assert Classes((len(IMAGENET),), IMAGENET).labelled("Crane", scores) == 7
     with pytest.raises(InputError, match="names 2 classes"):
-        Classes((2,), ("crane, bird", "crane, machine")).labelled("crane")
+        Classes((2,), ("crane, bird", "crane, machine")).labelled("crane", scores[:, :2])
 
 
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
@@ -93,7 +96,8 @@ def test_labels_name_the_axis_that_is_as_long() -> None:
         (At(1, 1, 1), r"has 3 indices, and the scores have shape \[7, 3\]"),
         (At("dog", 1), "has a label along axis 0, which has none"),
         (At(1, "dug"), "no class is called 'dug'. Did you mean 'dog'"),
-        ("dog", r"'dog' names many scores, .* target=At\(0, 'dog'\)"),
+        ("dug", "no class is called 'dug'. Did you mean 'dog'"),
+        (Contrast("dog", "dug"), "no class is called 'dug'"),
         (21, "target 21 is no class. Supported: 0 to 20"),
     ],
 )
@@ -130,12 +134,31 @@ def test_a_score_by_its_position_is_that_score() -> None:
     assert (row["class"], row["position"], row["label"]) == (16, "5:1", "dog (5:1)")
 
 
+def test_a_label_of_many_scores_is_the_highest_of_them_in_each_image() -> None:
+    labels = ["cat", "dog", "cow"]
+    explainer = Explainer(detector(7, 3), labels=labels)
+    x = np.concatenate([image(seed) for seed in range(4)])
+    scores = explainer.predict(x).reshape(4, 7, 3)
+    boxes = scores[:, :, 1].argmax(axis=1)
+    assert len(set(boxes.tolist())) > 1
+    for batch_size in (None, 1):
+        found = explainer.explain(x, rule="vanilla", target="dog", batch_size=batch_size)
+        assert found.target.tolist() == (boxes * 3 + 1).tolist()
+    named = explainer.explain(x, target=["dog", "cat", "cow", "dog"], batch_size=3).target
+    assert named.tolist() == [3 * int(scores[i, :, k].argmax()) + k for i, k in enumerate((1, 0, 2, 1))]
+    best = [[f"{label} ({box}:{labels.index(label)})" for label in ("dog", "cow")] for box in boxes]
+    contrast = explainer.explain(x, target=Contrast("dog", "cow"))
+    assert contrast.details["question"].tolist() == [" - ".join(names) for names in best]
+    with pytest.raises(InputError, match=r"target has shape \[3\] for 4 image"):
+        explainer.explain(x, target=["dog", "cat", "cow"])
+
+
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
         ("7", 7),
-        ("8763:1", At(8763, 1)),
-        ("8763:dog", At(8763, "dog")),
+        ("5763:1", At(5763, 1)),
+        ("5763:dog", At(5763, "dog")),
         ("tiger cat", "tiger cat"),
         ("Star Wars: A New Hope", "Star Wars: A New Hope"),
         (":1", ":1"),
@@ -150,7 +173,7 @@ def test_counts_and_sizes_in_sentences() -> None:
     assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
     assert [readable_bytes(2.0**n) for n in (9, 19, 21, 31)] == ["0.5 KiB", "512 KiB", "2 MiB", "2 GiB"]
     with pytest.raises(InputError, match=r"^no class is called '3'\. An index is an integer"):
-        Classes((2,), ("cat", "dog")).labelled("3")
+        Classes((2,), ("cat", "dog")).labelled("3", np.zeros((1, 2), np.float32))
     one = Classes((2,), ("cat",))
     with pytest.raises(InputError, match=r"^1 label and 2 scores do not fit together"):
         one.check_labels()
@@ -170,7 +193,7 @@ def refusal(call: Callable[..., object], *arguments: object, **options: object) 
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("target At(8763, 'dog'): there is no", "--target 8763:dog: there is no"),
+        ("target At(5763, 'dog'): there is no", "--target 5763:dog: there is no"),
         ("Say which one: target=At(0, 'dog'), for example.", "Say which one: --target 0:dog, for example."),
         ("target 'cat' names 5 classes", "--target 'cat' names 5 classes"),
         ("target 9 is no class.", "--target 9 is no class."),
@@ -220,5 +243,5 @@ def test_a_detector_on_the_command_line(
     assert main([*command, "--target", "5:1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["images"][0]["explained"]
     assert (row["class"], row["position"]) == (16, "5:1")
-    assert main([*command, "--target", "dog"]) == 2
-    assert "--target 0:dog, for example" in capsys.readouterr().err
+    assert main([*command, "--target", "dog"]) == 0  # the best dog of all boxes
+    assert "explained by vanilla: dog (4:1)\n" in capsys.readouterr().out

@@ -17,7 +17,7 @@ def add_questions(command: argparse.ArgumentParser) -> None:
     """Add the target and the options beside it."""
     command.add_argument(
         "--target",
-        help='class index, label, "top5", or an index for each axis of the scores, as 8763:1; several, as '
+        help='class index, label, "top5", or an index for each axis of the scores, as 5763:1; several, as '
         "lion,chow; default: what each image is taken for",
     )
     add = command.add_argument_group("other questions").add_argument

@@ -172,7 +172,10 @@ def _read(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]
                 opened[image] = found
         except InputError as error:
             if not arguments.skip_broken:
-                raise
+                if len(arguments.images) == 1:
+                    raise
+                hint = " ".join(filter(None, (error.hint, "--skip-broken leaves such images out.")))
+                raise InputError(error.found, supported=error.supported, hint=hint) from error
             skipped[image] = str(error)
             print(shown(f"gbp: skipped: {error}"), file=sys.stderr)
     return opened, skipped

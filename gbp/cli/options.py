@@ -36,6 +36,7 @@ _SAID = {
     "max_side is": "--max-side is",
     ", or None for all": "",
     "Leave the device out": "Leave --device out",
+    "Leave the output out": "Leave --output out",
     "Top(k)": "top5",
     "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
 }

@@ -28,6 +28,9 @@ _NEEDED = {
     "python_multipart": "python-multipart",
 }
 
+#: How pictures become possible.
+_HOW = "Give --preprocess, or write a .toml file beside it, as gbp init does."
+
 
 def add_command(commands: Any) -> None:
     """Add `serve` to the parser's commands."""
@@ -95,6 +98,10 @@ def serve(arguments: argparse.Namespace) -> int:
     in_url = f"[{host}]" if ":" in host else host
     print_line(f"gbp: serving {', '.join(model.name for model in models)} at http://{in_url}:{port}/")
     print_line(f"gbp: limits: {limits}")
+    for model in models:
+        if model.explainer.preprocess is None and len(model.explainer.input_shape) == 4:
+            text = f"gbp: {model.name} takes arrays alone: nothing says how it wants pictures. {_HOW}"
+            print(shown(text), file=sys.stderr)
     sys.stdout.flush()
     hosts = (*LOOPBACK, in_url, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
     prepare = None if arguments.no_warmup else partial(_warm_up, models)

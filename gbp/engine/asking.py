@@ -132,7 +132,9 @@ def _of_item(run: Run, item: Any, score: Any) -> tuple[list[Asked], bool]:
 def _contrast(run: Run, item: Contrast, score: Any) -> Asked:
     """The difference of two classes' scores."""
     classes = Classes(run.score_shape, run.labels)
-    ends = [_classes_of(run, end) for end in (item.for_, item.against)]
+    for_ = _classes_of(run, item.for_)
+    other = item.against
+    ends = (for_, classes.beside(for_, other) if isinstance(other, str) else _classes_of(run, other))
     a, b = (of_classes(_named(score), run.scores, end, run.head, classes) for end in ends)
     names = [f"{x} - {y}" for x, y in zip(*(_names(run, end, "logit") for end in ends), strict=True)]
     prefix = "" if score is None else f"{score} of "

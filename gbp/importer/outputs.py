@@ -81,7 +81,7 @@ def scores_of(proto: onnx.ModelProto, producers: Producers, output: str | Probab
         raise InputError(
             f"the model ends in {op or 'scores'}, not in probabilities.",
             supported="output=PROBABILITY where it ends in Softmax or Sigmoid",
-            hint="Leave output out to explain the logits.",
+            hint="Leave the output out to explain the logits.",
         )
     scores = last if output is PROBABILITY else logits
     note = (

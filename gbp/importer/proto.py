@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from ..arguments import sizes_fit
 from ..errors import InputError, ModelError, UnsupportedError
+from ..files import hint_of_address
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
 from ..ops.dtypes import type_name
@@ -151,7 +152,7 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: the path holds a NUL byte.
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {name}: {reason}.") from None
+        raise InputError(f"cannot read {name}: {reason}.", hint=hint_of_address(str(path))) from None
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{name} is a folder, not a model.", hint=how_to_export(path))
     if not stat.S_ISREG(status.st_mode):

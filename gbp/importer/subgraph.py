@@ -202,13 +202,26 @@ def _given(proto: onnx.ModelProto, given: Mapping[str, ArrayLike]) -> dict[str, 
             array = array.astype(wanted)
         except (TypeError, ValueError, KeyError):
             raise InputError(f"what is given for input {name!r} is not of {type_name(kind)}.") from None
-        if not (shape is None or sizes_fit(array.shape, shape)) or np.isnan(array).any():
-            raise InputError(
-                f"what is given for input {name!r} has shape {list(array.shape)}, or holds NaN.",
-                supported=f"{['?' if n is None else n for n in shape or ()]}",
-            )
+        if np.isnan(array).any():
+            raise InputError(f"what is given for input {name!r} holds NaN.")
+        if shape is not None and not sizes_fit(array.shape, shape):
+            fitting = _with_axes_of_one(array, shape)
+            if fitting is None:
+                raise InputError(
+                    f"what is given for input {name!r} has shape {list(array.shape)}.",
+                    supported=f"{['?' if n is None else n for n in shape]}",
+                )
+            array = fitting
         result[name] = array
     return result
+
+
+def _with_axes_of_one(array: NDArray[Any], shape: tuple[int | None, ...]) -> NDArray[Any] | None:
+    """The array in a declared shape, if only axes of one element are missing in front: [5] as [1, 5]."""
+    missing = len(shape) - array.ndim
+    if missing < 1 or any(n not in (1, None) for n in shape[:missing]):
+        return None
+    return array[(None,) * missing] if sizes_fit(array.shape, shape[missing:]) else None
 
 
 def _explained_input(
@@ -229,6 +242,11 @@ def _explained_input(
     free = [n for n in open_ if n in read] or open_[:1]
     if not free:
         raise UnsupportedError("the model has no input to explain.", supported="one, or several")
+    if len(free) > 1 and chosen in free:
+        others = ", ".join(repr(name) for name in free if name != chosen)
+        raise InputError(
+            f"other inputs have no value: {others}.", hint="Say given={name: array} for each of them."
+        )
     if len(free) > 1 or chosen not in (None, *free):
         raise InputError(
             f"{len(free)} inputs, {', '.join(map(repr, free))}, have no value.",

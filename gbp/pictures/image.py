@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError, readable_bytes, reason_of
-from ..files import open_regular
+from ..files import hint_of_address, open_regular
 from .decode import MAX_FILE, UNNAMED, called, decode_file, decode_image
 
 #: Bytes of an array in a file.
@@ -65,7 +65,8 @@ def read_image(
     except InputError:  # a ValueError too
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise InputError(f"cannot open the image {name!r}: {reason_of(error)}.") from error
+        hint = hint_of_address(name)
+        raise InputError(f"cannot open the image {name!r}: {reason_of(error)}.", hint=hint) from error
 
 
 def read_bytes(source: IO[bytes]) -> bytes:

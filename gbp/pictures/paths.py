@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import InputError
+from ..files import hint_of_address
 
 #: Names of files in the formats of `decode.FORMATS`, and arrays.  A folder is searched for these.
 SUFFIXES = frozenset(
@@ -68,7 +69,7 @@ def _found(name: str, stdin: IO[bytes] | None) -> list[str]:
         if os.path.lexists(name):
             return [name]
         if not glob.has_magic(name):
-            raise InputError(f"there is no file or folder {name!r}.")
+            raise InputError(f"there is no file or folder {name!r}.", hint=hint_of_address(name))
         return _some(_matches(name), f"the pattern {name!r}")
     except InputError:  # a ValueError too
         raise

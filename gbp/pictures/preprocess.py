@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from .image import read_image
 
 ChannelOrder = Literal["RGB", "BGR", "L"]
@@ -29,6 +29,7 @@ MAX_RESIZED = 2**25
 AUTO_CROP = 0.875
 #: Sides of an input below which "auto" crops nothing: such networks are trained on whole images.
 SMALL = 64
+_FOR_GREY = "For grey pictures give mean and std of one number each, or a preset: unit, raw or tf."
 
 
 @dataclass(frozen=True)
@@ -334,18 +335,20 @@ class Preprocess:
         if chosen is None:
             raise InputError("the network fixes no input size.", hint="Give preprocess a size, [H, W].")
         if self.size is not None and chosen != self.size:
-            raise InputError(f"preprocess asks for size {self.size}, the network takes {size}.")
+            found = f"preprocess asks for size {self.size}, the network takes {size}."
+            raise InputError(found, hint="Leave the size out: pictures are scaled to the network's.")
         return chosen
 
     def _statistics(self, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and std as arrays (1,) or (C,), once it is certain that they fit C channels."""
         if channels not in NETWORK_CHANNELS[self.channels]:
-            raise InputError(f"the network takes {channels} channels, preprocess makes {self.channels}.")
+            found = f"the network takes {counted(channels, 'channel')}, preprocess makes {self.channels}."
+            raise InputError(found, hint=_FOR_GREY if channels == 1 else "Give channels: RGB or BGR.")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
                 raise InputError(
                     f"preprocess has {len(numbers)} numbers in {name}, the network {channels} channel.",
-                    hint="Give one number, or a preset that has one: 'unit', 'raw' or 'tf'.",
+                    hint=_FOR_GREY,
                 )
         return np.array(self.mean), np.array(self.std)
 

@@ -123,7 +123,8 @@ class Contrast(_Question):
     for_
         A class: an index, a label, or `At(…)`.
     against
-        Another class.
+        Another class.  A label is looked up beside `for_` where the scores have several axes: of the same box
+        or pixel.
     """
 
     def __init__(self, for_: int | str | At, against: int | str | At) -> None:

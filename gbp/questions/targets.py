@@ -40,13 +40,14 @@ class Top:
 class At:
     """A value for `target=`: one score of a detector or a segmenter, by its index along each axis.
 
-    `At(8763, 1)` is score 1 of box 8763 where a sample's scores have the shape (8400, 85).
+    `At(5763, 1)` is score 1 of box 5763 where a sample's scores have the shape (8400, 85).  A label alone is
+    the highest score of its class.
 
     Parameters
     ----------
     *indices
         One for each axis of a sample's scores, without the batch; axes of size 1 may be left out.  Along the
-        axis that has labels, a label will do: `At(8763, "dog")`.
+        axis that has labels, a label will do: `At(5763, "dog")`.
 
     Raises
     ------
@@ -105,11 +106,16 @@ class Classes:
             found = (
                 counted(self.count, "score") if len(self.axes) == 1 else f"scores of shape {list(self.shape)}"
             )
+            if self.count == 1:
+                hint = "A network of one score has one class: name what a high score stands for."
+            elif len(self.labels) + 1 in self.axes:
+                hint = "Some models have a background class at index 0: put a line for it."
+            elif len(self.axes) > 1:
+                hint = "Labels name all elements of one axis of the scores, the sides of boxes too."
+            else:
+                hint = "Labels name each score, in the order of the network."
             raise InputError(
-                f"{counted(len(self.labels), 'label')} and {found} do not fit together.",
-                hint="A network of one score has one class: name what a high score stands for."
-                if self.count == 1
-                else "Some models have a background class at index 0: put a line for it.",
+                f"{counted(len(self.labels), 'label')} and {found} do not fit together.", hint=hint
             )
 
     @property
@@ -131,7 +137,7 @@ class Classes:
         return found[-1] if found else None
 
     def position(self, number: int) -> str:
-        """The position of a score in the form of the command line: "8763:1", or "7" with a single axis."""
+        """The position of a score in the form of the command line: "5763:1", or "7" with a single axis."""
         return ":".join(map(str, np.unravel_index(number, self.axes)))
 
     def name(self, number: int) -> str:
@@ -166,20 +172,38 @@ class Classes:
             indices.append(index)
         return int(np.ravel_multi_index(indices, sizes))
 
-    def labelled(self, name: str) -> int:
-        """The class with this label.  Raises InputError if there is none, or more than one."""
-        found = _labelled(name, self.labels)
-        if len(self.axes) > 1:
-            at = At(*(name if i == self.labelled_axis else 0 for i in range(len(self.axes))))
-            raise InputError(
-                f"target {name!r} names many scores, which have shape {list(self.shape)}.",
-                hint=f"Say which one: target={at!r}, for example.",
-            )
-        return found
+    def labelled(self, name: str, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class with this label for each sample; with several axes, its highest score.
+
+        Parameters
+        ----------
+        name
+            The label.
+        scores
+            float32 (n, classes).
+
+        Returns
+        -------
+        Class indices, int64 (n,).
+
+        Raises
+        ------
+        InputError
+            If no class has the label, or more than one.
+        """
+        numbers = np.arange(self.count).reshape(self.axes)
+        named = numbers.take(_labelled(name, self.labels), axis=self.labelled_axis or 0).reshape(-1)
+        return np.asarray(named[scores[:, named].argmax(axis=1)], np.int64)
+
+    def beside(self, numbers: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+        """The class with this label for each sample; with several axes, at the place of `numbers` (n,)."""
+        places = list(np.unravel_index(numbers, self.axes))
+        places[self.labelled_axis or 0] = np.full_like(numbers, _labelled(name, self.labels))
+        return np.asarray(np.ravel_multi_index(places, self.axes), np.int64)
 
 
 def target_of(text: str) -> int | str | At:
-    """A target that is written as text: "7" is an index, "8763:1" or "8763:dog" an `At`, all else a label."""
+    """A target that is written as text: "7" is an index, "5763:1" or "5763:dog" an `At`, all else a label."""
     if text.removeprefix("-").isdecimal() and len(text) <= _MAX_DIGITS:
         return int(text)
     parts = text.split(":")
@@ -227,9 +251,12 @@ def resolve(
     if isinstance(target, At):
         return np.full(n, classes.number(target), np.int64)
     if isinstance(target, str):
-        return np.full(n, classes.labelled(target), np.int64)
+        return classes.labelled(target, scores)
     if isinstance(target, (list, tuple)) and target and all(isinstance(t, str) for t in target):
-        target = [classes.labelled(str(t)) for t in target]
+        named = np.array([classes.labelled(str(t), scores) for t in target])  # a row for each label
+        target = named[:, 0]
+        if len(target) == count:
+            target[part] = named[part].diagonal()
     elif isinstance(target, (list, tuple)) and target and all(isinstance(t, At) for t in target):
         target = [classes.number(t) for t in target if isinstance(t, At)]
     given = _array(target)
@@ -264,7 +291,13 @@ def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
         raise InputError(f"target holds {indices.dtype}.", supported=_SUPPORTED)
     wrong = indices[(indices < 0) | (indices >= classes)]
     if wrong.size:
-        raise InputError(f"target {int(wrong.reshape(-1)[0])} is no class.", supported=f"0 to {classes - 1}")
+        found = f"target {int(wrong.reshape(-1)[0])} is no class"
+        if classes == 1:
+            raise InputError(
+                f"{found}: the network has one score, which is class 0.",
+                hint="Of two classes a high score stands for one: what lowers it speaks for the other.",
+            )
+        raise InputError(f"{found}.", supported=f"0 to {classes - 1}")
     return indices.astype(np.int64)
 
 
@@ -294,11 +327,18 @@ def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
 
 
 def _near(name: str, labels: tuple[str, ...]) -> list[str]:
-    """Labels that hold the name as words of their own; else as part of one; else that are spelled alike."""
+    """Labels with the name as a word, else with words that begin so, else spelled alike or around it."""
+    said = name.casefold()
     words = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+    begin = re.compile(rf"(?<!\w){re.escape(name)}", re.IGNORECASE)
     near = [label for label in labels if name and words.search(label)]
-    near = near or [label for label in labels if name and name.casefold() in label.casefold()]
+    near = near or [label for label in labels if name and begin.search(label)]
     if not near:
-        parts = {part.strip().casefold(): label for label in labels for part in label.split(",")}
-        near = [parts[part] for part in get_close_matches(name.casefold(), parts, _MAX_SHOWN)]
+        spelled: dict[str, list[str]] = {}
+        for label in labels:
+            text = label.casefold()
+            for part in {*map(str.strip, text.split(",")), *re.findall(r"\w+", text)}:
+                spelled.setdefault(part, []).append(label)
+        near = [label for part in get_close_matches(said, spelled, _MAX_SHOWN) for label in spelled[part]]
+        near += [label for label in labels if name and said in label.casefold()]
     return list(dict.fromkeys(near))[:_MAX_SHOWN]

@@ -141,7 +141,7 @@ class Explained:
     def row(self, number: int) -> dict[str, Any]:
         """Class, label, score and probability of one class, in JSON's types.
 
-        Also "position", as "8763:1", where the scores have several axes.
+        Also "position", as "5763:1", where the scores have several axes.
 
         Parameters
         ----------

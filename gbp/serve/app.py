@@ -285,9 +285,11 @@ def _refusal(error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         status = error.status_code
-        found = "there is no such path." if status == 404 else f"{error.detail}.".lower()
         headers.update(error.headers or {})
-        error = InputError(found)
+        if status == 404:
+            error = InputError("there is no such path.", hint="GET /openapi.json lists them.")
+        else:
+            error = InputError(f"{error.detail}.".lower(), supported=headers.get("Allow"))
     elif isinstance(error, BusyError):
         status, headers["retry-after"] = 503, str(error.seconds)
         error = InputError(f"{error.why}.", hint=f"Try again in {error.seconds} s.")

@@ -91,7 +91,7 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
             _query(
                 "target",
                 {"type": "string", "maxLength": MAX_TEXT},
-                "A class index, a label, an index for each axis of the scores (8763:1), or top1 to "
+                "A class index, a label, an index for each axis of the scores (5763:1), or top1 to "
                 f"top{limits.targets}.  By default what the picture is taken for.",
             ),
             _query("at", {"type": "string", "maxLength": MAX_TEXT}, "A hidden tensor: its strongest unit."),

@@ -31,6 +31,9 @@ STYLES = get_args(Style)
 EXTRAS = ("map", "input")
 #: Characters of a target or of a layer's name: labels and names are searched for what is like it.
 MAX_TEXT = 200
+_WHAT_TO_SEND = (
+    "Send a picture, or an array in an .npy file, as it is or in a form; all else goes into the query."
+)
 #: The parameters of a query.
 PARAMETERS = ("rule", "method", "layer", "target", "at", "channel", "unit", "style", "format", "include")
 
@@ -255,10 +258,13 @@ class Body:
         Raises
         ------
         RequestError
-            413 for too large a body, 400 for an empty one or a broken form.
+            413 for too large a body, 400 for an empty one, for JSON, or a broken form.
         BusyError
             If all requests together hold too many bytes.
         """
+        kind = request.headers.get("content-type", "").lower()
+        if kind.startswith("application/json"):
+            raise RequestError(400, "the body is JSON, which holds no file.", hint=_WHAT_TO_SEND)
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and len(announced) < 20 and int(announced) > limits.body:
             raise _too_large(limits)
@@ -272,10 +278,10 @@ class Body:
                 body += chunk
         except ClientDisconnect:
             raise RequestError(400, "the body is not complete.") from None
-        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        if kind.startswith("multipart/"):
             return await _file_of(request.headers, bytes(body))
         if not body:
-            raise RequestError(400, "the body is empty.", hint="Send a picture, or an array in an .npy file.")
+            raise RequestError(400, "the body is empty.", hint=_WHAT_TO_SEND)
         return bytes(body)
 
 

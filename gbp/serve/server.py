@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import socket
@@ -14,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .. import InputError
+from ..errors import reason_of
 from .app import application
 from .limits import CONNECTIONS, HEADER_BYTES, HEADER_SECONDS, KEEP_ALIVE_SECONDS, Limits
 from .models import Served
@@ -77,7 +79,11 @@ def listening(host: str, port: int) -> socket.socket:
             made.close()
             raise
     except (OSError, UnicodeError) as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error}.") from None
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason_of(error)}.",
+            hint="Choose another port; 0 is any that is free." if is_taken else None,
+        ) from None
     return made
 
 
