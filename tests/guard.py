@@ -281,7 +281,6 @@ class Guards:
         self.calls, self.guarded = 0, Counter[str]()
         self._seen: Counter[Hashable] = Counter()
         from agreement import from_cache
-        from gbp.runtime.runs import InstructionRun
 
         from gbp.devices import cpu
         from gbp.kernels.codegen.jit import Kernel
@@ -289,6 +288,7 @@ class Guards:
         from gbp.ops.conv.algorithms import Algorithm
         from gbp.ops.step import Step
         from gbp.packed.plans import Plans
+        from gbp.runtime.bound import BoundInstruction
 
         call, submit, plan_of, recording = Kernel.__call__, Kernel.submit, Plans.of, program._recording
         is_called = threading.local()
@@ -343,7 +343,7 @@ class Guards:
             step.forward(run.x, run.r, run.y, run.instruction.clip, context)
 
         Kernel.__call__, Kernel.submit = guarded_call, guarded_submit
-        InstructionRun.forward, cpu.aligned = forward, between_pages
+        BoundInstruction.forward, cpu.aligned = forward, between_pages
         # Plans are those that another process finds in the cache: their weights are read-only.
         Plans.of = lambda plans, facts, build: from_cache(plan_of(plans, facts, build))
         for step in _subclasses(Step):

@@ -133,7 +133,7 @@ def test_masks_and_switches_are_those_of_the_cpu(name: str) -> None:
     for device in (CPU, cuda_device()):
         graph = build_graph(open_model(model, Choice(run.output)), x.shape)
         with Tape(Plan.build(graph, device=device), x, MemoryPool(), 2, device) as tape:
-            switches = [run.context.switches for run in tape._forward.runs if run.instruction.step.switches]
+            switches = [run.context.switches for run in tape._forward.bound if run.instruction.step.switches]
             masks = tape._forward.masks.items()
             kept.append(
                 [units(device.read(bits), tape._plan.tensors[name].row) for name, bits in masks]

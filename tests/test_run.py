@@ -214,7 +214,7 @@ def test_a_run_that_never_goes_back_to_the_input_writes_masks_behind_the_kept_te
     """And the convolution writes the kept tensor itself, without a copy."""
     explainer, x = Explainer(built(NETS["a chain"])), noise((1, 3, 6, 7))
     for run in explainer.runs(x, ["relu1"], to_input=False):
-        runs = run._tape._forward.runs
+        runs = run._tape._forward.bound
         assert not any(isinstance(each.instruction.step, TapStep) for each in runs)
         written = [each.instruction.output for each in runs if each.context.mask.size]
     wanted = [each.instruction.output for each in runs if each.instruction.has_mask]
