@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builder import versions_of_ops
+from builder import Builder, versions_of_ops
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -65,6 +65,7 @@ OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     "MaxPool": ([X], {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 1, 0, 1]}, 7),
     "AveragePool": ([X], {"kernel_shape": [2, 3], "pads": [1, 1, 0, 1]}, 7),
     "LpPool": ([X], {"kernel_shape": [2, 3], "p": 2}, 18),
+    "GlobalLpPool": ([X], {"p": 3}, 7),
     "Einsum": ([ROWS, noise(4, 5)], {"equation": "ij,jk->ki"}, 12),
     "GatherND": ([X, ints(1, 2, 0, 3).reshape(2, 2)], {}, 11),
     "GridSample": ([X, np.tanh(noise(2, 3, 3, 2))], {"align_corners": 1}, 16),
@@ -147,25 +148,87 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
         np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {"pads": [2, 0, 1, 1]},
-        {"pads": [1, 0, 1, 1], "ceil_mode": 1, "strides": [2, 3]},
-        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
-        {"auto_pad": "VALID", "strides": [3, 2]},
-        {"dilations": [2, 1], "strides": [1, 2]},
-    ],
-)
-def test_max_pools_of_constants_have_the_windows_of_other_max_pools(attributes: dict[str, Any]) -> None:
-    x, kernel = noise(1, 2, 7, 6), {"kernel_shape": [3, 2]}
-    node = helper.make_node("MaxPool", ["x"], ["y"], **kernel, **attributes)
-    of_x = helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)
-    of_y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([node], "pool", [of_x], [of_y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    (y,) = folded("MaxPool", [x], 17, **kernel, **attributes)
-    np.testing.assert_array_equal(y.reshape(1, -1), Explainer(model).predict(x))
+WINDOWS: list[dict[str, Any]] = [
+    {"pads": [2, 0, 1, 1]},
+    {"pads": [1, 0, 1, 1], "ceil_mode": 1, "strides": [2, 3]},
+    {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    {"auto_pad": "SAME_UPPER", "strides": [2, 1], "ceil_mode": 1},
+    {"auto_pad": "VALID", "strides": [3, 2]},
+    {"auto_pad": "VALID", "dilations": [2, 3]},
+    {"dilations": [2, 1], "strides": [1, 2]},
+]
+SIZES: list[dict[str, Any]] = [
+    {},
+    {"output_padding": [1, 0], "strides": [2, 3]},
+    {"output_shape": [9, 8]},
+]
+
+
+def _slides(op: str) -> list[dict[str, Any]]:
+    """The attributes of ops with windows."""
+    if op == "AveragePool":
+        return [window | {"count_include_pad": n} for window in WINDOWS for n in (0, 1)]
+    if op == "LpPool":
+        return [window | {"p": p} for window in WINDOWS for p in (1, 2, 3)]
+    if op == "MaxPool":
+        return WINDOWS
+    plain = [{k: v for k, v in window.items() if k != "ceil_mode"} for window in WINDOWS]
+    more = [window | size for window in plain[2:] for size in SIZES if "auto_pad" in window]
+    return [
+        window | {"group": g} for window in plain + (more if op == "ConvTranspose" else []) for g in (1, 2, 4)
+    ]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"])
+def test_constants_have_the_windows_of_layers(op: str) -> None:
+    """And layers are compared with plain loops.  onnx's reference has other windows for some of these."""
+    x = noise(1, 4, 7, 6)
+    for attributes in map(dict, _slides(op)):
+        operands = [x]
+        if op.startswith("Conv"):
+            group = attributes["group"]
+            shape = (2 * group, 4 // group) if op == "Conv" else (4, 2)
+            operands += [noise(*shape, 3, 2), noise(2 * group)]
+        else:
+            attributes |= {"kernel_shape": [3, 2]}
+        b = Builder(22)
+        name = b.foreign(op, (1, 1), b.input(*x.shape), *map(b.constant, operands[1:]), **attributes)
+        (y,) = folded(op, operands, 22, **attributes)
+        assert y.dtype == np.float32
+        layer = Explainer(b.model(b.flatten(name))).predict(x)
+        np.testing.assert_allclose(y.reshape(1, -1), layer, rtol=1e-4, atol=1e-5, err_msg=str(attributes))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_constants_of_one_to_three_axes_are_what_onnxruntime_makes(rank: int) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x, whole = noise(2, 4, *range(5, 5 + rank)), [1] * rank
+    cases: list[tuple[str, list[Any], dict[str, Any]]] = [
+        ("Conv", [noise(4, 2, *range(1, 1 + rank))], {"group": 2, "strides": [2] * rank}),
+        ("ConvTranspose", [noise(4, 3, *range(1, 1 + rank))], {"group": 4, "strides": [2] * rank}),
+        (
+            "AveragePool",
+            [],
+            {"kernel_shape": [3] * rank, "pads": whole * 2, "ceil_mode": 1, "strides": [2] * rank},
+        ),
+        ("LpPool", [], {"kernel_shape": [2] * rank, "p": 3}),
+        ("GlobalLpPool", [], {"p": 3}),
+    ]
+    for op, more, attributes in cases:
+        names = ["x", "w"][: 1 + len(more)]
+        node = helper.make_node(op, names, ["y"], **attributes)
+        stored = [numpy_helper.from_array(v, n) for n, v in zip(names, [x, *more], strict=True)]
+        graph = helper.make_graph([node], "g", [], [helper.make_empty_tensor_value_info("y")], stored)
+        m = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=8)
+        (truth,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {})
+        (y,) = folded(op, [x, *more], 21, **attributes)
+        np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-5, err_msg=op)
+
+
+def test_what_takes_too_many_steps_is_said_to() -> None:
+    x = np.ones((1, 1, 2000, 2000), np.float32)
+    with pytest.raises(UnsupportedError, match=r"steps.*constants that are computed in a few"):
+        folded("AveragePool", [x], 17, kernel_shape=[9, 9])
 
 
 @pytest.mark.parametrize(

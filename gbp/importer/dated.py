@@ -6,7 +6,7 @@ runtimes.
     BatchNormalization before opset 14             in inference
     GroupNormalization                             scaled by channel; before opset 21 by group
     LRN                                            of any rank, with the windows of runtimes
-    MaxPool of one output                          with the windows of `graph.geometry`
+    Conv, pools, …                                 with the windows of layers: `windowed.py`
     LpNormalization                                by the sum of magnitudes
     Unique, not sorted                             in the order of the first occurrence, along any axis
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from ..errors import UnsupportedError
-from ..graph.geometry import resolve_axes
 from ..limits import elements
 from ..ops.node import Node
 from ..ops.resample import Resample, parse_resize, parse_upsample
 from .quantized import dequantized, quantized
+from .windowed import WINDOWED, windowed
 
 Array = NDArray[Any]
 
@@ -102,8 +102,8 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         return _groupnorm(node, *given)
     if node.op_type == "LRN":
         return _lrn(node, *given)
-    if node.op_type == "MaxPool" and not any(node.output[1:]):
-        return _max_pooled(node, *given)
+    if node.op_type in WINDOWED and not any(node.output[1:]):
+        return windowed(node, values, opset)
     if node.op_type == "LpNormalization":
         return _lp_normalized(node, *given)
     if node.op_type == "Unique" and not _attributes(node).get("sorted", 1):
@@ -156,34 +156,6 @@ def _lrn(node: onnx.NodeProto, x: Array) -> Array:
     window = sums[:, stop] - sums[:, first]
     scale = (given.get("bias", 1.0) + alpha / size * window) ** given.get("beta", 0.75)
     return np.asarray(x / scale, x.dtype)
-
-
-def _max_pooled(node: onnx.NodeProto, x: Array) -> Array:
-    """The maximum of each window, along one axis after another.  Padding never wins."""
-    given, rank = _attributes(node), x.ndim - 2
-    auto_pad = given.get("auto_pad", b"NOTSET").decode()
-    if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise ValueError(f"auto_pad is {auto_pad!r}")
-    axes = resolve_axes(
-        x.shape[2:],
-        given["kernel_shape"],
-        stride=given.get("strides", [1] * rank),
-        dilation=given.get("dilations", [1] * rank),
-        pads=given.get("pads", [0] * 2 * rank),
-        auto_pad=auto_pad,
-        ceil_mode=bool(given.get("ceil_mode", 0)),
-    )
-    least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    for i, axis in enumerate(axes, start=2):
-        starts = np.arange(axis.outputs) * axis.stride - axis.begin
-        taps = starts[:, None] + np.arange(axis.kernel) * axis.dilation
-        is_inside = (taps >= 0) & (taps < axis.size)
-        if not taps.size or not is_inside.any(axis=1).all():
-            raise ValueError(f"some window of {axis.kernel} holds nothing of an axis of {axis.size}")
-        windows = x.take(taps.clip(0, axis.size - 1), axis=i)
-        is_inside = is_inside.reshape(*taps.shape, *(1,) * (x.ndim - i - 1))
-        x = np.where(is_inside, windows, x.dtype.type(least)).max(axis=i + 1)
-    return x
 
 
 def _lp_normalized(node: onnx.NodeProto, x: Array) -> Array:

@@ -116,12 +116,19 @@ def evaluate(
     except Exception:  # onnx's shape inference raises errors of its own
         raise _refused(node, "its constant inputs do not fit the op.") from None
     budget.steps -= steps
-    if not (width * size <= budget.folded and budget.steps >= 0):
+    if not width * size <= budget.folded:
         raise UnsupportedError(
             f"its constant result could have {size:.3g} elements.",
             node=label(node),
             op=node.op_type,
             supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
+        )
+    if not budget.steps >= 0:
+        raise UnsupportedError(
+            f"to compute its constant result could take {steps:.3g} steps, or with other nodes' too many.",
+            node=label(node),
+            op=node.op_type,
+            supported="constants that are computed in a few billion steps in all",
         )
     results = _computed(node, values, opset)
     budget.folded -= sum(array.nbytes for array in results.values())

@@ -43,7 +43,11 @@ class Spread(ChannelsLast):
         return *x[0][:2], *((n - 1) * step + 1 + begin + end for n, step, begin, end in axes)
 
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
-        return SpreadStep(list(starmap(_cells, zip(x[0][2:], y[2:], self.step, self.begin, strict=True))))
+        return SpreadStep(self.cells(x[0]))
+
+    def cells(self, x: Shape) -> list[tuple[slice, slice]]:
+        """For each spatial axis, the pixels of x (N, C, …) that are not cropped, and their places."""
+        return list(starmap(_cells, zip(x[2:], self.shape(x)[2:], self.step, self.begin, strict=True)))
 
 
 def _cells(n: int, size: int, step: int, begin: int) -> tuple[slice, slice]:
@@ -56,6 +60,20 @@ def _cells(n: int, size: int, step: int, begin: int) -> tuple[slice, slice]:
 
 
 def parse(node: Node) -> tuple[Op, ...]:
+    w, spread, axes, group = read_transposed(node)
+    if max(spread.step) == 1 and min(*spread.begin, *spread.end) >= 0:
+        sides = zip(spatial_sizes(node), axes, spread.begin, spread.end, strict=True)
+        padded = [_axis(size, axis.kernel, axis.dilation, *pads) for size, axis, *pads in sides]
+        return (convolution(node, w, padded, group),)
+    return spread, convolution(node, w, axes, group)
+
+
+def read_transposed(node: Node) -> tuple[NDArray[np.float32], Spread, list[Axis], int]:
+    """The convolution of spread pixels that is the same.
+
+    Returns its weights (O, C / group, …), how pixels are spread, the window over them along each spatial
+    axis, and the number of groups.
+    """
     size, C = spatial_sizes(node), node.shape(0)[1]
     w = node.constant(1)
     if w.ndim != 2 + len(size) or len(w) != C or w.size == 0:
@@ -67,15 +85,11 @@ def parse(node: Node) -> tuple[Op, ...]:
         node.invalid(f"{C} input channels cannot be divided into {group} groups.")
     sliding = read_sliding(node, read_kernel(node, w))
     begin, end = _pads(node, size, sliding)
-    spread = tuple((n - 1) * step + 1 for n, step in zip(size, sliding.stride, strict=True))
-    padded = [n + a + b for n, a, b in zip(spread, begin, end, strict=True)]
+    spread = Spread(sliding.stride, begin, end)
+    padded = spread.shape((1, C, *size))[2:]
     check_room(node, padded)
-    flipped, taps = _as_convolution(w, group), (sliding.kernel, sliding.dilation)
-    if max(sliding.stride) == 1 and min(*begin, *end) >= 0:
-        axes = [_axis(*values) for values in zip(size, *taps, begin, end, strict=True)]
-        return (convolution(node, flipped, axes, group),)
-    axes = [_axis(*values, 0, 0) for values in zip(padded, *taps, strict=True)]
-    return Spread(sliding.stride, begin, end), convolution(node, flipped, axes, group)
+    taps = zip(padded, sliding.kernel, sliding.dilation, strict=True)
+    return _as_convolution(w, group), spread, [_axis(*each, 0, 0) for each in taps], group
 
 
 def _axis(size: int, kernel: int, dilation: int, begin: int, end: int) -> Axis:

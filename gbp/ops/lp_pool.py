@@ -15,7 +15,7 @@ from ..graph.shapes import Order, Shape
 from ..kernels.lp_pool import lp_pool_bwd, lp_pool_fwd
 from ..limits import elements
 from .facts import Fact
-from .folded import as_pool
+from .folded import as_operands, as_pool
 from .node import Node
 from .planes import by_planes
 from .pool import over_everything, read_pool_axes, separable
@@ -43,7 +43,8 @@ class LpPool(ChannelsLast):
         return by_planes(LpPoolStep(self), x[0])
 
 
-def _read_p(node: Node) -> int:
+def read_p(node: Node) -> int:
+    """The attribute p of LpPool and GlobalLpPool."""
     p = int(node.number("p", 2.0)) if node.opset < 2 else node.integer("p", 2)
     if p < 1:
         node.invalid(f"p is {p}, expected at least 1.")
@@ -53,12 +54,12 @@ def _read_p(node: Node) -> int:
 
 
 def parse_lp_pool(node: Node) -> tuple[Op, ...]:
-    p = _read_p(node)
+    p = read_p(node)
     return separable(node, read_pool_axes(node), lambda window: LpPool(window, p))
 
 
 def parse_global_lp_pool(node: Node) -> tuple[Op, ...]:
-    p = _read_p(node)
+    p = read_p(node)
     return over_everything(node, lambda window: LpPool(window, p))
 
 
@@ -66,7 +67,7 @@ PARSERS = {"LpPool": parse_lp_pool, "GlobalLpPool": parse_global_lp_pool}
 
 FACTS = {
     "LpPool": Fact(reads_planes=True, slides=True, folds=as_pool),
-    "GlobalLpPool": Fact(reads_planes=True),
+    "GlobalLpPool": Fact(reads_planes=True, folds=as_operands),
 }
 
 

@@ -155,6 +155,11 @@ class Conv(ChannelsLast):
 
 
 def parse(node: Node) -> Conv:
+    return convolution(node, *read_conv(node))
+
+
+def read_conv(node: Node) -> tuple[NDArray[np.float32], tuple[Axis, ...], int]:
+    """Weights (O, C / group, …), the window along each spatial axis, and the number of groups."""
     size, C = spatial_sizes(node), node.shape(0)[1]
     w = node.constant(1)
     if w.ndim != 2 + len(size):
@@ -164,7 +169,7 @@ def parse(node: Node) -> Conv:
     group = node.integer("group", 1)
     if group < 1 or w.size == 0 or len(w) % group or w.shape[1] * group != C:
         node.invalid(f"{C} input channels in {group} groups do not fit weights of shape {list(w.shape)}.")
-    return convolution(node, w, read_axes(node, read_kernel(node, w)), group)
+    return w, read_axes(node, read_kernel(node, w)), group
 
 
 def read_kernel(node: Node, w: NDArray[np.float32]) -> tuple[int, ...]:
