@@ -565,7 +565,7 @@ def test_an_unknown_name_is_refused_with_those_like_it(capsys, arguments, hint):
     [
         ["explain", "n", "i"],
         ["batch", "n", "i"],
-        ["features", "n", "--layer", "l", "--images", "i"],
+        ["features", "n", "i", "--layer", "l"],
         ["report", "n", "i"],
         ["sanity", "n", "i"],
     ],
@@ -577,6 +577,9 @@ def test_what_is_written_has_a_name(capsys, command):
         run(*command, "-o", "")
     assert error.value.code == 2
     assert "argument -o/--out: the name is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*command, "-o", "-")
+    assert "-o/--out: nothing is written to the standard output: name a file" in capsys.readouterr().err
 
 
 def test_without_arguments_the_help_is_printed(capsys):

@@ -163,8 +163,8 @@ def run(photos: Path, out: Path, *options: str) -> int:
     if not model.exists():
         shutil.copy(DEMO, model)
         shutil.copy(DEMO.with_suffix(".toml"), photos.parent)
-    chosen = ["--layer", "relu3", "--channels", "2,5-6", "--top", "4", "--images", str(photos), *options]
-    return cli.main(["features", str(model), *chosen, "-o", str(out)])
+    chosen = ["--layer", "relu3", "--channels", "2,5-6", "--top", "4", *options]
+    return cli.main(["features", str(model), str(photos), *chosen, "-o", str(out)])
 
 
 def content(folder: Path) -> dict[str, bytes]:

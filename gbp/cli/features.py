@@ -33,16 +33,15 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=features)
     add_model(command)
     command.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="pictures; folders of them; patterns; @FILE, which lists paths; - is such a list from stdin",
+    )
+    command.add_argument(
         "--layer", required=True, metavar="TENSOR", help="tensor, node, or a part of its name"
     )
     command.add_argument("--channels", type=channels, metavar="N[,N-M]", help="default: the first 16")
-    command.add_argument(
-        "--images",
-        required=True,
-        nargs="+",
-        metavar="IMAGE",
-        help="pictures; folders of them; patterns; @FILE, which lists paths; - is such a list from stdin",
-    )
     command.add_argument("--top", type=int, default=9, help="images of each channel; default: 9")
     command.add_argument("--rule", choices=RULES, default="deconvnet", help="default: deconvnet")
     command.add_argument(

@@ -42,8 +42,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gbp sanity model.onnx cat.jpg --rule vanilla --layers 8 -o sanity.png",
     ),
     "features": (
-        "gbp features model.onnx --layer relu3 --channels 0-7 --images photos --preprocess imagenet -o out",
-        "gbp features model.onnx --layer relu3 --images @list.txt --top 16 --part field -o out",
+        "gbp features model.onnx photos --layer relu3 --channels 0-7 --preprocess imagenet -o out",
+        "gbp features model.onnx @list.txt --layer relu3 --top 16 --part field -o out",
     ),
     "serve": (
         "gbp serve model.onnx --preprocess imagenet --labels imagenet",

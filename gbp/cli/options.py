@@ -215,6 +215,8 @@ def out_name(text: str) -> str:
     """The name of what is written.  An empty one, as of an unset variable, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
+    if text == "-":
+        raise argparse.ArgumentTypeError("nothing is written to the standard output: name a file or a folder")
     return text
 
 

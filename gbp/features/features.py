@@ -202,7 +202,7 @@ def _about(project: Projector, read: int, failed: int) -> tuple[str, ...]:
         shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
     more = f" ({failed} more could not be read)" if failed else ""
     return (
-        f"Of each channel of {project.tensor.name}, the strongest unit of each of {read} images{more}: "
+        f"The strongest unit of each channel of {project.tensor.name}, in each of {read} images{more}: "
         f"on the left what the unit responds to, projected back under the rule {project.rule}, on the right "
         f"the same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
         "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",

@@ -75,9 +75,11 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
     parts = [
         "<!doctype html>",
         '<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(title)}</title>",
-        "<style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:1116px;padding:0 1em}"
-        "img{max-width:100%;height:auto}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
+        '<style>body{font:15px/1.45 "Noto Sans",system-ui,sans-serif;margin:2em auto;max-width:1116px;'
+        "padding:0 1em;overflow-wrap:anywhere}h1{font-size:1.5rem}img{max-width:100%;height:auto;"
+        "border-radius:6px}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
         "summary{cursor:pointer}</style>",
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in about),
