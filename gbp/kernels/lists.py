@@ -1,15 +1,16 @@
-"""Lists of the nonzero values of a gradient's pixels, and sums of the rows of weights that belong to them.
+"""The nonzero values of a gradient's pixels: lists of them, and sums of the rows of weights that belong to them.
 
 Behind a rule's gate a third or less of a gradient is nonzero, and zeros add nothing.  A pixel's list holds
-its nonzero values in the order of channels, and the ends of each GROUP of channels.  GROUP rows of
-LISTED_BLOCKS blocks of weights fill about a first-level cache, and many pixels use them in turn.
+its nonzero values in the order of channels, and the ends of each GROUP of channels.  Lists pay where the
+values are used several times.  Where they are used once, the bits of a GROUP lead to its nonzero values.
+GROUP rows of SUMMED_BLOCKS blocks of weights fill about a first-level cache, and many pixels use them in turn.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .codegen.bits import load_index, store_index, store_nonzero
+from .codegen.bits import lowest_bit, nonzero_lanes, store_index, store_nonzero
 from .codegen.emit import LANES
 from .codegen.jit import by_count, device_function, one_of_many
 from .codegen.simd import keep_rolled, load_some
@@ -24,11 +25,12 @@ from .codegen.tile import (
 )
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
-LISTED_BLOCKS = 4
-#: The length of a chain of additions in `multiply_tile`, so that lists and tiles give the same sums.
+SUMMED_BLOCKS = 4
+#: The length of a chain of additions in `multiply_tile`, so that nonzero values and tiles give the same sums;
+#: and the bits of a word.
 GROUP = CHAIN
 #: Bytes of the sums of one pixel.
-SUMS = LISTED_BLOCKS * TILE_CHANNELS * 4
+SUMS = SUMMED_BLOCKS * TILE_CHANNELS * 4
 
 
 def groups_of(channels: int) -> int:
@@ -50,21 +52,30 @@ def list_pixel(g: int, channels: int, n: int, values: int, indices: int, ends: i
     return n
 
 
-def _add_listed_of(blocks: int) -> Any:
-    @one_of_many(f"add_listed_{blocks}")
-    def add_listed(
-        own: int, values: int, indices: int, start: int, stop: int, w: int, step: int, sums: int
-    ) -> None:
+@device_function
+def nonzero_in(g: int, channels: int) -> int:
+    """Bits of the channels of a GROUP, or of the first `channels` of it, whose values at g are not 0."""
+    bits = 0
+    for c in range(0, min(GROUP, channels), LANES):
+        bits |= nonzero_lanes(load_some(g + 4 * c, channels - c)) << c
+    return bits
+
+
+def _add_nonzero_of(blocks: int) -> Any:
+    @one_of_many(f"add_nonzero_{blocks}")
+    def add_nonzero(own: int, g: int, bits: int, w: int, step: int, sums: int, first: bool) -> None:
         t = tile_zeros(blocks, TILE_VECTORS)
-        for k in range(4 * start, 4 * stop, 4):
+        while bits:
             keep_rolled()
-            t = tile_add_rows(t, values + k, w + load_index(indices + k) * 4 * TILE_CHANNELS, step)
-        tile_store(tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
+            c = lowest_bit(bits)
+            bits &= bits - 1
+            t = tile_add_rows(t, g + 4 * c, w + c * 4 * TILE_CHANNELS, step)
+        tile_store(t if first else tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
 
-    return add_listed
+    return add_nonzero
 
 
-#: `add_listed(blocks, values, indices, start, stop, w, step, sums)`: add entries start … stop − 1 of the
-#: lists, each times its row of weights, to the sums.  Row c of the first block of weights is at
-#: `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
-add_listed = by_count("add_listed", [_add_listed_of(blocks) for blocks in range(1, LISTED_BLOCKS + 1)])
+#: `add_nonzero(blocks, g, bits, w, step, sums, first)`: add to the sums the values of a group at g whose bits
+#: are set, each times its row of weights; with `first`, write them instead.  Row c of the first block of
+#: weights is at `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
+add_nonzero = by_count("add_nonzero", [_add_nonzero_of(blocks) for blocks in range(1, SUMMED_BLOCKS + 1)])

@@ -22,9 +22,9 @@ from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import copy_run, part_of, targets_of
 from .columns import sum_row
-from .conv_pointwise import STRIP, list_strip, multiply_strip, pointwise_scratch, strip_scratch
+from .conv_pointwise import STRIP, STRIP_SUMS, is_sparse, multiply_strip, pointwise_scratch
 from .epilogue import Plane, backward, plane_of
-from .lists import LISTED_BLOCKS
+from .lists import SUMMED_BLOCKS
 from .pool import SWITCHES_U8, unpool_row
 from .taps import TAPS, Taps, windows_down
 
@@ -39,7 +39,7 @@ def _held(taps: Taps) -> int:
 
 def pooled_columns_scratch(W: int, O: int, columns: int, taps: Taps, threads: int) -> int:
     """Floats of scratch: for each thread, that of a strip, a row of gz (W, O), and rows of `columns` each."""
-    return threads * (pointwise_scratch(O, 1) + W * O + _held(taps) * W * columns)
+    return threads * (pointwise_scratch(1) + W * O + _held(taps) * W * columns)
 
 
 _rows_held = device_function(_held)
@@ -54,8 +54,8 @@ def _row_of_columns(gz: int, W: int, O: int, w: int, most: float, scratch: int, 
     for strip in range(strips):
         first = W * strip // strips
         count, ga = W * (strip + 1) // strips - first, gz + 4 * first * O
-        few = list_strip(ga, 4 * O, count, O, most, scratch)
-        for c0 in range(0, size, LISTED_BLOCKS * TILE_CHANNELS):
+        few = is_sparse(ga, 4 * O, count, O, most)
+        for c0 in range(0, size, SUMMED_BLOCKS * TILE_CHANNELS):
             multiply_strip(few, ga, 4 * O, count, O, w, c0, scratch, 0, 0, first, end)
 
 
@@ -96,8 +96,8 @@ def pooled_columns_bwd(
     line = width * size
     windows = Plane(0, 0, 4 * line, 4 * size, height, width, size)
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
-    strip = address_of(scratch) + share.slot * 4 * (strip_scratch(O) + width * O + held * line)
-    gz = strip + 4 * strip_scratch(O)
+    strip = address_of(scratch) + share.slot * (STRIP_SUMS + 4 * (width * O + held * line))
+    gz = strip + STRIP_SUMS
     columns = gz + 4 * width * O
     last, first, stop = -1, 0, 0  # the row of the batch whose rows first … stop − 1 of columns are held
     for row in range(*part_of(len(gx) * H, share, threads)):

@@ -189,14 +189,14 @@ def test_pointwise_reverse(O: int, C: int, most: float) -> None:
     packed = pack(np.ascontiguousarray(w.T)[:, :, None, None])
 
     def run(gy: Any, samples: slice, mask: Any, gate: Any, gx: Any, accumulate: int, threads: int) -> None:
-        memory = aligned((pointwise_scratch(O, threads),))
+        memory = aligned((pointwise_scratch(threads),))
         conv_pointwise_bwd(gy, packed, mask, gate, gx, accumulate, memory, most, threads)
 
     check_reverse(run, gy, expected, targets=3)
 
     def plain(most: float) -> Any:
         gx = np.empty((6, 1, P, C), np.float32)
-        run_most = aligned((pointwise_scratch(O, 2),))
+        run_most = aligned((pointwise_scratch(2),))
         conv_pointwise_bwd(gy, packed, NO_MASK, OPEN, gx, 0, run_most, most, 2)
         return gx
 

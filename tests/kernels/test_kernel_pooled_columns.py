@@ -87,7 +87,7 @@ def test_pooled_columns(name: str, gate: Gate, most: float) -> None:
         np.empty((6, height, width, columns), np.float32),
     )
     maxpool_bwd_u8(gy, switches, passes, gate, middle, 0, windows, 2)
-    memory = aligned((pointwise_scratch(O, 2),))
+    memory = aligned((pointwise_scratch(2),))
     conv_pointwise_bwd(middle, packed, NO_MASK, OPEN, summed, 0, memory, most, 2)
     col2im(summed, NO_MASK, OPEN, apart, 0, taps, 2)
     assert_same_bits(together, apart)

@@ -78,6 +78,24 @@ def nonzero(typing: Any, v: Any) -> Any:
 
 
 @intrinsic
+def nonzero_lanes(typing: Any, v: Any) -> Any:
+    """Return bits of the lanes of v that are not 0; NaN is not."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit.to_bits(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(emit.VECTOR, None)))
+
+    return types.int64(vector), codegen
+
+
+@intrinsic
+def lowest_bit(typing: Any, bits: Any) -> Any:
+    """Return the number of the lowest bit that is set; bits are not 0."""
+    return types.int64(types.int64), lambda context, builder, sig, args: builder.cttz(
+        args[0], ir.Constant(ir.IntType(1), 1)
+    )
+
+
+@intrinsic
 def load_index(typing: Any, address: Any) -> Any:
     """The int32 at `address`."""
 

@@ -204,7 +204,7 @@ class DirectBackward(BackwardAlgorithm):
 
 #: The density of gy up to which lists of its nonzero values are faster than dense tiles.  The index is the
 #: number of blocks of channels in gx.
-_MAX_LISTED = (0.0, 0.08, 0.45, 0.6)
+_MAX_LISTED = (0.0, 0.2, 0.45, 0.6)
 #: With fewer channels in gy than this, making the lists takes a notable share of the time.
 FEW_OUTPUTS, _MAX_OF_FEW = 48, 0.3
 
@@ -229,7 +229,7 @@ class PointwiseBackward(BackwardAlgorithm):
         self.algorithm = "lists" if self.max_density else "direct"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        return pointwise_scratch(self.outputs, threads), 0
+        return pointwise_scratch(threads), 0
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         end = context.scratch, self.max_density, context.threads
@@ -266,7 +266,7 @@ class ColumnsBackward(BackwardAlgorithm):
         self.algorithm = "columns"
 
     def scratch(self, threads: int) -> tuple[int, int]:
-        apart = pointwise_scratch(self.outputs, threads) + elements(self.columns)
+        apart = pointwise_scratch(threads) + elements(self.columns)
         return max(apart, self._pooled_scratch(threads)), 0
 
     def _pooled_scratch(self, threads: int) -> int:
@@ -274,7 +274,7 @@ class ColumnsBackward(BackwardAlgorithm):
         return pooled_columns_scratch(width, self.outputs, columns, self.taps, threads)
 
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
-        own = pointwise_scratch(self.outputs, context.threads)
+        own = pointwise_scratch(context.threads)
         columns = context.scratch[own : own + elements(self.columns)].reshape(self.columns)
         target = NO_MASK, OPEN, _as_row(columns), 0
         for n in range(len(gy)):
