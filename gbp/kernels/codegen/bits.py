@@ -79,7 +79,7 @@ def nonzero(typing: Any, v: Any) -> Any:
 
 @intrinsic
 def nonzero_lanes(typing: Any, v: Any) -> Any:
-    """Return bits of the lanes of v that are not 0; NaN is not."""
+    """Return bits of the lanes of v that are not 0, such as NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return emit.to_bits(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(emit.VECTOR, None)))

@@ -202,15 +202,15 @@ class DirectBackward(BackwardAlgorithm):
         conv_bwd(gy, self.w, *gx.arguments, tile, self.taps, self.by_rows, context.threads)
 
 
-#: The density of gy up to which lists of its nonzero values are faster than dense tiles.  The index is the
-#: number of blocks of channels in gx.
+#: The density of gy up to which its nonzero values alone are faster than dense tiles.  The index is the number
+#: of blocks of channels in gx.
 _MAX_LISTED = (0.0, 0.2, 0.45, 0.6)
-#: With fewer channels in gy than this, making the lists takes a notable share of the time.
+#: With fewer channels in gy than this, to look for nonzero values takes a notable share of the time.
 FEW_OUTPUTS, _MAX_OF_FEW = 48, 0.3
 
 
 def _max_listed(channels: int, outputs: int) -> float:
-    """The density of gy up to which lists are faster, for so many channels in gx and in gy."""
+    """The density of gy up to which nonzero values are faster, for so many channels in gx and in gy."""
     if channels <= LANES:
         return 0.0
     density = _MAX_LISTED[min(3, -(-channels // TILE_CHANNELS))]
@@ -220,7 +220,7 @@ def _max_listed(channels: int, outputs: int) -> float:
 class PointwiseBackward(BackwardAlgorithm):
     """For 1×1 without padding: each pixel of gy times the weights.  Zeros in gy need no weights.
 
-    `max_density`: the density of gy up to which lists are used; None for the measured limit.
+    `max_density`: the density of gy up to which zeros are left out; None for the measured limit.
     """
 
     def __init__(self, w: Floats, window: Window, max_density: float | None) -> None:
