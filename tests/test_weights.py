@@ -168,7 +168,7 @@ def test_a_dense_layer_is_in_memory_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, matmul: bool, copies: int
 ) -> None:
     """Its weights are read into the memory that the kernel reads; MatMul's are turned around on the way."""
-    monkeypatch.setattr(memory, "_LARGE", sys.maxsize)  # tracemalloc sees what NumPy allocates alone
+    monkeypatch.setattr(memory, "_FILLED", sys.maxsize)  # tracemalloc sees what NumPy allocates alone
     path = tmp_path / "net.onnx"
     path.write_bytes(dense(matmul).SerializeToString())
     Explainer(path, cache=False)  # what is imported and cached on first use is not counted

@@ -117,8 +117,7 @@ def conv_pointwise_bwd(
     """Write gx = gy · w, or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
     gy (N, H, W, O), gx (N, H, W, C).  w is packed by `pack` from the transposed weights (C, O, 1, 1).
-    scratch holds `pointwise_scratch`.  Of strips with a density up to `most` only nonzero values are multiplied:
-    0 means none, 1 all.
+    scratch holds `pointwise_scratch`.  In strips with a density up to `most` zeros are left out: 1 means all.
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]

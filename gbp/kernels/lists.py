@@ -1,9 +1,10 @@
-"""The nonzero values of a gradient's pixels: lists of them, and sums of the rows of weights that belong to them.
+"""The nonzero values of a gradient's pixels: lists of them, and sums of the rows of weights they belong to.
 
 Behind a rule's gate a third or less of a gradient is nonzero, and zeros add nothing.  A pixel's list holds
 its nonzero values in the order of channels, and the ends of each GROUP of channels.  Lists pay where the
 values are used several times.  Where they are used once, the bits of a GROUP lead to its nonzero values.
-GROUP rows of SUMMED_BLOCKS blocks of weights fill about a first-level cache, and many pixels use them in turn.
+GROUP rows of SUMMED_BLOCKS blocks of weights fill about a first-level cache, and many pixels use them in
+turn.
 """
 
 from __future__ import annotations

@@ -46,6 +46,26 @@ def test_a_large_array_has_pages_of_its_own_which_go_with_it() -> None:
     assert mapped() - before < 32 * 1024
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="large pages are Linux's")
+@pytest.mark.parametrize(("filled", "pages"), [(0.6, 0), (0.7, 1), (1.3, 1), (1.9, 2), (4, 4)])
+def test_large_pages_are_those_that_an_array_fills(filled: float, pages: int) -> None:
+    size = memory._LARGE_PAGE
+    x = aligned((int(filled * size),), np.uint8)
+    assert asked_for(x.ctypes.data) == pages * size
+
+
+def asked_for(address: int) -> int:
+    """Bytes of the mapping at this address, if it is to have large pages, else 0."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    begins = [i for i, line in enumerate(lines) if line.split(maxsplit=1)[0].count("-") == 1]
+    for i, following in zip(begins, [*begins[1:], len(lines)], strict=True):
+        first, last = (int(end, 16) for end in lines[i].split(maxsplit=1)[0].split("-"))
+        if first <= address < last:
+            flags = next(line for line in lines[i:following] if line.startswith("VmFlags"))
+            return last - first if "hg" in flags.split() else 0
+    raise AssertionError("no mapping")
+
+
 def test_where_the_system_gives_none_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise OSError(12, "Cannot allocate memory")

@@ -3,8 +3,9 @@
 NumPy aligns to 16 bytes only, and a vector across two cache lines costs two loads.
 
 Linux gives memory in pages of 4 KiB unless it is asked for pages of 2 MiB before the memory is first touched.
-A pass over tens of MB in small pages waits for their addresses.  NumPy asks as well, but often in vain: the
-allocator gives it memory that was touched before.  So large arrays have a mapping of their own.
+A core keeps the addresses of some MB of small pages, and waits where a pass touches more.  NumPy asks as
+well, but for larger arrays alone and often in vain: the allocator gives it memory that was touched before.
+So arrays that fill a large page have a mapping of their own.
 """
 
 from __future__ import annotations
@@ -17,30 +18,40 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64
-#: Bytes of a large page.
+#: Bytes of a large page, and how many of them an array must fill to get one: two thirds, because nobody uses
+#: the rest of the page.
 _LARGE_PAGE = 2**21
-#: From so many bytes on, at most a third of the pages is unused.
-_LARGE = 2 * _LARGE_PAGE
+_FILLED = _LARGE_PAGE * 2 // 3
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """An uninitialised C-contiguous array whose first byte is a multiple of ALIGNMENT."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory, alignment = _in_large_pages(nbytes), _LARGE_PAGE
+    memory = _in_large_pages(nbytes)
     if memory is None:
-        memory, alignment = np.empty(nbytes + ALIGNMENT, np.uint8), ALIGNMENT
-    start = -memory.ctypes.data % alignment
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
+        memory = _from(np.empty(nbytes + ALIGNMENT, np.uint8), ALIGNMENT)
+    return memory[:nbytes].view(dtype).reshape(shape)
 
 
 def _in_large_pages(nbytes: int) -> NDArray[np.uint8] | None:
-    """Memory for `nbytes` from a multiple of _LARGE_PAGE on; None where they are few or Linux gives none."""
-    if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    """At least `nbytes` of memory, in large pages what fills them, and the rest in small ones.
+
+    None where nothing fills a large page, or Linux gives none.
+    """
+    pages = (nbytes + _LARGE_PAGE - _FILLED) // _LARGE_PAGE
+    if pages < 1 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:
-        mapping = mmap.mmap(-1, nbytes + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = nbytes + 2 * _LARGE_PAGE  # addresses alone: memory is what is touched
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError):  # NumPy then says how much was asked for
         return None
+    memory = _from(np.frombuffer(mapping, np.uint8), _LARGE_PAGE)
     with suppress(OSError):  # of a kernel without large pages
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapping, np.uint8)
+        mapping.madvise(mmap.MADV_HUGEPAGE, size - memory.size, pages * _LARGE_PAGE)
+    return memory
+
+
+def _from(memory: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """The memory from the first address on that is a multiple."""
+    return memory[-memory.ctypes.data % multiple :]

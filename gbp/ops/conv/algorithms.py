@@ -202,8 +202,8 @@ class DirectBackward(BackwardAlgorithm):
         conv_bwd(gy, self.w, *gx.arguments, tile, self.taps, self.by_rows, context.threads)
 
 
-#: The density of gy up to which its nonzero values alone are faster than dense tiles.  The index is the number
-#: of blocks of channels in gx.
+#: The density of gy up to which its nonzero values alone are faster than dense tiles.  The index is the
+#: number of blocks of channels in gx.
 _MAX_LISTED = (0.0, 0.2, 0.45, 0.6)
 #: With fewer channels in gy than this, to look for nonzero values takes a notable share of the time.
 FEW_OUTPUTS, _MAX_OF_FEW = 48, 0.3
