@@ -152,6 +152,18 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["report", str(MODELS / "demo.onnx"), images[0], "-o", images[0]]) == 2
 
 
+def test_a_refused_command_leaves_no_folder(folder: Path, tmp_path: Path) -> None:
+    broken, image = tmp_path / "broken.png", str(folder / "scene_1.png")
+    broken.write_bytes(b"no image")
+    model, out = str(MODELS / "demo.onnx"), tmp_path / "a" / "b" / "page.html"
+    assert cli.main(["report", model, image, str(broken), "-o", str(out)]) == 2
+    assert cli.main(["report", model, image, "--rule", "vanilla", "--classes", "0", "-o", str(out)]) == 2
+    assert list(tmp_path.iterdir()) == [broken]
+    out.parent.mkdir(parents=True)
+    assert cli.main(["report", model, str(broken), "-o", str(out)]) == 2
+    assert out.parent.is_dir()  # it was there
+
+
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (768, True), (1600, False)])
 def test_in_a_browser(page: Path, width: int, dark: bool) -> None:

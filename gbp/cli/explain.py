@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,20 @@ def make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {str(path.parent)!r}: {error.strerror}.") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Make the folder of a file, and remove it where what is done within raises before a file is there."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:

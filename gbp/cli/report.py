@@ -10,7 +10,7 @@ from typing import Any
 from .. import InputError
 from ..errors import counted, readable_bytes, shown
 from ..methods import METHODS
-from .explain import make_folder
+from .explain import new_folder
 from .methods import rules
 from .options import (
     add_explainer,
@@ -91,8 +91,11 @@ def report(arguments: argparse.Namespace) -> int:
     from .compiling import compile_on_new_machine
 
     explainer = Explainer(arguments.model, **explainer_options(arguments))
-    make_folder(path)
-    with advancing(arguments, len(images)) as progress, compiling_shown(arguments.quiet):
+    with (
+        new_folder(path),
+        advancing(arguments, len(images)) as progress,
+        compiling_shown(arguments.quiet),
+    ):
         compile_on_new_machine(explainer, None if arguments.skip_broken else images[0])
         summary = write_report(
             explainer,
