@@ -110,7 +110,10 @@ _LAZY = {
     "batch": "bulk.run",
 }
 
-__getattr__ = imported_on_first_use(__name__, _LAZY)
+#: Public packages: `gbp.methods.smoothgrad` needs no import of its own.
+_FOLDERS = ("compat", "doubt", "methods")
+
+__getattr__ = imported_on_first_use(__name__, _LAZY, _FOLDERS)
 
 
 def explain(
@@ -131,4 +134,4 @@ def explain(
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_FOLDERS]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def imported_on_first_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+def imported_on_first_use(
+    package: str, modules: Mapping[str, str], folders: Sequence[str] = ()
+) -> Callable[[str], Any]:
     """The `__getattr__` of a package, which imports a name when somebody asks for it (PEP 562).
 
     Parameters
@@ -16,9 +18,13 @@ def imported_on_first_use(package: str, modules: Mapping[str, str]) -> Callable[
         The package's `__name__`.
     modules
         Name → the module of the package that has it, such as "engine.run".
+    folders
+        Packages in the package, which are imported by their own names.
     """
 
     def found(name: str) -> Any:
+        if name in folders:
+            return import_module(f".{name}", package)
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f".{modules[name]}", package), name)

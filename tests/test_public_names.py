@@ -101,10 +101,18 @@ DOCUMENTED = dict(documented())
 
 def test_the_names_are_these() -> None:
     assert gbp.__all__ == NAMES
-    assert dir(gbp) == sorted(NAMES)
+    assert dir(gbp) == sorted([*NAMES, "compat", "doubt", "methods"])
     assert all(hasattr(gbp, name) for name in NAMES)
     with pytest.raises(AttributeError, match="'gbp' has no attribute 'nothing'"):
         _ = gbp.nothing
+
+
+def test_public_packages_need_no_import_of_their_own() -> None:
+    code = (
+        "import gbp; print(gbp.methods.grad_cam.__name__, gbp.doubt.insertion.__name__, gbp.compat.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["grad_cam", "insertion", "gbp.compat"]
 
 
 def test_a_star_imports_them_all() -> None:
