@@ -158,7 +158,7 @@ def test_copies_are_written_where_a_run_reads_them_and_their_map_is_added_there(
     with (
         mock.patch.object(GeneratedSamples, "__array__", side_effect=AssertionError("an array was made")),
         mock.patch("gbp.runtime.tape.Tape._backward", side_effect=Tape._backward, autospec=True) as backward,
-        mock.patch("gbp.methods.noise.add_each", added),
+        mock.patch("gbp.methods.common.add_each", added),
     ):
         assert methods.smoothgrad(explainer, x, samples=5).map.tobytes() == expected.tobytes()
     assert len(seen) == 10

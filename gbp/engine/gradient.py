@@ -12,6 +12,7 @@ from ..limits import computing
 from ..rules import Rule
 from ..runtime.session import Session
 from ..runtime.tape import Reduce, Tape
+from ..runtime.total import Total
 from .engine import GATES, finished
 
 #: Seeds whose largest number is below are multiplied by a power of two.
@@ -65,7 +66,13 @@ class Gradient:
         self._seeds = seeds
 
     def of_run(
-        self, tape: Tape, values: Callable[[], NDArray[np.float32]], reduce: Reduce | None = None
+        self,
+        tape: Tape,
+        values: Callable[[], NDArray[np.float32]],
+        reduce: Reduce | None = None,
+        part: slice = slice(None),
+        weights: NDArray[np.float32] | None = None,
+        total: Total | None = None,
     ) -> NDArray[np.float32]:
         """The gradients of a run's samples.
 
@@ -77,10 +84,16 @@ class Gradient:
             Returns what the tensor holds that the gradients are with respect to.
         reduce
             As for `Run.vjp`.
+        part
+            Which of the K seeds are asked about.
+        weights
+            float32 (N,): a positive factor for each sample's gradient; None for 1.
+        total
+            As for `Session.vjp`.  The rule has no `finish`, and seeds were given for all samples.
 
         Returns
         -------
-        float32 (N, K, …); or what `reduce` returns.
+        float32 (N, K, …), or (1, K, …) with `total`; or what `reduce` returns.
 
         Raises
         ------
@@ -90,11 +103,14 @@ class Gradient:
         rule, worth = self._rule, self._worth
         with self._session.device.turn(), computing():
             early = reduce if rule.finish is None and worth is None else None
-            seeds = self._seeds[: tape.n]
-            gradient = self._session.vjp(tape, self._gate, seeds, self._of, self._wrt, early)
+            seeds = self._seeds[: tape.n, part]
+            if weights is not None:
+                seeds = seeds * weights.reshape(-1, *(1,) * (seeds.ndim - 1))
+            gradient = self._session.vjp(tape, self._gate, seeds, self._of, self._wrt, early, total)
             overflows, tape.is_finite = not tape.is_finite, True
             if worth is not None:
-                gradient *= worth[: tape.n].reshape(-1, worth.shape[1], *(1,) * (gradient.ndim - 2))
+                own = worth[: tape.n, part]
+                gradient *= own.reshape(*own.shape, *(1,) * (gradient.ndim - 2))
         if rule.finish is not None:
             gradient = finished(rule, gradient, values())
         if reduce is not None and early is None:

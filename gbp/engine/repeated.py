@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices.base import GeneratedSamples
+from ..errors import OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import computing
 from ..rules import Rule
+from ..runtime.total import Total
 from .gradient import Gradient
 from .network import Network
 from .notes import refuse_meaningless
@@ -62,11 +64,12 @@ class Repeated:
         self._session = network._engine.sessions.of(shape, () if of is None else (of,), rule.rewrite)
         refuse_meaningless(rule, self._session.plan)
         self._gradient = Gradient(rule, self._session, seeds, of, None, max_samples)
-        self._max_samples = max_samples
+        self.max_samples, self._of = max_samples, of
+        self._adds_up = rule.finish is None
 
     def workers(self) -> int:
         """How many threads should ask at the same time, for `max_samples` each; see `Session.at_once`."""
-        return self._session.at_once(self._max_samples, self._k)
+        return self._session.at_once(self.max_samples, self._k)
 
     def __call__(self, count: int, write: Write, take: Take) -> None:
         """Run samples forward, and their gradients back to the input.
@@ -95,7 +98,57 @@ class Repeated:
             for _ in session.fitting(part, lambda some: self._ask(x[some], some.start, take)):
                 pass
 
-    def _ask(self, x: GeneratedSamples, offset: int, take: Take) -> None:
+    def adds_up(self, count: int) -> bool:
+        """Whether `total` of so many samples is faster than their gradients one by one."""
+        return self._adds_up and self._session.adds_up(count, self._k, self._of)
+
+    def total(self, count: int, write: Write, take: Take, weights: NDArray[np.float32] | None) -> None:
+        """Run samples forward, and the sum of their gradients back to the input.
+
+        Parameters
+        ----------
+        count, write
+            As for a call; `adds_up`, and at most `max_samples`.
+        take
+            Is given 0, the sum of all gradients (1, K, …), and all scores (count, classes).
+        weights
+            float32 (count,): a positive factor for each sample's gradient; None for 1.
+
+        Raises
+        ------
+        InputError, ModelError
+            As a call.
+        """
+        x, session = GeneratedSamples((count, *self._shape), write), self._session
+        if len([*session.slices(count, self._k, None)]) == 1:
+            try:
+                self._ask(x, 0, take, weights, Total(self._k))
+            except OutOfMemoryError:
+                pass
+            else:
+                return
+            session.pool.clear()  # outside the handler: the error holds references to the memory
+        totals, scores = [session.total_of_runs(self._of) for _ in range(self._k)], []
+        for n in range(count):
+            with session.device.turn(), computing():
+                tape = session.run(x[n : n + 1], n)
+            own = None if weights is None else weights[n : n + 1]
+            with tape:
+                gradients = [
+                    self._gradient.of_run(tape, lambda: np.asarray(x), None, slice(k, k + 1), own, total)
+                    for k, total in enumerate(totals)
+                ]
+            scores.append(tape.scores)
+        take(0, np.concatenate(gradients, axis=1), np.concatenate(scores))
+
+    def _ask(
+        self,
+        x: GeneratedSamples,
+        offset: int,
+        take: Take,
+        weights: NDArray[np.float32] | None = None,
+        total: Total | None = None,
+    ) -> None:
         """Ask about samples that fit into memory."""
         with self._session.device.turn(), computing():
             tape = self._session.run(x, offset)
@@ -105,7 +158,8 @@ class Repeated:
             return np.empty((len(x), 1, 0), np.float32)
 
         with tape:
-            if self._k == 1:
-                self._gradient.of_run(tape, lambda: np.asarray(x), taken)
-            else:  # `taken` would be given some at a time, where the memory does not hold all K
-                taken(self._gradient.of_run(tape, lambda: np.asarray(x)))
+            # Where the memory does not hold all K, `taken` would be given some at a time.
+            early = taken if self._k == 1 else None
+            found = self._gradient.of_run(tape, lambda: np.asarray(x), early, weights=weights, total=total)
+            if early is None:
+                taken(found)

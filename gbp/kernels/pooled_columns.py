@@ -9,6 +9,10 @@ than a core's second-level cache.  Here a row of gz is computed, then its column
 wait for no more columns, so none of them leaves that cache.  A part of the work is a run of rows of gx.
 Columns that two parts need are computed by both, so parts are large (`split`), and windows that overlap in
 more than one row had better take the three kernels.
+
+All behind gz is the same linear function for all samples, so the sum of several samples' gx is that of the
+sum of their gz.  Where only such a sum is asked for, a row of gz is added up over the samples, and the
+columns are computed once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
-from .codegen.views import copy_run, part_of, targets_of
+from .codegen.views import add_run, copy_run, part_of, targets_of
 from .columns import sum_row
 from .conv_pointwise import STRIP, STRIP_SUMS, is_sparse, multiply_strip, pointwise_scratch
 from .epilogue import Plane, backward, plane_of
@@ -38,8 +42,8 @@ def _held(taps: Taps) -> int:
 
 
 def pooled_columns_scratch(W: int, O: int, columns: int, taps: Taps, threads: int) -> int:
-    """Floats of scratch: for each thread, that of a strip, a row of gz (W, O), and rows of `columns` each."""
-    return threads * (pointwise_scratch(1) + W * O + _held(taps) * W * columns)
+    """Floats of scratch: for each thread a strip's, two rows of gz (W, O), and rows of `columns` each."""
+    return threads * (pointwise_scratch(1) + 2 * W * O + _held(taps) * W * columns)
 
 
 _rows_held = device_function(_held)
@@ -86,6 +90,9 @@ def pooled_columns_bwd(
 ) -> None:
     """Write the gradient of the convolution's input to gx, or add it with `accumulate`; then apply the gate.
 
+    Where gy has several times as many rows as gx, row r of gx is the sum over rows r, r + len(gx), … of gy.
+    They are added up in this order.
+
     gy and switches are of the pool's windows, and gz_mask and gz_gate of the rectifier between the
     convolution and the pool.  w is the convolution's as `conv_pointwise_bwd` takes it for columns, taps its
     window, not dilated along rows, and height and width are the sides of its result.  scratch holds
@@ -96,9 +103,10 @@ def pooled_columns_bwd(
     line = width * size
     windows = Plane(0, 0, 4 * line, 4 * size, height, width, size)
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
-    strip = address_of(scratch) + share.slot * (STRIP_SUMS + 4 * (width * O + held * line))
+    strip = address_of(scratch) + share.slot * (STRIP_SUMS + 4 * (2 * width * O + held * line))
     gz = strip + STRIP_SUMS
-    columns = gz + 4 * width * O
+    term = gz + 4 * width * O
+    columns = term + 4 * width * O
     last, first, stop = -1, 0, 0  # the row of the batch whose rows first … stop − 1 of columns are held
     for row in range(*part_of(len(gx) * H, share, threads)):
         n, h = row // H, row % H
@@ -110,6 +118,9 @@ def pooled_columns_bwd(
                 copy_run(columns + 4 * (oh - first) * line, columns, (stop - oh) * line)
                 first = oh
             unpool_row(gy, switches, gz_mask, gz_gate, gz, 4 * O, (width, O), 0, pool, n, stop)
+            for k in range(n + len(gx), len(gy), len(gx)):
+                unpool_row(gy, switches, gz_mask, gz_gate, term, 4 * O, (width, O), 0, pool, k, stop)
+                add_run(term, gz, width * O)
             _row_of_columns(
                 gz, width, O, address_of(w), most, strip, columns + 4 * (stop - first) * line, size
             )

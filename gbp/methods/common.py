@@ -28,6 +28,8 @@ from ..rules import Rule, rule_named
 #: few enough that what is computed of them, about ten times as much, stays in a processor's caches.
 _MAX_COPIES = 32
 _MAX_BYTES = 7 * 2**20
+#: Blocks of copies whose maps are added up come in so many.
+_BLOCKS = 4
 #: Numbers of sums that are added to together.
 _PIECE = 2**15
 
@@ -202,23 +204,104 @@ def of_copies(
         call at a time, not always by this thread.  Maps have the device's order in memory, and sums in the
         same order are fastest.
     """
+    _one_by_one(_asked(explainer, x, questions, rule), copies, range(count), add)
+
+
+def mean_of_copies(
+    explainer: Explainer,
+    x: NDArray[np.float32],
+    copies: Copies,
+    count: int,
+    weights: NDArray[np.float64] | None,
+    questions: Questions,
+    rule: str | Rule,
+    look: Callable[[NDArray[np.float32]], None],
+) -> NDArray[np.float64]:
+    """The mean map of copies of one sample, one forward run each.
+
+    Where their maps can be added up before they are maps (`Route.adds_up`), that is done for blocks of
+    copies.  How many these are depends on the copies alone, because it changes last bits.
+
+    Parameters
+    ----------
+    explainer, x, copies, count, questions, rule
+        As for `of_copies`.
+    weights
+        float64 (count,), positive and with a sum of 1: that of each copy; None for equal weights.
+    look
+        Is called with the scores (m, classes) of the copies, in order, by any thread.
+
+    Returns
+    -------
+    float64 (K, …), in the device's order in memory.
+    """
+    ask = _asked(explainer, x, questions, rule)
+    factors = None if weights is None else weights * count
+    block, blocks = _blocks(count, ask.max_samples)
+    blocks = blocks if ask.adds_up(block) else 0
+    in_blocks = block * blocks
+    total, term = np.empty(0), np.empty(0)
+
+    def add(maps: NDArray[np.float32], scores: NDArray[np.float32], own: NDArray[np.float64] | None) -> None:
+        nonlocal total, term
+        look(scores)
+        if not total.size:  # in the memory order of the maps
+            total = np.zeros_like(maps[0], np.float64)
+            term = np.empty_like(total) if factors is not None else term
+        if own is None:
+            add_each(total, list(maps))
+            return
+        for one, factor in zip(maps, own, strict=True):
+            total += np.multiply(one, factor, out=term)
+
+    turns = InTurn(lambda _, maps, scores: add(maps, scores[0], None))
+
+    def compute(number: int, part: slice, write: Write) -> None:
+        own = None if factors is None else factors[part].astype(np.float32)
+        ask.total(block, write, lambda _, maps, scores: turns.bring(number, maps, scores[None]), own)
+
+    def works() -> Iterator[Callable[[], None]]:
+        for number in range(blocks):
+            part = slice(block * number, block * (number + 1))
+            yield partial(compute, number, part, copies(part))
+
+    for _ in in_order(works(), ask.workers()):
+        pass
+
+    def add_rest(i: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        own = slice(in_blocks + i, in_blocks + i + len(maps))
+        add(maps, scores, None if factors is None else factors[own])
+
+    _one_by_one(ask, copies, range(in_blocks, count), add_rest)
+    total /= count
+    return total
+
+
+def _asked(explainer: Explainer, x: NDArray[np.float32], questions: Questions, rule: str | Rule) -> Repeated:
+    """The question to copies of a sample."""
     k, size = questions.targets.shape[1], elements(x.shape)
     max_copies = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    ask = Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, max_copies)
-    workers, turns = ask.workers(), InTurn(add)
-    alone = count - _left_over(count, workers)
+    return Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, max_copies)
+
+
+def _one_by_one(ask: Repeated, copies: Copies, which: range, add: Take) -> None:
+    """Explain these of the copies, the last ones, and call `add` as `of_copies` does; it counts from 0."""
+    workers, turns, begin = ask.workers(), InTurn(add), which.start
+    left = min(len(which), _left_over(which.stop, workers))
+    alone = which.stop - left
     # They share the caches; but one copy at a time would read the weights too often.
-    step = _even(alone, max(min(max_copies, 2), -(-max_copies // workers)), workers)
+    step = _even(alone - begin, max(min(ask.max_samples, 2), -(-ask.max_samples // workers)), workers)
 
     def compute(part: slice, write: Write) -> None:
-        ask(part.stop - part.start, write, lambda i, *found: turns.bring(part.start + i, *found))
+        first = part.start - begin
+        ask(part.stop - part.start, write, lambda i, *found: turns.bring(first + i, *found))
 
     def works(begin: int, end: int) -> Iterator[Callable[[], None]]:
         for start in range(begin, end, step):
             part = slice(start, min(start + step, end))
             yield partial(compute, part, copies(part))
 
-    for _ in chain(in_order(works(0, alone), workers), in_order(works(alone, count), 1)):
+    for _ in chain(in_order(works(begin, alone), workers), in_order(works(alone, which.stop), 1)):
         pass
 
 
@@ -233,6 +316,16 @@ def add_each(total: NDArray[np.float64], terms: Sequence[NDArray[Any]]) -> None:
         part = slice(start, start + _PIECE)
         for term in each:
             flat[part] += term[part]
+
+
+def _blocks(count: int, max_copies: int) -> tuple[int, int]:
+    """Blocks of up to `max_copies` copies: their size, and how many there are, a multiple of `_BLOCKS`.
+
+    Fewer copies than that remain.  Size and number depend on nothing else, and the workers have equal shares
+    where there are two or four.
+    """
+    blocks = _BLOCKS * (count // (_BLOCKS * (max_copies + 1)) + 1)
+    return count // blocks, blocks
 
 
 def _left_over(count: int, workers: int) -> int:
@@ -256,4 +349,4 @@ def _even(count: int, largest: int, workers: int) -> int:
         return rounds * size + min(rest, size)
 
     sizes = range(min(largest, count) // 2 + 1, min(largest, count) + 1)
-    return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=count)
+    return min(sizes, key=lambda size: (largest_share(size), count % size > 0, -size), default=1)

@@ -33,7 +33,7 @@ from ..pictures.percent import whole_percent
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule
-from .common import Copies, Questions, add_each, explained, of_copies, with_details
+from .common import Copies, Questions, add_each, explained, mean_of_copies, of_copies, with_details
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
 Noise: TypeAlias = float | NDArray[Any]
@@ -200,10 +200,15 @@ def _noisy(
         x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int, images: int
     ) -> tuple[NDArray[np.float32], float]:
         """A sample's map, and the share of its copies in which its best class stayed the best."""
-        sums, made = _Sums(statistic.reads_squares, int(scores.argmax())), copies.of(x, index, images)
-        of_copies(explainer, x, made, copies.count, questions, rule, sums.add)
+        sums, made, count = _Sums(int(scores.argmax())), copies.of(x, index, images), copies.count
+        if statistic.reads_squares:
+            of_copies(explainer, x, made, count, questions, rule, sums.add)
+            means = sums.means(count)
+        else:
+            mean = mean_of_copies(explainer, x, made, count, None, questions, rule, sums.look)
+            means = mean, mean
         with np.errstate(over="ignore", invalid="ignore"):  # `explained` looks at the result
-            return statistic.of(*sums.means(copies.count)).astype(np.float32), sums.same / copies.count
+            return statistic.of(*means).astype(np.float32), sums.same / count
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         run.close()  # its memory serves the copies
@@ -223,32 +228,33 @@ def _noisy(
 
 
 class _Sums:
-    """Sums over copies: of their maps, in float64, in the order that maps have in memory.
+    """Sums over copies: of their maps and these squared, in float64, in the order that maps have in memory.
 
     Parameters
     ----------
-    squares
-        Whether the squares of maps are added, too.
     best
         The sample's best class.
     """
 
-    def __init__(self, squares: bool, best: int) -> None:
-        self._adds_squares, self._best = squares, best
+    def __init__(self, best: int) -> None:
+        self._best = best
         #: In how many copies the best class stayed the best.
         self.same = 0
         self._total, self._squares, self._square = np.empty(0), np.empty(0), np.empty(0)
 
     def add(self, offset: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
         """Add maps (m, …) and scores (m, classes) of copies, from index `offset` on."""
-        self.same += int(np.count_nonzero(scores.argmax(axis=1) == self._best))
+        self.look(scores)
         if offset == 0:
             self._total = np.zeros_like(maps[0], np.float64)
-            if self._adds_squares:
-                self._squares, self._square = np.zeros_like(self._total), np.zeros_like(self._total)
+            self._squares, self._square = np.zeros_like(self._total), np.zeros_like(self._total)
         add_each(self._total, list(maps))
-        for one in maps if self._adds_squares else ():
+        for one in maps:
             self._squares += np.multiply(one, one, out=self._square, dtype=np.float64)
+
+    def look(self, scores: NDArray[np.float32]) -> None:
+        """Look at the scores (m, classes) of copies."""
+        self.same += int(np.count_nonzero(scores.argmax(axis=1) == self._best))
 
     def means(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The mean of all maps, so many, and that of their squares, in place of the sums."""

@@ -25,7 +25,7 @@ from ..inputs import Images
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule, rule_named
-from .common import Questions, explained, of_copies, with_details
+from .common import Questions, explained, mean_of_copies, with_details
 
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -122,19 +122,9 @@ def integrated_gradients(
 
             return write
 
-        total = product = np.empty(0)
-
-        def add(offset: int, maps: NDArray[np.float32], _: NDArray[np.float32]) -> None:
-            nonlocal total, product
-            if offset == 0:  # in the memory order of the maps
-                total = np.zeros_like(maps[0], np.float64)
-                product = np.empty_like(total)
-            for weight, one in zip(weights[offset : offset + len(maps)], maps, strict=True):
-                total += np.multiply(one, weight, out=product)
-
-        of_copies(explainer, x, copies, count, questions, rule, add)
-        total *= way
-        return total
+        mean = mean_of_copies(explainer, x, copies, count, weights, questions, rule, lambda scores: None)
+        mean *= way
+        return mean
 
     def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         after = questions.values(run)

@@ -263,7 +263,8 @@ class Step(ABC):
         between
             The mask and the gate of y.  Its array is NO_TENSOR.
         gx, context
-            As for `vjp`.
+            As for `vjp`.  Where gy has several times as many rows as gx, row r of gx is the sum over rows r,
+            r + len(gx), … of gy.
         """
         raise TypeError(f"{type(self).__name__} takes in no step")
 

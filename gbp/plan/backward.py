@@ -108,6 +108,18 @@ class Route:
     arena: Arena
     macs: int
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether the last instruction can give the sum of several samples' gradients in one go.
+
+        So it is where the first layer is a convolution whose vjp goes together with that of the max-pool
+        behind it (`BackwardInstruction.maker`).  Switches and mask make what the pool passes on differ from
+        sample to sample.  The convolution's vjp is the same linear function for all, so the sum may be taken
+        before it.
+        """
+        maker = self.instructions[-1].maker if self.instructions else None
+        return maker is not None and maker.inputs == (GradientWrite(self.end.name, False, None),)
+
 
 def route_between(
     instructions: Sequence[Instruction],

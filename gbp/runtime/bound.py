@@ -15,6 +15,7 @@ from ..plan.backward import BackwardInstruction, GradientWrite, Route
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from .memory import Buffers
+from .total import Total
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def go_back(
     masks: Mapping[str, Array],
     gate: Gate,
     threads: int,
+    total: Total | None = None,
 ) -> None:
     """Run instructions of a backward pass.
 
@@ -110,6 +112,8 @@ def go_back(
         The gate of the rule.
     threads
         How many threads a kernel may use.
+    total
+        How the last instruction adds up the gradients of all samples; None where it does not.
     """
     arrays = memory.arrays
 
@@ -138,6 +142,8 @@ def go_back(
         made = bound[backward.maker.instruction]
         maker, ends = made.instruction.step, tuple(map(slot_of, backward.maker.inputs))
         own = replace(made.context, threads=threads, scratch=memory.scratch)
+        if total is not None and backward is instructions[-1]:
+            return total.through(maker, step, gy, context, gx[0], ends, own)
         vjp = partial(maker.vjp_through, step, gy, context, gx[0], ends, own)
         return vjp, step.repeats_back and maker.repeats_back
 

@@ -19,6 +19,7 @@ from ..plan.plan import Plan
 from .bound import BoundInstruction, bind, contexts_of, go_back, of_samples, start_backward
 from .garbage import collected_later
 from .memory import Buffers, masks_of
+from .total import Total, TotalOfRuns
 
 #: Floats and multiply-adds of a backward pass that one thread computes before a helper has woken up.
 _SHORT = 2**18
@@ -57,8 +58,11 @@ class Forward:
     backward: Buffers | None
 
     def __post_init__(self) -> None:
-        #: Repeaters of the backward pass, by memory and gate, for as long as the pool keeps the memory.
-        self._again_backward: WeakKeyDictionary[Buffers, dict[Gate, Repeater]] = WeakKeyDictionary()
+        #: Repeaters of the backward pass, by memory, gate and whether maps are added up, for as long as the
+        #: pool keeps the memory.
+        self._again_backward: WeakKeyDictionary[Buffers, dict[tuple[Gate, bool], Repeater]] = (
+            WeakKeyDictionary()
+        )
 
     @classmethod
     @collected_later()
@@ -102,7 +106,7 @@ class Forward:
             piece.entry.write(x[piece.samples])
             piece.run()
 
-    def run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
+    def run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None = None) -> None:
         """Run a backward pass.
 
         Parameters
@@ -113,22 +117,28 @@ class Forward:
             From which tensor to which.
         gate
             The gate of the rule.
+        total
+            How the gradients of all samples are added up; None where they are not.
         """
-        self.repeater(memory, gate)(lambda: self._run_backward(memory, route, gate))
+        if isinstance(total, TotalOfRuns):  # another one in each call
+            self._run_backward(memory, route, gate, total)
+            return
+        again = self.repeater(memory, gate, total is not None)
+        again(lambda: self._run_backward(memory, route, gate, total))
 
-    def repeater(self, memory: Buffers, gate: Gate) -> Repeater:
+    def repeater(self, memory: Buffers, gate: Gate, adds_up: bool = False) -> Repeater:
         """The repeater of a backward pass on this memory."""
         again = self._again_backward.setdefault(memory, {})
-        if gate not in again:
-            again[gate] = self.device.repeater()
-        return again[gate]
+        if (gate, adds_up) not in again:
+            again[gate, adds_up] = self.device.repeater()
+        return again[gate, adds_up]
 
     @collected_later()
-    def _run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
+    def _run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None) -> None:
         threads = self.threads_for(memory, route)
         seed, leaving = memory.ends(route, self.device, self.threads)
         start_backward(self.plan, memory, route, seed, threads)
-        go_back(self.plan, route.instructions, memory, self.bound, self.masks, gate, threads)
+        go_back(self.plan, route.instructions, memory, self.bound, self.masks, gate, threads, total)
         for part in route.zeros:
             clear(memory.at(part), threads)
         leaving.settle()

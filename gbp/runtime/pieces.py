@@ -25,6 +25,7 @@ from .bound import bind, contexts_of, go_back, of_samples, start_backward
 from .forward import Forward, Piece
 from .garbage import collected_later
 from .memory import Buffers, masks_of
+from .total import Total
 
 
 class _Gathered(Exit):
@@ -131,11 +132,12 @@ class InPieces(Forward):
         for run in self.bound[self.plan.tail.first :]:
             perform(run.forward, run.instruction.step.repeats)
 
-    def run_backward(self, memory: Buffers, route: Route, gate: Gate) -> None:
+    def run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None = None) -> None:
         is_in_pieces = memory is self.backward
         if not is_in_pieces:  # memory of all samples, as for several targets each
-            super().run_backward(memory, route, gate)
+            super().run_backward(memory, route, gate, total)
             return
+        assert total is None  # asked of runs that the memory holds whole
         self.repeater(memory, gate)(lambda: self._go_back_to_pieces(memory, route, gate))
         self.gathered.found = []
         for k, (back, leaving) in enumerate(self.gradients):

@@ -20,6 +20,7 @@ from ..plan.plan import Plan, Rewrite
 from .locks import give_lock
 from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, steps
+from .total import Total, TotalOfRuns
 
 T = TypeVar("T")
 
@@ -154,6 +155,12 @@ class Session:
             tape.n, count, self.plan.backward, lambda part: tape.backward(gate, targets[:, part])
         )
 
+    def route(self, of: str | None, wrt: str | None) -> Route | None:
+        """The backward pass from one tensor to another, made on first use: see `Plan.route`."""
+        if (of, wrt) not in self.routes:
+            self.routes[of, wrt] = self.plan.route(of, wrt)
+        return self.routes[of, wrt]
+
     def vjp(
         self,
         tape: Tape,
@@ -162,6 +169,7 @@ class Session:
         of: str | None,
         wrt: str | None,
         reduce: Reduce | None = None,
+        total: Total | None = None,
     ) -> NDArray[np.float32]:
         """Gradients of Σ seed · tensor, as many seeds at a time as the memory holds.
 
@@ -177,15 +185,17 @@ class Session:
             As for `Plan.route`.
         reduce
             As for `Tape.vjp`.
+        total
+            As for `Tape.vjp`; only for a route that adds up, and as many seeds as the memory holds.
 
         Returns
         -------
         float32 (n, K, …), each in the shape of `wrt`; or what `reduce` returns.
         """
-        if (of, wrt) not in self.routes:
-            self.routes[of, wrt] = self.plan.route(of, wrt)
-        route, (n, count) = self.routes[of, wrt], seeds.shape[:2]
+        route, (n, count) = self.route(of, wrt), seeds.shape[:2]
         is_same = of == wrt is not None
+        if route is not None and total is not None:
+            return tape.vjp(gate, route, seeds, reduce, total)
         if route is not None and not is_same:
             return self._in_parts(n, count, route, lambda part: tape.vjp(gate, route, seeds[:, part], reduce))
         gradient = seeds if is_same else np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
@@ -216,6 +226,31 @@ class Session:
         if not self.device.is_host or nbytes < max(_LEAST_AT_ONCE, 4 * self.plan.weights):
             return 1
         return max(1, min(self.threads, room // (nbytes + self.scratch_bytes)))
+
+    def adds_up(self, samples: int, targets: int, of: str | None) -> bool:
+        """Whether so many samples are best explained by one run that adds up their maps (`Route.adds_up`).
+
+        Whatever the memory and the threads are, because it changes last bits.  A run of tiny samples had
+        better have more of them.
+
+        Parameters
+        ----------
+        samples, targets
+            The size of the run.
+        of
+            The tensor of the seeds, or None for the scores.
+        """
+        route = self.route(of, None)
+        is_worth_a_run = self.plan.nbytes(samples, targets) >= _LEAST_AT_ONCE
+        return samples > 1 and route is not None and route.adds_up and is_worth_a_run
+
+    def total_of_runs(self, of: str | None) -> TotalOfRuns:
+        """A new sum over runs of one sample, whose memory one sample needs; `of`: as for `adds_up`."""
+        route = self.route(of, None)
+        assert route is not None
+        maker = route.instructions[-1].maker
+        assert maker is not None
+        return TotalOfRuns(self.plan.tensors[self.plan.instructions[maker.instruction].output].shape)
 
     @cached_property
     def scratch_bytes(self) -> int:

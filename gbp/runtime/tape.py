@@ -24,6 +24,7 @@ from ..plan.plan import Plan
 from .forward import Forward
 from .memory import Buffers, MemoryPool
 from .pieces import InPieces
+from .total import Total
 
 #: A function of an array of the run, which may not keep it: it is overwritten later.
 Reduce: TypeAlias = Callable[[Floats], Floats]
@@ -120,7 +121,14 @@ class Tape:
 
         return self._backward(gate, plan.backward, k, write)
 
-    def vjp(self, gate: Gate, route: Route, seeds: Floats, reduce: Reduce | None = None) -> Floats:
+    def vjp(
+        self,
+        gate: Gate,
+        route: Route,
+        seeds: Floats,
+        reduce: Reduce | None = None,
+        total: Total | None = None,
+    ) -> Floats:
         """Run a backward pass for every seed, all K of a sample as one batch.
 
         Parameters
@@ -133,17 +141,20 @@ class Tape:
             float32 (N, K, …): gradients of the route's start, in the file's order of axes.
         reduce
             A function of what would be returned, while it is in the run's memory.
+        total
+            How the gradients of all samples are added up; None where they are not.
 
         Returns
         -------
-        The gradients of its end, float32 (N, K, …), in the file's order of axes; or what `reduce` returns.
+        The gradients of its end, float32 (N, K, …), in the file's order of axes, or (1, K, …) with `total`;
+        or what `reduce` returns.
         """
         k, order = seeds.shape[1], (0, *route.start.order)
 
         def write(seed: Floats) -> None:
             self._device.write(seeds.reshape(-1, *seeds.shape[2:]).transpose(order), seed)
 
-        return self._backward(gate, route, k, write, reduce)
+        return self._backward(gate, route, k, write, total, reduce)
 
     def _backward(
         self,
@@ -151,6 +162,7 @@ class Tape:
         route: Route,
         k: int,
         write: Callable[[Floats], None],
+        total: Total | None = None,
         reduce: Reduce | None = None,
     ) -> Floats:
         """One backward pass for k seeds a sample, which `write` writes in memory order."""
@@ -163,15 +175,16 @@ class Tape:
         with self._device.running(self._threads):
             seed, leaving = memory.ends(route, self._device, self._threads)
             write(seed)
-            if reduce is None:
+            if reduce is None and total is None:
                 leaving.prepare()
-            forward.run_backward(memory, route, gate)
-            if reduce is None:
+            forward.run_backward(memory, route, gate, total)
+            if reduce is None and total is None:
                 maps, finite = leaving.read()
                 maps = maps.reshape(self.n, k, *maps.shape[1:])
             else:
                 found = leaving.look()
-                maps = np.array(reduce(found.reshape(self.n, k, *found.shape[1:])))
+                found = found.reshape(self.n, k, *found.shape[1:])[: self.n if total is None else 1]
+                maps = np.array(found if reduce is None else reduce(found))
                 finite = not maps.size or is_finite(maps)  # empty where `reduce` took what it needs
         self.is_finite &= finite
         if memory is not forward.backward:

@@ -91,3 +91,10 @@ def test_pooled_columns(name: str, gate: Gate, most: float) -> None:
     conv_pointwise_bwd(middle, packed, NO_MASK, OPEN, summed, 0, memory, most, 2)
     col2im(summed, NO_MASK, OPEN, apart, 0, taps, 2)
     assert_same_bits(together, apart)
+
+    # The sum of the two samples, for each of three targets.
+    total, once = np.empty((2, 3, *size, C), np.float32)
+    run(gy, slice(0, 2), NO_MASK, OPEN, total, 0, 2)
+    conv_pointwise_bwd(middle[:3] + middle[3:], packed, NO_MASK, OPEN, summed[:3], 0, memory, most, 2)
+    col2im(summed[:3], NO_MASK, OPEN, once, 0, taps, 2)
+    assert_same_bits(total, once)

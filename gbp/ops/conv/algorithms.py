@@ -296,7 +296,7 @@ class ColumnsBackward(BackwardAlgorithm):
         gx: GradientSlot,
         context: Context,
     ) -> None:
-        """The same from the gradient of a max-pool behind the convolution.  `between`: see `vjp_through`."""
+        """The same from the gradient of a max-pool behind the convolution: see `Step.vjp_through`."""
         _, height, width, _ = self.columns
         scratch = context.scratch[: self._pooled_scratch(context.threads)]
         gate = between.mask, between.gate, self.w
