@@ -58,24 +58,36 @@ def run(*arguments: object, cwd: Path, environment: Mapping[str, str] | None = N
 
 
 @pytest.fixture(scope="module")
-def online(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skip where pip reaches no package index: builds and empty environments are filled from it."""
+def installer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What fills the environments of builds from a package index: uv, or pip, which takes longer.
+
+    Skips where neither reaches one.
+    """
     for tool in ("build", "twine"):
         if find_spec(tool) is None:
             pytest.skip(f"{tool} is not installed; the extra dev has it")
-    folder = tmp_path_factory.mktemp("pip")
-    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "setuptools")
-    if subprocess.run([*pip, "-d", str(folder)], capture_output=True, check=False, timeout=300).returncode:
-        pytest.skip("pip reaches no package index here")
+    folder = tmp_path_factory.mktemp("index")
+    python = sys.executable
+    commands = {
+        "uv": ("uv", "pip", "install", "--no-deps", "--python", python, "--target", folder, "setuptools"),
+        "pip": ("pip", "download", "--no-deps", "--retries", "1", "-d", folder, "setuptools"),
+    }
+    for tool, command in commands.items():
+        if find_spec(tool) is not None:
+            done = subprocess.run([python, "-m", *command], capture_output=True, check=False, timeout=300)
+            if done.returncode == 0:
+                return tool
+    pytest.skip("neither uv nor pip reaches a package index here")
 
 
 @pytest.fixture(scope="module")
-def built(online: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def built(installer: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The wheel, made from the sdist, and the sdist."""
     folder = tmp_path_factory.mktemp("build")
     outputs = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out")
     shutil.copytree(ROOT, folder / "source", ignore=outputs)
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source", cwd=folder)
+    options = ("--installer", installer, "--outdir", folder / "dist")
+    run(sys.executable, "-m", "build", *options, folder / "source", cwd=folder)
     (wheel,) = (folder / "dist").glob("*.whl")
     (sdist,) = (folder / "dist").glob("*.tar.gz")
     return wheel, sdist

@@ -9,6 +9,7 @@ import pytest
 from harness import (
     NO_MASK,
     ON_CARD,
+    THREADS,
     Guarded,
     assert_close,
     assert_same_bits,
@@ -85,12 +86,12 @@ def check_resampled(run: Any, gy: Any, expected: Any) -> None:
     for gate in (OPEN, Gate(1, 0), Gate(0, 1), Gate(1, 1)):
         for accumulate in (0, 1):
             outputs = []
-            for threads in (1, 2):
+            for threads in THREADS:
                 gx = started.copy() if accumulate else whole(expected.shape)
                 mask = bits_of(before > 0) if gate.forward else NO_MASK
                 run(gy, slice(0, 2), mask, gate, gx, accumulate, threads)
                 outputs.append(gx)
-            assert_same_bits(*outputs)
+            assert_same_bits(outputs[0], outputs[-1])
             flowing = expected + accumulate * started
             passes = (np.repeat(before, 3, axis=0) > 0) | (not gate.forward)
             passes &= (flowing > 0) | (not gate.gradient)
@@ -162,10 +163,10 @@ def check_gradient(run: Any, expected: Any) -> None:
     """Threads change no bit, and `accumulate` adds."""
     started = noise(*expected.shape, seed=8)
     for accumulate in (0, 1):
-        outputs = [started.copy() if accumulate else whole(expected.shape) for _ in range(2)]
-        for threads, gx in enumerate(outputs, 1):
+        outputs = [started.copy() if accumulate else whole(expected.shape) for _ in THREADS]
+        for threads, gx in zip(THREADS, outputs, strict=True):
             run(gx, accumulate, threads)
-        assert_same_bits(*outputs)
+        assert_same_bits(outputs[0], outputs[-1])
         assert_close(outputs[0], expected + accumulate * started)
 
 
