@@ -267,7 +267,7 @@ def _replaced(arg: Any, moved: dict[int, NDArray[Any]]) -> Any:
 
 
 class Guards:
-    """Has kernels called so before each call of them, and every step given the scratch that it asked for.
+    """Has each kernel called on guarded copies before it is called, and scratch cut to what a step asked for.
 
     Parameters
     ----------
@@ -279,80 +279,106 @@ class Guards:
 
     def __init__(self, ends: Sequence[str], alike: int) -> None:
         self.calls, self.guarded = 0, Counter[str]()
+        self._ends, self._alike = ends, alike
         self._seen: Counter[Hashable] = Counter()
-        from agreement import from_cache
+        self._is_called = threading.local()
+        self._guard_kernels()
+        _guard_memory()
+        _cut_scratch()
 
-        from gbp.devices import cpu
+    def _guard_kernels(self) -> None:
+        """Have kernels called through `_guarded_call`, and in no other way."""
         from gbp.kernels.codegen.jit import Kernel
-        from gbp.kernels.parallel import program
-        from gbp.ops.conv.algorithms import Algorithm
-        from gbp.ops.step import Step
-        from gbp.packed.plans import Plans
-        from gbp.runtime.bound import BoundInstruction
 
-        call, submit, plan_of, recording = Kernel.__call__, Kernel.submit, Plans.of, program._recording
-        is_called = threading.local()
-
-        def is_new(kernel: Any, args: Sequence[Any]) -> bool:
-            """Whether the call takes place, and few like it have been guarded."""
-            where = recording.where
-            if recording.named is not None or (where is not None and where.word[0] != where.value):
-                return False
-            self.calls += 1
-            shape = kernel.name, _shape_of(args)
-            self._seen[shape] += 1
-            return alike == 0 or self._seen[shape] <= alike
-
-        def bare(kernel: Any) -> Callable[..., None]:
-            """The call, cut into the same parts, and recorded by nobody."""
-
-            def unrecorded(*copies: Any) -> None:
-                before = recording.program
-                recording.program = None if before is None else program.Program()
-                try:
-                    call(kernel, *copies)
-                finally:
-                    recording.program = before
-
-            return unrecorded
-
-        def guarded_call(kernel: Any, *args: Any) -> None:
-            is_called.now = True
-            try:
-                tries: list[_Try] = []
-                if isinstance(args[0], np.ndarray) and is_new(kernel, args):
-                    self.guarded[kernel.name] += 1
-                    tries += (tried(kernel.name, bare(kernel), args, end) for end in ends)
-                call(kernel, *args)
-                for found in tries:
-                    # Threads leave what they like in scratch, which is not among these.
-                    if any(args[i].tobytes() != found.args[i].tobytes() for i in kernel._sized):
-                        raise GuardError(f"{kernel.name} left other bits than between guards")
-                    found.free()
-            finally:
-                is_called.now = False
+        self._call, submit = Kernel.__call__, Kernel.submit
 
         def guarded_submit(kernel: Any, args: Sequence[Any]) -> None:
-            if not getattr(is_called, "now", False):
+            if not getattr(self._is_called, "now", False):
                 raise GuardError(f"{kernel.name} was not called through Kernel.__call__")
             submit(kernel, args)
 
-        def forward(run: Any) -> None:
-            step = run.instruction.step
-            context = _cut(step, run.context, len(run.y))
-            step.forward(run.x, run.r, run.y, run.instruction.clip, context)
+        Kernel.__call__ = lambda kernel, *args: self._guarded_call(kernel, args)
+        Kernel.submit = guarded_submit
 
-        Kernel.__call__, Kernel.submit = guarded_call, guarded_submit
-        BoundInstruction.forward, cpu.aligned = forward, between_pages
-        # Plans are those that another process finds in the cache: their weights are read-only.
-        Plans.of = lambda plans, facts, build: from_cache(plan_of(plans, facts, build))
-        for step in _subclasses(Step):
-            if "vjp" in vars(step):
-                step.vjp = _with_cut(step.vjp)
-        # One algorithm may need less than its step.  AMX wants whole rows of 64 bytes, which it asks for.
-        for algorithm in _subclasses(Algorithm):
-            if "__call__" in vars(algorithm):
-                algorithm.__call__ = _with_own(algorithm.__call__)
+    def _guarded_call(self, kernel: Any, args: Sequence[Any]) -> None:
+        """Call a kernel on guarded copies, if few calls like it were; then on the arguments themselves."""
+        self._is_called.now = True
+        try:
+            tries: list[_Try] = []
+            if isinstance(args[0], np.ndarray) and self._is_new(kernel, args):
+                self.guarded[kernel.name] += 1
+                tries += (tried(kernel.name, self._unrecorded(kernel), args, end) for end in self._ends)
+            self._call(kernel, *args)
+            for found in tries:
+                # Threads leave what they like in scratch, which is not among these.
+                if any(args[i].tobytes() != found.args[i].tobytes() for i in kernel._sized):
+                    raise GuardError(f"{kernel.name} left other bits than between guards")
+                found.free()
+        finally:
+            self._is_called.now = False
+
+    def _is_new(self, kernel: Any, args: Sequence[Any]) -> bool:
+        """Whether the call takes place, and few like it have been guarded."""
+        from gbp.kernels.parallel import program
+
+        recording = program._recording
+        where = recording.where
+        if recording.named is not None or (where is not None and where.word[0] != where.value):
+            return False
+        self.calls += 1
+        shape = kernel.name, _shape_of(args)
+        self._seen[shape] += 1
+        return self._alike == 0 or self._seen[shape] <= self._alike
+
+    def _unrecorded(self, kernel: Any) -> Callable[..., None]:
+        """The call, cut into the same parts, and recorded by nobody."""
+        from gbp.kernels.parallel import program
+
+        recording = program._recording
+
+        def call(*copies: Any) -> None:
+            before = recording.program
+            recording.program = None if before is None else program.Program()
+            try:
+                self._call(kernel, *copies)
+            finally:
+                recording.program = before
+
+        return call
+
+
+def _guard_memory() -> None:
+    """Put arenas between pages that nobody may touch, and take weights as another process finds them."""
+    from agreement import from_cache
+
+    from gbp.devices import cpu
+    from gbp.packed.plans import Plans
+
+    cpu.aligned = between_pages
+    # Plans are those that another process finds in the cache: their weights are read-only.
+    plan_of = Plans.of
+    Plans.of = lambda plans, facts, build: from_cache(plan_of(plans, facts, build))
+
+
+def _cut_scratch() -> None:
+    """Give each step, and each algorithm of a convolution, the scratch that it asked for."""
+    from gbp.ops.conv.algorithms import Algorithm
+    from gbp.ops.step import Step
+    from gbp.runtime.bound import BoundInstruction
+
+    def forward(bound: Any) -> None:
+        step = bound.instruction.step
+        context = _cut(step, bound.context, len(bound.y))
+        step.forward(bound.x, bound.r, bound.y, bound.instruction.clip, context)
+
+    BoundInstruction.forward = forward
+    for step in _subclasses(Step):
+        if "vjp" in vars(step):
+            step.vjp = _with_cut(step.vjp)
+    # One algorithm may need less than its step.  AMX wants whole rows of 64 bytes, which it asks for.
+    for algorithm in _subclasses(Algorithm):
+        if "__call__" in vars(algorithm):
+            algorithm.__call__ = _with_own(algorithm.__call__)
 
 
 def _subclasses(cls: type) -> list[Any]:

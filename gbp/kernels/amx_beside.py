@@ -30,16 +30,16 @@ class Run(NamedTuple):
     place: Place
 
 
-class Worth(NamedTuple):
-    """The worth of sums of digits (`amx_digits`); other sums are worth what they are.
+class Scales(NamedTuple):
+    """The factors of sums of digits (`amx_digits`).  Other sums have none.
 
-    `worths`: address of what a whole number of each channel is worth.  `unit`: what all of them are
-    multiplied by.  `scale`: of the sample.
+    `weights`: address of a scale for each output channel.  `values`: a scale for all channels.  `sample`: the
+    scale of the sample, of which `values` was made; below 0 where there is a fourth level.
     """
 
-    worths: int
-    unit: float
-    scale: float
+    weights: int
+    values: float
+    sample: float
 
 
 class Beside(NamedTuple):
@@ -50,7 +50,7 @@ class Beside(NamedTuple):
     """
 
     end: Any
-    worth: Worth
+    scales: Scales
     pixels: int
     bytes: int
 

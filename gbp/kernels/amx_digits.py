@@ -11,10 +11,10 @@ are one unsigned digit and two signed ones, those of weights three signed ones.
 
 These sums, the *levels*, are exact in int32.  They become float32 once, at the end.  The error is what the
 scales leave and the missing products, x₁·w₂ + x₂·w₁ first.  Both are relative to the *largest* value of a
-sample, and weight of a channel: about 1.4·10⁻⁸ · (largest ÷ root mean square of x) · (the same of w).  The
-dimmest part of a picture counts: the root mean square is that of the least run of about 16 pixels of a row,
-zeros aside.  So a sample with values far above those anywhere else also gets the fourth level, or goes
-another way.
+sample, and weight of a channel: about 1.4·10⁻⁸ · (largest ÷ root mean square of x) · (the same of w).  An
+error that is small beside the bright parts of a picture must be small beside the dark ones too: the root mean
+square is the least of any run of about 16 pixels of a row, zeros aside.  So a sample with a few very large
+values also gets the fourth level, or is left to another algorithm.
 
 The scale depends on the sample alone, and the sums are exact: equal windows give equal outputs, whatever the
 threads, the batch and the place.
@@ -32,7 +32,7 @@ from numba import float32
 from numpy.typing import NDArray
 
 from .amx_facts import LEAST, MOST
-from .amx_frame import Frame
+from .amx_frame import Frame, Split
 from .amx_sums import Sum
 from .codegen.amx import (
     PARTS,
@@ -48,10 +48,9 @@ from .codegen.amx import (
     store_digits,
 )
 from .codegen.emit import LANES, VECTOR_BYTES
-from .codegen.jit import device_function, one_of_many
+from .codegen.jit import copy_of, device_function, inlined, one_of_many
 from .codegen.memory import aligned
 from .codegen.simd import broadcast, fma, load, load_some, prefetch_read
-from .codegen.views import zero_run
 from .epilogue import Plane
 
 #: Terms of a sum that enter one multiplication, and so the channels of a chunk.
@@ -69,7 +68,8 @@ LEVELS = 5 * LEVEL
 _WEIGHTS_RUN, _FURTHEST = 16, 256.0
 #: The least number that a channel is multiplied by; the weights of others hardly count.
 _LEAST_BALANCE = 2.0**-60
-_ROW, _AHEAD = ROW_BYTES // 4, 2**11
+#: How many bytes of x are fetched ahead.
+_AHEAD = 2**11
 
 
 class Balance(NamedTuple):
@@ -90,22 +90,22 @@ class Balance(NamedTuple):
 
 def balance_of(w: NDArray[np.float32]) -> Balance:
     """The balance of weights (O, C, KH, KW)."""
-    squares, most = _squares_of(w)
+    squares, largest = _squares_of(w)
     divisors = _divisors(squares)
     balanced = np.square(divisors.astype(np.float64))  # powers of two, so dividing squares is exact
-    return Balance(divisors, _spread(squares / balanced, most / balanced))
+    return Balance(divisors, _spread(squares / balanced, largest / balanced))
 
 
 def _squares_of(w: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The mean and the largest square of the weights (O, C, KH, KW) of each two channels, (O, C)."""
-    mean, most = np.empty(w.shape[:2]), np.empty(w.shape[:2])
+    mean, largest = np.empty(w.shape[:2]), np.empty(w.shape[:2])
     for o in range(0, len(w), ROWS):  # so few at a time that their squares stay in the cache
         some = w[o : o + ROWS]
         taps = some.reshape(*some.shape[:2], -1).transpose(2, 0, 1).astype(np.float64, order="C")
         squares = np.square(taps, out=taps)
         squares.mean(0, out=mean[o : o + ROWS])
-        squares.max(0, out=most[o : o + ROWS])
-    return mean, most
+        squares.max(0, out=largest[o : o + ROWS])
+    return mean, largest
 
 
 def _divisors(squares: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -115,51 +115,51 @@ def _divisors(squares: NDArray[np.float64]) -> NDArray[np.float32]:
     if not np.all(outputs < math.inf):  # infinite or NaN
         return ones
     squares = np.divide(squares, outputs, out=np.zeros_like(squares), where=outputs > 0).mean(0)
-    most = squares.max(initial=0.0)
-    if most == 0:
+    largest = squares.max(initial=0.0)
+    if largest == 0:
         return ones
-    ratio = np.sqrt(np.where(squares > 0, squares, most) / most)
+    ratio = np.sqrt(np.where(squares > 0, squares, largest) / largest)
     return np.exp2(np.rint(np.log2(np.maximum(ratio, _LEAST_BALANCE)))).astype(np.float32)
 
 
-def _spread(squares: NDArray[np.float64], most: NDArray[np.float64]) -> float:
+def _spread(squares: NDArray[np.float64], largest: NDArray[np.float64]) -> float:
     """See `Balance`; the mean and the largest squares of balanced weights, (O, C)."""
-    most = most.max(1)
-    if not np.all((most == 0) | ((most > LEAST**2) & (most < MOST**2))) or not most.any():
+    largest = largest.max(1)
+    if not np.all((largest == 0) | ((largest > LEAST**2) & (largest < MOST**2))) or not largest.any():
         return math.inf
     for c in range(0, squares.shape[1], _WEIGHTS_RUN):
         mean = squares[:, c : c + _WEIGHTS_RUN].mean(1)
-        if np.any((mean > 0) & (mean * _FURTHEST**2 < most)):
+        if np.any((mean > 0) & (mean * _FURTHEST**2 < largest)):
             return math.inf
-    used = most > 0
-    return math.sqrt((most[used] / squares[used].mean(1)).mean())
+    used = largest > 0
+    return math.sqrt((largest[used] / squares[used].mean(1)).mean())
 
 
 def pack_digits(w: NDArray[np.float32], divisors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Split and pack weights (O, C, KH, KW) for blocks of DIGITS_BLOCK channels.
 
-    divisors: see `Balance`.  A block is [chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes.  Four bytes
+    `divisors`: see `Balance`.  A block is [chunk][KH][KW][digit][DIGITS_DEPTH / 4][16][4] bytes.  Four bytes
     hold channels k, k + 16, k + 32 and k + 48 of a chunk, as `store_digits` has them.  Behind the blocks are
-    float32 numbers: what a whole number of each output channel is worth, and the divisors, 1 up to whole
-    chunks.  The bits are returned as float32.
+    float32 numbers: the scale of each output channel, which its whole numbers are multiplied by to be weights
+    again, and the divisors, 1 up to whole chunks.  The bits are returned as float32.
     """
     O, C, KH, KW = w.shape
     blocks, count = -(-O // DIGITS_BLOCK), -(-C // DIGITS_DEPTH)
     balance = np.ones(count * DIGITS_DEPTH, np.float32)
     balance[:C] = divisors
     shape = blocks, count, KH, KW, PARTS, DIGITS_DEPTH // 4, DIGITS_BLOCK, 4
-    size, worths_size = math.prod(shape), 4 * blocks * DIGITS_BLOCK
-    everything = aligned((size + worths_size + balance.nbytes,), np.int8)
+    size, scales_size = math.prod(shape), 4 * blocks * DIGITS_BLOCK
+    everything = aligned((size + scales_size + balance.nbytes,), np.int8)
     packed = everything[:size].reshape(shape)
-    worths = everything[size : size + worths_size].view(np.float32).reshape(blocks, DIGITS_BLOCK)
-    everything[size + worths_size :] = balance.view(np.int8)
+    scales = everything[size : size + scales_size].view(np.float32).reshape(blocks, DIGITS_BLOCK)
+    everything[size + scales_size :] = balance.view(np.int8)
     for block in range(blocks):
         part = w[block * DIGITS_BLOCK : (block + 1) * DIGITS_BLOCK]
         whole = np.zeros((DIGITS_BLOCK, count * DIGITS_DEPTH, KH, KW))
         whole[: len(part), :C] = part / balance[:C, None, None]
-        most = np.abs(whole).max((1, 2, 3))
-        worths[block] = np.where(most > 0, most, _MOST_WEIGHT) / _MOST_WEIGHT
-        rest = np.rint(whole / worths[block, :, None, None, None].astype(np.float64)).astype(np.int32)
+        largest = np.abs(whole).max((1, 2, 3))
+        scales[block] = np.where(largest > 0, largest, _MOST_WEIGHT) / _MOST_WEIGHT
+        rest = np.rint(whole / scales[block, :, None, None, None].astype(np.float64)).astype(np.int32)
         digits = np.empty((PARTS, *rest.shape), np.int8)
         for k in range(PARTS - 1, -1, -1):
             digits[k] = rest.astype(np.int8)  # the lowest byte, signed
@@ -182,8 +182,8 @@ def balance_at(w: int, size: int, C: int) -> int:
 
 
 @device_function
-def worths_at(w: int, size: int, O: int, C: int) -> int:
-    """The address of what a whole number of each of O channels is worth."""
+def weight_scales_at(w: int, size: int, O: int, C: int) -> int:
+    """The address of the scales of the weights of O channels."""
     return balance_at(w, size, C) - 4 * ((O + DIGITS_BLOCK - 1) // DIGITS_BLOCK * DIGITS_BLOCK)
 
 
@@ -210,11 +210,13 @@ def _store_balanced(out: int, part: int, scale: float, factor: int, a: Any, b: A
 
 
 @device_function
-def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: float, balance: int) -> None:
+def _split_pixels(x: int, plane: Plane, count: int, to: int, split: Split) -> None:
+    """Split `count` pixels of a plane from address x on."""
+    part, scale = split.part, float32(abs(split.scale))
     whole = plane.C // DIGITS_DEPTH
     left = plane.C - whole * DIGITS_DEPTH
     for _ in range(count):
-        pixel, out, factor = x, to, balance
+        pixel, out, factor = x, to, split.balance
         for _ in range(whole):
             for line in range(0, 4 * DIGITS_DEPTH, ROW_BYTES):
                 prefetch_read(pixel + line + _AHEAD)
@@ -228,35 +230,11 @@ def _split_pixels(x: int, plane: Plane, count: int, to: int, part: int, scale: f
 
 
 @device_function
-def split_digits(
-    x: Plane,
-    n: int,
-    frame: Frame,
-    begin: int,
-    rows: int,
-    to: int,
-    positions: int,
-    scale: float,
-    balance: int,
+def split_row_of_digits(
+    x: int, plane: Plane, low: int, high: int, to: int, frame: Frame, split: Split
 ) -> None:
-    """`split_rows` into digits."""
-    part = positions * ROW_BYTES
-    factor = float32(abs(scale))
-    start = min(frame.columns, max(0, frame.left))
-    stop = max(start, min(frame.columns, frame.left + x.W))
-    for row in range(rows):
-        h = begin + row - frame.top
-        low, high = start, stop
-        if h < 0 or h >= x.H:
-            low, high = frame.columns, frame.columns
-        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
-        out = to + row * frame.columns * ROW_BYTES
-        for c in range(0, x.C, DIGITS_DEPTH):
-            for k in range(PARTS):
-                digit = out + (c // DIGITS_DEPTH * PARTS + k) * part
-                zero_run(digit, low * _ROW)
-                zero_run(digit + high * ROW_BYTES, (frame.columns - high) * _ROW)
-        _split_pixels(line, x, high - low, out + low * ROW_BYTES, part, factor, balance)
+    """`amx_frame.split_row` into digits.  A frame of digits has no pairs."""
+    _split_pixels(x, plane, high - low, to + low * ROW_BYTES, split)
 
 
 @device_function
@@ -270,102 +248,116 @@ def sum_of_levels(s: int, scale: float) -> Any:
     return fma(load_whole(s), large, total)
 
 
-def _levels_of(two: bool, work: Any, name: str) -> Any:
-    """A function that writes the levels of 1 or 2 tiles of pixels × a block of channels to `out`.
+#: Whether the functions below compute two tiles of pixels or one, and what they do beside.  Each of their
+#: copies has its own.
+_TWO: bool = True
+_work: Any = None
+
+
+@device_function
+def _nothing(run: Any, data: Any) -> Any:
+    return run
+
+
+@device_function
+def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
+    """The fourth level, in two halves, because a sum waits for the one before."""
+    amx_zero(0)
+    amx_zero(1)
+    amx_zero(2)
+    amx_zero(3)
+    for c in range(s.chunks):
+        for i in range(s.taps_h):
+            to = c * s.chunk + i * s.step_h
+            for _ in range(s.taps_w):
+                amx_load(6, w + TILE_BYTES, ROW_BYTES)
+                amx_load(7, w + 2 * TILE_BYTES, ROW_BYTES)
+                amx_load(4, a + to + s.part, s.pixel)
+                amx_load(5, a + to + 2 * s.part, s.pixel)
+                amx_multiply_signed(0, 4, 7)
+                amx_multiply_signed(1, 5, 6)
+                if _TWO:
+                    amx_load(4, b + to + s.part, s.pixel)
+                    amx_load(5, b + to + 2 * s.part, s.pixel)
+                    amx_multiply_signed(2, 4, 7)
+                    amx_multiply_signed(3, 5, 6)
+                w, to = w + DIGITS_STEP, to + s.step_w
+    amx_store(0, out + 3 * LEVEL, ROW_BYTES)
+    amx_store(1, out + 4 * LEVEL, ROW_BYTES)
+    if _TWO:
+        amx_store(2, out + 3 * LEVEL + TILE_BYTES, ROW_BYTES)
+        amx_store(3, out + 4 * LEVEL + TILE_BYTES, ROW_BYTES)
+
+
+@inlined
+def _levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
+    """Write the levels of 1 or 2 tiles of pixels × a block of channels to `out`.
 
     Tiles 0 to 2 are the levels of the first pixels and 3 to 5 those of the others; pixels are loaded to tile
     6, weights to tile 7.  Between two products one side stays, and the sum of a product is not needed for
     three more: it is ready by then.
     """
-
-    @one_of_many(f"fourth_{name}")
-    def fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
-        """The fourth level, in two halves, because a sum waits for the one before."""
-        amx_zero(0)
-        amx_zero(1)
-        amx_zero(2)
-        amx_zero(3)
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    amx_load(6, w + TILE_BYTES, ROW_BYTES)
-                    amx_load(7, w + 2 * TILE_BYTES, ROW_BYTES)
-                    amx_load(4, a + to + s.part, s.pixel)
-                    amx_load(5, a + to + 2 * s.part, s.pixel)
-                    amx_multiply_signed(0, 4, 7)
-                    amx_multiply_signed(1, 5, 6)
-                    if two:
-                        amx_load(4, b + to + s.part, s.pixel)
-                        amx_load(5, b + to + 2 * s.part, s.pixel)
-                        amx_multiply_signed(2, 4, 7)
-                        amx_multiply_signed(3, 5, 6)
-                    w, to = w + DIGITS_STEP, to + s.step_w
-        amx_store(0, out + 3 * LEVEL, ROW_BYTES)
-        amx_store(1, out + 4 * LEVEL, ROW_BYTES)
-        if two:
-            amx_store(2, out + 3 * LEVEL + TILE_BYTES, ROW_BYTES)
-            amx_store(3, out + 4 * LEVEL + TILE_BYTES, ROW_BYTES)
-
-    @one_of_many(f"levels_{name}", inline=two)
-    def levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
-        amx_zero(0)
-        amx_zero(1)
-        amx_zero(2)
-        amx_zero(3)
-        amx_zero(4)
-        amx_zero(5)
-        w0 = w
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
-                    a0, b0 = a + to, b + to
-                    amx_load(6, a0, s.pixel)
-                    amx_load(7, w0, ROW_BYTES)
-                    amx_multiply_digits(0, 6, 7)
+    amx_zero(0)
+    amx_zero(1)
+    amx_zero(2)
+    amx_zero(3)
+    amx_zero(4)
+    amx_zero(5)
+    w0 = w
+    for c in range(s.chunks):
+        for i in range(s.taps_h):
+            to = c * s.chunk + i * s.step_h
+            for _ in range(s.taps_w):
+                w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
+                a0, b0 = a + to, b + to
+                amx_load(6, a0, s.pixel)
+                amx_load(7, w0, ROW_BYTES)
+                amx_multiply_digits(0, 6, 7)
+                amx_load(7, w1, ROW_BYTES)
+                amx_multiply_digits(1, 6, 7)
+                amx_load(7, w2, ROW_BYTES)
+                amx_multiply_digits(2, 6, 7)
+                if _TWO:
+                    amx_load(6, b0, s.pixel)
+                    amx_multiply_digits(5, 6, 7)
                     amx_load(7, w1, ROW_BYTES)
-                    amx_multiply_digits(1, 6, 7)
-                    amx_load(7, w2, ROW_BYTES)
-                    amx_multiply_digits(2, 6, 7)
-                    if two:
-                        amx_load(6, b0, s.pixel)
-                        amx_multiply_digits(5, 6, 7)
-                        amx_load(7, w1, ROW_BYTES)
-                        amx_multiply_digits(4, 6, 7)
-                    run = work(run, data)
-                    amx_load(7, w0, ROW_BYTES)
-                    if two:
-                        amx_multiply_digits(3, 6, 7)
-                    amx_load(6, a0 + 2 * s.part, s.pixel)
-                    amx_multiply_signed(2, 6, 7)
-                    if two:
-                        amx_load(6, b0 + 2 * s.part, s.pixel)
-                        amx_multiply_signed(5, 6, 7)
-                        amx_load(6, b0 + s.part, s.pixel)
-                        amx_multiply_signed(4, 6, 7)
-                    amx_load(6, a0 + s.part, s.pixel)
-                    amx_multiply_signed(1, 6, 7)
-                    run = work(run, data)
-                    amx_load(7, w1, ROW_BYTES)
-                    amx_multiply_signed(2, 6, 7)
-                    if two:
-                        amx_load(6, b0 + s.part, s.pixel)
-                        amx_multiply_signed(5, 6, 7)
-                    w0, to = w0 + DIGITS_STEP, to + s.step_w
-        amx_store(0, out, ROW_BYTES)
-        amx_store(1, out + LEVEL, ROW_BYTES)
-        amx_store(2, out + 2 * LEVEL, ROW_BYTES)
-        if two:
-            amx_store(3, out + TILE_BYTES, ROW_BYTES)
-            amx_store(4, out + LEVEL + TILE_BYTES, ROW_BYTES)
-            amx_store(5, out + 2 * LEVEL + TILE_BYTES, ROW_BYTES)
-        if s.scale < 0:
-            fourth(a, b, s, w, out)
-        return run
+                    amx_multiply_digits(4, 6, 7)
+                run = _work(run, data)
+                amx_load(7, w0, ROW_BYTES)
+                if _TWO:
+                    amx_multiply_digits(3, 6, 7)
+                amx_load(6, a0 + 2 * s.part, s.pixel)
+                amx_multiply_signed(2, 6, 7)
+                if _TWO:
+                    amx_load(6, b0 + 2 * s.part, s.pixel)
+                    amx_multiply_signed(5, 6, 7)
+                    amx_load(6, b0 + s.part, s.pixel)
+                    amx_multiply_signed(4, 6, 7)
+                amx_load(6, a0 + s.part, s.pixel)
+                amx_multiply_signed(1, 6, 7)
+                run = _work(run, data)
+                amx_load(7, w1, ROW_BYTES)
+                amx_multiply_signed(2, 6, 7)
+                if _TWO:
+                    amx_load(6, b0 + s.part, s.pixel)
+                    amx_multiply_signed(5, 6, 7)
+                w0, to = w0 + DIGITS_STEP, to + s.step_w
+    amx_store(0, out, ROW_BYTES)
+    amx_store(1, out + LEVEL, ROW_BYTES)
+    amx_store(2, out + 2 * LEVEL, ROW_BYTES)
+    if _TWO:
+        amx_store(3, out + TILE_BYTES, ROW_BYTES)
+        amx_store(4, out + LEVEL + TILE_BYTES, ROW_BYTES)
+        amx_store(5, out + 2 * LEVEL + TILE_BYTES, ROW_BYTES)
+    if s.scale < 0:
+        _fourth(a, b, s, w, out)
+    return run
 
-    return levels
+
+@device_function
+def _called_levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
+    """`_levels`, not inlined where it is called."""
+    return _levels(a, b, s, w, out, run, data)
 
 
 def multiply_digits_beside(work: Any, name: str) -> Any:
@@ -374,12 +366,8 @@ def multiply_digits_beside(work: Any, name: str) -> Any:
     The levels of a pixel are ROW_BYTES each, LEVEL bytes apart; the next pixel's follow.  `sum_of_levels`
     reads them beside the next products, because it would wait for a tile that was stored just now.
     """
-
-    @one_of_many(f"nothing_{name}")
-    def nothing(run: Any, data: Any) -> Any:
-        return run
-
-    one_tile, two_tiles = _levels_of(False, nothing, f"one_{name}"), _levels_of(True, work, f"two_{name}")
+    one_tile = copy_of(_called_levels, f"one_{name}", _TWO=False, _work=_nothing)
+    two_tiles = copy_of(_levels, f"two_{name}", _TWO=True, _work=work)
 
     @one_of_many(f"multiply_digits_{name}", inline=True)
     def multiply(

@@ -30,6 +30,7 @@ LEAST, MOST = 2.0**-50, 2.0**50
 _MOST_VALUE = 255.49 * 2**16
 #: Pixels, or a few more, whose mean square counts on its own; and a mean square above all others.
 _RUN, _NONE = 16, 3e38
+#: How many bytes of x are fetched ahead.
 _AHEAD = 2**11
 
 
@@ -42,7 +43,7 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
     are too small for float32.  Runs that follow a negative value are left out: digits do not suit its sample.
     """
     most, least, squares = zeros(), zeros(), zeros()
-    dimmest = float32(_NONE)
+    least_power = float32(_NONE)
     line = x.address + n * x.image + h * x.line
     runs = max(1, x.W // _RUN)
     for run in range(runs):
@@ -60,32 +61,32 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
         most = select(above(top, most), top, most)
         mean = sum_lanes(here) / float32(count * x.C)
         if sum_lanes(top) > 0:
-            dimmest = min(dimmest, mean)
+            least_power = min(least_power, mean)
         if above(zeros(), least) != 0:
             break
     store(to, most)
     store(to + 4 * LANES, least)
     store(to + 8 * LANES, squares)
-    store_scalar(to + 12 * LANES, dimmest)
+    store_scalar(to + 12 * LANES, least_power)
 
 
 @device_function
-def scale_from(facts: int, rows: int, enough: float, furthest: float) -> float:
+def scale_from(facts: int, rows: int, max_crest_3: float, max_crest_4: float) -> float:
     """The scale of a sample, from the facts about its rows.  Overwrites those of the first row.
 
-    It is negative if the sample needs the fourth level, because its largest value is more than `enough` times
-    the root mean square of a run of pixels; and 0 if that is more than `furthest`, or a value is negative or
-    not finite.
+    The crest factor of a sample is its largest value ÷ the least root mean square of a run of pixels.  Up to
+    `max_crest_3` three levels are exact enough.  Up to `max_crest_4` four are, and the scale is negative.
+    Above it the scale is 0, and for a sample with a value that is negative or not finite.
     """
     most, least, squares = zeros(), zeros(), zeros()
-    dimmest = float32(_NONE)
+    least_power = float32(_NONE)
     for h in range(rows):
         at = facts + h * 4 * FACTS
         v, low = load(at), load(at + 4 * LANES)
         most = select(above(v, most), v, most)
         least = select(above(least, low), low, least)
         squares = squares + load(at + 8 * LANES)
-        dimmest = min(dimmest, load_scalar(at + 12 * LANES))
+        least_power = min(least_power, load_scalar(at + 12 * LANES))
     negative = sum_lanes(least) < 0
     store(facts, most)
     largest = load_scalar(facts)
@@ -95,7 +96,7 @@ def scale_from(facts: int, rows: int, enough: float, furthest: float) -> float:
         return float32(0)
     if largest == 0:
         return float32(1)
-    if largest < LEAST or largest * largest > furthest * furthest * dimmest:
+    if largest < LEAST or largest * largest > max_crest_4 * max_crest_4 * least_power:
         return float32(0)
     scale = float32(_MOST_VALUE) / largest
-    return -scale if largest * largest > enough * enough * dimmest else scale
+    return -scale if largest * largest > max_crest_3 * max_crest_3 * least_power else scale

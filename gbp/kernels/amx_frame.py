@@ -15,10 +15,8 @@ from .codegen.emit import LANES
 from .codegen.jit import device_function
 from .codegen.memory import ALIGNMENT
 from .codegen.simd import load, load_some, prefetch_read, zeros
-from .codegen.views import zero_run
 from .epilogue import Plane
 
-_ROW = ROW_BYTES // 4
 #: Bytes ahead that are fetched while pixels are split.
 _AHEAD = 2**11
 
@@ -39,6 +37,21 @@ class Frame(NamedTuple):
 FRAME = types.NamedUniTuple(types.int64, len(Frame._fields), Frame)
 
 
+class Split(NamedTuple):
+    """The split pixels of one sample, or of some of its rows.
+
+    `address`: of the first pixel.  `part`: bytes from one part of a pixel to the next.  `C`: how many
+    channels there are.  `scale`, and the numbers at address `balance`, one for each channel: what values are
+    multiplied by before they become digits (`amx_digits`).
+    """
+
+    address: int
+    part: int
+    C: int
+    scale: float
+    balance: int
+
+
 def positions_of(rows: int, columns: int, stride: int) -> int:
     """Pixels of a frame, and room for those that the last tile reads beyond its line.
 
@@ -49,12 +62,6 @@ def positions_of(rows: int, columns: int, stride: int) -> int:
 
 
 positions_in = device_function(positions_of)
-
-
-@device_function
-def _zero_parts(to: int, count: int, part: int) -> None:
-    for k in range(PARTS):
-        zero_run(to + k * part, count * _ROW)
 
 
 @device_function
@@ -91,23 +98,9 @@ def _split_pairs(x: int, plane: Plane, low: int, high: int, to: int, part: int) 
 
 
 @device_function
-def split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, to: int, positions: int) -> None:
-    """Split `rows` rows of sample n's frame, from row `begin` on, to address `to`."""
-    part = positions * ROW_BYTES
-    start = min(frame.columns, max(0, frame.left))
-    stop = max(start, min(frame.columns, frame.left + x.W))
-    for row in range(rows):
-        h = begin + row - frame.top
-        low, high = start, stop
-        if h < 0 or h >= x.H:
-            low, high = frame.columns, frame.columns
-        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
-        out = to + row * frame.columns * ROW_BYTES
-        for c in range(0, x.C, DEPTH):
-            chunk = out + c // DEPTH * PARTS * part
-            _zero_parts(chunk, low, part)
-            _zero_parts(chunk + high * ROW_BYTES, frame.columns - high, part)
-        if frame.pairs:
-            _split_pairs(line, x, low, high, out, part)
-        else:
-            _split_pixels(line, x, high - low, out + low * ROW_BYTES, part)
+def split_row(x: int, plane: Plane, low: int, high: int, to: int, frame: Frame, split: Split) -> None:
+    """Split pixels of a plane, from address x on, into columns [low, high) of the row of a frame at `to`."""
+    if frame.pairs:
+        _split_pairs(x, plane, low, high, to, split.part)
+    else:
+        _split_pixels(x, plane, high - low, to + low * ROW_BYTES, split.part)

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 from numba import float32
 
-from .amx_beside import Beside, Run, Worth, fetch, rest_of, rows_join, run_of
-from .amx_frame import Frame, positions_in, positions_of
+from .amx_beside import Beside, Run, Scales, fetch, rest_of, rows_join, run_of
+from .amx_frame import Frame, Split, positions_in, positions_of
 from .amx_sums import SUMS, Sum, chunks_of
 from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.emit import LANES
 from .codegen.jit import copy_of, device_function, inlined
 from .codegen.packing import Share
+from .codegen.views import zero_run
 from .epilogue import Place, Plane, right_of, write
 from .taps import Taps
 
@@ -31,6 +32,8 @@ _HELD = 3 * 2**18
 #: Bytes of weights that it keeps there where a frame is larger than the cache: a tile of pixels runs through
 #: them before the next.
 _WEIGHTS = 2**20
+#: Floats of a row of split values.
+_ROW = ROW_BYTES // 4
 
 
 def band_of(C: int, frame: Frame, taps: Taps, depth: int = DEPTH) -> int:
@@ -62,8 +65,7 @@ class Job(NamedTuple):
 
     `w`: address of the weights.  `H`, `W`, `C`: sizes of the output.  `band`: see `band_of`; 0 if threads
     share channels.  `scratch`: its address.  `parts`: into how many parts the work is cut.  `scales`: address
-    of the scales of samples, or 0 for none; `balance`: of what x is multiplied by, and `worths`: of what sums
-    are worth (both `conv_digits`).
+    of the scales of samples, or 0 for none.  `balance` and `weight_scales`: see `Split` and `Scales`.
     """
 
     w: int
@@ -79,20 +81,20 @@ class Job(NamedTuple):
     threads: int
     scales: int
     balance: int
-    worths: int
+    weight_scales: int
 
 
 class Form(NamedTuple):
     """How values are split, and what their sums are."""
 
-    #: Writes rows of a frame, from those of x.
-    split_rows: Any
+    #: Splits pixels into a row of a frame, as `amx_frame.split_row`.
+    split_row: Any
     #: How many chunks so many channels are.
     chunks: Any
     #: The scale of a sample, from a Job; 0 if another kernel computes this sample.
     scale_of: Any
     #: A vector of sums, from where a pixel's sums are, a channel of the block, the block's first channel, and
-    #: the Worth.
+    #: the Scales.
     sum_at: Any
     #: Channels of a block of weights, and bytes of a block for one chunk and tap.
     block: int
@@ -135,15 +137,6 @@ def _shares(x: Plane, job: Job, end: Any, share: Share) -> None:
     amx_end()
 
 
-class Split(NamedTuple):
-    """Split pixels of one sample: the address of the first, the positions of a part, channels, and scale."""
-
-    address: int
-    positions: int
-    C: int
-    scale: float
-
-
 class Band(NamedTuple):
     """Rows [h, h + rows) of sample n of the output."""
 
@@ -163,8 +156,8 @@ class Blocks(NamedTuple):
 @device_function
 def _by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
     """Compute part t of the rows of all samples, a band at a time."""
-    positions = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w)
-    to = _behind_sums(job) + slot * FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    part = positions_in(_rows_read(job.band, job.taps), job.frame.columns, job.taps.stride_w) * ROW_BYTES
+    to = _behind_sums(job) + slot * FORM.chunks(x.C) * PARTS * part
     blocks = Blocks(0, (job.C + FORM.block - 1) // FORM.block, FORM.width)
     q, stop = job.N * job.H * t // job.parts, job.N * job.H * (t + 1) // job.parts
     while q < stop:
@@ -176,9 +169,9 @@ def _by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
             continue
         bands = (left + job.band - 1) // job.band
         rows = (left + bands - 1) // bands
-        begin, reads = h * job.taps.stride_h, _rows_read(rows, job.taps)
-        FORM.split_rows(x, n, job.frame, begin, reads, to, positions, scale, job.balance)
-        _compute(job, end, Split(to, positions, x.C, scale), Band(n, h, rows), blocks, slot)
+        split = Split(to, part, x.C, scale, job.balance)
+        _split_rows(x, n, job.frame, h * job.taps.stride_h, _rows_read(rows, job.taps), split)
+        _compute(job, end, split, Band(n, h, rows), blocks, slot)
         q += rows
 
 
@@ -186,21 +179,39 @@ def _by_rows(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
 def _split_share(x: Plane, job: Job, t: int) -> None:
     """Split part t of the rows of all frames."""
     frame = job.frame
-    positions = positions_in(frame.rows, frame.columns, job.taps.stride_w)
-    rows, sample = job.N * frame.rows, FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    part = positions_in(frame.rows, frame.columns, job.taps.stride_w) * ROW_BYTES
+    rows, sample = job.N * frame.rows, FORM.chunks(x.C) * PARTS * part
     for q in range(rows * t // job.parts, rows * (t + 1) // job.parts):
         n, row = q // frame.rows, q % frame.rows
         scale = FORM.scale_of(job, n)
         if scale != 0:
             to = _behind_sums(job) + n * sample + row * frame.columns * ROW_BYTES
-            FORM.split_rows(x, n, frame, row, 1, to, positions, scale, job.balance)
+            _split_rows(x, n, frame, row, 1, Split(to, part, x.C, scale, job.balance))
+
+
+@device_function
+def _split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, split: Split) -> None:
+    """Split `rows` rows of sample n's frame, from row `begin` on.  Padding becomes zeros."""
+    start = min(frame.columns, max(0, frame.left))
+    stop = max(start, min(frame.columns, frame.left + x.W))
+    for row in range(rows):
+        h = begin + row - frame.top
+        low, high = start, stop
+        if h < 0 or h >= x.H:
+            low, high = frame.columns, frame.columns
+        line = x.address + n * x.image + h * x.line + (low - frame.left) * x.pixel
+        to = split.address + row * frame.columns * ROW_BYTES
+        for k in range(FORM.chunks(x.C) * PARTS):
+            zero_run(to + k * split.part, low * _ROW)
+            zero_run(to + k * split.part + high * ROW_BYTES, (frame.columns - high) * _ROW)
+        FORM.split_row(line, x, low, high, to, frame, split)
 
 
 @device_function
 def _by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
     """Compute part t of the channels of all samples, whose pixels are split."""
-    positions = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w)
-    sample = FORM.chunks(x.C) * PARTS * positions * ROW_BYTES
+    part = positions_in(job.frame.rows, job.frame.columns, job.taps.stride_w) * ROW_BYTES
+    sample = FORM.chunks(x.C) * PARTS * part
     blocks = (job.C + FORM.block - 1) // FORM.block
     first, stop = blocks * t // job.parts, blocks * (t + 1) // job.parts
     width = max(1, _WEIGHTS // (FORM.chunks(x.C) * job.taps.rows * job.taps.columns * FORM.step))
@@ -209,7 +220,7 @@ def _by_channels(x: Plane, job: Job, end: Any, t: int, slot: int) -> None:
         for n in range(job.N):
             scale = FORM.scale_of(job, n)
             if scale != 0:
-                split = Split(_behind_sums(job) + n * sample, positions, x.C, scale)
+                split = Split(_behind_sums(job) + n * sample, part, x.C, scale, job.balance)
                 _compute(job, end, split, Band(n, 0, job.H), own, slot)
 
 
@@ -220,7 +231,7 @@ def _rows_read(rows: int, taps: Taps) -> int:
 
 
 class Tiles(NamedTuple):
-    """How the pixels of a band lie in tiles, and which pixels of y they are.
+    """How the pixels of a band are cut into tiles, and which pixels of y they are.
 
     There are `lines` lines of the frame, each of `length` pixels in `across` tiles.  In a line, a row of W
     pixels begins every `columns` pixels.  The band begins at row h of sample n.
@@ -239,7 +250,7 @@ class Tiles(NamedTuple):
 def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot: int) -> None:
     """Compute blocks of channels of rows from split pixels."""
     tiles, terms = _tiles_of(job, band), _terms_of(job, split)
-    worth = Worth(job.worths, float32(2.0**16) / float32(abs(split.scale)), split.scale)
+    scales = Scales(job.weight_scales, float32(2.0**16) / float32(abs(split.scale)), split.scale)
     # There is room for two pairs: the sums of one are finished while those of the next are written.
     sums = job.scratch + slot * 2 * FORM.sums
     own, none, simple = sums, Run(sums, 0, 1, 1, 0, 0, Place(0, 0, 0)), rows_join(end)
@@ -257,9 +268,9 @@ def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot:
                 c0, w = block * FORM.block, job.w + block * weights
                 # How far the sums that are computed now are from those of the run before.
                 if block > group:
-                    beside = Beside(end, worth, 0, 4 * FORM.block)
+                    beside = Beside(end, scales, 0, 4 * FORM.block)
                 else:
-                    beside = Beside(end, worth, 2 * ROWS, (group + 1 - last) * 4 * FORM.block)
+                    beside = Beside(end, scales, 2 * ROWS, (group + 1 - last) * 4 * FORM.block)
                 run = _multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
                 _finish_run(run, beside)
                 # The epilogue of these pixels is done beside the next multiplications, if it is simple.
@@ -268,9 +279,9 @@ def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot:
                 else:
                     run = none
                     for tile in range(k, k + 1 + two):
-                        _finish_tile(own + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, worth)
+                        _finish_tile(own + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, scales)
                 own = sums if own != sums else sums + FORM.sums
-    _finish_run(run, Beside(end, worth, 0, 0))
+    _finish_run(run, Beside(end, scales, 0, 0))
 
 
 @device_function
@@ -286,9 +297,9 @@ def _tiles_of(job: Job, band: Band) -> Tiles:
 @device_function
 def _terms_of(job: Job, split: Split) -> Sum:
     """The terms of each sum over split pixels."""
-    taps, part = job.taps, split.positions * ROW_BYTES
+    taps = job.taps
     return Sum(
-        taps.stride_w * ROW_BYTES, part, PARTS * part, FORM.chunks(split.C),
+        taps.stride_w * ROW_BYTES, split.part, PARTS * split.part, FORM.chunks(split.C),
         taps.rows, taps.dilation_h * job.frame.columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
         split.scale,
     )  # fmt: skip
@@ -325,7 +336,7 @@ def _finish_run(run: Run, beside: Beside) -> None:
 
 
 @device_function
-def _finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, worth: Worth) -> None:
+def _finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, scales: Scales) -> None:
     """Finish the pixels of a tile, whose sums are at s."""
     start, stop, row, column = _pixels_of(tile, 1, tiles)
     while start < stop:
@@ -333,7 +344,7 @@ def _finish_tile(s: int, tile: int, c0: int, tiles: Tiles, end: Any, worth: Wort
         if column < tiles.W:
             pixels = min(count, tiles.W - column)
             run = run_of(s, pixels, 0, c0, tiles.n, row, column, end)
-            _finish_pixels(run, pixels, end.out.C - c0, end, worth)
+            _finish_pixels(run, pixels, end.out.C - c0, end, scales)
         s, start = s + count * FORM.pixel, start + count
         row, column = row + 1, 0
 
@@ -343,21 +354,21 @@ def _finish_piece(run: Run, beside: Beside) -> Run:
     """Finish a piece of a run in a whole block, if any is left.  Returns the rest."""
     if run.pixels:
         fetch(run, beside, FORM.piece, 4 * FORM.block)
-        run = _finish_pixels(run, FORM.piece, FORM.block, beside.end, beside.worth)
+        run = _finish_pixels(run, FORM.piece, FORM.block, beside.end, beside.scales)
     return run
 
 
 @inlined
-def _finish_pixels(run: Run, count: int, channels: int, end: Any, worth: Worth) -> Run:
+def _finish_pixels(run: Run, count: int, channels: int, end: Any, scales: Scales) -> Run:
     """Finish up to `count` pixels of the first row of a run, in whose block so many channels exist."""
     count = min(count, run.pixels, run.left)
     s, place = run.s, run.place
     for _ in range(count):
         for c in range(0, FORM.block, LANES):
             if c + LANES <= channels:
-                write(FORM.sum_at(s, c, run.c0, worth), run.c0 + c, place, LANES, end)
+                write(FORM.sum_at(s, c, run.c0, scales), run.c0 + c, place, LANES, end)
             elif c < channels:
-                write(FORM.sum_at(s, c, run.c0, worth), run.c0 + c, place, channels - c, end)
+                write(FORM.sum_at(s, c, run.c0, scales), run.c0 + c, place, channels - c, end)
         s, place = s + FORM.pixel, right_of(place, 1, end)
     return rest_of(run, count, s, place)
 

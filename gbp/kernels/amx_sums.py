@@ -29,7 +29,7 @@ from .codegen.amx import (
     amx_zero,
 )
 from .codegen.emit import LANES
-from .codegen.jit import device_function, one_of_many
+from .codegen.jit import copy_of, device_function, inlined, one_of_many
 from .codegen.memory import aligned
 from .codegen.tile import TILE_CHANNELS
 
@@ -101,78 +101,94 @@ class Sum(NamedTuple):
     scale: float
 
 
-def _sums_of(pixels: int, halves: int, work: Any, name: str) -> Any:
-    """A function that computes the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels."""
-    two, whole = pixels == 2, halves == 2
+#: Whether the functions below compute two tiles of pixels or one, and a whole block of channels or its first
+#: half; and what they do beside (`multiply_beside`).  Each of their copies has its own.
+_TWO: bool = True
+_WHOLE: bool = True
+_work: Any = None
 
-    @one_of_many(f"load_pixels_{pixels}_{halves}")
-    def load_pixels(a: int, b: int, pixel: int) -> None:
-        amx_load(4, a, pixel)
-        if two:
-            amx_load(5, b, pixel)
 
-    @one_of_many(f"load_weights_{pixels}_{halves}")
-    def load_weights(w: int) -> None:
-        amx_load(6, w, ROW_BYTES)
-        if whole:
-            amx_load(7, w + TILE_BYTES, ROW_BYTES)
+@device_function
+def _nothing(run: Any, data: Any) -> Any:
+    return run
 
-    @one_of_many(f"multiply_{pixels}_{halves}")
-    def multiply() -> None:
-        amx_multiply(0, 4, 6)
-        if whole:
-            amx_multiply(1, 4, 7)
-        if two:
-            amx_multiply(2, 5, 6)
-            if whole:
-                amx_multiply(3, 5, 7)
 
-    @one_of_many(f"sums_{pixels}_{halves}_{name}", inline=two and whole)
-    def sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
-        amx_zero(0)
-        amx_zero(1)
-        amx_zero(2)
-        amx_zero(3)
-        at = w
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at)
-                    multiply()
-                    run = work(run, data)
-                    load_weights(at + 2 * TILE_BYTES)
-                    multiply()
-                    run = work(run, data)
-                    load_pixels(a + to + s.part, b + to + s.part, s.pixel)
-                    multiply()
-                    run = work(run, data)
-                    load_weights(at + 4 * TILE_BYTES)
-                    multiply()
-                    run = work(run, data)
-                    load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
-                    multiply()
-                    at, to = at + STEP, to + s.step_w
-        at = w
-        for c in range(s.chunks):
-            for i in range(s.taps_h):
-                to = c * s.chunk + i * s.step_h
-                for _ in range(s.taps_w):
-                    load_pixels(a + to, b + to, s.pixel)
-                    load_weights(at + 4 * TILE_BYTES)
-                    multiply()
-                    at, to = at + STEP, to + s.step_w
-        amx_store(0, out, SUMS_ROW)
-        if whole:
-            amx_store(1, out + ROW_BYTES, SUMS_ROW)
-        if two:
-            amx_store(2, out + ROWS * SUMS_ROW, SUMS_ROW)
-            if whole:
-                amx_store(3, out + ROWS * SUMS_ROW + ROW_BYTES, SUMS_ROW)
-        return run
+@device_function
+def _load_pixels(a: int, b: int, pixel: int) -> None:
+    amx_load(4, a, pixel)
+    if _TWO:
+        amx_load(5, b, pixel)
 
-    return sums
+
+@device_function
+def _load_weights(w: int) -> None:
+    amx_load(6, w, ROW_BYTES)
+    if _WHOLE:
+        amx_load(7, w + TILE_BYTES, ROW_BYTES)
+
+
+@device_function
+def _multiply() -> None:
+    amx_multiply(0, 4, 6)
+    if _WHOLE:
+        amx_multiply(1, 4, 7)
+    if _TWO:
+        amx_multiply(2, 5, 6)
+        if _WHOLE:
+            amx_multiply(3, 5, 7)
+
+
+@inlined
+def _sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
+    """Write the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels to `out`."""
+    amx_zero(0)
+    amx_zero(1)
+    amx_zero(2)
+    amx_zero(3)
+    at = w
+    for c in range(s.chunks):
+        for i in range(s.taps_h):
+            to = c * s.chunk + i * s.step_h
+            for _ in range(s.taps_w):
+                _load_pixels(a + to, b + to, s.pixel)
+                _load_weights(at)
+                _multiply()
+                run = _work(run, data)
+                _load_weights(at + 2 * TILE_BYTES)
+                _multiply()
+                run = _work(run, data)
+                _load_pixels(a + to + s.part, b + to + s.part, s.pixel)
+                _multiply()
+                run = _work(run, data)
+                _load_weights(at + 4 * TILE_BYTES)
+                _multiply()
+                run = _work(run, data)
+                _load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
+                _multiply()
+                at, to = at + STEP, to + s.step_w
+    at = w
+    for c in range(s.chunks):
+        for i in range(s.taps_h):
+            to = c * s.chunk + i * s.step_h
+            for _ in range(s.taps_w):
+                _load_pixels(a + to, b + to, s.pixel)
+                _load_weights(at + 4 * TILE_BYTES)
+                _multiply()
+                at, to = at + STEP, to + s.step_w
+    amx_store(0, out, SUMS_ROW)
+    if _WHOLE:
+        amx_store(1, out + ROW_BYTES, SUMS_ROW)
+    if _TWO:
+        amx_store(2, out + ROWS * SUMS_ROW, SUMS_ROW)
+        if _WHOLE:
+            amx_store(3, out + ROWS * SUMS_ROW + ROW_BYTES, SUMS_ROW)
+    return run
+
+
+@device_function
+def _called_sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
+    """`_sums`, not inlined where it is called."""
+    return _sums(a, b, s, w, out, run, data)
 
 
 def multiply_beside(work: Any, name: str) -> Any:
@@ -181,13 +197,11 @@ def multiply_beside(work: Any, name: str) -> Any:
     `run = work(run, data)` is called four times for each chunk and tap, between multiplications.  A core's
     vectors work while its tiles multiply, so what is done beside takes almost no time.
     """
-
-    @one_of_many(f"nothing_{name}")
-    def nothing(run: Any, data: Any) -> Any:
-        return run
-
-    one_half, one_whole, two_half = (_sums_of(m, n, nothing, name) for m, n in ((1, 1), (1, 2), (2, 1)))
-    two_whole = _sums_of(2, 2, work, name)
+    two_whole = copy_of(_sums, f"two_whole_{name}", _work=work)
+    two_half, one_whole, one_half = (
+        copy_of(_called_sums, f"{two}_{whole}_{name}", _TWO=two, _WHOLE=whole, _work=_nothing)
+        for two, whole in ((True, False), (False, True), (False, False))
+    )
 
     @one_of_many(f"multiply_beside_{name}", inline=True)
     def multiply(

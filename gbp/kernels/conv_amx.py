@@ -22,8 +22,8 @@ from typing import Any
 
 from numba import float32
 
-from .amx_beside import Worth
-from .amx_frame import FRAME, Frame, split_rows
+from .amx_beside import Scales
+from .amx_frame import FRAME, Frame, split_row
 from .amx_shares import Form, Job, shares_of
 from .amx_sums import STEP, SUMS, SUMS_ROW, chunks, multiply_beside
 from .codegen.gate import GATE, MASK, Gate
@@ -32,24 +32,8 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, load, load_scalar
 from .codegen.tile import TILE_CHANNELS
 from .codegen.views import targets_of
-from .epilogue import Forward, Plane, backward, plane_of
+from .epilogue import Forward, backward, plane_of
 from .taps import TAPS, Taps
-
-
-@device_function
-def _split_parts(
-    x: Plane,
-    n: int,
-    frame: Frame,
-    begin: int,
-    rows: int,
-    to: int,
-    positions: int,
-    scale: float,
-    balance: int,
-) -> None:
-    """`split_rows`.  Parts of bfloat16 need no scale and no balance."""
-    split_rows(x, n, frame, begin, rows, to, positions)
 
 
 @device_function
@@ -60,14 +44,14 @@ def _scale_of(job: Job, n: int) -> float:
 
 
 @device_function
-def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
+def _sum_at(s: int, c: int, c0: int, scales: Scales) -> Any:
     return load(s + 4 * c)
 
 
 #: Pixels whose epilogue is done between two groups of multiplications.
 _PIECE = 4
 _FORM = Form(
-    _split_parts, chunks, _scale_of, _sum_at,
+    split_row, chunks, _scale_of, _sum_at,
     TILE_CHANNELS, STEP, 4 * SUMS, SUMS_ROW, _PIECE, 1,
 )  # fmt: skip
 _shares = shares_of(_FORM, multiply_beside, "amx")
@@ -75,7 +59,8 @@ _shares = shares_of(_FORM, multiply_beside, "amx")
 
 def _phases(args: Sequence[Any]) -> int:
     """Two where threads share channels: the first splits the pixels."""
-    return 1 if args[-3] else 2
+    band = args[-3]
+    return 1 if band else 2
 
 
 @kernel(

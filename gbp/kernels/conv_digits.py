@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .amx_beside import Worth
+from .amx_beside import Scales
 from .amx_digits import (
     DIGITS_BLOCK,
     DIGITS_STEP,
@@ -17,9 +17,9 @@ from .amx_digits import (
     balance_at,
     chunks_of_digits,
     multiply_digits_beside,
-    split_digits,
+    split_row_of_digits,
     sum_of_levels,
-    worths_at,
+    weight_scales_at,
 )
 from .amx_facts import FACTS, gather_facts, scale_from
 from .amx_frame import FRAME, Frame
@@ -41,10 +41,10 @@ def _scale_of(job: Job, n: int) -> float:
 
 
 @device_function
-def _sum_at(s: int, c: int, c0: int, worth: Worth) -> Any:
+def _sum_at(s: int, c: int, c0: int, scales: Scales) -> Any:
     """The sums of a pixel in a block, whose first level is at s."""
-    factor = load(worth.worths + 4 * c0) * broadcast(worth.unit)
-    return sum_of_levels(s, worth.scale) * factor
+    factor = load(scales.weights + 4 * c0) * broadcast(scales.values)
+    return sum_of_levels(s, scales.sample) * factor
 
 
 #: Pixels whose epilogue is done between two groups of multiplications.
@@ -52,7 +52,7 @@ _PIECE = 8
 #: A pair of tiles runs through eight blocks: it stays in the cache, and the lines of y that are written are
 #: neighbours.  The weights of more blocks would leave a second-level cache.
 _FORM = Form(
-    split_digits, chunks_of_digits, _scale_of, _sum_at,
+    split_row_of_digits, chunks_of_digits, _scale_of, _sum_at,
     DIGITS_BLOCK, DIGITS_STEP, LEVELS, ROW_BYTES, _PIECE, 8,
 )  # fmt: skip
 _shares = shares_of(_FORM, multiply_digits_beside, "digits")
@@ -66,6 +66,23 @@ def _gather(x: Plane, N: int, facts: int, balance: int, threads: int, share: Sha
 
 
 @device_function
+def _find_scales(
+    x: Plane,
+    N: int,
+    facts: int,
+    scales: int,
+    max_crest_3: float,
+    max_crest_4: float,
+    threads: int,
+    share: Share,
+) -> None:
+    """The second phase: the scale of each sample."""
+    for n in range(*part_of(N, share, threads)):
+        rows = facts + n * x.H * 4 * FACTS
+        store_scalar(scales + 4 * n, scale_from(rows, x.H, max_crest_3, max_crest_4))
+
+
+@device_function
 def _rest(share: Share) -> Share:
     """A share of the phases of `shares_of`, which follow."""
     return Share(share.first, share.last, share.slot, share.phase - 2)
@@ -73,7 +90,8 @@ def _rest(share: Share) -> Share:
 
 def _phases(args: Sequence[Any]) -> int:
     """The third splits the pixels, where threads share channels."""
-    return 3 if args[-3] else 4
+    band = args[-3]
+    return 3 if band else 4
 
 
 @kernel(
@@ -90,8 +108,8 @@ def conv_digits_fwd(
     mask: Any,
     lo: float,
     hi: float,
-    enough: float,
-    furthest: float,
+    max_crest_3: float,
+    max_crest_4: float,
     scales: Any,
     scratch: Any,
     taps: Taps,
@@ -103,8 +121,8 @@ def conv_digits_fwd(
 ) -> None:
     """`conv_amx_fwd` for the samples that digits suit.  Writes the scale of each sample to `scales`.
 
-    w is packed by `pack_digits`.  enough, furthest: see `scale_from`.  scratch holds the facts about the rows
-    of x, and `amx_scratch` for chunks of DIGITS_DEPTH channels and sums of LEVELS bytes.
+    w is packed by `pack_digits`.  `max_crest_3`, `max_crest_4`: see `scale_from`.  scratch holds the facts
+    about the rows of x, and `amx_scratch` for chunks of DIGITS_DEPTH channels and sums of LEVELS bytes.
     """
     N, H, W, C = y.shape
     source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
@@ -112,13 +130,11 @@ def conv_digits_fwd(
     if share.phase == 0:
         _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
-        for n in range(*part_of(N, share, threads)):
-            rows = facts + n * source.H * 4 * FACTS
-            store_scalar(own + 4 * n, scale_from(rows, source.H, enough, furthest))
+        _find_scales(source, N, facts, own, max_crest_3, max_crest_4, threads, share)
     else:
         sums = facts + N * source.H * 4 * FACTS
-        worths = worths_at(address_of(w), w.size, C, source.C)
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, worths)
+        weights = weight_scales_at(address_of(w), w.size, C, source.C)
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, weights)
         end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
         _shares(source, job, end, _rest(share))
 
@@ -135,8 +151,8 @@ def conv_digits_bwd(
     gate: Gate,
     gx: Any,
     accumulate: int,
-    enough: float,
-    furthest: float,
+    max_crest_3: float,
+    max_crest_4: float,
     scales: Any,
     done: Any,
     scratch: Any,
@@ -157,13 +173,12 @@ def conv_digits_bwd(
     if share.phase == 0:
         _gather(source, N, facts, balance, threads, share)
     elif share.phase == 1:
+        _find_scales(source, N, facts, own, max_crest_3, max_crest_4, threads, share)
         for n in range(*part_of(N, share, threads)):
-            scale = scale_from(facts + n * source.H * 4 * FACTS, source.H, enough, furthest)
-            store_scalar(own + 4 * n, scale)
-            done[n] = 1 if scale != 0 else 0
+            done[n] = 1 if load_scalar(own + 4 * n) != 0 else 0
     else:
         sums = facts + N * source.H * 4 * FACTS
-        worths = worths_at(address_of(w), w.size, C, source.C)
-        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, worths)
+        weights = weight_scales_at(address_of(w), w.size, C, source.C)
+        job = Job(address_of(w), N, H, W, C, taps, frame, band, sums, threads, members, own, balance, weights)
         end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
         _shares(source, job, end, _rest(share))

@@ -65,12 +65,12 @@ class Listing(NamedTuple):
 LISTING = types.NamedUniTuple(types.int64, 4, Listing)
 
 
-def listing_of(H: int, W: int, O: int, most: float) -> Listing:
-    """The layout for planes with a density up to `most`.
+def listing_of(H: int, W: int, O: int, max_density: float) -> Listing:
+    """The layout for planes with a density up to `max_density`.
 
     Single rows may be twice as dense.  There is room for values that are written beyond the end.
     """
-    return Listing(H, W, O, int(W * O * min(1.0, 2 * most)) + O + LANES)
+    return Listing(H, W, O, int(W * O * min(1.0, 2 * max_density)) + O + LANES)
 
 
 def lists_floats(listing: Listing) -> int:
@@ -115,14 +115,14 @@ def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int,
 
 
 @kernel(WORDS, FLOAT64, WORDS, INT, split=1)
-def choose_lists(counts: Any, most: float, chosen: Any, threads: int, share: Share) -> None:
-    """Write 1 to chosen (1,) if all rows fit their lists and at most `most` values are listed, else 0."""
+def choose_lists(counts: Any, max_count: float, chosen: Any, threads: int, share: Share) -> None:
+    """Write 1 to chosen (1,) if all rows fit their lists and up to `max_count` values are listed, else 0."""
     for _ in range(share.first, share.last):
         total, fit = 0, True
         for count in counts:
             total += count
             fit = fit and count >= 0
-        chosen[0] = 1 if fit and total <= most else 0
+        chosen[0] = 1 if fit and total <= max_count else 0
 
 
 @device_function

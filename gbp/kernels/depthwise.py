@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, device_function, inlined, kernel, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, copy_of, device_function, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, fma, keep_rolled, load, load_first, zeros
 from .codegen.views import part_of, targets_of
@@ -41,53 +41,51 @@ class Terms(NamedTuple):
     w_right: int
 
 
-def _sums_of(whole: bool) -> Any:
-    """Make the functions that sum up a vector of channels from c on, for one pixel and for FOUR.
-
-    The terms of the four pixels are `apart` bytes apart in x.  Whole vectors and parts of vectors have
-    separate machine code.
-    """
-    name = "whole" if whole else "part"
-
-    @one_of_many(f"read_{name}")
-    def read(address: int, count: int) -> Any:
-        if whole:
-            return load(address)
-        return load_first(address, count)
-
-    @one_of_many(f"one_{name}")
-    def one(terms: Terms, c: int, count: int) -> Any:
-        v = zeros()
-        for i in range(terms.rows):
-            a, b = terms.x + i * terms.x_down + 4 * c, terms.w + i * terms.w_down + 4 * c
-            for _ in range(terms.columns):
-                keep_rolled()
-                v = fma(read(a, count), read(b, count), v)
-                a += terms.x_right
-                b += terms.w_right
-        return v
-
-    @one_of_many(f"four_{name}")
-    def four(terms: Terms, apart: int, c: int, count: int) -> Any:
-        v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
-        for i in range(terms.rows):
-            a, b = terms.x + i * terms.x_down + 4 * c, terms.w + i * terms.w_down + 4 * c
-            for _ in range(terms.columns):
-                keep_rolled()
-                weight = read(b, count)
-                v0 = fma(read(a, count), weight, v0)
-                v1 = fma(read(a + apart, count), weight, v1)
-                v2 = fma(read(a + 2 * apart, count), weight, v2)
-                v3 = fma(read(a + 3 * apart, count), weight, v3)
-                a += terms.x_right
-                b += terms.w_right
-        return v0, v1, v2, v3
-
-    return one, four
+#: Whether the functions below sum up whole vectors of channels.  Each of their copies has its own.
+_WHOLE: bool = True
 
 
-_one_whole, _four_whole = _sums_of(True)
-_one_part, _four_part = _sums_of(False)
+@device_function
+def _read(address: int, count: int) -> Any:
+    if _WHOLE:
+        return load(address)
+    return load_first(address, count)
+
+
+@device_function
+def _sum_one(terms: Terms, c: int, count: int) -> Any:
+    """Sum up a vector of channels from c on, for one pixel."""
+    v = zeros()
+    for i in range(terms.rows):
+        a, b = terms.x + i * terms.x_down + 4 * c, terms.w + i * terms.w_down + 4 * c
+        for _ in range(terms.columns):
+            keep_rolled()
+            v = fma(_read(a, count), _read(b, count), v)
+            a += terms.x_right
+            b += terms.w_right
+    return v
+
+
+@device_function
+def _sum_four(terms: Terms, apart: int, c: int, count: int) -> Any:
+    """Sum up a vector of channels from c on, for FOUR pixels, whose terms are `apart` bytes apart in x."""
+    v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+    for i in range(terms.rows):
+        a, b = terms.x + i * terms.x_down + 4 * c, terms.w + i * terms.w_down + 4 * c
+        for _ in range(terms.columns):
+            keep_rolled()
+            weight = _read(b, count)
+            v0 = fma(_read(a, count), weight, v0)
+            v1 = fma(_read(a + apart, count), weight, v1)
+            v2 = fma(_read(a + 2 * apart, count), weight, v2)
+            v3 = fma(_read(a + 3 * apart, count), weight, v3)
+            a += terms.x_right
+            b += terms.w_right
+    return v0, v1, v2, v3
+
+
+_one_whole, _four_whole = (copy_of(each, "whole", _WHOLE=True) for each in (_sum_one, _sum_four))
+_one_part, _four_part = (copy_of(each, "part", _WHOLE=False) for each in (_sum_one, _sum_four))
 
 
 @device_function

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, Kernel, kernel_from, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, Kernel, copy_of, inlined, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, keep_rolled, load_each
 from .codegen.slide import load_each_between, slide, slide_first
@@ -45,79 +45,80 @@ class Window(NamedTuple):
     w_right: int
 
 
-def _rows_of(columns: int) -> Any:
-    """Make the function that computes rows of the output, for windows of so many columns."""
-    seen = FOUR + columns - 1
+#: Columns of x that FOUR windows of a row see.  Each copy of the functions below has its own.
+_SEEN = FOUR + WIDTHS[0] - 1
 
-    @one_of_many(f"whole_block_{columns}", inline=True)
-    def whole_block(a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window) -> Any:
-        """Sum up FOUR neighbours of a row, and those below, for a vector of channels inside the plane.
 
-        The windows of the upper row begin at address a, of which rows [start, stop) are in the plane.
-        `below`: the first row of the lower windows, or the window's `rows` if there are none.
-        """
-        upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
-        for k in range(start, stop):
-            keep_rolled()
-            v = load_each(a + k * x.line, x.pixel, seen)
-            if k < window.rows:
-                upper = slide(upper, v, w + k * window.w_down, window.w_right)
-            if k >= below:
-                lower = slide(lower, v, w + (k - 1) * window.w_down, window.w_right)
-        return upper, lower
+@inlined
+def _whole_block(a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window) -> Any:
+    """Sum up FOUR neighbours of a row, and those below, for a vector of channels inside the plane.
 
-    @one_of_many(f"edge_block_{columns}", inline=True)
-    def edge_block(
-        a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window,
-        first: int, last: int, count: int,
-    ) -> Any:  # fmt: skip
-        """The same for any block: columns [first, last) are in the plane, and `count` channels."""
-        upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
-        for k in range(start, stop):
-            keep_rolled()
-            v = load_each_between(a + k * x.line, x.pixel, first, last, count, seen)
-            if k < window.rows:
-                upper = slide_first(upper, v, w + k * window.w_down, window.w_right, count)
-            if k >= below:
-                lower = slide_first(lower, v, w + (k - 1) * window.w_down, window.w_right, count)
-        return upper, lower
+    The windows of the upper row begin at address a, of which rows [start, stop) are in the plane.
+    `below`: the first row of the lower windows, or the window's `rows` if there are none.
+    """
+    upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
+    for k in range(start, stop):
+        keep_rolled()
+        v = load_each(a + k * x.line, x.pixel, _SEEN)
+        if k < window.rows:
+            upper = slide(upper, v, w + k * window.w_down, window.w_right)
+        if k >= below:
+            lower = slide(lower, v, w + (k - 1) * window.w_down, window.w_right)
+    return upper, lower
 
-    def compute_rows(x: Plane, window: Window, row: int, last_row: int, end: Any) -> None:
-        """Compute rows of all samples, counted through the batch."""
-        H, W, C = end.out.H, end.out.W, end.out.C
-        while row < last_row:
-            n, oh = row // H, row % H
-            two = row + 1 < last_row and oh + 1 < H
-            h, below = oh - window.top, 1 if two else window.rows
-            start, stop = max(0, -h), min(window.rows + (1 if two else 0), x.H - h)
-            for ow in range(0, W, FOUR):
-                left_out, pixels = window.left - ow, min(FOUR, W - ow)
-                is_inside = left_out <= 0 and seen - left_out <= x.W and pixels == FOUR
-                first = pixel_of(x, n, h, -left_out)
-                place, place_below = place_of(n, oh, ow, end), place_of(n, oh + 1, ow, end)
-                for c in range(0, C, LANES):
-                    a, w, count = first + 4 * c, window.w + 4 * c, C - c
-                    if is_inside and count >= LANES:
-                        upper, lower = whole_block(a, x, start, stop, below, w, window)
-                        write_four(upper, FOUR, 1, c, place, LANES, end)
-                        if two:
-                            write_four(lower, FOUR, 1, c, place_below, LANES, end)
-                    else:
-                        upper, lower = edge_block(
-                            a, x, start, stop, below, w, window, left_out, x.W + left_out, count
-                        )
-                        write_four(upper, pixels, 1, c, place, count, end)
-                        if two:
-                            write_four(lower, pixels, 1, c, place_below, count, end)
-            row += 2 if two else 1
 
-    return compute_rows
+@inlined
+def _edge_block(
+    a: int, x: Plane, start: int, stop: int, below: int, w: int, window: Window,
+    first: int, last: int, count: int,
+) -> Any:  # fmt: skip
+    """The same for any block: columns [first, last) are in the plane, and `count` channels."""
+    upper, lower = tile_zeros(FOUR, 1), tile_zeros(FOUR, 1)
+    for k in range(start, stop):
+        keep_rolled()
+        v = load_each_between(a + k * x.line, x.pixel, first, last, count, _SEEN)
+        if k < window.rows:
+            upper = slide_first(upper, v, w + k * window.w_down, window.w_right, count)
+        if k >= below:
+            lower = slide_first(lower, v, w + (k - 1) * window.w_down, window.w_right, count)
+    return upper, lower
+
+
+@inlined
+def _compute_rows(x: Plane, window: Window, row: int, last_row: int, end: Any) -> None:
+    """Compute rows of all samples, counted through the batch."""
+    H, W, C = end.out.H, end.out.W, end.out.C
+    while row < last_row:
+        n, oh = row // H, row % H
+        two = row + 1 < last_row and oh + 1 < H
+        h, below = oh - window.top, 1 if two else window.rows
+        start, stop = max(0, -h), min(window.rows + (1 if two else 0), x.H - h)
+        for ow in range(0, W, FOUR):
+            left_out, pixels = window.left - ow, min(FOUR, W - ow)
+            is_inside = left_out <= 0 and _SEEN - left_out <= x.W and pixels == FOUR
+            first = pixel_of(x, n, h, -left_out)
+            place, place_below = place_of(n, oh, ow, end), place_of(n, oh + 1, ow, end)
+            for c in range(0, C, LANES):
+                a, w, count = first + 4 * c, window.w + 4 * c, C - c
+                if is_inside and count >= LANES:
+                    upper, lower = _whole_block(a, x, start, stop, below, w, window)
+                    write_four(upper, FOUR, 1, c, place, LANES, end)
+                    if two:
+                        write_four(lower, FOUR, 1, c, place_below, LANES, end)
+                else:
+                    upper, lower = _edge_block(
+                        a, x, start, stop, below, w, window, left_out, x.W + left_out, count
+                    )
+                    write_four(upper, pixels, 1, c, place, count, end)
+                    if two:
+                        write_four(lower, pixels, 1, c, place_below, count, end)
+        row += 2 if two else 1
 
 
 @cache
 def dense_kernels(columns: int) -> tuple[Kernel, Kernel]:
     """The kernels of windows of so many columns, which take what `depthwise_fwd` and `depthwise_bwd` take."""
-    rows = _rows_of(columns)
+    rows = copy_of(_compute_rows, f"{columns}", _SEEN=FOUR + columns - 1)
     return (
         kernel_from(
             _fwd, f"depthwise_{columns}_fwd",
@@ -138,7 +139,7 @@ def made(name: str) -> Kernel:
     return dense_kernels(int(columns))[("fwd", "bwd").index(way)]
 
 
-#: A name in the templates below, which `kernel_from` replaces by what `_rows_of` makes.
+#: A name in the templates below, which `kernel_from` replaces by a copy of `_compute_rows`.
 compute_rows: Any = None
 
 

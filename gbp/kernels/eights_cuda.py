@@ -1,8 +1,8 @@
-"""Eight neighbouring channels of a pixel, whose bits fill a byte: loads, stores and epilogues for kernels of
-a card.
+"""Loads, stores and epilogues of eight neighbouring channels of a pixel, for kernels of a card.
 
-`v` is a thread's local array of eight floats.  `fours`: the number of channels is a multiple of four and the
-arrays are aligned to 16 bytes, so four channels are loaded or stored at once.  `all_in_fours` finds that out.
+The bits of eight channels fill a byte of a mask.  `v` is a thread's local array of eight floats.  `fours`:
+the number of channels is a multiple of four and the arrays are aligned to 16 bytes, so four channels are
+loaded or stored at once.  `all_in_fours` finds that out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from .codegen.simd_cuda import (
 
 
 def all_in_fours(*arrays: Any) -> int:
-    """Whether four channels of each of these (N, H, W, C) arrays can be loaded at once.  Empty arrays do not
-    count.
+    """Whether four channels of each of these (N, H, W, C) arrays can be loaded at once.
+
+    Empty arrays do not count.
     """
     return int(all(x.shape[3] % 4 == 0 and x.is_aligned(16) for x in arrays if x.size))
 

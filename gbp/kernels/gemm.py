@@ -4,10 +4,11 @@
     gx[n, k] = Σ_m gy[n, m] · w[m, k],  then the gate of gx's own rectifier
 
 Matrices are activations (N, 1, 1, C).  Forward, a tile holds the dot products of ROWS rows of w with up to
-SAMPLES rows of x, and each thread computes some rows of w.  Further samples find the BLOCK of these rows in a
-first-level cache.  Backward, gx is a sum of rows of w, each times its gy, and each thread computes some
-columns.  A row whose gy is 0 for every sample is not read; behind a rule that gates the gradient these are
-most rows.
+SAMPLES rows of x, and each thread computes some rows of w.  Each of a thread's last rows, of which there are
+fewer than ROWS, has a tile to itself, which takes as long as ROWS rows.  Further samples find the BLOCK of
+these rows in a first-level cache.  Backward, gx is a sum of rows of w, each times its gy, and each thread
+computes some columns.  A row whose gy is 0 for every sample is not read; behind a rule that gates the
+gradient these are most rows.
 
 A dot product has LANES partial sums for each BLOCK of k, and the blocks are added one after another.  A
 backward sum is one chain in the order of m.  Neither depends on N, on threads or on the tile.
@@ -23,7 +24,7 @@ import numpy as np
 
 from .codegen.emit import LANES, TILE_ROWS, VECTOR_BYTES
 from .codegen.gate import GATE, MASK, Gate, gate_run
-from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, by_count, device_function, kernel, one_of_many
+from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, by_count, copy_of, device_function, kernel
 from .codegen.memory import ALIGNMENT
 from .codegen.packing import Share
 from .codegen.simd import (
@@ -42,7 +43,7 @@ from .codegen.simd import (
 )
 from .codegen.tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
 from .codegen.views import targets_of, zero_run
-from .epilogue import Forward, place_of, plane_of, write
+from .epilogue import Forward, Plane, place_of, plane_of, write
 
 #: Samples in a tile: as many as the smallest register file holds.
 SAMPLES = 4
@@ -59,33 +60,52 @@ _AHEAD = 2048
 _COLUMNS, _FEW_COLUMNS = 2**13, 2**9
 
 
-def _add_dots_of(samples: int) -> Any:
-    @one_of_many(f"add_dots_{samples}")
-    def add_dots(
-        own: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int,
-        first: bool,
-    ) -> None:  # fmt: skip
-        t = tile_zeros(samples, ROWS)
-        for _ in range(count // LANES):
-            for j in range(ROWS):
-                prefetch_read(w + j * w_row + _AHEAD)
-            t = tile_dot(t, ROWS, x, x_row, w, w_row)
-            x += VECTOR_BYTES
-            w += VECTOR_BYTES
-        if count % LANES:
-            t = tile_dot_first(t, ROWS, x, x_row, w, w_row, count % LANES)
-        for i in range(samples):
-            for j in range(rows):
-                to = y + i * y_row + 4 * j
-                total = sum_lanes(t[i * ROWS + j])
-                store_scalar(to, total if first else load_scalar(to) + total)
-
-    return add_dots
+#: Samples of the tile in the function below.  Each of its copies has its own.
+_SAMPLES = SAMPLES
 
 
-#: `add_dots(samples, x, x_row, w, w_row, count, y, y_row, rows, first)`: for each sample i and row j of w,
-#: add to y[i, j] the dot product of `count` columns of x[i] and w[j].  With `first`, it is written instead.
-_add_dots = by_count("add_dots", [_add_dots_of(samples) for samples in range(1, SAMPLES + 1)])
+@device_function
+def _add_dots_of_tile(
+    samples: int, x: int, x_row: int, w: int, w_row: int, count: int, y: int, y_row: int, rows: int,
+    first: bool,
+) -> None:  # fmt: skip
+    """For each sample i and row j of w, add to y[i, j] the dot product of `count` columns of x[i] and w[j].
+
+    With `first` it is written instead.  `samples` is _SAMPLES.
+    """
+    t = tile_zeros(_SAMPLES, ROWS)
+    for _ in range(count // LANES):
+        for j in range(ROWS):
+            prefetch_read(w + j * w_row + _AHEAD)
+        t = tile_dot(t, ROWS, x, x_row, w, w_row)
+        x += VECTOR_BYTES
+        w += VECTOR_BYTES
+    if count % LANES:
+        t = tile_dot_first(t, ROWS, x, x_row, w, w_row, count % LANES)
+    for i in range(_SAMPLES):
+        for j in range(rows):
+            to = y + i * y_row + 4 * j
+            total = sum_lanes(t[i * ROWS + j])
+            store_scalar(to, total if first else load_scalar(to) + total)
+
+
+_add_dots = by_count(
+    "add_dots", [copy_of(_add_dots_of_tile, f"{count}", _SAMPLES=count) for count in range(1, SAMPLES + 1)]
+)
+
+
+@device_function
+def _add_dots_of_rows(x: Plane, w: int, y: Plane, N: int, m: int, rows: int, begin: int, end: int) -> None:
+    """Add the dot products of rows [m, m + rows) of w with N rows of x, in columns [begin, end).
+
+    There are ROWS rows, or one.  One row fills the tile with copies of it, by a step of 0, and takes as long.
+    """
+    w_row = 4 * x.C if rows == ROWS else 0
+    for k in range(begin, end, BLOCK):
+        wa, count = w + 4 * (m * x.C + k), min(BLOCK, x.C - k)
+        for n in range(0, N, SAMPLES):
+            xa, ya = x.address + n * x.image + 4 * k, y.address + n * y.image + 4 * m
+            _add_dots(min(SAMPLES, N - n), xa, x.image, wa, w_row, count, ya, y.image, rows, k == 0)
 
 
 @kernel(ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, INT)
@@ -99,7 +119,7 @@ def gemm_fwd(
     """
     N, K, M = x.shape[0], x.shape[3], y.shape[3]
     bias = address_of(b) if b.size else 0
-    end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
+    source, end = plane_of(x), Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
     columns = max(1, _HELD // (N * BLOCK)) * BLOCK
     units = (M + LANES - 1) // LANES  # each is LANES rows of w, so that threads write whole bytes of mask
     for t in range(share.first, share.last):
@@ -107,15 +127,8 @@ def gemm_fwd(
         for first in range(0, K, columns):
             m = m0
             while m < m1:
-                # One row fills the tile with copies of it, by a step of 0; one result is stored.
                 rows = ROWS if m + ROWS <= m1 else 1
-                w_row = 4 * K if rows == ROWS else 0
-                for k in range(first, min(K, first + columns), BLOCK):
-                    wa, count = address_of(w) + 4 * (m * K + k), min(BLOCK, K - k)
-                    for n in range(0, N, SAMPLES):
-                        xa, ya = at(x, n, 0, 0) + 4 * k, at(y, n, 0, 0) + 4 * m
-                        samples = min(SAMPLES, N - n)
-                        _add_dots(samples, xa, x.strides[0], wa, w_row, count, ya, y.strides[0], rows, k == 0)
+                _add_dots_of_rows(source, address_of(w), end.out, N, m, rows, first, min(K, first + columns))
                 m += rows
         for n in range(N):
             place = place_of(n, 0, 0, end)

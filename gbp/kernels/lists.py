@@ -9,11 +9,9 @@ turn.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .codegen.bits import lowest_bit, nonzero_lanes, store_index, store_nonzero
 from .codegen.emit import LANES
-from .codegen.jit import by_count, device_function, one_of_many
+from .codegen.jit import by_count, copy_of, device_function
 from .codegen.simd import keep_rolled, load_some
 from .codegen.tile import (
     CHAIN,
@@ -62,21 +60,27 @@ def nonzero_in(g: int, channels: int) -> int:
     return bits
 
 
-def _add_nonzero_of(blocks: int) -> Any:
-    @one_of_many(f"add_nonzero_{blocks}")
-    def add_nonzero(own: int, g: int, bits: int, w: int, step: int, sums: int, first: bool) -> None:
-        t = tile_zeros(blocks, TILE_VECTORS)
-        while bits:
-            keep_rolled()
-            c = lowest_bit(bits)
-            bits &= bits - 1
-            t = tile_add_rows(t, g + 4 * c, w + c * 4 * TILE_CHANNELS, step)
-        tile_store(t if first else tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
-
-    return add_nonzero
+#: Blocks of the tile in the function below.  Each of its copies has its own.
+_BLOCKS = SUMMED_BLOCKS
 
 
-#: `add_nonzero(blocks, g, bits, w, step, sums, first)`: add to the sums the values of a group at g whose bits
-#: are set, each times its row of weights; with `first`, write them instead.  Row c of the first block of
-#: weights is at `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.
-add_nonzero = by_count("add_nonzero", [_add_nonzero_of(blocks) for blocks in range(1, SUMMED_BLOCKS + 1)])
+@device_function
+def _add_nonzero_to_tile(blocks: int, g: int, bits: int, w: int, step: int, sums: int, first: bool) -> None:
+    """Add to the sums the values of a group at g whose bits are set, each times its row of weights.
+
+    With `first` they are written instead.  Row c of the first block of weights is at
+    `w + c · 4 · TILE_CHANNELS`.  The next block is `step` bytes further.  `blocks` is _BLOCKS.
+    """
+    t = tile_zeros(_BLOCKS, TILE_VECTORS)
+    while bits:
+        keep_rolled()
+        c = lowest_bit(bits)
+        bits &= bits - 1
+        t = tile_add_rows(t, g + 4 * c, w + c * 4 * TILE_CHANNELS, step)
+    tile_store(t if first else tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
+
+
+add_nonzero = by_count(
+    "add_nonzero",
+    [copy_of(_add_nonzero_to_tile, f"{blocks}", _BLOCKS=blocks) for blocks in range(1, SUMMED_BLOCKS + 1)],
+)

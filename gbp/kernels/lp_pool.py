@@ -43,6 +43,25 @@ def _root(x: float, p: int) -> float:
     return math.pow(x, 1.0 / p)
 
 
+@device_function
+def _norm(x: Any, n: int, c: int, down: Any, across: Any, taps: Taps, p: int) -> float:
+    """The norm of a window, whose taps `taps_down` and `taps_across` found."""
+    (h, i0, i1), (w, j0, j1) = down, across
+    largest = 0.0
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+            largest = max(largest, abs(np.float64(v)))
+    if largest == 0:
+        return 0.0
+    total = 0.0
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+            total += _power(abs(np.float64(v)) / largest, p)
+    return largest * _root(total, p)
+
+
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT)
 def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) -> None:
     """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
@@ -51,22 +70,11 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) 
     rows = N * OH
     for row in range(*part_of(rows, share, threads)):
         n, oh = row // OH, row % OH
-        h, i0, i1 = taps_down(taps, oh, H)
+        down = taps_down(taps, oh, H)
         for ow in range(OW):
-            w, j0, j1 = taps_across(taps, ow, W)
+            across = taps_across(taps, ow, W)
             for c in range(C):
-                largest = 0.0
-                for i in range(i0, i1):
-                    for j in range(j0, j1):
-                        v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                        largest = max(largest, abs(np.float64(v)))
-                total = 0.0
-                if largest > 0:
-                    for i in range(i0, i1):
-                        for j in range(j0, j1):
-                            v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                            total += _power(abs(np.float64(v)) / largest, p)
-                y[n, oh, ow, c] = largest * _root(total, p)
+                y[n, oh, ow, c] = _norm(x, n, c, down, across, taps, p)
 
 
 @kernel(ACTIVATION, ACTIVATION, ACTIVATION, ACTIVATION, INT, TAPS, INT, INT)

@@ -38,6 +38,23 @@ def _taps_inside(o: int, axis: Any, size: int) -> Any:
     return first, start, stop
 
 
+@device_function
+def _first_maximum(x: Any, n: int, c: int, depth: Any, height: Any, width: Any, dilations: Any) -> Any:
+    """The pixel (d, h, w) of the first maximum of a window, whose taps `_taps_inside` found on each axis."""
+    (d0, k0, k1), (h0, i0, i1), (w0, j0, j1) = depth, height, width
+    dilation_d, dilation_h, dilation_w = dilations
+    at_d, at_h, at_w = d0 + k0 * dilation_d, h0 + i0 * dilation_h, w0 + j0 * dilation_w
+    best = x[n, at_d, at_h, at_w, c]
+    for k in range(k0, k1):
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                d, h, w = d0 + k * dilation_d, h0 + i * dilation_h, w0 + j * dilation_w
+                v = x[n, d, h, w, c]
+                if v > best:
+                    best, at_d, at_h, at_w = v, d, h, w
+    return at_d, at_h, at_w
+
+
 @kernel(VOLUME, VOLUME, AXES, INT, INT)
 def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int, share: Share) -> None:
     """Write positions to y (N, OD, OH, OW, C), counted along W first, or `by_columns` along D first.
@@ -47,28 +64,16 @@ def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int, sh
     D, H, W = x.shape[1:4]
     N, OD, OH, OW, C = y.shape
     depth, height, width = axes
-    dilation_d, dilation_h, dilation_w = depth[2], height[2], width[2]
+    dilations = depth[2], height[2], width[2]
     rows = N * OD * OH
     for row in range(*part_of(rows, share, threads)):
         n, od, oh = row // (OD * OH), row // OH % OD, row % OH
-        d0, k0, k1 = _taps_inside(od, depth, D)
-        h0, i0, i1 = _taps_inside(oh, height, H)
+        taps_d, taps_h = _taps_inside(od, depth, D), _taps_inside(oh, height, H)
         for ow in range(OW):
-            w0, j0, j1 = _taps_inside(ow, width, W)
+            taps_w = _taps_inside(ow, width, W)
             for c in range(C):
-                at_d, at_h, at_w = d0 + k0 * dilation_d, h0 + i0 * dilation_h, w0 + j0 * dilation_w
-                best = x[n, at_d, at_h, at_w, c]
-                for k in range(k0, k1):
-                    d = d0 + k * dilation_d
-                    for i in range(i0, i1):
-                        h = h0 + i * dilation_h
-                        for j in range(j0, j1):
-                            w = w0 + j * dilation_w
-                            v = x[n, d, h, w, c]
-                            if v > best:
-                                best, at_d, at_h, at_w = v, d, h, w
-                by_rows = at_w + W * (at_h + H * at_d)
-                y[n, od, oh, ow, c] = at_d + D * (at_h + H * at_w) if by_columns else by_rows
+                d, h, w = _first_maximum(x, n, c, taps_d, taps_h, taps_w, dilations)
+                y[n, od, oh, ow, c] = d + D * (h + H * w) if by_columns else w + W * (h + H * d)
 
 
 @kernel(LINES, LINES, LINES, OWNERS, INT)

@@ -207,11 +207,10 @@ class Locator(CacheLocator):
 
 
 class KernelFile(DataFile):
-    """One file for each kernel and signature: a digest, then the code.  It replaces Numba's index and data
-    files.
+    """One file for each kernel and signature: a digest, then the code.
 
-    A file is never changed, only replaced as a whole.  If two processes compile the same kernel at once, both
-    write the same file, and the last one stays.
+    It replaces Numba's index and data files.  A file is never changed, only replaced as a whole.  If two
+    processes compile the same kernel at once, both write the same file, and the last one stays.
     """
 
     def _path(self, key: Any) -> str:

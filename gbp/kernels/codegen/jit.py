@@ -353,12 +353,15 @@ def kernel(
 def kernel_from(
     template: Callable[..., Any], name: str, *argument_types: Any, **functions: Callable[..., Any]
 ) -> Kernel:
-    """Make a `Kernel` from a template in which these global names are replaced by functions, inlined.
+    """Make a `Kernel` from a template in which these global names are replaced by functions.
 
-    A closure would do the same, but the cache tells kernels apart by their names and code, and the closures
-    of one function share both.
+    Plain functions are inlined; device functions are taken as they are.  A closure would do the same, but the
+    cache tells kernels apart by their names and code, and the closures of one function share both.
     """
-    named = {key: one_of_many(f"{name}_{key}", inline=True)(function) for key, function in functions.items()}
+    named = {
+        key: function if hasattr(function, "py_func") else one_of_many(f"{name}_{key}", inline=True)(function)
+        for key, function in functions.items()
+    }
     copy = FunctionType(template.__code__, template.__globals__ | named, name)
     copy.__qualname__, copy.__doc__ = name, template.__doc__
     return Kernel(copy, argument_types)

@@ -60,8 +60,9 @@ def device_function_of(function: Any, **named: Any) -> Any:
 
 
 class CudaKernel:
-    """A kernel with fixed argument types.  It compiles on the first call and runs on the card of its first
-    argument.
+    """A kernel with fixed argument types.
+
+    It compiles on the first call and runs on the card of its first argument.
     """
 
     def __init__(

@@ -184,8 +184,9 @@ else:
 
 @device_function
 def gated(g: Any, gate: Gate, mask: Any, pixel: Any, c: int) -> Any:
-    """g where it passes the gate, 0 elsewhere; `pixel` is its place in the mask, which is read only if the
-    forward gate acts.
+    """g where it passes the gate, 0 elsewhere.
+
+    `pixel`: its place in the mask, which is read only if the forward gate acts.
     """
     if gate.forward and not (mask[(*pixel, c // 8)] >> (c % 8)) & 1:
         return np.float32(0)

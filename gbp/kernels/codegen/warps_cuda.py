@@ -81,8 +81,9 @@ def split_word(address: int, k: int, big: Any, small: Any) -> None:
 
 @device_function
 def _rows_at(stage: int, t: int) -> int:
-    """The address of the row that a lane gives to `ldmatrix`: rows 0 … 15 of its warp, then those of the next
-    chunk.
+    """The address of the row that a lane gives to `ldmatrix`.
+
+    Lanes give rows 0 … 15 of their warp, then those of the next chunk.
     """
     return int32(stage + ((t >> 5) * 16 + (t & 15)) * 128 + ((((t >> 4) & 1) ^ (t & 7)) << 4))
 

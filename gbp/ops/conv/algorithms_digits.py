@@ -29,11 +29,11 @@ from ..step import Clipped, Context, Floats, GradientSlot
 from .algorithms import READ, Algorithm, BackwardAlgorithm, ForwardAlgorithm, compute_others, flipped
 from .algorithms_amx import AmxForward, AmxLayer
 
-#: The largest value of a sample ÷ the root mean square of its dimmest run of pixels, times the spread of
-#: the weights, up to which three levels are enough: their error is then about 10⁻⁶ of the outputs'.
-_ENOUGH = 64.0
-#: The same of values alone, and of weights alone, that 24 bits suit.
-_MOST_VALUES, _MOST_WEIGHTS = 64.0, 16.0
+#: The crest factor of a sample (`scale_from`) times the spread of the weights (`Balance`) up to which three
+#: levels are exact enough: their error is then about 10⁻⁶ of the outputs'.
+_MAX_CREST_AND_SPREAD = 64.0
+#: The crest factor alone, and the spread alone, up to which 24 bits are.
+_MAX_CREST, _MAX_SPREAD = 64.0, 16.0
 #: Costs, as `algorithms_amx` has them: of LANES products; to split a value and to look at it before; to add
 #: the levels of a sum; of a pixel; and of two calls with more phases, after each of which threads wait for
 #: each other.
@@ -61,7 +61,7 @@ class DigitsLayer(AmxLayer):
 
 def suits_digits(balance: Balance) -> bool:
     """Whether weights of this balance are as exact in 24 bits of the largest of their channel."""
-    return balance.spread <= _MOST_WEIGHTS
+    return balance.spread <= _MAX_SPREAD
 
 
 def digits_bytes(O: int, C: int) -> int:
@@ -70,9 +70,9 @@ def digits_bytes(O: int, C: int) -> int:
     return -(-O // DIGITS_BLOCK) * DIGITS_BLOCK * (amx.PARTS * channels + 4) + 4 * channels
 
 
-def _enough(balance: Balance) -> float:
-    """Three levels are enough for such a sample: see `scale_from`."""
-    return min(_MOST_VALUES, _ENOUGH / balance.spread)
+def _max_crest_3(balance: Balance) -> float:
+    """The crest factor of a sample up to which three levels are exact enough: see `scale_from`."""
+    return min(_MAX_CREST, _MAX_CREST_AND_SPREAD / balance.spread)
 
 
 def _scratch(layer: AmxLayer, rows: int, other: Algorithm, threads: int) -> tuple[int, int]:
@@ -95,7 +95,7 @@ class DigitsForward(ForwardAlgorithm):
         balance = balance or balance_of(w)
         self.parts = AmxForward(w, b, window)
         self.layer = DigitsLayer.forward(len(w), w.shape[1], window)
-        self.w, self.enough = pack_digits(w, balance.divisors), _enough(balance)
+        self.w, self.max_crest_3 = pack_digits(w, balance.divisors), _max_crest_3(balance)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         return _scratch(self.layer, self.parts.window.height.size, self.parts, threads)
@@ -109,7 +109,7 @@ class DigitsForward(ForwardAlgorithm):
         ends, bias, mask = (clip.lo, clip.hi), self.parts.b, context.mask
         geometry = self.layer.geometry(n, threads)
         conv_digits_fwd(
-            x, self.w, bias, r, y, mask, *ends, self.enough, _MOST_VALUES, scales, scratch, *geometry
+            x, self.w, bias, r, y, mask, *ends, self.max_crest_3, _MAX_CREST, scales, scratch, *geometry
         )  # fmt: skip
         geometry = self.parts.layer.geometry(n, threads)
         conv_amx_fwd(x, self.parts.w, bias, r, y, mask, *ends, scales, scratch, *geometry)
@@ -130,7 +130,7 @@ class DigitsBackward(BackwardAlgorithm):
         self.other, self.rows = other, window.height.outputs
         self.layer, back = DigitsLayer.backward(len(w), w.shape[1], window), flipped(w)
         balance = balance or balance_of(back)
-        self.w, self.enough = pack_digits(back, balance.divisors), _enough(balance)
+        self.w, self.max_crest_3 = pack_digits(back, balance.divisors), _max_crest_3(balance)
         self.kernels = conv_digits_bwd, *other.kernels
 
     def scratch(self, threads: int) -> tuple[int, int]:
@@ -143,6 +143,6 @@ class DigitsBackward(BackwardAlgorithm):
         n, done = len(gy), np.zeros(len(gy), np.int64)
         scales, scratch = context.scratch[:n], context.scratch[n * LANES :]
         target = gx.mask, gx.gate, gx.array, int(gx.accumulate)
-        limits, geometry = (self.enough, _MOST_VALUES), self.layer.geometry(n, context.threads)
+        limits, geometry = (self.max_crest_3, _MAX_CREST), self.layer.geometry(n, context.threads)
         conv_digits_bwd(gy, self.w, *target, *limits, scales, done, scratch, *geometry)
         compute_others(self.other, gy, gx, done, context)

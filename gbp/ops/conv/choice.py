@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...graph.geometry import Window
 from ...graph.op import Target
-from ...kernels.amx_digits import balance_of
+from ...kernels.amx_digits import Balance, balance_of
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
@@ -50,6 +50,10 @@ _LONE = 0.3
 _MAX_OF_COLUMNS = 0.7
 #: Lists are used only where more than this part of the channels that they work on exists.
 _MIN_FULL = 0.7
+#: The algorithms that leave the choice to the costs.
+_FREE = ("auto", "fast")
+#: The density of gy up to which lists are used where an algorithm is asked for by name; otherwise measured.
+_MAX_WHERE_NAMED = {"direct": 0.0, "lists": 1.0}
 
 
 def whole(count: int, tile: int) -> int:
@@ -108,7 +112,7 @@ def _cheapest(layer: AmxLayer, window: Window, algorithm: str, **others: float) 
 
     `others`: the costs of further algorithms.  Returns what it costs, too: 0 if it was named.
     """
-    if algorithm not in ("auto", "fast"):
+    if algorithm not in _FREE:
         return "winograd" if algorithm == "winograd" and is_3x3(window) else "direct", 0.0
     direct = _cost_of_direct(layer.O, layer.C, window.taps, layer.size)
     costs = {"direct": direct, "amx": layer.cost, **others}
@@ -136,47 +140,75 @@ def _forward(
     return DirectForward(single, b, window) if chosen == "direct" else AmxForward(single, b, window)
 
 
-def _strided(single: Floats, window: Window) -> BackwardAlgorithm | None:
-    """Strides on AMX, if that is cheaper than columns."""
-    O, C = single.shape[:2]
-    few = window.taps > 1 and C * window.height.stride * window.width.stride <= LANES
-    on_amx = AmxMerged if few else AmxPhases
-    most = _cost_of_columns(O, C, window) * (1 if window.taps == 1 else _MAX_OF_COLUMNS)
-    return on_amx(single, window) if on_amx.cost(O, C, window) < most else None
-
-
 def _backward(w: NDArray[np.float64], window: Window, target: Target) -> BackwardAlgorithm:
-    O, C = w.shape[:2]
-    algorithm = target.algorithm
-    forced: float | None = {"direct": 0.0, "lists": 1.0}.get(algorithm)
-    single = w.astype(np.float32)
-    if algorithm in ("auto", "fast") and not window.is_unstrided:
-        on_amx = _strided(single, window)
-        if on_amx is not None:
-            return on_amx
-    cost = 0.0
+    """The algorithm for the input gradient, as `target` asks for it or as it costs least."""
+    (O, C), algorithm, single = w.shape[:2], target.algorithm, w.astype(np.float32)
     if not window.is_unstrided:
-        chosen = "columns"
-    else:
-        others = {"columns": _cost_of_columns(O, C, window)} if window.taps > 1 else {}
-        if is_3x3(window):
-            others["winograd"] = _cost_of_winograd(C, O, window.size)
-        chosen, cost = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
+        return _backward_of_strides(single, window, algorithm)
+    others = {"columns": _cost_of_columns(O, C, window)} if window.taps > 1 else {}
+    if is_3x3(window):
+        others["winograd"] = _cost_of_winograd(C, O, window.size)
+    chosen, cost = _cheapest(AmxLayer.backward(O, C, window), window, algorithm, **others)
     balance = balance_of(flipped(single)) if DigitsLayer.backward(O, C, window).cost < cost else None
-    by_digits = balance is not None and suits_digits(balance)
+    if balance is not None and not suits_digits(balance):
+        balance = None
     if chosen == "amx" and not is_3x3(window):
-        amx_backward: BackwardAlgorithm = AmxBackward(single, window)
-        if by_digits:
-            amx_backward = DigitsBackward(single, window, amx_backward, balance)
-        if window.taps == 1 and window.is_unpadded and O > C:
-            return SparseBackward(single, window, amx_backward, _MAX_BEFORE_AMX_1x1)
-        return amx_backward
-    if window.taps == 1 and window.is_unpadded:
-        return PointwiseBackward(single, window, forced)
-    free = algorithm in ("auto", "fast")
-    named_columns = C <= _FEW_CHANNELS or (algorithm == "lists" and not is_3x3(window))
-    if chosen == "columns" or (named_columns and not free):
-        return ColumnsBackward(single, window, forced)
+        on_amx = _with_digits(single, window, AmxBackward(single, window), balance)
+        if _is_plain_1x1(window) and O > C:
+            return SparseBackward(single, window, on_amx, _MAX_BEFORE_AMX_1x1)
+        return on_amx
+    if _is_plain_1x1(window):
+        return PointwiseBackward(single, window, _MAX_WHERE_NAMED.get(algorithm))
+    by_name = algorithm not in _FREE
+    if chosen == "columns" or (
+        by_name and (C <= _FEW_CHANNELS or (algorithm == "lists" and not is_3x3(window)))
+    ):
+        return ColumnsBackward(single, window, _MAX_WHERE_NAMED.get(algorithm))
+    return _backward_in_tiles(w, window, algorithm, chosen, balance)
+
+
+def _is_plain_1x1(window: Window) -> bool:
+    """Whether it has one tap, which is never in the padding."""
+    return window.taps == 1 and window.is_unpadded
+
+
+def _with_digits(
+    single: Floats, window: Window, other: BackwardAlgorithm, balance: Balance | None
+) -> BackwardAlgorithm:
+    """Digits of weights with this balance, and `other` where they do not suit; `other` alone for None."""
+    return other if balance is None else DigitsBackward(single, window, other, balance)
+
+
+def _backward_of_strides(single: Floats, window: Window, algorithm: str) -> BackwardAlgorithm:
+    """For a stride above 1: AMX, if that is cheaper than columns; or columns, of which 1×1 has one."""
+    O, C = single.shape[:2]
+    if algorithm in _FREE:
+        few = window.taps > 1 and C * window.height.stride * window.width.stride <= LANES
+        on_amx = AmxMerged if few else AmxPhases
+        limit = _cost_of_columns(O, C, window) * (1 if window.taps == 1 else _MAX_OF_COLUMNS)
+        if on_amx.cost(O, C, window) < limit:
+            return on_amx(single, window)
+    kind = PointwiseBackward if _is_plain_1x1(window) else ColumnsBackward
+    return kind(single, window, _MAX_WHERE_NAMED.get(algorithm))
+
+
+def _backward_in_tiles(
+    w: NDArray[np.float64], window: Window, algorithm: str, chosen: str, balance: Balance | None
+) -> BackwardAlgorithm:
+    """Winograd, AMX or direct tiles for stride 1, and lists where a gradient has few nonzero values.
+
+    Parameters
+    ----------
+    w, window
+        The weights (O, C, KH, KW) and the window.
+    algorithm
+        As `target` has it.
+    chosen
+        "winograd", "amx" or "direct".
+    balance
+        That of the flipped weights, where digits suit them and are cheaper.
+    """
+    (O, C), single = w.shape[:2], w.astype(np.float32)
     dense: BackwardAlgorithm
     if chosen == "winograd":
         dense, max_density = WinogradBackward(w, window), _MAX_BEFORE_WINOGRAD
@@ -184,14 +216,14 @@ def _backward(w: NDArray[np.float64], window: Window, target: Target) -> Backwar
         dense, max_density = AmxBackward(single, window), _MAX_BEFORE_AMX
     else:
         dense, max_density = DirectBackward(single, window), _MAX_BEFORE_DIRECT
-    if by_digits:
-        dense, max_density = DigitsBackward(single, window, dense, balance), _MAX_BEFORE_DIGITS
+    if balance is not None:
+        dense, max_density = _with_digits(single, window, dense, balance), _MAX_BEFORE_DIGITS
     if algorithm == "lists":
         return ListsBackward(single, window, dense, 1.0)
     # Lists compute whole blocks of SLID_CHANNELS channels of gx; this part of them exists.
     full = C / whole(C, SLID_CHANNELS)
     pays = full > _MIN_FULL and (chosen != "direct" or O >= FEW_OUTPUTS)
-    if free and is_3x3(window) and pays:
+    if algorithm in _FREE and is_3x3(window) and pays:
         return ListsBackward(single, window, dense, full * max_density)
     return dense
 
