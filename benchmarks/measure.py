@@ -1,5 +1,6 @@
-"""The measurements.  Each gives a row: what was measured, the seconds of each call, and the figures that bars
-are put on.
+"""The measurements.
+
+Each gives a row: what was measured, the seconds of each call, and the figures that bars are put on.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ MEGABYTE = 1e6
 
 
 def extra_memory(who: str, network_file: Path, batch: int, threads: int) -> float:
-    """Megabytes (10⁶ bytes) that explaining `batch` pictures takes at its peak, beyond what a process holds
-    that has loaded the network and explained one.
+    """Megabytes (10⁶ bytes) that explaining `batch` pictures takes at its peak.
 
+    It is the memory beyond that of a process that has loaded the network and explained one picture.
     `who`: "gbp" with an ONNX file, or "captum NCHW" or "captum channels last" with a saved torch module.
     """
     return float(_run(_worker("memory", who, network_file, batch, threads)))

@@ -14,19 +14,19 @@ from .errors import readable_bytes
 MAX_TEXT = 2**26
 
 
-def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BufferedReader:
-    """Open a regular file of at most `most` bytes for reading; None for any size.
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BufferedReader:
+    """Open a regular file of at most `max_bytes` bytes for reading; None for any size.
 
     Raises OSError if it cannot be opened, is no regular file or is larger.  Raises ValueError if the path
     holds a NUL.
     """
-    _check(os.stat(path), most)  # before it is opened, because opening a device may have effects
+    _check(os.stat(path), max_bytes)  # before it is opened, because opening a device may have effects
     flags = (
         os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     )
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _check(os.fstat(file.fileno()), most)  # again, because the path may lead elsewhere by now
+        _check(os.fstat(file.fileno()), max_bytes)  # again, because the path may lead elsewhere by now
     except OSError:
         file.close()
         raise
@@ -42,18 +42,18 @@ def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _check(status: os.stat_result, most: int | None) -> None:
+def _check(status: os.stat_result, max_bytes: int | None) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "It is no regular file")
-    if most is not None and status.st_size > most:
-        raise OSError(errno.EFBIG, f"It is larger than {readable_bytes(most)}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"It is larger than {readable_bytes(max_bytes)}")
 
 
-def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", most: int = MAX_TEXT) -> str:
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", max_bytes: int = MAX_TEXT) -> str:
     """Read a text file.  Raises OSError, and ValueError if the bytes are no text in this encoding."""
-    with open_regular(path, most) as file:
+    with open_regular(path, max_bytes) as file:
         return file.read().decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -43,20 +43,20 @@ class Batch:
     ----------
     x
         float32 (N, …) in the model's own layout.
-    look
+    draw
         Makes the samples as pictures, or None where they are unknown.
     photos
         The whole photos that the samples were cut of; None where the samples came as arrays.
     """
 
     x: NDArray[np.float32]
-    look: Callable[[], Sequence[Image.Image] | None]
+    draw: Callable[[], Sequence[Image.Image] | None]
     photos: tuple[Photo, ...] | None = None
 
     @cached_property
     def pictures(self) -> Sequence[Image.Image] | None:
-        """The samples as pictures, each made when it is looked at; None where they are unknown."""
-        return self.look()
+        """The samples as pictures, each made on first use; None where they are unknown."""
+        return self.draw()
 
     def __getitem__(self, part: slice) -> Batch:
         """Some of the samples."""
@@ -232,7 +232,7 @@ class Inputs:
                 finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
                 first = part.start + int(np.argmin(finite))
                 refuse_not_finite(first, files[first] if files else "")
-            yield Batch(samples, partial(self._looks, samples))
+            yield Batch(samples, partial(self._drawn, samples))
 
     def _hint_of_shape(self, x: NDArray[Any]) -> str | None:
         """A hint for an array of another shape, where it is almost one of samples; else None."""
@@ -247,7 +247,7 @@ class Inputs:
             return "Pictures are uint8, (H, W, 3) each; several are a list."
         return None
 
-    def _looks(self, x: NDArray[np.float32]) -> Sequence[Image.Image] | None:
+    def _drawn(self, x: NDArray[np.float32]) -> Sequence[Image.Image] | None:
         """Preprocessed samples as pictures; None where that is impossible."""
         layout = self.layout(x.shape)
         if layout in ("NC", "NCL"):
@@ -257,7 +257,7 @@ class Inputs:
         # Samples of five channels, say, can be explained, but not drawn.
         if not self.preprocess.fits(x.shape[3] if layout == "NHWC" else x.shape[1]):
             return None
-        # A copy, because the caller may use the array again before somebody looks.
+        # A copy, because the caller may use the array again before they are drawn.
         planes = x.copy().transpose(0, 3, 1, 2) if layout == "NHWC" else x.copy()
         return Pictures(partial(self.preprocess.picture, sample) for sample in planes)
 
@@ -311,11 +311,11 @@ class Inputs:
 def together(batches: Sequence[Batch]) -> Batch:
     """Several batches of samples of one shape as one.  All of them have pictures, or none has."""
 
-    def look() -> Sequence[Image.Image] | None:
+    def draw() -> Sequence[Image.Image] | None:
         return Pictures.joined(batch.pictures or () for batch in batches) or None
 
     photos = tuple(photo for batch in batches for photo in batch.photos or ())
-    return Batch(np.concatenate([batch.x for batch in batches]), look, photos or None)
+    return Batch(np.concatenate([batch.x for batch in batches]), draw, photos or None)
 
 
 def _refuse_unless_numbers(array: NDArray[Any], what: str) -> None:

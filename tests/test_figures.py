@@ -472,7 +472,7 @@ def test_lines_do_not_end_within_a_size() -> None:
         )
     widest = max(text.width_of(word, 15) for word in words.split())
     for width in range(math.ceil(widest), 90, 3):  # some of what stays together is wider than a line
-        assert " ".join(text.wrapped(words, 15, width, most=40)) == words
+        assert " ".join(text.wrapped(words, 15, width, max_lines=40)) == words
 
 
 def test_an_improbable_class_is_told() -> None:

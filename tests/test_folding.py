@@ -1,5 +1,7 @@
-"""Constants fold with the meaning of the file's opset: every op that folds, at every version of it, as
-onnxruntime computes it; and what no runtime computes any more, by the formulas of the specification.
+"""Constants fold with the meaning of the file's opset.
+
+Every op that folds is compared with onnxruntime at every version of it, and what no runtime computes any more
+with the formulas of the specification.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Entry:
 
 
 class Exit:
-    """Brings results to the host: `prepare`, a run, which calls `settle`, then `read`; or a run, then `look`.
+    """Brings results to the host: `prepare`, a run, which calls `settle`, then `read`; or a run, then `view`.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Exit:
             finite = is_finite(to) and finite
         return values, finite
 
-    def look(self) -> NDArray[np.float32]:
+    def view(self) -> NDArray[np.float32]:
         """All values, as `read` returns them, but without a copy: valid until x is written again."""
         return np.asarray(self._logical)
 

@@ -260,8 +260,9 @@ def _core_stream(stream: Any) -> Any:
 
 
 def _graph_of(launches: list[Launch], put: Callable[[Launch, Any], None]) -> Any:
-    """One CUDA graph of these launches.  It is captured on another stream, because the card's own may be in
-    use.
+    """One CUDA graph of these launches.
+
+    It is captured on another stream, because the card's own may be in use.
     """
     from cuda.core import Device as CoreDevice
 

@@ -50,7 +50,7 @@ class CudaExit(Exit):
         values, marks = self.x.device.read_all(self._ready, self._marks)
         return values, not marks.any()
 
-    def look(self) -> NDArray[np.float32]:
+    def view(self) -> NDArray[np.float32]:
         return self.read()[0]
 
 

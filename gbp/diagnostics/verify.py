@@ -223,22 +223,38 @@ def _step_errors(
         values = reference.run(x, sorted(wanted)) if wanted else {}
         # The run goes on with the next part, so it is longer than this one.
         for names, (instruction, arrays) in zip(part, run, strict=False):
+            if instruction.step.yields_positions:  # ONNX counts positions differently
+                continue
             for name in names:
-                if instruction.step.yields_positions:  # ONNX counts positions differently
-                    continue
-                tensor, true = plan.tensors[name], values[name]
+                tensor = plan.tensors[name]
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
-                # Files without a batch axis.
-                if got.shape == (1, *true.shape) or got.size == true.size == 1:
-                    true = true.reshape(got.shape)
-                error = _relative(got, true, values[rectified.get(name, name)])
-                shapes = None if got.shape == true.shape else (got.shape, true.shape)
                 title = _title(instruction, nodes[name], labelled)
-                slides = any(fact(op).slides for op in title[1].split(" … "))
-                apart = told_apart(got, true) if slides and shapes is None else 0.0
-                yield StepError(*title, name, error, apart, shapes)
-                if shapes is None:
-                    np.copyto(got, true)  # into the run
+                found = _step_error(name, title, got, values[name], values[rectified.get(name, name)])
+                yield found
+                if found.shapes is None:
+                    np.copyto(got, values[name].reshape(got.shape))  # into the run
+
+
+def _step_error(
+    name: str, title: tuple[str, str], got: NDArray[Any], true: NDArray[Any], scale: NDArray[Any]
+) -> StepError:
+    """The error of one tensor.
+
+    Parameters
+    ----------
+    name, title
+        The tensor; the name and the op of the step that makes it.
+    got, true
+        Its values in gbp's run, and in the reference's.
+    scale
+        The tensor whose norm the error is divided by.
+    """
+    if got.shape == (1, *true.shape) or got.size == true.size == 1:  # a file without a batch axis
+        true = true.reshape(got.shape)
+    shapes = None if got.shape == true.shape else (got.shape, true.shape)
+    slides = any(fact(op).slides for op in title[1].split(" … "))
+    apart = told_apart(got, true) if slides and shapes is None else 0.0
+    return StepError(*title, name, _relative(got, true, scale), apart, shapes)
 
 
 def _title(

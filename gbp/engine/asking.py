@@ -233,9 +233,9 @@ def _maps(run: Run, asked: Sequence[Asked], rule: Rule) -> NDArray[np.float32]:
     start = 0
     while start < len(asked):
         first = asked[start]
-        most = start + max(1, _MAX_BYTES // (4 * elements(first.seed.shape)))
+        limit = start + max(1, _MAX_BYTES // (4 * elements(first.seed.shape)))
         stop = start + 1
-        while stop < min(most, len(asked)) and asked[stop].of == first.of:
+        while stop < min(limit, len(asked)) and asked[stop].of == first.of:
             stop += 1
         seeds = np.stack([each.seed for each in asked[start:stop]], axis=1)
         parts.append(run.vjp(seeds, rule, of=first.of))

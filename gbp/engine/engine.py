@@ -112,7 +112,7 @@ class Engine:
         return tuple(store.file for store in self._reader.files if isinstance(store.file, Path))
 
     def explain(self, images: Images, rule: Rule, target: Question, batch_size: int | None) -> Attribution:
-        """See `Explainer.explain`."""
+        """See `Explainer.explain`, whose rule and question are resolved here already."""
         batch_size = at_least_one("batch_size", batch_size)
         count, done = self.inputs.count(images), 0
         gate = GATES[rule.forward_gate, rule.gradient_gate]
@@ -214,7 +214,17 @@ class Engine:
     def resolve(
         self, target: Question, plan: Plan, scores: NDArray[np.float32], part: slice, count: int
     ) -> NDArray[np.int64]:
-        """The classes that a target means; see `targets.resolve`."""
+        """The classes that a target means, int64 (n,) or (n, K).
+
+        Parameters
+        ----------
+        target
+            As for `Explainer.explain`.
+        plan
+            The plan that made the scores.
+        scores, part, count
+            As for `targets.resolve`.
+        """
         classes = self._facts(plan).classes
         if isinstance(target, Several):
             columns = [resolve(one, scores, classes, part, count) for one in target.targets]
@@ -236,9 +246,18 @@ class Engine:
         pictures: Sequence[Image] | None,
         photos: tuple[Photo, ...] | None,
     ) -> Attribution:
-        """The result for samples of this input shape, batch first, with all that is known of the model.
+        """The result, with all that is known of the model.
 
-        `plan`: the one that made the maps.  The other arguments are those of `Attribution`.
+        Parameters
+        ----------
+        plan
+            The one that made the maps.
+        shape
+            The input's shape, batch first.
+        rule
+            The rule.
+        maps, scores, targets, pictures, photos
+            As `map`, `scores`, `target`, `images` and `photos` of `Attribution`.
         """
         facts = self._facts(plan)
         notes, depends = facts.under(plan, rule)

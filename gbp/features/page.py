@@ -34,7 +34,7 @@ def draw_channel(
     columns = max(1, math.ceil(math.sqrt(max(len(maps), len(patches)))))
     rows = max(1, math.ceil(len(maps) / columns))
     side = columns * (_CELL + _BETWEEN)
-    lines = text.wrapped(title, _FONT, 2 * side + _MARGIN, most=2)
+    lines = text.wrapped(title, _FONT, 2 * side + _MARGIN, max_lines=2)
     top = _MARGIN + round((1.4 * len(lines) + 0.6) * _FONT)
     size = (2 * side + 3 * _MARGIN, top + rows * (_CELL + _BETWEEN) + _MARGIN)
     canvas = Image.new("RGB", size, PAPER)

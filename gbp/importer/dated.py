@@ -1,5 +1,6 @@
-"""Constant folding where onnx's reference implementation knows only an op's newest meaning, or differs from
-runtimes.
+"""Constant folding where onnx's reference knows only an op's newest meaning, or differs from runtimes.
+
+These are computed here, and all others by the reference:
 
     Softmax, LogSoftmax, Hardmax before opset 13   over all axes from `axis` on, as one row
     Resize, Upsample                               by the tables of `ops.resample`
@@ -41,8 +42,7 @@ _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "G
 def modern(
     node: onnx.NodeProto, values: Mapping[str, Array], opset: int
 ) -> tuple[onnx.NodeProto, dict[str, Array]]:
-    """An equivalent node of the newest opset and its inputs, if `node` broadcasts as before opset 7; else
-    both unchanged.
+    """A node and its inputs in the newest opset, where `node` broadcasts as before opset 7; else unchanged.
 
     Parameters
     ----------

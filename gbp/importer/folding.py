@@ -155,9 +155,7 @@ def _value_of(node: onnx.NodeProto) -> NDArray[Any] | None:
 
 
 def _reshaped(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[Any]:
-    """Reshape before opset 5, whose target is an attribute, which onnx's reference implementation does not
-    know.
-    """
+    """Reshape before opset 5, whose target is an attribute.  onnx's reference implementation lacks it."""
     target = next((list(a.ints) for a in node.attribute if a.name == "shape"), [])
     try:
         return value.reshape([value.shape[i] if n == 0 else n for i, n in enumerate(target)])

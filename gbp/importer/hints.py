@@ -17,7 +17,7 @@ from .subgraph import Source
 #: Values of the metadata "Image.NominalPixelRange", of ONNX's image denotation, and their presets.
 _RANGES = {"NominalRange_0_255": "raw", "Normalized_0_1": "unit", "Normalized_1_1": "tf"}
 #: The most numbers of a constant in a normalisation, which has one for each channel.
-_MOST = 8
+_MAX_NUMBERS = 8
 #: Constants of a normalisation are above it for pixels from 0 to 255, and below it for those from 0 to 1.
 _UNIT = 2
 _LOOKED_THROUGH = ("Identity", "Cast", "Transpose", "Dropout")
@@ -64,7 +64,7 @@ def _normalisation(
 
     def value(k: int) -> NDArray[np.float64] | None:
         tensor = constants.get(node.input[k]) if k < len(node.input) else None
-        if tensor is None or not 0 < math.prod(tensor.dims) <= _MOST:  # larger ones are not read yet
+        if tensor is None or not 0 < math.prod(tensor.dims) <= _MAX_NUMBERS:  # larger ones are not read yet
             return None
         array = numpy_helper.to_array(tensor)
         return array.astype(np.float64) if array.dtype.kind in "fiu" else None

@@ -59,7 +59,7 @@ class SampleAxis:
         shape = (1,) * (rank - len(shape)) + shape if self.samples == 1 else shape
         return (self.samples, shape[0] // self.samples, *shape[1:])
 
-    def meant(self, shape: Shape) -> Shape:
+    def file_shape(self, shape: Shape) -> Shape:
         """The file's shape of a tensor that is computed in `shape`, with samples in front."""
         return (shape[0] * shape[1], *shape[2:]) if len(shape) > 1 else ()
 
@@ -125,8 +125,9 @@ class Lifting:
         return [self.batch.lifted(o, rank) if isinstance(o, tuple) else o for o in self.node.operands]
 
     def integers(self, index: int, name: str) -> tuple[int, ...] | None:
-        """A list that is input `index` in newer opsets and an attribute in older ones; None if the node has
-        neither.
+        """A list that is input `index` in newer opsets and an attribute in older ones.
+
+        None if the node has neither.
         """
         return self.node.constant_ints(index) if self.node.has(index) else self.node.integers(name)
 

@@ -1,8 +1,7 @@
-"""One handler for each op that can be read with an axis of samples in front; `lift.py` says when that is
-needed.
+"""One handler for each op that can be read with an axis of samples in front.
 
-A handler moves the node's axes and sizes by one place.  The op's own parser reads the result.  A handler
-calls `refuse_if_bound` if the node would work along axis 0.
+`lift.py` says when that is needed.  A handler moves the node's axes and sizes by one place.  The op's own
+parser reads the result.  A handler calls `refuse_if_bound` if the node would work along axis 0.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ Handler = Callable[[Lifting], Lifted | None]
 
 
 def in_front(node: Node, batch: SampleAxis) -> Lifted | None:
-    """Read a node, whose operands have the file's shapes, with samples in front.  None if that is not
-    possible.
+    """Read a node, whose operands have the file's shapes, with samples in front.
 
-    Raises ModelError, UnsupportedError, also if the node would work along an axis that is bound.
+    None if that is not possible.  Raises ModelError, UnsupportedError, also if the node would work along an
+    axis that is bound.
     """
     handler = HANDLERS.get(qualified(node.proto))
     if handler is None or any(isinstance(operand, Positions) for operand in node.operands):

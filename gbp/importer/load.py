@@ -1,6 +1,4 @@
-"""ModelProto → `Graph`.  Nodes that gbp does not support are refused here by name, as many as possible at
-once.
-"""
+"""ModelProto → `Graph`.  Nodes that gbp does not support are refused by name, as many as possible at once."""
 
 from __future__ import annotations
 
@@ -94,9 +92,9 @@ class _Builder:
         self.layers: list[Layer] = []
         #: A tensor that does not depend on the image → its value.
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
-        #: A tensor that layers make → its shape, and the shape that it has in the file.
+        #: A tensor that layers make → its shape as it is computed, and the shape that it has in the file.
         self.shapes: dict[str, Shape] = {source.input: input_shape}
-        self.meant = {source.input: input_shape if source.has_batch else input_shape[1:]}
+        self.file_shapes = {source.input: input_shape if source.has_batch else input_shape[1:]}
         #: A tensor that holds positions, as MaxPool's Indices.
         self.positions: dict[str, Positions] = {}
         #: (tensor, another shape) → the tensor that is the same in that shape.
@@ -170,7 +168,7 @@ class _Builder:
     def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
         """The error with the advice to explain a tensor before the node, if one could be read."""
         read = (self.waiting.source_of(name) for name in proto.input)
-        made = (name for name in read if name in self.meant and name != self.source.input)
+        made = (name for name in read if name in self.file_shapes and name != self.source.input)
         return error if self.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:
@@ -181,7 +179,7 @@ class _Builder:
         for name in filter(None, proto.output):
             shape = self._declared_by_sample(name)
             if shape:
-                self.shapes[name] = self.meant[name] = shape
+                self.shapes[name] = self.file_shapes[name] = shape
                 self.guessed.add(name)
             else:
                 self.lost.add(name)
@@ -214,7 +212,7 @@ class _Builder:
         """Fold the node, replace it by others, or parse it into layers."""
         names, op = [name for name in proto.input if name], qualified(proto)
         if op in ("Shape", "Size") and names[0] not in self.constants:
-            shape = self.meant.get(names[0]) or self.waiting.moved[names[0]].seen
+            shape = self.file_shapes.get(names[0]) or self.waiting.moved[names[0]].seen
             self.constants[proto.output[0]] = shape_constant(proto, shape)
             return
         is_constant = all(name in self.constants for name in names)
@@ -222,7 +220,7 @@ class _Builder:
             values = {name: self.constants[name] for name in names}
             self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
             return
-        if op == "CastLike" and proto.input[1] in self.meant:  # `meant` holds tensors of floating point only.
+        if op == "CastLike" and proto.input[1] in self.file_shapes:  # all computed tensors are floating point
             if (value := self.constants.get(proto.input[0])) is not None:
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
@@ -255,8 +253,8 @@ class _Builder:
         else:
             if first is not None:
                 raise first
-            shapes = ", ".join(str(list(self.meant[name])) for name in proto.input if name in self.meant)
-            found = f"its inputs, {shapes}, have not the batch for their first axis."
+            shapes = [list(self.file_shapes[name]) for name in proto.input if name in self.file_shapes]
+            found = f"its inputs, {', '.join(map(str, shapes))}, have not the batch for their first axis."
             Node(proto, self.source.opset, []).refuse(found)
         if first is not None and self.budget.is_spent:
             raise first
@@ -264,22 +262,23 @@ class _Builder:
             self.first_lifted = self.first_lifted or self._with_way_out(first, proto)
         for name in filter(None, proto.output):
             declared = declared_shape(self.declared[name]) if name in self.declared else None
-            if name in self.meant and declared is not None and not fits(declared, self.meant[name]):
+            shape = self.file_shapes.get(name)
+            if shape is not None and declared is not None and not fits(declared, shape):
                 sizes = ["?" if n is None else n for n in declared]
-                self.stale.append(f"{name!r} as {sizes}, which is {list(self.meant[name])}")
+                self.stale.append(f"{name!r} as {sizes}, which is {list(shape)}")
 
     def _undo(self, layers: int, budget: Budget) -> None:
         """Remove what a failed attempt at reading a node has added."""
         for layer in self.layers[layers:]:
             self.views.pop((layer.inputs[0], self.shapes.pop(layer.output)), None)
-            self.meant.pop(layer.output, None)
+            self.file_shapes.pop(layer.output, None)
             self.positions.pop(layer.output, None)
         del self.layers[layers:]
         self.budget = budget
 
     def _by_sample(self, proto: onnx.NodeProto) -> bool:
         """Read the node as it is in the file: the first axis of its tensors is the batch."""
-        shapes = [self.meant[name] for name in proto.input if name in self.meant]
+        shapes = [self.file_shapes[name] for name in proto.input if name in self.file_shapes]
         if any(shape[:1] != (self.batch.samples,) for shape in shapes):
             return False
         node = self._node(proto)
@@ -298,7 +297,11 @@ class _Builder:
         """Add the layers of a node that `lift.py` has read.  Returns whether it has."""
         if read is None:
             return False
-        self._add_all(read.node, read.parsed, lambda shape: () if read.is_scalar else self.batch.meant(shape))
+
+        def file_shape(shape: Shape) -> Shape:
+            return () if read.is_scalar else self.batch.file_shape(shape)
+
+        self._add_all(read.node, read.parsed, file_shape)
         return True
 
     def _node(self, proto: onnx.NodeProto) -> Node:
@@ -309,13 +312,13 @@ class _Builder:
 
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
         """An operand as `Node` has it."""
-        for known in (self.positions, self.meant, self.constants):
+        for known in (self.positions, self.file_shapes, self.constants):
             if name in known:
                 return known[name]
         return None
 
-    def _add_all(self, node: Node, parsed: Parsed, meant: Callable[[Shape], Shape]) -> None:
-        """Add the layers of a node.  `meant`: an output's shape in the file, from its computed shape."""
+    def _add_all(self, node: Node, parsed: Parsed, file_shape: Callable[[Shape], Shape]) -> None:
+        """Add the layers of a node.  `file_shape`: an output's shape in the file, from its computed shape."""
         node.check_all_attributes_read()
         computed = tuple(self._viewed(node.proto.input[i], node.operands[i]) for i in node.computed())
         if isinstance(parsed, list):
@@ -327,7 +330,7 @@ class _Builder:
             self._add(node, node.name, one_after_another(parsed), computed, node.proto.output[0])
         for name in filter(None, node.proto.output):
             if name in self.shapes:
-                self.meant[name] = meant(self.shapes[name])
+                self.file_shapes[name] = file_shape(self.shapes[name])
 
     def _viewed(self, name: str, operand: Any) -> str:
         """The name of tensor `name` in the shape in which a node reads it."""

@@ -89,8 +89,9 @@ def _is_outside(tensor: onnx.TensorProto) -> bool:
 
 
 def _piece_outside(tensor: onnx.TensorProto, file: Path | bytes | None, stores: dict[str, Store]) -> Piece:
-    """Where a tensor is stored in a file beside the model (ONNX: external data).  The file is added to
-    `stores`.
+    """Where a tensor is stored in a file beside the model (ONNX: external data).
+
+    The file is added to `stores`.
     """
     given = {entry.key: entry.value for entry in tensor.external_data}
     # protobuf returns invalid text as bytes.
@@ -163,8 +164,9 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
 
 
 def _check_names(proto: onnx.ModelProto, name: str) -> None:
-    """Check that every name is text and that there are not too many.  protobuf returns invalid text as
-    `bytes`.
+    """Check that every name is text and that there are not too many.
+
+    protobuf returns invalid text as `bytes`.
     """
     graph = proto.graph
     made = sum(max(1, len(node.output)) for node in graph.node)

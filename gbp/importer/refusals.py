@@ -29,8 +29,16 @@ _INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node between the input and the scores that gbp does not support.  It is number `place` of `count`
-    nodes.
+    """A node between the input and the scores that gbp does not support.
+
+    Parameters
+    ----------
+    op, name
+        Its op, with the domain, and its name in messages.
+    place, count
+        It is number `place`, from 1, of `count` nodes.
+    hint
+        Advice, or None.
     """
 
     op: str

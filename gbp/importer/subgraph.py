@@ -125,8 +125,9 @@ class Source:
         return axes or tuple(range(rank - 1))  # The batch of 1 was the only other axis.
 
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        """The shape of one sample.  `size` = (H, W), by default 224, replaces sizes that the file leaves
-        open.
+        """The shape of one sample.
+
+        `size` = (H, W), by default 224, replaces sizes that the file leaves open.
         """
         sizes = iter(size or (224, 224))
         return tuple(n or next(sizes, 1) for n in self.input_shape[1:])

@@ -56,12 +56,12 @@ def _parsed(node: Node) -> tuple[list[str], str]:
     if len(terms) != len(ranks) or not set(equation) <= set(string.ascii_letters) | set(",->."):
         node.invalid(f"equation {equation!r} does not fit {len(ranks)} operands.")
     hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
-    most = max((n for n, term in zip(hidden, terms, strict=True) if "..." in term), default=0)
-    if most > len(free) or most > MAX_AXES or any(n < 0 for n in hidden):
+    longest = max((n for n, term in zip(hidden, terms, strict=True) if "..." in term), default=0)
+    if longest > len(free) or longest > MAX_AXES or any(n < 0 for n in hidden):
         node.invalid(f"equation {equation!r} does not fit the axes of its operands.")
-    dots = "".join(free[:most])
+    dots = "".join(free[:longest])
     terms = [
-        term.replace("...", dots[most - n :], 1) if "..." in term else term
+        term.replace("...", dots[longest - n :], 1) if "..." in term else term
         for n, term in zip(hidden, terms, strict=True)
     ]
     if arrow:

@@ -51,8 +51,16 @@ class Constants:
 
 
 class Cost(NamedTuple):
-    """Upper bounds: `elements` of all outputs; `steps`, elements that are read and written; `width`, bytes
-    of an output's element.
+    """Upper bounds of what it costs to fold a node.
+
+    Parameters
+    ----------
+    elements
+        Elements of all outputs.
+    steps
+        Elements that are read and written.
+    width
+        Bytes of an output's element.
     """
 
     elements: float

@@ -33,8 +33,16 @@ class DamagedError(Exception):
 
 
 class _Head(NamedTuple):
-    """The place (first byte, length) of each array; the bytes of all arrays, padded, and their checksum; and
-    the pickled object.
+    """The end of an entry, which says how to read the rest.
+
+    Parameters
+    ----------
+    spans
+        The place of each array: its first byte, and how many there are.
+    size, checksum
+        How many bytes all arrays have, padded, and their checksum.
+    pickled
+        The pickled object.
     """
 
     spans: list[tuple[int, int]]

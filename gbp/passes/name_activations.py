@@ -79,7 +79,7 @@ def _rename(graph: Graph, search: Search, verdicts: _Verdicts) -> Graph:
     renamed: dict[str, Layer] = {}
     unknown = [layer for layer in graph.layers if not (isinstance(layer.op, STRAIGHT) or is_plain(layer.op))]
     for some in _in_turn(unknown):
-        growths = [search.before(layer.output, most=1) for layer in some]
+        growths = [search.before(layer.output, max_layers=1) for layer in some]
         verdicts.sift((growth for growth in growths if growth.ends), partial(likely_alone, search))
         for layer, growth in zip(some, growths, strict=True):
             found = verdicts.largest(growth)

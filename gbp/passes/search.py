@@ -142,8 +142,8 @@ class Search:
             any(np.ndim(c) for c in numbers.constants),
         )
 
-    def before(self, y: str, most: int = _MAX_LAYERS) -> Growth:
-        """The subgraphs of at most so many layers that end at y."""
+    def before(self, y: str, max_layers: int = _MAX_LAYERS) -> Growth:
+        """The subgraphs of at most `max_layers` layers that end at y."""
         parts = list[_Part]()
         ends: dict[int, str] = {}
         # Tensor → the number that stands for it in the key, and how often the layers so far read it.
@@ -152,8 +152,8 @@ class Search:
         # Tensors that the layers so far read and do not make.
         edge = {y}
         is_straight = True  # all layers so far
-        passed, alike = _Passed(), most
-        while len(parts) < most:
+        passed, alike = _Passed(), max_layers
+        while len(parts) < max_layers:
             last = max(edge, key=self._age.__getitem__) if len(edge) > 1 else next(iter(edge))
             part = self._part(last)
             if part is None or uses[last] < self._uses[last] or passed.by_place == _MAX_BY_PLACE:

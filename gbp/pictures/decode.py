@@ -220,10 +220,10 @@ def _check_size(image: Image.Image, limit: Limit, held: int) -> None:
     scales = (1, 2, 4, 8) if is_jpeg else (1,)
     scale = next((n for n in scales if pixels * (held + limit.pixel / n**2) <= MAX_DECODED), None)
     if scale is None:
-        most = limit.pixels if not is_jpeg else MAX_DECODED / (held + limit.pixel / 64)
+        max_pixels = limit.pixels if not is_jpeg else MAX_DECODED / (held + limit.pixel / 64)
         raise InputError(
             f"it has {image.width} × {image.height} pixels.",
-            supported=f"up to {most / 1e6:.0f} million of {image.format}",
+            supported=f"up to {max_pixels / 1e6:.0f} million of {image.format}",
             hint="Scale it down.",
         )
     if scale > 1:

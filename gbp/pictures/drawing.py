@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,15 @@ Style = Literal["overlay", "diverging", "gray", "rgb", "strip"]
 
 #: A picture is at most so many times as wide as the longer side of a photo.
 _WIDEST = 4
+#: Numbers (…, C, H, W) → (…, H, W).
+_REDUCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "abs-max": lambda m: np.abs(m).max(axis=-3),
+    "abs-mean": lambda m: np.abs(m).mean(axis=-3),
+    "positive": lambda m: np.maximum(m, 0).sum(axis=-3),
+    "negative": lambda m: np.maximum(-m, 0).sum(axis=-3),
+    "norm": lambda m: np.sqrt((m * m).sum(axis=-3)),
+    "sum": lambda m: m.sum(axis=-3),
+}
 _PALETTES = {"overlay": "heat", "gray": "gray", "diverging": "red-blue"}
 
 
@@ -183,8 +193,8 @@ def size_of(given: tuple[int, int], height: int, look: Look) -> tuple[int, int]:
     A very wide one loses its aspect: a row of 3,000 pixels, enlarged until it is seen, would be as wide as
     140,000.
     """
-    most = max(_WIDEST * MAX_SIDE, look.max_side or 0)
-    return min(max(1, round(given[0] * height / given[1])), most), height
+    widest = max(_WIDEST * MAX_SIDE, look.max_side or 0)
+    return min(max(1, round(given[0] * height / given[1])), widest), height
 
 
 def photo_size(photo: Photo, look: Look, height: int | None = None) -> tuple[int, int]:
@@ -226,19 +236,6 @@ def reduce(m: NDArray[np.float32], how: Reduction) -> NDArray[np.float32]:
 
     It is computed in float64, because squares of small gradients underflow in float32.
     """
-    x = m.astype(np.float64)
-    if how == "abs-max":
-        reduced = np.abs(x).max(axis=-3)
-    elif how == "abs-mean":
-        reduced = np.abs(x).mean(axis=-3)
-    elif how == "positive":
-        reduced = np.maximum(x, 0).sum(axis=-3)
-    elif how == "negative":
-        reduced = np.maximum(-x, 0).sum(axis=-3)
-    elif how == "norm":
-        reduced = np.sqrt((x * x).sum(axis=-3))
-    elif how == "sum":
-        reduced = x.sum(axis=-3)
-    else:
+    if how not in _REDUCTIONS:
         raise InputError(f"unknown reduction {how!r}.", supported=", ".join(get_args(Reduction)))
-    return np.asarray(reduced, dtype=np.float32)
+    return np.asarray(_REDUCTIONS[how](m.astype(np.float64)), dtype=np.float32)

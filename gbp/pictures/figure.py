@@ -209,10 +209,10 @@ def figure(panels: Sequence[Panel], remarks: str = "", warnings: Sequence[str] =
 
 def _columns(widths: Sequence[int], gap: int) -> int:
     """How many panels a row holds, so that rows fit and are about as long as each other."""
-    most = max(1, (MAX_WIDTH - gap) // (max(widths) + gap))
+    fitting = max(1, (MAX_WIDTH - gap) // (max(widths) + gap))
     if sum(widths) + gap * (len(widths) + 1) <= MAX_WIDTH:
-        most = len(widths)
-    rows = -(-len(widths) // most)
+        fitting = len(widths)
+    rows = -(-len(widths) // fitting)
     return -(-len(widths) // rows)
 
 
@@ -221,7 +221,7 @@ def _paragraph(
 ) -> int:
     """Add a paragraph as wide as the figure.  Returns where it ends."""
     inset = size // 2 if paper else 0
-    lines = text.wrapped(words, size, result.width - 2 * left - 2 * inset, most=12)
+    lines = text.wrapped(words, size, result.width - 2 * left - 2 * inset, max_lines=12)
     height = len(lines) * text.line_height(size) + 2 * inset
     if paper:
         result.items.append(Rectangle((left, top), (result.width - 2 * left, height), paper))
@@ -255,7 +255,7 @@ def _row(result: Figure, row: Sequence[Panel], left: int, top: int, size: int, l
 
 def _head(panel: Panel, size: int, width: int) -> list[tuple[str, str]]:
     """The lines above a panel with their colours."""
-    title = [(line, INK) for line in text.wrapped(panel.title, size, width, most=3) if panel.title]
+    title = [(line, INK) for line in text.wrapped(panel.title, size, width, max_lines=3) if panel.title]
     ink = WARNING_INK if panel.warns else FAINT
     caption = text.wrapped(panel.caption, size, width) if panel.caption else []
     return [*title, *((line, ink) for line in caption)]
@@ -280,7 +280,7 @@ def _key(result: Figure, key: Key, left: int, top: int, width: int, size: int, l
         if tick:
             result.items.append(Text((left + place / 2 * (span - length), top), tick, size, FAINT))
     top += line
-    lines = text.wrapped(key.meaning, size, max(width, least), most=8)
+    lines = text.wrapped(key.meaning, size, max(width, least), max_lines=8)
     for number, words in enumerate(lines):
         result.items.append(Text((left, top + number * line), words, size, FAINT))
     return top + line * len(lines)

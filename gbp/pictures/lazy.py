@@ -1,4 +1,4 @@
-"""`Pictures`: pictures of samples, each of which is made when somebody looks at it."""
+"""`Pictures`: pictures of samples, each of which is made on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Pictures(Sequence[Image.Image]):
     """
 
     def __init__(self, each: Iterable[Image.Image | Callable[[], Image.Image]]) -> None:
-        self._each = [one if isinstance(one, _Later) else _Later(one) for one in each]
+        self._each = [one if isinstance(one, _Lazy) else _Lazy(one) for one in each]
 
     @classmethod
     def joined(cls, parts: Iterable[Sequence[Image.Image]]) -> Pictures:
@@ -37,7 +37,9 @@ class Pictures(Sequence[Image.Image]):
         return Pictures(self._each[index]) if isinstance(index, slice) else self._each[index]()
 
 
-class _Later:
+class _Lazy:
+    """A picture, or the function that makes it on first use."""
+
     def __init__(self, picture: Image.Image | Callable[[], Image.Image]) -> None:
         self._picture = picture
 

@@ -99,8 +99,8 @@ def warning_of(unlikely: Mapping[str, str]) -> list[str]:
 def smoothing_of(drawn: Sequence[Drawn]) -> str:
     """How the maps were smoothed, in words."""
     sigmas = {one.sigma for one in drawn}
-    least, most = min(sigmas), max(sigmas)
-    if most == 0:
+    smallest, largest = min(sigmas), max(sigmas)
+    if largest == 0:
         return "maps not smoothed"
     words = " and ".join(f"{sigma:g}" for sigma in sorted(sigmas - {0.0}, reverse=True))
-    return f"maps smoothed, σ = {words} pixels of the input" + (" (in colour: not)" if least == 0 else "")
+    return f"maps smoothed, σ = {words} pixels of the input" + (" (in colour: not)" if smallest == 0 else "")

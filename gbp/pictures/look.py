@@ -86,8 +86,8 @@ class Look:
         return replace(self, **changes)
 
 
-def _within(value: object, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+def _within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def _check(good: bool, name: str, value: object, supported: str) -> None:

@@ -41,7 +41,7 @@ def read_sidecar(model_path: str | os.PathLike[str]) -> Sidecar:
     """
     path = Path(model_path).with_suffix(".toml")
     try:
-        text = read_text(path, most=_MAX_TOML)
+        text = read_text(path, max_bytes=_MAX_TOML)
     except FileNotFoundError:
         return Sidecar()
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the path

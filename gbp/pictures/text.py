@@ -155,8 +155,8 @@ def width_of(text: str, size: int) -> float:
     return sum(font_of(path, FINE * size).getlength(part) for path, part in runs(text)) / FINE
 
 
-def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
-    """A text in lines of at most `width` pixels; the last of `most` lines ends in "…" where more follows.
+def wrapped(text: str, size: int, width: float, max_lines: int = 6) -> list[str]:
+    """A text in lines of up to `width` pixels; the last of `max_lines` lines ends in "…" where more follows.
 
     Lines end at spaces, but at those of "224 × 224", "σ = 2.5", "57 %" and "score 9.1" only where these are
     wider than a line; and within a word that is wider than a line.
@@ -174,8 +174,8 @@ def wrapped(text: str, size: int, width: float, most: int = 6) -> list[str]:
             *full, line = _broken(word, size, width)
             lines += full
         lines.append(line)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], _cut(lines[most - 1], size, width)]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], _cut(lines[max_lines - 1], size, width)]
     return [line.replace(_HARD, " ") for line in lines]
 
 

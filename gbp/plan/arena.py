@@ -41,19 +41,19 @@ def pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
     sizes
         Floats of each buffer.
     """
-    lives: dict[str, tuple[int, int]] = {}
+    lifetimes: dict[str, tuple[int, int]] = {}
     for name, when in uses:
-        first, last = lives.get(name, (when, when))
-        lives[name] = min(first, when), max(last, when)
-    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lives}
-    return _first_fit(lives, rounded) if len(lives) <= _MAX_PACKED else _in_time(lives, rounded)
+        first, last = lifetimes.get(name, (when, when))
+        lifetimes[name] = min(first, when), max(last, when)
+    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lifetimes}
+    return _first_fit(lifetimes, rounded) if len(lifetimes) <= _MAX_PACKED else _in_time(lifetimes, rounded)
 
 
-def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+def _first_fit(lifetimes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
     """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
-    begins, ends, firsts, lasts = np.zeros((4, len(lives)), np.int64)  # in memory; in time
+    begins, ends, firsts, lasts = np.zeros((4, len(lifetimes)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
-    for i, (name, (first, last)) in enumerate(sorted(lives.items(), key=lambda item: -sizes[item[0]])):
+    for i, (name, (first, last)) in enumerate(sorted(lifetimes.items(), key=lambda item: -sizes[item[0]])):
         others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
         others = others[np.argsort(begins[others], kind="stable")]
         gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
@@ -63,13 +63,13 @@ def _first_fit(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -
     return Arena(offsets, int(ends.max(initial=0)))
 
 
-def _in_time(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
+def _in_time(lifetimes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
     """Place buffers in the order of their first use, each in the smallest free gap that is large enough."""
     offsets: dict[str, int] = {}
     free: list[tuple[int, int]] = []  # (size, where), sorted
     alive: list[tuple[int, int, int]] = []  # (last use, where, size), a heap
     end = 0
-    for name, (first, last) in sorted(lives.items(), key=lambda item: item[1]):
+    for name, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
         while alive and alive[0][0] < first:
             _, where, size = heappop(alive)
             insort(free, (size, where))

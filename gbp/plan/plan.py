@@ -121,7 +121,7 @@ class Plan:
         """
         # The file's layers, with rectifiers and activations named.
         graph = named(graph)
-        of_file, other_clips = _of_file(graph), _other_clips(graph)
+        of_file, other_clips = _tensors_of_file(graph), _other_clips(graph)
         wanted = {find(of_file, name).name for name in keep if name != graph.input} - {graph.output}
         # The layers that are computed.
         if rewrite is not None:
@@ -167,11 +167,11 @@ class Plan:
             notes=graph.notes,
         )
         numbers, layers = elements(plan.input_shape), len(plan.instructions)
-        nbytes, most = plan.nbytes(1, targets=1), max_working_bytes(numbers, plan.weights, layers)
-        if nbytes > most:
+        nbytes, limit = plan.nbytes(1, targets=1), max_working_bytes(numbers, plan.weights, layers)
+        if nbytes > limit:
             raise UnsupportedError(
                 f"one image needs {readable_bytes(nbytes)} of working memory.",
-                supported=f"up to {readable_bytes(most)} for a network and an image of this size",
+                supported=f"up to {readable_bytes(limit)} for a network and an image of this size",
                 hint=("Keep fewer tensors, or explain" if kept else "Explain")
                 + " a smaller image; else check the pads and sizes in the file.",
             )
@@ -190,7 +190,7 @@ class Plan:
         return tail_of(self.instructions, self.slices, self._sizes, self.backward)
 
     @cached_property
-    def first_behind(self) -> int:
+    def first_after_kept(self) -> int:
         """The index of the first instruction that a route to a kept tensor may have."""
         made = {instruction.output: i for i, instruction in enumerate(self.instructions)}
         return min((made[tensor.name] + 1 for tensor in self.kept.values()), default=0)
@@ -320,7 +320,7 @@ def _other_clips(graph: Graph) -> int:
     return sum(not clip.is_rectifier and clip.lo != 0 for clip in clips)
 
 
-def _of_file(graph: Graph) -> tuple[Tensor, ...]:
+def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
     axes = channel_axes(graph)
     means = _means(graph, axes)

@@ -9,8 +9,7 @@ import numpy as np
 
 
 def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
-    """The name of a map in captions: its rule, or a method and its layer and its rule, unless that is its
-    own.
+    """The name of a map in captions: its rule; or its method, its layer, and a rule that is not the method's.
 
     Parameters
     ----------

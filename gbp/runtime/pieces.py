@@ -39,7 +39,7 @@ class _Gathered(Exit):
         self.found = []
         return np.concatenate(maps), all(finite)
 
-    def look(self) -> NDArray[np.float32]:
+    def view(self) -> NDArray[np.float32]:
         return self.read()[0]
 
 

@@ -66,7 +66,7 @@ class Tape:
         samples_per_piece
             How many samples run at once before the plan's tail; None for all.
         """
-        first_masked = 0 if to_input else plan.first_behind
+        first_masked = 0 if to_input else plan.first_after_kept
         self._plan, self._pool, self._threads, self._device = plan, pool, threads, device
         self.n = len(x)
         self._nbytes = self.n * plan.forward_bytes
@@ -182,7 +182,7 @@ class Tape:
                 maps, finite = leaving.read()
                 maps = maps.reshape(self.n, k, *maps.shape[1:])
             else:
-                found = leaving.look()
+                found = leaving.view()
                 found = found.reshape(self.n, k, *found.shape[1:])[: self.n if total is None else 1]
                 maps = np.array(found if reduce is None else reduce(found))
                 finite = not maps.size or is_finite(maps)  # empty where `reduce` took what it needs

@@ -220,12 +220,12 @@ def accepted(accept: str) -> str:
 class Held:
     """How many bytes of bodies are held by all requests.  It is used by the event loop's thread alone."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.bytes = most, 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self.bytes = max_bytes, 0
 
     def take(self, count: int) -> None:
         """Count bytes in.  Raises `BusyError` if there are too many."""
-        if self.bytes + count > self._most:
+        if self.bytes + count > self._max_bytes:
             raise BusyError(1)
         self.bytes += count
 
