@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,8 @@ from gbp.ops.concat import AxisSliceStep, ConcatStep
 from gbp.ops.conv.algorithms import BackwardAlgorithm, DirectBackward
 from gbp.ops.conv.algorithms_lists import ListsBackward, SparseBackward
 from gbp.ops.conv.conv import ConvStep
-from gbp.ops.step import Context, GradientSlot, view
+from gbp.ops.pool import AveragePool, AveragePoolStep
+from gbp.ops.step import NO_TENSOR, Context, GradientSlot, view
 from gbp.plan.plan import Plan
 
 Net = Callable[[Builder, str], str]
@@ -360,6 +362,44 @@ def test_a_warmup_knows_the_kernels_that_values_decide_about(
     plan, _ = Explainer(b.model(b.head(x)))._plan_for((64, size, size))
     named = {kernel.name for call in plan.instructions for kernel in call.step.kernels}
     assert named == {"conv_lists_bwd", *otherwise}
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_an_average_goes_backward_with_the_convolution_before_it_as_it_does_alone(targets: int) -> None:
+    """For seeds of few classes and for dense ones, which change when a recorded pass is repeated."""
+    random = np.random.default_rng(0)
+    O, C, size, n = 80, 24, (5, 7), 6
+    window = Window.resolve(size, (1, 1))
+    w = random.standard_normal((O, C, 1, 1), np.float32)
+    step, mean = SparseBackward(w, window, DirectBackward(w, window), 0.1), AveragePoolStep(average(size))
+    assert step.takes_in_average
+    assert mean.is_global
+    fixed, each = step.scratch(2)
+    context = Context(2, aligned((fixed + n * each,)))
+    passes = random.integers(0, 256, (n // targets, *size, O // 8), np.uint8)
+    mask = random.integers(0, 256, (n // targets, *size, C // 8), np.uint8)
+    gy, array, z, apart = (
+        aligned(shape) for shape in ((n, 1, 1, O), (n, *size, C), (n, *size, O), (n, *size, C))
+    )
+    slot, between = (
+        GradientSlot(array, False, mask, Gate(1, 1)),
+        GradientSlot(NO_TENSOR, False, passes, Gate(1, 1)),
+    )
+    again = Program()
+    for dense in (range(0), range(n), (0, 4), (1, 2, 3, 5)):
+        gy[:] = 0
+        gy[np.arange(n), 0, 0, random.integers(O, size=n)] = 1
+        for row in dense:
+            gy[row] = random.standard_normal(O)
+        with parallel():
+            again(lambda: step.through_average(gy, mean, between, slot, context))
+            mean.vjp(gy, (replace(between, array=z),), context)
+            step(z, replace(slot, array=apart), context)
+        np.testing.assert_array_equal(array, apart)
+
+
+def average(size: tuple[int, int]) -> AveragePool:
+    return AveragePool(Window.resolve(size, size))
 
 
 @pytest.mark.parametrize("targets", [1, 3])

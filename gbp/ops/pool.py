@@ -191,6 +191,8 @@ class AveragePoolStep(Step):
     def __init__(self, op: AveragePool) -> None:
         self.taps = taps_of(op.window)
         self.include_pad = int(op.include_pad)
+        #: Whether the whole plane is averaged.
+        self.is_global = op.window.kernel == op.window.size and op.window.is_unpadded
         self.algorithm = "mean " + "×".join(map(str, op.window.kernel))
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:

@@ -115,7 +115,7 @@ def _no_bias(size: int) -> Floats:
     return zeros
 
 
-def _as_row(x: NDArray[Any]) -> NDArray[Any]:
+def as_row(x: NDArray[Any]) -> NDArray[Any]:
     """(N, H, W, C) with all pixels of a sample in one row, so that tiles are full."""
     return view(x, len(x), 1, -1, x.shape[3]) if x.size else x
 
@@ -171,7 +171,7 @@ class DirectForward(ForwardAlgorithm):
         tile, rest = _scratch_of(context)
         mask = context.mask
         if self.window.is_pointwise:
-            x, r, y, mask = _as_row(x), _as_row(r), _as_row(y), _as_row(mask)
+            x, r, y, mask = as_row(x), as_row(r), as_row(y), as_row(mask)
         elif self._is_padded:
             x = _framed(x, self._plane(), self.taps, rest, context.threads)
         end = tile, self.taps, clip.lo, clip.hi, self.by_rows, context.threads
@@ -234,8 +234,8 @@ class PointwiseBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         end = context.scratch, self.max_density, context.threads
         if self.window.is_pointwise:
-            target = _as_row(gx.mask), gx.gate, _as_row(gx.array), int(gx.accumulate)
-            conv_pointwise_bwd(_as_row(gy), self.w, *target, *end)
+            target = as_row(gx.mask), gx.gate, as_row(gx.array), int(gx.accumulate)
+            conv_pointwise_bwd(as_row(gy), self.w, *target, *end)
         elif gx.accumulate:
             conv_pointwise_bwd(gy, self.w, NO_MASK, OPEN, self._seen(gx.array), 1, *end)
             if gx.gate != OPEN:  # here, because the gate applies to pixels that no window reads as well
@@ -276,9 +276,9 @@ class ColumnsBackward(BackwardAlgorithm):
     def __call__(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         own = pointwise_scratch(context.threads)
         columns = context.scratch[own : own + elements(self.columns)].reshape(self.columns)
-        target = NO_MASK, OPEN, _as_row(columns), 0
+        target = NO_MASK, OPEN, as_row(columns), 0
         for n in range(len(gy)):
-            row = _as_row(gy[n : n + 1])
+            row = as_row(gy[n : n + 1])
             conv_pointwise_bwd(row, self.w, *target, context.scratch[:own], self.max_density, context.threads)
             col2im(columns, *gx.rows(n, n + 1).arguments, self.taps, context.threads)
 

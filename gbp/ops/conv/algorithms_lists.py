@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
+from ...kernels.averaged import averaged_pointwise_bwd, averaged_scratch
+from ...kernels.codegen.emit import LANES
 from ...kernels.conditions import only_where
 from ...kernels.conv_lists import (
     choose_lists,
@@ -19,9 +22,10 @@ from ...kernels.conv_lists import (
     sums_floats,
 )
 from ...kernels.density import choose_sparse
-from ..step import Context, Floats, GradientSlot
+from ...limits import elements
+from ..step import Context, Floats, GradientSlot, Step, view
 from ..window import taps_of
-from .algorithms import BackwardAlgorithm, PointwiseBackward, compute_others
+from .algorithms import BackwardAlgorithm, PointwiseBackward, as_row, compute_others
 
 
 class ByDensity(BackwardAlgorithm):
@@ -99,15 +103,51 @@ class SparseBackward(ByDensity):
 
     def __init__(self, w: Floats, window: Window, dense: BackwardAlgorithm, max_density: float) -> None:
         super().__init__(dense, max_density)
-        self._lists = PointwiseBackward(w, window, 1.0)
+        self._lists, self._size = PointwiseBackward(w, window, 1.0), window.output
         self.kernels = *self._lists.kernels, *dense.kernels
+        #: Whether `through_average` can compute it.
+        self.takes_in_average = window.is_pointwise
 
     def scratch(self, threads: int) -> tuple[int, int]:
         (fixed, each), (lists, _) = self.dense.scratch(threads), self._lists.scratch(threads)
-        return max(fixed, lists), each
+        averaged = averaged_scratch(self._lists.outputs, threads) if self.takes_in_average else 0
+        return max(self._middle + max(fixed, lists), averaged), each
+
+    @property
+    def _middle(self) -> int:
+        """Floats of scratch for a row of gy where it is only used here, in whole lines of the cache."""
+        floats = elements(self._size) * self._lists.outputs if self.takes_in_average else 0
+        return -(-floats // LANES) * LANES
 
     def _choose(self, gy: Floats, chosen: NDArray[np.int64], context: Context) -> None:
         choose_sparse(gy, chosen, self.max_density, 1)
 
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         self._lists(gy, gx, context)
+
+    def through_average(
+        self, gy: Floats, mean: Step, between: GradientSlot, gx: GradientSlot, context: Context
+    ) -> None:
+        """The same from the gradient gy (N, 1, 1, O) of averages of whole planes, by the step `mean`.
+
+        Where gy has a value in a few channels alone, the gradient between is not written.  `between`: see
+        `Step.vjp_through`.
+        """
+        shape = 1, *self._size, gy.shape[3]
+        middle = view(context.scratch[: elements(shape)], *shape)
+        rest = context.with_scratch(context.scratch[self._middle :])
+        targets = len(gy) // max(1, len(between.mask))
+        for row in range(len(gy)):
+            one, own, few = gy[row : row + 1], gx.rows(row, row + 1), np.zeros(1, np.int64)
+            mask = between.mask[row // targets : row // targets + 1]
+            choose_sparse(one, few, self.max_density, 1)
+            with only_where(few, 1):
+                self._by_average(one, replace(between, mask=mask), own, context)
+            with only_where(few, 0):
+                mean.vjp(one, (replace(between, mask=mask, array=middle),), context)
+                self(middle, own, rest)
+
+    def _by_average(self, gy: Floats, between: GradientSlot, gx: GradientSlot, context: Context) -> None:
+        passing, target = (as_row(between.mask), between.gate), (as_row(gx.mask), gx.gate, as_row(gx.array))
+        end = int(gx.accumulate), context.scratch, context.threads
+        averaged_pointwise_bwd(gy, *passing, self._lists.w, *target, *end)

@@ -30,11 +30,12 @@ from ..facts import Fact
 from ..folded import as_convolution
 from ..node import Node
 from ..planes import by_planes
-from ..pool import MaxPoolStep
+from ..pool import AveragePoolStep, MaxPoolStep
 from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
 from .algorithms import ColumnsBackward
 from .algorithms_digits import digits_bytes
+from .algorithms_lists import SparseBackward
 from .choice import algorithms_for, is_3x3, packed_bytes, whole
 from .volume import VolumeStep
 
@@ -250,8 +251,13 @@ class ConvStep(Step):
             bwd(gy[..., outs], own, context)
 
     def takes_in(self, reader: Step) -> bool:
-        own, is_pool = self.bwd[0], isinstance(reader, MaxPoolStep) and reader.switches is np.uint8
-        return is_pool and len(self.bwd) == 1 and isinstance(own, ColumnsBackward) and own.takes_in_pool
+        own = self.bwd[0]
+        if len(self.bwd) > 1:
+            return False
+        if isinstance(reader, AveragePoolStep):
+            return reader.is_global and isinstance(own, SparseBackward) and own.takes_in_average
+        is_pool = isinstance(reader, MaxPoolStep) and reader.switches is np.uint8
+        return is_pool and isinstance(own, ColumnsBackward) and own.takes_in_pool
 
     def vjp_through(
         self,
@@ -263,6 +269,9 @@ class ConvStep(Step):
         context: Context,
     ) -> None:
         (algorithm,) = self.bwd
+        if isinstance(algorithm, SparseBackward):
+            algorithm.through_average(gy, reader, between, gx[0], context)
+            return
         assert isinstance(algorithm, ColumnsBackward)  # as `takes_in` says
         assert isinstance(reader, MaxPoolStep)
         algorithm.through_pool(gy, read.switches, reader.taps, between, gx[0], context)
