@@ -27,6 +27,7 @@ from gbp.kernels.codegen.jit import DENSE, INT, kernel
 from gbp.kernels.codegen.packing import Share
 from gbp.kernels.codegen.simd import address_of
 from gbp.kernels.parallel import cores, threads
+from gbp.kernels.parallel import team as native
 
 pytestmark = pytest.mark.threads
 
@@ -237,6 +238,19 @@ def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(future.exception() is not None for future in done) == 6
     assert max(most) == 2
     assert threads._turns().qsize() == 2
+
+
+def test_helpers_stay_awake_longer_while_somebody_explains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its runs.  Afterwards, and while the caller itself waits for a helper, it is as ever."""
+    team = threads._Team()
+    monkeypatch.setattr(threads, "_team", team)
+    team._begin()
+    own, helpers = team.words[native.LOOKS // 8], threads._HELPERS_LOOKS
+    assert team.words[helpers] == own > 0
+    with threads.turn():
+        assert team.words[helpers] > own
+        assert team.words[native.LOOKS // 8] == own
+    assert team.words[helpers] == own
 
 
 def test_an_interrupt_before_a_block_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ Members of even number take the first part that is left, those of odd number the
 work by rows of pixels, so a thread mostly reads the rows that it wrote in the call before.  Those are in its
 own core's cache.
 
-A thread without work looks at the ticket for some microseconds, about as long as waking up takes.  Then it
-announces that it sleeps, looks once more, and waits for a lock, which the thread that publishes the next
-phase releases.
+A thread without work looks at the ticket for some microseconds, about as long as waking up takes; a helper
+longer, where the next run begins soon.  Then it announces that it sleeps, looks once more, and waits for a
+lock, which the thread that publishes the next phase releases.
 
 Member 0 of a team is the thread that called `run_team`.  The other members run `work`, which never ends.  A
 member's number is its slot, by which kernels find the member's scratch.
@@ -43,8 +43,9 @@ LEFT = _LINE  # parts of this phase that are not done yet
 AT, STOP, PHASE, PARTS, LIMIT = range(2 * _LINE, 2 * _LINE + 40, 8)
 RUN = 3 * _LINE  # the number of this run; each has a higher one
 DONE = 4 * _LINE  # the number of the last run that is finished
-# Addresses of the functions that acquire and release a lock; how often a thread looks before it sleeps.
-ACQUIRE, RELEASE, SPINS = range(5 * _LINE, 5 * _LINE + 24, 8)
+# Addresses of the functions that acquire and release a lock; how often a caller looks before it sleeps, and
+# how often a helper.
+ACQUIRE, RELEASE, LOOKS, HELPERS_LOOKS = range(5 * _LINE, 5 * _LINE + 32, 8)
 MEMBERS = 6 * _LINE
 # Offsets of a member's words.
 ASLEEP, LOCK, TEAM, SLOT = range(0, 32, 8)
@@ -139,11 +140,11 @@ def _sleep(team: int, slot: int, run: int) -> None:
 @device_function
 def _member_loop(team: int, slot: int, run: int) -> None:
     """Work.  Member 0 returns when this run is done; the others never return."""
-    looks, most = 0, load_word(team + SPINS)
+    looks, most = 0, team + (LOOKS if slot == 0 else HELPERS_LOOKS)
     while slot != 0 or load_word(team + DONE) != run:
         if _work_once(team, slot):
             looks = 0
-        elif looks < most:
+        elif looks < load_word(most):
             looks += 1
             pause()
         else:

@@ -39,11 +39,16 @@ from .cores import MAX_THREADS, usable_cores
 
 #: Seconds that a thread looks for work before it sleeps: about as long as waking up takes.
 _LOOKING = 50e-6
+#: How many times as long a helper does while a caller explains.  Between the runs of an explanation are some
+#: tenths of a millisecond of Python, and to wake a helper takes a caller another tenth.
+_STAYING = 6
 #: The machine was busy in a run if it waited for more than this share of its time, and for so many seconds.
 _WAITED, _LEAST_WAIT = 0.3, 1e-3
 #: Seconds that callers then work alone: after the second wait in a row, and at most, as each further one
 #: doubles them.
 _ALONE, _MAX_ALONE = 0.05, 1.0
+#: The word of a team that says how often a helper looks.
+_HELPERS_LOOKS = native.HELPERS_LOOKS // 8
 
 
 @cache
@@ -79,7 +84,8 @@ class _Team:
         self._helpers = 0
         self._alone_until, self._alone = 0.0, 0.0
         self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
-        self._address = self._memory.ctypes.data
+        self._address, self.words = self._memory.ctypes.data, self._memory.view(np.int64)
+        self.looks = 0  # of a thread before it sleeps
 
     def call(self, threads: int) -> None:
         """Wake the helpers that a run will have, if it begins now.
@@ -137,10 +143,9 @@ class _Team:
 
     def _begin(self) -> None:
         self._memory.fill(0)
-        words = self._memory.view(np.int64)
-        words[native.SPINS // 8] = _looks()
-        words[native.ACQUIRE // 8] = _address_of(_PYTHON.PyThread_acquire_lock)
-        words[native.RELEASE // 8] = _address_of(_PYTHON.PyThread_release_lock)
+        self.words[native.LOOKS // 8] = self.words[_HELPERS_LOOKS] = self.looks = _looks()
+        self.words[native.ACQUIRE // 8] = _address_of(_PYTHON.PyThread_acquire_lock)
+        self.words[native.RELEASE // 8] = _address_of(_PYTHON.PyThread_release_lock)
         self._new_member(0)
 
     def _new_member(self, slot: int) -> int:
@@ -222,14 +227,18 @@ class turn:  # named like a function; as a generator it would take a notable par
 
     Twice as many as there are processors may explain: one computes while another is in the interpreter.  More
     would take more memory and not be faster.  The main thread does not wait.
+
+    Inside, helpers look longer for work before they sleep, because the next run of the explanation is near.
     """
 
     def __enter__(self) -> None:
         self._turns = None if get_ident() == _main else _turns()
         if self._turns is not None:
             self._turns.get()
+        _team.words[_HELPERS_LOOKS] = _STAYING * _team.looks
 
     def __exit__(self, *_: object) -> None:
+        _team.words[_HELPERS_LOOKS] = _team.looks
         if self._turns is not None:
             self._turns.put(None)
 
