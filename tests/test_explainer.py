@@ -18,7 +18,7 @@ import pytest
 from builder import Builder
 from PIL import Image
 
-from gbp import PROBABILITY, Explainer, InputError, UnsupportedError
+from gbp import PROBABILITY, Explainer, InputError, UnsupportedError, methods
 from gbp.devices.cpu import CpuDevice
 from gbp.diagnostics.inspection import inspect
 from gbp.kernels.codegen.memory import aligned
@@ -469,3 +469,31 @@ def test_maps_leave_in_the_order_of_memory(is_whole: bool) -> None:
         assert found.strides[1] == 4
         assert finite != is_odd
         assert not np.shares_memory(found, there)
+
+
+def test_pixels_that_nobody_prepared_are_asked_about() -> None:
+    b = Builder()
+    model = b.model(b.gemm(b.flatten(b.relu(b.conv(b.input(1, 3, 16, 16), 4))), 3))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    x = np.moveaxis(pixels, -1, 0)[None]
+    asked = {}
+    for preset in ("imagenet", "tf", "unit", "raw", "caffe"):
+        explainer = Explainer(model, preprocess=preset)
+        right = explainer.prepare(Image.fromarray(pixels))
+        given = {"prepared": right, "pixels": x, "shares": x / 255, "noise": right + 0.3 * right.std()}
+        asked[preset] = [
+            name for name, array in given.items() if "did nobody" in str(explainer.explain(array).notes)
+        ]
+        assert not any("did nobody" in note for note in explainer.explain(Image.fromarray(pixels)).notes)
+    assert asked == {
+        "imagenet": ["pixels"],
+        "tf": ["pixels"],
+        "unit": ["pixels"],
+        "raw": ["shares"],
+        "caffe": ["shares"],
+    }
+    assert not Explainer(model).explain(x).notes
+    found = methods.smoothgrad(Explainer(model, preprocess="imagenet"), x, samples=2)
+    assert "holds numbers from 0 to 255; those of prepared pictures are from -2.12 to 2.64" in str(
+        found.notes
+    )

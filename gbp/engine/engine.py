@@ -42,7 +42,7 @@ from ..rules import Rule
 from ..runtime.garbage import collected_later
 from ..runtime.session import Kept, Session, Sessions
 from .facts import Facts
-from .notes import refuse_meaningless
+from .notes import refuse_meaningless, unprepared
 from .settings import Settings
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class Engine:
         maps, scores, classes = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         seen = Pictures.joined(pictures) if pictures else None
         return doubted(
-            self.attribution(session.plan, batch.x.shape, rule, maps, scores, classes, seen, tuple(photos))
+            self.attribution(session.plan, batch.x, rule, maps, scores, classes, seen, tuple(photos))
         )
 
     def scores(self, images: Images) -> NDArray[np.float32]:
@@ -238,7 +238,7 @@ class Engine:
     def attribution(
         self,
         plan: Plan,
-        shape: Shape,
+        x: NDArray[np.float32],
         rule: Rule,
         maps: NDArray[np.float32],
         scores: NDArray[np.float32],
@@ -252,8 +252,8 @@ class Engine:
         ----------
         plan
             The one that made the maps.
-        shape
-            The input's shape, batch first.
+        x
+            float32 (N, …): the samples, or some of them.
         rule
             The rule.
         maps, scores, targets, pictures, photos
@@ -261,13 +261,15 @@ class Engine:
         """
         facts = self._facts(plan)
         notes, depends = facts.under(plan, rule)
+        if self.inputs.preprocess is not None and not photos:
+            notes += unprepared(x, self.inputs.preprocess)
         return Attribution(
             map=maps,
             scores=scores,
             target=targets,
             rule=rule.name,
             notes=notes,
-            layout=self.inputs.layout(shape),
+            layout=self.inputs.layout(x.shape),
             labels=self.labels,
             images=pictures or None,
             channels=self.inputs.preprocess.channels if self.inputs.preprocess else "RGB",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError
 from ..importer.subgraph import Source
+from ..pictures.preprocess import Preprocess
 from ..plan.plan import Plan
 from ..rules import Rule
+
+#: Every 37th number of a sample tells its range: odd, so that all channels are met where they are last.
+_STRIDE = 37
+#: The highest number of a prepared picture above which numbers from 0 to 1 are none.
+_TENS = 10
 
 
 def refuse_meaningless(rule: Rule, plan: Plan) -> None:
@@ -32,6 +41,36 @@ def depends_on_image(plan: Plan, rule: Rule) -> bool:
         or it.step.switches is not None
         or (it.has_mask and (rule.forward_gate or not it.clip.is_rectifier))
         for it in plan.instructions
+    )
+
+
+def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...]:
+    """A note, where samples that came as an array look like pixels that nobody has prepared; else none.
+
+    Pixels are never negative.  Their numbers are far above those of prepared pictures, as 255 is above 2.6;
+    or they are from 0 to 1 where the network takes tens and hundreds.
+
+    Parameters
+    ----------
+    x
+        float32 (N, …).  Some numbers of the first sample are looked at.
+    preprocess
+        How pictures are prepared.
+    """
+    if x.ndim != 4:
+        return ()
+    some = x[0].reshape(-1)[::_STRIDE]
+    least, most = float(some.min()), float(some.max())
+    ends = np.array([[0.0], [255.0]]) * preprocess.scale - np.array(preprocess.mean)
+    ends = ends / np.array(preprocess.std)
+    low, high = float(ends.min()), float(ends.max())
+    is_too_small = 0 < most <= 1 and high > _TENS
+    if least < 0 or not (most > high + (high - low) or is_too_small):
+        return ()
+    return (
+        f"The samples came as an array that holds numbers from {x.min():.3g} to {x.max():.3g}; those of "
+        f"prepared pictures are from {low:.3g} to {high:.3g}. Arrays are explained as they are: did nobody "
+        "prepare this one?",
     )
 
 

@@ -288,9 +288,7 @@ class Run:
         plan, of = self._session.plan, rule_named(rule)
         map, target = _checked(map, target, *self.scores.shape)
         photos = self._batch.photos and self._batch.photos[self._part]
-        return self._engine.attribution(
-            plan, self.x.shape, of, map, self.scores, target, self.pictures, photos
-        )
+        return self._engine.attribution(plan, self.x, of, map, self.scores, target, self.pictures, photos)
 
     def _refuse_closed(self) -> None:
         """Raises InputError where the memory of the run may hold another one."""
