@@ -50,7 +50,7 @@ def model(seed: int = 0) -> onnx.ModelProto:
 
 def written(path: Path, proto: onnx.ModelProto) -> Path:
     path.write_bytes(proto.SerializeToString())
-    assert path.stat().st_size > plans._LEAST
+    assert path.stat().st_size > plans._MIN_MODEL
     return path
 
 
@@ -417,7 +417,7 @@ def test_what_was_used_least_lately_makes_room(
     explain(file)
     (first,) = kept(folder)
     size = first.stat().st_size
-    monkeypatch.setattr(plans, "MOST", 3.5 * size)
+    monkeypatch.setattr(plans, "MAX_KEPT", 3.5 * size)
     os.utime(first, (1, 1))
     explain(file, activations="clamp")
     (second,) = set(kept(folder)) - {first}
@@ -428,8 +428,8 @@ def test_what_was_used_least_lately_makes_room(
     left = kept(folder)
     assert first in left
     assert second not in left
-    assert sum(path.stat().st_size for path in left) <= plans.MOST
-    monkeypatch.setattr(plans, "MOST", size / 2)  # one that is larger than all there is room for
+    assert sum(path.stat().st_size for path in left) <= plans.MAX_KEPT
+    monkeypatch.setattr(plans, "MAX_KEPT", size / 2)  # one that is larger than all there is room for
     explain(file, algorithm="winograd")
     assert kept(folder) == left
 

@@ -1,4 +1,4 @@
-"""Xplique's attribution methods: `GuidedBackprop(model).explain(inputs, targets)`, and its kin.
+"""Xplique's attribution methods: `GuidedBackprop(model).explain(inputs, targets)`, and the like.
 
 Inputs are (N, W), (N, T, W) or (N, H, W, C), whatever the layout of the ONNX file.  Maps of images are
 (N, H, W, 1), the channels reduced as `reducer` says.  Targets are one-hot, or any weights of the outputs, and

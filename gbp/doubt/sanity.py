@@ -138,17 +138,17 @@ def _makers(rules: Sequence[str] | None, method: str | None, options: Mapping[st
     }
 
 
-def _randomised_of(count: int, most: int) -> tuple[int, ...]:
-    """How many of `count` layers each of up to `most` stages randomises: in the end all of them."""
-    if most == 1:
+def _randomised_of(count: int, max_stages: int) -> tuple[int, ...]:
+    """How many of `count` layers each of up to `max_stages` stages randomises: in the end all of them."""
+    if max_stages == 1:
         return (count,)
-    return tuple(_spread(count // 2 if most == 2 and count > 1 else 1, count, most))
+    return tuple(_spread(count // 2 if max_stages == 2 and count > 1 else 1, count, max_stages))
 
 
-def _spread(first: int, last: int, most: int) -> list[int]:
-    """Up to `most` whole numbers, spread evenly from the first to the last."""
+def _spread(first: int, last: int, max_count: int) -> list[int]:
+    """Up to `max_count` whole numbers, spread evenly from the first to the last."""
     numbers: list[int] = (
-        np.linspace(first, last, min(most, abs(last - first) + 1)).round().astype(int).tolist()
+        np.linspace(first, last, min(max_count, abs(last - first) + 1)).round().astype(int).tolist()
     )
     return numbers
 

@@ -30,7 +30,7 @@ class Facts:
     """
 
     #: Most rules whose notes are remembered: a caller may make a rule for each call.
-    _MOST = 16
+    _MAX_RULES = 16
 
     def __init__(
         self, plan: Plan, source: Source, settings: Settings, labels: tuple[str, ...] | None
@@ -59,7 +59,7 @@ class Facts:
             settings = self._settings
             notes = notes_of(plan, self._source, rule, settings.clamp, settings.tf32)
             found = notes, depends_on_image(plan, rule)
-            if len(self._rules) >= self._MOST:
+            if len(self._rules) >= self._MAX_RULES:
                 self._rules.clear()
             self._rules[key] = found
         return found

@@ -19,7 +19,7 @@ from .strongest import Hit
 
 PARTS = ("effective", "field")
 #: The share of a map's magnitude that an effective field holds; and the grey beyond an image.
-_MOST, _BEYOND = 0.9, 128
+_HELD_SHARE, _BEYOND = 0.9, 128
 
 
 class Projector:
@@ -114,7 +114,7 @@ def _share(m: NDArray[np.float32]) -> float:
     held = np.cumsum(magnitude.reshape(-1)[order])
     if not held[-1]:
         return 1.0
-    return float(distance[order][np.searchsorted(held, _MOST * held[-1])])
+    return float(distance[order][np.searchsorted(held, _HELD_SHARE * held[-1])])
 
 
 def _middle(planes: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

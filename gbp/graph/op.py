@@ -51,7 +51,7 @@ class Op:
     """The meaning of a layer, with its weights.  Immutable.
 
     It is no `ABC`: passes ask for the type of each op often, and of an `ABC` that takes ten times as long.
-    So `abstractmethod` speaks to type checkers alone.
+    So `abstractmethod` is for type checkers alone.
     """
 
     @property

@@ -53,7 +53,7 @@ QUADRATURES: dict[str, Callable[[int], Points]] = {
 }
 BASELINES = ("zero", "mean", "blur")
 #: Most points.  Those of Gauss and Legendre are the eigenvalues of a matrix of as many rows.
-_MOST = {"gauss-legendre": 1000, "trapezoid": 1_000_000, "midpoint": 1_000_000}
+_MAX_STEPS = {"gauss-legendre": 1000, "trapezoid": 1_000_000, "midpoint": 1_000_000}
 #: The deviation of the blurred baseline, as a share of each side.
 _BLUR = 0.1
 
@@ -105,8 +105,8 @@ def integrated_gradients(
     count = whole_number("steps", steps)
     if quadrature == "trapezoid" and count < 2:
         raise InputError(f"steps is {count}.", supported="at least 2 for the trapezoid")
-    if count > _MOST[quadrature]:
-        raise InputError(f"steps is {count}.", supported=f"up to {_MOST[quadrature]} for {quadrature}")
+    if count > _MAX_STEPS[quadrature]:
+        raise InputError(f"steps is {count}.", supported=f"up to {_MAX_STEPS[quadrature]} for {quadrature}")
     if isinstance(baseline, str) and baseline not in BASELINES:
         raise InputError(f"baseline is {baseline!r}.", supported=f"{', '.join(BASELINES)}, or an array")
     points, weights = QUADRATURES[quadrature](count)

@@ -64,12 +64,16 @@ class _Pool(ChannelsLast):
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
+    """The maximum of each window."""
+
     def lower(self, x: tuple[Shape, ...], y: Shape, order: Order, target: Target) -> Step:
         return by_planes(MaxPoolStep(self), x[0])
 
 
 @dataclass(frozen=True)
 class AveragePool(_Pool):
+    """The mean of each window, of its real pixels alone unless `include_pad`."""
+
     include_pad: bool = False
 
     @property

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -46,26 +46,30 @@ def digest_of_file(path: Path, opened: Callable[[], Opened], folder: str) -> str
     where = Path(folder, f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.seen")
     with opened() as file:
         before = _stamp(file)
-        if before is not None:
-            try:
-                check, _, line = where.read_text().partition(" ")
-                if check == _digest(line):
-                    *known, digest = json.loads(line)
-                    if known == before:
-                        return str(digest)
-            except (OSError, ValueError):  # it was never seen, or this is damaged
-                pass
+        digest = None if before is None else _remembered(where, before)
+        if digest is not None:
+            return digest
         found = hashlib.file_digest(file, "sha256").hexdigest()
         after = _stamp(file)
     if after is not None and before == after and max(after[-2:]) < time.time_ns() - _SETTLED:
-        try:
+        with suppress(OSError):  # where it cannot be written, the file is read again next time
             make_folder(folder)
             line = json.dumps([*after, found])
             with replacing(where) as to:
                 to.write(f"{_digest(line)} {line}".encode())
-        except OSError:  # then it is read again next time
-            pass
     return found
+
+
+def _remembered(where: Path, stamp: list[Any]) -> str | None:
+    """The digest that is remembered in the file `where` for this stamp; None where there is none."""
+    try:
+        check, _, line = where.read_text().partition(" ")
+        if check != _digest(line):
+            return None
+        *known, digest = json.loads(line)
+    except (OSError, ValueError):  # the file was never seen, or what is remembered is damaged
+        return None
+    return str(digest) if known == stamp else None
 
 
 def _digest(line: str) -> str:

@@ -38,7 +38,7 @@ class _Head(NamedTuple):
     Parameters
     ----------
     spans
-        The place of each array: its first byte, and how many there are.
+        The place of each array: its first byte, and how many bytes it has.
     size, checksum
         How many bytes all arrays have, padded, and their checksum.
     pickled

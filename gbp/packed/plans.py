@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 #: Where plans are kept on this machine.
 FOLDER = os.path.join(ROOT, "packed")
-#: Most bytes of all that is kept.  The ones that were used last stay.
-MOST = 4 * 2**30
-#: Most remembered digests of files.
-_MOST_SEEN = 2**12
-#: A smaller model is built as fast as it is found.
-_LEAST = 2**20
+#: The most bytes of all plans together.  Those that were used last stay.
+MAX_KEPT = 4 * 2**30
+#: The most digests of files that are remembered.
+_MAX_SEEN = 2**12
+#: Bytes of the smallest model whose plan is kept.  A smaller one is built as fast as it is found.
+_MIN_MODEL = 2**20
 #: Seconds after which the writer of an incomplete file is taken for dead.
-_LEFT = 3600
+_MAX_WRITING = 3600
 
 
 class File(Protocol):
@@ -62,7 +62,7 @@ class Plans:
 
     def __init__(self, files: Sequence[File], facts: Sequence[Any], threads: int) -> None:
         self._threads, self._facts, self._digests = threads, "", list[str]()
-        if not _LEAST <= sum(file.size for file in files) <= MOST:
+        if not _MIN_MODEL <= sum(file.size for file in files) <= MAX_KEPT:
             return
         if refused() or refused(FOLDER, "packed weights"):
             return
@@ -144,7 +144,7 @@ def _has_holes(file: File) -> bool:
         return False
     status = file.file.stat()
     blocks = getattr(status, "st_blocks", None)  # of 512 bytes; some systems do not say
-    return blocks is not None and 512 * blocks < status.st_size - _LEAST
+    return blocks is not None and 512 * blocks < status.st_size - _MIN_MODEL
 
 
 def _digest(file: File) -> str:
@@ -155,29 +155,29 @@ def _digest(file: File) -> str:
 
 def _make_room(folder: Path, size: int) -> bool:
     """Remove what was used least lately, so that `size` bytes more are not too many.  Raises OSError."""
-    if size > MOST or 2 * size > shutil.disk_usage(folder).free:
+    if size > MAX_KEPT or 2 * size > shutil.disk_usage(folder).free:
         return False
     now, plans, seen = time.time(), [], []
     for path in folder.iterdir():
         with suppress(OSError):  # another process may remove it
             status = path.stat()
             if path.suffix == PART:
-                if now - status.st_mtime > _LEFT:
+                if now - status.st_mtime > _MAX_WRITING:
                     path.unlink()
             elif path.suffix == ".seen":
                 seen.append((status.st_mtime, 1, path))
             elif path.name != "lock":
                 plans.append((status.st_mtime, status.st_size, path))
-    _remove_oldest(plans, MOST - size)
-    _remove_oldest(seen, _MOST_SEEN)
+    _remove_oldest(plans, MAX_KEPT - size)
+    _remove_oldest(seen, _MAX_SEEN)
     return True
 
 
-def _remove_oldest(files: list[tuple[float, int, Path]], most: int) -> None:
-    """Remove files (time, size, path) until the sizes add up to no more than `most`."""
+def _remove_oldest(files: list[tuple[float, int, Path]], limit: int) -> None:
+    """Remove files (time, size, path) until the sizes add up to no more than `limit`."""
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
-        if total <= most:
+        if total <= limit:
             return
         with suppress(OSError):
             path.unlink()

@@ -97,9 +97,10 @@ def report(
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise InputError(f"no method is called {unknown[0]!r}.", supported=", ".join(METHODS))
-    needy = [name for name in methods if METHODS[name].needs]
-    if needy:
-        raise InputError(f"method {needy[0]!r} needs {METHODS[needy[0]].needs}.", hint="Leave it out.")
+    incomplete = [name for name in methods if METHODS[name].needs]
+    if incomplete:
+        name = incomplete[0]
+        raise InputError(f"method {name!r} needs {METHODS[name].needs}.", hint="Leave it out.")
     if not 1 <= classes <= 20:
         raise InputError(f"classes is {classes}.", supported="1 to 20")
     if not (*rules, *methods):

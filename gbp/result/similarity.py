@@ -15,7 +15,7 @@ ALIKE = 0.9
 #: Numbers that are added in float32.
 _BLOCK = 256
 #: Where a map's sum of squares is between these, float32 holds the squares of what matters in it.
-_LEAST, _MOST = 1e-24, 1e30
+_MIN_SQUARE, _MAX_SQUARE = 1e-24, 1e30
 #: Numbers that show of most maps that they are not 0 everywhere.
 _FEW = 128
 #: Wang et al. 2004: the window's deviation and taps, and the constants that keep quotients finite.
@@ -60,7 +60,7 @@ def likeness(maps: NDArray[Any], least: float = -1) -> float:
     square, smallest = _blockwise(first, first), 1.0
     for other in others:
         squares = square, _blockwise(other, other)
-        if all(_LEAST < each < _MOST for each in squares):
+        if all(_MIN_SQUARE < each < _MAX_SQUARE for each in squares):
             found = _cosine(_blockwise(first, other), *squares)
         else:
             found = _cosine(_product(first, other), _product(first, first), _product(other, other))

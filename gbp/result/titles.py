@@ -19,7 +19,7 @@ def title_of(method: str, rule: str, details: Mapping[str, Any]) -> str:
     if not method:
         return rule
     at = f" at {details['layer']}" if "layer" in details else ""
-    has_own_rule = bool(at) and not method.startswith("layer-gradient")  # Grad-CAM and its kin
+    has_own_rule = bool(at) and not method.startswith("layer-gradient")  # as Grad-CAM has
     return f"{method}{at}" if has_own_rule else f"{method}{at}, {rule}"
 
 

@@ -130,7 +130,7 @@ def _passing(op: Op) -> Op:
 
 
 def _plus(layer: Layer, made: Callable[[str, str], str], is_positive: bool) -> Iterator[Layer]:
-    """The convolution, a second one that gets the gradient, and what hands it over."""
+    """The convolution, a second one that gets the gradient, and the op that passes it on."""
     op, (x,), y = layer.op, layer.inputs, layer.output
     assert isinstance(op, Conv)
     exact, plus = made(f"{y}/exact", y), made(f"{y}/plus", y)

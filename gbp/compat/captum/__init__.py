@@ -1,4 +1,4 @@
-"""Captum's gradient attributions: `Saliency(model).attribute(inputs, target=3)`, and its kin.
+"""Captum's gradient attributions: `Saliency(model).attribute(inputs, target=3)`, and the like.
 
 Arrays take the place of tensors, in the layout of the ONNX file; a layer is named by its tensor or node.
 Explained is by default what feeds a final Softmax, as with `Explainer`.  It may import what `gbp.compat` may.
