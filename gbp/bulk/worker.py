@@ -172,14 +172,19 @@ class Worker:
             return Read(task, row | {"error": _said(error, task)})
 
     def explain(self, reads: Sequence[Read]) -> list[Explained]:
-        """Explain images, those of one shape together; each alone where that fails.  The order stays."""
+        """Explain images, those of one shape together; each alone where that fails.  The order stays.
+
+        Arrays are alone where a note may ask whether they were prepared.
+        """
+        asks = self.explainer.preprocess is not None
         explained: dict[int, Explained] = {}
         groups: dict[Any, list[int]] = {}
         for i, read in enumerate(reads):
             if read.batch is None:
                 explained[i] = Explained(read.task, read.row)
             else:
-                alike = i if self.job.is_of_one else (read.batch.x.shape, read.batch.pictures is None)
+                is_alone = self.job.is_of_one or (asks and read.batch.photos is None)
+                alike = i if is_alone else (read.batch.x.shape, read.batch.pictures is None)
                 groups.setdefault(alike, []).append(i)
         with self._processors.held():
             for group in groups.values():
