@@ -297,7 +297,7 @@ def test_a_file_of_another_kernel_is_not_taken(folder: Path, filled: Callable[[P
 
 def test_two_processes_fill_one_cache(folder: Path) -> None:
     cache = with_kernels(folder / "cache")
-    for name in ("alone", "look"):
+    for name in ("alone", "spin"):
         (file,) = cache.rglob(f"*{name}.*.nbc")
         file.unlink()
     code = "from small import use\nuse()"
@@ -317,7 +317,7 @@ def full(*given, **named):
 
 cache.tempfile.mkstemp = full
 small.one.compile()
-team.look.compile()
+team.spin.compile()
 assert len(small.compiled) == 2
 assert set(small.not_kept) == {"No space left on device"}
 assert len(small.not_kept) == len(small.compiled)

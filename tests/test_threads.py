@@ -245,11 +245,11 @@ def test_helpers_stay_awake_longer_while_somebody_explains(monkeypatch: pytest.M
     team = threads._Team()
     monkeypatch.setattr(threads, "_team", team)
     team._begin()
-    own, helpers = team.words[native.LOOKS // 8], threads._HELPERS_LOOKS
+    own, helpers = team.words[native.SPINS // 8], threads._HELPERS_SPINS
     assert team.words[helpers] == own > 0
     with threads.turn():
         assert team.words[helpers] > own
-        assert team.words[native.LOOKS // 8] == own
+        assert team.words[native.SPINS // 8] == own
     assert team.words[helpers] == own
 
 

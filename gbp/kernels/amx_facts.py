@@ -42,7 +42,7 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
     square of a run of pixels, of those that are not 0; `_NONE` if all are.  It is 0 if the squares of a run
     are too small for float32.  Runs that follow a negative value are left out: digits do not suit its sample.
     """
-    most, least, squares = zeros(), zeros(), zeros()
+    highest, least, squares = zeros(), zeros(), zeros()
     least_power = float32(_NONE)
     line = x.address + n * x.image + h * x.line
     runs = max(1, x.W // _RUN)
@@ -58,13 +58,13 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
                 here = fma(v, v, here)
             line += x.pixel
         squares = squares + here
-        most = select(above(top, most), top, most)
+        highest = select(above(top, highest), top, highest)
         mean = sum_lanes(here) / float32(count * x.C)
         if sum_lanes(top) > 0:
             least_power = min(least_power, mean)
         if above(zeros(), least) != 0:
             break
-    store(to, most)
+    store(to, highest)
     store(to + 4 * LANES, least)
     store(to + 8 * LANES, squares)
     store_scalar(to + 12 * LANES, least_power)
@@ -78,17 +78,17 @@ def scale_from(facts: int, rows: int, max_crest_3: float, max_crest_4: float) ->
     `max_crest_3` three levels are exact enough.  Up to `max_crest_4` four are, and the scale is negative.
     Above it the scale is 0, and for a sample with a value that is negative or not finite.
     """
-    most, least, squares = zeros(), zeros(), zeros()
+    highest, least, squares = zeros(), zeros(), zeros()
     least_power = float32(_NONE)
     for h in range(rows):
         at = facts + h * 4 * FACTS
         v, low = load(at), load(at + 4 * LANES)
-        most = select(above(v, most), v, most)
+        highest = select(above(v, highest), v, highest)
         least = select(above(least, low), low, least)
         squares = squares + load(at + 8 * LANES)
         least_power = min(least_power, load_scalar(at + 12 * LANES))
     negative = sum_lanes(least) < 0
-    store(facts, most)
+    store(facts, highest)
     largest = load_scalar(facts)
     for lane in range(1, LANES):
         largest = max(largest, load_scalar(facts + 4 * lane))

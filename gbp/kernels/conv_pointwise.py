@@ -45,9 +45,9 @@ def _density(gy: int, pixel: int, count: int, O: int) -> float:
 
 
 @device_function
-def is_sparse(gy: int, pixel: int, count: int, O: int, most: float) -> bool:
+def is_sparse(gy: int, pixel: int, count: int, O: int, max_density: float) -> bool:
     """Whether at most this part of a strip of `count` pixels is nonzero, as far as a few pixels show."""
-    return _density(gy, pixel, count, O) <= most
+    return _density(gy, pixel, count, O) <= max_density
 
 
 @device_function
@@ -110,14 +110,15 @@ def conv_pointwise_bwd(
     gx: Any,
     accumulate: int,
     scratch: Any,
-    most: float,
+    max_density: float,
     threads: int,
     share: Share,
 ) -> None:
     """Write gx = gy · w, or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
     gy (N, H, W, O), gx (N, H, W, C).  w is packed by `pack` from the transposed weights (C, O, 1, 1).
-    scratch holds `pointwise_scratch`.  In strips with a density up to `most` zeros are left out: 1 means all.
+    scratch holds `pointwise_scratch`.  In strips of a density up to `max_density` zeros are left out: in all
+    strips at 1.
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]
@@ -135,5 +136,5 @@ def conv_pointwise_bwd(
             count = W * (strip % strips + 1) // strips - first
             ga, pixel = at(gy, n, h, first), gy.strides[2]
             if strip != looked:
-                looked, few = strip, is_sparse(ga, pixel, count, O, most)
+                looked, few = strip, is_sparse(ga, pixel, count, O, max_density)
             multiply_strip(few, ga, pixel, count, O, address_of(w), c0, own, n, h, first, end)

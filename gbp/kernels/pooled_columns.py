@@ -50,7 +50,9 @@ _rows_held = device_function(_held)
 
 
 @device_function
-def _row_of_columns(gz: int, W: int, O: int, w: int, most: float, scratch: int, y: int, size: int) -> None:
+def _row_of_columns(
+    gz: int, W: int, O: int, w: int, max_density: float, scratch: int, y: int, size: int
+) -> None:
     """Write the columns of a row of gz, `size` floats for each of W pixels, to address y."""
     nowhere = Plane(0, 0, 0, 0, 0, 0, 0)
     end = backward(Plane(y, 0, 0, 4 * size, 1, W, size), 0, nowhere, 1, Gate(0, 0))
@@ -58,7 +60,7 @@ def _row_of_columns(gz: int, W: int, O: int, w: int, most: float, scratch: int, 
     for strip in range(strips):
         first = W * strip // strips
         count, ga = W * (strip + 1) // strips - first, gz + 4 * first * O
-        few = is_sparse(ga, 4 * O, count, O, most)
+        few = is_sparse(ga, 4 * O, count, O, max_density)
         for c0 in range(0, size, SUMMED_BLOCKS * TILE_CHANNELS):
             multiply_strip(few, ga, 4 * O, count, O, w, c0, scratch, 0, 0, first, end)
 
@@ -84,7 +86,7 @@ def pooled_columns_bwd(
     height: int,
     width: int,
     scratch: Any,
-    most: float,
+    max_density: float,
     threads: int,
     share: Share,
 ) -> None:
@@ -96,7 +98,7 @@ def pooled_columns_bwd(
     gy and switches are of the pool's windows, and gz_mask and gz_gate of the rectifier between the
     convolution and the pool.  w is the convolution's as `conv_pointwise_bwd` takes it for columns, taps its
     window, not dilated along rows, and height and width are the sides of its result.  scratch holds
-    `pooled_columns_scratch`.  `most`: as for `conv_pointwise_bwd`.
+    `pooled_columns_scratch`.  `max_density`: as for `conv_pointwise_bwd`.
     """
     H, C, O = gx.shape[1], gx.shape[3], gy.shape[3]
     size, held = taps.rows * taps.columns * C, _rows_held(taps)
@@ -122,7 +124,7 @@ def pooled_columns_bwd(
                 unpool_row(gy, switches, gz_mask, gz_gate, term, 4 * O, (width, O), 0, pool, k, stop)
                 add_run(term, gz, width * O)
             _row_of_columns(
-                gz, width, O, address_of(w), most, strip, columns + 4 * (stop - first) * line, size
+                gz, width, O, address_of(w), max_density, strip, columns + 4 * (stop - first) * line, size
             )
             stop += 1
         sum_row(columns + 4 * (oh - first) * line, windows, taps, n, h, end)

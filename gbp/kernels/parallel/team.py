@@ -17,9 +17,9 @@ Members of even number take the first part that is left, those of odd number the
 work by rows of pixels, so a thread mostly reads the rows that it wrote in the call before.  Those are in its
 own core's cache.
 
-A thread without work looks at the ticket for some microseconds, about as long as waking up takes; a helper
-longer, where the next run begins soon.  Then it announces that it sleeps, looks once more, and waits for a
-lock, which the thread that publishes the next phase releases.
+A thread without work spins: it reads the ticket again and again for some microseconds, about as long as
+waking up takes; a helper longer, where the next run begins soon.  Then it announces that it sleeps, reads it
+once more, and waits for a lock, which the thread that publishes the next phase releases.
 
 Member 0 of a team is the thread that called `run_team`.  The other members run `work`, which never ends.  A
 member's number is its slot, by which kernels find the member's scratch.
@@ -43,9 +43,9 @@ LEFT = _LINE  # parts of this phase that are not done yet
 AT, STOP, PHASE, PARTS, LIMIT = range(2 * _LINE, 2 * _LINE + 40, 8)
 RUN = 3 * _LINE  # the number of this run; each has a higher one
 DONE = 4 * _LINE  # the number of the last run that is finished
-# Addresses of the functions that acquire and release a lock; how often a caller looks before it sleeps, and
+# Addresses of the functions that acquire and release a lock; how often a caller spins before it sleeps, and
 # how often a helper.
-ACQUIRE, RELEASE, LOOKS, HELPERS_LOOKS = range(5 * _LINE, 5 * _LINE + 32, 8)
+ACQUIRE, RELEASE, SPINS, HELPERS_SPINS = range(5 * _LINE, 5 * _LINE + 32, 8)
 MEMBERS = 6 * _LINE
 # Offsets of a member's words.
 ASLEEP, LOCK, TEAM, SLOT = range(0, 32, 8)
@@ -140,16 +140,16 @@ def _sleep(team: int, slot: int, run: int) -> None:
 @device_function
 def _member_loop(team: int, slot: int, run: int) -> None:
     """Work.  Member 0 returns when this run is done; the others never return."""
-    looks, most = 0, team + (LOOKS if slot == 0 else HELPERS_LOOKS)
+    spins, limit = 0, team + (SPINS if slot == 0 else HELPERS_SPINS)
     while slot != 0 or load_word(team + DONE) != run:
         if _work_once(team, slot):
-            looks = 0
-        elif looks < load_word(most):
-            looks += 1
+            spins = 0
+        elif spins < load_word(limit):
+            spins += 1
             pause()
         else:
             _sleep(team, slot, run)
-            looks = 0
+            spins = 0
 
 
 def _run(team: int, first: int, stop: int, members: int) -> None:
@@ -186,8 +186,8 @@ def _run_alone(first: int, stop: int) -> None:
         at += _BYTES
 
 
-def _look(times: int) -> None:
-    """Wait as long as a thread that looks for work so many times."""
+def _spin(times: int) -> None:
+    """Wait as long as a thread that spins so many times."""
     for _ in range(times):
         pause()
 
@@ -196,4 +196,4 @@ run_team = Native(_run, [INT] * 4)
 work = Native(_work, [INT])
 call = Native(_call, [INT] * 2)
 run_alone = Native(_run_alone, [INT] * 2)
-look = Native(_look, [INT])
+spin = Native(_spin, [INT])

@@ -37,8 +37,8 @@ from ..codegen.memory import aligned
 from . import team as native
 from .cores import MAX_THREADS, usable_cores
 
-#: Seconds that a thread looks for work before it sleeps: about as long as waking up takes.
-_LOOKING = 50e-6
+#: Seconds that a thread spins before it sleeps: about as long as waking up takes.
+_SPINNING = 50e-6
 #: How many times as long a helper does while a caller explains.  Between the runs of an explanation are some
 #: tenths of a millisecond of Python, and to wake a helper takes a caller another tenth.
 _STAYING = 6
@@ -47,8 +47,8 @@ _WAITED, _LEAST_WAIT = 0.3, 1e-3
 #: Seconds that callers then work alone: after the second wait in a row, and at most, as each further one
 #: doubles them.
 _ALONE, _MAX_ALONE = 0.05, 1.0
-#: The word of a team that says how often a helper looks.
-_HELPERS_LOOKS = native.HELPERS_LOOKS // 8
+#: The word of a team that says how often a helper spins.
+_HELPERS_SPINS = native.HELPERS_SPINS // 8
 
 
 @cache
@@ -85,7 +85,7 @@ class _Team:
         self._alone_until, self._alone = 0.0, 0.0
         self._memory = aligned((native.MEMBERS + MAX_THREADS * native.MEMBER_BYTES,), np.uint8)
         self._address, self.words = self._memory.ctypes.data, self._memory.view(np.int64)
-        self.looks = 0  # of a thread before it sleeps
+        self.spins = 0  # of a thread before it sleeps
 
     def call(self, threads: int) -> None:
         """Wake the helpers that a run will have, if it begins now.
@@ -143,7 +143,7 @@ class _Team:
 
     def _begin(self) -> None:
         self._memory.fill(0)
-        self.words[native.LOOKS // 8] = self.words[_HELPERS_LOOKS] = self.looks = _looks()
+        self.words[native.SPINS // 8] = self.words[_HELPERS_SPINS] = self.spins = _spins()
         self.words[native.ACQUIRE // 8] = _address_of(_PYTHON.PyThread_acquire_lock)
         self.words[native.RELEASE // 8] = _address_of(_PYTHON.PyThread_release_lock)
         self._new_member(0)
@@ -180,7 +180,7 @@ class _Functions:
         self.run_team = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(native.run_team.address)
         self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(native.call.address)
         self.run_alone = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(native.run_alone.address)
-        self.look = ctypes.CFUNCTYPE(None, ctypes.c_int64)(native.look.address)
+        self.spin = ctypes.CFUNCTYPE(None, ctypes.c_int64)(native.spin.address)
         self.work = native.work.address
 
 
@@ -189,14 +189,14 @@ def _functions() -> _Functions:
     return _Functions()
 
 
-def _looks() -> int:
-    """How many looks take `_LOOKING` seconds."""
+def _spins() -> int:
+    """How many spins take `_SPINNING` seconds."""
     times, seconds = 1000, []
     for _ in range(5):  # the shortest counts, because other work may interrupt the thread
         began = time.perf_counter()
-        _functions().look(times)
+        _functions().spin(times)
         seconds.append(time.perf_counter() - began)
-    return max(1, int(times * _LOOKING / min(seconds)))
+    return max(1, int(times * _SPINNING / min(seconds)))
 
 
 _team = _Team()
@@ -228,17 +228,17 @@ class turn:  # named like a function; as a generator it would take a notable par
     Twice as many as there are processors may explain: one computes while another is in the interpreter.  More
     would take more memory and not be faster.  The main thread does not wait.
 
-    Inside, helpers look longer for work before they sleep, because the next run of the explanation is near.
+    Inside, helpers spin longer before they sleep, because the next run of the explanation is near.
     """
 
     def __enter__(self) -> None:
         self._turns = None if get_ident() == _main else _turns()
         if self._turns is not None:
             self._turns.get()
-        _team.words[_HELPERS_LOOKS] = _STAYING * _team.looks
+        _team.words[_HELPERS_SPINS] = _STAYING * _team.spins
 
     def __exit__(self, *_: object) -> None:
-        _team.words[_HELPERS_LOOKS] = _team.looks
+        _team.words[_HELPERS_SPINS] = _team.spins
         if self._turns is not None:
             self._turns.put(None)
 
