@@ -51,6 +51,14 @@ def from_cache(plan: T) -> T:
     return found
 
 
+def plan_of(explainer: Explainer) -> tuple[bytes, ...]:
+    """The one plan of an Explainer, in bytes."""
+    (entry,) = explainer._engine.sessions._entries.values()
+    assert entry.session
+    kept = Pickled(entry.session.plan)
+    return kept._pickled, *map(bytes, kept._arrays)
+
+
 def as_kept(explainer: Explainer) -> Explainer:
     """The same Explainer with its plan as another process finds it in the cache."""
     for entry in explainer._engine.sessions._entries.values():

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from agreement import RULES, SAFE, as_kept, assert_agree
+from agreement import RULES, SAFE, as_kept, assert_agree, plan_of
 from builder import Builder
 from cases import CASES, Case, Net, chain, node, pool, relu
 from numpy.typing import NDArray
@@ -68,12 +68,12 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng([seed, 1]).standard_normal(shape).astype(np.float32)
 
 
-def check(model: onnx.ModelProto, run: oracle.Run, algorithm: str = "auto") -> None:
+def check(explainer: Explainer, run: oracle.Run) -> None:
     """Engine and oracle agree on two targets a sample; without a rectifier only vanilla has a meaning.
 
     The engine runs the plan as another process would find it in the cache.
     """
-    explainer = as_kept(Explainer(model, output=run.output, algorithm=algorithm))
+    explainer = as_kept(explainer)
     scores = run.values[run.output]
     target = np.random.default_rng(0).integers(0, scores[0].size, (len(scores), 2))
     rectifies = any(isinstance(vjp, oracle.Rectifier) and vjp.obeys for _, vjp in run.steps)
@@ -101,9 +101,14 @@ def named(what: str) -> Iterator[None]:
 def test_op(name: str) -> None:
     for frame, around in FRAMES.items():
         model, run = safe_run(CASES[name], around)
+        tried = set()
         for algorithm in ALGORITHMS if name.startswith("conv") else ("auto",):
             with named(f"{frame}, algorithm {algorithm}"):
-                check(model, run, algorithm)
+                explainer = Explainer(model, output=run.output, algorithm=algorithm)
+                plan = plan_of(explainer)
+                if plan not in tried:  # algorithms that a layer does not suit leave the plan as it was
+                    check(explainer, run)
+                tried.add(plan)
 
 
 #: Ops that decide by comparing, for inputs of few whole numbers.
@@ -129,7 +134,7 @@ def test_ties(name: str) -> None:
         run = oracle.Run(model, np.random.default_rng(0).integers(-3, 4, case.shape))
         with named(frame):
             assert run.margin > SAFE  # equal or well apart
-            check(model, run)
+            check(Explainer(model, output=run.output), run)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.reference])

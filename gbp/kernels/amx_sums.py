@@ -58,19 +58,22 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
     O, C, KH, KW = w.shape
     blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
     packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS, 2), np.uint16)
+    whole = np.zeros((TILE_CHANNELS, chunks * DEPTH, KH, KW), np.float32)
+    rounded = np.empty((chunks, KH, KW, 2, DEPTH // 2, ROWS, 2), np.uint32)
+    sign = np.empty_like(rounded)
     for block in range(blocks):
-        rest = np.zeros((chunks, 2, DEPTH // 2, 2, ROWS, KH, KW), np.float32)  # c chunk, pair, o half
-        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS].transpose(1, 0, 2, 3)
-        whole = rest.reshape(chunks * DEPTH, TILE_CHANNELS, KH, KW)
-        whole[:C, : part.shape[1]] = part
+        part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
+        whole[: len(part), :C], whole[len(part) :] = part, 0
+        # half, o, chunk, pair, c, KH, KW
+        rest = whole.reshape(2, ROWS, chunks, 2, DEPTH // 2, KH, KW).transpose(2, 5, 6, 0, 4, 1, 3).copy()
         for k in range(PARTS):
-            bits = rest.view(np.uint32)
-            rounded = bits + np.uint32(0x8000) & np.uint32(0xFFFF0000)
-            finite = np.minimum(rounded & np.uint32(0x7FFFFFFF), np.uint32(0x7F7F0000))
-            rounded = finite | rounded & np.uint32(0x80000000)
-            high = (rounded >> np.uint32(16)).astype(np.uint16)
-            packed[block, :, :, :, PARTS - 1 - k] = high.transpose(0, 5, 6, 3, 2, 4, 1)
-            rest = rest - rounded.view(np.float32)
+            np.add(rest.view(np.uint32), 0x8000, out=rounded)
+            np.bitwise_and(rounded, 0x80000000, out=sign)
+            rounded &= 0x7FFF0000
+            np.minimum(rounded, 0x7F7F0000, out=rounded)  # finite
+            rounded |= sign
+            packed[block, :, :, :, PARTS - 1 - k] = rounded >> 16
+            rest -= rounded.view(np.float32)
     return packed.reshape(-1).view(np.float32)
 
 
