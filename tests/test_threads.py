@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from builder import Builder
 from cases import CASES, Case
+from forked import Forked
 from numba.np.ufunc import parallel
 from numpy.typing import NDArray
 
@@ -70,16 +69,12 @@ def test_several_targets_are_the_single_ones() -> None:
 
 def in_a_process(what: str, **environment: str) -> None:
     """Call a function of this file in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import test_threads; test_threads.{what}()"],
-        cwd=Path(__file__).parent,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    code = f"import test_threads; test_threads.{what}()"
+    process = Forked(
+        ("-c", code), Path(__file__).parent, os.environ | {"PYTHONPATH": str(ROOT)} | environment
     )
-    assert done.returncode == 0, done.stderr
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
 
 
 def share_one_explainer() -> None:
