@@ -6,6 +6,7 @@ what it meets, compiling takes more than twice as long.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -16,7 +17,6 @@ os.environ["NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"] = "1"
 
 from gbp import kernels
 from gbp.kernels import binary, depthwise_dense, functions
-from gbp.kernels.codegen import amx
 from gbp.kernels.codegen.jit import Native
 
 
@@ -39,16 +39,11 @@ def every_kernel() -> Iterator[Native]:
         yield from depthwise_dense.dense_kernels(columns)
 
 
-def runs_here(kernel: Native) -> bool:
-    """Whether LLVM can compile it for this processor; it ends the process where it cannot."""
-    if "digits" in kernel.module:
-        return amx.has_bytes()
-    return amx.is_usable() or "amx" not in kernel.module
-
-
 def main() -> None:
-    for kernel in filter(runs_here, every_kernel()):
-        kernel.compile()
+    gc.disable()  # the process ends with its last kernel
+    for kernel in every_kernel():
+        if kernel.runs_here:
+            kernel.compile()
 
 
 if __name__ == "__main__":

@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 from numba import njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.compiler import DefaultPassBuilder, Flags, StateDict
+from numba.core.errors import TypingError
+from numba.core.types.functions import BaseFunction
 from test_cache import end, environment, start
 
 from gbp.kernels.codegen import numba_private
+from gbp.kernels.codegen.bits import store_index
 from gbp.kernels.codegen.cache import MachineCode
 from gbp.kernels.codegen.jit import _linked, device_function
 
@@ -82,6 +86,38 @@ def test_machine_code_is_linked_and_called_by_address() -> None:
     engine, address = _linked(MachineCode(symbol, objects))
     assert engine
     assert ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(address)(9.0) == 7.0
+
+
+@device_function
+def _keep(number: int, address: int) -> None:
+    store_index(address, number * 2)
+
+
+def test_an_entry_gives_a_function_its_arguments() -> None:
+    kept = (ctypes.c_int32 * 1)()
+    entry = numba_private.Entry("by_way", 3, lambda context, builder, args: [builder.add(*args[:2]), args[2]])
+    symbol, objects = numba_private.machine_code(_keep, types.void(types.int64, types.int64), entry)
+    assert symbol == "by_way"
+    engine, address = _linked(MachineCode(symbol, objects))
+    assert engine
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(address)(20, 1, ctypes.addressof(kept))
+    assert kept[0] == 42
+
+
+def test_passes_that_kernels_do_without_are_passes_of_numba() -> None:
+    """A new version may rename one; then it would run again."""
+    state = StateDict(func_ir=None, flags=Flags())
+    usual = {each.__name__ for each, _ in DefaultPassBuilder.define_nopython_pipeline(state).passes}
+    assert usual > numba_private._IDLE_PASSES
+
+
+def test_operators_are_looked_up_as_usual_after_a_kernel() -> None:
+    usual = BaseFunction.get_call_type
+    numba_private.machine_code(njit(no_cpython_wrapper=True)(_rooted), types.float64(types.float64))
+    assert BaseFunction.get_call_type is usual
+    with pytest.raises(TypingError):
+        numba_private.machine_code(njit(lambda x: x + ""), types.float64(types.float64))
+    assert BaseFunction.get_call_type is usual
 
 
 @device_function

@@ -26,6 +26,7 @@ from .amx_beside import Scales
 from .amx_frame import FRAME, Frame, split_row
 from .amx_shares import Form, Job, shares_of
 from .amx_sums import STEP, SUMS, SUMS_ROW, chunks, multiply_beside
+from .codegen.amx import is_usable
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
@@ -66,7 +67,7 @@ def _phases(args: Sequence[Any]) -> int:
 @kernel(
     ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, DENSE, DENSE, TAPS, FRAME,
     INT, INT, INT,
-    phases=_phases,
+    phases=_phases, needs=is_usable,
 )  # fmt: skip
 def conv_amx_fwd(
     x: Any,
@@ -102,7 +103,7 @@ def conv_amx_fwd(
 
 @kernel(
     ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, DENSE, TAPS, FRAME, INT, INT, INT,
-    phases=_phases,
+    phases=_phases, needs=is_usable,
 )  # fmt: skip
 def conv_amx_bwd(
     gy: Any,

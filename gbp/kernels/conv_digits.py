@@ -24,7 +24,7 @@ from .amx_digits import (
 from .amx_facts import FACTS, gather_facts, scale_from
 from .amx_frame import FRAME, Frame
 from .amx_shares import Form, Job, shares_of
-from .codegen.amx import ROW_BYTES
+from .codegen.amx import ROW_BYTES, has_bytes
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
@@ -97,7 +97,7 @@ def _phases(args: Sequence[Any]) -> int:
 @kernel(
     ACTIVATION, WEIGHTS, WEIGHTS, ACTIVATION, ACTIVATION, MASK, FLOAT, FLOAT, FLOAT, FLOAT, DENSE, DENSE,
     TAPS, FRAME, INT, INT, INT,
-    phases=_phases,
+    phases=_phases, needs=has_bytes,
 )  # fmt: skip
 def conv_digits_fwd(
     x: Any,
@@ -142,7 +142,7 @@ def conv_digits_fwd(
 @kernel(
     ACTIVATION, WEIGHTS, MASK, GATE, ACTIVATION, INT, FLOAT, FLOAT, DENSE, WORDS, DENSE, TAPS, FRAME,
     INT, INT, INT,
-    phases=_phases,
+    phases=_phases, needs=has_bytes,
 )  # fmt: skip
 def conv_digits_bwd(
     gy: Any,

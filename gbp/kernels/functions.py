@@ -14,7 +14,7 @@ import numpy as np
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gate_run, write_gradient
-from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, kernel_from
+from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, inlined, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, load_some, store_some
 from .codegen.views import part_of, targets_of
@@ -52,10 +52,12 @@ def made(name: str) -> Kernel:
     return function_kernels(names[function])[("fwd", "bwd").index(way)]
 
 
+@inlined
 def _same(p: float, h: int, w: int, c: int, count: int) -> float:
     return p
 
 
+@inlined
 def _of_place(p: Any, h: int, w: int, c: int, count: int) -> Any:
     return load_some(at(p, 0, h, w) + 4 * c, count)
 

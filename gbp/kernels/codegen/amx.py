@@ -35,7 +35,6 @@ TILE_BYTES = ROWS * ROW_BYTES
 DEPTH = ROW_BYTES // 2
 PARTS = 3
 
-_I16 = ir.IntType(16)
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64: asm/prctl.h
 
 

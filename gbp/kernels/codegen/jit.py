@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from threading import RLock
 from time import perf_counter
@@ -22,7 +22,7 @@ from . import numba_private
 from .cache import CodeFile, MachineCode, log
 from .interrupts import uninterrupted
 from .lock import only_one
-from .packing import packer_of, unpack_of
+from .packing import ENTRY_WORDS, SHARE, packer_of, unpacked
 
 #: Types of arguments.  An activation is (N, H, W, C) with any strides and a dense channel axis, so that a
 #: crop, a group of channels or a part of a concatenation is passed without a copy.
@@ -34,7 +34,7 @@ FLOAT = types.float32
 
 _OPTIONS = {
     "error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True
-}  # fmt: skip
+} | numba_private.LEAN  # fmt: skip
 #: Inlined into the kernels that call it, so it needs no signature; Python cannot call it, because the wrapper
 #: for that would take a quarter of the time to compile.
 device_function = njit(**_OPTIONS)
@@ -154,23 +154,10 @@ class Compiled(Protocol):
     def compile(self) -> None: ...
 
 
-#: The signature of a kernel's entry: (block of arguments, first, last, parts, slot, phase).
-ENTRY = types.void(*[INT] * 6)
 #: Parts of a kernel's work for each thread.  With several, a thread that starts late computes fewer of them.
 SPLIT = 4
 #: Parameters that hold no data but room for some.
 _SCRATCH = ("scratch", "sums", "lists")
-
-
-def _entry(block: int, first: int, last: int, parts: int, slot: int, phase: int) -> None:
-    """The entry of every kernel.  `_kernel` and `_unpack` are replaced by the kernel's own functions."""
-    _kernel(*_unpack(block, first, last, parts, slot, phase))
-
-
-def _kernel(*args: Any) -> None: ...
-
-
-def _unpack(*args: int) -> Any: ...
 
 
 class Native:
@@ -210,16 +197,17 @@ class Native:
         """Whether its machine code is loaded or kept."""
         return bool(self._address) or self._file().path.exists()
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this processor can run it.  Where it cannot, LLVM ends the process that compiles it."""
+        return True
+
     def with_callees(self) -> tuple[Native, ...]:
         """The functions that it calls and does not inline, and then itself."""
         return *self._calls, self
 
     def _file(self) -> CodeFile:
         return CodeFile(self.module, self.name, repr((self.argument_types, _words_of(self._function))))
-
-    def _source(self) -> tuple[Callable[..., Any], Any]:
-        """The function to compile, and its signature."""
-        return self._function, types.void(*self.argument_types)
 
     def _loaded(self) -> int:
         """Load the machine code from the cache, or compile and keep it.  Returns its address."""
@@ -240,14 +228,15 @@ class Native:
 
     def _compiled(self) -> MachineCode:
         start = perf_counter()
-        function, signature = self._source()
-        dispatcher = njit(error_model="numpy", boundscheck=False, nogil=True, no_cpython_wrapper=True)(
-            function
-        )
         with _garbage_stays():
-            code = MachineCode(*numba_private.machine_code(dispatcher, signature))
+            code = MachineCode(*self._machine_code())
         compiled.append((self.name, perf_counter() - start))
         return code
+
+    def _machine_code(self) -> tuple[str, bytes]:
+        """Compile it.  Returns the symbol and the object file."""
+        dispatcher = njit(**_OPTIONS | {"no_cfunc_wrapper": False})(self._function)
+        return numba_private.machine_code(dispatcher, types.void(*self.argument_types))
 
 
 def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:
@@ -299,6 +288,8 @@ class Kernel(Native):
     phases
         Computes the number of phases from the arguments; None for one.  Threads wait for each other after
         each.
+    needs
+        Says whether this processor can run it; None for any processor.
     """
 
     #: The function that runs a call; `program` sets it when the package `kernels` is imported.
@@ -311,9 +302,10 @@ class Kernel(Native):
         calls: Sequence[Any] = (),
         split: int = SPLIT,
         phases: Callable[[Sequence[Any]], int] | None = None,
+        needs: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(function, argument_types, calls)
-        self.split, self.phases = split, phases
+        self.split, self.phases, self._needs = split, phases, needs
         names = function.__code__.co_varnames[: len(self.argument_types)]
         self._sized = [
             i
@@ -322,16 +314,21 @@ class Kernel(Native):
         ]
         self.pack = packer_of(self.argument_types[:-1])
 
+    @property
+    def runs_here(self) -> bool:
+        return self._needs is None or self._needs()
+
     def elements(self, args: Sequence[Any]) -> int:
         """How many elements these arguments hold, scratch aside: about how much there is to do."""
         return sum(args[i].size for i in self._sized)
 
-    def _source(self) -> tuple[Callable[..., Any], Any]:
-        given = {"_kernel": device_function(self._function), "_unpack": unpack_of(self.argument_types[:-1])}
-        name = f"{self.module.rpartition('.')[2]}_{self.name}"
-        entry = FunctionType(_entry.__code__, _entry.__globals__ | given, name)
-        entry.__qualname__ = name
-        return entry, ENTRY
+    def _machine_code(self) -> tuple[str, bytes]:
+        *kinds, _ = self.argument_types
+        entry = numba_private.Entry(
+            f"{self.module.rpartition('.')[2]}.{self.name}", ENTRY_WORDS, partial(unpacked, kinds)
+        )
+        signature = types.void(*self.argument_types, SHARE)
+        return numba_private.machine_code(device_function(self._function), signature, entry)
 
     def __call__(self, *args: Any) -> None:
         if not isinstance(args[0], np.ndarray):  # an array of another device runs the kernel's twin
@@ -345,9 +342,10 @@ def kernel(
     calls: Sequence[Any] = (),
     split: int = SPLIT,
     phases: Callable[[Sequence[Any]], int] | None = None,
+    needs: Callable[[], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a function as a `Kernel`.  The parameters are those of `Kernel`."""
-    return lambda function: Kernel(function, argument_types, calls, split, phases)
+    return lambda function: Kernel(function, argument_types, calls, split, phases, needs)
 
 
 def kernel_from(

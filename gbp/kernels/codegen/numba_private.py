@@ -7,15 +7,21 @@ for a card: those are functions that import them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba.core import cgutils
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.core.caching import IndexDataCacheFile, _CacheLocator, _SourceFileBackedLocatorMixin
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import PassManager
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.runtime import _nrt_python
+from numba.core.types.functions import BaseFunction
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.np.numpy_support import as_dtype
 
@@ -119,7 +125,7 @@ def _frugal_codegen(usual: Any) -> Any:
 
         def create_library(self, name: str, **options: Any) -> Any:
             function = flags().top_or_none()
-            is_part = function is not None and function.no_cpython_wrapper
+            is_part = function is None or function.no_cpython_wrapper
             create = super().create_library if is_part else usual.create_library
             return create(name, **options)
 
@@ -132,11 +138,121 @@ def _frugal_codegen(usual: Any) -> Any:
     return Codegen("gbp")
 
 
-def machine_code(dispatcher: Any, kind: Any) -> tuple[str, bytes]:
+#: Passes of Numba's compiler over each function that find nothing to do in a kernel.  It has no arithmetic of
+#: whole arrays, no `with`, no inner functions and no loops over tuples of several types, and raises nothing.
+_IDLE_PASSES = {
+    "InlineInlinables",
+    "InlineOverloads",
+    "FindLiterallyCalls",
+    "LiteralPropagationSubPipelinePass",
+    "LiteralUnroll",
+    "MakeFunctionToJitFunction",
+    "NopythonRewrites",
+    "RewriteDynamicRaises",
+    "WithLifting",
+}
+
+
+class _Pipeline(CompilerBase):
+    """Numba's passes without those above."""
+
+    def define_pipelines(self) -> list[Any]:
+        made = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        kept = PassManager("gbp")
+        for each, description in made.passes:
+            if each.__name__ not in _IDLE_PASSES:
+                kept.add_pass(each, description)
+        kept.finalize()
+        return [kept]
+
+
+#: Options of a kernel's functions.  They do not count references to arrays: they own none, and LLVM would
+#: have to find that each count is taken back.
+LEAN: dict[str, Any] = {"_nrt": False, "pipeline_class": _Pipeline}
+
+_OPERATORS = frozenset(each for each in vars(operator).values() if callable(each))
+#: The signatures of operators of numbers, by function and arguments.
+_signatures: dict[Any, Any] = {}
+
+
+@contextmanager
+def _operators_remembered() -> Iterator[None]:
+    """Look up the signature of each operator of numbers once.
+
+    Numba tries a dozen templates at every `a + b`, and writes down why each did not match.
+    """
+    look_up = BaseFunction.get_call_type
+
+    def remembered(self: Any, context: Any, args: Any, kws: Any) -> Any:
+        if kws or self.typing_key not in _OPERATORS or not all(isinstance(arg, types.Number) for arg in args):
+            return look_up(self, context, args, kws)
+        key = self, *args
+        if key not in _signatures:
+            _signatures[key] = look_up(self, context, args, kws)
+        return _signatures[key]
+
+    BaseFunction.get_call_type = remembered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BaseFunction.get_call_type = look_up  # type: ignore[method-assign]
+
+
+class Entry(NamedTuple):
+    """A function of C's convention that calls another one, which returns nothing.
+
+    Numba would compile such a function in Python as slowly as any other, and there is one for each kernel.
+    """
+
+    #: The symbol.
+    name: str
+    #: How many int64 it takes.
+    words: int
+    #: (context, builder, those) → the arguments of the other function, as Numba passes them.
+    arguments_of: Callable[[Any, Any, Any], list[Any]]
+
+
+def _with_entry(context: Any, compiled: Any, entry: Entry) -> Any:
+    """A library of a compiled function and its entry."""
+    function = compiled.fndesc
+    library = context.codegen().create_library(entry.name)
+    module = context.create_module(entry.name)
+    number = ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [number] * entry.words)
+    made = ir.Function(module, kind, entry.name)
+    builder = ir.IRBuilder(made.append_basic_block())
+    arguments = entry.arguments_of(context, builder, made.args)
+    callee = context.declare_function(module, function)
+    # The status that it returns says whether it raised an exception, and kernels raise none.
+    context.call_conv.call_function(builder, callee, function.restype, function.argtypes, arguments)
+    builder.ret_void()
+    library.add_linking_library(compiled.library)
+    library.add_ir_module(module)
+    library.finalize()
+    return library
+
+
+def machine_code(dispatcher: Any, kind: Any, entry: Entry | None = None) -> tuple[str, bytes]:
     """Compile a dispatcher for a signature, together with all that it calls.
 
-    Returns the symbol to call by C's convention, and the object file.  Raises RuntimeError where a function
-    that it calls has no code: a function of a kernel may not call itself by way of another.
+    Parameters
+    ----------
+    dispatcher
+        The function, for which the option `no_cfunc_wrapper` is set where it has an `entry`.
+    kind
+        Its signature.
+    entry
+        Another function to call it by; None for one that takes the same arguments.
+
+    Returns
+    -------
+    The symbol to call by C's convention, and the object file.
+
+    Raises
+    ------
+    RuntimeError
+        Where a function that it calls has no code: a function of a kernel may not call itself by way of
+        another.
     """
     context = dispatcher.targetdescr.target_context
     with import_module("numba.core.compiler_lock").global_compiler_lock:
@@ -144,12 +260,15 @@ def machine_code(dispatcher: Any, kind: Any) -> tuple[str, bytes]:
         usual = context._internal_codegen
         context._internal_codegen = _frugal_codegen(usual)
         try:
-            dispatcher.compile(kind)
+            with _operators_remembered():
+                dispatcher.compile(kind)
+            compiled = compiled_with(dispatcher)
+            symbol, library = compiled.fndesc.llvm_cfunc_wrapper_name, compiled.library
+            if entry is not None:
+                symbol, library = entry.name, _with_entry(context, compiled, entry)
         finally:
             context._internal_codegen = usual
-        compiled = compiled_with(dispatcher)
-        symbol = compiled.fndesc.llvm_cfunc_wrapper_name
-        return symbol, compiled.library.machine_code(symbol)
+        return symbol, library.machine_code(symbol)
 
 
 def was_compiled(dispatcher: Any) -> bool:

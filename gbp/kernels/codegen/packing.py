@@ -5,8 +5,7 @@
     whole number   itself
     float          its bits
 
-`packer_of` makes the function that writes such a block, and `unpack_of` the one that a kernel's entry reads
-it with.
+`packer_of` makes the function that writes such a block; a kernel's entry reads it with `unpacked`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import emit
@@ -40,6 +38,9 @@ class Share(NamedTuple):
 
 
 SHARE = types.NamedUniTuple(types.int64, 4, Share)
+
+#: How many words a kernel's entry takes: block of arguments, first, last, parts, slot, phase.
+ENTRY_WORDS = 6
 
 _Words = list[int]
 
@@ -98,21 +99,12 @@ def packer_of(kinds: Sequence[Any]) -> Callable[[Sequence[Any]], NDArray[np.int6
     return pack
 
 
-def unpack_of(kinds: Sequence[Any]) -> Any:
-    """Make an intrinsic (block, first, last, parts, slot, phase) → (these arguments, parts, Share)."""
-    kind = types.Tuple((*kinds, types.int64, SHARE))
-
-    @intrinsic
-    def unpack(typing: Any, block: Any, first: Any, last: Any, parts: Any, slot: Any, phase: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            block, first, last, parts, slot, phase = args
-            words = _Reader(context, builder, block)
-            share = context.make_tuple(builder, SHARE, [first, last, slot, phase])
-            return context.make_tuple(builder, kind, [*map(words.read, kinds), parts, share])
-
-        return kind(*[types.int64] * 6), codegen
-
-    return unpack
+def unpacked(kinds: Sequence[Any], context: Any, builder: Any, args: Any) -> list[Any]:
+    """(block, first, last, parts, slot, phase) as (arguments of these types, parts, Share), in LLVM IR."""
+    block, first, last, parts, slot, phase = args
+    words = _Reader(context, builder, block)
+    share = context.make_tuple(builder, SHARE, [first, last, slot, phase])
+    return [*map(words.read, kinds), parts, share]
 
 
 class _Reader:
