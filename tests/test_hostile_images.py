@@ -259,7 +259,7 @@ def test_only_names_are_quoted() -> None:
     reads: list[tuple[str, Callable[[], object]]] = [
         ("^the given array holds 2 samples", lambda: read_sample(saved.getvalue(), 2)),
         ("^cannot read the given array: ", lambda: read_sample(b"", 2)),
-        ("^the given image is not an image", lambda: read_image(io.BytesIO(b"no image"))),
+        ("^what was given is not an image", lambda: read_image(io.BytesIO(b"no image"))),
         ("^'a.npy' holds 2 samples", lambda: read_sample(saved.getvalue(), 2, "a.npy")),
         ("^cannot read the array 'a.npy': ", lambda: read_sample(b"", 2, "a.npy")),
         ("^'a.png' is not an image", lambda: read_image(NamedBytes(b"no image", "a.png"))),

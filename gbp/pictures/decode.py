@@ -167,8 +167,9 @@ def _refusals(name: str) -> Iterator[None]:
             hint="Scale it down.",
         ) from error
     except UnidentifiedImageError as error:
+        what = "what was given" if name in UNNAMED else repr(name)
         raise InputError(
-            f"{called(name)} is not an image, or of a format that is not opened.", supported=SUPPORTED
+            f"{what} is not an image, or of a format that is not opened.", supported=SUPPORTED
         ) from error
     except MemoryError:
         raise
