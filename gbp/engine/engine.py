@@ -133,7 +133,9 @@ class Engine:
         parts: list[tuple[NDArray[Any], ...]] = []
         pictures: list[Sequence[Image]] = []
         photos: list[Photo] = []
-        batches = self.batches(images, batch_size, targets, rewrite=rule.rewrite, single_pass=True)
+        batches = self.batches(
+            images, batch_size, targets, rewrite=rule.rewrite, single_pass=True, check_finite=False
+        )
         for batch, session in batches:
             refuse_meaningless(rule, session.plan)
             if batch.pictures is not None:  # they may copy the samples, which caches hold now
@@ -156,7 +158,7 @@ class Engine:
 
         parts: list[NDArray[np.float32]] = []
         done = 0
-        for batch, session in self.batches(images, single_pass=True):
+        for batch, session in self.batches(images, single_pass=True, check_finite=False):
             parts += _run(session, batch.x, done, computed)
             done += len(batch.x)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -173,6 +175,7 @@ class Engine:
         keep: Kept = (),
         rewrite: Rewrite | None = None,
         single_pass: bool = False,
+        check_finite: bool = True,
     ) -> Iterator[tuple[Batch, Session]]:
         """Cut images into slices; each comes with the session for its shape.
 
@@ -185,8 +188,9 @@ class Engine:
         keep, rewrite
             As for `Plan.build`.
         single_pass
-            Whether `Session.run` takes each slice as it comes, once; see `Session.slices`.  The run finds NaN
-            and infinity in the samples, so they are not searched before.
+            Whether `Session.run` takes each slice as it comes, once; see `Session.slices`.
+        check_finite
+            Whether to search arrays for NaN and infinity; False where `Session.run` does it.
         """
         session: Session | None = None
 
@@ -195,7 +199,7 @@ class Engine:
             session = self.sessions.of(shape, keep, rewrite)
             return session.slices(count, targets, batch_size, single_pass)
 
-        for batch in self.inputs.batches(images, slices, check_finite=not single_pass):
+        for batch in self.inputs.batches(images, slices, check_finite=check_finite):
             assert session is not None  # all images of a call have one shape
             yield batch, session
 

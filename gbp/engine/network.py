@@ -133,7 +133,7 @@ class Network:
             Where the network's values overflow.
         """
         count, kept = self._engine.inputs.count(images), names(keep)
-        for batch, _ in self._engine.batches(images, count, keep=kept):
+        for batch, _ in self._engine.batches(images, count, keep=kept, check_finite=False):
             if len(batch.x) < count:
                 raise InputError(
                     f"{count} images do not fit into one run; {len(batch.x)} do.",
@@ -177,7 +177,7 @@ class Network:
         """
         count, done, kept = self._engine.inputs.count(images), 0, names(keep)
         size = at_least_one("batch_size", batch_size)
-        for batch, session in self._engine.batches(images, size, keep=kept):
+        for batch, session in self._engine.batches(images, size, keep=kept, check_finite=False):
             session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
             open_part = partial(
                 Run, self._engine, session_for, batch, offset=done, count=count, to_input=to_input

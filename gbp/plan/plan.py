@@ -250,6 +250,10 @@ class Plan:
         end = self.input if wrt is None else self.kept[wrt]
         return route_between(self.instructions, self.slices, self.masks, self._sizes, start, end)
 
+    def only_renames(self, route: Route) -> bool:
+        """Whether a route's end is its start under another shape, so that no gradient is computed."""
+        return not route.instructions and self.slices[route.start.name] == self.slices[route.end.name]
+
     @cached_property
     def _sizes(self) -> dict[str, int]:
         """Floats of each buffer."""

@@ -193,12 +193,16 @@ class Session:
         float32 (n, K, …), each in the shape of `wrt`; or what `reduce` returns.
         """
         route, (n, count) = self.route(of, wrt), seeds.shape[:2]
-        is_same = of == wrt is not None
-        if route is not None and total is not None:
+        if of == wrt is not None:
+            gradient = seeds
+        elif route is None:
+            gradient = np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
+        elif self.plan.only_renames(route):
+            gradient = _renamed(seeds, route)
+        elif total is not None:
             return tape.vjp(gate, route, seeds, reduce, total)
-        if route is not None and not is_same:
+        else:
             return self._in_parts(n, count, route, lambda part: tape.vjp(gate, route, seeds[:, part], reduce))
-        gradient = seeds if is_same else np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
         return gradient if reduce is None else reduce(gradient)
 
     def _in_parts(
@@ -322,6 +326,13 @@ class Session:
         self.max_fitting = half
         yield from self.fitting(slice(part.start, part.start + half), compute)
         yield from self.fitting(slice(part.start + half, part.stop), compute)
+
+
+def _renamed(seeds: NDArray[np.float32], route: Route) -> NDArray[np.float32]:
+    """Seeds (n, K, …) in the shape of a route's end, which is its start under other names of axes."""
+    rows = seeds.reshape(-1, *seeds.shape[2:]).transpose(0, *route.start.order)
+    named = rows.reshape(-1, *route.end.shape).transpose(route.end.logical_axes)
+    return np.array(named.reshape(*seeds.shape[:2], *named.shape[1:]))
 
 
 class Sessions:
