@@ -551,3 +551,25 @@ def test_the_demo_model_at_two_tensors() -> None:
     with explainer.run(truth.values[truth.image].astype(np.float32), ["bn3", "relu4"]) as run:
         for tensor in tensors:
             check_tensor(run, truth, tensor, "guided")
+
+
+def test_a_seed_that_only_gets_other_names_is_no_backward_pass() -> None:
+    b = Builder()
+    y = b.relu(b.conv(b.input(2, 3, 6, 7), 5))
+    turned = b.node("Transpose", y, perm=[0, 2, 3, 1])
+    scores = b.flatten(turned)
+    explainer, x = Explainer(b.model(scores), output=scores), noise((2, 3, 6, 7))
+    seed = noise((2, 3, 4 * 5 * 5), 1)
+    found = []
+    for kept in (y, turned):  # where both are kept, one is a copy of the other
+        with (
+            explainer.run(x, keep=[kept]) as run,
+            mock.patch("gbp.runtime.tape.Tape._backward", side_effect=AssertionError("it is one")),
+        ):
+            found.append(run.vjp(seed, wrt=kept))
+            less = run.vjp(seed[:, 0], wrt=kept, reduce=np.negative)
+            assert less.tobytes() == (-found[-1][:, 0]).tobytes()
+    planes, last = found
+    np.testing.assert_array_equal(last, seed.reshape(2, 3, 4, 5, 5))
+    np.testing.assert_array_equal(planes, np.moveaxis(last, -1, 2))
+    assert not np.shares_memory(last, seed)

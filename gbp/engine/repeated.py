@@ -13,7 +13,7 @@ from ..errors import OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import computing
 from ..rules import Rule
-from ..runtime.total import Total
+from ..runtime.total import Total, TotalOfRuns
 from .gradient import Gradient
 from .network import Network
 from .notes import refuse_meaningless
@@ -128,7 +128,9 @@ class Repeated:
             else:
                 return
             session.pool.clear()  # outside the handler: the error holds references to the memory
-        totals, scores = [session.total_of_runs(self._of) for _ in range(self._k)], []
+        route, scores = session.route(self._of, None), []
+        assert route is not None  # as `adds_up` says
+        totals = [TotalOfRuns(session.plan, route) for _ in range(self._k)]
         for n in range(count):
             with session.device.turn(), computing():
                 tape = session.run(x[n : n + 1], n)

@@ -19,8 +19,8 @@ from ..plan.backward import Route
 from ..plan.plan import Plan, Rewrite
 from .locks import give_lock
 from .memory import MemoryPool, scratch_floats
-from .tape import Reduce, Tape, steps
-from .total import Total, TotalOfRuns
+from .tape import Reduce, Tape, renamed, steps
+from .total import Total
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ class Session:
         elif route is None:
             gradient = np.zeros((n, count, *self.plan.shape_of(wrt)), np.float32)
         elif self.plan.only_renames(route):
-            gradient = _renamed(seeds, route)
+            gradient = renamed(seeds, route)
         elif total is not None:
             return tape.vjp(gate, route, seeds, reduce, total)
         else:
@@ -247,14 +247,6 @@ class Session:
         route = self.route(of, None)
         is_worth_a_run = self.plan.nbytes(samples, targets) >= _LEAST_AT_ONCE
         return samples > 1 and route is not None and route.adds_up and is_worth_a_run
-
-    def total_of_runs(self, of: str | None) -> TotalOfRuns:
-        """A new sum over runs of one sample, whose memory one sample needs; `of`: as for `adds_up`."""
-        route = self.route(of, None)
-        assert route is not None
-        maker = route.instructions[-1].maker
-        assert maker is not None
-        return TotalOfRuns(self.plan.tensors[self.plan.instructions[maker.instruction].output].shape)
 
     @cached_property
     def scratch_bytes(self) -> int:
@@ -326,13 +318,6 @@ class Session:
         self.max_fitting = half
         yield from self.fitting(slice(part.start, part.start + half), compute)
         yield from self.fitting(slice(part.start + half, part.stop), compute)
-
-
-def _renamed(seeds: NDArray[np.float32], route: Route) -> NDArray[np.float32]:
-    """Seeds (n, K, …) in the shape of a route's end, which is its start under other names of axes."""
-    rows = seeds.reshape(-1, *seeds.shape[2:]).transpose(0, *route.start.order)
-    named = rows.reshape(-1, *route.end.shape).transpose(route.end.logical_axes)
-    return np.array(named.reshape(*seeds.shape[:2], *named.shape[1:]))
 
 
 class Sessions:

@@ -203,6 +203,13 @@ class Tape:
             return np.array(found if reduce is None else reduce(found))
 
 
+def renamed(seeds: Floats, route: Route) -> Floats:
+    """Seeds (n, K, …) in the shape of a route's end, which is its start under other names of axes."""
+    rows = seeds.reshape(-1, *seeds.shape[2:]).transpose(0, *route.start.order)
+    named = rows.reshape(-1, *route.end.shape).transpose(route.end.logical_axes)
+    return np.array(named.reshape(*seeds.shape[:2], *named.shape[1:]))
+
+
 def steps(plan: Plan, x: Samples, threads: int) -> Iterator[tuple[Instruction, Mapping[str, Floats]]]:
     """Run `plan` on x, instruction by instruction.
 

@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 
 from ..ops.step import Context, Floats, GradientSlot, Step
+from ..plan.backward import Route
+from ..plan.plan import Plan
 
 
 class Total:
@@ -59,12 +61,15 @@ class TotalOfRuns(Total):
 
     Parameters
     ----------
-    shape
-        The shape of a sample of what `maker` makes, in memory order.
+    plan, route
+        The runs' plan, and the backward pass, which adds up.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, plan: Plan, route: Route) -> None:
         super().__init__(1)
+        maker = route.instructions[-1].maker
+        assert maker is not None  # as `Route.adds_up` says
+        shape = plan.tensors[plan.instructions[maker.instruction].output].shape
         self._total = np.zeros((1, *shape), np.float32)
         self._term = np.empty_like(self._total)
 
