@@ -14,8 +14,9 @@ import pytest
 from builder import Builder
 from PIL import Image
 
-from gbp import Explainer, InputError
+from gbp import Explainer, InputError, ModelError
 from gbp.cli import main as cli
+from gbp.diagnostics.verify import verify
 from gbp.pictures.sidecar import read_sidecar
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -58,6 +59,26 @@ def test_what_a_file_suggests(made: onnx.ModelProto, says: str) -> None:
     with pytest.raises(InputError, match=says):  # offered, and not taken
         explainer.explain(Image.new("RGB", (8, 8)))
     assert Explainer(made, preprocess="unit").explain(Image.new("RGB", (8, 8))).scores.shape == (1, 3)
+
+
+def test_a_normalisation_stored_in_another_file_is_read_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a file of that name in the current folder, which a stranger's model must not open."""
+    path, elsewhere = tmp_path / "net.onnx", tmp_path / "elsewhere"
+    onnx.save(model(("Sub", 123.7)), path, save_as_external_data=True, location="w", size_threshold=0)
+    elsewhere.mkdir()
+    (elsewhere / "w").write_bytes(bytes(2**12))
+    monkeypatch.chdir(elsewhere)
+    assert "subtracts 123.7" in Explainer(path).suggestion
+    assert verify(path, np.ones((1, 3, 8, 8), np.float32)).verified
+
+
+def test_a_damaged_normalisation_is_refused() -> None:
+    made = model(("Sub", 123.7))
+    made.graph.initializer[0].raw_data = b"abc"
+    with pytest.raises(ModelError, match=r"tensor .c"):
+        Explainer(made)
 
 
 @pytest.fixture

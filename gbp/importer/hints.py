@@ -10,8 +10,8 @@ import math
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
+from .proto import tensor_values
 from .subgraph import Source
 
 #: Values of the metadata "Image.NominalPixelRange", of ONNX's image denotation, and their presets.
@@ -40,7 +40,6 @@ def suggestion(source: Source) -> str:
 
 def _of_nodes(source: Source) -> str:
     """The suggestion of the first node that computes with the input."""
-    constants = {tensor.name: tensor for tensor in source.model.graph.initializer}
     at = source.input
     for node in source.nodes:
         if at not in node.input:
@@ -48,7 +47,7 @@ def _of_nodes(source: Source) -> str:
         if node.op_type in _LOOKED_THROUGH:
             at = node.output[0]
             continue
-        found = _normalisation(node, at, constants)
+        found = _normalisation(node, at, source)
         if found is None:
             return ""
         does, range_ = found
@@ -57,16 +56,18 @@ def _of_nodes(source: Source) -> str:
     return ""
 
 
-def _normalisation(
-    node: onnx.NodeProto, image: str, constants: dict[str, onnx.TensorProto]
-) -> tuple[str, float] | None:
-    """Describe what a node does to pixels, with a number as large as their range; None for other nodes."""
+def _normalisation(node: onnx.NodeProto, image: str, source: Source) -> tuple[str, float] | None:
+    """Describe what a node does to pixels, with a number as large as their range; None for other nodes.
+
+    Raises ModelError where its constants are damaged.
+    """
+    constants = {tensor.name: tensor for tensor in source.model.graph.initializer}
 
     def value(k: int) -> NDArray[np.float64] | None:
         tensor = constants.get(node.input[k]) if k < len(node.input) else None
         if tensor is None or not 0 < math.prod(tensor.dims) <= _MAX_NUMBERS:  # larger ones are not read yet
             return None
-        array = numpy_helper.to_array(tensor)
+        array = tensor_values(tensor, tensor.name, node, source.weights)
         return array.astype(np.float64) if array.dtype.kind in "fiu" else None
 
     if node.op_type not in ("Sub", "Div", "Mul", "BatchNormalization"):
