@@ -138,6 +138,10 @@ POOLS = {
     "average dilated": Case(pool("AveragePool", 2, 3, dilations=(3, 2), pads=(1, 2, 0, 1))),
     "average, opset 7": Case(pool("AveragePool", 3, 3, pads=(1, 0, 0, 1), count_include_pad=1), opset=7),
     "global average": Case(node("GlobalAveragePool")),
+    "global average behind conv": Case(chain(conv(40, 1), relu, node("GlobalAveragePool"))),
+    "few of a global average behind conv": Case(
+        chain(conv(40, 1), relu, node("GlobalAveragePool"), node("Slice", (7,), (9,), (1,)))
+    ),
     "global max": Case(node("GlobalMaxPool")),
     "global max of more than 256 pixels": Case(node("GlobalMaxPool"), (1, 2, 17, 18)),
     "mean of the plane": Case(lambda b, x: b.reduce_mean(x, (2, 3))),

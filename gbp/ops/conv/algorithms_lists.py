@@ -28,6 +28,10 @@ from ..window import taps_of
 from .algorithms import BackwardAlgorithm, PointwiseBackward, as_row, compute_others
 
 
+#: Floats of a gradient that may lie in scratch between an average and a convolution.
+_MOST_BETWEEN = 2**18
+
+
 class ByDensity(BackwardAlgorithm):
     """Lists for samples whose gy is mostly zero, `dense` for the others.
 
@@ -105,8 +109,8 @@ class SparseBackward(ByDensity):
         super().__init__(dense, max_density)
         self._lists, self._size = PointwiseBackward(w, window, 1.0), window.output
         self.kernels = *self._lists.kernels, *dense.kernels
-        #: Whether `through_average` can compute it.
-        self.takes_in_average = window.is_pointwise
+        #: Whether `through_average` can compute it, in little scratch.
+        self.takes_in_average = window.is_pointwise and elements(window.output) * len(w) <= _MOST_BETWEEN
 
     def scratch(self, threads: int) -> tuple[int, int]:
         (fixed, each), (lists, _) = self.dense.scratch(threads), self._lists.scratch(threads)
@@ -115,7 +119,7 @@ class SparseBackward(ByDensity):
 
     @property
     def _middle(self) -> int:
-        """Floats of scratch for a row of gy where it is only used here, in whole lines of the cache."""
+        """Floats of scratch for the gradient between, of one sample, in whole lines of the cache."""
         floats = elements(self._size) * self._lists.outputs if self.takes_in_average else 0
         return -(-floats // LANES) * LANES
 
@@ -130,8 +134,8 @@ class SparseBackward(ByDensity):
     ) -> None:
         """The same from the gradient gy (N, 1, 1, O) of averages of whole planes, by the step `mean`.
 
-        Where gy has a value in a few channels alone, the gradient between is not written.  `between`: see
-        `Step.vjp_through`.
+        Where gy has a value in a few channels alone, the gradient between is not written.  Each row of gy
+        decides for itself.  `between`: see `Step.vjp_through`.
         """
         shape = 1, *self._size, gy.shape[3]
         middle = view(context.scratch[: elements(shape)], *shape)
@@ -145,7 +149,7 @@ class SparseBackward(ByDensity):
                 self._by_average(one, replace(between, mask=mask), own, context)
             with only_where(few, 0):
                 mean.vjp(one, (replace(between, mask=mask, array=middle),), context)
-                self(middle, own, rest)
+                self.dense(middle, own, rest)
 
     def _by_average(self, gy: Floats, between: GradientSlot, gx: GradientSlot, context: Context) -> None:
         passing, target = (as_row(between.mask), between.gate), (as_row(gx.mask), gx.gate, as_row(gx.array))
