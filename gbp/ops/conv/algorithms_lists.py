@@ -27,7 +27,6 @@ from ..step import Context, Floats, GradientSlot, Step, view
 from ..window import taps_of
 from .algorithms import BackwardAlgorithm, PointwiseBackward, as_row, compute_others
 
-
 #: Floats of a gradient that may lie in scratch between an average and a convolution.
 _MOST_BETWEEN = 2**18
 
