@@ -279,7 +279,11 @@ def test_what_is_said_while_it_gets_ready(
     monkeypatch.setattr(command, "print_line", closed)
     assert main(["serve", str(open_model(tmp_path)), "--port", "0"]) == 0
     hint = "the model leaves the image size open. Say it: --size HxW."
-    assert capsys.readouterr().err == f"gbp: open is not warmed up: {hint}\n"
+    alone, not_warm = capsys.readouterr().err.splitlines()
+    assert alone.startswith(
+        "gbp: open takes arrays alone: nothing says how it wants pictures. Give --preprocess"
+    )
+    assert not_warm == f"gbp: open is not warmed up: {hint}"
     monkeypatch.setattr(Explainer, "warmup", not_kept)
     assert main(["serve", DEMO, "--port", "0"]) == 0
     assert capsys.readouterr().err == "gbp: demo is warmed up, but kernels cannot be kept. Name a folder.\n"
