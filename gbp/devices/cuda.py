@@ -177,7 +177,17 @@ class CudaDevice(Device):
     def launch(
         self, kernel: CudaKernel, blocks: tuple[int, ...], threads: tuple[int, ...], args: tuple[Any, ...]
     ) -> None:
-        """Put a kernel into the stream.  Empty arrays may be the host's: no kernel reads them."""
+        """Put a kernel into the stream, and into the recording where there is one.
+
+        Parameters
+        ----------
+        kernel
+            The kernel.
+        blocks, threads
+            The sizes of the grid and of a block.
+        args
+            Its arguments.  Empty arrays may be the host's: no kernel reads them.
+        """
         launch = Launch(kernel, blocks, threads, tuple(map(self._argument, args)))
         if self._recorded is not None:
             self._recorded.append(launch)

@@ -83,10 +83,25 @@ FOLDS: dict[str, Folds] = {
 def evaluate(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: int, budget: Budget
 ) -> dict[str, NDArray[Any]]:
-    """The outputs of `node` for constant inputs, by name.  The cost is taken off `budget`.
+    """The outputs of a node with constant inputs, by name.
 
-    Raises ModelError if the reference implementation cannot compute it, UnsupportedError if the op is not
-    folded or the result exceeds the budget.
+    Parameters
+    ----------
+    node
+        The node.
+    values
+        Its inputs by name.
+    opset
+        The version of the ONNX operators.
+    budget
+        The cost that folding may still have.  The cost of this node is taken off it.
+
+    Raises
+    ------
+    ModelError
+        Where the reference implementation cannot compute it.
+    UnsupportedError
+        Where the op is not folded, or the result exceeds the budget.
     """
     inputs = [name for name in node.input if name]
     folds = FOLDS.get(qualified(node))

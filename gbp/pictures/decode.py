@@ -79,7 +79,24 @@ SUPPORTED = "PNG, JPEG, GIF, BMP, TIFF, WebP, JPEG 2000, binary PPM, PGM and PBM
 def decode_file(
     file: BufferedReader, size: int, name: str, mode: Mode, max_pixels: int | None = None
 ) -> Image.Image:
-    """Decode an open file of so many bytes, and of up to `max_pixels`.  Raises InputError naming it."""
+    """Decode an open file.
+
+    Parameters
+    ----------
+    file, size
+        The file, and its bytes.
+    name
+        Its name in messages.
+    mode
+        "RGB" or "L".
+    max_pixels
+        The most pixels; None for the limits of its format alone.
+
+    Raises
+    ------
+    InputError
+        For what is no picture, is damaged, or takes too much memory.
+    """
     with _refusals(name):
         start = file.read(16)
         file.seek(0)

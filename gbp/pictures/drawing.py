@@ -63,7 +63,13 @@ class Drawn:
 
 
 def sigma_of(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, int]) -> float:
-    """σ in pixels of an input of `size` = (width, height); by default 0 for maps of inner layers."""
+    """σ of the Gaussian that smooths a map, in pixels of the input; by default 0 for maps of inner layers.
+
+    Parameters
+    ----------
+    m, style, look, size
+        As for `prepared`.
+    """
     if look.smooth is not None:
         return float(look.smooth)
     if style == "rgb" or m.shape[1:] != size[::-1]:
@@ -72,10 +78,28 @@ def sigma_of(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, in
 
 
 def prepared(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, int]) -> NDArray[np.float64]:
-    """The planes (1 or C, H, W) that a style draws, smoothed.
+    """The planes that a style draws, smoothed.
 
-    "overlay" and "gray" draw the norm over the channels, "diverging" their sum, "rgb" each.  `size` is the
-    (width, height) of the network's input; a map of an inner layer is smaller.
+    Parameters
+    ----------
+    m
+        float32 (C, H, W).
+    style
+        One of `Panel`: "overlay" and "gray" draw the norm over the channels, "diverging" their sum, "rgb"
+        each.
+    look
+        How maps are drawn.
+    size
+        (width, height) of the network's input.  A map of an inner layer is smaller.
+
+    Returns
+    -------
+    float64 (1, H, W), or (C, H, W) for "rgb".
+
+    Raises
+    ------
+    InputError
+        For another style.
     """
     if style not in get_args(Panel):
         raise InputError(f"unknown style {style!r}.", supported=", ".join(get_args(Style)))
@@ -85,7 +109,15 @@ def prepared(m: NDArray[np.float32], style: str, look: Look, size: tuple[int, in
 
 
 def limit_of(maps: list[NDArray[np.float32]], style: str, look: Look, size: tuple[int, int]) -> float:
-    """One limit for several maps in the same style; see `prepared`."""
+    """One limit for several maps in the same style.
+
+    Parameters
+    ----------
+    maps
+        Each float32 (C, H, W).
+    style, look, size
+        As for `prepared`.
+    """
     planes = [prepared(m, style, look, size).ravel() for m in maps]
     return render.robust_limit(np.concatenate(planes), look.percentile)
 

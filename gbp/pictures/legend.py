@@ -75,7 +75,17 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
 
 
 def key_of(drawn: Drawn, style: Panel, rule: str, look: Look, method: str = "") -> Key:
-    """The colour bar of a picture."""
+    """The colour bar of a picture.
+
+    Parameters
+    ----------
+    drawn
+        The picture.
+    style, rule, method
+        As for `meaning`.
+    look
+        How it was drawn.
+    """
     at = f"{drawn.limit:.2g}"
     over = " and above" if look.limit is not None else f" ({look.percentile:g} % are below)"
     colours = drawn.colours

@@ -48,7 +48,19 @@ class Photo:
 
     @classmethod
     def of(cls, picture: Any, image: Image.Image, preprocess: Preprocess, size: tuple[int, int]) -> Photo:
-        """The photo of a picture that was decoded to `image`, for an input of `size` = (H, W)."""
+        """The photo of a picture.
+
+        Parameters
+        ----------
+        picture
+            A path, the bytes of a file, or a PIL image.
+        image
+            The picture, decoded.
+        preprocess
+            How it is cropped and scaled.
+        size
+            (H, W) of the network's input.
+        """
         source = os.fspath(picture) if isinstance(picture, os.PathLike) else picture
         stamp = stamp_of(source) if isinstance(source, str) else None
         window = preprocess.window(image.size, size)

@@ -156,10 +156,21 @@ def width_of(text: str, size: int) -> float:
 
 
 def wrapped(text: str, size: int, width: float, max_lines: int = 6) -> list[str]:
-    """A text in lines of up to `width` pixels; the last of `max_lines` lines ends in "…" where more follows.
+    """A text in lines.
 
     Lines end at spaces, but at those of "224 × 224", "σ = 2.5", "57 %" and "score 9.1" only where these are
     wider than a line; and within a word that is wider than a line.
+
+    Parameters
+    ----------
+    text
+        The text.
+    size
+        The size of the letters in pixels.
+    width
+        The most pixels of a line.
+    max_lines
+        The most lines.  The last of them ends in "…" where more would follow.
     """
     lines: list[str] = []
     for words in (_GLUE.sub(_HARD, legible(line)).split(" ") for line in text.split("\n")):
@@ -206,9 +217,18 @@ def line_height(size: int) -> int:
 
 
 def write(canvas: Image.Image, at: Sequence[float], text: str, size: int, fill: str) -> None:
-    """Draw one legible line onto an image; `at` is its upper left corner.
+    """Draw one legible line onto an image.
 
     It is drawn larger and scaled down: a small font would put its letters at whole pixels, unevenly.
+
+    Parameters
+    ----------
+    canvas
+        The image, of mode RGB.
+    at
+        (left, top) of the line.
+    text, size, fill
+        The text, the size of its letters in pixels, and their colour.
     """
     height, big = line_height(size), size * FINE
     length = sum(font_of(path, big).getlength(part) for path, part in runs(text))

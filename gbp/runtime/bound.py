@@ -163,6 +163,17 @@ def start_backward(plan: Plan, memory: Buffers, route: Route, seed: Floats, thre
     """Write the start's gradient, and 0 to the rest of its buffer.
 
     A network without instructions would never clear the rest.
+
+    Parameters
+    ----------
+    plan, route
+        The plan, and the backward pass that starts.
+    memory
+        That of the gradients.
+    seed
+        The gradient of the route's start, in memory order.
+    threads
+        How many threads a kernel may use.
     """
     gy, root = memory.arrays[route.start.name], memory.arrays[plan.slices[route.start.name].root]
     if root.size > gy.size:

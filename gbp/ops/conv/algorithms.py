@@ -80,9 +80,16 @@ class BackwardAlgorithm(Algorithm):
 def compute_others(
     algorithm: BackwardAlgorithm, gy: Floats, gx: GradientSlot, done: NDArray[np.int64], context: Context
 ) -> None:
-    """Compute the rows whose word in `done` is 0: all at once if all are, otherwise one by one.
+    """Compute the rows that another algorithm has left: all at once if it left all, otherwise one by one.
 
-    The words are read where the kernels run.
+    Parameters
+    ----------
+    algorithm
+        Computes them.
+    gy, gx, context
+        As for `BackwardAlgorithm`.
+    done
+        int64 (rows of gy,): 0 for each row that is left.  The words are read where the kernels run.
     """
     none, alone = np.zeros(1, np.int64), np.zeros(len(done), np.int64)
     leave_others(done, none, alone, 1)
