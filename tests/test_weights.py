@@ -252,6 +252,22 @@ def test_what_lies_in_files_is_what_onnx_finds_there(
     np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "nbytes"), [(TensorProto.BFLOAT16, 2), (TensorProto.BOOL, 1), (TensorProto.FLOAT, 4)]
+)
+def test_a_single_number_in_another_file_is_a_constant(tmp_path: Path, kind: int, nbytes: int) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(nbytes))
+    tensor = TensorProto(name="w", data_type=kind, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w.bin")
+    identity = helper.make_node("Identity", ["w"], ["y"])
+    model = helper.make_model(helper.make_graph([identity], "g", [], [], [tensor]))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    proto, weights = read(tmp_path / "m.onnx")
+    value = tensor_values(proto.graph.initializer[0], "w", identity, weights)
+    assert isinstance(value, np.ndarray)
+    assert value.shape == ()
+
+
 @pytest.mark.parametrize("location", [None, ""])
 @pytest.mark.parametrize("of_its_own", [False, True])
 def test_a_file_without_a_name_is_refused(tmp_path: Path, location: str | None, of_its_own: bool) -> None:

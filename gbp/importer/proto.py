@@ -341,7 +341,11 @@ def tensor_values(
 
 
 def _known(values: NDArray[Any], damaged: Callable[[str], ModelError]) -> NDArray[Any]:
-    """The values, without NaN.  Infinity may be a bound or a mask; ops that cannot use it refuse it."""
+    """The values, without NaN.  Infinity may be a bound or a mask; ops that cannot use it refuse it.
+
+    They may be a NumPy scalar, which arithmetic makes of an array without axes.
+    """
+    values = np.asarray(values)
     if values.dtype.kind == "f" and not is_finite(values) and np.isnan(values).any():
         raise damaged("holds NaN.")
     return values
