@@ -5,20 +5,23 @@ Refuses a file of an open batch where one sample's scores depend on how many the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..errors import GbpError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
 from .load import build
+from .proto import graphs_of
 from .refusals import with_hint
 from .subgraph import Source
+from .weights import StandIns
 
 #: Another number of samples than one.  Few files have it by chance, and constants of this size are small.
 _MANY = 11
@@ -39,8 +42,10 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
     batch = source.input_shape[0] if source.has_batch else 1
+    if batch is None and any(map(_may_count, _all_nodes(source.nodes))):
+        _refuse_if_it_counts(source, input_shape)
     try:
-        graph = build(source, input_shape)
+        return source, build(source, input_shape)
     except ModelError as error:
         if isinstance(error, UnsupportedError) and batch is None:
             alone = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
@@ -57,9 +62,6 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
             if isinstance(error, UnsupportedError) and str(whole) != str(error):
                 raise with_hint(error, f"Nor as one sample without a batch: {whole}") from None
         raise
-    if batch is None:
-        _refuse_if_it_counts(graph, _built(source, (_MANY, *input_shape[1:])))
-    return source, graph
 
 
 def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
@@ -70,12 +72,34 @@ def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
         return error
 
 
-def _refuse_if_it_counts(one: Graph, many: Graph | GbpError) -> None:
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those in graphs that they hold."""
+    for node in nodes:
+        yield node
+        for graph in graphs_of(node):
+            yield from _all_nodes(graph.node)
+
+
+def _may_count(node: onnx.NodeProto) -> bool:
+    """Whether what a node does may depend on the number of samples.
+
+    All others keep axis 0 or are refused.
+    """
+    flattens_all = node.op_type == "Flatten" and any(a.name == "axis" and a.i < 1 for a in node.attribute)
+    return flattens_all or node.op_type in ("Shape", "Size", "Reshape")
+
+
+def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
     """Raise UnsupportedError unless a network for one sample and the same for many do the same with each.
 
-    A file with constant indices or updates for one sample cannot be computed for more: each sample is alone
-    there.  A Reshape can, and would mix them.
+    Both are built without their large weights, which would be in memory twice.  A network that cannot be
+    built for one sample is refused elsewhere.  A file with constant indices or updates for one sample cannot
+    be computed for more: each sample is alone there.  A Reshape can, and would mix them.
     """
+    light = replace(source, weights=StandIns(**vars(source.weights)))
+    one, many = (_built(light, (n, *input_shape[1:])) for n in (1, _MANY))
+    if not isinstance(one, Graph):
+        return
     alone = "Fix the batch at 1 in the file: then each sample is computed alone."
     if not isinstance(many, Graph):
         if not isinstance(many, UnsupportedError) or many.op not in TARGETS:
@@ -117,8 +141,6 @@ def _is_alike(one: Any, many: Any) -> bool:
     if isinstance(one, Reshape):
         return bool(one.to[1:] == many.to[1:])
     if isinstance(one, np.ndarray):
-        if one.__array_interface__ == many.__array_interface__:  # as of weights that the file stores
-            return True
         is_repeated = one.shape[:1] == (1,) and one.shape[1:] == many.shape[1:]
         return (is_repeated or one.shape == many.shape) and bool((one == many).all())
     if is_dataclass(one):

@@ -76,6 +76,10 @@ class Piece:
     dtype: np.dtype[Any]
 
 
+#: 1 in bfloat16, which is read as an unsigned integer.
+_BFLOAT16_ONE = 0x3F80
+
+
 @dataclass(frozen=True)
 class Weights:
     """Tensors by name, and the files that hold them by the model's names for these files.
@@ -116,6 +120,21 @@ class Weights:
             stores[name] = Store(data.tobytes(), size=piece.length, held=self.stores[piece.store].held)
             pieces[name] = replace(piece, store=name, start=0)
         return Weights(stores, pieces, self.files)
+
+
+class StandIns(Weights):
+    """Tensors of the same shapes that take no memory: all their numbers are 1.
+
+    A graph that is built of them shows what nodes do with shapes.  Integers of more than a byte, which may be
+    indices, are read.
+    """
+
+    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        dtype = self.pieces[name].dtype
+        if dtype.kind != "f" and dtype.itemsize > 2:
+            return super().read(name, shape)
+        one = _BFLOAT16_ONE if dtype.itemsize == 2 and dtype.kind == "u" else 1
+        return np.broadcast_to(np.array(one, dtype.newbyteorder("=")), shape)
 
 
 def _identity(file: BufferedReader) -> tuple[int, ...]:
