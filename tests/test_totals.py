@@ -147,6 +147,18 @@ def test_networks_that_begin_otherwise_have_their_maps_added_up(x: Floats, total
     assert not totals.called
 
 
+def test_a_first_layer_that_takes_in_an_average_has_its_maps_added_up(totals: mock.MagicMock) -> None:
+    """With AMX, one kernel computes such a layer's vjp and that of the average.  It adds up no copies."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 64, 32, 32), 256, 1))
+    explainer = Explainer(b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", y)), 6)))
+    rng = np.random.default_rng(2)
+    x, noise = (rng.standard_normal((n, 64, 32, 32), np.float32) for n in (1, 11))
+    found = methods.smoothgrad(explainer, x, noise=noise, rule="guided", target=2).map
+    assert not totals.called
+    close(found, np.mean([explainer.explain(x + n, target=2).map for n in noise], axis=0, dtype=np.float64))
+
+
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 32])
 def test_blocks_hold_most_of_the_copies_and_are_a_multiple_of_four(most: int) -> None:
     for count in range(1, 200):

@@ -13,7 +13,7 @@ from ..rules import Rule
 
 #: Every 37th number of a sample tells its range: odd, so that all channels are met where they are last.
 _STRIDE = 37
-#: The highest number of a prepared picture above which numbers from 0 to 1 are none.
+#: Where prepared pictures go above this, an array of numbers from 0 to 1 has not been prepared.
 _TENS = 10
 
 
@@ -69,8 +69,8 @@ def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...
         return ()
     return (
         f"The samples came as an array that holds numbers from {x.min():.3g} to {x.max():.3g}; those of "
-        f"prepared pictures are from {low:.3g} to {high:.3g}. Arrays are explained as they are: did nobody "
-        "prepare this one?",
+        f"prepared pictures are from {low:.3g} to {high:.3g}. Arrays are explained as they are: prepare "
+        "them as the network wants, or give pictures as files, bytes, or uint8 (H, W, 3).",
     )
 
 

@@ -1,10 +1,11 @@
 """The input gradient of a pointwise convolution behind which planes are averaged, for few explained classes.
 
-    gz[n, p, o] = gy[n, o] / P,  gated        gx[n, p, c] = Σ_o gz[n, p, o] · w[o, c]        P pixels
+    gz[n, p, o] = gy[n, o] / P,  gated
+    gx[n, p, c] = Σ_o gz[n, p, o] · w[o, c]
 
-It is what `averagepool_bwd` and `conv_pointwise_bwd` compute one after the other, with the same bits.  But
-for the gate, gz is the same at all pixels, and 0 in every channel whose gy is 0.  So it is not written: the
-few channels are found once, and the mask says at which pixels they count.
+for each of P pixels p.  `averagepool_bwd` and `conv_pointwise_bwd` compute the same one after the other, with
+the same bits.  Before the gate, gz is the same at all pixels, and 0 in every channel whose gy is 0.  So gz is
+not written: the few channels are found once, and the mask says at which pixels they count.
 """
 
 from __future__ import annotations
@@ -112,10 +113,8 @@ def averaged_pointwise_bwd(
                 known = n
                 _shares(at(gy, n, 0, 0), O, W, gz_gate, shares)
             passes, pixel = at(gz_mask, sample_of(n, targets), 0, first), gz_mask.strides[2]
-            blocks, rows = (
-                min(SUMMED_BLOCKS, blocks_in(C) - block),
-                address_of(w) + block * 4 * TILE_CHANNELS * O,
-            )
+            blocks = min(SUMMED_BLOCKS, blocks_in(C) - block)
+            rows = address_of(w) + block * 4 * TILE_CHANNELS * O
             _sum_strip(shares, O, passes, pixel, gz_gate, count, blocks, rows, sums)
             for b in range(block, block + blocks):
                 finish(

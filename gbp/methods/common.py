@@ -220,7 +220,8 @@ def mean_of_copies(
     """The mean map of copies of one sample, one forward run each.
 
     Where their maps can be added up before they are maps (`Route.adds_up`), that is done for blocks of
-    copies.  How many these are depends on the copies alone, because it changes last bits.
+    copies.  How many these are depends on the number of copies, the size of a sample and the number of
+    targets alone, because it changes last bits.
 
     Parameters
     ----------

@@ -221,6 +221,8 @@ class Step(ABC):
     clip: Clipped = UNCLIPPED
     #: Whether `vjp` applies `GradientSlot.gate` itself.  If not, the plan applies the gate separately.
     gates: bool = False
+    #: Whether `vjp_through` adds up the gradients of several samples where gx has fewer rows than gy.
+    adds_up: bool = False
     #: Whether it is a plain sum of its inputs, so that another step can add one of them as its residual.
     is_sum: bool = False
 
@@ -263,8 +265,8 @@ class Step(ABC):
         between
             The mask and the gate of y.  Its array is NO_TENSOR.
         gx, context
-            As for `vjp`.  Where gy has several times as many rows as gx, row r of gx is the sum over rows r,
-            r + len(gx), … of gy.
+            As for `vjp`.  If the step `adds_up`, gy may have several times as many rows as gx: then row r of
+            gx is the sum over rows r, r + len(gx), … of gy.
         """
         raise TypeError(f"{type(self).__name__} takes in no step")
 

@@ -99,6 +99,11 @@ class Route:
         The memory of the gradients.
     macs
         Multiply-adds of one sample and seed.
+    adds_up
+        Whether the last instruction can give the sum of several samples' gradients in one go
+        (`Step.adds_up`).  So it is where the first layer is a convolution whose vjp goes together with that
+        of the max-pool behind it.  Switches and mask make what the pool passes on differ between samples.
+        The convolution's vjp is the same linear function for all, so the sum may be taken before it.
     """
 
     instructions: tuple[BackwardInstruction, ...]
@@ -107,18 +112,7 @@ class Route:
     end: PhysicalTensor
     arena: Arena
     macs: int
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether the last instruction can give the sum of several samples' gradients in one go.
-
-        So it is where the first layer is a convolution whose vjp goes together with that of the max-pool
-        behind it (`BackwardInstruction.maker`).  Switches and mask make what the pool passes on differ from
-        sample to sample.  The convolution's vjp is the same linear function for all, so the sum may be taken
-        before it.
-        """
-        maker = self.instructions[-1].maker if self.instructions else None
-        return maker is not None and maker.inputs == (GradientWrite(self.end.name, False, None),)
+    adds_up: bool
 
 
 def route_between(
@@ -158,7 +152,16 @@ def route_between(
     arena = pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
     begins = arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}
     macs = sum(instruction.macs for instruction in instructions[first:last])
-    return Route(order, zeros, start, end, Arena(begins, arena.size), macs)
+    adds_up = bool(order) and _adds_up(order[-1], end.name, instructions)
+    return Route(order, zeros, start, end, Arena(begins, arena.size), macs, adds_up)
+
+
+def _adds_up(last: BackwardInstruction, end: str, instructions: Sequence[Instruction]) -> bool:
+    """Whether the last instruction can write the sum of all samples' gradients of `end`."""
+    maker = last.maker
+    if maker is None or maker.inputs != (GradientWrite(end, False, None),):
+        return False
+    return instructions[maker.instruction].step.adds_up
 
 
 def _with_makers(

@@ -27,8 +27,8 @@ from ..step import Context, Floats, GradientSlot, Step, view
 from ..window import taps_of
 from .algorithms import BackwardAlgorithm, PointwiseBackward, as_row, compute_others
 
-#: Floats of a gradient that may lie in scratch between an average and a convolution.
-_MOST_BETWEEN = 2**18
+#: Floats of a gradient that may stand in scratch between an average and a convolution.
+_MAX_BETWEEN = 2**18
 
 
 class ByDensity(BackwardAlgorithm):
@@ -109,7 +109,7 @@ class SparseBackward(ByDensity):
         self._lists, self._size = PointwiseBackward(w, window, 1.0), window.output
         self.kernels = *self._lists.kernels, *dense.kernels
         #: Whether `through_average` can compute it, in little scratch.
-        self.takes_in_average = window.is_pointwise and elements(window.output) * len(w) <= _MOST_BETWEEN
+        self.takes_in_average = window.is_pointwise and elements(window.output) * len(w) <= _MAX_BETWEEN
 
     def scratch(self, threads: int) -> tuple[int, int]:
         (fixed, each), (lists, _) = self.dense.scratch(threads), self._lists.scratch(threads)

@@ -228,6 +228,7 @@ class ConvStep(Step):
         self.algorithm = f"{'×'.join(map(str, op.window.kernel))} {' / '.join(names)}{groups}"
         self.repeats = all(fwd.repeats for fwd in self.fwd)
         self.repeats_back = all(bwd.repeats for bwd in self.bwd)
+        self.adds_up = isinstance(self.bwd[0], ColumnsBackward)
 
     def scratch(self, threads: int) -> tuple[int, int]:
         fwd, bwd = self.fwd[0].scratch(threads), self.bwd[0].scratch(threads)
