@@ -10,6 +10,9 @@ from .rules import RULES, Rule
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from . import compat as compat
+    from . import doubt as doubt
+    from . import methods as methods
     from .bulk.run import BatchSummary, batch
     from .engine.run import Run
     from .explainer import Explainer
@@ -113,7 +116,8 @@ _LAZY = {
 #: Public packages: `gbp.methods.smoothgrad` needs no import of its own.
 _FOLDERS = ("compat", "doubt", "methods")
 
-__getattr__ = imported_on_first_use(__name__, _LAZY, _FOLDERS)
+if not TYPE_CHECKING:  # for a type checker, any name would be there
+    __getattr__ = imported_on_first_use(__name__, _LAZY, _FOLDERS)
 
 
 def explain(

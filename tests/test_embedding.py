@@ -390,7 +390,7 @@ def test_a_cache_on_a_full_disk(tmp_path: Path) -> None:
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
 from small import use, compiled, not_kept, was_compiled
 use()
 assert was_compiled() and len(compiled) == len(not_kept), not_kept

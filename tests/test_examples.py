@@ -67,7 +67,7 @@ def test_service_whose_workers_are_forks() -> None:
         Explainer(MODEL).explain(PICTURE).save(expected, format="png")
         for body, status, start in (
             (PICTURE.read_bytes(), 200, b"\x89PNG"),
-            (b"no picture", 422, b"the given"),
+            (b"no picture", 422, b"what was given"),
             (b"", 413, b"Send one"),
         ) * 3:
             found, answer = post(port, body)

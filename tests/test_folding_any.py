@@ -156,6 +156,7 @@ WINDOWS: list[dict[str, Any]] = [
     {"auto_pad": "VALID", "strides": [3, 2]},
     {"auto_pad": "VALID", "dilations": [2, 3]},
     {"dilations": [2, 1], "strides": [1, 2]},
+    {"ceil_mode": 1, "strides": [3, 1]},
 ]
 SIZES: list[dict[str, Any]] = [
     {},
@@ -197,6 +198,13 @@ def test_constants_have_the_windows_of_layers(op: str) -> None:
         assert y.dtype == np.float32
         layer = Explainer(b.model(b.flatten(name))).predict(x)
         np.testing.assert_allclose(y.reshape(1, -1), layer, rtol=1e-4, atol=1e-5, err_msg=str(attributes))
+
+
+def test_a_maximum_of_integers_is_none_of_the_padding() -> None:
+    x = np.full((1, 1, 3, 3), -5, np.int8)
+    (y,) = folded("MaxPool", [x], 17, kernel_shape=[2, 2], pads=[1, 1, 1, 1])
+    assert y.dtype == np.int8
+    assert (y == -5).all()
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

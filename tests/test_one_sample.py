@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -583,6 +584,13 @@ def test_any_ops_on_one_sample(network: tuple[onnx.ModelProto, NDArray[np.float3
 # ------------------------------------------------------------------------ scores that depend on the others
 
 SIZES = N("Shape", ["x"], ["s"])
+CHOSEN = [
+    SIZES,
+    N("Gather", ["s", "0"], ["n"]),
+    N("Cast", ["n"], ["f"], to=1),
+    N("Where", ["is", "f", "one"], ["g"]),
+    N("Mul", ["x", "g"], ["r"]),
+]
 COUNTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "Size": ([N("Size", ["x"], ["n"]), N("Cast", ["n"], ["f"], to=1), N("Mul", ["x", "f"], ["r"])], {}),
     "the batch in a sum of sizes": (
@@ -612,15 +620,36 @@ COUNTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         ],
         {"to": np.array([3, -1]), "back": np.array([-1, 3, 1, 1])},
     ),
+    "what a stored bool chooses": (CHOSEN, {"0": np.array(0), "is": np.array(True), "one": np.float32(1)}),
+    "larger planes": (
+        [
+            N("Resize", ["x", "", "scales"], ["u"]),
+            N("Size", ["u"], ["n"]),
+            N("Cast", ["n"], ["f"], to=1),
+            N("Mul", ["u", "f"], ["r"]),
+        ],
+        {"scales": np.array([1, 1, 2, 2], np.float32)},
+    ),
 }
 
 
+def with_weights_outside(net: onnx.ModelProto, folder: Path) -> Path:
+    """The path of the same model, with each of its tensors in a second file."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(net)  # `save_model` takes the tensors out of what it is given
+    options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save_model(copy, folder / "net.onnx", **options)
+    return folder / "net.onnx"
+
+
 @pytest.mark.parametrize("case", COUNTS)
-def test_an_open_batch_whose_samples_are_counted_or_mixed_is_refused(case: str) -> None:
+def test_an_open_batch_whose_samples_are_counted_or_mixed_is_refused(case: str, tmp_path: Path) -> None:
     nodes, values = COUNTS[case]
     nodes = [*nodes, N("Flatten", ["r"], ["y"])]
-    with pytest.raises(UnsupportedError, match=r"batch.*[Ff]ix the batch at 1"):
-        Explainer(model(nodes, ("N", 3, 6, 6), **values))
+    net = model(nodes, ("N", 3, 6, 6), **values)
+    for file in (net, with_weights_outside(net, tmp_path)):
+        with pytest.raises(UnsupportedError, match=r"batch.*[Ff]ix the batch at 1"):
+            Explainer(file)
     x = noise(2, 3, 6, 6)
     fixed = model(nodes, (1, 3, 6, 6), **values)
     alone = [expected(fixed, x[i : i + 1]) for i in range(2)]
@@ -653,15 +682,32 @@ FOR_ANY: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         ],
         {"0": np.array(0)},
     ),
+    "a number that a stored bool does not choose": (
+        CHOSEN,
+        {"0": np.array(0), "is": np.array(False), "one": np.float32(1)},
+    ),
+    "a number that is multiplied by 0": (
+        [
+            N("Size", ["x"], ["n"]),
+            N("Cast", ["n"], ["f"], to=1),
+            N("Mul", ["f", "none"], ["g"]),
+            N("Add", ["x", "g"], ["r"]),
+        ],
+        {"none": np.float32(0)},
+    ),
+    "all sizes in one": ([N("Flatten", ["x"], ["r"], axis=0)], {}),
 }
 
 
 @pytest.mark.parametrize("case", FOR_ANY)
-def test_an_open_batch_whose_size_is_used_but_changes_no_sample(case: str) -> None:
+def test_an_open_batch_whose_size_is_used_but_changes_no_sample(case: str, tmp_path: Path) -> None:
     nodes, values = FOR_ANY[case]
     net = model([*nodes, N("Flatten", ["r"], ["y"])], ("N", 3, 6, 6), **values)
     x = noise(2, 3, 6, 6)
-    np.testing.assert_allclose(Explainer(net).predict(x), expected(net, x), rtol=1e-5)
+    for file in (net, with_weights_outside(net, tmp_path)):
+        explainer = Explainer(file)
+        for one in x:
+            np.testing.assert_allclose(explainer.predict(one[None]), expected(net, one[None]), rtol=1e-5)
 
 
 def test_a_reshape_of_one_image_keeps_an_open_batch() -> None:

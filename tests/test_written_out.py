@@ -311,6 +311,25 @@ def test_functions_in_circles() -> None:
         Explainer(model([call("A", "x", "r"), MEAN], {}, functions=functions))
 
 
+def test_functions_that_call_each_other_deeply() -> None:
+    """Also where no call alone goes deep into functions that have not been called before."""
+    functions = [function("F0", [node("Neg", ["a"], ["b"])])]
+    for i in range(90):
+        functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "b")]))
+    assert len(inlined(model([call("F90", "x", "r"), MEAN], {}, functions=functions)).graph.node) == 2
+    for i in range(90, 1500):
+        functions.append(function(f"F{i + 1}", [call(f"F{i}", "a", "b")]))
+    steps = [call(f"F{i + 90}", f"t{i}" if i else "x", f"t{i + 90}") for i in range(0, 1400, 90)]
+    with pytest.raises(UnsupportedError, match=r"too deeply.* up to 100 calls"):
+        Explainer(model([*steps, node("Flatten", ["t1440"], ["y"])], {}, functions=functions))
+
+
+def test_a_function_that_is_there_twice() -> None:
+    functions = [function("F", [node(op, ["a"], ["b"])]) for op in ("Neg", "Exp")]
+    with pytest.raises(ModelError, match="defines a function twice"):
+        Explainer(model([call("F", "x", "r"), MEAN], {}, functions=functions))
+
+
 def test_functions_that_double_and_double() -> None:
     """A kilobyte would make 2³⁰ nodes."""
     functions = [function("F0", [node("Neg", ["a"], ["b"])])]

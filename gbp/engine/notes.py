@@ -11,7 +11,8 @@ from ..pictures.preprocess import Preprocess
 from ..plan.plan import Plan
 from ..rules import Rule
 
-#: Every 37th number of a sample tells its range: odd, so that all channels are met where they are last.
+#: Every 37th number of a sample shows its range.  37 shares no factor with 3, so all channels are met where
+#: they are the last axis.
 _STRIDE = 37
 #: Where prepared pictures go above this, an array of numbers from 0 to 1 has not been prepared.
 _TENS = 10

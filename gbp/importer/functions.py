@@ -15,12 +15,14 @@ from onnx import helper
 from ..errors import ModelError, UnsupportedError, readable_bytes
 from ..graph.graph import unused
 from ..limits import MAX_NAMES, MAX_NODES, max_bytes_made_of
-from .proto import graphs_of, label, qualified
+from .proto import all_nodes, graphs_of, label, qualified
 
 _Key = tuple[str, str, str]
 _ONNX = ("", "ai.onnx")
 #: Most bytes of the nodes that are written out: each call copies the names and attributes of a body.
 _MAX_BYTES = max_bytes_made_of(0)
+#: How deep calls may be within each other: each takes some frames of Python's stack.
+_MAX_DEPTH = 100
 
 
 def _key(node: onnx.NodeProto) -> _Key:
@@ -32,11 +34,17 @@ def _key_of(function: onnx.FunctionProto) -> _Key:
 
 
 class _Counter:
-    """Counts the nodes that a node becomes.  A call counts as one where its function has no node."""
+    """Counts the nodes that a node becomes.  A call counts as one where its function has no node.
+
+    It also refuses calls in circles, and too many within each other.
+    """
 
     def __init__(self, functions: Mapping[_Key, onnx.FunctionProto]) -> None:
         self.functions = functions
-        self.known: dict[_Key, int] = {}
+        #: A function → its nodes, written out, and how many calls and graphs are within each other there.
+        self.known: dict[_Key, tuple[int, int]] = {}
+        #: The depth that what was counted last has reached.
+        self.deepest = 0
         self.open: set[_Key] = set()
 
     def node(self, node: onnx.NodeProto, depth: int) -> int:
@@ -44,14 +52,24 @@ class _Counter:
         return inside + (self.call(_key(node), node, depth) if _key(node) in self.functions else 1)
 
     def call(self, key: _Key, node: onnx.NodeProto, depth: int) -> int:
-        if key in self.open or depth > 200:
+        if key in self.open:
             raise ModelError("the functions of the model call each other in circles.", node=label(node))
-        if key not in self.known:
+        outer, self.deepest = self.deepest, depth
+        if key not in self.known and depth <= _MAX_DEPTH:
             self.open.add(key)
             body = self.functions[key].node
-            self.known[key] = max(1, sum(self.node(each, depth + 1) for each in body))
+            count = max(1, sum(self.node(each, depth + 1) for each in body))
             self.open.discard(key)
-        return self.known[key]
+            self.known[key] = count, self.deepest - depth
+        count, height = self.known.get(key, (0, 0))
+        if depth + height > _MAX_DEPTH:
+            raise UnsupportedError(
+                "the functions of the model call each other too deeply.",
+                node=label(node),
+                supported=f"up to {_MAX_DEPTH} calls within each other",
+            )
+        self.deepest = max(outer, depth + height)
+        return count
 
 
 class _Writer:
@@ -179,11 +197,11 @@ class _Writer:
         its = _opset(function)
         if self.opset is None or its is None or self.opset == its:
             return
-        for node in _all_nodes(function.node):
+        for node in all_nodes(function.node):
             if node.domain in _ONNX and not _is_same(node.op_type, self.opset, its):
                 raise UnsupportedError(
                     f"its function is written for opset {its}, and the model for opset {self.opset}, where "
-                    f"{node.op_type} means something else.",
+                    f"{node.op_type} has another version, or none.",
                     node=label(call),
                     op=qualified(call),
                     supported="functions of the model's opset, or whose ops are the same there",
@@ -197,14 +215,6 @@ def _wrong(call: onnx.NodeProto, found: str) -> ModelError:
 
 def _opset(proto: onnx.ModelProto | onnx.FunctionProto) -> int | None:
     return next((int(entry.version) for entry in proto.opset_import if entry.domain in _ONNX), None)
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those in graphs that they hold."""
-    for node in nodes:
-        yield node
-        for graph in graphs_of(node):
-            yield from _all_nodes(graph.node)
 
 
 def _is_same(op: str, *opsets: int) -> bool:
@@ -225,6 +235,8 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not proto.functions:
         return proto
     functions = {_key_of(function): function for function in proto.functions}
+    if len(functions) < len(proto.functions):
+        raise ModelError("the model defines a function twice.")
     counter = _Counter(functions)
     count = sum(counter.node(node, 0) for node in proto.graph.node)
     if count > MAX_NODES:

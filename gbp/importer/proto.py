@@ -242,14 +242,13 @@ def check_tensors(proto: onnx.ModelProto) -> None:
         seen.add(tensor.name)
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model stores sparse tensors.", supported="dense tensors")
-    for node in proto.graph.node:
+    for node in all_nodes(proto.graph.node):
         _check_tensors_of(node)
 
 
 def _check_tensors_of(node: onnx.NodeProto) -> None:
-    """Check that no tensor in the node's attributes or graphs is stored in another file."""
-    graphs = list(graphs_of(node))
-    inside = [tensor for graph in graphs for tensor in graph.initializer]
+    """Check that no tensor in the node's attributes, or stored in its graphs, is stored in another file."""
+    inside = [tensor for graph in graphs_of(node) for tensor in graph.initializer]
     if any(map(_is_outside, (*(a.t for a in node.attribute if a.HasField("t")), *inside))):
         raise UnsupportedError(
             "its tensor is stored in another file.",
@@ -257,9 +256,6 @@ def _check_tensors_of(node: onnx.NodeProto) -> None:
             op=node.op_type,
             supported="initializers there",
         )
-    for graph in graphs:
-        for each in graph.node:
-            _check_tensors_of(each)
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -268,6 +264,14 @@ def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those in graphs that they hold."""
+    for node in nodes:
+        yield node
+        for graph in graphs_of(node):
+            yield from all_nodes(graph.node)
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -5,7 +5,7 @@ Refuses a file of an open batch where one sample's scores depend on how many the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -18,7 +18,7 @@ from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
 from .load import build
-from .proto import graphs_of
+from .proto import all_nodes
 from .refusals import with_hint
 from .subgraph import Source
 from .weights import StandIns
@@ -42,7 +42,7 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
     batch = source.input_shape[0] if source.has_batch else 1
-    if batch is None and any(map(_may_count, _all_nodes(source.nodes))):
+    if batch is None and any(map(_may_count, all_nodes(source.nodes))):
         _refuse_if_it_counts(source, input_shape)
     try:
         return source, build(source, input_shape)
@@ -72,21 +72,12 @@ def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
         return error
 
 
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those in graphs that they hold."""
-    for node in nodes:
-        yield node
-        for graph in graphs_of(node):
-            yield from _all_nodes(graph.node)
-
-
 def _may_count(node: onnx.NodeProto) -> bool:
     """Whether what a node does may depend on the number of samples.
 
     All others keep axis 0 or are refused.
     """
-    flattens_all = node.op_type == "Flatten" and any(a.name == "axis" and a.i < 1 for a in node.attribute)
-    return flattens_all or node.op_type in ("Shape", "Size", "Reshape")
+    return node.op_type in ("Shape", "Size", "Reshape")
 
 
 def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:

@@ -125,13 +125,13 @@ class Weights:
 class StandIns(Weights):
     """Tensors of the same shapes that take no memory: all their numbers are 1.
 
-    A graph that is built of them shows what nodes do with shapes.  Integers of more than a byte, which may be
-    indices, are read.
+    A graph that is built of them shows what nodes do with shapes.  Small tensors are read, and so are
+    integers of more than two bytes, which may be indices.
     """
 
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         dtype = self.pieces[name].dtype
-        if dtype.kind != "f" and dtype.itemsize > 2:
+        if self.pieces[name].length < _SMALL or (dtype.kind != "f" and dtype.itemsize > 2):
             return super().read(name, shape)
         one = _BFLOAT16_ONE if dtype.itemsize == 2 and dtype.kind == "u" else 1
         return np.broadcast_to(np.array(one, dtype.newbyteorder("=")), shape)

@@ -49,7 +49,8 @@ _LAZY = {
     "vargrad": "noise",
 }
 
-__getattr__ = imported_on_first_use(__name__, _LAZY)
+if not TYPE_CHECKING:  # for a type checker, any name would be there
+    __getattr__ = imported_on_first_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:
