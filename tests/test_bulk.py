@@ -722,12 +722,14 @@ def test_a_worker_uses_as_many_processors_as_it_is_given(
 
 def test_a_note_on_one_array_is_not_said_of_others(photos: Path, out: Path, tmp_path: Path) -> None:
     prepared = Explainer(MODEL).prepare(photos / "0.png")[0]
-    for name, array in (("a", prepared - prepared.min() + 100), ("b", prepared)):
+    for name, array in (("a", prepared - prepared.min() + 100), ("b", prepared), ("c", prepared)):
         np.save(tmp_path / f"{name}.npy", array)
     worker = Worker(Job(**JOB, out=str(out)), Folder(out), processors=1)
-    reads = [worker.read(Task(str(tmp_path / f"{name}.npy"), name)) for name in "ab"]
-    asked = [any("did nobody" in note for note in e.attributions[0].notes) for e in worker.explain(reads)]
-    assert asked == [True, False]
+    reads = [worker.read(Task(str(tmp_path / f"{name}.npy"), name)) for name in "abc"]
+    asked = [
+        any("prepare them as" in note for note in e.attributions[0].notes) for e in worker.explain(reads)
+    ]
+    assert asked == [True, False, False]
 
 
 def test_who_waits_for_the_disk_keeps_no_processor(

@@ -482,9 +482,9 @@ def test_pixels_that_nobody_prepared_are_asked_about() -> None:
         right = explainer.prepare(Image.fromarray(pixels))
         given = {"prepared": right, "pixels": x, "shares": x / 255, "noise": right + 0.3 * right.std()}
         asked[preset] = [
-            name for name, array in given.items() if "did nobody" in str(explainer.explain(array).notes)
+            name for name, array in given.items() if "prepare them as" in str(explainer.explain(array).notes)
         ]
-        assert not any("did nobody" in note for note in explainer.explain(Image.fromarray(pixels)).notes)
+        assert not any("prepare them as" in note for note in explainer.explain(Image.fromarray(pixels)).notes)
     assert asked == {
         "imagenet": ["pixels"],
         "tf": ["pixels"],

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "explainer": "engine importer inputs pictures questions result rules",
         "methods": "arguments engine errors explainer first_use graph inputs limits pictures questions "
         "result rules",
-        "bulk": "arguments errors explainer inputs kernels methods pictures questions result rules version",
+        "bulk": "arguments engine errors explainer inputs kernels methods pictures questions result rules "
+        "version",
         # What stands behind it uses the names that it exports, as a user does.
         "gbp": "bulk engine errors explainer first_use graph importer inputs pictures questions result rules "
         "version",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.notes import unprepared
 from ..errors import GbpError, OutOfMemoryError
 from ..explainer import Explainer
 from ..inputs import Batch, together
@@ -174,22 +175,25 @@ class Worker:
     def explain(self, reads: Sequence[Read]) -> list[Explained]:
         """Explain images, those of one shape together; each alone where that fails.  The order stays.
 
-        Arrays are alone where a note may ask whether they were prepared.
+        So is an array that looks as if nobody has prepared it: the note that says so is about a whole batch.
         """
-        asks = self.explainer.preprocess is not None
         explained: dict[int, Explained] = {}
         groups: dict[Any, list[int]] = {}
         for i, read in enumerate(reads):
             if read.batch is None:
                 explained[i] = Explained(read.task, read.row)
             else:
-                is_alone = self.job.is_of_one or (asks and read.batch.photos is None)
+                is_alone = self.job.is_of_one or self._looks_unprepared(read.batch)
                 alike = i if is_alone else (read.batch.x.shape, read.batch.pictures is None)
                 groups.setdefault(alike, []).append(i)
         with self._processors.held():
             for group in groups.values():
                 explained.update(zip(group, self._group([reads[i] for i in group]), strict=True))
         return [explained[i] for i in range(len(reads))]
+
+    def _looks_unprepared(self, batch: Batch) -> bool:
+        preprocess = self.explainer.preprocess
+        return preprocess is not None and batch.photos is None and bool(unprepared(batch.x, preprocess))
 
     def write(self, explained: Explained) -> Row:
         """Draw one image and write its files.  Returns its row.  Raises InputError if it cannot write."""
