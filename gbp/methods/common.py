@@ -241,21 +241,13 @@ def mean_of_copies(
     block, blocks = _blocks(count, ask.max_samples)
     blocks = blocks if ask.adds_up(block) else 0
     in_blocks = block * blocks
-    total, term = np.empty(0), np.empty(0)
+    total = _Sum()
 
-    def add(maps: NDArray[np.float32], scores: NDArray[np.float32], own: NDArray[np.float64] | None) -> None:
-        nonlocal total, term
-        look(scores)
-        if not total.size:  # in the memory order of the maps
-            total = np.zeros_like(maps[0], np.float64)
-            term = np.empty_like(total) if factors is not None else term
-        if own is None:
-            add_each(total, list(maps))
-            return
-        for one, factor in zip(maps, own, strict=True):
-            total += np.multiply(one, factor, out=term)
+    def add_block(_: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        look(scores[0])
+        total.add(maps, None)  # the seeds had the factors
 
-    turns = InTurn(lambda _, maps, scores: add(maps, scores[0], None))
+    turns = InTurn(add_block)
 
     def compute(number: int, part: slice, write: Write) -> None:
         own = None if factors is None else factors[part].astype(np.float32)
@@ -270,12 +262,35 @@ def mean_of_copies(
         pass
 
     def add_rest(i: int, maps: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        look(scores)
         own = slice(in_blocks + i, in_blocks + i + len(maps))
-        add(maps, scores, None if factors is None else factors[own])
+        total.add(maps, None if factors is None else factors[own])
 
     _one_by_one(ask, copies, range(in_blocks, count), add_rest)
-    total /= count
-    return total
+    return total.divided_by(count)
+
+
+class _Sum:
+    """A sum of maps in float64, in the order that maps have in memory."""
+
+    def __init__(self) -> None:
+        self._total = self._term = np.empty(0)
+
+    def add(self, maps: NDArray[np.float32], factors: NDArray[np.float64] | None) -> None:
+        """Add maps (m, …), each times its factor (m,); None for 1."""
+        if not self._total.size:
+            self._total = np.zeros_like(maps[0], np.float64)
+            self._term = np.empty_like(self._total)  # memory that is not touched where there are no factors
+        if factors is None:
+            add_each(self._total, list(maps))
+            return
+        for one, factor in zip(maps, factors, strict=True):
+            self._total += np.multiply(one, factor, out=self._term)
+
+    def divided_by(self, count: int) -> NDArray[np.float64]:
+        """The sum divided by a number, in place of the sum."""
+        self._total /= count
+        return self._total
 
 
 def _asked(explainer: Explainer, x: NDArray[np.float32], questions: Questions, rule: str | Rule) -> Repeated:
