@@ -99,11 +99,9 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put some files first, and mark the fast tier."""
-    order = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Mark the fast tier before pytest chooses by marks, and put some files first after it ordered all."""
     seen: Counter[str] = Counter()
     for item in items:
         every = FAST.get(item.path.name) or FAST.get(item.path.parent.name)
@@ -111,6 +109,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if every and seen[function] % every == 0:
             item.add_marker(pytest.mark.fast)
         seen[function] += 1
+    yield
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(autouse=True)
