@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from .amx_facts import LEAST, MOST
 from .amx_frame import Frame, Split
-from .amx_sums import Sum
+from .amx_sums import Sum, no_work
 from .codegen.amx import (
     PARTS,
     ROW_BYTES,
@@ -255,11 +255,6 @@ _work: Any = None
 
 
 @device_function
-def _nothing(run: Any, data: Any) -> Any:
-    return run
-
-
-@device_function
 def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
     """The fourth level, in two halves, because a sum waits for the one before."""
     amx_zero(0)
@@ -366,7 +361,7 @@ def multiply_digits_beside(work: Any, name: str) -> Any:
     The levels of a pixel are ROW_BYTES each, LEVEL bytes apart; the next pixel's follow.  `sum_of_levels`
     reads them beside the next products, because it would wait for a tile that was stored just now.
     """
-    one_tile = copy_of(_called_levels, f"one_{name}", _TWO=False, _work=_nothing)
+    one_tile = copy_of(_called_levels, f"one_{name}", _TWO=False, _work=no_work)
     two_tiles = copy_of(_levels, f"two_{name}", _TWO=True, _work=work)
 
     @one_of_many(f"multiply_digits_{name}", inline=True)

@@ -262,8 +262,7 @@ def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot:
         for k in range(0, tiles.lines * tiles.across, 2):
             two = 1 if k + 1 < tiles.lines * tiles.across else 0
             one_line = not two or k % tiles.across + 1 < tiles.across
-            a = split.address + k // tiles.across * line + k % tiles.across * ROWS * terms.pixel
-            b = split.address + (k + 1) // tiles.across * line + (k + 1) % tiles.across * ROWS * terms.pixel
+            a, b = _tile_at(k, tiles, split, terms, line), _tile_at(k + 1, tiles, split, terms, line)
             for block in range(group, last):
                 c0, w = block * FORM.block, job.w + block * weights
                 # How far the sums that are computed now are from those of the run before.
@@ -303,6 +302,12 @@ def _terms_of(job: Job, split: Split) -> Sum:
         taps.rows, taps.dilation_h * job.frame.columns * ROW_BYTES, taps.columns, taps.dilation_w * ROW_BYTES,
         split.scale,
     )  # fmt: skip
+
+
+@device_function
+def _tile_at(k: int, tiles: Tiles, split: Split, terms: Sum, line: int) -> int:
+    """The address of the split pixels of tile k; each line of tiles begins `line` bytes after the last."""
+    return split.address + k // tiles.across * line + k % tiles.across * ROWS * terms.pixel
 
 
 @device_function

@@ -112,7 +112,8 @@ _work: Any = None
 
 
 @device_function
-def _nothing(run: Any, data: Any) -> Any:
+def no_work(run: Any, data: Any) -> Any:
+    """The work beside multiplications where there is none."""
     return run
 
 
@@ -202,7 +203,7 @@ def multiply_beside(work: Any, name: str) -> Any:
     """
     two_whole = copy_of(_sums, f"two_whole_{name}", _work=work)
     two_half, one_whole, one_half = (
-        copy_of(_called_sums, f"{two}_{whole}_{name}", _TWO=two, _WHOLE=whole, _work=_nothing)
+        copy_of(_called_sums, f"{two}_{whole}_{name}", _TWO=two, _WHOLE=whole, _work=no_work)
         for two, whole in ((True, False), (False, True), (False, False))
     )
 

@@ -89,9 +89,22 @@ def conv_amx_fwd(
 ) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    r and mask may be empty.  w is packed by `pack_amx`; b is padded with 0 to whole blocks of TILE_CHANNELS;
-    scratch holds `amx_scratch`.  `members`: how many threads there are.  A sample whose scale is not 0 is
-    left out; scales may be empty.
+    Parameters
+    ----------
+    w, b
+        Weights that `pack_amx` packed; the bias, padded with 0 to whole blocks of TILE_CHANNELS.
+    scales
+        A number for each sample, which is left out if that is not 0; empty to compute all.
+    scratch
+        `amx_scratch` floats.
+    frame
+        The frame that windows read.
+    band
+        How many rows of y a thread computes at once (`band_of`); 0 if threads share channels.
+    members
+        How many threads there are.
+    x, r, y, mask, lo, hi, taps, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     left_out = address_of(scales) if scales.size else 0
     N, H, W, C = y.shape
@@ -122,7 +135,16 @@ def conv_amx_bwd(
 ) -> None:
     """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    w is packed by `pack_amx` from the flipped, transposed weights; the window has stride 1.
+    Parameters
+    ----------
+    w
+        The flipped, transposed weights, which `pack_amx` packed.
+    taps
+        The window of the backward pass; its stride is 1.
+    scratch, frame, band, members
+        As in `conv_amx_fwd`.
+    gy, mask, gate, gx, accumulate, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     N, H, W, C = gx.shape
     job = Job(address_of(w), N, H, W, C, taps, frame, band, address_of(scratch), threads, members, 0, 0, 0)

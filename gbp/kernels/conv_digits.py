@@ -119,10 +119,23 @@ def conv_digits_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """`conv_amx_fwd` for the samples that digits suit.  Writes the scale of each sample to `scales`.
+    """`conv_amx_fwd` for the samples that digits suit.
 
-    w is packed by `pack_digits`.  `max_crest_3`, `max_crest_4`: see `scale_from`.  scratch holds the facts
-    about the rows of x, and `amx_scratch` for chunks of DIGITS_DEPTH channels and sums of LEVELS bytes.
+    Parameters
+    ----------
+    w
+        Weights that `pack_digits` packed.
+    max_crest_3, max_crest_4
+        The largest crests for three and for four levels (`scale_from`).
+    scales
+        Receives the scale of each sample, 0 for one that is left out.
+    scratch
+        FACTS floats for each row of x, then `amx_scratch` for chunks of DIGITS_DEPTH channels and sums of
+        LEVELS bytes.
+    b, frame, band, members
+        As in `conv_amx_fwd`.
+    x, r, y, mask, lo, hi, taps, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     N, H, W, C = y.shape
     source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
@@ -165,7 +178,18 @@ def conv_digits_bwd(
 ) -> None:
     """`conv_amx_bwd` for the rows of gy that digits suit: those without negative values first of all.
 
-    Writes 1 to done[n] where it computes row n, else 0.  The other arguments are those of `conv_digits_fwd`.
+    Parameters
+    ----------
+    w
+        The flipped, transposed weights, which `pack_digits` packed.
+    scales
+        Receives the scale of each row.
+    done
+        Receives 1 for each row that is computed, 0 for the others.
+    max_crest_3, max_crest_4, scratch, frame, band, members
+        As in `conv_digits_fwd`.
+    gy, mask, gate, gx, accumulate, taps, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     N, H, W, C = gx.shape
     source, facts, own = plane_of(gy), address_of(scratch), address_of(scales)
