@@ -322,6 +322,16 @@ def test_prelu_of_keras(spread: tuple[int, ...], turned: bool) -> None:
     )
 
 
+def test_a_threshold_of_keras_whose_parts_share_the_mask() -> None:
+    """x · mask + 0 · (1 − mask), as tf2onnx writes Where(x > θ, x, 0)."""
+    b = Builder(opset=13)
+    y = _mixed(b, b.input(*SHAPES[4]))
+    mask = b.node("Greater", y, b.constant(0.3))
+    kept = b.mul(b.node("Cast", mask, to=TensorProto.FLOAT), y)
+    rest = b.mul(b.constant(0.0), b.node("Cast", b.node("Not", mask), to=TensorProto.FLOAT))
+    assert_one_map(b.model(b.head(b.add(kept, rest))), network(threshold(0.3), twice=False))
+
+
 @pytest.mark.parametrize("spread", [(6, 1, 1), (6, 5, 4)])
 def test_prelu_of_no_slopes_is_relu(spread: tuple[int, ...]) -> None:
     assert_one_map(network(("PRelu", x, np.zeros(spread))), network(RELU))

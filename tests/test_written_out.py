@@ -634,6 +634,24 @@ def test_infinity_where_it_has_a_meaning(name: str) -> None:
     assert not report.mismatches, report.verdict
 
 
+def test_what_is_not_finite_may_choose() -> None:
+    """As TensorFlow asks of the maximum in a Softmax over several axes.  Nothing flows back through it."""
+    chosen = {
+        "nan": node("IsNaN", ["log"], ["nan"]),
+        "inf": node("IsInf", ["logr"], ["inf"]),
+        "below": node("IsInf", ["logr"], ["below"], detect_positive=0),
+        "above": node("IsInf", ["negr"], ["above"], detect_negative=0),
+        "not above": node("IsInf", ["logr"], ["not above"], detect_negative=0),
+        "none": node("IsInf", ["logr"], ["none"], detect_negative=0, detect_positive=0),
+    }
+    nodes = [node("Log", ["x"], ["log"]), node("Relu", ["x"], ["relu"]), node("Log", ["relu"], ["logr"])]
+    nodes += [node("Neg", ["logr"], ["negr"]), *chosen.values()]
+    for i, name in enumerate(chosen):
+        nodes += [node("Mul", ["x", f"k{i}"], [f"x{i}"]), node("Where", [name, f"x{i}", "x"], [f"y{i}"])]
+    nodes += [node("Sum", [f"y{i}" for i in range(len(chosen))], ["r"]), MEAN]
+    check(model(nodes, {f"k{i}": np.float32(i + 2) for i in range(len(chosen))}), step=1e-4)
+
+
 INFINITE_NOW = {
     "padding, an attribute": INFINITE["padding of a maximum"],
     "bounds that are attributes": ([node("Clip", ["x", "", "k"], ["r"])], {"k": np.float32(0.5)}),

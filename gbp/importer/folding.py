@@ -63,8 +63,8 @@ FOLDS: dict[str, Folds] = {
     "OneHot": _one_hot,
     **dict.fromkeys(("NonZero", "Unique"), _positions),
     **dict.fromkeys(
-        ("BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "IsInf", "IsNaN",
-         "Mod", "Shape", "Size"),
+        ("BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Mod", "Shape",
+         "Size"),
         as_broadcast,
     ),
     **dict.fromkeys(

@@ -4,7 +4,8 @@ Sub, Div, Pow      y = f(a, b)        ga = Σ ∂f/∂a · gy, gb = Σ ∂f/∂b
 Greater, And, …    y = 1 where true, 0 elsewhere;                             no gradient flows
 Max, Min, Where    y = x_i            gx_i = Σ gy where i was chosen          the first of equals
 
-With a constant Sub and Div are scale and shift, Max and Min with one number a Clip.
+With a constant Sub and Div are scale and shift, Max and Min with one number a Clip.  IsNaN(x) is written as
+x ≠ x, and IsInf(x) as |x| = ∞.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .functions import Function
 from .node import Node
 from .rectifier import Rectifier
 from .step import Clipped, Context, Floats, GradientSlot, Step
+from .written import Rewriter, Writer
 
 _MAX_OPERANDS = 256  # a switch is one byte
 _SQUARE, _ROOT, _INVERSE = 2.0, 0.5, -1.0
@@ -158,6 +160,23 @@ def parse_where(node: Node) -> Op:
     return Choice("Where", _constants(node, shape, given))
 
 
+def is_nan(node: Node, w: Writer) -> None:
+    x = node.proto.input[0]
+    w.write("Not", w.write("Equal", x, x), to=node.proto.output[0])
+
+
+def is_inf(node: Node, w: Writer) -> None:
+    x, below, above = (
+        node.proto.input[0],
+        node.integer("detect_negative", 1),
+        node.integer("detect_positive", 1),
+    )
+    sought = np.inf if above else -np.inf
+    if bool(below) == bool(above):  # if neither is sought, |x| = −∞ is never true
+        x = w.write("Abs", x)
+    w.write("Equal", x, w.constant(np.float32(sought)), to=node.proto.output[0])
+
+
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor")
 
 PARSERS = {
@@ -172,8 +191,10 @@ PARSERS = {
     "Where": parse_where,
 }
 
+REWRITERS: dict[str, Rewriter] = {"IsInf": is_inf, "IsNaN": is_nan}
+
 FACTS = {
-    **dict.fromkeys(PARSERS, Fact(folds=as_broadcast)),
+    **dict.fromkeys((*PARSERS, *REWRITERS), Fact(folds=as_broadcast)),
     **dict.fromkeys(("Sub", "Div"), Fact(is_pixelwise=True, folds=as_broadcast)),
 }
 

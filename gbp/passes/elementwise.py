@@ -197,6 +197,13 @@ class Subgraph:
         ops = {layer.output: op for layer, op in zip(self.layers, self._ops, strict=True)}
         return Subgraph(self.x, self.shape, layers[::-1], ops)
 
+    def goes_through(self, name: str) -> bool:
+        """Whether all layers that an inner tensor does not depend on read only it, or each other."""
+        needed = {layer.output for layer in self.until(name).layers}
+        behind = [layer for layer in self.layers if layer.output not in needed]
+        made = {layer.output for layer in behind}
+        return all(x == name or x in made for layer in behind for x in layer.inputs)
+
     @cached_property
     def _constants(self) -> list[list[Numbers]]:
         """The constants of each layer, flattened over `spread` if they vary."""

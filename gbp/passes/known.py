@@ -75,9 +75,10 @@ def _by_values(f: Subgraph) -> Known | None:
     few = values[f.y][:, 0]
     if np.array_equal(few, _FEW) and _close(f(_GRID)[:, 0], _GRID, _GRID, _EQUAL, by_size=True):
         return None  # x itself, which rounding may take to 0 where it is next to nothing
-    # Whether a tensor inside has the values of y already.
+    # Whether a tensor inside has the values of y already, and the layers behind it read nothing else.
     inner = np.array([values[layer.output][:, 0] for layer in f.layers[:-1]]).reshape(-1, len(few))
-    repeats = bool(((inner == few) | (np.isnan(inner) & np.isnan(few))).all(axis=1).any())
+    same = ((inner == few) | (np.isnan(inner) & np.isnan(few))).all(axis=1)
+    repeats = any(f.goes_through(f.layers[i].output) for i in np.flatnonzero(same))
     alike = None
     for op in _candidates(f, few):
         g = _function(op)
@@ -220,7 +221,9 @@ def _by_place(f: Subgraph) -> Known | None:
         places = slice(start, min(size, start + _PLACES))
         values = f.values(_SOME, places)
         y = values[f.y]
-        if any(np.array_equal(np.broadcast_to(values[layer.output], y.shape), y) for layer in f.layers[:-1]):
+        inner = (layer.output for layer in f.layers[:-1])
+        same = (name for name in inner if np.array_equal(np.broadcast_to(values[name], y.shape), y))
+        if any(map(f.goes_through, same)):
             return None
         slope = -y[_SOME == -1][0]
         wanted = np.where(_SOME[:, None] < 0, _SOME[:, None] * slope, _SOME[:, None])

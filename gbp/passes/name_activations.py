@@ -179,7 +179,7 @@ class _Verdicts:
             return False
         # Layers behind an activation are something else, such as a guard against 0.  If they also read x,
         # they are part of it, such as a guard against overflow.
-        if any(kind == found.kind and _reads_only(parts, y) for y, kind in activations.items()):
+        if any(kind == found.kind and parts.goes_through(y) for y, kind in activations.items()):
             return False
         return several or (is_rectifier and parts.layers[0].op != found.op)
 
@@ -201,14 +201,6 @@ def _has_another(parts: Subgraph) -> bool:
     Relu(LeakyRelu(x)) has the values of Relu(x), but each of the two nodes has its own gate or slope.
     """
     return any(acts_alone(layer.op) for layer in parts.layers)
-
-
-def _reads_only(parts: Subgraph, y: str) -> bool:
-    """Whether all layers that y does not depend on read only y, or each other."""
-    needed = {layer.output for layer in parts.until(y).layers}
-    behind = [layer for layer in parts.layers if layer.output not in needed]
-    made = {layer.output for layer in behind}
-    return all(x == y or x in made for layer in behind for x in layer.inputs)
 
 
 def _kept(parts: Subgraph, kind: str, taken: set[str]) -> list[Layer]:
