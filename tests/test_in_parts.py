@@ -322,6 +322,33 @@ def test_prelu_of_keras(spread: tuple[int, ...], turned: bool) -> None:
     )
 
 
+#: A PReLU of a in parts, with slopes s of channels last: Transposes there and back, where b writes them.
+def _one_part_turned(b: Builder, a: str, s: str, there: Any, back: Any) -> str:
+    return b.add(b.relu(a), back(b.mul(there(b.relu(b.node("Neg", a))), s)))
+
+
+def _all_parts_turned(b: Builder, a: str, s: str, there: Any, back: Any) -> str:
+    return back(b.add(there(b.relu(a)), b.mul(there(b.relu(b.node("Neg", a))), s)))
+
+
+def _behind_a_turned_scale(b: Builder, a: str, s: str, there: Any, back: Any) -> str:
+    a = b.mul(there(a), b.constant(np.full(b.shapes[s], 2.0)))
+    return b.add(back(b.relu(a)), back(b.mul(b.relu(b.node("Neg", a)), s)))  # which reads a tensor that moves
+
+
+@pytest.mark.parametrize("write", [_one_part_turned, _all_parts_turned, _behind_a_turned_scale])
+@pytest.mark.parametrize("rank", [3, 4, 5])
+def test_prelu_of_keras_with_transposes_among_its_parts(write: Any, rank: int) -> None:
+    """As tf2onnx writes the default, a slope for each place.  The gates are not those of its parts."""
+    slopes = np.random.default_rng(2).uniform(-0.5, 0.9, SHAPES[rank][1:]).astype(np.float32)
+    b = Builder(opset=13)
+    y, s = _mixed(b, b.input(*SHAPES[rank])), b.constant(-np.moveaxis(slopes, 0, -1))
+    there, back = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    y = write(b, y, s, *(lambda t, perm=perm: b.node("Transpose", t, perm=perm) for perm in (there, back)))
+    known = ("PRelu", ("Mul", x, 2.0) if write is _behind_a_turned_scale else x, slopes)
+    assert_one_map(b.model(b.head(y)), network(known, rank=rank, twice=False), rank, activations="clamp")
+
+
 def test_a_threshold_of_keras_whose_parts_share_the_mask() -> None:
     """x · mask + 0 · (1 − mask), as tf2onnx writes Where(x > θ, x, 0)."""
     b = Builder(opset=13)

@@ -10,6 +10,7 @@
 The function is recognised, not the way in which it is written.  Layers that map one tensor to one tensor,
 element by element, compute a function of one number, and its values identify it.  So under every rule the map
 is that of the function as one op: a rectifier obeys the rule, and a Clip inside an activation does not.
+Transposes may stand between its layers.
 
 Constants in float16 are rounded, so such an activation differs from the function.  It is computed as it is
 written, and an `End` names it.
@@ -24,12 +25,16 @@ from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from ..graph.graph import Graph, Layer, unused
+from ..graph.shapes import Shape
 from ..ops.functions import End, Function, PRelu
 from ..ops.rectifier import Rectifier, Threshold
+from ..ops.shape import Transpose
+from .drop_dead import drop_dead
 from .elementwise import STRAIGHT, Subgraph
 from .known import Known, is_plain, known, likely, likely_alone
 from .search import Growth, Search, acts_alone
 from .signs import nonnegative
+from .turned import inverse, turned
 
 #: Layers whose subgraphs are sifted at once.
 _AT_ONCE = 512
@@ -41,37 +46,93 @@ def name_activations(graph: Graph) -> Graph:
     """The same graph with every rectifier and activation as one layer, or as layers that end in `End`."""
     search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
     renamed = _rename(graph, search, verdicts)
-    if renamed is not graph:
-        graph = renamed
-        search, verdicts = Search(graph), _Verdicts(nonnegative(graph))
+    graph = _joined(renamed, None if renamed is not graph else (search, verdicts))
+    return _across_transposes(graph)
+
+
+def _joined(graph: Graph, given: tuple[Search, _Verdicts] | None = None) -> Graph:
+    """The graph with one layer for the layers of each activation.  `given`: what is known of it."""
+    found = _recognised(graph, *(given or (Search(graph), _Verdicts(nonnegative(graph)))))
+    replaced = {part.output for parts, _ in found.values() for part in parts.layers}
     taken = set(graph.shapes)
-    replaced: set[str] = set()
     layers: list[Layer] = []
+    for layer in graph.layers:
+        if layer.output in found:
+            parts, is_ = found[layer.output]
+            layers += [_one(parts, is_)] if is_.equal else _kept(parts, is_.kind, taken)
+        elif layer.output not in replaced:
+            layers.append(layer)
+    shapes = dict(graph.shapes)
+    for layer in layers:
+        if isinstance(layer.op, End):
+            shapes[layer.inputs[0]] = shapes[layer.output]
+    return replace(graph, shapes=shapes).with_layers(layers)
+
+
+def _recognised(graph: Graph, search: Search, verdicts: _Verdicts) -> dict[str, tuple[Subgraph, Known]]:
+    """The groups of layers that are activations, by the tensor that they make.  No two share a layer."""
+    found: dict[str, tuple[Subgraph, Known]] = {}
+    replaced: set[str] = set()
     for some in _in_turn(graph.layers[::-1]):
         left = (layer.output for layer in some if layer.output not in replaced)
         growths = {name: search.before(name) for name in left}
         several = [growth for growth in growths.values() if len(growth.layers) > 1 and growth.ends]
         verdicts.sift(several, partial(likely, search))
         for layer in some:
-            if layer.output in replaced:
-                continue
-            growth = growths[layer.output]
-            # `_rename` has judged each layer alone.
-            found = verdicts.largest(growth) if len(growth.layers) > 1 else None
-            if found is None:
-                layers.append(layer)
-                continue
-            parts, is_ = growth.subgraph(found.size), found.known
-            replaced |= {part.output for part in parts.layers}
-            if is_.equal:
-                layers.append(Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind))
-            else:
-                layers += reversed(_kept(parts, is_.kind, taken))
-    shapes = dict(graph.shapes)
-    for layer in layers:
-        if isinstance(layer.op, End):
-            shapes[layer.inputs[0]] = shapes[layer.output]
-    return replace(graph, shapes=shapes).with_layers(reversed(layers))
+            if layer.output in replaced or len(growths[layer.output].layers) == 1:
+                continue  # `_rename` has judged each layer alone
+            verdict = verdicts.largest(growths[layer.output])
+            if verdict is not None:
+                parts = growths[layer.output].subgraph(verdict.size)
+                found[layer.output] = parts, verdict.known
+                replaced |= {part.output for part in parts.layers}
+    return found
+
+
+def _one(parts: Subgraph, is_: Known) -> Layer:
+    """One layer for all of these."""
+    return Layer(parts.layers[-1].name, is_.op, (parts.x,), parts.y, is_.kind)
+
+
+def _across_transposes(graph: Graph) -> Graph:
+    """The graph with one layer for each activation that has Transposes among its parts."""
+    other, views = turned(graph)
+    if not views:
+        return graph
+    found = _recognised(other, Search(other), _Verdicts(nonnegative(other)))
+    origin = {view.name: name for name, view in views.items()}
+    shapes, taken = dict(graph.shapes), set(graph.shapes)
+    replaced: set[str] = set()
+    instead: dict[str, list[Layer]] = {}
+
+    def new(name: str, shape: Shape) -> str:
+        taken.add(name := unused(name, taken))
+        shapes[name] = shape
+        return name
+
+    for parts, is_ in found.values():
+        if not is_.equal:
+            continue  # its layers would stay, and be read by name
+        layer, y = _one(parts, is_), origin.get(parts.y, parts.y)
+        layers = [layer]
+        if parts.x in origin:
+            x = origin[parts.x]
+            layer = replace(layer, inputs=(new(f"{x}/turned", other.shapes[parts.x]),))
+            back = Transpose(inverse(views[x].perm))
+            layers = [Layer(layer.name, back, (x,), layer.inputs[0]), layer]
+        if y != parts.y:
+            layers[-1] = replace(layer, output=new(parts.y, other.shapes[parts.y]))
+            layers.append(Layer(layer.name, Transpose(views[y].perm), (layers[-1].output,), y))
+        instead[y] = layers
+        replaced |= {origin.get(part.output, part.output) for part in parts.layers}
+    if not instead:
+        return graph
+    kept = [
+        each
+        for layer in graph.layers
+        for each in instead.get(layer.output, () if layer.output in replaced else (layer,))
+    ]
+    return drop_dead(replace(graph, shapes=shapes).with_layers(kept))
 
 
 def _rename(graph: Graph, search: Search, verdicts: _Verdicts) -> Graph:
