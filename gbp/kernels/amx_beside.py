@@ -68,7 +68,7 @@ def rows_join(end: Any) -> bool:
 
 @device_function
 def run_of(s: int, pixels: int, gap: int, c0: int, n: int, h: int, w: int, end: Any) -> Run:
-    """The run of `pixels` pixels from (n, h, w) on, whose sums are at s; see `Run` for `gap` and `c0`."""
+    """The run of `pixels` pixels from (n, h, w) on, whose sums are at s.  `gap`, `c0`: as in `Run`."""
     return Run(s, pixels, end.out.W - w, end.out.W, gap, c0, place_of(n, h, w, end))
 
 

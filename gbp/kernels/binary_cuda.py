@@ -10,7 +10,7 @@ from numba import cuda
 
 from .binary import CHOICES, SLOPES, SWITCHES, VALUES
 from .broadcast import BROADCAST
-from .broadcast_cuda import elements_apart, next_on_it, product_of, sizes_apart
+from .broadcast_cuda import distinct_elements, distinct_sizes, next_of_element, product_of
 from .codegen.jit import INT
 from .codegen.jit_cuda import CudaKernel, device_copy, device_function, elements_of, kernel, kernel_from
 from .codegen.simd_cuda import targets_of
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> CudaKernel:
     if name in _SLOPES:
         return kernel_from(
             *(_binary_bwd, name, *(BROADCAST,) * 4),
-            units=lambda gy, a, b, gx: elements_apart(gx),
+            units=lambda gy, a, b, gx: distinct_elements(gx),
             slope=device_copy(_SLOPES[name], f"{name}_slope"),
         )
     if name in _CHOICES:
@@ -65,7 +65,7 @@ def _binary_fwd(a: Any, b: Any, y: Any) -> None:
 def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any) -> None:
     """Add the slope at (a, b) times gy to gx, which has gy's shape."""
     shape, strides = gx.shape, gx.strides
-    apart = sizes_apart(shape, strides)
+    apart = distinct_sizes(shape, strides)
     cells = product_of(apart)
     share_a, share_b = targets_of(gy, a), targets_of(gy, b)
     for i in range(cuda.grid(1), cells, cuda.gridsize(1)):
@@ -76,7 +76,7 @@ def _binary_bwd(gy: Any, a: Any, b: Any, gx: Any) -> None:
             left = np.float64(a[n // share_a, j, k, l, m, o])
             right = np.float64(b[n // share_b, j, k, l, m, o])
             total = np.float32(total + gy[at] * slope(left, right))
-            at = next_on_it(at, shape, strides)
+            at = next_of_element(at, shape, strides)
         gx[at] = total
 
 
@@ -98,11 +98,11 @@ def _choice_fwd(x: Any, c: Any, i: int, y: Any, switches: Any) -> None:
             switches[n, _place(at, y.shape)] = i
 
 
-@kernel(BROADCAST, SWITCHES, INT, BROADCAST, units=lambda gy, switches, i, gx: elements_apart(gx))
+@kernel(BROADCAST, SWITCHES, INT, BROADCAST, units=lambda gy, switches, i, gx: distinct_elements(gx))
 def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any) -> None:
     """Add gy to gx where the switch is i; gy and gx have N·K rows, the switches N."""
     shape, strides = gx.shape, gx.strides
-    apart = sizes_apart(shape, strides)
+    apart = distinct_sizes(shape, strides)
     cells = product_of(apart)
     sharing = targets_of(gy, switches)
     for unit in range(cuda.grid(1), cells, cuda.gridsize(1)):
@@ -111,5 +111,5 @@ def chosen_bwd(gy: Any, switches: Any, i: int, gx: Any) -> None:
         for _ in range(gx.size // cells):
             if switches[at[0] // sharing, _place(at, shape)] == i:
                 total += gy[at]
-            at = next_on_it(at, shape, strides)
+            at = next_of_element(at, shape, strides)
         gx[at] = total

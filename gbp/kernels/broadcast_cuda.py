@@ -26,8 +26,8 @@ def mul_fwd(x0: Any, x1: Any, y: Any) -> None:
     multiply(y, x0, x1)
 
 
-def elements_apart(gx: Any) -> int:
-    """The units of work of a kernel with one for each element of gx, which is (N, …) with six axes."""
+def distinct_elements(gx: Any) -> int:
+    """How many elements gx (N, …) has in memory: the units of work of a kernel with one for each."""
     count = int(gx.shape[0])
     for size, stride in zip(gx.shape[1:], gx.strides[1:], strict=True):
         count *= size if stride else 1
@@ -35,8 +35,8 @@ def elements_apart(gx: Any) -> int:
 
 
 @device_function
-def sizes_apart(shape: Any, strides: Any) -> Any:
-    """The shape of the distinct elements of gx.  Those of different samples are always distinct."""
+def distinct_sizes(shape: Any, strides: Any) -> Any:
+    """The shape of what gx (N, …) has in memory: 1 for an axis that was broadcast; the first never is."""
     return (
         shape[0],
         shape[1] if strides[1] else 1,
@@ -53,8 +53,8 @@ def product_of(shape: Any) -> Any:
 
 
 @device_function
-def next_on_it(at: Any, shape: Any, strides: Any) -> Any:
-    """The next index, in order, that refers to the same element; after the last index, the first."""
+def next_of_element(at: Any, shape: Any, strides: Any) -> Any:
+    """The next index, in order, of the same element of memory as index `at`; after the last, the first."""
     n, a, b, c, d, e = at
     if not strides[5]:
         e += 1
@@ -84,26 +84,26 @@ def next_on_it(at: Any, shape: Any, strides: Any) -> Any:
     return n, a, b, c, d, e
 
 
-@kernel(BROADCAST, BROADCAST, units=lambda gy, gx: elements_apart(gx))
+@kernel(BROADCAST, BROADCAST, units=lambda gy, gx: distinct_elements(gx))
 def add_bwd(gy: Any, gx: Any) -> None:
     """Add gy to gx; both have one shape."""
     shape, strides = gx.shape, gx.strides
-    apart = sizes_apart(shape, strides)
+    apart = distinct_sizes(shape, strides)
     cells = product_of(apart)
     for i in range(cuda.grid(1), cells, cuda.gridsize(1)):
         at = index_of(i, apart)
         total = gx[at]
         for _ in range(gx.size // cells):
             total += gy[at]
-            at = next_on_it(at, shape, strides)
+            at = next_of_element(at, shape, strides)
         gx[at] = total
 
 
-@kernel(BROADCAST, BROADCAST, BROADCAST, units=lambda gy, other, gx: elements_apart(gx))
+@kernel(BROADCAST, BROADCAST, BROADCAST, units=lambda gy, other, gx: distinct_elements(gx))
 def mul_bwd(gy: Any, other: Any, gx: Any) -> None:
     """Add gy · other to gx; gy and gx have N·K rows, `other` N."""
     shape, strides = gx.shape, gx.strides
-    apart = sizes_apart(shape, strides)
+    apart = distinct_sizes(shape, strides)
     cells = product_of(apart)
     sharing = targets_of(gy, other)
     for i in range(cuda.grid(1), cells, cuda.gridsize(1)):
@@ -112,5 +112,5 @@ def mul_bwd(gy: Any, other: Any, gx: Any) -> None:
         for _ in range(gx.size // cells):
             n, a, b, c, d, e = at
             total += gy[at] * other[n // sharing, a, b, c, d, e]
-            at = next_on_it(at, shape, strides)
+            at = next_of_element(at, shape, strides)
         gx[at] = total

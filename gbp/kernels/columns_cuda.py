@@ -9,7 +9,7 @@ from numba import cuda, float32
 
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
-from .codegen.jit_cuda import kernel
+from .codegen.jit_cuda import device_function, kernel
 from .codegen.simd_cuda import at_pixel, load_channel, targets_of, write_gradient
 from .taps import TAPS, Taps
 from .taps_cuda import windows_across, windows_down
@@ -21,6 +21,14 @@ _TOGETHER = 4
 def _pixels_of(gx: Any) -> int:
     N, H, W, _ = gx.shape
     return int(N * H * W)
+
+
+@device_function
+def _add_window(columns: Any, n: int, oh: int, ow: int, c: int, count: int, v: Any) -> None:
+    """Add up to _TOGETHER of `count` channels of a window's columns, from c on, to v."""
+    for k in range(_TOGETHER):
+        if k < count:
+            v[k] += load_channel(columns, n, oh, ow, c + k)
 
 
 @kernel(
@@ -46,10 +54,7 @@ def col2im(columns: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, taps: 
             for p in range(count_h):
                 for q in range(count_w):
                     tap = (i + p * step_i) * taps.columns + j + q * step_j
-                    for k in range(_TOGETHER):
-                        if first + k < C:
-                            c = tap * C + first + k
-                            v[k] += load_channel(columns, n, oh + p * step_oh, ow + q * step_ow, c)
+                    _add_window(columns, n, oh + p * step_oh, ow + q * step_ow, tap * C + first, C - first, v)
             for k in range(_TOGETHER):
                 c = first + k
                 if c < C:

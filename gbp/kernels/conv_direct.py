@@ -127,9 +127,16 @@ def conv_fwd(
 ) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    r and mask may be empty.  w is packed by `pack`; b is padded with 0 to whole tiles; scratch holds
-    TILE_FLOATS for each thread.  `by_rows`: threads share the rows of y; otherwise, for few tiles, its
-    channels.
+    Parameters
+    ----------
+    w, b
+        Weights that `pack` packed; the bias, padded with 0 to whole tiles.
+    scratch
+        TILE_FLOATS for each thread.
+    by_rows
+        1 if threads share the rows of y; 0 if they share its channels, for few tiles.
+    x, r, y, mask, taps, lo, hi, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     sums = address_of(scratch) + 4 * share.slot * TILE_FLOATS
     end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
@@ -153,7 +160,16 @@ def conv_bwd(
 ) -> None:
     """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    gy is padded to the full correlation.  w is packed by `pack` from the flipped, transposed weights.
+    Parameters
+    ----------
+    gy
+        The gradient of y, padded to the full correlation.
+    w
+        The flipped, transposed weights, which `pack` packed.
+    scratch, by_rows
+        As in `conv_fwd`.
+    mask, gate, gx, accumulate, taps, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     sums = address_of(scratch) + 4 * share.slot * TILE_FLOATS
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)

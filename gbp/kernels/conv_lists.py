@@ -204,8 +204,18 @@ def conv_lists_bwd(
 ) -> None:
     """Write gx (1, H, W, C), or add it with `accumulate`, from the lists of gy; then apply gx's gate.
 
-    w is packed by `pack_lists`.  The pads in `taps`, those of the convolution, are at least 0.  scratch
-    holds `sums_floats`.
+    Parameters
+    ----------
+    lists, listing
+        The lists that `list_plane` wrote, and their layout.
+    w
+        Weights that `pack_lists` packed.
+    scratch
+        `sums_floats` floats.
+    taps
+        The convolution's window; its pads are at least 0.
+    mask, gate, gx, accumulate, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     H, W, C = gx.shape[1], gx.shape[2], gx.shape[3]
     rows, columns = _rectangle(W)

@@ -78,10 +78,21 @@ def multiply_strip(
     first: int,
     end: Any,
 ) -> None:
-    """Compute up to SUMMED_BLOCKS blocks of channels, from c0 on, of a strip of `count` pixels.
+    """Compute up to SUMMED_BLOCKS blocks of channels of a strip.
 
-    The strip begins at pixel (n, h, first) of the gradient that `end` writes.  `gy`: the address of its first
-    pixel in gy, whose pixels are `pixel` bytes apart.  `w`: the address of all weights.
+    Parameters
+    ----------
+    sparse
+        Whether to add the nonzero values alone.
+    gy, pixel, count, O
+        The strip's gradient: the address of its first pixel, bytes from pixel to pixel, and how many pixels
+        and channels it has.
+    w, c0
+        The address of all weights, and the first of the channels to compute.
+    scratch
+        The address of STRIP_SUMS bytes.
+    n, h, first, end
+        The strip's first pixel in the gradient that `end` writes.
     """
     block, C, step = c0 // TILE_CHANNELS, end.out.C, 4 * TILE_CHANNELS * O
     together, wa = min(SUMMED_BLOCKS, blocks_in(C) - block), w + block * step
@@ -116,9 +127,18 @@ def conv_pointwise_bwd(
 ) -> None:
     """Write gx = gy · w, or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    gy (N, H, W, O), gx (N, H, W, C).  w is packed by `pack` from the transposed weights (C, O, 1, 1).
-    scratch holds `pointwise_scratch`.  In strips of a density up to `max_density` zeros are left out: in all
-    strips at 1.
+    Parameters
+    ----------
+    gy, gx
+        (N, H, W, O) and (N, H, W, C).
+    w
+        The transposed weights (C, O, 1, 1), packed by `conv_direct.pack`.
+    scratch
+        `pointwise_scratch` floats.
+    max_density
+        In strips of a density up to this zeros are left out: in all strips at 1.
+    mask, gate, accumulate, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     N, H, W, C = gx.shape
     O = gy.shape[3]
@@ -128,13 +148,13 @@ def conv_pointwise_bwd(
     work = N * H * strips * parts
     own = address_of(scratch) + share.slot * STRIP_SUMS
     for t in range(share.first, share.last):
-        looked, few = -1, False
+        measured, sparse = -1, False  # a strip, and whether it is sparse
         for q in range(work * t // threads, work * (t + 1) // threads):
             strip, c0 = q // parts, q % parts * SUMMED_BLOCKS * TILE_CHANNELS
             row = strip // strips
             n, h, first = row // H, row % H, W * (strip % strips) // strips
             count = W * (strip % strips + 1) // strips - first
             ga, pixel = at(gy, n, h, first), gy.strides[2]
-            if strip != looked:
-                looked, few = strip, is_sparse(ga, pixel, count, O, max_density)
-            multiply_strip(few, ga, pixel, count, O, address_of(w), c0, own, n, h, first, end)
+            if strip != measured:
+                measured, sparse = strip, is_sparse(ga, pixel, count, O, max_density)
+            multiply_strip(sparse, ga, pixel, count, O, address_of(w), c0, own, n, h, first, end)

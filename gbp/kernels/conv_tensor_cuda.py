@@ -137,19 +137,14 @@ def _conv_fwd(
     v = cuda.local.array(8, float32)
     at = _product(x, w, y, taps, Parts(partial, alone, part_steps), x_fours, shared)
     N, OH, OW, O = y.shape
-    across = (O + CHANNELS - 1) // CHANNELS
-    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
     for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
-        p, o = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
-        line = divide(p, int32(OW))
-        n = divide(line, int32(OH))
+        p, n, h, u, o = _place_of(unit, y)
         if n < N and o < O:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
             if alone:
                 keep_eight(v, cuda.blockIdx.y * N * OH * OW + p, o, partial, (O + 3) // 4 * 4)
             else:
-                h, u = int64(line - n * int32(OH)), int64(p - line * int32(OW))
-                epilogue_fwd(v, int64(n), h, u, o, b, r, y, mask, lo, hi, y_fours)
+                epilogue_fwd(v, n, h, u, o, b, r, y, mask, lo, hi, y_fours)
 
 
 def _conv_bwd(
@@ -161,19 +156,25 @@ def _conv_bwd(
     v = cuda.local.array(8, float32)
     at = _product(gy, w, gx, taps, Parts(partial, alone, part_steps), gy_fours, shared)
     N, H, W, C = gx.shape
-    across = (C + CHANNELS - 1) // CHANNELS
-    block, first = cuda.blockIdx.x // across, cuda.blockIdx.x % across * CHANNELS
     for unit in range(cuda.threadIdx.x, PIXELS * EIGHTS, THREADS):
-        p, c = int32(block * PIXELS + unit // EIGHTS), first + unit % EIGHTS * 8
-        line = divide(p, int32(W))
-        n = divide(line, int32(H))
+        p, n, h, u, c = _place_of(unit, gx)
         if n < N and c < C:
             eight_of(shared, at + unit // EIGHTS * ACROSS + unit % EIGHTS * 8, v)
             if alone:
                 keep_eight(v, cuda.blockIdx.y * N * H * W + p, c, partial, (C + 3) // 4 * 4)
             else:
-                h, u = int64(line - n * int32(H)), int64(p - line * int32(W))
-                epilogue_bwd(v, int64(n), h, u, c, mask, gate, gx, accumulate, gx_fours)
+                epilogue_bwd(v, n, h, u, c, mask, gate, gx, accumulate, gx_fours)
+
+
+def _place_of(unit: int, y: Any) -> tuple[int, int, int, int, int]:
+    """A unit of a block's sums: the number of its pixel in y, that pixel's n, h and w, its first channel."""
+    _, H, W, C = y.shape
+    across = (C + CHANNELS - 1) // CHANNELS
+    p = int32(cuda.blockIdx.x // across * PIXELS + unit // EIGHTS)
+    line = divide(p, int32(W))
+    n = divide(line, int32(H))
+    first = cuda.blockIdx.x % across * CHANNELS
+    return p, int64(n), int64(line - n * int32(H)), int64(p - line * int32(W)), first + unit % EIGHTS * 8
 
 
 def _product(x: Any, w: Any, y: Any, taps: Taps, parts: Parts, fours: int, shared: Any) -> int:
@@ -355,7 +356,7 @@ def _constants(tile: Tile) -> dict[str, Any]:
 
 def _called(tile: Tile) -> dict[str, Any]:
     """The functions that the kernels call, by the names under which they call them."""
-    own = _product, _locate, _fetch, _copy_columns, _find, _add_up
+    own = _place_of, _product, _locate, _fetch, _copy_columns, _find, _add_up
     return {function.__name__: function for function in own} | TILES_BY[tile.kind]
 
 

@@ -244,10 +244,20 @@ def conv_winograd_fwd(
 ) -> None:
     """Write y = clip(conv(x, w) + b + r, lo, hi), and the bit lo < · < hi of each unit to mask.
 
-    r and mask may be empty.  u is packed by `pack_winograd`; b is padded with 0 to whole tiles; scratch holds
-    `winograd_scratch`.  `by_squares`: threads share the squares of y, and each transforms `together` at a
-    time.  Otherwise all threads transform `together` squares, then share the channels.  The products of
-    `width` blocks of channels are held at once.
+    Parameters
+    ----------
+    u, b
+        Weights that `pack_winograd` packed; the bias, padded with 0 to whole tiles.
+    scratch
+        `winograd_scratch` floats.
+    together
+        How many squares are transformed at a time: by each thread, or by all of them.
+    width
+        The number of blocks of channels whose products are held at once.
+    by_squares
+        1 if threads share the squares of y; 0 if they transform the same squares and share the channels.
+    x, r, y, mask, taps, lo, hi, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     end = Forward(plane_of(y), plane_of(r), plane_of(mask), address_of(b), lo, hi)
     _compute(
@@ -279,8 +289,16 @@ def conv_winograd_bwd(
 ) -> None:
     """Write gx = conv(gy, w), or add it to gx with `accumulate`; then apply the gate of gx's own rectifier.
 
-    u is packed by `pack_winograd` from the flipped, transposed weights.  `taps`: the window of that
-    convolution.
+    Parameters
+    ----------
+    u
+        The flipped, transposed weights, which `pack_winograd` packed.
+    taps
+        The window of that convolution.
+    scratch, together, width, by_squares
+        As in `conv_winograd_fwd`.
+    gy, mask, gate, gx, accumulate, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gx, mask), gate)
     _compute(

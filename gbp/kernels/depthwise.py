@@ -137,7 +137,12 @@ def depthwise_fwd(
 ) -> None:
     """Write y = clip(depthwise(x, w) + b + r, lo, hi) and the bit lo < · < hi of each unit to mask.
 
-    w (KH·KW·C,) from [KH][KW][C]; b (C,), r and mask may be empty.
+    Parameters
+    ----------
+    w, b
+        (KH·KW·C,) from [KH][KW][C]; (C,) or empty.
+    x, r, y, mask, taps, lo, hi, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     bias = address_of(b) if b.size else 0
     end = Forward(plane_of(y), plane_of(r), plane_of(mask), bias, lo, hi)
@@ -172,7 +177,15 @@ def depthwise_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the transposed convolution to gx, or add it with `accumulate`; then apply the gate."""
+    """Write the transposed convolution to gx, or add it with `accumulate`; then apply the gate.
+
+    Parameters
+    ----------
+    w
+        That of `depthwise_fwd`.
+    gy, mask, gate, gx, accumulate, taps, threads, share
+        As in all kernels (`gbp.kernels`).
+    """
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
     OH, OW = gy.shape[1], gy.shape[2]
     N, H, W, C = gx.shape

@@ -100,7 +100,19 @@ def add_eight(v: Any, n: int, h: int, w: int, o: int, r: Any, fours: int) -> Non
 def epilogue_fwd(
     v: Any, n: int, h: int, w: int, o: int, b: Any, r: Any, y: Any, mask: Any, lo: Any, hi: Any, fours: int
 ) -> None:
-    """Finish eight channels of a pixel from o on, whose sums are v."""
+    """Finish eight channels of a pixel of y, whose sums are v: add bias and residual, clip, write the mask.
+
+    Parameters
+    ----------
+    v
+        The sums; what is written to y replaces them.
+    n, h, w, o
+        The pixel, and its first channel.
+    b, r, y, mask, lo, hi
+        As in all kernels (`gbp.kernels`).
+    fours
+        Whether r and y are read and written by fours.
+    """
     bits = 0
     if fours and o + 4 < b.size:
         add_four(v, 0, load_four(b, o))
@@ -124,7 +136,19 @@ def epilogue_fwd(
 def epilogue_bwd(
     v: Any, n: int, h: int, w: int, o: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int
 ) -> None:
-    """Finish eight channels of a pixel from o on, whose sums are v."""
+    """Finish eight channels of a pixel of gx, whose sums are v: add what is there, apply the gate.
+
+    Parameters
+    ----------
+    v
+        The sums; what is written to gx replaces them.
+    n, h, w, o
+        The pixel, and its first channel.
+    mask, gate, gx, accumulate
+        As in all kernels (`gbp.kernels`).
+    fours
+        Whether gx is read and written by fours.
+    """
     if accumulate:
         add_eight(v, n, h, w, o, gx, fours)
     bits = int32(255)

@@ -62,6 +62,24 @@ def _norm(x: Any, n: int, c: int, down: Any, across: Any, taps: Taps, p: int) ->
     return largest * _root(total, p)
 
 
+@device_function
+def _gradient(
+    gy: Any, y: Any, n: int, m: int, c: int, down: Any, across: Any, v: float, p: int, total: float
+) -> float:
+    """`total`, and what the windows that read a value v pass on to it, in row n of gy and sample m of y.
+
+    `windows_down` and `windows_across` found these windows.
+    """
+    (count_h, oh, step_oh, _, _), (count_w, ow, step_ow, _, _) = down, across
+    for i in range(oh, oh + count_h * step_oh, step_oh):
+        for j in range(ow, ow + count_w * step_ow, step_ow):
+            norm = np.float64(y[m, i, j, c])
+            if norm > 0 and v != 0:
+                own = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
+                total += own if v > 0 else -own
+    return total
+
+
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, INT)
 def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int, threads: int, share: Share) -> None:
     """Write the norm of each window to y (N, OH, OW, C); p is at least 1."""
@@ -89,23 +107,29 @@ def lp_pool_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
+    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`.
+
+    Parameters
+    ----------
+    gy, y
+        (N·K, OH, OW, C) and (N, OH, OW, C): the gradients of the windows' norms, and the norms.
+    x, gx
+        (N, H, W, C) and (N·K, H, W, C).
+    p
+        The power of the norm; at least 1.
+    accumulate, taps, threads, share
+        As in all kernels (`gbp.kernels`).
+    """
     OH, OW = gy.shape[1:3]
     N, H, W, C = gx.shape
     targets = targets_of(gy, x)
     rows = N * H
     for row in range(*part_of(rows, share, threads)):
         n, h = row // H, row % H
-        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
+        m, down = n // targets, windows_down(taps, h, OH)
         for w in range(W):
-            count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
+            across = windows_across(taps, w, OW)
             for c in range(C):
-                v = np.float64(x[n // targets, h, w, c])
-                total = np.float64(gx[n, h, w, c]) if accumulate else 0.0
-                for i in range(oh, oh + count_h * step_oh, step_oh):
-                    for j in range(ow, ow + count_w * step_ow, step_ow):
-                        norm = np.float64(y[n // targets, i, j, c])
-                        if norm > 0 and v != 0:
-                            own = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
-                            total += own if v > 0 else -own
-                gx[n, h, w, c] = total
+                v = np.float64(x[m, h, w, c])
+                before = np.float64(gx[n, h, w, c]) if accumulate else 0.0
+                gx[n, h, w, c] = _gradient(gy, y, n, m, c, down, across, v, p, before)

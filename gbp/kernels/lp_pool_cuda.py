@@ -16,6 +16,8 @@ from .taps_cuda import taps_across, taps_down, windows_across, windows_down
 
 _power = device_function_of(lp_pool._power)
 _root = device_function_of(lp_pool._root)
+_norm = device_function_of(lp_pool._norm, _power=_power, _root=_root)
+_gradient = device_function_of(lp_pool._gradient, _power=_power)
 
 
 @kernel(ACTIVATION, ACTIVATION, TAPS, INT, units=lambda x, y, *_: elements_of(y))
@@ -26,20 +28,7 @@ def lp_pool_fwd(x: Any, y: Any, taps: Taps, p: int) -> None:
     for unit in range(cuda.grid(1), N * OH * OW * C, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // C, OH, OW)
         c = unit % C
-        h, i0, i1 = taps_down(taps, oh, H)
-        w, j0, j1 = taps_across(taps, ow, W)
-        largest = np.float64(0)
-        for i in range(i0, i1):
-            for j in range(j0, j1):
-                v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                largest = max(largest, abs(np.float64(v)))
-        total = np.float64(0)
-        if largest > 0:
-            for i in range(i0, i1):
-                for j in range(j0, j1):
-                    v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                    total += _power(abs(np.float64(v)) / largest, p)
-        y[n, oh, ow, c] = largest * _root(total, p)
+        y[n, oh, ow, c] = _norm(x, n, c, taps_down(taps, oh, H), taps_across(taps, ow, W), taps, p)
 
 
 @kernel(
@@ -54,14 +43,7 @@ def lp_pool_bwd(gy: Any, x: Any, y: Any, gx: Any, accumulate: int, taps: Taps, p
     for unit in range(cuda.grid(1), N * H * W * C, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // C, H, W)
         c = unit % C
-        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
-        count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-        v = np.float64(x[n // targets, h, w, c])
-        total = np.float64(gx[n, h, w, c]) if accumulate else np.float64(0)
-        for i in range(oh, oh + count_h * step_oh, step_oh):
-            for j in range(ow, ow + count_w * step_ow, step_ow):
-                norm = np.float64(y[n // targets, i, j, c])
-                if norm > 0 and v != 0:
-                    share = gy[n, i, j, c] * _power(abs(v) / norm, p - 1)
-                    total += share if v > 0 else -share
-        gx[n, h, w, c] = total
+        m, down, across = n // targets, windows_down(taps, h, OH), windows_across(taps, w, OW)
+        v = np.float64(x[m, h, w, c])
+        before = np.float64(gx[n, h, w, c]) if accumulate else np.float64(0)
+        gx[n, h, w, c] = _gradient(gy, y, n, m, c, down, across, v, p, before)

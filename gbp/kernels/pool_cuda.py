@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int32, int64
 
-from . import pool
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, INT
 from .codegen.jit_cuda import (
@@ -22,7 +21,6 @@ from .codegen.jit_cuda import (
     CudaKernel,
     block_kernel,
     device_function,
-    device_function_of,
     kernel,
     specialised,
 )
@@ -30,34 +28,30 @@ from .codegen.simd_cuda import at_pixel, load_bytes, quotient, store_bytes, targ
 from .eights_cuda import all_in_fours, eights_of, epilogue_bwd, load_eight_of, write_eight
 from .pool import SWITCHES_U8, SWITCHES_U32
 from .taps import TAPS, Taps
-from .taps_cuda import inside, strands, strands_of, taps_across, taps_down, windows_across, windows_down
+from .taps_cuda import strands, strands_of, taps_across, taps_down, windows_across, windows_down
 
 #: A window with more taps is computed by a block.
 _LARGE = 25
 #: Neighbouring channels of such a block, and the threads that share one channel.
-_ACROSS, _SHARES = (2, 2) if SIMULATED else (8, 64)
-_THREADS = _ACROSS * _SHARES
-
-_counting = device_function_of(pool._counting)
-_count = device_function_of(pool._count, inside=inside)
-_all_count = device_function_of(pool._all_count)
+ACROSS, SHARES = (2, 2) if SIMULATED else (8, 64)
+THREADS = ACROSS * SHARES
 
 
-def _is_large(taps: Taps) -> bool:
+def is_large(taps: Taps) -> bool:
     return taps.rows * taps.columns > _LARGE
 
 
-def _blocks(x: Any, y: Any, *_: Any) -> tuple[int, ...]:
+def blocks_of(x: Any, y: Any, *_: Any) -> tuple[int, ...]:
     N, OH, OW, C = y.shape
-    return (int(N * OH * OW * (-(-C // _ACROSS))),)
+    return (int(N * OH * OW * (-(-C // ACROSS))),)
 
 
 @device_function
-def _place(block: int, shape: Any) -> Any:
+def place(block: int, shape: Any) -> Any:
     """n, oh, ow and the first channel of a block of y (N, OH, OW, C)."""
-    across = (shape[3] + _ACROSS - 1) // _ACROSS
+    across = (shape[3] + ACROSS - 1) // ACROSS
     n, oh, ow = at_pixel(block // across, shape[1], shape[2])
-    return n, oh, ow, block % across * _ACROSS
+    return n, oh, ow, block % across * ACROSS
 
 
 @device_function
@@ -91,28 +85,28 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
 
 def _large_maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """`_maxpool_fwd` for windows with many taps."""
-    bests, winners = cuda.shared.array(_THREADS, float32), cuda.shared.array(_THREADS, int64)
+    bests, winners = cuda.shared.array(THREADS, float32), cuda.shared.array(THREADS, int64)
     H, W = x.shape[1], x.shape[2]
     across, share = cuda.threadIdx.x, cuda.threadIdx.y
-    n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
+    n, oh, ow, first = place(cuda.blockIdx.x, y.shape)
     # A thread beyond the last channel computes the last, and does not write it.
     c = min(first + across, y.shape[3] - 1)
     h, i0, i1 = taps_down(taps, oh, H)
     w, j0, j1 = taps_across(taps, ow, W)
     best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
     winner = i0 * taps.columns + j0
-    for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
+    for k in range(share, (i1 - i0) * (j1 - j0), SHARES):
         i, j = i0 + k // (j1 - j0), j0 + k % (j1 - j0)
         v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
         if _exceeds(v, best):
             best, winner = v, i * taps.columns + j
-    at = share * _ACROSS + across
+    at = share * ACROSS + across
     bests[at], winners[at] = best, winner
-    step = _SHARES // 2
+    step = SHARES // 2
     while step:
         cuda.syncthreads()
         if share < step:
-            v, tap = bests[at + step * _ACROSS], winners[at + step * _ACROSS]
+            v, tap = bests[at + step * ACROSS], winners[at + step * ACROSS]
             if _exceeds(v, best) or (tap < winner and not _exceeds(best, v)):
                 best, winner = v, tap
                 bests[at], winners[at] = best, winner
@@ -222,7 +216,7 @@ def _maxpool_kernels(name: str, switches: Any) -> tuple[CudaKernel, CudaKernel, 
     target = MASK, GATE, ACTIVATION, INT
     return (
         kernel(*given, units=lambda x, y, *_: strands_of(y))(small),
-        block_kernel(*given, threads=(_ACROSS, _SHARES), blocks=_blocks)(large),
+        block_kernel(*given, threads=(ACROSS, SHARES), blocks=blocks_of)(large),
         kernel(ACTIVATION, switches, *target, TAPS, units=lambda *args: strands_of(args[4]))(back),
     )
 
@@ -235,7 +229,7 @@ def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
 
     def forward(x: Any, y: Any, switches: Any, taps: Taps) -> None:
         fast = _maxpool_fwd_eights if _by_eights(switches, x, y) else small
-        (large if _is_large(taps) else fast)(x, y, switches, taps)
+        (large if is_large(taps) else fast)(x, y, switches, taps)
 
     def backward(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, *rest: Any) -> None:
         fast = _maxpool_bwd_eights if _by_eights(switches, gy, gx) else plain
@@ -246,106 +240,3 @@ def _maxpool_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
 
 maxpool_fwd_u8, maxpool_bwd_u8 = _maxpool_of("u8")
 maxpool_fwd_u32, maxpool_bwd_u32 = _maxpool_of("u32")
-
-_AVERAGES = ACTIVATION, ACTIVATION, TAPS, INT
-
-
-def averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
-    """Write the average of each window to y (N, OH, OW, C).  Every divisor must be at least 1."""
-    forward = _large_averagepool_fwd if _is_large(taps) else _averagepool_fwd
-    forward(x, y, taps, include_pad)
-
-
-@device_function
-def _divisor(oh: int, ow: int, H: int, W: int, taps: Taps, include_pad: int) -> Any:
-    """How many taps of window (oh, ow) count."""
-    rows, columns = _counting(taps, H, W, include_pad)
-    return np.float32(_count(oh, rows) * _count(ow, columns))
-
-
-@kernel(*_AVERAGES, units=lambda x, y, *_: strands_of(y))
-def _averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
-    H, W = x.shape[1], x.shape[2]
-    N, OH, OW, C = y.shape
-    apart = strands(C)
-    for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
-        n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, i0, i1 = taps_down(taps, oh, H)
-        w, j0, j1 = taps_across(taps, ow, W)
-        divisor = _divisor(oh, ow, H, W, taps, include_pad)
-        for c in range(unit % apart, C, apart):
-            total = np.float32(0)
-            for i in range(i0, i1):
-                line = np.float32(0)
-                for j in range(j0, j1):
-                    line += x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                total += line
-            y[n, oh, ow, c] = total / divisor
-
-
-@block_kernel(*_AVERAGES, threads=(_ACROSS, _SHARES), blocks=_blocks)
-def _large_averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
-    sums = cuda.shared.array(_THREADS, float32)
-    H, W = x.shape[1], x.shape[2]
-    across, share = cuda.threadIdx.x, cuda.threadIdx.y
-    n, oh, ow, first = _place(cuda.blockIdx.x, y.shape)
-    # A thread beyond the last channel computes the last, and does not write it.
-    c = min(first + across, y.shape[3] - 1)
-    h, i0, i1 = taps_down(taps, oh, H)
-    w, j0, j1 = taps_across(taps, ow, W)
-    total = np.float32(0)
-    for k in range(share, (i1 - i0) * (j1 - j0), _SHARES):
-        i, j = i0 + k // (j1 - j0), j0 + k % (j1 - j0)
-        total += x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-    at = share * _ACROSS + across
-    sums[at] = total
-    step = _SHARES // 2
-    while step:
-        cuda.syncthreads()
-        if share < step:
-            total += sums[at + step * _ACROSS]
-            sums[at] = total
-        step //= 2
-    if share == 0 and first + across == c:
-        y[n, oh, ow, c] = total / _divisor(oh, ow, H, W, taps, include_pad)
-
-
-@kernel(
-    *(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT),
-    units=lambda *args: strands_of(args[3]),
-)
-def averagepool_bwd(
-    gy: Any,
-    mask: Any,
-    gate: Gate,
-    gx: Any,
-    accumulate: int,
-    taps: Taps,
-    include_pad: int,
-) -> None:
-    """Write to each pixel of gx its part of the windows that read it, or add it with `accumulate`."""
-    OH, OW = gy.shape[1], gy.shape[2]
-    N, H, W, C = gx.shape
-    targets = targets_of(gy, mask)
-    rows, columns = _counting(taps, H, W, include_pad)
-    whole = np.float32(1) / np.float32(taps.rows * taps.columns)
-    apart = strands(C)
-    for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
-        n, h, w = at_pixel(unit // apart, H, W)
-        count_h, oh, step_oh, _, _ = windows_down(taps, h, OH)
-        count_w, ow, step_ow, _, _ = windows_across(taps, w, OW)
-        whole_h = _all_count(oh, oh + (count_h - 1) * step_oh, rows)
-        inner = whole_h and _all_count(ow, ow + (count_w - 1) * step_ow, columns)
-        for c in range(unit % apart, C, apart):
-            v = np.float32(0)
-            for p in range(count_h):
-                row = oh + p * step_oh
-                for q in range(count_w):
-                    column = ow + q * step_ow
-                    g = gy[n, row, column, c]
-                    if not inner:
-                        g *= np.float32(1) / np.float32(_count(row, rows) * _count(column, columns))
-                    v += g
-            if inner:
-                v *= whole
-            write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))

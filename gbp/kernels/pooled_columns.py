@@ -95,10 +95,23 @@ def pooled_columns_bwd(
     Where gy has several times as many rows as gx, row r of gx is the sum over rows r, r + len(gx), … of gy.
     They are added up in this order.
 
-    gy and switches are of the pool's windows, and gz_mask and gz_gate of the rectifier between the
-    convolution and the pool.  w is the convolution's as `conv_pointwise_bwd` takes it for columns, taps its
-    window, not dilated along rows, and height and width are the sides of its result.  scratch holds
-    `pooled_columns_scratch`.  `max_density`: as for `conv_pointwise_bwd`.
+    Parameters
+    ----------
+    gy, switches, pool
+        The gradient and the switches of the pool's windows, and the window.
+    gz_mask, gz_gate
+        Mask and gate of the rectifier between the convolution and the pool.
+    w, taps
+        The convolution's weights, as `conv_pointwise_bwd` takes them for columns, and its window, which is
+        not dilated along rows.
+    height, width
+        The sides of the convolution's result.
+    scratch
+        `pooled_columns_scratch` floats.
+    max_density
+        As for `conv_pointwise_bwd`.
+    mask, gate, gx, accumulate, threads, share
+        As in all kernels (`gbp.kernels`).
     """
     H, C, O = gx.shape[1], gx.shape[3], gy.shape[3]
     size, held = taps.rows * taps.columns * C, _rows_held(taps)

@@ -21,14 +21,8 @@ import numpy as np
 from ..graph.geometry import Axis, Window
 from ..graph.op import ChannelsLast, Op, Target
 from ..graph.shapes import Order, Shape
-from ..kernels.pool import (
-    averagepool_bwd,
-    averagepool_fwd,
-    maxpool_bwd_u8,
-    maxpool_bwd_u32,
-    maxpool_fwd_u8,
-    maxpool_fwd_u32,
-)
+from ..kernels.average_pool import averagepool_bwd, averagepool_fwd
+from ..kernels.pool import maxpool_bwd_u8, maxpool_bwd_u32, maxpool_fwd_u8, maxpool_fwd_u32
 from ..limits import elements
 from .facts import Fact
 from .folded import as_operands, as_pool

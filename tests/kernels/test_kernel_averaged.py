@@ -17,12 +17,12 @@ from harness import (
     noise,
 )
 
+from gbp.kernels.average_pool import averagepool_bwd
 from gbp.kernels.averaged import averaged_pointwise_bwd, averaged_scratch
 from gbp.kernels.codegen.gate import OPEN, Gate
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.conv_direct import pack
 from gbp.kernels.conv_pointwise import conv_pointwise_bwd, pointwise_scratch
-from gbp.kernels.pool import averagepool_bwd
 from gbp.kernels.taps import Taps
 
 pytestmark = pytest.mark.skipif(ON_CARD, reason="only processors compute it in one kernel")

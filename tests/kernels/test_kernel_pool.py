@@ -19,15 +19,9 @@ from harness import (
     taps_of,
 )
 
+from gbp.kernels.average_pool import averagepool_bwd, averagepool_fwd
 from gbp.kernels.codegen.gate import OPEN
-from gbp.kernels.pool import (
-    averagepool_bwd,
-    averagepool_fwd,
-    maxpool_bwd_u8,
-    maxpool_bwd_u32,
-    maxpool_fwd_u8,
-    maxpool_fwd_u32,
-)
+from gbp.kernels.pool import maxpool_bwd_u8, maxpool_bwd_u32, maxpool_fwd_u8, maxpool_fwd_u32
 
 GEOMETRIES = {
     "2x2/2": ((4, 6), {"kernel": (2, 2), "stride": (2, 2)}),

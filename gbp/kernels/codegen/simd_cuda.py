@@ -2,6 +2,13 @@
 
 Numba loads and stores single floats, and checks every index for being negative.  These functions do neither.
 Groups of four must be aligned to 16 bytes.  In the simulator they are plain Python.
+
+    load_four(x, i)               four floats of a flat array, from number i on
+    load_channel(x, n, h, w, c)   channel c of a pixel of (N, H, W, C)
+    load_channels(x, n, h, w, c)  the four channels of a pixel from c on
+    load_bytes(x, n, h, w, c)     the same of an array of bytes, as one int32
+
+Each has its `store_…`, whose first argument is what is stored.
 """
 
 from __future__ import annotations

@@ -194,6 +194,12 @@ class Sweep(NamedTuple):
 
 
 def _tile_of(rows: int, vectors: int) -> Any:
+    """Make the function that sums a tile of so many rows of pixels and vectors of channels.
+
+    A sum is a chain of up to CHAIN products in registers.  Where a longer one has filled its chain, that is
+    added to the sum of the chains before it at `out`, and the next begins at 0.
+    """
+
     @one_of_many(f"tile_{rows}_{vectors}")
     def tile(n: int, sweep: Sweep, out: int) -> None:
         t, w = tile_zeros(rows, vectors), sweep.w
