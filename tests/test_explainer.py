@@ -24,7 +24,7 @@ from gbp.diagnostics.inspection import inspect
 from gbp.kernels.codegen.memory import aligned
 from gbp.limits import is_finite
 from gbp.runtime.memory import MemoryPool
-from gbp.runtime.session import Sessions
+from gbp.runtime.sessions import Sessions
 from gbp.runtime.tape import Tape
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo.onnx"

@@ -40,7 +40,8 @@ from ..result.doubts import doubted
 from ..result.provenance import Provenance
 from ..rules import Rule
 from ..runtime.garbage import collected_later
-from ..runtime.session import Kept, Session, Sessions
+from ..runtime.session import Session
+from ..runtime.sessions import Kept, Sessions
 from .facts import Facts
 from .notes import refuse_meaningless, unprepared
 from .settings import Settings

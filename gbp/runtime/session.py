@@ -1,12 +1,11 @@
-"""`Session`: one plan and the memory that it runs in.  `Sessions`: one session for each shape of sample."""
+"""`Session`: one plan and the memory that it runs in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import Lock
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +15,13 @@ from ..errors import InputError, ModelError, OutOfMemoryError, readable_bytes
 from ..kernels.codegen.gate import Gate
 from ..limits import MAX_BYTES_PER_SAMPLE, computing, elements, is_finite, refuse_not_finite
 from ..plan.backward import Route
-from ..plan.plan import Plan, Rewrite
-from .locks import give_lock
+from ..plan.plan import Plan
 from .memory import MemoryPool, scratch_floats
 from .tape import Reduce, Tape, renamed, steps
 from .total import Total
 
 T = TypeVar("T")
 
-#: Names of tensors to keep.
-Kept: TypeAlias = tuple[str, ...]
-#: The sizes of a sample, without the batch.
-Shape: TypeAlias = tuple[int, ...]
-#: The key of a plan: the shape of a sample, the kept tensors, and the rule's rewrite.
-Key: TypeAlias = tuple[Shape, Kept, Rewrite | None]
-
-#: How many plans a model of open size keeps, each with its own copy of the weights.
-_MAX_SESSIONS = 4
 #: Bytes of a work from which a thread of its own pays, which takes a tenth of a millisecond to begin.
 _LEAST_AT_ONCE = 4 * 2**20
 #: Ops that are not defined for all numbers.
@@ -318,77 +307,3 @@ class Session:
         self.max_fitting = half
         yield from self.fitting(slice(part.start, part.start + half), compute)
         yield from self.fitting(slice(part.start + half, part.stop), compute)
-
-
-class Sessions:
-    """A session for each shape of sample, choice of kept tensors and rewrite, made on first use.
-
-    Building the plan for one shape does not block those who use another.
-    """
-
-    lock: Lock
-
-    def __init__(self, build: Callable[[Shape, Kept, Rewrite | None], Session]) -> None:
-        self._build = build
-        give_lock(self)
-        self._entries: dict[Key, _Entry] = {}
-        self._closed = False
-
-    def of(self, shape: Shape, keep: Kept = (), rewrite: Rewrite | None = None) -> Session:
-        """The session for samples of this shape, which is without the batch axis.
-
-        Parameters
-        ----------
-        shape
-            The shape of a sample, without the batch.
-        keep, rewrite
-            As for `Plan.build`.
-
-        Raises
-        ------
-        InputError
-            After `close`.
-        """
-        key = shape, keep and tuple(sorted(set(keep))), rewrite
-        with self.lock:
-            if self._closed:
-                raise InputError("the Explainer is closed.", hint="Make another one.")
-            entry = self._entries.pop(key, None) or _Entry()
-            self._entries[key] = entry  # the order is that of use: the latest is last
-            while len(self._entries) > _MAX_SESSIONS:
-                self._entries.pop(next(iter(self._entries)))
-        with entry.lock:
-            if entry.session is None:
-                try:
-                    entry.session = self._build(*key)
-                except BaseException:
-                    with self.lock:
-                        if self._entries.get(key) is entry:
-                            del self._entries[key]
-                    raise
-                # A file without a batch axis has samples of another shape than its input's other axes.
-                with self.lock:
-                    if not self._closed:
-                        self._entries.setdefault((entry.session.plan.input_shape, *key[1:]), entry)
-            return entry.session
-
-    def last(self) -> Session | None:
-        """The session that was used last; None where none is made."""
-        with self.lock:
-            return next((e.session for e in reversed(self._entries.values()) if e.session is not None), None)
-
-    def close(self) -> None:
-        """Drop all sessions.  Later calls of `of` raise InputError."""
-        with self.lock:
-            self._closed = True
-            self._entries.clear()
-
-
-class _Entry:
-    """A session, or the lock of who makes it."""
-
-    lock: Lock
-
-    def __init__(self) -> None:
-        give_lock(self)
-        self.session: Session | None = None
