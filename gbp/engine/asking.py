@@ -59,7 +59,24 @@ def explained(
     score: Score | None,
     batch_size: int | None,
 ) -> Attribution:
-    """See `Explainer.explain`."""
+    """The maps of a question.
+
+    Parameters
+    ----------
+    network, images
+        The model, and what is explained.
+    rule
+        The rule of the maps.
+    question
+        One that `Explainer.explain` takes as `target`, or several.
+    score, batch_size
+        As for `Explainer.explain`.
+
+    Raises
+    ------
+    InputError
+        Where the model has no such unit or class, or the score does not go with the question.
+    """
     items = question.targets if isinstance(question, Several) else (question,)
     keep = [item.tensor for item in items if isinstance(item, (Unit, Channel))]
     if keep and score is not None:

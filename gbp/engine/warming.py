@@ -49,7 +49,8 @@ def warm_up(engine: Engine, size: tuple[int, int] | None) -> int:
 def kernels_of(engine: Engine, size: tuple[int, int] | None) -> list[Native]:
     """The kernels that `warm_up` compiles on the CPU, found without running one.
 
-    Each is behind those that it calls.  Where Python reads what kernels did not write, some may be missing.
+    Each is behind those that it calls.  Steps whose choice of kernels depends on values that other kernels
+    would have written may choose otherwise here, so some kernels may be missing.
 
     Parameters
     ----------

@@ -146,35 +146,16 @@ def features(
     tensor = find(explainer.tensors, layer)
     chosen = _channels(tensor, channels)
     folder = Folder(os.fspath(out))
-    folder.open(
-        settings_of(
-            path,
-            explainer,
-            command="features",
-            layer=tensor.name,
-            channels=list(chosen),
-            top=top,
-            rule=rule,
-            part=part,
-        )
-    )
+    settings = {"layer": tensor.name, "channels": list(chosen), "top": top, "rule": rule, "part": part}
+    folder.open(settings_of(path, explainer, command="features", **settings))
     try:
         scan = Scan(explainer, tensor, folder, files, chosen, top)
         before = scan.done
         progress(before, len(files))
         for done in scan.run():
             progress(done, len(files))
-        read = len(files) - len(scan.failed)
         project = Projector(explainer, tensor, _graph(path, options, first.shape), rule, part)
-        made: dict[int, tuple[str, Sequence[Hit]]] = {}
-        for channel, hits in scan.strongest.hits.items():
-            report(f"drawing channel {channel}")
-            made[channel] = f"channel-{channel}.png", hits
-            if hits:
-                title = f"{tensor.name}, channel {channel}: {len(hits)} strongest of {read} images"
-                folder.put(made[channel][0], _png(project.picture(title, channel, hits)))
-        about = _about(project, read, len(scan.failed))
-        folder.put("index.html", index_page(f"Features of {tensor.name}", about, made).encode())
+        _draw(scan, project, report)
     finally:
         folder.close()
     return Features(
@@ -186,6 +167,20 @@ def features(
         project.field,
         Path(out) / "index.html",
     )
+
+
+def _draw(scan: Scan, project: Projector, report: Callable[[str], None]) -> None:
+    """Write a picture of each channel's hits, and the page of all."""
+    name, read = project.tensor.name, len(scan.files) - len(scan.failed)
+    made: dict[int, tuple[str, Sequence[Hit]]] = {}
+    for channel, hits in scan.strongest.hits.items():
+        report(f"drawing channel {channel}")
+        made[channel] = f"channel-{channel}.png", hits
+        if hits:
+            title = f"{name}, channel {channel}: {len(hits)} strongest of {read} images"
+            scan.folder.put(made[channel][0], _png(project.picture(title, channel, hits)))
+    about = _about(project, read, len(scan.failed))
+    scan.folder.put("index.html", index_page(f"Features of {name}", about, made).encode())
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -45,7 +45,7 @@ class Reader:
     def __call__(self) -> Source:
         for store in self.files:
             try:
-                with store.opened():
+                with store.opened():  # raises if it is another file now
                     pass
             except OSError:
                 raise InputError(

@@ -42,12 +42,14 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
     keeps_rule = method in ("", "smoothgrad", "layer-gradient")
     is_share = method in _SHARES or (keeps_rule and rule.startswith(_SHARING_RULES))
     is_product = keeps_rule and rule == "rectgrad"  # of values and gradient, which are no shares
+    # Squares of what is no gradient.
     if method in _OF_SQUARES and rule.startswith((*_SHARING_RULES, "rectgrad")):
         what = "the product of gradient and values" if rule == "rectgrad" else "the share in the score"
         return (
             f"brighter: {what} {'changes more' if method == 'vargrad' else 'is larger, whatever its sign,'} "
             "here when noise is added"
         )
+    # Shares in the score, and products of gradient and values.
     if style == "diverging" and (is_share or is_product or method == "layer-grad-cam"):
         return "red: counts for the score; blue: counts against it"
     if style == "rgb" and (is_share or is_product):
@@ -56,12 +58,14 @@ def meaning(style: Panel, rule: str, method: str = "") -> str:
         return "brighter: the gradient times what is here is larger, whatever its sign"
     if is_share:
         return "brighter: a larger share in the score, for or against it"
+    # Planes and gradients of an inner layer.
     if method in _PLACES:
         return "brighter: what the layer finds here counts more for the score"
     if method == "layer-gradient":
         if style == "diverging":
             return "red: more of what the layer finds here raises the score; blue: less does"
         return "brighter: a small change of the layer here moves the score more"
+    # Gradients with respect to the input.
     if method == "vargrad":
         return "brighter: the gradient changes more here when noise is added"
     paths = "; only paths that raise it count" if rule in _POSITIVE_RULES else ""

@@ -166,16 +166,20 @@ class Plan:
             kinds={layer.name: layer.kind for layer in graph.layers},
             notes=graph.notes,
         )
-        numbers, layers = elements(plan.input_shape), len(plan.instructions)
-        nbytes, limit = plan.nbytes(1, targets=1), max_working_bytes(numbers, plan.weights, layers)
+        plan._check_memory()
+        return plan
+
+    def _check_memory(self) -> None:
+        """Raise UnsupportedError where one sample needs more than `limits.max_working_bytes`."""
+        limit = max_working_bytes(elements(self.input_shape), self.weights, len(self.instructions))
+        nbytes = self.nbytes(1, targets=1)
         if nbytes > limit:
             raise UnsupportedError(
                 f"one image needs {readable_bytes(nbytes)} of working memory.",
                 supported=f"up to {readable_bytes(limit)} for a network and an image of this size",
-                hint=("Keep fewer tensors, or explain" if kept else "Explain")
-                + " a smaller image; else check the pads and sizes in the file.",
+                hint=f"{'Keep fewer tensors, or explain' if self.kept else 'Explain'} a smaller image; else "
+                "check the pads and sizes in the file.",
             )
-        return plan
 
     @cached_property
     def keeps_activations(self) -> bool:
@@ -202,10 +206,8 @@ class Plan:
         kept = sum(elements(self.tensors[root].mask_shape) for root in masks)
         for instruction in self.instructions:
             if instruction.step.switches:
-                kept += (
-                    elements(self.tensors[instruction.output].shape)
-                    * np.dtype(instruction.step.switches).itemsize
-                )
+                itemsize = np.dtype(instruction.step.switches).itemsize
+                kept += itemsize * elements(self.tensors[instruction.output].shape)
         room = self.activations.size if self.keeps_activations else self.shared_size
         return 4 * (room + self._scratch[1]) + kept
 

@@ -51,9 +51,22 @@ def contexts_of(
     device: Device,
     first_masked: int = 0,
 ) -> list[Context]:
-    """The arrays that each instruction keeps of a run of n samples for its vjp.
+    """The arrays that each instruction keeps of a run for its vjp.
 
-    Instructions before number `first_masked` write no masks.
+    Parameters
+    ----------
+    plan, n
+        The plan, and how many samples are run.
+    memory
+        That of the activations.
+    masks
+        Those of the rectifiers' outputs, by tensor.
+    threads
+        How many threads a kernel may use.
+    device
+        Where switches are made.
+    first_masked
+        Instructions before this number write no masks.
     """
     none: Mapping[str, Array] = {}
     return [

@@ -11,6 +11,10 @@ from ..rules import RULE_NAMES
 from .limits import Limits
 from .requests import EXTRAS, FORMATS, MAX_TEXT, STYLES
 
+#: Schemas of small things.
+_TEXT, _NUMBER = {"type": "string"}, {"type": "number"}
+_TEXTS = {"type": "array", "items": _TEXT}
+
 _ERRORS = {
     400: "The query, the form or the body is not as described here.",
     404: "There is no such path or model.",
@@ -77,38 +81,7 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
         "description": "The header Accept chooses the format of the answer, unless the query does.",
         "parameters": [
             {"name": "name", "in": "path", "required": True, "schema": _enum(names)},
-            _query("rule", {**_enum(RULE_NAMES), "default": "guided"}, "Which gradient."),
-            _query(
-                "method",
-                _enum(tuple(METHODS)),
-                "What is built of gradients; by default the rule's map alone.",
-            ),
-            _query(
-                "layer",
-                {"type": "string", "maxLength": MAX_TEXT},
-                "The tensor that the method looks at, where it looks at one.",
-            ),
-            _query(
-                "target",
-                {"type": "string", "maxLength": MAX_TEXT},
-                "A class index, a label, an index for each axis of the scores (5763:1), or top1 to "
-                f"top{limits.targets}.  By default what the picture is taken for.",
-            ),
-            _query("at", {"type": "string", "maxLength": MAX_TEXT}, "A hidden tensor: its strongest unit."),
-            _query("channel", {"type": "integer"}, "With at: the strongest unit of this channel."),
-            _query("unit", {"type": "string"}, "With at: this unit, an index for each axis, as 17,5,7."),
-            _query("style", _enum(STYLES), "How a picture is drawn."),
-            _query("format", _enum(tuple(FORMATS)), "The format of the answer, whatever Accept says."),
-            {
-                **_query(
-                    "include",
-                    {"type": "array", "items": _enum(EXTRAS)},
-                    "What an answer in JSON holds besides: the map as an .npz file, and what the network "
-                    "sees of the picture as a PNG, both in base64.",
-                ),
-                "style": "form",
-                "explode": False,
-            },
+            *_queries(limits),
         ],
         "requestBody": {
             "required": True,
@@ -128,41 +101,88 @@ def _explain(names: Sequence[str], limits: Limits) -> dict[str, Any]:
     }
 
 
+def _queries(limits: Limits) -> list[dict[str, Any]]:
+    """The parameters of the query of `explain`."""
+    text = {"type": "string", "maxLength": MAX_TEXT}
+    return [
+        _query("rule", {**_enum(RULE_NAMES), "default": "guided"}, "Which gradient."),
+        _query(
+            "method", _enum(tuple(METHODS)), "What is built of gradients; by default the rule's map alone."
+        ),
+        _query("layer", text, "The tensor that the method looks at, where it looks at one."),
+        _query(
+            "target",
+            text,
+            "A class index, a label, an index for each axis of the scores (5763:1), or top1 to "
+            f"top{limits.targets}.  By default what the picture is taken for.",
+        ),
+        _query("at", text, "A hidden tensor: its strongest unit."),
+        _query("channel", {"type": "integer"}, "With at: the strongest unit of this channel."),
+        _query("unit", {"type": "string"}, "With at: this unit, an index for each axis, as 17,5,7."),
+        _query("style", _enum(STYLES), "How a picture is drawn."),
+        _query("format", _enum(tuple(FORMATS)), "The format of the answer, whatever Accept says."),
+        {
+            **_query(
+                "include",
+                {"type": "array", "items": _enum(EXTRAS)},
+                "What an answer in JSON holds besides: the map as an .npz file, and what the network "
+                "sees of the picture as a PNG, both in base64.",
+            ),
+            "style": "form",
+            "explode": False,
+        },
+    ]
+
+
 def _schemas() -> dict[str, Any]:
-    text, number, texts = (
-        {"type": "string"},
-        {"type": "number"},
-        {"type": "array", "items": {"type": "string"}},
-    )
     chosen = {
         "class": {"type": ["integer", "null"], "description": "Null for a hidden unit."},
-        "position": text,
-        "label": text,
-        "score": number,
+        "position": _TEXT,
+        "label": _TEXT,
+        "score": _NUMBER,
         "probability": {"type": ["number", "null"]},
     }
+    error = {name: {"type": ["string", "null"]} for name in ("found", "supported", "hint", "node", "op")}
+    return {
+        "Models": _object(
+            {
+                "models": {"type": "array", "items": _model()},
+                "limits": {"type": "object", "additionalProperties": _NUMBER},
+                "version": _TEXT,
+                "ready": {"type": "boolean", "description": "Whether explanations are answered."},
+                "compiled": {"type": "integer", "description": "Kernels that the process had to compile."},
+            }
+        ),
+        "Score": {**_object(chosen), "required": ["class", "label", "score", "probability"]},
+        "Explanation": _explanation(),
+        "Error": _object({"error": _object({"type": _TEXT, "message": _TEXT} | error)}),
+    }
+
+
+def _model() -> dict[str, Any]:
+    """The schema of a model, as `GET /v1/models` lists it."""
     model = {
-        "name": text,
+        "name": _TEXT,
         "input_shape": {"type": "array", "items": {"type": ["integer", "null"]}},
         "pictures": {"type": "boolean", "description": "Whether it takes pictures, or arrays alone."},
         "channels": {"type": ["string", "null"], "description": "The order of colours in the map."},
         "labels": {"type": ["integer", "null"], "description": "How many labels there are."},
         "rules": {
             "type": "array",
-            "items": _object({"name": text, "source": text, "caution": text, "gate": {"type": "boolean"}}),
+            "items": _object({"name": _TEXT, "source": _TEXT, "caution": _TEXT, "gate": {"type": "boolean"}}),
         },
         "tensors": {
             "type": "array",
             "items": _object(
-                {"name": text, "op": text, "shape": {"type": "array", "items": {"type": "integer"}}}
+                {"name": _TEXT, "op": _TEXT, "shape": {"type": "array", "items": {"type": "integer"}}}
             ),
         },
         "methods": {
             "type": "array",
             "items": _object(
                 {
-                    "name": text,
-                    "source": text,
+                    "name": _TEXT,
+                    "source": _TEXT,
                     "rule": {
                         "type": ["string", "null"],
                         "description": "Its default; null where it has a rule of its own.",
@@ -171,50 +191,41 @@ def _schemas() -> dict[str, Any]:
                 }
             ),
         },
-        "styles": texts,
+        "styles": _TEXTS,
     }
-    timing = {"waited_ms": number, "explained_ms": number, "together": {"type": "integer"}}
+    return _object(model)
+
+
+def _explanation() -> dict[str, Any]:
+    """The schema of an explanation in JSON."""
+    timing = {"waited_ms": _NUMBER, "explained_ms": _NUMBER, "together": {"type": "integer"}}
     base64 = {"type": "string", "contentEncoding": "base64"}
     scores = {"type": "array", "items": {"$ref": "#/components/schemas/Score"}}
-    setting = {"type": ["object", "array", "string", "number", "boolean", "null"], "items": number}
+    setting = {"type": ["object", "array", "string", "number", "boolean", "null"], "items": _NUMBER}
     settings = {"type": ["object", "null"], "additionalProperties": setting}
     explanation = {
-        "model": text,
-        "rule": text,
-        "method": text,
+        "model": _TEXT,
+        "rule": _TEXT,
+        "method": _TEXT,
         "details": {"type": "object", "additionalProperties": True},
         "explained": scores,
         "top": scores,
-        "notes": texts,
-        "caution": text,
+        "notes": _TEXTS,
+        "caution": _TEXT,
         "timing": _object(timing),
         "provenance": _object(
-            {"gbp": text, "model": text, "sha256": text, "preprocess": settings, "options": settings}
+            {"gbp": _TEXT, "model": _TEXT, "sha256": _TEXT, "preprocess": settings, "options": settings}
         ),
     }
     extras = {
         "map": {**base64, "description": "An .npz file: map, scores, target, rule, notes, layout."},
-        "means": {**_object(dict.fromkeys(get_args(Panel), text)), "description": "How to read each style."},
+        "means": {**_object(dict.fromkeys(get_args(Panel), _TEXT)), "description": "How to read each style."},
         "input": {"type": ["string", "null"], "contentEncoding": "base64", "contentMediaType": "image/png"},
     }
-    error = {name: {"type": ["string", "null"]} for name in ("found", "supported", "hint", "node", "op")}
     return {
-        "Models": _object(
-            {
-                "models": {"type": "array", "items": _object(model)},
-                "limits": {"type": "object", "additionalProperties": number},
-                "version": text,
-                "ready": {"type": "boolean", "description": "Whether explanations are answered."},
-                "compiled": {"type": "integer", "description": "Kernels that the process had to compile."},
-            }
-        ),
-        "Score": {**_object(chosen), "required": ["class", "label", "score", "probability"]},
-        "Explanation": {
-            "type": "object",
-            "properties": explanation | extras,
-            "required": [name for name in explanation if name not in ("method", "details")],
-        },
-        "Error": _object({"error": _object({"type": text, "message": text} | error)}),
+        "type": "object",
+        "properties": explanation | extras,
+        "required": [name for name in explanation if name not in ("method", "details")],
     }
 
 

@@ -303,7 +303,17 @@ class ColumnsBackward(BackwardAlgorithm):
         gx: GradientSlot,
         context: Context,
     ) -> None:
-        """The same from the gradient of a max-pool behind the convolution: see `Step.vjp_through`."""
+        """The same from the gradient of a max-pool behind the convolution: see `Step.vjp_through`.
+
+        Parameters
+        ----------
+        gy, switches, pool
+            The gradient of the pool's output, its switches and its window.
+        between
+            The mask and the gate of the convolution's output.
+        gx, context
+            Where the gradient goes, and what the convolution's forward run saved.
+        """
         _, height, width, _ = self.columns
         scratch = context.scratch[: self._pooled_scratch(context.threads)]
         gate = between.mask, between.gate, self.w

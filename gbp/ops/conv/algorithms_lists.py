@@ -131,10 +131,16 @@ class SparseBackward(ByDensity):
     def through_average(
         self, gy: Floats, mean: Step, between: GradientSlot, gx: GradientSlot, context: Context
     ) -> None:
-        """The same from the gradient gy (N, 1, 1, O) of averages of whole planes, by the step `mean`.
+        """The same from the gradient of averages of whole planes behind the convolution.
 
-        Where gy has a value in a few channels alone, the gradient between is not written.  Each row of gy
-        decides for itself.  `between`: see `Step.vjp_through`.
+        Where a row of gy has a value in a few channels alone, the gradient between is not written.
+
+        Parameters
+        ----------
+        gy, mean
+            (N, 1, 1, O): the gradient of the averages, and their step.
+        between, gx, context
+            As for `ColumnsBackward.through_pool`.
         """
         shape = 1, *self._size, gy.shape[3]
         middle = view(context.scratch[: elements(shape)], *shape)
