@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 # Before gbp and NumPy are imported: tests have neighbours.
+IS_IN_TIME = "numpy" not in sys.modules  # no plugin of pytest imported it, so it reads what is set here
 THREADS = "GBP_NUM_THREADS"
 os.environ[THREADS] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # which computes the oracle's products
