@@ -407,7 +407,8 @@ def test_grad_cam_of_planes_that_are_averaged(op: str, readers: str) -> None:
         means = b.gemm(b.add(means, b.flatten(b.node("GlobalMaxPool", y))), 4)
     explainer, x = Explainer(b.model(means)), samples_of(2)
     (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
-    assert (tensor.means is None) == (readers == "beside another")
+    assert (tensor.means is not None) == (readers == "alone")
+    assert tensor.scores_are_means == (readers == "are the scores")
     check_cam(explainer, x, y)
 
 
@@ -473,6 +474,7 @@ def test_grad_cam_of_planes_that_are_averaged_otherwise(name: str, channels: int
     explainer, x = Explainer(b.model(scores)), samples_of(2)
     (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
     assert tensor.means is None
+    assert tensor.scores_are_means == (name == "scores")
     check_cam(explainer, x, y)
 
 

@@ -61,6 +61,8 @@ def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...
     if x.ndim != 4:
         return ()
     some = x[0].reshape(-1)[::_STRIDE]
+    if some[::_STRIDE].min() < 0:  # as prepared pictures mostly are; a cache may hold nothing of the others
+        return ()
     least, most = float(some.min()), float(some.max())
     ends = np.array([[0.0], [255.0]]) * preprocess.scale - np.array(preprocess.mean)
     ends = ends / np.array(preprocess.std)

@@ -32,6 +32,8 @@ class Tensor:
     means
         The name of the tensor that holds the mean of each channel, where nothing else reads this one and that
         is not the scores; else None.
+    scores_are_means
+        Whether the scores are the means of its channels, and nothing else reads it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Tensor:
     shape: tuple[int, ...]
     channels: int | None = None
     means: str | None = None
+    scores_are_means: bool = False
 
 
 def find(tensors: Sequence[Tensor], name: str) -> Tensor:

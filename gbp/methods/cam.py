@@ -164,11 +164,11 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
         sums = np.add.reduce(last.reshape(*last.shape[:2], -1, last.shape[-1]), axis=2)
         return np.asarray(sums / np.float32(elements(pixels)))
 
-    if tensor.means is not None and questions.of is None:
-        of_means = questions.gradient(run, wrt=tensor.means)
-        weights = of_means.reshape(*of_means.shape[:2], -1) / np.float32(elements(pixels))
-    else:
+    of_means = _gradient_of_means(run, questions, tensor)
+    if of_means is None:
         weights = questions.gradient(run, wrt=tensor.name, reduce=means)
+    else:
+        weights = of_means.reshape(*of_means.shape[:2], -1) / np.float32(elements(pixels))
 
     def weighted(planes: NDArray[np.float32]) -> NDArray[np.float32]:
         last = planes.transpose(0, *(1 + axis for axis in order))
@@ -179,6 +179,15 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
 
     cam = run.value(tensor.name, reduce=weighted)
     return cam.reshape(*cam.shape[:2], *pixels)
+
+
+def _gradient_of_means(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32] | None:
+    """The gradient of the mean of each channel: float32 (n, K, …); None where no tensor holds the means."""
+    if questions.of is not None:
+        return None
+    if tensor.scores_are_means:
+        return questions.seeds
+    return None if tensor.means is None else questions.gradient(run, wrt=tensor.means)
 
 
 def _kept(tensor: Tensor) -> tuple[str, ...]:

@@ -337,7 +337,8 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
             layer.kind,
             graph.shapes[layer.output][1:],
             axes.get(layer.output),
-            means.get(layer.output),
+            means=None if means.get(layer.output) == graph.output else means.get(layer.output),
+            scores_are_means=means.get(layer.output) == graph.output,
         )
         for layer in graph.layers
         if layer.output in graph.of_file and not isinstance(layer.op, Indices)
@@ -346,6 +347,8 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
 
 def _means(graph: Graph, channels: Mapping[str, int]) -> dict[str, str]:
     """The tensors that are read by a mean of each channel alone, and the file's tensor that holds it.
+
+    Where the scores are these means, also by another shape, that tensor is the scores.
 
     An AveragePool averages the last two axes of its input, or the only one behind the first.  The mean of a
     channel is over all axes but that of the channels.  So the two agree only where the first axis of a sample
@@ -365,10 +368,12 @@ def _means(graph: Graph, channels: Mapping[str, int]) -> dict[str, str]:
         if isinstance(op, AveragePool) and op.is_mean and readers[x] == 1:
             if channels.get(x) == 0 and len(graph.shapes[x]) <= 4:
                 planes_of[layer.output] = x
-        elif isinstance(op, Reshape) and x in planes_of and x not in graph.of_file:  # a part of ReduceMean
-            planes_of[layer.output] = planes_of[x]
-    inner = graph.of_file - {graph.output}
-    return {planes: means for means, planes in planes_of.items() if means in inner and planes in inner}
+        elif isinstance(op, Reshape) and x in planes_of:
+            is_part = x not in graph.of_file  # of ReduceMean
+            if is_part or (layer.output == graph.output and readers[x] == 1):
+                planes_of[layer.output] = planes_of[x]
+    file = graph.of_file
+    return {planes: means for means, planes in planes_of.items() if means in file and planes in file}
 
 
 def _buffer_sizes(tensors: Mapping[str, PhysicalTensor], slices: Mapping[str, BufferSlice]) -> dict[str, int]:
