@@ -133,14 +133,14 @@ class Network:
             Where the network's values overflow.
         """
         count, kept = self._engine.inputs.count(images), names(keep)
-        for batch, _ in self._engine.batches(images, count, keep=kept, check_finite=False):
+        for batch, session in self._engine.batches(images, count, keep=kept, check_finite=False):
             if len(batch.x) < count:
                 raise InputError(
                     f"{count} images do not fit into one run; {len(batch.x)} do.",
                     hint="`runs` takes them slice by slice; or give the Explainer more `memory`.",
                 )
             session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
-            with Run(self._engine, session_for, batch, slice(0, count), 0, count) as run:
+            with Run(self._engine, session, session_for, batch, slice(0, count), 0, count) as run:
                 yield run
 
     def runs(
@@ -180,7 +180,7 @@ class Network:
         for batch, session in self._engine.batches(images, size, keep=kept, check_finite=False):
             session_for = partial(self._engine.sessions.of, batch.x.shape[1:], kept)
             open_part = partial(
-                Run, self._engine, session_for, batch, offset=done, count=count, to_input=to_input
+                Run, self._engine, session, session_for, batch, offset=done, count=count, to_input=to_input
             )
             for run in session.fitting(slice(0, len(batch.x)), open_part):
                 with run:

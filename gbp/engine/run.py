@@ -35,8 +35,10 @@ class Run:
 
     Parameters
     ----------
-    engine, session_for
-        The model, and its session for a rule's rewrite, or for None.
+    engine
+        The model.
+    session, session_for
+        Its session for these samples, and those for rules' rewrites.
     batch, part
         Prepared samples, and which of them to run.
     offset, count
@@ -48,6 +50,7 @@ class Run:
     def __init__(
         self,
         engine: Engine,
+        session: Session,
         session_for: Callable[[Rewrite | None], Session],
         batch: Batch,
         part: slice,
@@ -56,7 +59,7 @@ class Run:
         to_input: bool = True,
     ) -> None:
         self._to_input = to_input
-        self._engine, self._session_for, self._is_open = engine, session_for, True
+        self._engine, self._session, self._session_for, self._is_open = engine, session, session_for, True
         self._batch, self._part = batch, part
         self._runs: dict[Rewrite | None, tuple[Session, Tape]] = {}
         #: float32 (N, …): the prepared samples, in the model's own input layout.
@@ -65,7 +68,7 @@ class Run:
         self.count = count
         #: Which of them these are.
         self.samples = slice(offset + part.start, offset + part.start + len(self.x))
-        self._session, self._tape = self._on(None)
+        self._tape = self._on(None)[1]
         #: float32 (N, classes): the scores, flattened, as those of an `Attribution`.
         self.scores: NDArray[np.float32] = self._tape.scores
 
@@ -73,7 +76,8 @@ class Run:
     def pictures(self) -> Sequence[Image.Image] | None:
         """The samples as pictures, or None where they are unknown."""
         pictures = self._batch.pictures
-        return pictures and pictures[self._part]
+        is_all = len(self.x) == len(self._batch.x)
+        return pictures if is_all else pictures and pictures[self._part]
 
     @property
     def scores_name(self) -> str:
@@ -113,7 +117,7 @@ class Run:
     def _on(self, rewrite: Rewrite | None) -> tuple[Session, Tape]:
         """The session for a rewrite, and the forward run of its plan: one for each that is asked for."""
         if rewrite not in self._runs:
-            session = self._session_for(rewrite)
+            session = self._session if rewrite is None else self._session_for(rewrite)
             with session.device.turn(), computing():
                 self._runs[rewrite] = session, session.run(self.x, self.samples.start, self._to_input)
         return self._runs[rewrite]

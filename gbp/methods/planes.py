@@ -26,7 +26,8 @@ _POINTWISE = (
 
 def spatial(tensor: Tensor) -> tuple[int, ...]:
     """The sides of a tensor's planes."""
-    return tuple(n for axis, n in enumerate(tensor.shape) if axis != tensor.channels)
+    axis = tensor.channels
+    return tensor.shape if axis is None else tensor.shape[:axis] + tensor.shape[axis + 1 :]
 
 
 def has_plane(tensor: Tensor) -> bool:

@@ -24,6 +24,9 @@ class Pictures(Sequence[Image.Image]):
     @classmethod
     def joined(cls, parts: Iterable[Sequence[Image.Image]]) -> Pictures:
         """Several sequences as one; nothing is made."""
+        parts = list(parts)
+        if len(parts) == 1 and isinstance(parts[0], Pictures):
+            return parts[0]
         return cls(each for part in parts for each in (part._each if isinstance(part, Pictures) else part))
 
     def __len__(self) -> int:

@@ -296,11 +296,8 @@ class Preprocess:
         channels
             The size of a sample's axis of channels.
         """
-        try:
-            self._statistics(channels)
-        except InputError:
-            return False
-        return channels in (1, 3)
+        is_known = channels in (1, 3) and channels in NETWORK_CHANNELS[self.channels]
+        return is_known and all(len(numbers) in (1, channels) for numbers in (self.mean, self.std))
 
     def picture(self, array: NDArray[Any]) -> Image.Image:
         """Undo `apply`: the 8-bit picture, RGB or L, clipped to what 8 bits hold.

@@ -180,7 +180,7 @@ class Tape:
             forward.run_backward(memory, route, gate, total)
             if reduce is None and total is None:
                 maps, finite = leaving.read()
-                maps = maps.reshape(self.n, k, *maps.shape[1:])
+                maps = maps[:, None] if k == 1 else maps.reshape(self.n, k, *maps.shape[1:])
             else:
                 found = leaving.view()
                 found = found.reshape(self.n, k, *found.shape[1:])[: self.n if total is None else 1]
