@@ -407,8 +407,8 @@ def test_grad_cam_of_planes_that_are_averaged(op: str, readers: str) -> None:
         means = b.gemm(b.add(means, b.flatten(b.node("GlobalMaxPool", y))), 4)
     explainer, x = Explainer(b.model(means)), samples_of(2)
     (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
-    assert (tensor.means is not None) == (readers == "alone")
-    assert tensor.scores_are_means == (readers == "are the scores")
+    assert (tensor.means is None) == (readers == "beside another")
+    assert (tensor.means == means) == (readers == "are the scores")
     check_cam(explainer, x, y)
 
 
@@ -473,8 +473,7 @@ def test_grad_cam_of_planes_that_are_averaged_otherwise(name: str, channels: int
     y, scores = AVERAGED[name](b, b.conv(b.input(1, 3, 8, 9), channels, 3, pads=(1,) * 4))
     explainer, x = Explainer(b.model(scores)), samples_of(2)
     (tensor,) = (tensor for tensor in explainer.tensors if tensor.name == y)
-    assert tensor.means is None
-    assert tensor.scores_are_means == (name == "scores")
+    assert tensor.means == (scores if name == "scores" else None)
     check_cam(explainer, x, y)
 
 

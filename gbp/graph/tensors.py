@@ -30,10 +30,8 @@ class Tensor:
     channels
         The axis of `shape` that has the channels; None where the ops do not say.
     means
-        The name of the tensor that holds the mean of each channel, where nothing else reads this one and that
-        is not the scores; else None.
-    scores_are_means
-        Whether the scores are the means of its channels, and nothing else reads it.
+        The name of the tensor that holds the mean of each channel, where nothing else reads this one; else
+        None.  It may be that of the scores.
     """
 
     name: str
@@ -42,7 +40,6 @@ class Tensor:
     shape: tuple[int, ...]
     channels: int | None = None
     means: str | None = None
-    scores_are_means: bool = False
 
 
 def find(tensors: Sequence[Tensor], name: str) -> Tensor:

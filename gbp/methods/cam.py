@@ -183,11 +183,9 @@ def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
 
 def _gradient_of_means(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32] | None:
     """The gradient of the mean of each channel: float32 (n, K, …); None where no tensor holds the means."""
-    if questions.of is not None:
+    if tensor.means is None or questions.of is not None:
         return None
-    if tensor.scores_are_means:
-        return questions.seeds
-    return None if tensor.means is None else questions.gradient(run, wrt=tensor.means)
+    return questions.seeds if tensor.means == run.scores_name else questions.gradient(run, wrt=tensor.means)
 
 
 def _kept(tensor: Tensor) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def explained(
     compute
         Makes the maps of a run, and the details of its samples.
     keep
-        As for `Explainer.runs`.
+        As for `Explainer.runs`.  The layer that the method is about comes first.
     looks_at_image
         Whether the maps are made of the image, or of activations, beside backward passes.
     to_input
@@ -151,7 +151,7 @@ def explained(
     """
     parts: list[Attribution] = []
     for run in explainer.runs(images, (*keep, *tensors_of(target)), to_input=to_input):
-        if run.scores_name in keep:
+        if run.scores_name in keep[:1]:
             raise InputError(f"layer {run.scores_name!r} holds the scores.", supported="layers before them")
         questions, one, names = _questions(run, target)
         maps, details = compute(run, questions)

@@ -1,9 +1,13 @@
-"""Which axis of a tensor has the channels."""
+"""Which axis of a tensor has the channels, and which tensor has their means."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from ..graph.graph import Graph
 from ..ops import fact
+from ..ops.pool import AveragePool
 from ..ops.shape import Reshape, Transpose
 
 
@@ -36,3 +40,34 @@ def channel_axes(graph: Graph) -> dict[str, int]:
             if alike:
                 known[y] = known[alike[0]]
     return {name: axis - 1 for name, axis in known.items() if axis > 0}
+
+
+def channel_means(graph: Graph, channels: Mapping[str, int]) -> dict[str, str]:
+    """The tensors that are read by a mean of each channel alone, and the file's tensor that holds the means.
+
+    That is the scores, where the means are the scores, or become them by a new shape alone.
+
+    An AveragePool averages the last two axes of its input, or the only one behind the first.  The mean of a
+    channel is over all axes but that of the channels.  So the two agree only where the first axis of a sample
+    has the channels, and where no more than two are behind it: a volume has a depth, too.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    channels
+        The axis of each tensor's channels in one sample, as `channel_axes` finds them.
+    """
+    readers = Counter(name for layer in graph.layers for name in layer.inputs)
+    planes_of: dict[str, str] = {}
+    for layer in graph.layers:
+        x, y, op = next(iter(layer.inputs), ""), layer.output, layer.op
+        if isinstance(op, AveragePool) and op.is_mean and readers[x] == 1:
+            if channels.get(x) == 0 and len(graph.shapes[x]) <= 4:
+                planes_of[y] = x
+        elif isinstance(op, Reshape) and x in planes_of:
+            is_part = x not in graph.of_file  # of ReduceMean
+            if is_part or (y == graph.output and readers[x] == 1):
+                planes_of[y] = planes_of[x]
+    file = graph.of_file
+    return {planes: means for means, planes in planes_of.items() if means in file and planes in file}

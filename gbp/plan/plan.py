@@ -21,16 +21,14 @@ from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor, find
 from ..limits import elements, max_working_bytes
-from ..ops.pool import AveragePool
 from ..ops.rectifier import Rectifier
-from ..ops.shape import Reshape
 from ..ops.unpool import Indices
 from ..passes import folded, named
 from ..passes.tap import tap
 from .aliasing import BufferSlice, alias_buffers, mask_slices
 from .arena import Arena, pack
 from .backward import Route, route_between
-from .channels import channel_axes
+from .channels import channel_axes, channel_means
 from .fusion import fuse, without_copies
 from .layout import Instruction, PhysicalTensor, lay_out
 from .tail import Tail, tail_of
@@ -329,7 +327,7 @@ def _other_clips(graph: Graph) -> int:
 def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
     axes = channel_axes(graph)
-    means = _means(graph, axes)
+    means = channel_means(graph, axes)
     return tuple(
         Tensor(
             layer.output,
@@ -337,43 +335,11 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
             layer.kind,
             graph.shapes[layer.output][1:],
             axes.get(layer.output),
-            means=None if means.get(layer.output) == graph.output else means.get(layer.output),
-            scores_are_means=means.get(layer.output) == graph.output,
+            means.get(layer.output),
         )
         for layer in graph.layers
         if layer.output in graph.of_file and not isinstance(layer.op, Indices)
     )
-
-
-def _means(graph: Graph, channels: Mapping[str, int]) -> dict[str, str]:
-    """The tensors that are read by a mean of each channel alone, and the file's tensor that holds it.
-
-    Where the scores are these means, also by another shape, that tensor is the scores.
-
-    An AveragePool averages the last two axes of its input, or the only one behind the first.  The mean of a
-    channel is over all axes but that of the channels.  So the two agree only where the first axis of a sample
-    has the channels, and where no more than two are behind it: a volume has a depth, too.
-
-    Parameters
-    ----------
-    graph
-        The network.
-    channels
-        The axis of each tensor's channels in one sample, as `channel_axes` finds them.
-    """
-    readers = Counter(name for layer in graph.layers for name in layer.inputs)
-    planes_of: dict[str, str] = {}
-    for layer in graph.layers:
-        x, op = next(iter(layer.inputs), ""), layer.op
-        if isinstance(op, AveragePool) and op.is_mean and readers[x] == 1:
-            if channels.get(x) == 0 and len(graph.shapes[x]) <= 4:
-                planes_of[layer.output] = x
-        elif isinstance(op, Reshape) and x in planes_of:
-            is_part = x not in graph.of_file  # of ReduceMean
-            if is_part or (layer.output == graph.output and readers[x] == 1):
-                planes_of[layer.output] = planes_of[x]
-    file = graph.of_file
-    return {planes: means for means, planes in planes_of.items() if means in file and planes in file}
 
 
 def _buffer_sizes(tensors: Mapping[str, PhysicalTensor], slices: Mapping[str, BufferSlice]) -> dict[str, int]:
