@@ -72,7 +72,13 @@ def beside(path: Path, location: str) -> Path:
     return found
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is an address of the network.  A `Path` of one has lost a slash."""
+    return name.lower().startswith(("http:/", "https:/", "ftp:/", "s3:/", "gs:/"))
+
+
 def hint_of_address(name: str) -> str | None:
-    """A hint where an address of the web is given for a file; else None."""
-    is_address = name.lower().startswith(("http:/", "https:/", "ftp:/", "s3:/", "gs:/"))
-    return "gbp reads nothing from the network: download it." if is_address else None
+    """A hint where an address is given for a file that is read; else None."""
+    if name.lower().startswith("file:/"):
+        return "Give its path, without file://."
+    return "gbp reads nothing from the network: download it." if is_address(name) else None

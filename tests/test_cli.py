@@ -580,6 +580,9 @@ def test_what_is_written_has_a_name(capsys, command):
     with pytest.raises(SystemExit):
         run(*command, "-o", "-")
     assert "-o/--out: nothing is written to the standard output: name a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*command, "-o", "s3://bucket/name")
+    assert "-o/--out: nothing is written to the network: name a file" in capsys.readouterr().err
 
 
 def test_without_arguments_the_help_is_printed(capsys):

@@ -351,6 +351,20 @@ def test_what_is_given_may_not_differ_by_sample() -> None:
     model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(GbpError, match="does not broadcast"):
         Explainer(model, given={"other": X, "factor": 1.0})
+    model.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "N"
+    with pytest.raises(GbpError, match=r"'other' has 2 rows: if .*, give one that all samples share"):
+        Explainer(model, given={"other": X, "factor": 1.0})
+
+
+@pytest.mark.parametrize("sizes", [[0, 3], [3, 0], None])
+def test_a_part_of_nothing_is_named(sizes: list[int] | None) -> None:
+    b = Builder()
+    x, how = b.input(1, 3, 4, 4), {} if sizes else {"num_outputs": 4}
+    given = [b.constant(sizes)] if sizes else []
+    parts = b.nodes("Split", x, *given, outputs=2 if sizes else 4, axis=1, **how)
+    model = b.model(b.relu(parts[sizes == [0, 3]]))
+    with pytest.raises(UnsupportedError, match=r"^Split .*: output '\w+' is empty: the sizes are \["):
+        Explainer(model)
 
 
 def test_labels_from_the_file() -> None:

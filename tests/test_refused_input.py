@@ -466,7 +466,32 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "an address of a model": (
         "explain https://example.com/net.onnx cat.png",
-        "No such file or directory. gbp reads nothing from the network: download it.",
+        "cannot read 'https://example.com/net.onnx': No such file or directory. gbp reads nothing from the "
+        "network: download it.",
+    ),
+    "an address of a model for a batch": (
+        "batch s3://bucket/net.onnx cat.png -o out",
+        "model is 's3://bucket/net.onnx'. Supported: a path of this machine.",
+    ),
+    "an address of labels": (
+        "explain net.onnx cat.png --labels https://example.com/names.txt",
+        "gbp reads nothing from the network: download it.",
+    ),
+    "an address of a list": (
+        "explain net.onnx @https://example.com/list.txt",
+        "gbp reads nothing from the network: download it.",
+    ),
+    "an address of an array": (
+        "explain net.onnx cat.png --given a=https://example.com/a.npy",
+        "No such file or directory. gbp reads nothing from the network: download it.\n",
+    ),
+    "an address of this machine": (
+        "explain file:///net.onnx cat.png",
+        "cannot read 'file:///net.onnx': No such file or directory. Give its path, without file://.",
+    ),
+    "half a picture in a report": (
+        "report net.onnx cat.png half.png -o a.html",
+        "image file is truncated. --skip-broken leaves such images out.",
     ),
     "class 99": ("explain net.onnx cat.png --target 99", "target 99 is no class. Supported: 0 to 3"),
     "no such class": ("explain net.onnx cat.png --target zebra", "no class is called 'zebra'"),

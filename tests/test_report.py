@@ -103,8 +103,11 @@ def test_broken_images(explainer: Explainer, folder: Path, tmp_path: Path) -> No
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     images = [folder / "scene_1.png", broken, folder / "scene_2.png"]
-    with pytest.raises(InputError, match=r"broken\.png"):
+    with pytest.raises(InputError, match=r"broken\.png.* skip_broken=True leaves such images out"):
         report(explainer, images, tmp_path / "a.html")
+    with pytest.raises(InputError, match=r"broken\.png") as alone:
+        report(explainer, [broken], tmp_path / "a.html")
+    assert "skip_broken" not in str(alone.value)
     assert not (tmp_path / "a.html").exists()
     summary = report(explainer, images, tmp_path / "a.html", rules=("vanilla",), skip_broken=True)
     assert summary.images == 2

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gbp import At, Contrast, Explainer, InputError, Top
+from gbp.bulk.folder import Folder
 from gbp.cli.main import main
 from gbp.cli.options import in_options
 from gbp.cli.options import target as target_of
@@ -227,6 +228,16 @@ def refusal(call: Callable[..., object], *arguments: object, **options: object) 
 )
 def test_the_command_line_speaks_its_own_language(said: str, shown: str) -> None:
     assert in_options(said) == shown
+
+
+def test_all_settings_of_a_folder_are_options(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.open({"rule": "guided", "model": "a", "max_side": None, "output": None})
+    folder.close()
+    said = refusal(folder.open, {"rule": "vanilla", "model": "b", "max_side": 9, "output": None})
+    assert in_options(said).startswith(
+        "--rule is vanilla and was guided; model is b and was a; --max-side is 9 and was none when "
+    )
 
 
 def test_a_detector_on_the_command_line(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +116,29 @@ def test_any_character() -> None:
     for code in (*range(0x250), 0x200E, 0x2028, 0x202E, 0x2066, 0xFEFF, 0xFFFF, 0xE0041):
         assert shown(f"a{chr(code)}b").isprintable(), hex(code)
         assert not chr(code).isprintable() or shown(chr(code)) == chr(code), hex(code)
+
+
+def in_ascii(model: onnx.ModelProto, folder: Path, *options: str) -> str:
+    """What `gbp inspect` prints on a terminal that has ASCII alone."""
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    printed = io.BytesIO()
+    with redirect_stdout(io.TextIOWrapper(printed, "ascii", write_through=True)):
+        assert cli.main(["inspect", str(folder / "net.onnx"), *options]) == 0
+        return printed.getvalue().decode("ascii")
+
+
+def test_tables_are_aligned_in_ascii(tmp_path: Path) -> None:
+    model = valid()
+    model.graph.node[0].name = "größe"
+    model.graph.node[2].name = "a long name " * 4
+    head, *lines = in_ascii(model, tmp_path).split("\n")
+    at = head.index("output")
+    assert [line[at - 1 : at + 5] for line in lines[:3]] == [" 8x8x8"] * 3
+    assert lines[0].startswith(r"gr\xf6\xdfe ")
+    assert "..." in lines[2]
+
+
+def test_json_in_ascii_holds_the_same_names(tmp_path: Path) -> None:
+    model = valid()
+    model.graph.node[0].name = "größe ×"
+    assert json.loads(in_ascii(model, tmp_path, "--json"))["layers"][0]["name"] == "größe ×"

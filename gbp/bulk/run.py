@@ -10,6 +10,7 @@ from typing import IO, Any, Literal
 
 from ..arguments import at_least_one
 from ..errors import InputError
+from ..files import is_address
 from ..kernels.parallel.threads import available
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
@@ -134,6 +135,8 @@ def batch(
     for name, path in (("model", model), ("out", out)):
         if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
             raise InputError(f"{name} is {path!r}.", supported="a path")
+        if is_address(os.fspath(path)):
+            raise InputError(f"{name} is {path!r}.", supported="a path of this machine")
     actors = at_least_one("actors", actors)
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images

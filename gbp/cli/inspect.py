@@ -12,6 +12,7 @@ from .options import (
     add_algorithm,
     add_ends,
     add_model,
+    as_printed,
     ends_of,
     in_options,
     print_json,
@@ -62,9 +63,9 @@ def _print_inspection(inspection: Inspection) -> None:
     header = ("layer", "op, plan", "output", "params", "MACs")
     rows = [
         (
-            name[scope:].lstrip("/") or name,
-            ", ".join(filter(None, (layer.op, layer.plan))),
-            "×".join(map(str, layer.shape)),
+            as_printed(name[scope:].lstrip("/") or name),
+            as_printed(", ".join(filter(None, (layer.op, layer.plan)))),
+            as_printed("×".join(map(str, layer.shape))),
             _count(layer.parameters),
             _count(layer.macs),
         )
@@ -101,8 +102,8 @@ def _cut(text: str, width: int) -> str:
     """Cut the middle out of a long text, because names differ at their ends."""
     if len(text) <= width:
         return text
-    tail = width // 2
-    return text[: width - 1 - tail] + "…" + text[len(text) - tail :]
+    dots, tail = as_printed("…"), width // 2
+    return text[: width - len(dots) - tail] + dots + text[len(text) - tail :]
 
 
 def _count(number: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .. import GbpError, __version__
 from ..errors import shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
-from .options import in_options, refusal_of_choice
+from .options import IN_ASCII, in_options, refusal_of_choice
 
 
 def run() -> int:
@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code: 0; 1 if images could not be explained and are left out, or `verify` finds a mismatch; 2 if
     gbp refuses the input; 130 if interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a label must not break an ASCII terminal
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=IN_ASCII)  # a label must not break an ASCII terminal
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images, which are refused or not
     try:
         parser = _parser()

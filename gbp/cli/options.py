@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
 
 from .. import At, InputError
 from ..errors import shown
+from ..files import is_address
 from ..pictures.look import Canvas, Limits
 from ..questions.targets import target_of
 
@@ -34,12 +37,17 @@ _SAID = {
     "Give labels.": "Give --labels.",
     "given={name: array}": "--given NAME=VALUE",
     "max_side is": "--max-side is",
+    "skip_broken=True": "--skip-broken",
     ", or None for all": "",
     "Leave the device out": "Leave --device out",
     "Leave the output out": "Leave --output out",
     "Top(k)": "top5",
     "`Explainer.tensors` lists them": "`gbp inspect` lists nodes",
 }
+
+#: The name of how streams print characters that their encoding lacks, and some of these in ASCII.
+IN_ASCII = "gbp"
+_ASCII = {"×": "x", "…": "...", "σ": "sigma", "²": "2", "≥": ">=", "–": "-", "“": '"', "”": '"', "\xa0": " "}
 
 #: How a size of another input is said on the command line.
 _TAKES = r"size\1 \2x\3, the network takes \4x\5"
@@ -215,8 +223,9 @@ def out_name(text: str) -> str:
     """The name of what is written.  An empty one, as of an unset variable, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
-    if text == "-":
-        raise argparse.ArgumentTypeError("nothing is written to the standard output: name a file or a folder")
+    if text == "-" or is_address(text):
+        to = "the standard output" if text == "-" else "the network"
+        raise argparse.ArgumentTypeError(f"nothing is written to {to}: name a file or a folder")
     return text
 
 
@@ -279,7 +288,7 @@ def _given(texts: Sequence[str]) -> dict[str, Any]:
                 raise ValueError("say NAME=VALUE, once for each input")
             values[name] = read_array(value) if is_array_file(value) else _value(value)
         except ValueError as error:
-            raise InputError(f"--given {text!r}: {error}.") from None
+            raise InputError(f"--given {text!r}: {str(error).rstrip('.')}.") from None
     return values
 
 
@@ -317,9 +326,31 @@ def refusal_of_choice(value: str, choices: Sequence[str]) -> str:
     return f"{value!r} is not known.{hint} Supported: {', '.join(choices)}."
 
 
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What a stream prints instead of characters that its encoding lacks; see `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    escaped = (c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(_ASCII.get(c, escape) for c, escape in zip(text, escaped, strict=True)), error.end
+
+
+codecs.register_error(IN_ASCII, _in_ascii)
+
+
+def as_printed(text: str) -> str:
+    """The text on one line, in the characters that the standard output has, for a table's widths."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown(text).encode(encoding, IN_ASCII).decode(encoding)
+
+
 def print_json(value: object) -> None:
-    """Print an object as JSON; control characters as escapes."""
+    """Print an object as JSON; control characters, and those that the stream lacks, as escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
     print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
@@ -339,6 +370,10 @@ def in_options(text: str) -> str:
     for said, option in _SAID.items():
         text = text.replace(said, option)
     text = re.sub(r"\bAt\(([^()]*)\)", lambda at: re.sub(r", |'", lambda c: ":" * (c[0] != "'"), at[1]), text)
+    if " was begun. " in text:  # a list of settings
+        no_option = "gbp|images|model"
+        setting = rf"(^|; )(?!({no_option})\b)([a-z]\w*)(?= is )"
+        text = re.sub(setting, lambda found: f"{found[1]}--{found[3].replace('_', '-')}", text)
     text = re.sub(rf"\b({_OPTIONS})=(['\"]?)([^\s'\",;.)]+)\2", r"--\1 \3", text)
     text = re.sub(r"^k(?= is\b)", "top", text)  # of `Top(k)`
     text = re.sub(r"^(body|pixels|targets)(?= is\b)", r"--max-\1", text)

@@ -16,6 +16,7 @@ from .options import (
     add_labels,
     add_model,
     add_preprocessing,
+    as_printed,
     ends_of,
     out_name,
     preprocess_of,
@@ -112,7 +113,7 @@ def _print_sanity(found: Sanity) -> None:
                 value = values[k]
                 cell = "no map" if value is None else f"{value.ssim:.2f} {value.rank_magnitude:5.2f}"
                 cells.append(f"{cell:>{wide}}")
-            print_line(f"{name[-34:]:36}" + "".join(cells))
+            print_line(f"{as_printed(name)[-34:]:36}" + "".join(cells))
     for rule, cosine in found.class_cosine.items():
         print_line(f"{rule}: mean cosine with the maps of other classes {cosine:.2f}")
     for rule, verdict in found.verdicts.items():

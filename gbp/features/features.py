@@ -27,6 +27,7 @@ from .. import Explainer, GbpError, InputError, Tensor
 from ..arguments import whole_number
 from ..bulk.folder import Folder
 from ..bulk.job import settings_of
+from ..files import is_address
 from ..graph.graph import Graph
 from ..graph.tensors import find
 from ..importer.load import open_model
@@ -134,6 +135,8 @@ def features(
     whole_number("top", top)
     if part not in PARTS:
         raise InputError(f"part is {part!r}.", supported=", ".join(PARTS))
+    if is_address(os.fspath(out)):
+        raise InputError(f"out is {out!r}.", supported="a path of this machine")
     rule_named(rule)
     path = os.fspath(model)
     names = [images] if isinstance(images, (str, os.PathLike)) else images

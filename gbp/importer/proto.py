@@ -148,7 +148,7 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
         ) from None
     if not os.fspath(model):  # a Path of nothing is the current folder
         raise InputError("the path of the model is empty.")
-    name = repr(str(path))
+    name = repr(os.fspath(model))  # as it was given: a Path of an address loses a slash
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: the path holds a NUL byte.

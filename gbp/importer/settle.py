@@ -18,7 +18,7 @@ from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
 from .load import build
-from .proto import all_nodes
+from .proto import all_nodes, declared_shape
 from .refusals import with_hint
 from .subgraph import Source
 from .weights import StandIns
@@ -53,7 +53,8 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
                 many = _built(source, (_MANY, *input_shape[1:]))
                 if isinstance(many, Graph) and _first_difference(alone, many) is None:
                     return source, alone
-                raise with_hint(error, "Or fix the batch at 1 in the file: then nothing mixes.") from None
+                advice = _rows_given(source) or "Or fix the batch at 1 in the file: then nothing mixes."
+                raise with_hint(error, advice) from None
         if batch != 1 and input_shape == source.input_shape:
             without = source.without_batch()
             whole = _built(without, (1, *input_shape))
@@ -70,6 +71,18 @@ def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
         return build(source, input_shape)
     except GbpError as error:
         return error
+
+
+def _rows_given(source: Source) -> str | None:
+    """Advice where another input was given several rows, of which an open batch may have one a sample."""
+    for value in source.model.graph.input:
+        array, shape = source.given.get(value.name), declared_shape(value)
+        if array is not None and array.ndim and len(array) > 1 and (shape is None or shape[:1] == (None,)):
+            return (
+                f"What is given for {value.name!r} has {len(array)} rows: if they are one for each sample, "
+                "give one that all samples share."
+            )
+    return None
 
 
 def _may_count(node: onnx.NodeProto) -> bool:

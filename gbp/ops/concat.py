@@ -114,9 +114,12 @@ def parse_split(node: Node) -> list[Op]:
         node.invalid(f"num_outputs is not the number of outputs, {count}.")
     if sizes is None:
         share = -(-size // count)
-        sizes = tuple(min(share, size - i * share) for i in range(count))
-    if len(sizes) != count or min(sizes) < 1 or sum(sizes) != size:
+        sizes = tuple(max(0, min(share, size - i * share)) for i in range(count))
+    if len(sizes) != count or min(sizes) < 0 or sum(sizes) != size:
         node.invalid(f"sizes {list(sizes)} do not part {size} elements into {count} outputs.")
+    if 0 in sizes:
+        found = f"output {node.proto.output[sizes.index(0)]!r} is empty: the sizes are {list(sizes)}."
+        node.refuse(found, supported="sizes of at least 1")
     return [AxisSlice(axis, a, b) for a, b in pairwise([0, *accumulate(sizes)])]
 
 

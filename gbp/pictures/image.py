@@ -100,7 +100,8 @@ def content_of(path: str) -> bytes:
         with open_regular(path, MAX_ARRAY if is_array_file(path) else MAX_FILE) as file:
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise InputError(f"cannot open {path!r}: {reason_of(error)}.") from error
+        hint = hint_of_address(path)
+        raise InputError(f"cannot open {path!r}: {reason_of(error)}.", hint=hint) from error
 
 
 def read_array(
@@ -121,7 +122,8 @@ def read_array(
         raise
     except Exception as error:  # the header is Python's text, on which NumPy raises what its parser does
         what = name if name in UNNAMED else f"the array {name!r}"
-        raise InputError(f"cannot read {what}: {reason_of(error)}.") from None
+        hint = hint_of_address(name)
+        raise InputError(f"cannot read {what}: {reason_of(error)}.", hint=hint) from None
     return array.astype(np.float32) if array.dtype.kind in "iu" else array
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, reason_of
-from ..files import read_text
+from ..files import hint_of_address, read_text
 
 #: Names that are shipped; `names/SOURCES.md` says where they are from.  The last has a class "background"
 #: in front, as TensorFlow's networks do.
@@ -62,7 +62,9 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         raise
     except FileNotFoundError:
         raise InputError(
-            f"there are no labels {os.fspath(value)!r}.", supported=f"a file, or one of {', '.join(SHIPPED)}"
+            f"there are no labels {os.fspath(value)!r}.",
+            supported=f"a file, or one of {', '.join(SHIPPED)}",
+            hint=hint_of_address(os.fspath(value)),
         ) from None
     # Not UTF-8, not JSON, a NUL in the path.
     except (OSError, ValueError, RecursionError, csv.Error) as error:

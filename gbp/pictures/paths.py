@@ -107,7 +107,7 @@ def _content(path: str) -> bytes:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
             f"cannot read the list of images {path!r}: {reason}.",
-            hint=f"For a file whose name begins with @, write ./@{path}.",
+            hint=hint_of_address(path) or f"For a file whose name begins with @, write ./@{path}.",
         ) from error
 
 

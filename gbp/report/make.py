@@ -168,6 +168,9 @@ class _Making:
             found = self._attributions(part)
         except InputError as error:
             if not self.skip_broken:
+                if len(part) + len(self.rows) > 1 and any(repr(image) in error.found for image in part):
+                    hint = " ".join(filter(None, (error.hint, "skip_broken=True leaves such images out.")))
+                    raise InputError(error.found, supported=error.supported, hint=hint) from error
                 raise
             if len(part) > 1:
                 return [content for image in part for content in self._explained([image])]
