@@ -621,6 +621,30 @@ COUNTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         {"to": np.array([3, -1]), "back": np.array([-1, 3, 1, 1])},
     ),
     "what a stored bool chooses": (CHOSEN, {"0": np.array(0), "is": np.array(True), "one": np.float32(1)}),
+    "a range over samples": (
+        [
+            SIZES,
+            N("Gather", ["s", "0"], ["n"]),
+            N("Range", ["0", "n", "1"], ["k"]),
+            N("Cast", ["k"], ["f"], to=1),
+            N("Reshape", ["f", "to"], ["g"]),
+            N("Add", ["x", "g"], ["r"]),
+        ],
+        {"0": np.array(0), "1": np.array(1), "to": np.array([-1, 1, 1, 1])},
+    ),
+    "ranges over samples, read by two nodes": (
+        [
+            N("Shape", ["x"], ["n"], end=1),
+            N("Squeeze", ["n"], ["m"]),
+            N("Range", ["0", "m", "1"], ["k"]),
+            N("Cast", ["k"], ["f"], to=1),
+            N("Reshape", ["f", "to"], ["g"]),
+            N("Mul", ["x", "g"], ["a"]),
+            N("Add", ["x", "g"], ["b"]),
+            N("Add", ["a", "b"], ["r"]),
+        ],
+        {"0": np.array(0), "1": np.array(1), "to": np.array([-1, 1, 1, 1])},
+    ),
     "larger planes": (
         [
             N("Resize", ["x", "", "scales"], ["u"]),

@@ -332,8 +332,9 @@ def test_refusals_say_what_to_do(app: Any) -> None:
     assert told("GET", "/docs")["hint"] == "GET /openapi.json lists them."
     assert told("GET", EXPLAIN)["supported"] == "POST"
     sent = told("POST", EXPLAIN, json={"image": base64.b64encode(PHOTO).decode()})
-    assert sent["found"] == "the body is JSON, which holds no file."
+    assert sent["found"] == "Content-Type says that the body is JSON, which holds no file."
     assert sent["hint"].startswith("Send a picture")
+    assert sent["hint"].endswith("Say what it is, as image/png, or leave Content-Type out.")
 
 
 def array_file(x: Any) -> bytes:

@@ -327,7 +327,7 @@ def refusal_of_choice(value: str, choices: Sequence[str]) -> str:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What a stream prints instead of characters that its encoding lacks; see `codecs.register_error`."""
+    """An error handler of `codecs`: it returns what is printed for characters that a stream lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

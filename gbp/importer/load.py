@@ -64,23 +64,11 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
 
 
 def build(source: Source, input_shape: Shape) -> Graph:
-    """The graph of `source` for images of `input_shape`, batch first.
-
-    Raises ModelError or UnsupportedError, which names the node.
-    """
-    if min(input_shape) < 1 or elements(input_shape[1:]) > MAX_ELEMENTS:
-        raise UnsupportedError(
-            f"input {source.input!r} has shape {list(input_shape)}.",
-            supported=f"sizes of at least 1 and up to {MAX_ELEMENTS} numbers a sample",
-        )
-    try:
-        with computing():
-            return _Builder(source, input_shape).graph()
-    except GbpError as error:
-        raise without_frames(error) from None
+    """The graph of `source` for images of `input_shape`, batch first.  Raises as `Builder.graph`."""
+    return Builder(source, input_shape).graph()
 
 
-class _Builder:
+class Builder:
     """Reads the nodes of a source one by one, in order of computation."""
 
     def __init__(self, source: Source, input_shape: Shape) -> None:
@@ -112,7 +100,23 @@ class _Builder:
         self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
-        """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused."""
+        """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused.
+
+        The errors name nodes.
+        """
+        try:
+            with computing():
+                return self._graph()
+        except GbpError as error:
+            raise without_frames(error) from None
+
+    def _graph(self) -> Graph:
+        shape = self.shapes[self.source.input]
+        if min(shape) < 1 or elements(shape[1:]) > MAX_ELEMENTS:
+            raise UnsupportedError(
+                f"input {self.source.input!r} has shape {list(shape)}.",
+                supported=f"sizes of at least 1 and up to {MAX_ELEMENTS} numbers a sample",
+            )
         refused = self._read_nodes()
         if self.first_lifted is not None and (refused or self.source.scores not in self.shapes):
             refused.insert(0, self.first_lifted)

@@ -17,7 +17,7 @@ from ..errors import GbpError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
-from .load import build
+from .load import Builder, build
 from .proto import all_nodes, declared_shape
 from .refusals import with_hint
 from .subgraph import Source
@@ -67,8 +67,13 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
 
 def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
     """The graph, or the error that there is none."""
+    return _graph_of(Builder(source, input_shape))
+
+
+def _graph_of(builder: Builder) -> Graph | GbpError:
+    """The graph that a builder makes, or the error that there is none."""
     try:
-        return build(source, input_shape)
+        return builder.graph()
     except GbpError as error:
         return error
 
@@ -98,15 +103,18 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
 
     Both are built without their large weights, which would be in memory twice.  A network that cannot be
     built for one sample is refused elsewhere.  A file with constant indices or updates for one sample cannot
-    be computed for more: each sample is alone there.  A Reshape can, and would mix them.
+    be computed for more: each sample is alone there.  A Reshape can, and would mix them; and a node that
+    reads other constants for more samples, such as a Range over them, counts them.
     """
     light = replace(source, weights=StandIns(**vars(source.weights)))
-    one, many = (_built(light, (n, *input_shape[1:])) for n in (1, _MANY))
+    builders = [_Watched(light, (n, *input_shape[1:])) for n in (1, _MANY)]
+    one, many = map(_graph_of, builders)
     if not isinstance(one, Graph):
         return
     alone = "Fix the batch at 1 in the file: then each sample is computed alone."
     if not isinstance(many, Graph):
-        if not isinstance(many, UnsupportedError) or many.op not in TARGETS:
+        is_counted = any(_counts(node, *builders) for node in builders[1].failed)
+        if not (is_counted and isinstance(many, ModelError)):
             return
         raise UnsupportedError(
             f"the batch is open, but with {_MANY} samples: {many.found}",
@@ -123,6 +131,27 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
             supported="scores of a sample that do not depend on others",
             hint=alone,
         )
+
+
+class _Watched(Builder):
+    """A builder that remembers which nodes it could not read."""
+
+    def __init__(self, source: Source, input_shape: Shape) -> None:
+        super().__init__(source, input_shape)
+        self.failed: list[onnx.NodeProto] = []
+
+    def _take(self, proto: onnx.NodeProto) -> None:
+        try:
+            super()._take(proto)
+        except ModelError:
+            self.failed.append(proto)
+            raise
+
+
+def _counts(node: onnx.NodeProto, one: Builder, many: Builder) -> bool:
+    """Whether a node that can be read for one sample and not for many is another for many."""
+    read = [name for name in node.input if name in one.constants and name in many.constants]
+    return node.op_type in TARGETS or not all(_is_alike(one.constants[n], many.constants[n]) for n in read)
 
 
 def _first_difference(one: Graph, many: Graph) -> Layer | None:

@@ -264,7 +264,11 @@ class Body:
         """
         kind = request.headers.get("content-type", "").lower()
         if kind.startswith("application/json"):
-            raise RequestError(400, "the body is JSON, which holds no file.", hint=_WHAT_TO_SEND)
+            raise RequestError(
+                400,
+                "Content-Type says that the body is JSON, which holds no file.",
+                hint=f"{_WHAT_TO_SEND} Say what it is, as image/png, or leave Content-Type out.",
+            )
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and len(announced) < 20 and int(announced) > limits.body:
             raise _too_large(limits)
