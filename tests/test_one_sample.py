@@ -21,6 +21,7 @@ from PIL import Image
 from gbp import Explainer, InputError, UnsupportedError
 from gbp.diagnostics.inspection import inspect
 from gbp.diagnostics.verify import verify
+from gbp.importer import load
 
 Nodes = Sequence[onnx.NodeProto]
 N = helper.make_node
@@ -645,6 +646,15 @@ COUNTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         ],
         {"0": np.array(0), "1": np.array(1), "to": np.array([-1, 1, 1, 1])},
     ),
+    "rows where another axis is in front": (
+        [
+            N("Sigmoid", ["x"], ["a"]),
+            N("Unsqueeze", ["a", "0"], ["b"]),
+            N("Transpose", ["b"], ["c"], perm=[0, 2, 1, 3, 4]),
+            N("Reshape", ["c", "to"], ["r"]),
+        ],
+        {"0": np.array([0]), "to": np.array([-1, 108])},
+    ),
     "larger planes": (
         [
             N("Resize", ["x", "", "scales"], ["u"]),
@@ -732,6 +742,18 @@ def test_an_open_batch_whose_size_is_used_but_changes_no_sample(case: str, tmp_p
         explainer = Explainer(file)
         for one in x:
             np.testing.assert_allclose(explainer.predict(one[None]), expected(net, one[None]), rtol=1e-5)
+
+
+def test_rows_of_constant_size_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file as Keras writes it is built once."""
+    built: list[int] = []
+    graph = load.Builder.graph
+    monkeypatch.setattr(load.Builder, "graph", lambda builder: built.append(1) or graph(builder))
+    nodes = [N("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), N("Relu", ["t"], ["r"])]
+    net = model([*nodes, N("Reshape", ["r", "to"], ["y"])], ("N", 6, 6, 3), to=np.array([-1, 108]))
+    x = noise(2, 6, 6, 3)
+    np.testing.assert_array_equal(Explainer(net).predict(x), expected(net, x))
+    assert len(built) == 1
 
 
 def test_a_reshape_of_one_image_keeps_an_open_batch() -> None:

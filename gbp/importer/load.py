@@ -100,10 +100,7 @@ class Builder:
         self.budget = Budget.of(stored_bytes(source.model, source.weights))
 
     def graph(self) -> Graph:
-        """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused.
-
-        The errors name nodes.
-        """
+        """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused."""
         try:
             with computing():
                 return self._graph()

@@ -5,6 +5,7 @@ Refuses a file of an open batch where one sample's scores depend on how many the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from itertools import zip_longest
@@ -18,13 +19,19 @@ from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
 from .load import Builder, build
-from .proto import all_nodes, declared_shape
+from .proto import all_nodes, declared_shape, tensor_values
 from .refusals import with_hint
 from .subgraph import Source
 from .weights import StandIns
 
 #: Another number of samples than one.  Few files have it by chance, and constants of this size are small.
 _MANY = 11
+#: Ops that leave the axis in front where it is, or are refused.
+_IN_FRONT = re.compile(
+    "Add|AveragePool|BatchNormalization|Cast|Clip|Concat|Conv|Div|Dropout|Elu|Gemm|GlobalAveragePool|GlobalMaxPool"
+    "|HardSigmoid|HardSwish|Identity|LRN|LeakyRelu|LogSoftmax|MatMul|MaxPool|Mul|PRelu|Pad|ReduceMean|Relu|Reshape"
+    "|Selu|Sigmoid|Softmax|Softplus|Squeeze|Sub|Tanh"
+)
 
 
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
@@ -42,7 +49,7 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
     batch = source.input_shape[0] if source.has_batch else 1
-    if batch is None and any(map(_may_count, all_nodes(source.nodes))):
+    if batch is None and _may_count(source):
         _refuse_if_it_counts(source, input_shape)
     try:
         return source, build(source, input_shape)
@@ -90,12 +97,39 @@ def _rows_given(source: Source) -> str | None:
     return None
 
 
-def _may_count(node: onnx.NodeProto) -> bool:
+def _may_count(source: Source) -> bool:
     """Whether what a node does may depend on the number of samples.
 
-    All others keep axis 0 or are refused.
+    It may of a Shape, a Size or a Reshape; all others keep axis 0 or are refused.  A Reshape to [-1, 64] does
+    not where the batch is in front: it makes rows of 64 numbers, however many samples there are.
     """
-    return node.op_type in ("Shape", "Size", "Reshape")
+    nodes = list(all_nodes(source.nodes))
+    counting = [node for node in nodes if node.op_type in ("Shape", "Size", "Reshape")]
+    if not counting or not all(map(_keeps_in_front, nodes)):
+        return bool(counting)
+    stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
+    return not all(_makes_rows(node, stored, source) for node in counting)
+
+
+def _keeps_in_front(node: onnx.NodeProto) -> bool:
+    """Whether a node leaves the axis in front where it is, or is refused.  Not all that do are listed."""
+    given = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "Transpose":
+        return "perm" in given and given["perm"].ints[:1] == [0]
+    if node.op_type == "Flatten":
+        return "axis" not in given or given["axis"].i > 0
+    return _IN_FRONT.fullmatch(node.op_type) is not None
+
+
+def _makes_rows(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], source: Source) -> bool:
+    """Whether a node is a Reshape whose target is stored, as -1 before sizes."""
+    if node.op_type != "Reshape" or len(node.input) < 2 or node.input[1] in source.given:
+        return False
+    try:
+        target = tensor_values(stored[node.input[1]], node.input[1], node, source.weights)
+    except (KeyError, ModelError):
+        return False
+    return target.ndim == 1 and target.size > 1 and bool(target[0] == -1 and (target[1:] > 0).all())
 
 
 def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
