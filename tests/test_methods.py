@@ -386,6 +386,33 @@ def test_the_last_plane_is_not_a_pool_and_follows_what_is_pointwise() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["a decoder", "scores that are enlarged", "two heads", "dense scores"])
+def test_the_layer_is_named_where_the_last_planes_are_scores(kind: str) -> None:
+    b = Builder()
+    large = b.relu(b.conv(b.input(1, 3, 16, 16), 4, pads=[1, 1, 1, 1]))
+    small = b.relu(b.conv(b.node("MaxPool", large, kernel_shape=[2, 2], strides=[2, 2]), 6))
+    if kind == "a decoder":
+        up = b.conv_transpose(small, 4, kernel=(6, 6), strides=[2, 2])
+        scores = b.conv(b.relu(b.add(b.conv(up, 4, 1), large)), 5, 1)
+    elif kind == "scores that are enlarged":
+        enlarged = b.constant(np.array([1, 1, 2, 2], np.float32))
+        scores = b.node("Resize", b.conv(small, 5, 1), "", enlarged)
+    elif kind == "two heads":
+        heads = [b.reshape(b.conv(planes, 7, 1), 0, 7, -1) for planes in (large, small)]
+        scores = b.concat(*heads, axis=2)
+    else:
+        scores = b.reshape(b.gemm(b.flatten(small), 10), 0, 2, 5)
+    explainer, x = Explainer(b.model(scores)), samples_of(1, shape=(3, 16, 16))
+    if kind == "dense scores":
+        assert methods.grad_cam(explainer, x).details["layer"] == small
+        return
+    with pytest.raises(
+        InputError, match=rf"make the scores of places.* before the heads: layer='{small}' \(6 × 6\)"
+    ):
+        methods.grad_cam(explainer, x)
+    assert methods.grad_cam(explainer, x, layer=small).map.shape == (1, 1, 16, 16)
+
+
 def means_of(b: Builder, y: str, op: str) -> str:
     if op == "GlobalAveragePool":
         return b.node(op, y)

@@ -55,7 +55,8 @@ def grad_cam(
     Raises
     ------
     InputError
-        For arguments that cannot be used, and where there is no plane.
+        For arguments that cannot be used, where there is no plane, and without a layer where the last planes
+        make the scores, as of a detector or a segmenter.
     """
     tensor = layer_named(explainer, images, layer, target)
 

@@ -35,6 +35,10 @@ def has_plane(tensor: Tensor) -> bool:
     return tensor.channels is not None and len(tensor.shape) > 1 and elements(spatial(tensor)) > 1
 
 
+#: Ops that read whole planes: what is computed behind them is no plane of scores.
+_MIXING = ("Gemm", "MatMul", "Einsum", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean")
+
+
 def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
     """The last convolution with a plane of several pixels, or what follows it pixel by pixel.
 
@@ -55,6 +59,34 @@ def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
             return next((each for each in later if spatial(each) == spatial(tensor)), tensor)
         later.append(tensor)
     return None
+
+
+def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
+    """Raise InputError if `last`, the last plane, makes the scores of a detector or a segmenter.
+
+    Grad-CAM of such a tensor is the plane of the class itself: it shows the answer, and no reason for it.
+    """
+    scores = tensors[-1]
+    behind = tensors[tensors.index(last) + 1 :]
+    if elements(scores.shape) == max(scores.shape) or any(tensor.op in _MIXING for tensor in behind):
+        return
+    # Pixels → the last activation or sum with such planes, from large planes to small ones.
+    before: dict[int, Tensor] = {}
+    convolutions = [tensor for tensor in tensors if tensor.op in _CONVOLUTIONS and has_plane(tensor)]
+    for tensor in tensors[: tensors.index(convolutions[-1])]:
+        if len(tensor.shape) == rank and tensor.op in _POINTWISE and has_plane(tensor):
+            pixels = elements(spatial(tensor))
+            if pixels > min(before, default=pixels):
+                break
+            before[pixels] = tensor
+    named = [
+        f"layer={tensor.name!r} ({' × '.join(map(str, spatial(tensor)))})"
+        for tensor in list(before.values())[:-3:-1]
+    ]
+    raise InputError(
+        f"the last planes, {last.name!r}, make the scores of places: their Grad-CAM is the answer itself.",
+        hint=f"Name a layer before the heads: {' or '.join(named or ['layer=…'])}.",
+    )
 
 
 def layer_named(
@@ -83,7 +115,8 @@ def layer_named(
     Raises
     ------
     InputError
-        For a name that no tensor has, and where there is no plane.
+        For a name that no tensor has, where there is no plane, and without a name where the last planes are
+        scores.
     """
     tensors = before = explainer.tensors_for(images)
     for hidden in tensors_of(target):
@@ -95,6 +128,8 @@ def layer_named(
                 "the network has no convolution with a plane of several pixels.",
                 hint="Name a tensor with planes: layer='…'.",
             )
+        if before is tensors:
+            _refuse_scores(tensors, last, len(explainer.input_shape) - 1)
         return last
     named = find(tensors, layer)
     if named not in before:
