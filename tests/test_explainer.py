@@ -486,13 +486,17 @@ def test_pixels_that_nobody_prepared_are_asked_about() -> None:
         ]
         assert not any("prepare them as" in note for note in explainer.explain(Image.fromarray(pixels)).notes)
     assert asked == {
-        "imagenet": ["pixels"],
-        "tf": ["pixels"],
+        "imagenet": ["pixels", "shares"],
+        "tf": ["pixels", "shares"],
         "unit": ["pixels"],
         "raw": ["shares"],
         "caffe": ["shares"],
     }
     assert not Explainer(model).explain(x).notes
+    explainer, dark = Explainer(model, preprocess="imagenet"), (x / 255).astype(np.float32)
+    dark[0, 1, 2, 3] = -0.1  # the only number below 0
+    for array in (dark, np.zeros_like(dark), np.full_like(dark, 0.5)):  # a baseline is no pixels
+        assert "prepare them as" not in str(explainer.explain(array).notes)
     found = methods.smoothgrad(Explainer(model, preprocess="imagenet"), x, samples=2)
     assert "holds numbers from 0 to 255; those of prepared pictures are from -2.12 to 2.64" in str(
         found.notes

@@ -52,7 +52,8 @@ def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...
     """A note, where samples that came as an array look like pixels that nobody has prepared; else none.
 
     Pixels are never negative.  Their numbers are far above those of prepared pictures, as 255 is above 2.6;
-    or they are from 0 to 1 where the network takes tens and hundreds.
+    or they are from 0 to 1 where the network takes tens and hundreds, or where prepared pictures go to -1 or
+    lower: a prepared picture without a number below 0 has no dark pixel.
 
     Parameters
     ----------
@@ -70,8 +71,8 @@ def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...
     ends = np.array([[0.0], [255.0]]) * preprocess.scale - np.array(preprocess.mean)
     ends = ends / np.array(preprocess.std)
     low, high = float(ends.min()), float(ends.max())
-    is_too_small = 0 < most <= 1 and high > _TENS
-    if least < 0 or not (most > high + (high - low) or is_too_small):
+    are_shares = 0 < most <= 1 and (high > _TENS or (low <= -1 and least < most and x[0].min() >= 0))
+    if least < 0 or not (most > high + (high - low) or are_shares):
         return ()
     return (
         f"The samples came as an array that holds numbers from {x.min():.3g} to {x.max():.3g}; those of "
