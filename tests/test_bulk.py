@@ -585,9 +585,11 @@ def test_the_command(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(
-        "gbp: error: --rule is guided and was vanilla; target is none and was Top(k=5)"
+        "gbp: error: --rule is guided and was vanilla; --target is none and was Top(k=5)"
     )
-    assert "method is none and was vargrad; samples is none and was 2; format is png and" in captured.err
+    assert (
+        "; --method is none and was vargrad; --samples is none and was 2; --format is png and" in captured.err
+    )
 
 
 def test_a_label_of_the_models_own_file_may_hold_a_comma(
