@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builder import Builder
 from PIL import Image
 
 from gbp import Explainer, InputError
@@ -97,6 +98,19 @@ def test_every_rule_has_its_caution(explainer: Explainer, folder: Path, tmp_path
     report(explainer, [folder / "scene_1.png"], page, rules=("lrp-epsilon",), classes=1)
     (about,) = scripts(page)["about"]["maps"]
     assert about["caution"] == OTHER_RULES["lrp-epsilon"].caution
+
+
+def test_grad_cam_of_a_segmenter_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    b = Builder()
+    scores = b.conv(b.relu(b.conv(b.input(1, 3, 8, 8), 4)), 3, 1)
+    with pytest.raises(InputError, match=r"scores of places.* Leave Grad-CAM out: a report names no"):
+        report(
+            Explainer(b.model(scores)),
+            [folder / "scene_1.png"],
+            tmp_path / "a.html",
+            methods=("grad-cam",),
+            skip_broken=True,
+        )
 
 
 def test_broken_images(explainer: Explainer, folder: Path, tmp_path: Path) -> None:

@@ -89,6 +89,29 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
     )
 
 
+def default_layer(tensors: Sequence[Tensor], rank: int, *, is_hidden: bool = False) -> Tensor:
+    """The last planes, or an InputError where there are none or they are scores.
+
+    Parameters
+    ----------
+    tensors
+        In order of computation, up to what is explained.
+    rank
+        Axes of a sample of the input.
+    is_hidden
+        Whether a hidden tensor is explained, not the scores.
+    """
+    last = last_plane(tensors, rank)
+    if last is None:
+        raise InputError(
+            "the network has no convolution with a plane of several pixels.",
+            hint="Name a tensor with planes: layer='…'.",
+        )
+    if not is_hidden:
+        _refuse_scores(tensors, last, rank)
+    return last
+
+
 def layer_named(
     explainer: Explainer,
     images: Images,
@@ -121,16 +144,9 @@ def layer_named(
     tensors = before = explainer.tensors_for(images)
     for hidden in tensors_of(target):
         before = before[: tensors.index(find(tensors, hidden)) + 1]
-    last = last_plane(before, len(explainer.input_shape) - 1)
+    rank = len(explainer.input_shape) - 1
     if layer is None:
-        if last is None:
-            raise InputError(
-                "the network has no convolution with a plane of several pixels.",
-                hint="Name a tensor with planes: layer='…'.",
-            )
-        if before is tensors:
-            _refuse_scores(tensors, last, len(explainer.input_shape) - 1)
-        return last
+        return default_layer(before, rank, is_hidden=before is not tensors)
     named = find(tensors, layer)
     if named not in before:
         raise InputError(
@@ -139,6 +155,7 @@ def layer_named(
             hint="Name a layer before it, or explain a class.",
         )
     if needs_plane and not has_plane(named):
+        last = last_plane(before, rank)
         raise InputError(
             f"layer {named.name!r} has no plane, its shape is {list(named.shape)}.",
             hint=f"The last one with a plane is layer={last.name!r}." if last else None,

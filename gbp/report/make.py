@@ -17,6 +17,7 @@ from PIL import Image
 
 from .. import Attribution, Explainer, InputError, Sample, Top
 from ..methods import METHODS
+from ..methods.planes import default_layer
 from ..pictures import render
 from ..pictures.drawing import prepared
 from ..pictures.files import write
@@ -101,6 +102,11 @@ def report(
     if incomplete:
         name = incomplete[0]
         raise InputError(f"method {name!r} needs {METHODS[name].needs}.", hint="Leave it out.")
+    if any("layer" in METHODS[name].options for name in methods):
+        try:
+            default_layer(explainer.tensors, len(explainer.input_shape) - 1)
+        except InputError as error:  # it advises to name a layer
+            raise InputError(error.found, hint="Leave Grad-CAM out: a report names no layer.") from error
     if not 1 <= classes <= 20:
         raise InputError(f"classes is {classes}.", supported="1 to 20")
     if not (*rules, *methods):
