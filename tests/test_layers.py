@@ -48,19 +48,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "explainer": "engine importer inputs pictures questions result rules",
         "methods": "arguments engine errors explainer first_use graph inputs limits pictures questions "
         "result rules",
-        "bulk": "arguments engine errors explainer inputs kernels methods pictures questions result rules "
-        "version",
+        "bulk": "arguments engine errors explainer files inputs kernels methods pictures questions result "
+        "rules version",
         # What stands behind it uses the names that it exports, as a user does.
         "gbp": "bulk engine errors explainer first_use graph importer inputs pictures questions result rules "
         "version",
         "diagnostics": "gbp graph importer limits ops plan runtime",
         "doubt": "arguments errors first_use gbp importer methods pictures result",
         "compat": "arguments errors first_use gbp graph methods pictures",
-        "features": "arguments bulk gbp graph importer ops pictures rules",
+        "features": "arguments bulk files gbp graph importer ops pictures rules",
         "report": "gbp methods pictures result rules",
         "serve": "errors gbp kernels methods pictures questions rules",
-        "cli": "diagnostics doubt engine errors features gbp kernels methods pictures questions report "
-        "result rules serve",
+        "cli": "diagnostics doubt engine errors features files gbp kernels methods pictures questions "
+        "report result rules serve",
         "__main__": "cli",
     }.items()
 }

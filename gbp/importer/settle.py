@@ -30,7 +30,7 @@ _MANY = 11
 _IN_FRONT = re.compile(
     "Add|AveragePool|BatchNormalization|Cast|Clip|Concat|Conv|Div|Dropout|Elu|Gemm|GlobalAveragePool|GlobalMaxPool"
     "|HardSigmoid|HardSwish|Identity|LRN|LeakyRelu|LogSoftmax|MatMul|MaxPool|Mul|PRelu|Pad|ReduceMean|Relu|Reshape"
-    "|Selu|Sigmoid|Softmax|Softplus|Squeeze|Sub|Tanh"
+    "|Selu|Sigmoid|Softmax|Softplus|Sub|Tanh"
 )
 
 
