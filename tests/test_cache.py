@@ -227,7 +227,7 @@ def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -
         compiled, err = used(folder, None, NO_HOME, use="one.compile()")
         assert compiled
         assert err.count("\n") == 1
-        assert "no home folder" in err
+        assert "no home folder. GBP_CACHE_DIR may name" in err
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["small.py"]
 
 
@@ -325,8 +325,11 @@ assert len(small.not_kept) == len(small.compiled)
 
 
 def test_a_disk_that_is_full(folder: Path) -> None:
-    end(start(folder, FULL, folder / "cache"))
+    """Nothing is left there, and one warning says why, and what would help."""
+    _, err = end(start(folder, FULL, folder / "cache"))
     assert not list((folder / "cache").rglob("*.nbc"))
+    assert err.count("\n") == 1
+    assert "No space left on device. GBP_CACHE_DIR may name" in err
 
 
 # ---------------------------------------------------------------------------------------------------- signals

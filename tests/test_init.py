@@ -99,6 +99,7 @@ def test_every_preset_is_tried_and_the_choice_written(
     for preset in ("imagenet", "caffe", "tf", "unit", "raw"):
         assert re.search(rf"^{preset} \(.+\):$", out, re.MULTILINE)
     assert out.count("thing") == 5 * 5
+    assert "--labels" not in out
     sidecar = read_sidecar("net.onnx")
     assert sidecar.preprocess is not None
     assert sidecar.preprocess.resize == "fit"
@@ -116,7 +117,9 @@ def test_every_preset_is_tried_and_the_choice_written(
 
 def test_nothing_is_chosen_in_silence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["init", "net.onnx", "a.png"]) == 2
-    assert "nothing was chosen" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "nothing was chosen" in said.err
+    assert "--labels names the classes: a file with one a line, or imagenet" in said.out
     assert not Path("net.toml").exists()
     assert cli.main(["init", "net.onnx", "a.png", "--preprocess", "best"]) == 2
     Path("elsewhere").mkdir()

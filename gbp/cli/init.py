@@ -57,6 +57,7 @@ def add_command(commands: Any) -> None:
 def init(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from .. import Explainer, Preprocess
+    from ..pictures.labels import SHIPPED
     from ..pictures.preprocess import PRESETS
 
     path = Path(arguments.model).with_suffix(".toml")
@@ -66,7 +67,7 @@ def init(arguments: argparse.Namespace) -> int:
         Preprocess.parse(arguments.preprocess)  # refuses it
     more = {key: getattr(arguments, key) for key in ("resize", "size") if getattr(arguments, key) is not None}
     labels = _labels(arguments.labels, path.parent)
-    suggestion = ""
+    suggestion, is_named = "", True
     for preset in PRESETS:
         preprocess = Preprocess.parse({"preset": preset} | more)
         explainer = Explainer(
@@ -76,7 +77,7 @@ def init(arguments: argparse.Namespace) -> int:
             **ends_of(arguments),
             cache=False,
         )
-        suggestion = explainer.suggestion
+        suggestion, is_named = explainer.suggestion, explainer.labels is not None
         channels = _channels(explainer)
         if channels in (1, 3) and not preprocess.fits(channels):
             print_line(f"{preset}: left out, it is for colours, and the network takes grey pictures")
@@ -84,6 +85,8 @@ def init(arguments: argparse.Namespace) -> int:
             _show(preset, explainer, arguments.image)
     if suggestion:
         print_paragraph(suggestion, 2)
+    if not is_named:
+        print_paragraph(f"--labels names the classes: a file with one a line, or {', '.join(SHIPPED)}.", 2)
     choice = arguments.preprocess or _asked(tuple(PRESETS))
     if choice is None:
         raise InputError(

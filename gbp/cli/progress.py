@@ -210,8 +210,9 @@ def counting(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], Non
 
 def _warn_of_lost_kernels() -> None:
     """Print a warning if compiled kernels could not be stored."""
-    from ..kernels.codegen.cache import CACHE_DIRECTORY
+    from ..kernels.codegen.cache import CACHE_DIRECTORY, HINT
     from ..kernels.codegen.jit import not_kept
 
     if not_kept:
-        print(shown(f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}"), file=sys.stderr)
+        text = f"gbp: they cannot be kept in {CACHE_DIRECTORY}: {not_kept[-1]}. {HINT}"
+        print(shown(text), file=sys.stderr)

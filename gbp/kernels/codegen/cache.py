@@ -67,6 +67,9 @@ def _cache_directory() -> str:
     return os.path.join(ROOT, digest.hexdigest()[:16])
 
 
+#: The words of a warning that say what helps.
+HINT = "GBP_CACHE_DIR may name a folder that its user alone may write to."
+
 ROOT = _root()
 #: Where this version's kernels are kept on this machine.
 CACHE_DIRECTORY = _cache_directory()
@@ -77,8 +80,14 @@ def refused(folder: str = CACHE_DIRECTORY, what: str = "kernels") -> str | None:
     """The reason why nothing is kept in a folder, logged once; None if it may be used."""
     found = untrusted(folder)
     if found is not None:
-        log.warning("%s are not kept in %r: %s", what, folder, found)
+        warn(folder, what, found)
     return found
+
+
+@cache
+def warn(folder: str, what: str, reason: str) -> None:
+    """Log, once for each reason, that nothing is kept in a folder, and what would change that."""
+    log.warning("%s are not kept in %r: %s. %s", what, folder, reason, HINT)
 
 
 def is_own(file: BinaryIO) -> bool:

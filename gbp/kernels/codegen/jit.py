@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from . import numba_private
-from .cache import CodeFile, MachineCode, log
+from .cache import CACHE_DIRECTORY, CodeFile, MachineCode, log, warn
 from .interrupts import uninterrupted
 from .lock import only_one
 from .packing import ENTRY_WORDS, SHARE, packer_of, unpacked
@@ -223,6 +223,7 @@ class Native:
                         file.save(code)
                     except OSError as error:  # no place to write: then every process compiles
                         not_kept.append(error.strerror or str(error))
+                        warn(CACHE_DIRECTORY, "kernels", not_kept[-1])
         self._engine, address = _linked(code)  # the engine owns the memory of the code
         return address
 
