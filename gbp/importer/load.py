@@ -25,6 +25,7 @@ from .folding import FOLDS, evaluate
 from .functions import inlined
 from .lift import Lifted, Parsed, SampleAxis, one_after_another
 from .lift_nodes import by_rows, in_front
+from .moved import MOVERS
 from .proto import (
     Model,
     check_arity,
@@ -228,7 +229,7 @@ class Builder:
             like, proto = proto, onnx.NodeProto()
             proto.CopyFrom(like)
             del proto.input[1]
-        reads_moved = op == "Transpose" or not self.waiting.moved.keys().isdisjoint(names)
+        reads_moved = op in MOVERS or not self.waiting.moved.keys().isdisjoint(names)
         if self.batch.bound and reads_moved and self.waiting.moves_batch(self._node(proto)):
             return
         if op in REWRITERS:

@@ -22,7 +22,7 @@ from ..ops import REWRITERS
 from ..ops.node import Node
 from ..ops.written import Writer
 from .branches import reads, taken
-from .moved import READERS, Moved, scattered
+from .moved import MOVERS, READERS, Moved, joined, scattered
 from .proto import label, qualified
 
 
@@ -102,34 +102,45 @@ class Waiting:
         """
         proto, op = node.proto, qualified(node.proto)
         here = [name for name in proto.input if name in self.moved]
+        writer = Writer(node, self.unused)
         if not here:
-            return op == "Transpose" and self._move(node)
-        first, writer = self.moved[here[0]], Writer(node, self.unused)
+            found = self._move(node, writer)
+            if found is None:
+                return False
+            self.moved[proto.output[0]] = found
+            self._take(node, writer)
+            return True
+        first = self.moved[here[0]]
         if op == "ScatterND":
             x, updates = (
                 self.moved.get(name, self.constants.get(name)) for name in (proto.input[0], proto.input[2])
             )
             if x is None or updates is None:
                 raise first.refused()
-            result: Moved | None = scattered(node, writer, x, updates)
+            result: Moved | list[Moved] = scattered(node, writer, x, updates)
+        elif op == "Concat" and len(here) == len(proto.input):
+            result = joined(node, writer, [self.moved[name] for name in here])
         elif op in READERS and here == [proto.input[0]]:
             result = READERS[op](node, writer, first)
         else:
             raise first.refused()
-        if result is not None:
-            self.moved[proto.output[0]] = result
+        for name, moved in zip(proto.output, result if isinstance(result, list) else [result], strict=True):
+            if not name:
+                continue
+            if moved.perm[0] == 0:
+                writer.write("Transpose", moved.name, to=name, perm=moved.perm)
+            else:
+                self.moved[name] = moved
         self._take(node, writer)
         return True
 
-    def _move(self, node: Node) -> bool:
-        """Describe the output of a Transpose that moves the batch.  Returns whether it is one."""
-        if not isinstance(shape := node.operands[0], tuple):
-            return False
-        perm = node.integers("perm", tuple(reversed(range(len(shape)))))
-        if sorted(perm) != list(range(len(shape))) or perm[0] == 0:
-            return False
-        self.moved[node.proto.output[0]] = Moved(node.proto.input[0], shape, perm, node.name)
-        return True
+    def _move(self, node: Node, writer: Writer) -> Moved | None:
+        """The output of a Transpose or Unsqueeze that moves the batch; None for another node."""
+        if node.op not in MOVERS or not isinstance(shape := node.operands[0], tuple):
+            return None
+        x = Moved(node.proto.input[0], shape, tuple(range(len(shape))), node.name, node.op)
+        found = MOVERS[node.op](node, writer, x)
+        return None if found.perm[0] == 0 else found
 
     def rewrite(self, node: Node) -> None:
         """Replace a node by what its rewriter writes.

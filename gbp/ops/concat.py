@@ -106,9 +106,17 @@ def parse_concat(node: Node) -> Op:
 
 
 def parse_split(node: Node) -> list[Op]:
-    """One `AxisSlice` for each output.  Sizes are an attribute before opset 13, an input since, or equal."""
+    """One `AxisSlice` for each output."""
     axis = node.axis_within(node.integer("axis", 0), len(node.shape(0)))
-    size, count = node.shape(0)[axis], len(node.proto.output)
+    return [AxisSlice(axis, a, b) for a, b in parts(node, node.shape(0)[axis])]
+
+
+def parts(node: Node, size: int) -> list[tuple[int, int]]:
+    """Where the outputs of a Split of `size` elements begin and end.
+
+    Sizes are an attribute before opset 13, an input since, or equal.
+    """
+    count = len(node.proto.output)
     sizes = node.constant_ints(1) if node.has(1) else node.integers("split")
     if node.integer("num_outputs", count) != count:
         node.invalid(f"num_outputs is not the number of outputs, {count}.")
@@ -120,7 +128,7 @@ def parse_split(node: Node) -> list[Op]:
     if 0 in sizes:
         found = f"output {node.proto.output[sizes.index(0)]!r} is empty: the sizes are {list(sizes)}."
         node.refuse(found, supported="sizes of at least 1")
-    return [AxisSlice(axis, a, b) for a, b in pairwise([0, *accumulate(sizes)])]
+    return list(pairwise([0, *accumulate(sizes)]))
 
 
 PARSERS = {"Concat": parse_concat, "Split": parse_split}
