@@ -25,10 +25,11 @@ from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.parallel.program import Program
 from gbp.kernels.parallel.threads import parallel
 from gbp.ops.concat import AxisSliceStep, ConcatStep
+from gbp.ops.conv import algorithms_lists
 from gbp.ops.conv.algorithms import BackwardAlgorithm, DirectBackward
 from gbp.ops.conv.algorithms_lists import ListsBackward, SparseBackward
 from gbp.ops.conv.conv import ConvStep
-from gbp.ops.pool import AveragePool, AveragePoolStep
+from gbp.ops.pool import AveragePool, AveragePoolStep, MaxPool, MaxPoolStep
 from gbp.ops.step import NO_TENSOR, Context, GradientSlot, view
 from gbp.plan.plan import Plan
 
@@ -396,6 +397,55 @@ def test_an_average_goes_backward_with_the_convolution_before_it_as_it_does_alon
             mean.vjp(gy, (replace(between, array=z),), context)
             step(z, replace(slot, array=apart), context)
         np.testing.assert_array_equal(array, apart)
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_a_max_pool_goes_backward_with_lists_as_it_does_alone(targets: int) -> None:
+    """For gradients that are mostly zero and others, which change when a recorded pass is repeated."""
+    random = np.random.default_rng(0)
+    O, C, size, n = 70, 64, (9, 11), 6
+    window = Window.resolve(size, (3, 3), pads=(1, 1, 1, 1))
+    w = random.standard_normal((O, C, 3, 3), np.float32)
+    pool = MaxPoolStep(MaxPool(Window.resolve(size, (2, 2), stride=(2, 2))))
+    step, half = ListsBackward(w, window, DirectBackward(w, window), 0.2), (size[0] // 2, size[1] // 2)
+    step.takes_in_pool = True
+    fixed, each = step.scratch(2)
+    context = Context(2, aligned((fixed + each,)))
+    alone = replace(context, scratch=aligned((fixed + n * each,)))
+    read = Context(2, NO_TENSOR, switches=random.integers(0, 4, (n // targets, *half, O), np.uint8))
+    passes = random.integers(0, 256, (n // targets, *size, O // 8 + 1), np.uint8)
+    mask = random.integers(0, 256, (n // targets, *size, C // 8), np.uint8)
+    gy, array, z, apart = (
+        aligned(shape) for shape in ((n, *half, O), (n, *size, C), (n, *size, O), (n, *size, C))
+    )
+    slot, between = (
+        GradientSlot(array, False, mask, Gate(1, 1)),
+        GradientSlot(NO_TENSOR, False, passes, Gate(1, 0)),
+    )
+    again = Program()
+    for dense in (range(0), range(n), (0, 4), (1, 2, 3, 5)):
+        gy[:] = random.standard_normal(gy.shape) * (random.random(gy.shape) < 0.2)
+        for row in dense:
+            gy[row] = random.standard_normal(gy[row].shape)
+            read.switches[row // targets, :4] = 0
+            passes[row // targets, :8] = 255
+        context.scratch[:] = np.nan
+        with parallel():
+            again(lambda: step.through_pool(gy, pool, read, between, slot, context))
+            pool.vjp(gy, (replace(between, array=z),), read)
+            step(z, replace(slot, array=apart), alone)
+        np.testing.assert_array_equal(array, apart)
+
+
+def test_a_large_plane_goes_back_by_lists_through_its_max_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(algorithms_lists, "_LARGE", 0)
+
+    def net(b: Builder, x: str) -> str:
+        y = b.relu(b.conv(b.relu(b.conv(x, 64, 1)), 64, 3, pads=(1,) * 4))
+        return b.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+
+    assert sum(reverse.maker is not None for reverse in plan_of(net).backward.instructions) == 1
+    assert any(check(model_of(net, seed), seed) for seed in range(9))
 
 
 def average(size: tuple[int, int]) -> AveragePool:

@@ -29,7 +29,7 @@ LEAST, MOST = 2.0**-50, 2.0**50
 #: so it is half a digit below 256, less the rounding of the scale.
 _MOST_VALUE = 255.49 * 2**16
 #: Pixels, or a few more, whose mean square counts on its own; and a mean square above all others.
-_RUN, _NONE = 16, 3e38
+_RUN, NONE = 16, 3e38
 #: How many bytes of x are fetched ahead.
 _AHEAD = 2**11
 
@@ -39,11 +39,11 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
     """Write the largest values, the least and the sums of squares of row h, a vector each, to `to`.
 
     Values are multiplied by the number of their channel at `balance`.  Behind these facts: the least mean
-    square of a run of pixels, of those that are not 0; `_NONE` if all are.  It is 0 if the squares of a run
+    square of a run of pixels, of those that are not 0; `NONE` if all are.  It is 0 if the squares of a run
     are too small for float32.  Runs that follow a negative value are left out: digits do not suit its sample.
     """
     highest, least, squares = zeros(), zeros(), zeros()
-    least_power = float32(_NONE)
+    least_power = float32(NONE)
     line = x.address + n * x.image + h * x.line
     runs = max(1, x.W // _RUN)
     for run in range(runs):
@@ -71,6 +71,38 @@ def gather_facts(x: Plane, n: int, h: int, to: int, balance: int) -> None:
 
 
 @device_function
+def leave_out_facts(to: int) -> None:
+    """Write to `to` the facts of a row that changes nothing."""
+    for k in range(FACTS // LANES):
+        store(to + 4 * LANES * k, zeros())
+    store_scalar(to + 12 * LANES, float32(NONE))
+
+
+@device_function
+def least_power_in(facts: int) -> float:
+    """The least mean square of a run in the facts about a row."""
+    return load_scalar(facts + 12 * LANES)
+
+
+@device_function
+def largest_in(facts: int) -> float:
+    """The largest value in the facts about a row."""
+    largest = load_scalar(facts)
+    for lane in range(1, LANES):
+        largest = max(largest, load_scalar(facts + 4 * lane))
+    return largest
+
+
+@device_function
+def exceeds(largest: float, least_power: float, max_crest: float) -> bool:
+    """Whether the crest factor of a sample (`scale_from`) is above a limit.
+
+    Where it is so for some rows, it is so for all: more rows have no smaller maximum and no larger minimum.
+    """
+    return largest * largest > max_crest * max_crest * least_power
+
+
+@device_function
 def scale_from(facts: int, rows: int, max_crest_3: float, max_crest_4: float) -> float:
     """The scale of a sample, from the facts about its rows.  Overwrites those of the first row.
 
@@ -79,24 +111,22 @@ def scale_from(facts: int, rows: int, max_crest_3: float, max_crest_4: float) ->
     Above it the scale is 0, and for a sample with a value that is negative or not finite.
     """
     highest, least, squares = zeros(), zeros(), zeros()
-    least_power = float32(_NONE)
+    least_power = float32(NONE)
     for h in range(rows):
         at = facts + h * 4 * FACTS
         v, low = load(at), load(at + 4 * LANES)
         highest = select(above(v, highest), v, highest)
         least = select(above(least, low), low, least)
         squares = squares + load(at + 8 * LANES)
-        least_power = min(least_power, load_scalar(at + 12 * LANES))
+        least_power = min(least_power, least_power_in(at))
     negative = sum_lanes(least) < 0
     store(facts, highest)
-    largest = load_scalar(facts)
-    for lane in range(1, LANES):
-        largest = max(largest, load_scalar(facts + 4 * lane))
+    largest = largest_in(facts)
     if negative or not sum_lanes(squares) < MOST * MOST:
         return float32(0)
     if largest == 0:
         return float32(1)
-    if largest < LEAST or largest * largest > max_crest_4 * max_crest_4 * least_power:
+    if largest < LEAST or exceeds(largest, least_power, max_crest_4):
         return float32(0)
     scale = float32(_MOST_VALUE) / largest
-    return -scale if largest * largest > max_crest_3 * max_crest_3 * least_power else scale
+    return -scale if exceeds(largest, least_power, max_crest_3) else scale

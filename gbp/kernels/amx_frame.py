@@ -24,7 +24,8 @@ _AHEAD = 2**11
 class Frame(NamedTuple):
     """Where windows read: sides of the padded plane, and where pixel (0, 0) of x is in it.
 
-    `pairs`: 1 where a row holds its pixel and the next one.
+    `pairs`: 1 where a row holds its pixel and the next one.  `shared`: how many columns of padding at the
+    right are the first columns of the next row; these do not count as columns.
     """
 
     rows: int
@@ -32,6 +33,7 @@ class Frame(NamedTuple):
     top: int
     left: int
     pairs: int = 0
+    shared: int = 0
 
 
 FRAME = types.NamedUniTuple(types.int64, len(Frame._fields), Frame)

@@ -191,7 +191,10 @@ def _split_share(x: Plane, job: Job, t: int) -> None:
 
 @device_function
 def _split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, split: Split) -> None:
-    """Split `rows` rows of sample n's frame, from row `begin` on.  Padding becomes zeros."""
+    """Split `rows` rows of sample n's frame, from row `begin` on.  Padding becomes zeros.
+
+    So does padding of the next row that the last one shares, whoever else writes it.
+    """
     start = min(frame.columns, max(0, frame.left))
     stop = max(start, min(frame.columns, frame.left + x.W))
     for row in range(rows):
@@ -203,7 +206,7 @@ def _split_rows(x: Plane, n: int, frame: Frame, begin: int, rows: int, split: Sp
         to = split.address + row * frame.columns * ROW_BYTES
         for k in range(FORM.chunks(x.C) * PARTS):
             zero_run(to + k * split.part, low * _ROW)
-            zero_run(to + k * split.part + high * ROW_BYTES, (frame.columns - high) * _ROW)
+            zero_run(to + k * split.part + high * ROW_BYTES, (frame.columns + frame.shared - high) * _ROW)
         FORM.split_row(line, x, low, high, to, frame, split)
 
 

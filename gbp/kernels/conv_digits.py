@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from numba import float32
+
 from .amx_beside import Scales
 from .amx_digits import (
     DIGITS_BLOCK,
@@ -21,7 +23,16 @@ from .amx_digits import (
     sum_of_levels,
     weight_scales_at,
 )
-from .amx_facts import FACTS, gather_facts, scale_from
+from .amx_facts import (
+    FACTS,
+    NONE,
+    exceeds,
+    gather_facts,
+    largest_in,
+    least_power_in,
+    leave_out_facts,
+    scale_from,
+)
 from .amx_frame import FRAME, Frame
 from .amx_shares import Form, Job, shares_of
 from .codegen.amx import ROW_BYTES, has_bytes
@@ -59,10 +70,23 @@ _shares = shares_of(_FORM, multiply_digits_beside, "digits")
 
 
 @device_function
-def _gather(x: Plane, N: int, facts: int, balance: int, threads: int, share: Share) -> None:
-    """The first phase: facts about the rows of x."""
+def _gather(
+    x: Plane, N: int, facts: int, balance: int, max_crest_4: float, threads: int, share: Share
+) -> None:
+    """The first phase: facts about the rows of x.
+
+    Where the rows of a sample before have shown that its scale is 0, a row is not read.
+    """
+    sample, largest, least_power = -1, float32(0), float32(NONE)
     for row in range(*part_of(N * x.H, share, threads)):
-        gather_facts(x, row // x.H, row % x.H, facts + row * 4 * FACTS, balance)
+        n, to = row // x.H, facts + row * 4 * FACTS
+        if n != sample:
+            sample, largest, least_power = n, float32(0), float32(NONE)
+        if exceeds(largest, least_power, max_crest_4):
+            leave_out_facts(to)
+            continue
+        gather_facts(x, n, row % x.H, to, balance)
+        largest, least_power = max(largest, largest_in(to)), min(least_power, least_power_in(to))
 
 
 @device_function
@@ -141,7 +165,7 @@ def conv_digits_fwd(
     source, facts, own = plane_of(x), address_of(scratch), address_of(scales)
     balance = balance_at(address_of(w), w.size, source.C)
     if share.phase == 0:
-        _gather(source, N, facts, balance, threads, share)
+        _gather(source, N, facts, balance, max_crest_4, threads, share)
     elif share.phase == 1:
         _find_scales(source, N, facts, own, max_crest_3, max_crest_4, threads, share)
     else:
@@ -195,7 +219,7 @@ def conv_digits_bwd(
     source, facts, own = plane_of(gy), address_of(scratch), address_of(scales)
     balance = balance_at(address_of(w), w.size, source.C)
     if share.phase == 0:
-        _gather(source, N, facts, balance, threads, share)
+        _gather(source, N, facts, balance, max_crest_4, threads, share)
     elif share.phase == 1:
         _find_scales(source, N, facts, own, max_crest_3, max_crest_4, threads, share)
         for n in range(*part_of(N, share, threads)):

@@ -7,6 +7,9 @@ taps, the sums of three pixels are in registers and slide along the listed row: 
 added to the three pixels that it contributes to.  A rectangle of pixels is computed for one row of taps and
 one group of channels after another, so that these weights stay in the cache.  Additions are in the order of
 groups, taps, pixels and channels, for every rectangle.
+
+Where gy comes from a max-pool and is larger than a core's cache, `list_pooled_plane` lists it row by row as
+the pool's vjp makes it, so it is not written.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from .codegen.views import part_of, zero_run
 from .conditions import WORDS
 from .epilogue import Backward, backward, finish, plane_of
 from .lists import groups_in, groups_of, list_pixel
+from .pool import SWITCHES_U8, unpool_row
 from .taps import TAPS, Taps
 
 #: Taps along each axis.
@@ -84,6 +88,11 @@ def sums_floats(threads: int) -> int:
     return threads * TOGETHER * PIXEL // 4
 
 
+def pooled_floats(listing: Listing, threads: int) -> int:
+    """Floats of scratch for the rows of `list_pooled_plane`."""
+    return threads * listing.W * listing.O
+
+
 def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
     """Pack weights (O, C, 3, 3) in the order of their use: [part of C][i][O][j][SLID_CHANNELS]."""
     O, C = w.shape[:2]
@@ -97,26 +106,73 @@ def pack_lists(w: NDArray[np.float32]) -> NDArray[np.float32]:
     return packed.reshape(-1)
 
 
-@kernel(ACTIVATION, DENSE, LISTING, WORDS, INT)
-def list_plane(gy: Any, lists: Any, listing: Listing, counts: Any, threads: int, share: Share) -> None:
-    """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if they do not fit."""
+@device_function
+def _list_row(g: int, pixel: int, lists: int, listing: Listing, h: int) -> int:
+    """List row h of gy, whose pixels are `pixel` bytes apart from address g on.
+
+    Returns how many values are nonzero, or -1 if they do not fit.
+    """
     H, W, O, capacity = listing
     groups = groups_in(O)
-    for h in range(*part_of(H, share, threads)):
-        values = address_of(lists) + 4 * h * capacity
-        ends = address_of(lists) + 4 * (2 * H * capacity + h * W * groups)
-        n = 0
-        for w in range(W):
-            if n + O + LANES > capacity:
-                n = -1
-                break
-            n = list_pixel(at(gy, 0, h, w), O, n, values, values + 4 * H * capacity, ends + 4 * w * groups)
-        counts[h] = n
+    values, ends = lists + 4 * h * capacity, lists + 4 * (2 * H * capacity + h * W * groups)
+    n = 0
+    for w in range(W):
+        if n + O + LANES > capacity:
+            return -1
+        n = list_pixel(g + w * pixel, O, n, values, values + 4 * H * capacity, ends + 4 * w * groups)
+    return n
+
+
+@kernel(ACTIVATION, DENSE, LISTING, WORDS, FLOAT64, INT)
+def list_plane(
+    gy: Any, lists: Any, listing: Listing, counts: Any, max_count: float, threads: int, share: Share
+) -> None:
+    """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if it is not listed.
+
+    A row is not listed if its values do not fit.  Then, and where there are more than `max_count` values, the
+    rows behind are not listed either: the lists are not used.
+    """
+    total = 0.0
+    for h in range(*part_of(listing.H, share, threads)):
+        count = -1
+        if total <= max_count:
+            count = _list_row(at(gy, 0, h, 0), gy.strides[2], address_of(lists), listing, h)
+        counts[h] = count
+        total += count if count >= 0 else max_count + 1
+
+
+@kernel(ACTIVATION, SWITCHES_U8, TAPS, MASK, GATE, DENSE, LISTING, WORDS, FLOAT64, DENSE, INT)
+def list_pooled_plane(
+    gy: Any,
+    switches: Any,
+    pool: Taps,
+    mask: Any,
+    gate: Gate,
+    lists: Any,
+    listing: Listing,
+    counts: Any,
+    max_count: float,
+    scratch: Any,
+    threads: int,
+    share: Share,
+) -> None:
+    """`list_plane` of what `maxpool_bwd` would write from gy, mask and gate, which stays in a core's cache.
+
+    scratch holds `pooled_floats`.
+    """
+    line, pixel, total = address_of(scratch) + share.slot * 4 * listing.W * listing.O, 4 * listing.O, 0.0
+    for h in range(*part_of(listing.H, share, threads)):
+        count = -1
+        if total <= max_count:
+            unpool_row(gy, switches, mask, gate, line, pixel, (listing.W, listing.O), 0, pool, 0, h)
+            count = _list_row(line, pixel, address_of(lists), listing, h)
+        counts[h] = count
+        total += count if count >= 0 else max_count + 1
 
 
 @kernel(WORDS, FLOAT64, WORDS, INT, split=1)
 def choose_lists(counts: Any, max_count: float, chosen: Any, threads: int, share: Share) -> None:
-    """Write 1 to chosen (1,) if all rows fit their lists and up to `max_count` values are listed, else 0."""
+    """Write 1 to chosen (1,) if all rows are listed and up to `max_count` values are listed, else 0."""
     for _ in range(share.first, share.last):
         total, fit = 0, True
         for count in counts:

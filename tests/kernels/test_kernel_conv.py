@@ -262,7 +262,7 @@ def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
         lists, sums = aligned((lists_floats(listing),)), aligned((sums_floats(threads),))
         counts = np.empty(OH, np.int64)
         for n in range(len(gy)):
-            list_plane(gy[n : n + 1], lists, listing, counts, threads)
+            list_plane(gy[n : n + 1], lists, listing, counts, float(gy.size), threads)
             np.testing.assert_array_equal(counts, np.count_nonzero(gy[n], axis=(1, 2)))
             target = mask[:1], gate, gx[n : n + 1], accumulate, sums
             conv_lists_bwd(lists, listing, packed, *target, window, threads)
@@ -271,12 +271,17 @@ def test_lists_reverse(size: Any, pad: int, O: int, C: int) -> None:
 
 
 @cpu_only
-def test_a_row_that_does_not_fit_is_not_listed() -> None:
+def test_rows_are_listed_up_to_one_that_does_not_fit_and_to_the_most_values() -> None:
     gy = np.ones((1, 3, 20, 40), np.float32)
     gy[0, 1] = 0
     listing, counts = listing_of(3, 20, 40, 0.1), np.empty(3, np.int64)
-    list_plane(gy, aligned((lists_floats(listing),)), listing, counts, 2)
-    assert counts.tolist() == [-1, 0, -1]
+    list_plane(gy, aligned((lists_floats(listing),)), listing, counts, float(gy.size), 1)
+    assert counts.tolist() == [-1, -1, -1]
+    gy[0, 0, :, 3:] = 0
+    list_plane(gy, aligned((lists_floats(listing),)), listing, counts, float(gy.size), 1)
+    assert counts.tolist() == [60, 0, -1]
+    list_plane(gy, aligned((lists_floats(listing),)), listing, counts, 59.0, 1)
+    assert counts.tolist() == [60, -1, -1]
 
 
 @cpu_only

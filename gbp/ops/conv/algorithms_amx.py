@@ -53,11 +53,17 @@ class AmxLayer:
     may_pair: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, C: int, O: int, taps: Taps, frame: Frame, size: tuple[int, int]) -> AmxLayer:
-        """The layer, with two taps of a row in one chunk, if they fit there."""
+    def of(cls, C: int, O: int, taps: Taps, frame: Frame, size: tuple[int, int], right: int = 0) -> AmxLayer:
+        """The layer, with two taps of a row in one chunk, if they fit there.
+
+        Otherwise, where a row of the frame begins with padding and ends with it, `right` columns, two rows
+        share a column.
+        """
         if cls.may_pair and 2 * C <= amx.DEPTH and taps.columns > 1 and taps.dilation_w == 1:
             taps = taps._replace(columns=(taps.columns + 1) // 2, dilation_w=2)
             frame = frame._replace(pairs=1)
+        elif taps.stride_h == taps.stride_w == 1 and frame.left > 0 and right > 0:
+            frame = frame._replace(columns=frame.columns - 1, shared=1)
         return cls(C, O, taps, frame, size)
 
     def pack(self, w: Floats) -> Floats:
@@ -71,7 +77,8 @@ class AmxLayer:
             return cls(C, O, Taps(1, 1), Frame(*window.output, 0, 0), window.output)
         rows, columns = ((axis.outputs - 1) * axis.stride + axis.extent for axis in (h, w))
         taps = taps_of(window)
-        return cls.of(C, O, taps, Frame(rows, columns, taps.top, taps.left), window.output)
+        frame = Frame(rows, columns, taps.top, taps.left)
+        return cls.of(C, O, taps, frame, window.output, columns - taps.left - w.size)
 
     @classmethod
     def backward(cls, O: int, C: int, window: Window) -> AmxLayer:
@@ -79,7 +86,8 @@ class AmxLayer:
         h, w = window.height, window.width
         rows, columns = (axis.size + axis.extent - 1 for axis in (h, w))
         taps = reversed_taps_of(window)
-        return cls.of(O, C, taps, Frame(rows, columns, taps.top, taps.left), window.size)
+        frame = Frame(rows, columns, taps.top, taps.left)
+        return cls.of(O, C, taps, frame, window.size, columns - taps.left - window.width.outputs)
 
     @property
     def cost(self) -> float:

@@ -16,19 +16,25 @@ from ...kernels.conv_lists import (
     choose_lists,
     conv_lists_bwd,
     list_plane,
+    list_pooled_plane,
     listing_of,
     lists_floats,
     pack_lists,
+    pooled_floats,
     sums_floats,
 )
 from ...kernels.density import choose_sparse
+from ...kernels.taps import Taps
 from ...limits import elements
+from ..pool import MaxPoolStep
 from ..step import Context, Floats, GradientSlot, Step, view
 from ..window import taps_of
 from .algorithms import BackwardAlgorithm, PointwiseBackward, as_row, compute_others
 
 #: Floats of a gradient that may stand in scratch between an average and a convolution.
 _MAX_BETWEEN = 2**18
+#: Floats of a sample's gradient above which it leaves a core's caches, so that a max-pool had better list it.
+_LARGE = 2**20
 
 
 class ByDensity(BackwardAlgorithm):
@@ -83,14 +89,75 @@ class ListsBackward(ByDensity):
         self.kernels = conv_lists_bwd, *dense.kernels
         self.listing = listing_of(*window.output, len(w), max_density)
 
+        #: Whether `through_pool` is faster than the pool's vjp and then this.
+        self.takes_in_pool = self._plane > _LARGE
+
+    @property
+    def _plane(self) -> int:
+        """Floats of a sample's gy."""
+        return elements(self.listing[:3])
+
     def scratch(self, threads: int) -> tuple[int, int]:
-        fixed, each = self.dense.scratch(threads)
-        return max(fixed, lists_floats(self.listing) + sums_floats(threads)), each
+        (fixed, each), lists = self.dense.scratch(threads), lists_floats(self.listing) + sums_floats(threads)
+        if self.takes_in_pool:
+            lists, fixed = lists + pooled_floats(self.listing, threads), self._middle + fixed
+        return max(fixed, lists), each
+
+    @property
+    def _middle(self) -> int:
+        """Floats of scratch for a sample's gradient behind a max-pool, in whole lines of the cache."""
+        return -(-self._plane // LANES) * LANES
+
+    def through_pool(
+        self,
+        gy: Floats,
+        pool: MaxPoolStep,
+        read: Context,
+        between: GradientSlot,
+        gx: GradientSlot,
+        context: Context,
+    ) -> None:
+        """The same from the gradient of a max-pool behind the convolution: see `Step.vjp_through`.
+
+        The gradient between is written only for rows that are not mostly zero, one after the other.
+        """
+        targets, shape = len(gy) // len(read.switches), (1, *self.listing[:3])
+        middle, rest = view(context.scratch[: self._plane], *shape), context.scratch[self._middle :]
+        for row in range(len(gy)):
+            one, own, few = gy[row : row + 1], gx.rows(row, row + 1), np.zeros(1, np.int64)
+            sample = slice(row // targets, row // targets + 1)
+            passing = replace(between, mask=between.mask[sample], array=middle)
+            behind = replace(read, switches=read.switches[sample])
+            self._choose_pooled(one, behind.switches, pool.taps, passing, few, context)
+            with only_where(few, 1):
+                self._by_lists(one, own, context)
+            with only_where(few, 0):
+                pool.vjp(one, (passing,), behind)
+                self.dense(middle, own, context.with_scratch(rest))
+
+    def _choose_pooled(
+        self,
+        gy: Floats,
+        switches: NDArray[np.uint8],
+        pool: Taps,
+        between: GradientSlot,
+        chosen: NDArray[np.int64],
+        context: Context,
+    ) -> None:
+        """`_choose` for the gradient behind a max-pool, from one row of the pool's own."""
+        size, count = lists_floats(self.listing), self.max_density * self._plane
+        lists, rows = context.scratch[:size], context.scratch[size + sums_floats(context.threads) :]
+        counts, end = np.empty(self.listing.H, np.int64), (rows, context.threads)
+        list_pooled_plane(
+            gy, switches, pool, between.mask, between.gate, lists, self.listing, counts, count, *end
+        )
+        choose_lists(counts, count, chosen, 1)
 
     def _choose(self, gy: Floats, chosen: NDArray[np.int64], context: Context) -> None:
         lists, counts = context.scratch[: lists_floats(self.listing)], np.empty(self.listing.H, np.int64)
-        list_plane(gy, lists, self.listing, counts, context.threads)
-        choose_lists(counts, self.max_density * gy.size, chosen, 1)
+        count = self.max_density * gy.size
+        list_plane(gy, lists, self.listing, counts, count, context.threads)
+        choose_lists(counts, count, chosen, 1)
 
     def _by_lists(self, gy: Floats, gx: GradientSlot, context: Context) -> None:
         size = lists_floats(self.listing)

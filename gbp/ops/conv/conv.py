@@ -35,7 +35,7 @@ from ..step import Clipped, Context, Floats, GradientSlot, Step
 from ..window import planes_of, read_axes, reverse_work, spatial_outputs, spatial_sizes, taps_of
 from .algorithms import ColumnsBackward
 from .algorithms_digits import digits_bytes
-from .algorithms_lists import SparseBackward
+from .algorithms_lists import ListsBackward, SparseBackward
 from .choice import algorithms_for, is_3x3, packed_bytes, whole
 from .volume import VolumeStep
 
@@ -258,7 +258,7 @@ class ConvStep(Step):
         if isinstance(reader, AveragePoolStep):
             return reader.is_global and isinstance(own, SparseBackward) and own.takes_in_average
         is_pool = isinstance(reader, MaxPoolStep) and reader.switches is np.uint8
-        return is_pool and isinstance(own, ColumnsBackward) and own.takes_in_pool
+        return is_pool and isinstance(own, ColumnsBackward | ListsBackward) and own.takes_in_pool
 
     def vjp_through(
         self,
@@ -273,8 +273,11 @@ class ConvStep(Step):
         if isinstance(algorithm, SparseBackward):
             algorithm.through_average(gy, reader, between, gx[0], context)
             return
-        assert isinstance(algorithm, ColumnsBackward)  # as `takes_in` says
-        assert isinstance(reader, MaxPoolStep)
+        assert isinstance(reader, MaxPoolStep)  # as `takes_in` says
+        if isinstance(algorithm, ListsBackward):
+            algorithm.through_pool(gy, reader, read, between, gx[0], context)
+            return
+        assert isinstance(algorithm, ColumnsBackward)
         algorithm.through_pool(gy, read.switches, reader.taps, between, gx[0], context)
 
 
