@@ -191,5 +191,9 @@ def rule_named(name: str | Rule) -> Rule:
         return name
     rule = (RULES.get(name) or OTHER_RULES.get(name)) if isinstance(name, str) else None
     if rule is None:
-        raise InputError(f"no rule is called {name!r}.", supported=", ".join(RULE_NAMES))
+        raise InputError(
+            f"no rule is called {name!r}.",
+            supported=", ".join(RULE_NAMES),
+            hint="SmoothGrad, Grad-CAM and others are methods: see gbp.methods.",
+        )
     return rule

@@ -546,6 +546,8 @@ def test_an_unknown_option_is_refused_by_its_command(capsys):
         (["explian"], "argument COMMAND: 'explian' is not known. Did you mean explain?"),
         (["explain", "n", "i", "--rule", "guided,lrp"], "Did you mean lrp-epsilon or lrp-epsilon-plus?"),
         (["explain", "n", "i", "--rule", "guided-backprop"], "Did you mean guided?"),
+        (["explain", "n", "i", "--rule", "GradCAM"], "Did you mean --method grad-cam?"),
+        (["net.onnx", "cat.png"], "'net.onnx' is a model. Name a command before it, such as gbp explain."),
         (["explain", "n", "i", "--method", "GradCAM"], "Did you mean grad-cam or "),
         (["explain", "n", "i", "--style", "best"], "'best' is not known. Supported: overlay, diverging,"),
     ],

@@ -119,6 +119,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("half.png").write_bytes(Path("cat.png").read_bytes()[:90])
     Path("bomb.png").write_bytes(png(60_000, 60_000))
     Path("labels.txt").write_text("cat\ndog\n")
+    Path("pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    Path("page.onnx").write_text("\n<!DOCTYPE html>\n<title>model.onnx</title>\n")
     Path("deep.json").write_text("[" * 100_000)
     return tmp_path
 
@@ -141,6 +143,8 @@ def _odd() -> Model:
         ("half.onnx", ModelError, "'half.onnx' is not an ONNX file, or is damaged"),
         ("text.onnx", ModelError, "'text.onnx' is not an ONNX file, or is damaged"),
         ("cat.png", ModelError, "'cat.png' is not an ONNX file, or is damaged"),
+        ("pointer.onnx", ModelError, "'pointer.onnx' is not an ONNX file, .*: fetch that by git lfs pull"),
+        ("page.onnx", ModelError, "'page.onnx' is not an ONNX file, .* download the file itself"),
         ("network.pt", ModelError, r"'network.pt' is not .* reads ONNX files.*torch\.onnx\.export"),
         ("network.keras", ModelError, r"'network.keras' is not .*network\.export\("),
         ("empty.pb", ModelError, "'empty.pb' holds no ONNX graph.*--saved-model"),

@@ -129,7 +129,9 @@ def test_what_has_no_rule_is_refused_by_name() -> None:
     linear = Explainer(b.model(b.head(b.conv(b.input(1, 3, 6, 6), 4, 1))))
     with pytest.raises(InputError, match="no rectifier, and RectGrad"):
         linear.explain(b.noise(1, 3, 6, 6), rule="rectgrad")
-    with pytest.raises(InputError, match=r"no rule is called 'lrp'. Supported: vanilla, .*lrp-epsilon"):
+    with pytest.raises(
+        InputError, match=r"no rule is called 'lrp'. Supported: vanilla, .*lrp-epsilon.*gbp.methods"
+    ):
         linear.explain(b.noise(1, 3, 6, 6), rule="lrp")
 
 

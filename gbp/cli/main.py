@@ -92,6 +92,8 @@ class _Parser(argparse.ArgumentParser):
             super()._check_value(action, value)
         except argparse.ArgumentError:
             message = refusal_of_choice(str(value), tuple(action.choices or ()))
+            if action.metavar == "COMMAND" and str(value).lower().endswith(".onnx"):
+                message = f"{value!r} is a model. Name a command before it, such as gbp explain."
             raise argparse.ArgumentError(action, message) from None
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:

@@ -61,7 +61,10 @@ def rules(text: str) -> tuple[str, ...]:
     chosen = tuple(RULES) if text == "all" else tuple(dict.fromkeys(text.split(",")))
     for rule in chosen:
         if rule not in RULE_NAMES:
-            raise argparse.ArgumentTypeError(refusal_of_choice(rule, (*RULE_NAMES, "all")))
+            said = rule.lower().replace("-", "").replace("_", "")
+            method = next((name for name in METHODS if name.replace("-", "") == said), None)
+            hint = f" Did you mean --method {method}?" if method else ""
+            raise argparse.ArgumentTypeError(refusal_of_choice(rule, (*RULE_NAMES, "all")) + hint)
     return chosen
 
 

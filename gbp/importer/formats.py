@@ -30,3 +30,11 @@ def how_to_export(model: object) -> str | None:
         packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
         writer = next((writer for name, writer in _OF_OBJECTS.items() if name in packages), None)
     return writer and f"gbp reads ONNX files. Write one with {writer}."
+
+
+def how_to_download(start: bytes) -> str | None:
+    """Advice about a file that came in place of a model, by its first bytes; None for any other."""
+    if start.startswith(b"version https://git-lfs"):
+        return "It only names a file that Git LFS stores: fetch that by git lfs pull."
+    is_page = start[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
+    return "It is a web page: download the file itself." if is_page else None

@@ -20,7 +20,7 @@ from ..files import hint_of_address
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
 from ..ops.dtypes import type_name
-from .formats import how_to_export
+from .formats import how_to_download, how_to_export
 from .weights import Piece, Store, Weights, open_beside, open_split
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -66,7 +66,7 @@ def read(model: Model) -> tuple[onnx.ModelProto, Weights]:
             named = zip(proto.graph.initializer, spans, strict=bool(spans))
             pieces = {tensor.name: Piece("", *span, np.dtype("<f4")) for tensor, span in named if span}
         except Exception:  # The exception depends on protobuf's backend.
-            hint = how_to_export(file)
+            hint = how_to_download(data) or how_to_export(file)
             raise ModelError(f"{name} is not an ONNX file, or is damaged.", hint=hint) from None
         own = (store,)
         stores = {"": store} if pieces else {}

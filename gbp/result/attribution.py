@@ -251,7 +251,8 @@ class Attribution(Drawable, Sequence[Sample]):
             png = sample._repr_png_()
             if png is None:
                 return f"<pre>{escape(repr(self))}</pre>"
-            rows.append(f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">')
+            code = base64.b64encode(png).decode()
+            rows.append(f'<img alt="{escape(repr(sample))}" src="data:image/png;base64,{code}">')
         return "<br>".join([escape(repr(self)), *rows])
 
 
