@@ -125,6 +125,13 @@ def test_several_outputs_are_listed_with_their_shapes() -> None:
     assert "output='y'" in text
 
 
+def test_boxes_with_one_score_each_do_not_look_like_scores() -> None:
+    model = indexed()
+    outputs(model, ("r", [None, 4], FLOAT), ("f", [None], FLOAT))
+    with pytest.raises(InputError, match=r"Scores look like 'f'\. .*output='f'"):
+        Explainer(model)
+
+
 # -------------------------------------------------------------------------------------------------- refusals
 
 
@@ -168,7 +175,7 @@ def test_unsupported_nodes_are_counted_by_op() -> None:
     assert len(text) < 500
 
 
-@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN", "TopK", "NonMaxSuppression", "Frobnicate"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN", "TopK", "NonMaxSuppression", "Attention", "Frobnicate"])
 def test_an_op_that_gbp_does_not_do_names_the_tensor_before(op: str) -> None:
     model = valid()
     renamed("pool", op)(model)
@@ -177,6 +184,19 @@ def test_an_op_that_gbp_does_not_do_names_the_tensor_before(op: str) -> None:
         Explainer(model)
     assert "output='p'" not in str(caught.value)  # which depends on the first
     assert Explainer(model, output="r").explain(image(), target=3).map.any()
+
+
+def test_the_tensor_that_is_compared_is_named() -> None:
+    """As before the NonZero of a detector: the slope of what is true or false is 0."""
+    model = valid()
+    put(model, "pool", "Greater", "zero", output="above")
+    put(model, "pool", "Not", output="below")
+    renamed("pool", "NonZero")(model)
+    store(model, "zero", np.float32(0.1))
+    with pytest.raises(
+        UnsupportedError, match=r"through NonZero\. To explain what feeds it, say output='r'\."
+    ):
+        Explainer(model)
 
 
 def test_no_tensor_is_named_where_only_the_input_is_before() -> None:

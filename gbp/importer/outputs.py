@@ -174,14 +174,16 @@ def _none_holds_scores(outputs: Sequence[onnx.ValueInfoProto], producers: Produc
 def _several(outputs: Sequence[onnx.ValueInfoProto], producers: Producers) -> InputError:
     """The error for a model with several outputs.  It lists them, with the op that ends each."""
     lines, likely = [], []
-    for value in outputs:
+    shapes = [declared_shape(value) for value in outputs]
+    ends = {(len(shape), shape[-1] == 4) for shape in shapes if shape}
+    rank = 1 if {(1, False), (2, True)} <= ends else 2  # a detector's boxes have one score each
+    for value, shape in zip(outputs, shapes, strict=True):
         _, head = _logits(producers, value.name)
-        shape = declared_shape(value)
         sizes = "of unknown shape" if shape is None else str(["?" if n is None else n for n in shape])
         lines.append(
             f"{value.name!r} {sizes.replace(chr(39), '')}" + (f" behind a {head.op_type}" if head else "")
         )
-        if head or (shape is not None and len(shape) == 2 and shape[1] != 1):
+        if head or (shape is not None and len(shape) == rank and (rank == 1 or shape[1] != 1)):
             likely.append(value.name)
     looks = f" Scores look like {_joined(list(map(repr, likely)))}." if likely else ""
     example = f"output={(likely[0] if likely else outputs[0].name)!r}"

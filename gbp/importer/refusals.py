@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import onnx
+
 from ..errors import UnsupportedError
 from ..ops import PARSERS, REWRITERS
 from .branches import reads
@@ -16,6 +18,10 @@ from .subgraph import Source
 _MAX_LISTED = 50
 #: Ops whose result does not change, or jumps, where their input changes a little.
 _WITHOUT_GRADIENT = ("TopK", "ArgMax", "ArgMin", "Hardmax", "NonMaxSuppression", "NonZero", "Unique")
+#: Ops whose result is true or false.  Its slope is 0, so what they compare is what can be explained.
+_COMPARING = (
+    "And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor",
+)  # fmt: skip
 _RECURRENT = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
 #: Part of the names of ops that draw random numbers, as TensorFlow's StatelessRandomUniformV2.
 _DRAWING = ("Random", "Bernoulli", "Multinomial")
@@ -60,6 +66,8 @@ def instead(op: str, before: str | None) -> str | None:
     reason = None
     if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
+    elif op == "Attention":
+        reason = "An export with opset 22 or an earlier one writes it as MatMul and Softmax."
     elif op in _RECURRENT:
         reason = "gbp explains networks that go forward, once, through every node."
     way_out = f"To explain what feeds it, say output={before!r}." if before else None
@@ -71,6 +79,7 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
     constant.discard(source.input)
     computed = {source.input}  # Tensors that depend on the image only through nodes that gbp supports.
+    makers = dict[str, onnx.NodeProto]()  # of the tensors in `computed`, but the image
     found = []
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
@@ -82,8 +91,11 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
             constant.update(node.output)
         elif op in PARSERS or op in REWRITERS or is_settled:
             computed.update(() if behind else node.output)
+            makers.update({} if behind else dict.fromkeys(node.output, node))
         else:
-            before = next((name for name in node.input if name in computed and name != source.input), None)
+            before = next((name for name in node.input if name in makers), None)
+            while before in makers and makers[before].op_type in _COMPARING:
+                before = next((name for name in makers[before].input if name in makers), None)
             hint = instead(op, None if behind else before)
             found.append(Unsupported(op, label(node), place, len(source.nodes), hint))
     return found
