@@ -45,8 +45,13 @@ def pack(uses: Iterable[tuple[str, int]], sizes: Mapping[str, int]) -> Arena:
     for name, when in uses:
         first, last = lifetimes.get(name, (when, when))
         lifetimes[name] = min(first, when), max(last, when)
-    rounded = {name: -(-sizes[name] // _LINE) * _LINE for name in lifetimes}
-    return _first_fit(lifetimes, rounded) if len(lifetimes) <= _MAX_PACKED else _in_time(lifetimes, rounded)
+    sizes = {name: rounded(sizes[name]) for name in lifetimes}
+    return _first_fit(lifetimes, sizes) if len(lifetimes) <= _MAX_PACKED else _in_time(lifetimes, sizes)
+
+
+def rounded(size: int) -> int:
+    """A number of floats, rounded up to whole cache lines."""
+    return -(-size // _LINE) * _LINE
 
 
 def _first_fit(lifetimes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:

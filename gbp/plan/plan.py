@@ -30,6 +30,7 @@ from .arena import Arena, pack
 from .backward import Route, route_between
 from .channels import channel_axes, channel_means
 from .fusion import fuse, without_copies
+from .head import Stretch, head_of
 from .layout import Instruction, PhysicalTensor, lay_out
 from .tail import Tail, tail_of
 
@@ -190,6 +191,13 @@ class Plan:
         if self.keeps_activations:
             return None
         return tail_of(self.instructions, self.slices, self._sizes, self.backward)
+
+    @cached_property
+    def head(self) -> Stretch | None:
+        """The first layers, which run on one sample after another where a thread works alone; or None."""
+        if self.keeps_activations:
+            return None
+        return head_of(self.instructions, self.slices, self._sizes, self.input.name)
 
     @cached_property
     def first_after_kept(self) -> int:

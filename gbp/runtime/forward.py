@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,8 +13,9 @@ from ..devices.base import Array, Device, Entry, Repeater, Samples
 from ..kernels.codegen.gate import Gate
 from ..kernels.parallel.program import perform
 from ..limits import elements
-from ..ops.step import Floats, clear
-from ..plan.backward import Route
+from ..ops.step import Context, Floats, clear
+from ..plan.backward import BackwardInstruction, Route
+from ..plan.head import Stretch
 from ..plan.plan import Plan
 from .bound import BoundInstruction, bind, contexts_of, go_back, of_samples, start_backward
 from .garbage import collected_later
@@ -39,11 +40,15 @@ class Forward:
         (n,), not 0 for samples that hold NaN or infinity.
     arrays, bound, masks
         All tensors, bound instructions and masks, of all samples.
+    rest
+        The instructions that run on all samples after the pieces.
     scores
-        The scores of each piece.
+        The scores of each piece, or of all.
     backward
         Memory for a backward pass with one target for each sample, on top of the activations; None where
         backward passes read activations.
+    one_by_one
+        Whether layers with large tensors may run on one sample after another.
     """
 
     plan: Plan
@@ -54,10 +59,13 @@ class Forward:
     arrays: dict[str, Floats]
     bound: list[BoundInstruction]
     masks: dict[str, NDArray[np.uint8]]
+    rest: Sequence[BoundInstruction]
     scores: list[Floats]
     backward: Buffers | None
+    one_by_one: bool
 
     def __post_init__(self) -> None:
+        self._again_rest = self.device.repeater()
         #: Repeaters of the backward pass, by memory, gate and whether maps are added up, for as long as the
         #: pool keeps the memory.
         self._again_backward: WeakKeyDictionary[Buffers, dict[tuple[Gate, bool], Repeater]] = (
@@ -66,7 +74,15 @@ class Forward:
 
     @classmethod
     @collected_later()
-    def make(cls, plan: Plan, n: int, threads: int, device: Device, first_masked: int = 0) -> Forward:
+    def make(
+        cls,
+        plan: Plan,
+        n: int,
+        threads: int,
+        device: Device,
+        first_masked: int = 0,
+        one_by_one: bool = False,
+    ) -> Forward:
         """Allocate the memory of a run of n samples.
 
         Parameters
@@ -77,6 +93,8 @@ class Forward:
             Samples of the run.
         first_masked
             Instructions before this number write no masks, so no backward pass may go through them.
+        one_by_one
+            Whether layers with large tensors may run on one sample after another.
         """
         size = plan.activations.size if plan.keeps_activations else plan.shared_size
         memory = Buffers.new(plan, plan.activations, n, size, threads, device)
@@ -88,7 +106,14 @@ class Forward:
         if not plan.keeps_activations:
             backward = Buffers(plan, plan.backward.arena, n, memory.floats, memory.scratch)
             samples = device.pieces(n, 4 * elements(plan.input_shape))
-        pieces, scores = [], []
+        head = plan.head if one_by_one and n > 1 else None
+        room = None if head is None else head.room(plan.activations, n)
+        if head is not None and room is not None:
+            pieces = _one_by_one(plan, head, room, memory, contexts, marks, threads, device)
+            rest, scores = bound[head.stop :], [memory.arrays[plan.output.name]]
+            samples = []
+        else:
+            pieces, rest, scores = [], [], []
         for part in samples:
             arrays, part_bound = memory.arrays, bound
             if len(samples) > 1:
@@ -98,13 +123,33 @@ class Forward:
             entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, marks[part], threads)
             pieces.append(Piece(part, entry, part_bound, device))
             scores.append(arrays[plan.output.name])
-        return cls(plan, threads, device, pieces, marks, memory.arrays, bound, masks, scores, backward)
+        return cls(
+            plan,
+            threads,
+            device,
+            pieces,
+            marks,
+            memory.arrays,
+            bound,
+            masks,
+            rest,
+            scores,
+            backward,
+            one_by_one,
+        )
 
     def feed(self, x: Samples) -> None:
         """Run on samples x (N, …) in the model's own layout."""
         for piece in self.pieces:
             piece.entry.write(x[piece.samples])
             piece.run()
+        if self.rest:
+            self._again_rest(self._run_rest)
+
+    @collected_later()
+    def _run_rest(self) -> None:
+        for run in self.rest:
+            perform(run.forward, run.instruction.step.repeats)
 
     def run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None = None) -> None:
         """Run a backward pass.
@@ -138,10 +183,37 @@ class Forward:
         threads = self.threads_for(memory, route)
         seed, leaving = memory.ends(route, self.device, self.threads)
         start_backward(self.plan, memory, route, seed, threads)
-        go_back(self.plan, route.instructions, memory, self.bound, self.masks, gate, threads, total)
+        order = route.instructions
+        foot = route.foot if self.one_by_one and memory.n > 1 and not self.plan.keeps_activations else None
+        room = None if foot is None else foot.room(route.arena, memory.n)
+        if foot is not None and room is not None:
+            first, then, order = order[: foot.first], order[foot.first : foot.stop], order[foot.stop :]
+            go_back(self.plan, first, memory, self.bound, self.masks, gate, threads)
+            self._go_back_one_by_one(then, foot, room, memory, gate, threads)
+        go_back(self.plan, order, memory, self.bound, self.masks, gate, threads, total)
         for part in route.zeros:
             clear(memory.at(part), threads)
         leaving.settle()
+
+    def _go_back_one_by_one(
+        self,
+        instructions: Sequence[BackwardInstruction],
+        foot: Stretch,
+        room: int,
+        memory: Buffers,
+        gate: Gate,
+        threads: int,
+    ) -> None:
+        """Run the foot for one row of gradients after another, all in the memory of one."""
+        plan, targets = self.plan, memory.n // len(self.marks)
+        floats = memory.floats[room : room + memory.arena.size]
+        for row in range(memory.n):
+            own, part = Buffers(plan, memory.arena, 1, floats, memory.scratch), slice(row, row + 1)
+            own.arrays |= _shared(plan, memory, foot, part)
+            sample = slice(row // targets, row // targets + 1)
+            bound = [replace(run, context=of_samples(run.context, sample)) for run in self.bound]
+            masks = {name: mask[sample] for name, mask in self.masks.items()}
+            go_back(plan, instructions, own, bound, masks, gate, threads)
 
     def threads_for(self, memory: Buffers, route: Route) -> int:
         """How many threads a backward pass may use."""
@@ -169,3 +241,31 @@ class Piece:
         self.entry.settle()
         for run in self.bound:
             perform(run.forward, run.instruction.step.repeats)
+
+
+def _one_by_one(
+    plan: Plan,
+    head: Stretch,
+    room: int,
+    memory: Buffers,
+    contexts: Sequence[Context],
+    marks: Array,
+    threads: int,
+    device: Device,
+) -> list[Piece]:
+    """The head for one sample after another, all in the memory of one; results go where all are."""
+    floats = memory.floats[room : room + plan.activations.size]
+    own = Buffers(plan, plan.activations, 1, floats, memory.scratch).arrays
+    pieces = []
+    for i in range(memory.n):
+        part = slice(i, i + 1)
+        arrays = own | _shared(plan, memory, head, part)
+        bound = bind(plan, arrays, [of_samples(context, part) for context in contexts])
+        entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, marks[part], threads)
+        pieces.append(Piece(part, entry, bound[: head.stop], device))
+    return pieces
+
+
+def _shared(plan: Plan, memory: Buffers, stretch: Stretch, part: slice) -> dict[str, Floats]:
+    """The arrays of one sample in the buffers that a stretch shares with other instructions."""
+    return {name: x[part] for name, x in memory.arrays.items() if plan.slices[name].root in stretch.shared}

@@ -15,9 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import Device, Exit, Samples
+from ..devices.base import Device, Exit
 from ..kernels.codegen.gate import Gate
-from ..kernels.parallel.program import perform
 from ..ops.step import clear
 from ..plan.backward import Route
 from ..plan.plan import Plan
@@ -61,10 +60,6 @@ class InPieces(Forward):
     gradients: list[tuple[Buffers, Exit]]
     gathered: _Gathered
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._again_tail = self.device.repeater()
-
     @classmethod
     @collected_later()
     def cut(cls, plan: Plan, n: int, threads: int, device: Device, samples_per_piece: int) -> InPieces:
@@ -92,6 +87,7 @@ class InPieces(Forward):
         masks = masks_of(plan, n, device)
         contexts = contexts_of(plan, n, memory, masks, threads, device)
         arrays = memory.arrays | of_tail.arrays
+        bound = bind(plan, arrays, contexts)
         marks = device.empty((n,))
         pieces, gradients = [], []
         for begin, end in pairwise(edges):
@@ -102,9 +98,9 @@ class InPieces(Forward):
             back = Buffers(plan, plan.backward.arena, end - begin, own, memory.scratch)
             for buffers in (forward, back):
                 buffers.arrays |= handed_over
-            bound = bind(plan, forward.arrays, [of_samples(context, part) for context in contexts])
+            part_bound = bind(plan, forward.arrays, [of_samples(context, part) for context in contexts])
             entry = device.entry(forward.arrays[image.name], image.logical_axes, marks[part], threads)
-            pieces.append(Piece(part, entry, bound[: tail.first], device))
+            pieces.append(Piece(part, entry, part_bound[: tail.first], device))
             leaving = device.exit(back.arrays[image.name], image.logical_axes, threads)
             gradients.append((back, leaving))
         return cls(
@@ -114,23 +110,15 @@ class InPieces(Forward):
             pieces,
             marks,
             arrays,
-            bind(plan, arrays, contexts),
+            bound,
             masks,
+            bound[tail.first :],
             [arrays[plan.output.name]],
             of_tail,
+            False,
             gradients,
             gathered,
         )
-
-    def feed(self, x: Samples) -> None:
-        super().feed(x)
-        self._again_tail(self._run_tail)
-
-    @collected_later()
-    def _run_tail(self) -> None:
-        assert self.plan.tail is not None
-        for run in self.bound[self.plan.tail.first :]:
-            perform(run.forward, run.instruction.step.repeats)
 
     def run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None = None) -> None:
         is_in_pieces = memory is self.backward

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..devices.base import Device, Samples
 from ..devices.cpu import CPU
 from ..kernels.codegen.gate import Gate
+from ..kernels.parallel.threads import is_alone
 from ..limits import is_finite
 from ..ops.step import Floats
 from ..plan.backward import Route
@@ -71,12 +72,16 @@ class Tape:
         self.n = len(x)
         self._nbytes = self.n * plan.forward_bytes
         self._kind = "forward" if first_masked == 0 else "forward, inner"
-        make: Callable[[], Forward] = partial(Forward.make, plan, self.n, threads, device, first_masked)
+        one_by_one = device.is_host and (threads == 1 or is_alone())  # threads together have more cache
+        self._size = self.n, one_by_one
+        make: Callable[[], Forward] = partial(
+            Forward.make, plan, self.n, threads, device, first_masked, one_by_one
+        )
         if samples_per_piece is not None and self.n > samples_per_piece:
             self._nbytes = plan.nbytes_in_pieces(self.n, samples_per_piece)
             make = partial(InPieces.cut, plan, self.n, threads, device, samples_per_piece)
         with device.running(threads):
-            self._forward = pool.acquire(self._kind, self.n, self._nbytes, make)
+            self._forward = pool.acquire(self._kind, self._size, self._nbytes, make)
             self._forward.feed(x)
             marks, *found = device.read_all(self._forward.marks, *self._forward.scores)
         #: For each sample a number, not 0 if it holds NaN or infinity.
@@ -93,7 +98,7 @@ class Tape:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.release(self._kind, self.n, self._nbytes, self._forward)
+        self._pool.release(self._kind, self._size, self._nbytes, self._forward)
 
     def backward(self, gate: Gate, targets: NDArray[np.int64]) -> Floats:
         """Run a backward pass for every target.
