@@ -52,7 +52,7 @@ FAST = {
     "test_no_card.py": 1,
     "test_layers.py": 1,
     "test_odd_models.py": 4,
-    "test_ops.py": 10,
+    "test_ops.py": 2,
     "test_picture.py": 1,
     "test_plan.py": 1,
     "test_progress.py": 1,

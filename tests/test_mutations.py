@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import io
 import multiprocessing
 import os
@@ -204,6 +205,7 @@ def main(first: int, count: int, compare: bool = False) -> None:
     for model in MODELS:
         path.write_bytes(valid(model))
         assert attempt(valid(model), random.Random(1), path)[0] == "explained" or model is MODELS[-1]
+    gc.freeze()  # modules stay, so nobody looks through them for garbage
     outcomes: Counter[str] = Counter()
     most_memory, most_cpu = (0, 0), (0.0, 0)
     for seed in (*FOUND, *range(first, first + count)):
