@@ -550,6 +550,14 @@ def test_a_batch_that_does_not_come_back_is_refused(reader: onnx.NodeProto, said
         Explainer(model(nodes, {"i": np.array([[1, 0]]), "j": ONE, "k": 2 * ONE}, ("n", *SHAPE[1:])))
 
 
+def test_a_batch_behind_a_new_axis_is_one_where_the_scores_have_it() -> None:
+    """Where no name says so, a first axis that is added stands for a batch that the file lacks."""
+    nodes = [node("Unsqueeze", ["x", "j"], ["t"]), node("Squeeze", ["t", "j"], ["r"])]
+    m = model(moved(*nodes), {"j": 0 * ONE}, ("n", *SHAPE[1:]))
+    m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]))
+    check(m, rng.standard_normal((3, *SHAPE[1:])).astype(np.float32))
+
+
 def test_an_axis_before_the_batch_is_refused() -> None:
     nodes = [node("Sin", ["x"], ["s"]), node("Unsqueeze", ["s", "j"], ["t"]), node("Sin", ["t"], ["y"])]
     with pytest.raises(UnsupportedError, match=r"Unsqueeze.*it moves the batch"):

@@ -328,6 +328,11 @@ def _lacks_batch(source: Source) -> bool:
     """Whether the first node that is not pixelwise adds an axis in front of the image: the batch's."""
     if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
         return False
+    named = {value.name: value for value in (*source.model.graph.input, *source.model.graph.output)}
+    ends = [named[name] for name in (source.input, source.scores) if name in named]
+    sizes = [dim.dim_param for value in ends for dim in value.type.tensor_type.shape.dim[:1]]
+    if len(sizes) == 2 and sizes[0] and sizes[0] == sizes[1]:  # The scores have that batch, too.
+        return False
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
     stored |= {
         node.output[0]: attribute.t
