@@ -94,19 +94,20 @@ def build(name: str, seed: int = 0, size: int | None = None) -> onnx.ModelProto:
     model = _skeleton(name, size)
     graph = model.graph
     integers, shapes, readers = _integers(graph), _parameter_shapes(graph), _readers(graph)
-    initializers = []
-    for tensor in readers:
-        if tensor in integers:
-            initializers.append(integers[tensor])
-        elif tensor in shapes:
-            distribution = _distribution(tensor, shapes[tensor], readers)
-            initializers.append(_draw(tensor, shapes[tensor], distribution, seed))
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
     nodes = [node for node in graph.node if node.op_type != "ConstantOfShape"]
-    for field, items in ((graph.input, inputs), (graph.node, nodes), (graph.initializer, initializers)):
+    for field, items in ((graph.input, inputs), (graph.node, nodes), (graph.initializer, ())):
         del field[:]
         field.extend(items)
+    for tensor in readers:
+        if tensor in integers:
+            graph.initializer.append(integers[tensor])
+        elif tensor in shapes:
+            values = _draw(tensor, shapes[tensor], _distribution(tensor, shapes[tensor], readers), seed)
+            kind, raw = onnx.TensorProto.FLOAT, values.astype("<f4", copy=False).tobytes()
+            # Written where it stays: another copy of VGG's weights takes as long as drawing them.
+            graph.initializer.add(name=tensor, data_type=kind, dims=values.shape, raw_data=raw)
     model.ir_version = IR_VERSION
     return model
 
@@ -251,13 +252,13 @@ def _he(fan_in: int) -> Uniform:
     return Uniform(0.0, math.sqrt(6 / fan_in))
 
 
-def _draw(name: str, shape: tuple[int, ...], distribution: Uniform, seed: int) -> onnx.TensorProto:
-    """A float32 initializer, from a generator of its own: it depends on its name and the seed only."""
+def _draw(name: str, shape: tuple[int, ...], distribution: Uniform, seed: int) -> NDArray[np.float32]:
+    """An initializer's values, from a generator of its own: they depend on its name and the seed only."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
     values = rng.random(shape, dtype=np.float32)
     values *= np.float32(2 * distribution.half_width)
     values += np.float32(distribution.centre - distribution.half_width)
-    return numpy_helper.from_array(values, name)
+    return values
 
 
 def _octaves(rng: np.random.Generator, channels: int, size: int) -> NDArray[np.float64]:
