@@ -276,6 +276,8 @@ def conditions(op: str, oldest: int = 11) -> st.SearchStrategy[Drawn]:
                 truth = b.node(op, x_, y_)
             elif op == "Not":
                 truth = b.node(op, b.node("Less", x, y))
+            elif op in ("IsInf", "IsNaN"):
+                truth = b.node(op, b.node("Log", b.node("Max", x, b.constant(0.0)) if op == "IsInf" else x))
             else:
                 truth = b.node("Less" if op == "Where" else op, x, y)
             if chooses or op == "Where":
@@ -1030,6 +1032,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     # Of several.
     **{op: broadcasts(op) for op in ("Add", "Max", "Min", "Mul", "Sub", "Sum")},
     **{op: conditions(op) for op in ("And", "Equal", "Greater", "Less", "Not", "Or", "Where", "Xor")},
+    **{op: conditions(op) for op in ("IsInf", "IsNaN")},
     **{op: conditions(op, 16) for op in ("GreaterOrEqual", "LessOrEqual")},
     "Div": broadcasts("Div", before=(None, positive)),
     "Mean": broadcasts("Mean", reference="broadcasts to its first operand"),
@@ -1146,6 +1149,7 @@ def test_every_op_has_a_strategy() -> None:
     assert STRATEGIES.keys() == PARSERS.keys() | REWRITERS.keys()
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered in log")
 @pytest.mark.parametrize("op", STRATEGIES)
 @settings(max_examples=10)
 @given(data=st.data())
