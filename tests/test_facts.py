@@ -16,13 +16,30 @@ IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
 #: how to compute a window of constants.
 LISTING = {"dated.py", "lift_nodes.py", "moved.py", "windowed.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
-#: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples.
+#: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples; which
+#: compare.
 OTHER = {
     ("subgraph.py", ("Softmax", "LogSoftmax")),
     ("outputs.py", ("Softmax", "Sigmoid")),
     ("hints.py", ("Identity", "Cast", "Transpose", "Dropout")),
     ("hints.py", ("Sub", "Div", "Mul", "BatchNormalization")),
     ("settle.py", ("Reshape",)),
+    (
+        "refusals.py",
+        (
+            "And",
+            "Equal",
+            "Greater",
+            "GreaterOrEqual",
+            "IsInf",
+            "IsNaN",
+            "Less",
+            "LessOrEqual",
+            "Not",
+            "Or",
+            "Xor",
+        ),
+    ),
 }
 
 
