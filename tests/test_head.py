@@ -1,4 +1,4 @@
-"""The head of a plan, which a thread alone runs on one sample after another: the bits of samples alone."""
+"""The head and the foot of a plan, which run on a few samples after others: the bits of samples alone."""
 
 from __future__ import annotations
 
@@ -50,15 +50,18 @@ def kept_activations(b: Builder, x: str) -> str:
 NETWORKS = {a_chain: 2, branches: 3, a_block: 2, the_image_again: 0, kept_activations: 0}
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_samples_one_by_one_have_the_bits_of_samples_alone(network: Callable[[Builder, str], str]) -> None:
+def test_samples_piecewise_have_the_bits_of_samples_alone(
+    network: Callable[[Builder, str], str], threads: int
+) -> None:
     b = Builder()
     model = b.model(b.flatten(network(b, b.input(1, 3, 12, 10))))
-    explainer = Explainer(model, threads=1)
+    explainer = Explainer(model, threads=threads)
     x = np.random.default_rng(0).standard_normal((5, 3, 12, 10), np.float32)
     plan, _ = explainer._plan_for((3, 12, 10))
     assert NETWORKS[network] == (plan.head.stop if plan.head else 0)
-    assert plan.head is None or plan.head.room(plan.activations, 5) is not None
+    assert plan.head is None or plan.head.room(plan.activations, 5, threads) is not None
     for rule in ("guided", "vanilla"):
         for _ in range(2):  # the second run repeats what the first one recorded
             found = explainer.explain(x, rule=rule)
@@ -79,18 +82,21 @@ def as_squeezenet_begins(b: Builder, x: str) -> str:
     return b.node("GlobalAveragePool", b.relu(b.conv(y, 60)))
 
 
-def test_the_foot_goes_back_one_by_one_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_foot_goes_back_piecewise_with_the_same_bits(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     b = Builder()
     model = b.model(b.flatten(as_squeezenet_begins(b, b.input(1, 3, 31, 29))))
     monkeypatch.setattr(session, "_LEAST_AT_ONCE", 0)  # so that copies are added up
 
     def maps(expected: bool) -> list[bytes]:
-        explainer = Explainer(model, threads=1)
+        explainer = Explainer(model, threads=threads)
         plan, _ = explainer._plan_for((3, 31, 29))
         foot = plan.backward.foot
-        assert (foot is not None and foot.room(plan.backward.arena, 6) is not None) == expected
+        assert (foot is not None and foot.room(plan.backward.arena, 9, threads) is not None) == expected
         x = np.random.default_rng(0).standard_normal((3, 3, 31, 29), np.float32)
-        found = [explainer.explain(x, rule=rule, target=Top(2)).map for rule in ("guided", "vanilla") * 2]
+        found = [explainer.explain(x, rule=rule, target=Top(3)).map for rule in ("guided", "vanilla") * 2]
         return [each.tobytes() for each in (*found, methods.smoothgrad(explainer, x, samples=9).map)]
 
     found = maps(True)

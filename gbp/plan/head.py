@@ -1,8 +1,8 @@
 """The layers of a plan whose tensors are larger than their weights: the first ones, as a rule.
 
 The first tensors of a network are its largest.  Those of a batch leave a processor's caches before the next
-layer reads them.  So a thread that works alone runs such layers on one sample after another, in the memory of
-one sample, and the other layers on all samples: these have more weights, which are better read once.
+layer reads them.  So such layers run on a few samples after others, one for each thread, in the same memory,
+and the other layers on all samples: these have more weights, which are better read once.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class Stretch:
     stop: int
     shared: dict[str, int]
 
-    def room(self, arena: Arena, n: int) -> int | None:
-        """Where one sample fits beside what all samples have in the shared buffers.
+    def room(self, arena: Arena, n: int, some: int) -> int | None:
+        """Where some samples fit beside what all samples have in the shared buffers.
 
         Parameters
         ----------
         arena
             That of the instructions.
-        n
-            Samples.
+        n, some
+            All samples, and those that run together.
 
         Returns
         -------
-        The first float of one sample's arena in that of n samples; None where there is no room.
+        The first float of the arena of some samples in that of all; None where there is no room.
         """
         taken = [
             (n * arena.begins[root], rounded(n * (arena.begins[root] + size)))
             for root, size in self.shared.items()
         ]
         for begin in (0, *(end for _, end in taken)):
-            end = begin + arena.size
+            end = begin + some * arena.size
             if end <= n * arena.size and all(end <= first or begin >= stop for first, stop in taken):
                 return begin
         return None

@@ -194,7 +194,7 @@ class Plan:
 
     @cached_property
     def head(self) -> Stretch | None:
-        """The first layers, which run on one sample after another where a thread works alone; or None."""
+        """The first layers, which run on a few samples after others; or None."""
         if self.keeps_activations:
             return None
         return head_of(self.instructions, self.slices, self._sizes, self.input.name)

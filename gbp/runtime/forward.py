@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -47,8 +47,8 @@ class Forward:
     backward
         Memory for a backward pass with one target for each sample, on top of the activations; None where
         backward passes read activations.
-    one_by_one
-        Whether layers with large tensors may run on one sample after another.
+    together
+        On how many samples layers with large tensors run together.
     """
 
     plan: Plan
@@ -62,7 +62,7 @@ class Forward:
     rest: Sequence[BoundInstruction]
     scores: list[Floats]
     backward: Buffers | None
-    one_by_one: bool
+    together: int
 
     def __post_init__(self) -> None:
         self._again_rest = self.device.repeater()
@@ -81,7 +81,7 @@ class Forward:
         threads: int,
         device: Device,
         first_masked: int = 0,
-        one_by_one: bool = False,
+        together: int | None = None,
     ) -> Forward:
         """Allocate the memory of a run of n samples.
 
@@ -93,8 +93,8 @@ class Forward:
             Samples of the run.
         first_masked
             Instructions before this number write no masks, so no backward pass may go through them.
-        one_by_one
-            Whether layers with large tensors may run on one sample after another.
+        together
+            On how many samples layers with large tensors run together; None for all.
         """
         size = plan.activations.size if plan.keeps_activations else plan.shared_size
         memory = Buffers.new(plan, plan.activations, n, size, threads, device)
@@ -106,10 +106,11 @@ class Forward:
         if not plan.keeps_activations:
             backward = Buffers(plan, plan.backward.arena, n, memory.floats, memory.scratch)
             samples = device.pieces(n, 4 * elements(plan.input_shape))
-        head = plan.head if one_by_one and n > 1 else None
-        room = None if head is None else head.room(plan.activations, n)
+        together = together or n
+        head = plan.head if n > together else None
+        room = None if head is None else head.room(plan.activations, n, together)
         if head is not None and room is not None:
-            pieces = _one_by_one(plan, head, room, memory, contexts, marks, threads, device)
+            pieces = _piecewise(plan, head, room, together, memory, contexts, marks, threads, device)
             rest, scores = bound[head.stop :], [memory.arrays[plan.output.name]]
             samples = []
         else:
@@ -135,7 +136,7 @@ class Forward:
             rest,
             scores,
             backward,
-            one_by_one,
+            together,
         )
 
     def feed(self, x: Samples) -> None:
@@ -184,18 +185,18 @@ class Forward:
         seed, leaving = memory.ends(route, self.device, self.threads)
         start_backward(self.plan, memory, route, seed, threads)
         order = route.instructions
-        foot = route.foot if self.one_by_one and memory.n > 1 and not self.plan.keeps_activations else None
-        room = None if foot is None else foot.room(route.arena, memory.n)
+        foot = route.foot if memory.n > self.together and not self.plan.keeps_activations else None
+        room = None if foot is None else foot.room(route.arena, memory.n, self.together)
         if foot is not None and room is not None:
             first, then, order = order[: foot.first], order[foot.first : foot.stop], order[foot.stop :]
             go_back(self.plan, first, memory, self.bound, self.masks, gate, threads)
-            self._go_back_one_by_one(then, foot, room, memory, gate, threads)
+            self._go_back_piecewise(then, foot, room, memory, gate, threads)
         go_back(self.plan, order, memory, self.bound, self.masks, gate, threads, total)
         for part in route.zeros:
             clear(memory.at(part), threads)
         leaving.settle()
 
-    def _go_back_one_by_one(
+    def _go_back_piecewise(
         self,
         instructions: Sequence[BackwardInstruction],
         foot: Stretch,
@@ -204,15 +205,16 @@ class Forward:
         gate: Gate,
         threads: int,
     ) -> None:
-        """Run the foot for one row of gradients after another, all in the memory of one."""
-        plan, targets = self.plan, memory.n // len(self.marks)
-        floats = memory.floats[room : room + memory.arena.size]
-        for row in range(memory.n):
-            own, part = Buffers(plan, memory.arena, 1, floats, memory.scratch), slice(row, row + 1)
+        """Run the foot for some gradients after others, all in the same memory."""
+        plan, size = self.plan, memory.arena.size
+        for part, samples in _rows_of(len(self.marks), memory.n // len(self.marks), self.together):
+            count = part.stop - part.start
+            own = Buffers(
+                plan, memory.arena, count, memory.floats[room : room + count * size], memory.scratch
+            )
             own.arrays |= _shared(plan, memory, foot, part)
-            sample = slice(row // targets, row // targets + 1)
-            bound = [replace(run, context=of_samples(run.context, sample)) for run in self.bound]
-            masks = {name: mask[sample] for name, mask in self.masks.items()}
+            bound = [replace(run, context=of_samples(run.context, samples)) for run in self.bound]
+            masks = {name: mask[samples] for name, mask in self.masks.items()}
             go_back(plan, instructions, own, bound, masks, gate, threads)
 
     def threads_for(self, memory: Buffers, route: Route) -> int:
@@ -243,29 +245,43 @@ class Piece:
             perform(run.forward, run.instruction.step.repeats)
 
 
-def _one_by_one(
+def _piecewise(
     plan: Plan,
     head: Stretch,
     room: int,
+    together: int,
     memory: Buffers,
     contexts: Sequence[Context],
     marks: Array,
     threads: int,
     device: Device,
 ) -> list[Piece]:
-    """The head for one sample after another, all in the memory of one; results go where all are."""
-    floats = memory.floats[room : room + plan.activations.size]
-    own = Buffers(plan, plan.activations, 1, floats, memory.scratch).arrays
-    pieces = []
-    for i in range(memory.n):
-        part = slice(i, i + 1)
-        arrays = own | _shared(plan, memory, head, part)
+    """The head for some samples after others, all in the same memory; results go where all are."""
+    pieces, size = [], plan.activations.size
+    for part, _ in _rows_of(memory.n, 1, together):
+        count = part.stop - part.start
+        floats = memory.floats[room : room + count * size]
+        arrays = Buffers(plan, plan.activations, count, floats, memory.scratch).arrays
+        arrays |= _shared(plan, memory, head, part)
         bound = bind(plan, arrays, [of_samples(context, part) for context in contexts])
         entry = device.entry(arrays[plan.input.name], plan.input.logical_axes, marks[part], threads)
         pieces.append(Piece(part, entry, bound[: head.stop], device))
     return pieces
 
 
+def _rows_of(n: int, targets: int, together: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows, so many targets for each of n samples, into parts of at most `together`; with their samples.
+
+    A part has all targets of its samples, or some of one sample.
+    """
+    whole = max(1, together // targets)
+    for first in range(0, n, whole):
+        samples = slice(first, min(first + whole, n))
+        stop = samples.stop * targets
+        for start in range(first * targets, stop, together):
+            yield slice(start, min(start + together, stop)), samples
+
+
 def _shared(plan: Plan, memory: Buffers, stretch: Stretch, part: slice) -> dict[str, Floats]:
-    """The arrays of one sample in the buffers that a stretch shares with other instructions."""
+    """The arrays of some samples in the buffers that a stretch shares with other instructions."""
     return {name: x[part] for name, x in memory.arrays.items() if plan.slices[name].root in stretch.shared}

@@ -115,7 +115,7 @@ class InPieces(Forward):
             bound[tail.first :],
             [arrays[plan.output.name]],
             of_tail,
-            False,
+            n,
             gradients,
             gathered,
         )

@@ -72,10 +72,10 @@ class Tape:
         self.n = len(x)
         self._nbytes = self.n * plan.forward_bytes
         self._kind = "forward" if first_masked == 0 else "forward, inner"
-        one_by_one = device.is_host and (threads == 1 or is_alone())  # threads together have more cache
-        self._size = self.n, one_by_one
+        together = (1 if is_alone() else threads) if device.is_host else self.n  # one sample a cache
+        self._size = self.n, together
         make: Callable[[], Forward] = partial(
-            Forward.make, plan, self.n, threads, device, first_masked, one_by_one
+            Forward.make, plan, self.n, threads, device, first_masked, together
         )
         if samples_per_piece is not None and self.n > samples_per_piece:
             self._nbytes = plan.nbytes_in_pieces(self.n, samples_per_piece)
