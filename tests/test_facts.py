@@ -16,8 +16,8 @@ IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
 #: how to compute a window of constants.
 LISTING = {"dated.py", "lift_nodes.py", "moved.py", "windowed.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
-#: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples; which
-#: compare.
+#: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples;
+#: which compare.
 OTHER = {
     ("subgraph.py", ("Softmax", "LogSoftmax")),
     ("outputs.py", ("Softmax", "Sigmoid")),
