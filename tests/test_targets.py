@@ -61,6 +61,12 @@ def test_what_was_meant(said: str, hint: str | None) -> None:
     assert caught.value.hint == (hint and f"Did you mean {hint}?")
 
 
+@pytest.mark.parametrize("labels", [IMAGENET, None])
+def test_the_command_line_s_word_for_the_highest_scores_is_explained(labels: tuple[str, ...] | None) -> None:
+    with pytest.raises(InputError, match=r"For the highest scores give gbp\.Top\(5\)"):
+        Classes((len(IMAGENET),), labels).labelled("top5", np.zeros((1, len(IMAGENET)), np.float32))
+
+
 def test_a_label_may_name_several_classes() -> None:
     scores = np.zeros((1, len(IMAGENET)), np.float32)
     assert Classes((len(IMAGENET),), IMAGENET).labelled("tabby", scores) == 3

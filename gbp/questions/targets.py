@@ -303,9 +303,11 @@ def _checked(indices: NDArray[Any], classes: int) -> NDArray[np.int64]:
 
 def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
     """The index of a label: as it is, else in other case, else as one of the synonyms of a label."""
+    best = re.fullmatch(r"top(\d+)", name.casefold())  # as the command line and `gbp serve` take it
+    several = f"For the highest scores give gbp.Top({best[1]})." if best else None
     if labels is None:
         raise InputError(
-            f"target is {name!r}, and the labels of this model are not known.", hint="Give labels."
+            f"target is {name!r}, and the labels of this model are not known.", hint=several or "Give labels."
         )
     found = [i for i, label in enumerate(labels) if label == name]
     found = found or [i for i, label in enumerate(labels) if label.casefold() == name.casefold()]
@@ -323,7 +325,7 @@ def _labelled(name: str, labels: tuple[str, ...] | None) -> int:
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
     if name.strip().isdecimal():
         hint = "An index is an integer, and no text."
-    raise InputError(f"no class is called {name!r}.", hint=hint)
+    raise InputError(f"no class is called {name!r}.", hint=several or hint)
 
 
 def _near(name: str, labels: tuple[str, ...]) -> list[str]:
