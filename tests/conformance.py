@@ -373,7 +373,7 @@ EXCLUSIONS = (
     ),
     Exclusion(
         "a tensor is empty",
-        refusal="sizes [8, 0] do not part",
+        refusal="is empty: the sizes are [8, 0]",
         names=r"test_rotary_embedding_(?!.*rotary_dim_expanded).*",
     ),
     Exclusion("crops an image, by boxes that are data", refusal="is 'tf_crop_and_resize'"),
