@@ -424,6 +424,7 @@ def wide_cases() -> dict[str, Any]:
         "wide conv that shares channels, strided": Case(conv(230, 3, strides=(2, 2)), (3, 40, 9, 7)),
         "wide conv in groups": Case(conv(400, (3, 2), group=2, pads=(0, 1, 2, 0)), (1, 130, 7, 6)),
         "wide conv 1x1": Case(conv(150, 1), (2, 300, 19, 11)),
+        "wide conv 1x1 padded": Case(conv(150, 1, pads=(1, 1, 1, 1)), (2, 300, 19, 11)),
         "wide conv 1x1 strided": Case(conv(40, 1, strides=(3, 2)), (2, 64, 20, 17)),
         "wide conv to few channels": Case(conv(3, 7, pads=(3, 3, 3, 3)), (1, 64, 24, 26)),
     }

@@ -58,6 +58,8 @@ GEOMETRIES = {
     "7x7/2": ((9, 11), {"kernel": (7, 7), "stride": (2, 2), "pads": (3, 3, 3, 3)}),
     "stride leaves gaps": ((7, 30), {"kernel": (2, 2), "stride": (3, 3)}),
     "one pixel": ((1, 1), {"kernel": (3, 3), "pads": (1, 1, 1, 1)}),
+    "1x1 padded": ((4, 6), {"kernel": (1, 1), "pads": (1, 1, 1, 1)}),
+    "one column padded": ((7, 9), {"kernel": (3, 1), "pads": (1, 1, 1, 1)}),
 }
 
 

@@ -37,6 +37,15 @@ NO_SCALES = np.empty(0, np.float32)
 _MANY = 2**40
 
 
+def _shares_padding(taps: Taps, frame: Frame, size: tuple[int, int], right: int) -> bool:
+    """Whether a column of padding behind a row of the frame can also be the one before the next row.
+
+    Such a frame keeps at least as many columns as the plane of `size`, also for windows of one column.
+    """
+    is_dense = taps.stride_h == taps.stride_w == 1
+    return is_dense and frame.left > 0 and right > 0 and frame.columns > size[1]
+
+
 @dataclass(frozen=True)
 class AmxLayer:
     """O channels of a plane of `size` from C channels of a frame.  It chooses how threads share the work."""
@@ -62,7 +71,7 @@ class AmxLayer:
         if cls.may_pair and 2 * C <= amx.DEPTH and taps.columns > 1 and taps.dilation_w == 1:
             taps = taps._replace(columns=(taps.columns + 1) // 2, dilation_w=2)
             frame = frame._replace(pairs=1)
-        elif taps.stride_h == taps.stride_w == 1 and frame.left > 0 and right > 0:
+        elif _shares_padding(taps, frame, size, right):
             frame = frame._replace(columns=frame.columns - 1, shared=1)
         return cls(C, O, taps, frame, size)
 
