@@ -3,7 +3,7 @@
 Float32 arrays, packed weights, masks and sizes come in; results are written into arrays of the caller.  A
 kernel never allocates, and chooses nothing that changes a bit.  It may import `codegen`, and errors of gbp.
 
-These parameters have one meaning in all kernels:
+These parameters have one meaning in all kernels; their axes are those of kernels of planes:
 
     x, y, r      input, output, and what is added to it; (N, H, W, C), channels dense; r may be empty
     gy, gx       gradients of y and x, of N·K rows: K targets of each of the N samples

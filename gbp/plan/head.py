@@ -1,8 +1,8 @@
 """The layers of a plan whose tensors are larger than their weights: the first ones, as a rule.
 
 The first tensors of a network are its largest.  Those of a batch leave a processor's caches before the next
-layer reads them.  So such layers run on a few samples after others, one for each thread, in the same memory,
-and the other layers on all samples: these have more weights, which are better read once.
+layer reads them.  So such layers run on one sample for each thread at a time, in the same memory, and the
+other layers on all samples: these have more weights, which are better read once.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class Plan:
 
     @cached_property
     def head(self) -> Stretch | None:
-        """The first layers, which run on a few samples after others; or None."""
+        """The first layers, which run on a few samples at a time; or None."""
         if self.keeps_activations:
             return None
         return head_of(self.instructions, self.slices, self._sizes, self.input.name)

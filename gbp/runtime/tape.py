@@ -72,9 +72,9 @@ class Tape:
         self.n = len(x)
         self._nbytes = self.n * plan.forward_bytes
         self._kind = "forward" if first_masked == 0 else "forward, inner"
-        together = (
-            (1 if threads == 1 or is_alone() else threads) if device.is_host else self.n
-        )  # one sample a cache
+        together = self.n
+        if device.is_host:  # one sample for the cache of each processor that computes
+            together = 1 if threads == 1 or is_alone() else threads
         self._size = self.n, together
         make: Callable[[], Forward] = partial(
             Forward.make, plan, self.n, threads, device, first_masked, together
