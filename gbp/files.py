@@ -72,9 +72,9 @@ def beside(path: Path, location: str) -> Path:
     return found
 
 
-def is_address(name: str) -> bool:
+def is_address(name: str | os.PathLike[str]) -> bool:
     """Whether a name is an address of the network.  A `Path` of one has lost a slash."""
-    return name.lower().startswith(("http:/", "https:/", "ftp:/", "s3:/", "gs:/"))
+    return os.fsdecode(name).lower().startswith(("http:/", "https:/", "ftp:/", "s3:/", "gs:/"))
 
 
 def hint_of_address(name: str) -> str | None:

@@ -386,6 +386,20 @@ def test_the_last_plane_is_not_a_pool_and_follows_what_is_pointwise() -> None:
     )
 
 
+@pytest.mark.parametrize("reading", ["Conv", "MaxPool", "GlobalLpPool", "LpPool"])
+def test_scores_of_several_rows_behind_whole_planes_have_a_default_layer(reading: str) -> None:
+    """As of a reader of plates: 4 digits of 11 classes, and no place in the planes for each."""
+    b = Builder()
+    last = b.relu(b.conv(b.input(1, 3, 8, 8), 4, pads=[1, 1, 1, 1]))
+    if reading == "Conv":
+        rows = b.conv(last, 44, 8)
+    else:
+        whole = {} if reading == "GlobalLpPool" else {"kernel_shape": [8, 8]}
+        rows = b.conv(b.node(reading, last, **whole), 44, 1)
+    explainer = Explainer(b.model(b.reshape(rows, 0, 4, 11)))
+    assert methods.grad_cam(explainer, samples_of(1, shape=(3, 8, 8)), target=3).details["layer"] == last
+
+
 @pytest.mark.parametrize("kind", ["a decoder", "scores that are enlarged", "two heads", "dense scores"])
 def test_the_layer_is_named_where_the_last_planes_are_scores(kind: str) -> None:
     b = Builder()

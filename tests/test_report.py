@@ -113,6 +113,15 @@ def test_grad_cam_of_a_segmenter_is_refused_at_once(folder: Path, tmp_path: Path
         )
 
 
+def test_grad_cam_of_a_model_of_open_size_asks_for_the_size(folder: Path, tmp_path: Path) -> None:
+    b = Builder()
+    m = b.model(b.head(b.node("GlobalAveragePool", b.relu(b.conv(b.input(1, 3, 8, 8), 4)))))
+    for axis, name in ((2, "h"), (3, "w")):
+        m.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    with pytest.raises(InputError, match=r"image size open\. Say it: size in preprocess, or --size"):
+        report(Explainer(m), [folder / "scene_1.png"], tmp_path / "a.html", methods=("grad-cam",))
+
+
 def test_broken_images(explainer: Explainer, folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")

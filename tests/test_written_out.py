@@ -558,6 +558,24 @@ def test_a_batch_behind_a_new_axis_is_one_where_the_scores_have_it() -> None:
     check(m, rng.standard_normal((3, *SHAPE[1:])).astype(np.float32))
 
 
+@pytest.mark.parametrize("sides", [("h", "w"), ("c", "h", "w"), ("h", 8)])
+def test_sides_of_a_picture_are_no_batch_where_the_scores_are_a_picture(sides: tuple[Any, ...]) -> None:
+    """One picture, without an axis of samples: what it is made into has the same names."""
+    channels, front = (1, [0, 1]) if len(sides) == 2 else (3, [0])
+    nodes = [
+        node("Unsqueeze", ["x", "front"], ["t"]),
+        node("Conv", ["t", "w"], ["c"], pads=[1, 1, 1, 1]),
+        node("Squeeze", ["c", "front"], ["y"]),
+    ]
+    w = rng.standard_normal((channels, channels, 3, 3)).astype(np.float32)
+    m = model(nodes, {"front": np.array(front), "w": w}, sides)
+    m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, sides))
+    x = rng.standard_normal((channels, 8, 8)[-len(sides) :]).astype(np.float32)
+    expected = ReferenceEvaluator(m).run(None, {"x": x})[0]
+    found = Explainer(m).predict(x[None])
+    np.testing.assert_allclose(np.reshape(found, expected.shape), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_axis_before_the_batch_is_refused() -> None:
     nodes = [node("Sin", ["x"], ["s"]), node("Unsqueeze", ["s", "j"], ["t"]), node("Sin", ["t"], ["y"])]
     with pytest.raises(UnsupportedError, match=r"Unsqueeze.*it moves the batch"):

@@ -135,7 +135,7 @@ def batch(
     for name, path in (("model", model), ("out", out)):
         if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
             raise InputError(f"{name} is {path!r}.", supported="a path")
-        if is_address(os.fspath(path)):
+        if is_address(path):
             raise InputError(f"{name} is {path!r}.", supported="a path of this machine")
     actors = at_least_one("actors", actors)
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))

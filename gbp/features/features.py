@@ -135,7 +135,7 @@ def features(
     whole_number("top", top)
     if part not in PARTS:
         raise InputError(f"part is {part!r}.", supported=", ".join(PARTS))
-    if is_address(os.fspath(out)):
+    if is_address(out):
         raise InputError(f"out is {out!r}.", supported="a path of this machine")
     rule_named(rule)
     path = os.fspath(model)

@@ -324,14 +324,30 @@ def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.N
             yield node
 
 
+def _shares_batch(source: Source) -> bool:
+    """Whether the input and the scores have the same named first axis, and it is none of a picture.
+
+    A network that makes a picture of a picture may name their sides alike: its axes are as many, or another
+    name is shared as well.
+    """
+    named = {value.name: value for value in (*source.model.graph.input, *source.model.graph.output)}
+    if not {source.input, source.scores} <= named.keys():
+        return False
+    image, scores = (
+        [dim.dim_param for dim in named[name].type.tensor_type.shape.dim]
+        for name in (source.input, source.scores)
+    )
+    if not image or not scores or not image[0] or len(image) == len(scores):
+        return False
+    others = {*image[1:]} & {*scores[1:]} - {""}
+    return image[0] == scores[0] and not others
+
+
 def _lacks_batch(source: Source) -> bool:
     """Whether the first node that is not pixelwise adds an axis in front of the image: the batch's."""
     if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
         return False
-    named = {value.name: value for value in (*source.model.graph.input, *source.model.graph.output)}
-    ends = [named[name] for name in (source.input, source.scores) if name in named]
-    sizes = [dim.dim_param for value in ends for dim in value.type.tensor_type.shape.dim[:1]]
-    if len(sizes) == 2 and sizes[0] and sizes[0] == sizes[1]:  # The scores have that batch, too.
+    if _shares_batch(source):
         return False
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
     stored |= {

@@ -38,6 +38,9 @@ def has_plane(tensor: Tensor) -> bool:
 #: Ops that read whole planes: what is computed behind them is no plane of scores.
 _MIXING = ("Gemm", "MatMul", "Einsum", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean")
 
+#: Stands in a hint where gbp knows no layer to name.
+_NO_NAME = "layer='…'"
+
 
 def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
     """The last convolution with a plane of several pixels, or what follows it pixel by pixel.
@@ -70,6 +73,10 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
     behind = tensors[tensors.index(last) + 1 :]
     if elements(scores.shape) == max(scores.shape) or any(tensor.op in _MIXING for tensor in behind):
         return
+    # All scores behind whole planes, which a convolution or a pool as large as the plane has read.
+    size = elements(scores.shape)
+    if any(t.channels is not None and not has_plane(t) and elements(t.shape) == size for t in behind):
+        return
     # Pixels → the last activation or sum with such planes, from large planes to small ones.
     before: dict[int, Tensor] = {}
     convolutions = [tensor for tensor in tensors if tensor.op in _CONVOLUTIONS and has_plane(tensor)]
@@ -85,7 +92,7 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
     ]
     raise InputError(
         f"the last planes, {last.name!r}, make the scores of places: their Grad-CAM is the answer itself.",
-        hint=f"Name a layer before the heads: {' or '.join(named or ['layer=…'])}.",
+        hint=f"Name a layer before the heads: {' or '.join(named) or _NO_NAME}.",
     )
 
 
@@ -105,7 +112,7 @@ def default_layer(tensors: Sequence[Tensor], rank: int, *, is_hidden: bool = Fal
     if last is None:
         raise InputError(
             "the network has no convolution with a plane of several pixels.",
-            hint="Name a tensor with planes: layer='…'.",
+            hint=f"Name a tensor with planes: {_NO_NAME}.",
         )
     if not is_hidden:
         _refuse_scores(tensors, last, rank)

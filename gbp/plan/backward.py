@@ -106,9 +106,9 @@ class Route:
         of the max-pool behind it.  Switches and mask make what the pool passes on differ between samples.
         The convolution's vjp is the same linear function for all, so the sum may be taken before it.
     foot
-        The last instructions but one, which run on a few samples at a time where no activations are kept; None
-        where that is not worth it.  Where a layer adds a tensor, gradients take over each other's memory, so a
-        plan with such a layer has none.
+        The last instructions but one, which run on a few samples at a time where no activations are kept;
+        None where that is not worth it.  Where a layer adds a tensor, gradients take over each other's
+        memory, so a plan with such a layer has none.
     """
 
     instructions: tuple[BackwardInstruction, ...]

@@ -103,8 +103,9 @@ def report(
         name = incomplete[0]
         raise InputError(f"method {name!r} needs {METHODS[name].needs}.", hint="Leave it out.")
     if any("layer" in METHODS[name].options for name in methods):
+        tensors = explainer.tensors
         try:
-            default_layer(explainer.tensors, len(explainer.input_shape) - 1)
+            default_layer(tensors, len(explainer.input_shape) - 1)
         except InputError as error:  # it advises to name a layer
             raise InputError(error.found, hint="Leave Grad-CAM out: a report names no layer.") from error
     if not 1 <= classes <= 20:
