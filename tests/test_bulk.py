@@ -616,7 +616,7 @@ def test_a_label_of_the_models_own_file_may_hold_a_comma(
         targets.append(target)
         return BatchSummary(0, 0, 0, out)
 
-    monkeypatch.setattr("gbp.bulk.run.batch", batch)
+    monkeypatch.setattr("gbp.batch", batch)
     for text in (*names, "cat,top7", "top2"):
         assert cli.main(["batch", str(path), str(photos), "-o", str(out), "--target", text]) == 0
     assert targets == [*names, Several("cat", "top7"), Top(2)]

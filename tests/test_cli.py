@@ -111,6 +111,7 @@ def folder(monkeypatch, tmp_path):
     compiling = types.ModuleType("gbp.cli.compiling")
     compiling.compile_on_new_machine = lambda *_: None
     monkeypatch.setitem(sys.modules, "gbp.explainer", engine)
+    monkeypatch.setattr("gbp.Explainer", FakeExplainer)  # where it was used before, gbp holds it
     monkeypatch.setitem(sys.modules, "gbp.cli.compiling", compiling)
     monkeypatch.setitem(sys.modules, "gbp.diagnostics.inspection", inspection)
     monkeypatch.chdir(tmp_path)

@@ -245,9 +245,10 @@ def test_memory_for_other_batches_is_kept_where_there_is_room(room: int | None) 
     for count in (2, 3, 4):
         explainer.explain(images(count, 3, 8, 9), target=np.zeros((count, 2), int))
     kept = (2, 3, 4) if room is None else (4,)
-    assert {
-        (kind, n if kind == "forward" else n[0]): len(free) for (kind, n), free in pool._free.items()
-    } == {("forward", n): 1 for n in kept} | {("backward", 2 * n): 1 for n in kept}
+    assert {(kind, size[0]): len(free) for (kind, size), free in pool._free.items()} == {
+        **{("forward", n): 1 for n in kept},
+        **{("backward", 2 * n): 1 for n in kept},
+    }
 
 
 def test_the_pool_gives_up_what_was_used_longest_ago_and_no_more_than_it_must() -> None:

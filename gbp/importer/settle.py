@@ -147,7 +147,7 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
         return
     alone = "Fix the batch at 1 in the file: then each sample is computed alone."
     if not isinstance(many, Graph):
-        is_counted = any(_counts(node, *builders) for node in builders[1].failed)
+        is_counted = any(_counts(*failed, *builders) for failed in builders[1].failed)
         if not (is_counted and isinstance(many, ModelError)):
             return
         raise UnsupportedError(
@@ -168,24 +168,25 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
 
 
 class _Watched(Builder):
-    """A builder that remembers which nodes it could not read."""
+    """A builder that remembers which nodes it could not read, with the errors."""
 
     def __init__(self, source: Source, input_shape: Shape) -> None:
         super().__init__(source, input_shape)
-        self.failed: list[onnx.NodeProto] = []
+        self.failed: list[tuple[onnx.NodeProto, ModelError]] = []
 
     def _take(self, proto: onnx.NodeProto) -> None:
         try:
             super()._take(proto)
-        except ModelError:
-            self.failed.append(proto)
+        except ModelError as error:
+            self.failed.append((proto, error))
             raise
 
 
-def _counts(node: onnx.NodeProto, one: Builder, many: Builder) -> bool:
-    """Whether a node that can be read for one sample and not for many is another for many."""
+def _counts(node: onnx.NodeProto, error: ModelError, one: Builder, many: Builder) -> bool:
+    """Whether a node that can be read for one sample, and for many ends in an error, is another for many."""
+    mixes = node.op_type in TARGETS and isinstance(error, UnsupportedError)
     read = [name for name in node.input if name in one.constants and name in many.constants]
-    return node.op_type in TARGETS or not all(_is_alike(one.constants[n], many.constants[n]) for n in read)
+    return mixes or not all(_is_alike(one.constants[n], many.constants[n]) for n in read)
 
 
 def _first_difference(one: Graph, many: Graph) -> Layer | None:
