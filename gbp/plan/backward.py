@@ -20,8 +20,8 @@ import numpy as np
 
 from .aliasing import BufferSlice
 from .arena import Arena, pack
-from .head import Stretch, foot_of
 from .layout import Instruction, PhysicalTensor
+from .stretch import Stretch, piecewise_backward
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Route:
         (`Step.adds_up`).  So it is where the first layer is a convolution whose vjp goes together with that
         of the max-pool behind it.  Switches and mask make what the pool passes on differ between samples.
         The convolution's vjp is the same linear function for all, so the sum may be taken before it.
-    foot
+    piecewise
         The last instructions but one, which run on a few samples at a time where no activations are kept;
         None where that is not worth it.  Where a layer adds a tensor, gradients take over each other's
         memory, so a plan with such a layer has none.
@@ -118,7 +118,7 @@ class Route:
     arena: Arena
     macs: int
     adds_up: bool
-    foot: Stretch | None
+    piecewise: Stretch | None
 
 
 def route_between(
@@ -155,24 +155,24 @@ def route_between(
     for i, back in enumerate(order):
         uses += [(name, i) for name in (instructions[back.instruction].output, *back.writes)]
     adds_up = bool(order) and _adds_up(order[-1], end.name, instructions)
-    foot = None
+    piecewise = None
     if adds_up and not any(each.residual for each in instructions):
-        foot = foot_of(
+        piecewise = piecewise_backward(
             [_facts(back, slices, instructions) for back in order], slices, sizes, start.name, end.name
         )
-    if foot is not None:  # what it shares with the others is alive in its first run and in its last
-        uses += [(root, when) for root in foot.shared for when in (foot.first, foot.stop)]
+    if piecewise is not None:  # what it shares with the others is alive in its first run and in its last
+        uses += [(root, when) for root in piecewise.shared for when in (piecewise.first, piecewise.stop)]
     roots = ((slices[name].root, when) for name, when in uses)
     arena = pack(((handed_on.get(root, root), when) for root, when in roots), sizes)
     begins = arena.begins | {new: arena.begins[old] for new, old in handed_on.items()}
     macs = sum(instruction.macs for instruction in instructions[first:last])
-    return Route(order, zeros, start, end, Arena(begins, arena.size), macs, adds_up, foot)
+    return Route(order, zeros, start, end, Arena(begins, arena.size), macs, adds_up, piecewise)
 
 
 def _facts(
     back: BackwardInstruction, slices: Mapping[str, BufferSlice], instructions: Sequence[Instruction]
 ) -> tuple[Instruction, tuple[str, ...], set[str]]:
-    """An instruction as `foot_of` takes it."""
+    """An instruction as `piecewise_backward` takes it."""
     instruction = instructions[back.instruction]
     return instruction, (instruction.output, *back.writes), {part.root for part in back.zeros}
 

@@ -30,8 +30,8 @@ from .arena import Arena, pack
 from .backward import Route, route_between
 from .channels import channel_axes, channel_means
 from .fusion import fuse, without_copies
-from .head import Stretch, head_of
 from .layout import Instruction, PhysicalTensor, lay_out
+from .stretch import Stretch, piecewise_forward
 from .tail import Tail, tail_of
 
 #: A rule's rewrite: a graph → the same network, whose layers pass gradients on in another way.
@@ -193,11 +193,11 @@ class Plan:
         return tail_of(self.instructions, self.slices, self._sizes, self.backward)
 
     @cached_property
-    def head(self) -> Stretch | None:
+    def piecewise(self) -> Stretch | None:
         """The first layers, which run on a few samples at a time; or None."""
         if self.keeps_activations:
             return None
-        return head_of(self.instructions, self.slices, self._sizes, self.input.name)
+        return piecewise_forward(self.instructions, self.slices, self._sizes, self.input.name)
 
     @cached_property
     def first_after_kept(self) -> int:
@@ -286,8 +286,7 @@ class Plan:
         assert self.tail is not None
         piece = 4 * (self.shared_size + self._scratch[1])
         start, end = (elements(each.shape) for each in (self.backward.start, self.backward.end))
-        # The maps of the pieces stay until all are in one array.
-        kept = self.forward_bytes - piece + 4 * (self.tail.arena.size + start + 2 * end)
+        kept = self.forward_bytes - piece + 4 * (self.tail.arena.size + start + end)
         return min(samples, per_piece) * piece + samples * kept + 4 * self._scratch[0]
 
     def max_samples_in_pieces(self, nbytes: int, per_piece: int) -> int:

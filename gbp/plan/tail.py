@@ -16,6 +16,7 @@ from .aliasing import BufferSlice
 from .arena import Arena, pack
 from .backward import Route
 from .layout import Instruction
+from .stretch import Stretch
 
 #: Fewest weights of a tail: so many leave the caches between two slices.
 _LEAST = 2**23
@@ -27,17 +28,17 @@ class Tail:
 
     Parameters
     ----------
-    first
-        The index of the first of them.
-    back
-        How many instructions of the backward pass from the scores to the input are theirs: the first ones.
+    forward
+        The instructions before them, which run piece by piece.
+    backward
+        Those of the backward pass from the scores to the input that run piece by piece.
     arena
-        The memory of what they read and write, in both directions.  The buffer that they read and do not
-        write is that of the tensor between them and the others, and of its gradient.
+        The memory, in both directions, of what the tail reads and writes, and of the maps.  The buffer that
+        the tail reads and does not write is the one that it shares with the pieces.
     """
 
-    first: int
-    back: int
+    forward: Stretch
+    backward: Stretch
     arena: Arena
 
 
@@ -68,10 +69,16 @@ def tail_of(
     roots = [slices[tail[0].inputs[0]].root, *made]
     is_chain = all(slices[each.inputs[0]].root == root for each, root in zip(tail, roots[:-1], strict=True))
     back = sum(each.instruction >= first for each in backward.instructions)
-    if not is_chain or _reaches(roots, instructions[:first], slices, backward, back):
+    image = slices[backward.end.name].root
+    if not is_chain or _reaches(roots, image, instructions[:first], slices, backward, back):
         return None
-    times = [(root, 0) for root in roots]  # small beside the planes: all are alive together
-    return Tail(first, back, pack(times, sizes))
+    times = [(root, 0) for root in (*roots, image)]  # small beside the planes: all are alive together
+    joint, maps = ({root: sizes[root]} for root in (roots[0], image))
+    return Tail(
+        Stretch(0, first, joint),
+        Stretch(back, len(backward.instructions), joint | maps),
+        pack(times, sizes),
+    )
 
 
 def _is_dense(instruction: Instruction) -> bool:
@@ -81,6 +88,7 @@ def _is_dense(instruction: Instruction) -> bool:
 
 def _reaches(
     roots: Sequence[str],
+    image: str,
     others: Sequence[Instruction],
     slices: Mapping[str, BufferSlice],
     backward: Route,
@@ -88,7 +96,8 @@ def _reaches(
 ) -> bool:
     """Whether the other instructions share more with the tail than its first buffer, which they write.
 
-    A gradient that takes over the buffer of a sum, or that is cleared in part, would be in two memories.
+    A gradient that takes over the buffer of a sum, or that is cleared in part, would be in two memories.  So
+    would the maps where a layer adds the image.
     """
     joint, inner = roots[0], set(roots[1:])
     used = {slices[name].root for each in others for name in (*each.reads, each.output)}
@@ -96,4 +105,10 @@ def _reaches(
     cleared = {part.root for each in backward.instructions[count:] for part in each.zeros}
     cleared |= {part.root for part in backward.zeros}
     in_one_kernel = any(each.maker is not None for each in backward.instructions[:count])
-    return bool(inner & used) or joint in sums | cleared or in_one_kernel or len(inner) < len(roots) - 1
+    return (
+        bool(inner & used)
+        or joint in sums | cleared
+        or image in sums
+        or in_one_kernel
+        or len(inner) < len(roots) - 1
+    )

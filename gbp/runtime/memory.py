@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -28,15 +28,15 @@ class Buffers:
     plan
         Fixes the buffer slice of each tensor.
     arena
-        `plan.activations`, or that of a route.
+        `plan.activations`, or that of a route or of the plan's tail.
     n
         Samples.
     floats
-        The arena's memory, float32.
+        The memory, float32.  The arena is at its beginning.
     scratch
         Memory for intermediate results of single steps, float32.
-    ends
-        See the method; None where the end is in this memory.
+    shared
+        Buffers that are not in this memory, (n, floats).
     """
 
     def __init__(
@@ -46,21 +46,47 @@ class Buffers:
         n: int,
         floats: Floats,
         scratch: Floats,
-        ends: tuple[Floats, Exit] | None = None,
+        shared: Mapping[str, Floats] | None = None,
     ) -> None:
-        self._plan, self.n, self.arena, self._ends = plan, n, arena, ends
+        self._plan, self.n, self.arena = plan, n, arena
         self.floats, self.scratch = floats, scratch
+        self._ends: tuple[Floats, Exit] | None = None
+        self._buffers = {root: self._buffer(root) for root in arena.begins} | dict(shared or {})
         self.arrays: dict[str, Floats] = {
             name: view(self.at(part), n, *plan.tensors[name].shape)
             for name, part in plan.slices.items()
-            if part.root in arena.begins
+            if part.root in self._buffers
         }
+
+    def _buffer(self, root: str) -> Floats:
+        """The memory of a buffer, (n, floats)."""
+        begin, size = self.n * self.arena.begins[root], elements(self._plan.tensors[root].shape)
+        return self.floats[begin : begin + self.n * size].reshape(self.n, size)
 
     @classmethod
     def new(cls, plan: Plan, arena: Arena, n: int, size: int, threads: int, device: Device) -> Buffers:
         """Buffers in newly allocated memory of `size` floats a sample."""
         scratch = device.empty((scratch_floats(plan, n, threads),))
         return cls(plan, arena, n, device.empty((n * size,)), scratch)
+
+    def piece(self, arena: Arena, rows: slice, begin: int, shared: Iterable[str] = ()) -> Buffers:
+        """Buffers for some rows, which stand for samples, in the same memory.
+
+        Parameters
+        ----------
+        arena
+            Theirs.
+        rows
+            The rows of these buffers that are theirs.
+        begin
+            The first float of the memory that they take.
+        shared
+            The buffers that they have in common with these.
+        """
+        n = rows.stop - rows.start
+        floats = self.floats[begin : begin + n * arena.size]
+        common = {root: self._buffers[root][rows] for root in shared}
+        return Buffers(self._plan, arena, n, floats, self.scratch, common)
 
     def ends(self, route: Route, device: Device, threads: int) -> tuple[Floats, Exit]:
         """The ends of a backward pass: the start's gradient, in memory order, and where the end's leaves.
@@ -75,9 +101,7 @@ class Buffers:
 
     def at(self, part: BufferSlice) -> Floats:
         """The memory of a buffer slice, (n, rows, elements)."""
-        size = self.n * elements(self._plan.tensors[part.root].shape)
-        start = self.n * self.arena.begins[part.root]
-        return part.of(self.floats[start : start + size].reshape(self.n, -1, part.row))
+        return part.of(self._buffers[part.root].reshape(self.n, -1, part.row))
 
 
 def masks_of(plan: Plan, n: int, device: Device) -> dict[str, Array]:

@@ -1,153 +1,143 @@
-"""`InPieces`: a forward run whose pieces share memory, because only the plan's tail runs on all samples.
+"""`Cut`: instructions of a run that are carried out piece by piece, for some samples after others.
 
-The planes of a batch of VGG's take more memory than is allowed.  Its dense layers take little memory, and
-long to read their weights.  So pieces of the batch take the same memory one after another, up to the tail
-(`plan.tail`), which then runs once.  Masks and switches, which are small, are kept for all samples.  The
-backward pass begins with the tail, and then the pieces go back one by one.
+    why                                        which instructions                     memory of a piece
+    a batch takes more memory than allowed     those before `Plan.tail`, and back     that of the last piece
+    its tensors leave the caches too early     `Plan.piecewise`, `Route.piecewise`    that of the last piece
+    a device waits for samples                 all of the forward run                 its own
+
+The other instructions run once, on all samples.  A piece reads and writes its rows of their buffers.
+Masks and switches, which are small, are kept for all samples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..devices.base import Device, Exit
-from ..kernels.codegen.gate import Gate
-from ..ops.step import clear
-from ..plan.backward import Route
+from ..devices.base import Device, Entry
+from ..kernels.parallel.program import perform
+from ..limits import elements
+from ..plan.arena import Arena
 from ..plan.plan import Plan
-from .bound import bind, contexts_of, go_back, of_samples, start_backward
-from .forward import Forward, Piece
+from ..plan.stretch import Stretch
+from .bound import BoundInstruction
 from .garbage import collected_later
-from .memory import Buffers, masks_of
-from .total import Total
+from .memory import Buffers, scratch_floats
 
 
-class _Gathered(Exit):
-    """The maps of all pieces, each taken when its piece is done."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[NDArray[np.float32], bool]] = []
-
-    def read(self) -> tuple[NDArray[np.float32], bool]:
-        maps, finite = zip(*self.found, strict=True)
-        self.found = []
-        return np.concatenate(maps), all(finite)
-
-    def view(self) -> NDArray[np.float32]:
-        return self.read()[0]
-
-
-@dataclass
-class InPieces(Forward):
-    """A forward run of more samples than memory holds at once.
-
-    `arrays` and `bound` hold tensors of two sizes: the tail's, of all samples, and the others, of the piece
-    that was computed last.  `backward` is the tail's memory.
+@dataclass(frozen=True)
+class Cut:
+    """How some instructions of a run are carried out piece by piece.
 
     Parameters
     ----------
-    gradients
-        For each piece, its memory for a backward pass, and where its maps leave.
-    gathered
-        Where the maps of all pieces leave.
+    stretch
+        The instructions, and what they share with the others.
+    arena
+        The memory of a piece.
+    parts
+        The rows of each piece, and their samples: a backward pass has a row for each target of a sample.
+    begin
+        The first float of a piece in the memory of all rows.
+    is_apart
+        Whether each piece has memory of its own, because the next one is brought in meanwhile.
     """
 
-    gradients: list[tuple[Buffers, Exit]]
-    gathered: _Gathered
+    stretch: Stretch
+    arena: Arena
+    parts: Sequence[tuple[slice, slice]]
+    begin: int = 0
+    is_apart: bool = False
 
-    @classmethod
+    def pieces(self, memory: Buffers) -> Iterator[tuple[slice, Buffers]]:
+        """The samples of each piece, and its part of the memory of all rows."""
+        for rows, samples in self.parts:
+            begin = self.begin + rows.start * self.arena.size * self.is_apart
+            is_all = len(self.parts) == 1
+            yield samples, memory if is_all else memory.piece(self.arena, rows, begin, self.stretch.shared)
+
+
+def cut_for_caches(stretch: Stretch | None, arena: Arena, n: int, targets: int, together: int) -> Cut | None:
+    """Pieces that take memory which the rows of all samples leave free at the time.
+
+    Parameters
+    ----------
+    stretch, arena
+        The instructions, and their memory.
+    n, targets
+        How many samples, and how many rows each of them has.
+    together
+        The rows of a piece.
+
+    Returns
+    -------
+    None where nothing is to be cut, or where there is no room.
+    """
+    rows = n * targets
+    begin = stretch.room(arena, rows, together) if stretch is not None and rows > together else None
+    if stretch is None or begin is None:
+        return None
+    return Cut(stretch, arena, _parts(n, targets, together), begin)
+
+
+def cut_for_device(plan: Plan, n: int, device: Device) -> Cut:
+    """As many pieces as the device brings in one by one; a single one where activations are kept."""
+    nbytes = 4 * elements(plan.input_shape)
+    samples = [slice(0, n)] if plan.keeps_activations else device.pieces(n, nbytes)
+    stretch = Stretch(0, len(plan.instructions), {})
+    return Cut(stretch, plan.activations, [(part, part) for part in samples], is_apart=True)
+
+
+def cut_at_tail(
+    plan: Plan, n: int, samples_per_piece: int, threads: int, device: Device
+) -> tuple[Buffers, Cut, Cut]:
+    """The memory of a run of more samples than it holds at once, and the cuts of it, forward and backward.
+
+    The tail's buffers, of all samples, are at the beginning.  One piece is behind them.
+    """
+    tail = plan.tail
+    assert tail is not None
+    most = -(-n // -(-n // samples_per_piece))  # all pieces are of nearly equal size
+    begin = n * tail.arena.size
+    floats = device.empty((begin + most * plan.shared_size,))
+    memory = Buffers(plan, tail.arena, n, floats, device.empty((scratch_floats(plan, most, threads),)))
+    parts = _parts(n, 1, most)
+    return (
+        memory,
+        Cut(tail.forward, plan.activations, parts, begin),
+        Cut(tail.backward, plan.backward.arena, parts, begin),
+    )
+
+
+def _parts(n: int, targets: int, together: int) -> list[tuple[slice, slice]]:
+    """Cut rows, so many targets for each of n samples, into parts of at most `together`; with their samples.
+
+    A part has all targets of its samples, or some of one sample.
+    """
+    whole, parts = max(1, together // targets), []
+    for first in range(0, n, whole):
+        samples = slice(first, min(first + whole, n))
+        stop = samples.stop * targets
+        for start in range(first * targets, stop, together):
+            parts.append((slice(start, min(start + together, stop)), samples))
+    return parts
+
+
+class Piece:
+    """Some samples of a forward run, and the instructions that run on them alone."""
+
+    def __init__(
+        self, samples: slice, entry: Entry, bound: Sequence[BoundInstruction], device: Device
+    ) -> None:
+        self.samples, self.entry, self.bound = samples, entry, bound
+        self._again = device.repeater()
+
+    def run(self) -> None:
+        """Run the instructions on the samples that were written to the entry."""
+        self._again(self._run)
+
     @collected_later()
-    def cut(cls, plan: Plan, n: int, threads: int, device: Device, samples_per_piece: int) -> InPieces:
-        """Allocate the memory of a run of n samples.
-
-        Parameters
-        ----------
-        plan
-            A plan with a tail.
-        n
-            Samples of the run.
-        threads, device
-            As for `Forward`.
-        samples_per_piece
-            The largest piece.  All are of nearly equal size.
-        """
-        tail, size, image = plan.tail, plan.shared_size, plan.input
-        assert tail is not None
-        count = -(-n // samples_per_piece)
-        edges = [n * k // count for k in range(count + 1)]
-        memory = Buffers.new(plan, plan.activations, -(-n // count), size, threads, device)
-        gathered, seed = _Gathered(), device.empty((n, *plan.output.shape))
-        floats = device.empty((n * tail.arena.size,))
-        of_tail = Buffers(plan, tail.arena, n, floats, memory.scratch, (seed, gathered))
-        masks = masks_of(plan, n, device)
-        contexts = contexts_of(plan, n, memory, masks, threads, device)
-        arrays = memory.arrays | of_tail.arrays
-        bound = bind(plan, arrays, contexts)
-        marks = device.empty((n,))
-        pieces, gradients = [], []
-        for begin, end in pairwise(edges):
-            part = slice(begin, end)
-            own = memory.floats[: (end - begin) * size]
-            handed_over = {name: array[part] for name, array in of_tail.arrays.items()}
-            forward = Buffers(plan, plan.activations, end - begin, own, memory.scratch)
-            back = Buffers(plan, plan.backward.arena, end - begin, own, memory.scratch)
-            for buffers in (forward, back):
-                buffers.arrays |= handed_over
-            part_bound = bind(plan, forward.arrays, [of_samples(context, part) for context in contexts])
-            entry = device.entry(forward.arrays[image.name], image.logical_axes, marks[part], threads)
-            pieces.append(Piece(part, entry, part_bound[: tail.first], device))
-            leaving = device.exit(back.arrays[image.name], image.logical_axes, threads)
-            gradients.append((back, leaving))
-        return cls(
-            plan,
-            threads,
-            device,
-            pieces,
-            marks,
-            arrays,
-            bound,
-            masks,
-            bound[tail.first :],
-            [arrays[plan.output.name]],
-            of_tail,
-            n,
-            gradients,
-            gathered,
-        )
-
-    def run_backward(self, memory: Buffers, route: Route, gate: Gate, total: Total | None = None) -> None:
-        is_in_pieces = memory is self.backward
-        if not is_in_pieces:  # memory of all samples, as for several targets each
-            super().run_backward(memory, route, gate, total)
-            return
-        assert total is None  # asked of runs that the memory holds whole
-        self.repeater(memory, gate)(lambda: self._go_back_to_pieces(memory, route, gate))
-        self.gathered.found = []
-        for k, (back, leaving) in enumerate(self.gradients):
-            leaving.prepare()
-            self.repeater(back, gate)(partial(self._go_back_from_tail, k, route, gate))
-            self.gathered.found.append(leaving.read())
-
-    @collected_later()
-    def _go_back_to_pieces(self, memory: Buffers, route: Route, gate: Gate) -> None:
-        assert self.plan.tail is not None
-        instructions, threads = route.instructions[: self.plan.tail.back], self.threads_for(memory, route)
-        seed, _ = memory.ends(route, self.device, self.threads)
-        start_backward(self.plan, memory, route, seed, threads)
-        go_back(self.plan, instructions, memory, self.bound, self.masks, gate, threads)
-
-    @collected_later()
-    def _go_back_from_tail(self, k: int, route: Route, gate: Gate) -> None:
-        assert self.plan.tail is not None
-        piece, (back, leaving) = self.pieces[k], self.gradients[k]
-        masks = {name: mask[piece.samples] for name, mask in self.masks.items()}
-        instructions, threads = route.instructions[self.plan.tail.back :], self.threads_for(back, route)
-        go_back(self.plan, instructions, back, piece.bound, masks, gate, threads)
-        for part in route.zeros:
-            clear(back.at(part), threads)
-        leaving.settle()
+    def _run(self) -> None:
+        self.entry.settle()
+        for run in self.bound:
+            perform(run.forward, run.instruction.step.repeats)

@@ -257,8 +257,8 @@ class Session:
             The largest slice; None for the device's default.
         single_pass
             Whether a slice runs once forward and at most once back.  Then it may be as large as fits where
-            only the plan's tail runs on all of its samples (`InPieces`).  Several backward passes of a run
-            take the memory of all samples.
+            only the plan's tail runs on all of its samples (`runtime.pieces`).  Several backward passes of a
+            run take the memory of all samples.
         """
         if count == 1:
             yield slice(0, 1)

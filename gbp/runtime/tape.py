@@ -24,7 +24,6 @@ from ..plan.layout import Instruction, PhysicalTensor
 from ..plan.plan import Plan
 from .forward import Forward
 from .memory import Buffers, MemoryPool
-from .pieces import InPieces
 from .total import Total
 
 #: A function of an array of the run, which may not keep it: it is overwritten later.
@@ -76,12 +75,9 @@ class Tape:
         if device.is_host:  # one sample for the cache of each processor that computes
             together = 1 if threads == 1 or is_alone() else threads
         self._size = self.n, together
-        make: Callable[[], Forward] = partial(
-            Forward.make, plan, self.n, threads, device, first_masked, together
-        )
         if samples_per_piece is not None and self.n > samples_per_piece:
             self._nbytes = plan.nbytes_in_pieces(self.n, samples_per_piece)
-            make = partial(InPieces.cut, plan, self.n, threads, device, samples_per_piece)
+        make = partial(Forward.make, plan, self.n, threads, device, first_masked, together, samples_per_piece)
         with device.running(threads):
             self._forward = pool.acquire(self._kind, self._size, self._nbytes, make)
             self._forward.feed(x)

@@ -1,4 +1,4 @@
-"""The head and the foot of a plan, which run on a few samples after others: the bits of samples alone."""
+"""Layers that run on a few samples after others, forward and backward: the bits of samples alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from builder import Builder
 
 from gbp import Explainer, InputError, Top, methods
-from gbp.plan import head
+from gbp.plan import stretch
 from gbp.runtime import session
 
 
 @pytest.fixture(autouse=True)
-def _any_layer_is_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "_LEAST", 1)
+def _any_layer_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretch, "_LEAST", 1)
 
 
 def a_chain(b: Builder, x: str) -> str:
@@ -36,17 +36,17 @@ def a_block(b: Builder, x: str) -> str:
 
 
 def the_image_again(b: Builder, x: str) -> str:
-    """No head: a later layer reads the image, too."""
+    """No such layers: a later layer reads the image, too."""
     y = b.relu(b.conv(x, 3, kernel=3, pads=[1, 1, 1, 1]))
     return b.node("GlobalAveragePool", b.node("Concat", b.node("Sigmoid", y), x, axis=1))
 
 
 def kept_activations(b: Builder, x: str) -> str:
-    """No head: the backward pass reads an activation of each sample."""
+    """No such layers: the backward pass reads an activation of each sample."""
     return b.node("GlobalAveragePool", b.node("Sigmoid", b.relu(b.conv(x, 8, kernel=3))))
 
 
-#: How many instructions are the head's.
+#: How many instructions run piece by piece.
 NETWORKS = {a_chain: 2, branches: 3, a_block: 2, the_image_again: 0, kept_activations: 0}
 
 
@@ -60,8 +60,8 @@ def test_samples_piecewise_have_the_bits_of_samples_alone(
     explainer = Explainer(model, threads=threads)
     x = np.random.default_rng(0).standard_normal((5, 3, 12, 10), np.float32)
     plan, _ = explainer._plan_for((3, 12, 10))
-    assert NETWORKS[network] == (plan.head.stop if plan.head else 0)
-    assert plan.head is None or plan.head.room(plan.activations, 5, threads) is not None
+    assert NETWORKS[network] == (plan.piecewise.stop if plan.piecewise else 0)
+    assert plan.piecewise is None or plan.piecewise.room(plan.activations, 5, threads) is not None
     for rule in ("guided", "vanilla"):
         for _ in range(2):  # the second run repeats what the first one recorded
             found = explainer.explain(x, rule=rule)
@@ -83,7 +83,7 @@ def as_squeezenet_begins(b: Builder, x: str) -> str:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_foot_goes_back_piecewise_with_the_same_bits(
+def test_the_last_layers_go_back_piecewise_with_the_same_bits(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b = Builder()
@@ -93,12 +93,14 @@ def test_the_foot_goes_back_piecewise_with_the_same_bits(
     def maps(expected: bool) -> list[bytes]:
         explainer = Explainer(model, threads=threads)
         plan, _ = explainer._plan_for((3, 31, 29))
-        foot = plan.backward.foot
-        assert (foot is not None and foot.room(plan.backward.arena, 9, threads) is not None) == expected
+        backward = plan.backward.piecewise
+        assert (
+            backward is not None and backward.room(plan.backward.arena, 9, threads) is not None
+        ) == expected
         x = np.random.default_rng(0).standard_normal((3, 3, 31, 29), np.float32)
         found = [explainer.explain(x, rule=rule, target=Top(3)).map for rule in ("guided", "vanilla") * 2]
         return [each.tobytes() for each in (*found, methods.smoothgrad(explainer, x, samples=9).map)]
 
     found = maps(True)
-    monkeypatch.setattr(head, "_LEAST", 2**30)
+    monkeypatch.setattr(stretch, "_LEAST", 2**30)
     assert found == maps(False)

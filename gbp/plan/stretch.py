@@ -1,4 +1,6 @@
-"""The layers of a plan whose tensors are larger than their weights: the first ones, as a rule.
+"""`Stretch`: instructions that run piece by piece, on some samples after others.
+
+They are the layers whose tensors are larger than their weights: the first ones, as a rule.
 
 The first tensors of a network are its largest.  Those of a batch leave a processor's caches before the next
 layer reads them.  So such layers run on one sample for each thread at a time, in the same memory, and the
@@ -61,7 +63,7 @@ class Stretch:
         return None
 
 
-def head_of(
+def piecewise_forward(
     instructions: Sequence[Instruction],
     slices: Mapping[str, BufferSlice],
     sizes: Mapping[str, int],
@@ -89,7 +91,7 @@ def head_of(
     return found
 
 
-def foot_of(
+def piecewise_backward(
     order: Sequence[tuple[Instruction, Sequence[str], set[str]]],
     slices: Mapping[str, BufferSlice],
     sizes: Mapping[str, int],
