@@ -137,7 +137,7 @@ def test_broken_images(explainer: Explainer, folder: Path, tmp_path: Path) -> No
     (name,) = summary.skipped
     assert name.endswith("broken.png")
     assert len(scripts(tmp_path / "a.html")["about"]["images"]) == 2
-    with pytest.raises(InputError, match="none of 1 images"):
+    with pytest.raises(InputError, match="none of 1 image could"):
         report(explainer, [broken], tmp_path / "b.html", skip_broken=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "broken.png"]
 
@@ -192,7 +192,9 @@ def test_a_refused_command_leaves_no_folder(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (768, True), (1600, False)])
-def test_in_a_browser(page: Path, width: int, dark: bool) -> None:
+def test_in_a_browser(
+    page: Path, explainer: Explainer, folder: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
@@ -239,6 +241,13 @@ def test_in_a_browser(page: Path, width: int, dark: bool) -> None:
         assert script(
             "document.getElementById('large').scrollWidth <= document.getElementById('large').clientWidth"
         )
+        assert script("document.getElementById('count').textContent") == "1 of 12 images"
+        if dark:
+            alone = tmp_path / "one.html"
+            report(explainer, [folder / "scene_1.png"], alone, rules=("vanilla",), classes=1)
+            browser.get(alone.as_uri())
+            assert script("document.getElementById('count').textContent") == "1 image"
+            assert script("document.getElementById('facts').textContent").startswith("1 image, vanilla;")
         assert browser.get_log("browser") == []
     finally:
         browser.quit()

@@ -61,7 +61,7 @@ def test_it_says_where_it_is_and_its_limits() -> None:
     ):
         assert re.fullmatch(r"gbp: serving demo at http://127\.0\.0\.1:\d+/\n", lines[0])
         assert lines[1] == (
-            "gbp: limits: 2 MiB a body, 50 million pixels a picture, 2 target(s) and 12 s a request, "
+            "gbp: limits: 2 MiB a body, 50 million pixels a picture, 2 targets and 12 s a request, "
             "7 requests waiting\n"
         )
         limits = httpx.get(f"{address}v1/models").json()["limits"]

@@ -136,7 +136,8 @@ def explain(arguments: argparse.Namespace) -> int:
         for rule, caution in cautions.items():
             print_paragraph(f"note on {rule}: {caution}", 6)
     if skipped:
-        print(shown(f"gbp: {len(skipped)} of {len(outputs)} images were skipped"), file=sys.stderr)
+        images_were = "image was" if len(outputs) == 1 else "images were"
+        print(f"gbp: {len(skipped)} of {len(outputs)} {images_were} skipped", file=sys.stderr)
     return 1 if skipped else 0
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
 from .options import (
     add_algorithm,
     add_ends,
@@ -79,7 +80,7 @@ def _print_inspection(inspection: Inspection) -> None:
     parameters = sum(layer.parameters for layer in inspection.layers)
     macs = sum(layer.macs for layer in inspection.layers)
     print()
-    print_line(f"{len(rows)} layers, {_count(parameters)} parameters, {_count(macs)} MACs")
+    print_line(f"{counted(len(rows), 'layer')}, {_count(parameters)} parameters, {_count(macs)} MACs")
     ends = f"input {inspection.input}, output {inspection.output}"
     print_paragraph(ends, 2)
     for reason in inspection.unsupported:

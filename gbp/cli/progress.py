@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ..errors import shown
+from ..errors import counted, shown
 
 _CLEAR = "\r\x1b[K"
 #: So many images are done before anybody looks.
@@ -149,7 +149,7 @@ class Progress:
         return tqdm(desc="gbp", total=self.total, initial=self.done, smoothing=0.05, **options)
 
     def _text(self, seconds: float) -> str:
-        text = f"{self.done} of {self.total} images"
+        text = f"{self.done} of {counted(self.total, 'image')}"
         new = self.done - self._before
         if new and seconds > 0:
             rate = new / seconds

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import counted
 from .options import add_cache, add_device, add_ends, ends_of, print_line, size
 
 
@@ -46,7 +47,7 @@ def warmup(arguments: argparse.Namespace) -> int:
             compile_together(explainer, arguments.size)
             explainer.warmup(arguments.size)
         seconds = time.perf_counter() - began if len(compiled) > before else 0.0
-        print_line(f"{model}: {len(compiled) - before} kernel(s) compiled in {seconds:.1f} s")
+        print_line(f"{model}: {counted(len(compiled) - before, 'kernel')} compiled in {seconds:.1f} s")
     print_line(f"All are kept in {CACHE_DIRECTORY}")
     if _is_roots_alone(CACHE_DIRECTORY):
         print_line(f"Only root may read them. To let other users run them: chmod -R a+rX {shlex.quote(ROOT)}")

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import Explainer, InputError, Run
 from ..arguments import at_least_one, whole_number
+from ..errors import counted
 from ..methods.interpolation import interpolated
 from ..methods.path import QUADRATURES
 from .core import AnyModel, ChannelsLast, Floats, deviation, floats, last_output, layer_of, vjps
@@ -162,7 +163,7 @@ class WhiteBox:
         if targets is not None:
             x, y = self._layout.into(floats(inputs)), floats(targets, "targets")
             if len(x) != len(y) or not len(x):
-                raise InputError(f"there are {len(x)} inputs and {len(y)} targets.")
+                raise InputError(f"there are {counted(len(x), 'input')} and {counted(len(y), 'target')}.")
             yield x, y
             return
         if isinstance(inputs, np.ndarray) or not isinstance(inputs, Iterable):

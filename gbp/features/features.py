@@ -27,6 +27,7 @@ from .. import Explainer, GbpError, InputError, Tensor
 from ..arguments import whole_number
 from ..bulk.folder import Folder
 from ..bulk.job import settings_of
+from ..errors import counted
 from ..files import is_address
 from ..graph.graph import Graph
 from ..graph.tensors import find
@@ -180,7 +181,7 @@ def _draw(scan: Scan, project: Projector, report: Callable[[str], None]) -> None
         report(f"drawing channel {channel}")
         made[channel] = f"channel-{channel}.png", hits
         if hits:
-            title = f"{name}, channel {channel}: {len(hits)} strongest of {read} images"
+            title = f"{name}, channel {channel}: {len(hits)} strongest of {counted(read, 'image')}"
             scan.folder.put(made[channel][0], _png(project.picture(title, channel, hits)))
     about = _about(project, read, len(scan.failed))
     scan.folder.put("index.html", index_page(f"Features of {name}", about, made).encode())
@@ -199,8 +200,9 @@ def _about(project: Projector, read: int, failed: int) -> tuple[str, ...]:
     if project.part == "effective":
         shown = "; shown is the middle of them, which holds nine tenths of what is projected back"
     more = f" ({failed} more could not be read)" if failed else ""
+    images = f"{counted(read, 'image')}{more}"
     return (
-        f"The strongest unit of each channel of {project.tensor.name}, in each of {read} images{more}: "
+        f"The strongest unit of each channel of {project.tensor.name}, in each of {images}: "
         f"on the left what the unit responds to, projected back under the rule {project.rule}, on the right "
         f"the same part of the image. A unit sees {project.field[0]} × {project.field[1]} pixels{shown}.",
         "Zeiler & Fergus 2013, Visualizing and understanding convolutional networks.",

@@ -15,6 +15,7 @@ from itertools import starmap
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..graph.geometry import Axis
 from ..graph.op import ChannelsLast, Op, Target
 from ..graph.shapes import Order, Shape
@@ -115,7 +116,9 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
     wanted = node.integers("output_shape")
     for name, values in (("output_padding", extra), ("output_shape", wanted)):
         if values is not None and len(values) != len(size):
-            node.refuse(f"{name} has {len(values)} values.", supported=f"one for each of {len(size)} axes")
+            node.refuse(
+                f"{name} has {counted(len(values), 'value')}.", supported=f"one for each of {len(size)} axes"
+            )
     if min(extra) < 0 or (wanted is not None and min(wanted) < 1):
         node.invalid(f"output_padding is {extra}, output_shape {wanted}.")
     if max((*extra, *(wanted or ()))) > MAX_PIXELS:

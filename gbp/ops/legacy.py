@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import counted
 from ..graph.op import Op
 from ..limits import elements
 from .affine import scale_and_shift
@@ -22,7 +23,7 @@ from .shape import Pad, Reshape
 def parse_image_scaler(node: Node) -> Op:
     shape, bias = node.shape(0, rank=4), np.array(node.numbers("bias", (0.0,)))
     if len(bias) not in (1, shape[1]):
-        node.invalid(f"bias has {len(bias)} values for {shape[1]} channels.")
+        node.invalid(f"bias has {counted(len(bias), 'value')} for {counted(shape[1], 'channel')}.")
     return scale_and_shift(node, shape, np.array(node.number("scale", 1.0)), bias.reshape(-1, 1, 1))
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.codegen.gate import OPEN
@@ -289,7 +290,7 @@ def _interpolate(
 def _scaled_sizes(node: Node, axes: Sequence[int], scales: Sequence[float]) -> list[int]:
     """⌊scale · size⌋ of each axis, in float32: PyTorch and onnxruntime make 7 of 10 by 0.7, which is less."""
     if len(scales) != len(axes):
-        node.invalid(f"{len(scales)} scales do not fit {len(axes)} axes.")
+        node.invalid(f"scales {list(scales)} do not fit {counted(len(axes), 'axis', 'axes')}.")
     with np.errstate(all="ignore"):
         sizes = [
             float(np.float32(node.shape(0)[axis]) * np.float32(scale))
@@ -362,7 +363,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
         node.invalid("it has neither scales nor sizes.")
     sizes = list(node.constant_ints(3))
     if len(sizes) != len(axes) or not sizes:
-        node.invalid(f"{len(sizes)} sizes do not fit {len(axes)} axes.")
+        node.invalid(f"sizes {list(sizes)} do not fit {counted(len(axes), 'axis', 'axes')}.")
     scales = [size / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
     if policy != "stretch":
         scales = [min(scales) if policy == "not_larger" else max(scales)] * len(axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import counted
 from ..graph.geometry import Axis, Window, resolve_axes
 from ..graph.shapes import Shape
 from ..kernels.taps import Taps
@@ -67,10 +68,14 @@ def read_sliding(node: Node, kernel: tuple[int, ...]) -> Sliding:
     ):
         if len(values) != count:
             node.refuse(
-                f"{name} has {len(values)} values.", supported=f"{count}, as input 0 has {rank + 2} axes"
+                f"{name} has {counted(len(values), 'value')}.",
+                supported=f"{count}, as input 0 has {rank + 2} axes",
             )
     if len(kernel) != rank:
-        node.refuse(f"the kernel has {len(kernel)} axes.", supported=f"{rank}, as input 0 has {rank + 2}")
+        node.refuse(
+            f"the kernel has {counted(len(kernel), 'axis', 'axes')}.",
+            supported=f"{rank}, as input 0 has {rank + 2}",
+        )
     if min(*kernel, *stride, *dilation) < 1 or min(pads) < 0:
         node.invalid(
             f"kernel {kernel}, strides {stride}, dilations {dilation}, pads {pads}: "

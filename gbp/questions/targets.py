@@ -264,7 +264,7 @@ def resolve(
         return np.full(n, _checked(given.reshape(1), classes.count)[0], np.int64)
     if given.ndim > 2 or len(given) != count:
         raise InputError(
-            f"target has shape {list(given.shape)} for {count} image(s) and {classes.count} classes.",
+            f"target has shape {list(given.shape)} for {counted(count, 'image')} of {classes.count} classes.",
             supported=_SUPPORTED,
         )
     indices = _from_one_hot(given, classes.count)

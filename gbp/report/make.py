@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .. import Attribution, Explainer, InputError, Sample, Top
+from ..errors import counted
 from ..methods import METHODS
 from ..methods.planes import default_layer
 from ..pictures import render
@@ -154,7 +155,7 @@ class _Making:
                 to.write(content)
             self.progress(len(part))
         if not self.rows:
-            raise InputError(f"none of {len(images)} images could be read.")
+            raise InputError(f"none of {counted(len(images), 'image')} could be read.")
         about = self.about | {
             "title": title or self.about["provenance"]["model"] or "A model",
             "images": self.rows,

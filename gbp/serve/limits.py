@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from .. import InputError
-from ..errors import readable_bytes
+from ..errors import counted, readable_bytes
 
 #: Bodies of the largest size that are held at a time, read or being read.
 _BODIES = 8
@@ -62,5 +62,6 @@ class Limits:
     def __str__(self) -> str:
         return (
             f"{readable_bytes(self.body)} a body, {self.pixels / 1e6:g} million pixels a picture, "
-            f"{self.targets} target(s) and {self.seconds:g} s a request, {self.queue} requests waiting"
+            f"{counted(self.targets, 'target')} and {self.seconds:g} s a request, "
+            f"{counted(self.queue, 'request')} waiting"
         )

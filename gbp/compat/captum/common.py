@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ... import Explainer, InputError, Run
 from ...arguments import array_of, fits
+from ...errors import counted
 from ..core import AnyModel, Floats, Seeds, floats, loaded, vjps
 
 #: An array (N, …), or a tuple of one; a tuple gives a tuple.
@@ -93,7 +94,7 @@ def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int
         return np.zeros(n, np.int64)
     rows = [target] * n if _is_one(target) else list(target)  # type: ignore[arg-type]
     if len(rows) != n:
-        raise InputError(f"target holds {len(rows)} entries for {n} samples.")
+        raise InputError(f"target holds {counted(len(rows), 'entry', 'entries')} for {counted(n, 'sample')}.")
     found = []
     for row in rows:
         given = np.atleast_1d(array_of(row))
@@ -147,7 +148,9 @@ def targets_of(target: Any, i: int, n: int, copies: int) -> Any:
     if target is None or _is_one(target):
         return target
     if len(target) != n:
-        raise InputError(f"target holds {len(target)} entries for {n} samples.")
+        raise InputError(
+            f"target holds {counted(len(target), 'entry', 'entries')} for {counted(n, 'sample')}."
+        )
     return [target[i]] * copies
 
 
