@@ -470,6 +470,35 @@ def test_every_command_has_examples_that_parse():
             assert line in commands()[name].format_help()
 
 
+def test_no_option_that_is_given_twice_loses_its_first_value(capsys):
+    lists = {("explain", "rule"), ("report", "rule"), ("report", "method"), ("features", "channels")}
+    for name, command in commands().items():
+        needed = [a for a in command._actions if a.required and a.option_strings]
+        for action in (a for a in command._actions if a.option_strings and a.nargs != 0 and not a.const):
+            of = {"given": "a=1", "shard": "1/2", "rule": "guided", "method": "grad-cam"}
+            value = str([*(action.choices or ()), of.get(action.dest, "1")][0])
+            line = [name, "net.onnx", *([] if name in ("inspect", "warmup", "serve") else ["cat.jpg"])]
+            line += [part for a in needed if a is not action for part in (a.option_strings[0], "x")]
+            line += [f"{action.option_strings[-1]}={value}"]
+            if type(action).__name__ == "_AppendAction" or (name, action.dest) in lists:
+                arguments = cli._parser().parse_args([*line, line[-1]])
+                assert len(getattr(arguments, action.dest)) == (1 if type(action).__name__ == "Each" else 2)
+                continue
+            cli._parser().parse_args(line)
+            with pytest.raises(SystemExit, match="2"):
+                cli._parser().parse_args([*line, line[-1]])
+            assert (
+                f"argument {'/'.join(action.option_strings)}: it is given twice." in capsys.readouterr().err
+            )
+
+
+def test_lists_that_are_given_twice_are_joined():
+    line = ["report", "net.onnx", "cat.jpg", "--method", "grad-cam", "--method", "smoothgrad,grad-cam"]
+    arguments = cli._parser().parse_args([*line, "--rule", "vanilla"])
+    assert arguments.method == ("grad-cam", "smoothgrad")
+    assert arguments.rule == ("vanilla",)  # in place of the default
+
+
 def test_every_option_says_what_it_is():
     for name, command in commands().items():
         for action in command._actions:

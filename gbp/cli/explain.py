@@ -30,6 +30,7 @@ from .options import (
     print_paragraph,
 )
 from .progress import add_progress, advancing, compiling_shown
+from .repeated import Each
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from .. import Sample
@@ -57,6 +58,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--rule",
+        action=Each,
         type=rules,
         metavar="RULE[,RULE]",
         help=f"{', '.join(RULE_NAMES)}; several with commas between; all: the first three; "

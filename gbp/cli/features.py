@@ -19,6 +19,7 @@ from .options import (
     print_line,
 )
 from .progress import add_progress, compiling_shown, counting, reporting
+from .repeated import Each
 
 
 def add_command(commands: Any) -> None:
@@ -41,7 +42,9 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--layer", required=True, metavar="TENSOR", help="tensor, node, or a part of its name"
     )
-    command.add_argument("--channels", type=channels, metavar="N[,N-M]", help="default: the first 16")
+    command.add_argument(
+        "--channels", action=Each, type=channels, metavar="N[,N-M]", help="default: the first 16"
+    )
     command.add_argument("--top", type=int, default=9, help="images of each channel; default: 9")
     command.add_argument("--rule", choices=RULES, default="deconvnet", help="default: deconvnet")
     command.add_argument(

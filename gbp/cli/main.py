@@ -16,6 +16,7 @@ from .. import GbpError, __version__
 from ..errors import shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
 from .options import IN_ASCII, in_options, refusal_of_choice
+from .repeated import Once
 
 
 def run() -> int:
@@ -80,6 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": help.Formatter} | options)
+        self.register("action", None, Once)
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message, which may repeat names of files, below the arguments that must be given."""

@@ -22,6 +22,7 @@ from .options import (
     print_line,
 )
 from .progress import add_progress, advancing, compiling_shown
+from .repeated import Each
 
 
 def add_command(commands: Any) -> None:
@@ -45,6 +46,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--rule",
+        action=Each,
         type=rules,
         default=("guided", "vanilla"),
         metavar="RULE[,RULE]",
@@ -52,6 +54,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument(
         "--method",
+        action=Each,
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="NAME[,NAME]",
