@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
-from gbp import Explainer, InputError, UnsupportedError
+from gbp import Explainer, GbpError, InputError, UnsupportedError
 from gbp.diagnostics.inspection import inspect
 from gbp.diagnostics.verify import verify
 from gbp.importer import load
@@ -761,3 +761,42 @@ def test_a_reshape_of_one_image_keeps_an_open_batch() -> None:
     net = model([N("Reshape", ["x", "to"], ["y"])], ("N", 3, 6, 6), to=np.array([1, -1]))
     x = noise(2, 3, 6, 6)
     np.testing.assert_array_equal(Explainer(net).predict(x), x.reshape(2, -1))
+
+
+OF_MORE_AXES = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Sum", "Mean", "Where", "Less", "PRelu")
+
+
+@pytest.mark.parametrize("op", OF_MORE_AXES)
+@pytest.mark.parametrize("last", [3, 1])
+def test_a_constant_of_more_axes_than_x(op: str, last: int) -> None:
+    """It makes an axis in front: right where the file takes one sample, refused where that is the batch's."""
+    c = np.abs(noise(1, 1, 1, 1, last)) + 0.5
+    nodes = [N("Exp", ["x"], ["e"])]
+    if op == "Where":
+        nodes += [N("Greater", ["x", "c"], ["g"]), N("Where", ["g", "e", "c"], ["r"])]
+    elif op == "Less":
+        nodes += [N("Less", ["x", "c"], ["g"]), N("Where", ["g", "e", "x"], ["r"])]
+    else:
+        nodes += [N(op, ["e", "c", "x"] if op in ("Sum", "Max", "Mean") else ["e", "c"], ["r"])]
+    nodes += [N("ReduceSum", ["r", "axes"], ["y"], keepdims=0)]
+    values = {"c": c, "axes": np.array([3, 4])}
+    x = noise(1, 2, 4, 3, seed=3)
+    if op != "PRelu":  # whose slopes may not have more axes
+        e = np.exp(x)
+        wanted = {
+            "Add": e + c, "Sub": e - c, "Mul": e * c, "Div": e / c, "Pow": e**c,
+            "Max": np.maximum(np.maximum(e, c), x), "Sum": e + c + x, "Mean": (e + c + x) / 3,
+            "Where": np.where(x > c, e, c), "Less": np.where(x < c, e, x[None]),
+        }[op]  # fmt: skip
+        scores = Explainer(model(nodes, [1, 2, 4, 3], **values)).predict(x)
+        np.testing.assert_allclose(scores.reshape(-1), wanted.sum((3, 4)).reshape(-1), rtol=1e-4)
+    with pytest.raises(GbpError, match=r"axes in front of the batch|is outside"):
+        Explainer(model(nodes, ["N", 2, 4, 3], **values))
+
+
+def test_several_tensors_and_a_constant_that_widens_them_are_refused() -> None:
+    nodes = [N("Exp", ["x"], ["e"]), N("Sum", ["e", "c", "x"], ["r"])]
+    nodes += [N("ReduceSum", ["r", "axes"], ["y"], keepdims=0)]
+    file = model(nodes, [1, 2, 4, 3], c=noise(5, 1, 1, 1, 1), axes=np.array([3, 4]))
+    with pytest.raises(UnsupportedError, match="Sum 'r': a constant of shape"):
+        Explainer(file)

@@ -284,7 +284,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "no kernel_shape": (with_("pool", kernel_shape=None), M, "'pool': kernel_shape is missing"),
     "kernel_shape 0": (with_("pool", kernel_shape=[0, 2]), M, "'pool'"),
     "kernel_shape 2⁶²": (with_("pool", kernel_shape=[2**62, 2**62]), U, "'pool'"),
-    "kernel_shape of one axis": (with_("pool", kernel_shape=[2]), U, "'pool': the kernel has 1 axes"),
+    "kernel_shape of one axis": (with_("pool", kernel_shape=[2]), U, "'pool': the kernel has 1 axis"),
     "pool wider than its plane": (with_("pool", kernel_shape=[9, 9]), M, "'pool': a window .*does not fit"),
     "pool of four axes": (
         before("pool", "Reshape", "to=0,8,2,4,2,4"),
@@ -316,7 +316,7 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     "transposed output of gigabytes": (transposed(strides=[2**10] * 2), U, "'new': the output would have"),
     "transposed, and all cut off": (transposed(pads=[5, 5, 5, 5]), M, "'new': nothing is left of 9 pixels"),
     "output_padding -1": (transposed(output_padding=[-1, 0]), M, "'new': output_padding is"),
-    "output_padding of one axis": (transposed(output_padding=[1]), U, "'new': output_padding has 1 values"),
+    "output_padding of one axis": (transposed(output_padding=[1]), U, "'new': output_padding has 1 value"),
     "output_shape 0": (transposed(output_shape=[0, 8]), M, "'new': output_padding is .*output_shape"),
     "output_shape 2⁶²": (transposed(output_shape=[2**62, 8]), U, "'new': .*up to"),
     "p = 0": (before("pool", "LpPool", kernel_shape=[2, 2], p=0), M, "LpPool 'new': p is 0"),

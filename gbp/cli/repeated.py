@@ -1,4 +1,4 @@
-"""What an option does that is given twice.  argparse would replace the first value in silence."""
+"""The actions of options that may be given twice.  argparse alone would lose the first value in silence."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _broadcast(lifting: Lifting) -> Lifted | None:
 
 def _widened(lifting: Lifting, operands: list[Operand]) -> Lifted | None:
     """If a constant is wider than the only computed operand, that operand is repeated first."""
-    shape, *others = {operand for operand in operands if isinstance(operand, tuple)}
+    shape, *others = [operand for operand in operands if isinstance(operand, tuple)]
     if others or lifting.node.op not in ("Add", "Sub", "Mul", "Div", "Sum", "Mean"):
         return None
     try:
@@ -107,7 +107,10 @@ def _widened(lifting: Lifting, operands: list[Operand]) -> Lifted | None:
 
 
 def _prelu(lifting: Lifting) -> Lifted | None:
-    return lifting.parse() if lifting.node.opset >= 7 else None  # Slopes belong to axis 1.
+    slopes = lifting.node.operands[1]
+    if lifting.node.opset < 7:  # Slopes belong to axis 1.
+        return None
+    return None if isinstance(slopes, np.ndarray) and slopes.ndim > lifting.rank else lifting.parse()
 
 
 # ---------------------------------------------------------------------------------------- along one axis

@@ -78,14 +78,23 @@ def one_row(c: NDArray[Any]) -> NDArray[Any]:
     return c[:1] if c.ndim and len(c) > 1 and (c == c[:1]).all() else c
 
 
+def refuse_more_axes(node: Node, c: NDArray[Any], shape: Shape) -> None:
+    """Refuse a constant of more axes than x of this shape: the result has them in front of the batch."""
+    if c.ndim > len(shape):
+        node.refuse(
+            f"a constant of shape {list(c.shape)} puts axes in front of the batch of x, whose shape is "
+            f"{list(shape)}.",
+            supported=f"up to {len(shape)} axes",
+        )
+
+
 def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Reshape constant c to x's rank.  It must broadcast to x's `shape`, with 1 on the batch axis."""
-    extra = c.shape[: max(0, c.ndim - len(shape))]
     aligned = zip(reversed(c.shape), reversed(shape), strict=False)
-    if any(n != 1 for n in extra) or any(n not in (1, m) for n, m in aligned):
+    if any(n not in (1, m) for n, m in aligned):
         node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
-    kept = c.shape[len(extra) :]
-    c = one_row(c.reshape((1,) * (len(shape) - len(kept)) + kept))
+    refuse_more_axes(node, c, shape)
+    c = one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape))
     if c.shape[0] != 1:
         node.refuse(
             f"a constant of shape {list(c.shape)} differs by sample.", supported="1 on the batch axis"

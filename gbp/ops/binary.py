@@ -20,7 +20,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
-from .affine import one_row, plus, scale_and_shift, times
+from .affine import one_row, plus, refuse_more_axes, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
 from .facts import Fact
 from .folded import as_broadcast
@@ -76,20 +76,17 @@ def _constants(node: Node, shape: Shape, given: list[NDArray[Any] | None]) -> Co
     """At the rank of the result, which they may widen."""
     if len(shape) > RANK:
         node.refuse(f"its operands have {len(shape)} axes.", supported=f"up to {RANK}")
-    result = [
-        c if c is None or c.ndim > len(shape) else one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape))
-        for c in given
-    ]
     try:
-        np.broadcast_shapes(shape, *(c.shape for c in result if c is not None))
+        np.broadcast_shapes(shape, *(c.shape for c in given if c is not None))
     except ValueError:
         node.invalid(f"its constants do not broadcast to {list(shape)}.")
+    for c in given:
+        if c is not None:
+            refuse_more_axes(node, c, shape)
+    result = [c if c is None else one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape)) for c in given]
     for c in result:
-        if c is not None and (c.ndim != len(shape) or c.shape[0] != 1):
-            node.refuse(
-                f"a constant of shape {list(c.shape)}.",
-                supported=f"up to {len(shape)} axes, 1 on the batch's",
-            )
+        if c is not None and c.shape[0] != 1:
+            node.refuse(f"a constant of shape {list(c.shape)}.", supported="1 on the batch's axis")
     return tuple(result)
 
 
@@ -132,6 +129,7 @@ def parse_pow(node: Node) -> Op | tuple[Op, ...]:
         return times(node, shape, np.log(a.astype(np.float64))), Function("Exp")
     if b is None or b.size != 1:
         return _parse(node)
+    refuse_more_axes(node, b, shape)
     exponent = float(b.reshape(()))
     name = {_SQUARE: "Square", _ROOT: "Sqrt", _INVERSE: "Reciprocal"}.get(exponent, "Pow")
     return Function(name, exponent)
