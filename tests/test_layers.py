@@ -56,8 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "diagnostics": "gbp graph importer limits ops plan runtime",
         "doubt": "arguments errors first_use gbp importer methods pictures result",
         "compat": "arguments errors first_use gbp graph methods pictures",
-        "features": "arguments bulk files gbp graph importer ops pictures rules",
-        "report": "gbp methods pictures result rules",
+        "features": "arguments bulk errors files gbp graph importer ops pictures rules",
+        "report": "errors gbp methods pictures result rules",
         "serve": "errors gbp kernels methods pictures questions rules",
         "cli": "diagnostics doubt engine errors features files gbp kernels methods pictures questions "
         "report result rules serve",
