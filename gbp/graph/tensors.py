@@ -32,6 +32,8 @@ class Tensor:
     means
         The name of the tensor that holds the mean of each channel, where nothing else reads this one; else
         None.  It may be that of the scores.
+    planes
+        Whether its op makes, keeps or reads planes: "made", "kept", "read" or "other" (`gbp/ops/facts.py`).
     """
 
     name: str
@@ -40,6 +42,7 @@ class Tensor:
     shape: tuple[int, ...]
     channels: int | None = None
     means: str | None = None
+    planes: str = "other"
 
 
 def find(tensors: Sequence[Tensor], name: str) -> Tensor:

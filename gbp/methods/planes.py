@@ -13,15 +13,8 @@ from ..pictures.layout import Layout
 from ..questions.questions import Question
 from .common import tensors_of
 
-#: Ops that slide a window over a plane.
-_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
-#: Ops that compute each pixel of a plane of the same size, or put planes together.
-_POINTWISE = (
-    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "Affine", "Scale"),
-    *("Relu", "Clip", "ThresholdedRelu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "Tanh"),
-    *("HardSigmoid", "HardSwish", "Swish", "Mish", "Gelu", "Softplus", "Softsign", "Max", "Min"),
-    *("Add", "Sub", "Sum", "Mean", "Mul", "Div", "Concat"),
-)
+#: Stands in a hint where gbp knows no layer to name.
+_NO_NAME = "layer='…'"
 
 
 def spatial(tensor: Tensor) -> tuple[int, ...]:
@@ -33,13 +26,6 @@ def spatial(tensor: Tensor) -> tuple[int, ...]:
 def has_plane(tensor: Tensor) -> bool:
     """Whether a tensor has planes of several pixels."""
     return tensor.channels is not None and len(tensor.shape) > 1 and elements(spatial(tensor)) > 1
-
-
-#: Ops that read whole planes: what is computed behind them is no plane of scores.
-_MIXING = ("Gemm", "MatMul", "Einsum", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean")
-
-#: Stands in a hint where gbp knows no layer to name.
-_NO_NAME = "layer='…'"
 
 
 def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
@@ -54,11 +40,9 @@ def last_plane(tensors: Sequence[Tensor], rank: int) -> Tensor | None:
     """
     later: list[Tensor] = []  # what was computed later and may follow pixel by pixel, the last first
     for tensor in reversed(tensors):
-        if len(tensor.shape) != rank or not (tensor.op in _CONVOLUTIONS or tensor.op in _POINTWISE):
+        if len(tensor.shape) != rank or tensor.planes not in ("made", "kept") or not has_plane(tensor):
             continue
-        if not has_plane(tensor):
-            continue
-        if tensor.op in _CONVOLUTIONS:
+        if tensor.planes == "made":
             return next((each for each in later if spatial(each) == spatial(tensor)), tensor)
         later.append(tensor)
     return None
@@ -71,7 +55,7 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
     """
     scores = tensors[-1]
     behind = tensors[tensors.index(last) + 1 :]
-    if elements(scores.shape) == max(scores.shape) or any(tensor.op in _MIXING for tensor in behind):
+    if elements(scores.shape) == max(scores.shape) or any(tensor.planes == "read" for tensor in behind):
         return
     # All scores behind whole planes, which a convolution or a pool as large as the plane has read.
     size = elements(scores.shape)
@@ -79,9 +63,9 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
         return
     # Pixels → the last activation or sum with such planes, from large planes to small ones.
     before: dict[int, Tensor] = {}
-    convolutions = [tensor for tensor in tensors if tensor.op in _CONVOLUTIONS and has_plane(tensor)]
+    convolutions = [tensor for tensor in tensors if tensor.planes == "made" and has_plane(tensor)]
     for tensor in tensors[: tensors.index(convolutions[-1])]:
-        if len(tensor.shape) == rank and tensor.op in _POINTWISE and has_plane(tensor):
+        if len(tensor.shape) == rank and tensor.planes == "kept" and has_plane(tensor):
             pixels = elements(spatial(tensor))
             if pixels > min(before, default=pixels):
                 break

@@ -36,7 +36,7 @@ REWRITERS: dict[str, Rewriter] = _listed("REWRITERS")
 #: ONNX op → what is true of it.
 FACTS: dict[str, Fact] = _listed("FACTS")
 
-_PLAIN = Fact()
+_PLAIN = Fact("other")
 
 
 def fact(op: str) -> Fact:

@@ -163,7 +163,7 @@ def parse_batchnorm(node: Node) -> Op:
 
 PARSERS = {"BatchNormalization": parse_batchnorm}
 
-FACTS = {"BatchNormalization": Fact(reads_planes=True, folds=as_operands)}
+FACTS = {"BatchNormalization": Fact("kept", reads_planes=True, folds=as_operands)}
 
 
 class PointwiseStep(Step):

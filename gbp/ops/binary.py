@@ -192,8 +192,9 @@ PARSERS = {
 REWRITERS: dict[str, Rewriter] = {"IsInf": is_inf, "IsNaN": is_nan}
 
 FACTS = {
-    **dict.fromkeys((*PARSERS, *REWRITERS), Fact(folds=as_broadcast)),
-    **dict.fromkeys(("Sub", "Div"), Fact(is_pixelwise=True, folds=as_broadcast)),
+    **dict.fromkeys((*PARSERS, *REWRITERS), Fact("other", folds=as_broadcast)),
+    **dict.fromkeys(("Max", "Min"), Fact("kept", folds=as_broadcast)),
+    **dict.fromkeys(("Sub", "Div"), Fact("kept", is_pixelwise=True, folds=as_broadcast)),
 }
 
 

@@ -140,8 +140,8 @@ def parse_mean(node: Node) -> tuple[Op, ...]:
 PARSERS = {"Add": parse_add, "Sum": parse_add, "Mul": parse_mul, "Mean": parse_mean}
 
 FACTS = {
-    **dict.fromkeys(("Add", "Sum", "Mul"), Fact(is_pixelwise=True, folds=as_broadcast)),
-    "Mean": Fact(folds=as_broadcast),
+    **dict.fromkeys(("Add", "Sum", "Mul"), Fact("kept", is_pixelwise=True, folds=as_broadcast)),
+    "Mean": Fact("kept", folds=as_broadcast),
 }
 
 

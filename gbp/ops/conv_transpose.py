@@ -147,7 +147,7 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
 
 PARSERS = {"ConvTranspose": parse}
 
-FACTS = {"ConvTranspose": Fact(reads_planes=True, slides=True, folds=as_convolution)}
+FACTS = {"ConvTranspose": Fact("made", reads_planes=True, slides=True, folds=as_convolution)}
 
 
 class SpreadStep(Step):

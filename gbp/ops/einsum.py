@@ -208,4 +208,4 @@ def _folded(given: Constants) -> Cost:
     return makes(given, min(named, spanned), spanned)
 
 
-FACTS = {"Einsum": Fact(folds=_folded)}
+FACTS = {"Einsum": Fact("read", folds=_folded)}

@@ -1,9 +1,10 @@
-"""`Fact`: what the importer and `verify` must know of an op before anything parses it.
+"""`Fact`: what is known of an op without parsing a node: for the importer, `verify` and Grad-CAM.
 
 Each file of ops lists the facts of its own ops as `FACTS`, beside `PARSERS`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .folded import Folds
 
@@ -14,6 +15,11 @@ class Fact:
 
     Parameters
     ----------
+    planes
+        Whether the op makes, keeps or reads planes, for methods that look for the last ones.  "made": it
+        slides weights over them.  "kept": it computes each pixel at its place, or puts planes together; so it
+        ends a layer, as an activation, a normalisation or a sum.  "read": it reads whole planes, or windows
+        that may be as large, and what is computed behind it is no plane of scores.  "other": all else.
     operands
         The least and the most inputs of an op that ONNX dropped or never had.  None where ONNX's registry
         knows the op and its operands.
@@ -34,6 +40,7 @@ class Fact:
         Bounds the cost of a node whose inputs are all constant.  None if such a node is refused.
     """
 
+    planes: Literal["made", "kept", "read", "other"]
     operands: tuple[int, int] | None = None
     is_head: bool = False
     keeps_values: bool = False

@@ -174,9 +174,11 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(PARSERS, Fact(folds=as_broadcast)),
-    **dict.fromkeys(("Erf", "Gelu"), Fact(folds=slow(as_broadcast))),
-    "Sigmoid": Fact(is_head=True, folds=as_broadcast),
+    **dict.fromkeys(PARSERS, Fact("other", folds=as_broadcast)),
+    **dict.fromkeys(PARSERS.keys() & {*ACTIVATIONS, "PRelu", "Selu"}, Fact("kept", folds=as_broadcast)),
+    "Erf": Fact("other", folds=slow(as_broadcast)),
+    "Gelu": Fact("kept", folds=slow(as_broadcast)),
+    "Sigmoid": Fact("kept", is_head=True, folds=as_broadcast),
 }
 
 

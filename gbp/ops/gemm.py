@@ -131,7 +131,7 @@ def dense_matmul(w: NDArray[np.float32]) -> Dense:
 
 PARSERS = {"Gemm": parse_gemm}
 
-FACTS = {"Gemm": Fact(folds=as_product)}
+FACTS = {"Gemm": Fact("read", folds=as_product)}
 
 
 class DenseStep(Step):

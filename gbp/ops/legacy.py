@@ -76,9 +76,9 @@ PARSERS = {
 }
 
 FACTS = {
-    "ImageScaler": Fact(operands=(1, 1), reads_planes=True),
-    "Affine": Fact(operands=(1, 1)),
-    "Scale": Fact(operands=(1, 1)),
-    "FC": Fact(operands=(3, 3)),
-    "com.microsoft.LegacyPadding": Fact(operands=(1, 1)),
+    "ImageScaler": Fact("other", operands=(1, 1), reads_planes=True),
+    "Affine": Fact("kept", operands=(1, 1)),
+    "Scale": Fact("kept", operands=(1, 1)),
+    "FC": Fact("other", operands=(3, 3)),
+    "com.microsoft.LegacyPadding": Fact("other", operands=(1, 1)),
 }

@@ -66,8 +66,8 @@ def parse_global_lp_pool(node: Node) -> tuple[Op, ...]:
 PARSERS = {"LpPool": parse_lp_pool, "GlobalLpPool": parse_global_lp_pool}
 
 FACTS = {
-    "LpPool": Fact(reads_planes=True, slides=True, folds=as_pool),
-    "GlobalLpPool": Fact(reads_planes=True, folds=as_operands),
+    "LpPool": Fact("other", reads_planes=True, slides=True, folds=as_pool),
+    "GlobalLpPool": Fact("other", reads_planes=True, folds=as_operands),
 }
 
 

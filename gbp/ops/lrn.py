@@ -53,7 +53,7 @@ def parse(node: Node) -> Op:
 
 PARSERS = {"LRN": parse}
 
-FACTS = {"LRN": Fact(reads_planes=True, folds=as_operands)}
+FACTS = {"LRN": Fact("kept", reads_planes=True, folds=as_operands)}
 
 
 class LRNStep(Step):

@@ -163,7 +163,7 @@ def parse(node: Node) -> tuple[Op, ...]:
 
 PARSERS = {"MatMul": parse}
 
-FACTS = {"MatMul": Fact(folds=as_product)}
+FACTS = {"MatMul": Fact("read", folds=as_product)}
 
 
 def _put_product(g: Floats, a: Floats, b: Floats, accumulate: bool, scratch: Floats) -> None:

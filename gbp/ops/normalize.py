@@ -152,13 +152,13 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(("LayerNormalization", "LpNormalization"), Fact(folds=as_operands)),
+    **dict.fromkeys(("LayerNormalization", "LpNormalization"), Fact("other", folds=as_operands)),
     **dict.fromkeys(
-        ("MeanVarianceNormalization", "RMSNormalization"), Fact(averages=True, folds=as_operands)
+        ("MeanVarianceNormalization", "RMSNormalization"), Fact("other", averages=True, folds=as_operands)
     ),
     **dict.fromkeys(
         ("GroupNormalization", "InstanceNormalization"),
-        Fact(reads_planes=True, averages=True, folds=as_operands),
+        Fact("kept", reads_planes=True, averages=True, folds=as_operands),
     ),
 }
 

@@ -231,7 +231,8 @@ REWRITERS: dict[str, Rewriter] = {
 }
 
 FACTS = {
-    "GatherElements": Fact(folds=as_operands),
-    "GatherND": Fact(folds=slow(as_inferred)),
-    **dict.fromkeys(("ScatterElements", "ScatterND"), Fact(folds=slow(as_operands))),
+    "GatherElements": Fact("other", folds=as_operands),
+    "GatherND": Fact("other", folds=slow(as_inferred)),
+    "Scatter": Fact("other"),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), Fact("other", folds=slow(as_operands))),
 }

@@ -157,9 +157,10 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(("MaxPool", "AveragePool"), Fact(reads_planes=True, slides=True, folds=as_pool)),
-    "GlobalMaxPool": Fact(reads_planes=True, folds=as_operands),
-    "GlobalAveragePool": Fact(reads_planes=True, averages=True, folds=as_operands),
+    "MaxPool": Fact("other", reads_planes=True, slides=True, folds=as_pool),
+    "AveragePool": Fact("read", reads_planes=True, slides=True, folds=as_pool),
+    "GlobalMaxPool": Fact("read", reads_planes=True, folds=as_operands),
+    "GlobalAveragePool": Fact("read", reads_planes=True, averages=True, folds=as_operands),
 }
 
 

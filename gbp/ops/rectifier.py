@@ -67,7 +67,7 @@ def parse_clip(node: Node) -> Op:
 
 PARSERS = {"Relu": parse_relu, "Clip": parse_clip}
 
-FACTS = dict.fromkeys(("Relu", "Clip"), Fact(is_pixelwise=True, folds=as_broadcast))
+FACTS = dict.fromkeys(("Relu", "Clip"), Fact("kept", is_pixelwise=True, folds=as_broadcast))
 
 
 class ThresholdStep(PointwiseStep):

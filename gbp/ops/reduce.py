@@ -190,8 +190,8 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(PARSERS, Fact(folds=as_operands)),
-    "ReduceMean": Fact(averages=True, folds=as_operands),
+    **dict.fromkeys(PARSERS, Fact("other", folds=as_operands)),
+    "ReduceMean": Fact("read", averages=True, folds=as_operands),
 }
 
 

@@ -390,7 +390,7 @@ PARSERS: dict[str, Callable[[Node], Any]] = {
 }
 
 FACTS = {
-    "CumSum": Fact(folds=as_operands),
-    "Resize": Fact(folds=slow(as_resized)),
-    "Upsample": Fact(folds=as_resized),
+    "CumSum": Fact("other", folds=as_operands),
+    "Resize": Fact("other", folds=slow(as_resized)),
+    "Upsample": Fact("other", folds=as_resized),
 }

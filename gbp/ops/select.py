@@ -194,9 +194,9 @@ def _tiled(given: Constants) -> Cost:
 
 
 FACTS = {
-    "Expand": Fact(folds=_expanded),
-    "Gather": Fact(folds=_gathered),
-    "Pad": Fact(is_pixelwise=True, folds=_padded),
-    "Slice": Fact(folds=as_operands),
-    "Tile": Fact(folds=_tiled),
+    "Expand": Fact("other", folds=_expanded),
+    "Gather": Fact("other", folds=_gathered),
+    "Pad": Fact("other", is_pixelwise=True, folds=_padded),
+    "Slice": Fact("other", folds=as_operands),
+    "Tile": Fact("other", folds=_tiled),
 }

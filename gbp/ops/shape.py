@@ -285,14 +285,15 @@ PARSERS = {
 FACTS = {
     **dict.fromkeys(
         ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
-        Fact(keeps_values=True, folds=as_operands),
+        Fact("other", keeps_values=True, folds=as_operands),
     ),
     **dict.fromkeys(
-        ("Identity", "Dropout", "Cast"), Fact(keeps_values=True, is_pixelwise=True, folds=as_operands)
+        ("Identity", "Dropout", "Cast"),
+        Fact("other", keeps_values=True, is_pixelwise=True, folds=as_operands),
     ),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact(reads_planes=True, folds=as_operands)),
-    "CastLike": Fact(folds=as_operands),
-    "ZipMap": Fact(keeps_values=True),  # gives names to scores; no parser ever reads it
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), Fact("other", reads_planes=True, folds=as_operands)),
+    "CastLike": Fact("other", folds=as_operands),
+    "ZipMap": Fact("other", keeps_values=True),  # gives names to scores; no parser ever reads it
 }
 
 

@@ -55,7 +55,7 @@ def _parse(node: Node, logarithm: bool) -> Op:
 
 PARSERS = {"Softmax": lambda node: _parse(node, False), "LogSoftmax": lambda node: _parse(node, True)}
 
-FACTS = dict.fromkeys(PARSERS, Fact(is_head=True, folds=as_operands))
+FACTS = dict.fromkeys(PARSERS, Fact("other", is_head=True, folds=as_operands))
 
 
 class SoftmaxStep(Step):

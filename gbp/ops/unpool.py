@@ -151,7 +151,7 @@ def _constant_positions(node: Node, shape: Shape, plane: Shape) -> NDArray[np.fl
 
 PARSERS = {"MaxUnpool": parse}
 
-FACTS = {"MaxUnpool": Fact(folds=as_inferred)}
+FACTS = {"MaxUnpool": Fact("other", folds=as_inferred)}
 
 
 def _lines(x: Floats) -> Floats:

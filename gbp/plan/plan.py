@@ -21,6 +21,7 @@ from ..graph.graph import Graph
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor, find
 from ..limits import elements, max_working_bytes
+from ..ops import fact
 from ..ops.rectifier import Rectifier
 from ..ops.unpool import Indices
 from ..passes import folded, named
@@ -343,6 +344,7 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
             graph.shapes[layer.output][1:],
             axes.get(layer.output),
             means.get(layer.output),
+            fact(layer.kind).planes,
         )
         for layer in graph.layers
         if layer.output in graph.of_file and not isinstance(layer.op, Indices)

@@ -203,7 +203,7 @@ def convolution(node: Node, w: NDArray[np.float32], axes: Sequence[Axis], group:
 
 PARSERS = {"Conv": parse}
 
-FACTS = {"Conv": Fact(reads_planes=True, slides=True, folds=as_convolution)}
+FACTS = {"Conv": Fact("made", reads_planes=True, slides=True, folds=as_convolution)}
 
 
 class ConvStep(Step):
