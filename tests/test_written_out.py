@@ -555,7 +555,10 @@ def test_a_batch_behind_a_new_axis_is_one_where_the_scores_have_it() -> None:
     nodes = [node("Unsqueeze", ["x", "j"], ["t"]), node("Squeeze", ["t", "j"], ["r"])]
     m = model(moved(*nodes), {"j": 0 * ONE}, ("n", *SHAPE[1:]))
     m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]))
-    check(m, rng.standard_normal((3, *SHAPE[1:])).astype(np.float32))
+    x = rng.standard_normal((3, *SHAPE[1:])).astype(np.float32)
+    check(m, x)
+    notes = Explainer(m).explain(x, rule="vanilla").notes
+    assert any("of 'x' and of the scores 'n': it is the batch" in note for note in notes)
 
 
 @pytest.mark.parametrize("sides", [("h", "w"), ("c", "h", "w"), ("h", 8)])

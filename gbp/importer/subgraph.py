@@ -160,7 +160,13 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
         labels=_labels(proto) if is_output else None,
         notes=scores.notes,
     )
-    return source.without_batch() if _lacks_batch(source) else source
+    if not _adds_axis_in_front(source):
+        return source
+    name = _shared_batch(source)
+    if name is None:
+        return source.without_batch()
+    note = f"The file names the first axis of {source.input!r} and of the scores {name!r}: it is the batch."
+    return replace(source, notes=(*source.notes, note))
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -324,30 +330,24 @@ def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.N
             yield node
 
 
-def _shares_batch(source: Source) -> bool:
-    """Whether the input and the scores have the same named first axis, and it is none of a picture.
+def _shared_batch(source: Source) -> str | None:
+    """The name of the first axis of the input and of the scores, if it is one, and none of a picture's.
 
-    A network that makes a picture of a picture may name their sides alike: its axes are as many, or another
-    name is shared as well.
+    Nodes alone do not say whether an added axis is the batch.  A network that makes a picture of a picture
+    may name their sides alike: its axes are as many, or another name is shared as well.
     """
     named = {value.name: value for value in (*source.model.graph.input, *source.model.graph.output)}
-    if not {source.input, source.scores} <= named.keys():
-        return False
-    image, scores = (
-        [dim.dim_param for dim in named[name].type.tensor_type.shape.dim]
-        for name in (source.input, source.scores)
-    )
-    if not image or not scores or not image[0] or len(image) == len(scores):
-        return False
-    others = {*image[1:]} & {*scores[1:]} - {""}
-    return image[0] == scores[0] and not others
+    ends = [named[name] for name in (source.input, source.scores) if name in named]
+    sizes = [[dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in ends]
+    if len(sizes) < 2 or not all(sizes) or len(sizes[0]) == len(sizes[1]):
+        return None
+    (image, *others), (scores, *rest) = sizes
+    return image if image and image == scores and not {*others} & {*rest} - {""} else None
 
 
-def _lacks_batch(source: Source) -> bool:
-    """Whether the first node that is not pixelwise adds an axis in front of the image: the batch's."""
+def _adds_axis_in_front(source: Source) -> bool:
+    """Whether the first node that is not pixelwise adds an axis in front: the batch's, as a rule."""
     if source.input_shape[0] == 1:  # Whether it is a batch of one or one plane, it is one sample.
-        return False
-    if _shares_batch(source):
         return False
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
     stored |= {
