@@ -20,7 +20,7 @@ from PIL import Image, features
 from gbp import Explainer, InputError, Top
 from gbp.pictures import figure as layout
 from gbp.pictures import render, text
-from gbp.pictures.drawing import Panel
+from gbp.pictures.drawing import Panel, framed
 from gbp.pictures.figure import Figure, Picture, Rectangle, Text
 from gbp.pictures.look import Look
 from gbp.pictures.percent import percent, whole_percent, with_percent
@@ -92,6 +92,8 @@ def test_a_frame_shows_what_the_network_saw(explained: Sample, tmp_path: Path) -
         assert [tuple(middle[x]) for x in (right - 2, right - 1, right)] == [dark, white, dark]
         assert [tuple(down[y]) for y in (0, 1, 2)] == [dark, white, dark]
         assert [tuple(down[y]) for y in (-3, -2, -1)] == [dark, white, dark]
+    panorama = np.asarray(framed(Image.new("RGB", (3000, 60)), (1474, 4, 1526, 56)))
+    assert (panorama[10, 1474:1478, 0] == (255, 48, 0, 0)).all()  # thin, the map stays
     path = tmp_path / "square.png"
     Image.new("RGB", (200, 200), (200, 0, 0)).save(path)
     whole = Explainer(MODELS / "demo.onnx").explain(path)[0]

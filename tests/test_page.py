@@ -256,6 +256,10 @@ def test_a_hidden_unit_is_explained(browser: Any, explainer: Explainer) -> None:
     expected = explainer.explain(photo, rule="deconvnet", target=Channel("relu2", 5)).reduce("abs-max")[0]
     expected = np.minimum(expected / (np.percentile(expected, 99.5) or expected.max()), 1) * 255
     assert np.abs(pixels(browser, canvas_of("deconvnet"))[:, :, 0] - expected).max() <= 1
+    browser.find_element(By.CSS_SELECTOR, "#which-box summary").click()
+    for name in ("grad-cam", *RULES):  # a method alone, which explains no unit
+        browser.find_element(By.CSS_SELECTOR, f"#which [value={name}]").click()
+    wait(browser, lambda: "not a hidden unit" in browser.find_element(By.ID, "error").text)
     browser.find_element(By.CSS_SELECTOR, "#classes button").click()
     wait(browser, lambda: status(browser).startswith("Explained: ring"))
 
@@ -335,6 +339,11 @@ def test_errors_are_said(browser: Any) -> None:
     browser.find_element(By.ID, "demo").click()
     wait(browser, lambda: status(browser).startswith("Explained"))
     assert not error.is_displayed()
+    drop(browser, b"", "empty.png")
+    wait(browser, error.is_displayed)
+    assert error.text == "The file is empty."
+    for left in ("cards", "classes-box", "hidden-box", "view-box"):  # of the picture before
+        assert not browser.find_element(By.ID, left).is_displayed()
     browser.get_log("browser")  # Chromium itself notes the answer 422
 
 

@@ -229,15 +229,17 @@ def test_in_a_browser(
         browser.find_elements(By.CSS_SELECTOR, "article .classes button")[1].click()
         third = script("document.querySelector('article canvas').dataset.uri")
         assert len({first, second, third}) == 3
+        assert script("document.activeElement.ariaPressed") == "true"  # the focus stays on the class
         assert "no evidence" in script("document.querySelector('article .warn').textContent")
         slider = "document.getElementById('opacity')"
         script(f"({slider}.value = 20, {slider}.oninput({{target: {slider}}}))")
         assert script("getComputedStyle(document.querySelector('article canvas')).opacity") == "0.2"
         script("(document.getElementById('find').value = 'WIDE', arrange())")
         assert script("[...document.querySelectorAll('article')].length") == 1
+        assert script("document.getElementById('count').textContent") == "1 of 12 images"
         wait.until(lambda _: script("document.querySelector('article .stage')"))
         browser.find_element(By.CSS_SELECTOR, "article .stage").click()
-        assert script("document.querySelectorAll('#large canvas').length") == 3
+        assert script("[...document.querySelectorAll('#large canvas')].filter(c => c.ariaLabel).length") == 3
         assert script(
             "document.getElementById('large').scrollWidth <= document.getElementById('large').clientWidth"
         )

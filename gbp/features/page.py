@@ -81,7 +81,7 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
         "padding:0 1em;overflow-wrap:anywhere}h1{font-size:1.5rem}img{max-width:100%;height:auto;"
         "border-radius:6px}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
         "summary{cursor:pointer}</style>",
-        f"<h1>{escape(title)}</h1>",
+        f"<main><h1>{escape(title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in about),
     ]
     for channel, (file, hits) in channels.items():
@@ -94,8 +94,9 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
             for hit in hits
         )
         parts.append(
-            f'<img src="{escape(file)}" alt="Channel {channel}" loading="lazy">'
+            f'<img src="{escape(file)}" loading="lazy" '
+            f'alt="Channel {channel}: what its units respond to, beside the images there">'
             f"<figcaption><details><summary>Channel {channel}: images</summary>"
             f"<table><tr><th>activation<th>place<th>image{rows}</table></details></figcaption></figure>"
         )
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, "</main>"]) + "\n"

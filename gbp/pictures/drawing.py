@@ -248,12 +248,12 @@ def seen(image: Image.Image, size: tuple[int, int], sharp: bool) -> Image.Image:
 def framed(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """A picture with a white frame, and a thin dark line on either side of it, on any ground.
 
-    Lines for which the picture is too narrow are left out.
+    Lines for which the picture is too narrow are left out, and they are thin where little is framed.
     """
     picture = picture.convert("RGB")
     draw = ImageDraw.Draw(picture)
-    line = max(1, round(max(picture.size) / 500))
     left, top, right, bottom = box
+    line = max(1, round(min(max(picture.size) / 500, min(right - left, bottom - top) / 50)))
     left, top = max(left, line), max(top, line)
     right, bottom = min(right, picture.width - line), min(bottom, picture.height - line)
     for out, colour in ((line, "#303030"), (0, "#ffffff"), (-line, "#303030")):

@@ -74,7 +74,7 @@ def remark(maps: NDArray[Any]) -> str | None:
     """A short sentence where the maps of K targets, (K, …), are nearly the same; else None."""
     if len(maps) < 2 or (alike := likeness(maps, ALIKE)) < ALIKE:
         return None
-    return f"the maps are nearly the same (cosine {rounded_down(alike)} or more)."
+    return f"the maps of the {len(maps)} targets are nearly the same (cosine {rounded_down(alike)} or more)."
 
 
 def empty_maps(maps: NDArray[Any]) -> int:
