@@ -19,7 +19,7 @@ from numba import types
 
 from .codegen.bits import integers_equal, store_integers
 from .codegen.emit import LANES, VECTOR_BYTES
-from .codegen.gate import GATE, MASK, Gate, write_gradient
+from .codegen.gate import GATE, MASK, Gate, gated, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, inlined, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, keep_rolled, load_some, select, store_some, zeros
@@ -216,6 +216,18 @@ def _sum_won_four(windows: Windows, switches: Any, c: int) -> Any:
     return v0, v1, v2, v3
 
 
+@inlined
+def _windows_at(gy: Any, switches: Any, n: int, sample: int, down: Any, across: Any, taps: Taps) -> Windows:
+    """The windows of row n of the batch that `windows_down` and `windows_across` found."""
+    (count_h, oh, step_oh, i, step_i), (count_w, ow, step_ow, j, step_j) = down, across
+    return Windows(
+        count_h, count_w,
+        at(gy, n, oh, ow), step_oh * gy.strides[1], step_ow * gy.strides[2],
+        at(switches, sample, oh, ow), step_oh * switches.strides[1], step_ow * switches.strides[2],
+        i * taps.columns + j, step_i * taps.columns, step_j,
+    )  # fmt: skip
+
+
 @device_function
 def unpool_row(
     gy: Any,
@@ -245,18 +257,13 @@ def unpool_row(
     """
     W, C = size
     sample = sample_of(n, targets_of(gy, switches))
-    count_h, oh, step_oh, i, step_i = windows_down(taps, h, gy.shape[1])
+    down = windows_down(taps, h, gy.shape[1])
     mask_row = at(mask, sample_of(n, targets_of(gy, mask)), h, 0)
     whole = C // BLOCK * BLOCK
     for w in range(W):
-        count_w, ow, step_ow, j, step_j = windows_across(taps, w, gy.shape[2])
         xa, ma = gx + w * pixel, mask_row + w * mask.strides[2]
-        windows = Windows(
-            count_h, count_w,
-            at(gy, n, oh, ow), step_oh * gy.strides[1], step_ow * gy.strides[2],
-            at(switches, sample, oh, ow), step_oh * switches.strides[1], step_ow * switches.strides[2],
-            i * taps.columns + j, step_i * taps.columns, step_j,
-        )  # fmt: skip
+        across = windows_across(taps, w, gy.shape[2])
+        windows = _windows_at(gy, switches, n, sample, down, across, taps)
         for c in range(0, whole, BLOCK):
             v0, v1, v2, v3 = _sum_won_four(windows, switches, c)
             write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
@@ -266,6 +273,64 @@ def unpool_row(
         for c in range(whole, C, LANES):
             v = _sum_won(windows, switches, c, C - c)
             write_gradient(v, c, gate, accumulate, xa, ma, C - c)
+
+
+@device_function
+def unpool_row_of_all(
+    gy: Any,
+    switches: Any,
+    mask: Any,
+    gate: Gate,
+    gx: int,
+    size: Any,
+    taps: Taps,
+    rows: Any,
+    h: int,
+) -> None:
+    """Write the sum of a row of gx over several rows of the batch, each gated before it is added.
+
+    To find the windows of a pixel takes as long as to add up their gradients in one sample.
+
+    Parameters
+    ----------
+    gy, switches, mask, gate, size, taps, h
+        As for `unpool_row`.
+    gx
+        The address of the row's first pixel; all pixels follow each other.
+    rows
+        The first row of the batch, where they stop, and the step from one to the next.
+    """
+    W, C = size
+    first, stop, step = rows
+    down = windows_down(taps, h, gy.shape[1])
+    whole = C // BLOCK * BLOCK
+    for w in range(W):
+        across = windows_across(taps, w, gy.shape[2])
+        for c in range(0, whole, BLOCK):
+            v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
+            for n in range(first, stop, step):
+                keep_rolled()
+                sample = sample_of(n, targets_of(gy, switches))
+                ma = at(mask, sample_of(n, targets_of(gy, mask)), h, w) + c // 8
+                windows = _windows_at(gy, switches, n, sample, down, across, taps)
+                u0, u1, u2, u3 = _sum_won_four(windows, switches, c)
+                v0 = v0 + gated(u0, gate, ma, LANES)
+                v1 = v1 + gated(u1, gate, ma + LANES // 8, LANES)
+                v2 = v2 + gated(u2, gate, ma + 2 * (LANES // 8), LANES)
+                v3 = v3 + gated(u3, gate, ma + 3 * (LANES // 8), LANES)
+            xa = gx + 4 * (w * C + c)
+            store_some(xa, v0, LANES)
+            store_some(xa + VECTOR_BYTES, v1, LANES)
+            store_some(xa + 2 * VECTOR_BYTES, v2, LANES)
+            store_some(xa + 3 * VECTOR_BYTES, v3, LANES)
+        for c in range(whole, C, LANES):
+            v = zeros()
+            for n in range(first, stop, step):
+                sample = sample_of(n, targets_of(gy, switches))
+                ma = at(mask, sample_of(n, targets_of(gy, mask)), h, w) + c // 8
+                windows = _windows_at(gy, switches, n, sample, down, across, taps)
+                v = v + gated(_sum_won(windows, switches, c, C - c), gate, ma, C - c)
+            store_some(gx + 4 * (w * C + c), v, C - c)
 
 
 def _maxpool_bwd(

@@ -24,12 +24,12 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, multiply_tile
-from .codegen.views import add_run, copy_run, part_of, targets_of
+from .codegen.views import copy_run, part_of, targets_of
 from .columns import sum_row
 from .conv_pointwise import STRIP, STRIP_SUMS, is_sparse, multiply_strip, pointwise_scratch
 from .epilogue import Plane, backward, plane_of
 from .lists import SUMMED_BLOCKS
-from .pool import SWITCHES_U8, unpool_row
+from .pool import SWITCHES_U8, unpool_row, unpool_row_of_all
 from .taps import TAPS, Taps, windows_down
 
 #: Rows of columns that are held besides those that one row of gx needs: the others are seldom moved.
@@ -42,8 +42,8 @@ def _held(taps: Taps) -> int:
 
 
 def pooled_columns_scratch(W: int, O: int, columns: int, taps: Taps, threads: int) -> int:
-    """Floats of scratch: for each thread a strip's, two rows of gz (W, O), and rows of `columns` each."""
-    return threads * (pointwise_scratch(1) + 2 * W * O + _held(taps) * W * columns)
+    """Floats of scratch: for each thread a strip's, a row of gz (W, O), and rows of `columns` each."""
+    return threads * (pointwise_scratch(1) + W * O + _held(taps) * W * columns)
 
 
 _rows_held = device_function(_held)
@@ -118,10 +118,9 @@ def pooled_columns_bwd(
     line = width * size
     windows = Plane(0, 0, 4 * line, 4 * size, height, width, size)
     end = backward(plane_of(gx), accumulate, plane_of(mask), targets_of(gy, mask), gate)
-    strip = address_of(scratch) + share.slot * (STRIP_SUMS + 4 * (2 * width * O + held * line))
+    strip = address_of(scratch) + share.slot * (STRIP_SUMS + 4 * (width * O + held * line))
     gz = strip + STRIP_SUMS
-    term = gz + 4 * width * O
-    columns = term + 4 * width * O
+    columns = gz + 4 * width * O
     last, first, stop = -1, 0, 0  # the row of the batch whose rows first … stop − 1 of columns are held
     for row in range(*part_of(len(gx) * H, share, threads)):
         n, h = row // H, row % H
@@ -132,10 +131,11 @@ def pooled_columns_bwd(
             if stop - first == held:
                 copy_run(columns + 4 * (oh - first) * line, columns, (stop - oh) * line)
                 first = oh
-            unpool_row(gy, switches, gz_mask, gz_gate, gz, 4 * O, (width, O), 0, pool, n, stop)
-            for k in range(n + len(gx), len(gy), len(gx)):
-                unpool_row(gy, switches, gz_mask, gz_gate, term, 4 * O, (width, O), 0, pool, k, stop)
-                add_run(term, gz, width * O)
+            if len(gy) == len(gx):
+                unpool_row(gy, switches, gz_mask, gz_gate, gz, 4 * O, (width, O), 0, pool, n, stop)
+            else:
+                rows = n, len(gy), len(gx)
+                unpool_row_of_all(gy, switches, gz_mask, gz_gate, gz, (width, O), pool, rows, stop)
             _row_of_columns(
                 gz, width, O, address_of(w), max_density, strip, columns + 4 * (stop - first) * line, size
             )

@@ -54,13 +54,6 @@ def copy_run(x: int, y: int, count: int) -> None:
 
 
 @device_function
-def add_run(x: int, y: int, count: int) -> None:
-    """Add `count` float32 values at address x to those at address y."""
-    for k in range(0, count, LANES):
-        store_some(y + 4 * k, load_some(y + 4 * k, count - k) + load_some(x + 4 * k, count - k), count - k)
-
-
-@device_function
 def zero_run(y: int, count: int) -> None:
     """Write `count` zeros to address y."""
     for k in range(0, count, LANES):
