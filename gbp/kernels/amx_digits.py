@@ -93,11 +93,16 @@ def balance_of(w: NDArray[np.float32]) -> Balance:
     squares, largest = _squares_of(w)
     divisors = _divisors(squares)
     balanced = np.square(divisors.astype(np.float64))  # powers of two, so dividing squares is exact
-    return Balance(divisors, _spread(squares / balanced, largest / balanced))
+    means = squares / balanced
+    return Balance(divisors, _spread(means, means if largest is squares else largest / balanced))
 
 
 def _squares_of(w: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The mean and the largest square of the weights (O, C, KH, KW) of each two channels, (O, C)."""
+    if w.shape[2:] == (1, 1):  # each is both
+        squares = w[..., 0, 0].astype(np.float64, order="C")
+        np.square(squares, out=squares)
+        return squares, squares
     mean, largest = np.empty(w.shape[:2]), np.empty(w.shape[:2])
     for o in range(0, len(w), ROWS):  # so few at a time that their squares stay in the cache
         some = w[o : o + ROWS]
@@ -114,7 +119,7 @@ def _divisors(squares: NDArray[np.float64]) -> NDArray[np.float32]:
     outputs = squares.mean(1, keepdims=True)
     if not np.all(outputs < math.inf):  # infinite or NaN
         return ones
-    squares = np.divide(squares, outputs, out=np.zeros_like(squares), where=outputs > 0).mean(0)
+    squares = np.divide(squares, np.where(outputs > 0, outputs, math.inf)).mean(0)
     largest = squares.max(initial=0.0)
     if largest == 0:
         return ones
@@ -127,10 +132,13 @@ def _spread(squares: NDArray[np.float64], largest: NDArray[np.float64]) -> float
     largest = largest.max(1)
     if not np.all((largest == 0) | ((largest > LEAST**2) & (largest < MOST**2))) or not largest.any():
         return math.inf
-    for c in range(0, squares.shape[1], _WEIGHTS_RUN):
-        mean = squares[:, c : c + _WEIGHTS_RUN].mean(1)
-        if np.any((mean > 0) & (mean * _FURTHEST**2 < largest)):
-            return math.inf
+    O, C = squares.shape
+    runs = C // _WEIGHTS_RUN * _WEIGHTS_RUN
+    for some in (squares[:, :runs].reshape(O, -1, _WEIGHTS_RUN), squares[:, None, runs:]):
+        if some.size:
+            mean = some.mean(2)
+            if np.any((mean > 0) & (mean * _FURTHEST**2 < largest[:, None])):
+                return math.inf
     used = largest > 0
     return math.sqrt((largest[used] / squares[used].mean(1)).mean())
 
@@ -153,20 +161,25 @@ def pack_digits(w: NDArray[np.float32], divisors: NDArray[np.float32]) -> NDArra
     packed = everything[:size].reshape(shape)
     scales = everything[size : size + scales_size].view(np.float32).reshape(blocks, DIGITS_BLOCK)
     everything[size + scales_size :] = balance.view(np.int8)
+    whole = np.zeros((DIGITS_BLOCK, count * DIGITS_DEPTH, KH, KW), np.float32)
+    numbers = np.empty((count, KH, KW, DIGITS_DEPTH // 4, DIGITS_BLOCK, 4), np.int32)
+    octets = numbers.view(np.int8).reshape(*numbers.shape, 4)
     for block in range(blocks):
         part = w[block * DIGITS_BLOCK : (block + 1) * DIGITS_BLOCK]
-        whole = np.zeros((DIGITS_BLOCK, count * DIGITS_DEPTH, KH, KW))
-        whole[: len(part), :C] = part / balance[:C, None, None]
-        largest = np.abs(whole).max((1, 2, 3))
+        np.divide(part, balance[:C, None, None], out=whole[: len(part), :C])
+        whole[len(part) :] = 0
+        largest = np.maximum(whole.max((1, 2, 3)), -whole.min((1, 2, 3))).astype(np.float64)
         scales[block] = np.where(largest > 0, largest, _MOST_WEIGHT) / _MOST_WEIGHT
-        rest = np.rint(whole / scales[block, :, None, None, None].astype(np.float64)).astype(np.int32)
-        digits = np.empty((PARTS, *rest.shape), np.int8)
-        for k in range(PARTS - 1, -1, -1):
-            digits[k] = rest.astype(np.int8)  # the lowest byte, signed
-            rest = rest - digits[k] >> 8
-        # digit, o, chunk, i, k, KH, KW
-        split = digits.reshape(PARTS, DIGITS_BLOCK, count, 4, DIGITS_DEPTH // 4, KH, KW)
-        packed[block] = split.transpose(2, 5, 6, 0, 4, 1, 3)
+        scaled = whole / scales[block, :, None, None, None].astype(np.float64)
+        np.rint(scaled, out=scaled)
+        # o, chunk, i, k, KH, KW
+        split = scaled.reshape(DIGITS_BLOCK, count, 4, DIGITS_DEPTH // 4, KH, KW)
+        numbers[:] = split.transpose(1, 4, 5, 3, 0, 2)
+        # A half of each lower digit carries into the next, so that what is left of it is signed.
+        numbers += 0x8080
+        numbers ^= 0x8080
+        for k in range(PARTS):
+            packed[block, :, :, :, k] = octets[..., PARTS - 1 - k]
     return everything.view(np.float32)
 
 

@@ -38,6 +38,9 @@ STEP = PARTS * 2 * TILE_BYTES
 #: Floats of the sums of two tiles of pixels, and bytes of those of one pixel.
 SUMS, SUMS_ROW = 2 * ROWS * TILE_CHANNELS, 4 * TILE_CHANNELS
 
+#: Smaller numbers are rounded to bfloat16 without overflow.
+_ROUNDED = 2.0**127
+
 
 def chunks_of(channels: int, depth: int = DEPTH) -> int:
     return -(-channels // depth)
@@ -59,21 +62,26 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
     blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
     packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS, 2), np.uint16)
     whole = np.zeros((TILE_CHANNELS, chunks * DEPTH, KH, KW), np.float32)
-    rounded = np.empty((chunks, KH, KW, 2, DEPTH // 2, ROWS, 2), np.uint32)
-    sign = np.empty_like(rounded)
+    # The two of a pair lie apart until they are packed, because short runs take longer.
+    rest = np.empty((2, chunks, KH, KW, 2, DEPTH // 2, ROWS), np.float32)
+    rounded = np.empty_like(rest)
+    bits, upper = rounded.view(np.uint32), rounded.view(np.uint16)[..., 1::2]
     for block in range(blocks):
         part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
         whole[: len(part), :C], whole[len(part) :] = part, 0
+        is_small = whole.min() > -_ROUNDED and whole.max() < _ROUNDED
         # half, o, chunk, pair, c, KH, KW
-        rest = whole.reshape(2, ROWS, chunks, 2, DEPTH // 2, KH, KW).transpose(2, 5, 6, 0, 4, 1, 3).copy()
+        rest[:] = whole.reshape(2, ROWS, chunks, 2, DEPTH // 2, KH, KW).transpose(3, 2, 5, 6, 0, 4, 1)
         for k in range(PARTS):
-            np.add(rest.view(np.uint32), 0x8000, out=rounded)
-            np.bitwise_and(rounded, 0x80000000, out=sign)
-            rounded &= 0x7FFF0000
-            np.minimum(rounded, 0x7F7F0000, out=rounded)  # finite
-            rounded |= sign
-            packed[block, :, :, :, PARTS - 1 - k] = rounded >> 16
-            rest -= rounded.view(np.float32)
+            np.add(rest.view(np.uint32), 0x8000, out=bits)
+            if not is_small:
+                sign = bits & 0x80000000
+                np.minimum(bits & 0x7FFF0000, 0x7F7F0000, out=bits)  # finite
+                bits |= sign
+            bits &= 0xFFFF0000
+            for which in (0, 1):
+                packed[block, :, :, :, PARTS - 1 - k, ..., which] = upper[which]
+            rest -= rounded
     return packed.reshape(-1).view(np.float32)
 
 
