@@ -1,6 +1,6 @@
 """A service under gunicorn: the parent opens the model once, and the workers, its forks, share its memory.
 
-MODEL=model.onnx gunicorn --preload --workers 4 --chdir examples forked_service:application
+MODEL=model.onnx gunicorn --preload --workers 4 --pythonpath examples forked_service:application
 curl --data-binary @cat.jpg http://127.0.0.1:8000/ -o map.png
 """
 

@@ -136,7 +136,7 @@ def test_it_is_a_sequence_of_samples():
     with pytest.raises(InputError, match=r"3 samples.*result\[0\]"):
         a.overlay()
     assert make(1).overlay().tobytes() == make(1)[0].overlay().tobytes()
-    assert "3 sample(s), 2 targets" in repr(a)
+    assert "3 samples, 2 targets" in repr(a)
     assert len(repr(a[0])) < 80
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 MODEL, PICTURE = ROOT / "models" / "demo.onnx", ROOT / "models" / "demo.png"
 NAMES = ("thread_pool", "event_loop", "spawned_workers")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "MODEL": str(MODEL)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,11 +52,13 @@ def test_service_whose_workers_are_forks() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "gunicorn", "--preload", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
-    command += ["--chdir", str(EXAMPLES), "--timeout", "120", "forked_service:application"]
+    documented = (EXAMPLES / "forked_service.py").read_text(encoding="utf-8").splitlines()[2].split()
+    assert documented[:2] == ["MODEL=model.onnx", "gunicorn"]
+    command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--timeout", "120", *documented[2:]]
     server = subprocess.Popen(
         [sys.executable, *command],
-        env=ENVIRONMENT,
+        cwd=ROOT,
+        env=ENVIRONMENT | {"MODEL": str(MODEL.relative_to(ROOT))},  # as from a shell
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,7 +80,7 @@ def test_service_whose_workers_are_forks() -> None:
         server.terminate()
         output, _ = server.communicate(timeout=60)
     assert server.returncode == 0, output
-    assert output.count("Booting worker") == 2, output
+    assert output.count("Booting worker") == 4, output
 
 
 def wait_for(port: int, server: subprocess.Popen[str]) -> None:

@@ -167,8 +167,7 @@ def test_unsupported_nodes_are_counted_by_op() -> None:
         Explainer(model)
     text = str(caught.value)
     assert (
-        "40 node(s) that gbp does not support: 20 QLinearAdd, the first of them '/features/features.0/"
-        in text
+        "40 nodes that gbp does not support: 20 QLinearAdd, the first of them '/features/features.0/" in text
     )
     assert "20 QLinearConv" in text
     assert text.endswith("quantize in the QDQ format, or export in float32.")

@@ -102,6 +102,7 @@ DOCUMENTED = dict(documented())
 def test_the_names_are_these() -> None:
     assert gbp.__all__ == NAMES
     assert dir(gbp) == sorted([*NAMES, "compat", "doubt", "methods"])
+    assert dir(gbp.compat) == ["captum", "keras_explainable", "saliency", "xplique"]
     assert all(hasattr(gbp, name) for name in NAMES)
     with pytest.raises(AttributeError, match="'gbp' has no attribute 'nothing'"):
         _ = gbp.nothing

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
 from .options import (
     add_algorithm,
     add_ends,
@@ -73,7 +74,7 @@ def _print_verification(v: Verification) -> None:
             if v.worst.shapes is None
             else f"{worst}, {v.worst.found}"
         )
-    gradient = f"class {v.target}, smooth in {v.directions} direction(s)"
+    gradient = f"class {v.target}, smooth in {counted(v.directions, 'direction')}"
     if v.quantized:
         gradient = f"class {v.target}, not compared: it passes straight through quantization"
     elif v.gradient_error is not None:

@@ -18,3 +18,7 @@ __all__ = ["captum", "keras_explainable", "saliency", "xplique"]
 
 if not TYPE_CHECKING:  # for a type checker, any name would be there
     __getattr__ = imported_on_first_use(__name__, {}, __all__)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..arguments import array_of, numbers_of
-from ..errors import InputError, calling
+from ..errors import InputError, calling, counted
 from ..graph.tensors import Tensor, find
 from ..inputs import Batch
 from ..limits import computing, is_finite
@@ -127,7 +127,7 @@ class Run:
 
     def __repr__(self) -> str:
         kept = ", ".join(self._session.plan.kept) or "nothing"
-        return f"<Run of {len(self)} sample(s), {kept} kept>"
+        return f"<Run of {counted(len(self), 'sample')}, {kept} kept>"
 
     def value(
         self, name: str, reduce: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, counted
 from ..ops import PARSERS, REWRITERS
 from .branches import reads
 from .folding import FOLDS
@@ -124,7 +124,7 @@ def refusal(nodes: Sequence[Unsupported], supported: Iterable[str]) -> Unsupport
     hints = advice(nodes)
     is_enough = hints == (_IN_TRAINING,) or all(node.hint for node in nodes)
     return UnsupportedError(
-        f"{len(nodes)} node(s) that gbp does not support: {listed}.",
+        f"{counted(len(nodes), 'node')} that gbp does not support: {listed}.",
         supported=None if is_enough else f"{', '.join(sorted(supported))}; shape arithmetic",
         hint=" ".join(hints) or None,
     )

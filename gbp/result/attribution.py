@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..pictures.drawing import Reduction, Style, reduce
 from ..pictures.files import ARRAYS, suffix_of, write
 from ..pictures.layout import Layout, channels_first
@@ -134,9 +134,9 @@ class Attribution(Drawable, Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        k = f", {self.target.shape[1]} targets each" if self.target.ndim == 2 else ""
+        k = f", {counted(self.target.shape[1], 'target')} each" if self.target.ndim == 2 else ""
         title = title_of(self.method, self.rule, self.details)
-        return f"<Attribution of {len(self)} sample(s){k}, {title}, map {self.map.shape}>"
+        return f"<Attribution of {counted(len(self), 'sample')}{k}, {title}, map {self.map.shape}>"
 
     def _sample(self) -> Sample:
         if len(self) != 1:
