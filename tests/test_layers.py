@@ -135,6 +135,34 @@ def test_annotations_need_no_circle_either() -> None:
             assert part_of(module_of(path)) in ("cli", "compat", "doubt", "gbp", "methods"), path
 
 
+def test_parameters_of_kernels_are_explained() -> None:
+    """A kernel's own parameters are named in a docstring of its file, or of its twin's; others are shared."""
+    folder = PACKAGE / "kernels"
+    found = []
+    shared = _docstrings(folder / "__init__.py")
+    for path in folder.glob("*.py"):
+        twin = path.with_name(path.name.replace("_cuda.py", ".py"))
+        said = shared | _docstrings(path) | (_docstrings(twin) if twin.exists() else set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "kernel" in map(_name_of, node.decorator_list):
+                found += [f"{path.name}: {node.name}({a.arg})" for a in node.args.args if a.arg not in said]
+    assert not found
+
+
+def _docstrings(path: Path) -> set[str]:
+    """The words of all docstrings of a file."""
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    ]
+    return {word for node in nodes for word in re.findall(r"\w+", ast.get_docstring(node) or "")}
+
+
+def _name_of(decorator: ast.expr) -> str:
+    return ast.unparse(decorator).partition("(")[0]
+
+
 def test_files_are_short() -> None:
     long = {str(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
     assert not long

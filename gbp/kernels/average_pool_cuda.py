@@ -38,6 +38,7 @@ def _divisor(oh: int, ow: int, H: int, W: int, taps: Taps, include_pad: int) -> 
 
 @kernel(*_AVERAGES, units=lambda x, y, *_: strands_of(y))
 def _averagepool_fwd(x: Any, y: Any, taps: Taps, include_pad: int) -> None:
+    """Write the average of each window to y.  `include_pad`: 1 if divisors count the padding."""
     H, W = x.shape[1], x.shape[2]
     N, OH, OW, C = y.shape
     apart = strands(C)

@@ -43,7 +43,7 @@ def only_where(word: NDArray[np.int64], value: int) -> Iterator[None]:
 def hold_both(
     outer: Any, outer_value: int, inner: Any, inner_value: int, both: Any, threads: int, share: Share
 ) -> None:
-    """Write 1 to both (1,) if both words hold their values, else 0."""
+    """Write 1 to both (1,) if outer[0] is outer_value and inner[0] is inner_value, else 0."""
     for _ in range(share.first, share.last):
         both[0] = 1 if outer[0] == outer_value and inner[0] == inner_value else 0
 

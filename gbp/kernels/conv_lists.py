@@ -127,7 +127,10 @@ def _list_row(g: int, pixel: int, lists: int, listing: Listing, h: int) -> int:
 def list_plane(
     gy: Any, lists: Any, listing: Listing, counts: Any, max_count: float, threads: int, share: Share
 ) -> None:
-    """List each row of gy (1, H, W, O).  counts[h]: how many values are nonzero, or -1 if it is not listed.
+    """List each row of gy (1, H, W, O).
+
+    lists: what is listed, in the layout `listing`.  counts[h]: how many values of row h are nonzero, or -1 if
+    it is not listed.
 
     A row is not listed if its values do not fit.  Then, and where there are more than `max_count` values, the
     rows behind are not listed either: the lists are not used.
@@ -158,7 +161,7 @@ def list_pooled_plane(
 ) -> None:
     """`list_plane` of what `maxpool_bwd` would write from gy, mask and gate, which stays in a core's cache.
 
-    scratch holds `pooled_floats`.
+    pool: the window of the max-pool.  scratch: `pooled_floats`.
     """
     line, pixel, total = address_of(scratch) + share.slot * 4 * listing.W * listing.O, 4 * listing.O, 0.0
     for h in range(*part_of(listing.H, share, threads)):

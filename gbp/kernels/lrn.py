@@ -117,7 +117,10 @@ def lrn_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write y; y may be x.  scratch holds `lrn_scratch_floats` a thread."""
+    """Write y; y may be x.
+
+    scratch: `lrn_scratch_floats` a thread.  size, alpha, beta, bias: as in the equations, alpha is α.
+    """
     N, H, W, C = x.shape
     lines = _lines(scratch, share.slot, C, size, alpha, beta, bias)
     for row in range(*part_of(N * H, share, threads)):

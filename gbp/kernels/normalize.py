@@ -81,7 +81,11 @@ def normalize_fwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write y; sums has NORMALIZE_SUMS a thread."""
+    """Write y.
+
+    sums: scratch, NORMALIZE_SUMS float64 a thread.  centred: 1 to subtract the mean.  power: 2 for a mean of
+    squares, 1 for a sum of absolute values.  count, epsilon: as in the equations.
+    """
     N, A, R, B, S = x.shape
     norm, at = Norm(centred, power, count, epsilon), share.slot * NORMALIZE_SUMS
     for job in range(*part_of(jobs_of(N, A, B), share, threads)):
@@ -108,7 +112,10 @@ def normalize_bwd(
     threads: int,
     share: Share,
 ) -> None:
-    """Write the gradient to gx, or add it with `accumulate`; sums has NORMALIZE_SUMS a thread."""
+    """Write the gradient to gx, or add it with `accumulate`.
+
+    sums, centred, power, count, epsilon: as for `normalize_fwd`.
+    """
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     norm, at = Norm(centred, power, count, epsilon), share.slot * NORMALIZE_SUMS

@@ -38,6 +38,7 @@ def _scale(v: Any, a: Any, c: int) -> None:
 def _pointwise_fwd(
     x: Any, a: Any, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
 ) -> None:
+    """`pointwise_fwd`.  fours: as `all_in_fours` of x, r and y."""
     v = cuda.local.array(8, float32)
     N, H, W, C = y.shape
     eights = (C + 7) // 8
@@ -52,6 +53,7 @@ def _pointwise_fwd(
 
 @kernel(ACTIVATION, DENSE, MASK, GATE, ACTIVATION, INT, INT, units=lambda *args: eights_of(args[4]))
 def _pointwise_bwd(gy: Any, a: Any, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
+    """`pointwise_bwd`.  fours: as `all_in_fours` of gy and gx."""
     v = cuda.local.array(8, float32)
     N, H, W, C = gx.shape
     eights = (C + 7) // 8

@@ -60,6 +60,42 @@ def _exceeds(a: Any, b: Any) -> Any:
     return a > b or (math.isnan(a) and not math.isnan(b))
 
 
+@device_function
+def _first_maximum(x: Any, n: int, c: int, down: Any, across: Any, taps: Taps) -> Any:
+    """The maximum of a window, and the tap of the first one.
+
+    down, across: as `taps_down` and `taps_across` find them.
+    """
+    (h, i0, i1), (w, j0, j1) = down, across
+    best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
+    winner = i0 * taps.columns + j0
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
+            if _exceeds(v, best):
+                best, winner = v, i * taps.columns + j
+    return best, winner
+
+
+@device_function
+def _sum_of_won(
+    gy: Any, switches: Any, n: int, sharing: int, c: int, down: Any, across: Any, taps: Taps
+) -> Any:
+    """The sum of gy of the windows that a pixel of gx won.
+
+    down, across: as `windows_down` and `windows_across` find them.  sharing: rows of gy for each of switches.
+    """
+    (count_h, oh, step_oh, i, step_i), (count_w, ow, step_ow, j, step_j) = down, across
+    v = np.float32(0)
+    for p in range(count_h):
+        row, first_tap = oh + p * step_oh, (i + p * step_i) * taps.columns + j
+        for q in range(count_w):
+            column = ow + q * step_ow
+            if switches[n // sharing, row, column, c] == first_tap + q * step_j:
+                v += gy[n, row, column, c]
+    return v
+
+
 def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     """Write the maximum of each window to y, the tap of the first maximum to switches.
 
@@ -70,16 +106,9 @@ def _maxpool_fwd(x: Any, y: Any, switches: Any, taps: Taps) -> None:
     apart = strands(C)
     for unit in range(cuda.grid(1), N * OH * OW * apart, cuda.gridsize(1)):
         n, oh, ow = at_pixel(unit // apart, OH, OW)
-        h, i0, i1 = taps_down(taps, oh, H)
-        w, j0, j1 = taps_across(taps, ow, W)
+        down, across = taps_down(taps, oh, H), taps_across(taps, ow, W)
         for c in range(unit % apart, C, apart):
-            best = x[n, h + i0 * taps.dilation_h, w + j0 * taps.dilation_w, c]
-            winner = i0 * taps.columns + j0
-            for i in range(i0, i1):
-                for j in range(j0, j1):
-                    v = x[n, h + i * taps.dilation_h, w + j * taps.dilation_w, c]
-                    if _exceeds(v, best):
-                        best, winner = v, i * taps.columns + j
+            best, winner = _first_maximum(x, n, c, down, across, taps)
             y[n, oh, ow, c], switches[n, oh, ow, c] = best, winner
 
 
@@ -123,17 +152,26 @@ def _maxpool_bwd(gy: Any, switches: Any, mask: Any, gate: Gate, gx: Any, accumul
     apart = strands(C)
     for unit in range(cuda.grid(1), N * H * W * apart, cuda.gridsize(1)):
         n, h, w = at_pixel(unit // apart, H, W)
-        count_h, oh, step_oh, i, step_i = windows_down(taps, h, OH)
-        count_w, ow, step_ow, j, step_j = windows_across(taps, w, OW)
+        down, across = windows_down(taps, h, OH), windows_across(taps, w, OW)
         for c in range(unit % apart, C, apart):
-            v = np.float32(0)
-            for p in range(count_h):
-                row, first_tap = oh + p * step_oh, (i + p * step_i) * taps.columns + j
-                for q in range(count_w):
-                    column = ow + q * step_ow
-                    if switches[n // sharing, row, column, c] == first_tap + q * step_j:
-                        v += gy[n, row, column, c]
+            v = _sum_of_won(gy, switches, n, sharing, c, down, across, taps)
             write_gradient(v, c, gate, accumulate, gx, (n, h, w), mask, (n // targets, h, w))
+
+
+@device_function
+def _keep_larger(v: Any, tap: int, best: Any, winner: Any) -> None:
+    """Keep eight channels of v, and their tap, where they exceed the best so far."""
+    for k in range(8):
+        if _exceeds(v[k], best[k]):
+            best[k], winner[k] = v[k], tap
+
+
+@device_function
+def _add_where_won(v: Any, first: int, word: int, tap: int, total: Any) -> None:
+    """Add four channels of v, from `first` on, where their byte of a word of switches is this tap."""
+    for k in range(4):
+        if (word >> (8 * k)) & 255 == tap:
+            total[first + k] += v[first + k]
 
 
 @kernel(
@@ -159,9 +197,7 @@ def _maxpool_fwd_eights(x: Any, y: Any, switches: Any, taps: Taps) -> None:
         for i in range(i0, i1):
             for j in range(j0, j1):
                 load_eight_of(x, n, h + i * taps.dilation_h, w + j * taps.dilation_w, c, v, 1)
-                for k in range(8):
-                    if _exceeds(v[k], best[k]):
-                        best[k], winner[k] = v[k], i * taps.columns + j
+                _keep_larger(v, i * taps.columns + j, best, winner)
         write_eight(best, n, oh, ow, c, y, 1)
         for half in range(0, 8, 4):
             word = winner[half] | winner[half + 1] << 8 | winner[half + 2] << 16 | winner[half + 3] << 24
@@ -196,11 +232,8 @@ def _maxpool_bwd_eights(
                 low = load_bytes(switches, quotient(n, sharing), row, column, c)
                 high = load_bytes(switches, quotient(n, sharing), row, column, c + 4)
                 load_eight_of(gy, n, row, column, c, v, 1)
-                for k in range(4):
-                    if (low >> (8 * k)) & 255 == tap:
-                        total[k] += v[k]
-                    if (high >> (8 * k)) & 255 == tap:
-                        total[k + 4] += v[k + 4]
+                _add_where_won(v, 0, low, tap, total)
+                _add_where_won(v, 4, high, tap, total)
         epilogue_bwd(total, n, h, w, c, mask, gate, gx, accumulate, 1)
 
 

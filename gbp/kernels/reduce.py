@@ -54,6 +54,39 @@ def neighbours_of(job: int, A: int, B: int) -> Any:
 
 
 @device_function
+def _find_maxima(x: Any, n: int, a: int, first: int, last: int, sums: Any, at: int) -> None:
+    """Raise sums[at:] to the maxima of neighbours first … last − 1."""
+    for r in range(x.shape[2]):
+        for b in range(first, last):
+            i = at + b - first
+            for s in range(x.shape[4]):
+                sums[i] = max(sums[i], np.float64(x[n, a, r, b, s]))
+
+
+@device_function
+def _term(kind: int, v: float, largest: float) -> Any:
+    """The term of a value in a sum."""
+    if kind == L1:
+        return abs(v)
+    if kind in (L2, SUM_SQUARE):
+        return v * v
+    return math.exp(v - largest) if kind == LOG_SUM_EXP else v
+
+
+@device_function
+def _multiply(x: Any, n: int, a: int, r: int, b: int, sums: Any, i: int) -> None:
+    """Multiply sums[i] by the values of a run but its zeros, and count these in sums[i + BLOCK]."""
+    total = sums[i]
+    for s in range(x.shape[4]):
+        v = np.float64(x[n, a, r, b, s])
+        if v == 0:
+            sums[i + BLOCK] += 1
+        else:
+            total *= v
+    sums[i] = total
+
+
+@device_function
 def _reduce(x: Any, n: int, a: int, first: int, last: int, kind: int, sums: Any, at: int) -> None:
     """Write the totals of neighbours first … last − 1 to sums[at:], and the second numbers BLOCK further."""
     R, S = x.shape[2], x.shape[4]
@@ -61,29 +94,16 @@ def _reduce(x: Any, n: int, a: int, first: int, last: int, kind: int, sums: Any,
         sums[i] = 1.0 if kind == PROD else 0.0
         sums[i + BLOCK] = -math.inf if kind == LOG_SUM_EXP else 0.0
     if kind == LOG_SUM_EXP:
-        for r in range(R):
-            for b in range(first, last):
-                i = at + b - first + BLOCK
-                for s in range(S):
-                    sums[i] = max(sums[i], np.float64(x[n, a, r, b, s]))
+        _find_maxima(x, n, a, first, last, sums, at + BLOCK)
     for r in range(R):
         for b in range(first, last):
             i = at + b - first
-            total = sums[i]
+            if kind == PROD:
+                _multiply(x, n, a, r, b, sums, i)
+                continue
+            total, largest = sums[i], sums[i + BLOCK]
             for s in range(S):
-                v = np.float64(x[n, a, r, b, s])
-                if kind == L1:
-                    total += abs(v)
-                elif kind in (L2, SUM_SQUARE):
-                    total += v * v
-                elif kind == LOG_SUM_EXP:
-                    total += math.exp(v - sums[i + BLOCK])
-                elif kind != PROD:
-                    total += v
-                elif v == 0:
-                    sums[i + BLOCK] += 1
-                else:
-                    total *= v
+                total += _term(kind, np.float64(x[n, a, r, b, s]), largest)
             sums[i] = total
 
 
@@ -129,7 +149,10 @@ def _slope(kind: int, v: float, total: float, beside: float, count: int) -> Any:
 
 @kernel(RUNS, REDUCED, SUMS, INT, INT)
 def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int, share: Share) -> None:
-    """Write y (N, A, B); sums has REDUCE_SUMS a thread."""
+    """Write y (N, A, B).
+
+    sums: scratch, REDUCE_SUMS float64 a thread.  kind: which reduction, SUM … PROD.
+    """
     N, A, R, B, S = x.shape
     at = share.slot * REDUCE_SUMS
     for job in range(*part_of(jobs_of(N, A, B), share, threads)):
@@ -144,7 +167,10 @@ def reduce_fwd(x: Any, y: Any, sums: Any, kind: int, threads: int, share: Share)
 def reduce_bwd(
     gy: Any, x: Any, gx: Any, accumulate: int, sums: Any, kind: int, threads: int, share: Share
 ) -> None:
-    """Write the gradient to gx, or add it with `accumulate`; for SUM and MEAN x is not read."""
+    """Write the gradient to gx, or add it with `accumulate`.
+
+    x: what was reduced; it is not read for SUM and MEAN.  sums, kind: as for `reduce_fwd`.
+    """
     N, A, R, B, S = gx.shape
     sharing = targets_of(gy, x)
     at = share.slot * REDUCE_SUMS
@@ -164,7 +190,10 @@ def reduce_bwd(
 
 @kernel(RUNS, REDUCED, SWITCHES, INT, INT)
 def extremum_fwd(x: Any, y: Any, switches: Any, highest: int, threads: int, share: Share) -> None:
-    """Write the first maximum, or the first minimum, to y (N, A, B), and its position r·S + s to switches."""
+    """Write the first maximum to y (N, A, B), and its position r·S + s to switches.
+
+    highest: 0 for the first minimum.
+    """
     N, A, R, B, S = x.shape
     for job in range(*part_of(jobs_of(N, A, B), share, threads)):
         n, a, first, last = neighbours_of(job, A, B)

@@ -47,8 +47,9 @@ def resample(
 ) -> None:
     """Write y, or add to y with `accumulate`; then apply the gate.  y is not x.
 
-    `anchored`: the weights of each output add up to 1, and y = x₀ + Σ_k w_k · (x_k − x₀) is computed, where
-    x₀ is the first tap.  So a flat area stays flat to the last bit, for any weights.
+    starts, taps, weights: the table of the equation.  mask, gate: those of y, in a backward pass.
+    anchored: 1 where the weights of each output add up to 1.  Then y = x₀ + Σ_k w_k · (x_k − x₀) is computed,
+    where x₀ is the first tap.  So a flat area stays flat to the last bit, for any weights.
     """
     N, P, O, M, C = y.shape
     targets = targets_of(y, mask)

@@ -45,7 +45,10 @@ def _added(partial: Any, parts: int, pixels: int, p: int, o: int, channels: int,
 def finish_fwd(
     partial: Any, parts: int, b: Any, r: Any, y: Any, mask: Any, lo: float, hi: float, fours: int
 ) -> None:
-    """Add the parts of a forward pass, and apply its epilogue."""
+    """Add the parts of a forward pass, and apply its epilogue.
+
+    partial: sums of the parts, as `keep_eight` stores them.  fours: as `all_in_fours` of r and y.
+    """
     v = cuda.local.array(8, float32)
     N, OH, OW, O = y.shape
     eights, pixels, channels = (O + 7) // 8, N * OH * OW, (O + 3) // 4 * 4
@@ -61,7 +64,7 @@ def finish_fwd(
     units=lambda *args: eights_of(args[4]),
 )
 def finish_bwd(partial: Any, parts: int, mask: Any, gate: Gate, gx: Any, accumulate: int, fours: int) -> None:
-    """Add the parts of a backward pass, and apply its epilogue."""
+    """Add the parts of a backward pass, and apply its epilogue.  partial, fours: as for `finish_fwd`."""
     v = cuda.local.array(8, float32)
     N, H, W, C = gx.shape
     eights, pixels, channels = (C + 7) // 8, N * H * W, (C + 3) // 4 * 4

@@ -59,7 +59,7 @@ def _first_maximum(x: Any, n: int, c: int, depth: Any, height: Any, width: Any, 
 def maxpool_indices(x: Any, y: Any, axes: Any, by_columns: int, threads: int, share: Share) -> None:
     """Write positions to y (N, OD, OH, OW, C), counted along W first, or `by_columns` along D first.
 
-    Every window must hold a pixel.
+    axes: kernel, stride, dilation and begin of depth, height and width.  Every window must hold a pixel.
     """
     D, H, W = x.shape[1:4]
     N, OD, OH, OW, C = y.shape
