@@ -103,6 +103,7 @@ def serve(arguments: argparse.Namespace) -> int:
             text = f"gbp: {model.name} takes arrays alone: nothing says how it wants pictures. {_HOW}"
             print(shown(text), file=sys.stderr)
     sys.stdout.flush()
+    # Beyond this machine, any name may be right: a proxy's, say.
     hosts = (*LOOPBACK, in_url, *(name.lower() for name in arguments.allow_host)) if is_loopback else None
     prepare = None if arguments.no_warmup else partial(_warm_up, models)
     run(models, limits, listener, hosts=hosts, prepare=prepare)

@@ -136,9 +136,8 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
     """Raise UnsupportedError unless a network for one sample and the same for many do the same with each.
 
     Both are built without their large weights, which would be in memory twice.  A network that cannot be
-    built for one sample is refused elsewhere.  A file with constant indices or updates for one sample cannot
-    be computed for more: each sample is alone there.  A Reshape can, and would mix them; and a node that
-    reads other constants for more samples, such as a Range over them, counts them.
+    built for one sample is refused elsewhere.  One that cannot be built for many is refused only where a node
+    counts samples (`_counts`): constant indices for one sample, for example, leave each sample alone.
     """
     light = replace(source, weights=StandIns(**vars(source.weights)))
     builders = [_Watched(light, (n, *input_shape[1:])) for n in (1, _MANY)]
@@ -183,7 +182,11 @@ class _Watched(Builder):
 
 
 def _counts(node: onnx.NodeProto, error: ModelError, one: Builder, many: Builder) -> bool:
-    """Whether a node that can be read for one sample, and for many ends in an error, is another for many."""
+    """Whether a node that can be read for one sample, and not for many, shows that samples are counted.
+
+    It does where it is a Reshape, which would mix samples, or where it reads other constants for many, such
+    as a Range over them.
+    """
     mixes = node.op_type in TARGETS and isinstance(error, UnsupportedError)
     read = [name for name in node.input if name in one.constants and name in many.constants]
     return mixes or not all(_is_alike(one.constants[n], many.constants[n]) for n in read)

@@ -368,7 +368,8 @@ def _adds_axis_in_front(source: Source) -> bool:
     axes = [value for attribute in node.attribute if attribute.name == "axes" for value in attribute.ints]
     if len(node.input) > 1 and node.input[1] in stored:
         axes = tensor_values(stored[node.input[1]], node.input[1], node).reshape(-1).tolist()
-    return bool({0, -rank - len(axes)} & set(axes))
+    front = {0, -rank - len(axes)}  # either name of the first axis of the result
+    return bool(front & set(axes))
 
 
 def _upstream(producers: dict[str, onnx.NodeProto], last: str) -> tuple[onnx.NodeProto, ...]:

@@ -137,7 +137,10 @@ FACTS = {"Concat": Fact("kept", folds=as_operands), "Split": Fact("other", folds
 
 
 class ConcatStep(Step):
-    """Copies each part.  Along rows kernels do it, and apply the gate in the backward pass."""
+    """Copies each part.
+
+    Along rows, the innermost axis of memory, kernels copy, and apply the gate in the backward pass.
+    """
 
     algorithm = "copy"
 

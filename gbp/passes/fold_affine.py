@@ -56,9 +56,10 @@ def fold_affine(graph: Graph) -> Graph:
     """The same graph; every `Affine` that can be folded is folded."""
     readers = {name: len(layers) for name, layers in graph.consumers().items()}
     readers[graph.output] += 1
-    kept: dict[str, Layer] = {}  # by output, in order of computation
+    kept: dict[str, Layer] = {}  # tensor → the layer that makes it, in order of computation
     for layer in graph.layers:
         merged = layer
+        # A folded layer may be folded again, into the layer before it.
         while (folded := _folded(kept.get(merged.inputs[0]), merged, readers)) is not None:
             del kept[merged.inputs[0]]
             merged = folded

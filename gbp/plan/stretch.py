@@ -1,10 +1,9 @@
-"""`Stretch`: instructions that run piece by piece, on some samples after others.
+"""`Stretch`: instructions that run piece by piece, on some samples after others (`runtime/pieces.py`).
 
-They are the layers whose tensors are larger than their weights: the first ones, as a rule.
-
-The first tensors of a network are its largest.  Those of a batch leave a processor's caches before the next
-layer reads them.  So such layers run on one sample for each thread at a time, in the same memory, and the
-other layers on all samples: these have more weights, which are better read once.
+Here such stretches are chosen for the caches.  The first tensors of a network are its largest.  Those of a
+batch leave a processor's caches before the next layer reads them.  So the layers whose tensors are larger
+than their weights run on one sample for each thread at a time, in the same memory.  The other layers run on
+all samples, because their weights are better read once.  `tail.py` chooses stretches for the memory.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from .aliasing import BufferSlice
 from .arena import Arena, rounded
 from .layout import Instruction
 
-#: As many numbers of tensors, read and written for a sample, are worth one weight that is read again.
-_WORTH = 4
-#: Fewest numbers of layers that are worth a call of their own for each sample.
+#: The cost of a weight that each piece reads again, in numbers of tensors that stay in a cache instead.
+_COST = 4
+#: The least gain of a stretch, in such numbers for each sample: below it, the calls of kernels cost more.
 _LEAST = 2**18
 
 
@@ -39,26 +38,27 @@ class Stretch:
     shared: dict[str, int]
 
     def room(self, arena: Arena, n: int, some: int) -> int | None:
-        """Where some samples fit beside what all samples have in the shared buffers.
+        """Where the memory of a piece fits into that of all samples, beside the shared buffers.
 
         Parameters
         ----------
         arena
-            That of the instructions.
+            The memory of the instructions, for one sample.
         n, some
-            All samples, and those that run together.
+            All samples, and those of a piece.
 
         Returns
         -------
-        The first float of the arena of some samples in that of all; None where there is no room.
+        The first float of the piece in the memory of all samples; None where there is no room.
         """
         taken = [
             (n * arena.begins[root], rounded(n * (arena.begins[root] + size)))
             for root, size in self.shared.items()
         ]
-        for begin in (0, *(end for _, end in taken)):
+        for begin in (0, *(behind for _, behind in taken)):
             end = begin + some * arena.size
-            if end <= n * arena.size and all(end <= first or begin >= stop for first, stop in taken):
+            is_free = all(end <= low or begin >= high for low, high in taken)
+            if is_free and end <= n * arena.size:
                 return begin
         return None
 
@@ -71,6 +71,9 @@ def piecewise_forward(
 ) -> Stretch | None:
     """The first instructions of a plan that keeps no activations; None where no such are worth it.
 
+    The stretch may end where one buffer alone is read later: its last output.  The end with the largest gain
+    is chosen.
+
     Parameters
     ----------
     instructions, slices
@@ -82,7 +85,8 @@ def piecewise_forward(
     """
     used = [{slices[name].root for name in (*each.reads, each.output)} for each in instructions]
     last_use = {root: i for i, roots in enumerate(used) for root in roots}
-    found, gain, most, alive = None, 0, _LEAST - 1, {slices[image].root}
+    alive = {slices[image].root}  # buffers that are read later
+    found, gain, most = None, 0, _LEAST - 1
     for i, instruction in enumerate(instructions[:-1]):
         gain += _gain(instruction, (*instruction.reads, instruction.output), slices, sizes)
         alive = {root for root in alive | used[i] if last_use.get(root, -1) > i}
@@ -100,7 +104,9 @@ def piecewise_backward(
 ) -> Stretch | None:
     """The last instructions but one of a backward pass; None where no such are worth it.
 
-    The last one may add up all samples.
+    The last one may add up all samples, so it runs on all.  The stretch may begin where it has two buffers in
+    common with others, what it reads first and what it writes last, and where neither is cleared in it.  The
+    beginning with the largest gain is chosen.
 
     Parameters
     ----------
@@ -139,7 +145,12 @@ def _gain(
     slices: Mapping[str, BufferSlice],
     sizes: Mapping[str, int],
 ) -> int:
-    """The numbers of these tensors, less what the weights are worth."""
-    at = slices[instruction.output]
-    moved = sum(sizes[s.root] // s.row * (s.stop - s.start) for s in (slices[name] for name in names))
-    return moved - _WORTH * instruction.macs // max(1, sizes[at.root] // at.row)
+    """The gain of a cache where an instruction runs on few samples, less the cost of reading weights again.
+
+    `names`: the tensors that it reads and writes, all of whose numbers are then in the cache.
+    """
+    parts, output = [slices[name] for name in names], slices[instruction.output]
+    numbers = sum(sizes[part.root] // part.row * (part.stop - part.start) for part in parts)
+    pixels = sizes[output.root] // output.row
+    # A weight is multiplied once for each pixel, so there are macs / pixels of them.
+    return numbers - _COST * instruction.macs // max(1, pixels)

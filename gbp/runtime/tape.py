@@ -170,6 +170,7 @@ class Tape:
     ) -> Floats:
         """One backward pass for k seeds a sample, which `write` writes in memory order."""
         forward, m = self._forward, self.n * k
+        # With one seed a sample, the gradients may take the memory of the activations, which are done with.
         memory = forward.backward if k == 1 and route is self._plan.backward else None
         size, nbytes = (m, route.start.name, route.end.name), 0
         if memory is None:

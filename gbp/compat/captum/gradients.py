@@ -88,7 +88,7 @@ class IntegratedGradients(Attribution):
     model
         As `Attribution`.
     multiply_by_inputs
-        Whether the mean gradient is multiplied by the way from the baseline.
+        Whether the mean gradient is multiplied by the difference from the baseline.
     """
 
     def __init__(self, model: AnyModel, multiply_by_inputs: bool = True) -> None:

@@ -62,7 +62,7 @@ class TimesInput(OfLayer):
     model, layer, device_ids
         As `OfLayer`.
     multiply_by_inputs
-        Whether gradients are multiplied by the layer's values, or by the way from a baseline.
+        Whether gradients are multiplied by the layer's values, or by the difference from a baseline.
     """
 
     def __init__(
