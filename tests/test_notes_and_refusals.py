@@ -185,6 +185,15 @@ def test_an_op_that_gbp_does_not_do_names_the_tensor_before(op: str) -> None:
     assert Explainer(model, output="r").explain(image(), target=3).map.any()
 
 
+def test_an_op_that_onnx_has_not_is_said_to_be_none() -> None:
+    model = valid()
+    renamed("pool", "Digamma")(model)  # as tf2onnx leaves TensorFlow's
+    with pytest.raises(
+        UnsupportedError, match=r"ONNX has no such op: .*by other functions.*say output='r'\."
+    ):
+        Explainer(model)
+
+
 def test_the_tensor_that_is_compared_is_named() -> None:
     """As before the NonZero of a detector: the slope of what is true or false is 0."""
     model = valid()

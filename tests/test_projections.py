@@ -960,6 +960,20 @@ def _curve(op: str) -> Net:
     return lambda b, x: b.mul(b.node(op, b.mul(x, b.constant(0.75))), b.constant(1.5))
 
 
+def _behind(op: str, factor: float, more: float) -> Net:
+    return lambda b, x: b.add(
+        b.mul(b.node(op, x), b.constant(factor, np.float32)), b.constant(more, np.float32)
+    )
+
+
+def _log1p(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    return b.foreign(op, b.shapes[x], b.node("Exp", x), **domain)
+
+
+def _log_of_more(b: Builder, x: str) -> str:
+    return b.node("Log", b.add(b.node("Exp", x), b.constant(1, np.float32)))
+
+
 large = st.tuples(batches, channels, *[st.integers(4, 7)] * 2)
 FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     "com.microsoft.FusedConv": fused("com.microsoft.FusedConv", _fused_conv, _conv_and_leaky, planes),
@@ -1001,6 +1015,9 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     "ParametricSoftplus": fused(
         "ParametricSoftplus", foreign_with(alpha=1.5, beta=0.75), _curve("Softplus"), images, ""
     ),
+    "Erfc": fused("Erfc", foreign_with(), _behind("Erf", -1, 1), images, "", "rounds to float32"),
+    "Expm1": fused("Expm1", foreign_with(), _behind("Exp", 1, -1), images, ""),
+    "Log1p": fused("Log1p", _log1p, _log_of_more, images, ""),
 }
 
 

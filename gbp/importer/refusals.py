@@ -68,6 +68,11 @@ def instead(op: str, before: str | None) -> str | None:
         reason = f"Nothing flows back through {op}."
     elif op == "Attention":
         reason = "An export with opset 22 or an earlier one writes it as MatMul and Softmax."
+    elif "." not in op and not onnx.defs.has(op):
+        reason = (
+            "ONNX has no such op: the exporter left it as it found it. Write it by other functions in the "
+            "network, and export that."
+        )
     elif op in _RECURRENT:
         reason = "gbp explains networks that go forward, once, through every node."
     way_out = f"To explain what feeds it, say output={before!r}." if before else None

@@ -1,4 +1,4 @@
-"""Ops of onnxruntime and WinML that stand for several ONNX ops, or for one under another name.
+"""Ops of onnxruntime, WinML and TensorFlow that stand for several ONNX ops, or for one under another name.
 
 com.microsoft.FusedConv       act(Conv(x, w, b) + z)
 com.microsoft.FusedGemm       act(α · A · B + β · C)
@@ -10,6 +10,7 @@ ai.onnx.ml.Scaler             (x − offset) · scale by feature
 Crop, DynamicSlice            a Slice             (opset 1, experimental)
 ScaledTanh                    α tanh(β x)         (opset 1, experimental)
 ParametricSoftplus            α log(1 + exp β x)  (opset 1, experimental)
+Erfc, Expm1, Log1p            1 − erf x, exp x − 1, log(1 + x)      (TensorFlow's, which tf2onnx leaves)
 
 Source: onnxruntime's ContribOperators.md; ONNX 1.2's schemas of experimental ops.
 """
@@ -192,6 +193,18 @@ def parametric_softplus(node: Node, w: Writer) -> None:
     w.write("Mul", w.write("Softplus", inside), w.constant(np.float32(alpha)), to=node.proto.output[0])
 
 
+def erfc(node: Node, w: Writer) -> None:
+    w.write("Sub", w.constant(np.float32(1)), w.write("Erf", node.proto.input[0]), to=node.proto.output[0])
+
+
+def expm1(node: Node, w: Writer) -> None:
+    w.write("Sub", w.write("Exp", node.proto.input[0]), w.constant(np.float32(1)), to=node.proto.output[0])
+
+
+def log1p(node: Node, w: Writer) -> None:
+    w.write("Log", w.write("Add", node.proto.input[0], w.constant(np.float32(1))), to=node.proto.output[0])
+
+
 def _own(op: str) -> Rewriter:
     """ONNX's op of this name."""
 
@@ -217,6 +230,9 @@ REWRITERS: dict[str, Rewriter] = {
     "DynamicSlice": dynamic_slice,
     "ScaledTanh": scaled_tanh,
     "ParametricSoftplus": parametric_softplus,
+    "Erfc": erfc,
+    "Expm1": expm1,
+    "Log1p": log1p,
 }
 
 FACTS = {
@@ -235,4 +251,7 @@ FACTS = {
     "DynamicSlice": Fact("other", operands=(3, 4)),
     "ScaledTanh": Fact("other", operands=(1, 1)),
     "ParametricSoftplus": Fact("other", operands=(1, 1)),
+    "Erfc": Fact("other", operands=(1, 1)),
+    "Expm1": Fact("other", operands=(1, 1)),
+    "Log1p": Fact("other", operands=(1, 1)),
 }
