@@ -174,7 +174,7 @@ def test_unsupported_nodes_are_counted_by_op() -> None:
     assert len(text) < 500
 
 
-@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN", "TopK", "NonMaxSuppression", "Attention", "Frobnicate"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN", "TopK", "NonMaxSuppression", "Frobnicate"])
 def test_an_op_that_gbp_does_not_do_names_the_tensor_before(op: str) -> None:
     model = valid()
     renamed("pool", op)(model)

@@ -966,6 +966,21 @@ def _behind(op: str, factor: float, more: float) -> Net:
     )
 
 
+def _attention(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    length = b.shapes[x][2]
+    mask = b.constant(np.eye(length) + np.eye(length, k=2) > 0, np.bool_)
+    return b.foreign(op, b.shapes[x], x, x, x, mask, is_causal=length % 2)
+
+
+def _attention_in_parts(b: Builder, x: str) -> str:
+    length, size = b.shapes[x][2:]
+    mask = np.eye(length) + np.eye(length, k=2) > 0
+    mask = np.where(np.tril(mask) if length % 2 else mask, 0, -1e30)
+    scores = b.node("MatMul", x, b.transpose(x, 0, 1, 3, 2))
+    scores = b.add(b.mul(scores, b.constant(size**-0.5, np.float32)), b.constant(mask, np.float32))
+    return b.node("MatMul", b.node("Softmax", scores, axis=-1), x)
+
+
 def _log1p(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
     return b.foreign(op, b.shapes[x], b.node("Exp", x), **domain)
 
@@ -1015,6 +1030,7 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     "ParametricSoftplus": fused(
         "ParametricSoftplus", foreign_with(alpha=1.5, beta=0.75), _curve("Softplus"), images, ""
     ),
+    "Attention": fused("Attention", _attention, _attention_in_parts, large, ""),
     "Erfc": fused("Erfc", foreign_with(), _behind("Erf", -1, 1), images, "", "rounds to float32"),
     "Expm1": fused("Expm1", foreign_with(), _behind("Exp", 1, -1), images, ""),
     "Log1p": fused("Log1p", _log1p, _log_of_more, images, ""),

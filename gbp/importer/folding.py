@@ -72,7 +72,7 @@ FOLDS: dict[str, Folds] = {
     ),
     "ReverseSequence": slow(as_operands),
     **dict.fromkeys(
-        ("AffineGrid", "Attention", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
+        ("AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
          "DeformConv", "GRU", "HammingWindow", "HannWindow", "LSTM", "MatMulInteger", "MelWeightMatrix",
          "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
         as_inferred,

@@ -66,8 +66,6 @@ def instead(op: str, before: str | None) -> str | None:
     reason = None
     if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
-    elif op == "Attention":
-        reason = "An export with opset 22 or an earlier one writes it as MatMul and Softmax."
     elif "." not in op and not onnx.defs.has(op):
         reason = (
             "ONNX has no such op: the exporter left it as it found it. Write it by other functions in the "
