@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 
 import pytest
@@ -38,7 +39,7 @@ def test_one_line(terminal: bool, log: logging.Logger, monkeypatch: pytest.Monke
         shown = stream.getvalue()
     if terminal:  # rewritten in place, and gone at the end
         assert [part.count("\n") for part in shown.split("\r")] == [0, 0, 0]
-        assert shown.endswith("gbp: compiling kernel pad (2), once on this machine: about half a minute")
+        assert shown.endswith(f"\r\x1b[K{LINE.strip()}; 2 so far")
         assert stream.getvalue().endswith("\r\x1b[K")
     else:
         assert shown == stream.getvalue() == LINE
@@ -75,6 +76,17 @@ def test_what_is_done_is_told_on_a_terminal(terminal: bool, monkeypatch: pytest.
         report("two")
     clear = "\r\x1b[K"
     assert stream.getvalue() == (f"{clear}gbp: one{clear}gbp: two{clear}" if terminal else "")
+
+
+def test_a_line_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What wraps would stay behind on the screen, once for each report."""
+    stream = Stream(True)
+    stream.fileno = lambda: 2  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((12, 24)))
+    with reporting() as report:
+        report("a layer of a long name")
+    assert stream.getvalue() == "\r\x1b[Kgbp: a laye\r\x1b[K"
 
 
 # ---------------------------------------------------------------------------------------- many images

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,20 @@ _CLEAR = "\r\x1b[K"
 FEW = 16
 #: Seconds between two reports: on a terminal, and elsewhere.
 _OFTEN, _SELDOM = 0.2, 10.0
-#: How long all kernels of a classifier take.
-_COMPILING = "about half a minute"
+#: With how long all kernels of a classifier take.
+_COMPILING = "gbp: compiling kernels, once on this machine: about half a minute"
+
+
+def _show(text: str) -> None:
+    """Put a line in the place of the last one on the terminal.
+
+    It is cut to the terminal's width, because what goes over into the next row is not replaced.
+    """
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        width = 0
+    print(_CLEAR + text[: (width or 80) - 1], end="", file=sys.stderr, flush=True)
 
 
 class _Line(logging.Handler):
@@ -37,10 +50,9 @@ class _Line(logging.Handler):
             return
         self.kernels += 1
         if self.counts:
-            text = f"gbp: {record.getMessage()} ({self.kernels}), once on this machine: {_COMPILING}"
-            print(_CLEAR + text, end="", file=sys.stderr, flush=True)
+            _show(f"{_COMPILING}; {self.kernels} so far")
         elif self.kernels == 1:
-            print(f"gbp: compiling kernels, once on this machine: {_COMPILING}", file=sys.stderr, flush=True)
+            print(_COMPILING, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -71,7 +83,7 @@ def reporting() -> Iterator[Callable[[str], None]]:
 
     def report(text: str) -> None:
         if shows:
-            print(f"{_CLEAR}gbp: {shown(text)}", end="", file=sys.stderr, flush=True)
+            _show(f"gbp: {shown(text)}")
 
     try:
         yield report
@@ -117,7 +129,10 @@ class Progress:
         elif now - self._last >= (_OFTEN if self._in_place else _SELDOM):
             self._last = now
             text = f"gbp: {self._text(now - self._start)}"
-            print(_CLEAR + text if self._in_place else text, end=self._end, file=sys.stderr, flush=True)
+            if self._in_place:
+                _show(text)
+            else:
+                print(text, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Make way for other lines on the terminal; the next `advance` shows progress again."""
@@ -135,10 +150,6 @@ class Progress:
             self.clear()
         else:
             print(f"gbp: {self._text(time.monotonic() - self._start)}", file=sys.stderr, flush=True)
-
-    @property
-    def _end(self) -> str:
-        return "" if self._in_place else "\n"
 
     def _tqdm(self) -> Any:
         try:
