@@ -425,6 +425,18 @@ def test_folders_are_made(capsys):
     refused(capsys, "explain", "gone.onnx", "cat.jpg", "-o", "never")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(capsys):
+    Path("file.d").write_text("no folder")
+    FakeExplainer.made = {}
+    for out in ("file.d/a.png", "file.d/new/", "x" * 300 + ".png"):
+        assert "cannot write" in refused(capsys, "explain", "net.onnx", "cat.jpg", "-o", out)
+    assert "cannot write" in refused(capsys, "sanity", "net.onnx", "cat.jpg", "-o", "x" * 300 + ".png")
+    for command in (["report"], ["features", "--layer", "relu"], ["batch"]):
+        for out in ("file.d/a.html", "file.d/new/a.html"):
+            assert "cannot write" in refused(capsys, *command, "net.onnx", "cat.jpg", "-o", out)
+    assert not FakeExplainer.made
+
+
 def test_broken_images_are_skipped_on_demand(capsys):
     Path("broken.png").write_bytes(b"no image")
     assert run("explain", "net.onnx", "cat.jpg", "broken.png", "dog.jpg", "--skip-broken") == 1

@@ -12,11 +12,12 @@ from ..arguments import at_least_one
 from ..errors import InputError
 from ..files import is_address
 from ..kernels.parallel.threads import available
+from ..pictures.files import check_writable
 from ..pictures.labels import read_labels
 from ..pictures.paths import find_images
 from ..questions.questions import Question, Score, checked_score
 from .engines import import_ray, locally, on_ray, threads_of
-from .folder import Folder
+from .folder import SETTINGS, Folder
 from .index import Index
 from .job import Job, Task, digest_of, name_of
 from .worker import Worker
@@ -137,6 +138,7 @@ def batch(
             raise InputError(f"{name} is {path!r}.", supported="a path")
         if is_address(path):
             raise InputError(f"{name} is {path!r}.", supported="a path of this machine")
+    check_writable(Path(out, SETTINGS))
     actors = at_least_one("actors", actors)
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images

@@ -198,11 +198,11 @@ def _output(arguments: argparse.Namespace, image: str) -> Path:
     path = Path(f"{stem}_{made_by(arguments)}.png")
     if arguments.out is not None:
         out = Path(arguments.out)
-        is_folder = out.is_dir() or not out.suffix or arguments.out.endswith(("/", os.sep))
+        is_folder = os.path.isdir(out) or not out.suffix or arguments.out.endswith(("/", os.sep))
         if not is_folder and len(arguments.images) > 1:
             raise InputError(f"-o {arguments.out!r} is no folder.", hint="Several images need one.")
         path = out / path if is_folder else out
-    if path.parent.is_dir():
+    if os.path.isdir(path.parent):
         check_path(path)
     else:
         suffix_of(path)  # raises for a suffix that is not known
@@ -233,6 +233,8 @@ def new_folder(path: Path) -> Iterator[None]:
 
 def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) -> None:
     """Raise `InputError` for options that contradict each other and for files that would be overwritten."""
+    from ..pictures.files import check_writable
+
     refuse_misplaced(arguments)
     arrays = any(path.suffix.lower() == ".npz" for path in outputs)
     refuse_contradictions(arguments)
@@ -241,6 +243,8 @@ def _refuse_conflicts(arguments: argparse.Namespace, outputs: Sequence[Path]) ->
         raise InputError("several rules draw one target.", hint="For several or .npz, choose one --rule.")
     if arguments.bare and (arguments.style == "strip" or together):
         raise InputError("--bare writes one picture.", hint="Choose a --style and one rule.")
+    for one_in_a_folder in {path.parent: path for path in outputs}.values():
+        check_writable(one_in_a_folder)
     read = {Path(name).resolve() for name in (arguments.model, *arguments.images)}
     written: dict[Path, int] = {}
     for index, path in enumerate(outputs):

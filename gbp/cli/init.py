@@ -57,12 +57,14 @@ def add_command(commands: Any) -> None:
 def init(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
     from .. import Explainer, Preprocess
+    from ..pictures.files import check_writable
     from ..pictures.labels import SHIPPED
     from ..pictures.preprocess import PRESETS
 
     path = Path(arguments.model).with_suffix(".toml")
-    if path.exists() and not arguments.force:
+    if os.path.exists(path) and not arguments.force:
         raise InputError(f"{str(path)!r} is there already.", hint="Replace it with --force.")
+    check_writable(path)
     if arguments.preprocess is not None and arguments.preprocess not in PRESETS:
         Preprocess.parse(arguments.preprocess)  # refuses it
     more = {key: getattr(arguments, key) for key in ("resize", "size") if getattr(arguments, key) is not None}

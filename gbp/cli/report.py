@@ -90,9 +90,11 @@ def report(arguments: argparse.Namespace) -> int:
     if path.resolve() in {Path(name).resolve() for name in (arguments.model, *images)}:
         raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
     from .. import Explainer
+    from ..report.make import check_file
     from ..report.make import report as write_report
     from .compiling import compile_on_new_machine
 
+    check_file(path)
     explainer = Explainer(arguments.model, **explainer_options(arguments))
     with (
         new_folder(path),

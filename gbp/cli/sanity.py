@@ -64,11 +64,12 @@ def add_command(commands: Any) -> None:
 
 def sanity(arguments: argparse.Namespace) -> int:
     """Run the command.  Returns the exit code."""
-    from ..pictures.files import check_path, save_picture
+    from ..pictures.files import check_path, check_writable, save_picture
 
     refuse_misplaced(arguments, free=("seed",))
     path = Path(arguments.out or f"{Path(arguments.image).stem}_sanity.png")
     check_path(path)
+    check_writable(path)
     if path.resolve() in (Path(arguments.model).resolve(), Path(arguments.image).resolve()):
         raise InputError(f"{str(path)!r} would be overwritten.", hint="Name another file with -o.")
     from ..doubt.sanity import sanity as sanity_of

@@ -34,7 +34,7 @@ from ..graph.tensors import find
 from ..importer.load import open_model
 from ..importer.settle import settled
 from ..importer.subgraph import Choice
-from ..pictures.files import save_picture
+from ..pictures.files import check_writable, save_picture
 from ..pictures.paths import find_images
 from ..rules import rule_named
 from .page import index_page
@@ -139,6 +139,7 @@ def features(
     if is_address(out):
         raise InputError(f"out is {out!r}.", supported="a path of this machine")
     rule_named(rule)
+    check_writable(Path(out, "index.html"))
     path = os.fspath(model)
     names = [images] if isinstance(images, (str, os.PathLike)) else images
     files = find_images(names, stdin)

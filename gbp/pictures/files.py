@@ -6,15 +6,17 @@ import io
 import json
 import os
 import secrets
+import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .figure import Figure
 
 #: A path, or a binary file object that is open for writing.
@@ -66,6 +68,27 @@ def check_path(path: str | os.PathLike[str], format: str | None = None) -> None:
     """Raise `InputError` unless gbp can write the format of `path` and the folder exists."""
     suffix_of(path, format)
     _check_folder(path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` unless a file can be written there.  Its folder may still have to be made.
+
+    It is called before what takes long.  A file without a name is written and removed again.
+    """
+    name, target = str(path), Path(path)
+    try:
+        with suppress(FileNotFoundError):
+            target.lstat()  # refuses what no file can be called, and what is no folder among those above
+        if target.is_dir():
+            raise InputError(f"{name!r} is a folder.")
+        folder = next(each for each in (*target.parents, Path(os.getcwd())) if each.exists())
+        handle, probe = tempfile.mkstemp(prefix=".gbp-", suffix=".tmp", dir=folder)
+        os.close(handle)
+        os.unlink(probe)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot write {name!r}: {reason_of(error)}.") from error
 
 
 def _check_folder(path: str | os.PathLike[str]) -> None:

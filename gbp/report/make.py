@@ -21,7 +21,7 @@ from ..methods import METHODS
 from ..methods.planes import default_layer
 from ..pictures import render
 from ..pictures.drawing import prepared
-from ..pictures.files import write
+from ..pictures.files import check_writable, write
 from ..pictures.legend import UNLIKELY, meaning
 from ..pictures.look import Look
 from ..pictures.palettes import HEAT
@@ -94,8 +94,7 @@ def report(
     """
     if not images:
         raise InputError("there are no images.")
-    if Path(file).suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"a report is written to {str(file)!r}.", supported="a name that ends in .html")
+    check_file(file)
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise InputError(f"no method is called {unknown[0]!r}.", supported=", ".join(METHODS))
@@ -117,6 +116,13 @@ def report(
     head, tail = with_percent(_PAGE.read_text(encoding="utf-8")).split(_MARK)
     write(file, lambda to: making.fill(to, images, title, head, tail))
     return making.summary
+
+
+def check_file(file: str | os.PathLike[str]) -> None:
+    """Raise InputError unless a report can be written to this file."""
+    if Path(file).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"a report is written to {str(file)!r}.", supported="a name that ends in .html")
+    check_writable(file)
 
 
 class _Making:
