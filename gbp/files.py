@@ -8,7 +8,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from .errors import readable_bytes
+from .errors import InputError, readable_bytes
 
 #: Most bytes of a text file: labels, or the sidecar of a model.
 MAX_TEXT = 2**26
@@ -70,6 +70,14 @@ def beside(path: Path, location: str) -> Path:
     if os.path.isabs(location) or not any(map(found.is_relative_to, folders)):
         raise PermissionError(f"it is outside the folder of {path.name!r}")
     return found
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root on.  Raises InputError where the current folder is gone and it begins there."""
+    try:
+        return os.path.abspath(os.fspath(path))
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)!r} is relative, and the current folder is gone.") from error
 
 
 def is_address(name: str | os.PathLike[str]) -> bool:

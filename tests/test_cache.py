@@ -231,6 +231,13 @@ def test_without_a_home_nothing_is_kept_where_the_process_stands(folder: Path) -
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["small.py"]
 
 
+def test_in_a_folder_that_is_gone_a_relative_folder_is_none(folder: Path) -> None:
+    gone = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); "
+    code = gone + "import small; small.one.compile()"
+    _, err = end(start(folder, code, Path("caches")))
+    assert "the current folder is gone. GBP_CACHE_DIR may name" in err
+
+
 def test_a_relative_folder_of_caches_is_ignored(folder: Path) -> None:
     where = {"HOME": str(folder / "home"), "XDG_CACHE_HOME": "caches"}
     assert used(folder, None, use="one.compile()", **where) == (True, "")

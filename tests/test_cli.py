@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -435,6 +436,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(caps
         for out in ("file.d/a.html", "file.d/new/a.html"):
             assert "cannot write" in refused(capsys, *command, "net.onnx", "cat.jpg", "-o", out)
     assert not FakeExplainer.made
+
+
+def test_in_a_folder_that_is_gone(capsys, folder):
+    model, image = folder / "net.onnx", folder / "cat.jpg"
+    (folder / "gone").mkdir()
+    os.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    assert run("explain", model, image, "-o", folder / "a.png") == 0
+    capsys.readouterr()
+    for command in (["explain"], ["report"], ["sanity"], ["batch", "-o", "out"]):
+        assert run(command[0], model, image, *command[1:]) == 2
+        assert re.match("gbp: error: .*(folder is gone|No such file|no folder)", capsys.readouterr().err)
 
 
 def test_broken_images_are_skipped_on_demand(capsys):

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 
 from ..arguments import at_least_one
 from ..errors import InputError
-from ..files import is_address
+from ..files import absolute, is_address
 from ..kernels.parallel.threads import available
 from ..pictures.files import check_writable
 from ..pictures.labels import read_labels
@@ -143,8 +143,8 @@ def batch(
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images
     job = Job(
-        model=os.path.abspath(model),
-        out=os.path.abspath(out),
+        model=absolute(model),
+        out=absolute(out),
         rule=rule,
         target=target,
         score=checked_score(score),

@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None or error.filename is not None:  # it is no error of the standard output
             raise
+        if isinstance(error, FileNotFoundError):  # of os.getcwd
+            print("gbp: error: the current folder is gone. Give absolute paths.", file=sys.stderr)
+            return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         if isinstance(error, BrokenPipeError):  # the reader, `head` say, is gone
             return 141

@@ -81,7 +81,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             target.lstat()  # refuses what no file can be called, and what is no folder among those above
         if target.is_dir():
             raise InputError(f"{name!r} is a folder.")
-        folder = next(each for each in (*target.parents, Path(os.getcwd())) if each.exists())
+        folder = next(each for each in target.parents if each.exists())
         handle, probe = tempfile.mkstemp(prefix=".gbp-", suffix=".tmp", dir=folder)
         os.close(handle)
         os.unlink(probe)

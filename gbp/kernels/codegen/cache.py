@@ -40,7 +40,11 @@ _SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO
 def _root() -> str:
     given = os.environ.get("GBP_CACHE_DIR")
     if given:
-        return os.path.abspath(os.path.expanduser(given))
+        path = os.path.expanduser(given)
+        try:
+            return os.path.abspath(path)
+        except OSError:  # the current folder is gone
+            return path
     caches = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(caches):  # which the XDG specification asks to ignore
         caches = os.path.join(os.path.expanduser("~"), ".cache")
@@ -102,7 +106,7 @@ def untrusted(folder: str) -> str | None:
     write to them.  Exception: a sticky folder above it, such as /tmp, where others cannot replace it.
     """
     if not os.path.isabs(folder):
-        return "this user has no home folder"
+        return "this user has no home folder" if folder.startswith("~") else "the current folder is gone"
     if not hasattr(os, "geteuid"):  # Windows: folders of a user's profile are that user's own
         return None
     place = os.path.realpath(folder)
