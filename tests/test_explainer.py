@@ -62,6 +62,39 @@ def test_probabilities_are_those_of_the_head(head: str | None, expected: Any) ->
     np.testing.assert_allclose(found.probabilities, expected(found.scores), rtol=1e-5)
 
 
+def test_scores_behind_a_quantized_head_are_explained() -> None:
+    """Onnxruntime's quantize_static puts a quantizer behind a final Softmax."""
+    b = Builder()
+    scores = b.head(b.relu(b.conv(b.input(2, 3, 8, 9), 8, kernel=3)), 4)
+    grid = b.constant(1 / 256), b.constant(0, np.uint8)
+    y = b.node("DequantizeLinear", b.node("QuantizeLinear", b.node("Softmax", scores), *grid), *grid)
+    model, x = b.model(y), images(2, 3, 8, 9)
+    found = Explainer(model).explain(x)
+    np.testing.assert_array_equal(found.scores, Explainer(model, output=scores).predict(x))
+    np.testing.assert_allclose(found.probabilities, softmax(found.scores), rtol=1e-5)
+    rounded = Explainer(model, output=PROBABILITY).predict(x)
+    np.testing.assert_allclose(rounded, found.probabilities, atol=1 / 512)
+
+
+@pytest.mark.parametrize("op", ["FusedGemm", "FusedConv"])
+def test_scores_before_a_fused_sigmoid_are_explained(op: str) -> None:
+    """Onnxruntime fuses a final Sigmoid with the dense layer or the convolution before it."""
+    b = Builder()
+    x = b.relu(b.conv(b.input(2, 3, 8, 9), 8, kernel=3))
+    if op == "FusedGemm":
+        x = b.flatten(x)
+    w = b.constant(b.noise(*b.shapes[x][1:], 4) if op == "FusedGemm" else b.noise(4, 8, 1, 1))
+    logits = b.node(op.removeprefix("Fused"), x, w)
+    y = b.foreign(op, b.shapes[logits], x, w, domain="com.microsoft", activation="Sigmoid")
+    model, samples = b.model(y), images(2, 3, 8, 9)
+    model.opset_import.add(domain="com.microsoft", version=1)
+    found = Explainer(model).explain(samples)
+    np.testing.assert_array_equal(found.scores, Explainer(model, output=logits).predict(samples))
+    np.testing.assert_allclose(found.probabilities, logistic(found.scores), atol=1e-6)
+    probability = Explainer(model, output=PROBABILITY).predict(samples)
+    np.testing.assert_allclose(probability, found.probabilities, atol=1e-6)
+
+
 def test_one_score_behind_a_sigmoid_has_a_probability() -> None:
     found = Explainer(classifier("Sigmoid", 1)).explain(images(1, 3, 8, 9))
     np.testing.assert_allclose(found.probabilities, logistic(found.scores), rtol=1e-5)

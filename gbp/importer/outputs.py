@@ -9,6 +9,7 @@ from enum import Enum
 import onnx
 
 from ..errors import InputError, ModelError
+from ..graph.graph import unused
 from ..graph.tensors import Tensor, find
 from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
@@ -92,6 +93,36 @@ def scores_of(proto: onnx.ModelProto, producers: Producers, output: str | Probab
         return Scores(scores, head="", notes=notes)
     axes = (int(attribute.i) for attribute in (head.attribute if head else ()) if attribute.name == "axis")
     return Scores(scores, op, next(axes, None), notes)
+
+
+def with_sigmoids_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model; a Sigmoid that onnxruntime fused with the node before it is a node again.
+
+    So the scores that a final one reads have a name.
+    """
+    fused = [i for i, node in enumerate(proto.graph.node) if _ends_in_sigmoid(node)]
+    if not fused:
+        return proto
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    taken = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
+    taken.update(name for node in proto.graph.node for name in node.output)
+    for i in reversed(fused):
+        node = result.graph.node[i]
+        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("activation")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        name = node.output[0]
+        node.output[0] = unused(f"{name}_before_sigmoid", taken)
+        taken.add(node.output[0])
+        apart = onnx.helper.make_node("Sigmoid", [node.output[0]], [name], name=f"{label(node)}_sigmoid")
+        result.graph.node.insert(i + 1, apart)
+    return result
+
+
+def _ends_in_sigmoid(node: onnx.NodeProto) -> bool:
+    is_its_own = node.domain == "com.microsoft" and len(node.output) == 1
+    return is_its_own and any(a.name == "activation" and a.s == b"Sigmoid" for a in node.attribute)
 
 
 def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:

@@ -26,7 +26,7 @@ class Fact:
     is_head
         Whether the op turns scores into probabilities when it ends a classifier.
     keeps_values
-        Whether the op changes the shape or type of a result and not the result itself.
+        Whether the op changes the shape, the type or the precision of a result and not the result itself.
     reads_planes
         Whether the op reads a tensor with four axes as (N, C, H, W).
     is_pixelwise
