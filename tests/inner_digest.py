@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,13 @@ def seed_of(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def digest(m: NDArray[Any]) -> NDArray[np.float64]:
     """float64 (72,): m at `SAMPLES` places, ‖m‖₂, and `PROJECTIONS` projections on random signs."""
-    flat, rng = m.astype(np.float64).ravel(), np.random.default_rng(5)
-    places = rng.choice(flat.size, SAMPLES)
-    signs = [(rng.integers(0, 2, flat.size) * 2 - 1) @ flat for _ in range(PROJECTIONS)]
-    return np.concatenate([flat[places], [np.linalg.norm(flat)], signs])
+    flat = m.astype(np.float64).ravel()
+    places, signs = _drawn(flat.size)
+    return np.concatenate([flat[places], [np.linalg.norm(flat)], [each @ flat for each in signs]])
+
+
+@lru_cache(maxsize=3)  # of a tensor's value, of its gradient, and of the map
+def _drawn(size: int) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """The places and the random signs of `digest`."""
+    rng = np.random.default_rng(5)
+    return rng.choice(size, SAMPLES), [rng.integers(0, 2, size) * 2.0 - 1 for _ in range(PROJECTIONS)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,10 +65,16 @@ def relative_error(got: NDArray[Any], truth: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
 
 
-def project(m: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The flat map m on `count` vectors of random signs, drawn as `make_golden.py` documents: (count,)."""
+@cache  # all maps have one size
+def signs(count: int, size: int) -> list[NDArray[np.float64]]:
+    """Vectors of random signs, drawn as `make_golden.py` documents."""
     rngs = [np.random.default_rng(PROJECTION_SEED + i) for i in range(count)]
-    return np.array([(rng.integers(0, 2, m.size) * 2 - 1) @ m for rng in rngs])
+    return [rng.integers(0, 2, size) * 2.0 - 1 for rng in rngs]
+
+
+def project(m: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The flat map m on `count` vectors of random signs: (count,)."""
+    return np.array([each @ m for each in signs(count, m.size)])
 
 
 @pytest.mark.parametrize("kind", PICTURES)

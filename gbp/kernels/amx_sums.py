@@ -58,20 +58,19 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
     The smallest part is first, because sums load it first.  A pair holds channels k and k + DEPTH / 2 of a
     chunk, as `store_parts` pairs them.  The bits are returned as float32.
     """
-    O, C, KH, KW = w.shape
-    blocks, chunks = -(-O // TILE_CHANNELS), chunks_of(C)
-    packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS, 2), np.uint16)
-    whole = np.zeros((TILE_CHANNELS, chunks * DEPTH, KH, KW), np.float32)
-    # The two of a pair lie apart until they are packed, because short runs take longer.
+    w = _in_whole_blocks(w, TILE_CHANNELS, DEPTH)
+    blocks, chunks, (KH, KW) = len(w) // TILE_CHANNELS, w.shape[1] // DEPTH, w.shape[2:]
+    packed = aligned((blocks, chunks, KH, KW, PARTS, 2, DEPTH // 2, ROWS), np.uint32)  # pairs
+    # The first of all pairs, and the second.
     rest = np.empty((2, chunks, KH, KW, 2, DEPTH // 2, ROWS), np.float32)
     rounded = np.empty_like(rest)
-    bits, upper = rounded.view(np.uint32), rounded.view(np.uint16)[..., 1::2]
+    bits = rounded.view(np.uint32)
+    # half, o, chunk, pair, c, KH, KW
+    shape = 2, ROWS, chunks, 2, DEPTH // 2, KH, KW
     for block in range(blocks):
         part = w[block * TILE_CHANNELS : (block + 1) * TILE_CHANNELS]
-        whole[: len(part), :C], whole[len(part) :] = part, 0
-        is_small = whole.min() > -_ROUNDED and whole.max() < _ROUNDED
-        # half, o, chunk, pair, c, KH, KW
-        rest[:] = whole.reshape(2, ROWS, chunks, 2, DEPTH // 2, KH, KW).transpose(3, 2, 5, 6, 0, 4, 1)
+        rest[:] = part.reshape(shape).transpose(3, 2, 5, 6, 0, 4, 1)
+        is_small = rest.min() > -_ROUNDED and rest.max() < _ROUNDED
         for k in range(PARTS):
             np.add(rest.view(np.uint32), 0x8000, out=bits)
             if not is_small:
@@ -79,10 +78,19 @@ def pack_amx(w: NDArray[np.float32]) -> NDArray[np.float32]:
                 np.minimum(bits & 0x7FFF0000, 0x7F7F0000, out=bits)  # finite
                 bits |= sign
             bits &= 0xFFFF0000
-            for which in (0, 1):
-                packed[block, :, :, :, PARTS - 1 - k, ..., which] = upper[which]
+            np.bitwise_or(bits[0] >> 16, bits[1], out=packed[block, :, :, :, PARTS - 1 - k])
             rest -= rounded
     return packed.reshape(-1).view(np.float32)
+
+
+def _in_whole_blocks(w: NDArray[np.float32], outputs: int, inputs: int) -> NDArray[np.float32]:
+    """Weights (O, C, KH, KW), with zeros up to whole blocks of so many channels."""
+    O, C = (-(-n // each) * each for n, each in zip(w.shape, (outputs, inputs), strict=False))
+    if w.shape[:2] == (O, C):
+        return w
+    padded = np.zeros((O, C, *w.shape[2:]), np.float32)
+    padded[: len(w), : w.shape[1]] = w
+    return padded
 
 
 def paired(w: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,11 +20,14 @@ from naive import Array, f64
 from gbp import PROBABILITY
 
 from . import axes, classic, functions, picks, quantized, volumes
-from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, margin
+from .node import Activation, Kinked, Node, Operator, Rectifier, Reverse, Vjp, margin
 
 _FAMILIES = (axes, classic, functions, picks, quantized, volumes)
 
 OPERATORS: dict[str, Operator] = {op: f for family in _FAMILIES for op, f in family.OPERATORS.items()}
+
+#: Bytes of gradients whose products with a Jacobian are kept.
+_MOST_KEPT = 2**16
 
 
 class Run:
@@ -55,6 +58,7 @@ class Run:
         (self.output,) = (value.name for value in graph.output)
         self.values[self.image] = f64(x)
         self.steps: list[tuple[Node, Reverse]] = []
+        self._known: dict[tuple[Any, ...], Sequence[Array]] = {}
         self._explained: dict[tuple[Any, ...], tuple[Array, Array]] = {}
         for node in (Node(proto, opset) for proto in graph.node):
             operands = [self.values[name] if name else None for name in node.inputs]
@@ -124,14 +128,24 @@ class Run:
                 gates = {"forward_gate": forward, "gradient_gate": gradient}
                 gx = naive.rectifier_bwd(*gys, vjp.x, lo=vjp.lo, hi=vjp.hi, **gates)
                 gxs: Sequence[Array] = [np.zeros(())] * vjp.operand + [gx]
-            elif isinstance(vjp, Kinked):
-                gxs = vjp.vjp(*gys)
             else:
-                gxs = vjp(*gys)
+                gxs = self._once(vjp.vjp if isinstance(vjp, Kinked) else vjp, gys)
             for name, gx in zip(node.inputs, gxs, strict=False):
                 gradients[name] = self._disturbed(gradients.get(name, 0) + gx)
         wrt = wrt or self.image
         return gradients.get(wrt, np.zeros(self.values[wrt].shape))
+
+    def _once(self, vjp: Vjp, gys: Sequence[Array]) -> Sequence[Array]:
+        """What the vjp makes of these gradients: rules part at a rectifier, and before they ask for the same.
+
+        Large ones are not kept.
+        """
+        if sum(gy.nbytes for gy in gys) > _MOST_KEPT:
+            return vjp(*gys)
+        key = vjp, *((gy.shape, gy.tobytes()) for gy in gys)
+        if key not in self._known:
+            self._known[key] = tuple(vjp(*gys))
+        return self._known[key]
 
     def _disturbed(self, x: Array) -> Array:
         if not self._noise or x.dtype.kind != "f":
