@@ -96,10 +96,12 @@ class Explainer(Network):
         tf32: bool = False,
         cache: bool = True,
     ) -> None:
+        if isinstance(model, os.PathLike):
+            model = os.fsdecode(model)
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         settings = Settings.checked(device, threads, memory, algorithm, activations, tf32, cache)
         source, reader = opened(model, Choice(output, input, given or {}))
-        sidecar = read_sidecar(model) if isinstance(model, (str, os.PathLike)) else Sidecar()
+        sidecar = read_sidecar(model) if isinstance(model, str) else Sidecar()
         self.preprocess = Preprocess.parse(preprocess) or sidecar.preprocess
         # The labels of the .toml file name the model's own scores.  A hidden tensor has none.
         self.labels = read_labels(labels) or (sidecar.labels if source.is_output else None) or source.labels
@@ -113,7 +115,7 @@ class Explainer(Network):
 
     def __repr__(self) -> str:
         model = self._arguments["model"]
-        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else "a model in memory"
+        name = model if isinstance(model, str) else "a model in memory"
         return f"<Explainer of {name}, input {list(self.input_shape)}, {self._engine.settings.device.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

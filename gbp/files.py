@@ -75,9 +75,9 @@ def beside(path: Path, location: str) -> Path:
 def absolute(path: str | os.PathLike[str]) -> str:
     """The path from the root on.  Raises InputError where the current folder is gone and it begins there."""
     try:
-        return os.path.abspath(os.fspath(path))
+        return os.path.abspath(os.fsdecode(path))
     except OSError as error:
-        raise InputError(f"{os.fspath(path)!r} is relative, and the current folder is gone.") from error
+        raise InputError(f"{os.fsdecode(path)!r} is relative, and the current folder is gone.") from error
 
 
 def is_address(name: str | os.PathLike[str]) -> bool:

@@ -130,11 +130,12 @@ class Inputs:
             yield from self._array_batches(self._samples(array_of(images)), slices, check_finite=check_finite)
             return
         pictures: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures = [os.fsdecode(each) if isinstance(each, os.PathLike) else each for each in pictures]
         if not pictures:
             raise InputError("there are no images.")
         if any(map(is_array_file, pictures)):
             arrays = self._from_array_files(pictures)
-            yield from self._array_batches(self._samples(arrays), slices, list(map(os.fspath, pictures)))
+            yield from self._array_batches(self._samples(arrays), slices, pictures)
             return
         for picture in pictures:
             if not _is_picture(picture):
@@ -198,12 +199,12 @@ class Inputs:
             if len(sample) != 1 or not sizes_fit(sample.shape[1:], expected):
                 sizes = ", ".join("?" if n is None else str(n) for n in expected)
                 is_open = samples and None in self.model_shape[1:]
-                alike = f", all of the shape of {os.fspath(paths[0])!r}" if is_open else ""
+                alike = f", all of the shape of {paths[0]!r}" if is_open else ""
                 raise InputError(
-                    f"the array {os.fspath(path)!r} has shape {list(array.shape)}.",
+                    f"the array {path!r} has shape {list(array.shape)}.",
                     supported=f"one sample of [{sizes}] in each file{alike}",
                 )
-            _refuse_unless_numbers(sample, f"the array {os.fspath(path)!r}")
+            _refuse_unless_numbers(sample, f"the array {path!r}")
             expected = sample.shape[1:]  # all have the sizes of the first
             samples.append(sample)
         return np.concatenate(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from gbp.devices.cpu import CpuDevice
 from gbp.diagnostics.inspection import inspect
 from gbp.kernels.codegen.memory import aligned
 from gbp.limits import is_finite
+from gbp.report.make import report
 from gbp.runtime.memory import MemoryPool
 from gbp.runtime.sessions import Sessions
 from gbp.runtime.tape import Tape
@@ -192,6 +194,34 @@ def test_integers_are_indices_however_they_look() -> None:
     both = explainer.explain(x, target=[[0, 1]])
     assert both.map.shape == (1, 2, 3, 8, 9)
     assert both.target.tolist() == [[0, 1]]
+
+
+class InBytes:
+    """A path of bytes, which Python's own functions take."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+def test_a_path_may_be_of_bytes(tmp_path: Path) -> None:
+    array, labels = tmp_path / "x.npy", tmp_path / "labels.txt"
+    labels.write_text("\n".join(map(str, range(12))))
+    names = (DEMO, DEMO.with_suffix(".png"), array, labels, tmp_path / "a.png", tmp_path / "a.html")
+    given: list[Any] = [InBytes(name) for name in names]
+    model, image, samples, classes, picture, page = given
+    explainer = Explainer(model, labels=classes, cache=False)
+    np.save(array, explainer.prepare(image)[0])
+    result = explainer.explain(image)
+    assert np.array_equal(result.map, explainer.explain([samples]).map)
+    assert result[0].provenance is not None
+    assert result[0].provenance.model == DEMO.name
+    result[0].save(picture)
+    report(explainer, [image], page, rules=("vanilla",))
+    assert inspect(model).layers
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "labels.txt", "a.png", "a.html"}
 
 
 def test_saving_without_an_image_draws_in_grey(tmp_path: Path) -> None:

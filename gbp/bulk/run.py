@@ -138,7 +138,7 @@ def batch(
             raise InputError(f"{name} is {path!r}.", supported="a path")
         if is_address(path):
             raise InputError(f"{name} is {path!r}.", supported="a path of this machine")
-    check_writable(Path(out, SETTINGS))
+    check_writable(os.path.join(os.fsdecode(out), SETTINGS))
     actors = at_least_one("actors", actors)
     _check_engine(engine, actors, ray_address, options.get("device", "cpu"))
     names = [images] if isinstance(images, (str, os.PathLike)) else images

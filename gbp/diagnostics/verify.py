@@ -179,7 +179,7 @@ def _tie_breaker(errors: list[StepError]) -> StepError | None:
 def _called(image: object) -> str:
     if image is None:
         return "noise"
-    given = str(image) if isinstance(image, (str, os.PathLike)) else "the given image"
+    given = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else "the given image"
     return f"{given} with noise of {100 * _STIR:g} %"
 
 

@@ -139,8 +139,9 @@ def features(
     if is_address(out):
         raise InputError(f"out is {out!r}.", supported="a path of this machine")
     rule_named(rule)
+    out = os.fsdecode(out)
     check_writable(Path(out, "index.html"))
-    path = os.fspath(model)
+    path = os.fsdecode(model)
     names = [images] if isinstance(images, (str, os.PathLike)) else images
     files = find_images(names, stdin)
     explainer = Explainer(path, **options)
@@ -150,7 +151,7 @@ def features(
     explainer.predict(first)  # now all sizes are known
     tensor = find(explainer.tensors, layer)
     chosen = _channels(tensor, channels)
-    folder = Folder(os.fspath(out))
+    folder = Folder(out)
     settings = {"layer": tensor.name, "channels": list(chosen), "top": top, "rule": rule, "part": part}
     folder.open(settings_of(path, explainer, command="features", **settings))
     try:

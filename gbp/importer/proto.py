@@ -139,16 +139,16 @@ def _file(model: str | os.PathLike[str] | bytes) -> tuple[Path | bytes, str]:
     if isinstance(model, bytes):
         return model, "the data"
     try:
-        path = Path(model)
+        path = Path(os.fsdecode(model))
     except TypeError:
         raise InputError(
             f"the model is of type {type(model).__name__}.",
             supported="a path, bytes or a ModelProto",
             hint=how_to_export(model),
         ) from None
-    if not os.fspath(model):  # a Path of nothing is the current folder
+    if not os.fsdecode(model):  # a Path of nothing is the current folder
         raise InputError("the path of the model is empty.")
-    name = repr(os.fspath(model))  # as it was given: a Path of an address loses a slash
+    name = repr(os.fsdecode(model))  # as it was given: a Path of an address loses a slash
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: the path holds a NUL byte.

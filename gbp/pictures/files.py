@@ -56,7 +56,11 @@ def suffix_of(file: File, format: str | None = None) -> str:
     if format is not None:
         suffix = "." + str(format).lower().removeprefix(".")
     else:
-        name = file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", "unnamed.png")
+        name = (
+            os.fsdecode(file)
+            if isinstance(file, (str, os.PathLike))
+            else getattr(file, "name", "unnamed.png")
+        )
         suffix = Path(str(name)).suffix.lower()
     if suffix not in known:
         what = repr(format if format is not None else str(file))
@@ -75,7 +79,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
     It is called before what takes long.  A file without a name is written and removed again.
     """
-    name, target = str(path), Path(path)
+    name = os.fsdecode(path)
+    target = Path(name)
     try:
         with suppress(FileNotFoundError):
             target.lstat()  # refuses what no file can be called, and what is no folder among those above
@@ -92,6 +97,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _check_folder(path: str | os.PathLike[str]) -> None:
+    path = os.fsdecode(path)
     target = Path(path)
     if not os.path.isdir(target.parent):
         raise InputError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to.")
@@ -187,6 +193,7 @@ def write(file: File, fill: Callable[[IO[bytes]], object]) -> None:
     if not isinstance(file, (str, os.PathLike)):
         fill(file)
         return
+    file = os.fsdecode(file)
     _check_folder(file)
     temporary = Path(file).with_name(f".gbp-{secrets.token_hex(8)}.tmp")
     try:

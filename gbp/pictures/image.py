@@ -56,7 +56,7 @@ def read_image(
         return decode_file(io.BufferedReader(io.BytesIO(content)), len(content), name, mode, max_pixels)
     if not isinstance(source, (str, bytes, os.PathLike)):
         raise InputError(f"an image is of type {type(source).__name__}.", supported="a path or a PIL image")
-    name = os.fspath(source)
+    name = os.fsdecode(source)
     try:
         with open_regular(name, MAX_FILE) as file:
             return decode_file(file, os.fstat(file.fileno()).st_size, name, mode, max_pixels)
@@ -91,7 +91,7 @@ class NamedBytes(io.BytesIO):
 
 def is_array_file(source: object) -> bool:
     """Whether a sample is given as an array, in an .npy file, and not as a picture."""
-    return isinstance(source, (str, os.PathLike)) and os.fspath(source)[-4:].lower() == ".npy"
+    return isinstance(source, (str, os.PathLike)) and os.fsdecode(source)[-4:].lower() == ".npy"
 
 
 def content_of(path: str) -> bytes:
@@ -111,7 +111,7 @@ def read_array(
 
     `source` is a path, or the bytes of the file that has this name.
     """
-    name = os.fspath(name if isinstance(source, bytes) else source)
+    name = os.fsdecode(name if isinstance(source, bytes) else source)
     try:
         if isinstance(source, bytes):
             array = _array(io.BytesIO(source), len(source))
@@ -146,7 +146,7 @@ def read_sample(content: bytes, rank: int, name: str | os.PathLike[str] = "the g
     """
     array = read_array(content, name)
     if array.ndim == rank and len(array) != 1:
-        raise InputError(f"{called(os.fspath(name))} holds {len(array)} samples.", supported="one")
+        raise InputError(f"{called(os.fsdecode(name))} holds {len(array)} samples.", supported="one")
     return array[None] if array.ndim == rank - 1 else array
 
 

@@ -47,7 +47,8 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         return None
     if not isinstance(value, (str, os.PathLike)):
         return _checked(value, "labels")
-    if isinstance(value, str) and value in SHIPPED:
+    value = os.fsdecode(value)
+    if value in SHIPPED:
         names = _lines(read_text(_FOLDER / f"{value.removesuffix('1001')}.txt"))
         return ("background", *names) if value.endswith("1001") else tuple(names)
     path, suffix = Path(value), Path(value).suffix.lower()
@@ -62,9 +63,9 @@ def read_labels(value: str | os.PathLike[str] | Sequence[str] | None) -> tuple[s
         raise
     except FileNotFoundError:
         raise InputError(
-            f"there are no labels {os.fspath(value)!r}.",
+            f"there are no labels {value!r}.",
             supported=f"a file, or one of {', '.join(SHIPPED)}",
-            hint=hint_of_address(os.fspath(value)),
+            hint=hint_of_address(value),
         ) from None
     # Not UTF-8, not JSON, a NUL in the path.
     except (OSError, ValueError, RecursionError, csv.Error) as error:

@@ -47,7 +47,7 @@ def find_images(names: Iterable[str | os.PathLike[str]], stdin: IO[bytes] | None
     """
     found: dict[str, str] = {}
     for name in names:
-        for path in _found(os.fspath(name), stdin):
+        for path in _found(os.fsdecode(name), stdin):
             found.setdefault(path if ".." in path else os.path.normpath(path), path)
     return list(found.values())
 

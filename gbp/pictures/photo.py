@@ -61,7 +61,7 @@ class Photo:
         size
             (H, W) of the network's input.
         """
-        source = os.fspath(picture) if isinstance(picture, os.PathLike) else picture
+        source = os.fsdecode(picture) if isinstance(picture, os.PathLike) else picture
         stamp = stamp_of(source) if isinstance(source, str) else None
         window = preprocess.window(image.size, size)
         return cls(source, image.size, window, preprocess.resize, stamp)

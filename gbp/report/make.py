@@ -120,8 +120,9 @@ def report(
 
 def check_file(file: str | os.PathLike[str]) -> None:
     """Raise InputError unless a report can be written to this file."""
+    file = os.fsdecode(file)
     if Path(file).suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"a report is written to {str(file)!r}.", supported="a name that ends in .html")
+        raise InputError(f"a report is written to {file!r}.", supported="a name that ends in .html")
     check_writable(file)
 
 
@@ -151,12 +152,12 @@ class _Making:
         """Write the page: its head, a script for each image, what is known of all, and its end."""
         began = time.perf_counter()
         # Names begin where they differ: a folder that all share says nothing, and may say whose it is.
-        folders = [os.path.join(os.path.dirname(os.fspath(image)), "") for image in images]
+        folders = [os.path.join(os.path.dirname(os.fsdecode(image)), "") for image in images]
         self.prefix = len(os.path.commonprefix(folders).rpartition(os.sep)[0])  # noqa: RUF071  # whole parts
         self.prefix += bool(self.prefix)
         to.write(head.encode())
         for start in range(0, len(images), _CHUNK):
-            part = [os.fspath(image) for image in images[start : start + _CHUNK]]
+            part = [os.fsdecode(image) for image in images[start : start + _CHUNK]]
             for content in self._explained(part):
                 to.write(content)
             self.progress(len(part))
