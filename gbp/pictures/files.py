@@ -81,18 +81,16 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     name = os.fsdecode(path)
     target = Path(name)
+    if os.path.isdir(name):
+        raise InputError(f"{name!r} is a folder.")
     try:
         with suppress(FileNotFoundError):
             target.lstat()  # refuses what no file can be called, and what is no folder among those above
-        if target.is_dir():
-            raise InputError(f"{name!r} is a folder.")
         folder = next(each for each in target.parents if each.exists())
         handle, probe = tempfile.mkstemp(prefix=".gbp-", suffix=".tmp", dir=folder)
         os.close(handle)
         os.unlink(probe)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot write {name!r}: {reason_of(error)}.") from error
 
 
