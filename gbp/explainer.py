@@ -173,8 +173,9 @@ class Explainer(Network):
         target
             None for each sample's own best class; a class index; a label; `Top(5)`; `At(5763, 1)` where a
             sample's scores have several axes; an array (N,) of indices or a list of labels, one a sample;
-            (N, K) of indices for several a sample; one-hot (N, C), float or bool; a `Unit` or `Channel` of a
-            hidden tensor; `Contrast("lion", "chow")`; or `Several(…)` of these, the same for each sample.
+            (N, K) of indices or labels for several a sample; one-hot (N, C), float or bool; a `Unit` or
+            `Channel` of a hidden tensor; `Contrast("lion", "chow")`; or `Several(…)` of these, the same for
+            each sample.
         score
             The explained number of a class: "logit" (default), the score itself; "probability" or
             "log-probability", by the model's head; "margin" to the best other class; "sum" over the targets.

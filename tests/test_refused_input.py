@@ -325,7 +325,6 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "a table": ({"cat": 1}, "target is"),
     "a set": ({1}, "target is"),
     "ragged": ([[1], [1, 2]], "target is"),
-    "labels and numbers": (["cat", 1], "target is"),
     "bytes": (b"cat", "target is"),
     "too few": ([1], "2 image"),
     "too many": ([1, 2, 3], "2 image"),

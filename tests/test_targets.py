@@ -61,6 +61,20 @@ def test_what_was_meant(said: str, hint: str | None) -> None:
     assert caught.value.hint == (hint and f"Did you mean {hint}?")
 
 
+def test_labels_of_several_targets_of_each_image() -> None:
+    explainer = Explainer(detector(3), labels=["cat", "dog", "bird"])
+    two = np.concatenate([image(), image(1)])
+    assert explainer.explain(image(), target=[["bird", "cat"]]).target.tolist() == [[2, 0]]
+    assert explainer.explain(two, target=[["bird", 1], [At("cat"), "dog"]]).target.tolist() == [
+        [2, 1],
+        [0, 1],
+    ]
+    assert explainer.explain(two, target=["bird", 1]).target.tolist() == [2, 1]
+    for target in (["bird", "cat"], [2, 0], ("bird", 0)):
+        with pytest.raises(InputError, match=r"give gbp\.Several\(('bird'|2), ('cat'|0)\)\."):
+            explainer.explain(image(), target=target)
+
+
 @pytest.mark.parametrize("labels", [IMAGENET, None])
 def test_the_command_line_s_word_for_the_highest_scores_is_explained(labels: tuple[str, ...] | None) -> None:
     with pytest.raises(InputError, match=r"For the highest scores give gbp\.Top\(5\)"):

@@ -77,7 +77,7 @@ class At:
 Target: TypeAlias = int | str | Top | At | Sequence[str] | ArrayLike | None
 
 _SUPPORTED = (
-    "None, a class index, a label, Top(k), At(index, …), indices (N,) or (N, K), labels (N,), one-hot (N, C)"
+    "None, a class index, a label, Top(k), At(index, …), indices or labels (N,) or (N, K), one-hot (N, C)"
 )
 #: Labels that a message shows.
 _MAX_SHOWN = 5
@@ -240,7 +240,7 @@ def resolve(
     InputError
         For an index or a label that does not exist, and for an array whose shape does not fit.
     """
-    n = len(scores)
+    n, asked = len(scores), target
     if target is None:
         return np.asarray(scores.argmax(axis=1), np.int64)
     if type(target) is int and 0 <= target < classes.count:
@@ -259,6 +259,11 @@ def resolve(
             target[part] = named[part].diagonal()
     elif isinstance(target, (list, tuple)) and target and all(isinstance(t, At) for t in target):
         target = [classes.number(t) for t in target if isinstance(t, At)]
+    elif isinstance(target, (list, tuple)) and len(classes.axes) == 1:
+        target = [
+            [_number(t, classes) for t in row] if isinstance(row, (list, tuple)) else _number(row, classes)
+            for row in target
+        ]
     given = _array(target)
     if given.ndim == 0:
         return np.full(n, _checked(given.reshape(1), classes.count)[0], np.int64)
@@ -266,9 +271,24 @@ def resolve(
         raise InputError(
             f"target has shape {list(given.shape)} for {counted(count, 'image')} of {classes.count} classes.",
             supported=_SUPPORTED,
+            hint=_hint_of_several(asked),
         )
     indices = _from_one_hot(given, classes.count)
     return _checked(indices, classes.count)[part]
+
+
+def _number(target: Any, classes: Classes) -> Any:
+    """A label or a place as the number of the class; all else as it is."""
+    if isinstance(target, At):
+        return classes.number(target)
+    return _labelled(target, classes.labels) if isinstance(target, str) else target
+
+
+def _hint_of_several(target: Any) -> str | None:
+    """Advice on a list that names a target for each image, where it does not name as many."""
+    if not isinstance(target, (list, tuple)) or not all(isinstance(t, (int, str, At)) for t in target):
+        return None
+    return f"For several targets of each image give gbp.Several({', '.join(map(repr, target))})."[:200]
 
 
 def _array(target: Any) -> NDArray[Any]:
