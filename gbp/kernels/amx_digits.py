@@ -298,12 +298,53 @@ def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
 
 
 @inlined
+def _add_products(a: int, b: int, s: Sum, w0: int, run: Any, data: Any) -> Any:
+    """Add the products of a chunk and tap to the levels.
+
+    Between two products one side stays, and the sum of a product is not needed for three more: it is ready
+    by then.
+    """
+    w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
+    amx_load(6, a, s.pixel)
+    amx_load(7, w0, ROW_BYTES)
+    amx_multiply_digits(0, 6, 7)
+    amx_load(7, w1, ROW_BYTES)
+    amx_multiply_digits(1, 6, 7)
+    amx_load(7, w2, ROW_BYTES)
+    amx_multiply_digits(2, 6, 7)
+    if _TWO:
+        amx_load(6, b, s.pixel)
+        amx_multiply_digits(5, 6, 7)
+        amx_load(7, w1, ROW_BYTES)
+        amx_multiply_digits(4, 6, 7)
+    run = _work(run, data)
+    amx_load(7, w0, ROW_BYTES)
+    if _TWO:
+        amx_multiply_digits(3, 6, 7)
+    amx_load(6, a + 2 * s.part, s.pixel)
+    amx_multiply_signed(2, 6, 7)
+    if _TWO:
+        amx_load(6, b + 2 * s.part, s.pixel)
+        amx_multiply_signed(5, 6, 7)
+        amx_load(6, b + s.part, s.pixel)
+        amx_multiply_signed(4, 6, 7)
+    amx_load(6, a + s.part, s.pixel)
+    amx_multiply_signed(1, 6, 7)
+    run = _work(run, data)
+    amx_load(7, w1, ROW_BYTES)
+    amx_multiply_signed(2, 6, 7)
+    if _TWO:
+        amx_load(6, b + s.part, s.pixel)
+        amx_multiply_signed(5, 6, 7)
+    return run
+
+
+@inlined
 def _levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
     """Write the levels of 1 or 2 tiles of pixels × a block of channels to `out`.
 
     Tiles 0 to 2 are the levels of the first pixels and 3 to 5 those of the others; pixels are loaded to tile
-    6, weights to tile 7.  Between two products one side stays, and the sum of a product is not needed for
-    three more: it is ready by then.
+    6, weights to tile 7.
     """
     amx_zero(0)
     amx_zero(1)
@@ -316,39 +357,7 @@ def _levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> An
         for i in range(s.taps_h):
             to = c * s.chunk + i * s.step_h
             for _ in range(s.taps_w):
-                w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
-                a0, b0 = a + to, b + to
-                amx_load(6, a0, s.pixel)
-                amx_load(7, w0, ROW_BYTES)
-                amx_multiply_digits(0, 6, 7)
-                amx_load(7, w1, ROW_BYTES)
-                amx_multiply_digits(1, 6, 7)
-                amx_load(7, w2, ROW_BYTES)
-                amx_multiply_digits(2, 6, 7)
-                if _TWO:
-                    amx_load(6, b0, s.pixel)
-                    amx_multiply_digits(5, 6, 7)
-                    amx_load(7, w1, ROW_BYTES)
-                    amx_multiply_digits(4, 6, 7)
-                run = _work(run, data)
-                amx_load(7, w0, ROW_BYTES)
-                if _TWO:
-                    amx_multiply_digits(3, 6, 7)
-                amx_load(6, a0 + 2 * s.part, s.pixel)
-                amx_multiply_signed(2, 6, 7)
-                if _TWO:
-                    amx_load(6, b0 + 2 * s.part, s.pixel)
-                    amx_multiply_signed(5, 6, 7)
-                    amx_load(6, b0 + s.part, s.pixel)
-                    amx_multiply_signed(4, 6, 7)
-                amx_load(6, a0 + s.part, s.pixel)
-                amx_multiply_signed(1, 6, 7)
-                run = _work(run, data)
-                amx_load(7, w1, ROW_BYTES)
-                amx_multiply_signed(2, 6, 7)
-                if _TWO:
-                    amx_load(6, b0 + s.part, s.pixel)
-                    amx_multiply_signed(5, 6, 7)
+                run = _add_products(a + to, b + to, s, w0, run, data)
                 w0, to = w0 + DIGITS_STEP, to + s.step_w
     amx_store(0, out, ROW_BYTES)
     amx_store(1, out + LEVEL, ROW_BYTES)
@@ -379,15 +388,7 @@ def multiply_digits_beside(work: Any, name: str) -> Any:
 
     @one_of_many(f"multiply_digits_{name}", inline=True)
     def multiply(
-        two: int,
-        channels: int,
-        a: int,
-        b: int,
-        terms: Sum,
-        w: int,
-        out: int,
-        run: Any,
-        data: Any,
+        two: int, channels: int, a: int, b: int, terms: Sum, w: int, out: int, run: Any, data: Any
     ) -> Any:
         if two:
             return two_tiles(a, b, terms, w, out, run, data)

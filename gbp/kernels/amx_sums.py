@@ -159,6 +159,38 @@ def _multiply() -> None:
 
 
 @inlined
+def _add_small_products(a: int, b: int, s: Sum, w: int, run: Any, data: Any) -> Any:
+    """Add the products of a chunk and tap but the largest; from one to the next, one side stays.
+
+    The parts of pixels are stored from the largest on, those of weights from the smallest on.
+    """
+    _load_pixels(a, b, s.pixel)
+    _load_weights(w)
+    _multiply()
+    run = _work(run, data)
+    _load_weights(w + 2 * TILE_BYTES)
+    _multiply()
+    run = _work(run, data)
+    _load_pixels(a + s.part, b + s.part, s.pixel)
+    _multiply()
+    run = _work(run, data)
+    _load_weights(w + 4 * TILE_BYTES)
+    _multiply()
+    run = _work(run, data)
+    _load_pixels(a + 2 * s.part, b + 2 * s.part, s.pixel)
+    _multiply()
+    return run
+
+
+@inlined
+def _add_largest_product(a: int, b: int, s: Sum, w: int) -> None:
+    """Add the product of the largest parts of a chunk and tap."""
+    _load_pixels(a, b, s.pixel)
+    _load_weights(w + 4 * TILE_BYTES)
+    _multiply()
+
+
+@inlined
 def _sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
     """Write the sums of 1 or 2 tiles of pixels × 1 or 2 halves of a block of channels to `out`."""
     amx_zero(0)
@@ -170,30 +202,14 @@ def _sums(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> Any:
         for i in range(s.taps_h):
             to = c * s.chunk + i * s.step_h
             for _ in range(s.taps_w):
-                _load_pixels(a + to, b + to, s.pixel)
-                _load_weights(at)
-                _multiply()
-                run = _work(run, data)
-                _load_weights(at + 2 * TILE_BYTES)
-                _multiply()
-                run = _work(run, data)
-                _load_pixels(a + to + s.part, b + to + s.part, s.pixel)
-                _multiply()
-                run = _work(run, data)
-                _load_weights(at + 4 * TILE_BYTES)
-                _multiply()
-                run = _work(run, data)
-                _load_pixels(a + to + 2 * s.part, b + to + 2 * s.part, s.pixel)
-                _multiply()
+                run = _add_small_products(a + to, b + to, s, at, run, data)
                 at, to = at + STEP, to + s.step_w
     at = w
     for c in range(s.chunks):
         for i in range(s.taps_h):
             to = c * s.chunk + i * s.step_h
             for _ in range(s.taps_w):
-                _load_pixels(a + to, b + to, s.pixel)
-                _load_weights(at + 4 * TILE_BYTES)
-                _multiply()
+                _add_largest_product(a + to, b + to, s, at)
                 at, to = at + STEP, to + s.step_w
     amx_store(0, out, SUMS_ROW)
     if _WHOLE:
