@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from . import numba_private
+from . import numba_compiler, numba_private
 from .cache import CACHE_DIRECTORY, CodeFile, MachineCode, log, warn
 from .interrupts import uninterrupted
 from .lock import only_one
@@ -34,7 +34,7 @@ FLOAT = types.float32
 
 _OPTIONS = {
     "error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True
-} | numba_private.LEAN  # fmt: skip
+} | numba_compiler.LEAN  # fmt: skip
 #: Inlined into the kernels that call it, so it needs no signature; Python cannot call it, because the wrapper
 #: for that would take a quarter of the time to compile.
 device_function = njit(**_OPTIONS)
@@ -237,7 +237,7 @@ class Native:
     def _machine_code(self) -> tuple[str, bytes]:
         """Compile it.  Returns the symbol and the object file."""
         dispatcher = njit(**_OPTIONS | {"no_cfunc_wrapper": False})(self._function)
-        return numba_private.machine_code(dispatcher, types.void(*self.argument_types))
+        return numba_compiler.machine_code(dispatcher, types.void(*self.argument_types))
 
 
 def _words_of(function: Callable[..., Any]) -> tuple[Any, ...]:
@@ -325,11 +325,11 @@ class Kernel(Native):
 
     def _machine_code(self) -> tuple[str, bytes]:
         *kinds, _ = self.argument_types
-        entry = numba_private.Entry(
+        entry = numba_compiler.Entry(
             f"{self.module.rpartition('.')[2]}.{self.name}", ENTRY_WORDS, partial(unpacked, kinds)
         )
         signature = types.void(*self.argument_types, SHARE)
-        return numba_private.machine_code(device_function(self._function), signature, entry)
+        return numba_compiler.machine_code(device_function(self._function), signature, entry)
 
     def __call__(self, *args: Any) -> None:
         if not isinstance(args[0], np.ndarray):  # an array of another device runs the kernel's twin
