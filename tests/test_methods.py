@@ -400,7 +400,9 @@ def test_scores_of_several_rows_behind_whole_planes_have_a_default_layer(reading
     assert methods.grad_cam(explainer, samples_of(1, shape=(3, 8, 8)), target=3).details["layer"] == last
 
 
-@pytest.mark.parametrize("kind", ["a decoder", "scores that are enlarged", "two heads", "dense scores"])
+@pytest.mark.parametrize(
+    "kind", ["a decoder", "scores that are enlarged", "two heads", "a vector", "dense scores"]
+)
 def test_the_layer_is_named_where_the_last_planes_are_scores(kind: str) -> None:
     b = Builder()
     large = b.relu(b.conv(b.input(1, 3, 16, 16), 4, pads=[1, 1, 1, 1]))
@@ -411,6 +413,8 @@ def test_the_layer_is_named_where_the_last_planes_are_scores(kind: str) -> None:
     elif kind == "scores that are enlarged":
         enlarged = b.constant(np.array([1, 1, 2, 2], np.float32))
         scores = b.node("Resize", b.conv(small, 5, 1), "", enlarged)
+    elif kind == "a vector":  # a mask of one class, flattened
+        scores = b.flatten(b.node("Sigmoid", b.conv(small, 1, 1)))
     elif kind == "two heads":
         heads = [b.reshape(b.conv(planes, 7, 1), 0, 7, -1) for planes in (large, small)]
         scores = b.concat(*heads, axis=2)

@@ -55,7 +55,7 @@ def _refuse_scores(tensors: Sequence[Tensor], last: Tensor, rank: int) -> None:
     """
     scores = tensors[-1]
     behind = tensors[tensors.index(last) + 1 :]
-    if elements(scores.shape) == max(scores.shape) or any(tensor.planes == "read" for tensor in behind):
+    if any(tensor.planes == "read" for tensor in behind):
         return
     # All scores behind whole planes, which a convolution or a pool as large as the plane has read.
     size = elements(scores.shape)
