@@ -386,6 +386,14 @@ def test_the_last_plane_is_not_a_pool_and_follows_what_is_pointwise() -> None:
     )
 
 
+def test_a_convolution_with_its_activation_in_one_node_has_the_last_planes() -> None:
+    b = Builder()
+    operands = b.input(1, 3, 8, 8), b.constant(b.noise(4, 3, 3, 3))
+    y = b.foreign("FusedConv", (1, 4, 6, 6), *operands, domain="com.microsoft", activation="Relu")
+    model = b.model(b.head(b.node("GlobalAveragePool", y)))
+    assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
+
+
 @pytest.mark.parametrize("reading", ["Conv", "MaxPool", "GlobalLpPool", "LpPool"])
 def test_scores_of_several_rows_behind_whole_planes_have_a_default_layer(reading: str) -> None:
     """As of a reader of plates: 4 digits of 11 classes, and no place in the planes for each."""

@@ -334,21 +334,19 @@ def _other_clips(graph: Graph) -> int:
 
 def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
-    axes = channel_axes(graph)
+    axes, found = channel_axes(graph), []
     means = channel_means(graph, axes)
-    return tuple(
-        Tensor(
-            layer.output,
-            layer.name,
-            layer.kind,
-            graph.shapes[layer.output][1:],
-            axes.get(layer.output),
-            means.get(layer.output),
-            fact(layer.kind).planes,
-        )
-        for layer in graph.layers
-        if layer.output in graph.of_file and not isinstance(layer.op, Indices)
-    )
+    made = set[str]()  # planes of a convolution inside a node, such as FusedConv, that goes on with them
+    for layer in graph.layers:
+        y, planes = layer.output, fact(layer.kind).planes
+        if planes == "kept" and not made.isdisjoint(layer.inputs):
+            planes = "made"
+        if y not in graph.of_file and planes == "made":
+            made.add(y)
+        elif y in graph.of_file and not isinstance(layer.op, Indices):
+            shape = graph.shapes[y][1:]
+            found.append(Tensor(y, layer.name, layer.kind, shape, axes.get(y), means.get(y), planes))
+    return tuple(found)
 
 
 def _buffer_sizes(tensors: Mapping[str, PhysicalTensor], slices: Mapping[str, BufferSlice]) -> dict[str, int]:
