@@ -14,6 +14,7 @@ import onnx
 import pytest
 from builder import Builder
 from cases.axes import grid_sample
+from onnx.reference import ReferenceEvaluator
 
 from gbp import PROBABILITY, InputError, UnsupportedError
 from gbp.cli import main as cli
@@ -324,6 +325,27 @@ def test_what_the_reference_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyP
 
 
 # ------------------------------------------------------------------------------------- the command line
+
+
+def test_max_pools_are_those_of_the_evaluator() -> None:
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        taps, strides = rng.integers(1, 4, 2), rng.integers(2, 4, 2)
+        given: dict[str, Any] = {"kernel_shape": taps, "strides": strides, "ceil_mode": i % 2}
+        given |= {"dilations": rng.integers(1, 3, 2)} if i % 3 else {}
+        given |= {"auto_pad": ("SAME_UPPER", "SAME_LOWER", "VALID")[i % 3]} if i % 4 == 0 else {}
+        given |= {} if "auto_pad" in given else {"pads": rng.integers(0, [*taps, *taps])}
+        node = onnx.helper.make_node("MaxPool", ["x"], ["y"], **given)
+        graph = onnx.helper.make_graph(
+            [node],
+            "net",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.DOUBLE, None)],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, None)],
+        )
+        net = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+        x = {"x": rng.standard_normal((2, 3, *rng.integers(5, 9, 2)))}
+        (found,) = ReferenceEvaluator(net, new_ops=[others.MaxPool]).run(None, x)
+        np.testing.assert_array_equal(found, ReferenceEvaluator(net).run(None, x)[0])
 
 
 @pytest.fixture
