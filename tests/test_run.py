@@ -36,6 +36,7 @@ NETS: dict[str, Net] = {
     "views": lambda b, x: b.reshape(b.relu(b.reshape(b.relu(b.conv(x, 8, 1)), 0, 4, 2, -1)), 0, 8, 1, -1),
     "a clip": lambda b, x: b.clip(b.conv(b.clip(b.conv(x, 8, 1), 0, 1), 8, 1), -0.5, 0.5),
     "a max-pool": lambda b, x: b.node("MaxPool", b.relu(b.conv(x, 8, 1)), kernel_shape=[2, 2]),
+    "layers that change nothing": lambda b, x: unchanged(b, b.relu(b.conv(x, 8, 1))),
     "a product": lambda b, x: b.mul(b.relu(b.conv(x, 8, 1)), b.node("Sigmoid", b.conv(x, 8, 1))),
 }
 
@@ -49,6 +50,13 @@ def dense(b: Builder, x: str) -> str:
     for _ in range(3):
         x = b.concat(x, b.relu(b.conv(x, 3, 1)))
     return x
+
+
+def unchanged(b: Builder, x: str) -> str:
+    """The same tensor by four names, of which two are read beside it."""
+    rows = tuple(map(b.constant, ([0], [6], [2])))
+    same, also = b.node("Slice", x, *rows), b.node("Slice", x, *rows)
+    return b.mul(b.add(x, same), b.node("Slice", also, *rows))
 
 
 def built(net: Net, seed: int = 0) -> onnx.ModelProto:

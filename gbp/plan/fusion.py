@@ -81,19 +81,26 @@ def _fuse_clips(instructions: list[Instruction], remain: set[str]) -> list[Instr
 
 
 def without_copies(
-    instructions: list[Instruction], tensors: Mapping[str, PhysicalTensor]
+    instructions: list[Instruction], tensors: Mapping[str, PhysicalTensor], remain: set[str]
 ) -> list[Instruction]:
     """Without taps that copy what another instruction makes: it writes the kept tensor itself.
 
-    The tap has kept other steps from that tensor until now.
+    The tap has kept other steps from that tensor until now.  It stays where something else reads the tensor,
+    under the name of a layer that changes nothing, or where the tensor is another tap's.  `remain`: as in
+    `fuse`.
     """
+    once = _read_once(instructions, remain)
     taps = {it.inputs[0]: it for it in instructions if isinstance(it.step, TapStep)}
     # Concat and Split may need no instruction of their own, and then nothing would say when x is made.
-    made = {it.output for it in instructions if it.step.part_starts is None and it.step.slice_start is None}
+    made = {
+        it.output
+        for it in instructions
+        if it.step.part_starts is None and it.step.slice_start is None and not isinstance(it.step, TapStep)
+    }
     merged = {
         name: tap
         for name, tap in taps.items()
-        if name in made and tensors[name].order == tensors[tap.output].order
+        if name in made & once and tensors[name].order == tensors[tap.output].order
     }
     dropped = {id(tap) for tap in merged.values()}
     return [

@@ -133,8 +133,8 @@ class Plan:
         tensors = layout.tensors
         image, scores = tensors[graph.input], tensors[graph.output]
         kept = {name: tensors[made] for name, made in taps.items()}
-        fused = fuse(layout.instructions, {scores.name, *layout.views.values()})
-        fused = without_copies(fused, tensors)
+        remain = {scores.name, *layout.views.values()}
+        fused = without_copies(fuse(layout.instructions, remain), tensors, remain)
         instructions, slices = alias_buffers(fused, tensors, layout.views)
         if not device.is_host:
             _refuse_steps_of_the_host(instructions)
