@@ -487,6 +487,21 @@ MOVED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
             "one": np.array([1]),
         },
     ),
+    "views stacked in front, of which the largest and the sum count": (
+        [
+            node("Sin", ["x"], ["v"]),
+            node("Unsqueeze", ["x", "zero"], ["a"]),
+            node("Unsqueeze", ["v", "zero"], ["b"]),
+            node("Concat", ["a", "b"], ["s"], axis=0),
+            node("ReduceMax", ["s"], ["p"], axes=[0], keepdims=0),
+            node("ReduceSum", ["s", "ends"], ["q"]),
+            node("Squeeze", ["q", "ends"], ["q1"]),
+            node("ReduceMean", ["q1"], ["q2"], axes=[1], keepdims=0),
+            node("ReduceMean", ["p"], ["p1"], axes=[2, 3], keepdims=0),
+            node("Concat", ["p1", "q2"], ["y"], axis=1),
+        ],
+        {"zero": np.array([0]), "ends": np.array([0, -1])},
+    ),
     "axes in front that are stored in other orders": (
         moved(
             node("Transpose", ["x"], ["t"], perm=[3, 0, 2, 1]),
@@ -540,6 +555,8 @@ def test_more_samples_than_the_file_has(name: str) -> None:
         (node("Split", ["t"], ["y"], axis=1), "picks samples of the batch"),
         (node("Squeeze", ["t", "j"], ["y"]), "picks samples of the batch"),
         (node("Squeeze", ["t"], ["y"]), "names no axes"),
+        (node("ReduceMax", ["t"], ["y"], axes=[0, 1]), "of the batch, or mixes them"),
+        (node("ReduceMax", ["t"], ["y"]), "names no axes"),
         (node("Concat", ["t", "t"], ["y"], axis=1), "picks samples of the batch"),
         (node("Concat", ["t", "x"], ["y"], axis=0), "moves the batch"),
     ],

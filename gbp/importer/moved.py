@@ -67,7 +67,7 @@ class Moved:
         """The axis of `name` that nodes see as `axis`, which may not be the batch."""
         found = self.perm[node.axis(axis, len(self.perm))]
         if found == 0:
-            node.refuse("it picks samples of the batch.", supported="indices of another axis")
+            node.refuse("it picks samples of the batch, or mixes them.", supported="another axis")
         return found
 
     def in_order(self, w: Writer, front: tuple[int, ...]) -> str:
@@ -263,11 +263,38 @@ def joined(node: Node, w: Writer, xs: list[Moved]) -> Moved:
     return replace(first, name=w.write("Concat", *names, axis=along), shape=tuple(shape))
 
 
+def reduced(node: Node, w: Writer, x: Moved) -> Moved:
+    """An op of ONNX's Reduce family over other axes than the batch, as the mean over stacked views."""
+    is_input, given = node.has(1), dict[str, Any]()
+    axes = node.constant_ints(1) if is_input else node.integers("axes")
+    if not axes:
+        node.refuse("it names no axes, and the batch is moved.", supported="axes")
+    node.ignore("noop_with_empty_axes")
+    gone = sorted({x.along(node, axis) for axis in axes})
+    if node.integer("keepdims", 1):
+        shape = tuple(1 if axis in gone else size for axis, size in enumerate(x.shape))
+        perm = x.perm
+    else:
+        kept = [axis for axis in range(len(x.perm)) if axis not in gone]
+        shape, given = tuple(x.shape[axis] for axis in kept), {"keepdims": 0}
+        perm = tuple(kept.index(axis) for axis in x.perm if axis not in gone)
+    if is_input:
+        made = w.write(node.op, x.name, w.constant(np.array(gone, np.int64)), **given)
+    else:
+        made = w.write(node.op, x.name, axes=gone, **given)
+    return replace(x, name=made, shape=shape, perm=perm)
+
+
 def unchanged(node: Node, w: Writer, x: Moved) -> Moved:
     """Identity, which also stands for the branch that an If takes."""
     return x
 
 
+#: The ops that `reduced` reads.
+_REDUCING = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
 #: Ops that may read a moved tensor.
 READERS: dict[str, Callable[..., Moved | list[Moved]]] = {
     "Identity": unchanged,
@@ -278,6 +305,7 @@ READERS: dict[str, Callable[..., Moved | list[Moved]]] = {
     "Split": split,
     "Squeeze": squeezed,
     "Unsqueeze": unsqueezed,
+    **dict.fromkeys(_REDUCING, reduced),
 }
 
 #: Ops that may move the batch from the front.
