@@ -42,6 +42,7 @@ def test_scores(case: str, rank: int) -> None:
         ({"softcap": 2.0}, 4, "softcap is 2"),
         ({}, 2, "more heads"),
         ({"mask": np.zeros((5, 5), np.bool_)}, 4, "leaves a query without keys"),
+        ({"mask": np.ones((5, 1), np.bool_)}, 4, r"its mask has shape \[5, 1\]"),
     ],
 )
 def test_refused(options: dict[str, Any], keys: int, says: str) -> None:

@@ -71,6 +71,8 @@ def _mask(node: Node, queries: int, keys: int) -> NDArray[np.float32] | None:
             mask = np.where(node.constant(3, np.bool_), np.float32(0), np.float32(-np.inf))
         else:
             mask = node.constant(3, infinite=True)
+        if mask.shape[-1:] != (keys,):  # ONNX fills a shorter one up with −∞, where others repeat one of 1
+            node.refuse(f"its mask has shape {list(mask.shape)}.", supported=f"{keys} keys, the last axis")
     if node.integer("is_causal", 0):
         later = np.where(np.tri(queries, keys, dtype=bool), np.float32(0), np.float32(-np.inf))
         mask = later if mask is None else mask + later
