@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -155,6 +158,26 @@ def test_corners_are_aligned_whatever_the_scale(size: int, scale: float, mode: s
     scores = Explainer(b.model(y)).predict(x).reshape(1, 2, 3, -1)
     np.testing.assert_allclose(scores[..., 0], x[..., 0], rtol=1e-6)
     np.testing.assert_allclose(scores[..., -1], x[..., -1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("coordinates", ["asymmetric", "half_pixel", "align_corners"])
+def test_a_coordinate_between_two_pixels_goes_where_the_mode_says(coordinates: str, up: bool) -> None:
+    """Fractions decide it: float32 has 3.4999998 for output 1 of 7 pixels made 2."""
+    half, mode = Fraction(1, 2), f"round_prefer_{'ceil' if up else 'floor'}"
+    for size, outputs in product(range(1, 24), range(1, 24)):
+        attributes: dict[str, Any] = {"mode": "nearest", "nearest_mode": mode, "axes": [3]}
+        attributes["coordinate_transformation_mode"] = coordinates
+        resize = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **attributes)
+        (op,) = PARSERS["Resize"](Node(resize, 18, [(1, 1, 1, size), None, None, np.array([outputs])]))
+        shift = half * (coordinates == "half_pixel")
+        step = Fraction(size, outputs)
+        if coordinates == "align_corners":
+            step = Fraction(size - 1, max(1, outputs - 1))
+        s = [(o + shift) * step - shift for o in range(outputs)]
+        nearest = [math.floor(v + half) if up else math.ceil(v - half) for v in s]
+        taps = op.table.taps if isinstance(op, Resample) else np.arange(size)
+        np.testing.assert_array_equal(taps, np.clip(nearest, 0, size - 1), f"{size} to {outputs}")
 
 
 def test_a_resize_of_no_axes() -> None:

@@ -180,9 +180,12 @@ _COORDINATES = (
     "asymmetric",
     "tf_half_pixel_for_nn",
 )
+#: A coordinate this near to the middle of two pixels is in the middle, as onnxruntime has it: float32 rounds
+#: 1 / (2 / 7) to 3.4999998.
+_TIE = 1e-6
 _NEAREST: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "round_prefer_floor": lambda s: np.ceil(s - s.dtype.type(0.5)),
-    "round_prefer_ceil": lambda s: np.floor(s + s.dtype.type(0.5)),
+    "round_prefer_floor": lambda s: np.ceil(s.astype(np.float64) - 0.5 - _TIE),
+    "round_prefer_ceil": lambda s: np.floor(s.astype(np.float64) + 0.5 + _TIE),
     "floor": np.floor,
     "ceil": np.ceil,
 }
