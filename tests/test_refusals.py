@@ -571,7 +571,11 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
     ),
     "resize to 0": (before("pool", "Resize", "", "", "s=1,8,0,8"), M, "Resize 'new': axis 2 of 8 becomes"),
     "resize of the batch": (before("pool", "Resize", "", "", "s=2,8,8,8"), U, "Resize 'new': the batch"),
-    "resize of three axes": (before("pool", "Resize", "", "", "s=1,8,8"), M, "Resize 'new': sizes"),
+    "resize of three axes": (
+        before("pool", "Resize", "", "", "s=1,8,8"),
+        M,
+        "Resize 'new': sizes for 3 axes, where it resizes 4",
+    ),
     "resize without a size": (before("pool", "Resize"), M, "Resize 'new': it has neither"),
     "resize of a crop": (
         before("pool", "Resize", "", "", "s=1,8,8,8", coordinate_transformation_mode="tf_crop_and_resize"),

@@ -293,7 +293,7 @@ def _interpolate(
 def _scaled_sizes(node: Node, axes: Sequence[int], scales: Sequence[float]) -> list[int]:
     """⌊scale · size⌋ of each axis, in float32: PyTorch and onnxruntime make 7 of 10 by 0.7, which is less."""
     if len(scales) != len(axes):
-        node.invalid(f"scales {list(scales)} do not fit {counted(len(axes), 'axis', 'axes')}.")
+        node.invalid(f"scales for {counted(len(scales), 'axis', 'axes')}, where it resizes {len(axes)}.")
     with np.errstate(all="ignore"):
         sizes = [
             float(np.float32(node.shape(0)[axis]) * np.float32(scale))
@@ -366,7 +366,7 @@ def parse_resize(node: Node) -> tuple[Op, ...]:
         node.invalid("it has neither scales nor sizes.")
     sizes = list(node.constant_ints(3))
     if len(sizes) != len(axes) or not sizes:
-        node.invalid(f"sizes {list(sizes)} do not fit {counted(len(axes), 'axis', 'axes')}.")
+        node.invalid(f"sizes for {counted(len(sizes), 'axis', 'axes')}, where it resizes {len(axes)}.")
     scales = [size / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
     if policy != "stretch":
         scales = [min(scales) if policy == "not_larger" else max(scales)] * len(axes)
