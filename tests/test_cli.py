@@ -604,6 +604,7 @@ def test_an_unknown_option_is_refused_by_its_command(capsys):
         (["explain", "n", "i", "--rule", "GradCAM"], "Did you mean --method grad-cam?"),
         (["net.onnx", "cat.png"], "'net.onnx' is a model. Name a command before it, such as gbp explain."),
         (["explain", "n", "i", "--method", "GradCAM"], "Did you mean grad-cam or "),
+        (["sanity", "n", "i", "--layers", "last"], "argument --layers: 'last' is not a whole number."),
         (["explain", "n", "i", "--style", "best"], "'best' is not known. Supported: overlay, diverging,"),
     ],
 )

@@ -117,9 +117,9 @@ def test_a_network_without_rectifiers_has_a_meaning_under_rectify_only() -> None
 
 def test_the_notes_say_what_was_done() -> None:
     model = network(node("Sigmoid"), node("Elu"), node("Sigmoid"), rectifier=True)
-    nodes = "2 Sigmoid, 1 Elu node(s): the papers define no rule for them; "
-    true = nodes + "they take their true gradient."
-    clamped = nodes + "their gradient was clamped to its positive part first (activations='clamp')."
+    nodes = "2 Sigmoid, 1 Elu nodes: the papers define no rule for them; "
+    true = nodes + "the true gradient of them is taken."
+    clamped = nodes + "the gradient of them was clamped to its positive part first (activations='clamp')."
     assert Explainer(model).explain(noise()).notes == (true,)
     rectifying = Explainer(model, activations="clamp")
     assert rectifying.explain(noise()).notes == (clamped,)
@@ -137,7 +137,7 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert main(options) == 2
     assert "--activations clamp" in capsys.readouterr().err
     assert main([*options, "--activations", "clamp"]) == 0
-    assert "1 Swish node(s)" in capsys.readouterr().out
+    assert "1 Swish node: the papers define no rule for it" in capsys.readouterr().out
 
 
 # --- In parts -----------------------------------------------------------------------------------------------

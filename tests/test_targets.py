@@ -28,7 +28,7 @@ from gbp.serve.limits import Limits
 
 IMAGENET = (
     *("bullfrog, Rana catesbeiana", "polecat, fitch", "catamaran", "tabby, tabby cat", "tiger cat"),
-    *("Egyptian cat", "lion, king of beasts", "crane", "crane, bird"),
+    *("Egyptian cat", "lion, king of beasts", "crane", "crane, bird", "lotion"),
 )
 
 
@@ -51,6 +51,7 @@ def image(seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
         ("cata", "'catamaran'"),
         ("tabbi", "'tabby, tabby cat'"),
         ("lino", "'lion, king of beasts'"),
+        ("loin", "'lion, king of beasts' or 'lotion'"),
         ("oleca", "'polecat, fitch'"),
         ("c++", None),
     ],

@@ -7,6 +7,7 @@ import difflib
 import gc
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -88,6 +89,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message, which may repeat names of files, below the arguments that must be given."""
+        for kind, noun in (("int", "whole number"), ("float", "number")):
+            message = re.sub(
+                rf"invalid {kind} value: (.*)", rf"\1 is not a {noun}.", message, flags=re.DOTALL
+            )
         usage = self.formatter_class(prog=f"{self.prog} [options]")
         usage.add_usage(None, [action for action in self._actions if action.required], [])
         self.exit(2, f"{usage.format_help()}{self.prog}: error: {shown(message)}\n")

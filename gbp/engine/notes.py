@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..importer.subgraph import Source
 from ..pictures.preprocess import Preprocess
 from ..plan.plan import Plan
@@ -99,22 +99,24 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = F
     # A Clip from 0 that is no rectifier is part of an activation.
     if plan.other_clips:
         notes.append(
-            f"{plan.other_clips} Clip node(s) with a minimum other than 0 take their true gradient under any "
-            "rule."
+            f"The true gradient is taken, under any rule, of {counted(plan.other_clips, 'Clip node')} with a "
+            "minimum other than 0."
         )
     if plan.other_activations:
-        nodes = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in plan.other_activations.items())
+        one = sum(plan.other_activations.values()) == 1
+        nodes, them = (f"{kinds} node", "it") if one else (f"{kinds} nodes", "them")
         treatment = (
-            "their gradient was clamped to its positive part first (activations='clamp')"
+            f"the gradient of {them} was clamped to its positive part first (activations='clamp')"
             if clamp and rule.gradient_gate
-            else "they take their true gradient"
+            else f"the true gradient of {them} is taken"
         )
-        notes.append(f"{nodes} node(s): the papers define no rule for them; {treatment}.")
+        notes.append(f"{nodes}: the papers define no rule for {them}; {treatment}.")
     quantized = plan.straight_through
     if quantized:
         notes.append(
-            f"{quantized} QuantizeLinear node(s): the gradient passes straight through their rounding and "
-            "stops where values saturate."
+            f"{counted(quantized, 'QuantizeLinear node')}: the gradient passes straight through the rounding "
+            "and stops where values saturate."
         )
     if tf32:
         notes.append(

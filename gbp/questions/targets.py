@@ -361,6 +361,8 @@ def _near(name: str, labels: tuple[str, ...]) -> list[str]:
             text = label.casefold()
             for part in {*map(str.strip, text.split(",")), *re.findall(r"\w+", text)}:
                 spelled.setdefault(part, []).append(label)
-        near = [label for part in get_close_matches(said, spelled, _MAX_SHOWN) for label in spelled[part]]
+        parts = get_close_matches(said, spelled, _MAX_SHOWN)
+        parts.sort(key=lambda part: sorted(part) != sorted(said))  # the same letters in another order first
+        near = [label for part in parts for label in spelled[part]]
         near += [label for label in labels if name and said in label.casefold()]
     return list(dict.fromkeys(near))[:_MAX_SHOWN]
