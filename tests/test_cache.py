@@ -21,7 +21,7 @@ import pytest
 from forked import Forked
 from numba.core.config import reload_config
 
-from gbp.kernels.codegen import jit, numba_private
+from gbp.kernels.codegen import jit, numba_compiler
 from gbp.kernels.codegen.cache import CACHE_DIRECTORY, _cache_directory, untrusted
 from gbp.kernels.codegen.interrupts import uninterrupted
 from gbp.kernels.codegen.jit import Native
@@ -345,7 +345,7 @@ INTERRUPTED = """
 import os, signal, sys
 import numpy as np
 import llvmlite.binding as llvm
-from gbp.kernels.codegen import jit, numba_private
+from gbp.kernels.codegen import jit, numba_compiler
 from small import one, use
 
 class Alarm(Exception):
@@ -385,7 +385,7 @@ def interrupted(home, name):
     assert {n: signal.getsignal(n) for n in signal.valid_signals()} == before
     print("usable")
 
-interrupted(numba_private, "compiled_with")
+interrupted(numba_compiler, "compiled_with")
 interrupted(llvm.TargetMachine, "emit_object")
 interrupted(jit, "_linked")
 """
@@ -443,7 +443,7 @@ def test_the_collector_of_garbage_pauses_while_a_kernel_is_compiled(
         seen.append(gc.isenabled())
         raise RuntimeError
 
-    monkeypatch.setattr(numba_private, "machine_code", fail)
+    monkeypatch.setattr(numba_compiler, "machine_code", fail)
     before = gc.isenabled()
     (gc.enable if was_enabled else gc.disable)()
     try:

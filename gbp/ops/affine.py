@@ -78,8 +78,13 @@ def one_row(c: NDArray[Any]) -> NDArray[Any]:
     return c[:1] if c.ndim and len(c) > 1 and (c == c[:1]).all() else c
 
 
-def refuse_more_axes(node: Node, c: NDArray[Any], shape: Shape) -> None:
-    """Refuse a constant of more axes than x of this shape: the result has them in front of the batch."""
+def refuse_unless_it_joins(node: Node, c: NDArray[Any], shape: Shape) -> None:
+    """Refuse a constant without numbers, or of more axes than x of this shape.
+
+    The result would have these axes in front of the batch.
+    """
+    if not c.size:
+        node.refuse(f"a constant of shape {list(c.shape)} holds no number.")
     if c.ndim > len(shape):
         node.refuse(
             f"a constant of shape {list(c.shape)} puts axes in front of the batch of x, whose shape is "
@@ -93,7 +98,7 @@ def at_rank(node: Node, c: NDArray[Any], shape: Shape) -> NDArray[Any]:
     aligned = zip(reversed(c.shape), reversed(shape), strict=False)
     if any(n not in (1, m) for n, m in aligned):
         node.refuse(f"a constant of shape {list(c.shape)} does not broadcast to x of shape {list(shape)}.")
-    refuse_more_axes(node, c, shape)
+    refuse_unless_it_joins(node, c, shape)
     c = one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape))
     if c.shape[0] != 1:
         node.refuse(

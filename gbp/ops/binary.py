@@ -20,7 +20,7 @@ from ..graph.op import Op, Target
 from ..graph.shapes import Order, Shape
 from ..kernels.binary import SLOPES, choice_kernel, chosen_bwd, slope_kernel, value_kernel
 from ..limits import ELEMENT, elements
-from .affine import one_row, plus, refuse_more_axes, scale_and_shift, times
+from .affine import one_row, plus, refuse_unless_it_joins, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
 from .facts import Fact
 from .folded import as_broadcast
@@ -82,7 +82,7 @@ def _constants(node: Node, shape: Shape, given: list[NDArray[Any] | None]) -> Co
         node.invalid(f"its constants do not broadcast to {list(shape)}.")
     for c in given:
         if c is not None:
-            refuse_more_axes(node, c, shape)
+            refuse_unless_it_joins(node, c, shape)
     result = [c if c is None else one_row(c.reshape((1,) * (len(shape) - c.ndim) + c.shape)) for c in given]
     for c in result:
         if c is not None and c.shape[0] != 1:
@@ -129,7 +129,7 @@ def parse_pow(node: Node) -> Op | tuple[Op, ...]:
         return times(node, shape, np.log(a.astype(np.float64))), Function("Exp")
     if b is None or b.size != 1:
         return _parse(node)
-    refuse_more_axes(node, b, shape)
+    refuse_unless_it_joins(node, b, shape)
     exponent = float(b.reshape(()))
     name = {_SQUARE: "Square", _ROOT: "Sqrt", _INVERSE: "Reciprocal"}.get(exponent, "Pow")
     return Function(name, exponent)

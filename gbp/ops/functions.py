@@ -20,7 +20,7 @@ from ..graph.shapes import Order, Shape, innermost, row_major
 from ..kernels.formulas import NUMBERS
 from ..kernels.functions import function_kernels
 from ..limits import ELEMENT, elements
-from .affine import PointwiseStep, at_rank, refuse_more_axes
+from .affine import PointwiseStep, at_rank, refuse_unless_it_joins
 from .facts import Fact
 from .folded import as_broadcast, slow
 from .node import Node
@@ -146,7 +146,7 @@ def parse_gelu(node: Node) -> Op:
 def parse_prelu(node: Node) -> Op:
     shape = node.shape(0)
     slopes = node.constant(1)
-    refuse_more_axes(node, slopes, shape)
+    refuse_unless_it_joins(node, slopes, shape)
     if slopes.size == 1:
         return Function("LeakyRelu", float(slopes.reshape(())))
     if node.opset < 7:  # one a channel
