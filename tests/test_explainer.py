@@ -90,11 +90,13 @@ def test_scores_before_a_fused_sigmoid_are_explained(op: str) -> None:
     y = b.foreign(op, b.shapes[logits], x, w, domain="com.microsoft", activation="Sigmoid")
     model, samples = b.model(y), images(2, 3, 8, 9)
     model.opset_import.add(domain="com.microsoft", version=1)
+    model.graph.node[-1].name = "fused"
     found = Explainer(model).explain(samples)
     np.testing.assert_array_equal(found.scores, Explainer(model, output=logits).predict(samples))
     np.testing.assert_allclose(found.probabilities, logistic(found.scores), atol=1e-6)
-    probability = Explainer(model, output=PROBABILITY).predict(samples)
-    np.testing.assert_allclose(probability, found.probabilities, atol=1e-6)
+    for output in (PROBABILITY, y, "fused"):
+        probability = Explainer(model, output=output).predict(samples)
+        np.testing.assert_allclose(probability, found.probabilities, atol=1e-6)
 
 
 def test_one_score_behind_a_sigmoid_has_a_probability() -> None:

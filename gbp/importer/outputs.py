@@ -115,7 +115,8 @@ def with_sigmoids_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
         name = node.output[0]
         node.output[0] = unused(f"{name}_before_sigmoid", taken)
         taken.add(node.output[0])
-        apart = onnx.helper.make_node("Sigmoid", [node.output[0]], [name], name=f"{label(node)}_sigmoid")
+        apart = onnx.helper.make_node("Sigmoid", [node.output[0]], [name], name=node.name)
+        node.name = node.name and f"{node.name}_before_sigmoid"  # the result keeps both of its names
         result.graph.node.insert(i + 1, apart)
     return result
 
