@@ -74,6 +74,10 @@ def test_labels_of_several_targets_of_each_image() -> None:
     for target in (["bird", "cat"], [2, 0], ("bird", 0)):
         with pytest.raises(InputError, match=r"give gbp\.Several\(('bird'|2), ('cat'|0)\)\."):
             explainer.explain(image(), target=target)
+    with pytest.raises(InputError, match=r"\('cat', 'cat', 'cat', 'cat', 'cat', …\)\.$"):
+        explainer.explain(image(), target=["cat"] * 40)
+    with pytest.raises(InputError, match=r"target is \['cat', \['dog', 'bird'\]\]\."):  # as it was given
+        explainer.explain(two, target=["cat", ["dog", "bird"]])
 
 
 @pytest.mark.parametrize("labels", [IMAGENET, None])

@@ -264,7 +264,7 @@ def resolve(
             [_number(t, classes) for t in row] if isinstance(row, (list, tuple)) else _number(row, classes)
             for row in target
         ]
-    given = _array(target)
+    given = _array(target, asked)
     if given.ndim == 0:
         return np.full(n, _checked(given.reshape(1), classes.count)[0], np.int64)
     if given.ndim > 2 or len(given) != count:
@@ -288,13 +288,14 @@ def _hint_of_several(target: Any) -> str | None:
     """Advice on a list that names a target for each image, where it does not name as many."""
     if not isinstance(target, (list, tuple)) or not all(isinstance(t, (int, str, At)) for t in target):
         return None
-    return f"For several targets of each image give gbp.Several({', '.join(map(repr, target))})."[:200]
+    shown = [*map(repr, target[:_MAX_SHOWN]), *(["…"] * (len(target) > _MAX_SHOWN))]
+    return f"For several targets of each image give gbp.Several({', '.join(shown)})."
 
 
-def _array(target: Any) -> NDArray[Any]:
+def _array(target: Any, asked: Any) -> NDArray[Any]:
     given = array_of(target)
     if given.dtype.kind not in "iufb" or given.size == 0 or (given.dtype.kind == "b" and given.ndim < 2):
-        raise InputError(f"target is {target!r:.80}.", supported=_SUPPORTED)
+        raise InputError(f"target is {asked!r:.80}.", supported=_SUPPORTED)
     return given
 
 
