@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from ..arguments import sizes_fit
-from ..errors import InputError, ModelError, UnsupportedError
+from ..errors import InputError, ModelError, UnsupportedError, counted
 from ..files import hint_of_address
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
@@ -370,8 +370,8 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
     if operands := fact(qualified(node)).operands:
         least, most = operands
         if not least <= len(node.input) <= most or not all(node.input[:least]) or not node.output:
-            inputs = f"{least}" if least == most else f"{least} to {most}"
-            raise wrong(f"it has not {inputs} input(s) and one output.")
+            inputs = counted(most, "input") if least == most else f"{least} to {most} inputs"
+            raise wrong(f"it has not {inputs} and one output.")
         return
     try:
         schema = _schema(node.op_type, opset)
