@@ -394,6 +394,15 @@ def test_a_convolution_with_its_activation_in_one_node_has_the_last_planes() -> 
     assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
 
 
+def test_an_activation_in_parts_has_the_last_planes() -> None:
+    """As PyTorch writes SiLU, which has no name in ONNX."""
+    b = Builder()
+    x = b.conv(b.input(1, 3, 8, 8), 4, 3)
+    x = b.mul(x, b.node("Sigmoid", x))
+    model = b.model(b.head(b.node("GlobalAveragePool", x)))
+    assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == x
+
+
 @pytest.mark.parametrize("reading", ["Conv", "MaxPool", "GlobalLpPool", "LpPool"])
 def test_scores_of_several_rows_behind_whole_planes_have_a_default_layer(reading: str) -> None:
     """As of a reader of plates: 4 digits of 11 classes, and no place in the planes for each."""

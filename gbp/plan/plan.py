@@ -338,7 +338,8 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     means = channel_means(graph, axes)
     made = set[str]()  # planes of a convolution inside a node, such as FusedConv, that goes on with them
     for layer in graph.layers:
-        y, planes = layer.output, fact(layer.kind).planes
+        y, is_activation = layer.output, layer.op.is_activation  # as SiLU, which ONNX does not name
+        planes = "kept" if is_activation else fact(layer.kind).planes
         if planes == "kept" and not made.isdisjoint(layer.inputs):
             planes = "made"
         if y not in graph.of_file and planes == "made":
