@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def test_scores(case: str, rank: int) -> None:
         ({}, 2, "more heads"),
         ({"mask": np.zeros((5, 5), np.bool_)}, 4, "leaves a query without keys"),
         ({"mask": np.ones((5, 1), np.bool_)}, 4, r"its mask has shape \[5, 1\]"),
+        ({"mask": np.ones((3, 5), np.bool_), "is_causal": 1}, 4, r"its mask has shape \[3, 5\]"),
     ],
 )
 def test_refused(options: dict[str, Any], keys: int, says: str) -> None:
@@ -53,3 +55,14 @@ def test_refused(options: dict[str, Any], keys: int, says: str) -> None:
     model = b.model(b.gemm(b.flatten(b.node("Attention", x, k, k, *given, **options)), 4))
     with pytest.raises(UnsupportedError, match=says):
         Explainer(model)
+
+
+def test_a_causal_mask_is_refused_before_it_takes_gigabytes() -> None:
+    b = Builder()
+    x = b.reshape(b.input(1, 1, 2**7, 2**7), 0, 1, 2**14, 1)
+    y = b.node("Attention", x, x, x, is_causal=1)
+    with (
+        mock.patch.object(np, "tri", side_effect=AssertionError),
+        pytest.raises(UnsupportedError, match="16384 queries and 16384 keys"),
+    ):
+        Explainer(b.model(b.flatten(y)))

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ..limits import MAX_ELEMENTS
 from .facts import Fact
 from .folded import as_inferred
 from .node import Node
@@ -71,9 +72,18 @@ def _mask(node: Node, queries: int, keys: int) -> NDArray[np.float32] | None:
             mask = np.where(node.constant(3, np.bool_), np.float32(0), np.float32(-np.inf))
         else:
             mask = node.constant(3, infinite=True)
-        if mask.shape[-1:] != (keys,):  # ONNX fills a shorter one up with −∞, where others repeat one of 1
-            node.refuse(f"its mask has shape {list(mask.shape)}.", supported=f"{keys} keys, the last axis")
+        # ONNX fills one of fewer keys up with −∞, where others repeat one of 1.
+        if mask.shape[-1:] != (keys,) or mask.shape[-2:-1] not in ((), (1,), (queries,)):
+            node.refuse(
+                f"its mask has shape {list(mask.shape)}.",
+                supported=f"{queries} queries or 1, and {keys} keys, the last axes",
+            )
     if node.integer("is_causal", 0):
+        if queries * keys > MAX_ELEMENTS:
+            node.refuse(
+                f"is_causal is 1, with {queries} queries and {keys} keys.",
+                supported=f"up to {MAX_ELEMENTS} pairs of both",
+            )
         later = np.where(np.tri(queries, keys, dtype=bool), np.float32(0), np.float32(-np.inf))
         mask = later if mask is None else mask + later
     if mask is not None and mask.ndim == 4 and len(mask) > 1:
