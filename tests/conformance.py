@@ -335,9 +335,7 @@ OUT_OF_SCOPE = {
     "text": ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
     "control flow": ("Loop", "Scan"),
     "recurrent networks": ("GRU", "LSTM", "RNN"),
-    "quantised arithmetic": (
-        *("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-    ),
+    "scales that depend on the image": ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"),
     "random numbers": ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
     "transformers": (
         *("CausalConvWithState", "LinearAttention", "RotaryEmbedding"),

@@ -1036,6 +1036,127 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     "Log1p": fused("Log1p", _log1p, _log_of_more, images, ""),
 }
 
+#: A scale and a zero point of 16 bits, whose range none of the numbers below leaves.
+_STEP, _ZERO = 2.0**-13, 3
+
+
+def on_integers(
+    op: str,
+    modern: Net,
+    operands: Callable[[Builder, Sequence[str]], Sequence[str]] = lambda b, x: (*x, *x[1:]),
+    shape: Callable[[Shape], Shape] = lambda x: x,
+    of: st.SearchStrategy[Shape] = images,
+    domain: str = "com.microsoft",
+    **attributes: Any,
+) -> st.SearchStrategy[Drawn]:
+    """An op between quantizers.  `operands`: its own, of x as integers, their scale and their zero point."""
+
+    def net(b: Builder, x: str, name: str, where: dict[str, Any]) -> str:
+        scale, zero = b.constant(_STEP), b.constant(_ZERO, np.int16)
+        given = b.node("QuantizeLinear", x, scale, zero), scale, zero
+        y = b.foreign(name, shape(b.shapes[x]), *operands(b, given), **where, **attributes)
+        return b.foreign("DequantizeLinear", b.shapes[y], y, scale, zero)
+
+    return fused(op, net, modern, of, domain)
+
+
+def _whole(b: Builder, *shape: int) -> Array:
+    return b.rng.integers(-9, 10, shape)
+
+
+def with_weights(
+    *shape: Callable[[Shape], Shape], axis: int, bias: bool = False
+) -> Callable[[Builder, Sequence[str]], Sequence[str]]:
+    """Weights with a scale for each index of `axis`, and a bias of 32 bits."""
+
+    def operands(b: Builder, x: Sequence[str]) -> Sequence[str]:
+        w = _whole(b, *shape[0](b.shapes[x[0]]))
+        scales = b.rng.uniform(0.01, 0.02, w.shape[axis])
+        weights = (b.constant(w, np.int8), b.constant(scales), b.constant(np.ones(len(scales)), np.int8))
+        more = (b.constant(_whole(b, len(scales)), np.int32),) if bias else ()
+        return *x, *weights, *x[1:], *more
+
+    return operands
+
+
+def _weights(b: Builder, *shape: int, axis: int) -> Array:
+    """Those of `with_weights` as numbers."""
+    w = _whole(b, *shape)
+    scales = b.rng.uniform(0.01, 0.02, shape[axis]).astype(np.float32)
+    return (w - 1) * np.reshape(scales, [-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])
+
+
+def _square(shape: Shape) -> Shape:
+    return (shape[1], shape[1])
+
+
+def _one_tap(shape: Shape) -> Shape:
+    return (*_square(shape), *[1] * (len(shape) - 2))
+
+
+def _conv_of_weights(b: Builder, x: str) -> str:
+    w = _weights(b, *_one_tap(b.shapes[x]), axis=0)
+    return b.node("Conv", x, b.constant(w), b.constant(_whole(b, len(w)), np.float32))
+
+
+def _gemm_of_weights(b: Builder, x: str) -> str:
+    w = _weights(b, *_square(b.shapes[x]), axis=0)
+    bias = b.constant(_whole(b, len(w)), np.float32)
+    return b.node("Gemm", x, b.constant(w), bias, transB=1, alpha=0.5)
+
+
+def _matmul_of_weights(b: Builder, x: str) -> str:
+    return b.node("MatMul", x, b.constant(_weights(b, *_square(b.shapes[x]), axis=-1)))
+
+
+def of_two_with(op: str) -> Net:
+    """The op of x and a constant as `with_weights` makes them."""
+    return lambda b, x: b.node(op, x, b.constant(_weights(b, b.shapes[x][-1], axis=-1)))
+
+
+_pooled = {"kernel_shape": [2, 2], "pads": [0, 1, 1, 0], "count_include_pad": 1}
+ON_INTEGERS: dict[str, st.SearchStrategy[Drawn]] = {
+    "QLinearConv": on_integers(
+        "QLinearConv", _conv_of_weights, with_weights(_one_tap, axis=0, bias=True), of=planes, domain=""
+    ),
+    "QLinearMatMul": on_integers(
+        "QLinearMatMul", _matmul_of_weights, with_weights(_square, axis=-1), of=rows, domain=""
+    ),
+    "com.microsoft.QGemm": on_integers(
+        "com.microsoft.QGemm",
+        _gemm_of_weights,
+        lambda b, x: [*(given := with_weights(_square, axis=0, bias=True)(b, x))[:6], given[8], *x[1:]],
+        of=rows,
+        transB=1,
+        alpha=0.5,
+    ),
+    **{
+        f"com.microsoft.QLinear{op}": on_integers(
+            f"com.microsoft.QLinear{op}", of_two_with(op), with_weights(_channels, axis=-1)
+        )
+        for op in ("Add", "Mul")
+    },
+    "com.microsoft.QLinearConcat": on_integers(
+        "com.microsoft.QLinearConcat",
+        lambda b, x: b.concat(x, x),
+        lambda b, x: (*x[1:], *x, *x),
+        lambda s: (s[0], 2 * s[1], *s[2:]),
+        axis=1,
+    ),
+    "com.microsoft.QLinearAveragePool": on_integers(
+        "com.microsoft.QLinearAveragePool", node("AveragePool", **_pooled), of=large, **_pooled
+    ),
+    "com.microsoft.QLinearGlobalAveragePool": on_integers(
+        "com.microsoft.QLinearGlobalAveragePool",
+        node("GlobalAveragePool"),
+        shape=lambda s: (*s[:2], *[1] * (len(s) - 2)),
+        of=planes,
+    ),
+    "com.microsoft.QLinearLeakyRelu": on_integers(
+        "com.microsoft.QLinearLeakyRelu", node("LeakyRelu", alpha=0.25), alpha=0.25
+    ),
+}
+
 
 #: A strategy for each op that gbp knows.
 STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
@@ -1132,6 +1253,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     **FUSED,
     # Quantized.
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), drawn(_quantized)),
+    **ON_INTEGERS,
     # Of old exporters.
     "Affine": scaled_and_shifted("Affine", scale="alpha", shift="beta"),
     "FC": drawn(_fc),

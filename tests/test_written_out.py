@@ -942,6 +942,75 @@ def test_fused_ops_are_those_of_onnxruntime(name: str) -> None:
         assert verify(m, X).verified
 
 
+#: Operands of ops on integers: x, of 8 bits, stands for itself with its scale and zero point, y for these of
+#: the result, h for x in two axes.
+INTEGERS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "QLinearConv": (["x", "W", "Ws", "Wz", "y", "B"], {"pads": [1] * 4, "strides": [1, 2]}),
+    "QLinearMatMul": (["x", "M", "Ms", "Mz", "y"], {}),
+    "QGemm": (["h", "G", "Gs", "Gz", "C", "y"], {"alpha": 0.5}),
+    "QLinearAdd": (["x", "V", "s", "Mz", "y"], {}),
+    "QLinearMul": (["x", "x", "y"], {}),
+    "QLinearConcat": (["y", "x", "x"], {"axis": 1}),
+    "QLinearAveragePool": (["x", "y"], {"kernel_shape": [2, 3], "pads": [0, 1, 1, 0]}),
+    "QLinearGlobalAveragePool": (["x", "y"], {}),
+    "QLinearLeakyRelu": (["x", "y"], {"alpha": 0.25}),
+    "QLinearSigmoid": (["x", "y"], {}),
+    "QLinearSoftmax": (["h", "p"], {"axis": 1, "opset": 13}),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    names, attributes = INTEGERS[name]
+    means = {"x": ["q", "s", "z"], "h": ["qh", "s", "z"], "y": ["ys", "yz"], "p": ["ps", "pz"]}
+    operands = [each for name in names for each in means.get(name, [name])]
+    where = {} if name in ("QLinearConv", "QLinearMatMul") else {"domain": "com.microsoft"}
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("Flatten", ["q"], ["qh"]),
+        node(name, operands, ["r"], **attributes, **where),
+        node("DequantizeLinear", ["r", *means["p" if "p" in names else "y"]], ["d"]),
+        node("Flatten", ["d"], ["y"]),
+    ]
+    own = np.random.default_rng(1)
+    stored = {
+        **{"s": np.float32(0.03), "z": np.uint8(120), "ys": np.float32(0.05), "yz": np.uint8(90)},
+        **{"ps": np.float32(1 / 2048), "pz": np.uint8(0)},
+        **{"W": own.integers(-9, 9, (3, 4, 3, 3), np.int8), "B": own.integers(-999, 999, 3, np.int32)},
+        **{"Ws": np.array([0.02, 0.03, 0.01], np.float32), "Wz": np.zeros(3, np.int8)},
+        **{"M": own.integers(99, 140, (5, 2), np.uint8), "Ms": np.float32(0.01), "Mz": np.uint8(110)},
+        **{"G": own.integers(-9, 9, (120, 2), np.int8), "C": own.integers(-99, 99, 2, np.int32)},
+        **{"Gs": np.array([0.02, 0.03], np.float32), "Gz": np.zeros(2, np.int8)},
+        "V": own.integers(0, 255, (6, 1), np.uint8),
+    }
+    used = {each for one in nodes for each in one.input}
+    m = model(nodes, {k: v for k, v in stored.items() if k in used}, opset=13, ir_version=8)
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    (y,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": X})
+    assert np.abs(Explainer(m).explain(X, rule="vanilla").map).max() > 0
+    scores = Explainer(m, output="y").predict(X)
+    assert np.unique(y).size > 1
+    # Float32 may round a number that lies between two integers to the other one.
+    steps = np.rint(np.abs(scores - y) / stored["ps" if "p" in names else "ys"])
+    assert steps.max() <= 1
+    assert steps.mean() < 0.05
+
+
+@pytest.mark.parametrize("op", ["Sigmoid", "Softmax"])
+def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0),
+        node("QuantizeLinear", ["m", "s", "z"], ["q"]),
+        node(f"QLinear{op}", ["q", "s", "z", "p", "z"], ["r"], domain="com.microsoft", name="head"),
+        node("DequantizeLinear", ["r", "p", "z"], ["y"]),
+    ]
+    s = model(nodes, {"s": np.float32(0.01), "p": np.float32(1 / 256), "z": np.uint8(0)})
+    found = Explainer(s).explain(np.abs(X), rule="vanilla")
+    assert found.scores.sum() == pytest.approx(np.abs(X).mean((2, 3)).sum(), abs=0.03)
+    assert Explainer(s, output=PROBABILITY).predict(np.abs(X)).max() < 1
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_is_verified(approximate: str) -> None:
     """onnx's reference evaluator rounds it to float32, which differences would see."""

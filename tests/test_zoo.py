@@ -17,7 +17,7 @@ import pytest
 from agreement import BOUND, assert_close
 from numpy.typing import NDArray
 
-from gbp import PROBABILITY, RULES, Explainer, UnsupportedError
+from gbp import PROBABILITY, RULES, Explainer
 
 if "GBP_ZOO" not in os.environ:
     pytest.skip("GBP_ZOO does not name a folder of real models", allow_module_level=True)
@@ -31,12 +31,11 @@ IMAGENET = {
     "squeezenet1.0_tf_nhwc_opset9": ("tf", 1),  # a background class
     "mobilenet_v1_0.25_opset17": ("tf", 0),
     "shufflenet_v2_dequant_opset12": ("imagenet", 0),
+    "shufflenet-v2-12-int8_opset12": ("imagenet", 0),
 }
-#: A fragment of what gbp says of the files that it does not read.
-REFUSED = {
-    "shufflenet-v2-12-int8_opset12": "QLinearConv.*QDQ",
-}
-READ = sorted(set(MODELS) - set(REFUSED))
+#: Files whose numbers float64 rounds to other integers, so that its maps are others.
+ROUNDED = {"shufflenet-v2-12-int8_opset12"}
+READ = sorted(set(MODELS) - ROUNDED)
 
 
 def path_of(name: str) -> Path:
@@ -130,12 +129,6 @@ def test_every_rule(name: str) -> None:
     maps = [explainer.explain(x, rule=rule).map for rule in RULES]
     assert all(m.shape == shape and np.abs(m).max() > 0 for m in maps)
     assert not any(np.array_equal(a, b) for a, b in pairwise(maps))
-
-
-@pytest.mark.parametrize(("name", "fragment"), REFUSED.items())
-def test_refusals(name: str, fragment: str) -> None:
-    with pytest.raises(UnsupportedError, match=fragment):
-        Explainer(path_of(name))
 
 
 @pytest.mark.parametrize("digit", sorted((ZOO / "mnist").glob("*.png")), ids=lambda p: p.stem)

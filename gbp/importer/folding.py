@@ -74,7 +74,7 @@ FOLDS: dict[str, Folds] = {
     **dict.fromkeys(
         ("AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
          "DeformConv", "GRU", "HammingWindow", "HannWindow", "LSTM", "MatMulInteger", "MelWeightMatrix",
-         "QLinearConv", "QLinearMatMul", "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
+         "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
         as_inferred,
     ),
 }  # fmt: skip

@@ -26,7 +26,7 @@ from .functions import inlined
 from .lift import Lifted, Parsed, SampleAxis, one_after_another
 from .lift_nodes import by_rows, in_front
 from .moved import MOVERS
-from .outputs import with_sigmoids_apart
+from .outputs import with_heads_apart
 from .proto import (
     Model,
     check_arity,
@@ -51,7 +51,7 @@ def open_model(model: Model, choice: Choice | None = None) -> Source:
     Raises InputError, ModelError or UnsupportedError, which lists every unsupported node on the way.
     """
     proto, weights = read(model)
-    proto = with_sigmoids_apart(inlined(proto))
+    proto = with_heads_apart(inlined(proto))
     check_tensors(proto)
     source = locate(proto, weights, choice)
     unsupported = unsupported_nodes(source)

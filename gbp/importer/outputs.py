@@ -95,35 +95,65 @@ def scores_of(proto: onnx.ModelProto, producers: Producers, output: str | Probab
     return Scores(scores, op, next(axes, None), notes)
 
 
-def with_sigmoids_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model; a Sigmoid that onnxruntime fused with the node before it is a node again.
+def with_heads_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model; a Sigmoid or Softmax that onnxruntime joined with other nodes is a node again.
 
     So the scores that a final one reads have a name.
     """
-    fused = [i for i, node in enumerate(proto.graph.node) if _ends_in_sigmoid(node)]
-    if not fused:
+    joined = [i for i, node in enumerate(proto.graph.node) if _ends_in_sigmoid(node) or _is_quantized(node)]
+    if not joined:
         return proto
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     taken = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
     taken.update(name for node in proto.graph.node for name in node.output)
-    for i in reversed(fused):
+    for i in reversed(joined):
         node = result.graph.node[i]
-        kept = [attribute for attribute in node.attribute if not attribute.name.startswith("activation")]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        name = node.output[0]
-        node.output[0] = unused(f"{name}_before_sigmoid", taken)
-        taken.add(node.output[0])
-        apart = onnx.helper.make_node("Sigmoid", [node.output[0]], [name], name=node.name)
-        node.name = node.name and f"{node.name}_before_sigmoid"  # the result keeps both of its names
-        result.graph.node.insert(i + 1, apart)
+        apart = _sigmoid_apart(node, taken) if _ends_in_sigmoid(node) else _between_quantizers(node, taken)
+        for place, each in enumerate(apart, start=i):
+            result.graph.node.insert(place, each)
+        del result.graph.node[i + len(apart)]
     return result
+
+
+def _new(name: str, taken: set[str]) -> str:
+    """A name that no tensor has, made of `name`."""
+    taken.add(name := unused(name, taken))
+    return name
 
 
 def _ends_in_sigmoid(node: onnx.NodeProto) -> bool:
     is_its_own = node.domain == "com.microsoft" and len(node.output) == 1
     return is_its_own and any(a.name == "activation" and a.s == b"Sigmoid" for a in node.attribute)
+
+
+def _sigmoid_apart(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
+    """The node without its activation, and the Sigmoid; the result keeps its name and the node's."""
+    before = onnx.NodeProto()
+    before.CopyFrom(node)
+    kept = [attribute for attribute in node.attribute if not attribute.name.startswith("activation")]
+    del before.attribute[:]
+    before.attribute.extend(kept)
+    before.output[0] = _new(f"{node.output[0]}_before_sigmoid", taken)
+    before.name = node.name and f"{node.name}_before_sigmoid"
+    return [before, onnx.helper.make_node("Sigmoid", before.output[:1], node.output, name=node.name)]
+
+
+def _is_quantized(node: onnx.NodeProto) -> bool:
+    is_head = node.op_type in ("QLinearSigmoid", "QLinearSoftmax")
+    return is_head and node.domain == "com.microsoft" and len(node.input) == 5 and len(node.output) == 1
+
+
+def _between_quantizers(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
+    """DequantizeLinear, the op on floats and QuantizeLinear."""
+    real, made = (_new(f"{node.output[0]}_{what}", taken) for what in ("of", "as_float"))
+    op = onnx.helper.make_node(node.op_type.removeprefix("QLinear"), [real], [made], name=node.name)
+    op.attribute.extend(a for a in node.attribute if a.name != "opset")  # which is the file's
+    return [
+        onnx.helper.make_node("DequantizeLinear", node.input[:3], [real]),
+        op,
+        onnx.helper.make_node("QuantizeLinear", [made, *node.input[3:]], node.output),
+    ]
 
 
 def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:

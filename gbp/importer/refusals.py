@@ -30,7 +30,8 @@ _IN_TRAINING = (
     "holds RandomFlip or the like, export keras.Model(x, network(x, training=False)), where x is a "
     "keras.Input."
 )
-_INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+#: Part of the names of ops that compute with integers; `QLinear` of those that have no rewriter.
+_INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantize", "QLinear", "QAttention")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Unsupported:
 
 def instead(op: str, before: str | None) -> str | None:
     """Advice about an unsupported op.  `before`: a tensor that feeds it and can be explained."""
-    if "QLinear" in op or op in _INTEGER:
-        return "Integer arithmetic has no gradient: quantize in the QDQ format, or export in float32."
+    if any(part in op for part in _INTEGER):
+        return "gbp reads quantized networks in the QDQ format: quantize statically, or export in float32."
     if any(part in op for part in _DRAWING):
         return _IN_TRAINING
     reason = None

@@ -24,7 +24,7 @@ from .node import Node
 from .written import Rewriter, Writer
 
 
-def _copied(node: Node, w: Writer, op: str, *inputs: str, without: tuple[str, ...], to: str = "") -> str:
+def copied(node: Node, w: Writer, op: str, *inputs: str, without: tuple[str, ...] = (), to: str = "") -> str:
     """An ONNX node with the same attributes, except some."""
     made = w.write(op, *inputs, to=to)
     node.ignore(*(attribute.name for attribute in node.proto.attribute))
@@ -58,7 +58,7 @@ def _activated(node: Node, w: Writer, x: str, parameters: tuple[float, ...]) -> 
 def fused_conv(node: Node, w: Writer) -> None:
     names = [*node.proto.input, *[""] * (4 - len(node.proto.input))]
     inputs = [name for name in names[:3] if name]
-    made = _copied(node, w, "Conv", *inputs, without=("activation", "activation_params"))
+    made = copied(node, w, "Conv", *inputs, without=("activation", "activation_params"))
     if names[3]:
         made = w.write("Add", made, names[3])
     _activated(node, w, made, node.numbers("activation_params", ()))
@@ -66,7 +66,7 @@ def fused_conv(node: Node, w: Writer) -> None:
 
 def fused_gemm(node: Node, w: Writer) -> None:
     own = ("activation", "activation_alpha", "activation_beta", "activation_gamma")
-    made = _copied(node, w, "Gemm", *filter(None, node.proto.input), without=own)
+    made = copied(node, w, "Gemm", *filter(None, node.proto.input), without=own)
     given = {attribute.name for attribute in node.proto.attribute}
     parameters = tuple(node.number(name, 0.0) for name in own[1:] if name in given)
     _activated(node, w, made, parameters)
@@ -209,7 +209,7 @@ def _own(op: str) -> Rewriter:
     """ONNX's op of this name."""
 
     def rewrite(node: Node, w: Writer) -> None:
-        _copied(node, w, op, *node.proto.input, without=(), to=node.proto.output[0])
+        copied(node, w, op, *node.proto.input, to=node.proto.output[0])
 
     return rewrite
 
