@@ -190,8 +190,12 @@ def test_pictures_an_index_and_numbers(
         assert [hit["value"] for hit in hits] == [float(values[k]) for k in order]
         assert (tmp_path / f"out/channel-{channel}.png").exists() is bool(hits)
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count("<figure") == 3
+    assert page.count("<figure") == page.count('<a href="#channel-') == 3
     assert "http" not in page
+    for channel, hits in told["channels"].items():  # the place of what is not loaded yet is kept
+        if hits:
+            with Image.open(tmp_path / f"out/channel-{channel}.png") as picture:
+                assert f'width="{picture.width}" height="{picture.height}"' in page
 
 
 def test_a_projection_is_the_reverse_pass_of_one_unit_cut_to_its_field(photos: Path, tmp_path: Path) -> None:

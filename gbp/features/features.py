@@ -178,13 +178,16 @@ def features(
 def _draw(scan: Scan, project: Projector, report: Callable[[str], None]) -> None:
     """Write a picture of each channel's hits, and the page of all."""
     name, read = project.tensor.name, len(scan.files) - len(scan.failed)
-    made: dict[int, tuple[str, Sequence[Hit]]] = {}
+    made: dict[int, tuple[str, tuple[int, int], Sequence[Hit]]] = {}
     for channel, hits in scan.strongest.hits.items():
         report(f"drawing channel {channel}")
-        made[channel] = f"channel-{channel}.png", hits
+        file, size = f"channel-{channel}.png", (0, 0)
         if hits:
             title = f"{name}, channel {channel}: {len(hits)} strongest of {counted(read, 'image')}"
-            scan.folder.put(made[channel][0], _png(project.picture(title, channel, hits)))
+            picture = project.picture(title, channel, hits)
+            scan.folder.put(file, _png(picture))
+            size = picture.size
+        made[channel] = file, size, hits
     about = _about(project, read, len(scan.failed))
     scan.folder.put("index.html", index_page(f"Features of {name}", about, made).encode())
 

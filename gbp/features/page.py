@@ -60,7 +60,9 @@ def _fitted(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB").resize(size, method)
 
 
-def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[str, Sequence[Hit]]]) -> str:
+def index_page(
+    title: str, about: Sequence[str], channels: Mapping[int, tuple[str, tuple[int, int], Sequence[Hit]]]
+) -> str:
     """The page of all channels, as HTML.
 
     Parameters
@@ -70,7 +72,7 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
     about
         Paragraphs on what is shown.
     channels
-        Channel → the name of its picture's file, and its hits.
+        Channel → the name of its picture's file, the picture's width and height, and its hits.
     """
     parts = [
         "<!doctype html>",
@@ -79,24 +81,29 @@ def index_page(title: str, about: Sequence[str], channels: Mapping[int, tuple[st
         f"<title>{escape(title)}</title>",
         '<style>body{font:15px/1.45 "Noto Sans",system-ui,sans-serif;margin:2em auto;max-width:1116px;'
         "padding:0 1em;overflow-wrap:anywhere}h1{font-size:1.5rem}img{max-width:100%;height:auto;"
-        "border-radius:6px}td,th{padding:0 1em 0 0;text-align:left}figure{margin:2em 0}"
-        "summary{cursor:pointer}</style>",
+        "border-radius:6px}td,th{padding:0 1em 0 0;text-align:left}figure{margin:1em 0;"
+        "scroll-margin-top:5.5em}summary{cursor:pointer}h2{font-size:1rem;margin:0 0 .3em}"
+        "nav{position:sticky;top:0;max-height:5em;overflow-y:auto;background:Canvas}"
+        "nav a{display:inline-block;padding:.2em .4em}</style>",
         f"<main><h1>{escape(title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in about),
+        '<nav aria-label="Channels">Channel',
+        *(f'<a href="#channel-{channel}">{channel}</a>' for channel in channels),
+        "</nav>",
     ]
-    for channel, (file, hits) in channels.items():
-        parts.append(f'<figure id="channel-{channel}">')
+    for channel, (file, (width, height), hits) in channels.items():
+        parts.append(f'<figure id="channel-{channel}"><figcaption><h2>Channel {channel}</h2></figcaption>')
         if not hits:
-            parts.append(f"<figcaption>Channel {channel}: no image activates it.</figcaption></figure>")
+            parts.append("<p>No image activates it.</p></figure>")
             continue
         rows = "".join(
             f"<tr><td>{hit.value:.4g}<td>{', '.join(map(str, hit.at)) or '–'}<td>{escape(name_of(hit.image))}"
             for hit in hits
         )
         parts.append(
-            f'<img src="{escape(file)}" loading="lazy" '
+            f'<img src="{escape(file)}" width="{width}" height="{height}" loading="lazy" '
             f'alt="Channel {channel}: what its units respond to, beside the images there">'
-            f"<figcaption><details><summary>Channel {channel}: images</summary>"
-            f"<table><tr><th>activation<th>place<th>image{rows}</table></details></figcaption></figure>"
+            f"<details><summary>Images of channel {channel}</summary>"
+            f"<table><tr><th>activation<th>place<th>image{rows}</table></details></figure>"
         )
     return "\n".join([*parts, "</main>"]) + "\n"
