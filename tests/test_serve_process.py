@@ -80,6 +80,9 @@ def test_sigterm_finishes_what_was_accepted() -> None:
         with httpx.Client(timeout=None) as client:
             while client.get(f"{address}readyz").status_code != 200:
                 pass
+            form = {"content-type": "multipart/form-data; boundary=x"}  # which the body is not
+            broken = client.post(f"{address}v1/models/demo/explain", content=PHOTO, headers=form)
+            assert broken.status_code == 400
         where = urlsplit(address)
         asking = [
             stack.enter_context(socket.create_connection((where.hostname, where.port), timeout=600))

@@ -96,7 +96,8 @@ class Ask:
         given = query.multi_items()
         values = dict(given)
         if len(values) < len(given):
-            raise RequestError(400, "a parameter of the query is there twice.")
+            twice = next(name for name in values if len(query.getlist(name)) > 1)
+            raise RequestError(400, f"the parameter {twice!r:.80} is there twice.", supported="each once")
         unknown = sorted(values.keys() - set(PARAMETERS))
         if unknown:
             raise RequestError(

@@ -122,7 +122,8 @@ def serve(
             failures.append(error)
             server.should_exit = True
 
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for each broken request
+    for name in ("uvicorn", "python_multipart"):  # not a line for each broken request
+        logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(
         application(models, limits, hosts=hosts, ready=ready),
         http=Protocol,
