@@ -981,6 +981,41 @@ def _attention_in_parts(b: Builder, x: str) -> str:
     return b.node("MatMul", b.node("Softmax", scores, axis=-1), x)
 
 
+def _rows_apart(b: Builder, x: str) -> str:
+    """(N, length, 2 · size) by two heads."""
+    length, size = b.shapes[x][1:]
+    return b.transpose(b.reshape(x, 0, length, 2, size // 2), 0, 2, 1, 3)
+
+
+def _rows_together(b: Builder, x: str) -> str:
+    length, size = b.shapes[x][2:]
+    return b.reshape(b.transpose(x, 0, 2, 1, 3), 0, length, 2 * size)
+
+
+def _of_weights(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    size = b.shapes[x][2]
+    w, c = b.constant(b.noise(size, 18) / size**0.5), b.constant(b.noise(18))
+    return b.foreign(op, (*b.shapes[x][:2], 6), x, w, c, **domain, num_heads=2)
+
+
+def _of_weights_in_parts(b: Builder, x: str) -> str:
+    size = b.shapes[x][2]
+    w, c = b.noise(size, 18) / size**0.5, b.noise(18)
+    parts = zip(np.split(w, 3, axis=1), np.split(c, 3), strict=True)
+    return _of_heads(b, [b.add(b.node("MatMul", x, b.constant(v)), b.constant(d)) for v, d in parts])
+
+
+def _multi_head(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    made = b.matmul(x, 6)
+    return b.foreign(op, b.shapes[made], made, made, made, **domain, num_heads=2)
+
+
+def _of_heads(b: Builder, qkv: Sequence[str]) -> str:
+    q, k, v = (_rows_apart(b, each) for each in qkv)
+    scores = b.node("MatMul", b.mul(q, b.constant(3**-0.5)), b.transpose(k, 0, 1, 3, 2))
+    return _rows_together(b, b.node("MatMul", b.node("Softmax", scores, axis=-1), v))
+
+
 def _log1p(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
     return b.foreign(op, b.shapes[x], b.node("Exp", x), **domain)
 
@@ -1031,6 +1066,13 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
         "ParametricSoftplus", foreign_with(alpha=1.5, beta=0.75), _curve("Softplus"), images, ""
     ),
     "Attention": fused("Attention", _attention, _attention_in_parts, large, ""),
+    "com.microsoft.Attention": fused("com.microsoft.Attention", _of_weights, _of_weights_in_parts, lines),
+    "com.microsoft.MultiHeadAttention": fused(
+        "com.microsoft.MultiHeadAttention",
+        _multi_head,
+        lambda b, x: _of_heads(b, [b.matmul(x, 6)] * 3),
+        lines,
+    ),
     "Erfc": fused("Erfc", foreign_with(), _behind("Erf", -1, 1), images, "", "rounds to float32"),
     "Expm1": fused("Expm1", foreign_with(), _behind("Exp", 1, -1), images, ""),
     "Log1p": fused("Log1p", _log1p, _log_of_more, images, ""),

@@ -909,7 +909,19 @@ FUSED: dict[str, onnx.NodeProto] = {
     "gelu": node("Gelu", ["x"], ["r"]),
     "fast gelu": node("FastGelu", ["x"], ["r"]),
     "bias gelu": node("BiasGelu", ["x", "g"], ["r"]),
+}
+#: Those of three axes.
+FUSED_ROWS: dict[str, onnx.NodeProto] = {
     "norm of a sum": node("SkipLayerNormalization", ["x3", "x3", "h", "h"], ["r3"], epsilon=1e-3),
+    "attention": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=3),
+    "attention of the past": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=6, unidirectional=1),
+    "attention of sizes": node(
+        "Attention", ["x3", "wide", "u"], ["r3"], num_heads=2, qkv_hidden_sizes=[8, 8, 30], scale=0.5
+    ),
+    "heads": node("MultiHeadAttention", ["x3", "x3", "x3"], ["r3"], num_heads=5),
+    "heads with biases": node(
+        "MultiHeadAttention", ["x3", "x3", "x3", "t", "", "m4"], ["r3"], num_heads=2, scale=0.3
+    ),
 }
 STORED = {
     "w": rng.standard_normal((3, 4, 3, 3)).astype(np.float32),
@@ -918,22 +930,27 @@ STORED = {
     "m": rng.standard_normal((3, 5)).astype(np.float32),
     "g": rng.standard_normal(5).astype(np.float32),
     "h": rng.standard_normal(30).astype(np.float32),
+    "qkv": rng.standard_normal((30, 90)).astype(np.float32) / 4,
+    "wide": rng.standard_normal((30, 46)).astype(np.float32) / 4,
+    "t": rng.standard_normal(90).astype(np.float32),
+    "u": rng.standard_normal(46).astype(np.float32),
+    "m4": rng.standard_normal((1, 2, 4, 4)).astype(np.float32),
     "to3": np.array([0, 4, 30]),
     "to4": np.array([0, 4, 6, 5]),
 }
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", [*FUSED, *FUSED_ROWS])
 def test_fused_ops_are_those_of_onnxruntime(name: str) -> None:
-    """Also by opset 12 to 17, whose LayerNormalization or Gelu ONNX has later."""
+    """Also by opset 12, though ONNX has LayerNormalization and Gelu later."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    fused = FUSED[name]
+    fused = {**FUSED, **FUSED_ROWS}[name]
     fused.domain = "com.microsoft"
     nodes = [fused, MEAN]
-    if name == "norm of a sum":
+    if name in FUSED_ROWS:
         to3, to4 = node("Reshape", ["x", "to3"], ["x3"]), node("Reshape", ["r3", "to4"], ["r"])
         nodes = [to3, fused, to4, MEAN]
-    for opset in (17,) if name == "norm of a sum" else (12, 17):
+    for opset in (12, 17):
         used = {each for one in nodes for each in one.input}
         m = model(nodes, {k: v for k, v in STORED.items() if k in used}, opset=opset, ir_version=8)
         m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -995,6 +1012,7 @@ def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
     steps = np.rint(np.abs(scores - y) / stored["ps" if "p" in names else "ys"])
     assert steps.max() <= 1
     assert steps.mean() < 0.05
+    assert verify(m, X).verified
 
 
 @pytest.mark.parametrize("op", ["Sigmoid", "Softmax"])
@@ -1009,6 +1027,49 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
     found = Explainer(s).explain(np.abs(X), rule="vanilla")
     assert found.scores.sum() == pytest.approx(np.abs(X).mean((2, 3)).sum(), abs=0.03)
     assert Explainer(s, output=PROBABILITY).predict(np.abs(X)).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("fused", "said"),
+    [
+        (node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=4), "4 heads do not part 30 features"),
+        (node("Attention", ["x3", "h30", ""], ["r3"], num_heads=3), "are no .29, 29, 29"),
+        (node("Attention", ["x3", "wide"], ["r3"], num_heads=2), "of 46 columns"),
+        (node("Attention", ["x3", "m"], ["r3"], num_heads=2), "weights have shape"),
+        (
+            node("Attention", ["x3", "qkv", "t", "", "h"], ["r3"], num_heads=3),
+            "a cache, positions, or a mask",
+        ),
+        (node("MultiHeadAttention", ["x3"], ["r3"], num_heads=3), "one tensor, or apart by heads"),
+        (node("MultiHeadAttention", ["x3", "x3", "x3", "h"], ["r3"], num_heads=3), "bias does not fit"),
+        (
+            node("MultiHeadAttention", ["x3", "x3", "x3", "", "", "h"], ["r3"], num_heads=3),
+            "attention_bias has shape",
+        ),
+        (node("QGemm", ["x3", "s", "z", "m", "s", "z", "", "s"], ["r3"]), "has no zero point"),
+        (
+            node("QLinearGlobalAveragePool", ["x3", "s", "z", "s", "z"], ["r3"], channels_last=1),
+            "channels_last is 1",
+        ),
+        (node("QLinearWhere", ["x3"], ["r3"]), "quantize statically"),
+    ],
+)
+def test_fused_ops_are_refused_with_the_reason(fused: onnx.NodeProto, said: str) -> None:
+    fused.domain = "com.microsoft"
+    nodes = [node("Reshape", ["x", "to3"], ["x3"]), fused, node("Reshape", ["r3", "to4"], ["r"]), MEAN]
+    stored = {**STORED, "h30": STORED["qkv"][:, :89], "s": np.float32(0.5), "z": np.uint8(3)}
+    used = {each for one in nodes for each in one.input}
+    with pytest.raises((ModelError, UnsupportedError), match=said):
+        Explainer(model(nodes, {k: v for k, v in stored.items() if k in used})).predict(X)
+
+
+def test_onnxruntime_writes_layer_norms_at_any_opset() -> None:
+    """Its optimizer does, whatever opset the file has."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    nodes = [node("LayerNormalization", ["x", "k"], ["r"], epsilon=1e-3), MEAN]
+    m = model(nodes, {"k": np.arange(5, dtype=np.float32)}, opset=12, ir_version=8)
+    (y,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": X})
+    np.testing.assert_allclose(Explainer(m).predict(X), y.reshape(1, -1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

@@ -24,7 +24,7 @@ from ..importer import dated
 from ..importer.branches import reads
 from ..importer.proto import graphs_of, label, qualified
 from ..importer.subgraph import Source
-from ..ops import fused
+from ..ops import REWRITERS
 from ..ops.dtypes import FLOATS
 from ..ops.node import Node
 from ..ops.written import Writer
@@ -127,8 +127,10 @@ class Exact:
         }
         self._nodes: list[_Node] = []
         for proto in source.nodes:
-            is_foreign = qualified(proto) in fused.REWRITERS
-            node = (_WrittenOut if is_foreign else _Node)(proto, _opsets(model, source))
+            op = qualified(proto)
+            is_foreign = op in REWRITERS and not ("." not in op and onnx.defs.has(op))
+            opsets = _opsets(model, source)
+            node = _WrittenOut(proto, opsets, set(self._constants)) if is_foreign else _Node(proto, opsets)
             if all(name in self._constants for name in node.inputs):
                 self._constants |= node.run(self._constants)
             else:
@@ -233,15 +235,20 @@ class MaxPool(OnnxMaxPool):
 class _WrittenOut(_Node):
     """A node that onnx does not know, as the ONNX nodes that it is replaced by."""
 
-    def __init__(self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto]) -> None:
+    def __init__(
+        self, proto: onnx.NodeProto, imported: list[onnx.OperatorSetIdProto], constant: set[str]
+    ) -> None:
         self.inputs, self._proto, self._imported = tuple(reads(proto)), proto, imported
+        self._computed = {name for name in self.inputs if name not in constant}
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
         opset = next(entry.version for entry in self._imported if entry.domain in ("", "ai.onnx"))
-        given = [values[name] if name else None for name in self._proto.input]
-        operands: list[Any] = [v.shape if v is not None and v.dtype.kind == "f" else v for v in given]
+        operands: list[Any] = [
+            None if not name else values[name].shape if name in self._computed else values[name]
+            for name in self._proto.input
+        ]
         writer = Writer(Node(self._proto, opset, operands), lambda name: name)
-        fused.REWRITERS[qualified(self._proto)](writer.node, writer)
+        REWRITERS[qualified(self._proto)](writer.node, writer)
         known = {name: values[name] for name in self.inputs} | writer.constants
         for proto in writer.nodes:
             known |= _Node(proto, self._imported).run(known)

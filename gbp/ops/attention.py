@@ -1,13 +1,19 @@
-"""Attention: softmax(s · Q Kᵀ + M) V by heads, as MatMuls and a Softmax (ONNX, opset 23).
+"""Attention: softmax(s · Q Kᵀ + M) V by heads, as MatMuls and a Softmax (ONNX, opset 23; onnxruntime).
 
 Q, K and V have shape (N, heads, length, size), or (N, length, heads · size), which is taken apart and put
 together again.  s is 1/√size by default.  The mask M is constant: numbers, or truths, of which a false one is
 −∞; with is_causal also −∞ where a key comes after its query.
+
+com.microsoft.Attention               Q, K and V are x times a third of the weights each, and more a bias
+com.microsoft.MultiHeadAttention      (N, length, heads · size), and more a bias
+
+Source: ONNX's operators; onnxruntime's ContribOperators.md.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +36,31 @@ def attention(node: Node, w: Writer) -> None:
     if any(node.has(index) for index in (4, 5, 6)):
         node.refuse("it has a cache of keys and values.", supported="Q, K, V and a mask", hint=_IN_PARTS)
     (q, queries, size), (k, keys, _), (v, *_) = (_heads(node, w, index) for index in range(3))
-    scale = node.number("scale", 1 / math.sqrt(size))
+    weights = _weights(w, q, k, node.number("scale", 1 / math.sqrt(size)), _mask(node, queries, keys))
+    if len(node.shape(0)) == 4:
+        w.write("MatMul", weights, v, to=node.proto.output[0])
+    else:
+        _together(w, w.write("MatMul", weights, v), queries)
+
+
+def _weights(w: Writer, q: str, k: str, scale: float, mask: NDArray[np.float32] | None) -> str:
+    """softmax(s · Q Kᵀ + M), with axes (N, heads, queries, keys)."""
     scaled = w.write("Mul", q, w.constant(np.float32(scale)))
     found = w.write("MatMul", scaled, w.write("Transpose", k, perm=(0, 1, 3, 2)))
-    mask = _mask(node, queries, keys)
     if mask is not None:
         found = w.write("Add", found, w.constant(mask))
-    weights = w.write("Softmax", found, axis=-1)
-    to = node.proto.output[0]
-    if len(node.shape(0)) == 4:
-        w.write("MatMul", weights, v, to=to)
-        return
-    joined = w.write("Transpose", w.write("MatMul", weights, v), perm=(0, 2, 1, 3))
-    w.reshaped(joined, (0, queries, -1), to=to)
+    return w.write("Softmax", found, axis=-1 if w.opset >= 13 else 3)
+
+
+def _apart(w: Writer, x: str, length: int, heads: int) -> str:
+    """(N, length, heads · size) as (N, heads, length, size)."""
+    return w.write("Transpose", w.reshaped(x, (0, length, heads, -1)), perm=(0, 2, 1, 3))
+
+
+def _together(w: Writer, x: str, length: int) -> None:
+    """(N, heads, length, size) as (N, length, heads · size): the node's output."""
+    joined = w.write("Transpose", x, perm=(0, 2, 1, 3))
+    w.reshaped(joined, (0, length, -1), to=w.node.proto.output[0])
 
 
 def _heads(node: Node, w: Writer, index: int) -> tuple[str, int, int]:
@@ -58,8 +76,7 @@ def _heads(node: Node, w: Writer, index: int) -> tuple[str, int, int]:
         node.refuse("queries have more heads than keys and values.", supported="as many", hint=_IN_PARTS)
     if len(shape) == 4:
         return name, shape[2], shape[3]
-    parts = w.reshaped(name, (0, shape[1], heads, -1))
-    return w.write("Transpose", parts, perm=(0, 2, 1, 3)), shape[1], shape[2] // heads
+    return _apart(w, name, shape[1], heads), shape[1], shape[2] // heads
 
 
 def _mask(node: Node, queries: int, keys: int) -> NDArray[np.float32] | None:
@@ -78,10 +95,17 @@ def _mask(node: Node, queries: int, keys: int) -> NDArray[np.float32] | None:
                 f"its mask has shape {list(mask.shape)}.",
                 supported=f"{queries} queries or 1, and {keys} keys, the last axes",
             )
-    if node.integer("is_causal", 0):
+    return _allowed(node, mask, queries, keys, "is_causal")
+
+
+def _allowed(
+    node: Node, mask: NDArray[np.float32] | None, queries: int, keys: int, causal: str
+) -> NDArray[np.float32] | None:
+    """The mask; where the attribute `causal` is set, −∞ where a key comes after its query."""
+    if node.integer(causal, 0):
         if queries * keys > MAX_ELEMENTS:
             node.refuse(
-                f"is_causal is 1, with {queries} queries and {keys} keys.",
+                f"{causal} is 1, with {queries} queries and {keys} keys.",
                 supported=f"up to {MAX_ELEMENTS} pairs of both",
             )
         later = np.where(np.tri(queries, keys, dtype=bool), np.float32(0), np.float32(-np.inf))
@@ -93,6 +117,71 @@ def _mask(node: Node, queries: int, keys: int) -> NDArray[np.float32] | None:
     return mask
 
 
-REWRITERS: dict[str, Rewriter] = {"Attention": attention}
+def of_weights(node: Node, w: Writer) -> None:
+    """com.microsoft.Attention."""
+    length, size = node.shape(0, rank=3)[1:]
+    weights = node.constant(1)
+    if weights.ndim != 2 or len(weights) != size:
+        node.invalid(f"weights have shape {list(weights.shape)} for {size} features.")
+    columns = weights.shape[1]
+    sizes = node.integers("qkv_hidden_sizes", (columns // 3,) * 3)
+    bias = node.constant(2).reshape(-1) if node.has(2) else np.zeros(columns, np.float32)
+    if len(sizes) != 3 or sum(sizes) != columns or len(bias) != columns:
+        node.invalid(f"weights of {columns} columns and a bias of {len(bias)} are no {list(sizes)}.")
+    x, ends = str(node.proto.input[0]), np.cumsum(sizes)[:2]
+    parts = zip(np.split(weights, ends, axis=1), np.split(bias, ends), strict=True)
+    made = [w.write("Add", w.write("MatMul", x, w.constant(a)), w.constant(b)) for a, b in parts]
+    _by_heads(node, w, made, (length, length), sizes[0], (3, 4, 6))
 
-FACTS = {"Attention": Fact("read", folds=as_inferred)}
+
+def multi_head(node: Node, w: Writer) -> None:
+    """com.microsoft.MultiHeadAttention."""
+    shapes = [node.shape(index) if node.has(index) else () for index in range(3)]
+    if any(len(shape) != 3 for shape in shapes):
+        node.refuse("queries, keys and values are one tensor, or apart by heads.", supported=_APART)
+    names = list(node.proto.input[:3])
+    if node.has(3):
+        bias = np.split(node.constant(3).reshape(-1), np.cumsum([shape[2] for shape in shapes])[:2])
+        if [len(part) for part in bias] != [shape[2] for shape in shapes]:
+            node.invalid(f"its bias does not fit {[list(shape) for shape in shapes]}.")
+        names = [w.write("Add", name, w.constant(part)) for name, part in zip(names, bias, strict=True)]
+    _by_heads(node, w, names, (shapes[0][1], shapes[1][1]), shapes[0][2], (4, 6, 7, 8, 9))
+
+
+_APART = "three tensors (N, length, features)"
+
+
+def _by_heads(
+    node: Node, w: Writer, qkv: Sequence[str], lengths: tuple[int, int], size: int, refused: Sequence[int]
+) -> None:
+    """onnxruntime's attention of three tensors (N, length, features), without the operands `refused`."""
+    if any(node.has(index) for index in refused) or node.integer("do_rotary", 0):
+        node.refuse("it has a cache, positions, or a mask of lengths.", supported="an attention_bias")
+    node.ignore("mask_filter_value", "past_present_share_buffer", "rotary_embedding_dim")
+    heads = node.integer("num_heads", 0)
+    if heads < 1 or size % heads:
+        node.invalid(f"{heads} heads do not part {size} features.")
+    if node.integer("unidirectional", 0) and lengths[0] != lengths[1]:
+        node.refuse(
+            "unidirectional is 1, and there are fewer queries than keys or more.", supported="as many"
+        )
+    mask = node.constant(5, infinite=True) if node.has(5) else None
+    if mask is not None and (mask.ndim != 4 or mask.shape[0] != 1 or mask.shape[2:] != lengths):
+        node.refuse(f"attention_bias has shape {list(mask.shape)}.", supported=f"(1, heads, {lengths})")
+    mask = _allowed(node, mask, *lengths, "unidirectional")
+    scale = node.number("scale", 0.0) or 1 / math.sqrt(size // heads)
+    q, k, v = (_apart(w, x, n, heads) for x, n in zip(qkv, (*lengths, lengths[1]), strict=True))
+    _together(w, w.write("MatMul", _weights(w, q, k, scale, mask), v), lengths[0])
+
+
+REWRITERS: dict[str, Rewriter] = {
+    "Attention": attention,
+    "com.microsoft.Attention": of_weights,
+    "com.microsoft.MultiHeadAttention": multi_head,
+}
+
+FACTS = {
+    "Attention": Fact("read", folds=as_inferred),
+    "com.microsoft.Attention": Fact("read", operands=(2, 7)),
+    "com.microsoft.MultiHeadAttention": Fact("read", operands=(1, 10)),
+}

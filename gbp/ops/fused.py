@@ -127,14 +127,12 @@ def quick_gelu(node: Node, w: Writer) -> None:
 
 
 def skip_layer_norm(node: Node, w: Writer) -> None:
-    """Opset 17's LayerNormalization over the last axis, of a sum that later nodes may read (output 3)."""
+    """LayerNormalization over the last axis, of a sum that later nodes may read (output 3)."""
     names = [*node.proto.input, *[""] * (5 - len(node.proto.input))]
     x, skip, gamma, beta, bias = names[:5]
     total = w.write("Add", x, skip)
     if bias:
         total = w.write("Add", total, bias)
-    if w.opset < 17:
-        node.refuse(f"opset {w.opset} has no LayerNormalization.", supported="opset 17 and later")
     w.write(
         "LayerNormalization",
         *filter(None, (total, gamma, beta)),

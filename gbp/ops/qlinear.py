@@ -101,6 +101,6 @@ FACTS = {
     "QLinearMatMul": Fact("other", folds=as_inferred),
     "com.microsoft.QGemm": Fact("other", operands=(6, 9)),
     "com.microsoft.QLinearConcat": Fact("kept", operands=(5, 2**31)),
-    **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), Fact("kept", operands=(7, 8))),
-    **{f"com.microsoft.QLinear{op}": Fact("other", operands=(4, 5)) for op in _OF_ONE},
+    **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), Fact("kept", operands=(8, 8))),
+    **{f"com.microsoft.QLinear{op}": Fact("other", operands=(5, 5)) for op in _OF_ONE},
 }
