@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from agreement import RULES, assert_close
-from broken import node, put, store, valid
+from broken import node, put, store, tensor, valid
 from builder import Builder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -103,6 +103,34 @@ def old(model: Model, opset: int = 1) -> Model:
         node(model, name).attribute.append(helper.make_attribute("consumed_inputs", [0]))
     node(model, "bn").attribute.append(helper.make_attribute("is_test", 1))
     return model
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 8)], ids=["of MXNet", "by pixel"])
+def test_statistics_by_pixel(shape: tuple[int, ...]) -> None:
+    """MXNet says spatial=0 and means statistics by channel."""
+    model = valid(8)
+    node(model, "bn").attribute.append(helper.make_attribute("spatial", 0))
+    for name in ("scale", "shift", "mean", "var"):
+        values = numpy_helper.to_array(tensor(model, name)).reshape(8, *(1,) * (len(shape) - 1))
+        store(model, name, np.broadcast_to(values, shape))
+    assert_same(model, valid())
+
+
+def test_statistics_by_pixel_fit_the_pixels() -> None:
+    model = valid(8)
+    node(model, "bn").attribute.append(helper.make_attribute("spatial", 0))
+    store(model, "mean", np.zeros((8, 8), np.float32))
+    with pytest.raises(ModelError, match=r"mean has shape \[8, 8\], expected \[8\]"):
+        Explainer(model)
+
+
+def test_thresholded_relu_before_opset_10() -> None:
+    """An experimental op then, which WinMLTools wrote."""
+    model, same = valid(7), valid()
+    for m in (model, same):
+        node(m, "relu").op_type = "ThresholdedRelu"
+        node(m, "relu").attribute.append(helper.make_attribute("alpha", 0.3))
+    assert_same(model, same)
 
 
 @pytest.mark.parametrize("opset", [1, 3, 5])

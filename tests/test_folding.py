@@ -107,7 +107,10 @@ _ROWS: dict[str, list[Row]] = {
         row(whole()),
         row(whole(2, 3), value=helper.make_tensor("v", TensorProto.INT64, [1], [7])),
     ],
-    "CumSum": [row(f(2, 3, 4), np.int64(1), exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)],
+    "CumSum": [
+        *(row(f(2, 3, 4), np.int64(1), exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)),
+        row(f(2, 3, 4), whole(1)),
+    ],
     "DepthToSpace": [
         row(f(1, 8, 2, 3), blocksize=2),
         row(f(1, 8, 2, 3), blocksize=2, mode="CRD", since=11),
@@ -126,7 +129,11 @@ _ROWS: dict[str, list[Row]] = {
         row(f(3, 4), whole(-1), axis=-1, since=11),
         row(f(3, 4), np.int64(1)),
     ],
-    "GatherElements": [row(f(3, 4), whole([0, 2, 1, 0])), row(f(3, 4), whole([0], [3], [-1]), axis=1)],
+    "GatherElements": [
+        row(f(3, 4), whole([0, 2, 1, 0])),
+        row(f(3, 4), whole([0], [3], [-1]), axis=1),
+        row(f(3, 4), whole([0, -1])),
+    ],
     "Gemm": [
         row(f(2, 3), f(3, 4), f(4), alpha=0.5, beta=2.0),
         row(f(3, 2), f(4, 3), f(2, 1), transA=1, transB=1),
@@ -139,7 +146,11 @@ _ROWS: dict[str, list[Row]] = {
         row(f(4), real([0.3, 0.3, -0.3, -0.3]), fmod=1),
     ],
     "Not": [row(b(2, 3))],
-    "OneHot": [row(whole(0, 2, -1), np.int64(3), f(2)), row(whole(0, 2, 5), np.int64(3), f(2), axis=0)],
+    "OneHot": [
+        row(whole(0, 2, -1), np.int64(3), f(2)),
+        row(whole(0, 2, 5), np.int64(3), f(2), axis=0),
+        row(whole(0, 2), whole(3), f(2)),
+    ],
     "Pad": [
         *(row(f(3, 4), pads=[0, 1, 1, 2], mode=m, until=10) for m in ("constant", "reflect", "edge")),
         *(row(f(3, 4), whole(0, 1, 1, 2), mode=m, since=11) for m in ("constant", "reflect", "edge")),
@@ -177,6 +188,10 @@ _ROWS: dict[str, list[Row]] = {
         row(f(1, 1, 9, 9), None, None, whole(5, 4), mode="cubic", antialias=1, axes=[2, 3], since=18),
     ],
     "Round": [row(real([0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997]))],
+    "Scatter": [
+        row(f(3, 4), whole([0, 2]), f(1, 2), until=10),
+        row(f(3, 4), whole([0], [3]), f(2, 1), axis=1, until=10),
+    ],
     "ScatterElements": [
         row(f(3, 3), whole([1, 0, 2], [0, 2, 1]), f(2, 3)),
         row(f(3, 3), whole([1, 0]), f(1, 2), axis=1),

@@ -84,7 +84,7 @@ OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     "RoiAlign": (
         [X, np.array([[0, 0, 4, 3], [1, 1, 3, 5]], np.float32), ints(1, 0)],
         {"output_height": 2, "output_width": 2, "sampling_ratio": 2},
-        16,
+        10,
     ),
     "MaxUnpool": (
         [noise(1, 1, 2, 2), ints(0, 3, 8, 10).reshape(1, 1, 2, 2)],

@@ -112,6 +112,8 @@ RECTIFIERS: dict[str, tuple[Part, Part, int]] = {
     "thresholded at 0": (threshold(0.0), RELU, 10),
     "where": (("Where", ("Greater", x, 0), x, 0), RELU, 9),
     "where not": (("Where", ("Not", ("Greater", x, 0)), 0, x), RELU, 9),
+    "where cast": (("Where", ("Cast", ("Greater", x, 0), {"to": TensorProto.BOOL}), x, 0), RELU, 9),
+    "by truth of a rectifier": (("Mul", x, ("Cast", ("Cast", RELU, {"to": TensorProto.BOOL}))), RELU, 9),
     "where less": (("Where", ("Less", x, 0), 0, x), RELU, 9),
     "where at least": (("Where", ("GreaterOrEqual", x, 0), x, 0), RELU, 16),
     "by mask": (("Mul", x, mask("Greater")), RELU, 9),

@@ -9,6 +9,9 @@ These are computed here, and all others by the reference:
     LRN                                            of any rank, with the windows of runtimes
     Conv, pools, …                                 with the windows of layers: `windowed.py`
     LpNormalization                                by the sum of magnitudes
+    Scatter, GatherElements                        whose indices may be fewer than x along any axis
+    OneHot, CumSum                                 whose depth or axis is a list of one number
+    RoiAlign before opset 16                       without half a pixel's shift
     Unique, not sorted                             in the order of the first occurrence, along any axis
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
     Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
@@ -42,7 +45,10 @@ _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "G
 def modern(
     node: onnx.NodeProto, values: Mapping[str, Array], opset: int
 ) -> tuple[onnx.NodeProto, dict[str, Array]]:
-    """A node and its inputs in the newest opset, where `node` broadcasts as before opset 7; else unchanged.
+    """A node and its inputs as onnx's reference computes them.
+
+    Before opset 7 a node broadcasts along an axis.  Before opset 16 RoiAlign does not shift.  A depth or an
+    axis may be a list of one number.  Other nodes stay unchanged.
 
     Parameters
     ----------
@@ -56,6 +62,14 @@ def modern(
     Source: ONNX Add-6 and its like, attributes `broadcast` and `axis`.
     """
     given = dict(values)
+    if node.op_type in ("OneHot", "CumSum") and given[node.input[1]].size == 1:
+        given[node.input[1]] = given[node.input[1]].reshape(())
+    if node.op_type == "RoiAlign" and opset < 16:
+        unshifted = onnx.NodeProto()
+        unshifted.CopyFrom(node)
+        mode = helper.make_attribute("coordinate_transformation_mode", "output_half_pixel")
+        unshifted.attribute.append(mode)
+        return unshifted, given
     old = [attribute for attribute in node.attribute if attribute.name in ("axis", "broadcast")]
     if node.op_type not in _BROADCAST or opset >= 7 or not old:
         return node, given
@@ -106,6 +120,14 @@ def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> A
         return windowed(node, values, opset)
     if node.op_type == "LpNormalization":
         return _lp_normalized(node, *given)
+    if node.op_type == "GatherElements":
+        x, indices = given
+        return np.asarray(x[_places(node, indices)])
+    if node.op_type == "Scatter":
+        x, indices, updates = given
+        y = x.copy()
+        y[_places(node, indices)] = updates
+        return y
     if node.op_type == "Unique" and not _attributes(node).get("sorted", 1):
         return _first_of_each(node, *given)
     if node.op_type == "QuantizeLinear":
@@ -165,6 +187,13 @@ def _lp_normalized(node: onnx.NodeProto, x: Array) -> Array:
         raise ValueError(f"p is {given['p']}, and may be 1 or 2")
     norm = np.linalg.norm(x.astype(np.float64), given.get("p", 2), given.get("axis", -1), keepdims=True)
     return np.asarray(x / np.where(norm == 0, 1, norm), x.dtype)
+
+
+def _places(node: onnx.NodeProto, indices: Array) -> tuple[Array, ...]:
+    """Where in x each index points to: at its own place, and along an axis at its value."""
+    places: list[Array] = list(np.indices(indices.shape))
+    places[_attributes(node).get("axis", 0)] = indices
+    return tuple(places)
 
 
 def _first_of_each(node: onnx.NodeProto, x: Array) -> Array | None:

@@ -143,8 +143,7 @@ def parse_batchnorm(node: Node) -> Op:
         node.refuse(f"the input has shape {list(shape)}.", supported="(N, C, …)")
     if node.integer("training_mode", 0):
         node.refuse("training_mode is 1.", supported="inference", hint="Export the model in evaluation mode.")
-    if node.opset < 9 and node.integer("spatial", 1) != 1:
-        node.refuse("spatial is 0.", supported="statistics by channel")
+    by_pixel = node.opset < 9 and not node.integer("spatial", 1)
     if node.opset < 7 and not node.integer("is_test", 0):
         node.refuse("is_test is 0.", supported="inference", hint="Export the model in evaluation mode.")
     outputs = sum(map(bool, node.proto.output))
@@ -156,14 +155,17 @@ def parse_batchnorm(node: Node) -> Op:
         )
     node.ignore("momentum")
     scale, bias, mean, var = (node.constant(i).astype(np.float64) for i in (1, 2, 3, 4))
+    # MXNet says spatial=0 and gives statistics by channel all the same.
+    expected = shape[1:] if by_pixel and scale.shape != shape[1:2] else shape[1:2]
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", var)):
-        if value.shape != (shape[1],):
-            node.invalid(f"{name} has shape {list(value.shape)}, expected ({shape[1]},).")
+        if value.shape != expected:
+            node.invalid(f"{name} has shape {list(value.shape)}, expected {list(expected)}.")
     variance = var + node.number("epsilon", 1e-5)
     if np.any(variance <= 0):
         node.invalid("var + epsilon is not positive.")
     a = scale / np.sqrt(variance)
-    return Affine(a, bias - a * mean, axis=1)
+    b = bias - a * mean
+    return Affine(a, b, axis=1) if a.ndim == 1 else Scale(a[None], b[None])
 
 
 PARSERS = {"BatchNormalization": parse_batchnorm}

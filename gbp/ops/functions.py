@@ -178,6 +178,7 @@ FACTS = {
     **dict.fromkeys(PARSERS.keys() & {*ACTIVATIONS, "PRelu", "Selu"}, Fact("kept", folds=as_broadcast)),
     "Erf": Fact("other", folds=slow(as_broadcast)),
     "Gelu": Fact("kept", folds=slow(as_broadcast)),
+    "ThresholdedRelu": Fact("kept", operands=(1, 1), folds=as_broadcast),  # experimental before opset 10
     "Sigmoid": Fact("kept", is_head=True, folds=as_broadcast),
 }
 

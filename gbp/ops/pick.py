@@ -233,6 +233,5 @@ REWRITERS: dict[str, Rewriter] = {
 FACTS = {
     "GatherElements": Fact("other", folds=as_operands),
     "GatherND": Fact("other", folds=slow(as_inferred)),
-    "Scatter": Fact("other"),
-    **dict.fromkeys(("ScatterElements", "ScatterND"), Fact("other", folds=slow(as_operands))),
+    **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND"), Fact("other", folds=slow(as_operands))),
 }

@@ -23,6 +23,7 @@ from ..limits import MAX_AXES, elements
 from .dtypes import FLOATS, type_name
 from .facts import Fact
 from .folded import as_operands
+from .functions import Function
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step, strided
 
@@ -208,13 +209,19 @@ def parse_dropout(node: Node) -> Op:
     return Reshape(node.shape(0))
 
 
-def parse_cast(node: Node) -> Op:
-    """Between floating-point types it does nothing: gbp computes in float32.  An image may be bytes."""
+def parse_cast(node: Node) -> Op | tuple[Op, ...]:
+    """Between floating-point types it does nothing: gbp computes in float32.  An image may be bytes.
+
+    A truth value is 1 where x is not 0, and 0 elsewhere: sign(|x|).
+    """
     to = node.text("to", "").upper() if node.opset < 6 else type_name(node.integer("to", 0))
     node.ignore("saturate", "round_mode")
+    shape = node.shape(0)
+    if to == "BOOL":
+        return Function("Abs"), Function("Sign")
     if to not in map(type_name, FLOATS):
-        node.refuse(f"it casts to {to}.", supported="floating point")
-    return Reshape(node.shape(0))
+        node.refuse(f"it casts to {to}.", supported="floating point, BOOL")
+    return Reshape(shape)
 
 
 def parse_cast_like(node: Node) -> Op:
