@@ -146,7 +146,7 @@ def test_what_a_notebook_shows():
     assert one._repr_html_() is None
     assert several._repr_png_() is None
     shown = several._repr_html_()
-    assert shown.count('<img alt="&lt;Sample: ') == shown.count("<img") == 3
+    assert shown.count(' alt="&lt;Sample: ') == shown.count("<img") == 3
 
 
 def test_to_dict():

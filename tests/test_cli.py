@@ -434,7 +434,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(caps
     assert "cannot write" in refused(capsys, "sanity", "net.onnx", "cat.jpg", "-o", "x" * 300 + ".png")
     for command in (["report"], ["features", "--layer", "relu"], ["batch"]):
         for out in ("file.d/a.html", "file.d/new/a.html"):
-            assert "cannot write" in refused(capsys, *command, "net.onnx", "cat.jpg", "-o", out)
+            assert "'file.d' is no folder" in refused(capsys, *command, "net.onnx", "cat.jpg", "-o", out)
     assert not FakeExplainer.made
 
 

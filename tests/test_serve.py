@@ -404,6 +404,13 @@ def test_a_foreign_host_is_refused(explainer: Explainer, host: str) -> None:
     assert "foreign name" in answer.json()["error"]["message"]
 
 
+def test_headers_that_come_in_one_piece_have_a_limit(app: Any) -> None:
+    assert send(app, "GET", "/healthz", headers={"x": "a" * 30_000}).status_code == 200
+    answer = send(app, "GET", "/healthz", headers={"x": "a" * 40_000})
+    assert answer.status_code == 400
+    assert "more than 32768 bytes" in answer.json()["error"]["message"]
+
+
 def test_a_fault_of_the_server_shows_nothing_of_it(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -107,14 +107,16 @@ def _print_sanity(found: Sanity) -> None:
     for mode, ways in found.likeness.items():
         print_line(f"{mode}: SSIM and rank correlation of |map| with the model's own")
         wide = max(14, 2 + max(map(len, ways)))
-        print_line(f"{'':36}" + "".join(f"{rule:>{wide}}" for rule in ways))
-        for k, (name, _) in enumerate(found.layers):
+        names = [as_printed(name)[-34:] for name, _ in found.layers]
+        first = max(map(len, names))
+        print_line(" " * first + "".join(f"{rule:>{wide}}" for rule in ways))
+        for k, name in enumerate(names):
             cells = []
             for values in ways.values():
                 value = values[k]
                 cell = "no map" if value is None else f"{value.ssim:.2f} {value.rank_magnitude:5.2f}"
                 cells.append(f"{cell:>{wide}}")
-            print_line(f"{as_printed(name)[-34:]:36}" + "".join(cells))
+            print_line(f"{name:{first}}" + "".join(cells))
     for rule, cosine in found.class_cosine.items():
         print_line(f"{rule}: mean cosine with the maps of other classes {cosine:.2f}")
     for rule, verdict in found.verdicts.items():

@@ -30,7 +30,7 @@ _WIDTH = 288
 #: How to read the charts.
 _READING = (
     "1.0: the map is still that of the trained network. Cascading: from left to right more layers are "
-    "random, and the likeness of a map of what was learned falls. Independent: one layer at a time is random."
+    "random, and a map that depends on what they learned gets less alike. Independent: one layer at a time."
 )
 #: A letter's share of the picture's width, which is near that of the charts' letters.
 _TEXT = 0.01

@@ -91,7 +91,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         os.close(handle)
         os.unlink(probe)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise InputError(f"cannot write {name!r}: {reason_of(error)}.") from error
+        reason = reason_of(error)
+        if isinstance(error, NotADirectoryError):
+            reason = f"{next(str(each) for each in target.parents if each.exists())!r} is no folder"
+        raise InputError(f"cannot write {name!r}: {reason}.") from error
 
 
 def _check_folder(path: str | os.PathLike[str]) -> None:

@@ -252,7 +252,8 @@ class Attribution(Drawable, Sequence[Sample]):
             if png is None:
                 return f"<pre>{escape(repr(self))}</pre>"
             code = base64.b64encode(png).decode()
-            rows.append(f'<img alt="{escape(repr(sample))}" src="data:image/png;base64,{code}">')
+            alt = escape(repr(sample))
+            rows.append(f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{code}">')
         return "<br>".join([escape(repr(self)), *rows])
 
 

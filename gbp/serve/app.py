@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import GbpError, InputError, __version__
 from ..kernels.codegen.jit import compiled
 from ..kernels.parallel.threads import available
-from .limits import Limits
+from .limits import HEADER_BYTES, Limits
 from .metrics import MEDIA_TYPE, Metrics
 from .models import Answer, Job, Served, as_json
 from .openapi import document
@@ -242,10 +242,10 @@ class Guard:
         try:
             async with asyncio.timeout(self._server.limits.seconds):
                 hosts = self._server.hosts
-                if hosts is None or _host_of(scope) in hosts:
-                    await self._app(scope, receive, sending)
-                else:
-                    await _refusal(_FOREIGN)(scope, receive, sending)
+                refused = None if hosts is None or _host_of(scope) in hosts else _FOREIGN
+                if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+                    refused = _LONG  # uvicorn bounds only headers that come in several pieces
+                await (self._app if refused is None else _refusal(refused))(scope, receive, sending)
         except TimeoutError:
             if not status:  # else the answer is cut, and the connection is closed
                 late = BusyError(1) if scope["state"]["read"] else _LATE
@@ -261,6 +261,7 @@ class Guard:
 _FOREIGN = RequestError(
     400, "the request calls the server by a foreign name.", hint="The server's --allow-host permits a name."
 )
+_LONG = RequestError(400, f"the headers have more than {HEADER_BYTES} bytes.")
 _LATE = RequestError(408, "the body did not arrive in time.")
 
 
