@@ -469,6 +469,25 @@ def _cast(draw: Draw) -> Drawn:
     return Drawn(draw(shapes), net, draw(since("Cast")))
 
 
+def _trilu(draw: Draw) -> Drawn:
+    attributes = draw(st.fixed_dictionaries({}, optional={"upper": st.integers(0, 1)}))
+    return Drawn(draw(planes), node("Trilu", draw(st.integers(-3, 3)), **attributes), draw(since("Trilu")))
+
+
+def _col2im(draw: Draw) -> Drawn:
+    rank = draw(st.integers(1, 2))
+    axes = [draw(st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(0, 1)] * 2)) for _ in range(rank)]
+    kernel, strides, dilations, begin, end = map(list, zip(*axes, strict=True))
+    places = [draw(st.integers(1, 4)) for _ in range(rank)]
+    image = [
+        max(1, (n - 1) * s + d * (k - 1) + 1 - b - e) for n, (k, s, d, b, e) in zip(places, axes, strict=True)
+    ]
+    room = zip(image, axes, strict=True)
+    windows = math.prod((n + b + e - d * (k - 1) - 1) // s + 1 for n, (k, s, d, b, e) in room)
+    net = node("Col2Im", image, kernel, strides=strides, dilations=dilations, pads=begin + end)
+    return Drawn((draw(batches), draw(channels) * math.prod(kernel), windows), net, draw(since("Col2Im")))
+
+
 def _cast_like(draw: Draw) -> Drawn:
     def net(b: Builder, x: str) -> str:
         y = b.node("CastLike", x, b.constant(0.0, np.float64))
@@ -1156,8 +1175,26 @@ def of_two_with(op: str) -> Net:
     return lambda b, x: b.node(op, x, b.constant(_weights(b, b.shapes[x][-1], axis=-1)))
 
 
+def _matmul_of_bits(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    """Of four bits, the first of two in the lower ones, in blocks of sixteen."""
+    K, blocks = b.shapes[x][-1], -(-b.shapes[x][-1] // 16)
+    packed, scales = b.rng.integers(0, 256, (5, blocks, 8)), b.rng.uniform(0.1, 0.2, 5 * blocks)
+    given = b.constant(packed, np.uint8), b.constant(scales)
+    sizes = {"K": K, "N": 5, "block_size": 16}
+    return b.foreign(op, (*b.shapes[x][:-1], 5), x, *given, **domain, **sizes)
+
+
+def _matmul_of_unpacked(b: Builder, x: str) -> str:
+    K, blocks = b.shapes[x][-1], -(-b.shapes[x][-1] // 16)
+    packed, scales = b.rng.integers(0, 256, (5, blocks, 8)), b.rng.uniform(0.1, 0.2, 5 * blocks)
+    values = np.stack([packed % 16, packed // 16], axis=-1).reshape(5, blocks, 16) - 8
+    w = values * np.float32(scales).reshape(5, blocks, 1)
+    return b.node("MatMul", x, b.constant(w.reshape(5, -1)[:, :K].T))
+
+
 _pooled = {"kernel_shape": [2, 2], "pads": [0, 1, 1, 0], "count_include_pad": 1}
 ON_INTEGERS: dict[str, st.SearchStrategy[Drawn]] = {
+    "com.microsoft.MatMulNBits": fused("com.microsoft.MatMulNBits", _matmul_of_bits, _matmul_of_unpacked),
     "QLinearConv": on_integers(
         "QLinearConv", _conv_of_weights, with_weights(_one_tap, axis=0, bias=True), of=planes, domain=""
     ),
@@ -1246,6 +1283,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     # Parts and places.
     "Cast": drawn(_cast),
     "CastLike": drawn(_cast_like),
+    "Col2Im": drawn(_col2im),
+    "Trilu": drawn(_trilu),
     "Concat": drawn(_concat),
     "DepthToSpace": blocks("DepthToSpace"),
     "Expand": drawn(_expand),

@@ -918,6 +918,21 @@ FUSED_ROWS: dict[str, onnx.NodeProto] = {
     "attention of sizes": node(
         "Attention", ["x3", "wide", "u"], ["r3"], num_heads=2, qkv_hidden_sizes=[8, 8, 30], scale=0.5
     ),
+    **{
+        f"matmul of {bits} bits": node(
+            "MatMulNBits",
+            ["x3", f"b{bits}", "bs", f"bz{bits}"],
+            ["r3"],
+            K=30,
+            N=30,
+            bits=bits,
+            block_size=16,
+        )
+        for bits in (4, 8)
+    },
+    "matmul of 4 bits around 8": node(
+        "MatMulNBits", ["x3", "b4", "bs", "", "", "h"], ["r3"], K=30, N=30, bits=4, block_size=16
+    ),
     "heads": node("MultiHeadAttention", ["x3", "x3", "x3"], ["r3"], num_heads=5),
     "heads with biases": node(
         "MultiHeadAttention", ["x3", "x3", "x3", "t", "", "m4"], ["r3"], num_heads=2, scale=0.3
@@ -935,6 +950,11 @@ STORED = {
     "t": rng.standard_normal(90).astype(np.float32),
     "u": rng.standard_normal(46).astype(np.float32),
     "m4": rng.standard_normal((1, 2, 4, 4)).astype(np.float32),
+    "b4": rng.integers(0, 256, (30, 2, 8), np.uint8),
+    "b8": rng.integers(0, 256, (30, 2, 16), np.uint8),
+    "bs": rng.uniform(0.01, 0.02, 60).astype(np.float32),
+    "bz4": rng.integers(0, 256, 30, np.uint8),
+    "bz8": rng.integers(100, 150, 60, np.uint8),
     "to3": np.array([0, 4, 30]),
     "to4": np.array([0, 4, 6, 5]),
 }
@@ -1050,6 +1070,15 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
         (
             node("QLinearGlobalAveragePool", ["x3", "s", "z", "s", "z"], ["r3"], channels_last=1),
             "channels_last is 1",
+        ),
+        (node("MatMulNBits", ["x3", "b4", "bs"], ["r3"], K=30, N=30, bits=3, block_size=16), "3 bits"),
+        (
+            node("MatMulNBits", ["x3", "b4", "bs"], ["r3"], K=33, N=30, block_size=16),
+            "no 30 rows of 3 blocks",
+        ),
+        (
+            node("MatMulNBits", ["x3", "b4", "bs", "bz8"], ["r3"], K=30, N=30, block_size=16),
+            "60 zero points, expected 30",
         ),
         (node("QLinearWhere", ["x3"], ["r3"]), "quantize statically"),
     ],

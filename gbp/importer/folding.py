@@ -68,11 +68,11 @@ FOLDS: dict[str, Folds] = {
         as_broadcast,
     ),
     **dict.fromkeys(
-        ("ArgMax", "ArgMin", "Compress", "CumProd", "Det", "EyeLike", "Hardmax", "TopK", "Trilu"), as_operands
+        ("ArgMax", "ArgMin", "Compress", "CumProd", "Det", "EyeLike", "Hardmax", "TopK"), as_operands
     ),
     "ReverseSequence": slow(as_operands),
     **dict.fromkeys(
-        ("AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConvInteger", "DFT",
+        ("AffineGrid", "BlackmanWindow", "CenterCropPad", "ConvInteger", "DFT",
          "DeformConv", "GRU", "HammingWindow", "HannWindow", "LSTM", "MatMulInteger", "MelWeightMatrix",
          "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
         as_inferred,

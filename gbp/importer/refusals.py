@@ -65,6 +65,11 @@ def instead(op: str, before: str | None) -> str | None:
     if any(part in op for part in _DRAWING):
         return _IN_TRAINING
     reason = None
+    if op.startswith("com.microsoft.nchwc."):
+        return (
+            "onnxruntime saved the file for one processor: explain the file that it was made of, or save "
+            "with GraphOptimizationLevel.ORT_ENABLE_EXTENDED."
+        )
     if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
     elif "." not in op and not onnx.defs.has(op):
@@ -72,6 +77,8 @@ def instead(op: str, before: str | None) -> str | None:
             "ONNX has no such op: the exporter left it as it found it. Write it by other functions in the "
             "network, and export that."
         )
+    elif op.startswith("com.microsoft."):
+        reason = "It is onnxruntime's own: if its optimizer wrote it, explain the file that it was made of."
     elif op in _RECURRENT:
         reason = "gbp explains networks that go forward, once, through every node."
     way_out = f"To explain what feeds it, say output={before!r}." if before else None

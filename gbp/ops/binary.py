@@ -5,7 +5,7 @@ Greater, And, …    y = 1 where true, 0 elsewhere;                             
 Max, Min, Where    y = x_i            gx_i = Σ gy where i was chosen          the first of equals
 
 With a constant Sub and Div are scale and shift, Max and Min with one number a Clip.  IsNaN(x) is written as
-x ≠ x, and IsInf(x) as |x| = ∞.
+x ≠ x, and IsInf(x) as |x| = ∞.  Trilu is a Where with a constant condition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..limits import ELEMENT, elements
 from .affine import one_row, plus, refuse_unless_it_joins, scale_and_shift, times
 from .broadcast import RANK, SameRank, operands, six_axes
 from .facts import Fact
-from .folded import as_broadcast
+from .folded import as_broadcast, as_operands
 from .functions import Function
 from .node import Node
 from .rectifier import Rectifier
@@ -175,6 +175,18 @@ def is_inf(node: Node, w: Writer) -> None:
     w.write("Equal", x, w.constant(np.float32(sought)), to=node.proto.output[0])
 
 
+def trilu(node: Node, w: Writer) -> None:
+    shape, k = node.shape(0), 0
+    if len(shape) < 2:
+        node.invalid(f"input 0 has shape {list(shape)}, and a triangle has two axes.")
+    if node.has(1):
+        k = max(-sum(shape[-2:]), min(int(node.scalar(1, np.int64)), sum(shape[-2:])))
+    is_upper = node.integer("upper", 1)
+    lower = np.tri(shape[-2], shape[-1], k - 1 if is_upper else k, dtype=bool)
+    kept = w.constant(~lower if is_upper else lower)
+    w.write("Where", kept, node.proto.input[0], w.constant(np.float32(0)), to=node.proto.output[0])
+
+
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor")
 
 PARSERS = {
@@ -189,10 +201,11 @@ PARSERS = {
     "Where": parse_where,
 }
 
-REWRITERS: dict[str, Rewriter] = {"IsInf": is_inf, "IsNaN": is_nan}
+REWRITERS: dict[str, Rewriter] = {"IsInf": is_inf, "IsNaN": is_nan, "Trilu": trilu}
 
 FACTS = {
     **dict.fromkeys((*PARSERS, *REWRITERS), Fact("other", folds=as_broadcast)),
+    "Trilu": Fact("other", folds=as_operands),
     **dict.fromkeys(("Max", "Min"), Fact("kept", folds=as_broadcast)),
     **dict.fromkeys(("Sub", "Div"), Fact("kept", is_pixelwise=True, folds=as_broadcast)),
 }

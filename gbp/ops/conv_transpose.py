@@ -3,6 +3,9 @@
 y[n, o, p] = Σ_{c, i: q·s + i·d = p + begin} x[n, c, q] · w[c, o, i] + b[o]      along each spatial axis
            = Conv(Spread(x), flipped w, transposed within each group)
 
+Col2Im adds up windows whose pixels are channels: a ConvTranspose in groups, where each channel has one pixel
+of a window for its weights.
+
 Spread       y[q·s + begin] = x[q], 0 elsewhere;  gx[q] = gy[q·s + begin].  Negative begin and end crop.
 """
 
@@ -21,10 +24,11 @@ from ..graph.op import ChannelsLast, Op, Target
 from ..graph.shapes import Order, Shape
 from .conv.conv import convolution, read_kernel
 from .facts import Fact
-from .folded import as_convolution
+from .folded import as_convolution, as_inferred
 from .node import Node
 from .step import Clipped, Context, Floats, GradientSlot, Step
 from .window import MAX_PIXELS, Sliding, check_room, read_sliding, spatial_sizes
+from .written import Rewriter, Writer
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,48 @@ def _pads(node: Node, size: Shape, sliding: Sliding) -> tuple[tuple[int, ...], t
     return tuple(begins), tuple(ends)
 
 
+def col2im(node: Node, w: Writer) -> None:
+    columns, window = node.shape(0, rank=3)[1:]
+    sizes, kernel = node.constant_ints(1), node.constant_ints(2)
+    rank, taps = len(kernel), math.prod(kernel)
+    if not 1 <= rank <= 3 or len(sizes) != rank or min(kernel) < 1 or columns % taps:
+        node.invalid(f"blocks of {list(kernel)} in an image of {list(sizes)} do not part {columns} columns.")
+    if columns * taps > MAX_PIXELS:
+        node.refuse(
+            f"{columns} columns hold windows of {taps} pixels.", supported=f"up to {MAX_PIXELS} in all"
+        )
+    strides, dilations, pads = (
+        node.integers(name, default)
+        for name, default in (("strides", [1] * rank), ("dilations", [1] * rank), ("pads", [0] * 2 * rank))
+    )
+    if len(strides) != rank or len(dilations) != rank or len(pads) != 2 * rank or min(strides) < 1:
+        node.invalid(f"strides {strides}, dilations {dilations}, pads {pads} do not fit {rank} axes.")
+    room = [n + pads[i] + pads[i + rank] - dilations[i] * (kernel[i] - 1) - 1 for i, n in enumerate(sizes)]
+    places = [n // stride + 1 for n, stride in zip(room, strides, strict=True)]
+    if min(room) < 0 or math.prod(places) != window:
+        node.invalid(f"an image of {list(sizes)} has windows at {places}, and the input {window}.")
+    one_each = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
+    w.write(
+        "ConvTranspose",
+        w.reshaped(node.proto.input[0], (0, columns, *places)),
+        w.constant(np.tile(one_each, (columns // taps, *[1] * (rank + 1)))),
+        to=node.proto.output[0],
+        group=columns // taps,
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+        output_padding=[n % stride for n, stride in zip(room, strides, strict=True)],
+    )
+
+
 PARSERS = {"ConvTranspose": parse}
 
-FACTS = {"ConvTranspose": Fact("made", reads_planes=True, slides=True, folds=as_convolution)}
+REWRITERS: dict[str, Rewriter] = {"Col2Im": col2im}
+
+FACTS = {
+    "ConvTranspose": Fact("made", reads_planes=True, slides=True, folds=as_convolution),
+    "Col2Im": Fact("kept", folds=as_inferred),
+}
 
 
 class SpreadStep(Step):

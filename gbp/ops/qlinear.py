@@ -8,6 +8,7 @@ QLinearConv, QLinearMatMul                                                      
 QLinearAdd, QLinearMul, QLinearConcat, QLinearAveragePool, QLinearGlobalAveragePool,
 QLinearLeakyRelu, QGemm                                                              (com.microsoft)
 
+com.microsoft.MatMulNBits multiplies floats by weights of a few bits, in blocks of a scale each: a MatMul.
 QLinearSigmoid and QLinearSoftmax, which may be heads, are taken apart before: `importer/outputs.py`.
 
 Source: ONNX's operators; onnxruntime's ContribOperators.md.
@@ -16,8 +17,10 @@ Source: ONNX's operators; onnxruntime's ContribOperators.md.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .facts import Fact
 from .folded import as_inferred
@@ -84,11 +87,50 @@ def concat(node: Node, w: Writer) -> None:
     _quantized(node, w, copied(node, w, "Concat", *parts), 0)
 
 
+def matmul_of_bits(node: Node, w: Writer) -> None:
+    """Numbers of 2, 4 or 8 bits, the first in the lowest; a row for each output, block after block."""
+    K, N, bits = (node.integer(name, default) for name, default in (("K", 0), ("N", 0), ("bits", 4)))
+    size = node.integer("block_size", 0)
+    node.ignore("accuracy_level")
+    if bits not in (2, 4, 8) or node.has(4):
+        node.refuse(f"its weights have {bits} bits, or an order.", supported="2, 4 or 8 bits, in their order")
+    packed, scales = node.constant(1, np.uint8), node.constant(2).reshape(-1)
+    blocks = -(-K // size) if size > 0 else 0
+    if min(K, N, blocks) < 1 or packed.size * 8 != N * blocks * size * bits or scales.size != N * blocks:
+        node.invalid(f"{packed.size} bytes and {scales.size} scales are no {N} rows of {blocks} blocks.")
+    zeros = np.full((N, blocks, 1), 1 << (bits - 1), np.float32)
+    if node.has(3) and node.is_constant(3) and node.operands[3].dtype.kind == "f":  # type: ignore[union-attr]
+        zeros = _fitting(node, node.constant(3), N * blocks).reshape(N, blocks, 1)
+    elif node.has(3):
+        rows = _fitting(node, node.constant(3, np.uint8), N * -(-blocks * bits // 8)).reshape(N, -1)
+        zeros = _unpacked(rows, bits)[:, :blocks, None]
+    values = (_unpacked(packed.reshape(N, blocks, -1), bits) - zeros) * scales.reshape(N, blocks, 1)
+    weights = w.constant(values.reshape(N, -1)[:, :K].T)
+    if node.has(5):
+        made = w.write("MatMul", node.proto.input[0], weights)
+        w.write("Add", made, node.proto.input[5], to=node.proto.output[0])
+    else:
+        w.write("MatMul", node.proto.input[0], weights, to=node.proto.output[0])
+
+
+def _fitting(node: Node, zeros: NDArray[Any], count: int) -> NDArray[Any]:
+    if zeros.size != count:
+        node.invalid(f"{zeros.size} zero points, expected {count}.")
+    return zeros
+
+
+def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
+    """The numbers in the bytes of the last axis."""
+    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1).astype(np.float32)
+
+
 _OF_ONE = ("AveragePool", "GlobalAveragePool", "LeakyRelu")
 
 REWRITERS: dict[str, Rewriter] = {
     "QLinearConv": conv,
     "QLinearMatMul": partial(_of_two, "MatMul"),
+    "com.microsoft.MatMulNBits": matmul_of_bits,
     "com.microsoft.QGemm": gemm,
     "com.microsoft.QLinearAdd": partial(_of_two, "Add"),
     "com.microsoft.QLinearConcat": concat,
@@ -99,6 +141,7 @@ REWRITERS: dict[str, Rewriter] = {
 FACTS = {
     "QLinearConv": Fact("made", reads_planes=True, slides=True, folds=as_inferred),
     "QLinearMatMul": Fact("other", folds=as_inferred),
+    "com.microsoft.MatMulNBits": Fact("other", operands=(3, 6)),
     "com.microsoft.QGemm": Fact("other", operands=(6, 9)),
     "com.microsoft.QLinearConcat": Fact("kept", operands=(5, 2**31)),
     **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), Fact("kept", operands=(8, 8))),

@@ -347,6 +347,8 @@ PRODUCTS = {
         chain(lambda b, x: b.conv(x, 1, 1), with_noise("MatMul", 4, 9, 3))
     ),
     "attention": Case(attention, (2, 6, 4, 5)),
+    "upper triangle": Case(node("Trilu")),
+    "lower triangle and more": Case(node("Trilu", 1, upper=0)),
     "product of rows": Case(lambda b, x: b.node("MatMul", x, b.transpose(x, 0, 1, 3, 2))),
     "product, broadcast": Case(broadcast_product),
     "gemm with computed C": Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builder import Builder
+from onnx import TensorProto
 
 from .case import Case, Net, chain, conv, node, with_noise
 
@@ -163,6 +164,13 @@ CHOICES = {
         for op in ("And", "Or", "Xor")
     },
     "where not": Case(choose(chain(greater(), node("Not")), same, number(-0.4))),
+    "where truths": Case(
+        choose(
+            chain(greater(), node("Cast", to=TensorProto.FLOAT), node("Cast", to=TensorProto.BOOL)),
+            scaled(2.0),
+            same,
+        )
+    ),
     "where, both computed": Case(choose(greater(), conv(5, 1), same)),
     "where plane, pooled and a constant": Case(choose(chain(plane, greater()), pooled, noise_of(5, 7, 1))),
     "where of constants": Case(choose(greater(), number(1.0), noise_of(5, 1, 1))),

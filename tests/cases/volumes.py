@@ -244,7 +244,16 @@ UNPOOLS = {
     "unpool to places that coincide": Case(placed(3, 0, 3, 23, 0, 3), (1, 3, 2, 3)),
 }
 
+FOLDS = {
+    "col2im": Case(node("Col2Im", [5, 6], [2, 2]), (2, 12, 20)),
+    "col2im apart": Case(node("Col2Im", [10], [3], strides=[2]), (2, 6, 4)),
+    "col2im padded": Case(
+        node("Col2Im", [7, 8], [3, 2], strides=[2, 1], pads=[1, 0, 1, 1], dilations=[1, 2]), (2, 12, 28)
+    ),
+}
+
 CASES: dict[str, Case] = {
+    **FOLDS,
     **CONVOLUTIONS,
     **TRANSPOSED,
     **POOLS,

@@ -462,6 +462,12 @@ def grid_sample(n: Node, x: Array, grid: Array) -> tuple[Array, Kinked]:
     return y, Kinked(vjp, lambda: margin(np.abs(2 * at - np.rint(2 * at)), at))
 
 
+def trilu(n: Node, x: Array, k: Operand = None) -> tuple[Array, Vjp]:
+    above = np.subtract.outer(-np.arange(x.shape[-2]), -np.arange(x.shape[-1])) - int(0 if k is None else k)
+    kept = above >= 0 if n.get("upper", 1) else above <= 0
+    return np.where(kept, x, 0), lambda gy: [gy * kept]
+
+
 OPERATORS: dict[str, Operator] = {
     "CumSum": cumsum,
     "DepthToSpace": depth_to_space,
@@ -489,4 +495,5 @@ OPERATORS: dict[str, Operator] = {
     "SpaceToDepth": space_to_depth,
     "Tile": tile,
     "Upsample": upsample,
+    "Trilu": trilu,
 }

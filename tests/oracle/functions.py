@@ -13,6 +13,7 @@ from typing import Any
 import naive
 import numpy as np
 from naive import Array
+from onnx import TensorProto
 
 from .node import Activation, Kinked, Node, Operand, Operator, Rectifier, Vjp, margin
 
@@ -234,9 +235,17 @@ def mean(n: Node, *xs: Operand) -> tuple[Array, Vjp]:
     return naive.add_fwd(*xs) / len(xs), lambda gy: naive.add_bwd(gy / len(xs), *(x.shape for x in xs))
 
 
+def cast(n: Node, x: Array) -> tuple[Array, Vjp]:
+    """To BOOL, whose truths are 1 here, or between types of numbers."""
+    if n.get("to") == TensorProto.BOOL:
+        return (x != 0).astype(float), lambda gy: [0 * gy]
+    return x, lambda gy: [gy]
+
+
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(set(FORMULAS) - {"GeluTanh", "Square"}, of_one),
     "And": comparison(np.logical_and),
+    "Cast": cast,
     "Div": of_two(lambda a, b: a / b),
     "Equal": comparison(np.equal),
     "Greater": comparison(np.greater),

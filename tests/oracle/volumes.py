@@ -5,6 +5,7 @@ Plain loops over taps, and of pools over windows; what is done there is done for
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -309,8 +310,39 @@ def unless_planar(planar: Operator, general: Operator) -> Operator:
     return operator
 
 
+def col2im(n: Node, x: Array, image: Array, block: Array) -> tuple[Array, Vjp]:
+    rank, (N, columns, _) = len(block), x.shape
+    strides, dilations, pads = (
+        n.get(k, [v] * rank * 2) for k, v in (("strides", 1), ("dilations", 1), ("pads", 0))
+    )
+    C = columns // int(np.prod(block))
+    ends = [image[i] + pads[i] + pads[i + rank] - dilations[i] * (block[i] - 1) for i in range(rank)]
+    places = list(itertools.product(*(range(0, end, s) for end, s in zip(ends, strides, strict=False))))
+    taps = list(itertools.product(*map(range, block)))
+
+    def pairs() -> Any:
+        for (column, tap), (at, place) in itertools.product(enumerate(taps), enumerate(places)):
+            pixel = tuple(int(p + d * t - b) for p, t, d, b in zip(place, tap, dilations, pads, strict=False))
+            if all(0 <= p < size for p, size in zip(pixel, image, strict=True)):
+                yield column, at, pixel
+
+    rows = x.reshape(N, C, len(taps), len(places))
+    y = np.zeros((N, C, *image))
+    for column, at, pixel in pairs():
+        y[(slice(None), slice(None), *pixel)] += rows[:, :, column, at]
+
+    def vjp(gy: Array) -> list[Array]:
+        gx = np.zeros((len(gy), C, len(taps), len(places)))
+        for column, at, pixel in pairs():
+            gx[:, :, column, at] = gy[(slice(None), slice(None), *pixel)]
+        return [gx.reshape(len(gy), columns, len(places))]
+
+    return y, vjp
+
+
 OPERATORS: dict[str, Operator] = {
     "AveragePool": unless_planar(classic.average_pool, average_pool),
+    "Col2Im": col2im,
     "Conv": unless_planar(classic.conv, conv),
     "ConvTranspose": conv_transpose,
     "GlobalAveragePool": unless_planar(classic.global_average_pool, global_average_pool),
