@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import onnx
+import pytest
 
 import gbp
 from gbp.ops import FACTS, PARSERS, REWRITERS, fact
@@ -74,6 +75,21 @@ def test_facts_say_something_of_an_op_that_is_read() -> None:
 def test_every_op_states_its_facts() -> None:
     """What it does with planes has no default: a new op that says nothing is found here."""
     assert {*PARSERS, *REWRITERS} - FACTS.keys() == set()
+
+
+#: Ops that stand for another, where the name does not say for which.
+STANDS_FOR = {
+    **dict.fromkeys(("BiasGelu", "FastGelu", "QuickGelu"), "Gelu"),
+    **{"QGemm": "Gemm", "FC": "Gemm", "MatMulNBits": "MatMul", "Affine": "Add", "Scale": "Mul"},
+    **{"ScaledTanh": "Tanh", "ParametricSoftplus": "Softplus"},
+}
+
+
+@pytest.mark.parametrize("op", [op for op in FACTS if not onnx.defs.has(op) or "QLinear" in op])
+def test_an_op_that_stands_for_another_does_the_same_with_planes(op: str) -> None:
+    alone = op.rsplit(".", maxsplit=1)[-1].removeprefix("QLinear").removeprefix("Fused")
+    same = STANDS_FOR.get(alone, alone)
+    assert same not in FACTS or fact(op).planes == fact(same).planes
 
 
 def test_operands_are_listed_where_onnx_does_not_know_the_op() -> None:

@@ -394,6 +394,16 @@ def test_a_convolution_with_its_activation_in_one_node_has_the_last_planes() -> 
     assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
 
 
+def test_a_quantized_rectifier_has_the_last_planes() -> None:
+    """As quantizers write Conv and Relu: numbers below 0 are less than the least integer."""
+    b = Builder()
+    operands = b.constant(0.05), b.constant(0, np.uint8)
+    y = b.node("QuantizeLinear", b.conv(b.input(1, 3, 8, 8), 4), *operands)
+    y = b.node("DequantizeLinear", y, *operands)
+    model = b.model(b.head(b.node("GlobalAveragePool", y)))
+    assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
+
+
 def test_an_activation_in_parts_has_the_last_planes() -> None:
     """As PyTorch writes SiLU, which has no name in ONNX."""
     b = Builder()

@@ -79,6 +79,6 @@ FACTS = {
     "ImageScaler": Fact("other", operands=(1, 1), reads_planes=True),
     "Affine": Fact("kept", operands=(1, 1)),
     "Scale": Fact("kept", operands=(1, 1)),
-    "FC": Fact("other", operands=(3, 3)),
+    "FC": Fact("read", operands=(3, 3)),
     "com.microsoft.LegacyPadding": Fact("other", operands=(1, 1)),
 }

@@ -140,10 +140,12 @@ REWRITERS: dict[str, Rewriter] = {
 
 FACTS = {
     "QLinearConv": Fact("made", reads_planes=True, slides=True, folds=as_inferred),
-    "QLinearMatMul": Fact("other", folds=as_inferred),
-    "com.microsoft.MatMulNBits": Fact("other", operands=(3, 6)),
-    "com.microsoft.QGemm": Fact("other", operands=(6, 9)),
+    "QLinearMatMul": Fact("read", folds=as_inferred),
+    "com.microsoft.MatMulNBits": Fact("read", operands=(3, 6)),
+    "com.microsoft.QGemm": Fact("read", operands=(6, 9)),
     "com.microsoft.QLinearConcat": Fact("kept", operands=(5, 2**31)),
     **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), Fact("kept", operands=(8, 8))),
-    **{f"com.microsoft.QLinear{op}": Fact("other", operands=(5, 5)) for op in _OF_ONE},
+    "com.microsoft.QLinearAveragePool": Fact("read", operands=(5, 5)),
+    "com.microsoft.QLinearGlobalAveragePool": Fact("read", operands=(5, 5)),
+    "com.microsoft.QLinearLeakyRelu": Fact("kept", operands=(5, 5)),
 }

@@ -116,7 +116,7 @@ def _folded(given: Constants) -> Cost:
     return makes(given, float(given.values[0].size))._replace(width=4)
 
 
-FACTS = dict.fromkeys(PARSERS, Fact("other", keeps_values=True, folds=_folded))
+FACTS = dict.fromkeys(PARSERS, Fact("kept", keeps_values=True, folds=_folded))
 
 
 class QuantizeStep(NumpyStep):
