@@ -140,3 +140,6 @@ def test_every_page_is_in_the_site_and_the_site_builds(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "gbp explain" in (tmp_path / "site/commands.html").read_text()
+    reference = (tmp_path / "site/reference.html").read_text()
+    explain = reference.partition('id="gbp.explain"')[2].partition('id="gbp.Explainer"')[0]
+    assert explain.count("required") == 2  # `rule` has a default, and shares a paragraph with `images`
