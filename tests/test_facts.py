@@ -13,9 +13,9 @@ from gbp.ops import FACTS, PARSERS, REWRITERS, fact
 from gbp.ops.facts import Fact
 
 IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
-#: Files that list ops for other questions: what an older opset computes, how to lift a node over a batch, and
-#: how to compute a window of constants.
-LISTING = {"dated.py", "lift_nodes.py", "moved.py", "windowed.py"}
+#: Files that list ops for other questions: where a result holds the batch, what an older opset computes, how
+#: to lift a node over a batch, and how to compute a window of constants.
+LISTING = {"apart_nodes.py", "dated.py", "lift_nodes.py", "moved.py", "windowed.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
 #: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples;
 #: which compare.

@@ -59,8 +59,8 @@ class Moved:
             f"{found} the batch axis.",
             node=self.node,
             op=self.op,
-            supported="the batch in front; or that it comes back there, with nothing between but "
-            f"{', '.join(sorted((*READERS, 'Concat', 'ScatterND')))}",
+            supported="the batch in front; or that it comes back there. If it is fixed at several samples, "
+            f"nothing may stand between but {', '.join(sorted((*READERS, 'Concat', 'ScatterND')))}",
         )
 
     def along(self, node: Node, axis: int) -> int:

@@ -8,24 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ..errors import GbpError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
+from .apart import MANY, Followed, Place
+from .apart_nodes import through
+from .folding import evaluate
 from .load import Builder, build
-from .proto import all_nodes, declared_shape, tensor_values
+from .proto import all_nodes, declared_shape, qualified, shape_constant, tensor_values
 from .refusals import with_hint
 from .subgraph import Source
 from .weights import StandIns
 
-#: Another number of samples than one.  Few files have it by chance, and constants of this size are small.
-_MANY = 11
 #: Ops that leave the axis in front where it is, or are refused.
 _IN_FRONT = re.compile(
     "Add|AveragePool|BatchNormalization|Cast|Clip|Concat|Conv|Div|Dropout|Elu|Gemm|GlobalAveragePool|GlobalMaxPool"
@@ -38,9 +40,9 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
 
     Where the graph cannot be built with a batch, there are two more attempts.  If the file leaves the batch
-    open, the graph is built for a batch of one, and kept if it can be built for many samples as well.  If the
-    file fixes all its sizes, it may use its first axis in a way that a batch does not allow.  Then it holds
-    one sample and no batch.
+    open, the graph is built for a batch of one, and kept if the nodes keep more samples apart, wherever they
+    put the batch (`apart.py`).  If the file fixes all its sizes, it may use its first axis in a way that a
+    batch does not allow.  Then it holds one sample and no batch.
 
     A graph with an open batch is built for one sample and for many, and must be the same: a network that
     counts its samples, or puts a constant number of rows in place of them, has no scores of one sample.
@@ -49,18 +51,20 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
     batch = source.input_shape[0] if source.has_batch else 1
-    if batch is None and _may_count(source):
-        _refuse_if_it_counts(source, input_shape)
     try:
+        if batch is None and _may_count(source):
+            _refuse_if_it_counts(source, input_shape)
         return source, build(source, input_shape)
     except ModelError as error:
         if isinstance(error, UnsupportedError) and batch is None:
+            apart = _graph_of(followed := _Apart(source, input_shape))
+            if isinstance(apart, Graph) and followed.places[source.scores] == Place(0):
+                return source, apart
             alone = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
             if isinstance(alone, Graph):
-                many = _built(source, (_MANY, *input_shape[1:]))
-                if isinstance(many, Graph) and _first_difference(alone, many) is None:
-                    return source, alone
                 advice = _rows_given(source) or "Or fix the batch at 1 in the file: then nothing mixes."
+                if isinstance(apart, UnsupportedError) and repr(apart.node) not in str(error):
+                    error = apart  # The batch was followed further than to where `error` was raised.
                 raise with_hint(error, advice) from None
         if batch != 1 and input_shape == source.input_shape:
             without = source.without_batch()
@@ -140,7 +144,7 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
     counts samples (`_counts`): constant indices for one sample, for example, leave each sample alone.
     """
     light = replace(source, weights=StandIns(**vars(source.weights)))
-    builders = [_Watched(light, (n, *input_shape[1:])) for n in (1, _MANY)]
+    builders = [_Watched(light, (n, *input_shape[1:])) for n in (1, MANY)]
     one, many = map(_graph_of, builders)
     if not isinstance(one, Graph):
         return
@@ -150,7 +154,7 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
         if not (is_counted and isinstance(many, ModelError)):
             return
         raise UnsupportedError(
-            f"the batch is open, but with {_MANY} samples: {many.found}",
+            f"the batch is open, but with {MANY} samples: {many.found}",
             node=many.node,
             op=many.op,
             supported=many.supported,
@@ -221,3 +225,61 @@ def _is_alike(one: Any, many: Any) -> bool:
     if isinstance(one, (tuple, list)):
         return len(one) == len(many) and all(map(_is_alike, one, many))
     return bool(one == many)
+
+
+class _Apart(Builder):
+    """Builds the graph for one sample, and follows the batch through the nodes as if there were more.
+
+    Constants that depend on the number of samples, such as the target of a Reshape, are computed for `MANY`
+    samples as well.
+    """
+
+    def __init__(self, source: Source, input_shape: Shape) -> None:
+        super().__init__(replace(source, input_shape=(1, *source.input_shape[1:])), (1, *input_shape[1:]))
+        #: A computed tensor → where it holds the batch.
+        self.places = {source.input: Place(0)}
+        #: A constant that is another for `MANY` samples → its value then.
+        self.many: dict[str, NDArray[Any]] = {}
+        #: Tensors of nodes that stand for others, through which the batch has been followed.
+        self.written: set[str] = set()
+
+    def _lose(self, proto: onnx.NodeProto) -> None:
+        """Stop at the first refusal, because nothing can be followed further."""
+        self.waiting.nodes.clear()
+
+    def _check(self, proto: onnx.NodeProto) -> None:
+        super()._check(proto)
+        if qualified(proto) == "If" and proto.input[0] in self.many:
+            self._node(proto).refuse("its condition depends on the number of samples.")
+
+    def _take(self, proto: onnx.NodeProto) -> None:
+        before = len(self.waiting.nodes)
+        super()._take(proto)
+        if self.written.isdisjoint(proto.output):
+            self._follow(proto)
+        new = islice(self.waiting.nodes, max(0, len(self.waiting.nodes) - before))
+        self.written.update(name for node in new for name in node.output if name)
+
+    def _follow(self, proto: onnx.NodeProto) -> None:
+        """Find where the outputs of a node hold the batch, or what they are for many samples."""
+        op, first, given = qualified(proto), proto.output[0], [name for name in proto.input if name]
+        if op in ("Shape", "Size") and given[0] in self.places:
+            shape = self.places[given[0]].of(self.file_shapes[given[0]], MANY)
+            self._keep(first, shape_constant(proto, shape))
+        elif first not in self.constants:
+            places = [self.places.get(name) for name in proto.input]
+            many = [self.many.get(name) for name in proto.input]
+            found = through(Followed(self._node(proto), places, many, self.file_shapes.get(first, ())))
+            self.places.update((name, found) for name in proto.output if name)
+        elif not self.many.keys().isdisjoint(given):
+            if op == "CastLike" and given[1] in self.places:
+                self._keep(first, self.many[given[0]].astype(np.float32))
+                return
+            values = {name: self.many.get(name, self.constants[name]) for name in given}
+            for name, value in evaluate(proto, values, self.source.opset, self.budget).items():
+                self._keep(name, value)
+
+    def _keep(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a constant for many samples, if it is another than for one."""
+        if not np.array_equal(value, self.constants[name]):
+            self.many[name] = value
