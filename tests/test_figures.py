@@ -64,6 +64,14 @@ def test_an_overlay_is_as_large_as_the_photo(explained: Sample) -> None:
     assert explained.gray(canvas="photo").size == (300, 192)
 
 
+def test_maps_beside_a_very_wide_photo_are_not_smaller_than_they_are(tmp_path: Path) -> None:
+    Image.new("RGB", (2400, 120)).save(tmp_path / "wide.png")
+    sample = Explainer(MODELS / "demo.onnx").explain(tmp_path / "wide.png")[0]
+    for figure in (figure_of(sample, "strip", Look()), rules_figure([sample, sample], None, Look())):
+        heights = {item.size[1] for item in figure.items if isinstance(item, Picture) and item.size[1] > 16}
+        assert heights == {45, 96}  # the photo's, and that of what the network saw
+
+
 def test_the_map_lies_where_the_network_looked(explained: Sample) -> None:
     """Beyond the frame the photo is dimmed and nothing else; the strongest place is where the map has it."""
     assert explained.photo is not None

@@ -19,6 +19,7 @@ from ..pictures.drawing import (
     photo_size,
     seen,
     size_of,
+    uses_photo,
 )
 from ..pictures.figure import Figure, figure
 from ..pictures.figure import Panel as FigurePanel
@@ -65,6 +66,13 @@ def draw_panel(sample: Explained, style: str, look: Look, height: int | None = N
     return draw_map(sample.planes(), style, sample.image, sample.photo, look, height)
 
 
+def _beside(sample: Explained, style: Panel, look: Look, height: int) -> Drawn:
+    """Draw a map for a strip of this height.  A very wide photo is low; the network's view stays readable."""
+    if look.max_side is None and sample.photo is not None and not uses_photo(style, look, sample.photo):
+        height = max(height, min(_plane_size(sample)[0], LEAST_HEIGHT))
+    return draw_panel(sample, style, look, height)
+
+
 def figure_of(sample: Explained, style: Style | None, look: Look) -> Figure:
     """The figure of one sample.
 
@@ -94,11 +102,9 @@ def _strip(sample: Explained, look: Look) -> Figure:
     if sample.targets > 1:
         ones = sample.each_target()
         look = _shared(ones, where, look)
-        shown = [_Shown(one, where, draw_panel(one, where, look, height), one.title) for one in ones]
+        shown = [_Shown(one, where, _beside(one, where, look, height), one.title) for one in ones]
     else:
-        shown = [
-            _Shown.of(sample, style, draw_panel(sample, style, look, height)) for style in (where, *others)
-        ]
+        shown = [_Shown.of(sample, style, _beside(sample, style, look, height)) for style in (where, *others)]
     return _composed(shown, _input_panel(sample, look, height), look, sample.doubts())
 
 
@@ -125,7 +131,7 @@ def rules_figure(samples: Sequence[Explained], style: Panel | None, look: Look) 
     chosen: Panel = style or ("rgb" if "rgb" in first.panels() else "gray")
     height = _strip_height(first, look)
     look = _shared(samples, chosen, look)
-    shown = [_Shown.of(sample, chosen, draw_panel(sample, chosen, look, height)) for sample in samples]
+    shown = [_Shown.of(sample, chosen, _beside(sample, chosen, look, height)) for sample in samples]
     doubts = [doubt for sample in samples for doubt in sample.doubts()]
     return _composed(shown, _input_panel(first, look, height), look, doubts)
 
