@@ -241,7 +241,7 @@ def _check_size(image: Image.Image, limit: Limit, held: int) -> None:
         max_pixels = limit.pixels if not is_jpeg else MAX_DECODED / (held + limit.pixel / 64)
         raise InputError(
             f"it has {image.width} × {image.height} pixels.",
-            supported=f"up to {max_pixels / 1e6:.0f} million of {image.format}",
+            supported=f"up to {int(max_pixels / 1e6)} million of {image.format}",
             hint="Scale it down.",
         )
     if scale > 1:
