@@ -117,7 +117,8 @@ class Progress:
         self.total, self.done, self._before = total, done, done
         self._in_place = sys.stderr.isatty()
         self._start = time.monotonic()
-        self._last = self._start if not self._in_place else float("-inf")
+        # The last report: on a terminal the first comes at once, elsewhere after ten seconds.
+        self._last = float("-inf") if self._in_place else self._start
         self._bar = self._tqdm() if self._in_place else None
 
     def advance(self, count: int = 1) -> None:
@@ -207,14 +208,15 @@ def counting(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], Non
     arguments
         As for `advancing`.
     """
+    begun, progress = False, None
     with ExitStack() as stack:
-        bars: list[Progress | None] = []
 
         def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(advancing(arguments, total, done)))
-            elif bars[0] is not None:
-                bars[0].advance(done - bars[0].done)
+            nonlocal begun, progress
+            if not begun:
+                begun, progress = True, stack.enter_context(advancing(arguments, total, done))
+            elif progress is not None:
+                progress.advance(done - progress.done)
 
         yield show
 

@@ -71,8 +71,9 @@ def unprepared(x: NDArray[np.float32], preprocess: Preprocess) -> tuple[str, ...
     ends = np.array([[0.0], [255.0]]) * preprocess.scale - np.array(preprocess.mean)
     ends = ends / np.array(preprocess.std)
     low, high = float(ends.min()), float(ends.max())
-    are_shares = 0 < most <= 1 and (high > _TENS or (low <= -1 and least < most and x[0].min() >= 0))
-    if least < 0 or not (most > high + (high - low) or are_shares):
+    like_bytes = most > high + (high - low)
+    may_be_from_0_to_1 = high > _TENS or (low <= -1 and least < most and x[0].min() >= 0)
+    if least < 0 or not (like_bytes or (0 < most <= 1 and may_be_from_0_to_1)):
         return ()
     return (
         f"The samples came as an array that holds numbers from {x.min():.3g} to {x.max():.3g}; those of "

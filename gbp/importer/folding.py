@@ -109,6 +109,26 @@ def evaluate(
         raise UnsupportedError(
             "its inputs are all constant, and gbp does not fold this op.", node=label(node), op=node.op_type
         )
+    _refuse_strange(node, values)
+    if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
+        raise _refused(node, f"input {inputs[0]!r} holds no number.")
+    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
+        return {node.output[0]: value}
+    if node.op_type == "Reshape" and opset < 5:
+        return {node.output[0]: _reshaped(node, values[node.input[0]])}
+    try:
+        cost = folds(Constants(node, [values[name] for name in inputs], opset))
+    except Exception:  # onnx's shape inference raises errors of its own
+        raise _refused(node, "its constant inputs do not fit the op.") from None
+    budget.steps -= cost.steps
+    _refuse_costly(node, cost, budget)
+    results = _computed(node, values, opset)
+    budget.folded -= sum(array.nbytes for array in results.values())
+    return results
+
+
+def _refuse_strange(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a node that holds, reads or makes what no layer of a CNN computes with."""
     if _makes_text(node) or any(not _is_number(value) for value in values.values()):
         raise UnsupportedError(
             "it computes with text or with exotic numbers.",
@@ -120,34 +140,25 @@ def evaluate(
         raise UnsupportedError(
             "it holds a sparse tensor.", node=label(node), op=node.op_type, supported="dense tensors"
         )
-    if fact(node.op_type).averages and inputs and not values[inputs[0]].size:  # NumPy would warn
-        raise _refused(node, f"input {inputs[0]!r} holds no number.")
-    if node.op_type == "Constant" and (value := _value_of(node)) is not None:
-        return {node.output[0]: value}
-    if node.op_type == "Reshape" and opset < 5:
-        return {node.output[0]: _reshaped(node, values[node.input[0]])}
-    try:
-        size, steps, width = folds(Constants(node, [values[name] for name in inputs], opset))
-    except Exception:  # onnx's shape inference raises errors of its own
-        raise _refused(node, "its constant inputs do not fit the op.") from None
-    budget.steps -= steps
-    if not width * size <= budget.folded:
+
+
+def _refuse_costly(node: onnx.NodeProto, cost: Cost, budget: Budget) -> None:
+    """Refuse a node that costs more than is left; its steps are taken off already.  NaN is too much."""
+    if not cost.width * cost.elements <= budget.folded:
         raise UnsupportedError(
-            f"its constant result could have {size:.3g} elements.",
+            f"its constant result could have {cost.elements:.3g} elements.",
             node=label(node),
             op=node.op_type,
             supported=f"constants of {readable_bytes(max(0, budget.folded))} in all",
         )
     if not budget.steps >= 0:
         raise UnsupportedError(
-            f"to compute its constant result could take {steps:.3g} steps, or with other nodes' too many.",
+            f"to compute its constant result could take {cost.steps:.3g} steps, or with other nodes' too "
+            "many.",
             node=label(node),
             op=node.op_type,
             supported="constants that are computed in a few billion steps in all",
         )
-    results = _computed(node, values, opset)
-    budget.folded -= sum(array.nbytes for array in results.values())
-    return results
 
 
 def _makes_text(node: onnx.NodeProto) -> bool:
@@ -192,7 +203,9 @@ def _computed(
     """The outputs by name.  Raises ModelError where they cannot be computed, or are no numbers."""
     try:
         own = dated.computed(node, values, opset)
-        results = [own] if own is not None else _by_reference(*dated.modern(node, values, opset), opset)
+        results = [own]
+        if own is None:
+            results = _by_reference(*dated.modern(node, values, opset), opset)
     except GbpError:
         raise
     except Exception as error:  # the reference implementation raises whatever NumPy does

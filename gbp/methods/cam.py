@@ -9,6 +9,7 @@ Guided Grad-CAM   m · (the map of guided backpropagation)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -59,21 +60,7 @@ def grad_cam(
         make the scores, as of a detector or a segmenter.
     """
     tensor = layer_named(explainer, images, layer, target)
-
-    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _enlarged_cam(run, questions, tensor), {}
-
-    found = explained(
-        explainer,
-        images,
-        target,
-        "vanilla",
-        "grad-cam",
-        compute,
-        _kept(tensor),
-        looks_at_image=True,
-        to_input=False,
-    )
+    found = _explained(explainer, images, target, "vanilla", "grad-cam", _enlarged_cam, tensor)
     return _with_layer(found, tensor)
 
 
@@ -99,20 +86,10 @@ def layer_grad_cam(
     """
     tensor = layer_named(explainer, images, layer, target)
 
-    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        return _cam(run, questions, tensor)[:, :, None], {}
+    def with_a_channel(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
+        return _cam(run, questions, tensor)[:, :, None]
 
-    found = explained(
-        explainer,
-        images,
-        target,
-        "vanilla",
-        "layer-grad-cam",
-        compute,
-        _kept(tensor),
-        looks_at_image=True,
-        to_input=False,
-    )
+    found = _explained(explainer, images, target, "vanilla", "layer-grad-cam", with_a_channel, tensor)
     layout = of_layer(replace(tensor, channels=0))
     return _with_layer(replace(found, layout=layout, channels="RGB"), tensor)
 
@@ -138,14 +115,38 @@ def guided_grad_cam(
     """
     tensor = layer_named(explainer, images, layer, target)
 
-    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        cam = _enlarged_cam(run, questions, tensor)
-        return cam * questions.gradient(run, "guided"), {}
+    def times_guided(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:
+        return _enlarged_cam(run, questions, tensor) * questions.gradient(run, "guided")
 
-    found = explained(
-        explainer, images, target, "guided", "guided-grad-cam", compute, _kept(tensor), looks_at_image=True
+    found = _explained(
+        explainer, images, target, "guided", "guided-grad-cam", times_guided, tensor, to_input=True
     )
     return _with_layer(found, tensor)
+
+
+def _explained(
+    explainer: Explainer,
+    images: Images,
+    target: Question,
+    rule: str,
+    method: str,
+    maps: Callable[[Run, Questions, Tensor], NDArray[np.float32]],
+    tensor: Tensor,
+    *,
+    to_input: bool = False,
+) -> Attribution:
+    """Run images, with what `maps` makes of a run, its questions and the planes of a tensor.
+
+    Backward passes end at the tensor, or `to_input`.
+    """
+
+    def compute(run: Run, questions: Questions) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        return maps(run, questions, tensor), {}
+
+    kept = _kept(tensor)
+    return explained(
+        explainer, images, target, rule, method, compute, kept, looks_at_image=True, to_input=to_input
+    )
 
 
 def _cam(run: Run, questions: Questions, tensor: Tensor) -> NDArray[np.float32]:

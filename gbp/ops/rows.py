@@ -105,45 +105,47 @@ class RowsStep(OnParts):
         return view(mask, len(mask) * self.count, *plane, mask.shape[-1])
 
     def forward(self, x: tuple[Floats, ...], r: Floats, y: Floats, clip: Clipped, context: Context) -> None:
-        own = replace(
+        of_rows = replace(
             context,
             mask=self._mask(context.mask, y),
             switches=self._rows(context.switches),
             parts=context.parts * self.count,
         )
-        self.step.forward(tuple(map(self._rows, x)), self._rows(r), self._rows(y), clip, own)
+        self.step.forward(tuple(map(self._rows, x)), self._rows(r), self._rows(y), clip, of_rows)
 
     def vjp(self, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        kept = [a for a in (*context.x, context.y, context.switches, *(g.mask for g in gx)) if a.size]
-        if all(len(a) == len(gy) for a in kept):
+        saved = [a for a in (*context.x, context.y, context.switches, *(g.mask for g in gx)) if a.size]
+        if all(len(a) == len(gy) for a in saved):
             self._vjp(slice(None), slice(None), gy, gx, context)
             return
-        # One gradient at a time: gy has rows for each target and the context for each sample, so they do not
-        # match.
-        targets = len(gy) // len(kept[0])
-        for m in range(len(gy)):
-            self._vjp(slice(m, m + 1), slice(m // targets, m // targets + 1), gy, gx, context)
+        # The step takes N·m as its batch, where row n of gy no longer finds its sample: K targets of sample 0
+        # come before sample 1, and each has m rows.  So one gradient at a time.
+        targets = len(gy) // len(saved[0])
+        for n in range(len(gy)):
+            self._vjp(slice(n, n + 1), slice(n // targets, n // targets + 1), gy, gx, context)
 
-    def _vjp(self, m: slice, n: slice, gy: Floats, gx: tuple[GradientSlot, ...], context: Context) -> None:
-        """The vjp for gradients `m`, which belong to samples `n`."""
+    def _vjp(
+        self, which: slice, samples: slice, gy: Floats, gx: tuple[GradientSlot, ...], context: Context
+    ) -> None:
+        """The vjp of some of the gradients, which belong to these samples."""
 
-        def own(kept: NDArray[Any]) -> NDArray[Any]:
-            return self._rows(kept[n]) if kept.size else kept
+        def rows_of(saved: NDArray[Any]) -> NDArray[Any]:
+            return self._rows(saved[samples]) if saved.size else saved
 
-        parts = tuple(
+        slots = tuple(
             GradientSlot(
-                self._rows(g.array[m]),
+                self._rows(g.array[which]),
                 g.accumulate,
-                self._mask(g.mask[n], g.array) if g.mask.size else g.mask,
+                self._mask(g.mask[samples], g.array) if g.mask.size else g.mask,
                 g.gate,
             )
             for g in gx
         )
-        mine = replace(
+        of_rows = replace(
             context,
-            switches=own(context.switches),
-            x=tuple(map(own, context.x)),
-            y=own(context.y),
+            switches=rows_of(context.switches),
+            x=tuple(map(rows_of, context.x)),
+            y=rows_of(context.y),
             parts=context.parts * self.count,
         )
-        self.step.vjp(self._rows(gy[m]), parts, mine)
+        self.step.vjp(self._rows(gy[which]), slots, of_rows)
