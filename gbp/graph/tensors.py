@@ -24,7 +24,7 @@ class Tensor:
     node
         The name of the node that makes it.
     op
-        The op of that node, as the file has it.
+        The op of that node, as the file has it; of a node that stands for several ops, the last of these.
     shape
         The shape of one sample, without the batch, in the file's order of axes.
     channels

@@ -78,13 +78,18 @@ def one_row(c: NDArray[Any]) -> NDArray[Any]:
     return c[:1] if c.ndim and len(c) > 1 and (c == c[:1]).all() else c
 
 
+def refuse_empty(node: Node, c: NDArray[Any]) -> None:
+    """Refuse a constant without numbers."""
+    if not c.size:
+        node.refuse(f"a constant of shape {list(c.shape)} holds no number.")
+
+
 def refuse_unless_it_joins(node: Node, c: NDArray[Any], shape: Shape) -> None:
     """Refuse a constant without numbers, or of more axes than x of this shape.
 
     The result would have these axes in front of the batch.
     """
-    if not c.size:
-        node.refuse(f"a constant of shape {list(c.shape)} holds no number.")
+    refuse_empty(node, c)
     if c.ndim > len(shape):
         node.refuse(
             f"a constant of shape {list(c.shape)} puts axes in front of the batch of x, whose shape is "

@@ -19,7 +19,7 @@ from ..kernels.broadcast import add_bwd, add_fwd, mul_bwd, mul_fwd
 from ..kernels.pointwise import pointwise_bwd, pointwise_fwd
 from ..kernels.products import products_bwd, products_fwd, products_sum_bwd
 from ..limits import ELEMENT, elements
-from .affine import at_rank, plus, times
+from .affine import at_rank, plus, refuse_empty, times
 from .facts import Fact
 from .folded import as_broadcast
 from .node import Node
@@ -103,8 +103,7 @@ def _constant(node: Node, index: int, rank: int) -> NDArray[Any]:
         c = node.constant_integers(index).astype(np.float32)
     else:
         c = node.constant(index, infinite=node.op in _OF_INFINITY)
-    if not c.size:
-        node.refuse(f"a constant of shape {list(c.shape)} holds no number.")
+    refuse_empty(node, c)
     if node.opset >= 7:
         return c
     node.ignore("broadcast")
