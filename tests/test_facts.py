@@ -24,7 +24,7 @@ OTHER = {
     ("outputs.py", ("Softmax", "Sigmoid")),
     ("hints.py", ("Identity", "Cast", "Transpose", "Dropout")),
     ("hints.py", ("Sub", "Div", "Mul", "BatchNormalization")),
-    ("settle.py", ("Reshape",)),
+    ("batch_axis.py", ("Reshape",)),
     (
         "refusals.py",
         (

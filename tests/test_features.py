@@ -24,8 +24,8 @@ from gbp.features import project, scan
 from gbp.features.features import features
 from gbp.features.field import field_of
 from gbp.features.strongest import Strongest
+from gbp.importer.batch_axis import settled
 from gbp.importer.load import open_model
-from gbp.importer.settle import settled
 
 MODELS = Path(__file__).parent.parent / "models"
 DEMO = MODELS / "demo.onnx"

@@ -24,7 +24,8 @@ from gbp.cli.main import main
 from gbp.kernels.checksum import BLOCK, LANES, checksum
 from gbp.kernels.codegen.cache import PART
 from gbp.kernels.codegen.lock import only_one
-from gbp.packed import content, entry, plans
+from gbp.packed import digest as digests
+from gbp.packed import entry, plans
 from gbp.plan.plan import Plan
 
 X = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
@@ -35,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where plans are kept in a test."""
     path = tmp_path / "cache" / "packed"
     monkeypatch.setattr(plans, "FOLDER", str(path))
-    monkeypatch.setattr(content, "_SETTLED", 0)  # files of a test are new
+    monkeypatch.setattr(digests, "_SETTLED", 0)  # files of a test are new
     return path
 
 
@@ -247,12 +248,12 @@ def test_a_digest_is_remembered_while_the_file_stays(
         hashed.append(1)
         return real(*given)
 
-    monkeypatch.setattr(content.hashlib, "file_digest", digest)
-    monkeypatch.setattr(content, "_SETTLED", 10**12)
+    monkeypatch.setattr(digests.hashlib, "file_digest", digest)
+    monkeypatch.setattr(digests, "_SETTLED", 10**12)
     for _ in range(2):
         Explainer(file)
     assert len(hashed) == 2
-    monkeypatch.setattr(content, "_SETTLED", 0)
+    monkeypatch.setattr(digests, "_SETTLED", 0)
     for _ in range(2):
         Explainer(file)
     assert len(hashed) == 3

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..rules import RULE_NAMES
-from .asking import add_questions, question_of, refuse_contradictions
 from .methods import add_methods, method_options, refuse_misplaced
 from .options import (
     add_drawing,
@@ -24,6 +23,7 @@ from .options import (
     print_paragraph,
 )
 from .progress import add_progress, compiling_shown, counting
+from .questions import add_questions, question_of, refuse_contradictions
 
 
 def add_command(commands: Any) -> None:

@@ -15,7 +15,7 @@ from ..errors import shown
 from ..pictures.percent import percent
 from ..result.titles import title_of
 from ..rules import RULE_NAMES
-from .asking import add_questions, is_several, question_of, refuse_contradictions
+from .actions import Each
 from .methods import Explaining, add_methods, cautions_of, made_by, refuse_misplaced, rules, rules_of
 from .options import (
     add_drawing,
@@ -30,7 +30,7 @@ from .options import (
     print_paragraph,
 )
 from .progress import add_progress, advancing, compiling_shown
-from .repeated import Each
+from .questions import add_questions, is_several, question_of, refuse_contradictions
 
 if TYPE_CHECKING:  # functions import it when they need it, so that `gbp --help` does not import Numba
     from .. import Sample

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import RULES
 from ..errors import counted
+from .actions import Each
 from .options import (
     add_explainer,
     add_model,
@@ -19,7 +20,6 @@ from .options import (
     print_line,
 )
 from .progress import add_progress, compiling_shown, counting, reporting
-from .repeated import Each
 
 
 def add_command(commands: Any) -> None:

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from .. import GbpError, __version__
 from ..errors import shown
 from . import batch, explain, features, help, init, inspect, report, sanity, serve, verify, warmup
+from .actions import Once
 from .options import IN_ASCII, in_options, refusal_of_choice
-from .repeated import Once
 
 
 def run() -> int:

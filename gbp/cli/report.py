@@ -10,6 +10,7 @@ from typing import Any
 from .. import InputError
 from ..errors import counted, readable_bytes, shown
 from ..methods import METHODS
+from .actions import Each
 from .explain import new_folder
 from .methods import rules
 from .options import (
@@ -22,7 +23,6 @@ from .options import (
     print_line,
 )
 from .progress import add_progress, advancing, compiling_shown
-from .repeated import Each
 
 
 def add_command(commands: Any) -> None:

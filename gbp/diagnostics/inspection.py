@@ -12,10 +12,10 @@ from .. import Model, UnsupportedError
 from ..graph.graph import Graph
 from ..graph.op import check_algorithm
 from ..graph.shapes import Shape
+from ..importer.batch_axis import settled
 from ..importer.functions import inlined
 from ..importer.proto import check_tensors, read
 from ..importer.refusals import advice, unsupported_nodes
-from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source, locate
 from ..limits import computing
 from ..plan.plan import Plan

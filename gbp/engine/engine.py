@@ -17,11 +17,11 @@ from ..arguments import at_least_one
 from ..errors import InputError, ModelError, calling
 from ..graph.shapes import Shape
 from ..graph.tensors import Tensor
+from ..importer.batch_axis import settled
 from ..importer.hints import suggestion
 from ..importer.load import open_model
 from ..importer.proto import Model
 from ..importer.reader import Reader
-from ..importer.settle import settled
 from ..importer.subgraph import Choice, Source
 from ..importer.weights import Weights
 from ..inputs import Batch, Images, Inputs, together

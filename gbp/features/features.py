@@ -31,8 +31,8 @@ from ..errors import counted
 from ..files import is_address
 from ..graph.graph import Graph
 from ..graph.tensors import find
+from ..importer.batch_axis import settled
 from ..importer.load import open_model
-from ..importer.settle import settled
 from ..importer.subgraph import Choice
 from ..pictures.files import check_writable, save_picture
 from ..pictures.paths import find_images

@@ -20,7 +20,7 @@ from ..kernels.codegen.amx import is_usable
 from ..kernels.codegen.cache import CACHE_DIRECTORY, PART, ROOT, log, make_folder, refused
 from ..kernels.codegen.lock import only_one
 from . import entry
-from .content import Opened, digest_of_file
+from .digest import Opened, digest_of_file
 
 T = TypeVar("T")
 
