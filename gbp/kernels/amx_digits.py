@@ -267,6 +267,22 @@ _TWO: bool = True
 _work: Any = None
 
 
+@inlined
+def _add_fourth_products(a: int, b: int, s: Sum, w: int) -> None:
+    """Add the products of a chunk and tap to the fourth level, whose halves are tiles 0 and 1, or 2 and 3."""
+    amx_load(6, w + TILE_BYTES, ROW_BYTES)
+    amx_load(7, w + 2 * TILE_BYTES, ROW_BYTES)
+    amx_load(4, a + s.part, s.pixel)
+    amx_load(5, a + 2 * s.part, s.pixel)
+    amx_multiply_signed(0, 4, 7)
+    amx_multiply_signed(1, 5, 6)
+    if _TWO:
+        amx_load(4, b + s.part, s.pixel)
+        amx_load(5, b + 2 * s.part, s.pixel)
+        amx_multiply_signed(2, 4, 7)
+        amx_multiply_signed(3, 5, 6)
+
+
 @device_function
 def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
     """The fourth level, in two halves, because a sum waits for the one before."""
@@ -278,17 +294,7 @@ def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
         for i in range(s.taps_h):
             to = c * s.chunk + i * s.step_h
             for _ in range(s.taps_w):
-                amx_load(6, w + TILE_BYTES, ROW_BYTES)
-                amx_load(7, w + 2 * TILE_BYTES, ROW_BYTES)
-                amx_load(4, a + to + s.part, s.pixel)
-                amx_load(5, a + to + 2 * s.part, s.pixel)
-                amx_multiply_signed(0, 4, 7)
-                amx_multiply_signed(1, 5, 6)
-                if _TWO:
-                    amx_load(4, b + to + s.part, s.pixel)
-                    amx_load(5, b + to + 2 * s.part, s.pixel)
-                    amx_multiply_signed(2, 4, 7)
-                    amx_multiply_signed(3, 5, 6)
+                _add_fourth_products(a + to, b + to, s, w)
                 w, to = w + DIGITS_STEP, to + s.step_w
     amx_store(0, out + 3 * LEVEL, ROW_BYTES)
     amx_store(1, out + 4 * LEVEL, ROW_BYTES)

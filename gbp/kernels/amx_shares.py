@@ -256,15 +256,13 @@ def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot:
     scales = Scales(job.weight_scales, float32(2.0**16) / float32(abs(split.scale)), split.scale)
     # There is room for two pairs: the sums of one are finished while those of the next are written.
     sums = job.scratch + slot * 2 * FORM.sums
-    own, none, simple = sums, Run(sums, 0, 1, 1, 0, 0, Place(0, 0, 0)), rows_join(end)
-    run = none
+    own, run, joined = sums, _nothing(sums), rows_join(end)
     line = job.taps.stride_h * job.frame.columns * ROW_BYTES
     weights = terms.chunks * terms.taps_h * terms.taps_w * FORM.step
     for group in range(blocks.first, blocks.stop, blocks.width):
         last = min(blocks.stop, group + blocks.width)
         for k in range(0, tiles.lines * tiles.across, 2):
             two = 1 if k + 1 < tiles.lines * tiles.across else 0
-            one_line = not two or k % tiles.across + 1 < tiles.across
             a, b = _tile_at(k, tiles, split, terms, line), _tile_at(k + 1, tiles, split, terms, line)
             for block in range(group, last):
                 c0, w = block * FORM.block, job.w + block * weights
@@ -275,13 +273,7 @@ def _compute(job: Job, end: Any, split: Split, band: Band, blocks: Blocks, slot:
                     beside = Beside(end, scales, 2 * ROWS, (group + 1 - last) * 4 * FORM.block)
                 run = _multiply(two, job.C - c0, a, b, terms, w, own, run, beside)
                 _finish_run(run, beside)
-                # The epilogue of these pixels is done beside the next multiplications, if it is simple.
-                if simple and c0 + FORM.block <= job.C and one_line:
-                    run = _run_from(own, k, 1 + two, c0, tiles, end)
-                else:
-                    run = none
-                    for tile in range(k, k + 1 + two):
-                        _finish_tile(own + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, scales)
+                run = _finish_or_leave(own, k, 1 + two, c0, tiles, end, scales, joined)
                 own = sums if own != sums else sums + FORM.sums
     _finish_run(run, Beside(end, scales, 0, 0))
 
@@ -319,6 +311,29 @@ def _pixels_of(k: int, count: int, tiles: Tiles) -> tuple[int, int, int, int]:
     start = k % tiles.across * ROWS
     stop = min(tiles.length, start + count * ROWS)
     return start, stop, tiles.h + k // tiles.across + start // tiles.columns, start % tiles.columns
+
+
+@device_function
+def _nothing(s: int) -> Run:
+    """A run of no pixels."""
+    return Run(s, 0, 1, 1, 0, 0, Place(0, 0, 0))
+
+
+@device_function
+def _finish_or_leave(
+    s: int, k: int, count: int, c0: int, tiles: Tiles, end: Any, scales: Scales, joined: bool
+) -> Run:
+    """The run of `count` tiles from tile k on, to be finished beside the next multiplications.
+
+    A run is one line of a whole block, in arrays whose rows join (`joined`).  Other tiles are finished here,
+    and nothing is left.
+    """
+    is_one_line = k % tiles.across + count <= tiles.across
+    if is_one_line and c0 + FORM.block <= end.out.C and joined:
+        return _run_from(s, k, count, c0, tiles, end)
+    for tile in range(k, k + count):
+        _finish_tile(s + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, scales)
+    return _nothing(s)
 
 
 @device_function

@@ -17,7 +17,7 @@ from numba import types
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, Gate, write_gradient
-from .codegen.jit import INT, WEIGHTS, kernel
+from .codegen.jit import INT, WEIGHTS, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, zeros
 from .codegen.views import part_of, targets_of
@@ -29,6 +29,24 @@ STARTS = types.Array(types.int64, 1, "C")
 TAPS = types.Array(types.int32, 1, "C")
 
 _PART = 64
+
+
+@inlined
+def _sum(x: int, step: int, start: int, stop: int, taps: Any, weights: Any, base: Any, count: int) -> Any:
+    """The sum of entries [start, stop) of the table over x less `base`, for `count` channels.
+
+    Tap 0 is at x, and taps are `step` bytes apart.
+    """
+    v, lost = zeros(), zeros()
+    for part in range(start, stop, _PART):
+        s = zeros()
+        for k in range(part, min(part + _PART, stop)):
+            s = fma(broadcast(weights[k]), load_some(x + taps[k] * step, count) - base, s)
+        s = s - lost
+        total = v + s
+        lost = (total - v) - s
+        v = total
+    return v
 
 
 @kernel(AROUND, STARTS, TAPS, WEIGHTS, AROUND_MASK, GATE, AROUND, INT, INT, INT)
@@ -64,17 +82,8 @@ def resample(
             ma = address_of(mask) + n // targets * mask.strides[0] + p * mask.strides[1]
             ma += o * mask.strides[2] + m * mask.strides[3]
             for c in range(0, C, LANES):
-                v, lost, base = zeros(), zeros(), zeros()
+                base = zeros()
                 if anchored and start < stop:
                     base = load_some(xa + taps[start] * x.strides[2] + 4 * c, C - c)
-                for part in range(start, stop, _PART):
-                    s = zeros()
-                    for k in range(part, min(part + _PART, stop)):
-                        tap = load_some(xa + taps[k] * x.strides[2] + 4 * c, C - c)
-                        s = fma(broadcast(weights[k]), tap - base, s)
-                    s = s - lost
-                    total = v + s
-                    lost = (total - v) - s
-                    v = total
-                v = v + base
+                v = base + _sum(xa + 4 * c, x.strides[2], start, stop, taps, weights, base, C - c)
                 write_gradient(v, c, gate, accumulate, ya, ma, C - c)

@@ -67,14 +67,18 @@ def _folders(path: str, mounts: list[str], unified: bool) -> Iterator[PurePosixP
         if kind != ("cgroup2" if unified else "cgroup") or not (unified or "cpu" in options.split(",")):
             continue
         shown, at = (_unescaped(field) for field in fields.split(" ")[3:5])
-        # Inside a container, the container's own group is the root of the mount.
-        inside = PurePosixPath(path)
-        inside = inside.relative_to(shown) if inside.is_relative_to(shown) else PurePosixPath()
-        if ".." in inside.parts:
-            inside = PurePosixPath()
-        mount = PurePosixPath(at.lstrip("/"))
-        inside = PurePosixPath(str(inside).lstrip("/"))
-        yield from (mount / part for part in (inside, *inside.parents))
+        mount, below = PurePosixPath(at.lstrip("/")), _below(PurePosixPath(path), shown)
+        yield from (mount / part for part in (below, *below.parents))
+
+
+def _below(group: PurePosixPath, shown: str) -> PurePosixPath:
+    """The path of a group within a mount that shows the groups from `shown` on.
+
+    Inside a container, the container's own group is the root of the mount, whatever `group` is outside.
+    """
+    if group.is_relative_to(shown) and ".." not in group.relative_to(shown).parts:
+        return group.relative_to(shown)
+    return PurePosixPath()
 
 
 def _unescaped(field: str) -> str:
