@@ -323,13 +323,11 @@ def _nothing(s: int) -> Run:
 def _finish_or_leave(
     s: int, k: int, count: int, c0: int, tiles: Tiles, end: Any, scales: Scales, joined: bool
 ) -> Run:
-    """The run of `count` tiles from tile k on, to be finished beside the next multiplications.
+    """Finish `count` tiles from tile k on, or leave them as a run that is finished beside the next products.
 
-    A run is one line of a whole block, in arrays whose rows join (`joined`).  Other tiles are finished here,
-    and nothing is left.
+    A run is one line of a whole block, in arrays whose rows join (`joined`).
     """
-    is_one_line = k % tiles.across + count <= tiles.across
-    if is_one_line and c0 + FORM.block <= end.out.C and joined:
+    if joined and c0 + FORM.block <= end.out.C and k % tiles.across + count <= tiles.across:
         return _run_from(s, k, count, c0, tiles, end)
     for tile in range(k, k + count):
         _finish_tile(s + (tile - k) * ROWS * FORM.pixel, tile, c0, tiles, end, scales)

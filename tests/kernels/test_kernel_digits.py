@@ -12,7 +12,8 @@ from gbp.devices.base import LoweringTarget
 from gbp.devices.cpu import CPU
 from gbp.graph.geometry import Axis, Window
 from gbp.graph.shapes import innermost
-from gbp.kernels.amx_digits import MOST_TERMS, balance_of, pack_digits
+from gbp.kernels.amx_balance import balance_of
+from gbp.kernels.amx_digits import MOST_TERMS, pack_digits
 from gbp.kernels.codegen import amx, emit
 from gbp.kernels.codegen.memory import aligned
 from gbp.kernels.parallel.program import Program

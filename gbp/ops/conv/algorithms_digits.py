@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.geometry import Window
+from ...kernels.amx_balance import Balance, balance_of
 from ...kernels.amx_digits import (
     DIGITS_BLOCK,
     DIGITS_DEPTH,
     LEVELS,
     MOST_TERMS,
-    Balance,
-    balance_of,
     pack_digits,
 )
 from ...kernels.amx_facts import FACTS

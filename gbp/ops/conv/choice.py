@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...graph.geometry import Window
 from ...graph.op import Target
-from ...kernels.amx_digits import Balance, balance_of
+from ...kernels.amx_balance import Balance, balance_of
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.codegen.tile import TILE_CHANNELS
