@@ -60,6 +60,27 @@ class GeneratedSamples:
         self.write(slice(self.offset, self.offset + len(self)), to)
 
 
+@dataclass(frozen=True)
+class Blend:
+    """Writes `GeneratedSamples`, base + factor · term for each term; some devices have a kernel do that.
+
+    Parameters
+    ----------
+    base, terms
+        float32 (…) and (N, …).
+    factor
+        A number.
+    """
+
+    base: NDArray[np.float32]
+    terms: NDArray[np.float32]
+    factor: np.float32
+
+    def __call__(self, some: slice, to: NDArray[np.float32]) -> None:
+        np.multiply(self.terms[some], self.factor, out=to)
+        to += self.base
+
+
 #: Samples (N, …) in the model's own layout.
 Samples = NDArray[np.float32] | GeneratedSamples
 
@@ -78,6 +99,10 @@ class Entry:
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.x, self.axes = x, axes
         self._logical = x.transpose(*axes)
+
+    def finds(self, values: Samples) -> bool:
+        """Whether `write` only says where these samples are, and leaves x as it is until `settle`."""
+        return False
 
     def write(self, values: Samples) -> None:
         """Bring in samples (N, …) in the model's own layout.

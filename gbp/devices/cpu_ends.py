@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.ends import bring_in, take_out
+from ..kernels.conditions import only_where
+from ..kernels.ends import blend, bring_in, take_out
 from ..limits import is_finite
-from .base import Entry, Exit, GeneratedSamples, Samples
+from .base import Blend, Entry, Exit, GeneratedSamples, Samples
 
 
 class CpuEntry(Entry):
@@ -28,22 +29,46 @@ class CpuEntry(Entry):
     ) -> None:
         super().__init__(x, axes)
         self._marks, self._threads, self._address = marks, threads, np.zeros(1, np.int64)
+        #: Whether a run blends samples, the addresses of the first term and of the base, and the factor.
+        self._blends, self._sources = np.zeros(1, np.int64), np.zeros(2, np.int64)
+        self._factor = np.zeros(1, np.float32)
+
+    def finds(self, values: Samples) -> bool:
+        if not isinstance(values, GeneratedSamples):
+            return values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous
+        found, x = values.write, self._logical
+        return (
+            isinstance(found, Blend)
+            and x.ndim == 4
+            and self.x.flags.c_contiguous
+            and found.terms.strides == x.strides
+            and found.base.strides == x.strides[1:]
+        )
 
     def write(self, values: Samples) -> None:
         self._marks.fill(0)
+        self._address[0] = self._blends[0] = 0
         if isinstance(values, GeneratedSamples):  # of a sample that was searched for NaN
-            self._address[0] = 0
-            values.write_to(self._logical)
-        elif values.ndim == 4 and values.dtype == np.float32 and values.flags.c_contiguous:
+            found = values.write
+            if isinstance(found, Blend) and self.finds(values):
+                self._sources[:] = address_of(found.terms[values.offset :]), address_of(found.base)
+                self._blends[0], self._factor[0] = 1, found.factor
+            else:
+                values.write_to(self._logical)
+        elif self.finds(values):
             self._address[0] = address_of(values)
         else:
-            self._address[0] = 0
             super().write(values)
             self._marks[...] = [not is_finite(sample) for sample in values]
 
     def settle(self) -> None:
-        if self.x.ndim == 4:
-            bring_in(self._address, self._logical, self._marks, self._threads)
+        if self.x.ndim != 4:
+            return
+        bring_in(self._address, self._logical, self._marks, self._threads)
+        if self.x.flags.c_contiguous:
+            with only_where(self._blends, 1):
+                rows = self.x.reshape(*self.x.shape[:2], -1)
+                blend(self._sources, self._factor, rows, self._threads)
 
 
 class CpuExit(Exit):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices.base import GeneratedSamples
+from ..devices.base import Blend, GeneratedSamples
 from ..errors import OutOfMemoryError
 from ..graph.shapes import Shape
 from ..limits import computing
@@ -17,6 +17,8 @@ from ..runtime.total import Total, TotalOfRuns
 from .gradient import Gradient
 from .network import Network
 from .notes import refuse_meaningless
+
+__all__ = ["Blend", "Repeated", "Take", "Write"]
 
 #: Writes these samples to an array.
 Write: TypeAlias = Callable[[slice, NDArray[np.float32]], None]

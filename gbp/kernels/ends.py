@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba import types
+
 from .codegen.emit import LANES
 from .codegen.jit import DENSE, INT, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import (
     address_of,
     at,
+    broadcast,
     fma,
     interleave_three,
     load,
     load_scalar,
     load_some,
+    prefetch_read,
     store_each,
     store_scalar,
     store_some,
@@ -28,6 +32,11 @@ from .codegen.simd import (
 from .codegen.views import part_of
 from .conditions import WORDS
 from .moves import STRIDED
+
+#: Rows of samples (N, H, floats), the floats side by side.
+ROWS = types.Array(types.float32, 3, "A")
+#: How many bytes of the terms of a blend are fetched ahead.
+_AHEAD = 2**11
 
 
 @device_function
@@ -80,6 +89,25 @@ def bring_in(source: Any, x: Any, marks: Any, threads: int, share: Share) -> Non
                 seen = seen + _copy_row(given + c * plane, at(x, n, c, h), step, W)
         if sum_lanes(seen) != 0:
             marks[n] = 1
+
+
+@kernel(WORDS, DENSE, ROWS, INT)
+def blend(sources: Any, factor: Any, x: Any, threads: int, share: Share) -> None:
+    """Write base + factor · term to x, one term for each sample.
+
+    sources: the addresses of the first term and of the base, which have the order of a sample of x.  factor:
+    (1,).
+    """
+    N, H, size = x.shape
+    times = broadcast(factor[0])
+    for row in range(*part_of(N * H, share, threads)):
+        n, h = row // H, row % H
+        to = address_of(x) + n * x.strides[0] + h * x.strides[1]
+        term, base = sources[0] + 4 * size * row, sources[1] + 4 * size * h
+        for i in range(0, size, LANES):
+            prefetch_read(term + 4 * i + _AHEAD)
+            v = load_some(term + 4 * i, size - i) * times + load_some(base + 4 * i, size - i)
+            store_some(to + 4 * i, v, size - i)
 
 
 @kernel(DENSE, WORDS, WORDS, INT)

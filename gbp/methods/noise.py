@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import array_of, whole_number
-from ..engine.repeated import Write
+from ..engine.repeated import Blend, Write
 from ..engine.run import Run
 from ..errors import InputError, counted
 from ..explainer import Explainer
@@ -322,12 +322,7 @@ def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> 
             drawn = generator.standard_normal((part.stop - part.start, *x.shape), np.float32)
         else:
             drawn = kept[part]
-
-        def write(some: slice, to: NDArray[np.float32]) -> None:
-            np.multiply(drawn[some], deviation, out=to)
-            to += base
-
-        return write
+        return Blend(base, drawn, deviation)
 
     return copies
 

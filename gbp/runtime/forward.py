@@ -68,7 +68,7 @@ class Forward:
     together: int
 
     def __post_init__(self) -> None:
-        self._again_rest = self.device.repeater()
+        self._again, self._again_rest = self.device.repeater(), self.device.repeater()
         #: Repeaters of the backward pass, by memory, gate and whether maps are added up, for as long as the
         #: pool keeps the memory.
         self._again_backward: WeakKeyDictionary[Buffers, dict[tuple[Gate, bool], Repeater]] = (
@@ -145,11 +145,27 @@ class Forward:
 
     def feed(self, x: Samples) -> None:
         """Run on samples x (N, …) in the model's own layout."""
-        for piece in self.pieces:
-            piece.entry.write(x[piece.samples])
+        if len(self.pieces) == 1:
+            self.pieces[0].entry.write(x)
+            self._again(self._run)
+            return
+        parts = [(piece, x[piece.samples]) for piece in self.pieces]
+        if all(piece.entry.finds(part) for piece, part in parts):
+            for piece, part in parts:
+                piece.entry.write(part)
+            self._again(self._run)
+            return
+        for piece, part in parts:
+            piece.entry.write(part)
             piece.run()
         if self.rest:
             self._again_rest(self._run_rest)
+
+    @collected_later()
+    def _run(self) -> None:
+        for piece in self.pieces:
+            piece.perform()
+        self._run_rest()
 
     @collected_later()
     def _run_rest(self) -> None:

@@ -134,10 +134,11 @@ class Piece:
 
     def run(self) -> None:
         """Run the instructions on the samples that were written to the entry."""
-        self._again(self._run)
+        self._again(self.perform)
 
     @collected_later()
-    def _run(self) -> None:
+    def perform(self) -> None:
+        """The same, as a part of a larger work or not."""
         self.entry.settle()
         for run in self.bound:
             perform(run.forward, run.instruction.step.repeats)

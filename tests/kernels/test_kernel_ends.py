@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from harness import ON_CARD, Array, Guarded, noise
 
+from gbp.devices.base import Blend, GeneratedSamples
 from gbp.devices.cpu_ends import CpuEntry, address_of
-from gbp.kernels.ends import bring_in, take_out
+from gbp.kernels.ends import blend, bring_in, take_out
 
 pytestmark = pytest.mark.skipif(ON_CARD, reason="a card has other ends")
 
@@ -72,6 +73,35 @@ def test_an_entry_marks_samples_of_any_shape(shape: tuple[int, ...], dense: bool
     entry.write(values)
     entry.settle()
     assert marks.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 37])
+def test_samples_are_blended_with_the_bits_of_a_product_and_a_sum(size: int) -> None:
+    base, terms, factor = noise(3, size), noise(2, 3, size), np.float32([0.3])
+    for threads in (1, 2):
+        to = Guarded((2, 3, size))
+        blend(np.array([address_of(terms), address_of(base)]), factor, to.view, threads)
+        np.testing.assert_array_equal(to.result(), terms * factor + base)
+
+
+@pytest.mark.parametrize("stored", [(0, 2, 3, 1), (0, 1, 2, 3)])
+def test_an_entry_blends_samples_of_its_order_when_it_settles_and_writes_others(
+    stored: tuple[int, ...],
+) -> None:
+    terms, base = noise(5, 3, 4, 7), noise(1, 3, 4, 7)
+    terms, base = (x.transpose(stored).copy().transpose(np.argsort(stored)) for x in (terms, base))
+    x, marks = np.zeros((2, 4, 7, 3), np.float32), np.ones(2, np.float32)
+    entry = CpuEntry(x, (0, 3, 1, 2), marks, 1)
+    values = GeneratedSamples(terms.shape, Blend(base[0], terms, np.float32(0.3)))[2:4]
+    assert entry.finds(values) == (stored != (0, 1, 2, 3))
+    entry.write(values)
+    assert x.any() != entry.finds(values)
+    entry.settle()
+    np.testing.assert_array_equal(x.transpose(0, 3, 1, 2), np.asarray(values))
+    assert not marks.any()
+    entry.write(np.ascontiguousarray(terms[:2]))
+    entry.settle()
+    np.testing.assert_array_equal(x.transpose(0, 3, 1, 2), terms[:2])
 
 
 def test_a_map_is_copied_and_looked_at() -> None:
