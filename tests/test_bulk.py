@@ -576,7 +576,7 @@ def test_the_command(
     ]
     assert cli.main(["batch", str(MODEL), "-", "-o", str(out), *options]) == 1
     printed = capsys.readouterr().out
-    assert "explained 1; 1 failed, see their rows" in printed
+    assert "explained 1; 1 failed: column error of the index says why" in printed
     assert f"wrote {out / 'index-1-of-1.parquet'}" in printed
     assert cli.main(["batch", str(MODEL), str(photos / "1.png"), "-o", str(out), "--json", *options]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -134,7 +134,7 @@ def batch(arguments: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(summary) | {"index": str(summary.index)})
     elif not arguments.quiet:
         before = f", {summary.before} before" if summary.before else ""
-        failed = f"; {summary.failed} failed, see their rows" if summary.failed else ""
+        failed = f"; {summary.failed} failed: column error of the index says why" if summary.failed else ""
         print_line(f"explained {summary.explained}{before}{failed}")
         print_line(f"wrote {summary.index}")
         for note in summary.notes:
