@@ -222,6 +222,13 @@ APART: dict[str, Nodes] = {
         N("Resize", ["d", "", "", "to"], ["e"], mode="linear"),
         N("Reshape", ["e", "per sample"], ["y"]),
     ],
+    "eight axes": [
+        *MOVED,
+        N("Reshape", ["s", "eight"], ["v"]),
+        N("Sin", ["v"], ["w"]),
+        N("Reshape", ["w", "stack"], ["r"]),
+        to_front(1, 0, 2, 3),
+    ],
     "quantized": [
         *MOVED,
         N("QuantizeLinear", ["s", "scale", "offset"], ["q"]),
@@ -245,7 +252,8 @@ STORED |= {
     "five": np.array([5]),
     "all": np.array(180), "many2": np.array([[2, 0], [4, 4]]), "halves": np.array([1, 1]),
     "two zeros": np.array([1, 0]), "ends": np.array([3, 2**63 - 1]), "two axes": np.array([0, 1]),
-    "per sample": np.array([-1, 24]),
+    "per sample": np.array([-1, 24]), "eight": np.array([2, 2, -1, 1, 2, 3, 1, 5]),
+    "sevens": np.array([4, -1, 7, 5]),
 }  # fmt: skip
 
 
@@ -275,6 +283,13 @@ def test_attention_of_newer_opsets() -> None:
     m = model([*MOVED, front, N("Attention", ["q", "q", "q"], ["y"])], opset=23)
     expected = ReferenceEvaluator(m).run(None, {"x": X})[0].reshape(len(X), -1)
     np.testing.assert_allclose(Explainer(m).predict(X).reshape(len(X), -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_that_do_not_fit_one_sample_either() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"Nor with a batch of one: Reshape 'r': \[4, 1, 6, 5\] cannot become"
+    ):
+        Explainer(model([*MOVED, N("Reshape", ["s", "sevens"], ["r"]), to_front(1, 0, 2, 3)]))
 
 
 #: What mixes samples, or may: nodes from s to r or y, and what is said.

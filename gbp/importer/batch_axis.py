@@ -66,6 +66,8 @@ def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
                 if isinstance(apart, UnsupportedError) and repr(apart.node) not in str(error):
                     error = apart  # The batch was followed further than to where `error` was raised.
                 raise with_hint(error, advice) from None
+            if not isinstance(alone, UnsupportedError):
+                raise with_hint(error, f"Nor with a batch of one: {alone}") from None
         if batch != 1 and input_shape == source.input_shape:
             without = source.without_batch()
             whole = _built(without, (1, *input_shape))

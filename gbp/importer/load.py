@@ -363,7 +363,7 @@ class Builder:
             shape = op.shape(*given)
             if any(n < 1 for n in shape):
                 node.invalid(f"the output would have shape {list(shape)}.")
-            if elements(shape[1:]) > MAX_ELEMENTS or len(shape) > MAX_AXES:
+            if elements(shape[1:]) > MAX_ELEMENTS or len(shape) > 1 + MAX_AXES:  # 1 for samples in front
                 node.refuse(
                     f"the output would have shape {list(shape)}.",
                     supported=f"up to {MAX_AXES} axes and {MAX_ELEMENTS} numbers a sample",
