@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import naive
 import numpy as np
 import pytest
 import relevance_networks as networks
@@ -151,6 +152,10 @@ def test_every_rule_names_its_source_and_caution() -> None:
         assert rule.name == name
         assert rule.source
         assert rule.caution
+
+
+def test_every_gate_is_compared_with_plain_code() -> None:
+    assert {name: (rule.forward_gate, rule.gradient_gate) for name, rule in RULES.items()} == naive.RULES
 
 
 @pytest.mark.parametrize("target", [None, Unit("relu1")])
