@@ -488,6 +488,44 @@ def _col2im(draw: Draw) -> Drawn:
     return Drawn((draw(batches), draw(channels) * math.prod(kernel), windows), net, draw(since("Col2Im")))
 
 
+def _affine_grid(draw: Draw) -> Drawn:
+    spatial = draw(st.tuples(*[st.integers(2, 4)] * draw(st.integers(2, 3))))
+    rank, corners = len(spatial), draw(st.integers(0, 1))
+
+    def net(b: Builder, x: str) -> str:
+        theta = b.reshape(x, 1, rank, rank + 1)
+        return b.node("AffineGrid", theta, b.constant([1, 3, *spatial]), align_corners=corners)
+
+    def product(b: Builder, x: str) -> str:
+        lines = [(np.arange(n) * 2 + 1 - corners) / (n - corners) - 1 for n in spatial]
+        places = [*reversed(np.meshgrid(*lines, indexing="ij")), np.ones(spatial)]
+        by = b.constant(np.stack([place.reshape(-1) for place in places]))
+        made = b.node("MatMul", b.reshape(x, 1, rank, rank + 1), by)
+        return b.transpose(made, 0, 2, 1)
+
+    return Drawn((1, rank * (rank + 1)), net, draw(since("AffineGrid")), slope_of=product)
+
+
+def _deform_conv(draw: Draw) -> Drawn:
+    """Where nothing is moved it is a convolution; `test_written_out.py` moves it."""
+    group, parts = draw(st.sampled_from(((1, 1), (2, 1), (1, 2), (2, 2))))
+    kernel, strides, dilations = ([draw(st.integers(1, 2)) for _ in range(2)] for _ in range(3))
+    pads = [draw(st.integers(0, 1)) for _ in range(4)]
+    shape, window = (draw(batches), 4, 5, 4), {"strides": strides, "dilations": dilations, "pads": pads}
+
+    def conv(b: Builder, x: str) -> str:
+        return b.node("Conv", x, b.constant(b.noise(6, 4 // group, *kernel)), group=group, **window)
+
+    def net(b: Builder, x: str) -> str:
+        w = b.constant(b.noise(6, 4 // group, *kernel))
+        plane = b.shapes[b.node("Conv", x, w, group=group, **window)][2:]
+        still = b.mul(b.node("ReduceMean", x, b.constant([1, 2, 3])), b.constant(0.0))
+        moved = b.node("Expand", still, b.constant([1, 2 * parts * math.prod(kernel), *plane]))
+        return b.node("DeformConv", x, w, moved, group=group, offset_group=parts, **window)
+
+    return Drawn(shape, net, draw(since("DeformConv")), slope_of=conv)
+
+
 def _cast_like(draw: Draw) -> Drawn:
     def net(b: Builder, x: str) -> str:
         y = b.node("CastLike", x, b.constant(0.0, np.float64))
@@ -938,6 +976,11 @@ def _skip_norm(b: Builder, x: str) -> str:
     return b.node("LayerNormalization", b.add(x, skip), gamma, beta, axis=-1, epsilon=0.125)
 
 
+def _skip_rms(b: Builder, x: str) -> str:
+    skip, gamma, bias = (b.constant(b.noise(*s)) for s in (b.shapes[x][1:], *[b.shapes[x][-1:]] * 2))
+    return b.node("RMSNormalization", b.add(b.add(x, skip), bias), gamma, axis=-1, epsilon=0.125)
+
+
 def quantizes(op: str) -> st.SearchStrategy[Drawn]:
     """Before opset 21 ONNX has no 16 bits; within their range the gradient of both together is one."""
 
@@ -1072,6 +1115,17 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
         "com.microsoft.SkipLayerNormalization",
         foreign_with(lambda s: s[1:], _channels, _channels, epsilon=0.125),
         _skip_norm,
+    ),
+    "com.microsoft.SkipSimplifiedLayerNormalization": fused(
+        "com.microsoft.SkipSimplifiedLayerNormalization",
+        foreign_with(lambda s: s[1:], _channels, _channels, epsilon=0.125),
+        _skip_rms,
+    ),
+    "SimplifiedLayerNormalization": fused(
+        "SimplifiedLayerNormalization",
+        foreign_with(_channels, epsilon=0.125),
+        lambda b, x: b.node("RMSNormalization", x, b.constant(b.noise(b.shapes[x][-1])), epsilon=0.125),
+        domain="",
     ),
     **{
         f"com.microsoft.{op}": quantizes(f"com.microsoft.{op}")
@@ -1284,6 +1338,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "Cast": drawn(_cast),
     "CastLike": drawn(_cast_like),
     "Col2Im": drawn(_col2im),
+    "AffineGrid": drawn(_affine_grid),
+    "DeformConv": drawn(_deform_conv),
     "Trilu": drawn(_trilu),
     "Concat": drawn(_concat),
     "DepthToSpace": blocks("DepthToSpace"),

@@ -913,6 +913,8 @@ FUSED: dict[str, onnx.NodeProto] = {
 #: Those of three axes.
 FUSED_ROWS: dict[str, onnx.NodeProto] = {
     "norm of a sum": node("SkipLayerNormalization", ["x3", "x3", "h", "h"], ["r3"], epsilon=1e-3),
+    "root mean square": node("SimplifiedLayerNormalization", ["x3", "h"], ["r3"], epsilon=1e-3),
+    "root mean square of a sum": node("SkipSimplifiedLayerNormalization", ["x3", "x3", "h", "h"], ["r3"]),
     "attention": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=3),
     "attention of the past": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=6, unidirectional=1),
     "attention of sizes": node(
@@ -965,7 +967,7 @@ def test_fused_ops_are_those_of_onnxruntime(name: str) -> None:
     """Also by opset 12, though ONNX has LayerNormalization and Gelu later."""
     onnxruntime = pytest.importorskip("onnxruntime")
     fused = {**FUSED, **FUSED_ROWS}[name]
-    fused.domain = "com.microsoft"
+    fused.domain = "" if name == "root mean square" else "com.microsoft"
     nodes = [fused, MEAN]
     if name in FUSED_ROWS:
         to3, to4 = node("Reshape", ["x", "to3"], ["x3"]), node("Reshape", ["r3", "to4"], ["r"])
@@ -1090,6 +1092,62 @@ def test_fused_ops_are_refused_with_the_reason(fused: onnx.NodeProto, said: str)
     used = {each for one in nodes for each in one.input}
     with pytest.raises((ModelError, UnsupportedError), match=said):
         Explainer(model(nodes, {k: v for k, v in stored.items() if k in used})).predict(X)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"offset_group": 2, "strides": [2, 3], "pads": [1, 0, 0, 1]},
+        {"group": 2, "dilations": [2, 1], "kernel_shape": [2, 2], "strides": [3, 2]},
+    ],
+)
+def test_a_deformed_convolution(attributes: dict[str, Any]) -> None:
+    parts, (top, left, bottom, right) = attributes.get("offset_group", 1), attributes.get("pads", [0] * 4)
+    s, d = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    plane = [(6 + top + bottom - d[0] - 1) // s[0] + 1, (5 + left + right - d[1] - 1) // s[1] + 1]
+    taps = 4 * parts
+    own = np.random.default_rng(2)
+    nodes = [
+        node("Flatten", ["x"], ["flat"]),
+        node("MatMul", ["flat", "wo"], ["o2"]),
+        node("Reshape", ["o2", "so"], ["o"]),
+        node("MatMul", ["flat", "wm"], ["m2"]),
+        node("Reshape", ["m2", "sm"], ["mask"]),
+        node("DeformConv", ["x", "w", "o", "b", "mask"], ["r"], **attributes),
+        node("Flatten", ["r"], ["y"]),
+    ]
+    stored = {
+        "wo": own.standard_normal((120, 2 * taps * plane[0] * plane[1])).astype(np.float32) / 20,
+        "wm": own.standard_normal((120, taps * plane[0] * plane[1])).astype(np.float32) / 11,
+        "so": np.array([1, 2 * taps, *plane]),
+        "sm": np.array([1, taps, *plane]),
+        "w": own.standard_normal((6, 4 // attributes.get("group", 1), 2, 2)).astype(np.float32),
+        "b": STORED["b"][[0, 1, 2, 2, 1, 0]],
+    }
+    check(model(nodes, stored, opset=19), step=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "said"),
+    [
+        ("Col2Im", ["x3", "four", "two"], "do not part 4 columns|has windows at"),
+        ("Col2Im", ["x3", "four", "four"], "do not part"),
+        ("AffineGrid", ["x3", "size"], "makes no grid"),
+        ("DeformConv", ["x", "w", "x"], "do not fit 4 channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(op: str, operands: list[str], said: str) -> None:
+    nodes = [
+        node("Reshape", ["x", "to3"], ["x3"]),
+        node(op, operands, ["r"]),
+        node("Flatten", ["r"], ["y"]),
+    ]
+    stored = {
+        **{"to3": np.array([0, 4, 30]), "four": np.array([4, 4]), "two": np.array([2, 2])},
+        **{"size": np.array([1, 1, 4, 4]), "w": STORED["w"]},
+    }
+    with pytest.raises((ModelError, UnsupportedError), match=said):
+        Explainer(model(nodes, stored, opset=20)).predict(X)
 
 
 def test_onnxruntime_writes_layer_norms_at_any_opset() -> None:

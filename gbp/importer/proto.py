@@ -373,9 +373,8 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
             inputs = counted(most, "input") if least == most else f"{least} to {most} inputs"
             raise wrong(f"it has not {inputs} and one output.")
         return
-    since = 17 if node.op_type == "LayerNormalization" else 0  # onnxruntime writes it into files of any opset
     try:
-        schema = _schema(node.op_type, max(opset, since))
+        schema = _schema(node.op_type, max(opset, fact(node.op_type).since))
     except onnx.defs.SchemaError:
         raise wrong(f"opset {opset} has no such op.") from None
     for what, names, least, most in (

@@ -23,6 +23,9 @@ class Fact:
     operands
         The least and the most inputs of an op that ONNX dropped or never had.  None where ONNX's registry
         knows the op and its operands.
+    since
+        The opset of an op that files of earlier opsets may have as well, because onnxruntime writes it there;
+        else 0.
     is_head
         Whether the op turns scores into probabilities when it ends a classifier.
     keeps_values
@@ -42,6 +45,7 @@ class Fact:
 
     planes: Literal["made", "kept", "read", "other"]
     operands: tuple[int, int] | None = None
+    since: int = 0
     is_head: bool = False
     keeps_values: bool = False
     reads_planes: bool = False

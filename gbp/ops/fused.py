@@ -5,6 +5,8 @@ com.microsoft.FusedGemm       act(α · A · B + β · C)
 com.microsoft.FusedMatMul     α · A · B, either transposed
 com.microsoft.Gelu, BiasGelu, FastGelu, QuickGelu          x Φ(x), Φ or its tanh or x σ(αx), behind a bias
 com.microsoft.SkipLayerNormalization                       LayerNormalization(x + skip + bias)
+SimplifiedLayerNormalization                               RMSNormalization(x)
+com.microsoft.SkipSimplifiedLayerNormalization             RMSNormalization(x + skip + bias)
 com.microsoft.QuantizeLinear, DequantizeLinear             as ONNX's, with 16 bits before opset 21
 ai.onnx.ml.Scaler             (x − offset) · scale by feature
 Crop, DynamicSlice            a Slice             (opset 1, experimental)
@@ -126,15 +128,17 @@ def quick_gelu(node: Node, w: Writer) -> None:
     w.write("Mul", x, w.write("Sigmoid", inside), to=node.proto.output[0])
 
 
-def skip_layer_norm(node: Node, w: Writer) -> None:
-    """LayerNormalization over the last axis, of a sum that later nodes may read (output 3)."""
+def skip_norm(node: Node, w: Writer) -> None:
+    """A norm over the last axis, of a sum that later nodes may read (output 3)."""
+    is_rms = node.op == "SkipSimplifiedLayerNormalization"
     names = [*node.proto.input, *[""] * (5 - len(node.proto.input))]
-    x, skip, gamma, beta, bias = names[:5]
+    x, skip, gamma = names[:3]
+    beta, bias = ("", names[3]) if is_rms else names[3:5]
     total = w.write("Add", x, skip)
     if bias:
         total = w.write("Add", total, bias)
     w.write(
-        "LayerNormalization",
+        "RMSNormalization" if is_rms else "LayerNormalization",
         *filter(None, (total, gamma, beta)),
         to=node.proto.output[0],
         axis=-1,
@@ -220,7 +224,9 @@ REWRITERS: dict[str, Rewriter] = {
     "com.microsoft.BiasGelu": gelu,
     "com.microsoft.FastGelu": gelu,
     "com.microsoft.QuickGelu": quick_gelu,
-    "com.microsoft.SkipLayerNormalization": skip_layer_norm,
+    "com.microsoft.SkipLayerNormalization": skip_norm,
+    "com.microsoft.SkipSimplifiedLayerNormalization": skip_norm,
+    "SimplifiedLayerNormalization": _own("RMSNormalization"),
     "com.microsoft.QuantizeLinear": _own("QuantizeLinear"),
     "com.microsoft.DequantizeLinear": _own("DequantizeLinear"),
     "ai.onnx.ml.Scaler": scaler,
@@ -242,6 +248,8 @@ FACTS = {
     "com.microsoft.FastGelu": Fact("kept", operands=(1, 2)),
     "com.microsoft.QuickGelu": Fact("kept", operands=(1, 1)),
     "com.microsoft.SkipLayerNormalization": Fact("other", operands=(3, 5)),
+    "com.microsoft.SkipSimplifiedLayerNormalization": Fact("other", operands=(3, 4)),
+    "SimplifiedLayerNormalization": Fact("other", operands=(2, 2)),
     "com.microsoft.QuantizeLinear": Fact("kept", operands=(2, 3)),
     "com.microsoft.DequantizeLinear": Fact("kept", operands=(2, 3)),
     "ai.onnx.ml.Scaler": Fact("other", operands=(1, 1)),

@@ -152,10 +152,10 @@ PARSERS = {
 }
 
 FACTS = {
-    **dict.fromkeys(("LayerNormalization", "LpNormalization"), Fact("other", folds=as_operands)),
-    **dict.fromkeys(
-        ("MeanVarianceNormalization", "RMSNormalization"), Fact("other", averages=True, folds=as_operands)
-    ),
+    "LayerNormalization": Fact("other", since=17, folds=as_operands),
+    "LpNormalization": Fact("other", folds=as_operands),
+    "MeanVarianceNormalization": Fact("other", averages=True, folds=as_operands),
+    "RMSNormalization": Fact("other", since=23, averages=True, folds=as_operands),
     **dict.fromkeys(
         ("GroupNormalization", "InstanceNormalization"),
         Fact("kept", reads_planes=True, averages=True, folds=as_operands),
