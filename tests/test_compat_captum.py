@@ -106,6 +106,17 @@ def signed() -> Any:
     return captum.Saliency(MODEL).attribute(X, TARGET, abs=False)
 
 
+def test_an_array_of_one_number_is_the_target_of_all_samples() -> None:
+    saliency, tunnel = captum.Saliency(MODEL), captum.NoiseTunnel(captum.Saliency(MODEL))
+    np.testing.assert_array_equal(saliency.attribute(X, np.array([1])), saliency.attribute(X, 1))
+    options = {"nt_samples": 2, "seed": 1}
+    np.testing.assert_array_equal(
+        tunnel.attribute(X, target=np.array([1]), **options), tunnel.attribute(X, target=1, **options)
+    )
+    with pytest.raises(InputError, match="1 entry for 3 samples"):
+        saliency.attribute(X, [1])
+
+
 def test_every_stored_result_has_a_call() -> None:
     inputs = {"x", "baseline", "target", "moves", "version"}
     assert {*CALLS} == {name for name in STORED if not name.startswith("weight_")} - inputs

@@ -81,8 +81,10 @@ def baseline_of(baselines: Any, x: Floats) -> Floats:
 
 
 def _is_one(target: Target) -> bool:
-    """Whether it is one target for all samples, and not one for each."""
-    return isinstance(target, (int, np.integer, tuple)) or np.ndim(np.asarray(target)) == 0
+    """Whether it is one target for all samples, and not one for each.  An array of one number is one."""
+    if hasattr(target, "__array__"):
+        return np.size(np.asarray(target)) == 1
+    return isinstance(target, (int, tuple)) or np.ndim(np.asarray(target)) == 0
 
 
 def classes_of(target: Target, n: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
