@@ -35,6 +35,10 @@ if SIMULATED and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     os.sched_setaffinity(0, {cores[worker % len(cores)]})
+if SIMULATED:
+    from at_once import install
+
+    install()
 collect_ignore = [] if SIMULATED or os.environ.get("GBP_TEST_CARD") == "1" else ["test_card.py"]
 
 #: The fast tier (`make check`): of every function in these files or folders, one case in so many.

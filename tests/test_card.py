@@ -34,7 +34,7 @@ from gbp.importer.load import open_model
 from gbp.importer.subgraph import Choice
 from gbp.kernels import conv_direct_cuda as conv
 from gbp.kernels import conv_tiles_cuda as conv_tiles
-from gbp.kernels import gemm_cuda
+from gbp.kernels import gemm_cuda, gemm_tensor_cuda
 from gbp.kernels.codegen.gate import Gate
 from gbp.kernels.codegen.jit_cuda import tensor_cores
 from gbp.kernels.taps import Taps
@@ -330,6 +330,25 @@ def test_tiles_change_no_bit(tile: tuple[int, int]) -> None:
         reverse(x, w, mask, Gate(1, 1), gx, 1, taps, 0, 0)
         results.append(b"".join(cuda_device().read(array).tobytes() for array in (y, mask, gx)))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("C", [3, 4, 32])
+def test_turns_at_once_change_no_bit(C: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels that are copied one by one, in fours, and in fours of one tap (see at_once.py)."""
+    b = Builder()
+    h = b.relu(b.conv(b.input(2, C, 5, 6), 12, 3, strides=[2, 1], dilations=[1, 2], pads=[1, 2, 1, 1]))
+    model, x = b.model(b.gemm(b.flatten(h), C)), noise((2, C, 5, 6), seed=0)
+    conv = conv_tiles.Conv(tensor_cores())
+    gemms = {
+        columns: tuple(gemm_tensor_cuda._kernel_of(forward, columns) for forward in (True, False))
+        for columns in gemm_tensor_cuda.SAMPLES
+    }
+    maps = [Explainer(model, device="cuda").explain(x, target=1)]
+    monkeypatch.setattr(conv_tiles, "conv_of", lambda kind, products: conv)
+    monkeypatch.setattr(gemm_tensor_cuda, "KERNELS", gemms)
+    maps.append(Explainer(model, device="cuda").explain(x, target=1))
+    assert maps[0].scores.tobytes() == maps[1].scores.tobytes()
+    assert maps[0].map.tobytes() == maps[1].map.tobytes()
 
 
 @pytest.mark.parametrize("name", ["a rectifier's output with two readers", "wholes in one another", "views"])
