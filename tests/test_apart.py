@@ -292,6 +292,12 @@ def test_nodes_that_do_not_fit_one_sample_either() -> None:
         Explainer(model([*MOVED, N("Reshape", ["s", "sevens"], ["r"]), to_front(1, 0, 2, 3)]))
 
 
+def test_scales_may_be_a_row() -> None:
+    nodes = [N("Transpose", ["s"], ["v"], perm=[1, 0, 2, 3]), N("Unsqueeze", ["scales", "0"], ["row"])]
+    nodes += [N("Resize", ["v", "", "row"], ["y"], mode="linear")]
+    assert Explainer(model([*MOVED, *nodes])).predict(X).size == 3 * 4 * 12 * 10
+
+
 #: What mixes samples, or may: nodes from s to r or y, and what is said.
 MIXED: list[tuple[Nodes, str]] = [
     ([N("Softmax", ["s"], ["v"], axis=1), N("Cos", ["v"], ["r"])], "Softmax 'v': it works along axis 1 of"),

@@ -239,8 +239,8 @@ def _resized(f: Followed) -> Place:
         return place
     at, last = axes.index(place.axis), max(i for i in range(len(f.places)) if f.node.has(i))
     if last:
-        one = f.node.constant(last, np.int64 if last == _SIZES else np.float32)
-        kept = np.array(one if f.many[last] is None else f.many[last])
+        one = f.node.constant(last, np.int64 if last == _SIZES else np.float32).reshape(-1)
+        kept = np.array(one if f.many[last] is None else f.many[last]).reshape(-1)
         kept[at] -= f.shape()[place.axis] * MANY if last == _SIZES else 1
         is_kept = kept[at] == 0 and np.array_equal(np.delete(kept, at), np.delete(one, at))
     else:
