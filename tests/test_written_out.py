@@ -668,7 +668,6 @@ def test_a_file_for_one_sample_does_with_axis_0_what_it_likes(name: str) -> None
 
 MASK = np.where(rng.random((1, 1, 6, 5)) < 0.4, -np.inf, 0).astype(np.float32)
 MASK[..., 0] = 0
-LOWEST = numpy_helper.from_array(np.array([-np.inf], np.float32))
 INFINITE: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
     "padding of a maximum": (
         [node("Pad", ["x", "p", "k"], ["q"]), node("MaxPool", ["q"], ["r"], kernel_shape=[3, 3])],

@@ -158,7 +158,7 @@ def route_between(
     piecewise = None
     if adds_up and not any(each.residual for each in instructions):
         piecewise = piecewise_backward(
-            [_facts(back, slices, instructions) for back in order], slices, sizes, start.name, end.name
+            [_facts(back, instructions) for back in order], slices, sizes, start.name, end.name
         )
     if piecewise is not None:  # what it shares with the others is alive in its first run and in its last
         uses += [(root, when) for root in piecewise.shared for when in (piecewise.first, piecewise.stop)]
@@ -170,7 +170,7 @@ def route_between(
 
 
 def _facts(
-    back: BackwardInstruction, slices: Mapping[str, BufferSlice], instructions: Sequence[Instruction]
+    back: BackwardInstruction, instructions: Sequence[Instruction]
 ) -> tuple[Instruction, tuple[str, ...], set[str]]:
     """An instruction as `piecewise_backward` takes it."""
     instruction = instructions[back.instruction]
