@@ -14,7 +14,8 @@ In order, a `Source` is made once:
     subgraph.locate               input, scores (`outputs.py`) and the nodes between: a `Source`
     refusals.unsupported_nodes    all nodes that are not supported, in one message
 
-and a `Graph` for each size of sample (`batch_axis.settled` calls `load.build`, twice where it must compare).
+and a `Graph` for each size of sample (`batch_axis.settled` calls `load.build`; or follows the batch of
+another `Builder` through all nodes, by `apart.py` and `apart_nodes.py`, where nodes move it or fold it).
 There `load.Builder` takes node by node from the queue of `waiting.py`:
 
     folding.evaluate              a node of constants is computed
