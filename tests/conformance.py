@@ -280,7 +280,7 @@ def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def cases(kind: str) -> Iterator[Case]:
     # ONNX would also parse the source of each example, for its documents.
-    without_source = mock.patch("onnx.backend.test.case.base.process_snippet", lambda *_: ("", ""))
+    without_source = mock.patch("onnx.backend.test.case.base.process_snippet", return_value=("", ""))
     with warnings.catch_warnings(), without_source:
         warnings.simplefilter("ignore")  # ONNX computes some of its examples from infinities
         tests = load_model_tests(kind=kind)
