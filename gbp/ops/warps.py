@@ -43,7 +43,7 @@ def affine_grid(node: Node, w: Writer) -> None:
 
 def deform_conv(node: Node, w: Writer) -> None:
     (_, C, H, W), weights = node.shape(0, rank=4), node.constant(1)
-    offsets = node.shape(2, rank=4)
+    offsets = node.constant(2).shape if node.is_constant(2) else node.shape(2, rank=4)
     group, parts = node.integer("group", 1), node.integer("offset_group", 1)
     kernel = node.integers("kernel_shape", weights.shape[2:])
     strides, dilations = node.integers("strides", (1, 1)), node.integers("dilations", (1, 1))
