@@ -242,6 +242,30 @@ def test_an_open_batch_is_refused_and_the_tensor_before_is_named(case: str) -> N
     assert Explainer(net, output=before).explain(noise(2, 3, 6, 6)).map.any()
 
 
+FIRST_OF_AN_OPEN_BATCH: dict[str, tuple[Nodes, dict[str, Any]]] = {
+    "a Slice": ([*LOGITS, N("Slice", ["z", "zero", "one", "zero"], ["y"])], {"one": np.array([1])}),
+    "a Slice, added": (
+        [*LOGITS, N("Slice", ["z", "zero", "one"], ["s"]), N("Add", ["z", "s"], ["y"])],
+        {"one": np.array([1])},
+    ),
+    "GatherElements": (
+        [*LOGITS, N("GatherElements", ["z", "columns"], ["y"], axis=1)],
+        {"columns": np.array([[1, 0]])},
+    ),
+    "GatherND": ([*LOGITS, N("GatherND", ["z", "places"], ["y"])], {"places": np.array([[0]])}),
+}
+
+
+@pytest.mark.parametrize("case", FIRST_OF_AN_OPEN_BATCH)
+def test_the_first_sample_of_an_open_batch_is_not_taken_for_each(case: str) -> None:
+    """With several samples, the file's scores are those of the first, or add them to all."""
+    nodes, values = FIRST_OF_AN_OPEN_BATCH[case]
+    with pytest.raises(UnsupportedError, match=r"with 11 samples.*Fix the batch at 1") as caught:
+        Explainer(model(nodes, ("N", 3, 6, 6), **values))
+    assert str(caught.value).count("the batch at 1") == 1
+    check(model(nodes, (1, 3, 6, 6), **values), noise(1, 3, 6, 6))
+
+
 @pytest.mark.parametrize("batch", [2, "N"])
 def test_squeeze_keeps_a_batch(batch: int | str) -> None:
     net = model(OF_ONE["squeezed"][0], (batch, 3, 6, 6))
@@ -271,6 +295,20 @@ def test_a_pool_that_picks_from_all_samples_is_one_of_each(batch: int | str) -> 
         values = {"index": np.arange(8 * samples).reshape(samples, 8, 1, 1)}
     net, x = model(nodes, (batch, 3, 6, 6), **values), noise(samples, 3, 6, 6)
     np.testing.assert_allclose(Explainer(net).predict(x), expected(net, x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_pool_that_picks_nothing_is_refused() -> None:
+    """A Range over the samples whose step is negative is empty."""
+    nodes, _ = OF_ONE["torch's as_strided pool"]
+    made = [
+        N("Shape", ["m"], ["shape"]),
+        N("Gather", ["shape", "zero"], ["n"]),
+        N("Squeeze", ["n"], ["stop"]),
+        N("Range", ["first", "stop", "back"], ["index"]),
+    ]
+    net = model([*nodes[:3], *made, *nodes[3:]], ("N", 3, 6, 6), back=np.array(-2))
+    with pytest.raises(GbpError, match="Gather"):
+        Explainer(net)
 
 
 def test_a_pool_that_mixes_two_samples_is_one_sample() -> None:

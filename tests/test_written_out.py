@@ -1133,6 +1133,7 @@ def test_a_deformed_convolution(attributes: dict[str, Any]) -> None:
         ("Col2Im", ["x3", "four", "four"], "do not part"),
         ("AffineGrid", ["x3", "size"], "makes no grid"),
         ("DeformConv", ["x", "w", "x"], "do not fit 4 channels"),
+        ("DeformConv", ["x", "w", "row"], "do not fit 4 channels"),
     ],
 )
 def test_what_does_not_fit_is_refused(op: str, operands: list[str], said: str) -> None:
@@ -1143,6 +1144,7 @@ def test_what_does_not_fit_is_refused(op: str, operands: list[str], said: str) -
     ]
     stored = {
         **{"to3": np.array([0, 4, 30]), "four": np.array([4, 4]), "two": np.array([2, 2])},
+        **{"row": np.zeros(8, np.float32)},
         **{"size": np.array([1, 1, 4, 4]), "w": STORED["w"]},
     }
     with pytest.raises((ModelError, UnsupportedError), match=said):

@@ -142,7 +142,7 @@ def _gather(lifting: Lifting) -> Lifted | None:
 def _gather_of_each(lifting: Lifting, indices: NDArray[np.integer[Any]]) -> Lifted | None:
     """Gather along axis 0 that picks the same of each sample's rows, as torch's as_strided is exported."""
     k, rows = lifting.batch.samples, lifting.shapes[0][0]
-    if indices.ndim and len(indices) % k == 0 and rows % k == 0:
+    if indices.ndim and indices.size and len(indices) % k == 0 and rows % k == 0:
         picked = np.where(indices < 0, indices + rows, indices).reshape(
             k, len(indices) // k, *indices.shape[1:]
         )

@@ -49,7 +49,7 @@ def deform_conv(node: Node, w: Writer) -> None:
     strides, dilations = node.integers("strides", (1, 1)), node.integers("dilations", (1, 1))
     pads = node.integers("pads", (0, 0, 0, 0))
     taps, plane = elements(kernel), offsets[2:]
-    fits = weights.ndim == 4 and weights.shape[2:] == kernel and min(group, parts) > 0
+    fits = weights.ndim == len(offsets) == 4 and weights.shape[2:] == kernel and min(group, parts) > 0
     if not fits or C % parts or group * weights.shape[1] != C or offsets[1] != 2 * parts * taps:
         node.invalid(f"weights {list(weights.shape)}, offsets {list(offsets)} do not fit {C} channels.")
     if len(strides) != 2 or len(dilations) != 2 or len(pads) != 4:
