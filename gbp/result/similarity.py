@@ -107,7 +107,8 @@ def _blockwise(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
     BLAS multiplies blocks, which are too short for threads of its own.
     """
     whole = x.size - x.size % _BLOCK
-    blocks = np.vecdot(x[:whole].reshape(-1, _BLOCK), y[:whole].reshape(-1, _BLOCK))
+    with np.errstate(over="ignore", invalid="ignore"):  # `likeness` looks at the result
+        blocks = np.vecdot(x[:whole].reshape(-1, _BLOCK), y[:whole].reshape(-1, _BLOCK))
     product = float(np.add.reduce(blocks, dtype=np.float64))
     return product if whole == x.size else product + _product(x[whole:], y[whole:])
 
