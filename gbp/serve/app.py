@@ -208,7 +208,7 @@ def routes_of(server: Server) -> list[Route]:
 
 
 class Guard:
-    """Guards all routes: the host's name, the time, headers of answers, and counting.
+    """Guards all routes: the host's name, the length of headers, the time, headers of answers, and counting.
 
     Parameters
     ----------
