@@ -248,11 +248,6 @@ FIRST_OF_AN_OPEN_BATCH: dict[str, tuple[Nodes, dict[str, Any]]] = {
         [*LOGITS, N("Slice", ["z", "zero", "one"], ["s"]), N("Add", ["z", "s"], ["y"])],
         {"one": np.array([1])},
     ),
-    "GatherElements": (
-        [*LOGITS, N("GatherElements", ["z", "columns"], ["y"], axis=1)],
-        {"columns": np.array([[1, 0]])},
-    ),
-    "GatherND": ([*LOGITS, N("GatherND", ["z", "places"], ["y"])], {"places": np.array([[0]])}),
 }
 
 

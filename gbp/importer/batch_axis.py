@@ -35,9 +35,6 @@ _IN_FRONT = re.compile(
     "|Selu|Sigmoid|Softmax|Softplus|Sub|Tanh"
 )
 
-#: Ops that give the first sample alone where what they keep is that of one sample.
-_PICKS = ("Slice", "GatherElements", "GatherND")
-
 _ALONE = "Fix the batch at 1 in the file: then each sample is computed alone."
 _OR_ALONE = "Or fix the batch at 1 in the file: then nothing mixes."
 
@@ -114,13 +111,13 @@ def _rows_given(source: Source) -> str | None:
 def _may_count(source: Source) -> bool:
     """Whether what a node does may depend on the number of samples.
 
-    It may of a Shape, a Size or a Reshape, and of an op that picks the first sample; all others keep axis 0
+    It may of a Shape, a Size or a Reshape, and of a Slice that takes the first sample; all others keep axis 0
     or are refused.  A Reshape to [-1, 64] does not where the batch is in front: it makes rows of 64 numbers,
     however many samples there are.
     """
     nodes = list(all_nodes(source.nodes))
     stored = {tensor.name: tensor for tensor in source.model.graph.initializer}
-    if any(node.op_type in _PICKS and _may_pick(node, stored, source) for node in nodes):
+    if any(node.op_type == "Slice" and _may_pick(node, stored, source) for node in nodes):
         return True
     counting = [node for node in nodes if node.op_type in ("Shape", "Size", "Reshape")]
     if not counting or not all(map(_keeps_in_front, nodes)):
@@ -129,9 +126,7 @@ def _may_count(source: Source) -> bool:
 
 
 def _may_pick(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], source: Source) -> bool:
-    """Whether a node may give fewer samples than it reads: no Slice whose axes are stored and positive."""
-    if node.op_type != "Slice":
-        return True
+    """Whether a Slice may give fewer samples than it reads: not if its axes are stored and positive."""
     axes = [axis for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
     if len(node.input) > 3 and node.input[3] in stored and node.input[3] not in source.given:
         try:
@@ -167,8 +162,7 @@ def _refuse_if_it_counts(source: Source, input_shape: Shape) -> None:
 
     Both are built without their large weights, which would be in memory twice.  A network that cannot be
     built for one sample is refused elsewhere.  One that cannot be built for many is refused only where a node
-    counts samples (`_counts`): constant indices for one sample where Scatter writes, for example, leave each
-    sample alone.
+    counts samples (`_counts`): constant indices for one sample, for example, leave each sample alone.
     """
     light = replace(source, weights=StandIns(**vars(source.weights)))
     builders = [_Watched(light, (n, *input_shape[1:])) for n in (1, MANY)]
@@ -214,10 +208,10 @@ class _Watched(Builder):
 def _counts(node: onnx.NodeProto, error: ModelError, one: Builder, many: Builder) -> bool:
     """Whether a node that can be read for one sample, and not for many, shows that samples are counted.
 
-    It does where it is a Reshape, which would mix samples, where it picks one of them, or where it reads
-    other constants for many, such as a Range over them.
+    It does where it is a Reshape, which would mix samples, or a Slice, which picks one of them, or where it
+    reads other constants for many, such as a Range over them.
     """
-    mixes = node.op_type in (*TARGETS, *_PICKS) and isinstance(error, UnsupportedError)
+    mixes = node.op_type in (*TARGETS, "Slice") and isinstance(error, UnsupportedError)
     read = [name for name in node.input if name in one.constants and name in many.constants]
     return mixes or not all(_is_alike(one.constants[n], many.constants[n]) for n in read)
 
