@@ -1036,6 +1036,25 @@ def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
     assert verify(m, X).verified
 
 
+def test_a_softmax_on_integers_of_an_old_opset_runs_along_the_last_axis() -> None:
+    """Without `axis`.  Softmax itself has 1 there, and all axes behind it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("QLinearSoftmax", ["q", "s", "z", "p", "z"], ["r"], domain="com.microsoft", opset=12),
+        node("DequantizeLinear", ["r", "p", "z"], ["y"]),
+    ]
+    m = model(
+        nodes, {"s": np.float32(0.03), "p": np.float32(1 / 256), "z": np.uint8(0)}, opset=12, ir_version=8
+    )
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    (y,) = onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": X})
+    np.testing.assert_allclose(Explainer(m, output="y").predict(X), y.reshape(1, -1), atol=1.01 / 256)
+    m.graph.node[1].attribute[0].i = 13
+    with pytest.raises(UnsupportedError, match="QLinearSoftmax"):
+        Explainer(m, output="y")
+
+
 @pytest.mark.parametrize("op", ["Sigmoid", "Softmax"])
 def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
     nodes = [

@@ -100,7 +100,10 @@ def with_heads_apart(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     So the scores that a final one reads have a name.
     """
-    joined = [i for i, node in enumerate(proto.graph.node) if _ends_in_sigmoid(node) or _is_quantized(node)]
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    joined = [
+        i for i, node in enumerate(proto.graph.node) if _ends_in_sigmoid(node) or _is_quantized(node, opset)
+    ]
     if not joined:
         return proto
     result = onnx.ModelProto()
@@ -139,16 +142,21 @@ def _sigmoid_apart(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto
     return [before, onnx.helper.make_node("Sigmoid", before.output[:1], node.output, name=node.name)]
 
 
-def _is_quantized(node: onnx.NodeProto) -> bool:
+def _is_quantized(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether a node is a head on integers.  A Softmax names its opset, which must mean the file's."""
     is_head = node.op_type in ("QLinearSigmoid", "QLinearSoftmax")
-    return is_head and node.domain == "com.microsoft" and len(node.input) == 5 and len(node.output) == 1
+    is_of_file = all((a.i < 13) == (opset < 13) for a in node.attribute if a.name == "opset")
+    is_its_own = node.domain == "com.microsoft" and len(node.input) == 5 and len(node.output) == 1
+    return is_head and is_of_file and is_its_own
 
 
 def _between_quantizers(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
     """DequantizeLinear, the op on floats and QuantizeLinear."""
     real, made = (_new(f"{node.output[0]}_{what}", taken) for what in ("of", "as_float"))
     op = onnx.helper.make_node(node.op_type.removeprefix("QLinear"), [real], [made], name=node.name)
-    op.attribute.extend(a for a in node.attribute if a.name != "opset")  # which is the file's
+    op.attribute.extend(a for a in node.attribute if a.name != "opset")  # which is as the file's
+    if op.op_type == "Softmax" and all(a.name != "axis" for a in op.attribute):
+        op.attribute.append(onnx.helper.make_attribute("axis", -1))  # at any opset
     return [
         onnx.helper.make_node("DequantizeLinear", node.input[:3], [real]),
         op,
