@@ -1091,6 +1091,15 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
             node("QLinearGlobalAveragePool", ["x3", "s", "z", "s", "z"], ["r3"], channels_last=1),
             "channels_last is 1",
         ),
+        (
+            node(
+                "QLinearAveragePool",
+                ["x3", "s", "z", "s", "z"],
+                ["r3"],
+                **{"kernel_shape": [3], "ceil_mode": 1, "count_include_pad": 1},
+            ),
+            "ceil_mode and count_include_pad are 1",
+        ),
         (node("MatMulNBits", ["x3", "b4", "bs"], ["r3"], K=30, N=30, bits=3, block_size=16), "3 bits"),
         (
             node("MatMulNBits", ["x3", "b4", "bs"], ["r3"], K=33, N=30, block_size=16),

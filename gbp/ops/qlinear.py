@@ -79,6 +79,9 @@ def _of_two(op: str, node: Node, w: Writer) -> None:
 def _of_one(op: str, node: Node, w: Writer) -> None:
     if node.integer("channels_last", 0):
         node.refuse("channels_last is 1.", supported="0")
+    if node.integer("ceil_mode", 0) and node.integer("count_include_pad", 0):
+        # Where a window ends behind the pads, onnxruntime divides by another number than AveragePool.
+        node.refuse("ceil_mode and count_include_pad are 1.", supported="one of them")
     _quantized(node, w, copied(node, w, op, _real(node, w, 0), without=("channels_last",)), 3)
 
 
