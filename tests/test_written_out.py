@@ -1109,6 +1109,10 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
             node("MatMulNBits", ["x3", "b4", "bs", "bz8"], ["r3"], K=30, N=30, block_size=16),
             "60 zero points, expected 30",
         ),
+        (
+            node("MatMulNBits", ["x3", "half", "halves"], ["r3"], K=8, N=3, block_size=1),
+            "no 3 rows of 8 blocks",
+        ),
         (node("QLinearWhere", ["x3"], ["r3"]), "quantize statically"),
     ],
 )
@@ -1116,6 +1120,7 @@ def test_fused_ops_are_refused_with_the_reason(fused: onnx.NodeProto, said: str)
     fused.domain = "com.microsoft"
     nodes = [node("Reshape", ["x", "to3"], ["x3"]), fused, node("Reshape", ["r3", "to4"], ["r"]), MEAN]
     stored = {**STORED, "h30": STORED["qkv"][:, :89], "s": np.float32(0.5), "z": np.uint8(3)}
+    stored |= {"half": np.zeros(12, np.uint8), "halves": np.ones(24, np.float32)}
     used = {each for one in nodes for each in one.input}
     with pytest.raises((ModelError, UnsupportedError), match=said):
         Explainer(model(nodes, {k: v for k, v in stored.items() if k in used})).predict(X)

@@ -99,7 +99,8 @@ def matmul_of_bits(node: Node, w: Writer) -> None:
         node.refuse(f"its weights have {bits} bits, or an order.", supported="2, 4 or 8 bits, in their order")
     packed, scales = node.constant(1, np.uint8), node.constant(2).reshape(-1)
     blocks = -(-K // size) if size > 0 else 0
-    if min(K, N, blocks) < 1 or packed.size * 8 != N * blocks * size * bits or scales.size != N * blocks:
+    is_whole = size * bits % 8 == 0 and packed.size * 8 == N * blocks * size * bits
+    if min(K, N, blocks) < 1 or not is_whole or scales.size != N * blocks:
         node.invalid(f"{packed.size} bytes and {scales.size} scales are no {N} rows of {blocks} blocks.")
     zeros = np.full((N, blocks, 1), 1 << (bits - 1), np.float32)
     if node.has(3) and node.is_constant(3) and node.operands[3].dtype.kind == "f":  # type: ignore[union-attr]
