@@ -332,6 +332,7 @@ MIXED: list[tuple[Nodes, str]] = [
       N("If", ["more"], ["r"],
         then_branch=branch(N("Cos", ["s"], ["then"])), else_branch=branch(N("Sin", ["s"], ["else"])))],
      "condition depends on the number of samples"),
+    ([N("Flatten", ["x"], ["f"]), N("Trilu", ["f"], ["y"])], "the batch is an axis of its triangle"),
     ([N("Cos", ["s"], ["y"])], "Transpose 't': perm .* moves the batch"),
 ]  # fmt: skip
 STORED |= {

@@ -179,6 +179,8 @@ def trilu(node: Node, w: Writer) -> None:
     shape, k = node.shape(0), 0
     if len(shape) < 2:
         node.invalid(f"input 0 has shape {list(shape)}, and a triangle has two axes.")
+    if len(shape) == 2 and node.batch_is_open:
+        node.refuse("the batch is an axis of its triangle.", supported="axes behind the batch")
     if node.has(1):
         k = max(-sum(shape[-2:]), min(int(node.scalar(1, np.int64)), sum(shape[-2:])))
     is_upper = node.integer("upper", 1)
