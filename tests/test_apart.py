@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer, UnsupportedError
+from gbp.importer.apart import MANY
 
 Array = NDArray[Any]
 Nodes = list[onnx.NodeProto]
@@ -332,12 +333,13 @@ MIXED: list[tuple[Nodes, str]] = [
       N("If", ["more"], ["r"],
         then_branch=branch(N("Cos", ["s"], ["then"])), else_branch=branch(N("Sin", ["s"], ["else"])))],
      "condition depends on the number of samples"),
+    ([N("Resize", ["s", "", "", "eleven"], ["r"])], "it resizes along the axis that holds the"),
     ([N("Flatten", ["x"], ["f"]), N("Trilu", ["f"], ["y"])], "the batch is an axis of its triangle"),
     ([N("Cos", ["s"], ["y"])], "Transpose 't': perm .* moves the batch"),
 ]  # fmt: skip
 STORED |= {
     "along": np.array([1, -1, 1, 1]), "pairs": np.array([[0, 0]]), "u": noise(1, 6, 5), "w53t": noise(3, 5),
-    "wide": np.array([4, 7, 6, 5]),
+    "wide": np.array([4, 7, 6, 5]), "eleven": np.array([4, MANY, 6, 5]),
 }  # fmt: skip
 
 

@@ -245,7 +245,7 @@ def _resized(f: Followed) -> Place:
         is_kept = kept[at] == 0 and np.array_equal(np.delete(kept, at), np.delete(one, at))
     else:
         is_kept = f.node.numbers("scales", ())[at] == 1
-    if not is_kept:
+    if not is_kept or f.result[place.axis] != f.shape()[place.axis]:
         f.mixed("it resizes along the axis that holds the batch.")
     return place
 
