@@ -25,6 +25,7 @@ OTHER = {
     ("hints.py", ("Identity", "Cast", "Transpose", "Dropout")),
     ("hints.py", ("Sub", "Div", "Mul", "BatchNormalization")),
     ("batch_axis.py", ("Reshape",)),
+    ("batch_axis.py", ("Slice",)),
     (
         "refusals.py",
         (
