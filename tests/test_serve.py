@@ -269,6 +269,7 @@ REFUSED: list[tuple[int, dict[str, Any]]] = [
     (406, {"headers": {"accept": "text/html"}}),
     (400, {"content": b""}),
     (400, {"headers": {"content-type": "application/json"}}),
+    (415, {"headers": {"content-encoding": "gzip"}}),
     (400, {"params": {"rule": "lrp"}}),
     (400, {"params": {"method": "lime"}}),
     (400, {"params": {"method": "layer-gradient"}}),
@@ -401,7 +402,14 @@ def test_a_foreign_host_is_refused(explainer: Explainer, host: str) -> None:
         assert send(app, "GET", "/healthz", headers={"host": known}).status_code == 200
     answer = send(app, "GET", "/healthz", headers={"host": host})
     assert answer.status_code == 400
-    assert "foreign name" in answer.json()["error"]["message"]
+    assert f"foreign name, '{host.removesuffix(':80')}'" in answer.json()["error"]["message"]
+
+
+def test_a_request_without_a_host_is_told_so(explainer: Explainer) -> None:
+    app = application([Served("demo", explainer, LIMITS)], LIMITS, hosts=("localhost",))
+    answer = send(app, "GET", "/healthz", headers={"host": ""})
+    assert answer.status_code == 400
+    assert "no header Host" in answer.json()["error"]["message"]
 
 
 def test_headers_that_come_in_one_piece_have_a_limit(app: Any) -> None:

@@ -241,8 +241,8 @@ class Guard:
         scope.setdefault("state", {})["read"] = False
         try:
             async with asyncio.timeout(self._server.limits.seconds):
-                hosts = self._server.hosts
-                refused = None if hosts is None or _host_of(scope) in hosts else _FOREIGN
+                hosts, host = self._server.hosts, _host_of(scope)
+                refused = None if hosts is None or host in hosts else _foreign(host)
                 if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
                     refused = _LONG  # uvicorn bounds only headers that come in several pieces
                 await (self._app if refused is None else _refusal(refused))(scope, receive, sending)
@@ -258,11 +258,15 @@ class Guard:
         self._server.metrics.request(route, status)
 
 
-_FOREIGN = RequestError(
-    400, "the request calls the server by a foreign name.", hint="The server's --allow-host permits a name."
-)
 _LONG = RequestError(400, f"the headers have more than {HEADER_BYTES} bytes.")
 _LATE = RequestError(408, "the body did not arrive in time.")
+
+
+def _foreign(host: str) -> RequestError:
+    if not host:
+        return RequestError(400, "the request has no header Host.", hint="Send the server's name in it.")
+    found = f"the request calls the server by a foreign name, {host!r:.80}."
+    return RequestError(400, found, hint="The server's --allow-host permits a name.")
 
 
 def _host_of(scope: Scope) -> str:

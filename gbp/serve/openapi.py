@@ -22,6 +22,7 @@ _ERRORS = {
     406: "No accepted format can be written.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "Content-Encoding says that the body is compressed.",
     422: "gbp refuses the picture, the array or the target.",
     503: "The server is busy or not ready yet; Retry-After says for how many seconds.",
 }

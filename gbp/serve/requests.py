@@ -259,10 +259,17 @@ class Body:
         Raises
         ------
         RequestError
-            413 for too large a body, 400 for an empty one, for JSON, or a broken form.
+            413 for too large a body, 415 for a compressed one, 400 for an empty or broken one, or for JSON.
         BusyError
             If all requests together hold too many bytes.
         """
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise RequestError(
+                415,
+                f"Content-Encoding says that the body is compressed: {encoding:.80}.",
+                hint="Send it as it is.",
+            )
         kind = request.headers.get("content-type", "").lower()
         if kind.startswith("application/json"):
             raise RequestError(
