@@ -42,50 +42,75 @@ _OR_ALONE = "Or fix the batch at 1 in the file: then nothing mixes."
 def settled(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
     """Build the graph for images of `input_shape`, and decide whether the file has a batch axis.
 
-    Where the graph cannot be built with a batch, there are two more attempts.  If the file leaves the batch
-    open, the graph is built for a batch of one, and kept if the nodes keep more samples apart, wherever they
-    put the batch (`apart.py`).  If the file fixes all its sizes, it may use its first axis in a way that a
-    batch does not allow.  Then it holds one sample and no batch.
-
-    A graph with an open batch is built for one sample and for many, and must be the same: a network that
-    counts its samples, or puts a constant number of rows in place of them, has no scores of one sample.
-
     Returns the source, with that decision, and the graph.  Raises what `build` raises, with a hint where
     another attempt says more, and UnsupportedError for a network that is another for more samples.
     """
     batch = source.input_shape[0] if source.has_batch else 1
+    if batch is None:
+        return source, _with_open_batch(source, input_shape)
+    if batch != 1 and input_shape == source.input_shape:
+        return _with_fixed_batch(source, input_shape)
+    return source, build(source, input_shape)
+
+
+def _with_open_batch(source: Source, input_shape: Shape) -> Graph:
+    """The graph of a file that leaves the batch open: as it stands, or by following the batch.
+
+    It is built for one sample and for many, and must be the same: a network that counts its samples, or puts
+    a constant number of rows in place of them, has no scores of one sample.
+    """
     try:
-        if batch is None and _may_count(source):
+        if _may_count(source):
             _refuse_if_it_counts(source, input_shape)
+        return build(source, input_shape)
+    except UnsupportedError as error:
+        followed = _by_following(source, input_shape)
+        if isinstance(followed, Graph):
+            return followed
+        raise _explained(error, followed, source, input_shape) from None
+
+
+def _by_following(source: Source, input_shape: Shape) -> Graph | GbpError | None:
+    """The graph for one sample, if the nodes keep more apart, wherever they put the batch (`apart.py`).
+
+    None if the scores do not have the batch in front.
+    """
+    graph = _graph_of(builder := _Apart(source, input_shape))
+    return None if isinstance(graph, Graph) and builder.places[source.scores] != Place(0) else graph
+
+
+def _explained(
+    error: UnsupportedError, followed: GbpError | None, source: Source, input_shape: Shape
+) -> UnsupportedError:
+    """The refusal of a file with an open batch, with what a batch of one says about it.
+
+    `error` is raised by the file as it stands, `followed` where the batch is followed.
+    """
+    alone = _graph_of(Builder(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape))
+    if isinstance(alone, UnsupportedError):
+        return error
+    if not isinstance(alone, Graph):
+        return with_hint(error, f"Nor with a batch of one: {alone}")
+    if isinstance(followed, UnsupportedError) and repr(followed.node) not in str(error):
+        error = followed  # It is about a later node.
+    return error if _ALONE in str(error) else with_hint(error, _rows_given(source) or _OR_ALONE)
+
+
+def _with_fixed_batch(source: Source, input_shape: Shape) -> tuple[Source, Graph]:
+    """A file that fixes all its sizes, with several samples; or else with one, and no batch.
+
+    Its nodes may do with the first axis what no batch allows.
+    """
+    try:
         return source, build(source, input_shape)
     except ModelError as error:
-        if isinstance(error, UnsupportedError) and batch is None:
-            apart = _graph_of(followed := _Apart(source, input_shape))
-            if isinstance(apart, Graph) and followed.places[source.scores] == Place(0):
-                return source, apart
-            alone = _built(replace(source, input_shape=(1, *source.input_shape[1:])), input_shape)
-            if isinstance(alone, Graph):
-                advice = _rows_given(source) or _OR_ALONE
-                if isinstance(apart, UnsupportedError) and repr(apart.node) not in str(error):
-                    error = apart  # The batch was followed further than to where `error` was raised.
-                if _ALONE in str(error):
-                    raise error from None
-                raise with_hint(error, advice) from None
-            if not isinstance(alone, UnsupportedError):
-                raise with_hint(error, f"Nor with a batch of one: {alone}") from None
-        if batch != 1 and input_shape == source.input_shape:
-            without = source.without_batch()
-            whole = _built(without, (1, *input_shape))
-            if isinstance(whole, Graph):
-                return without, whole
-            if isinstance(error, UnsupportedError) and str(whole) != str(error):
-                raise with_hint(error, f"Nor as one sample without a batch: {whole}") from None
+        without = source.without_batch()
+        whole = _graph_of(Builder(without, (1, *input_shape)))
+        if isinstance(whole, Graph):
+            return without, whole
+        if isinstance(error, UnsupportedError) and str(whole) != str(error):
+            raise with_hint(error, f"Nor as one sample without a batch: {whole}") from None
         raise
-
-
-def _built(source: Source, input_shape: Shape) -> Graph | GbpError:
-    """The graph, or the error that there is none."""
-    return _graph_of(Builder(source, input_shape))
 
 
 def _graph_of(builder: Builder) -> Graph | GbpError:
