@@ -9,7 +9,7 @@ In order, a `Source` is made once:
 
     proto.read                    a path, bytes or a ModelProto → a ModelProto; large tensors stay in files
     functions.inlined             calls of functions → the functions' nodes
-    outputs.with_sigmoids_apart   a Sigmoid that onnxruntime fused into a node → a node of its own
+    outputs.with_heads_apart      a Sigmoid or Softmax that onnxruntime joined with others → a node of its own
     proto.check_tensors           stored tensors are dense, and each has a name of its own
     subgraph.locate               input, scores (`outputs.py`) and the nodes between: a `Source`
     refusals.unsupported_nodes    all nodes that are not supported, in one message
@@ -21,6 +21,6 @@ There `load.Builder` takes node by node from the queue of `waiting.py`:
     folding.evaluate              a node of constants is computed
     waiting.Waiting               an If (`branches.py`), an op with a rewriter, or a reader of a moved batch
                                   axis (`moved.py`) → other nodes, to the front of the queue
-    ops.PARSERS                   a node whose tensors have the batch first → layers
+    ops.PARSERS                   a node whose tensors have the batch first → layers (`layers.py`)
     lift.py, lift_nodes.py        a node that uses axis 0 otherwise → layers
 """

@@ -309,19 +309,19 @@ class _Apart(Builder):
         """Find where the outputs of a node hold the batch, or what they are for many samples."""
         op, first, given = qualified(proto), proto.output[0], [name for name in proto.input if name]
         if op in ("Shape", "Size") and given[0] in self.places:
-            shape = self.places[given[0]].of(self.file_shapes[given[0]], MANY)
+            shape = self.places[given[0]].of(self.layers.file_shapes[given[0]], MANY)
             self._keep(first, shape_constant(proto, shape))
         elif first not in self.constants:
             places = [self.places.get(name) for name in proto.input]
             many = [self.many.get(name) for name in proto.input]
-            found = through(Followed(self._node(proto), places, many, self.file_shapes.get(first, ())))
+            found = through(Followed(self._node(proto), places, many, self.layers.file_shapes.get(first, ())))
             self.places.update((name, found) for name in proto.output if name)
         elif not self.many.keys().isdisjoint(given):
             if op == "CastLike" and given[1] in self.places:
                 self._keep(first, self.many[given[0]].astype(np.float32))
                 return
             values = {name: self.many.get(name, self.constants[name]) for name in given}
-            for name, value in evaluate(proto, values, self.source.opset, self.budget).items():
+            for name, value in evaluate(proto, values, self.source.opset, self.layers.budget).items():
                 self._keep(name, value)
 
     def _keep(self, name: str, value: NDArray[Any]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +11,16 @@ import onnx
 from numpy.typing import NDArray
 
 from ..errors import GbpError, InputError, ModelError, UnsupportedError, without_frames
-from ..graph.graph import Graph, Layer
-from ..graph.op import Op
+from ..graph.graph import Graph
 from ..graph.shapes import Shape
-from ..limits import MAX_AXES, MAX_ELEMENTS, MAX_NODES, Budget, computing, elements
+from ..limits import MAX_ELEMENTS, computing, elements
 from ..ops import PARSERS, REWRITERS
 from ..ops.node import Node, Positions
-from ..ops.shape import Reshape
-from ..ops.unpool import Indices
 from .branches import reads
 from .folding import FOLDS, evaluate
 from .functions import inlined
-from .lift import Lifted, Parsed, SampleAxis, one_after_another
+from .layers import Layers
+from .lift import Lifted, SampleAxis
 from .lift_nodes import by_rows, in_front
 from .moved import MOVERS
 from .outputs import with_heads_apart
@@ -37,7 +34,6 @@ from .proto import (
     qualified,
     read,
     shape_constant,
-    stored_bytes,
     tensor_values,
 )
 from .refusals import instead, refusal, unsupported_nodes, with_way_out
@@ -79,16 +75,8 @@ class Builder:
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.declared = {value.name: value for value in (*graph.value_info, *graph.output)}
         self.batch = SampleAxis(input_shape[0], bound=source.has_batch and source.input_shape[0] != 1)
-        self.layers: list[Layer] = []
         #: A tensor that does not depend on the image → its value.
         self.constants: dict[str, NDArray[Any]] = dict(source.given)
-        #: A tensor that layers make → its shape as it is computed, and the shape that it has in the file.
-        self.shapes: dict[str, Shape] = {source.input: input_shape}
-        self.file_shapes = {source.input: input_shape if source.has_batch else input_shape[1:]}
-        #: A tensor that holds positions, as MaxPool's Indices.
-        self.positions: dict[str, Positions] = {}
-        #: (tensor, another shape) → the tensor that is the same in that shape.
-        self.views: dict[tuple[str, Shape], str] = {}
         #: Shapes that the file declares and its nodes do not make, for a note.
         self.stale: list[str] = []
         #: Tensors behind a refused node: those whose shape is the declared one, and those without a shape.
@@ -99,7 +87,7 @@ class Builder:
         self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
         taken = self.read | {name for proto in graph.node for name in proto.output}
         self.waiting = Waiting(source.nodes, self.constants, self.stored, self.read, taken)
-        self.budget = Budget.of(stored_bytes(source.model, source.weights))
+        self.layers = Layers(source, input_shape, self.read, self.waiting.unused)
 
     def graph(self) -> Graph:
         """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused."""
@@ -110,26 +98,26 @@ class Builder:
             raise without_frames(error) from None
 
     def _graph(self) -> Graph:
-        shape = self.shapes[self.source.input]
+        shape = self.layers.shapes[self.source.input]
         if min(shape) < 1 or elements(shape[1:]) > MAX_ELEMENTS:
             raise UnsupportedError(
                 f"input {self.source.input!r} has shape {list(shape)}.",
                 supported=f"sizes of at least 1 and up to {MAX_ELEMENTS} numbers a sample",
             )
         refused = self._read_nodes()
-        if self.first_lifted is not None and (refused or self.source.scores not in self.shapes):
+        if self.first_lifted is not None and (refused or self.source.scores not in self.layers.shapes):
             refused.insert(0, self.first_lifted)
         if refused:
             reasons = dict.fromkeys(map(str, refused))
             raise refused[0] if len(reasons) == 1 else UnsupportedError(" ".join(reasons))
         self.waiting.check(self.source.scores)
-        if self.source.scores not in self.shapes:
+        if self.source.scores not in self.layers.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
         return Graph(
             self.source.input,
             self.source.scores,
-            tuple(self.layers),
-            self.shapes,
+            tuple(self.layers.made),
+            self.layers.shapes,
             tuple(self._notes()),
             self.waiting.of_file,
         )
@@ -148,7 +136,7 @@ class Builder:
                     self._take(proto)
             except UnsupportedError as error:
                 refused.append(without_frames(self._with_way_out(error, proto)))
-                if self.budget.is_spent:  # Reading on would cost time as well.
+                if self.layers.budget.is_spent:  # Reading on would cost time as well.
                     break
                 self._lose(proto)
             except ModelError:
@@ -171,8 +159,8 @@ class Builder:
     def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
         """The error with the advice to explain a tensor before the node, if one could be read."""
         read = (self.waiting.source_of(name) for name in proto.input)
-        made = (name for name in read if name in self.file_shapes and name != self.source.input)
-        return error if self.budget.is_spent else with_way_out(error, next(made, None))
+        made = (name for name in read if name in self.layers.file_shapes and name != self.source.input)
+        return error if self.layers.budget.is_spent else with_way_out(error, next(made, None))
 
     def _lose(self, proto: onnx.NodeProto) -> None:
         """Continue behind a refused node whose output the file declares, to list other refusals too.
@@ -182,7 +170,7 @@ class Builder:
         for name in filter(None, proto.output):
             shape = self._declared_by_sample(name)
             if shape:
-                self.shapes[name] = self.file_shapes[name] = shape
+                self.layers.shapes[name] = self.layers.file_shapes[name] = shape
                 self.guessed.add(name)
             else:
                 self.lost.add(name)
@@ -202,7 +190,7 @@ class Builder:
         """Check a node's operands, and read those that the file stores."""
         check_arity(proto, self.source.opset)
         for name in filter(None, proto.input):
-            if not (name in self.shapes or name in self.constants or name in self.waiting.moved):
+            if not (name in self.layers.shapes or name in self.constants or name in self.waiting.moved):
                 self.constants[name] = self._stored(name, proto)
 
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
@@ -215,15 +203,15 @@ class Builder:
         """Fold the node, replace it by others, or parse it into layers."""
         names, op = [name for name in proto.input if name], qualified(proto)
         if op in ("Shape", "Size") and names[0] not in self.constants:
-            shape = self.file_shapes.get(names[0]) or self.waiting.moved[names[0]].seen
+            shape = self.layers.file_shapes.get(names[0]) or self.waiting.moved[names[0]].seen
             self.constants[proto.output[0]] = shape_constant(proto, shape)
             return
         is_constant = all(name in self.constants for name in names)
         if is_constant and (op in FOLDS or op not in REWRITERS):
             values = {name: self.constants[name] for name in names}
-            self.constants.update(evaluate(proto, values, self.source.opset, self.budget))
+            self.constants.update(evaluate(proto, values, self.source.opset, self.layers.budget))
             return
-        if op == "CastLike" and proto.input[1] in self.file_shapes:  # all computed tensors are floating point
+        if op == "CastLike" and proto.input[1] in self.layers.file_shapes:  # to float, as all are
             if (value := self.constants.get(proto.input[0])) is not None:
                 self.constants[proto.output[0]] = value.astype(np.float32)
                 return
@@ -244,48 +232,38 @@ class Builder:
         """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""
         first: ModelError | None = None
         for is_read in (self._by_sample, self._in_front, self._by_rows):
-            before = len(self.layers), copy(self.budget)
+            before = self.layers.mark()
             try:
                 if is_read(proto):
                     break
             except ModelError as error:
                 first = first or without_frames(error)
-                if self.budget.is_spent:
+                if self.layers.budget.is_spent:
                     break
-                self._undo(*before)
+                self.layers.undo(before)
         else:
             if first is not None:
                 raise first
-            shapes = [list(self.file_shapes[name]) for name in proto.input if name in self.file_shapes]
-            found = f"its inputs, {', '.join(map(str, shapes))}, have not the batch for their first axis."
+            shapes = ", ".join(str(list(shape)) for shape in self._shapes_read(proto))
+            found = f"its inputs, {shapes}, have not the batch for their first axis."
             Node(proto, self.source.opset, []).refuse(found)
-        if first is not None and self.budget.is_spent:
+        if first is not None and self.layers.budget.is_spent:
             raise first
         if first is not None and self.batch.bound and isinstance(first, UnsupportedError):
             self.first_lifted = self.first_lifted or self._with_way_out(first, proto)
         for name in filter(None, proto.output):
             declared = declared_shape(self.declared[name]) if name in self.declared else None
-            shape = self.file_shapes.get(name)
+            shape = self.layers.file_shapes.get(name)
             if shape is not None and declared is not None and not fits(declared, shape):
                 sizes = ["?" if n is None else n for n in declared]
                 self.stale.append(f"{name!r} as {sizes}, which is {list(shape)}")
 
-    def _undo(self, layers: int, budget: Budget) -> None:
-        """Remove what a failed attempt at reading a node has added."""
-        for layer in self.layers[layers:]:
-            self.views.pop((layer.inputs[0], self.shapes.pop(layer.output)), None)
-            self.file_shapes.pop(layer.output, None)
-            self.positions.pop(layer.output, None)
-        del self.layers[layers:]
-        self.budget = budget
-
     def _by_sample(self, proto: onnx.NodeProto) -> bool:
         """Read the node as it is in the file: the first axis of its tensors is the batch."""
-        shapes = [self.file_shapes[name] for name in proto.input if name in self.file_shapes]
-        if any(shape[:1] != (self.batch.samples,) for shape in shapes):
+        if any(shape[:1] != (self.batch.samples,) for shape in self._shapes_read(proto)):
             return False
         node = self._node(proto)
-        self._add_all(node, PARSERS[qualified(proto)](node), lambda shape: shape)
+        self.layers.add(node, PARSERS[qualified(proto)](node), lambda shape: shape)
         return True
 
     def _in_front(self, proto: onnx.NodeProto) -> bool:
@@ -304,7 +282,7 @@ class Builder:
         def file_shape(shape: Shape) -> Shape:
             return () if read.is_scalar else self.batch.file_shape(shape)
 
-        self._add_all(read.node, read.parsed, file_shape)
+        self.layers.add(read.node, read.parsed, file_shape)
         return True
 
     def _node(self, proto: onnx.NodeProto) -> Node:
@@ -313,88 +291,13 @@ class Builder:
         samples = self.batch.samples if self.batch.bound and self.source.input_shape[0] is None else 1
         return Node(proto, self.source.opset, operands, self.read, self.batch.bound, samples)
 
+    def _shapes_read(self, proto: onnx.NodeProto) -> list[Shape]:
+        """The shapes in the file of the computed tensors that a node reads."""
+        return [self.layers.file_shapes[name] for name in proto.input if name in self.layers.file_shapes]
+
     def _operand(self, name: str) -> Shape | Positions | NDArray[Any] | None:
         """An operand as `Node` has it."""
-        for known in (self.positions, self.file_shapes, self.constants):
+        for known in (self.layers.positions, self.layers.file_shapes, self.constants):
             if name in known:
                 return known[name]
         return None
-
-    def _add_all(self, node: Node, parsed: Parsed, file_shape: Callable[[Shape], Shape]) -> None:
-        """Add the layers of a node.  `file_shape`: an output's shape in the file, from its computed shape."""
-        node.check_all_attributes_read()
-        computed = tuple(self._viewed(node.proto.input[i], node.operands[i]) for i in node.computed())
-        if isinstance(parsed, list):
-            for i, (ops, output) in enumerate(zip(parsed, node.proto.output, strict=True)):
-                if output:
-                    self._add(node, f"{node.name}[{i}]", one_after_another(ops), computed, output)
-        else:
-            self._refuse_other_outputs(node)
-            self._add(node, node.name, one_after_another(parsed), computed, node.proto.output[0])
-        for name in filter(None, node.proto.output):
-            if name in self.shapes:
-                self.file_shapes[name] = file_shape(self.shapes[name])
-
-    def _viewed(self, name: str, operand: Any) -> str:
-        """The name of tensor `name` in the shape in which a node reads it."""
-        shape: Shape = operand.shape if isinstance(operand, Positions) else operand
-        if self.shapes[name] == shape:
-            return name
-        if (name, shape) not in self.views:
-            view = self.waiting.unused(f"{name} as {list(shape)}")
-            self.layers.append(Layer(view, Reshape(shape), (name,), view, "Reshape"))
-            self.shapes[view] = shape
-            self.views[name, shape] = view
-        return self.views[name, shape]
-
-    def _refuse_other_outputs(self, node: Node) -> None:
-        """Refuse a node whose second output is read: Dropout's mask, say, or MaxPool's indices."""
-        others = self.read.intersection(filter(None, node.proto.output[1:]))
-        if others or not node.proto.output[0]:
-            node.refuse(f"output {min(others, default='')!r} is used.", supported="the first output")
-
-    def _add(self, node: Node, name: str, ops: tuple[Op, ...], inputs: tuple[str, ...], output: str) -> None:
-        """Add layers that apply `ops` one after another."""
-        for i, op in enumerate(ops):
-            result = output if i == len(ops) - 1 else self.waiting.unused(f"{output}/{i}")
-            given = tuple(self.shapes[x] for x in inputs)
-            if min(map(len, given)) < 2 and not isinstance(op, Reshape):
-                node.refuse("its input has no axis besides the batch.")
-            shape = op.shape(*given)
-            if any(n < 1 for n in shape):
-                node.invalid(f"the output would have shape {list(shape)}.")
-            if elements(shape[1:]) > MAX_ELEMENTS or len(shape) > 1 + MAX_AXES:  # 1 for samples in front
-                node.refuse(
-                    f"the output would have shape {list(shape)}.",
-                    supported=f"up to {MAX_AXES} axes and {MAX_ELEMENTS} numbers a sample",
-                )
-            self._spend(node, op, given, shape)
-            self.shapes[result] = shape
-            title = name if i == len(ops) - 1 else f"{name}/{i}"
-            self.layers.append(Layer(title, op, inputs, result, node.op))
-            if isinstance(op, Indices):
-                self.positions[result] = Positions(shape, op.plane)
-                if result == self.source.scores:
-                    node.refuse("its Indices have no gradient to explain.", supported="other outputs")
-            inputs = (result,)
-
-    def _spend(self, node: Node, op: Op, x: tuple[Shape, ...], y: Shape) -> None:
-        """Charge a layer, its weights and its work to the budget.
-
-        Layers that share weights in the file each pack a copy.
-        """
-        self.budget.layers -= op.planning
-        self.budget.weights -= op.nbytes
-        self.budget.work -= op.work(tuple((1, *shape[1:]) for shape in x), (1, *y[1:]))
-        if self.budget.layers < 0:
-            node.refuse(
-                "with it the network has too many layers to plan.",
-                supported=f"up to {MAX_NODES} layers; some kinds count as several",
-            )
-        if self.budget.weights < 0:
-            node.refuse("with its weights the network takes many times the memory of its file.")
-        if self.budget.work < 0:
-            node.refuse(
-                "with it one image takes more than some trillion multiply-adds.",
-                hint="Are kernels, strides and sizes what they should be?",
-            )
