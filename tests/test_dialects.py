@@ -138,6 +138,32 @@ def test_old_opsets(opset: int) -> None:
     assert_same(old(valid(), opset), valid())
 
 
+def test_an_old_file_is_verified() -> None:
+    """onnx's reference knows new ops alone, and counts the padding in an average of opset 1."""
+    b = Builder(opset=1)
+    y = b.nodes(
+        "BatchNormalization", b.input(1, 3, 6, 6), *map(b.constant, abs(b.noise(4, 3))),
+        outputs=5, is_test=1, consumed_inputs=[0, 0, 0, 1, 1],
+    )[0]  # fmt: skip
+    y = b.node("AveragePool", b.node("Selu", y), kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2])
+    y = b.node("Add", y, b.constant(b.noise(3)), broadcast=1, axis=1)
+    y = b.node("Concat", y, b.node("Clip", y, min=0.0, consumed_inputs=[0]))
+    y = b.node("Reshape", b.node("Dropout", y, is_test=1), shape=[0, -1])
+    y = b.node("Gemm", y, b.constant(b.noise(54, 4)), b.constant(b.noise(4)), broadcast=1)
+    found = verify(b.model(y))
+    assert found.verified, found
+    assert found.directions
+
+
+def test_a_norm_of_a_power_that_is_no_whole_number_is_refused() -> None:
+    """Before opset 2 the power is a float.  It was cut to a whole number."""
+    b = Builder(opset=1)
+    x = b.input(1, 3, 6, 6)
+    Explainer(b.model(b.node("GlobalLpPool", x, p=3.0)))
+    with pytest.raises(UnsupportedError, match=r"p is 1\.5\. Supported: whole numbers"):
+        Explainer(b.model(b.node("GlobalLpPool", x, p=1.5)))
+
+
 def test_reshape_to_an_attribute() -> None:
     model = old(valid())
     flatten = node(model, "flatten")

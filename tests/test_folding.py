@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from test_folding_any import OPS, UNCHECKED
 
+from gbp import ModelError
 from gbp.importer.folding import FOLDS, evaluate
 from gbp.limits import Budget
 
@@ -331,3 +332,29 @@ def test_constants_broadcast_as_before_opset_7(opset: int, shape: tuple[int, ...
     ):  # fmt: skip
         (got,) = folded(op, (x, y), attributes, opset)
         np.testing.assert_allclose(got, function(x, fitted), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-3, 3])
+def test_a_broadcast_along_axes_that_are_not_there_is_refused(axis: int) -> None:
+    with pytest.raises(ModelError, match=f"axis {axis} of 4"):
+        folded("Add", (pos(2, 3, 4, 5), pos(4, 5)), {"broadcast": 1, "axis": axis}, 6)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "want"),
+    [
+        ("Add", (whole(1, 2), whole(3, 4)), {"consumed_inputs": [0, 0]}, [4, 6]),
+        ("Cast", (whole(1, 2),), {"to": "FLOAT"}, [1, 2]),
+        ("Clip", (real([-1, 1, 9]),), {"min": 0.0, "max": 6.0}, [0, 1, 6]),
+        ("Concat", (real([[1], [2]]), real([[3], [4]])), {}, [[1, 3], [2, 4]]),
+        ("Dropout", (real([1, 2]),), {"is_test": 1, "ratio": 0.5}, [1, 2]),
+        ("Gemm", (real([[1, 2]]), real([[3], [4]]), real([5])), {"broadcast": 1}, [[16]]),
+        ("Selu", (real([-1, 1]),), {}, [1.0507 * 1.6732 * np.expm1(-1), 1.0507]),
+        ("Sum", (real([1]), real([2])), {"consumed_inputs": [0, 0]}, [3]),
+    ],
+)
+def test_constants_of_opset_1(
+    op: str, inputs: tuple[Any, ...], attributes: dict[str, Any], want: Any
+) -> None:
+    (got,) = folded(op, inputs, attributes, 1)
+    np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -6,7 +6,7 @@ Both take the weights from the file again, and compute the file's own nodes: not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,6 +95,16 @@ def _read_by(source: Source, model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [tensor for tensor in model.graph.initializer if tensor.name in read]
 
 
+def _in_inference(proto: onnx.NodeProto) -> onnx.NodeProto:
+    """The node; a BatchNormalization with one output, because runtimes train old ones that have more."""
+    if proto.op_type != "BatchNormalization":
+        return proto
+    node = onnx.NodeProto()
+    node.CopyFrom(proto)
+    del node.output[1:]
+    return node
+
+
 def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdProto]:
     """The opsets that the model imports.  Files of IR version 1 and 2 do not state them."""
     return list(model.opset_import) or [helper.make_opsetid("", source.opset)]
@@ -126,7 +136,7 @@ class Exact:
             tensor.name: numpy_helper.to_array(tensor) for tensor in _read_by(source, model)
         }
         self._nodes: list[_Node] = []
-        for proto in source.nodes:
+        for proto in map(_in_inference, source.nodes):
             op = qualified(proto)
             is_foreign = op in REWRITERS and not ("." not in op and onnx.defs.has(op))
             opsets = _opsets(model, source)
@@ -159,18 +169,25 @@ class _Node:
         versions = {entry.domain: entry.version for entry in imported}
         self._opset = versions.get("", versions.get("ai.onnx", 0))
         self._outputs = [name for name in proto.output if name]
-        node, opsets = _understood(proto, imported)
+        self._evaluator: ReferenceEvaluator | None = None
+        if self._opset >= dated.OLDEST or proto.domain:
+            node, opsets = _understood(proto, imported)
+            try:
+                self._evaluator = self._evaluated(node, opsets, self.inputs)
+            except Exception as error:  # what it raises for an op that it does not have differs by version
+                raise self._refused(error) from None
+
+    def _evaluated(
+        self, node: onnx.NodeProto, opsets: list[onnx.OperatorSetIdProto], inputs: Iterable[str]
+    ) -> ReferenceEvaluator:
         graph = helper.make_graph(
             [node],
             "node",
-            list(map(helper.make_empty_tensor_value_info, self.inputs)),
+            list(map(helper.make_empty_tensor_value_info, inputs)),
             list(map(helper.make_empty_tensor_value_info, self._outputs)),
         )
-        try:
-            alone = helper.make_model(graph, opset_imports=opsets)
-            self._evaluator = ReferenceEvaluator(alone, new_ops=[GridSample, MaxPool, LRN, Erf, Gelu])
-        except Exception as error:  # what it raises for an op that it does not have differs by version
-            raise self._refused(error) from None
+        model = helper.make_model(graph, opset_imports=opsets)
+        return ReferenceEvaluator(model, new_ops=[GridSample, MaxPool, LRN, Erf, Gelu])
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
         try:
@@ -179,7 +196,12 @@ class _Node:
                 # Before opset 13 a softmax runs over all axes from one on; the evaluator knows the newest.
                 is_dated = self._proto.op_type in dated.SOFTMAX
                 own = dated.computed(self._proto, given, self._opset) if is_dated else None
-                made = self._evaluator.run(None, given) if own is None else [own]
+                evaluator = self._evaluator
+                if evaluator is None:  # in the words of an old opset, some of which depend on shapes
+                    node, given, opset = dated.modern(self._proto, given, self._opset)
+                    node, opsets = _understood(node, [helper.make_opsetid("", opset)])
+                    evaluator = self._evaluated(node, opsets, dict.fromkeys(filter(None, node.input)))
+                made = evaluator.run(None, given) if own is None else [own]
         except Exception as error:  # it raises whatever NumPy does
             raise self._refused(error) from None
         return {name: _double(np.asarray(y)) for name, y in zip(self._outputs, made, strict=True)}
@@ -337,7 +359,8 @@ class OnnxRuntime:
         self.name = f"onnxruntime {onnxruntime.__version__} (float32)"
         self._source = source
         image = [value for value in model.graph.input if value.name == source.input]
-        graph = helper.make_graph(source.nodes, "reference", image, [], _read_by(source, model))
+        nodes = list(map(_in_inference, source.nodes))
+        graph = helper.make_graph(nodes, "reference", image, [], _read_by(source, model))
         self._model = helper.make_model(graph, opset_imports=_opsets(model, source), ir_version=_IR_VERSION)
         self._session([source.scores])
 

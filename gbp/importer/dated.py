@@ -15,6 +15,7 @@ These are computed here, and all others by the reference:
     Unique, not sorted                             in the order of the first occurrence, along any axis
     QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
     Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
+    Cast, Concat, Selu, … before opset 7           with the attributes and defaults of then
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from ..errors import UnsupportedError
 from ..limits import elements
@@ -42,13 +43,19 @@ _RESIZE = {"Resize": parse_resize, "Upsample": parse_upsample}
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
 
 
+#: The first opset of which onnx's reference has all ops that are older.
+OLDEST = 7
+#: Attributes of ops before opset 7 that have no meaning in inference.
+_DROPPED = {"consumed_inputs", "is_test"}
+
+
 def modern(
     node: onnx.NodeProto, values: Mapping[str, Array], opset: int
-) -> tuple[onnx.NodeProto, dict[str, Array]]:
-    """A node and its inputs as onnx's reference computes them.
+) -> tuple[onnx.NodeProto, dict[str, Array], int]:
+    """A node, its inputs and the opset as onnx's reference computes them.
 
-    Before opset 7 a node broadcasts along an axis.  Before opset 16 RoiAlign does not shift.  A depth or an
-    axis may be a list of one number.  Other nodes stay unchanged.
+    Before opset 7 a node broadcasts along an axis, and some attributes and defaults differ.  Before opset 16
+    RoiAlign does not shift.  A depth or an axis may be a list of one number.  Other nodes stay unchanged.
 
     Parameters
     ----------
@@ -59,7 +66,7 @@ def modern(
     opset
         The file's opset.
 
-    Source: ONNX Add-6 and its like, attributes `broadcast` and `axis`.
+    Source: ONNX Add-6 and its like, attributes `broadcast` and `axis`; Cast-1, Concat-1, Gemm-6, Selu-1.
     """
     given = dict(values)
     if node.op_type in ("OneHot", "CumSum") and given[node.input[1]].size == 1:
@@ -69,16 +76,35 @@ def modern(
         unshifted.CopyFrom(node)
         mode = helper.make_attribute("coordinate_transformation_mode", "output_half_pixel")
         unshifted.attribute.append(mode)
-        return unshifted, given
-    old = [attribute for attribute in node.attribute if attribute.name in ("axis", "broadcast")]
-    if node.op_type not in _BROADCAST or opset >= 7 or not old:
-        return node, given
-    first, second = (values[name] for name in node.input)
-    axis = next((attribute.i for attribute in old if attribute.name == "axis"), first.ndim - second.ndim)
-    behind = first.ndim - axis - second.ndim
-    today = helper.make_node(node.op_type, (node.input[0], f"{node.input[1]} along axis {axis}"), node.output)
-    given[today.input[1]] = second.reshape(second.shape + (1,) * max(0, behind))
-    return today, given
+        return unshifted, given, opset
+    if opset >= OLDEST:
+        return node, given, opset
+    old = _attributes(node)
+    today = {name: value for name, value in old.items() if name not in _DROPPED}
+    inputs = list(node.input)
+    if node.op_type in _BROADCAST:
+        first, second = (values[name] for name in node.input)
+        axis = today.pop("axis", -1)  # of which nothing is behind the second operand
+        behind = 0 if axis == -1 else first.ndim - axis - second.ndim
+        if axis < -1 or behind < 0:
+            raise ValueError(f"axis {axis} of {first.ndim}")
+        today.pop("broadcast", None)
+        inputs[1] += " along its axis"
+        given[inputs[1]] = second.reshape(second.shape + (1,) * behind)
+    elif node.op_type == "Gemm":
+        today.pop("broadcast", None)
+    elif node.op_type == "Cast" and isinstance(today.get("to"), bytes):
+        today["to"] = TensorProto.DataType.Value(today["to"].decode().upper())
+    elif node.op_type == "Concat":
+        today = {"axis": 1} | today
+    elif node.op_type == "Reshape" and "shape" in today:
+        inputs.append(f"shape of {node.output[0]}")
+        given[inputs[1]] = np.array(today.pop("shape"), np.int64)
+    elif node.op_type == "Pad" and "paddings" in today:
+        today["pads"] = today.pop("paddings")
+    elif node.op_type == "Selu" and opset < 6:
+        today = {"alpha": 1.6732, "gamma": 1.0507} | today
+    return helper.make_node(node.op_type, inputs, node.output, node.name, **today), given, OLDEST
 
 
 def computed(node: onnx.NodeProto, values: Mapping[str, Array], opset: int) -> Array | None:

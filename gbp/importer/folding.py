@@ -205,7 +205,7 @@ def _computed(
         own = dated.computed(node, values, opset)
         results = [own]
         if own is None:
-            results = _by_reference(*dated.modern(node, values, opset), opset)
+            results = _by_reference(*dated.modern(node, values, opset))
     except GbpError:
         raise
     except Exception as error:  # the reference implementation raises whatever NumPy does

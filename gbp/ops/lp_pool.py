@@ -45,12 +45,14 @@ class LpPool(ChannelsLast):
 
 def read_p(node: Node) -> int:
     """The attribute p of LpPool and GlobalLpPool."""
-    p = int(node.number("p", 2.0)) if node.opset < 2 else node.integer("p", 2)
+    p = node.number("p", 2.0) if node.opset < 2 else node.integer("p", 2)
+    if p != int(p):
+        node.refuse(f"p is {p}.", supported="whole numbers")
     if p < 1:
         node.invalid(f"p is {p}, expected at least 1.")
     if p > _MAX_P:
         node.refuse(f"p is {p}.", supported=f"up to {_MAX_P}", hint="MaxPool is the limit of large p.")
-    return p
+    return int(p)
 
 
 def parse_lp_pool(node: Node) -> tuple[Op, ...]:

@@ -80,8 +80,10 @@ def parse_gather(node: Node) -> tuple[Op, ...]:
 def parse_tile(node: Node) -> tuple[Op, ...]:
     shape = node.shape(0)
     if node.opset < 6:  # so many tiles along one axis
-        repeats = [1] * len(shape)
-        repeats[node.axis(int(node.scalar(2)), len(shape))] = int(node.scalar(1))
+        repeats, tiles, axis = [1] * len(shape), node.scalar(1), node.scalar(2)
+        if tiles != int(tiles) or axis != int(axis):
+            node.invalid(f"tiles {tiles} and axis {axis} are no whole numbers.")
+        repeats[node.axis(int(axis), len(shape))] = int(tiles)
     else:
         repeats = list(node.constant_ints(1))
     if len(repeats) != len(shape) or min(repeats) < 1:
