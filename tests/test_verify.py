@@ -273,6 +273,18 @@ def test_one_wrong_number_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert worst.error > 1e-4
 
 
+@pytest.mark.parametrize(("others", "by", "is_right"), [(9, 1, True), (10, 1, False), (1, 2, False)])
+def test_a_quantizer_may_round_to_the_other_neighbour_in_less_than_1_percent(
+    others: int, by: int, is_right: bool
+) -> None:
+    true = np.random.default_rng(0).integers(0, 200, (1, 1000)).astype(np.float32)
+    got = true.copy()
+    got[0, :others] += by
+    error = module._step_error("y", ("q", "Conv … QuantizeLinear"), got, true, true).error
+    assert (error == 0) == is_right
+    assert module._step_error("y", ("c", "Conv"), got, true, true).error > 0
+
+
 def test_an_error_in_what_no_step_makes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Joining moves no bytes here, it only says where they lie."""
     init = ConcatStep.__init__
