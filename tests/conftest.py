@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
 # Before gbp and NumPy are imported: tests have neighbours.
@@ -119,20 +120,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 
 
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """One thread runs the kernels; two do in tests marked `threads`, and in the processes that they start.
 
     Kernels divide their work by the number of threads they are given; if fewer run, each computes several
     shares.
     """
-    wanted = "2" if request.node.get_closest_marker("threads") else "1"
+    wanted = "2" if item.get_closest_marker("threads") else "1"
     if os.environ.get(THREADS) != wanted:
         from gbp.kernels.parallel import threads
 
         os.environ[THREADS] = wanted
         threads.available.cache_clear()
         threads._turns.cache_clear()
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Report a test that passes once; pytest reports its setup and teardown too.
+
+    pytest-xdist sends each report to the main process, which takes longer than many a test.
+    """
+    if item.config.getoption("durations") is not None:  # it lists setups and teardowns
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 FIGURE = "figure"
@@ -147,7 +162,7 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Runs in the main process, to which pytest-xdist sends the properties of a test."""
-    if report.when == "teardown":
+    if report.when == "call":
         _reported.extend(str(line) for name, line in report.user_properties if name == FIGURE)
 
 
