@@ -142,7 +142,11 @@ BROKEN: dict[str, tuple[Change, type[GbpError], str]] = {
         U,
         "Affine 'made': its inputs are all constant",
     ),
-    "op of a later opset": (renamed("relu", "HardSwish"), M, "HardSwish 'relu': opset 13 has no such op"),
+    "op of a later opset": (
+        renamed("relu", "HardSwish"),
+        M,
+        "HardSwish 'relu': opset 13 has no such op; opset 14 has it",
+    ),
     "Mod of the image": (before("relu", "Mod", "b"), U, "Mod 'new'"),
     "Celu of alpha 0": (before("relu", "Celu", alpha=0.0), U, "Celu 'new': alpha is 0"),
     "Gelu of another kind": (

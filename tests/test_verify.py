@@ -14,6 +14,7 @@ import onnx
 import pytest
 from builder import Builder
 from cases.axes import grid_sample
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from gbp import PROBABILITY, InputError, UnsupportedError
@@ -113,6 +114,16 @@ def test_how_much_is_held_at_once_changes_nothing(reference: str, monkeypatch: p
     whole = verify(model())
     monkeypatch.setattr(module, "_PART", 1)
     assert verify(model()) == whole
+
+
+def test_halves_within_a_float_network(reference: str) -> None:
+    """As Keras' mixed precision writes them: onnxruntime rounds there, and was called right."""
+    b = Builder(opset=13)
+    half = b.node("Cast", b.input(1, 3, 9, 9), to=TensorProto.FLOAT16)
+    w = b.constant(b.noise(4, 3, 3, 3), np.float16)
+    y = b.node("Cast", b.relu(b.node("Conv", half, w)), to=TensorProto.FLOAT)
+    found = verify(b.model(b.head(y)))
+    assert found.verified, found
 
 
 def test_a_file_made_for_one_batch_size(reference: str) -> None:

@@ -69,7 +69,7 @@ def references(model: Model, source: Source) -> tuple[Reference, Exact]:
     whole.graph.initializer.extend(stored)
     whole.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in source.given.items())
     exact = Exact(whole, source)
-    if source.dtype != "FLOAT":  # another width of numbers: what onnxruntime rounds is more than gbp errs by
+    if source.dtype != "FLOAT" or _rounds(source, whole):  # to more than gbp errs by
         return exact, exact
     try:
         return OnnxRuntime(whole, source), exact
@@ -103,6 +103,13 @@ def _in_inference(proto: onnx.NodeProto) -> onnx.NodeProto:
     node.CopyFrom(proto)
     del node.output[1:]
     return node
+
+
+def _rounds(source: Source, model: onnx.ModelProto) -> bool:
+    """Whether a runtime computes part of the model in numbers of 16 bits, which gbp computes in float32."""
+    casts = (a.i for node in source.nodes if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    halves = TensorProto.FLOAT16, TensorProto.BFLOAT16
+    return any(kind in halves for kind in (*casts, *(t.data_type for t in _read_by(source, model))))
 
 
 def _opsets(model: onnx.ModelProto, source: Source) -> list[onnx.OperatorSetIdProto]:

@@ -376,16 +376,17 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
     try:
         schema = _schema(node.op_type, max(opset, fact(node.op_type).since))
     except onnx.defs.SchemaError:
-        raise wrong(f"opset {opset} has no such op.") from None
+        newer = [n for n in range(opset + 1, 100) if onnx.defs.has(node.op_type, n, "")]
+        more = "".join(f"; opset {n} has it" for n in newer[:1])
+        raise wrong(f"opset {opset} has no such op{more}.") from None
     for what, names, least, most in (
         ("input", node.input, schema.min_input, schema.max_input),
         ("output", node.output, schema.min_output, schema.max_output),
     ):
         if not least <= len(names) <= most:
-            expected = f"{least} to {most}" if most < MAX_NAMES else f"{least} or more"
-            raise wrong(
-                f"it has {len(names)} {what}s, not {least if least == most else expected} (opset {opset})."
-            )
+            some = f"{least} to {most}" if most < MAX_NAMES else f"{least} or more"
+            expected = least if least == most else some
+            raise wrong(f"it has {len(names)} {what}s, not {expected} (opset {opset}).")
     for i, (name, expected_input) in enumerate(zip(node.input, schema.inputs, strict=False)):
         if not name and expected_input.option == onnx.defs.OpSchema.FormalParameterOption.Single:
             raise wrong(f"input {i} ({expected_input.name}) is missing.")

@@ -74,8 +74,8 @@ def instead(op: str, before: str | None) -> str | None:
         reason = f"Nothing flows back through {op}."
     elif "." not in op and not onnx.defs.has(op):
         reason = (
-            "ONNX has no such op: the exporter left it as it found it. Write it by other functions in the "
-            "network, and export that."
+            "ONNX has no such op: the exporter left it as it found it. Export at a newer opset, or write it "
+            "by other functions in the network, and export that."
         )
     elif op.startswith("com.microsoft."):
         reason = "It is onnxruntime's own: if its optimizer wrote it, explain the file that it was made of."
