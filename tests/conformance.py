@@ -338,7 +338,6 @@ OUT_OF_SCOPE = {
     "text": ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
     "control flow": ("Loop", "Scan"),
     "recurrent networks": ("GRU", "LSTM", "RNN"),
-    "scales that depend on the image": ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"),
     "random numbers": ("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
     "transformers": (
         *("CausalConvWithState", "LinearAttention", "RotaryEmbedding"),
@@ -358,6 +357,7 @@ EXCLUSIONS = (
     ),
     Exclusion("out of scope: ops of another domain", lambda case: any("." in op for op in case.ops)),
     Exclusion("Attention with a cache, a window, a cap or fewer keys", refusal="Attention 'Y'"),
+    Exclusion("integers, or their scale", refusal="integers of a DynamicQuantizeLinear, or their scale"),
     Exclusion("no output is float", has_no_float(lambda model: model.graph.output)),
     Exclusion("no input is float", has_no_float(free_inputs)),
     Exclusion("no float input has an axis", lambda case: not explainable(case.model)),

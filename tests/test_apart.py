@@ -43,6 +43,10 @@ STORED: dict[str, Any] = {
     "times": np.array([2, 1, 1, 3]),
     "scales": np.array([1, 1, 2, 2], np.float32), "own": np.array([[3, 0, 119]]),
     "step": np.array(120), "wrong": np.array(119), "scale": np.float32(0.1), "offset": np.uint8(100),
+    "w310": noise(3, 10), "w33": np.arange(9, dtype=np.int8).reshape(3, 3), "g6": noise(6),
+    "coarse": np.float32(0.37),
+    "w8": np.arange(90, 105, dtype=np.uint8).reshape(5, 3),
+    "k8": np.arange(70, 134, dtype=np.uint8).reshape(4, 4, 2, 2),
     "queries": noise(5, 1, 4), "order": np.array([1, 3, 2, 0]),
 }  # fmt: skip
 #: The number of samples as a list, and as a number.
@@ -51,6 +55,7 @@ COUNTED = [
     N("Gather", ["shape", "0"], ["n"]),
     N("Squeeze", ["n", "0"], ["count"]),
 ]
+QUANTIZED = ["scale", "offset"]
 #: s: (4, n, 6, 5), which is computed with the batch behind an axis.
 MOVED = [N("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]), N("Sin", ["t"], ["s"])]
 
@@ -236,6 +241,29 @@ APART: dict[str, Nodes] = {
         N("DequantizeLinear", ["q", "scale", "offset"], ["r"]),
         to_front(1, 0, 2, 3),
     ],
+    "quantized by range": [
+        *MOVED,
+        N("DynamicQuantizeLinear", ["s"], ["q", "own scale", "own offset"]),
+        N("MatMulInteger", ["q", "w8", "own offset"], ["p"]),
+        N("Cast", ["p"], ["f"], to=1),
+        N("Mul", ["f", "own scale"], ["r"]),
+        to_front(1, 0, 2, 3),
+    ],
+    "a product of integers": [
+        *MOVED,
+        N("QuantizeLinear", ["s", "scale", "offset"], ["q"]),
+        N("QLinearMatMul", ["q", *QUANTIZED, "w8", *QUANTIZED, "coarse", "offset"], ["p"]),
+        N("DequantizeLinear", ["p", *QUANTIZED], ["r"]),
+        to_front(1, 0, 2, 3),
+    ],
+    "a convolution of integers": [
+        *MOVED,
+        N("Transpose", ["s"], ["v"], perm=[1, 0, 2, 3]),
+        N("QuantizeLinear", ["v", "scale", "offset"], ["q"]),
+        N("QLinearConv", ["q", *QUANTIZED, "k8", *QUANTIZED, "coarse", "offset"], ["p"]),
+        N("DequantizeLinear", ["p", *QUANTIZED], ["y"]),
+    ],
+    "a triangle": [*MOVED, N("Trilu", ["s"], ["r"], upper=0), to_front(1, 0, 2, 3)],
     "a branch": [
         *MOVED,
         N("Equal", ["six", "six"], ["always"]),
@@ -261,7 +289,8 @@ STORED |= {
 @pytest.mark.parametrize("name", APART)
 def test_each_sample_is_computed_alone(name: str) -> None:
     m = model(APART[name])
-    expected = ReferenceEvaluator(m).run(None, {"x": X})[0].reshape(len(X), -1)
+    alone = ReferenceEvaluator(m)
+    expected = np.concatenate([alone.run(None, {"x": x[None]})[0].reshape(1, -1) for x in X])
     explainer = Explainer(m, output="y")
     np.testing.assert_allclose(explainer.predict(X).reshape(len(X), -1), expected, rtol=1e-4, atol=1e-5)
     one_by_one = [explainer.predict(x[None]) for x in X]
@@ -284,6 +313,35 @@ def test_attention_of_newer_opsets() -> None:
     m = model([*MOVED, front, N("Attention", ["q", "q", "q"], ["y"])], opset=23)
     expected = ReferenceEvaluator(m).run(None, {"x": X})[0].reshape(len(X), -1)
     np.testing.assert_allclose(Explainer(m).predict(X).reshape(len(X), -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_of_onnxruntime_keep_the_samples_apart() -> None:
+    """The batch is behind an axis from s to r."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    where = {"domain": "com.microsoft"}
+    m = model(
+        [
+            *MOVED,
+            N("QuantizeLinear", ["s", *QUANTIZED], ["q"], **where),
+            N("QLinearLeakyRelu", ["q", *QUANTIZED, *QUANTIZED], ["a"], **where),
+            N("QLinearAdd", ["a", *QUANTIZED, "q", *QUANTIZED, *QUANTIZED], ["b"], **where),
+            N("QLinearConcat", [*QUANTIZED, "a", *QUANTIZED, "b", *QUANTIZED], ["c2"], axis=3, **where),
+            N("DequantizeLinear", ["c2", *QUANTIZED], ["d"], **where),
+            N("FusedMatMul", ["d", "w310"], ["e"], transB=1, **where),
+            N("Gelu", ["e"], ["f"], **where),
+            N("BiasGelu", ["f", "b3"], ["g"], **where),
+            N("DynamicQuantizeMatMul", ["g", "w33", "scale"], ["h"], **where),
+            N("ReduceSum", ["h", "3"], ["i"], keepdims=0),
+            N("SkipLayerNormalization", ["i", "i", "g6"], ["r"], **where),
+            N("Transpose", ["r"], ["y"], perm=[1, 0, 2]),
+        ]
+    )
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    m.ir_version = 10
+    session = onnxruntime.InferenceSession(m.SerializeToString())
+    expected = np.concatenate([session.run(None, {"x": x[None]})[0].reshape(1, -1) for x in X])
+    found = Explainer(m).predict(X).reshape(len(X), -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_nodes_that_do_not_fit_one_sample_either() -> None:

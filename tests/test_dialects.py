@@ -512,13 +512,13 @@ def test_a_quantized_network() -> None:
     (scores,) = ReferenceEvaluator(model).run(None, {"x": X})
     np.testing.assert_allclose(explainer.predict(X), scores, rtol=1e-4, atol=1e-5)
     (note,) = explainer.explain(X).notes
-    assert "2 QuantizeLinear" in note
+    assert "2 nodes of quantization" in note
 
 
 def test_integer_arithmetic_is_refused_with_what_to_do() -> None:
     model = valid()
-    node(model, "conv").op_type = "ConvInteger"
-    with pytest.raises(UnsupportedError, match=r"ConvInteger 'conv' \(node 1 of 6\).*QDQ"):
+    node(model, "conv").op_type = "QLinearReduceMean"
+    with pytest.raises(UnsupportedError, match=r"QLinearReduceMean 'conv' \(node 1 of 6\).*QDQ"):
         Explainer(model)
     (hint,) = inspect(model).hints
     assert "QDQ" in hint

@@ -14,8 +14,8 @@ from gbp.ops.facts import Fact
 
 IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
 #: Files that list ops for other questions: where a result holds the batch, what an older opset computes, how
-#: to lift a node over a batch, and how to compute a window of constants.
-LISTING = {"apart_nodes.py", "dated.py", "lift_nodes.py", "moved.py", "windowed.py"}
+#: to lift a node over a batch, where integers meet their scale, and how to compute a window of constants.
+LISTING = {"apart_nodes.py", "dated.py", "lift_nodes.py", "moved.py", "scales.py", "windowed.py"}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
 #: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples;
 #: which compare.
@@ -81,7 +81,8 @@ def test_every_op_states_its_facts() -> None:
 #: Ops that stand for another, where the name does not say for which.
 STANDS_FOR = {
     **dict.fromkeys(("BiasGelu", "FastGelu", "QuickGelu"), "Gelu"),
-    **{"QGemm": "Gemm", "FC": "Gemm", "MatMulNBits": "MatMul", "Affine": "Add", "Scale": "Mul"},
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"), "MatMul"),
+    **{"QGemm": "Gemm", "FC": "Gemm", "Affine": "Add", "Scale": "Mul"},
     **{"ScaledTanh": "Tanh", "ParametricSoftplus": "Softplus"},
 }
 

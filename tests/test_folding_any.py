@@ -75,6 +75,7 @@ OPS: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     **{op: ([np.array(7)], {}, 17) for op in ("BlackmanWindow", "HannWindow", "HammingWindow")},
     "MatMulInteger": ([np.array([[1, 2]], np.uint8), np.array([[3], [4]], np.uint8)], {}, 10),
     "QuantizeLinear": ([X, np.float32(0.02), np.uint8(128)], {}, 10),
+    "DynamicQuantizeLinear": ([X], {}, 11),
     "DequantizeLinear": ([np.arange(-6, 6, dtype=np.int8), np.float32(0.5), np.int8(3)], {}, 10),
     "ConvInteger": (
         [np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4), np.ones((1, 1, 2, 2), np.uint8)],
@@ -131,7 +132,7 @@ def test_a_folded_constant_is_what_onnxruntime_makes(op: str, opset: int) -> Non
     if op == "Mean" and opset < 8:
         pytest.skip("of one shape")
     stored = [numpy_helper.from_array(np.asarray(value), f"i{i}") for i, value in enumerate(values)]
-    outputs = 2 if op == "TopK" else 1
+    outputs = {"TopK": 2, "DynamicQuantizeLinear": 3}.get(op, 1)
     node = helper.make_node(op, [t.name for t in stored], [f"o{i}" for i in range(outputs)], **attributes)
     made = list(map(helper.make_empty_tensor_value_info, node.output))
     graph = helper.make_graph([node], "g", [], made, stored)

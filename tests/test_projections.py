@@ -1246,8 +1246,55 @@ def _matmul_of_unpacked(b: Builder, x: str) -> str:
     return b.node("MatMul", x, b.constant(w.reshape(5, -1)[:, :K].T))
 
 
+def by_range(
+    op: str, modern: Net, of: st.SearchStrategy[Shape], operands: Callable[[Builder, str], Sequence[str]]
+) -> st.SearchStrategy[Drawn]:
+    """An op of integers behind DynamicQuantizeLinear, with a Cast and a Mul by the scales."""
+
+    def net(b: Builder, x: str, name: str, where: dict[str, Any]) -> str:
+        q, scale, zero = b.nodes("DynamicQuantizeLinear", x, outputs=3)
+        w, zeros = operands(b, x)
+        made = b.node("Cast", b.node(name, q, w, zero, zeros), to=1)
+        return b.mul(made, b.mul(scale, b.constant(0.015)))
+
+    return fused(op, net, modern, of, "")
+
+
+def _integers(*shape: Callable[[Shape], Shape]) -> Callable[[Builder, str], Sequence[str]]:
+    """Weights, and a zero point of 1."""
+    return lambda b, x: (b.constant(_whole(b, *shape[0](b.shapes[x])), np.int8), b.constant(1, np.int8))
+
+
+def _rounded(b: Builder, x: str) -> str:
+    q, scale, zero = b.nodes("DynamicQuantizeLinear", x, outputs=3)
+    return b.node("DequantizeLinear", q, scale, zero)
+
+
+def _product_by_range(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    w = b.constant(_whole(b, *_square(b.shapes[x])), np.int8)
+    scales = b.constant(b.rng.uniform(0.01, 0.02, b.shapes[x][-1]))
+    zeros = b.constant(np.ones(b.shapes[x][-1]), np.int8)
+    if op == "DynamicQuantizeMatMul":
+        return b.foreign(op, b.shapes[x], x, w, scales, zeros, **domain)
+    q, scale, zero = b.nodes("DynamicQuantizeLinear", x, outputs=3)
+    return b.foreign(op, b.shapes[x], q, w, scale, scales, zero, zeros, **domain)
+
+
+def _product_of(weights: Callable[[Shape], Shape], op: str) -> Net:
+    return lambda b, x: b.node(op, x, b.constant((_whole(b, *weights(b.shapes[x])) - 1) * np.float32(0.015)))
+
+
 _pooled = {"kernel_shape": [2, 2], "pads": [0, 1, 1, 0], "count_include_pad": 1}
 ON_INTEGERS: dict[str, st.SearchStrategy[Drawn]] = {
+    "DynamicQuantizeLinear": fused(
+        "DynamicQuantizeLinear", lambda b, x, *_: _rounded(b, x), node("Identity"), domain=""
+    ),
+    "ConvInteger": by_range("ConvInteger", _product_of(_one_tap, "Conv"), planes, _integers(_one_tap)),
+    "MatMulInteger": by_range("MatMulInteger", _product_of(_square, "MatMul"), rows, _integers(_square)),
+    **{
+        f"com.microsoft.{op}": fused(f"com.microsoft.{op}", _product_by_range, _matmul_of_weights, rows)
+        for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+    },
     "com.microsoft.MatMulNBits": fused("com.microsoft.MatMulNBits", _matmul_of_bits, _matmul_of_unpacked),
     "QLinearConv": on_integers(
         "QLinearConv", _conv_of_weights, with_weights(_one_tap, axis=0, bias=True), of=planes, domain=""

@@ -1036,6 +1036,170 @@ def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
     assert verify(m, X).verified
 
 
+def by_range(x: str, *products: onnx.NodeProto, by: str = "Ws") -> list[onnx.NodeProto]:
+    """x as integers q, with s and z; products that end in p; the product times the scales, r."""
+    return [
+        node("DynamicQuantizeLinear", [x], ["q", "s", "z"]),
+        *products,
+        node("Cast", ["p"], ["f"], to=1),
+        node("Mul", ["s", by], ["factor"]),
+        node("Mul", ["f", "factor"], ["r"]),
+    ]
+
+
+#: As quantize_dynamic and onnxruntime's optimizer write it, and as they might: from x to r.
+BY_RANGE: dict[str, list[onnx.NodeProto]] = {
+    "convolution": by_range(
+        "x", node("ConvInteger", ["q", "W", "z", "Wz"], ["p"], pads=[1] * 4, strides=[1, 2])
+    ),
+    "columns": by_range("x", node("MatMulInteger", ["q", "M", "z", "Mz"], ["p"]), by="Ms"),
+    "no zero point of the weights": by_range("x", node("MatMulInteger", ["q", "M", "z"], ["p"])),
+    "moved integers": by_range(
+        "x",
+        node("Transpose", ["q"], ["qt"], perm=[0, 1, 3, 2]),
+        node("ConvInteger", ["qt", "W", "z"], ["p"], group=1),
+    ),
+    "two factors": [
+        node("Transpose", ["x"], ["xt"], perm=[0, 1, 3, 2]),
+        node("DynamicQuantizeLinear", ["xt"], ["qt", "st", "zt"]),
+        *by_range("x", node("MatMulInteger", ["q", "qt", "z", "zt"], ["p"]), by="st"),
+    ],
+    "numbers of one sign": [
+        node("Abs", ["x"], ["a"]),
+        node("DynamicQuantizeLinear", ["a"], ["q", "s", "z"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["r"]),
+    ],
+    "fused": [node("DynamicQuantizeMatMul", ["x", "M", "Ms", "Mz", "b"], ["r"], domain="com.microsoft")],
+    "fused in part": [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulIntegerToFloat", ["q", "M", "s", "Ms", "z", "Mz", "b"], ["r"], domain="com.microsoft"),
+    ],
+    "of constant scales": [
+        node("QuantizeLinear", ["x", "Ws", "Mz0"], ["q"]),
+        node("MatMulIntegerToFloat", ["q", "M", "Ws", "Ws", "Mz0"], ["r"], domain="com.microsoft"),
+    ],
+    "in a branch": [
+        node("Constant", [], ["is"], value=numpy_helper.from_array(np.array(True))),
+        node(
+            "If",
+            ["is"],
+            ["r"],
+            then_branch=branch(
+                "then",
+                [
+                    node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+                    node("DequantizeLinear", ["q", "s", "z"], ["t"]),
+                ],
+                "t",
+            ),
+            else_branch=branch("else", [node("Neg", ["x"], ["t"])], "t"),
+        ),
+    ],
+    "nothing but zeros": [
+        node("Sub", ["x", "x"], ["none"]),
+        node("DynamicQuantizeLinear", ["none"], ["q", "s", "z"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["rest"]),
+        node("Add", ["rest", "x"], ["r"]),
+    ],
+}
+
+
+def quantized_by_range(nodes: Nodes, batch: int | str = "N") -> onnx.ModelProto:
+    own = np.random.default_rng(1)
+    stored = {
+        **{"W": own.integers(-99, 99, (3, 4, 3, 3), np.int8), "Wz": np.int8(2)},
+        **{"Ws": np.float32(0.02), "M": own.integers(0, 255, (5, 2), np.uint8), "Mz0": np.uint8(120)},
+        **{"Ms": np.array([0.01, 0.03], np.float32), "Mz": np.array([120, 90], np.uint8)},
+        "b": np.array([0.5, -1], np.float32),
+    }
+    used = {each for one in nodes for each in one.input}
+    stored = {name: value for name, value in stored.items() if name in used}
+    m = model([*nodes, MEAN], stored, (batch, *SHAPE[1:]), opset=13, ir_version=8)
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return m
+
+
+@pytest.mark.parametrize("name", BY_RANGE)
+def test_quantization_by_range_is_that_of_onnxruntime_for_each_sample_alone(name: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    m = quantized_by_range(BY_RANGE[name])
+    session = onnxruntime.InferenceSession(m.SerializeToString())
+    x = X * np.array([1, 0.1, 3], np.float32).reshape(3, 1, 1, 1)
+    y = np.concatenate([session.run(None, {"x": one[None]})[0] for one in x])
+    explainer = Explainer(m)
+    np.testing.assert_allclose(explainer.predict(x), y, rtol=1e-5, atol=1e-5)
+    found = explainer.explain(x, rule="vanilla", target=0)
+    for i, one in enumerate(x):
+        alone = explainer.explain(one[None], rule="vanilla", target=0)
+        np.testing.assert_array_equal(alone.map[0], found.map[i])
+    if name != "in a branch":  # onnx's evaluator has DequantizeLinear there from opset 19 on only
+        assert verify(m, X).verified
+
+
+#: From x to r, behind its integers; and what reads these, or their scale, in an unknown way.
+MISREAD: dict[str, tuple[list[onnx.NodeProto], str]] = {
+    "by no scale": (
+        [node("MatMulInteger", ["q", "M", "z"], ["p"]), node("Cast", ["p"], ["r"], to=1)],
+        "Reduce",
+    ),
+    "by the scale twice": (
+        [
+            node("DequantizeLinear", ["q", "s", "z"], ["real"]),
+            node("Mul", ["real", "s"], ["r"]),
+        ],
+        "ReduceMean",
+    ),
+    "a zero point of the file": (
+        [node("DequantizeLinear", ["q", "s", "Mz0"], ["r"])],
+        "DequantizeLinear",
+    ),
+    "no zero point": ([node("DequantizeLinear", ["q", "s"], ["r"])], "DequantizeLinear"),
+    "integers as they are": ([node("Cast", ["q"], ["f"], to=1), node("Mul", ["f", "s"], ["r"])], "Cast"),
+    "a sum before the scale": (
+        [
+            node("MatMulInteger", ["q", "M", "z"], ["p"]),
+            node("Cast", ["p"], ["f"], to=1),
+            node("Add", ["f", "Ms"], ["g"]),
+            node("Mul", ["g", "s"], ["r"]),
+        ],
+        "Add",
+    ),
+    "a zero point as a number": (
+        [node("Cast", ["z"], ["f"], to=1), node("Mul", ["x", "f"], ["r"])],
+        "Cast",
+    ),
+    "within a branch": (
+        [
+            node("Constant", [], ["is"], value=numpy_helper.from_array(np.array(True))),
+            node(
+                "If",
+                ["is"],
+                ["r"],
+                then_branch=branch("then", [node("Mul", ["x", "s"], ["t"])], "t"),
+                else_branch=branch("else", [node("Neg", ["x"], ["t"])], "t"),
+            ),
+        ],
+        "If",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_integers_by_whose_scale_nothing_is_multiplied(name: str) -> None:
+    nodes, reader = MISREAD[name]
+    first = node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    with pytest.raises(UnsupportedError, match=f"DynamicQuantizeLinear 'q': .* are read by {reader}"):
+        Explainer(quantized_by_range([first, *nodes]))
+
+
+def test_integers_are_no_scores() -> None:
+    m = quantized_by_range(BY_RANGE["columns"])
+    for name in ("q", "p", "f", "factor"):
+        with pytest.raises(UnsupportedError, match=r"integers of a DynamicQuantizeLinear|is a constant"):
+            Explainer(m, output=name).predict(X)
+    assert {tensor.name for tensor in Explainer(m).tensors} == {"r", "y"}
+
+
 def test_a_softmax_on_integers_of_an_old_opset_runs_along_the_last_axis() -> None:
     """Without `axis`.  Softmax itself has 1 there, and all axes behind it."""
     onnxruntime = pytest.importorskip("onnxruntime")

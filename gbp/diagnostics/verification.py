@@ -122,7 +122,7 @@ class Verification:
         if self.mismatches:
             return f"MISMATCH: {'; '.join(self.mismatches)}."
         if self.quantized:
-            return "verified: steps and scores; the gradient passes straight through QuantizeLinear."
+            return "verified: steps and scores; the gradient passes straight through quantization."
         if self.gradient_error is None:
             return "NOT VERIFIED: the score is not smooth here and has no gradient. Try another image."
         return "verified: every error is within its bound."

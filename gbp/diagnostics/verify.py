@@ -44,7 +44,10 @@ _SCORES_BOUND = 1e-4
 #: In a quantized network, rounding to the other neighbour moves a unit by a whole step.
 _QUANTIZED_SCORES_BOUND = 1e-1
 #: Ops that round to integers; how many of their results may be those of the other neighbour.
-_ROUND = {"QuantizeLinear", *(op.rpartition(".")[2] for op in qlinear.REWRITERS)}
+_ROUND = {
+    *("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
+    *(op.rpartition(".")[2] for op in qlinear.REWRITERS),
+}
 _OTHER_NEIGHBOURS = 1e-2
 _GRADIENT_BOUND, _MAX_GRADIENT_BOUND = 1e-3, 1e-1
 #: How often x is rounded differently, by how much, and how many times the map's motion its error may be.
@@ -220,7 +223,8 @@ def _step_errors(
         for name, node in nodes.items()
         if node.op_type in ("Relu", "Clip") and node.input[0] in nodes
     }
-    for part in _parts(plan, _completed(plan, nodes)):
+    compared = {tensor.name for tensor in plan.named}.intersection(nodes)
+    for part in _parts(plan, _completed(plan, compared)):
         wanted = {name for names in part for name in names}
         wanted |= {rectified[name] for name in wanted & rectified.keys()}
         values = reference.run(x, sorted(wanted)) if wanted else {}

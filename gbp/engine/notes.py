@@ -116,8 +116,8 @@ def notes_of(plan: Plan, source: Source, rule: Rule, clamp: bool, tf32: bool = F
     quantized = plan.straight_through
     if quantized:
         notes.append(
-            f"{counted(quantized, 'QuantizeLinear node')}: the gradient passes straight through the rounding "
-            "and stops where values saturate."
+            f"{counted(quantized, 'node')} of quantization: the gradient passes straight through the "
+            "rounding and stops where values saturate."
         )
     if tf32:
         notes.append(

@@ -19,6 +19,7 @@ from ..ops.broadcast import SameRank
 from ..ops.concat import AxisSlice, Concat
 from ..ops.conv.conv import Conv
 from ..ops.conv_transpose import Spread
+from ..ops.dynamic import QuantizeByRange
 from ..ops.functions import Function, PRelu
 from ..ops.lp_pool import LpPool
 from ..ops.lrn import LRN
@@ -31,7 +32,7 @@ Range: TypeAlias = tuple[int, int]
 #: For each axis of a tensor, the batch among them: the first index, and the one after the last.
 Box: TypeAlias = tuple[Range, ...]
 
-_POINTWISE = (Affine, Scale, SameRank, Function, PRelu, Rectifier, Quantize, Dequantize)
+_POINTWISE = (Affine, Scale, SameRank, Function, PRelu, Rectifier, Quantize, Dequantize, QuantizeByRange)
 
 
 def field_of(graph: Graph, tensor: str, unit: Sequence[int]) -> Box:

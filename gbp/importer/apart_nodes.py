@@ -117,7 +117,7 @@ def _expanded(f: Followed) -> Place:
 
 def _joined(f: Followed) -> Place:
     place = f.common(repeats=False)
-    if f.node.axis(f.node.integer("axis", 1), len(f.result)) == place.axis:
+    if f.node.axis(f.node.integer("axis", 1), f.rank()) == place.axis:
         f.mixed(f"it joins along axis {place.axis}, which holds the batch.")
     return place
 
@@ -192,6 +192,13 @@ def _multiplied(f: Followed) -> Place:
     return place
 
 
+def _fused_matmul(f: Followed) -> Place:
+    """The batch may not count rows of a first factor that is turned."""
+    if f.node.integer("transA", 0) and f.common().axis >= max(f.rank(0), f.rank(1)) - 2:
+        f.mixed("it multiplies along the axis that holds the batch.")
+    return _multiplied(f)
+
+
 def _gemm(f: Followed) -> Place:
     place = f.beside([0 if f.node.integer("transA", 0) else 1])
     if not f.node.is_constant(1) or f.many[1] is not None:
@@ -250,12 +257,22 @@ def _resized(f: Followed) -> Place:
     return place
 
 
+def _of(operands: slice, rule: Callable[[Followed], Place]) -> Callable[[Followed], Place]:
+    """The rule of an op on integers, whose operands have scales and zero points behind them."""
+
+    def found(f: Followed) -> Place:
+        node = replace(f.node, operands=f.node.operands[operands])
+        return rule(replace(f, node=node, places=f.places[operands], many=f.many[operands]))
+
+    return found
+
+
 #: Rules by op.
 RULES: dict[str, Callable[[Followed], Place]] = {
     **dict.fromkeys((*FUNCTIONS, "Relu", "Clip", "Neg", "Not", "IsNaN", "IsInf"), _same),
-    **dict.fromkeys(("Identity", "Dropout", "Cast", "CastLike"), _same),
+    **dict.fromkeys(("Identity", "Dropout", "Cast", "CastLike", "DynamicQuantizeLinear"), _same),
     **dict.fromkeys((op for op in PARSERS if fact(op).reads_planes), _front),
-    "GridSample": _front,
+    **dict.fromkeys(("GridSample", "ConvInteger"), _front),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "Max", "Min", "Where"), _broadcast),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _broadcast),
     **dict.fromkeys(("And", "Or", "Xor", "PRelu"), _broadcast),
@@ -275,7 +292,23 @@ RULES: dict[str, Callable[[Followed], Place]] = {
     "ScatterND": _scattered,
     "Pad": _padded,
     "Tile": _tiled,
-    "MatMul": _multiplied,
+    **dict.fromkeys(("MatMul", "MatMulInteger"), _multiplied),
+    "com.microsoft.DynamicQuantizeMatMul": _multiplied,
+    "com.microsoft.MatMulIntegerToFloat": _multiplied,
+    "com.microsoft.MatMulNBits": _along(-1),
+    "com.microsoft.FusedMatMul": _fused_matmul,
+    "com.microsoft.FusedGemm": _gemm,
+    **dict.fromkeys((f"com.microsoft.{op}Gelu" for op in ("", "Bias", "Fast", "Quick")), _broadcast),
+    **dict.fromkeys((f"com.microsoft.Skip{op}LayerNormalization" for op in ("", "Simplified")), _normalized),
+    **dict.fromkeys((f"com.microsoft.{op}Linear" for op in ("Quantize", "Dequantize")), _quantized),
+    **dict.fromkeys(("QLinearConv", "com.microsoft.FusedConv"), _front),
+    "QLinearMatMul": _of(slice(0, 4, 3), _multiplied),
+    "com.microsoft.QGemm": _of(slice(0, 7, 3), _gemm),
+    **dict.fromkeys((f"com.microsoft.QLinear{op}" for op in ("Add", "Mul")), _of(slice(0, 4, 3), _broadcast)),
+    "com.microsoft.QLinearConcat": _of(slice(2, None, 3), _joined),
+    **dict.fromkeys((f"com.microsoft.QLinear{op}AveragePool" for op in ("", "Global")), _front),
+    "com.microsoft.QLinearLeakyRelu": _same,
+    "Trilu": lambda f: f.beside((-2, -1)),
     "Gemm": _gemm,
     "Einsum": _einsum,
     "Attention": _attention,

@@ -315,7 +315,7 @@ class _Apart(Builder):
             places = [self.places.get(name) for name in proto.input]
             many = [self.many.get(name) for name in proto.input]
             found = through(Followed(self._node(proto), places, many, self.layers.file_shapes.get(first, ())))
-            self.places.update((name, found) for name in proto.output if name)
+            self.places.update((n, found) for n in proto.output if n and n not in self.constants)
         elif not self.many.keys().isdisjoint(given):
             if op == "CastLike" and given[1] in self.places:
                 self._keep(first, self.many[given[0]].astype(np.float32))

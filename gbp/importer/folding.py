@@ -72,8 +72,8 @@ FOLDS: dict[str, Folds] = {
     ),
     "ReverseSequence": slow(as_operands),
     **dict.fromkeys(
-        ("BlackmanWindow", "CenterCropPad", "ConvInteger", "DFT",
-         "GRU", "HammingWindow", "HannWindow", "LSTM", "MatMulInteger", "MelWeightMatrix",
+        ("BlackmanWindow", "CenterCropPad", "DFT",
+         "GRU", "HammingWindow", "HannWindow", "LSTM", "MelWeightMatrix",
          "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
         as_inferred,
     ),

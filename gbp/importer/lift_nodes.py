@@ -359,7 +359,7 @@ def _moves_rows(lifting: Lifting) -> bool:
 
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys((*FUNCTIONS, "Relu", "Clip", "Neg", "Not"), _unary),
-    **dict.fromkeys(("Identity", "Dropout", "Cast", "CastLike"), _unary),
+    **dict.fromkeys(("Identity", "Dropout", "Cast", "CastLike", "DynamicQuantizeLinear"), _unary),
     "PRelu": _prelu,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "Max", "Min", "Where"), _broadcast),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _broadcast),

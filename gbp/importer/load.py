@@ -119,7 +119,7 @@ class Builder:
             tuple(self.layers.made),
             self.layers.shapes,
             tuple(self._notes()),
-            self.waiting.of_file,
+            self.waiting.of_file - self.waiting.own,
         )
 
     def _read_nodes(self) -> list[UnsupportedError]:
@@ -189,6 +189,7 @@ class Builder:
     def _check(self, proto: onnx.NodeProto) -> None:
         """Check a node's operands, and read those that the file stores."""
         check_arity(proto, self.source.opset)
+        self.waiting.check_scale(proto)
         for name in filter(None, proto.input):
             if not (name in self.layers.shapes or name in self.constants or name in self.waiting.moved):
                 self.constants[name] = self._stored(name, proto)

@@ -24,6 +24,7 @@ from ..ops.written import Writer
 from .branches import reads, taken
 from .moved import MOVERS, READERS, Moved, joined, scattered
 from .proto import label, qualified
+from .scales import Scales, dynamic
 
 
 class Waiting:
@@ -55,6 +56,33 @@ class Waiting:
         self.of_file = frozenset(taken)
         #: Tensors whose batch is not the first axis.  They are never computed.
         self.moved: dict[str, Moved] = {}
+        #: Integers whose scale this network does not multiply by → what reads them or the scale.
+        self.misread: dict[str, str] = {}
+        #: Tensors in which gbp computes other numbers than the file.
+        self.own: set[str] = set()
+        self._hold_scales(self.nodes)
+
+    def _hold_scales(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Have 1 for the scale and 0 for the zero point of each DynamicQuantizeLinear (`scales.py`)."""
+        if next(dynamic(nodes), None) is None:
+            return
+        scales = Scales(self.nodes)
+        for scale, zero in scales.held:
+            self.constants[scale], self.constants[zero] = np.array(1, np.float32), np.array(0, np.uint8)
+        self.misread |= scales.misread
+        self.own |= scales.own
+
+    def check_scale(self, node: onnx.NodeProto) -> None:
+        """Raise UnsupportedError for integers that are read in a way that `scales.py` does not know."""
+        reader = self.misread.get(node.output[0]) if node.output else None
+        if reader is not None:
+            raise UnsupportedError(
+                f"its integers, its scale or its zero point are read by {reader}.",
+                node=label(node),
+                op=node.op_type,
+                supported="MatMulInteger, ConvInteger and DequantizeLinear, and a Mul by the scale",
+                hint="Quantize statically, or export in float32.",
+            )
 
     def unused(self, name: str) -> str:
         """A name that no tensor has."""
@@ -77,6 +105,7 @@ class Waiting:
             )
         self.read.update(name for node in nodes for name in reads(node))
         self.nodes.extendleft(reversed(nodes))
+        self._hold_scales(nodes)
 
     def takes_branch(self, proto: onnx.NodeProto) -> bool:
         """Replace an If whose condition is known by its branch.  Returns whether it did.
@@ -162,6 +191,11 @@ class Waiting:
         self._put(writer.nodes)
 
     def check(self, scores: str) -> None:
-        """Raise UnsupportedError if the scores are a tensor whose batch is moved, and so not computed."""
+        """Raise UnsupportedError if the scores are a tensor whose numbers are not computed as the file's."""
         if scores in self.moved:
             raise self.moved[scores].refused()
+        if scores in self.own:
+            raise UnsupportedError(
+                f"{scores!r} holds integers of a DynamicQuantizeLinear, or their scale.",
+                supported="what a Mul by the scale makes of the integers",
+            )

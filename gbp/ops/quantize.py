@@ -24,6 +24,7 @@ from .dtypes import type_name
 from .facts import Fact
 from .folded import Constants, Cost, makes
 from .node import Node
+from .shape import Reshape
 from .step import Clipped, Context, Floats, GradientSlot, NumpyStep, Step
 
 #: Ranges of the integer types that a float32 holds exactly.
@@ -105,7 +106,10 @@ def parse_quantize(node: Node) -> Op:
 
 def parse_dequantize(node: Node) -> Op:
     scale = _scale(node)
-    return Dequantize(scale, _along(node, node.constant_integers(2)) if node.has(2) else np.zeros_like(scale))
+    zero = _along(node, node.constant_integers(2)) if node.has(2) else np.zeros_like(scale)
+    if (scale == 1).all() and not zero.any():
+        return Reshape(node.shape(0))
+    return Dequantize(scale, zero)
 
 
 PARSERS = {"QuantizeLinear": parse_quantize, "DequantizeLinear": parse_dequantize}

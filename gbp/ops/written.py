@@ -35,9 +35,9 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
 
-    def name(self) -> str:
-        """A new name for a tensor."""
-        return self._unused(f"{self.node.name}/{len(self.nodes) + len(self.constants)}")
+    def name(self, what: str = "") -> str:
+        """A new name for a tensor.  `what` tells those of one node apart."""
+        return self._unused(f"{self.node.name}/{len(self.nodes) + len(self.constants)}{what}")
 
     def constant(self, values: Any) -> str:
         """Add a constant tensor and return its name."""

@@ -9,6 +9,7 @@ from ..ops.binary import Binary, Choice
 from ..ops.broadcast import Add, Mul
 from ..ops.concat import AxisSlice, Concat
 from ..ops.conv_transpose import Spread
+from ..ops.dynamic import QuantizeByRange
 from ..ops.functions import End, Function
 from ..ops.lp_pool import LpPool
 from ..ops.pool import AveragePool, MaxPool
@@ -28,7 +29,7 @@ _KEEP = {
 }  # fmt: skip
 _MOVES = (
     Reshape, Transpose, AxisSlice, MaxPool, AveragePool, MaxUnpool, Spread, Extremum, End, Dequantize,
-    Quantize, Add, Mul,
+    Quantize, QuantizeByRange, Add, Mul,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,45 @@ def qdq(
     return net
 
 
+Product = Callable[[Builder, str, str], str]
+
+
+def by_range(product: Product | None = None) -> Net:
+    """DynamicQuantizeLinear and DequantizeLinear; or a product of integers, a Cast and a Mul by scales."""
+
+    def net(b: Builder, x: str) -> str:
+        q, scale, zero = b.nodes("DynamicQuantizeLinear", x, outputs=3)
+        if product is None:
+            return b.node("DequantizeLinear", q, scale, zero)
+        return b.mul(b.node("Cast", product(b, q, zero), to=1), b.mul(scale, b.constant(0.02)))
+
+    return net
+
+
+def conv_integer(b: Builder, q: str, zero: str) -> str:
+    w = b.constant(b.rng.integers(0, 255, (4, b.shapes[q][1], 3, 2)), np.uint8)
+    zeros = b.constant(b.rng.integers(99, 150, 4), np.uint8)
+    return b.node("ConvInteger", q, w, zero, zeros, pads=[1, 0, 1, 1], strides=[2, 1])
+
+
+def matmul_integer(b: Builder, q: str, zero: str) -> str:
+    w = b.constant(b.rng.integers(-99, 99, (b.shapes[q][-1], 4)), np.int8)
+    return b.node("MatMulInteger", q, w, zero, b.constant(b.rng.integers(-9, 9, 4), np.int8))
+
+
+def by_scale(product: Product) -> Net:
+    """QuantizeLinear, and as behind DynamicQuantizeLinear."""
+
+    def net(b: Builder, x: str) -> str:
+        scale, zero = b.constant(0.02), b.constant(120, np.uint8)
+        q = b.node("QuantizeLinear", x, scale, zero)
+        return b.mul(b.node("Cast", product(b, q, zero), to=1), b.mul(scale, b.constant(0.02)))
+
+    return net
+
+
+_OF_BATCH = "takes the range of all samples"
+
 CASES: dict[str, Case] = {
     "quantized": Case(qdq(np.uint8, 0.01)),
     "quantized to int8": Case(qdq(np.int8, 0.05, 0)),
@@ -42,5 +82,11 @@ CASES: dict[str, Case] = {
         reference="pools no integers without a warning",
     ),
     "quantized (N, C)": Case(qdq(np.uint8, 0.02, 120), (3, 7)),
+    "quantized by range": Case(by_range(), reference=_OF_BATCH),
+    "quantized by range, convolved": Case(by_range(conv_integer), reference=_OF_BATCH),
+    "quantized by range, multiplied": Case(by_range(matmul_integer), (2, 6, 5), reference=_OF_BATCH),
+    "quantized by range, multiplied (N, C)": Case(by_range(matmul_integer), (2, 7), reference=_OF_BATCH),
+    "quantized, convolved as integers": Case(by_scale(conv_integer)),
+    "quantized, multiplied as integers": Case(by_scale(matmul_integer), (2, 6, 5)),
     "quantized, opset 10": Case(qdq(np.uint8, 0.02, 120), opset=10, reference="is younger"),
 }
