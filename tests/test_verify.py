@@ -119,9 +119,11 @@ def test_how_much_is_held_at_once_changes_nothing(reference: str, monkeypatch: p
 def test_halves_within_a_float_network(reference: str) -> None:
     """As Keras' mixed precision writes them: onnxruntime rounds there, and was called right."""
     b = Builder(opset=13)
-    half = b.node("Cast", b.input(1, 3, 9, 9), to=TensorProto.FLOAT16)
-    w = b.constant(b.noise(4, 3, 3, 3), np.float16)
-    y = b.node("Cast", b.relu(b.node("Conv", half, w)), to=TensorProto.FLOAT)
+    y = b.node("Cast", b.input(1, 3, 9, 9), to=TensorProto.FLOAT16)
+    for channels in (3, 4):
+        w, c = b.noise(4, channels, 3, 3), b.noise(4)
+        y = b.relu(b.node("Conv", y, b.constant(w, np.float16), b.constant(c, np.float16)))
+    y = b.node("Cast", y, to=TensorProto.FLOAT)
     found = verify(b.model(b.head(y)))
     assert found.verified, found
 
