@@ -421,6 +421,43 @@ def test_a_part_of_nothing_is_named(sizes: list[int] | None) -> None:
         Explainer(model)
 
 
+def all_open(m: Model) -> Model:
+    """The model with no size of its input said, as Optimum writes it."""
+    for i, dim in enumerate(m.graph.input[0].type.tensor_type.shape.dim):
+        dim.dim_param = f"axis{i}"
+    return m
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_first_conv_says_how_many_channels_an_open_file_takes(channels_last: bool) -> None:
+    b = Builder(opset=13)
+    x = b.input(1, *((8, 9, 4) if channels_last else (4, 8, 9)))
+    y = b.node("Sub", x, b.constant(b.noise(1)))
+    y = b.conv(b.transpose(y, 0, 3, 1, 2) if channels_last else y, 4, group=2)
+    model = all_open(b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.relu(y))), 3)))
+    assert Explainer(model).input_shape == ((None, None, None, 4) if channels_last else (None, 4, None, None))
+    assert verify(model, size=(8, 9)).verified
+    assert not inspect(model, size=(8, 9)).unsupported
+
+
+def test_a_file_of_any_number_of_channels_is_not_taken_for_one_of_224() -> None:
+    b = Builder(opset=13)
+    model = all_open(b.model(b.node("GlobalMaxPool", b.input(1, 3, 8, 9))))
+    for ask in (inspect, verify):
+        with pytest.raises(InputError, match="leaves the number of its channels open"):
+            ask(model)
+    assert Explainer(model).explain(X[:, :2], rule="vanilla").scores.shape == (2, 2)
+
+
+@pytest.mark.parametrize("more", ["x", "w", "scores"])
+def test_what_no_node_makes_is_no_scores(more: str) -> None:
+    """An output may be the image, a weight, or another output again."""
+    model = valid()
+    scores = model.graph.output[0].name
+    model.graph.output.insert(0, helper.make_tensor_value_info(scores if more == "scores" else more, 1, None))
+    assert_same(model, valid())
+
+
 def test_labels_from_the_file() -> None:
     """A classifier as scikit-learn's converters end it: a label, and a table of probabilities."""
     model = valid()

@@ -61,7 +61,8 @@ def scores_of(proto: onnx.ModelProto, producers: Producers, output: str | Probab
     """The tensor to explain; `output` is as in `Choice`.  Raises InputError where that is not clear."""
     if output is not None and output is not PROBABILITY:
         return Scores(_named(proto, producers, output))
-    outputs = [value for value in proto.graph.output if _holds_scores(value, producers)]
+    different = {value.name: value for value in proto.graph.output}.values()
+    outputs = [value for value in different if _holds_scores(value, producers)]
     if len(outputs) > 1:
         raise _several(outputs, producers)
     found = [value.name for value in outputs or proto.graph.output]
@@ -185,10 +186,13 @@ def _named(proto: onnx.ModelProto, producers: Producers, output: object) -> str:
 
 
 def _holds_scores(value: onnx.ValueInfoProto, producers: Producers) -> bool:
-    """Whether an output is, or may be, a tensor of floats, or a table made of one, and is no label."""
+    """Whether a node makes an output that is, or may be, a tensor of floats, or a table of one, and no label.
+
+    An output may also be an input or a weight again.
+    """
     made_by = producers[value.name].op_type if value.name in producers else ""
     kind = value.type.tensor_type.elem_type
-    return made_by == "ZipMap" or kind in FLOATS or not kind
+    return made_by == "ZipMap" or (made_by != "" and (kind in FLOATS or not kind))
 
 
 def _logits(producers: Producers, last: str) -> tuple[str, onnx.NodeProto | None]:

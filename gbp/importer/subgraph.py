@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from onnx import TensorProto
 from ..arguments import sizes_fit
 from ..errors import InputError, ModelError, UnsupportedError
 from ..limits import MAX_AXES
-from ..ops import fact
 from ..ops.dtypes import FLOATS, type_name
 from .branches import reads
+from .first_nodes import first_nodes, reads_channels_last, with_channels
 from .outputs import PROBABILITY, Probability, scores_of
 from .proto import declared_shape, label, tensor_values
 from .weights import Weights
@@ -107,7 +107,7 @@ class Source:
             self,
             input_shape=(1, *self.input_shape),
             has_batch=False,
-            channels_last=_reads_channels_last(self.nodes, self.input, has_batch=False),
+            channels_last=reads_channels_last(self.nodes, self.input, has_batch=False),
             notes=(*self.notes, note),
         )
 
@@ -127,8 +127,15 @@ class Source:
     def sample_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """The shape of one sample.
 
-        `size` = (H, W), by default 224, replaces sizes that the file leaves open.
+        `size` = (H, W), by default 224, replaces sizes that the file leaves open.  Raises InputError where it
+        leaves the number of channels open, and no first Conv says it.
         """
+        reads_image = self.channels_last is not None and len(self.input_shape) > 2
+        if reads_image and self.input_shape[-1 if self.channels_last else 1] is None:
+            raise InputError(
+                f"input {self.input!r} leaves the number of its channels open.",
+                hint="Write it into the file, or pass an array.",
+            )
         sizes = iter(size or (224, 224))
         return tuple(n or next(sizes, 1) for n in self.input_shape[1:])
 
@@ -142,6 +149,9 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
     nodes = _upstream(producers, scores.name)
     given = _given(proto, choice.given)
     value, shape = _explained_input(proto, nodes, choice.input, given)
+    channels_last = reads_channels_last(nodes, value.name)
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    shape = with_channels(shape, nodes, value.name, stored, channels_last)
     is_output = choice.output is None or choice.output is PROBABILITY
     source = Source(
         model=proto,
@@ -156,7 +166,7 @@ def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = Non
         is_output=is_output,
         given=given,
         dtype=type_name(value.type.tensor_type.elem_type),
-        channels_last=_reads_channels_last(nodes, value.name),
+        channels_last=channels_last,
         labels=_labels(proto) if is_output else None,
         notes=scores.notes,
     )
@@ -302,34 +312,6 @@ def _producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return producers
 
 
-def _reads_channels_last(
-    nodes: tuple[onnx.NodeProto, ...], image: str, has_batch: bool = True
-) -> bool | None:
-    """Whether the first node that treats axes differently reads the image as (N, H, W, C)."""
-    for node in _first_nodes(nodes, image):
-        if fact(node.op_type).reads_planes:
-            return False
-        if node.op_type == "Unsqueeze" and not has_batch:
-            return _reads_channels_last(nodes, node.output[0])
-        if node.op_type == "Transpose":
-            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
-            return True if perm == ([0, 3, 1, 2] if has_batch else [2, 0, 1]) else None
-        return None
-    return None
-
-
-def _first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
-    """The nodes that read the image, directly or through nodes that work pixel by pixel."""
-    names = {image}
-    for node in nodes:
-        if names.isdisjoint(node.input):
-            continue
-        if fact(node.op_type).is_pixelwise:
-            names.update(node.output)
-        else:
-            yield node
-
-
 def _shared_batch(source: Source) -> str | None:
     """The name of the first axis of the input and of the scores, if it is one, and none of a picture's.
 
@@ -359,7 +341,7 @@ def _adds_axis_in_front(source: Source) -> bool:
     }
     rank, name = len(source.input_shape), source.input
     nodes = iter(source.nodes)  # Nodes are in order of computation, so readers of a node's output come later.
-    while (node := next(_first_nodes(nodes, name), None)) is not None:
+    while (node := next(first_nodes(nodes, name), None)) is not None:
         if node.op_type != "Transpose":
             break
         name = node.output[0]
