@@ -26,6 +26,16 @@ def test_an_array_is_aligned_and_its_own(floats: int) -> None:
     assert (y == 2).all()
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (4, 5, 6)])
+def test_the_address_is_the_one_that_numpy_says(shape: tuple[int, ...], tmp_path: Path) -> None:
+    x = np.zeros((2, *shape), np.float32)
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    kept = np.memmap(tmp_path / "kept", np.float32, "w+", shape=(2, *(shape if x.size else ())))
+    for each in (x, fixed, x[1:], x[::-1], x.T, kept, kept[1:]):
+        assert memory.address_of(each) == each.ctypes.data
+
+
 def mapped() -> int:
     """KiB of this process's address space."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -11,15 +11,16 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numpy.typing import NDArray
 
 from . import emit
+from .memory import address_of
 from .numba_private import array_view, as_dtype, pack_array, populate_array
 
 
@@ -51,7 +52,8 @@ def _array_packer(kind: Any) -> Callable[[Any, _Words], None]:
 
     def pack_array(x: Any, words: _Words) -> None:
         if (
-            x.dtype != dtype
+            not isinstance(x, np.ndarray)
+            or x.dtype != dtype
             or x.ndim != ndim
             or (dense and not x.flags.c_contiguous)
             or (writable and not x.flags.writeable)
@@ -59,7 +61,7 @@ def _array_packer(kind: Any) -> Callable[[Any, _Words], None]:
             raise TypeError(
                 f"a kernel takes {kind}, and was given {x.dtype} {x.shape} of strides {x.strides}"
             )
-        words.append(x.__array_interface__["data"][0])
+        words.append(address_of(x))
         words.extend(x.shape)
         words.extend(x.strides)
 
@@ -83,18 +85,18 @@ def _packer(kind: Any) -> Callable[[Any, _Words], None]:
     return lambda value, words: words.append(int.from_bytes(code.pack(value), "little", signed=True))
 
 
-def packer_of(kinds: Sequence[Any]) -> Callable[[Sequence[Any]], NDArray[np.int64]]:
+def packer_of(kinds: Sequence[Any]) -> Callable[[Sequence[Any]], array[int]]:
     """Make the function that packs arguments of these types.
 
     It raises TypeError for other arguments.  The arrays must live as long as the block is used.
     """
     packers = [_packer(kind) for kind in kinds]
 
-    def pack(args: Sequence[Any]) -> NDArray[np.int64]:
+    def pack(args: Sequence[Any]) -> array[int]:
         words: _Words = []
         for pack_one, arg in zip(packers, args, strict=True):
             pack_one(arg, words)
-        return np.array(words, np.int64)
+        return array("q", words)
 
     return pack
 

@@ -9,6 +9,7 @@ kernels with the same arguments.  They are recorded as Python functions, between
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codegen.jit import Kernel
+from ..codegen.memory import address_of
 from .team import INSTRUCTION, MAX_PARTS
 from .threads import run
 
@@ -51,8 +53,13 @@ class _Instruction:
             parts = 1
         phases = kernel.phases(args) if kernel.phases else 1
         self._where = where  # keeps the word's memory alive
-        condition = (0, 0) if where is None else (where.word.ctypes.data, where.value)
-        self.row = kernel.address, self.block.ctypes.data, parts, phases, *condition
+        condition = (0, 0) if where is None else (address_of(where.word), where.value)
+        block, _ = self.block.buffer_info()
+        self.words = array("q", (kernel.address, block, parts, phases, *condition))
+
+    def __call__(self) -> None:
+        first, _ = self.words.buffer_info()
+        run(first, first + _BYTES, self.threads)
 
 
 class _Row:
@@ -60,9 +67,11 @@ class _Row:
 
     def __init__(self, instructions: Sequence[_Instruction]) -> None:
         self._instructions = instructions  # keeps their arrays and blocks alive
-        self._words: NDArray[np.int64] = np.array([each.row for each in instructions], np.int64)
+        self._words: array[int] = array("q")
+        for each in instructions:
+            self._words += each.words
         self._threads = max(each.threads for each in instructions)
-        first = self._words.ctypes.data
+        first, _ = self._words.buffer_info()
         self._spans = [
             (first + _BYTES * start, first + _BYTES * stop)
             for start, stop in _spans([each.elements for each in instructions])
@@ -143,7 +152,7 @@ def submit(kernel: Kernel, args: Sequence[Any]) -> None:
     instruction = _Instruction(kernel, args, _recording.where, cuts_small=_recording.program is None)
     if _recording.program is not None:
         _recording.program.add(instruction)
-    _Row([instruction])()
+    instruction()
 
 
 @contextmanager
