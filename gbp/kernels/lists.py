@@ -20,11 +20,14 @@ from .codegen.tile import (
     tile_add_rows,
     tile_plus,
     tile_store,
+    tile_update,
     tile_zeros,
 )
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
 SUMMED_BLOCKS = 4
+#: Gradients that are multiplied with the same weights together.
+MOST_GRADIENTS = 5
 #: The length of a chain of additions in `multiply_tile`, so that nonzero values and tiles give the same sums;
 #: and the bits of a word.
 GROUP = CHAIN
@@ -83,4 +86,30 @@ def _add_nonzero_to_tile(blocks: int, g: int, bits: int, w: int, step: int, sums
 add_nonzero = by_count(
     "add_nonzero",
     [copy_of(_add_nonzero_to_tile, f"{blocks}", _BLOCKS=blocks) for blocks in range(1, SUMMED_BLOCKS + 1)],
+)
+
+
+#: Rows of the tile in the function below.  Each of its copies has its own.
+_ROWS = MOST_GRADIENTS
+
+
+@device_function
+def _add_nonzero_of_tile(rows: int, g: int, step: int, bits: int, w: int, sums: int, first: bool) -> None:
+    """Add to the sums of each gradient the values of a group whose bits are set, times their rows of weights.
+
+    With `first` they are written instead.  Gradient k is at `g + k · step`, and its block of sums is the k-th
+    one.  Row c of the weights is at `w + c · 4 · TILE_CHANNELS`.  `rows` is _ROWS.
+    """
+    t = tile_zeros(_ROWS, TILE_VECTORS)
+    while bits:
+        keep_rolled()
+        c = lowest_bit(bits)
+        bits &= bits - 1
+        t = tile_update(t, TILE_VECTORS, g + 4 * c, step, w + c * 4 * TILE_CHANNELS)
+    tile_store(t if first else tile_plus(t, TILE_VECTORS, sums), TILE_VECTORS, sums)
+
+
+add_nonzero_of = by_count(
+    "add_nonzero_of",
+    [copy_of(_add_nonzero_of_tile, f"{rows}_gradients", _ROWS=rows) for rows in range(1, MOST_GRADIENTS + 1)],
 )

@@ -183,7 +183,7 @@ class Windows(NamedTuple):
 
 
 @inlined
-def _sum_won(windows: Windows, switches: Any, c: int, count: int) -> Any:
+def sum_won(windows: Windows, switches: Any, c: int, count: int) -> Any:
     """The sums of the gradients of the windows that the pixel won, of `count` channels from c on."""
     v = zeros()
     g_row, s_row, tap_row = windows.g + 4 * c, windows.s + c * switches.itemsize, windows.tap
@@ -198,8 +198,8 @@ def _sum_won(windows: Windows, switches: Any, c: int, count: int) -> Any:
 
 
 @inlined
-def _sum_won_four(windows: Windows, switches: Any, c: int) -> Any:
-    """`_sum_won` of each of the four vectors of a BLOCK."""
+def sum_won_four(windows: Windows, switches: Any, c: int) -> Any:
+    """`sum_won` of each of the four vectors of a BLOCK."""
     v0, v1, v2, v3 = zeros(), zeros(), zeros(), zeros()
     s_vector = LANES * switches.itemsize
     g_row, s_row, tap_row = windows.g + 4 * c, windows.s + c * switches.itemsize, windows.tap
@@ -258,18 +258,18 @@ def unpool_row(
             i * taps.columns + j, step_i * taps.columns, step_j,
         )  # fmt: skip
         for c in range(0, whole, BLOCK):
-            v0, v1, v2, v3 = _sum_won_four(windows, switches, c)
+            v0, v1, v2, v3 = sum_won_four(windows, switches, c)
             write_gradient(v0, c, gate, accumulate, xa, ma, LANES)
             write_gradient(v1, c + LANES, gate, accumulate, xa, ma, LANES)
             write_gradient(v2, c + 2 * LANES, gate, accumulate, xa, ma, LANES)
             write_gradient(v3, c + 3 * LANES, gate, accumulate, xa, ma, LANES)
         for c in range(whole, C, LANES):
-            v = _sum_won(windows, switches, c, C - c)
+            v = sum_won(windows, switches, c, C - c)
             write_gradient(v, c, gate, accumulate, xa, ma, C - c)
 
 
 @inlined
-def _windows_at(gy: Any, switches: Any, n: int, sample: int, down: Any, across: Any, taps: Taps) -> Windows:
+def windows_at(gy: Any, switches: Any, n: int, sample: int, down: Any, across: Any, taps: Taps) -> Windows:
     """The windows of row n of the batch that `windows_down` and `windows_across` found.
 
     `unpool_row` does without this function, because with it it took 2 % longer.
@@ -321,8 +321,8 @@ def unpool_row_of_all(
                 keep_rolled()
                 sample = sample_of(n, targets_of(gy, switches))
                 ma = at(mask, sample_of(n, targets_of(gy, mask)), h, w) + c // 8
-                windows = _windows_at(gy, switches, n, sample, down, across, taps)
-                u0, u1, u2, u3 = _sum_won_four(windows, switches, c)
+                windows = windows_at(gy, switches, n, sample, down, across, taps)
+                u0, u1, u2, u3 = sum_won_four(windows, switches, c)
                 v0 = v0 + gated(u0, gate, ma, LANES)
                 v1 = v1 + gated(u1, gate, ma + LANES // 8, LANES)
                 v2 = v2 + gated(u2, gate, ma + 2 * (LANES // 8), LANES)
@@ -337,8 +337,8 @@ def unpool_row_of_all(
             for n in range(first, stop, step):
                 sample = sample_of(n, targets_of(gy, switches))
                 ma = at(mask, sample_of(n, targets_of(gy, mask)), h, w) + c // 8
-                windows = _windows_at(gy, switches, n, sample, down, across, taps)
-                v = v + gated(_sum_won(windows, switches, c, C - c), gate, ma, C - c)
+                windows = windows_at(gy, switches, n, sample, down, across, taps)
+                v = v + gated(sum_won(windows, switches, c, C - c), gate, ma, C - c)
             store_some(gx + 4 * (w * C + c), v, C - c)
 
 

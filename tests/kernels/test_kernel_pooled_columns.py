@@ -79,6 +79,14 @@ def test_pooled_columns(name: str, gate: Gate, most: float) -> None:
 
     check_reverse(run, gy, expected, targets=3)
 
+    # More targets than are computed together: each map has the bits that it has alone.
+    many = noise(7, *gy.shape[1:], seed=3)
+    maps, alone = np.empty((2, 7, *size, C), np.float32)
+    run(many, slice(0, 1), NO_MASK, OPEN, maps, 0, 2)
+    for k in range(7):
+        run(many[k : k + 1], slice(0, 1), NO_MASK, OPEN, alone[k : k + 1], 0, 1)
+    assert_same_bits(maps, alone)
+
     # The image's gradient is dense, so that vectors go through lines.
     together, apart = np.empty((2, 6, *size, C), np.float32)
     run(gy, slice(0, 2), NO_MASK, OPEN, together, 0, 2)
