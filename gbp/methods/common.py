@@ -317,7 +317,8 @@ def _one_by_one(ask: Repeated, copies: Copies, which: range, add: Take) -> None:
             part = slice(start, min(start + step, end))
             yield partial(compute, part, copies(part))
 
-    for _ in chain(in_order(works(begin, alone), workers), in_order(works(alone, which.stop), 1)):
+    busy = workers if begin < alone else 1  # to begin threads without work takes as long as a small layer
+    for _ in chain(in_order(works(begin, alone), busy), in_order(works(alone, which.stop), 1)):
         pass
 
 

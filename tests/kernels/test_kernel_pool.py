@@ -142,3 +142,15 @@ def test_averagepool(size: Any, geometry: dict[str, Any], C: int, include_pad: b
         expected,
         targets=3,
     )
+
+
+def test_the_average_of_a_channel_has_the_same_bits_among_any_others() -> None:
+    x, taps = noise(1, 13, 13, 130), taps_of({"kernel": (13, 13)})
+
+    def averages(x: Any) -> Any:
+        y = np.empty((1, 1, 1, x.shape[3]), np.float32)
+        averagepool_fwd(x, y, taps, 0, 1)
+        return y
+
+    alone = [averages(np.ascontiguousarray(x[..., c : c + 1])) for c in range(130)]
+    np.testing.assert_array_equal(averages(x), np.concatenate(alone, axis=3))
