@@ -989,6 +989,9 @@ INTEGERS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "QLinearAdd": (["x", "V", "s", "Mz", "y"], {}),
     "QLinearMul": (["x", "x", "y"], {}),
     "QLinearConcat": (["y", "x", "x"], {"axis": 1}),
+    "QLinearAdd, to zero": (["x", "V", "s", "Mz", "ys"], {}),
+    "QLinearLeakyRelu, from zero": (["q", "s", "", "y"], {}),
+    "QLinearLeakyRelu, to zero": (["x", "ys", ""], {}),
     "QLinearAveragePool": (["x", "y"], {"kernel_shape": [2, 3], "pads": [0, 1, 1, 0]}),
     "QLinearGlobalAveragePool": (["x", "y"], {}),
     "QLinearLeakyRelu": (["x", "y"], {"alpha": 0.25}),
@@ -1004,16 +1007,23 @@ def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
     means = {"x": ["q", "s", "z"], "h": ["qh", "s", "z"], "y": ["ys", "yz"], "p": ["ps", "pz"]}
     operands = [each for name in names for each in means.get(name, [name])]
     where = {} if name in ("QLinearConv", "QLinearMatMul") else {"domain": "com.microsoft"}
+    zero = "no" if "to zero" in name else "yz"
     nodes = [
         node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         node("Flatten", ["q"], ["qh"]),
-        node(name, operands, ["r"], **attributes, **where),
-        node("DequantizeLinear", ["r", *means["p" if "p" in names else "y"]], ["d"]),
+        node(name.partition(",")[0], operands, ["r"], **attributes, **where),
+        node("DequantizeLinear", ["r", *(["ps", "pz"] if "p" in names else ["ys", zero])], ["d"]),
         node("Flatten", ["d"], ["y"]),
     ]
     own = np.random.default_rng(1)
     stored = {
-        **{"s": np.float32(0.03), "z": np.uint8(120), "ys": np.float32(0.05), "yz": np.uint8(90)},
+        **{
+            "no": np.uint8(0),
+            "s": np.float32(0.03),
+            "z": np.uint8(120),
+            "ys": np.float32(0.05),
+            "yz": np.uint8(90),
+        },
         **{"ps": np.float32(1 / 2048), "pz": np.uint8(0)},
         **{"W": own.integers(-9, 9, (3, 4, 3, 3), np.int8), "B": own.integers(-999, 999, 3, np.int32)},
         **{"Ws": np.array([0.02, 0.03, 0.01], np.float32), "Wz": np.zeros(3, np.int8)},
@@ -1250,7 +1260,12 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
             node("MultiHeadAttention", ["x3", "x3", "x3", "", "", "h"], ["r3"], num_heads=3),
             "attention_bias has shape",
         ),
-        (node("QGemm", ["x3", "s", "z", "m", "s", "z", "", "s"], ["r3"]), "has no zero point"),
+        (
+            node("QLinearLeakyRelu", ["x3", "s", "", "s"], ["r3"]),
+            "neither its operand nor its result has a zero",
+        ),
+        (node("QLinearAdd", ["x3", "s", "z", "", "s", "z", "s"], ["r3"]), "input 3 is missing"),
+        (node("QLinearAdd", ["x3", "s", "z"], ["r3"]), "has not 7 to 8 inputs"),
         (
             node("QLinearGlobalAveragePool", ["x3", "s", "z", "s", "z"], ["r3"], channels_last=1),
             "channels_last is 1",

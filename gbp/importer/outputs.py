@@ -148,6 +148,7 @@ def _is_quantized(node: onnx.NodeProto, opset: int) -> bool:
     is_head = node.op_type in ("QLinearSigmoid", "QLinearSoftmax")
     is_of_file = all((a.i < 13) == (opset < 13) for a in node.attribute if a.name == "opset")
     is_its_own = node.domain == "com.microsoft" and len(node.input) == 5 and len(node.output) == 1
+    is_its_own = is_its_own and all(node.input[i] for i in (0, 1, 3, 4))
     return is_head and is_of_file and is_its_own
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from ..arguments import sizes_fit
-from ..errors import InputError, ModelError, UnsupportedError, counted
+from ..errors import InputError, ModelError, UnsupportedError
 from ..files import hint_of_address
 from ..limits import MAX_NAMES, MAX_NODES, MAX_STORED_ELEMENTS, elements, is_finite, max_bytes_made_of
 from ..ops import fact
@@ -367,14 +367,13 @@ def check_arity(node: onnx.NodeProto, opset: int) -> None:
     def wrong(found: str) -> ModelError:
         return ModelError(found, node=label(node), op=node.op_type)
 
-    if operands := fact(qualified(node)).operands:
-        least, most = operands
-        if not least <= len(node.input) <= most or not all(node.input[:least]) or not node.output:
-            inputs = counted(most, "input") if least == most else f"{least} to {most} inputs"
-            raise wrong(f"it has not {inputs} and one output.")
+    known = fact(qualified(node))
+    if known.operands:
+        if found := known.misfit(node.input, node.output):
+            raise wrong(found)
         return
     try:
-        schema = _schema(node.op_type, max(opset, fact(node.op_type).since))
+        schema = _schema(node.op_type, max(opset, known.since))
     except onnx.defs.SchemaError:
         newer = [n for n in range(opset + 1, 100) if onnx.defs.has(node.op_type, n, "")]
         more = "".join(f"; opset {n} has it" for n in newer[:1])

@@ -3,9 +3,11 @@
 Each file of ops lists the facts of its own ops as `FACTS`, beside `PARSERS`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import counted
 from .folded import Folds
 
 
@@ -23,6 +25,8 @@ class Fact:
     operands
         The least and the most inputs of an op that ONNX dropped or never had.  None where ONNX's registry
         knows the op and its operands.
+    optional
+        Which of the least inputs may be left out by an empty name.
     since
         The opset of an op that files of earlier opsets may have as well, because onnxruntime writes it there;
         else 0.
@@ -45,6 +49,7 @@ class Fact:
 
     planes: Literal["made", "kept", "read", "other"]
     operands: tuple[int, int] | None = None
+    optional: tuple[int, ...] = ()
     since: int = 0
     is_head: bool = False
     keeps_values: bool = False
@@ -53,3 +58,14 @@ class Fact:
     slides: bool = False
     averages: bool = False
     folds: Folds | None = None
+
+    def misfit(self, inputs: Sequence[str], outputs: Sequence[str]) -> str | None:
+        """What is wrong with the inputs and outputs of a node by `operands`; None if nothing is."""
+        if self.operands is None:
+            return None
+        least, most = self.operands
+        if not least <= len(inputs) <= most or not outputs:
+            expected = counted(most, "input") if least == most else f"{least} to {most} inputs"
+            return f"it has not {expected} and one output."
+        missing = (i for i in range(least) if not inputs[i] and i not in self.optional)
+        return next((f"input {i} is missing." for i in missing), None)

@@ -38,10 +38,18 @@ def _real(node: Node, w: Writer, index: int, axis: int = 1) -> str:
 
 
 def _quantized(node: Node, w: Writer, made: str, index: int) -> None:
-    """Quantize what was made by the scale at `index` and the zero point behind it."""
-    if not node.has(index + 1):
-        node.refuse("its result has no zero point.", supported="one, which says the type")
-    w.write("QuantizeLinear", made, *node.proto.input[index : index + 2], to=node.proto.output[0])
+    """Quantize what was made by the scale at `index` and the zero point behind it.
+
+    Without that it is 0, of the type of the first operand's.
+    """
+    scale, zero = (*node.proto.input[index : index + 2], "")[:2]
+    if not zero:
+        if not node.is_constant(2):
+            node.refuse(
+                "neither its operand nor its result has a zero point.", supported="one: it says the type"
+            )
+        zero = w.constant(np.zeros((), node.constant_integers(2).dtype))
+    w.write("QuantizeLinear", made, scale, zero, to=node.proto.output[0])
 
 
 def _bias(node: Node, w: Writer, index: int, x: int, weights: int) -> str:
@@ -148,8 +156,11 @@ FACTS = {
     "com.microsoft.MatMulNBits": Fact("read", operands=(3, 6)),
     "com.microsoft.QGemm": Fact("read", operands=(6, 9)),
     "com.microsoft.QLinearConcat": Fact("kept", operands=(5, 2**31)),
-    **dict.fromkeys(("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"), Fact("kept", operands=(8, 8))),
-    "com.microsoft.QLinearAveragePool": Fact("read", operands=(5, 5)),
+    **dict.fromkeys(
+        ("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul"),
+        Fact("kept", operands=(7, 8)),
+    ),
+    "com.microsoft.QLinearAveragePool": Fact("read", operands=(4, 5)),
     "com.microsoft.QLinearGlobalAveragePool": Fact("read", operands=(5, 5)),
-    "com.microsoft.QLinearLeakyRelu": Fact("kept", operands=(5, 5)),
+    "com.microsoft.QLinearLeakyRelu": Fact("kept", operands=(4, 5), optional=(2,)),
 }
