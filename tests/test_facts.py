@@ -82,7 +82,7 @@ def test_every_op_states_its_facts() -> None:
 STANDS_FOR = {
     **dict.fromkeys(("BiasGelu", "FastGelu", "QuickGelu"), "Gelu"),
     **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"), "MatMul"),
-    **{"QGemm": "Gemm", "FC": "Gemm", "Affine": "Add", "Scale": "Mul"},
+    **{"QAttention": "Attention", "QGemm": "Gemm", "FC": "Gemm", "Affine": "Add", "Scale": "Mul"},
     **{"ScaledTanh": "Tanh", "ParametricSoftplus": "Softplus"},
 }
 

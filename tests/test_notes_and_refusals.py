@@ -162,13 +162,13 @@ def test_a_refusal_hides_no_other_and_damage_elsewhere_comes_second() -> None:
 def test_unsupported_nodes_are_counted_by_op() -> None:
     model = valid()
     for i in range(40):
-        put(model, "relu", f"QLinear{'Where' if i % 2 else 'ReduceMean'}", output=f"q{i}")
+        put(model, "relu", f"QLinear{'Split' if i % 2 else 'ReduceMean'}", output=f"q{i}")
         node(model, "new").name = f"/features/features.{i}/conv/Conv_quant"
     with pytest.raises(UnsupportedError) as caught:
         Explainer(model)
     text = str(caught.value)
     assert "40 nodes that gbp does not support: 20 QLinearReduceMean, the first of them '/features/" in text
-    assert "20 QLinearWhere" in text
+    assert "20 QLinearSplit" in text
     assert text.endswith("quantize statically, or export in float32.")
     assert len(text) < 500
 

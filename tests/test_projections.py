@@ -1284,6 +1284,23 @@ def _product_of(weights: Callable[[Shape], Shape], op: str) -> Net:
     return lambda b, x: b.node(op, x, b.constant((_whole(b, *weights(b.shapes[x])) - 1) * np.float32(0.015)))
 
 
+def _attention_of_integers(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    """Of 16 bits, so that what is rounded does not matter."""
+    scale, zero = b.constant(_STEP), b.constant(_ZERO, np.int16)
+    w, bias = b.constant(_whole(b, b.shapes[x][2], 18), np.int8), b.constant(b.noise(18))
+    operands = b.node("QuantizeLinear", x, scale, zero), w, bias, scale, b.constant(0.02), "", zero
+    return b.foreign(op, (*b.shapes[x][:2], 6), *operands, **domain, num_heads=2)
+
+
+def _attention_of_floats(b: Builder, x: str) -> str:
+    w, bias = b.constant(_whole(b, b.shapes[x][2], 18) * np.float32(0.02)), b.constant(b.noise(18))
+    return _of_heads(b, b.split(b.add(b.node("MatMul", x, w), bias), [6, 6, 6], axis=2))
+
+
+def _chosen(b: Builder, x: str) -> str:
+    return b.constant(np.arange(b.shapes[x][-1]) % 2 == 0, np.bool_)
+
+
 _pooled = {"kernel_shape": [2, 2], "pads": [0, 1, 1, 0], "count_include_pad": 1}
 ON_INTEGERS: dict[str, st.SearchStrategy[Drawn]] = {
     "DynamicQuantizeLinear": fused(
@@ -1316,6 +1333,14 @@ ON_INTEGERS: dict[str, st.SearchStrategy[Drawn]] = {
         )
         for op in ("Add", "Mul")
     },
+    "com.microsoft.QLinearWhere": on_integers(
+        "com.microsoft.QLinearWhere",
+        lambda b, x: b.node("Where", _chosen(b, x), x, b.constant(0.5)),
+        lambda b, x: (_chosen(b, x[0]), *x, b.constant(9, np.int16), *x[1:], *x[1:]),
+    ),
+    "com.microsoft.QAttention": fused(
+        "com.microsoft.QAttention", _attention_of_integers, _attention_of_floats, lines
+    ),
     "com.microsoft.QLinearConcat": on_integers(
         "com.microsoft.QLinearConcat",
         lambda b, x: b.concat(x, x),

@@ -989,6 +989,7 @@ INTEGERS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "QLinearAdd": (["x", "V", "s", "Mz", "y"], {}),
     "QLinearMul": (["x", "x", "y"], {}),
     "QLinearConcat": (["y", "x", "x"], {"axis": 1}),
+    "QLinearWhere": (["chosen", "x", "V", "ps", "Mz", "y"], {}),
     "QLinearAdd, to zero": (["x", "V", "s", "Mz", "ys"], {}),
     "QLinearLeakyRelu, from zero": (["q", "s", "", "y"], {}),
     "QLinearLeakyRelu, to zero": (["x", "ys", ""], {}),
@@ -1030,7 +1031,7 @@ def test_ops_on_integers_are_those_of_onnxruntime(name: str) -> None:
         **{"M": own.integers(99, 140, (5, 2), np.uint8), "Ms": np.float32(0.01), "Mz": np.uint8(110)},
         **{"G": own.integers(-9, 9, (120, 2), np.int8), "C": own.integers(-99, 99, 2, np.int32)},
         **{"Gs": np.array([0.02, 0.03], np.float32), "Gz": np.zeros(2, np.int8)},
-        "V": own.integers(0, 255, (6, 1), np.uint8),
+        **{"V": own.integers(0, 255, (6, 1), np.uint8), "chosen": np.arange(5) % 2 == 0},
     }
     used = {each for one in nodes for each in one.input}
     m = model(nodes, {k: v for k, v in stored.items() if k in used}, opset=13, ir_version=8)
@@ -1084,6 +1085,18 @@ BY_RANGE: dict[str, list[onnx.NodeProto]] = {
         node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
         node("MatMulIntegerToFloat", ["q", "M", "s", "Ms", "z", "Mz", "b"], ["r"], domain="com.microsoft"),
     ],
+    "attention": [
+        node("Reshape", ["x", "to3"], ["x3"]),
+        node("DynamicQuantizeLinear", ["x3"], ["q", "s", "z"]),
+        node(
+            "QAttention",
+            ["q", "A", "Ab", "s", "As", "", "z", "Az"],
+            ["r3"],
+            num_heads=3,
+            domain="com.microsoft",
+        ),
+        node("Reshape", ["r3", "to4"], ["r"]),
+    ],
     "of constant scales": [
         node("QuantizeLinear", ["x", "Ws", "Mz0"], ["q"]),
         node("MatMulIntegerToFloat", ["q", "M", "Ws", "Ws", "Mz0"], ["r"], domain="com.microsoft"),
@@ -1121,6 +1134,8 @@ def quantized_by_range(nodes: Nodes, batch: int | str = "N") -> onnx.ModelProto:
         **{"Ws": np.float32(0.02), "M": own.integers(0, 255, (5, 2), np.uint8), "Mz0": np.uint8(120)},
         **{"Ms": np.array([0.01, 0.03], np.float32), "Mz": np.array([120, 90], np.uint8)},
         "b": np.array([0.5, -1], np.float32),
+        **{"A": own.integers(-99, 99, (30, 90), np.int8), "Ab": own.standard_normal(90).astype(np.float32)},
+        **{"As": np.float32(0.002), "Az": np.int8(4), "to3": STORED["to3"], "to4": STORED["to4"]},
     }
     used = {each for one in nodes for each in one.input}
     stored = {name: value for name, value in stored.items() if name in used}
@@ -1292,14 +1307,19 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
             node("MatMulNBits", ["x3", "half", "halves"], ["r3"], K=8, N=3, block_size=1),
             "no 3 rows of 8 blocks",
         ),
-        (node("QLinearWhere", ["x3"], ["r3"]), "quantize statically"),
+        (node("QLinearReduceMean", ["x3"], ["r3"]), "quantize statically"),
+        (node("QAttention", ["x3", "q8", "t", "g", "g"], ["r3"], num_heads=3), "do not fit the weights"),
     ],
 )
 def test_fused_ops_are_refused_with_the_reason(fused: onnx.NodeProto, said: str) -> None:
     fused.domain = "com.microsoft"
     nodes = [node("Reshape", ["x", "to3"], ["x3"]), fused, node("Reshape", ["r3", "to4"], ["r"]), MEAN]
     stored = {**STORED, "h30": STORED["qkv"][:, :89], "s": np.float32(0.5), "z": np.uint8(3)}
-    stored |= {"half": np.zeros(12, np.uint8), "halves": np.ones(24, np.float32)}
+    stored |= {
+        "q8": np.zeros((30, 90), np.int8),
+        "half": np.zeros(12, np.uint8),
+        "halves": np.ones(24, np.float32),
+    }
     used = {each for one in nodes for each in one.input}
     with pytest.raises((ModelError, UnsupportedError), match=said):
         Explainer(model(nodes, {k: v for k, v in stored.items() if k in used})).predict(X)

@@ -305,6 +305,7 @@ RULES: dict[str, Callable[[Followed], Place]] = {
     "QLinearMatMul": _of(slice(0, 4, 3), _multiplied),
     "com.microsoft.QGemm": _of(slice(0, 7, 3), _gemm),
     **dict.fromkeys((f"com.microsoft.QLinear{op}" for op in ("Add", "Mul")), _of(slice(0, 4, 3), _broadcast)),
+    **dict.fromkeys((f"com.microsoft.{op}Attention" for op in ("", "MultiHead", "Q")), _front),
     "com.microsoft.QLinearConcat": _of(slice(2, None, 3), _joined),
     **dict.fromkeys((f"com.microsoft.QLinear{op}AveragePool" for op in ("", "Global")), _front),
     "com.microsoft.QLinearLeakyRelu": _same,

@@ -31,7 +31,7 @@ _IN_TRAINING = (
     "keras.Input."
 )
 #: Part of the names of ops that compute with integers; `QLinear` of those that have no rewriter.
-_INTEGER = ("QLinear", "QAttention")
+_INTEGER = ("QLinear",)
 
 
 @dataclass(frozen=True)

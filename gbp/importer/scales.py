@@ -23,6 +23,7 @@ _OF_INTEGERS: Mapping[str, tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] 
     "MatMulInteger": (((0, 2), (1, 3)), ()),
     "ConvInteger": (((0, 2), (1, 3)), ()),
     "com.microsoft.MatMulIntegerToFloat": (((0, 4), (1, 5)), (2, 3)),
+    "com.microsoft.QAttention": (((0, 6), (1, 7)), (3, 4)),
     "DequantizeLinear": (((0, 2),), (1,)),
 }
 #: Ops that leave numbers as they are.
@@ -78,7 +79,7 @@ class Scales:
         """The powers of the result; None where they are not known."""
         if op in _OF_INTEGERS:
             pairs, scales = _OF_INTEGERS[op]
-            inputs = [*node.input, *[""] * 8]
+            inputs = [*node.input, *[""] * 9]
             factors = [inputs[i] for i, _ in pairs]
             if any(self._around.get(inputs[i], "") != self._zero(inputs[j]) for i, j in pairs):
                 return None

@@ -5,6 +5,7 @@ together again.  s is 1/√size by default.  The mask M is constant: numbers, or
 −∞; with is_causal also −∞ where a key comes after its query.
 
 com.microsoft.Attention               Q, K and V are x times a third of the weights each, and more a bias
+com.microsoft.QAttention              the same, of integers
 com.microsoft.MultiHeadAttention      (N, length, heads · size), and more a bias
 
 Source: ONNX's operators; onnxruntime's ContribOperators.md.
@@ -119,8 +120,22 @@ def _allowed(
 
 def of_weights(node: Node, w: Writer) -> None:
     """com.microsoft.Attention."""
+    _of_weights(node, w, str(node.proto.input[0]), node.constant(1), (3, 4, 6))
+
+
+def of_integers(node: Node, w: Writer) -> None:
+    """com.microsoft.QAttention: x and the weights are integers, these with a scale for all, or by column."""
+    given = (node.proto.input[i] for i in (0, 3, 6) if i < len(node.proto.input))
+    zero = node.constant_integers(7).astype(np.float32) if node.has(7) else np.float32(0)
+    scale, columns = node.constant(4), node.constant_integers(1).shape[-1:]
+    if any(np.shape(a) not in ((), (1,), columns) for a in (scale, zero)):
+        node.invalid(f"scales of shape {list(scale.shape)} and their zero points do not fit the weights.")
+    weights = (node.constant_integers(1).astype(np.float32) - zero) * scale
+    _of_weights(node, w, w.write("DequantizeLinear", *filter(None, given)), weights, (5, 8))
+
+
+def _of_weights(node: Node, w: Writer, x: str, weights: NDArray[np.float32], refused: Sequence[int]) -> None:
     length, size = node.shape(0, rank=3)[1:]
-    weights = node.constant(1)
     if weights.ndim != 2 or len(weights) != size:
         node.invalid(f"weights have shape {list(weights.shape)} for {size} features.")
     columns = weights.shape[1]
@@ -128,10 +143,10 @@ def of_weights(node: Node, w: Writer) -> None:
     bias = node.constant(2).reshape(-1) if node.has(2) else np.zeros(columns, np.float32)
     if len(sizes) != 3 or sum(sizes) != columns or len(bias) != columns:
         node.invalid(f"weights of {columns} columns and a bias of {len(bias)} are no {list(sizes)}.")
-    x, ends = str(node.proto.input[0]), np.cumsum(sizes)[:2]
+    ends = np.cumsum(sizes)[:2]
     parts = zip(np.split(weights, ends, axis=1), np.split(bias, ends), strict=True)
     made = [w.write("Add", w.write("MatMul", x, w.constant(a)), w.constant(b)) for a, b in parts]
-    _by_heads(node, w, made, (length, length), sizes[0], (3, 4, 6))
+    _by_heads(node, w, made, (length, length), sizes[0], refused)
 
 
 def multi_head(node: Node, w: Writer) -> None:
@@ -178,10 +193,12 @@ REWRITERS: dict[str, Rewriter] = {
     "Attention": attention,
     "com.microsoft.Attention": of_weights,
     "com.microsoft.MultiHeadAttention": multi_head,
+    "com.microsoft.QAttention": of_integers,
 }
 
 FACTS = {
     "Attention": Fact("read", folds=as_inferred),
     "com.microsoft.Attention": Fact("read", operands=(2, 7)),
     "com.microsoft.MultiHeadAttention": Fact("read", operands=(1, 10)),
+    "com.microsoft.QAttention": Fact("read", operands=(5, 9)),
 }

@@ -60,7 +60,7 @@ class Fact:
     folds: Folds | None = None
 
     def misfit(self, inputs: Sequence[str], outputs: Sequence[str]) -> str | None:
-        """What is wrong with the inputs and outputs of a node by `operands`; None if nothing is."""
+        """Say what contradicts `operands` in a node's inputs and outputs, or None."""
         if self.operands is None:
             return None
         least, most = self.operands

@@ -6,7 +6,7 @@ So they are read as DequantizeLinear, the op and QuantizeLinear, as the QDQ form
 
 QLinearConv, QLinearMatMul                                                           (ONNX)
 QLinearAdd, QLinearMul, QLinearConcat, QLinearAveragePool, QLinearGlobalAveragePool,
-QLinearLeakyRelu, QGemm                                                              (com.microsoft)
+QLinearLeakyRelu, QLinearWhere, QGemm                                                (com.microsoft)
 
 com.microsoft.MatMulNBits multiplies floats by weights of a few bits, in blocks of a scale each: a MatMul.
 QLinearSigmoid and QLinearSoftmax, which may be heads, are taken apart before: `importer/outputs.py`.
@@ -93,6 +93,10 @@ def _of_one(op: str, node: Node, w: Writer) -> None:
     _quantized(node, w, copied(node, w, op, _real(node, w, 0), without=("channels_last",)), 3)
 
 
+def where(node: Node, w: Writer) -> None:
+    _quantized(node, w, w.write("Where", node.proto.input[0], _real(node, w, 1), _real(node, w, 4)), 7)
+
+
 def concat(node: Node, w: Writer) -> None:
     parts = [_real(node, w, index) for index in range(2, len(node.proto.input), 3)]
     _quantized(node, w, copied(node, w, "Concat", *parts), 0)
@@ -147,6 +151,7 @@ REWRITERS: dict[str, Rewriter] = {
     "com.microsoft.QLinearAdd": partial(_of_two, "Add"),
     "com.microsoft.QLinearConcat": concat,
     "com.microsoft.QLinearMul": partial(_of_two, "Mul"),
+    "com.microsoft.QLinearWhere": where,
     **{f"com.microsoft.QLinear{op}": partial(_of_one, op) for op in _OF_ONE},
 }
 
@@ -162,5 +167,6 @@ FACTS = {
     ),
     "com.microsoft.QLinearAveragePool": Fact("read", operands=(4, 5)),
     "com.microsoft.QLinearGlobalAveragePool": Fact("read", operands=(5, 5)),
+    "com.microsoft.QLinearWhere": Fact("other", operands=(9, 9)),
     "com.microsoft.QLinearLeakyRelu": Fact("kept", operands=(4, 5), optional=(2,)),
 }
