@@ -432,7 +432,8 @@ def all_open(m: Model) -> Model:
 def test_the_first_conv_says_how_many_channels_an_open_file_takes(channels_last: bool) -> None:
     b = Builder(opset=13)
     x = b.input(1, *((8, 9, 4) if channels_last else (4, 8, 9)))
-    y = b.node("Sub", x, b.constant(b.noise(1)))
+    like = b.node("ConstantOfShape", b.node("Shape", x))  # which says nothing of the image
+    y = b.node("Sub", b.add(x, like), b.constant(b.noise(1)))
     y = b.conv(b.transpose(y, 0, 3, 1, 2) if channels_last else y, 4, group=2)
     model = all_open(b.model(b.gemm(b.flatten(b.node("GlobalAveragePool", b.relu(y))), 3)))
     assert Explainer(model).input_shape == ((None, None, None, 4) if channels_last else (None, 4, None, None))
@@ -443,9 +444,12 @@ def test_the_first_conv_says_how_many_channels_an_open_file_takes(channels_last:
 def test_a_file_of_any_number_of_channels_is_not_taken_for_one_of_224() -> None:
     b = Builder(opset=13)
     model = all_open(b.model(b.node("GlobalMaxPool", b.input(1, 3, 8, 9))))
-    for ask in (inspect, verify):
+    other = Builder(opset=13)
+    x = other.input(1, 3, 8, 9)
+    twice = all_open(other.model(other.node("GlobalMaxPool", other.concat(x, x))))
+    for ask, asked in ((inspect, model), (verify, model), (inspect, twice)):
         with pytest.raises(InputError, match="leaves the number of its channels open"):
-            ask(model)
+            ask(asked)
     assert Explainer(model).explain(X[:, :2], rule="vanilla").scores.shape == (2, 2)
 
 

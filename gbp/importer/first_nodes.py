@@ -24,10 +24,13 @@ def reads_channels_last(nodes: tuple[onnx.NodeProto, ...], image: str, has_batch
 
 
 def first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
-    """The nodes that read the image, directly or through nodes that work pixel by pixel."""
+    """The nodes that read the image, directly or through nodes that work pixel by pixel.
+
+    Nodes that read its shape alone say nothing of it.
+    """
     names = {image}
     for node in nodes:
-        if names.isdisjoint(node.input):
+        if names.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
         if fact(node.op_type).is_pixelwise:
             names.update(node.output)
@@ -62,7 +65,7 @@ def with_channels(
         return shape
     names = {image}
     for node in nodes:
-        if names.isdisjoint(node.input) or node.op_type == "Shape":
+        if names.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
         if node.op_type == "Conv" and node.input[0] in names and len(node.input) > 1:
             weights = stored.get(node.input[1])

@@ -130,14 +130,16 @@ class Source:
         `size` = (H, W), by default 224, replaces sizes that the file leaves open.  Raises InputError where it
         leaves the number of channels open, and no first Conv says it.
         """
-        reads_image = self.channels_last is not None and len(self.input_shape) > 2
-        if reads_image and self.input_shape[-1 if self.channels_last else 1] is None:
+        sizes_of_file = self.input_shape[1:]
+        is_image = self.channels_last is not None and len(sizes_of_file) > 1
+        channels = sizes_of_file[-1 if self.channels_last else 0] if is_image else 1
+        if channels is None or sizes_of_file == (None, None, None):
             raise InputError(
                 f"input {self.input!r} leaves the number of its channels open.",
                 hint="Write it into the file, or pass an array.",
             )
         sizes = iter(size or (224, 224))
-        return tuple(n or next(sizes, 1) for n in self.input_shape[1:])
+        return tuple(n or next(sizes, 1) for n in sizes_of_file)
 
 
 def locate(proto: onnx.ModelProto, weights: Weights, choice: Choice | None = None) -> Source:
