@@ -1,4 +1,4 @@
-"""The private parts of Numba that gbp uses: two files name them, and they do what these say of them."""
+"""The private parts of Numba that gbp uses: three files name them, and they do what these say of them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from numba import njit, types
-from numba.core import event
+from numba.core import event, ir
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.compiler import DefaultPassBuilder, Flags, StateDict
+from numba.core.compiler import DefaultPassBuilder, Flags, StateDict, run_frontend
 from numba.core.errors import TypingError
+from numba.core.postproc import PostProcessor
+from numba.core.targetconfig import TargetConfig
 from numba.core.types.functions import BaseFunction
 from numba.core.typing import templates
 from test_cache import end, environment, start
 
-from gbp.kernels.codegen import numba_compiler, numba_private
+from gbp.kernels.codegen import numba_compiler, numba_private, numba_shortcuts
 from gbp.kernels.codegen.bits import store_index
 from gbp.kernels.codegen.cache import MachineCode
-from gbp.kernels.codegen.jit import _linked, device_function
+from gbp.kernels.codegen.jit import _linked, device_function, one_of_many
 
 ROOT = Path(__file__).resolve().parent.parent
 CODEGEN = ROOT / "gbp" / "kernels" / "codegen"
-PRIVATE = CODEGEN / "numba_private.py", CODEGEN / "numba_compiler.py"
+PRIVATE = [CODEGEN / f"numba_{name}.py" for name in ("private", "compiler", "shortcuts")]
 #: Modules that Numba documents for others.
 PUBLIC = {"numba", "numba.cuda", "numba.extending", "numba.types", "numba.config"}
 #: Attributes of Numba's dispatchers and caches.
@@ -68,7 +71,7 @@ def _names_of(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.fast
-def test_two_files_name_them() -> None:
+def test_three_files_name_them() -> None:
     for path in sorted((ROOT / "gbp").rglob("*.py")):
         names = _names_of(ast.parse(path.read_text()))
         private = {name for name in names if name.startswith("numba.")} - PUBLIC | names & ATTRIBUTES
@@ -109,6 +112,49 @@ def test_an_entry_gives_a_function_its_arguments() -> None:
     assert kept[0] == 42
 
 
+def _write_twice(number: int, to: int) -> None:
+    store_index(to, int(_made_of(number) * 2))
+
+
+def _made_of(number: int) -> Any:
+    raise NotImplementedError("kernels of the template have a function of this name")
+
+
+def test_a_template_is_compiled_once_for_functions_of_the_same_types() -> None:
+    """The others are copies that call other functions.  Another type needs a template of its own."""
+    entry = numba_compiler.Entry("written_0", 2, lambda context, builder, args: list(args))
+    compiled = []
+    for i, function in enumerate((lambda n: n + 1, lambda n: n * 10, lambda n: n / 4, lambda n: n - 1)):
+        value = one_of_many(f"template_value_{i}", inline=True)(function)
+        values = _write_twice.__globals__ | {"_made_of": value}
+        kernel = device_function(FunctionType(_write_twice.__code__, values, f"written_{i}"))
+        template = numba_compiler.Template("test", (value,))
+        given = types.void(types.int64, types.int64), entry._replace(name=f"written_{i}")
+        symbol, objects = numba_compiler.machine_code(kernel, *given, template)
+        assert symbol == f"written_{i}"
+        engine, address = _linked(MachineCode(symbol, objects))
+        assert engine
+        kept = (ctypes.c_int32 * 1)()
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2)(address)(6, ctypes.addressof(kept))
+        assert kept[0] == (14, 120, 3, 10)[i]
+        compiled.append(bool(kernel.overloads))
+    assert compiled == [True, False, True, False]
+
+
+def test_variables_of_numbas_ir_are_those_that_numba_finds() -> None:
+    usual = ir.Inst._rec_list_vars
+    for block in run_frontend(_write_twice).blocks.values():
+        for statement in block.body:
+            found = usual(statement, statement.__dict__)
+            assert numba_shortcuts._variables(statement, statement.__dict__) == found
+
+
+def test_options_of_numba_are_those_that_it_lists() -> None:
+    flags = Flags()
+    flags.nrt = True
+    assert numba_shortcuts._options(flags) == flags.values()
+
+
 def test_passes_that_kernels_do_without_are_passes_of_numba() -> None:
     """A new version may rename one; then it would run again."""
     state = StateDict(func_ir=None, flags=Flags())
@@ -125,6 +171,7 @@ def test_numba_is_as_usual_after_a_kernel() -> None:
             template._get_target_registry,
             type(context).get_abi_sizeof,
             *(event.start_event, event.end_event),
+            *(PostProcessor.run, TargetConfig.values, ir.Inst._rec_list_vars),
         ]
 
     usual = replaced()

@@ -293,6 +293,8 @@ class Kernel(Native):
         Says whether this processor can run it; None for any processor.
     """
 
+    #: The parts of which `kernel_from` made it.
+    template: numba_compiler.Template | None = None
     #: The function that runs a call; `program` sets it when the package `kernels` is imported.
     submit: ClassVar[Callable[[Kernel, Sequence[Any]], None]]
 
@@ -329,7 +331,7 @@ class Kernel(Native):
             f"{self.module.rpartition('.')[2]}.{self.name}", ENTRY_WORDS, partial(unpacked, kinds)
         )
         signature = types.void(*self.argument_types, SHARE)
-        return numba_compiler.machine_code(device_function(self._function), signature, entry)
+        return numba_compiler.machine_code(device_function(self._function), signature, entry, self.template)
 
     def __call__(self, *args: Any) -> None:
         if not isinstance(args[0], np.ndarray):  # an array of another device runs the kernel's twin
@@ -357,13 +359,17 @@ def kernel_from(
     Plain functions are inlined; device functions are taken as they are.  A closure would do the same, but the
     cache tells kernels apart by their names and code, and the closures of one function share both.
     """
-    named = {
-        key: function if hasattr(function, "py_func") else one_of_many(f"{name}_{key}", inline=True)(function)
+    own = {
+        key: one_of_many(f"{name}_{key}", inline=True)(function)
         for key, function in functions.items()
+        if not hasattr(function, "py_func")
     }
-    copy = FunctionType(template.__code__, template.__globals__ | named, name)
+    copy = FunctionType(template.__code__, template.__globals__ | functions | own, name)
     copy.__qualname__, copy.__doc__ = name, template.__doc__
-    return Kernel(copy, argument_types)
+    others = tuple((key, function) for key, function in functions.items() if key not in own)
+    made = Kernel(copy, argument_types)
+    made.template = numba_compiler.Template((template, *own, *others), tuple(own.values()))
+    return made
 
 
 _shared: dict[str, Native] = {}

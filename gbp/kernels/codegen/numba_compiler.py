@@ -1,26 +1,31 @@
 """Compiles a kernel by private parts of Numba, without what Numba does for nothing, or again.
 
-The other private parts are in `numba_private.py`, which says what holds for both.
+`numba_shortcuts.py` has what Numba repeats for each function.  The other private parts are in
+`numba_private.py`, which says what holds for all of them.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.core import event, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import PassManager
-from numba.core.imputils import builtin_registry
-from numba.core.types.functions import BaseFunction
-from numba.core.typing.templates import _TemplateTargetHelperMixin
 
 from .numba_private import compiled_with
+from .numba_shortcuts import repeats_left_out
+
+
+class Template(NamedTuple):
+    """The parts of a kernel, for those that differ from others only in functions that they call."""
+
+    #: The same for all of them, and different for other kernels.
+    key: Any
+    #: The dispatchers of those functions.
+    functions: tuple[Any, ...]
 
 
 @cache
@@ -42,15 +47,40 @@ def _frugal_codegen(usual: Any) -> Any:
                 if not function.is_declaration:
                     passes.run(function, builder)
 
-        def _optimize_final_module(self) -> None:
-            pass
-
-        def _finalize_final_module(self) -> None:
-            self._finalize_dynamic_globals()
+        def finalize(self) -> None:
             self._finalized = True
 
+        def _get_module_for_linking(self) -> Any:
+            """The module that other libraries link.  The same function may reach a kernel by several ways."""
+            return self._for_others
+
+        @cached_property
+        def _for_others(self) -> Any:
+            module = self._linked()
+            for function in module.functions:
+                if not function.is_declaration and function.linkage == codegen.ll.Linkage.external:
+                    function.linkage = "linkonce_odr"
+            return module
+
+        def _linked(self) -> Any:
+            """A new module of its function and of all that it calls."""
+            module = self._final_module.clone()
+            for library in dict.fromkeys(self._linking_libraries):
+                module.link_in(library._get_module_for_linking(), preserve=True)
+            return module
+
+        def renamed(self, names: dict[str, str], libraries: dict[Any, Any]) -> Any:
+            """A copy in which these symbols have other names, and these libraries others in their place."""
+            copy = type(self)(self._codegen, self.name)
+            text = str(self._final_module)
+            for name, other in names.items():
+                text = text.replace(name, other)
+            copy._final_module = codegen.ll.parse_assembly(text)
+            copy._linking_libraries = [libraries.get(each, each) for each in self._linking_libraries]
+            copy.finalize()
+            return copy
+
         def get_pointer_to_function(self, name: str) -> int:
-            self._ensure_finalized()  # links the functions that it calls
             try:
                 self.get_function(name)
             except NameError:
@@ -58,13 +88,17 @@ def _frugal_codegen(usual: Any) -> Any:
             raise RuntimeError(f"{name} was compiled as a part of a kernel and has no address.")
 
         def machine_code(self, symbol: str) -> bytes:
-            for function in self._final_module.functions:
+            whole = type(self)(self._codegen, self.name)
+            module = whole._final_module = self._linked()
+            for function in module.functions:
                 # Nobody else calls it, so LLVM inlines more, and drops it where it is inlined everywhere.
                 if not function.is_declaration and function.name != symbol:
                     function.linkage = "internal"
-            super()._optimize_final_module()
-            self._refuse_what_no_linker_finds()
-            code: bytes = self._codegen._tm.emit_object(self._final_module)
+            module.verify()
+            self._codegen._check_llvm_bugs()
+            whole._optimize_final_module()
+            whole._refuse_what_no_linker_finds()
+            code: bytes = self._codegen._tm.emit_object(whole._final_module)
             return code
 
         def _refuse_what_no_linker_finds(self) -> None:
@@ -146,61 +180,6 @@ class _Pipeline(CompilerBase):
 #: have to find that each count is taken back.
 LEAN: dict[str, Any] = {"_nrt": False, "pipeline_class": _Pipeline}
 
-_OPERATORS = frozenset(each for each in vars(operator).values() if callable(each))
-#: The signatures of operators of numbers, by function and arguments.
-_signatures: dict[Any, Any] = {}
-
-
-@contextmanager
-def _operators_remembered() -> Iterator[None]:
-    """Look up the signature of each operator of numbers once.
-
-    Numba tries a dozen templates at every `a + b`, and writes down why each did not match.
-    """
-    look_up = BaseFunction.get_call_type
-
-    def remembered(self: Any, context: Any, args: Any, kws: Any) -> Any:
-        if kws or self.typing_key not in _OPERATORS or not all(isinstance(arg, types.Number) for arg in args):
-            return look_up(self, context, args, kws)
-        key = self, *args
-        if key not in _signatures:
-            _signatures[key] = look_up(self, context, args, kws)
-        return _signatures[key]
-
-    BaseFunction.get_call_type = remembered  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        BaseFunction.get_call_type = look_up  # type: ignore[method-assign]
-
-
-@cache
-def _size_of(context: Any, kind: Any) -> int:
-    size: int = kind.get_abi_size(context.target_data)
-    return size
-
-
-@contextmanager
-def _once(context: Any) -> Iterator[None]:
-    """Leave out what Numba does again for each intrinsic, each variable, and each call of LLVM."""
-    replaced: list[tuple[Any, str, Any]] = [
-        # It would look for new extensions of Numba first.  They are loaded.
-        (_TemplateTargetHelperMixin, "_get_target_registry", lambda *_: builtin_registry),
-        # LLVM would parse a module for the size of each variable, which debuggers want.
-        (type(context), "get_abi_sizeof", _size_of),
-        # It would tell who measures it, which it does itself for each function.
-        (event, "start_event", lambda *_, **__: None),
-        (event, "end_event", lambda *_, **__: None),
-    ]
-    usual = [getattr(owner, name) for owner, name, _ in replaced]
-    for owner, name, function in replaced:
-        setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        for (owner, name, _), function in zip(replaced, usual, strict=True):
-            setattr(owner, name, function)
-
 
 class Entry(NamedTuple):
     """A function of C's convention that calls another one, which returns nothing.
@@ -236,7 +215,42 @@ def _with_entry(context: Any, compiled: Any, entry: Entry) -> Any:
     return library
 
 
-def machine_code(dispatcher: Any, kind: Any, entry: Entry | None = None) -> tuple[str, bytes]:
+class _Made(NamedTuple):
+    """A kernel of a template, as Numba compiled it: the library of its entry, and its own."""
+
+    entry: Entry
+    functions: tuple[Any, ...]
+    library: Any
+    inner: Any
+
+
+#: By template and signature, one for all kernels whose functions return the same types.
+_made: dict[Any, list[_Made]] = {}
+
+
+def _like_another(template: Template, kind: Any, entry: Entry) -> Any:
+    """The library of a kernel, copied from one of its template; None where there is none like it.
+
+    The copy calls the functions of this kernel.  Numba takes longer to compile the rest than LLVM does.
+    """
+    for made in _made.get((template.key, kind), ()):
+        names, libraries = {made.entry.name: entry.name}, {}
+        for function, other in zip(template.functions, made.functions, strict=True):
+            for arguments, before in other.overloads.items():
+                function.compile(arguments)
+                now = function.overloads[arguments]
+                if now.signature.return_type == before.signature.return_type:
+                    names[before.fndesc.mangled_name] = now.fndesc.mangled_name
+                    libraries[before.library] = now.library
+        if len(libraries) == sum(len(other.overloads) for other in made.functions):
+            libraries[made.inner] = made.inner.renamed(names, libraries)
+            return made.library.renamed(names, libraries)
+    return None
+
+
+def machine_code(
+    dispatcher: Any, kind: Any, entry: Entry | None = None, template: Template | None = None
+) -> tuple[str, bytes]:
     """Compile a dispatcher for a signature, together with all that it calls.
 
     Parameters
@@ -247,6 +261,8 @@ def machine_code(dispatcher: Any, kind: Any, entry: Entry | None = None) -> tupl
         Its signature.
     entry
         Another function to call it by; None for one that takes the same arguments.
+    template
+        Its parts, if others are like it.  They all have an `entry`.
 
     Returns
     -------
@@ -264,12 +280,17 @@ def machine_code(dispatcher: Any, kind: Any, entry: Entry | None = None) -> tupl
         usual = context._internal_codegen
         context._internal_codegen = _frugal_codegen(usual)
         try:
-            with _operators_remembered(), _once(context):
+            with repeats_left_out(context):
+                if template and entry and (library := _like_another(template, kind, entry)):
+                    return entry.name, library.machine_code(entry.name)
                 dispatcher.compile(kind)
             compiled = compiled_with(dispatcher)
             symbol, library = compiled.fndesc.llvm_cfunc_wrapper_name, compiled.library
             if entry is not None:
                 symbol, library = entry.name, _with_entry(context, compiled, entry)
+            if template and entry:
+                made = _Made(entry, template.functions, library, compiled.library)
+                _made.setdefault((template.key, kind), []).append(made)
         finally:
             context._internal_codegen = usual
         return symbol, library.machine_code(symbol)

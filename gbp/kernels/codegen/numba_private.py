@@ -1,6 +1,7 @@
 """Private parts of Numba: a new minor version may lack or change any of them.
 
-No file but this one and `numba_compiler.py` imports them or reads such attributes of Numba's objects.
+No file but this one, `numba_compiler.py` and `numba_shortcuts.py` imports them or reads such attributes of
+Numba's objects.
 `tests/test_numba_private.py` runs them, and pyproject.toml bounds the version.  Some are slow to load and are
 needed only to compile, or only for a card: those are functions that import them.
 """
