@@ -16,7 +16,7 @@ from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate, gate_run, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, inlined, kernel_from
 from .codegen.packing import Share
-from .codegen.simd import at, load_some, store_some
+from .codegen.simd import at, load_scalar, load_some, store_scalar, store_some
 from .codegen.views import part_of, targets_of
 from .formulas import NUMBERS, VECTORS
 
@@ -116,8 +116,10 @@ def _numbers_fwd(x: Any, p: float, q: float, y: Any, threads: int, share: Share)
     for row in range(*part_of(rows, share, threads)):
         n, h = row // H, row % H
         for w in range(W):
+            xa, ya = at(x, n, h, w), at(y, n, h, w)
             for c in range(C):
-                y[n, h, w, c] = value(np.float64(x[n, h, w, c]), np.float64(p), np.float64(q))
+                number = np.float64(load_scalar(xa + 4 * c))
+                store_scalar(ya + 4 * c, np.float32(value(number, np.float64(p), np.float64(q))))
 
 
 def _numbers_bwd(
@@ -139,8 +141,9 @@ def _numbers_bwd(
     for row in range(*part_of(rows, share, threads)):
         n, h = row // H, row % H
         for w in range(W):
+            ga, xa, to = at(gy, n, h, w), at(x, n // sharing, h, w), at(gx, n, h, w)
             for c in range(C):
-                number = np.float64(x[n // sharing, h, w, c])
-                v = gy[n, h, w, c] * slope(number, np.float64(p), np.float64(q))
-                gx[n, h, w, c] = v + gx[n, h, w, c] if accumulate else v
-            gate_run(at(gx, n, h, w), C, gate, at(mask, n // targets, h, w))
+                number = np.float64(load_scalar(xa + 4 * c))
+                v = load_scalar(ga + 4 * c) * slope(number, np.float64(p), np.float64(q))
+                store_scalar(to + 4 * c, np.float32(v + load_scalar(to + 4 * c) if accumulate else v))
+            gate_run(to, C, gate, at(mask, n // targets, h, w))
