@@ -178,7 +178,8 @@ class _Verdicts:
     ) -> None:
         """Find the sizes that are worth judging.  `largest` asks only about growths that were sifted."""
         new = {growth.key: growth for growth in growths if growth.key not in self._likely}
-        self._likely |= zip(new, likely(list(new.values())), strict=True)
+        if new:
+            self._likely |= zip(new, likely(list(new.values())), strict=True)
 
     def largest(self, growth: Growth) -> _Verdict | None:
         """The largest of these subgraphs that is recognised."""

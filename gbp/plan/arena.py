@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-import numpy as np
-
 #: Up to so many buffers are packed as tightly as possible; the largest real networks have as many.
 _MAX_PACKED = 2**11
 #: A tensor's size in an arena is rounded up to a multiple of this many floats: one cache line.
@@ -56,16 +54,18 @@ def rounded(size: int) -> int:
 
 def _first_fit(lifetimes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:
     """Place the largest buffer first, each in the first gap that fits.  Tight, but takes quadratic time."""
-    begins, ends, firsts, lasts = np.zeros((4, len(lifetimes)), np.int64)  # in memory; in time
     offsets: dict[str, int] = {}
-    for i, (name, (first, last)) in enumerate(sorted(lifetimes.items(), key=lambda item: -sizes[item[0]])):
-        others = np.flatnonzero((firsts[:i] <= last) & (first <= lasts[:i]))
-        others = others[np.argsort(begins[others], kind="stable")]
-        gaps = np.concatenate(([0], np.maximum.accumulate(ends[others])))  # where each gap starts
-        fitting = np.flatnonzero(begins[others] - gaps[:-1] >= sizes[name])
-        offsets[name] = int(gaps[fitting[0]] if len(fitting) else gaps[-1])
-        begins[i], ends[i], firsts[i], lasts[i] = offsets[name], offsets[name] + sizes[name], first, last
-    return Arena(offsets, int(ends.max(initial=0)))
+    placed: list[tuple[int, int, int, int]] = []  # (begin, end) in memory and (first, last) in time, sorted
+    for name, (first, last) in sorted(lifetimes.items(), key=lambda item: -sizes[item[0]]):
+        gap, size = 0, sizes[name]  # where a gap starts
+        for begin, end, other_first, other_last in placed:
+            if other_first <= last and first <= other_last:
+                if begin - gap >= size:
+                    break
+                gap = max(gap, end)
+        offsets[name] = gap
+        insort(placed, (gap, gap + size, first, last))
+    return Arena(offsets, max((end for _, end, _, _ in placed), default=0))
 
 
 def _in_time(lifetimes: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> Arena:

@@ -13,6 +13,7 @@ Each has its `store_…`, whose first argument is what is stored.
 
 from __future__ import annotations
 
+from operator import floordiv
 from typing import Any
 
 import numpy as np
@@ -238,13 +239,13 @@ def _divide(typing: Any, a: Any, b: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-divide = (lambda a, b: a // b) if SIMULATED else _divide
-
-
 @device_function
-def quotient(a: int, b: int) -> Any:
+def _quotient(a: int, b: int) -> Any:
     """a // b of non-negative numbers.  It is faster than Numba's where both are below 2³²."""
-    return divide(a, b) if (a | b) < 2**32 else a // b
+    return _divide(a, b) if (a | b) < 2**32 else a // b
+
+
+divide, quotient = (floordiv, floordiv) if SIMULATED else (_divide, _quotient)
 
 
 @device_function
