@@ -19,12 +19,21 @@ from typing import Any
 
 from .codegen.emit import LANES
 from .codegen.gate import GATE, MASK, Gate
-from .codegen.jit import ACTIVATION, INT, device_function, kernel
+from .codegen.jit import ACTIVATION, INT, by_count, copy_of, device_function, kernel
 from .codegen.packing import Share
-from .codegen.simd import keep_rolled, load_between, load_some, zeros
+from .codegen.simd import keep_rolled, load, load_between, load_some, zeros
+from .codegen.tile import TILE_CHANNELS, tile_add_between, tile_store, tile_zeros
 from .codegen.views import part_of, targets_of
 from .epilogue import Backward, Plane, backward, pixel_of, place_of, plane_of, write
+from .lists import MOST_GRADIENTS
 from .taps import TAPS, Taps, windows_across, windows_down
+
+
+@device_function
+def _windows_holding(columns: Plane, stride: int, run: int, position: int, count: int) -> Any:
+    """The first and the last window that hold one of `count` values of a line, from `position` on."""
+    # Lines are long and few windows overlap, so two divisions are cheap.
+    return max(0, (position - run) // stride + 1), min(columns.W - 1, (position + count - 1) // stride)
 
 
 @device_function
@@ -37,9 +46,7 @@ def _gather_line(
     which window 0 of the first row of windows holds its `run` values for the line, and `row_step` bytes
     further the next row of windows does.  In the line, window ow begins at value ow · stride.
     """
-    # Lines are long and few windows overlap, so two divisions are cheap.
-    first = max(0, (position - run) // stride + 1)
-    last = min(columns.W - 1, (position + count - 1) // stride)
+    first, last = _windows_holding(columns, stride, run, position, count)
     v = zeros()
     for p in range(rows):
         for ow in range(first, last + 1):
@@ -48,6 +55,55 @@ def _gather_line(
             a = row + p * row_step + ow * columns.pixel + 4 * offset
             v = v + load_between(a, -offset, min(count, run - offset))
     return v
+
+
+#: Rows of the tile in the function below.  Each of its copies has its own.
+_ROWS = MOST_GRADIENTS
+
+
+@device_function
+def _gather_tile(
+    gradients: int,
+    row: int,
+    row_step: int,
+    rows: int,
+    columns: Plane,
+    stride: int,
+    run: int,
+    position: int,
+    count: int,
+    sums: int,
+) -> None:
+    """Write what `_gather_line` returns for each of several gradients to address sums.
+
+    Their columns are `columns.image` bytes apart, and their sums 4 · TILE_CHANNELS.  `gradients` is _ROWS.
+    """
+    first, last = _windows_holding(columns, stride, run, position, count)
+    t = tile_zeros(_ROWS, 1)
+    for p in range(rows):
+        for ow in range(first, last + 1):
+            keep_rolled()
+            offset = position - ow * stride
+            a = row + p * row_step + ow * columns.pixel + 4 * offset
+            t = tile_add_between(t, a, columns.image, -offset, min(count, run - offset))
+    tile_store(t, 1, sums)
+
+
+_gather_lines = by_count(
+    "gather_lines",
+    [copy_of(_gather_tile, f"{rows}", _ROWS=rows) for rows in range(2, MOST_GRADIENTS + 1)],
+    first=2,
+)
+
+
+@device_function
+def _has_lines(taps: Taps, end: Backward) -> bool:
+    """Whether vectors go through lines.
+
+    A mask begins a new byte at each pixel, so a vector that holds several pixels cannot be gated by it.
+    """
+    C = end.out.C
+    return C < LANES and taps.dilation_w == 1 and end.out.pixel == 4 * C and not end.gate.forward
 
 
 @device_function
@@ -59,8 +115,7 @@ def sum_row(row: int, columns: Plane, taps: Taps, n: int, h: int, end: Backward)
     W, C = end.out.W, end.out.C
     count_h, _, step_oh, i, step_i = windows_down(taps, h, columns.H)
     row_step = step_oh * columns.line + step_i * taps.columns * 4 * C
-    # A mask begins a new byte at each pixel, so a vector that holds several pixels cannot be gated by it.
-    if C < LANES and taps.dilation_w == 1 and end.out.pixel == 4 * C and not end.gate.forward:
+    if _has_lines(taps, end):
         line = place_of(n, h, 0, end)
         first_tap, stride, run = row + i * taps.columns * 4 * C, taps.stride_w * C, taps.columns * C
         for q in range(0, W * C, LANES):
@@ -82,6 +137,30 @@ def sum_row(row: int, columns: Plane, taps: Taps, n: int, h: int, end: Backward)
                     v = v + load_some(a, C - c)
                     a += column_step
             write(v, c, place, C - c, end)
+
+
+@device_function
+def sum_rows(
+    gradients: int, row: int, columns: Plane, taps: Taps, sums: int, n: int, h: int, end: Backward
+) -> None:
+    """Finish row h of gx, in rows n, n + 1, … of the batch: as many as `gradients`, up to MOST_GRADIENTS.
+
+    `row`, `columns`: as for `sum_row`, of the first; those of the next are `columns.image` bytes further.
+    `sums`: an address for as many blocks of sums.
+    """
+    if gradients == 1 or not _has_lines(taps, end):
+        for k in range(gradients):
+            sum_row(row + k * columns.image, columns, taps, n + k, h, end)
+        return
+    W, C = end.out.W, end.out.C
+    count_h, _, step_oh, i, step_i = windows_down(taps, h, columns.H)
+    row_step = step_oh * columns.line + step_i * taps.columns * 4 * C
+    first_tap, stride, run = row + i * taps.columns * 4 * C, taps.stride_w * C, taps.columns * C
+    for q in range(0, W * C, LANES):
+        position, count = q + taps.left * C, min(LANES, W * C - q)
+        _gather_lines(gradients, first_tap, row_step, count_h, columns, stride, run, position, count, sums)
+        for k in range(gradients):
+            write(load(sums + k * 4 * TILE_CHANNELS), q, place_of(n + k, h, 0, end), count, end)
 
 
 @kernel(ACTIVATION, MASK, GATE, ACTIVATION, INT, TAPS, INT)

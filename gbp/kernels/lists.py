@@ -26,7 +26,7 @@ from .codegen.tile import (
 
 #: Blocks of TILE_CHANNELS channels whose sums are in registers together.
 SUMMED_BLOCKS = 4
-#: Gradients that are multiplied with the same weights together.
+#: Targets whose gradients are computed together.
 MOST_GRADIENTS = 5
 #: The length of a chain of additions in `multiply_tile`, so that nonzero values and tiles give the same sums;
 #: and the bits of a word.
@@ -111,5 +111,6 @@ def _add_nonzero_of_tile(rows: int, g: int, step: int, bits: int, w: int, sums: 
 
 add_nonzero_of = by_count(
     "add_nonzero_of",
-    [copy_of(_add_nonzero_of_tile, f"{rows}_gradients", _ROWS=rows) for rows in range(1, MOST_GRADIENTS + 1)],
+    [copy_of(_add_nonzero_of_tile, f"{rows}_gradients", _ROWS=rows) for rows in range(2, MOST_GRADIENTS + 1)],
+    first=2,
 )

@@ -30,7 +30,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, at
 from .codegen.tile import TILE_CHANNELS, multiply_tile
 from .codegen.views import copy_run, part_of, sample_of, targets_of
-from .columns import sum_row
+from .columns import sum_rows
 from .conv_pointwise import STRIP, STRIP_SUMS, is_sparse, multiply_strip, pointwise_scratch
 from .epilogue import Plane, backward, pixel_of, plane_of
 from .lists import GROUP, MOST_GRADIENTS, SUMMED_BLOCKS, add_nonzero_of, nonzero_in
@@ -242,5 +242,4 @@ def pooled_columns_bwd(
                     unpool_row(gy, switches, gz_mask, gz_gate, gz, 4 * O, (width, O), 0, pool, n, stop)
                 _row_of_columns(gz, width, O, address_of(w), max_density, strip, y, size)
             stop += 1
-        for k in range(after - n):
-            sum_row(columns + k * windows.image + 4 * (oh - first) * line, windows, taps, n + k, h, end)
+        sum_rows(after - n, columns + 4 * (oh - first) * line, windows, taps, strip, n, h, end)

@@ -129,6 +129,25 @@ def tile_add_rows(typing: Any, tile: Any, x: Any, w: Any, step: Any) -> Any:
     return tile(tile, types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def tile_add_between(typing: Any, tile: Any, x: Any, step: Any, start: Any, stop: Any) -> Any:
+    """tile[i] += lanes start … stop − 1 of the vector at `x + i·step`, and 0 in the others.
+
+    Rows are of one vector.  No other memory is touched.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        accumulators, x, step, start, stop = args
+        lanes = builder.and_(builder.not_(emit.first_lanes(builder, start)), emit.first_lanes(builder, stop))
+        for i, row in enumerate(_rows_at(builder, x, step, tile.count)):
+            v = emit.masked_load(builder, row, lanes)
+            total = builder.fadd(builder.extract_value(accumulators, i), v)
+            accumulators = builder.insert_value(accumulators, total, i)
+        return accumulators
+
+    return tile(tile, *[types.int64] * 4), codegen
+
+
 @intrinsic(prefer_literal=True)
 def tile_slide(typing: Any, tile: Any, rows: Any, address: Any) -> Any:
     """Write the first `rows` rows to `address`, move the other rows up, and load the rows behind the tile."""
