@@ -251,7 +251,6 @@ def kept(cache: Path) -> Path:
 
 
 DAMAGE = """
-import random, sys
 from gbp.kernels.codegen import cache
 from small import use, was_compiled
 
@@ -263,10 +262,8 @@ def tried(self):
     if found or "small_one" not in path:  # once: it is looked for again when nobody else compiles it
         return load(self)
     good = open(path, "rb").read()
-    rng = random.Random(0)
-    places = [*range(40), *(rng.randrange(len(good)) for _ in range(2000)), len(good) - 1]
-    for at in places:
-        for bad in (good[:at], good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1 :]):
+    for at in range(len(good)):
+        for bad in (good[:at], good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :]):
             with open(path, "wb") as file:
                 file.write(bad)
             found.append(load(self))
@@ -274,7 +271,7 @@ def tried(self):
 
 cache.CodeFile.load = tried
 use()
-assert found == [None] * len(found) and len(found) > 4000
+assert found == [None] * len(found) and len(found) > 1000
 assert was_compiled()
 """
 
