@@ -23,8 +23,10 @@ from gbp.cli.verify import _print_verification
 from gbp.diagnostics import reference as others
 from gbp.diagnostics import verify as module
 from gbp.diagnostics.reference import Exact, OnnxRuntime
+from gbp.diagnostics.ties import same_windows
 from gbp.diagnostics.verification import StepError, Verification
 from gbp.diagnostics.verify import verify
+from gbp.graph.geometry import resolve_axes
 from gbp.graph.op import ALGORITHMS
 from gbp.importer.load import open_model
 from gbp.ops.concat import ConcatStep
@@ -270,6 +272,38 @@ def test_what_breaks_ties_is_found(reference: str, algorithm: str, channels_last
     assert found.tie_breaker.op == "Conv … Relu"
     assert 0 < found.tie_breaker.told_apart < 1e-5
     assert "tells equal windows apart" in found.verdict
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_windows_whose_results_are_equal_by_chance_break_no_tie(reference: str, mode: str) -> None:
+    """Resized, a flat area is flat but for rounding, which a Conv of one channel may round away."""
+    b = Builder()
+    y = b.conv(b.conv(b.input(1, 3, 32, 32), 8, strides=[2, 2]), 8)
+    y = b.node("Resize", y, "", b.constant([1.0, 1.0, 1.5, 1.5]), mode=mode)
+    found = verify(b.model(b.flatten(b.conv(y, 1, pads=[1, 1, 1, 1]))))
+    assert found.verified, found
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_same_windows_hold_the_same(ceil_mode: bool) -> None:
+    x = np.random.default_rng(0).choice(3, p=[0.9, 0.05, 0.05], size=(2, 2, 11, 14))
+    axes = resolve_axes(
+        (11, 14), (2, 3), stride=(2, 1), dilation=(3, 1), pads=(1, 2, 0, 1), ceil_mode=ceil_mode
+    )
+    room = [(0, 0), (0, 0), (1, 9), (2, 9)]
+    padded = np.pad(x, room, constant_values=-1)
+
+    def window(i: int, j: int) -> np.ndarray[Any, Any]:
+        return padded[:, :, 2 * i : 2 * i + 4 : 3, j : j + 3]
+
+    down, across = same_windows(x, axes)
+    for i, j in np.ndindex(*(axis.outputs for axis in axes)):
+        for same, other in ((down, (i + 1, j)), (across, (i, j + 1))):
+            if i < same.shape[1] and j < same.shape[2]:
+                equal = (window(i, j) == window(*other)).all(axis=(1, 2, 3))
+                np.testing.assert_array_equal(same[:, i, j], equal)
+    assert down.any()
+    assert not down.all()
 
 
 def test_one_wrong_number_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

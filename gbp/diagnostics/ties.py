@@ -6,10 +6,13 @@ the gradient.  Then a map can be wrong by half its norm while every value of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..graph.geometry import Axis
 
 #: How many pixels in a row must be equal; two may be equal by chance.
 _RUN = 3
@@ -43,7 +46,39 @@ def with_flat_areas(x: NDArray[np.float32], channels: int) -> NDArray[np.float32
     return flat
 
 
-def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
+def same_windows(x: NDArray[Any], axes: Sequence[Axis]) -> list[NDArray[np.bool_]]:
+    """For each spatial axis: which windows on x hold the same as their neighbours along that axis.
+
+    Parameters
+    ----------
+    x
+        (N, C, …).
+    axes
+        The window along each spatial axis.
+
+    Returns
+    -------
+    For each axis (N, …), with as many places as there are windows, and one less along that axis.
+    """
+    pixels = np.pad(x, [(0, 0), (0, 1), *[(0, 0)] * len(axes)], constant_values=1)  # so padding is no pixel
+    ends = [max(0, (a.outputs - 1) * a.stride + a.extent - a.begin - a.size) for a in axes]
+    padded = np.pad(pixels, [(0, 0), (0, 0), *((a.begin, end) for a, end in zip(axes, ends, strict=True))])
+    found = []
+    for along, moved in enumerate(axes, start=1):
+        here = np.moveaxis(padded, 1 + along, -1)
+        same = np.moveaxis((here[..., moved.stride :] == here[..., : -moved.stride]).all(axis=1), -1, along)
+        for k, axis in enumerate(axes, start=1):
+            count = axis.outputs - (k == along)
+            starts = np.arange(count) * axis.stride
+            taps = (same.take(starts + tap * axis.dilation, axis=k) for tap in range(axis.kernel))
+            same = np.logical_and.reduce(list(taps))
+        found.append(same)
+    return found
+
+
+def told_apart(
+    got: NDArray[Any], true: NDArray[Any], same: Sequence[NDArray[np.bool_]] | None = None
+) -> float:
     """The largest difference in `got` between neighbouring pixels that are equal in `true`.
 
     Pixels count as equal where _RUN of them in a row agree in all channels.  Zeros do not count, because a
@@ -53,6 +88,8 @@ def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
     ----------
     got, true
         (N, C, …).
+    same
+        As `same_windows` returns it.  Other neighbours may be equal by chance, and do not count.
 
     Returns
     -------
@@ -66,6 +103,8 @@ def told_apart(got: NDArray[Any], true: NDArray[Any]) -> float:
             continue
         here, there = np.moveaxis(true, axis, -1), np.moveaxis(got, axis, -1)
         equal = (here[..., 1:] == here[..., :-1]).all(axis=1) & (here[..., 1:] != 0).any(axis=1)
+        if same is not None:
+            equal &= np.moveaxis(same[axis - 2], axis - 1, -1)
         run = equal[..., 1:] & equal[..., :-1]  # of pixels i, i + 1, i + 2
         apart = np.abs(there[..., 1:] - there[..., :-1]).max(axis=1)
         pairs = np.maximum(apart[..., 1:], apart[..., :-1])

@@ -17,6 +17,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,20 @@ import onnx
 from numpy.typing import NDArray
 
 from .. import Explainer, InputError, Model, Picture, UnsupportedError
+from ..graph.shapes import Shape
 from ..importer.load import open_model
 from ..importer.proto import label
 from ..importer.subgraph import Choice, Source
 from ..limits import computing, elements
 from ..ops import fact, qlinear
+from ..ops.node import Node
+from ..ops.window import read_axes
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from ..runtime.tape import steps
 from .gradient import Report, gradient_error_of
 from .reference import Doubles, Reference, references
-from .ties import told_apart, with_flat_areas
+from .ties import same_windows, told_apart, with_flat_areas
 from .verification import StepError, Verification
 
 #: The error where it cannot be measured, as between different shapes.
@@ -237,9 +241,29 @@ def _step_errors(
                 got = arrays[tensor.name].transpose(tensor.logical_axes)
                 title = _title(instruction, nodes[name], labelled)
                 found = _step_error(name, title, got, values[name], values[rectified.get(name, name)])
+                if found.told_apart:
+                    sliding = labelled.get(instruction.layers[0], nodes[name])
+                    same = _same_windows(source, sliding, reference, x, values[name].shape[2:])
+                    found = replace(found, told_apart=told_apart(got, values[name], same))
                 yield found
                 if found.shapes is None:
                     np.copyto(got, values[name].reshape(got.shape))  # into the run
+
+
+def _same_windows(
+    source: Source, node: onnx.NodeProto, reference: Reference, x: NDArray[np.float32], places: Shape
+) -> list[NDArray[np.bool_]] | None:
+    """As `same_windows`, for a node on what it reads; None where that has not so many windows."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    stored = {tensor.name: tensor.dims[2:] for tensor in source.model.graph.initializer}
+    kernel = attributes["kernel_shape"].ints if "kernel_shape" in attributes else stored.get(node.input[1])
+    if node.op_type not in ("Conv", "MaxPool", "AveragePool", "LpPool") or not kernel:
+        return None
+    read = node.input[0]
+    before = x if read == source.input else reference.run(x, [read])[read]
+    ceil = "ceil_mode" in attributes and attributes["ceil_mode"].i == 1
+    axes = read_axes(Node(node, source.opset, [before.shape]), tuple(kernel), ceil_mode=ceil)
+    return same_windows(before, axes) if tuple(axis.outputs for axis in axes) == places else None
 
 
 def _step_error(
