@@ -82,7 +82,14 @@ def test_every_op_states_its_facts() -> None:
 STANDS_FOR = {
     **dict.fromkeys(("BiasGelu", "FastGelu", "QuickGelu"), "Gelu"),
     **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"), "MatMul"),
-    **{"QAttention": "Attention", "QGemm": "Gemm", "FC": "Gemm", "Affine": "Add", "Scale": "Mul"},
+    **{
+        "TransposeMatMul": "MatMul",
+        "QAttention": "Attention",
+        "QGemm": "Gemm",
+        "FC": "Gemm",
+        "Affine": "Add",
+        "Scale": "Mul",
+    },
     **{"ScaledTanh": "Tanh", "ParametricSoftplus": "Softplus"},
 }
 

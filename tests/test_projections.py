@@ -1078,6 +1078,41 @@ def _of_heads(b: Builder, qkv: Sequence[str]) -> str:
     return _rows_together(b, b.node("MatMul", b.node("Softmax", scores, axis=-1), v))
 
 
+def _table(b: Builder, half: int) -> list[str]:
+    """Cosines and sines, at more positions than are read."""
+    angles = b.rng.uniform(0, 6, (9, half))
+    return [b.constant(np.cos(angles)), b.constant(np.sin(angles))]
+
+
+def _rotary(draw: Draw) -> Drawn:
+    """Of heads apart or together, of some features or all, as halves or pairs."""
+    (N, length, heads), half = draw(st.tuples(batches, st.integers(1, 4), st.integers(1, 3))), 2
+    size, apart = 2 * half + draw(st.integers(0, 2)), draw(st.booleans())
+    given = {"interleaved": draw(st.integers(0, 1)), "num_heads": heads}
+    given |= {"rotary_embedding_dim": 2 * half} if size > 2 * half else {}
+    at = np.tile((np.arange(length) * 2 + 1) % 9, (N, 1))
+    shape = (N, heads, length, size) if apart else (N, length, heads * size)
+    return Drawn(
+        shape, lambda b, x: b.node("RotaryEmbedding", x, *_table(b, half), b.constant(at), **given), 23
+    )
+
+
+def _rotary_of_onnxruntime(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
+    """From a position on."""
+    table = _table(b, b.shapes[x][2] // 2)
+    return b.foreign(op, b.shapes[x], x, b.constant([1]), *table, **domain, interleaved=1)
+
+
+def _rotary_of_onnx(b: Builder, x: str) -> str:
+    N, length, size = b.shapes[x]
+    table, at = _table(b, size // 2), b.constant(np.tile(np.arange(length) + 1, (N, 1)))
+    return b.node("RotaryEmbedding", x, *table, at, interleaved=1, num_heads=1)
+
+
+def _grid(b: Builder, x: str) -> list[str]:
+    return [x, b.constant(np.tile(b.rng.uniform(-1, 1, (2, 3, 2)), (b.shapes[x][0], 1, 1, 1)))]
+
+
 def _log1p(b: Builder, x: str, op: str, domain: dict[str, Any]) -> str:
     return b.foreign(op, b.shapes[x], b.node("Exp", x), **domain)
 
@@ -1090,9 +1125,12 @@ large = st.tuples(batches, channels, *[st.integers(4, 7)] * 2)
 FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     "com.microsoft.FusedConv": fused("com.microsoft.FusedConv", _fused_conv, _conv_and_leaky, planes),
     "com.microsoft.FusedGemm": fused("com.microsoft.FusedGemm", _fused_gemm, _gemm_and_tanh, rows),
-    "com.microsoft.FusedMatMul": fused(
-        "com.microsoft.FusedMatMul", _fused_matmul, _matmul_of_transposed, lines | planes
-    ),
+    **{
+        f"com.microsoft.{op}": fused(
+            f"com.microsoft.{op}", _fused_matmul, _matmul_of_transposed, lines | planes
+        )
+        for op in ("FusedMatMul", "TransposeMatMul")
+    },
     "com.microsoft.Gelu": fused(
         "com.microsoft.Gelu", foreign_with(), node("Gelu"), rows, reference="rounds to float32"
     ),
@@ -1140,6 +1178,22 @@ FUSED: dict[str, st.SearchStrategy[Drawn]] = {
     ),
     "Attention": fused("Attention", _attention, _attention_in_parts, large, ""),
     "com.microsoft.Attention": fused("com.microsoft.Attention", _of_weights, _of_weights_in_parts, lines),
+    "RotaryEmbedding": drawn(_rotary),
+    "com.microsoft.RotaryEmbedding": fused(
+        "com.microsoft.RotaryEmbedding",
+        _rotary_of_onnxruntime,
+        _rotary_of_onnx,
+        st.tuples(batches, st.integers(1, 5), st.sampled_from((2, 4, 6))),
+    ),
+    "com.microsoft.GridSample": fused(
+        "com.microsoft.GridSample",
+        lambda b, x, op, domain: b.foreign(op, (*b.shapes[x][:2], 2, 3), *_grid(b, x), **domain),
+        lambda b, x: b.node("GridSample", *_grid(b, x)),
+        planes,
+    ),
+    "com.microsoft.Trilu": fused(
+        "com.microsoft.Trilu", foreign_with(upper=0), node("Trilu", upper=0), planes
+    ),
     "com.microsoft.MultiHeadAttention": fused(
         "com.microsoft.MultiHeadAttention",
         _multi_head,

@@ -904,6 +904,12 @@ FUSED: dict[str, onnx.NodeProto] = {
     **{name: fused_conv(name, "x", "w", activation_params=each) for name, each in PARAMETERS.items()},
     "with a sum": fused_conv("Relu", "x", "v", "", "x"),
     "matmul": node("FusedMatMul", ["x", "m"], ["r"], alpha=0.5, transB=1),
+    "older matmul": node("TransposeMatMul", ["x", "m"], ["r"], alpha=0.5, transB=1),
+    "triangle": node("Trilu", ["x", "last"], ["r"], upper=0),
+    "grid": node("GridSample", ["x", "grid"], ["r"], padding_mode="reflection"),
+    "turned heads": node(
+        "RotaryEmbedding", ["x", "at", "cos", "sin"], ["r"], num_heads=4, rotary_embedding_dim=4
+    ),
     "quick gelu": node("QuickGelu", ["x"], ["r"]),
     "gelu": node("Gelu", ["x"], ["r"]),
     "fast gelu": node("FastGelu", ["x"], ["r"]),
@@ -914,6 +920,15 @@ FUSED_ROWS: dict[str, onnx.NodeProto] = {
     "norm of a sum": node("SkipLayerNormalization", ["x3", "x3", "h", "h"], ["r3"], epsilon=1e-3),
     "root mean square": node("SimplifiedLayerNormalization", ["x3", "h"], ["r3"], epsilon=1e-3),
     "root mean square of a sum": node("SkipSimplifiedLayerNormalization", ["x3", "x3", "h", "h"], ["r3"]),
+    "turned": node("RotaryEmbedding", ["x3", "first", "cos30", "sin30"], ["r3"]),
+    "turned pairs": node(
+        "RotaryEmbedding",
+        ["x3", "first", "cos", "sin"],
+        ["r3"],
+        num_heads=5,
+        rotary_embedding_dim=4,
+        interleaved=1,
+    ),
     "attention": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=3),
     "attention of the past": node("Attention", ["x3", "qkv", "t"], ["r3"], num_heads=6, unidirectional=1),
     "attention of sizes": node(
@@ -956,6 +971,15 @@ STORED = {
     "bs": rng.uniform(0.01, 0.02, 60).astype(np.float32),
     "bz4": rng.integers(0, 256, 30, np.uint8),
     "bz8": rng.integers(100, 150, 60, np.uint8),
+    "last": np.array(1),
+    "grid": rng.uniform(-1.2, 1.2, (1, 3, 2, 2)).astype(np.float32),
+    **{"at": np.array([[3, 0, 2, 5, 1, 4]]), "first": np.array([2])},
+    **{
+        "cos": rng.uniform(-1, 1, (7, 2)).astype(np.float32),
+        "sin": rng.uniform(-1, 1, (7, 2)).astype(np.float32),
+    },
+    "cos30": rng.uniform(-1, 1, (7, 15)).astype(np.float32),
+    "sin30": rng.uniform(-1, 1, (7, 15)).astype(np.float32),
     "to3": np.array([0, 4, 30]),
     "to4": np.array([0, 4, 6, 5]),
 }
@@ -1308,6 +1332,9 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
             "no 3 rows of 8 blocks",
         ),
         (node("QLinearReduceMean", ["x3"], ["r3"]), "quantize statically"),
+        (node("RotaryEmbedding", ["x3", "first", "cos", "sin30"], ["r3"]), "2 cosines, 15 sines and 0 heads"),
+        (node("RotaryEmbedding", ["x3", "to3", "cos", "sin"], ["r3"]), "positions up to 30"),
+        (node("RotaryEmbedding", ["x3", "first", "cos", "sin"], ["r3"], scale=2.0), "scale is set"),
         (node("QAttention", ["x3", "q8", "t", "g", "g"], ["r3"], num_heads=3), "do not fit the weights"),
     ],
 )

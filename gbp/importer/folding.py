@@ -74,7 +74,7 @@ FOLDS: dict[str, Folds] = {
     **dict.fromkeys(
         ("BlackmanWindow", "CenterCropPad", "DFT",
          "GRU", "HammingWindow", "HannWindow", "LSTM", "MelWeightMatrix",
-         "RNN", "RoiAlign", "RotaryEmbedding", "STFT"),
+         "RNN", "RoiAlign", "STFT"),
         as_inferred,
     ),
 }  # fmt: skip

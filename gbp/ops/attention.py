@@ -8,6 +8,8 @@ com.microsoft.Attention               Q, K and V are x times a third of the weig
 com.microsoft.QAttention              the same, of integers
 com.microsoft.MultiHeadAttention      (N, length, heads · size), and more a bias
 
+RotaryEmbedding (ONNX, opset 23; com.microsoft) turns pairs of features by angles that depend on the position.
+
 Source: ONNX's operators; onnxruntime's ContribOperators.md.
 """
 
@@ -189,11 +191,62 @@ def _by_heads(
     _together(w, w.write("MatMul", _weights(w, q, k, scale, mask), v), lengths[0])
 
 
+def rotary(node: Node, w: Writer) -> None:
+    """RotaryEmbedding, ONNX's and onnxruntime's: x · C + (x with its pairs swapped) · S."""
+    cos, sin, positions = (2, 3, 1) if node.proto.domain == "com.microsoft" else (1, 2, 3)
+    if node.integer("is_packed_batching", 0) or node.number("scale", 1.0) != 1.0:
+        node.refuse("is_packed_batching or scale is set.", supported="0, and 1.0")
+    shape, x, heads = node.shape(0), str(node.proto.input[0]), node.integer("num_heads", 0)
+    cosines, sines = (_of_positions(node, index, positions, shape[-2]) for index in (cos, sin))
+    half, turned = cosines.shape[-1], node.integer("rotary_embedding_dim", 0)
+    size = shape[-1] if len(shape) == 4 else shape[-1] // heads if heads > 0 else 2 * half
+    fits = 2 * half == (turned or size) <= size and (heads > 0 or not turned or len(shape) == 4)
+    if len(shape) not in (3, 4) or not fits or shape[-1] % size or cosines.shape != sines.shape:
+        node.invalid(f"{half} cosines, {len(sines[0])} sines and {heads} heads do not fit {list(shape)}.")
+    first = np.arange(half) * (2 if node.integer("interleaved", 0) else 1)
+    second = first + (1 if node.integer("interleaved", 0) else half)
+    swapped, c, s = np.arange(size), np.ones((shape[-2], 1, size)), np.zeros((shape[-2], 1, size))
+    swapped[first], swapped[second] = second, first
+    c[:, 0, first] = c[:, 0, second] = cosines
+    s[:, 0, first], s[:, 0, second] = -sines, sines
+    if len(shape) == 4:  # (N, heads, length, size)
+        c, s = c[:, 0], s[:, 0]
+    else:
+        x = w.reshaped(x, (0, shape[1], -1, size))
+    other = w.write("Gather", x, w.constant(swapped), axis=3)
+    parts = (w.write("Mul", a, w.constant(np.float32(b))) for a, b in ((x, c), (other, s)))
+    w.reshaped(w.write("Add", *parts), (0, *shape[1:]), to=node.proto.output[0])
+
+
+def _of_positions(node: Node, index: int, positions: int, length: int) -> NDArray[np.float32]:
+    """Cosines or sines at the positions of one sample: (length, half)."""
+    table = node.constant(index)
+    if node.has(positions):
+        at = node.constant(positions, np.int64)
+        if at.size == 1 and at.ndim == 1:  # onnxruntime's: where the first one is
+            at = at + np.arange(length)
+        if table.ndim != 2 or not at.size or at.min() < 0 or at.max() >= len(table):
+            node.invalid(
+                f"positions up to {at.max(initial=0)} are not in a table of shape {list(table.shape)}."
+            )
+        table = table[at]
+    rows = table.reshape(-1, *table.shape[-2:]) if table.ndim in (2, 3) else table
+    if rows.ndim != 3 or rows.shape[1] != length or not (rows == rows[:1]).all():
+        node.refuse(
+            f"its angles have shape {list(table.shape)}.",
+            supported=f"{length} rows, the same for all samples",
+        )
+    angles: NDArray[np.float32] = rows[0]
+    return angles
+
+
 REWRITERS: dict[str, Rewriter] = {
     "Attention": attention,
     "com.microsoft.Attention": of_weights,
     "com.microsoft.MultiHeadAttention": multi_head,
     "com.microsoft.QAttention": of_integers,
+    "RotaryEmbedding": rotary,
+    "com.microsoft.RotaryEmbedding": rotary,
 }
 
 FACTS = {
@@ -201,4 +254,6 @@ FACTS = {
     "com.microsoft.Attention": Fact("read", operands=(2, 7)),
     "com.microsoft.MultiHeadAttention": Fact("read", operands=(1, 10)),
     "com.microsoft.QAttention": Fact("read", operands=(5, 9)),
+    "RotaryEmbedding": Fact("other", folds=as_inferred),
+    "com.microsoft.RotaryEmbedding": Fact("other", operands=(4, 4)),
 }

@@ -207,7 +207,7 @@ REWRITERS: dict[str, Rewriter] = {"IsInf": is_inf, "IsNaN": is_nan, "Trilu": tri
 
 FACTS = {
     **dict.fromkeys((*PARSERS, *REWRITERS), Fact("other", folds=as_broadcast)),
-    "Trilu": Fact("other", folds=as_operands),
+    "Trilu": Fact("other", since=14, folds=as_operands),
     **dict.fromkeys(("Max", "Min"), Fact("kept", folds=as_broadcast)),
     **dict.fromkeys(("Sub", "Div"), Fact("kept", is_pixelwise=True, folds=as_broadcast)),
 }

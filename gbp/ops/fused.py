@@ -2,12 +2,13 @@
 
 com.microsoft.FusedConv       act(Conv(x, w, b) + z)
 com.microsoft.FusedGemm       act(α · A · B + β · C)
-com.microsoft.FusedMatMul     α · A · B, either transposed
+com.microsoft.FusedMatMul     α · A · B, either transposed; once TransposeMatMul
 com.microsoft.Gelu, BiasGelu, FastGelu, QuickGelu          x Φ(x), Φ or its tanh or x σ(αx), behind a bias
 com.microsoft.SkipLayerNormalization                       LayerNormalization(x + skip + bias)
 SimplifiedLayerNormalization                               RMSNormalization(x)
 com.microsoft.SkipSimplifiedLayerNormalization             RMSNormalization(x + skip + bias)
 com.microsoft.QuantizeLinear, DequantizeLinear             as ONNX's, with 16 bits before opset 21
+com.microsoft.GridSample, Trilu                            as ONNX's, before opsets 16 and 14
 ai.onnx.ml.Scaler             (x − offset) · scale by feature
 Crop, DynamicSlice            a Slice             (opset 1, experimental)
 ScaledTanh                    α tanh(β x)         (opset 1, experimental)
@@ -219,7 +220,7 @@ def _own(op: str) -> Rewriter:
 REWRITERS: dict[str, Rewriter] = {
     "com.microsoft.FusedConv": fused_conv,
     "com.microsoft.FusedGemm": fused_gemm,
-    "com.microsoft.FusedMatMul": fused_matmul,
+    **dict.fromkeys(("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"), fused_matmul),
     "com.microsoft.Gelu": gelu,
     "com.microsoft.BiasGelu": gelu,
     "com.microsoft.FastGelu": gelu,
@@ -229,6 +230,8 @@ REWRITERS: dict[str, Rewriter] = {
     "SimplifiedLayerNormalization": _own("RMSNormalization"),
     "com.microsoft.QuantizeLinear": _own("QuantizeLinear"),
     "com.microsoft.DequantizeLinear": _own("DequantizeLinear"),
+    "com.microsoft.GridSample": _own("GridSample"),
+    "com.microsoft.Trilu": _own("Trilu"),
     "ai.onnx.ml.Scaler": scaler,
     "Crop": crop,
     "DynamicSlice": dynamic_slice,
@@ -242,7 +245,9 @@ REWRITERS: dict[str, Rewriter] = {
 FACTS = {
     "com.microsoft.FusedConv": Fact("made", operands=(2, 4)),
     "com.microsoft.FusedGemm": Fact("read", operands=(2, 3)),
-    "com.microsoft.FusedMatMul": Fact("read", operands=(2, 2)),
+    **dict.fromkeys(
+        ("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"), Fact("read", operands=(2, 2))
+    ),
     "com.microsoft.Gelu": Fact("kept", operands=(1, 1)),
     "com.microsoft.BiasGelu": Fact("kept", operands=(2, 2)),
     "com.microsoft.FastGelu": Fact("kept", operands=(1, 2)),
@@ -252,6 +257,8 @@ FACTS = {
     "SimplifiedLayerNormalization": Fact("other", operands=(2, 2)),
     "com.microsoft.QuantizeLinear": Fact("kept", operands=(2, 3)),
     "com.microsoft.DequantizeLinear": Fact("kept", operands=(2, 3)),
+    "com.microsoft.GridSample": Fact("other", operands=(2, 2)),
+    "com.microsoft.Trilu": Fact("other", operands=(1, 2)),
     "ai.onnx.ml.Scaler": Fact("other", operands=(1, 1)),
     "Crop": Fact("other", operands=(1, 1)),
     "DynamicSlice": Fact("other", operands=(3, 4)),

@@ -224,7 +224,7 @@ def parse(node: Node) -> Op | tuple[Op, ...]:
 
 PARSERS = {"GridSample": parse}
 
-FACTS = {"GridSample": Fact("other", folds=as_inferred)}
+FACTS = {"GridSample": Fact("other", since=16, folds=as_inferred)}
 
 
 class GridSampleStep(NumpyStep):
