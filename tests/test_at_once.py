@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from builder import Builder
 from numpy.typing import NDArray
 
-from gbp import Explainer, Top, methods
+from gbp import Explainer, Top, Unit, methods
 from gbp.devices.base import GeneratedSamples
 from gbp.engine.at_once import InTurn, in_order
 from gbp.errors import InputError, ModelError
@@ -219,6 +220,76 @@ def test_copies_left_over_from_equal_shares_are_computed_by_all_threads(
     with mock.patch.object(Tape, "_backward", backward):
         methods.smoothgrad(explainer, x[:1], samples=samples)
     assert (alone.count(True), alone.count(False)) == (samples - shared, shared)
+
+
+ONE_IMAGE: dict[str, Callable[[Explainer, Floats], Floats]] = {
+    "smoothgrad": lambda e, x: methods.smoothgrad(e, x, samples=7, target=Top(2)).map,
+    "blocks": lambda e, x: methods.smoothgrad(e, x, samples=9).map,
+    "vargrad": lambda e, x: methods.vargrad(e, x, samples=3, rule="guided").map,
+    "given": lambda e, x: methods.smoothgrad(e, x, noise=np.stack([x[0], -x[0], x[0] ** 2])).map,
+    "input-x-gradient": lambda e, x: methods.smoothgrad(e, x, samples=5, rule="input-x-gradient").map,
+}
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("question", ONE_IMAGE)
+def test_of_two_threads_one_runs_the_last_copy_while_the_other_runs_the_image(
+    question: str, x: Floats, small_works: None
+) -> None:
+    ask, explainer = ONE_IMAGE[question], Explainer(model(), threads=2)
+    expected, together = ask(Explainer(model(), threads=1), x[:1]), threading.Barrier(2)
+    runs, order = list[tuple[int, bool]](), itertools.count()
+
+    def run(session: Session, samples: Any, *args: Any) -> Tape:
+        runs.append((len(samples), is_alone()))
+        if next(order) < 2:
+            together.wait(30)  # for the other thread
+        return original(session, samples, *args)
+
+    original = Session.run
+    with mock.patch.object(Session, "run", run):
+        for _ in range(2):  # recorded, and repeated
+            runs.clear()
+            order = itertools.count()
+            assert ask(explainer, x[:1]).tobytes() == expected.tobytes()
+            assert sorted(runs[:2]) == [(1, False), (1, True)]
+            assert all(alone for _, alone in runs[2:])
+
+
+@pytest.mark.parametrize(
+    ("threads", "images", "options"),
+    [
+        (3, 1, {}),
+        (2, 2, {}),
+        (2, 1, {"samples": 6}),
+        (2, 1, {"rule": "lrp-epsilon"}),
+        (2, 1, {"target": Unit("relu2", 0, 1, 1)}),
+        (2, 1, {"seed": 3}),
+    ],
+)
+def test_no_copy_runs_beside_the_image_elsewhere(
+    threads: int, images: int, options: dict[str, Any], x: Floats, small_works: None
+) -> None:
+    options = {"samples": 5, **options}
+    expected = methods.smoothgrad(Explainer(model(), threads=1), x[:images], **options).map
+    with (
+        mock.patch("gbp.methods.noise._MAX_DRAWN", 0 if "seed" in options else 2**25),  # then in order
+        mock.patch("gbp.engine.repeated.Ran.of", side_effect=AssertionError("a copy ran")),
+    ):
+        found = methods.smoothgrad(Explainer(model(), threads=threads), x[:images], **options).map
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_what_is_wrong_with_the_image_or_the_noise_is_said_where_a_copy_runs_beside_it(
+    x: Floats, small_works: None
+) -> None:
+    explainer = Explainer(model(), threads=2)
+    with pytest.raises(InputError, match="noise has shape"):
+        methods.smoothgrad(explainer, x[:1], noise=np.zeros((3, 8, 9)))
+    odd = np.where(np.arange(9) == 4, np.float32(np.nan), x[:1])
+    with pytest.raises(InputError, match="NaN"):
+        methods.smoothgrad(explainer, odd, samples=3)
+    assert not [each for each in threading.enumerate() if each.name == "gbp work"]
 
 
 # ------------------------------------------------------------------------------------------------ same bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeAlias, TypeVar
@@ -54,6 +55,26 @@ def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
             tasks.put(None)
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def meanwhile(work: Callable[[], T] | None) -> Iterator[Future[T] | None]:
+    """A context manager: another thread does `work` alone.
+
+    Yields what will hold its result; None where there is no work, and where the system gives no thread.
+    """
+    tasks: SimpleQueue[_Task[T]] = SimpleQueue()
+    threads = _begun(1, tasks) if work is not None else []
+    if work is None or not threads:
+        yield None
+        return
+    future = Future[T]()
+    tasks.put((future, work))
+    tasks.put(None)
+    try:
+        yield future
+    finally:
+        threads[0].join()
 
 
 class InTurn:

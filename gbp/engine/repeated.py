@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -11,19 +12,58 @@ from numpy.typing import NDArray
 from ..devices.base import Blend, GeneratedSamples
 from ..errors import OutOfMemoryError
 from ..graph.shapes import Shape
+from ..inputs import Batch, Images
 from ..limits import computing
 from ..rules import Rule
+from ..runtime.session import Session
+from ..runtime.tape import Tape
 from ..runtime.total import Total, TotalOfRuns
 from .gradient import Gradient
 from .network import Network
 from .notes import refuse_meaningless
 
-__all__ = ["Blend", "Repeated", "Take", "Write"]
+__all__ = ["Blend", "Ran", "Repeated", "Take", "Write", "only_image"]
 
 #: Writes these samples to an array.
 Write: TypeAlias = Callable[[slice, NDArray[np.float32]], None]
 #: Is given the index of a first sample, and the gradients and scores from there on.
 Take: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Writes a sample that ran forward before the question to it was known.
+
+    Parameters
+    ----------
+    write
+        Writes it.
+    session, tape
+        The run, which serves one question.
+    """
+
+    write: Write
+    session: Session
+    tape: Tape
+
+    @classmethod
+    def of(cls, session: Session, write: Write) -> Ran:
+        """Run the sample.  Raises ModelError where a score overflows."""
+        with session.device.turn(), computing():
+            x = GeneratedSamples((1, *session.plan.input_shape), write)
+            return cls(write, session, session.run(x))
+
+    def __call__(self, some: slice, to: NDArray[np.float32]) -> None:
+        self.write(some, to)
+
+
+def only_image(network: Network, images: Images) -> tuple[Batch, Session] | None:
+    """The image, prepared, and its session; None where there are several.
+
+    Raises InputError for what is no image.
+    """
+    engine = network._engine
+    return next(engine.batches(images, check_finite=False)) if engine.inputs.count(images) == 1 else None
 
 
 class Repeated:
@@ -154,8 +194,11 @@ class Repeated:
         total: Total | None = None,
     ) -> None:
         """Ask about samples that fit into memory."""
-        with self._session.device.turn(), computing():
-            tape = self._session.run(x, offset)
+        if isinstance(x.write, Ran) and x.write.session is self._session:
+            tape = x.write.tape
+        else:
+            with self._session.device.turn(), computing():
+                tape = self._session.run(x, offset)
 
         def taken(gradients: NDArray[np.float32]) -> NDArray[np.float32]:
             take(offset, gradients, tape.scores)

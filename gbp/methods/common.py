@@ -295,9 +295,13 @@ class _Sum:
 
 def _asked(explainer: Explainer, x: NDArray[np.float32], questions: Questions, rule: str | Rule) -> Repeated:
     """The question to copies of a sample."""
-    k, size = questions.targets.shape[1], elements(x.shape)
-    max_copies = max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + k * size + questions.seeds.size))))
-    return Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, max_copies)
+    most = max_copies(elements(x.shape), questions.targets.shape[1], questions.seeds.size)
+    return Repeated(explainer, x.shape, questions.seeds, rule_named(rule), questions.of, most)
+
+
+def max_copies(size: int, targets: int, seeds: int) -> int:
+    """How many copies are computed at a time, by the numbers in a sample, and in the seeds of its targets."""
+    return max(1, min(_MAX_COPIES, _MAX_BYTES // (4 * (size + targets * size + seeds))))
 
 
 def _one_by_one(ask: Repeated, copies: Copies, which: range, add: Take) -> None:

@@ -29,11 +29,13 @@ from ..engine.run import Run
 from ..errors import InputError, counted
 from ..explainer import Explainer
 from ..inputs import Images
+from ..limits import elements
 from ..pictures.percent import whole_percent
 from ..questions.questions import Question
 from ..result.attribution import Attribution
 from ..rules import Rule
 from .common import Copies, Questions, add_each, explained, mean_of_copies, of_copies, with_details
+from .early import last_copy_early
 
 #: The deviation as a share of a sample's range; or the noise itself, (S, …) for all samples or (S, N, …).
 Noise: TypeAlias = float | NDArray[Any]
@@ -200,7 +202,8 @@ def _noisy(
         x: NDArray[np.float32], scores: NDArray[np.float32], questions: Questions, index: int, images: int
     ) -> tuple[NDArray[np.float32], float]:
         """A sample's map, and the share of its copies in which its best class stayed the best."""
-        sums, made, count = _Sums(int(scores.argmax())), copies.of(x, index, images), copies.count
+        sums, count = _Sums(int(scores.argmax())), copies.count
+        made = made_early() or copies.of(x, index, images)
         if statistic.reads_squares:
             of_copies(explainer, x, made, count, questions, rule, sums.add)
             means = sums.means(count)
@@ -218,7 +221,9 @@ def _noisy(
         maps = found[0][0][None] if len(found) == 1 else np.stack([m for m, _ in found])
         return maps, {"same_class": np.array([kept for _, kept in found])}
 
-    found = explained(explainer, images, target, rule, statistic.method, compute)
+    early = last_copy_early(explainer, images, rule, target, copies.count, copies.in_any_order)
+    with early as (ready, made_early):
+        found = explained(explainer, ready, target, rule, statistic.method, compute)
     made = counted(copies.count, "copy", "copies")
     note = (
         f"{statistic.remark}. {made}, {copies.noise}: the best class stayed the best in "
@@ -302,6 +307,11 @@ class _Copies:
         """The noise, in words."""
         return "given noise" if self.share is None else f"noise of {self.share:.3g} of an image's range"
 
+    def in_any_order(self, x: NDArray[np.float32]) -> Copies | None:
+        """The copies of the only image x; None where they must be asked for in order."""
+        is_drawn_once = self.given is not None or _keeps(x.shape, self.count)
+        return self.of(x, 0, 1) if is_drawn_once else None
+
     def of(self, x: NDArray[np.float32], index: int, images: int) -> Copies:
         """The copies of sample x, number `index` of so many images."""
         if self.given is not None:
@@ -315,7 +325,7 @@ def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> 
     """Copies of a sample with drawn noise, which are asked for in order."""
     base, generator = _interleaved(x), np.random.Generator(np.random.SFC64(seed))
     deviation = np.float32(share * (float(x.max()) - float(x.min())))
-    kept = _draws(x.shape, count, seed) if 4 * count * x.size <= _MAX_DRAWN else None
+    kept = _draws(x.shape, count, seed) if _keeps(x.shape, count) else None
 
     def copies(part: slice) -> Write:
         if kept is None:
@@ -325,6 +335,11 @@ def _with_drawn(x: NDArray[np.float32], share: float, count: int, seed: int) -> 
         return Blend(base, drawn, deviation)
 
     return copies
+
+
+def _keeps(shape: tuple[int, ...], count: int) -> bool:
+    """Whether so many draws for samples of a shape are kept."""
+    return 4 * count * elements(shape) <= _MAX_DRAWN
 
 
 @lru_cache(maxsize=1)
